@@ -1,0 +1,142 @@
+"""The judge: a small network that reads every attribute off an image and tells wreckage from a scene.
+
+Its class head has one more answer, "no valid object", learnt on destroyed images (:func:`destroy`), so that an
+edit that wrecks the image is never counted as a change of class.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tide.errors import TideError
+from tide.scenes.pipeline import DATA
+from tide.scenes.scene import ATTRIBUTES, Scene
+
+NO_OBJECT = "no valid object"
+HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "class": (*ATTRIBUTES["class"], NO_OBJECT)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge reads off one image: attribute -> value. ``valid`` is False for wreckage."""
+
+    attributes: dict[str, str]
+    confidence: dict[str, float]
+
+    @property
+    def valid(self) -> bool:
+        return self.attributes["class"] != NO_OBJECT
+
+    def agrees(self, scene: Scene, attribute: str) -> bool:
+        """Whether the image is valid and shows the scene's value of ``attribute``."""
+        return self.valid and self.attributes[attribute] == scene[attribute]
+
+
+class Judge(nn.Module):
+    """Four strided convolutions and a linear layer; images ``[B, 3, 64, 64]`` in [-1, 1] to logits per attribute."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in (width, 2 * width, 3 * width, 4 * width):
+            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(8, out), nn.SiLU()]
+            channels = out
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 4 * width), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(4 * width, len(values)) for name, values in HEADS.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> list[Verdict]:
+        """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
+            raise TideError(f"the judge reads images [B, 3, 64, 64], not {list(images.shape)}; resize them first")
+        probabilities = {name: logits.softmax(-1) for name, logits in self(images.float()).items()}
+        best = {name: p.max(-1) for name, p in probabilities.items()}
+        return [
+            Verdict(
+                {name: HEADS[name][int(b.indices[i])] for name, b in best.items()},
+                {name: float(b.values[i]) for name, b in best.items()},
+            )
+            for i in range(len(images))
+        ]
+
+    def save_pretrained(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps({"width": self.width, "heads": HEADS}, indent=2))
+
+
+def load_judge(path: Path | None = None) -> Judge:
+    """The trained judge of the package, or the one saved at ``path``."""
+    folder = DATA / "judge" if path is None else path
+    if not (folder / "model.safetensors").is_file():
+        raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train judge`")
+    judge = Judge(json.loads((folder / "config.json").read_text())["width"])
+    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    return judge.eval()
+
+
+def destroy(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Wrecks each image ``[B, 3, H, W]`` in one of six ways that a broken edit may produce."""
+    return torch.stack([_WRECKERS[rng.integers(len(_WRECKERS))](images, i, rng) for i in range(len(images))])
+
+
+def _noised(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """Low-frequency noise over most of the image, as a broken latent decodes to."""
+    cells = int(rng.choice([4, 8, 16]))
+    noise = torch.from_numpy(rng.normal(size=(1, 3, cells, cells)).astype(np.float32))
+    blown_up = F.interpolate(noise, size=images.shape[-2:], mode="bilinear", align_corners=False)[0]
+    share = float(rng.uniform(0.6, 1.0))
+    return (images[i] * (1 - share) + blown_up * share).clamp(-1, 1)
+
+
+def _blended(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """Two or three scenes on top of each other."""
+    others = rng.integers(len(images), size=int(rng.integers(2, 4)))
+    return torch.stack([images[i], *(images[j] for j in others)]).mean(0)
+
+
+def _shuffled(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """Patches in a random order."""
+    side = int(rng.choice([8, 16]))
+    per_row = images.shape[-1] // side
+    patches = F.unfold(images[i : i + 1], side, stride=side)[0]
+    order = torch.from_numpy(rng.permutation(per_row * per_row))
+    return F.fold(patches[:, order][None], images.shape[-2:], side, stride=side)[0]
+
+
+def _smeared(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """Blurred until no shape is left."""
+    side = int(rng.choice([2, 3, 4]))
+    small = F.interpolate(images[i : i + 1], size=(side, side), mode="area")
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+def _emptied(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """The object gone: every row is filled with its own border colour."""
+    left, right = images[i][:, :, :2].mean(-1, keepdim=True), images[i][:, :, -2:].mean(-1, keepdim=True)
+    ramp = torch.linspace(0, 1, images.shape[-1])
+    noise = torch.from_numpy(rng.normal(scale=0.02, size=tuple(images.shape[1:])).astype(np.float32))
+    return (left * (1 - ramp) + right * ramp + noise).clamp(-1, 1)
+
+
+def _inverted(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
+    """Channels swapped and contrast blown out of range."""
+    order = [1, 2, 0] if rng.random() < 0.5 else [2, 0, 1]
+    return (images[i][order] * -float(rng.uniform(1.0, 3.0))).clamp(-1, 1)
+
+
+_WRECKERS = (_noised, _blended, _shuffled, _smeared, _emptied, _inverted)

@@ -1,0 +1,140 @@
+"""What a scene is: its attributes, its caption, its place in the train / dev / test split.
+
+A scene holds one object on a ground. Five attributes are named in its caption; position, size,
+light and the exact tint are not, so that two scenes of one caption differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "dev", "test"]
+
+#: Attribute -> its values, in the order the judge's heads use.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "class": ("sphere", "cube", "cone", "house", "tree"),
+    "colour": ("red", "yellow", "green", "blue", "purple", "white"),
+    "depth": ("near", "far"),
+    "shadow": ("with", "without"),
+    "ground": ("grass", "sand", "snow"),
+}
+
+#: The paper's three levels (section 5.4), then colour and ground: level -> concepts that have a pixel mask.
+CONCEPTS: dict[str, tuple[str, ...]] = {
+    "3d": ("near", "far", "shadow"),
+    "class": ATTRIBUTES["class"],
+    "part": ("door", "roof", "window", "trunk", "crown"),
+    "colour": ATTRIBUTES["colour"],
+    "ground": ATTRIBUTES["ground"],
+}
+
+LEVEL_OF: dict[str, str] = {concept: level for level, names in CONCEPTS.items() for concept in names}
+
+#: Caption templates. Every one names every attribute, in another order.
+TEMPLATES: tuple[str, ...] = (
+    "a {colour} {cls}, {depth}, on {ground}, {shadow} a shadow",
+    "a {depth} {colour} {cls} {shadow} a shadow on {ground}",
+    "on {ground}, a {colour} {cls}, {depth}, {shadow} shadow",
+    "{depth} {cls}, {colour}, {shadow} a shadow, {ground}",
+    "a picture of a {colour} {cls} on {ground}, {depth}, {shadow} shadow",
+    "{ground}, {depth}, a {cls} in {colour}, {shadow} a shadow",
+)
+
+#: Captions that leave attributes open, for prompts such as "a red house, far". Used in training only.
+SHORT_TEMPLATES: tuple[str, ...] = (
+    "a {colour} {cls}",
+    "a {colour} {cls}, {depth}",
+    "a {colour} {cls} on {ground}",
+    "a {cls}",
+    "a {cls}, {depth}, {shadow} a shadow",
+)
+
+VOCABULARY: tuple[str, ...] = tuple(
+    sorted(
+        {word for values in ATTRIBUTES.values() for word in values}
+        | {"a", "of", "on", "in", "picture", "shadow", ",", "."}
+    )
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The named attributes of a scene, and the unnamed ones drawn from ``seed`` when it is rendered."""
+
+    cls: str
+    colour: str
+    depth: str
+    shadow: str
+    ground: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for attribute, values in ATTRIBUTES.items():
+            if self[attribute] not in values:
+                raise ValueError(
+                    f"scene attribute {attribute}={self[attribute]!r} is unknown; use one of {', '.join(values)}"
+                )
+
+    def __getitem__(self, attribute: str) -> str:
+        return str(getattr(self, "cls" if attribute == "class" else attribute))
+
+    def changed(self, attribute: str, value: str) -> Scene:
+        """The same scene, same seed, with one attribute set to another value."""
+        return replace(self, **{"cls" if attribute == "class" else attribute: value})
+
+    def caption(self, template: str = TEMPLATES[0]) -> str:
+        """The scene in words, by one of :data:`TEMPLATES` or :data:`SHORT_TEMPLATES`."""
+        return template.format(
+            cls=self.cls, colour=self.colour, depth=self.depth, shadow=self.shadow, ground=self.ground
+        )
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.cls, self.colour, self.depth, self.shadow)
+
+
+def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
+    """The split a combination of class, colour, depth and shadow belongs to, whatever the ground.
+
+    Of the 120 combinations, 10 are kept for development and 14 for the test: one (depth, shadow) cell of
+    24 of the 30 (class, colour) pairs. So every pair of attribute values is seen in training and every
+    held-out prompt asks for a combination that never was.
+    """
+    i_class = ATTRIBUTES["class"].index(cls)
+    i_colour = ATTRIBUTES["colour"].index(colour)
+    cell = 2 * ATTRIBUTES["depth"].index(depth) + ATTRIBUTES["shadow"].index(shadow)
+    slot = (i_colour + i_class) % 5  # slot 4 of every class keeps all four cells for training
+    if slot == 4 or cell != (i_class + 2 * i_colour + i_colour // 2) % 4:
+        return "train"
+    return "dev" if (i_class + i_colour) % 2 == 0 else "test"
+
+
+def combinations(split: Split) -> list[Scene]:
+    """Every combination of the five attributes in ``split``, seed 0, in a fixed order."""
+    return [
+        Scene(*values)
+        for values in product(*ATTRIBUTES.values())
+        if split_of(*values[:4]) == split
+    ]
+
+
+def scenes(split: Split, n: int, seed: int = 0) -> Iterator[Scene]:
+    """``n`` scenes of ``split`` in a random order in which every combination comes equally often."""
+    pool = combinations(split)
+    rng = np.random.default_rng([seed, ("train", "dev", "test").index(split)])
+    order: list[int] = []
+    for _ in range(n):
+        if not order:
+            order = list(rng.permutation(len(pool)))
+        yield replace(pool[order.pop()], seed=int(rng.integers(2**31)))
+
+
+def prompts(split: Split, n: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """``n`` scenes of ``split`` with a caption each, the templates taken in a random order."""
+    rng = np.random.default_rng([seed, 7])
+    return [(scene, scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))])) for scene in scenes(split, n, seed)]

@@ -1,0 +1,6 @@
+"""Training: configuration, schedules and the trainer."""
+
+from tide.training.config import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
+from tide.training.trainer import Trainer, build_model
+
+__all__ = ["LossConfig", "ProgressiveK", "RevivalConfig", "TrainConfig", "Trainer", "build_model"]

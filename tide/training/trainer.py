@@ -1,0 +1,241 @@
+"""Trains a TIDE on any iterator of activation batches: AdamW, cosine annealing, clipping, progressive k, revival."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from tide.activations.batch import ActivationBatch
+from tide.adapters.base import Adapter
+from tide.errors import TideError
+from tide.sae.checkpoint import load_tensors, read_json, replace_file, write_json
+from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.modulation import Modulation
+from tide.sae.revival import Revival
+from tide.training.config import TrainConfig
+from tide.training.schedules import cosine_lr, progressive_k
+from tide_kernels import LossWeights
+
+#: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
+Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
+
+
+def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
+    """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
+    n_latents, k = config.sizes(adapter.d_model)
+    modulation: Modulation | None = None
+    if config.modulation:
+        modulation = adapter.modulation(block, chunk=config.modulation_chunk)
+        if config.modulation_init == "random":
+            modulation = Modulation.random(modulation.config, torch.Generator().manual_seed(config.seed))
+    model = TIDE(
+        TIDEConfig(
+            d_model=adapter.d_model,
+            n_latents=n_latents,
+            k=k,
+            modulation=None if modulation is None else modulation.config,
+            pre_norm=config.pre_norm if config.modulation else "none",
+            family=adapter.family,
+            pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
+            block=block,
+            tensor=tensor,
+        ),
+        modulation,
+        backend=config.backend,
+        seed=config.seed,
+    )
+    if model.modulation is not None:
+        model.modulation.requires_grad_(config.modulation_trainable)
+    return model
+
+
+class Trainer:
+    """Trains ``model`` and writes it to the folder ``out``.
+
+    ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
+    curves), ``tensorboard/`` and, beside them, ``resume/`` (optimiser state), from which :meth:`fit` goes on.
+    """
+
+    def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
+        self.model = model.to(config.device)
+        self.config = config
+        self.out = Path(out)
+        self.progress = progress
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.revival = Revival(model.n_latents, config.revival.after_tokens)
+        self.revived = 0
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+
+    def fit(self, batches: Batches, *, resume: bool = False) -> TIDE:
+        """Runs the remaining steps and returns the model in evaluation mode.
+
+        Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, and if the batches end
+        early. What was checkpointed before an error stays.
+        """
+        if resume:
+            self._resume()
+        source = iter(batches(self.step) if callable(batches) else batches)
+        self.model.train()
+        with self._writer() as writer, tqdm(
+            total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress
+        ) as bar:
+            while self.step < self.config.steps:
+                batch = next(source, None)
+                if batch is None:
+                    raise TideError(
+                        f"the activations ended after {self.step} of {self.config.steps} steps; collect more or lower steps"
+                    )
+                figures = self._train_step(batch.to(self.config.device))
+                self.step += 1
+                bar.update()
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    self._log(figures, writer, bar)
+                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                    self.save()
+        return self.model.eval()
+
+    def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
+        config, model = self.config, self.model
+        x = batch.x.float()
+        where = (batch.timestep, batch.conditioning, batch.group)
+        if self.step == 0:
+            model.calibrate(x, *where)
+        k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
+        lr = cosine_lr(self.step, config.steps, config.lr, config.warmup, config.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        weights = config.loss
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            terms = model.loss(
+                x,
+                *where,
+                paired=batch.paired,
+                k=k,
+                weights=LossWeights(
+                    mse=weights.mse,
+                    cosine=weights.cosine,
+                    temporal=weights.temporal if batch.paired else 0.0,
+                    sparsity=weights.sparsity,
+                    auxk=weights.auxk,
+                ),
+                s_target=weights.s_target * k / model.n_latents,
+                delta=weights.delta,
+                dead=self.revival.dead.to(x.device) if weights.auxk else None,
+                k_aux=weights.k_aux if weights.auxk else 0,
+            )
+        loss = terms.total + weights.reg * model.regularisation() if weights.reg else terms.total
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if not torch.isfinite(norm):
+            batch.check_finite(f"block {model.config.block}")
+            raise TideError(
+                f"the gradient is not finite at step {self.step}; lower lr ({config.lr:g}) or train in fp32"
+            )
+        self.optimizer.step()
+        self._revive(batch, terms.fired, x)
+        return {
+            "loss": loss.detach(),
+            "mse": terms.mse,
+            "cosine": terms.cosine,
+            "temporal": terms.temporal,
+            "sparsity": terms.sparsity,
+            "gradient_norm": norm,
+            "k": float(k),
+            "lr": lr,
+            "silent": float((terms.fired == 0).float().mean()),
+        }
+
+    def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
+        self.revival.count(fired, len(x))
+        every = self.config.revival.every
+        # Not in the last tenth: a latent restarted there would not have time to settle.
+        late = self.step > 0.9 * self.config.steps
+        if not every or late or (self.step + 1) % every or not bool(self.revival.dead.any()):
+            return
+        with torch.no_grad():
+            x_hat = self.model(x, batch.timestep, batch.conditioning, batch.group)
+        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat)
+
+    # -- logs and checkpoints -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Any]:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(str(self.out / "tensorboard"))
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+    def _log(self, figures: dict[str, Tensor | float], writer: Any, bar: Any) -> None:
+        values = {name: float(value) for name, value in figures.items()}
+        values |= {"step": float(self.step), "revived": float(self.revived)}
+        self.history.append(values)
+        for name, value in values.items():
+            if name != "step":
+                writer.add_scalar(f"train/{name}", value, self.step)
+        bar.set_postfix_str(f"mse {values['mse']:.4f} cos {1 - values['cosine']:.4f} k {values['k']:.0f}")
+
+    def save(self) -> None:
+        """Writes the checkpoint, the curves and the resume state, each file replaced in one step."""
+        self.model.save_pretrained(self.out)
+        write_json(self.out / "training.json", {"config": self.config.to_dict(), "history": self.history})
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+        tensors["silent_for"] = self.revival.silent_for
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        progress = json.dumps({"step": self.step, "revived": self.revived})
+        replace_file(
+            self.out / "resume" / "state.safetensors",
+            lambda temporary: save_file(tensors, temporary, metadata={"progress": progress}),
+        )
+
+    def _resume(self) -> None:
+        path = self.out / "resume" / "state.safetensors"
+        if not path.exists():
+            return
+        tensors = load_tensors(path)
+        before = read_json(self.out / "training.json")
+        changed = [
+            name
+            for name, value in json.loads(json.dumps(self.config.to_dict())).items()
+            if before["config"].get(name) != value and name not in ("device", "log_every", "checkpoint_every")
+        ]
+        if changed:
+            raise TideError(
+                f"{self.out} was started with another {changed[0]} ({before['config'].get(changed[0])!r}); "
+                "use the same configuration or another folder"
+            )
+        with safe_open(path, "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".", 2)
+                state.setdefault(int(i), {})[key] = value
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
+        self.revival.silent_for = tensors["silent_for"].to(self.config.device)
+        self.step, self.revived = progress["step"], progress["revived"]
+        self.history = [entry for entry in before["history"] if entry["step"] <= self.step]
