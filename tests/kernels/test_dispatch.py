@@ -1,0 +1,128 @@
+"""Which backend and regime serve, and what is said where one cannot."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tide_kernels import BackendError, backend_status, dispatch, encode_topk, reference, register_backend
+from tide_kernels.dispatch import choose
+
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+
+@pytest.fixture(autouse=True)
+def only_the_reference(monkeypatch):
+    """Registrations of a test end with it, and no test depends on what this machine has."""
+    monkeypatch.setattr(dispatch, "_SOURCES", {"reference": "tide_kernels.reference"})
+
+
+def fake(unavailable=None, refusal=None, **primitives):
+    return SimpleNamespace(unavailable=lambda: unavailable, refuses=lambda *_: refusal, **primitives)
+
+
+def test_the_names_are_known_in_the_order_auto_tries_them(monkeypatch):
+    monkeypatch.undo()
+    assert list(backend_status()) == ["triton", "native", "reference"]
+    assert backend_status()["reference"] is None
+
+
+def test_status_gives_a_reason_for_each_backend_that_cannot_run():
+    register_backend("broken", fake(unavailable="no such device"))
+    register_backend("missing", "tide_kernels.there_is_no_such_module")
+    register_backend("works", fake())
+    assert backend_status() == {
+        "works": None,
+        "missing": "this installation has no tide_kernels.there_is_no_such_module",
+        "broken": "no such device",
+        "reference": None,
+    }
+
+
+def test_a_missing_dependency_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needy_backend.py").write_text("import a_package_that_does_not_exist\n")
+    (tmp_path / "torn_backend.py").write_text("raise ImportError('undefined\\n symbol')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    register_backend("needy", "needy_backend")
+    register_backend("torn", "torn_backend")
+    status = backend_status()
+    assert status["needy"] == (
+        "needy_backend needs the package a_package_that_does_not_exist, which is not installed"
+    )
+    assert status["torn"] == "torn_backend cannot be imported: undefined symbol"
+
+
+def test_an_explicit_backend_that_cannot_serve_raises_with_the_reason():
+    register_backend("picky", fake(refusal="float32 only"))
+    with pytest.raises(BackendError, match=r"'picky': float32 only; backend='auto'") as raised:
+        choose("picky", "auto", n_latents=10, k=1, **CPU)
+    assert "\n" not in str(raised.value)
+
+
+def test_auto_falls_back_and_says_why():
+    register_backend("picky", fake(refusal="float32 only"))
+    register_backend("broken", fake(unavailable="no such device"))
+    choice = choose("auto", "auto", n_latents=10, k=1, **CPU)
+    assert choice.backend == "reference"
+    assert choice.refused == {"broken": "no such device", "picky": "float32 only"}
+
+
+def test_a_backend_overrides_the_primitives_it_has():
+    calls = []
+
+    def select(pre, k):
+        calls.append(k)
+        return reference.select(pre, k)
+
+    register_backend("selects", fake(select=select))
+    x, W_enc = torch.randn(3, 4), torch.randn(10, 4)
+    values, indices = encode_topk(x, W_enc, None, 2, backend="selects")
+    expected = encode_topk(x, W_enc, None, 2, backend="reference")
+    assert calls == [2]
+    assert torch.equal(values, expected[0])
+    assert torch.equal(indices, expected[1])
+    assert choose("selects", "auto", n_latents=10, k=1, **CPU).ops.gather is reference.gather
+
+
+def test_registration_keeps_the_reference_last_and_names_unique():
+    register_backend("second", fake(), first=False)
+    register_backend("first", fake())
+    assert list(backend_status()) == ["first", "second", "reference"]
+    with pytest.raises(ValueError, match=r"'first' is taken"):
+        register_backend("first", fake())
+    with pytest.raises(ValueError, match=r"'auto' is taken"):
+        register_backend("auto", fake())
+
+
+def test_the_regime_goes_by_density_and_device():
+    register_backend("own", fake(dense_above=lambda device: 0.5))
+    assert choose("own", "auto", n_latents=10, k=5, **CPU).regime == "sparse"
+    assert choose("own", "auto", n_latents=10, k=6, **CPU).regime == "dense"
+    assert choose("own", "dense", n_latents=10, k=1, **CPU).regime == "dense"
+    assert choose("reference", "auto", n_latents=18432, k=922, **CPU).regime == "sparse"
+    on_gpu = {"device": torch.device("cuda"), "dtype": torch.float32}
+    assert choose("reference", "auto", n_latents=18432, k=922, **on_gpu).regime == "dense"
+    assert choose("reference", "auto", n_latents=18432, k=32, **on_gpu).regime == "sparse"
+
+
+def test_importing_needs_torch_alone_and_prints_nothing():
+    script = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import tide_kernels\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "foreign = new & {'diffusers', 'transformers', 'triton', 'numpy', 'tide', 'hypothesis', 'pytest'}\n"
+        "assert not foreign, foreign\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert not {'tide_kernels.triton', 'tide_kernels.native'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_public_name_exists():
+    import tide_kernels
+
+    assert all(hasattr(tide_kernels, name) for name in tide_kernels.__all__)

@@ -1,0 +1,20 @@
+"""Kernels of TopK sparse autoencoders with timestep modulation: tensors in, tensors out.
+
+Importing this package needs torch alone, touches no device and prints nothing.
+"""
+
+from tide_kernels.dispatch import BackendError, backend_status, register_backend
+from tide_kernels.functional import decode, encode_topk, modulate, tide_loss
+from tide_kernels.losses import LossTerms, LossWeights
+
+__all__ = [
+    "BackendError",
+    "LossTerms",
+    "LossWeights",
+    "backend_status",
+    "decode",
+    "encode_topk",
+    "modulate",
+    "register_backend",
+    "tide_loss",
+]

@@ -1,0 +1,126 @@
+"""The arguments of the public ops, checked: one line an error, naming the thing and the remedy.
+
+Nothing here reads a tensor's data unless it lies in the CPU's memory: that would wait for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTS = (torch.int32, torch.int64)
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+
+
+def floating(name: str, tensor: Any, shape: Sequence[int | str], device: torch.device | None = None) -> None:
+    """``tensor`` is a float tensor of ``shape``, whose strings name free sizes, on ``device``."""
+    _typed(name, tensor, _FLOATS, "float16, bfloat16, float32 or float64")
+    _shaped(name, tensor, shape, device)
+
+
+def _typed(name: str, tensor: Any, dtypes: tuple[torch.dtype, ...], remedy: str) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes:
+        raise TypeError(f"{name} is {_kind(tensor)}: pass a tensor of {remedy}")
+
+
+def _shaped(name: str, tensor: Tensor, shape: Sequence[int | str], device: torch.device | None) -> None:
+    fits = len(tensor.shape) == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: reshape it to [{wanted}]")
+    if device is not None and tensor.device != device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and not on {device} like the rest: move it with .to()"
+        )
+
+
+def count(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """``value`` is an int, at least ``low`` and at most ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass an int")
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to n_latents = {high}"
+        raise ValueError(f"{name} = {value} is out of range: pass one {wanted}")
+
+
+def positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} = {value} is out of range: pass a finite number above 0")
+
+
+def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
+    floating("x", x, ("n_tokens", "d_model"))
+    floating("W_enc", W_enc, ("n_latents", x.shape[1]), x.device)
+    if b_enc is not None:
+        floating("b_enc", b_enc, (len(W_enc),), x.device)
+    count("k", k, 1, len(W_enc))
+
+
+def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> Tensor | None:
+    """Checks the modulation of ``x``; returns each token's group, int64, or None for a single group."""
+    for name, table in (("scale", scale), ("shift", shift)):
+        if table is not None:
+            floating(name, table, ("groups", x.shape[1]), x.device)
+    if scale is not None and shift is not None and len(scale) != len(shift):
+        raise ValueError(f"scale has {len(scale)} groups, shift {len(shift)}: give both a row per group")
+    table = scale if scale is not None else shift
+    if table is None:
+        return None
+    if group is None:
+        if len(table) != 1:
+            raise ValueError(f"scale and shift have {len(table)} groups: pass group, an index per token")
+        return None
+    _typed("group", group, _INTS, "int32 or int64")
+    _shaped("group", group, (len(x),), x.device)
+    if group.device.type != "cpu":
+        return group.long().clamp(0, len(table) - 1)
+    outside = _outside(group, 0, len(table))
+    if outside is not None:
+        raise ValueError(f"group holds {outside}, scale and shift {len(table)} rows: number groups from 0")
+    return group.long()
+
+
+def code(values: Tensor, indices: Tensor, n_latents: int, device: torch.device) -> Tensor:
+    """Checks a compact code and returns its indices as int32."""
+    floating("values", values, ("n_tokens", "k"), device)
+    if not values.shape[1]:
+        raise ValueError("values has no places: pass at least one, index -1 where it is unused")
+    _typed("indices", indices, _INTS, "int32 or int64")
+    _shaped("indices", indices, tuple(values.shape), device)
+    if device.type != "cpu":
+        return indices.to(torch.int32).masked_fill((indices < 0) | (indices >= n_latents), -1)
+    outside = _outside(indices, -1, n_latents)
+    if outside is not None:
+        raise ValueError(f"indices holds {outside} of {n_latents} latents: mark unused places by -1")
+    return indices.to(torch.int32)
+
+
+def _outside(indices: Tensor, low: int, end: int) -> int | None:
+    """An entry outside [low, end), if there is one."""
+    if not indices.numel():
+        return None
+    least, most = (int(bound) for bound in indices.aminmax())
+    if least < low:
+        return least
+    return most if most >= end else None
+
+
+def dead_latents(
+    dead: Tensor | None, k_aux: int, weight: float, n_latents: int, device: torch.device
+) -> None:
+    count("k_aux", k_aux, 0, n_latents)
+    if dead is not None:
+        _typed("dead", dead, (torch.bool,), "bool, True for a dead latent")
+        _shaped("dead", dead, (n_latents,), device)
+    if weight and (dead is None or not k_aux):
+        raise ValueError("weights.auxk is not 0 and there is no auxiliary term: pass dead and k_aux >= 1")

@@ -1,0 +1,274 @@
+"""The public operations. Arguments are checked here and nowhere below.
+
+Common to all of them:
+
+* Tensors are float16, bfloat16, float32 or float64 and need not be contiguous. Matrix products run in the
+  dtype of the weights, or in autocast's inside ``torch.autocast`` (float64 weights stay float64); tokens are
+  cast to it. Gradients have the dtype of the tensor they belong to and are summed in float32 (float64 for
+  float64).
+* Zero tokens are allowed: outputs are empty and losses 0.
+* ``backend`` is "auto", "reference", "triton" or "native"; ``regime`` is "auto", "sparse" (gathers) or
+  "dense" (matrix products over a masked chunk). Both change speed and rounding, nothing else. "auto" goes by
+  shape and device. A backend asked for by name that cannot serve raises `BackendError`.
+* Indices in a GPU's memory are not checked, since that would wait for the device: groups out of range are
+  clamped into it, code places out of range count as unused. On a CPU both raise ``ValueError``.
+* Misshaped or misplaced tensors and numbers out of range raise ``ValueError``, wrong types ``TypeError``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tide_kernels import checks
+from tide_kernels.autograd import PARAMETERS, Decode, EncodeTopK, Modulate, TideLoss
+from tide_kernels.dispatch import Choice, choose
+from tide_kernels.fused import Settings
+from tide_kernels.losses import LossTerms, LossWeights
+
+# Elements of a chunk's [tokens, n_latents] tensor. CPU: 32 MB of float32; a step gains nothing above that.
+# Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
+_CHUNK_ELEMENTS_CPU = 2**23
+_CHUNK_ELEMENTS = 2**28
+
+DEFAULT_WEIGHTS = LossWeights()
+
+
+def default_chunk(n_latents: int, device: torch.device) -> int:
+    """Tokens per chunk where the caller does not say."""
+    elements = _CHUNK_ELEMENTS_CPU if device.type == "cpu" else _CHUNK_ELEMENTS
+    return max(2, elements // n_latents)
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    kind = weight.device.type
+    if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def modulate(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None = None,
+    *,
+    layer_norm: bool = False,
+    backend: str = "auto",
+    regime: str = "auto",
+) -> Tensor:
+    """Timestep modulation of tokens (eq. 8): ``x_mod_i = u_i * (1 + scale[group_i]) + shift[group_i]``.
+
+    u is x or, with ``layer_norm``, LayerNorm(x) without affine and with eps 1e-6, as inside a DiT block.
+
+    Args:
+        x: ``[n_tokens, d_model]``.
+        scale, shift: ``[groups, d_model]``; one that is None counts as zeros.
+        group: ``[n_tokens]`` int32 or int64, each token's row of scale and shift; None for a single group.
+            Ignored where there is neither scale nor shift.
+        layer_norm: normalise each token first.
+        backend, regime: see the module's text; the regime makes no difference here.
+
+    Returns:
+        ``[n_tokens, d_model]`` in the dtype of x. Differentiable in x, scale and shift.
+    """
+    checks.floating("x", x, ("n_tokens", "d_model"))
+    group = checks.modulation(x, scale, shift, group)
+    choice = choose(backend, regime, device=x.device, dtype=x.dtype, n_latents=1, k=1)
+    return _modulated(x, scale, shift, group, layer_norm, x.dtype, choice)
+
+
+def _modulated(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    dtype: torch.dtype,
+    choice: Choice,
+) -> Tensor:
+    if scale is None and shift is None and not layer_norm:
+        return x.to(dtype)
+    return Modulate.apply(x, scale, shift, group, layer_norm, dtype, choice)
+
+
+def encode_topk(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    k: int,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    group: Tensor | None = None,
+    layer_norm: bool = False,
+    backend: str = "auto",
+    regime: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The sparse code of tokens (eqs 1, 2, 8): ``TopK(ReLU(W_enc x_mod + b_enc))``, x_mod as in `modulate`.
+
+    At most k strictly positive pre-activations a token, the largest; ties at the k-th value go to the lowest
+    index; NaN counts as largest, so that it shows. Pre-activations are rounded to the compute dtype before
+    the selection.
+
+    Args:
+        x: ``[n_tokens, d_model]``.
+        W_enc: ``[n_latents, d_model]``; b_enc: ``[n_latents]`` or None.
+        k: places of a code, from 1 to n_latents.
+        scale, shift, group, layer_norm: as in `modulate`.
+        backend, regime: see the module's text.
+
+    Returns:
+        ``values [n_tokens, k]`` in the compute dtype and ``indices [n_tokens, k]`` int32, ascending by index;
+        unused places come last, with value 0 and index -1. Values are differentiable in x, W_enc, b_enc,
+        scale and shift.
+    """
+    checks.encoder(x, W_enc, b_enc, k)
+    group = checks.modulation(x, scale, shift, group)
+    n_latents, dtype = len(W_enc), _compute_dtype(W_enc)
+    choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k)
+    x_mod = _modulated(x, scale, shift, group, layer_norm, dtype, choice)
+    return EncodeTopK.apply(x_mod, W_enc, b_enc, k, default_chunk(n_latents, x.device), choice)
+
+
+def decode(
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor | None = None,
+    *,
+    backend: str = "auto",
+    regime: str = "auto",
+) -> Tensor:
+    """Reconstruction from a sparse code (eq. 2): ``x_hat_i = sum_j values_ij W_dec[indices_ij] + b_dec``.
+
+    Args:
+        values: ``[n_tokens, k]``, of any sign.
+        indices: ``[n_tokens, k]`` int32 or int64 in [-1, n_latents), in any order; a latent that a row names
+            twice is added twice, a place with index -1 is unused, whatever its value.
+        W_dec: ``[n_latents, d_model]``; b_dec: ``[d_model]`` or None.
+        backend, regime: see the module's text.
+
+    Returns:
+        ``x_hat [n_tokens, d_model]`` in the compute dtype. Differentiable in values (0 at unused places),
+        W_dec and b_dec.
+    """
+    checks.floating("W_dec", W_dec, ("n_latents", "d_model"))
+    n_latents, d_model = W_dec.shape
+    indices = checks.code(values, indices, n_latents, W_dec.device)
+    if b_dec is not None:
+        checks.floating("b_dec", b_dec, (d_model,), W_dec.device)
+    dtype, k = _compute_dtype(W_dec), values.shape[1]
+    choice = choose(backend, regime, device=W_dec.device, dtype=dtype, n_latents=n_latents, k=k)
+    return Decode.apply(values, indices, W_dec, b_dec, dtype, default_chunk(n_latents, W_dec.device), choice)
+
+
+def tide_loss(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    W_dec: Tensor,
+    b_dec: Tensor | None,
+    k: int,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    group: Tensor | None = None,
+    layer_norm: bool = False,
+    paired: bool = False,
+    weights: LossWeights = DEFAULT_WEIGHTS,
+    s_target: float | None = None,
+    delta: float = 0.01,
+    soft_eps: float = 0.1,
+    dead: Tensor | None = None,
+    k_aux: int = 0,
+    chunk: int | None = None,
+    backend: str = "auto",
+    regime: str = "auto",
+) -> LossTerms:
+    """The training loss of a TopK sparse autoencoder with timestep modulation (eqs 1, 2, 7, 8, 13-16), fused.
+
+    With ``values, indices = encode_topk(x, ...)`` and ``x_hat = decode(values, indices, W_dec, b_dec)``:
+
+    * ``mse``: the mean over all elements of (x - x_hat)^2 (eq. 13, as a mean);
+    * ``cosine``: the mean over tokens of 1 - cos(x, x_hat) (eq. 14). A token where x or x_hat is zero
+      contributes 1 and no gradient;
+    * ``temporal``: the mean over pairs of |F_2i - F_2i+1|^2, F the sparse latents (eq. 15); 0 unless paired;
+    * ``sparsity``: Huber(S - s_target; delta) (eq. 16), S the mean over tokens of
+      ``(1 / n_latents) sum_j v_j^2 / (v_j^2 + soft_eps^2)``;
+    * ``auxk``: the mean over all elements of (e - e_hat)^2 with e = x - x_hat taken as a constant and e_hat
+      its reconstruction from the top ``k_aux`` of the dead latents alone, without b_dec; 0 where no latent is
+      dead;
+    * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is the optimiser's.
+
+    Forward and backward run together over chunks of tokens: no ``[n_tokens, n_latents]`` tensor exists, and
+    peak memory is set by ``chunk``, except that a nonzero sparsity weight keeps every token's compact code
+    and modulated token for the length of the call (its gradient needs the batch's mean S first).
+
+    Args:
+        x: ``[n_tokens, d_model]``, without gradient: compose `encode_topk` and `decode` for one in x.
+        W_enc, W_dec: ``[n_latents, d_model]``, of one dtype.
+        b_enc: ``[n_latents]`` or None; b_dec: ``[d_model]`` or None.
+        k: places of a code, from 1 to n_latents.
+        scale, shift, group, layer_norm: as in `modulate`.
+        paired: rows 2i and 2i + 1 are the same token at neighbouring timesteps; n_tokens has to be even.
+        weights: the terms' factors. A term of weight 0 is still reported.
+        s_target: target of S; 0.8 k / n_latents by default (S never exceeds k / n_latents).
+        delta: where Huber's function turns linear.
+        soft_eps: the activation that counts one half in S.
+        dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
+        k_aux: how many of them a token may use.
+        chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
+        backend, regime: see the module's text.
+
+    Returns:
+        `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
+        the weights, biases, scale and shift. ``fired [n_latents]`` int64 is the number of tokens on which
+        each latent is active (the auxiliary term's use of it not counted).
+    """
+    checks.encoder(x, W_enc, b_enc, k)
+    checks.floating("W_dec", W_dec, tuple(W_enc.shape), x.device)
+    n_tokens, (n_latents, d_model) = len(x), W_enc.shape
+    if W_enc.dtype != W_dec.dtype:
+        raise TypeError(f"W_enc is {W_enc.dtype} and W_dec {W_dec.dtype}: keep both weights in one dtype")
+    if b_dec is not None:
+        checks.floating("b_dec", b_dec, (d_model,), x.device)
+    group = checks.modulation(x, scale, shift, group)
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "x requires grad, tide_loss gives none for it: compose encode_topk and decode instead"
+        )
+    if paired and n_tokens % 2:
+        raise ValueError(
+            f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair"
+        )
+    if weights.temporal and not paired:
+        raise ValueError("weights.temporal is not 0 and paired is False: pass pairs of rows and paired=True")
+    checks.positive("delta", delta)
+    checks.positive("soft_eps", soft_eps)
+    checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
+    if chunk is None:
+        chunk = default_chunk(n_latents, x.device)
+    checks.count("chunk", chunk, 1)
+
+    dtype = _compute_dtype(W_enc)
+    settings = Settings(
+        k=k,
+        k_aux=k_aux,
+        layer_norm=layer_norm,
+        paired=paired,
+        weights=weights,
+        s_target=0.8 * k / n_latents if s_target is None else s_target,
+        delta=delta,
+        soft_eps=soft_eps,
+        chunk=chunk + chunk % 2 if paired else chunk,
+        dtype=dtype,
+        choice=choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k),
+    )
+    parameters = (W_enc, b_enc, W_dec, b_dec, scale, shift)
+    wanted = frozenset(
+        name
+        for name, parameter in zip(PARAMETERS, parameters, strict=True)
+        if parameter is not None and parameter.requires_grad and torch.is_grad_enabled()
+    )
+    return LossTerms(*TideLoss.apply(x, group, dead, settings, wanted, *parameters))

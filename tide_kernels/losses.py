@@ -1,0 +1,95 @@
+"""The terms of the training loss on one chunk of tokens: sums, and gradients where asked for.
+
+A chunk contributes plain sums; `tide_kernels.fused` divides by the counts of the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LossWeights(NamedTuple):
+    """The factors of the terms in ``total`` (eqs 7, 13-16). A term of weight 0 has no gradient."""
+
+    mse: float = 1.0
+    cosine: float = 1.0
+    temporal: float = 0.0
+    sparsity: float = 0.0
+    auxk: float = 0.0
+
+
+class LossTerms(NamedTuple):
+    """What `tide_loss` returns. Only ``total`` carries gradient; the other terms are unweighted."""
+
+    total: Tensor
+    mse: Tensor
+    cosine: Tensor
+    temporal: Tensor
+    sparsity: Tensor
+    fired: Tensor
+    auxk: Tensor
+
+
+def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+    """The error x_hat - x, and the sum of its squares (eq. 13)."""
+    error = x_hat - x
+    return error, error.square().sum()
+
+
+def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
+    """The sum over tokens of 1 - cos(x, x_hat) (eq. 14), and ``factor`` times its gradient in x_hat.
+
+    A token where x or x_hat is zero counts as cosine 0, that is 1, and has no gradient. The gradient is None
+    for a factor of 0.
+    """
+    norm_x, norm_hat = (torch.linalg.vector_norm(t, dim=1, keepdim=True) for t in (x, x_hat))
+    norms = norm_x * norm_hat
+    defined = norms != 0  # and not `> 0`: NaN has to show
+    inverse = torch.where(defined, norms.reciprocal(), 0)
+    cosine = (x * x_hat).sum(1, keepdim=True) * inverse
+    gradient = None
+    if factor:
+        pull = torch.where(defined, cosine / norm_hat.square(), 0)
+        gradient = (x_hat * pull).sub_(x * inverse).mul_(factor)
+    return (1 - cosine).sum(), gradient
+
+
+def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
+    """Compact latents against those of the other row of the pair (2i, 2i + 1) (eq. 15).
+
+    Returns the sum over pairs of |F_2i - F_2i+1|^2, and for each active latent its value less the partner's
+    value of that latent (0 where the partner does not hold it): half the sum's gradient in ``values``. The
+    rows of ``indices`` have to ascend, unused places last with value 0, as `select` leaves them.
+    """
+    keys = torch.where(indices < 0, n_latents, indices)
+    first, second = values[0::2], values[1::2]
+    first_keys, second_keys = keys[0::2].contiguous(), keys[1::2].contiguous()
+    place = torch.searchsorted(second_keys, first_keys).clamp_(max=keys.shape[1] - 1)
+    shared = (second_keys.gather(1, place) == first_keys) & (first_keys < n_latents)
+    differences = torch.empty_like(values)
+    differences[0::2] = first - second.gather(1, place).masked_fill_(~shared, 0)
+    # What a place of the second row faces in the first. At most one shared latent comes to each place.
+    facing = torch.zeros_like(second).scatter_add_(1, place, first.masked_fill(~shared, 0))
+    differences[1::2] = second - facing
+    alone = second.masked_fill(facing != 0, 0)  # a selected value is positive: 0 means that nothing faces it
+    return differences[0::2].square().sum() + alone.square().sum(), differences
+
+
+def soft_count(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
+    """The sum over tokens of S = (1/n) sum_j v_j^2 / (v_j^2 + e^2), the S of eq. 16."""
+    squares = values.square()
+    return (squares / (squares + soft_eps**2)).sum() / n_latents
+
+
+def soft_count_gradient(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
+    """The gradient of `soft_count` in ``values``."""
+    return values * (2 * soft_eps**2 / n_latents) / (values.square() + soft_eps**2).square()
+
+
+def huber(difference: Tensor, delta: float) -> Tensor:
+    """Huber's function (eq. 16): quadratic up to ``delta``, linear beyond. Its derivative is a clamp."""
+    size = difference.abs()
+    return torch.where(size <= delta, 0.5 * size.square(), delta * size - 0.5 * delta**2)
