@@ -12,10 +12,13 @@ from tide.sae.model import TIDE
 class Revival:
     """Keeps, per latent, the number of tokens since it last fired, and resets latents silent for too long.
 
-    A dead latent restarts at the direction of the residual of one of the worst-reconstructed tokens of the batch:
-    its decoder row is that unit direction, its encoder row the same, its bias the mean bias of the living latents,
-    and its optimiser moments are cleared.
+    A dead latent restarts at the direction of the residual of a token of the batch, drawn with a probability in
+    proportion to its squared error, so that badly reconstructed tokens are served first and yet no two latents start
+    alike. Its decoder row is that unit direction; its encoder row is tied to it, at a fifth of the living rows' mean
+    norm, and its bias is zero, so that it enters the code gently; its optimiser moments are cleared.
     """
+
+    ENCODER_SHARE = 0.2
 
     def __init__(self, n_latents: int, after_tokens: int) -> None:
         self.silent_for = torch.zeros(n_latents, dtype=torch.int64)
@@ -31,25 +34,29 @@ class Revival:
         return self.silent_for >= self.after_tokens
 
     @torch.no_grad()
-    def revive(self, model: TIDE, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor) -> int:
-        """Resets the dead latents from the rows of ``x`` that ``x_hat`` misses most; returns how many."""
-        dead = self.dead.nonzero().squeeze(1)
+    def revive(
+        self, model: TIDE, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor, generator: torch.Generator
+    ) -> int:
+        """Resets dead latents from the rows of ``x`` that ``x_hat`` misses most; returns how many.
+
+        At most one latent per sixteen rows is reset at a time; the others wait for the next batch.
+        """
+        dead = self.dead.nonzero().squeeze(1)[: max(1, len(x) // 16)]
         residual = (x - x_hat).float()
-        n = min(len(dead), len(x))
-        if n == 0:
+        error = residual.square().sum(1)
+        if len(dead) == 0 or not bool(error.sum() > 0):
             return 0
-        dead = dead[:n]
-        worst = residual.square().sum(1).topk(n).indices
-        directions = F.normalize(residual[worst], dim=1)
+        rows = torch.multinomial(error.cpu(), len(dead), generator=generator).to(x.device)
+        directions = F.normalize(residual[rows], dim=1)
         alive = ~self.dead
-        encoder_norm = model.W_enc[alive].norm(dim=1).mean() if alive.any() else torch.ones(())
+        norm = model.W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else torch.ones(())
         model.W_dec[dead] = directions.to(model.W_dec)
-        model.W_enc[dead] = (directions * encoder_norm).to(model.W_enc)
+        model.W_enc[dead] = (directions * norm * self.ENCODER_SHARE).to(model.W_enc)
         if model.b_enc is not None:
-            model.b_enc[dead] = model.b_enc[alive].mean() if alive.any() else 0.0
+            model.b_enc[dead] = 0.0
         for parameter in (model.W_enc, model.W_dec, model.b_enc):
             for moment in optimizer.state.get(parameter, {}).values() if parameter is not None else ():
                 if isinstance(moment, Tensor) and moment.shape[:1] == parameter.shape[:1]:
                     moment[dead] = 0
         self.silent_for[dead] = 0
-        return n
+        return len(dead)

@@ -29,7 +29,7 @@ from tide.scenes.scene import ATTRIBUTES, SHORT_TEMPLATES, TEMPLATES, Scene, sce
 
 VAE_STEPS = 1500
 VAE_SCENES = 12_000
-TRANSFORMER_STEPS = 16_000
+TRANSFORMER_STEPS = 10_000
 TRANSFORMER_SCENES = 24_000
 JUDGE_STEPS = 3_000
 JUDGE_SCENES = 9_000
@@ -53,7 +53,7 @@ def _log(stage: str, step: int, steps: int, started: float, first: int, **figure
 
 
 class _State:
-    """Checkpoint of a stage: named tensors in one safetensors file with the step, replaced atomically."""
+    """Checkpoint of a stage: named tensors in one safetensors file with the step, replaced in one step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class _State:
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+        save_file({k: v.clone() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
         temporary.replace(self.path)
 
     def load(self) -> tuple[int, dict[str, Tensor]]:

@@ -98,7 +98,8 @@ class Trainer:
                 batch = next(source, None)
                 if batch is None:
                     raise TideError(
-                        f"the activations ended after {self.step} of {self.config.steps} steps; collect more or lower steps"
+                        f"the activations ended after {self.step} of {self.config.steps} steps; "
+                        "collect more or lower steps"
                     )
                 figures = self._train_step(batch.to(self.config.device))
                 self.step += 1
@@ -170,7 +171,8 @@ class Trainer:
             return
         with torch.no_grad():
             x_hat = self.model(x, batch.timestep, batch.conditioning, batch.group)
-        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
     # -- logs and checkpoints -----------------------------------------------------------------------------
 

@@ -1,0 +1,155 @@
+"""Images with captions from a folder, and what is said of faulty ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tide.activations.collect import collect
+from tide.activations.data import image_folder, open_data
+from tide.adapters import adapter_for
+from tide.errors import TideError
+
+
+def save(path, colour=(255, 0, 0), size=(64, 64)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png", "sub/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "b.txt").write_text("a tree\n")
+    return tmp_path
+
+
+def test_images_and_captions(folder):
+    data = image_folder(folder, 32, batch_size=2)
+    assert len(data) == 3
+    for _ in range(2):  # every iteration reads anew
+        (first, captions), (second, last) = data
+        assert first.shape == (2, 3, 32, 32)
+        assert second.shape == (1, 3, 32, 32)
+        assert first.dtype == torch.float32
+        assert (captions, last) == (["", "a tree"], [""])
+        torch.testing.assert_close(first[0, :, 0, 0], torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_metadata_comes_before_text_files(folder):
+    lines = [{"file_name": "b.png", "text": "a cube"}, {"file_name": "sub/c.png", "text": "a sphere"}]
+    (folder / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    ((_, captions),) = image_folder(folder, 16)
+    assert captions == ["", "a cube", "a sphere"]
+
+
+def test_crops_about_the_centre(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # the middle square is white
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    ((image, _),) = image_folder(tmp_path, 40)
+    assert image.min() == 1.0
+    ((image, _),) = image_folder(tmp_path, (20, 40))
+    assert image.shape == (1, 3, 20, 40)
+    assert image[..., 0].max() == -1.0
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "CMYK"])
+def test_every_colour_mode(tmp_path, mode):
+    Image.new(mode, (8, 8)).save(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"))
+    ((image, _),) = image_folder(tmp_path, 8)
+    assert image.shape == (1, 3, 8, 8)
+
+
+def test_unreadable_images(folder):
+    (folder / "aa.jpg").write_text("not an image")
+    whole = (folder / "a.png").read_bytes()
+    (folder / "ab.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TideError, match=r"aa\.jpg is not a readable image.*skip unreadable"):
+        list(image_folder(folder, 16))
+    with pytest.warns(UserWarning, match="skipped"):
+        batches = list(image_folder(folder, 16, on_error="skip"))
+    assert sum(len(captions) for _, captions in batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("{", r"line 1 is not"),
+        ('{"file_name": "a.png"}', "line 1 is not"),
+        ("3", "line 1 is not"),
+        ('{"file_name": "z.png", "text": "x"}', r"line 1 names z\.png, which is not in the folder"),
+    ],
+)
+def test_faulty_metadata(folder, line, match):
+    (folder / "metadata.jsonl").write_text(line)
+    with pytest.raises(TideError, match=match):
+        image_folder(folder, 16)
+
+
+def test_faulty_folders_and_sizes(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for match, path, size, kwargs in [
+        ("is not a folder", tmp_path / "nowhere", 16, {}),
+        ("holds no images", tmp_path / "empty", 16, {}),
+        ("size 0 has no pixels", folder, 0, {}),
+        (r"size \(8, -1\) has no pixels", folder, (8, -1), {}),
+        ("batch_size 0", folder, 16, {"batch_size": 0}),
+    ]:
+        with pytest.raises(TideError, match=match):
+            image_folder(path, size, **kwargs)
+    (folder / "b.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(TideError, match=r"b\.txt is not UTF-8"):
+        list(image_folder(folder, 16))
+
+
+def test_open_data_reads_folders(folder):
+    ((images, captions),) = open_data(folder, 16)
+    assert (len(images), captions) == (3, ["", "a tree", ""])
+    with pytest.raises(TideError, match="is not a folder"):
+        open_data(folder / "nowhere", 16)
+
+
+def test_open_data_without_datasets(monkeypatch):
+    monkeypatch.setattr("tide.activations.data.find_spec", lambda name: None)
+    with pytest.raises(
+        TideError, match=r"owner/pictures is not a folder; give one, or `pip install datasets`"
+    ):
+        open_data("owner/pictures", 16)
+
+
+def test_open_data_with_datasets(monkeypatch):
+    rows = [{"image": Image.new("RGB", (20, 10), "white"), "text": text} for text in ("a tree", None)]
+    asked = []
+
+    def load_dataset(name, split, streaming):
+        asked.append((name, split, streaming))
+        if name == "owner/missing":
+            raise FileNotFoundError("no such data set\nsecond line")
+        return rows
+
+    fake = ModuleType("datasets")
+    fake.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
+    ((images, captions),) = open_data("owner/pictures", 8, split="validation")
+    assert asked == [("owner/pictures", "validation", True)]
+    assert images.shape == (2, 3, 8, 8)
+    assert captions == ["a tree", ""]
+    with pytest.raises(
+        TideError, match="no column caption; it has image, text: set image_column and caption_column"
+    ):
+        list(open_data("owner/pictures", 8, caption_column="caption"))
+    with pytest.raises(TideError, match=r"owner/missing could not be opened \(no such data set\)"):
+        open_data("owner/missing", 8)
+
+
+def test_a_folder_is_collected_from(alpha, folder):
+    (batches,) = collect(adapter_for(alpha), image_folder(folder, 64), [0])
+    assert len(batches[0]) == 3 * 2 * 4

@@ -1,0 +1,197 @@
+"""Taps: what they see, what they change, and that they go away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tide.adapters import adapter_for, register, run_until, tap
+from tide.adapters.pixart import PixArtAdapter
+from tide.errors import TideError
+
+CALL = {
+    "use_resolution_binning": False,
+    "clean_caption": False,
+    "output_type": "latent",
+    "num_inference_steps": 3,
+}
+MODULES = {"output": lambda b: b, "attention": lambda b: b.attn1, "feed_forward": lambda b: b.ff}
+
+
+def n_hooks(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def run(pipe, **kwargs):
+    return pipe("a red cube, far", generator=torch.Generator().manual_seed(0), **{**CALL, **kwargs}).images
+
+
+@pytest.mark.parametrize("tensor", ["output", "attention", "feed_forward"])
+def test_sees_what_a_plain_hook_sees(alpha, tensor):
+    adapter = adapter_for(alpha)
+    plain, tapped = {2: [], 6: []}, {2: [], 6: []}
+    handles = [
+        MODULES[tensor](adapter.blocks[i]).register_forward_hook(
+            lambda _m, _a, out, i=i: plain[i].append(out)
+        )
+        for i in plain
+    ]
+    with tap(adapter, {i: lambda x, call, i=i: tapped[i].append(x) for i in (2, 6)}, tensor):
+        run(alpha)
+    for handle in handles:
+        handle.remove()
+    for i in plain:
+        assert len(tapped[i]) == 3
+        for seen, expected in zip(tapped[i], plain[i], strict=True):
+            assert seen.shape == (2, 64, 192)
+            assert seen is expected
+
+
+@pytest.mark.parametrize("tensor", ["output", "attention", "feed_forward"])
+def test_a_no_op_leaves_the_latents_bit_identical(alpha, tensor):
+    adapter = adapter_for(alpha)
+    expected = run(alpha)
+    with tap(adapter, dict.fromkeys(range(8), lambda x, call: None), tensor):
+        assert torch.equal(run(alpha), expected)
+    with tap(adapter, dict.fromkeys(range(8), lambda x, call: x.clone()), tensor):
+        assert torch.equal(run(alpha), expected)
+    with tap(adapter, {}):
+        assert torch.equal(run(alpha), expected)
+
+
+def test_a_replacement_reaches_the_next_block(alpha):
+    adapter = adapter_for(alpha)
+    seen = []
+    handle = adapter.blocks[4].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with tap(adapter, {3: lambda x, call: torch.full_like(x, 2.0, dtype=torch.float64)}):
+        changed = run(alpha, num_inference_steps=2)
+    handle.remove()
+    assert all(torch.equal(x, torch.full_like(x, 2.0)) and x.dtype == torch.float32 for x in seen)
+    assert not torch.equal(changed, run(alpha, num_inference_steps=2))
+
+
+def test_calls_carry_the_schedulers_timesteps(alpha, alpha_with_sizes):
+    seen = []
+    with tap(adapter_for(alpha), {0: lambda x, call: seen.append(call)}):
+        run(alpha, num_inference_steps=7)
+    assert [call.timestep.tolist() for call in seen] == [[float(t)] * 2 for t in alpha.scheduler.timesteps]
+    assert all(call.conditioning is None and call.batch_size == 2 for call in seen)
+    with tap(adapter_for(alpha_with_sizes), {0: lambda x, call: seen.append(call)}):
+        run(alpha_with_sizes, height=64, width=64, guidance_scale=1.0)
+    assert seen[-1].conditioning.shape == (1, 48)
+
+
+@pytest.mark.parametrize("tensor", ["output", "attention", "feed_forward"])
+def test_run_until_stops_after_the_last_tapped_block(alpha, tensor):
+    adapter = adapter_for(alpha)
+    ran, seen = [], []
+    handles = [
+        block.register_forward_pre_hook(lambda _m, _a, i=i: ran.append(i))
+        for i, block in enumerate(adapter.blocks)
+    ]
+    run_until(adapter, {i: lambda x, call, i=i: seen.append(i) for i in (4, 1)}, lambda: run(alpha), tensor)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1, 2, 3, 4]
+    assert seen == [1, 4]
+    assert n_hooks(alpha.transformer) == 0
+
+
+@pytest.mark.parametrize("where", ["body", "tap"])
+def test_hooks_go_away_after_an_exception(alpha, where):
+    def fail(x, call):
+        raise RuntimeError("inside")
+
+    def failing_use():
+        with tap(adapter_for(alpha), {3: fail, 5: lambda x, call: None}):
+            assert n_hooks(alpha.transformer) == 3
+            if where == "tap":
+                run(alpha)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        failing_use()
+    assert n_hooks(alpha.transformer) == 0
+
+
+def test_run_until_passes_other_exceptions_on(alpha):
+    def fail(x, call):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run_until(adapter_for(alpha), {3: fail}, lambda: run(alpha))
+    assert n_hooks(alpha.transformer) == 0
+
+
+def test_bad_taps(alpha):
+    adapter = adapter_for(alpha)
+
+    def nothing(x, call):
+        return None
+
+    for match, taps, kwargs in [
+        (r"block 12 does not exist; this transformer has blocks 0\.\.7", {12: nothing}, {}),
+        ("block 6 is tapped twice", {6: nothing, "penultimate": nothing}, {}),
+        (
+            "tensor 'mlp' is unknown; use one of output, attention, feed_forward",
+            {6: nothing},
+            {"tensor": "mlp"},
+        ),
+        ("no block to stop after", {}, {"stop_after": True}),
+    ]:
+        with pytest.raises(TideError, match=match), tap(adapter, taps, **kwargs):
+            pass
+    assert n_hooks(alpha.transformer) == 0
+    with (
+        pytest.raises(
+            TideError, match=r"replacement for block 3 has shape \[2, 64, 1\]; its tokens have \[2, 64, 192\]"
+        ),
+        tap(adapter, {3: lambda x, call: x[..., :1]}),
+    ):
+        run(alpha)
+
+
+class Joint(nn.Module):
+    """A transformer whose blocks return (text, image), as those of SD3 and Flux do."""
+
+    class Block(nn.Module):
+        def forward(self, text, image):
+            return text + 1, image * 2
+
+    def __init__(self):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, hidden_states, encoder_hidden_states, timestep):
+        text, image = encoder_hidden_states, hidden_states
+        for block in self.transformer_blocks:
+            text, image = block(text, image)
+        return text, image
+
+
+@register(Joint)
+class JointAdapter(PixArtAdapter):
+    family = "joint"
+
+    def image_tokens(self, output, tensor="output"):
+        return output[1]
+
+    def with_image_tokens(self, output, x, tensor="output"):
+        return output[0], x
+
+    def conditioning_of(self, args, kwargs):
+        return None
+
+
+def test_tuple_outputs():
+    model = Joint()
+    adapter = adapter_for(SimpleNamespace(transformer=model))
+    seen = []
+    with tap(adapter, {1: lambda x, call: seen.append(call.timestep) or x + 10}):
+        text, image = model(torch.ones(2, 4, 3), torch.zeros(2, 5, 3), torch.tensor(7))
+    assert torch.equal(text, torch.full((2, 5, 3), 3.0))
+    assert torch.equal(image, torch.full((2, 4, 3), 28.0))  # ((1 * 2 * 2) + 10) * 2
+    assert seen[0].tolist() == [7.0, 7.0]

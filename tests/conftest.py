@@ -1,0 +1,53 @@
+"""Tiny PixArt pipelines with random weights, made once; a test that changes one copies it first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+from tide.scenes.pipeline import build_pipeline
+
+
+def _transformer(**kwargs: object) -> PixArtTransformer2DModel:
+    """Three blocks; width 48, divisible by 3 as the size embedders ask for."""
+    torch.manual_seed(1)
+    return PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=12,
+        num_layers=3,
+        cross_attention_dim=48,
+        caption_channels=128,
+        sample_size=128,
+        **kwargs,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def alpha() -> PixArtAlphaPipeline:
+    """The bundled architecture (8 blocks, width 192, v-prediction), no branch of a block silent."""
+    torch.manual_seed(0)
+    pipe = build_pipeline()
+    for parameter in pipe.transformer.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def alpha_with_sizes(alpha: PixArtAlphaPipeline) -> PixArtAlphaPipeline:
+    """As alpha at 1024 pixels: resolution and aspect ratio condition the timestep embedding."""
+    pipe = PixArtAlphaPipeline(**{**alpha.components, "transformer": _transformer()})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def sigma(alpha: PixArtAlphaPipeline) -> PixArtSigmaPipeline:
+    """As Sigma at 1024 pixels: sample_size 128 without size conditions, epsilon prediction."""
+    scheduler = type(alpha.scheduler).from_config(alpha.scheduler.config, prediction_type="epsilon")
+    transformer = _transformer(use_additional_conditions=False)
+    pipe = PixArtSigmaPipeline(**{**alpha.components, "transformer": transformer, "scheduler": scheduler})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

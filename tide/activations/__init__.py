@@ -1,0 +1,22 @@
+"""Activations of a diffusion transformer: collected, stored, streamed."""
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.collect import Prepared, collect, collect_sampling, prepare
+from tide.activations.data import image_folder, open_data
+from tide.activations.store import ActivationStore, StoreWriter, estimate_bytes
+from tide.activations.stream import ActivationBuffer, stream
+
+__all__ = [
+    "ActivationBatch",
+    "ActivationBuffer",
+    "ActivationStore",
+    "Prepared",
+    "StoreWriter",
+    "collect",
+    "collect_sampling",
+    "estimate_bytes",
+    "image_folder",
+    "open_data",
+    "prepare",
+    "stream",
+]

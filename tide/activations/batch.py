@@ -1,0 +1,137 @@
+"""Rows of activations with what is known of each: what collection, store, stream and training exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+
+
+@dataclass
+class ActivationBatch:
+    """Activations of image tokens.
+
+    Attributes:
+        x: activations ``[N, d_model]``.
+        timestep: ``[groups]`` float32. A group is one row of one call of the transformer.
+        group: the group of each row of x, ``[N]`` int32.
+        conditioning: what the model adds to its timestep embedding, ``[groups, d_embedding]``, or None.
+        sample: the image each row belongs to, ``[N]`` int64; -1 - i for an unconditional row of sample i.
+        token: the place of each row in the token grid (row-major), ``[N]`` int32.
+        paired: rows 2i and 2i + 1 are the same token of the same image and noise at neighbouring timesteps.
+    """
+
+    x: Tensor
+    timestep: Tensor
+    group: Tensor
+    conditioning: Tensor | None
+    sample: Tensor
+    token: Tensor
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        n = len(self.x)
+        for name in ("group", "sample", "token"):
+            shape = list(getattr(self, name).shape)
+            if shape != [n]:
+                raise TideError(f"{name} has shape {shape}; {n} rows of activations need [{n}]")
+        if self.conditioning is not None and len(self.conditioning) != len(self.timestep):
+            raise TideError(
+                f"{len(self.conditioning)} conditionings, {len(self.timestep)} timesteps; give one a group"
+            )
+        if self.paired and n % 2:
+            raise TideError(f"paired activations come in pairs and these are {n} rows; keep pairs together")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def d_model(self) -> int:
+        return self.x.shape[1]
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ActivationBatch:
+        """On ``device``, with ``x`` (and only x) in ``dtype``."""
+        return replace(
+            self,
+            x=self.x.to(device=device, dtype=dtype),
+            timestep=self.timestep.to(device),
+            group=self.group.to(device),
+            conditioning=None if self.conditioning is None else self.conditioning.to(device),
+            sample=self.sample.to(device),
+            token=self.token.to(device),
+        )
+
+    def take(self, rows: Tensor | slice) -> ActivationBatch:
+        """The given rows: indices, a bool mask or a slice. Groups stay as they are (see :meth:`compacted`).
+
+        Of a paired batch the result is paired too if the rows keep its pairs whole and in order.
+        """
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.x.device)
+        paired = self.paired
+        if paired:
+            chosen = torch.arange(len(self), device=self.x.device)[rows]
+            first, second = chosen[::2], chosen[1::2]
+            paired = len(first) == len(second) and bool(((first % 2 == 0) & (second == first + 1)).all())
+        return replace(
+            self,
+            x=self.x[rows],
+            group=self.group[rows],
+            sample=self.sample[rows],
+            token=self.token[rows],
+            paired=paired,
+        )
+
+    def compacted(self) -> ActivationBatch:
+        """The same rows with only the groups that they use."""
+        used, group = torch.unique(self.group, return_inverse=True)
+        used = used.long()
+        return replace(
+            self,
+            timestep=self.timestep[used],
+            group=group.to(torch.int32),
+            conditioning=None if self.conditioning is None else self.conditioning[used],
+        )
+
+    @staticmethod
+    def cat(batches: Sequence[ActivationBatch]) -> ActivationBatch:
+        """The rows of all batches in order, each keeping its own groups; paired if every batch is."""
+        if not batches:
+            raise TideError("no activations to join; give at least one batch")
+        if len({batch.conditioning is None for batch in batches}) > 1:
+            raise TideError("some activations have conditioning and some have none; do not mix models")
+        groups, offset = [], 0
+        for batch in batches:
+            groups.append(batch.group + offset)
+            offset += len(batch.timestep)
+        conditioning = [batch.conditioning for batch in batches if batch.conditioning is not None]
+        return ActivationBatch(
+            x=torch.cat([batch.x for batch in batches]),
+            timestep=torch.cat([batch.timestep for batch in batches]),
+            group=torch.cat(groups),
+            conditioning=torch.cat(conditioning) if conditioning else None,
+            sample=torch.cat([batch.sample for batch in batches]),
+            token=torch.cat([batch.token for batch in batches]),
+            paired=all(batch.paired for batch in batches),
+        )
+
+    def check_finite(self, name: str) -> None:
+        """Raises :class:`~tide.errors.TideError` if x holds NaN or inf; waits for the device x is on."""
+        if bool(torch.isfinite(self.x.sum(dtype=torch.float32))):
+            return
+        bad = ~torch.isfinite(self.x).all(dim=1)
+        if not bool(bad.any()):  # finite values whose sum overflowed
+            return
+        row = int(bad.nonzero()[0])
+        kind = "NaN" if bool(self.x[row].isnan().any()) else "inf"
+        timestep = float(self.timestep[self.group[row].long()])
+        raise TideError(
+            f"activations of {name} hold {kind} at timestep {timestep:g}; "
+            "use a wider dtype (bf16 instead of fp16) or another block"
+        )

@@ -1,0 +1,321 @@
+"""Algorithm 1: activations of noised images, and activations along the sampling process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tide.activations.batch import ActivationBatch
+from tide.adapters.base import Adapter, Block, Text
+from tide.adapters.hooks import Call, run_until, tap
+from tide.errors import TideError
+
+#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts.
+Data = Iterable[tuple[Tensor, Sequence[str] | Text]]
+
+
+class Prepared(NamedTuple):
+    """Images as the transformer takes them: scaled ``latents [B, c, h, w]`` float32, and the prompts as
+    keyword arguments of the transformer, one row each. An iterable of these is :data:`Data`."""
+
+    latents: Tensor
+    text: dict[str, Tensor]
+
+
+#: One image or latent, with its caption or the row of its encoded prompt.
+_Item = tuple[Tensor, str | Text]
+
+
+def sample_generator(seed: int, *place: int) -> torch.Generator:
+    """The random numbers of one sample, by its place in the data, whatever batch it is in."""
+    (state,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def draw_tokens(n_tokens: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """A random ``fraction`` of the token places, at least one, ascending."""
+    n = max(1, round(n_tokens * fraction))
+    return torch.randperm(n_tokens, generator=generator)[:n].sort().values
+
+
+def _items(data: Data) -> Iterator[_Item]:
+    for images, text in data:
+        if not isinstance(text, Mapping):
+            yield from zip(images, text, strict=True)
+            continue
+        for i, image in enumerate(images):
+            yield image, {name: value[i] for name, value in text.items()}
+
+
+def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
+    """Consecutive items of equal size and kind, ``batch_size`` at most."""
+    batch: list[_Item] = []
+    for item in items:
+        if batch and (
+            len(batch) == batch_size
+            or item[0].shape != batch[0][0].shape
+            or isinstance(item[1], str) != isinstance(batch[0][1], str)
+        ):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
+    """Latents and prompt embeddings of a batch of items, computed where they are not given."""
+    latents = torch.stack([image for image, _ in items])
+    if latents.shape[1] != adapter.latent_channels:
+        if latents.shape[1] != 3:
+            raise TideError(
+                f"data have {latents.shape[1]} channels; images have 3, latents {adapter.latent_channels}"
+            )
+        latents = adapter.encode_images(latents)
+    captions = [text for _, text in items if isinstance(text, str)]
+    if captions:
+        return Prepared(latents, adapter.encode_prompts(captions, max_sequence_length))
+    rows = [text for _, text in items if not isinstance(text, str)]
+    return Prepared(latents.float(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def prepare(
+    adapter: Adapter, data: Data, *, batch_size: int = 8, max_sequence_length: int | None = None
+) -> Iterator[Prepared]:
+    """``data`` encoded, on the CPU. Kept in a list, it can be collected from again without VAE and text
+    encoder."""
+    for items in _batches(_items(data), batch_size):
+        latents, text = _encoded(adapter, items, max_sequence_length)
+        yield Prepared(latents.cpu(), {name: value.cpu() for name, value in text.items()})
+
+
+def _grid(
+    adapter: Adapter, n_timesteps: int, timesteps: Sequence[int] | Tensor | None, paired: bool
+) -> Tensor:
+    grid = adapter.sampling_timesteps(n_timesteps) if timesteps is None else torch.as_tensor(timesteps).cpu()
+    grid = torch.unique(grid).flip(0)
+    if len(grid) < 1 + paired:
+        raise TideError(f"{len(grid)} timesteps are too few to draw {1 + paired} from; give more")
+    return grid
+
+
+def _check(token_fraction: float, batch_size: int) -> None:
+    if not 0 < token_fraction <= 1:
+        raise TideError(f"token_fraction {token_fraction} is not in (0, 1]; 1/16 is usual")
+    if batch_size < 1:
+        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
+
+
+@torch.no_grad()
+def collect(
+    adapter: Adapter,
+    data: Data,
+    blocks: Sequence[Block],
+    *,
+    n_timesteps: int = 20,
+    timesteps: Sequence[int] | Tensor | None = None,
+    token_fraction: float = 1 / 16,
+    paired: bool = True,
+    batch_size: int = 8,
+    seed: int = 0,
+    start: int = 0,
+    tensor: str = "output",
+    dtype: torch.dtype | None = None,
+    max_sequence_length: int | None = None,
+) -> Iterator[dict[int, ActivationBatch]]:
+    """Algorithm 1 of the paper: noise each image at a random timestep (eq. 3), run the model once, keep a
+    random ``token_fraction`` of the image tokens of ``blocks``. Tokens are chosen inside the hook, and the
+    pass ends after the last block asked for.
+
+    Timesteps are drawn from the grid of the pipeline's own schedule with ``n_timesteps`` steps, or from
+    ``timesteps``. ``paired`` runs each image at a timestep and at the next (lower) one of the grid, with the
+    same noise, and keeps the same tokens of both: rows 2i and 2i + 1.
+
+    A sample's timestep, tokens and noise depend on ``seed`` and on its place in ``data`` alone;
+    ``batch_size`` (images a pass; twice as many rows when paired) changes them by the model's rounding at
+    most. ``start`` leaves out the first samples without running anything, so that an interrupted collection
+    can go on.
+
+    Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
+    Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
+    """
+    _check(token_fraction, batch_size)
+    grid = _grid(adapter, n_timesteps, timesteps, paired)
+    indices = [adapter.resolve_block(block) for block in blocks]
+    sample = start
+    for items in _batches(islice(_items(data), start, None), batch_size):
+        latents, text = _encoded(adapter, items, max_sequence_length)
+        n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
+        steps, tokens, noise = [], [], []
+        for i in range(sample, sample + len(items)):
+            generator = sample_generator(seed, i)
+            step = int(torch.randint(len(grid) - paired, (), generator=generator))
+            steps.append(grid[step : step + 1 + paired])
+            tokens.append(draw_tokens(n_tokens, token_fraction, generator))
+            noise.append(torch.randn(latents.shape[1:], generator=generator))
+        repeats = 1 + paired  # rows of one image stand next to each other
+        timestep = torch.cat(steps)
+        noised = adapter.add_noise(
+            latents.repeat_interleave(repeats, 0), torch.stack(noise).repeat_interleave(repeats, 0), timestep
+        )
+        text = {name: value.repeat_interleave(repeats, 0) for name, value in text.items()}
+        kept = _Kept(torch.stack(tokens), repeats)
+        taps = {index: partial(kept.keep, index) for index in indices}
+        run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), tensor)
+        batches = {index: kept.batch(index, sample, dtype) for index in indices}
+        for index, batch in batches.items():
+            batch.check_finite(f"block {index}")
+        yield batches
+        sample += len(items)
+    if sample == 0:
+        raise TideError("the data hold no images; check the folder or the iterator")
+
+
+@dataclass
+class _Kept:
+    """The chosen tokens of one pass, per block. ``tokens [images, n]``; ``repeats`` rows of the call an
+    image."""
+
+    tokens: Tensor
+    repeats: int
+    x: dict[int, Tensor] = field(default_factory=dict)
+    call: Call | None = None
+
+    def keep(self, index: int, x: Tensor, call: Call) -> None:
+        tokens = self.tokens.to(x.device).repeat_interleave(self.repeats, 0)
+        self.x[index] = x[torch.arange(len(x), device=x.device)[:, None], tokens]
+        self.call = call
+
+    def batch(self, index: int, first_sample: int, dtype: torch.dtype | None) -> ActivationBatch:
+        call = self.call
+        assert call is not None
+        x = self.x[index]
+        n_images, n = self.tokens.shape
+        # [image, repeat, token] -> [image, token, repeat]: the rows of a pair become neighbours.
+        rows = (
+            x.reshape(n_images, self.repeats, n, -1).transpose(1, 2).reshape(n_images * n * self.repeats, -1)
+        )
+        group = torch.arange(n_images * self.repeats).reshape(n_images, 1, -1).expand(-1, n, -1)
+        sample = torch.arange(first_sample, first_sample + n_images).repeat_interleave(n * self.repeats)
+        return ActivationBatch(
+            x=rows.to(dtype or x.dtype),
+            timestep=call.timestep.clone(),
+            group=group.reshape(-1).to(x.device, torch.int32),
+            conditioning=call.conditioning,
+            sample=sample.to(x.device),
+            token=self.tokens.repeat_interleave(self.repeats).to(x.device, torch.int32),
+            paired=self.repeats == 2,
+        )
+
+
+@torch.no_grad()
+def collect_sampling(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    blocks: Sequence[Block],
+    *,
+    n_steps: int = 20,
+    guidance_scale: float = 4.5,
+    token_fraction: float = 1 / 16,
+    rows: Literal["conditional", "both"] = "conditional",
+    paired: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    start: int = 0,
+    tensor: str = "output",
+    dtype: torch.dtype | None = None,
+    **pipeline_arguments: Any,
+) -> Iterator[dict[int, ActivationBatch]]:
+    """Activations along the reverse process: runs the pipeline on ``prompts`` and keeps the same random
+    ``token_fraction`` of a sample's tokens at every step.
+
+    ``rows`` says whether the unconditional rows of guided calls are kept as well (their ``sample`` is -1 -
+    i). ``paired`` pairs every step with the one that follows it, so that all but the first and the last occur
+    twice. Without it, rows are ordered by step, then sample, then token. ``pipeline_arguments`` (height,
+    width, negative_prompt, max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on
+    ``seed`` and its place in ``prompts`` alone.
+
+    Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
+    """
+    _check(token_fraction, batch_size)
+    if rows not in ("conditional", "both"):
+        raise TideError(f"rows {rows!r} is unknown; use conditional or both")
+    if paired and n_steps < 2:
+        raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
+    indices = [adapter.resolve_block(block) for block in blocks]
+    guided = guidance_scale > 1
+    for first in range(start, len(prompts), batch_size):
+        chunk = prompts[first : first + batch_size]
+        generators = [sample_generator(seed, first + i) for i in range(len(chunk))]
+        trajectory = _Trajectory(adapter, first, token_fraction, rows == "conditional", guided, seed)
+        with tap(adapter, {index: partial(trajectory.keep, index) for index in indices}, tensor):
+            adapter.generate(
+                chunk,
+                n_steps=n_steps,
+                guidance_scale=guidance_scale,
+                generators=generators,
+                **pipeline_arguments,
+            )
+        batches = {index: trajectory.batch(index, paired, dtype) for index in indices}
+        for index, batch in batches.items():
+            batch.check_finite(f"block {index}")
+        yield batches
+
+
+class _Trajectory:
+    """The chosen tokens of one run of the pipeline: per block a batch a step, ordered by sample and token."""
+
+    def __init__(
+        self, adapter: Adapter, first: int, token_fraction: float, conditional: bool, guided: bool, seed: int
+    ) -> None:
+        self.adapter = adapter
+        self.first = first
+        self.token_fraction = token_fraction
+        self.conditional = conditional
+        self.guided = guided
+        self.seed = seed
+        self.tokens: Tensor | None = None
+        self.steps: dict[int, list[ActivationBatch]] = {}
+
+    def keep(self, index: int, x: Tensor, call: Call) -> None:
+        is_conditional = self.adapter.conditional_rows(len(x), self.guided)
+        n_samples = int(is_conditional.sum())
+        if self.tokens is None:
+            # Generators of their own: the pipeline draws the initial noise from the others.
+            draw = [sample_generator(self.seed, self.first + i, 1) for i in range(n_samples)]
+            self.tokens = torch.stack([draw_tokens(x.shape[1], self.token_fraction, each) for each in draw])
+        # Conditional and unconditional rows each come in the order of the samples.
+        sample = torch.empty(len(x), dtype=torch.int64)
+        sample[is_conditional] = torch.arange(self.first, self.first + n_samples)
+        sample[~is_conditional] = -1 - torch.arange(self.first, self.first + len(x) - n_samples)
+        row = (is_conditional if self.conditional else torch.ones_like(is_conditional)).nonzero()[:, 0]
+        sample = sample[row]
+        token = self.tokens[torch.where(sample < 0, -1 - sample, sample) - self.first]
+        n = token.shape[1]
+        kept = row.to(x.device)
+        batch = ActivationBatch(
+            x=x[kept[:, None], token.to(x.device)].flatten(0, 1),
+            timestep=call.timestep[kept],
+            group=torch.arange(len(row), device=x.device, dtype=torch.int32).repeat_interleave(n),
+            conditioning=None if call.conditioning is None else call.conditioning[kept],
+            sample=sample.repeat_interleave(n).to(x.device),
+            token=token.reshape(-1).to(x.device, torch.int32),
+        )
+        self.steps.setdefault(index, []).append(batch)
+
+    def batch(self, index: int, paired: bool, dtype: torch.dtype | None) -> ActivationBatch:
+        steps = self.steps.pop(index)
+        whole = ActivationBatch.cat(steps)
+        if paired:
+            n = len(steps[0])
+            earlier = torch.arange((len(steps) - 1) * n)
+            whole = whole.take(torch.stack([earlier, earlier + n], 1).reshape(-1))
+            whole.paired = True
+        return whole.to(dtype=dtype)

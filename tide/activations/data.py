@@ -1,0 +1,198 @@
+"""Images with captions from a folder or a ``datasets`` name, as batches for collection."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tide.errors import TideError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+METADATA = "metadata.jsonl"
+
+#: A side in pixels, or (height, width).
+Size = int | tuple[int, int]
+OnError = Literal["raise", "skip"]
+_Pair = tuple[Tensor, str]
+
+
+def to_tensor(image: Image.Image, size: Size) -> Tensor:
+    """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _batched(pairs: Iterable[_Pair], batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    images: list[Tensor] = []
+    captions: list[str] = []
+    for image, caption in pairs:
+        images.append(image)
+        captions.append(caption)
+        if len(images) == batch_size:
+            yield torch.stack(images), captions
+            images, captions = [], []
+    if images:
+        yield torch.stack(images), captions
+
+
+class ImageFolder:
+    """The images of a folder and their captions; see :func:`image_folder`. Every iteration reads them
+    anew."""
+
+    def __init__(self, path: Path, size: Size, batch_size: int, on_error: OnError) -> None:
+        self.path = path
+        self.size = size
+        self.batch_size = batch_size
+        self.on_error = on_error
+        if not path.is_dir():
+            raise TideError(f"{path} is not a folder; give one that holds images")
+        self.files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        if not self.files:
+            raise TideError(
+                f"{path} holds no images; add some ({', '.join(SUFFIXES)}) or give another folder"
+            )
+        self.captions = _metadata(path / METADATA)
+
+    def __len__(self) -> int:
+        """How many image files there are."""
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Batches of images ``[B, 3, H, W]`` float32 in [-1, 1] and their captions, sorted by file name."""
+        return _batched(self._pairs(), self.batch_size)
+
+    def _pairs(self) -> Iterator[_Pair]:
+        for file in self.files:
+            try:
+                with Image.open(file) as image:
+                    tensor = to_tensor(image, self.size)
+            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+                message = f"{file} is not a readable image ({error})"
+                if self.on_error == "raise":
+                    raise TideError(f"{message}; remove it, or skip unreadable images") from None
+                warnings.warn(f"{message}; skipped", stacklevel=2)
+                continue
+            yield tensor, self._caption(file)
+
+    def _caption(self, file: Path) -> str:
+        listed = self.captions.get(file.relative_to(self.path).as_posix())
+        beside = file.with_suffix(".txt")
+        if listed is not None or not beside.is_file():
+            return listed or ""
+        try:
+            return beside.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            raise TideError(f"{beside} is not UTF-8 text; save the caption as UTF-8") from None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    captions = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, text = entry["file_name"], entry["text"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise TideError(
+                f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it'
+            ) from None
+        if not (path.parent / name).is_file():
+            raise TideError(
+                f"{path} line {number} names {name}, which is not in the folder; add or remove it"
+            )
+        captions[name] = text
+    return captions
+
+
+def _check_size(size: Size, batch_size: int) -> None:
+    if min((size,) if isinstance(size, int) else size) < 1:
+        raise TideError(f"size {size} has no pixels; give the side in pixels or (height, width)")
+    if batch_size < 1:
+        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
+
+
+def image_folder(
+    path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise"
+) -> ImageFolder:
+    """Images of a folder (and its subfolders), read when they are needed, cropped about the centre to
+    ``size``.
+
+    Captions come from ``metadata.jsonl`` (lines with ``file_name`` and ``text``), else from a ``.txt`` of the
+    same name beside the image; an image with neither has the empty prompt.
+
+    Raises :class:`~tide.errors.TideError` for a folder that is missing or holds no images, for faulty
+    metadata, and, when it comes to it, for an unreadable image; ``on_error="skip"`` warns and leaves that one
+    out.
+    """
+    _check_size(size, batch_size)
+    return ImageFolder(Path(path), size, batch_size, on_error)
+
+
+def open_data(
+    spec: str | Path,
+    size: Size,
+    *,
+    batch_size: int = 8,
+    on_error: OnError = "raise",
+    split: str = "train",
+    image_column: str = "image",
+    caption_column: str = "text",
+) -> Iterable[tuple[Tensor, list[str]]]:
+    """Batches of images and captions from ``spec``: a folder, or the name of a data set for the ``datasets``
+    library, which is streamed. ``split`` and the columns matter for the latter only.
+
+    Raises :class:`~tide.errors.TideError` if ``spec`` is neither, or if the columns are not there.
+    """
+    path = Path(spec)
+    # What can only be a path is treated as one, for the sake of the message.
+    if path.is_dir() or path.is_absolute() or str(spec).startswith("."):
+        return image_folder(path, size, batch_size=batch_size, on_error=on_error)
+    if find_spec("datasets") is None:
+        raise TideError(
+            f"{spec} is not a folder; give one, or `pip install datasets` to read the data set of that name"
+        )
+    _check_size(size, batch_size)
+    return _NamedData(str(spec), size, batch_size, split, image_column, caption_column)
+
+
+class _NamedData:
+    """A data set of the ``datasets`` library, streamed anew at every iteration."""
+
+    def __init__(self, name: str, size: Size, batch_size: int, split: str, image: str, caption: str) -> None:
+        import datasets  # optional, and slow to import
+
+        self.size, self.batch_size = size, batch_size
+        self.image, self.caption = image, caption
+        try:
+            self.rows: Any = datasets.load_dataset(name, split=split, streaming=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TideError(
+                f"data set {name} could not be opened ({reason}); check its name and split"
+            ) from error
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        return _batched(self._pairs(), self.batch_size)
+
+    def _pairs(self) -> Iterator[_Pair]:
+        for row in self.rows:
+            if missing := {self.image, self.caption} - row.keys():
+                raise TideError(
+                    f"the data set has no column {sorted(missing)[0]}; it has {', '.join(row)}: "
+                    "set image_column and caption_column"
+                )
+            yield to_tensor(row[self.image], self.size), row[self.caption] or ""

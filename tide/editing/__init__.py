@@ -1,0 +1,39 @@
+"""Editing: latents changed inside a running pipeline."""
+
+from tide.editing.context import Steer, edit
+from tide.editing.edits import (
+    Compose,
+    Edit,
+    Erase,
+    Inject,
+    Invert,
+    PerImage,
+    Place,
+    Replace,
+    Scale,
+    ScaleTarget,
+    Shift,
+    Target,
+    renormalise,
+)
+from tide.editing.masks import image_mask, token_mask
+
+__all__ = [
+    "Compose",
+    "Edit",
+    "Erase",
+    "Inject",
+    "Invert",
+    "PerImage",
+    "Place",
+    "Replace",
+    "Scale",
+    "ScaleTarget",
+    "Shift",
+    "Steer",
+    "Target",
+    "edit",
+    "image_mask",
+    "renormalise",
+    "token_mask",
+]

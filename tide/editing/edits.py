@@ -1,0 +1,265 @@
+"""Edits of sparse latents as small composable objects (section 6 and C.1).
+
+An edit maps the latents ``z [N, n_latents]`` of tokens to new ones. It is told which tokens they are and at what
+timestep by a :class:`Place`. It never sees activations: :func:`tide.editing.context.edit` turns the change of
+latents into a change of activations, ``x + decode(z') - decode(z)``, so that an edit that changes nothing returns
+the activation bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where latents come from: the timestep of the model's own call, and each row's token place and image ``[N]``.
+
+    Images are numbered within the batch that the pipeline draws, whatever rows guidance adds.
+    """
+
+    timestep: float
+    token: Tensor
+    image: Tensor
+
+    def take(self, rows: Tensor) -> Place:
+        return Place(self.timestep, self.token[rows], self.image[rows])
+
+
+@dataclass(frozen=True)
+class Target:
+    """Latents to edit towards, by timestep: ``values [timesteps, n_latents]``, or with a map over the image,
+    ``[timesteps, tokens, n_latents]``. The recorded timestep nearest to the call's is used."""
+
+    timesteps: Tensor
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim not in (2, 3) or len(self.values) != len(self.timesteps):
+            raise TideError(
+                f"target values {list(self.values.shape)} must be [timesteps, n_latents] or "
+                f"[timesteps, tokens, n_latents] with {len(self.timesteps)} timesteps"
+            )
+
+    @property
+    def n_latents(self) -> int:
+        return self.values.shape[-1]
+
+    def at(self, place: Place) -> Tensor:
+        """``[1, n_latents]`` or, for a map, ``[N, n_latents]``."""
+        nearest = self.values[int((self.timesteps - place.timestep).abs().argmin())]
+        if nearest.ndim == 1:
+            return nearest[None]
+        if int(place.token.max()) >= len(nearest):
+            raise TideError(
+                f"the target has {len(nearest)} tokens and the image more; use a target of the same resolution"
+            )
+        return nearest[place.token.to(nearest.device)]
+
+    def top(self, k: int) -> Target:
+        """Only each row's ``k`` largest latents kept (C.1, "the target's top-K indices")."""
+        kept = self.values.topk(min(k, self.n_latents), dim=-1)
+        return Target(self.timesteps, torch.zeros_like(self.values).scatter_(-1, kept.indices, kept.values))
+
+
+class Edit(ABC):
+    """A change of latents. ``edits`` compose with ``+``: ``Erase([3]) + Scale([7], 2.0)`` applies left to right."""
+
+    @abstractmethod
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        """New latents of ``z [N, n_latents]``; ``z`` itself must not be written to."""
+
+    def check(self, n_latents: int) -> None:
+        """Raises :class:`~tide.errors.TideError` if the edit does not fit an SAE of ``n_latents``."""
+
+    def __add__(self, other: Edit) -> Edit:
+        return Compose((self, other))
+
+
+@dataclass(frozen=True)
+class Compose(Edit):
+    """Edits applied one after the other."""
+
+    edits: tuple[Edit, ...]
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        for edit in self.edits:
+            z = edit.latents(z, place)
+        return z
+
+    def check(self, n_latents: int) -> None:
+        for edit in self.edits:
+            edit.check(n_latents)
+
+
+@dataclass(frozen=True)
+class PerImage(Edit):
+    """Edit i for image i of the batch; a batch with more images than edits is an error."""
+
+    edits: tuple[Edit, ...]
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        out = z.clone()
+        for image in place.image.unique().tolist():
+            if image >= len(self.edits):
+                raise TideError(f"the batch has more images than the {len(self.edits)} edits given; give one an image")
+            rows = (place.image == image).nonzero().flatten()
+            out[rows] = self.edits[image].latents(z[rows], place.take(rows))
+        return out
+
+    def check(self, n_latents: int) -> None:
+        for edit in self.edits:
+            edit.check(n_latents)
+
+
+def _check_features(features: Sequence[int], n_latents: int) -> None:
+    if outside := [f for f in features if not 0 <= f < n_latents]:
+        raise TideError(f"feature {outside[0]} does not exist; this SAE has latents 0..{n_latents - 1}")
+
+
+def _check_target(target: Target, n_latents: int) -> None:
+    if target.n_latents != n_latents:
+        raise TideError(
+            f"the target has {target.n_latents} latents and the SAE {n_latents}; record it with this SAE"
+        )
+
+
+@dataclass(frozen=True)
+class Scale(Edit):
+    """``z_f <- factor * z_f`` for the given features; an inactive one stays 0."""
+
+    features: Sequence[int]
+    factor: float
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        out = z.clone()
+        out[:, list(self.features)] *= self.factor
+        return out
+
+    def check(self, n_latents: int) -> None:
+        _check_features(self.features, n_latents)
+
+
+@dataclass(frozen=True)
+class _TopOrGiven(Edit):
+    features: Sequence[int] | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.features is None) == (self.top_k is None):
+            raise TideError(f"{type(self).__name__} takes either features=[...] or top_k=...")
+        if self.top_k is not None and self.top_k < 1:
+            raise TideError(f"top_k = {self.top_k} must be at least 1")
+
+    def _where(self, z: Tensor) -> Tensor:
+        """bool ``[N, n_latents]``: the given features, or each token's ``top_k`` strongest active ones."""
+        chosen = torch.zeros_like(z, dtype=torch.bool)
+        if self.features is not None:
+            chosen[:, list(self.features)] = True
+            return chosen
+        assert self.top_k is not None
+        return chosen.scatter_(1, z.topk(min(self.top_k, z.shape[1]), dim=1).indices, True) & (z != 0)
+
+    def check(self, n_latents: int) -> None:
+        if self.features is not None:
+            _check_features(self.features, n_latents)
+
+
+@dataclass(frozen=True)
+class Erase(_TopOrGiven):
+    """Sets the given features, or each token's ``top_k`` strongest, to zero."""
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        return z.masked_fill(self._where(z), 0.0)
+
+
+@dataclass(frozen=True)
+class Invert(_TopOrGiven):
+    """Flips the sign of the given features, or of each token's ``top_k`` strongest."""
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        return torch.where(self._where(z), -z, z)
+
+
+@dataclass(frozen=True)
+class Inject(Edit):
+    """``z <- z + factor * target``: adds a concept's pooled latents."""
+
+    target: Target
+    factor: float = 1.0
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        return z + self.factor * self.target.at(place).to(z)
+
+    def check(self, n_latents: int) -> None:
+        _check_target(self.target, n_latents)
+
+
+@dataclass(frozen=True)
+class Replace(Edit):
+    """``z <- (1 - factor) z + factor * target``: global replacement by the target's latents at ``factor = 1``."""
+
+    target: Target
+    factor: float = 1.0
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        return torch.lerp(z, self.target.at(place).to(z).expand_as(z), self.factor)
+
+    def check(self, n_latents: int) -> None:
+        _check_target(self.target, n_latents)
+
+
+@dataclass(frozen=True)
+class ScaleTarget(Edit):
+    """Scales, inside the original, the indices of the target's ``top_k`` latents (C.1, second strategy)."""
+
+    target: Target
+    top_k: int
+    factor: float
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        kept = self.target.top(self.top_k).at(place).to(z) > 0
+        return torch.where(kept, z * self.factor, z)
+
+    def check(self, n_latents: int) -> None:
+        _check_target(self.target, n_latents)
+
+
+@dataclass(frozen=True)
+class Shift(Edit):
+    """Moves latents from one concept to another: ``z <- z + factor * (target - source)``, kept non-negative.
+
+    A latent is never pushed below zero, which an SAE's latents cannot be, so that removing a source concept from a
+    token that does not hold it changes nothing: the edit finds its own place in the image.
+    """
+
+    source: Target
+    target: Target
+    factor: float = 1.0
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        step = self.factor * (self.target.at(place) - self.source.at(place)).to(z)
+        return torch.where(step == 0, z, (z + step).clamp(min=0.0))
+
+    def check(self, n_latents: int) -> None:
+        _check_target(self.source, n_latents)
+        _check_target(self.target, n_latents)
+
+
+Branch = Literal["conditional", "unconditional", "both"]
+
+
+def renormalise(edited: Tensor, original: Tensor) -> Tensor:
+    """Eqs 9 and 19, per token over the latents: ``edited * |original| / |edited|``, and 0 where all was erased."""
+    norm = edited.norm(dim=-1, keepdim=True)
+    factor = original.norm(dim=-1, keepdim=True) / torch.where(norm == 0, 1.0, norm)
+    unchanged = (edited == original).all(-1, keepdim=True)
+    return torch.where(unchanged, original, edited * factor)

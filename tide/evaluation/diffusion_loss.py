@@ -1,0 +1,76 @@
+"""The downstream test (eq. 4, Fig. 4cd): the diffusion loss with a reconstruction put back into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tide.activations.collect import Prepared
+from tide.adapters.base import Adapter
+from tide.adapters.hooks import Call, tap
+from tide.errors import TideError
+from tide.sae.model import TIDE
+
+#: A change of a block's image tokens ``[B, T, d_model]`` during one call of the transformer.
+Intervention = Callable[[Tensor, Call], Tensor]
+
+
+def sae_intervention(model: TIDE) -> Intervention:
+    """Replaces the tokens by their reconstruction."""
+
+    def reconstruct(x: Tensor, call: Call) -> Tensor:
+        return model(x.float(), call.timestep, call.conditioning).to(x.dtype)
+
+    return reconstruct
+
+
+def zero_ablation(x: Tensor, call: Call) -> Tensor:
+    return torch.zeros_like(x)
+
+
+@torch.no_grad()
+def diffusion_loss(
+    adapter: Adapter,
+    data: Iterable[Prepared],
+    block: int,
+    interventions: dict[str, Intervention],
+    *,
+    timesteps: Tensor,
+    tensor: str = "output",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
+
+    Every image of ``data`` meets every timestep once, with the same noise for all interventions. Returns
+    ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, dict[float, list[float]]] = {}
+    for images in data:
+        for t in timesteps.tolist():
+            noise = torch.randn(images.latents.shape, generator=generator).to(images.latents)
+            steps = torch.full((len(noise),), t, device=noise.device)
+            noisy = adapter.add_noise(images.latents, noise, steps)
+            for name, change in {"clean": None, **interventions}.items():
+                hooks = {} if change is None else {block: change}
+                with tap(adapter, hooks, tensor=tensor):
+                    prediction = adapter.denoise(noisy, steps, images.text)
+                error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
+                sums.setdefault(name, {}).setdefault(t, []).extend(error.flatten(1).mean(1).tolist())
+    if not sums:
+        raise TideError("there are no images to measure the diffusion loss on; give a folder that holds some")
+    return {
+        name: {
+            "loss": sum(map(sum, by_t.values())) / sum(map(len, by_t.values())),
+            "timestep": {f"{t:g}": sum(values) / len(values) for t, values in by_t.items()},
+        }
+        for name, by_t in sums.items()
+    }
+
+
+def recovered(clean: float, reconstructed: float, ablated: float) -> float:
+    """The share of the loss that the reconstruction recovers: (ablated - reconstructed) / (ablated - clean)."""
+    return (ablated - reconstructed) / (ablated - clean)

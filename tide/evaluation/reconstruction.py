@@ -1,0 +1,104 @@
+"""How well activations are reconstructed: MSE, cosine, explained variance, L0, dead latents, each per timestep bin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tide.activations.batch import ActivationBatch
+from tide.errors import TideError
+from tide.sae.model import TIDE, Codes
+
+#: From a batch to its reconstruction ``[N, d_model]`` and, if there are any, its latents.
+Reconstruct = Callable[[ActivationBatch], tuple[Tensor, Codes | None]]
+
+N_BINS = 10
+TRAIN_TIMESTEPS = 1000
+
+
+def with_sae(model: TIDE) -> Reconstruct:
+    def reconstruct(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
+        where = (batch.timestep, batch.conditioning, batch.group)
+        codes = model.encode(batch.x.float(), *where)
+        return model.decode(codes, *where), codes
+
+    return reconstruct
+
+
+@dataclass
+class _Sums:
+    """Running sums in float64; explained variance is a ratio of sums over all tokens of a bin."""
+
+    tokens: int = 0
+    error: float = 0.0
+    energy: float = 0.0
+    cosine: float = 0.0
+    active: float = 0.0
+    total: Tensor | float = 0.0
+
+    def add(self, x: Tensor, x_hat: Tensor, active: Tensor | None) -> None:
+        self.tokens += len(x)
+        self.error += float((x - x_hat).double().square().sum())
+        self.energy += float(x.double().square().sum())
+        self.cosine += float(F.cosine_similarity(x, x_hat, dim=1).double().sum())
+        self.total = self.total + x.double().sum(0)
+        if active is not None:
+            self.active += float(active.double().sum())
+
+    def figures(self, scale: float, with_l0: bool) -> dict[str, float]:
+        total = torch.as_tensor(self.total)
+        variance = self.energy - float(total.square().sum()) / self.tokens
+        mse = self.error / self.tokens / total.numel()
+        out = {
+            "mse": mse,
+            "mse_normalised": mse / scale**2,
+            "cosine": self.cosine / self.tokens,
+            "explained_variance": 1 - self.error / variance if variance > 0 else float("nan"),
+            "tokens": float(self.tokens),
+        }
+        return out | {"l0": self.active / self.tokens} if with_l0 else out
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    reconstruct: Reconstruct, batches: Iterable[ActivationBatch], *, n_latents: int | None = None, scale: float = 1.0
+) -> dict[str, Any]:
+    """Figures over all tokens of ``batches``, and under ``"timestep"`` per bin of 100 training timesteps.
+
+    ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
+    activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
+    same tokens; ``l0`` counts latents after selection; ``dead`` is the share of latents that never fired.
+    """
+    whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
+    fired: Tensor | None = None
+    has_codes = False
+    for batch in batches:
+        x = batch.x.float()
+        x_hat, codes = reconstruct(batch)
+        active = None if codes is None else (codes.values != 0).sum(1)
+        if codes is not None:
+            has_codes = True
+            used = codes.indices[codes.values != 0].long()
+            if n_latents is not None:
+                counts = torch.bincount(used, minlength=n_latents)
+                fired = counts if fired is None else fired + counts
+        whole.add(x, x_hat, active)
+        row_bin = (batch.timestep[batch.group.long()] * N_BINS / TRAIN_TIMESTEPS).long().clamp(0, N_BINS - 1)
+        for i in row_bin.unique().tolist():
+            rows = row_bin == i
+            bins[i].add(x[rows], x_hat[rows], None if active is None else active[rows])
+    if whole.tokens == 0:
+        raise TideError("there are no activations to evaluate; collect some first")
+    out: dict[str, Any] = whole.figures(scale, has_codes)
+    if fired is not None:
+        out["dead"] = float((fired == 0).float().mean())
+    width = TRAIN_TIMESTEPS // N_BINS
+    out["timestep"] = {
+        f"{i * width}-{(i + 1) * width}": sums.figures(scale, has_codes) for i, sums in enumerate(bins) if sums.tokens
+    }
+    return out

@@ -1,0 +1,39 @@
+"""Small statistics for reports."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (95 % by default)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
+    """Area under the ROC curve of every score for every mask, ties counted half.
+
+    ``scores [rows, features]``, ``masks [rows, concepts]`` bool; returns ``[features, concepts]``, NaN where a mask
+    holds all rows or none. From rank sums: AUROC = (sum of the positives' ranks - P (P + 1) / 2) / (P N), tied
+    values sharing their mean rank.
+    """
+    positives = masks.double().sum(0)
+    negatives = len(masks) - positives
+    parts = []
+    for part in scores.float().split(columns_at_once, dim=1):
+        columns = part.T.contiguous()
+        ordered = columns.sort(dim=1).values
+        below = torch.searchsorted(ordered, columns, right=False)
+        upto = torch.searchsorted(ordered, columns, right=True)
+        mean_rank = (below + upto + 1).double() / 2
+        parts.append(mean_rank @ masks.double())
+    rank_sums = torch.cat(parts)
+    return (rank_sums - positives * (positives + 1) / 2) / (positives * negatives)

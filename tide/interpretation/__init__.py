@@ -1,0 +1,21 @@
+"""Interpretation: concepts, where they are, and how they move along the trajectory."""
+
+from tide.interpretation.concepts import (
+    Annotated,
+    Found,
+    concept_scores,
+    dense_latents,
+    find_concepts,
+    mean_latents,
+    pooled_latents,
+)
+
+__all__ = [
+    "Annotated",
+    "Found",
+    "concept_scores",
+    "dense_latents",
+    "find_concepts",
+    "mean_latents",
+    "pooled_latents",
+]

@@ -1,0 +1,132 @@
+"""The scale and shift of eq. 8: a copy of the adaptive LayerNorm (adaLN) of one transformer block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+
+from tide.errors import TideError
+
+
+@dataclass(frozen=True)
+class ModulationConfig:
+    """Everything needed to rebuild a :class:`Modulation` without the diffusion model.
+
+    Attributes:
+        d_model: width of the activations that are modulated.
+        d_embedding: width of the timestep embedding.
+        n_frequencies: width of the sinusoidal projection of the timestep.
+        timestep_factor: what the model multiplies the timestep by before projecting it.
+        flip_sin_to_cos, downscale_freq_shift: as in ``diffusers.models.embeddings.get_timestep_embedding``.
+        has_scale, has_shift: False where the model's adaLN has none (it then stays zero).
+        conditioned: the model adds a vector to the timestep embedding (size, pooled prompt, class), and
+            :meth:`Modulation.forward` asks for it.
+    """
+
+    d_model: int
+    d_embedding: int
+    n_frequencies: int = 256
+    timestep_factor: float = 1.0
+    flip_sin_to_cos: bool = True
+    downscale_freq_shift: float = 0.0
+    has_scale: bool = True
+    has_shift: bool = True
+    conditioned: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.has_scale or self.has_shift):
+            raise TideError("a modulation needs a scale or a shift; set has_scale or has_shift")
+
+
+class Modulation(nn.Module):
+    """(scale, shift) of a block as a function of the timestep, in the model's own parametrisation::
+
+        temb  = linear_2(SiLU(linear_1(sinusoid(timestep_factor * t)))) + conditioning
+        scale, shift = linear(SiLU(temb))
+
+    ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model
+    has a table per block besides (adaLN-single of PixArt), its rows are part of the bias. All parameters are
+    fp32. Without arguments to copy from, they are initialised as PixArt's own are.
+    """
+
+    def __init__(self, config: ModulationConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        n_rows = (config.has_scale + config.has_shift) * config.d_model
+        self.linear_1 = nn.utils.skip_init(nn.Linear, config.n_frequencies, config.d_embedding)
+        self.linear_2 = nn.utils.skip_init(nn.Linear, config.d_embedding, config.d_embedding)
+        self.linear = nn.utils.skip_init(nn.Linear, config.d_embedding, n_rows)
+        for layer in (self.linear_1, self.linear_2, self.linear):
+            nn.init.normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.linear.bias, std=config.d_model**-0.5, generator=generator)
+
+    @classmethod
+    def random(cls, config: ModulationConfig, generator: torch.Generator) -> Modulation:
+        """A freshly initialised modulation, for ablations; the same generator state gives the same bits."""
+        return cls(config, generator)
+
+    @classmethod
+    def copied(
+        cls,
+        config: ModulationConfig,
+        *,
+        linear_1: nn.Linear,
+        linear_2: nn.Linear,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Modulation:
+        """A modulation that starts as a model's adaLN.
+
+        Args:
+            linear_1, linear_2: the model's timestep MLP.
+            weight, bias: rows of the adaLN projection, ``[rows, d_embedding]`` and ``[rows]``: those of the
+            scale,
+                then those of the shift (the ones the model has). A table is added into the bias.
+        """
+        modulation = cls(config)
+        with torch.no_grad():
+            for own, source in ((modulation.linear_1, linear_1), (modulation.linear_2, linear_2)):
+                own.weight.copy_(source.weight)
+                own.bias.copy_(source.bias)
+            modulation.linear.weight.copy_(weight)
+            modulation.linear.bias.copy_(bias)
+        return modulation
+
+    def forward(self, timestep: Tensor, conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups,
+        d_model]``.
+
+        Computed in the parameters' precision, whatever the autocast state: there are few groups, and a
+        sinusoid of the timestep rounded to bf16 no longer tells neighbouring timesteps apart.
+
+        Raises :class:`~tide.errors.TideError` if conditioning is missing, or given where the model has none.
+        """
+        config = self.config
+        if config.conditioned != (conditioning is not None):
+            raise TideError(
+                "this modulation also depends on the model's conditioning; pass conditioning= as collected"
+                if config.conditioned
+                else "this modulation depends on the timestep alone; leave conditioning out"
+            )
+        weight = self.linear_1.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            waves = get_timestep_embedding(
+                timestep.to(weight.device).reshape(-1),
+                config.n_frequencies,
+                flip_sin_to_cos=config.flip_sin_to_cos,
+                downscale_freq_shift=config.downscale_freq_shift,
+                scale=config.timestep_factor,
+            )
+            embedding = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
+            if conditioning is not None:
+                embedding = embedding + conditioning.to(embedding)
+            rows = self.linear(F.silu(embedding))
+        zeros = rows.new_zeros(len(rows), config.d_model)
+        scale = rows[:, : config.d_model] if config.has_scale else zeros
+        shift = rows[:, -config.d_model :] if config.has_shift else zeros
+        return scale, shift

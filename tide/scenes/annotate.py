@@ -1,0 +1,102 @@
+"""Scenes run through the bundled pipeline: activations with ground truth, and images with the judge's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tide.adapters import Adapter, Call, run_until
+from tide.editing.masks import token_mask
+from tide.interpretation.concepts import Annotated
+from tide.scenes.pipeline import MAX_CAPTION_TOKENS
+from tide.scenes.render import render
+from tide.scenes.scene import LEVEL_OF, Scene
+
+N_SAMPLING_STEPS = 20
+GUIDANCE_SCALE = 4.5
+
+
+def images_of(scenes: Sequence[Scene]) -> Tensor:
+    """Renders as ``[n, 3, 64, 64]`` in [-1, 1]."""
+    return torch.from_numpy(np.stack([render(s).image for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
+
+
+def concept_masks(scenes: Sequence[Scene], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """bool ``[n, tokens]`` per concept, from the renderer's pixel masks."""
+    height, width = grid
+    out = {concept: torch.zeros(len(scenes), height * width, dtype=torch.bool) for concept in LEVEL_OF}
+    for i, scene in enumerate(scenes):
+        for concept, mask in render(scene).masks.items():
+            out[concept][i] = token_mask(torch.from_numpy(mask), grid)
+    return out
+
+
+def encode_captions(adapter: Adapter, captions: Sequence[str]) -> dict[str, Tensor]:
+    return adapter.encode_prompts(captions, max_sequence_length=MAX_CAPTION_TOKENS)
+
+
+@torch.no_grad()
+def annotated_scenes(
+    adapter: Adapter,
+    scenes: Sequence[Scene],
+    blocks: Sequence[int],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[int, Annotated]:
+    """Activations of every token of rendered scenes at ``timesteps`` (Algorithm 1), with the concepts' token masks."""
+    generator = torch.Generator().manual_seed(seed)
+    collected: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
+    for start in range(0, len(scenes), batch_size):
+        part = scenes[start : start + batch_size]
+        latents = adapter.encode_images(images_of(part))
+        text = encode_captions(adapter, [s.caption() for s in part])
+        noise = torch.randn(latents.shape, generator=generator)
+        for i, t in enumerate(timesteps.tolist()):
+            noisy = adapter.add_noise(latents, noise, t)
+
+            def keep(x: Tensor, call: Call, *, at: list[list[Tensor]], i: int = i) -> None:
+                at[i].append(x.float().clone())
+
+            taps = {
+                block: (lambda x, call, at=collected[block], keep=keep: keep(x, call, at=at)) for block in blocks
+            }
+            run_until(adapter, taps, lambda noisy=noisy, t=t, text=text: adapter.denoise(noisy, t, text))
+    grid = adapter.token_grid(*latents.shape[-2:])
+    masks = concept_masks(scenes, grid)
+    return {
+        block: Annotated(timesteps.float(), torch.stack([torch.cat(x) for x in collected[block]]), dict(masks))
+        for block in blocks
+    }
+
+
+def generate_images(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    n_steps: int = N_SAMPLING_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+) -> Tensor:
+    """Images ``[n, 3, 64, 64]`` in [-1, 1], drawn by the pipeline in one batch; each depends on its own seed alone."""
+    latents = adapter.generate(
+        prompts,
+        n_steps=n_steps,
+        guidance_scale=guidance_scale,
+        generators=[torch.Generator().manual_seed(s) for s in seeds],
+        max_sequence_length=MAX_CAPTION_TOKENS,
+        height=64,
+        width=64,
+    )
+    return decode_latents(adapter, latents)
+
+
+@torch.no_grad()
+def decode_latents(adapter: Adapter, latents: Tensor) -> Tensor:
+    """Scaled latents to images in [-1, 1]."""
+    vae = adapter.pipe.vae
+    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float().clamp(-1, 1)

@@ -1,0 +1,119 @@
+"""Which latents carry which concept, measured against the renderer's masks, beside raw neurons and the paper's recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tide.adapters import Adapter
+from tide.editing.masks import image_mask
+from tide.evaluation.statistics import auroc
+from tide.interpretation.concepts import (
+    Annotated,
+    Found,
+    concept_scores,
+    find_concepts,
+    mean_latents,
+    pooled_latents,
+)
+from tide.sae.model import TIDE
+from tide.scenes.annotate import annotated_scenes, images_of
+from tide.scenes.render import render
+from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene
+
+
+@dataclass
+class ConceptStudy:
+    """Figures for ``metrics.json``, and what the pictures need."""
+
+    concepts: dict[str, dict[str, Any]]
+    levels: dict[str, dict[str, float]]
+    latents: dict[str, Found]
+    maps: Tensor  # [images, tokens, n_latents], held-out
+    scenes: list[Scene]
+
+
+def _features(model: TIDE, data: Annotated) -> tuple[Tensor, Tensor]:
+    """Latents and raw activations per token, each averaged over the timesteps."""
+    return mean_latents(model, data), data.x.mean(0).flatten(0, 1)
+
+
+def study_concepts(
+    adapter: Adapter,
+    model: TIDE,
+    selection: Sequence[Scene],
+    held_out: Sequence[Scene],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+) -> ConceptStudy:
+    """For every concept: the latent and the raw neuron whose token maps fit the masks of ``selection`` best, and the
+    paper's pooled-latent score, all measured on ``held_out``. A map is the mean over ``timesteps``."""
+    block = model.config.block
+    assert block is not None
+    first = annotated_scenes(adapter, selection, [block], timesteps, seed=seed)[block]
+    second = annotated_scenes(adapter, held_out, [block], timesteps, seed=seed + 1)[block]
+    concepts = [c for c in LEVEL_OF if first.masks[c].any() and second.masks[c].any()]
+    z_first, x_first = _features(model, first)
+    z_second, x_second = _features(model, second)
+    m_first, m_second = first.flat_masks(concepts), second.flat_masks(concepts)
+    latents = find_concepts(concepts, (z_first, m_first), (z_second, m_second), signed=False)
+    neurons = find_concepts(concepts, (x_first, m_first), (x_second, m_second), signed=True)
+    everything = torch.ones(len(selection), dtype=torch.bool)
+    background = pooled_latents(z_first, everything, first.n_tokens)
+    table: dict[str, dict[str, Any]] = {}
+    for i, concept in enumerate(concepts):
+        pooled = pooled_latents(z_first, first.labels[concept], first.n_tokens)
+        scores = concept_scores(z_second, pooled, background)
+        table[concept] = {
+            "level": LEVEL_OF[concept],
+            "latent": latents[concept].index,
+            "auroc": latents[concept].auroc,
+            "iou": latents[concept].iou,
+            "neuron": neurons[concept].index,
+            "neuron_auroc": neurons[concept].auroc,
+            "neuron_iou": neurons[concept].iou,
+            "recipe_auroc": float(auroc(scores[:, None], m_second[:, i : i + 1])[0, 0]),
+        }
+    figures = ("auroc", "neuron_auroc", "recipe_auroc", "iou", "neuron_iou")
+    levels = {
+        level: {
+            name: float(np.mean([row[name] for row in table.values() if row["level"] == level])) for name in figures
+        }
+        for level in CONCEPTS
+        if any(row["level"] == level for row in table.values())
+    }
+    return ConceptStudy(
+        table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out)
+    )
+
+
+def heat_map(study: ConceptStudy, concept: str, grid: tuple[int, int], n_images: int = 4) -> dict[str, list[np.ndarray]]:
+    """Held-out images with their ground truth and the concept's latent drawn over pixels: ``n_images`` that show the
+    concept, the strongest of which come from the middle of the ranking rather than from its top, and one that does
+    not."""
+    maps = study.maps[:, :, study.latents[concept].index]
+    shows = torch.tensor([concept in render(s).masks for s in study.scenes])
+    if not shows.any() or shows.all():
+        chosen = list(range(min(n_images + 1, len(study.scenes))))
+    else:
+        ranked = sorted(shows.nonzero().flatten().tolist(), key=lambda i: -float(maps[i].max()))
+        stride = max(1, len(ranked) // n_images)
+        chosen = ranked[stride // 2 :: stride][:n_images] + [int((~shows).nonzero()[0])]
+    images = images_of([study.scenes[i] for i in chosen])
+    size = (images.shape[-2], images.shape[-1])
+    return {
+        "images": [to_uint8(image) for image in images],
+        "truth": [render(study.scenes[i]).masks.get(concept, np.zeros(size, bool)) for i in chosen],
+        "maps": [image_mask(maps[i], grid, size).numpy() for i in chosen],
+    }
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
+    return ((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
