@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,19 @@ class Guidance:
 
 @contextmanager
 def watch_guidance(pipe: Any) -> Iterator[Guidance]:
-    """Listens to ``pipe.encode_prompt``, which every run calls first and tells whether it is guided."""
+    """Listens to ``pipe.encode_prompt``, which every run calls first and tells whether it is guided.
+
+    Contexts may be nested: each listens through the one around it, and puts back what it found.
+    """
     guidance = Guidance()
     original = getattr(pipe, "encode_prompt", None)
     if original is None or "do_classifier_free_guidance" not in inspect.signature(original).parameters:
         yield guidance
         return
     signature = inspect.signature(original)
+    replaced = vars(pipe).get("encode_prompt")  # None where the class's own method shows
 
+    @functools.wraps(original)  # the signature too, for a context inside this one
     def listening(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -36,4 +42,7 @@ def watch_guidance(pipe: Any) -> Iterator[Guidance]:
     try:
         yield guidance
     finally:
-        del pipe.encode_prompt  # the class's own method shows again
+        if replaced is None:
+            del pipe.encode_prompt
+        else:
+            pipe.encode_prompt = replaced

@@ -29,24 +29,26 @@ class Place:
     timestep: float
     token: Tensor
     image: Tensor
+    n_tokens: int | None = None  #: of one image, where known
 
     def take(self, rows: Tensor) -> Place:
-        return Place(self.timestep, self.token[rows], self.image[rows])
+        return Place(self.timestep, self.token[rows], self.image[rows], self.n_tokens)
 
 
 @dataclass(frozen=True)
 class Target:
     """Latents to edit towards, by timestep: ``values [timesteps, n_latents]``, or with a map over the image,
-    ``[timesteps, tokens, n_latents]``. The recorded timestep nearest to the call's is used."""
+    ``[timesteps, tokens, n_latents]``. The recorded timestep nearest to the call's is used, of two equally near ones
+    the first."""
 
     timesteps: Tensor
     values: Tensor
 
     def __post_init__(self) -> None:
-        if self.values.ndim not in (2, 3) or len(self.values) != len(self.timesteps):
+        if self.values.ndim not in (2, 3) or self.values.shape[:1] != self.timesteps.shape or not len(self.values):
             raise TideError(
                 f"target values {list(self.values.shape)} must be [timesteps, n_latents] or "
-                f"[timesteps, tokens, n_latents] with {len(self.timesteps)} timesteps"
+                f"[timesteps, tokens, n_latents], with timesteps [timesteps] and not {list(self.timesteps.shape)}"
             )
 
     @property
@@ -58,10 +60,7 @@ class Target:
         nearest = self.values[int((self.timesteps - place.timestep).abs().argmin())]
         if nearest.ndim == 1:
             return nearest[None]
-        if int(place.token.max()) >= len(nearest):
-            raise TideError(
-                f"the target has {len(nearest)} tokens and the image more; use a target of the same resolution"
-            )
+        _check_map(len(nearest), place, "the target")
         return nearest[place.token.to(nearest.device)]
 
     def top(self, k: int) -> Target:
@@ -70,18 +69,28 @@ class Target:
         return Target(self.timesteps, torch.zeros_like(self.values).scatter_(-1, kept.indices, kept.values))
 
 
+def _check_map(n_tokens: int, place: Place, what: str) -> None:
+    """A map over ``n_tokens`` places fits images of just as many."""
+    found = place.n_tokens
+    if (found is not None and found != n_tokens) or (len(place.token) and int(place.token.max()) >= n_tokens):
+        raise TideError(
+            f"{what} has {n_tokens} tokens and the image {'more' if found is None else found}; "
+            "make it at the same resolution"
+        )
+
+
 class Edit(ABC):
-    """A change of latents. ``edits`` compose with ``+``: ``Erase([3]) + Scale([7], 2.0)`` applies left to right."""
+    """A change of latents. Edits compose with ``+``: ``Erase([3]) + Scale([7], 2.0)`` applies left to right."""
 
     @abstractmethod
     def latents(self, z: Tensor, place: Place) -> Tensor:
         """New latents of ``z [N, n_latents]``; ``z`` itself must not be written to."""
 
-    def check(self, n_latents: int) -> None:
+    def check(self, n_latents: int) -> None:  # noqa: B027 - an edit that names no latents fits any SAE
         """Raises :class:`~tide.errors.TideError` if the edit does not fit an SAE of ``n_latents``."""
 
     def __add__(self, other: Edit) -> Edit:
-        return Compose((self, other))
+        return Compose((self, other)) if isinstance(other, Edit) else NotImplemented
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,17 @@ def _check_target(target: Target, n_latents: int) -> None:
         )
 
 
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise TideError(f"top_k = {top_k} must be at least 1")
+
+
+def strongest(z: Tensor, k: int) -> Tensor:
+    """bool like ``z [..., n_latents]``: the ``k`` largest of each row, positive ones only."""
+    places = z.topk(min(k, z.shape[-1]), dim=-1).indices
+    return torch.zeros_like(z, dtype=torch.bool).scatter_(-1, places, True) & (z > 0)
+
+
 @dataclass(frozen=True)
 class Scale(Edit):
     """``z_f <- factor * z_f`` for the given features; an inactive one stays 0."""
@@ -156,17 +176,17 @@ class _TopOrGiven(Edit):
     def __post_init__(self) -> None:
         if (self.features is None) == (self.top_k is None):
             raise TideError(f"{type(self).__name__} takes either features=[...] or top_k=...")
-        if self.top_k is not None and self.top_k < 1:
-            raise TideError(f"top_k = {self.top_k} must be at least 1")
+        if self.top_k is not None:
+            _check_top_k(self.top_k)
 
     def _where(self, z: Tensor) -> Tensor:
         """bool ``[N, n_latents]``: the given features, or each token's ``top_k`` strongest active ones."""
-        chosen = torch.zeros_like(z, dtype=torch.bool)
         if self.features is not None:
+            chosen = torch.zeros_like(z, dtype=torch.bool)
             chosen[:, list(self.features)] = True
             return chosen
         assert self.top_k is not None
-        return chosen.scatter_(1, z.topk(min(self.top_k, z.shape[1]), dim=1).indices, True) & (z != 0)
+        return strongest(z, self.top_k)
 
     def check(self, n_latents: int) -> None:
         if self.features is not None:
@@ -225,9 +245,11 @@ class ScaleTarget(Edit):
     top_k: int
     factor: float
 
+    def __post_init__(self) -> None:
+        _check_top_k(self.top_k)
+
     def latents(self, z: Tensor, place: Place) -> Tensor:
-        kept = self.target.top(self.top_k).at(place).to(z) > 0
-        return torch.where(kept, z * self.factor, z)
+        return torch.where(strongest(self.target.at(place), self.top_k).to(z.device), z * self.factor, z)
 
     def check(self, n_latents: int) -> None:
         _check_target(self.target, n_latents)

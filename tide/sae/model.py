@@ -62,9 +62,9 @@ class Codes(NamedTuple):
 
     def dense(self, n_latents: int) -> Tensor:
         """The latents as ``[N, n_latents]``, zeros where nothing fired."""
-        out = self.values.new_zeros(len(self.values), n_latents + 1)
-        slot = torch.where(self.indices < 0, n_latents, self.indices).long()
-        return out.scatter_(1, slot, self.values)[:, :n_latents]
+        out = self.values.new_zeros(len(self.values), n_latents)
+        # Unused places hold the value 0, so that adding them to latent 0 changes nothing.
+        return out.scatter_add_(1, self.indices.clamp(min=0).long(), self.values)
 
 
 #: |1 + scale| is kept at least this far from zero when the modulation is undone (values of 6e-4 occur).

@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from tide.errors import TideError
 from tide.scenes.scene import VOCABULARY
 
 DATA = Path(__file__).parent / "data"
@@ -133,12 +134,12 @@ def build_pipeline() -> PixArtAlphaPipeline:
 def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAlphaPipeline:
     """The trained pipeline that ships with the package.
 
-    Raises ``FileNotFoundError`` if the package data are missing (a checkout in which
+    Raises :class:`~tide.errors.TideError` if the package data are missing (a checkout in which
     ``python -m tide.scenes.train`` has not finished).
     """
     path = DATA / "pipeline"
     if not (path / "model_index.json").is_file():
-        raise FileNotFoundError(f"{path} holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`")
+        raise TideError(f"{path} holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`")
     pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe

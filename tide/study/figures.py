@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -36,7 +37,8 @@ CHART_STYLE = """
   :root { --tide: #5cb8ef; --sae: #f0a03c; --pca: #3fc59b; --prompt: #e39bc3; }
 }
 svg.chart { display: block; width: 100%; max-width: 440px; height: auto; overflow: visible; }
-svg.chart text { font: 11.5px system-ui, sans-serif; fill: var(--muted); font-variant-numeric: tabular-nums; }
+svg.chart text { font: 11.5px system-ui, sans-serif; fill: var(--muted); font-variant-numeric: tabular-nums;
+  paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
 svg.chart .name { font-weight: 600; fill: var(--ink); }
 svg.chart text.row { fill: var(--text); }
 svg.chart .grid { stroke: var(--line); stroke-width: 1; }
@@ -49,6 +51,8 @@ svg.chart .bar { fill: var(--ink); }
 WIDTH, HEIGHT = 360, 224
 LEFT, TOP, BOTTOM = 46, 10, 38
 MAX_POINTS = 240
+
+MINUS = "\N{MINUS SIGN}"
 
 
 def png_data(image: np.ndarray) -> str:
@@ -68,8 +72,12 @@ def pixel_image(image: np.ndarray, alt: str, outline: np.ndarray | None = None) 
 
 
 def outline_path(mask: np.ndarray) -> str:
-    """SVG path along the pixel edges between the True and the False of ``mask [H, W]``; empty for an empty mask."""
+    """SVG path along the pixel edges between the True and the False of ``mask [H, W]``; empty for an empty mask.
+
+    Holes of one pixel, which anti-aliased seams leave, are not outlined.
+    """
     padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    padded[1:-1, 1:-1] |= padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     horizontal = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [H + 1, W]: an edge above row y
     vertical = padded[1:-1, 1:] != padded[1:-1, :-1]  # [H, W + 1]: an edge left of column x
     steps = [f"M{x0} {y}H{x1}" for y, row in enumerate(horizontal) for x0, x1 in _runs(row)]
@@ -144,11 +152,11 @@ def _drawable(series: Iterable[Series], log_y: bool) -> list[Series]:
     return out
 
 
-def linear_ticks(low: float, high: float, target: int = 4) -> list[float]:
+def linear_ticks(low: float, high: float, target: int = 5) -> list[float]:
     """Round numbers (steps of 1, 2 or 5 times a power of ten) inside ``[low, high]``, about ``target`` of them."""
     raw = (high - low) / target
     power = 10 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.9)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -171,7 +179,7 @@ def _tick(value: float, percent: bool) -> str:
         mantissa = round(value / 10.0**exponent)
         power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         return power if mantissa == 1 else f"{mantissa}·{power}"
-    return f"{value:.6g}".replace("-", "−")
+    return f"{value:,.6g}".replace("-", MINUS)
 
 
 def _range(values: Sequence[float], pad: float) -> tuple[float, float]:
@@ -242,7 +250,7 @@ def _end_names(drawn: Sequence[Series], placed: Sequence[list[tuple[float, float
     for y, _ in ends:
         heights.append(y if not heights else max(y, heights[-1] + gap))
     # Pushed down too far, the whole stack moves up: the last names keep their order and stay inside.
-    limit = HEIGHT - BOTTOM + 4.0
+    limit = HEIGHT - BOTTOM - 4.0
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], limit)
         limit = heights[i] - gap
@@ -255,6 +263,11 @@ def _end_names(drawn: Sequence[Series], placed: Sequence[list[tuple[float, float
 def _notes(drawn: Sequence[Series], placed: Sequence[list[tuple[float, float]]], right: float) -> list[str]:
     """Names and notes beside their points, each where it covers nothing, and left out where there is no such place."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for spots in placed for x, y in spots]
+    for spots in placed:
+        for (x0, y0), (x1, y1) in pairwise(spots):
+            for t in np.linspace(0, 1, 2 + int(math.hypot(x1 - x0, y1 - y0) / 4)):
+                x, y = x0 + t * (x1 - x0), y0 + t * (y1 - y0)
+                taken.append((x - 2, y - 2, x + 2, y + 2))
     out = []
 
     def write(text: str, spot: tuple[float, float], style: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tide.study.figures import CHART_STYLE
+from tide.study.figures import CHART_STYLE, MINUS
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 
 
 def figure_of(value: Any) -> float:
@@ -24,12 +24,12 @@ def figure_of(value: Any) -> float:
 
 def number(value: Any, decimals: int = 3) -> str:
     value = figure_of(value)
-    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}".replace("-", "−")
+    return MISSING if math.isnan(value) else f"{value:,.{decimals}f}".replace("-", MINUS)
 
 
 def percent(value: Any, decimals: int = 0) -> str:
     value = figure_of(value)
-    return MISSING if math.isnan(value) else f"{100 * value:.{decimals}f} %".replace("-", "−")
+    return MISSING if math.isnan(value) else f"{100 * value:.{decimals}f} %".replace("-", MINUS)
 
 
 def get(data: Any, *keys: str) -> Any:
@@ -79,9 +79,11 @@ def table(corner: str, labels: Sequence[str], columns: Sequence[Column], *, kind
 
 
 def fixed(values: Sequence[Any]) -> Callable[[Any], str]:
-    """Writes all values of a column with the decimals that give the smallest three digits, so that they line up."""
+    """Writes all values with one number of decimals, so that they line up: enough for three digits of the smallest,
+    or two where three would take more than four decimals."""
     sizes = [abs(f) for f in map(figure_of, values) if f and not math.isnan(f)]
-    decimals = min(7, max(2, 2 - math.floor(math.log10(min(sizes))))) if sizes else 3
+    exponent = math.floor(math.log10(min(sizes))) if sizes else 0
+    decimals = max(0, min(max(4, 1 - exponent), 2 - exponent, 9))
     return lambda value: number(value, decimals)
 
 
@@ -91,8 +93,10 @@ def chart(title: str, svg: str, caption: str = "") -> str:
 
 
 def charts(items: Sequence[str]) -> str:
+    """Charts beside one another, three in a row or, if they are two, two."""
     body = "".join(items)
-    return f'<div class="charts">{body}</div>' if body else ""
+    kind = "charts" if sum(map(bool, items)) > 2 else "charts two"
+    return f'<div class="{kind}">{body}</div>' if body else ""
 
 
 def fold(summary: str, body: str) -> str:
@@ -147,6 +151,7 @@ header { padding-top: clamp(32px, 7vw, 72px); }
 main { padding-bottom: 96px; }
 h1, h2 { font-family: ui-serif, "Iowan Old Style", Charter, Georgia, serif; font-weight: 600; text-wrap: balance; }
 h1 { font-size: clamp(1.65rem, 4.2vw, 2.6rem); line-height: 1.22; letter-spacing: -.01em; max-width: 27em; margin: 0; }
+h1.long { font-size: clamp(1.3rem, 2.9vw, 1.8rem); line-height: 1.32; max-width: 36em; }
 h2 { font-size: 1.55rem; line-height: 1.3; margin: 0 0 .5rem; }
 h3 { font-size: 1rem; margin: 0; }
 p { max-width: 68ch; margin: .5rem 0; }
@@ -172,9 +177,14 @@ tr.minor th:first-child, tr.minor td { color: var(--muted); }
 td b { font-weight: 700; color: var(--good); }
 td small { font-size: .78rem; margin-left: .15rem; }
 
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 2rem 2.5rem;
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: .6rem 2.5rem;
   margin: 1.6rem 0; }
-.plot { display: flex; flex-direction: column; justify-content: space-between; gap: .6rem; max-width: 440px; }
+.charts.two { grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
+.plot { display: grid; gap: .6rem; max-width: 440px; margin-bottom: 1.6rem; }
+/* Captions of one row share a height, so that the charts under them start on one line. */
+.charts > .plot { grid-template-rows: subgrid; grid-row: span 2; }
+.beside { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 3rem; }
+.beside > .plot { flex: 1 1 300px; margin-top: 1.3rem; }
 .plot b { color: var(--text); font-size: .95rem; }
 .plot p { margin: .1rem 0 0; }
 
@@ -185,10 +195,12 @@ td small { font-size: .78rem; margin-left: .15rem; }
 .pixels path.halo { stroke: #000; stroke-width: 3.6; stroke-opacity: .55; }
 
 .hero { margin: 2rem 0 2.2rem; }
-.frames { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
-.hero .frames { grid-template-columns: repeat(var(--n), 1fr); gap: 10px; }
+/* 128 and 192 pixels are whole multiples of 64: every pixel of a picture stays a square of one size. */
+.frames { display: grid; gap: 16px 12px; grid-template-columns: repeat(var(--n), minmax(0, 128px)); }
+.hero .frames { grid-template-columns: repeat(var(--n), minmax(0, 192px)); gap: 10px; }
 .hero figcaption { margin-top: .8rem; max-width: 68ch; }
 .strength { margin-top: .35rem; font-size: .82rem; color: var(--muted); font-variant-numeric: tabular-nums; }
+p.verdict { margin: 1.4rem 0; }
 .strip { padding: 1.4rem 0; border-top: 1px solid var(--line); }
 .strip > figcaption { margin-bottom: .8rem; }
 .strip > figcaption b { color: var(--text); font-size: 1rem; margin-right: .5rem; }
@@ -204,9 +216,9 @@ ul.verdict .bad { color: var(--bad); }
 .concept dl { display: grid; grid-template-columns: auto auto; justify-content: start; gap: 0 .7rem; margin: .3rem 0 0;
   font-size: .84rem; color: var(--muted); font-variant-numeric: tabular-nums; }
 .concept dd { margin: 0; color: var(--text); }
-.pairs { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); align-content: start; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }
-.pair figcaption { grid-column: 1 / 3; font-size: .78rem; }
+.pairs { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, 128px); align-content: start; }
+.pair { display: grid; gap: 4px; align-content: start; }
+.pairs figcaption { font-size: .78rem; }
 .key { display: flex; align-items: center; gap: .6rem; margin: 1rem 0 1.4rem; }
 .key i { width: 9rem; height: .6rem; border-radius: 2px; }
 
@@ -219,9 +231,11 @@ dl.settings dt { color: var(--muted); overflow-wrap: anywhere; }
 dl.settings dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .hero .frames { grid-template-columns: repeat(min(var(--n), 3), 1fr); }
-  .frames { grid-template-columns: repeat(3, 1fr); }
+  .frames, .pairs { grid-template-columns: repeat(3, 1fr); gap: 14px 8px; }
   .concept { grid-template-columns: 1fr; }
-  .pairs { grid-template-columns: repeat(2, 1fr); gap: 10px; }
+  .concept dl { grid-template-columns: repeat(6, auto); }
+  th, td { padding-left: 1.1rem; }
+  tbody th { white-space: normal; min-width: 6.5rem; line-height: 1.35; }
 }
 @media print { details > * { display: block; } section { break-inside: avoid; } }
 """

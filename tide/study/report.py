@@ -104,9 +104,10 @@ def write_report(
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in kept)
     main = "".join(f'<section id="{anchor}"><h2>{escape(title)}</h2>{body}</section>' for anchor, title, body in kept)
     headline = str(metrics.get("headline") or "Sparse latents of a diffusion transformer")
+    size = ' class="long"' if len(headline) > 160 else ""
     page = document(
         title=f"TIDE: {headline}",
-        header=f'<p class="kicker">TIDE study</p><h1>{escape(headline)}</h1>{hero(strips)}'
+        header=f'<p class="kicker">TIDE study</p><h1{size}>{escape(headline)}</h1>{hero(strips)}'
         f"{introduction(metrics.get('sizes') or {})}<nav>{links}</nav>",
         main=main,
     )
@@ -168,8 +169,8 @@ def heat_section(heat_maps: Sequence[HeatMaps]) -> str:
     rows = "".join(concept_row(found) for found in heat_maps if found.images)
     return rows and (
         "<p>For each concept, the one latent that best tells its patches from all others, on pictures that took no "
-        "part in choosing it. Left of each pair the picture, with the concept's true place outlined; right, where the "
-        "latent fires. Pictures without the concept have no outline, and the latent should stay dark there.</p>"
+        "part in choosing it. Above, the picture with the concept's true place outlined; below, where the latent "
+        "fires. Pictures without the concept have no outline, and the latent should stay dark there.</p>"
         f'<div class="key quiet">silent <i style="background:{heat_key()}"></i> fires most '
         f"(one scale per concept)</div>{rows}"
     )
@@ -224,7 +225,7 @@ def edits_section(metrics: dict, strips: Sequence[EditStrip]) -> str:
     rows = "".join(strip_figure(strip) for strip in strips if strip.images)
     if not figures and not rows:
         return ""
-    counted = '<p class="quiet">In small type, the range in which the true share lies with 95 % confidence.</p>'
+    counted = '<p class="quiet">In small type, the range in which the true share lies with 95&nbsp;% confidence.</p>'
     return (
         "<p>While the model draws from an unchanged prompt, the latents of what it asks for are turned down and those "
         "of a target turned up. A judge, a small network trained on scenes with known contents, then reads every "
@@ -248,7 +249,7 @@ def strip_figure(strip: EditStrip) -> str:
         )
     return (
         f'<figure class="strip"><figcaption><b>{escape(strip.title)}</b> “{escape(strip.prompt)}”</figcaption>'
-        f'<div class="frames">{"".join(frames)}</div></figure>'
+        f'<div class="frames" style="--n:{len(frames)}">{"".join(frames)}</div></figure>'
     )
 
 

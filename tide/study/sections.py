@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -38,16 +38,16 @@ def models_section(metrics: dict) -> str:
     models = metrics.get("models") or {}
     names = in_order(models, list(MODELS))
 
-    def column(head: str, key: str, better: str, write: Any = None) -> Column:
-        values = [get(models[name], key) for name in names]
-        return Column(head, values, write or fixed(values), better)
+    def column(head: str, key: str, better: str, write: Callable[[Any], str]) -> Column:
+        return Column(head, [get(models[name], key) for name in names], write, better)
 
+    error = fixed([get(models[name], key) for name in names for key in ("train_mse", "val_mse")])
     body = table(
         "model",
         [MODELS.get(name, name) for name in names],
         [
-            column("error, training", "train_mse", "low"),
-            column("error, held out", "val_mse", "low"),
+            column("error, training", "train_mse", "low", error),
+            column("error, held out", "val_mse", "low", error),
             column("cosine, training", "train_cosine", "high", lambda v: number(v, 4)),
             column("cosine, held out", "val_cosine", "high", lambda v: number(v, 4)),
             column("variance explained", "explained_variance", "high", lambda v: percent(v, 1)),
@@ -68,13 +68,20 @@ def models_section(metrics: dict) -> str:
     )
 
 
+def figure_of_text(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def bin_middle(name: str) -> float:
     """The middle of a bin such as "100-200"."""
     low, _, high = name.partition("-")
-    try:
-        return (float(low) + float(high)) / 2
-    except ValueError:
-        return math.nan
+    return (figure_of_text(low) + figure_of_text(high)) / 2
+
+
+TIMESTEPS: dict[str, Any] = {"x_label": "timestep (1,000: pure noise)", "x_range": (0, 1000)}
 
 
 def timestep_section(metrics: dict) -> str:
@@ -87,23 +94,22 @@ def timestep_section(metrics: dict) -> str:
             for name, data in bins.items()
         ]
 
-    where = "timestep: noise on the right"
     body = charts(
         [
             chart(
                 "Error",
-                line_chart(curves("mse_normalised"), title="Error by timestep", x_label=where, log_y=True),
-                "Mean squared error over that of the data's scale; lower is better.",
+                line_chart(curves("mse_normalised"), title="Error by timestep", log_y=True, **TIMESTEPS),
+                "Mean squared error, log scale; lower is better.",
             ),
             chart(
                 "Variance explained",
-                line_chart(curves("explained_variance"), title="Variance explained", x_label=where, percent=True),
-                "Of the patches of one stretch of timesteps; higher is better.",
+                line_chart(curves("explained_variance"), title="Variance explained", percent=True, **TIMESTEPS),
+                "Of the differences between patches; higher is better.",
             ),
         ]
     )
     return body and (
-        "<p>The same copy, judged at each stretch of the denoising. Timestep 1,000 is pure noise, 0 the finished "
+        "<p>The same copies, judged at each stretch of the denoising. Timestep 1,000 is pure noise, 0 the finished "
         "picture; what the model holds changes on the way, which is what TIDE is told and the plain SAE is not.</p>"
         + body
     )
@@ -129,7 +135,8 @@ def loss_section(metrics: dict) -> str:
     names = [n for n in in_order(losses, list(LOSS_ROWS)) if not math.isnan(figure_of(losses[n]))]
     clean = figure_of(data.get("clean"))
     block, n_blocks = get(metrics, "sizes", "block"), get(metrics, "sizes", "n_blocks")
-    layer = f"block {block} of {n_blocks}" if block is not None and n_blocks is not None else "one block"
+    known = block is not None and n_blocks is not None
+    layer = f"block {block} (they count from 0 to {n_blocks - 1})" if known else "one block"
     values = [losses[name] for name in names]
     figures = table(
         "the block's output is",
@@ -146,34 +153,29 @@ def loss_section(metrics: dict) -> str:
         Series(NAMES[name], name, [(figure_of_text(t), figure_of(v)) for t, v in (steps.get(name) or {}).items()])
         for name in ("clean", "sae", "tide", "ablated")
     ]
-    svg = line_chart(curves, title="Denoising loss", x_label="timestep: noise on the right", log_y=True)
+    svg = line_chart(curves, title="Denoising loss", log_y=True, **TIMESTEPS)
     if not names and not svg:
         return ""
     return (
         f"<p>Can the model still draw with the copy in place of the original? The output of {layer} is swapped for its "
         "reconstruction and the model predicts the noise as before; the loss is the mean squared error of that "
         "prediction.</p>"
-        f'<div class="charts">{figures if names else ""}{chart("Loss by timestep, log scale", svg)}</div>'
+        f'<div class="beside">{figures}{chart("Loss by timestep, log scale", svg)}</div>'
         '<p class="quiet">Recovered is the share of the damage done by setting the block to zero that the copy avoids: '
-        "100 % would be as good as the untouched model, 0 % no better than nothing.</p>"
+        "100&nbsp;% would be as good as the untouched model, 0&nbsp;% no better than nothing.</p>"
     )
 
 
-def figure_of_text(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-# -- concepts -----------------------------------------------------------------------------------------------
+# -- concepts ---------------------------------------------------------------------------------------------
 
 LEVELS = ("3d", "class", "part", "colour", "ground")
+LEVEL_NAMES = {"3d": "3D"}
 
 
 def concepts_section(metrics: dict) -> str:
     levels, concepts = metrics.get("levels") or {}, metrics.get("concepts") or {}
     rows = in_order(levels, LEVELS)
+    kinds = [LEVEL_NAMES.get(row, row) for row in rows]
 
     def bars(keys: dict[str, tuple[str, str]]) -> list[tuple[str, str, list[float]]]:
         series = [(name, ink, [figure_of(get(levels[r], key)) for r in rows]) for key, (name, ink) in keys.items()]
@@ -188,12 +190,12 @@ def concepts_section(metrics: dict) -> str:
         [
             chart(
                 "Finding the concept (AUROC)",
-                bar_chart(rows, finding, title="AUROC by level", base=base, top=1.0) if finding else "",
+                bar_chart(kinds, finding, title="AUROC by level", base=base, top=1.0) if finding else "",
                 "The chance that a patch of the concept scores above a patch outside it: 0.5 is guessing, 1 perfect.",
             ),
             chart(
                 "Covering it exactly (overlap)",
-                bar_chart(rows, covering, title="Overlap by level", base=0.0, top=1.0) if covering else "",
+                bar_chart(kinds, covering, title="Overlap by level", base=0.0, top=1.0) if covering else "",
                 "Patches in both the map and the truth over patches in either (IoU): 1 is a perfect fit.",
             ),
         ]
@@ -202,9 +204,10 @@ def concepts_section(metrics: dict) -> str:
     if not pictures and not full:
         return ""
     return (
-        "<p>Means over all concepts, by kind. <em>Latent</em> is TIDE's best single latent; <em>neuron</em> the best "
-        "of the model's own numbers, without any autoencoder; <em>recipe</em> compares a patch's latents with the average "
-        "over pictures that show the concept, needing no knowledge of where it is.</p>"
+        "<p>Means over all concepts, by kind; 3D stands for near, far and shadow. <em>Latent</em> is TIDE's best "
+        "single latent; <em>neuron</em> the best of the model's own numbers, without any autoencoder; <em>recipe</em> "
+        "compares a patch's latents with the average over pictures that show the concept, and so need not be told "
+        "where in a picture it is.</p>"
         + pictures
         + (fold(f"All {len(concepts)} concepts", full) if full else "")
     )
@@ -236,20 +239,31 @@ def concept_table(concepts: dict) -> str:
 
 def trade_off_section(metrics: dict) -> str:
     data = metrics.get("trade_off") or {}
-    series = []
+    series, labels, rows = [], [], []
     for name in in_order(data, ["tide", "steer", "prompt"]):
         points = [data[name]] if isinstance(data[name], dict) else list(data[name] or [])
+        rows += points
         spots = [(figure_of(get(p, "preserved")), figure_of(get(p, "success"))) for p in points]
         notes = ["" if get(p, "factor") is None else f"{p['factor']:g}" for p in points]
+        labels += [f"{NAMES.get(name, name)} {note}" for note in notes]
         series.append(Series(NAMES.get(name, name), name, spots, notes, dots=True))
     svg = line_chart(
-        series, title="Trade-off", x_label="kept everything else", percent=True, x_range=(0, 1.04), y_range=(0, 1.06)
+        series, title="Trade-off", x_label="all else kept", percent=True, x_range=(0, 1.04), y_range=(0, 1.06)
+    )
+    figures = table(
+        "edit, strength",
+        labels,
+        [
+            Column("changed to the target", [get(p, "success") for p in rows], percent),
+            Column("all else kept", [get(p, "preserved") for p in rows], percent),
+            Column("both", [get(p, "both") for p in rows], percent, "high"),
+        ],
     )
     return svg and (
-        '<p>A stronger edit changes more pictures and breaks more of them. Each point is one strength, written beside '
+        "<p>A stronger edit changes more pictures and breaks more of them. Each point is one strength, written beside "
         "it; the best edits lie at the top right.</p>"
-        + charts([chart("Changed to the target", svg)])
-        + '<p class="quiet">Steering adds the difference of two average activations, without any latents. Prompt '
+        f'<div class="beside">{chart("Changed to the target", svg)}{figures}</div>'
+        '<p class="quiet">Steering adds the difference of two average activations, without any latents. Prompt '
         "draws the same seed anew from the words of the target: what the model does when it is simply asked.</p>"
     )
 
@@ -258,8 +272,8 @@ def trade_off_section(metrics: dict) -> str:
 
 CURVES = (
     ("mse", "Reconstruction error", "Mean squared error, log scale.", True),
-    ("cosine", "Direction error", "1 − cosine similarity, log scale.", True),
-    ("temporal", "Drift over time", "How far a patch's latents move between neighbouring timesteps, log scale.", True),
+    ("cosine", "Direction error", "1 less the cosine similarity, log scale.", True),
+    ("temporal", "Drift over time", "How far latents move between neighbouring timesteps, log scale.", True),
     ("loss", "Total loss", "What training lowers: the weighted sum, log scale.", True),
     ("silent", "Silent latents", "Share that did not fire in a batch.", False),
     ("k", "Latents allowed to fire", "Per patch: wide at first, then narrowed to k.", False),

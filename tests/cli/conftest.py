@@ -1,0 +1,84 @@
+"""A random tiny pipeline and a folder of captioned images on disk, and what the commands make of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tide.cli import main
+from tide.commands.common import to_image
+from tide.scenes import images_of, prompts
+
+N_IMAGES = 10
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(capsys) -> Cli:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = main([str(each) for each in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pipeline(alpha, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline")
+    alpha.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def narrow_pipeline(alpha_with_sizes, tmp_path_factory) -> Path:
+    """Width 48, 3 blocks, conditioned on the image's size."""
+    path = tmp_path_factory.mktemp("narrow")
+    alpha_with_sizes.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    pairs = prompts("train", N_IMAGES, 3)
+    lines = []
+    for i, (image, (_, caption)) in enumerate(zip(images_of([s for s, _ in pairs]), pairs, strict=True)):
+        to_image(image).save(path / f"{i:02d}.png")
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "text": caption}))
+    (path / "metadata.jsonl").write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(pipeline, images, tmp_path_factory) -> Path:
+    """Activations of blocks 3 and 6, collected in one pass."""
+    path = tmp_path_factory.mktemp("stores") / "store"
+    options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
+    assert main(["collect", "--pipeline", str(pipeline), "--data", str(images), "--out", str(path), *options]) == 0
+    return path
+
+
+#: A small, quick model.
+SMALL = ("--set", "n_latents=96", "k=8", "batch_tokens=64", "checkpoint_every=2")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(store, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "tide"
+    assert main(["train", "--store", str(store / "block-6"), "--out", str(path), "--steps", "8", *SMALL]) == 0
+    return path

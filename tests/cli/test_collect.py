@@ -1,0 +1,155 @@
+"""`tide collect`: interrupted and resumed, several blocks, along sampling, what it leaves behind when it fails."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+
+import pytest
+import torch
+
+from tests.cli.conftest import N_IMAGES
+from tide.activations import ActivationStore, StoreWriter
+from tide.activations.batch import ActivationBatch
+from tide.commands import collect
+
+
+def all_rows(path) -> ActivationBatch:
+    found = ActivationStore(path)
+    return ActivationBatch.cat([found.read(i) for i in range(len(found.shards))])
+
+
+def same(a: ActivationBatch, b: ActivationBatch) -> bool:
+    return torch.equal(a.x, b.x) and torch.equal(a.sample, b.sample) and torch.equal(a.token, b.token)
+
+
+def test_resume_goes_on_where_it_was_interrupted(cli, pipeline, images, store, tmp_path, monkeypatch):
+    """Ctrl-C falls between the stores of two blocks: the one that is behind catches up."""
+    monkeypatch.setattr(collect, "SMALLEST_SHARD", 1)
+    options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
+    command = ["collect", "--pipeline", pipeline, "--data", images, "--out", tmp_path / "store", *options]
+    add, calls = StoreWriter.add, []
+
+    def interrupted(writer: StoreWriter, batch: ActivationBatch) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        add(writer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "add", interrupted)
+        result = cli(*command)
+    assert result.code == 130
+    assert result.err == (
+        "tide: interrupted; whole shards are kept: the same command with --resume goes on where it stopped\n"
+    )
+    assert len(ActivationStore(tmp_path / "store/block-3")) and not (tmp_path / "store/block-6/manifest.json").exists()
+    assert cli(*command, "--resume").code == 0
+    for block in ("block-3", "block-6"):
+        assert same(all_rows(tmp_path / "store" / block), all_rows(store / block))
+
+
+def test_resume_of_a_whole_store_extends_it(cli, pipeline, images, tmp_path):
+    command = ["collect", "--pipeline", pipeline, "--data", images, "--out", tmp_path / "store", "--block", 1]
+    assert cli(*command, "--images", 3).code == 0
+    assert cli(*command, "--images", 3, "--resume").code == 0
+    assert len(ActivationStore(tmp_path / "store")) == 3 * 2 * 4
+    assert cli(*command, "--resume").code == 0
+    assert sorted(set(all_rows(tmp_path / "store").sample.tolist())) == list(range(N_IMAGES))
+
+
+def test_resume_with_other_options_is_refused(cli, pipeline, images, tmp_path):
+    command = ["collect", "--pipeline", pipeline, "--data", images, "--out", tmp_path, "--block", 1, "--images", 2]
+    assert cli(*command).code == 0
+    assert cli(*command, "--resume", "--seed", 1) == (
+        2,
+        "2 images, block 1: about 12.6 KB on disk\n",
+        f"tide: error: {tmp_path} was collected with seed 0, not 1; use the same options or another folder\n",
+    )
+    assert cli(*command).err == (
+        f"tide: error: {tmp_path} already holds activations; resume, or choose another folder\n"
+    )
+
+
+def test_the_estimate_is_what_it_takes(cli, narrow_pipeline, images, tmp_path):
+    """Conditioned on the image's size, which is stored as well."""
+    options = ["--size", 64, "--block", 1, "--token-fraction", 1]
+    result = cli("collect", "--pipeline", narrow_pipeline, "--data", images, "--out", tmp_path / "s", *options)
+    assert result.code == 0 and result.err == ""
+    first, last = result.out.splitlines()
+    assert first == f"{N_IMAGES} images, block 1: about 272 KB on disk"
+    size = sum(file.stat().st_size for file in (tmp_path / "s").glob("shard-*"))
+    assert size == pytest.approx(272e3, rel=0.01)
+    assert last.startswith(f"Collected {N_IMAGES * 2 * 64} activations of {N_IMAGES} images from block 1")
+
+
+def test_along_sampling(cli, pipeline, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red house\n\na blue tree\n")
+    options = ["--sampling", "--prompts", prompts, "--timesteps", 4, "--token-fraction", "1/4"]
+    assert cli("collect", "--pipeline", pipeline, *options, "--no-pairs", "--out", tmp_path / "steps").code == 0
+    single = ActivationStore(tmp_path / "steps")
+    assert len(single) == 2 * 4 * 16 and not single.paired and single.info["mode"] == "sampling"
+    assert cli("collect", "--pipeline", pipeline, *options, "--out", tmp_path / "pairs").code == 0
+    assert len(ActivationStore(tmp_path / "pairs")) == 2 * 6 * 16
+
+
+def test_scenes_as_data(cli, pipeline, tmp_path):
+    options = ["--data", "scenes", "--images", 5, "--block", 0]
+    assert cli("collect", "--pipeline", pipeline, *options, "--out", tmp_path / "s").code == 0
+    assert len(ActivationStore(tmp_path / "s")) == 5 * 2 * 4
+
+
+def test_unreadable_images_can_be_skipped(cli, pipeline, images, tmp_path, recwarn):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        (tmp_path / "data" / f"{i}.png").write_bytes((images / f"0{i}.png").read_bytes())
+    (tmp_path / "data/1.png").write_bytes(b"no image")
+    command = ["collect", "--pipeline", pipeline, "--data", tmp_path / "data", "--block", 0, "--out", tmp_path / "s"]
+    result = cli(*command)
+    assert result.code == 2
+    assert result.err == (
+        f"tide: error: {tmp_path}/data/1.png is not a readable image (cannot identify image file "
+        f"'{tmp_path}/data/1.png'); remove it, or skip unreadable images\n"
+    )
+    assert not (tmp_path / "s").exists()
+    assert cli(*command, "--skip-unreadable").code == 0
+    assert len(ActivationStore(tmp_path / "s")) == 2 * 2 * 4
+
+
+def test_a_full_disk_is_found_before_anything_is_written(cli, pipeline, images, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10))
+    result = cli("collect", "--pipeline", pipeline, "--data", images, "--block", 3, "--out", tmp_path / "s")
+    assert (result.code, result.err) == (
+        2,
+        f"tide: error: 62.9 KB of activations are expected and the disk of {tmp_path}/s has 10 B free; "
+        "free some space, choose another folder or collect fewer tokens or images\n",
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_quota(cli, pipeline, images, tmp_path):
+    options = ["--block", 3, "--quota", "10KB", "--out", tmp_path / "s"]
+    result = cli("collect", "--pipeline", pipeline, "--data", images, *options)
+    assert result.code == 2 and "may take 10 KB, 0 B of it used; raise the quota" in result.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, pipeline, images, tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tide.activations.store.save_file", full)
+    result = cli("collect", "--pipeline", pipeline, "--data", images, "--block", 3, "--out", tmp_path / "s")
+    assert result.code == 2
+    assert result.err == (
+        f"tide: error: {tmp_path}/s/shard-00000.safetensors could not be written ([Errno 28] No space left on "
+        "device); free some space or choose another folder\n"
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_json_of_a_run_names_every_option(store):
+    arguments = json.loads((store / "run.json").read_text())["arguments"]
+    assert {"pipeline", "data", "block", "timesteps", "no_pairs", "batch_size", "resume"} <= arguments.keys()

@@ -1,0 +1,221 @@
+"""Bad input: one exact line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import pytest
+
+from tests.cli.conftest import SMALL
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """Runs a command that must fail and leave no ``out`` folder; returns its one line."""
+
+    def run(*arguments: object) -> str:
+        out = tmp_path / "out"
+        result = cli(*arguments, "--out", out)
+        assert result.code == 2
+        assert result.err.startswith("tide: error: ") and result.err.count("\n") == 1
+        assert not out.exists()
+        return result.err.removeprefix("tide: error: ").strip()
+
+    return run
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A copy of the checkpoint, to be damaged."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def commands(sae, images) -> list[list[object]]:
+    """The three commands that read a checkpoint."""
+    return [
+        ["evaluate", "--sae", sae, "--data", images, "--fast"],
+        ["concepts", "--sae", sae, "--data", images, "--concepts", "near"],
+        ["edit", "--sae", sae, "--prompt", "a red house", "--erase", "1"],
+    ]
+
+
+def test_unknown_block(refused, pipeline, images, checkpoint):
+    message = "block 99 does not exist; this transformer has blocks 0..7"
+    assert refused("collect", "--pipeline", pipeline, "--data", images, "--block", 3, 99) == message
+    assert refused("train", "--pipeline", pipeline, "--data", images, "--block", 99) == message
+    for command in commands(checkpoint, images):
+        assert refused(*command, "--block", 99) == message
+
+
+def test_k_above_n(refused, store):
+    message = refused("train", "--store", store / "block-6", "--set", "n_latents=64", "k=65")
+    assert message == "k = 65 must lie between 1 and n_latents = 64; lower k or raise n_latents"
+
+
+def test_empty_folder(refused, pipeline, checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for command in (
+        ["collect", "--pipeline", pipeline, "--data", tmp_path / "empty"],
+        ["train", "--pipeline", pipeline, "--data", tmp_path / "empty"],
+        *commands(checkpoint, tmp_path / "empty")[:2],
+    ):
+        assert refused(*command) == (
+            f"{tmp_path}/empty holds no images; add some (.png, .jpg, .jpeg, .webp, .bmp) or give another folder"
+        )
+    assert refused("train", "--store", tmp_path / "empty") == (
+        f"{tmp_path}/empty holds no manifest.json; give the folder of an activation store"
+    )
+
+
+def test_unreadable_image(refused, pipeline, checkpoint, tmp_path):
+    (tmp_path / "bad").mkdir()
+    file = tmp_path / "bad/1.png"
+    file.write_bytes(b"no image")
+    reason = f"{file} is not a readable image (cannot identify image file '{file}')"
+    for command in (
+        ["collect", "--pipeline", pipeline, "--data", tmp_path / "bad"],
+        ["train", "--pipeline", pipeline, "--data", tmp_path / "bad"],
+        commands(checkpoint, tmp_path / "bad")[1],
+    ):
+        assert refused(*command) == f"{reason}; remove it, or skip unreadable images"
+    assert refused(
+        "edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house", "--towards-image", file
+    ).startswith(f"{file} is not a readable image (")
+
+
+def test_checkpoint_of_another_width(refused, checkpoint, narrow_pipeline, images):
+    for command in commands(checkpoint, images):
+        assert refused(*command, "--pipeline", narrow_pipeline) == (
+            f"{checkpoint} was trained on d_model 192, not 48; use a checkpoint made for this d_model"
+        )
+
+
+def test_checkpoint_of_another_block_or_model(refused, copy, images):
+    for command in commands(copy, images):
+        assert refused(*command, "--block", 3) == (
+            f"{copy} was trained on block 6, not 3; use a checkpoint made for this block"
+        )
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"family": "flux"}))
+    for command in commands(copy, images):
+        assert refused(*command) == (
+            f"{copy} was trained on family 'flux', not 'pixart'; use a checkpoint made for this family"
+        )
+
+
+def test_truncated_or_pickled_checkpoint(refused, copy, images):
+    file = copy / "model.safetensors"
+    whole = file.read_bytes()
+    for content, kind in ((whole[:1000], "truncated or foreign"), (pickle.dumps({"W_enc": 1}), "a pickle, which is")):
+        file.write_bytes(content)
+        for command in commands(copy, images):
+            message = refused(*command)
+            assert message.startswith(f"{file} is not a readable safetensors file ({kind}")
+            assert message.endswith("; make it anew")
+    file.unlink()
+    assert refused(*commands(copy, images)[2]) == f"{file} does not exist; the checkpoint is incomplete"
+
+
+def test_no_checkpoint(refused, images, tmp_path):
+    for command in commands(tmp_path / "none", images):
+        assert refused(*command) == f"{tmp_path}/none/config.json does not exist; check the path"
+
+
+def test_unknown_backend(refused, store, checkpoint, images):
+    for command in (
+        ["train", "--store", store / "block-6", *SMALL],
+        ["demo"],
+        *commands(checkpoint, images),
+    ):
+        message = refused(*command, "--backend", "abacus")
+        assert message.startswith("backend 'abacus' is unknown: use one of auto, triton, native, reference")
+
+
+def test_backend_that_cannot_serve(refused, store, monkeypatch):
+    from tide_kernels import reference
+
+    monkeypatch.setattr(reference, "unavailable", lambda: "it is out of paper")
+    assert refused("train", "--store", store / "block-6", "--backend", "reference") == (
+        "no backend can serve 'reference': 'reference': it is out of paper; backend='auto' takes one that can"
+    )
+
+
+def test_full_disk(cli, refused, store, checkpoint, images, tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    reason = "could not be written ([Errno 28] No space left on device); free some space or choose another folder"
+    with monkeypatch.context() as patch:
+        patch.setattr("tide.sae.checkpoint.save_file", full)
+        result = cli("train", "--store", store / "block-6", "--steps", 2, *SMALL, "--out", tmp_path / "t")
+        assert (result.code, result.err) == (2, f"tide: error: {tmp_path}/t/model.safetensors {reason}\n")
+        assert not list((tmp_path / "t").glob("*.safetensors")) and not list((tmp_path / "t").glob(".*"))
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    result = cli(*commands(checkpoint, images)[2], "--n-steps", 2, "--out", tmp_path / "e")
+    assert (result.code, result.err) == (2, f"tide: error: {tmp_path}/e/before.png {reason}\n")
+    assert not list((tmp_path / "e").iterdir())
+
+
+def test_pipelines(refused, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("tide.scenes.pipeline.DATA", tmp_path)
+    collect = ["collect", "--data", images, "--pipeline"]
+    assert refused(*collect, "scenes") == (
+        f"{tmp_path}/pipeline holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`"
+    )
+    assert refused(*collect, tmp_path) == (
+        f"{tmp_path} holds no model_index.json; give the folder of a diffusers pipeline"
+    )
+    assert refused(*collect, tmp_path / "none").startswith(f"pipeline {tmp_path}/none could not be loaded (")
+
+
+def test_edits(refused, checkpoint):
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house"]
+    assert refused(*edit, "--erase", "96") == "feature 96 does not exist; this SAE has latents 0..95"
+    assert refused(*edit, "--erase", "1", "--steps", "0.8", "0.2") == (
+        "steps = (0.8, 0.2) must be two fractions of the sampling run, 0 <= first < last <= 1"
+    )
+    assert refused(*edit, "--scale", "12") == (
+        "argument --scale: '12' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
+    )
+    assert refused(*edit, "--erase", "1", "--towards-pooled") == (
+        "--towards-image, --towards-top and --towards-pooled belong to --towards; give its prompt"
+    )
+    assert refused(*edit).startswith("one of the arguments --scale --erase --erase-top")
+
+
+def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
+    monkeypatch.setattr("tide.commands.edit.TARGET_BYTES", 10**5)
+    assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
+        "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
+    )
+
+
+def test_concepts(refused, checkpoint, images):
+    concepts = ["concepts", "--sae", checkpoint]
+    assert refused(*concepts, "--data", images, "--concepts", "whale") == (
+        f"no caption of {images} holds 'whale'; name words that they do"
+    )
+    assert refused(*concepts, "--data", images) == "no concept is named; give --concepts word,word"
+    assert refused(*concepts, "--concepts", "near") == "what to look for concepts in is not clear; give --data"
+
+
+def test_arguments(refused, pipeline, images, store):
+    collect = ["collect", "--pipeline", pipeline, "--data", images]
+    assert refused(*collect, "--tensor", "logits") == (
+        "tensor 'logits' is unknown; use one of output, attention, feed_forward"
+    )
+    assert refused(*collect, "--size", 65) == (
+        "a size of 65 x 65 pixels does not divide into tokens; use multiples of 8"
+    )
+    assert refused(*collect, "--token-fraction", "2") == "token_fraction 2.0 is not in (0, 1]; 1/16 is usual"
+    assert refused(*collect, "--device", "abacus") == "device 'abacus' is unknown; use cpu, cuda or cuda:<number>"
+    assert refused(*collect, "--device", "cpu", "--offload") == (
+        "--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off"
+    )
+    assert refused(*collect, "--prompts", "x.txt") == "--prompts belongs to --sampling; add it, or give --data"
+    assert refused("train") == "what to train on is not clear; give --store, or --pipeline and --data"
+    assert refused("train", "--store", store) == (
+        f"{store} holds stores of several blocks; give one of them: {store}/block-3"
+    )

@@ -1,0 +1,65 @@
+"""The command line: ``tide demo | collect | train | evaluate | concepts | edit | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tide.commands import collect, concepts, demo, doctor, edit, evaluate, train
+from tide.errors import TideError
+
+COMMANDS = (demo, collect, train, evaluate, concepts, edit, doctor)
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TideError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="tide", description="Temporal-aware sparse autoencoders for diffusion transformers.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+
+    With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
+    """
+    interrupted = "nothing was written"
+    try:
+        args = build_parser().parse_args(argv)
+        interrupted = getattr(args, "interrupted", interrupted)
+        args.run(args)
+    except KeyboardInterrupt:
+        print(f"tide: interrupted; {interrupted}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
+            raise
+        print(f"tide: error: {reason}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _refusal(error: Exception) -> str | None:
+    """The line for an error that the input or the machine brought about; None for a bug, which keeps its traceback."""
+    kernels, torch = sys.modules.get("tide_kernels"), sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is used up; lower --batch-size or --size, or use --dtype bf16 or --offload"
+    if isinstance(error, ValueError | OSError) or (kernels is not None and isinstance(error, kernels.BackendError)):
+        return " ".join(str(error).split())
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""What commands share: loading pipelines and checkpoints, where a result came from, images on disk."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tide.adapters import Adapter, adapter_for
+from tide.errors import TideError
+from tide.sae.checkpoint import replace_file, versions
+from tide.sae.model import TIDE
+from tide_kernels.dispatch import choose
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+BUNDLED = "scenes"
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device asked for, or the GPU if there is one, or the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TideError(f"device {name!r} is unknown; use cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TideError(
+            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use --device cpu"
+        )
+    return device
+
+
+def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Adapter:
+    """The pipeline of ``--pipeline`` on ``--device`` behind its adapter; ``denoiser_only`` leaves text encoder and
+    VAE out."""
+    device = device_of(args.device)
+    dtype = DTYPES[args.dtype] if args.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
+    if args.offload and device.type == "cpu":
+        raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "vae")) if denoiser_only else {}
+    with _quiet():
+        pipe = _from_pretrained(args.pipeline, dtype, parts)
+    adapter = adapter_for(pipe)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    if args.attention_slicing:
+        pipe.enable_attention_slicing()
+    if args.offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return adapter
+
+
+def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from tide import scenes
+
+    if name == BUNDLED:
+        return scenes.load_pipeline(dtype, **parts)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
+    try:
+        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **parts)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = one_line(error)
+        raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading without the libraries' progress bars and notes: stderr is for errors and our own progress."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
+        for log in (diffusers_logging, transformers_logging):
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+
+
+def pipeline_name(name: str) -> str:
+    """How results record a pipeline or data set: a folder by its absolute path, anything else as it is."""
+    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+
+
+def image_size(args: argparse.Namespace, adapter: Adapter) -> tuple[int, int]:
+    """``--size`` or the pipeline's own, checked to divide into tokens."""
+    config, scale = adapter.transformer.config, int(adapter.pipe.vae_scale_factor)
+    step = scale * int(config.patch_size)
+    height, width = args.size or (config.sample_size * scale,) * 2
+    if height % step or width % step:
+        raise TideError(f"a size of {height} x {width} pixels does not divide into tokens; use multiples of {step}")
+    return height, width
+
+
+def n_tokens(adapter: Adapter, size: tuple[int, int]) -> int:
+    scale = int(adapter.pipe.vae_scale_factor)
+    rows, columns = adapter.token_grid(size[0] // scale, size[1] // scale)
+    return rows * columns
+
+
+def caption_length(adapter: Adapter) -> int | None:
+    """The tokenizer's own limit where it is short (the bundled pipeline's captions), else None: the pipeline's."""
+    limit = getattr(adapter.pipe.tokenizer, "model_max_length", None)
+    return limit if isinstance(limit, int) and limit < 120 else None
+
+
+def sampling_arguments(adapter: Adapter, size: tuple[int, int]) -> dict[str, Any]:
+    """Keyword arguments of ``adapter.generate`` for images of this size."""
+    length = caption_length(adapter)
+    return {"height": size[0], "width": size[1], **({} if length is None else {"max_sequence_length": length})}
+
+
+def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int = 4) -> None:
+    """Raises before any work is done if a backend asked for by name is unknown or cannot serve."""
+    choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
+
+
+def load_sae(args: argparse.Namespace, adapter: Adapter) -> TIDE:
+    """The checkpoint of ``--sae`` beside the pipeline it is for; another width, family or block is an error."""
+    expected = adapter.resolve_block(args.block) if args.block is not None else None
+    model = TIDE.from_pretrained(
+        args.sae, backend=args.backend, family=adapter.family, d_model=adapter.d_model, block=expected
+    )
+    if model.config.block is None:
+        raise TideError(f"{args.sae} does not name its block; make it with `tide train`")
+    adapter.resolve_block(model.config.block)
+    check_backend(args.backend, adapter.device, model.n_latents, model.config.k)
+    trained_on = model.config.pipeline
+    if trained_on and trained_on != pipeline_name(args.pipeline):
+        print(f"note: {args.sae} was trained on {trained_on}, and the pipeline is {args.pipeline}", file=sys.stderr)
+    return model.to(adapter.device)
+
+
+def pipeline_of_sae(args: argparse.Namespace) -> None:
+    """Fills in ``--pipeline`` from the checkpoint where it was not given."""
+    if args.pipeline is None:
+        args.pipeline = TIDE.from_pretrained(args.sae).config.pipeline
+        if args.pipeline is None:
+            raise TideError(f"{args.sae} does not name its pipeline; give --pipeline")
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def provenance(args: argparse.Namespace) -> dict[str, Any]:
+    """The exact configuration of a run, to write beside its result."""
+    hidden = ("run", "command", "interrupted")
+    arguments = {name: value for name, value in sorted(vars(args).items()) if name not in hidden}
+    return {
+        "command": args.command,
+        "arguments": arguments,
+        "seed": getattr(args, "seed", None),
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": machine(),
+    }
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """``[3, H, W]`` in [-1, 1] to an image."""
+    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    replace_file(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Images of one height in a row on white."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    x = 0
+    for image in images:
+        strip.paste(image, (x, 0))
+        x += image.width + gap
+    return strip
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A compact table, the first column to the left."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in (header, *rows)
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""``tide demo``: everything once on the bundled pipeline, with a report."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("demo", help="train, measure, interpret and edit on the bundled pipeline")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default runs/demo")
+    parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the quality")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
+    parser.set_defaults(run=run, interrupted="its trainings are kept: the same command with --resume goes on with them")
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import torch
+
+    from tide.commands import common
+    from tide.errors import TideError
+    from tide.sae.checkpoint import write_json
+    from tide.study.run import demo
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise TideError(f"--threads {args.threads} is too few; give at least 1")
+        torch.set_num_threads(args.threads)
+    common.check_backend(args.backend, torch.device("cpu"))
+    out = Path(args.out)
+    metrics = demo(out, fast=args.fast, seed=args.seed, backend=args.backend, resume=args.resume)
+    write_json(out / "run.json", common.provenance(args))
+    print(metrics["headline"])
+    print(f"The report is {out / 'report.html'}.")
