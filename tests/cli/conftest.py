@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from cli_samples import N_IMAGES, SMALL
 
 from tide.cli import main
 from tide.commands.common import to_image
 from tide.scenes import images_of, prompts
-
-N_IMAGES = 10
 
 
 class Result(NamedTuple):
@@ -71,10 +70,6 @@ def store(pipeline, images, tmp_path_factory) -> Path:
     options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
     assert main(["collect", "--pipeline", str(pipeline), "--data", str(images), "--out", str(path), *options]) == 0
     return path
-
-
-#: A small, quick model.
-SMALL = ("--set", "n_latents=96", "k=8", "batch_tokens=64", "checkpoint_every=2")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ class ActivationPool:
         self.units = len(self.all) // self.unit
         self.per_batch = rows // self.unit
         self.seed = seed
+        if rows % self.unit:
+            raise TideError(f"a batch of {rows} rows would part a pair; give an even number")
         if self.per_batch < 1 or self.units < self.per_batch:
             raise TideError(f"{len(self.all)} activations are fewer than a batch of {rows}; collect more or lower it")
 

@@ -107,11 +107,13 @@ def run(args: argparse.Namespace) -> None:
 
     expected = _estimate(adapter, args, n, common.n_tokens(adapter, size))
     print(f"{n} images, {_blocks(blocks)}: about {_readable(expected)} on disk{' each' if len(blocks) > 1 else ''}")
-    rows = write_stores(
+    rows, stored_images = write_stores(
         activations, folders, info, n=n, expected=expected, quota=args.quota, resume=args.resume, run=(out, args)
     )
     stored = sum(file.stat().st_size for folder in folders.values() for file in folder.glob("shard-*"))
-    print(f"Collected {rows} activations of {n} images from {_blocks(blocks)}: {_readable(stored)} in {out}.")
+    print(
+        f"Collected {rows} activations of {stored_images} images from {_blocks(blocks)}: {_readable(stored)} in {out}."
+    )
 
 
 def noised(
@@ -168,8 +170,8 @@ def write_stores(
     quota: int | None = None,
     resume: bool = False,
     run: tuple[Path, argparse.Namespace] | None = None,
-) -> int:
-    """Writes ``activations(start)`` to one store a block and returns their rows.
+) -> tuple[int, int]:
+    """Writes ``activations(start)`` to one store a block; returns the rows of all and the images in each.
 
     A store that stands behind the others after a crash catches up. A folder that was made here and got no whole
     shard is removed again. ``run`` is where to write which arguments made it.
@@ -210,7 +212,7 @@ def write_stores(
     except BaseException:
         _discard(made, writers.values())
         raise
-    return sum(writer.rows for writer in writers.values())
+    return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
 
 
 def _discard(made: list[Path], writers: Iterable[StoreWriter]) -> None:

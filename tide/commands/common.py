@@ -97,6 +97,17 @@ def pipeline_name(name: str) -> str:
     return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
 
 
+def recorded_pipeline(model: TIDE) -> str | None:
+    """The pipeline that a checkpoint names. One trained outside the command line names its transformer's folder."""
+    from tide.scenes.pipeline import DATA
+
+    name = model.config.pipeline
+    if name is None:
+        return None
+    path = Path(name).parent if Path(name).name == "transformer" else Path(name)
+    return BUNDLED if path.resolve() == (DATA / "pipeline").resolve() else str(path)
+
+
 def image_size(args: argparse.Namespace, adapter: Adapter) -> tuple[int, int]:
     """``--size`` or the pipeline's own, checked to divide into tokens."""
     config, scale = adapter.transformer.config, int(adapter.pipe.vae_scale_factor)
@@ -140,7 +151,7 @@ def load_sae(args: argparse.Namespace, adapter: Adapter) -> TIDE:
         raise TideError(f"{args.sae} does not name its block; make it with `tide train`")
     adapter.resolve_block(model.config.block)
     check_backend(args.backend, adapter.device, model.n_latents, model.config.k)
-    trained_on = model.config.pipeline
+    trained_on = recorded_pipeline(model)
     if trained_on and trained_on != pipeline_name(args.pipeline):
         print(f"note: {args.sae} was trained on {trained_on}, and the pipeline is {args.pipeline}", file=sys.stderr)
     return model.to(adapter.device)
@@ -149,7 +160,7 @@ def load_sae(args: argparse.Namespace, adapter: Adapter) -> TIDE:
 def pipeline_of_sae(args: argparse.Namespace) -> None:
     """Fills in ``--pipeline`` from the checkpoint where it was not given."""
     if args.pipeline is None:
-        args.pipeline = TIDE.from_pretrained(args.sae).config.pipeline
+        args.pipeline = recorded_pipeline(TIDE.from_pretrained(args.sae))
         if args.pipeline is None:
             raise TideError(f"{args.sae} does not name its pipeline; give --pipeline")
 

@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> None:
     rows = found["concepts"].items()
     header = ("concept", *(name for name in ("images", "auroc", "iou") if name in next(iter(rows))[1]), "latent")
     print(common.table(header, [(name, *(_cell(row[key]) for key in header[1:])) for name, row in rows]))
-    named = ", ".join(f"{name} latent {row['latent']}" for name, row in rows)
-    print(f"Strongest on block {model.config.block}: {named}; the maps are in {out}.")
+    clearest = sorted(rows, key=lambda item: -item[1].get("auroc", 0.0))[:3]
+    named = ", ".join(f"{name} in latent {row['latent']}" for name, row in clearest)
+    print(f"Of {len(rows)} concepts on block {model.config.block}: {named}; their maps are in {out}.")
 
 
 def _cell(value: float | int) -> str:

@@ -157,6 +157,7 @@ def _activations(
 
 def _losses(adapter: Adapter, model: TIDE, pca: PCA, data: list[Prepared], args: argparse.Namespace) -> dict[str, Any]:
     """Eq. 4 clean, with each reconstruction in place and with zeros, and the share that each recovers."""
+    from tide.activations import Prepared
     from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 
     interventions: dict[str, Any] = {"tide": sae_intervention(model), "ablated": zero_ablation}
@@ -164,8 +165,10 @@ def _losses(adapter: Adapter, model: TIDE, pca: PCA, data: list[Prepared], args:
         interventions[name] = lambda x, call, rank=rank: pca.project(x, rank)
     timesteps = adapter.sampling_timesteps(args.loss_timesteps or (3 if args.fast else 10))
     block = adapter.resolve_block(model.config.block)  # type: ignore[arg-type]
+    device = adapter.device
+    there = (Prepared(latents.to(device), {n: v.to(device) for n, v in text.items()}) for latents, text in data)
     losses = diffusion_loss(
-        adapter, data, block, interventions, timesteps=timesteps, tensor=model.config.tensor, seed=args.seed
+        adapter, there, block, interventions, timesteps=timesteps, tensor=model.config.tensor, seed=args.seed
     )
     clean, ablated = losses["clean"]["loss"], losses["ablated"]["loss"]
     shares = {

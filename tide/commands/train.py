@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="KEY=VALUE",
         help="any field of tide.TrainConfig, such as loss.temporal=1e-3, expansion=64, k=64",
     )
-    parser.add_argument("--sae", action="store_true", help="a plain SAE: no modulation, no temporal loss")
+    parser.add_argument("--sae", action="store_true", help="a plain SAE, without modulation")
     parser.add_argument("--steps", type=arguments.positive)
     parser.add_argument("--backend", help="auto, reference, triton or native")
     parser.add_argument("--seed", type=int)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     config = train_config(args.config, assignments, options)
     config = replace(config, device=str(common.device_of(args.device or _device(args, assignments, config))))
     if args.sae:
-        config = replace(config, modulation=False, loss=replace(config.loss, temporal=0.0))
+        config = replace(config, modulation=False)
     args.seed, args.device = config.seed, config.device
     model, batches = _from_stores(args, config) if args.store else _live(args, config)
     n, k = model.n_latents, model.config.k

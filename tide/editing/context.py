@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.adapters import Adapter, Call, adapter_for, tap
+from tide.adapters import Adapter, Block, Call, adapter_for, tap
 from tide.adapters.guidance import Guidance, watch_guidance
-from tide.editing.edits import Branch, Edit, Place, renormalise
+from tide.editing.edits import Branch, Edit, Place, check_map, renormalise
 from tide.errors import TideError
 from tide.sae.model import TIDE
 
-#: Tokens are edited in chunks of this many rows, so that dense latents stay small at 4096 tokens and n = 73728.
-ROWS_PER_CHUNK = 2048
+#: Elements of the dense latents of one chunk of tokens (256 MB in float32), so that 4096 tokens and n = 73728 fit.
+CHUNK_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,33 @@ class Steer:
     direction: Tensor
     factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        shape = list(self.direction.shape)
+        if len(shape) not in (2, 3, 4) or shape[:1] != list(self.timesteps.shape) or not shape[0]:
+            raise TideError(
+                f"direction {shape} must be [timesteps, d_model], [timesteps, tokens, d_model] or "
+                f"[timesteps, images, tokens, d_model], with timesteps [timesteps] and not {list(self.timesteps.shape)}"
+            )
+
+    def check(self, d_model: int) -> None:
+        """Raises :class:`~tide.errors.TideError` if the direction is not one of a transformer of this width."""
+        if self.direction.shape[-1] != d_model:
+            raise TideError(
+                f"the direction has width {self.direction.shape[-1]} and the transformer {d_model}; "
+                "take it from the block that is steered"
+            )
+
     def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved."""
         nearest = self.direction[int((self.timesteps - place.timestep).abs().argmin())]
+        if nearest.ndim > 1:
+            check_map(nearest.shape[-2], place, "the direction")
         if nearest.ndim == 3:
-            nearest = nearest[place.image, place.token]
+            if len(place.image) and int(place.image.max()) >= len(nearest):
+                raise TideError(f"the batch has more images than the direction's {len(nearest)}; give a map an image")
+            nearest = nearest[place.image.to(nearest.device), place.token.to(nearest.device)]
         elif nearest.ndim == 2:
-            nearest = nearest[place.token]
+            nearest = nearest[place.token.to(nearest.device)]
         return x + self.factor * nearest.to(x)
 
 
@@ -52,7 +73,7 @@ def _step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
 
 
 def _progress(pipe: Any, timestep: float) -> float:
-    """How far the sampling run is, 0 at its first step and 1 after its last, from the scheduler's own timesteps."""
+    """How far the sampling run is, 0 at its first step and below 1 at its last, by the scheduler's own timesteps."""
     schedule = pipe.scheduler.timesteps.float().cpu()
     return float((schedule - timestep).abs().argmin()) / len(schedule)
 
@@ -89,7 +110,7 @@ def edit(
     sae: TIDE | None,
     change: Edit | Steer,
     *,
-    block: int | str | None = None,
+    block: Block | None = None,
     steps: tuple[float, float] | None = None,
     tokens: Tensor | None = None,
     branch: Branch = "conditional",
@@ -101,90 +122,116 @@ def edit(
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
         change: an :class:`~tide.editing.edits.Edit`, or :class:`Steer`.
         block: where to edit; by default the block the SAE was trained on.
-        steps: part of the sampling run, as fractions of its steps; ``None`` is all of it.
-        tokens: bool ``[tokens]``, or ``[images, tokens]`` for a batch: edit only these image tokens.
-        branch: the rows of classifier-free guidance to edit.
+        steps: part of the sampling run, as fractions of its steps, the first included and the last not; ``None`` is
+            all of it.
+        tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of the batch (of each prompt
+            ``num_images_per_prompt``, one after the other): edit only these image tokens.
+        branch: the rows of classifier-free guidance to edit. A run without guidance has conditional rows only.
         renormalise: keep each token's latent norm (eqs 9, 19).
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once. Raises :class:`~tide.errors.TideError` for features out of range, a target of another
-    SAE, a mask of another size, steps outside the run, or an SAE of another width or block.
+    SAE, steps outside the run, or an SAE of another width, family or block; and, once the pipeline runs and the size
+    of the image is known, for a mask or a map of another size.
     """
     adapter = adapter_for(pipe)
     first, last = _step_range(steps)
     if branch not in ("conditional", "unconditional", "both"):
         raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    tensor = "output" if sae is None else sae.config.tensor
-    at = adapter.resolve_block(_chosen_block(sae, block))
-    if sae is None:
-        if not isinstance(change, Steer):
-            raise TideError("an edit of latents needs sae=; only Steer works without one")
-    elif isinstance(change, Edit):
+    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
+        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+    at = _chosen_block(adapter, sae, block)
+    if isinstance(change, Steer):
+        change.check(adapter.d_model)
+    elif not isinstance(change, Edit):
+        raise TideError(f"{type(change).__name__} is no edit; give one of tide.editing, or a sum of them")
+    elif sae is None:
+        raise TideError("an edit of latents needs sae=; only Steer works without one")
+    else:
+        _check_sae(adapter, sae)
         change.check(sae.n_latents)
-        if sae.d_model != adapter.d_model:
-            raise TideError(f"the SAE has width {sae.d_model} and the transformer {adapter.d_model}; use its own SAE")
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         if not first <= _progress(pipe, float(call.timestep[0])) < last:
             return None
-        mask = _token_mask(tokens, x, _rows(adapter, guidance, len(x), branch))
-        n_images = len(x) // 2 if guidance.active else len(x)
-        return _apply(sae, change, x, call, mask, n_images, renormalise)
+        image, rows = _images_and_rows(adapter, guidance, len(x), branch)
+        mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
+        return _apply(sae, change, x, call, mask, image.to(x.device), renormalise)
 
-    with watch_guidance(pipe) as guidance, tap(adapter, {at: on_call}, tensor=tensor):
+    with watch_guidance(pipe) as guidance, tap(adapter, {at: on_call}, tensor=_tensor(sae)):
         yield
 
 
-def _chosen_block(sae: TIDE | None, block: int | str | None) -> int | str:
-    if block is not None:
-        return block
-    if sae is None or sae.config.block is None:
+def _tensor(sae: TIDE | None) -> str:
+    return "output" if sae is None else sae.config.tensor
+
+
+def _chosen_block(adapter: Adapter, sae: TIDE | None, block: Block | None) -> int:
+    trained_on = None if sae is None else sae.config.block
+    if block is None and trained_on is None:
         raise TideError("which block to edit is not known; pass block=")
-    return sae.config.block
+    if block is None:
+        assert trained_on is not None
+        return adapter.resolve_block(trained_on)
+    index = adapter.resolve_block(block)
+    if trained_on is not None and index != adapter.resolve_block(trained_on):
+        raise TideError(f"the SAE was trained on block {trained_on}, not {index}; use one trained there")
+    return index
 
 
-def _rows(adapter: Adapter, guidance: Guidance, batch: int, branch: Branch) -> Tensor:
+def _check_sae(adapter: Adapter, sae: TIDE) -> None:
+    config = sae.config
+    if config.d_model != adapter.d_model:
+        raise TideError(f"the SAE has width {config.d_model} and the transformer {adapter.d_model}; use its own SAE")
+    if config.family not in (None, adapter.family):
+        raise TideError(f"the SAE was trained on {config.family}, this is {adapter.family}; use its own SAE")
+    if config.undo:
+        raise TideError("an SAE that undoes its modulation cannot edit; train one with undo=False")
+
+
+def _images_and_rows(adapter: Adapter, guidance: Guidance, batch: int, branch: Branch) -> tuple[Tensor, Tensor]:
+    """Of each row of a call ``[B]``: its image, and whether ``branch`` has it edited.
+
+    Conditional and unconditional rows each come in the order of the images.
+    """
     conditional = adapter.conditional_rows(batch, guidance.active)
+    image = torch.where(conditional, conditional.cumsum(0), (~conditional).cumsum(0)) - 1
     if branch == "both":
-        return torch.ones_like(conditional)
-    return conditional if branch == "conditional" else ~conditional
+        return image, torch.ones_like(conditional)
+    return image, conditional if branch == "conditional" else ~conditional
 
 
-def _token_mask(tokens: Tensor | None, x: Tensor, rows: Tensor) -> Tensor:
-    """bool ``[B, T]``: what to edit. A mask per image follows the images' order within each guidance branch."""
+def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -> Tensor:
+    """bool ``[B, T]``: what to edit of the ``rows [B]`` that show the images ``image [B]``."""
     batch, n_tokens = x.shape[:2]
-    mask = torch.zeros(batch, n_tokens, dtype=torch.bool, device=x.device)
     if tokens is None:
-        mask[rows] = True
-        return mask
-    if tokens.dtype != torch.bool or tokens.shape[-1] != n_tokens:
-        raise TideError(
-            f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool and cover the image's {n_tokens} tokens"
-        )
+        return rows[:, None].expand(batch, n_tokens)
+    if tokens.shape[-1] != n_tokens:
+        raise TideError(f"tokens is {list(tokens.shape)} and the image has {n_tokens} tokens; make a mask of its size")
     if tokens.ndim == 1:
-        mask[rows] = tokens.to(x.device)
-        return mask
-    n_images = len(tokens)
-    if batch % n_images:
-        raise TideError(f"tokens holds {n_images} masks, which does not fit a batch of {batch} rows")
-    every = tokens.to(x.device).repeat(batch // n_images, 1)
-    mask[rows] = every[rows.to(x.device)]
-    return mask
+        return rows[:, None] & tokens.to(x.device)
+    n_images = int(image.max()) + 1
+    if len(tokens) != n_images:
+        raise TideError(f"tokens holds {len(tokens)} masks and the pipeline draws {n_images} images; give one an image")
+    return rows[:, None] & tokens.to(x.device)[image]
 
 
 @torch.no_grad()
 def _apply(
-    sae: TIDE | None, change: Edit | Steer, x: Tensor, call: Call, mask: Tensor, n_images: int, renorm: bool
+    sae: TIDE | None, change: Edit | Steer, x: Tensor, call: Call, mask: Tensor, image: Tensor, renorm: bool
 ) -> Tensor | None:
     if not mask.any():
         return None
+    if sae is not None and sae.W_enc.device != x.device:
+        raise TideError(f"the SAE is on {sae.W_enc.device} and the transformer on {x.device}; move it with .to()")
     out = x.clone()
     row, position = mask.nonzero(as_tuple=True)
+    n_rows = max(1, CHUNK_ELEMENTS // (x.shape[-1] if sae is None else sae.n_latents))
     for timestep in call.timestep[mask.any(1)].unique().tolist():
         here = (call.timestep[row] == timestep).nonzero().flatten()
-        for part in here.split(ROWS_PER_CHUNK):
+        for part in here.split(n_rows):
             rows, positions = row[part], position[part]
-            place = Place(timestep, positions, rows % n_images)
+            place = Place(timestep, positions, image[rows], x.shape[1])
             tokens = x[rows, positions]
             if isinstance(change, Steer):
                 out[rows, positions] = change.activations(tokens, place).to(x.dtype)

@@ -60,7 +60,7 @@ class Target:
         nearest = self.values[int((self.timesteps - place.timestep).abs().argmin())]
         if nearest.ndim == 1:
             return nearest[None]
-        _check_map(len(nearest), place, "the target")
+        check_map(len(nearest), place, "the target")
         return nearest[place.token.to(nearest.device)]
 
     def top(self, k: int) -> Target:
@@ -69,7 +69,7 @@ class Target:
         return Target(self.timesteps, torch.zeros_like(self.values).scatter_(-1, kept.indices, kept.values))
 
 
-def _check_map(n_tokens: int, place: Place, what: str) -> None:
+def check_map(n_tokens: int, place: Place, what: str) -> None:
     """A map over ``n_tokens`` places fits images of just as many."""
     found = place.n_tokens
     if (found is not None and found != n_tokens) or (len(place.token) and int(place.token.max()) >= n_tokens):

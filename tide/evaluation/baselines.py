@@ -35,12 +35,16 @@ class PCA:
         return cls(mean.float(), vectors.flip(1).T.contiguous().float())
 
     def project(self, x: Tensor, rank: int) -> Tensor:
-        """The reconstruction of ``x [..., d_model]`` from its mean and ``rank`` components; rank 0 is the mean."""
+        """The reconstruction of ``x [..., d_model]`` from its mean and ``rank`` components; rank 0 is the mean, a rank
+        of ``d_model`` or more is x."""
+        if rank < 0:
+            raise TideError(f"rank = {rank} must be at least 0")
         basis = self.components[:rank].to(x)
         mean = self.mean.to(x)
         return mean + (x - mean) @ basis.T @ basis
 
     def reconstruct(self, rank: int) -> Reconstruct:
+        """:meth:`project` as :func:`~tide.evaluation.evaluate_reconstruction` takes it."""
         def project(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
             return self.project(batch.x.float(), rank), None
 

@@ -28,6 +28,7 @@ def sae_intervention(model: TIDE) -> Intervention:
 
 
 def zero_ablation(x: Tensor, call: Call) -> Tensor:
+    """Replaces the tokens by zeros: the worst case that :func:`recovered` measures against."""
     return torch.zeros_like(x)
 
 
@@ -44,16 +45,19 @@ def diffusion_loss(
 ) -> dict[str, Any]:
     """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
 
-    Every image of ``data`` meets every timestep once, with the same noise for all interventions. Returns
-    ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
+    Every image of ``data`` meets every timestep once, with the same noise for all interventions. The noise depends on
+    ``seed`` and on how ``data`` is batched. Returns ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
     """
+    if "clean" in interventions:
+        raise TideError("an intervention is named 'clean', which is what the untouched model is called; rename it")
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, dict[float, list[float]]] = {}
     for images in data:
+        latents = images.latents.to(adapter.device)
         for t in timesteps.tolist():
-            noise = torch.randn(images.latents.shape, generator=generator).to(images.latents)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
             steps = torch.full((len(noise),), t, device=noise.device)
-            noisy = adapter.add_noise(images.latents, noise, steps)
+            noisy = adapter.add_noise(latents, noise, steps)
             for name, change in {"clean": None, **interventions}.items():
                 hooks = {} if change is None else {block: change}
                 with tap(adapter, hooks, tensor=tensor):
@@ -72,5 +76,8 @@ def diffusion_loss(
 
 
 def recovered(clean: float, reconstructed: float, ablated: float) -> float:
-    """The share of the loss that the reconstruction recovers: (ablated - reconstructed) / (ablated - clean)."""
+    """The share of the loss that the reconstruction recovers: (ablated - reconstructed) / (ablated - clean); NaN where
+    the ablation costs nothing."""
+    if ablated == clean:
+        return float("nan")
     return (ablated - reconstructed) / (ablated - clean)

@@ -22,6 +22,7 @@ TRAIN_TIMESTEPS = 1000
 
 
 def with_sae(model: TIDE) -> Reconstruct:
+    """The model's reconstruction and its latents."""
     def reconstruct(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
         where = (batch.timestep, batch.conditioning, batch.group)
         codes = model.encode(batch.x.float(), *where)
@@ -72,7 +73,8 @@ def evaluate_reconstruction(
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
     activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
-    same tokens; ``l0`` counts latents after selection; ``dead`` is the share of latents that never fired.
+    same tokens (NaN where they do not vary); ``l0`` counts latents after selection; ``dead``, for which ``n_latents``
+    is needed, is the share of latents that never fired.
     """
     whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
     fired: Tensor | None = None

@@ -7,9 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from tide.errors import TideError
+
 
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95 % by default)."""
+    """Wilson score interval of a proportion (95 % by default); of no trials, all of [0, 1]."""
+    if not 0 <= successes <= n:
+        raise TideError(f"{successes:g} successes of {n} trials are no proportion; give 0..{n}")
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -21,10 +25,15 @@ def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, f
 def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
     """Area under the ROC curve of every score for every mask, ties counted half.
 
-    ``scores [rows, features]``, ``masks [rows, concepts]`` bool; returns ``[features, concepts]``, NaN where a mask
-    holds all rows or none. From rank sums: AUROC = (sum of the positives' ranks - P (P + 1) / 2) / (P N), tied
-    values sharing their mean rank.
+    ``scores [rows, features]``, ``masks [rows, concepts]`` bool, on one device; returns float64 ``[features,
+    concepts]``, NaN where a mask holds all rows or none and where a score is NaN. From rank sums: AUROC = (sum of the
+    positives' ranks - P (P + 1) / 2) / (P N), tied values sharing their mean rank.
     """
+    if scores.ndim != 2 or masks.ndim != 2 or len(scores) != len(masks):
+        raise TideError(
+            f"scores {list(scores.shape)} and masks {list(masks.shape)} must be [rows, features] and [rows, concepts] "
+            "with the same rows"
+        )
     positives = masks.double().sum(0)
     negatives = len(masks) - positives
     parts = []
@@ -34,6 +43,7 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
         below = torch.searchsorted(ordered, columns, right=False)
         upto = torch.searchsorted(ordered, columns, right=True)
         mean_rank = (below + upto + 1).double() / 2
+        mean_rank.masked_fill_(columns.isnan().any(1, keepdim=True), torch.nan)
         parts.append(mean_rank @ masks.double())
     rank_sums = torch.cat(parts)
     return (rank_sums - positives * (positives + 1) / 2) / (positives * negatives)

@@ -9,13 +9,16 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.interpretation.maps import Contrast, prompt_contrast
 
 __all__ = [
     "Annotated",
+    "Contrast",
     "Found",
     "concept_scores",
     "dense_latents",
     "find_concepts",
     "mean_latents",
     "pooled_latents",
+    "prompt_contrast",
 ]

@@ -19,7 +19,8 @@ class Annotated:
 
     ``x [timesteps, images, tokens, d_model]`` at ``timesteps [timesteps]``; ``masks[concept]`` bool
     ``[images, tokens]`` where a concept is known token by token; ``labels[concept]`` bool ``[images]`` where it is
-    only known whether the image shows it. A concept with a mask needs no label.
+    only known whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
+    d_embedding]`` is what the model adds to its timestep embedding, or None.
     """
 
     timesteps: Tensor
@@ -29,13 +30,22 @@ class Annotated:
     conditioning: Tensor | None = None
 
     def __post_init__(self) -> None:
+        shape = list(self.x.shape)
+        if len(shape) != 4 or shape[:1] != list(self.timesteps.shape):
+            raise TideError(
+                f"activations are {shape}; {len(self.timesteps)} timesteps need "
+                f"[{len(self.timesteps)}, images, tokens, d_model]"
+            )
         for concept, mask in self.masks.items():
-            if mask.shape != self.x.shape[1:3]:
+            if list(mask.shape) != shape[1:3]:
                 raise TideError(
-                    f"the mask of {concept!r} is {list(mask.shape)} and the activations cover {list(self.x.shape[1:3])} "
+                    f"the mask of {concept!r} is {list(mask.shape)} and the activations cover {shape[1:3]} "
                     "(images, tokens); make it anew for these images"
                 )
-            self.labels.setdefault(concept, mask.any(1))
+        self.labels = {concept: mask.any(1) for concept, mask in self.masks.items()} | self.labels
+        for concept, label in self.labels.items():
+            if list(label.shape) != shape[1:2]:
+                raise TideError(f"the label of {concept!r} is {list(label.shape)}; {shape[1]} images need one each")
 
     @property
     def n_tokens(self) -> int:
@@ -47,17 +57,22 @@ class Annotated:
 
 
 def dense_latents(model: TIDE, x: Tensor, timestep: float, conditioning: Tensor | None = None) -> Tensor:
-    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` at one timestep."""
+    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` at one timestep, on the device of x.
+
+    The rows of ``conditioning [groups, d_embedding]`` are shared evenly, as images are by their tokens.
+    """
+    n_groups = 1 if conditioning is None else len(conditioning)
+    device = model.W_enc.device
     with inference(model):
-        codes = model.encode(x.float(), torch.tensor([timestep]), conditioning)
-        return codes.dense(model.n_latents).view(*x.shape[:-1], model.n_latents)
+        codes = model.encode(x.float().to(device), torch.full((n_groups,), timestep, device=device), conditioning)
+        return codes.dense(model.n_latents).view(*x.shape[:-1], model.n_latents).to(x.device)
 
 
 def mean_latents(model: TIDE, data: Annotated) -> Tensor:
     """Latents averaged over the timesteps: ``[images * tokens, n_latents]``."""
     total: Tensor | None = None
     for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = dense_latents(model, x.flatten(0, 1), t)
+        z = dense_latents(model, x.flatten(0, 1), t, data.conditioning)
         total = z if total is None else total + z
     if total is None:
         raise TideError("no timesteps to read concepts at; give at least one")
@@ -98,17 +113,25 @@ class Found:
     iou: float
 
 
-def best_iou(scores: Tensor, mask: Tensor, n_thresholds: int = 64) -> tuple[float, float]:
-    """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU."""
-    grid = torch.quantile(scores.float(), torch.linspace(0, 1, n_thresholds + 1)[:-1].to(scores.device)).unique()
-    hits = scores[:, None] > grid
-    union = (hits | mask[:, None]).sum(0)
-    values = (hits & mask[:, None]).sum(0) / union.clamp(min=1)
-    best = int(values.argmax())
-    return float(grid[best]), float(values[best])
+def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
+    """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU.
+
+    All distinct scores are tried, since the quantiles of a latent that is silent on most tokens are nearly all 0.
+    """
+    ordered, order = scores.float().sort(descending=True)
+    hits = torch.arange(1, len(ordered) + 1, device=scores.device)
+    shared = mask[order].cumsum(0)
+    values = shared.double() / (hits + mask.sum() - shared)
+    # Row i ends the hits of the threshold that is the next score, if that one is lower.
+    values[:-1].masked_fill_(ordered[:-1] == ordered[1:], -1.0)
+    if len(values) < 2 or bool((values[:-1] < 0).all()):
+        return float(ordered[-1]), 0.0  # all scores are equal: nothing lies above any of them
+    best = int(values[:-1].argmax())
+    return float(ordered[best + 1]), float(values[best])
 
 
 def iou(scores: Tensor, mask: Tensor, threshold: float) -> float:
+    """Intersection over union of ``scores [rows] > threshold`` and ``mask [rows]``; 0 where both are empty."""
     hits = scores > threshold
     return float((hits & mask).sum() / (hits | mask).sum().clamp(min=1))
 
@@ -124,12 +147,18 @@ def find_concepts(
 
     ``selection`` and ``held_out`` are ``(features [rows, n_features], masks [rows, concepts])``. The feature, its
     sign (only if ``signed``: raw neurons have two) and the IoU threshold are chosen on ``selection`` alone; AUROC and
-    IoU are measured on ``held_out``.
+    IoU are measured on ``held_out``. Raises :class:`~tide.errors.TideError` for a concept that all rows of
+    ``selection`` show, or none; where that is so of ``held_out``, its AUROC is NaN.
     """
+    for _, masks in (selection, held_out):
+        if masks.shape[1] != len(concepts):
+            raise TideError(f"{len(concepts)} concepts need as many columns of masks, not {masks.shape[1]}")
     table = auroc(*selection)
     merit = torch.maximum(table, 1 - table) if signed else table
     out = {}
     for c, concept in enumerate(concepts):
+        if bool(merit[:, c].isnan().all()):
+            raise TideError(f"{concept!r} is on every token or on none of the selection; select other images")
         column = torch.nan_to_num(merit[:, c], nan=0.0)
         index = int(column.argmax())
         sign = -1.0 if signed and table[index, c] < 0.5 else 1.0

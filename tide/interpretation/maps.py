@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ def prompt_contrast(
     and once with the target's, at every timestep with the same noise. What differs is the concept alone, not the
     image, so that the difference stays small and is one the model itself makes.
     """
+    if not len(latents) == len(next(iter(source_text.values()))) == len(next(iter(target_text.values()))):
+        raise TideError("images, source prompts and target prompts differ in number; give one of each an image")
     if len(latents) == 0:
         raise TideError("there are no images of the source concept to contrast prompts on; collect some")
     block = model.config.block
@@ -83,12 +86,8 @@ def prompt_contrast(
                         sums[name] = torch.zeros(len(timesteps), *value.shape[1:])
                     sums[name][i] += value.sum(0).cpu()
 
-            run_until(
-                adapter,
-                {block: add},
-                lambda noisy=noisy, t=t, both=both: adapter.denoise(torch.cat([noisy, noisy]), t, both),
-                model.config.tensor,  # type: ignore[arg-type]
-            )
+            run = partial(adapter.denoise, torch.cat([noisy, noisy]), t, both)
+            run_until(adapter, {block: add}, run, model.config.tensor)
     means = {name: value / len(latents) for name, value in sums.items()}
     steps = timesteps.float()
     return Contrast(Target(steps, means["source"]), Target(steps, means["target"]), means["direction"])

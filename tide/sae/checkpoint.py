@@ -20,39 +20,65 @@ from tide.sae.modulation import ModulationConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+FORMAT = "tide-sae/1"
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls ``write`` on a temporary name beside ``path`` and renames it: what was there stays until the new file
-    is whole. A full disk is a one-line error and leaves nothing half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+Write = Callable[[Path], Any]
+
+
+def replace_files(files: dict[Path, Write]) -> None:
+    """Has every file written under a temporary name beside it, then renames them all.
+
+    What was there stays until every new file is whole. A full disk is a one-line error and leaves nothing
+    half-written.
+    """
+    written: dict[Path, Path] = {}
+    path = next(iter(files))
     try:
-        write(temporary)
-        temporary.replace(path)
+        for path, write in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            write(written[path])
+        for path, temporary in written.items():
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise TideError(f"{path} could not be written ({error}); free some space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, write: Write) -> None:
+    """:func:`replace_files` of one file."""
+    replace_files({path: write})
+
+
+def json_writer(data: object) -> Write:
+    """What writes ``data`` to the path that :func:`replace_files` gives it."""
+    text = json.dumps(data, indent=2) + "\n"
+    return lambda path: path.write_text(text)
 
 
 def write_json(path: Path, data: object) -> None:
-    text = json.dumps(data, indent=2) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text))
+    """Writes ``data``, replacing the file in one step."""
+    replace_file(path, json_writer(data))
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds; a missing, unreadable or truncated one is a one-line error."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise TideError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise TideError(f"{path} cannot be read ({error}); check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TideError(f"{path} is not valid JSON ({error}); it may be truncated, make it anew") from None
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of what its results depend on."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     for name in ("tide-sae", "diffusers", "transformers", "safetensors"):
         try:
             found[name] = version(name)
@@ -62,26 +88,33 @@ def versions() -> dict[str, str]:
 
 
 def save(model: TIDE, path: Path) -> None:
+    """Writes both files of the checkpoint; if one cannot be written, both stay as they were."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    replace_file(path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
-    write_json(path / CONFIG, {"format": "tide-sae/1", **asdict(model.config), "versions": versions()})
+    config = {"format": FORMAT, **asdict(model.config), "versions": versions()}
+    replace_files(
+        {path / WEIGHTS: lambda temporary: save_file(tensors, temporary), path / CONFIG: json_writer(config)}
+    )
 
 
 def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:
-    """Reads a checkpoint and checks it against ``expected`` config fields.
+    """Reads a checkpoint and checks it against ``expected`` fields of its config; None, on either side, fits anything.
 
-    Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, missing or misshaped tensors,
-    and a checkpoint trained on another width, block, tensor or model family.
+    Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, for missing, misshaped or
+    surplus tensors, and for a checkpoint trained on another width, block, tensor or model family.
     """
+    known = {f.name for f in fields(TIDEConfig)}
+    if unknown := sorted(expected.keys() - known):
+        raise TideError(f"a checkpoint has no field {unknown[0]!r} to check; known: {', '.join(sorted(known))}")
     raw = read_json(path / CONFIG)
-    if not isinstance(raw, dict) or raw.get("format") != "tide-sae/1":
-        raise TideError(f"{path / CONFIG} is not the config of a TIDE checkpoint; give the folder that `tide train` wrote")
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise TideError(
+            f"{path / CONFIG} is not the config of a TIDE checkpoint; give the folder that `tide train` wrote"
+        )
     for name, value in expected.items():
         if value is not None and raw.get(name) is not None and raw[name] != value:
             raise TideError(
                 f"{path} was trained on {name} {raw[name]!r}, not {value!r}; use a checkpoint made for this {name}"
             )
-    known = {f.name for f in fields(TIDEConfig)}
     try:
         config = TIDEConfig(
             **{
@@ -89,13 +122,19 @@ def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:
                 "modulation": ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None,
             }
         )
-    except (TypeError, KeyError) as error:
-        raise TideError(f"{path / CONFIG} lacks or mistypes a field ({error}); make the checkpoint anew") from None
+        model = TIDE(config, backend=backend)
+    except TypeError as error:
+        reason = " ".join(str(error).split())  # torch spreads its own over several lines
+        raise TideError(f"{path / CONFIG} lacks or mistypes a field ({reason}); make the checkpoint anew") from None
     tensors = load_tensors(path / WEIGHTS)
-    model = TIDE(config, backend=backend)
     own = model.state_dict()
     if missing := sorted(own.keys() - tensors.keys()):
         raise TideError(f"{path / WEIGHTS} lacks {', '.join(missing)}; it belongs to another config, make it anew")
+    if surplus := sorted(tensors.keys() - own.keys()):
+        raise TideError(
+            f"{path / WEIGHTS} holds {', '.join(surplus)}, which the config knows nothing of; "
+            "config.json and model.safetensors are of different checkpoints"
+        )
     for name, value in own.items():
         if tensors[name].shape != value.shape:
             raise TideError(

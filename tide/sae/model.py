@@ -107,8 +107,10 @@ class TIDE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
         self.register_buffer("activation_scale", torch.ones(()))
         self.modulation: Modulation | None = None
+        if modulation is not None and modulation.config != config.modulation:
+            raise TideError(f"the modulation is not the config's ({config.modulation}); give both the same config")
         if config.modulation is not None:
-            self.modulation = modulation if modulation is not None else Modulation(config.modulation)
+            self.modulation = Modulation(config.modulation, generator) if modulation is None else modulation
 
     activation_scale: Tensor
 
@@ -188,7 +190,8 @@ class TIDE(nn.Module):
         conditioning: Tensor | None = None,
         group: Tensor | None = None,
     ) -> Tensor:
-        """Activations ``[N, d_model]`` of sparse latents. Timestep and group matter only with ``undo``."""
+        """Activations ``[N, d_model]`` of sparse latents. Timestep, conditioning and group matter only with
+        ``undo``."""
         dtype = codes.values.dtype
         bias = None if self.b_dec is None else self.b_dec.to(dtype)
         x_hat = decode(codes.values, codes.indices, self.W_dec.to(dtype), bias, backend=self.backend)
@@ -207,7 +210,8 @@ class TIDE(nn.Module):
         self, x_hat: Tensor, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
     ) -> Tensor:
         scale, shift = self._modulation_of(timestep, conditioning)
-        assert scale is not None and shift is not None
+        assert scale is not None
+        assert shift is not None
         if group is None:
             group = torch.arange(len(scale), device=x_hat.device).repeat_interleave(len(x_hat) // len(scale))
         factor = 1 + scale.to(x_hat.dtype)
@@ -279,21 +283,26 @@ class TIDE(nn.Module):
         conditioning: Tensor | None = None,
         group: Tensor | None = None,
     ) -> None:
-        """Sets the activation scale (so that the mean of |x|^2 / d is 1), ``b_dec`` to the mean activation, and
-        ``b_enc`` so that the mean modulated activation encodes to zero."""
-        if not torch.isfinite(x).all():
-            raise TideError("the first activations hold NaN or inf; collect them in bf16 or fp32, or from another block")
+        """Sets the activation scale (so that the mean of |x|^2 / d is 1), ``b_dec`` to the mean of what is decoded
+        (the activation; with ``undo`` the modulated one), and ``b_enc`` so that the mean modulated activation encodes
+        to zero."""
+        if x.numel() == 0 or not torch.isfinite(x).all():
+            raise TideError(
+                "the first activations hold NaN or inf, or there are none; "
+                "collect them in bf16 or fp32, or from another block"
+            )
         self.activation_scale.copy_(x.float().square().mean().sqrt().clamp(min=1e-12))
         rows, group = self._rows(x.float(), timestep, group)
+        scale, shift = self._modulation_of(timestep, conditioning)
+        modulated = rows
+        if scale is not None and shift is not None:
+            modulated = modulate(
+                rows, scale, shift, group, layer_norm=self.config.pre_norm == "layernorm", backend=self.backend
+            )
         if self.b_dec is not None:
-            self.b_dec.copy_(rows.mean(0))
+            self.b_dec.copy_((modulated if self.config.undo else rows).mean(0))
         if self.b_enc is not None:
-            scale, shift = self._modulation_of(timestep, conditioning)
-            if scale is not None and shift is not None:
-                rows = modulate(
-                    rows, scale, shift, group, layer_norm=self.config.pre_norm == "layernorm", backend=self.backend
-                )
-            self.b_enc.copy_(-(self.W_enc @ rows.mean(0)))
+            self.b_enc.copy_(-(self.W_enc @ modulated.mean(0)))
 
     # -- checkpoint ---------------------------------------------------------------------------------------
 

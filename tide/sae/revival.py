@@ -31,6 +31,7 @@ class Revival:
 
     @property
     def dead(self) -> Tensor:
+        """bool ``[n_latents]``: silent for ``after_tokens`` tokens or more."""
         return self.silent_for >= self.after_tokens
 
     @torch.no_grad()
@@ -39,12 +40,15 @@ class Revival:
     ) -> int:
         """Resets dead latents from the rows of ``x`` that ``x_hat`` misses most; returns how many.
 
-        At most one latent per sixteen rows is reset at a time; the others wait for the next batch.
+        At most one latent per sixteen rows is reset at a time; the others wait for the next batch. ``x`` and
+        ``x_hat`` are ``[N, d_model]``, ``generator`` is of the CPU.
         """
-        dead = self.dead.nonzero().squeeze(1)[: max(1, len(x) // 16)]
         residual = (x - x_hat).float()
         error = residual.square().sum(1)
-        if len(dead) == 0 or not bool(error.sum() > 0):
+        # Rows without error have no direction to give, and multinomial draws none of them.
+        most = min(max(1, len(x) // 16), int((error > 0).sum()))
+        dead = self.dead.nonzero().squeeze(1)[:most]
+        if len(dead) == 0:
             return 0
         rows = torch.multinomial(error.cpu(), len(dead), generator=generator).to(x.device)
         directions = F.normalize(residual[rows], dim=1)
@@ -54,8 +58,9 @@ class Revival:
         model.W_enc[dead] = (directions * norm * self.ENCODER_SHARE).to(model.W_enc)
         if model.b_enc is not None:
             model.b_enc[dead] = 0.0
-        for parameter in (model.W_enc, model.W_dec, model.b_enc):
-            for moment in optimizer.state.get(parameter, {}).values() if parameter is not None else ():
+        parameters = (model.W_enc, model.W_dec) if model.b_enc is None else (model.W_enc, model.W_dec, model.b_enc)
+        for parameter in parameters:
+            for moment in optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape[:1] == parameter.shape[:1]:
                     moment[dead] = 0
         self.silent_for[dead] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Call, run_until
 from tide.editing.masks import token_mask
+from tide.errors import TideError
 from tide.interpretation.concepts import Annotated
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
 from tide.scenes.render import render
@@ -35,6 +37,7 @@ def concept_masks(scenes: Sequence[Scene], grid: tuple[int, int]) -> dict[str, T
 
 
 def encode_captions(adapter: Adapter, captions: Sequence[str]) -> dict[str, Tensor]:
+    """The transformer's keyword arguments for captions of the bundled pipeline's length."""
     return adapter.encode_prompts(captions, max_sequence_length=MAX_CAPTION_TOKENS)
 
 
@@ -48,7 +51,10 @@ def annotated_scenes(
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[int, Annotated]:
-    """Activations of every token of rendered scenes at ``timesteps`` (Algorithm 1), with the concepts' token masks."""
+    """Activations of every token of rendered scenes at ``timesteps`` (Algorithm 1), with the concepts' token masks;
+    block -> activations, in float32 on the CPU."""
+    if not scenes:
+        raise TideError("there are no scenes to annotate; give at least one")
     generator = torch.Generator().manual_seed(seed)
     collected: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
     for start in range(0, len(scenes), batch_size):
@@ -59,19 +65,18 @@ def annotated_scenes(
         for i, t in enumerate(timesteps.tolist()):
             noisy = adapter.add_noise(latents, noise, t)
 
-            def keep(x: Tensor, call: Call, *, at: list[list[Tensor]], i: int = i) -> None:
-                at[i].append(x.float().clone())
-
-            taps = {
-                block: (lambda x, call, at=collected[block], keep=keep: keep(x, call, at=at)) for block in blocks
-            }
-            run_until(adapter, taps, lambda noisy=noisy, t=t, text=text: adapter.denoise(noisy, t, text))
+            taps = {block: partial(_keep, at=collected[block][i]) for block in blocks}
+            run_until(adapter, taps, partial(adapter.denoise, noisy, t, text))
     grid = adapter.token_grid(*latents.shape[-2:])
     masks = concept_masks(scenes, grid)
     return {
         block: Annotated(timesteps.float(), torch.stack([torch.cat(x) for x in collected[block]]), dict(masks))
         for block in blocks
     }
+
+
+def _keep(x: Tensor, call: Call, *, at: list[Tensor]) -> None:
+    at.append(x.to("cpu", torch.float32, copy=True))
 
 
 def generate_images(

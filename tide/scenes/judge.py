@@ -6,17 +6,17 @@ edit that wrecks the image is never counted as a change of class.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tide.errors import TideError
+from tide.sae.checkpoint import CONFIG, WEIGHTS, json_writer, load_tensors, read_json, replace_files
 from tide.scenes.pipeline import DATA
 from tide.scenes.scene import ATTRIBUTES, Scene
 
@@ -60,10 +60,14 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Verdict]:
-        """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]."""
+        """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]. NaN or inf make an image wreckage."""
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
             raise TideError(f"the judge reads images [B, 3, 64, 64], not {list(images.shape)}; resize them first")
-        probabilities = {name: logits.softmax(-1) for name, logits in self(images.float()).items()}
+        weight = next(self.parameters())
+        images = images.to(weight.device, torch.float32)
+        broken = ~images.isfinite().flatten(1).all(1)
+        probabilities = {name: logits.softmax(-1) for name, logits in self(torch.nan_to_num(images)).items()}
+        probabilities["class"][broken] = torch.tensor([float(name == NO_OBJECT) for name in HEADS["class"]]).to(weight)
         best = {name: p.max(-1) for name, p in probabilities.items()}
         return [
             Verdict(
@@ -74,23 +78,37 @@ class Judge(nn.Module):
         ]
 
     def save_pretrained(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps({"width": self.width, "heads": HEADS}, indent=2))
+        """Writes ``config.json`` and, in half precision, ``model.safetensors`` to the folder ``path``."""
+        tensors = {k: v.detach().half().cpu().contiguous() for k, v in self.state_dict().items()}
+        replace_files(
+            {
+                path / WEIGHTS: lambda temporary: save_file(tensors, temporary),
+                path / CONFIG: json_writer({"width": self.width, "heads": HEADS}),
+            }
+        )
 
 
-def load_judge(path: Path | None = None) -> Judge:
-    """The trained judge of the package, or the one saved at ``path``."""
-    folder = DATA / "judge" if path is None else path
-    if not (folder / "model.safetensors").is_file():
+def load_judge(path: str | Path | None = None) -> Judge:
+    """The trained judge of the package, or the one saved at ``path``.
+
+    Raises :class:`~tide.errors.TideError` if there is none, or one of other attributes than :data:`HEADS`.
+    """
+    folder = DATA / "judge" if path is None else Path(path)
+    if not (folder / WEIGHTS).is_file():
         raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train judge`")
-    judge = Judge(json.loads((folder / "config.json").read_text())["width"])
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    config = read_json(folder / CONFIG)
+    if config.get("heads") != {name: list(values) for name, values in HEADS.items()}:
+        raise TideError(f"{folder} holds a judge of other attributes; run `python -m tide.scenes.train judge` anew")
+    judge = Judge(config["width"])
+    judge.load_state_dict({k: v.float() for k, v in load_tensors(folder / WEIGHTS).items()})
     return judge.eval()
 
 
 def destroy(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Wrecks each image ``[B, 3, H, W]`` in one of six ways that a broken edit may produce."""
+    """Wrecks each image ``[B, 3, H, W]`` in one of six ways that a broken edit may produce.
+
+    Images are blended with others of the batch, so it takes two or more to wreck that way.
+    """
     return torch.stack([_WRECKERS[rng.integers(len(_WRECKERS))](images, i, rng) for i in range(len(images))])
 
 
@@ -105,16 +123,15 @@ def _noised(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
 
 def _blended(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
     """Two or three scenes on top of each other."""
-    others = rng.integers(len(images), size=int(rng.integers(2, 4)))
+    others = (i + rng.integers(1, max(2, len(images)), size=int(rng.integers(2, 4)))) % len(images)
     return torch.stack([images[i], *(images[j] for j in others)]).mean(0)
 
 
 def _shuffled(images: Tensor, i: int, rng: np.random.Generator) -> Tensor:
     """Patches in a random order."""
     side = int(rng.choice([8, 16]))
-    per_row = images.shape[-1] // side
     patches = F.unfold(images[i : i + 1], side, stride=side)[0]
-    order = torch.from_numpy(rng.permutation(per_row * per_row))
+    order = torch.from_numpy(rng.permutation(patches.shape[1]))
     return F.fold(patches[:, order][None], images.shape[-2:], side, stride=side)[0]
 
 

@@ -23,7 +23,7 @@ from tide.scenes.scene import VOCABULARY
 
 DATA = Path(__file__).parent / "data"
 
-#: The longest caption has 18 tokens, end mark included.
+#: The longest caption of a template has 14 tokens, end mark included; the rest is room for longer prompts.
 MAX_CAPTION_TOKENS = 20
 
 
@@ -43,6 +43,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder() -> T5EncoderModel:
+    """Two layers of T5 at width 128 over the words of :func:`build_tokenizer`."""
     vocab_size = len(VOCABULARY) + 3
     return T5EncoderModel(
         T5Config(
@@ -77,7 +78,7 @@ def build_vae() -> AutoencoderKL:
 
 def build_transformer() -> PixArtTransformer2DModel:
     """8 blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
-    model = PixArtTransformer2DModel(
+    model: Any = PixArtTransformer2DModel(  # as Any, since its attributes are set where mypy does not look
         num_attention_heads=6,
         attention_head_dim=32,
         in_channels=4,
@@ -109,6 +110,7 @@ def build_transformer() -> PixArtTransformer2DModel:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of second order over a linear schedule of 1000 steps, for v-prediction."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         beta_start=0.0001,
@@ -122,11 +124,13 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 def build_pipeline() -> PixArtAlphaPipeline:
     """The pipeline with random weights (for tests, and as the start of training)."""
+    vae: Any = build_vae()
+    transformer: Any = build_transformer()
     return PixArtAlphaPipeline(
         tokenizer=build_tokenizer(),
         text_encoder=build_text_encoder().eval(),
-        vae=build_vae().eval(),
-        transformer=build_transformer().eval(),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
         scheduler=build_scheduler(),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tide.scenes.scene import Scene
+from tide.scenes.scene import CONCEPTS, Scene
 
 SIZE = 64
 
@@ -191,7 +191,8 @@ def render(scene: Scene) -> Rendering:
     _DRAW[scene.cls](canvas, pose, colour.astype(np.float32))
 
     visible = canvas.visible
-    shares = {name: visible[name] for name in ("shadow", "door", "roof", "window", "trunk", "crown") if name in visible}
+    own = ("shadow", *CONCEPTS["part"])
+    shares = {name: share for name, share in visible.items() if name in own}
     shares |= {concept: visible["object"] for concept in (scene.depth, scene.cls, scene.colour)}
     shares[scene.ground] = visible["ground"]
     masks = {name: share > 0.5 for name, share in shares.items()}

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from tide.errors import TideError
 
 Split = Literal["train", "dev", "test"]
 
@@ -76,7 +78,7 @@ class Scene:
     def __post_init__(self) -> None:
         for attribute, values in ATTRIBUTES.items():
             if self[attribute] not in values:
-                raise ValueError(
+                raise TideError(
                     f"scene attribute {attribute}={self[attribute]!r} is unknown; use one of {', '.join(values)}"
                 )
 
@@ -85,7 +87,8 @@ class Scene:
 
     def changed(self, attribute: str, value: str) -> Scene:
         """The same scene, same seed, with one attribute set to another value."""
-        return replace(self, **{"cls" if attribute == "class" else attribute: value})
+        changes: dict[str, Any] = {"cls" if attribute == "class" else attribute: value}
+        return replace(self, **changes)
 
     def caption(self, template: str = TEMPLATES[0]) -> str:
         """The scene in words, by one of :data:`TEMPLATES` or :data:`SHORT_TEMPLATES`."""
@@ -117,9 +120,9 @@ def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
 def combinations(split: Split) -> list[Scene]:
     """Every combination of the five attributes in ``split``, seed 0, in a fixed order."""
     return [
-        Scene(*values)
-        for values in product(*ATTRIBUTES.values())
-        if split_of(*values[:4]) == split
+        Scene(cls, colour, depth, shadow, ground)
+        for cls, colour, depth, shadow, ground in product(*ATTRIBUTES.values())
+        if split_of(cls, colour, depth, shadow) == split
     ]
 
 

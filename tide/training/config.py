@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,6 +30,11 @@ class LossConfig:
     s_target: float = 0.8
     delta: float = 0.01
 
+    def __post_init__(self) -> None:
+        _check_range(self, ("mse", "cosine", "temporal", "sparsity", "reg", "auxk", "s_target"), 0)
+        if not self.delta > 0:
+            raise TideError(f"delta = {self.delta} must be positive; it is where Huber's function turns linear")
+
 
 @dataclass
 class ProgressiveK:
@@ -38,6 +44,11 @@ class ProgressiveK:
     length: float = 0.2
     shape: Literal["linear", "cosine", "exponential", "off"] = "linear"
 
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_range(self, ("start",), 1)
+        _check_range(self, ("length",), 0, 1)
+
 
 @dataclass
 class RevivalConfig:
@@ -45,6 +56,10 @@ class RevivalConfig:
 
     after_tokens: int = 100_000
     every: int = 25
+
+    def __post_init__(self) -> None:
+        _check_range(self, ("after_tokens",), 1)
+        _check_range(self, ("every",), 0)
 
 
 @dataclass
@@ -84,9 +99,13 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise TideError(f"{name} = {getattr(self, name)} must be at least 1")
+        _check_choices(self)
+        _check_range(self, ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"), 1)
+        _check_range(self, ("warmup", "final_lr"), 0, 1)
+        _check_range(self, ("weight_decay",), 0)
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise TideError(f"{name} = {getattr(self, name)} must be positive")
         if not 0 < self.density <= 1:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
         if self.batch_tokens % 2:
@@ -101,35 +120,76 @@ class TrainConfig:
         return n_latents, k
 
     def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as :meth:`from_dict` takes them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> TrainConfig:
-        """Builds the configuration; an unknown key is an error that lists the known ones."""
-        nested = {"loss": LossConfig, "progressive_k": ProgressiveK, "revival": RevivalConfig}
-        values = {
-            name: _build(nested[name], value, name) if name in nested and isinstance(value, dict) else value
-            for name, value in raw.items()
-        }
-        if "betas" in values:
-            values["betas"] = tuple(values["betas"])
-        built = _build(cls, values, "the training configuration")
+        """Builds the configuration. An unknown key is an error that lists the known ones, a value of another type one
+        that names the option."""
+        built = _build(cls, raw, "the training configuration", "")
         assert isinstance(built, cls)
         return built
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
+        """Reads :meth:`from_dict`'s mapping from a YAML file; options that it leaves out have their defaults."""
         try:
             raw = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise TideError(f"{path} could not be read as YAML ({error})".replace("\n", " ")) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TideError(f"{path} could not be read as YAML ({' '.join(str(error).split())}); correct it") from None
         if not isinstance(raw, dict):
             raise TideError(f"{path} holds no mapping of options; see `tide train --help` for their names")
         return cls.from_dict(raw)
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
     known = [f.name for f in fields(cls)]
-    if unknown := sorted(set(values) - set(known)):
+    if unknown := sorted(map(str, raw.keys() - set(known))):
         raise TideError(f"unknown option {unknown[0]!r} in {where}; known: {', '.join(known)}")
-    return cls(**values)
+    hints = get_type_hints(cls)
+    return cls(**{name: _value(prefix + name, hints[name], value) for name, value in raw.items()})
+
+
+def _value(name: str, kind: Any, value: Any) -> Any:
+    """``value`` as ``kind``. YAML reads 1e-3 as a word, so a word that is a number counts as one."""
+    if is_dataclass(kind):
+        if isinstance(value, dict):
+            return _build(kind, value, name, f"{name}.")  # type: ignore[arg-type]
+        raise TideError(f"{name} = {value!r} must be a group of options: {', '.join(f.name for f in fields(kind))}")
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        value = "off" if value is False and "off" in choices else value  # YAML reads off as false
+        if value not in choices:
+            raise TideError(f"{name} = {value!r} is unknown; use one of {', '.join(choices)}")
+        return value
+    if NoneType in get_args(kind):
+        return None if value is None else _value(name, get_args(kind)[0], value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(get_args(kind)):
+            raise TideError(f"{name} = {value!r} must be {len(get_args(kind))} numbers, as in [0.9, 0.99]")
+        return tuple(_value(name, each, part) for each, part in zip(get_args(kind), value, strict=True))
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is kind:
+        return value
+    wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}.get(kind, str(kind))
+    raise TideError(f"{name} = {value!r} must be {wanted}")
+
+
+def _check_choices(config: Any) -> None:
+    """Every field with a fixed set of values holds one of them."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            _value(name, kind, getattr(config, name))
+
+
+def _check_range(config: Any, names: tuple[str, ...], least: float, most: float | None = None) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least or (most is not None and not value <= most):
+            limit = f"at least {least}" if most is None else f"between {least} and {most}"
+            raise TideError(f"{name} = {value} must be {limit}")

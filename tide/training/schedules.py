@@ -18,7 +18,8 @@ def cosine_lr(step: int, steps: int, lr: float, warmup: float, final: float) -> 
 
 
 def progressive_k(step: int, steps: int, k: int, n_latents: int, config: ProgressiveK) -> int:
-    """k of ``step``: from ``start * k`` (at most ``n_latents``) down to ``k`` over the first ``length`` of the steps."""
+    """k of ``step`` (from 0): from ``start * k``, at most ``n_latents``, down to ``k`` over the first ``length`` of the
+    steps."""
     span = config.length * steps
     if config.shape == "off" or step >= span:
         return k

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter
 from tide.errors import TideError
-from tide.sae.checkpoint import load_tensors, read_json, replace_file, write_json
+from tide.sae.checkpoint import CONFIG, load_tensors, read_json, replace_file, write_json
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
 from tide.sae.revival import Revival
@@ -83,6 +84,10 @@ class Trainer:
 
     def fit(self, batches: Batches, *, resume: bool = False) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
+
+        With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
+        run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
+        beginning.
 
         Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, and if the batches end
         early. What was checkpointed before an error stays.
@@ -159,7 +164,7 @@ class Trainer:
             "gradient_norm": norm,
             "k": float(k),
             "lr": lr,
-            "silent": float((terms.fired == 0).float().mean()),
+            "silent": (terms.fired == 0).float().mean(),
         }
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
@@ -181,7 +186,9 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         self.out.mkdir(parents=True, exist_ok=True)
-        writer = SummaryWriter(str(self.out / "tensorboard"))
+        # What an interrupted run logged after its last checkpoint is logged again.
+        again = self.step + 1 if self.step else None
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=again)
         try:
             yield writer
         finally:
@@ -211,22 +218,23 @@ class Trainer:
             lambda temporary: save_file(tensors, temporary, metadata={"progress": progress}),
         )
 
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> None:
+        """Raises if what is resumed was started with other options than the ``free`` ones."""
+        for name, value in json.loads(json.dumps(now)).items():
+            if name not in free and before.get(name) != value:
+                raise TideError(
+                    f"{self.out} was started with another {name} ({before.get(name)!r}); "
+                    "use the same configuration or another folder"
+                )
+
     def _resume(self) -> None:
         path = self.out / "resume" / "state.safetensors"
         if not path.exists():
             return
         tensors = load_tensors(path)
         before = read_json(self.out / "training.json")
-        changed = [
-            name
-            for name, value in json.loads(json.dumps(self.config.to_dict())).items()
-            if before["config"].get(name) != value and name not in ("device", "log_every", "checkpoint_every")
-        ]
-        if changed:
-            raise TideError(
-                f"{self.out} was started with another {changed[0]} ({before['config'].get(changed[0])!r}); "
-                "use the same configuration or another folder"
-            )
+        self._check_same(before["config"], self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
+        self._check_same(read_json(self.out / CONFIG), asdict(self.model.config), ("pipeline",))
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,11 +45,13 @@ def test_doctor_as_json(cli):
     result = cli("doctor", "--json")
     assert result.code == 0
     found = json.loads(result.out)
-    assert found["used"] in found["backends"] and found["backends"][found["used"]] is None
+    assert found["used"] in found["backends"]
+    assert found["backends"][found["used"]] is None
     assert found["backends"]["reference"] is None
     assert set(found["bundled"]) == {"pipeline", "judge"}
     assert {"python", "torch", "diffusers", "tide-sae"} <= found["versions"].keys()
-    assert found["machine"]["threads"] >= 1 and found["disk_free_gb"] > 0
+    assert found["machine"]["threads"] >= 1
+    assert found["disk_free_gb"] > 0
 
 
 def test_doctor_in_words(cli, tmp_path, monkeypatch):
@@ -81,10 +84,11 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
         out.mkdir()
         return {"headline": "It reconstructs.", "models": {}}
 
-    monkeypatch.setattr("tide.study.bars.evaluate", evaluate)
+    monkeypatch.setitem(sys.modules, "tide.study.bars", SimpleNamespace(evaluate=evaluate))
     options = ["--sae", checkpoint, "--pipeline", "scenes", "--fast", "--out", tmp_path / "e"]
     result = cli("evaluate", *options)
-    assert result.code == 0 and "headline: It reconstructs." in result.out
+    assert result.code == 0
+    assert "headline: It reconstructs." in result.out
     assert given == {"sae": checkpoint, "out": tmp_path / "e", "prompts": 4, "seed": 0, "fast": True}
 
 
@@ -107,23 +111,32 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("TIDE_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="is no option|required"):
+    with pytest.raises(ValueError, match="required: --out"):
         main(["train"])
 
 
 def test_values():
-    assert arguments.size("64") == (64, 64) and arguments.size("768x1024") == (768, 1024)
-    assert arguments.n_bytes("50GB") == 50 * 10**9 and arguments.n_bytes("1.5 kb") == 1500
+    assert arguments.size("64") == (64, 64)
+    assert arguments.size("768x1024") == (768, 1024)
+    assert arguments.n_bytes("50GB") == 50 * 10**9
+    assert arguments.n_bytes("1.5 kb") == 1500
     assert arguments.fraction("1/16") == 0.0625 == arguments.fraction("0.0625")
-    assert arguments.block("-2") == -2 and arguments.block("penultimate") == "penultimate"
+    assert arguments.block("-2") == -2
+    assert arguments.block("penultimate") == "penultimate"
     assert arguments.scaling("12,40=3.0") == ((12, 40), 3.0)
     assert arguments.words("House, tree,house") == ("house", "tree")
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--size", "0"), ("--size", "wide"), ("--quota", "50 pints"), ("--token-fraction", "1/0"), ("--block", "last"),
-     ("--timesteps", "0")],
+    [
+        ("--size", "0"),
+        ("--size", "wide"),
+        ("--quota", "50 pints"),
+        ("--token-fraction", "1/0"),
+        ("--block", "last"),
+        ("--timesteps", "0"),
+    ],
 )
 def test_bad_values_are_one_line(cli, option, value):
     result = cli("collect", "--pipeline", "scenes", "--data", "scenes", "--out", "x", option, value)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from cli_samples import SMALL
 
-from tests.cli.conftest import SMALL
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.commands.settings import train_config
@@ -60,10 +60,12 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
 def test_live_stream(cli, pipeline, images, tmp_path):
     options = ["--pipeline", pipeline, "--data", images, "--token-fraction", "1/4", "--block", 2, *SMALL]
     result = cli("train", *options, "--steps", 6, "--cache", "--out", tmp_path / "live")
-    assert result.code == 0 and result.err == ""
+    assert result.code == 0
+    assert result.err == ""
     assert result.out.startswith("Trained a TIDE of 96 latents, k = 8, on block 2 for 6 steps: mse ")
     model = TIDE.from_pretrained(tmp_path / "live")
-    assert model.config.pipeline == str(pipeline) and model.config.block == 2
+    assert model.config.pipeline == str(pipeline)
+    assert model.config.block == 2
     assert cli("train", *options, "--steps", 6, "--out", tmp_path / "again").code == 0
     assert equal(weights(tmp_path / "live"), weights(tmp_path / "again"))
 
@@ -83,9 +85,12 @@ def test_plain_sae_needs_no_pipeline(cli, store, tmp_path, monkeypatch):
     monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     options = ["--store", store / "block-3", "--sae", "--steps", 2, *SMALL]
     result = cli("train", *options, "--out", tmp_path / "sae")
-    assert result.code == 0 and "plain SAE of 96 latents" in result.out
+    assert result.code == 0
+    assert "plain SAE of 96 latents" in result.out
     model = TIDE.from_pretrained(tmp_path / "sae")
-    assert model.modulation is None and model.config.block == 3 and model.config.family == "pixart"
+    assert model.modulation is None
+    assert model.config.block == 3
+    assert model.config.family == "pixart"
 
 
 def test_the_text_encoder_is_not_loaded_for_a_store(cli, store, tmp_path, monkeypatch):
@@ -126,15 +131,14 @@ def test_file_then_set_then_options(tmp_path):
     file.write_text("lr: 1e-4\nloss:\n  temporal: 0.5\nprogressive_k: {shape: off}\nsteps: 5\n")
     config = train_config(file, ["loss.temporal=1e-3", "k=64", "betas=[0.8, 0.9]"], {"steps": 7, "seed": None})
     assert config.lr == 1e-4  # YAML reads it as a word
-    assert config.loss.temporal == 1e-3 and config.progressive_k.shape == "off"
+    assert config.loss.temporal == 1e-3
+    assert config.progressive_k.shape == "off"
     assert (config.k, config.steps, config.betas, config.seed) == (64, 7, (0.8, 0.9), 0)
 
 
 def test_every_field_can_be_set():
     raw = TrainConfig().to_dict()
-    keys = [f"{key}.{name}" if isinstance(value, dict) else key for key, value in raw.items() for name in value] if (
-        False
-    ) else [
+    keys = [
         each
         for key, value in raw.items()
         for each in ([f"{key}.{name}" for name in value] if isinstance(value, dict) else [key])
@@ -157,11 +161,14 @@ def test_every_field_can_be_set():
         ("lr=fast", "lr = 'fast' must be a number"),
         ("lr=true", "lr = True must be a number"),
         ("modulation=1", "modulation = 1 must be true or false"),
-        ("modulation_init=copy", "modulation_init = 'copy' is unknown; use adaln, random"),
+        ("modulation_init=copy", "modulation_init = 'copy' is unknown; use one of adaln, random"),
         ("betas=0.9", "betas = 0.9 must be 2 numbers, as in [0.9, 0.99]"),
         ("batch_tokens=63", "batch_tokens = 63 must be even: neighbouring timesteps come in pairs"),
-        ("loss=1", "--set loss names a group; set one of loss.mse, loss.cosine, loss.temporal, loss.sparsity, "
-         "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta"),
+        (
+            "loss=1",
+            "--set loss names a group; set one of loss.mse, loss.cosine, loss.temporal, loss.sparsity, "
+            "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta",
+        ),
         ("lr", "--set lr is no assignment; write it as --set loss.temporal=1e-3"),
         ("lr=[", "--set lr=[ could not be read; write a number, a word or a list"),
     ],

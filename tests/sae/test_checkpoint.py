@@ -1,0 +1,245 @@
+"""Checkpoints: bit-equal round trips, one-line errors for what is not one, and no harm done by a failed save."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tide.errors import TideError
+from tide.sae import TIDE, ModulationConfig, TIDEConfig, checkpoint
+
+MODULATION = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8, conditioned=True)
+
+
+def model(*, seed: int = 0, **options) -> TIDE:
+    where = {"family": "pixart", "pipeline": "some/model", "block": 6, "tensor": "attention"}
+    sae = TIDE(TIDEConfig(6, 20, 3, **{"modulation": MODULATION, **where, **options}), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    sae.calibrate(torch.randn(30, 6, generator=generator), 3.0, torch.randn(1, 10) if sae.modulation else None)
+    return sae
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model().save_pretrained(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modulation": None, "family": None, "block": None},
+        {"encoder_bias": False, "decoder_bias": False},
+        {"undo": True, "pre_norm": "layernorm"},
+    ],
+    ids=["tide", "sae", "no biases", "undo"],
+)
+def test_round_trip_is_bit_equal(tmp_path, options):
+    original = model(**options)
+    original.save_pretrained(str(tmp_path / "new" / "folder"))
+    loaded = TIDE.from_pretrained(str(tmp_path / "new" / "folder"), backend="reference")
+    assert loaded.config == original.config
+    assert loaded.backend == "reference"
+    assert not loaded.training
+    before, after = original.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_what_is_written(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["format"] == "tide-sae/1"
+    assert (config["family"], config["block"], config["tensor"]) == ("pixart", 6, "attention")
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"W_enc", "b_enc", "W_dec", "b_dec", "activation_scale"} < load_file(saved / "model.safetensors").keys()
+
+
+def test_weights_of_another_precision_are_read_as_float32(saved):
+    tensors = {name: value.half() for name, value in load_file(saved / "model.safetensors").items()}
+    save_file(tensors, saved / "model.safetensors")
+    loaded = TIDE.from_pretrained(saved)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.W_enc.detach(), tensors["W_enc"].float())
+
+
+def test_expectations_that_hold(saved):
+    TIDE.from_pretrained(saved, d_model=6, block=6, family="pixart", tensor="attention", k=None)
+
+
+def test_an_expectation_of_what_was_not_recorded_holds(tmp_path):
+    model(block=None).save_pretrained(tmp_path)
+    assert TIDE.from_pretrained(tmp_path, block=3).config.block is None
+
+
+# -- bad checkpoints ------------------------------------------------------------------------------------------
+
+
+def edit_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, **changes) -> None:
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
+
+
+def truncated(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"W_enc": 1}))
+
+
+def zipped(folder: Path) -> None:
+    torch.save({"W_enc": torch.ones(2)}, folder / "model.safetensors")
+
+
+BAD = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json does not exist; check the path"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors does not exist; the checkpoint is"),
+    "config is a folder": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        r"config\.json cannot be read",
+    ),
+    "config truncated": (lambda f: truncated(f, "config.json"), r"config\.json is not valid JSON .* make it anew"),
+    "config is binary": (
+        lambda f: (f / "config.json").write_bytes(b"\x80\x81\xff"),
+        r"config\.json is not valid JSON .* make it anew",
+    ),
+    "config of another kind": (
+        lambda f: (f / "config.json").write_text('{"d_model": 6}'),
+        "is not the config of a TIDE checkpoint; give the folder that",
+    ),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "is not the config of a TIDE checkpoint; give the folder that",
+    ),
+    "config lacks a field": (
+        lambda f: (f / "config.json").write_text('{"format": "tide-sae/1", "d_model": 6}'),
+        "lacks or mistypes a field .*n_latents.* make the checkpoint anew",
+    ),
+    "a size is a word": (lambda f: edit_config(f, k="3"), "lacks or mistypes a field .* make the checkpoint anew"),
+    "a size is a fraction": (lambda f: edit_config(f, n_latents=20.5), "lacks or mistypes a field .* anew"),
+    "modulation of an unknown field": (
+        lambda f: edit_config(f, modulation={"d_model": 6, "d_embedding": 10, "depth": 2}),
+        "lacks or mistypes a field .*depth.* make the checkpoint anew",
+    ),
+    "k above n": (lambda f: edit_config(f, k=21), "k = 21 must lie between 1 and n_latents = 20; lower k"),
+    "weights truncated": (
+        lambda f: truncated(f, "model.safetensors"),
+        r"not a readable safetensors file \(truncated or foreign.*make it anew",
+    ),
+    "weights empty": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        r"not a readable safetensors file \(truncated or foreign.*make it anew",
+    ),
+    "weights pickled": (pickled, r"not a readable safetensors file \(a pickle, which is never loaded.*make it anew"),
+    "weights of torch.save": (zipped, r"not a readable safetensors file \(a pickle, which is never loaded.*make it"),
+    "a tensor is missing": (lambda f: edit_weights(f, W_dec=None), "lacks W_dec; it belongs to another config"),
+    "a tensor too many": (lambda f: edit_weights(f, W_gate=torch.ones(2)), "holds W_gate, which the config knows"),
+    "weights of a TIDE, config of an SAE": (
+        lambda f: edit_config(f, modulation=None),
+        r"holds modulation\.linear.*of different checkpoints",
+    ),
+    "a tensor of another shape": (
+        lambda f: edit_weights(f, W_dec=torch.ones(20, 7)),
+        r"W_dec has shape \[20, 7\], the config asks for \[20, 6\]; config.json and model.safetensors are of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_checkpoint_is_a_one_line_error(saved, name):
+    spoil, message = BAD[name]
+    spoil(saved)
+    with pytest.raises(TideError, match=message) as caught:
+        TIDE.from_pretrained(saved)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value) or name == "k above n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("d_model", 1152, r"was trained on d_model 6, not 1152; use a checkpoint made for this d_model$"),
+        ("block", 5, r"was trained on block 6, not 5; use a checkpoint made for this block$"),
+        ("family", "flux", r"was trained on family 'pixart', not 'flux'; use a checkpoint made for this family$"),
+        ("tensor", "output", r"was trained on tensor 'attention', not 'output'; use a"),
+        ("blok", 6, r"^a checkpoint has no field 'blok' to check; known: block, "),
+    ],
+)
+def test_a_checkpoint_for_something_else(saved, name, value, message):
+    with pytest.raises(TideError, match=message):
+        TIDE.from_pretrained(saved, **{name: value})
+
+
+def test_a_pickle_is_not_even_opened_by_its_loader(saved, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("unpickled")
+
+    pickled(saved)
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    with pytest.raises(TideError, match="never loaded"):
+        TIDE.from_pretrained(saved)
+
+
+# -- saving ---------------------------------------------------------------------------------------------------
+
+
+def no_space(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_written(_tensors, path, **_kwargs):
+    Path(path).write_bytes(b"half of a fi")
+    no_space()
+
+
+@pytest.mark.parametrize("failing", ["weights", "config"])
+def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch, failing):
+    """Also when it is the second file that does not fit: the pair stays one checkpoint."""
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    other = model(seed=1, k=2)
+    if failing == "weights":
+        monkeypatch.setattr(checkpoint, "save_file", half_written)
+    else:
+        monkeypatch.setattr(Path, "write_text", no_space)
+    with pytest.raises(TideError, match=r"could not be written \(.*No space left.*\); free some space") as caught:
+        other.save_pretrained(saved)
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    monkeypatch.undo()
+    assert TIDE.from_pretrained(saved).config.k == 3
+    other.save_pretrained(saved)
+    assert TIDE.from_pretrained(saved).config.k == 2
+
+
+def test_saving_where_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(TideError, match="could not be written .*; free some space or choose another folder"):
+        model().save_pretrained(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == ""
+
+
+def test_any_other_error_leaves_no_temporary_file(saved):
+    def fail(path: Path) -> None:
+        path.write_text("part")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.replace_file(saved / "config.json", fail)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    TIDE.from_pretrained(saved)

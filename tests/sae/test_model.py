@@ -1,0 +1,295 @@
+"""The TIDE module against the operations it is made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.errors import TideError
+from tide.sae import TIDE, Codes, Modulation, ModulationConfig, TIDEConfig, inference
+from tide_kernels import LossWeights, decode, encode_topk, modulate, tide_loss
+
+D, N, K = 12, 40, 5
+MODULATION = ModulationConfig(d_model=D, d_embedding=16, n_frequencies=8)
+
+
+def rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(seed))
+
+
+def model(*, modulated: bool = True, seed: int = 0, **options) -> TIDE:
+    """A TIDE whose parameters all differ from their initial zeros and ones."""
+    config = TIDEConfig(D, N, K, modulation=MODULATION if modulated else None, **options)
+    made = TIDE(config, seed=seed)
+    generator = torch.Generator().manual_seed(100 + seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        made.activation_scale.fill_(3.0)
+    return made
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 1), (2, 2, 3)], ids=["[N]", "[B, T]", "one row", "[A, B, T]"])
+def test_shapes(shape):
+    sae, x = model(), rows(*shape)
+    n_rows = x[..., 0].numel()
+    codes = sae.encode(x, 500.0)
+    assert codes.values.shape == codes.indices.shape == (n_rows, K)
+    assert codes.indices.dtype == torch.int32
+    assert codes.dense(N).shape == (n_rows, N)
+    assert sae.decode(codes).shape == (n_rows, D)
+    assert sae(x, 500.0).shape == x.shape
+
+
+def test_dense_places_the_values_and_leaves_unused_places_out():
+    codes = Codes(
+        torch.tensor([[2.0, 3.0, 0.0], [0.0, 0.0, 0.0], [1.0, 4.0, 5.0]]),
+        torch.tensor([[0, 2, -1], [-1, -1, -1], [1, 2, 3]], dtype=torch.int32),
+    )
+    expected = [[2.0, 0, 3, 0], [0, 0, 0, 0], [0, 1, 4, 5]]
+    assert codes.dense(4).tolist() == expected
+
+
+def test_is_the_composition_of_the_kernels():
+    """Eqs 1, 2 and 8 in normalised units, the output back in activation units."""
+    sae, x, group = model(), rows(7), torch.tensor([0, 1, 1, 0, 1, 0, 0], dtype=torch.int32)
+    timestep = torch.tensor([50.0, 900.0])
+    with torch.no_grad():
+        scale, shift = sae.modulation(timestep)
+        values, indices = encode_topk(x / 3, sae.W_enc, sae.b_enc, K, scale=scale, shift=shift, group=group)
+        expected = 3 * decode(values, indices, sae.W_dec, sae.b_dec)
+        codes = sae.encode(x, timestep, group=group)
+        torch.testing.assert_close(codes.values, values, rtol=0, atol=0)
+        assert torch.equal(codes.indices, indices)
+        torch.testing.assert_close(sae(x, timestep, group=group), expected, rtol=0, atol=0)
+
+
+def test_groups_are_shared_evenly_where_none_are_given():
+    sae, x, timestep = model(), rows(3, 4), torch.tensor([1.0, 500.0, 999.0])
+    with torch.no_grad():
+        found = sae(x, timestep)
+        for image, t in enumerate(timestep.tolist()):
+            torch.testing.assert_close(found[image], sae(x[image], t), rtol=1e-6, atol=1e-6)
+        assert (found - sae(x, 1.0)).abs().max() > 1e-3
+    with pytest.raises(TideError, match=r"^7 rows cannot be shared by 3 timesteps; pass group=$"):
+        sae.encode(rows(7), timestep)
+
+
+def test_zero_scale_and_shift_are_the_plain_sae():
+    tide, plain = model(), model(modulated=False)
+    with torch.no_grad():
+        tide.modulation.linear.weight.zero_()
+        tide.modulation.linear.bias.zero_()
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+            getattr(plain, name).copy_(getattr(tide, name))
+        x = rows(2, 5)
+        torch.testing.assert_close(tide(x, torch.tensor([3.0, 700.0])), plain(x), rtol=0, atol=0)
+        # A plain SAE takes no notice of the timestep, so that the two can be exchanged.
+        torch.testing.assert_close(plain(x, torch.tensor([3.0, 700.0])), plain(x), rtol=0, atol=0)
+
+
+def test_encoder_starts_as_the_decoder_transposed():
+    sae = TIDE(TIDEConfig(D, N, K))
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N))
+
+
+def test_seed_sets_every_initial_weight_and_leaves_the_global_generator_alone():
+    config = TIDEConfig(D, N, K, modulation=MODULATION)
+    before = torch.get_rng_state()
+    first, again, other = TIDE(config, seed=1), TIDE(config, seed=1), TIDE(config, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(first.W_enc, other.W_enc)
+    assert not torch.equal(first.modulation.linear.weight, other.modulation.linear.weight)
+
+
+@pytest.mark.parametrize("bias", ["encoder_bias", "decoder_bias"])
+def test_without_a_bias(bias):
+    sae = model(**{bias: False})
+    assert (sae.b_enc is None) == (bias == "encoder_bias")
+    assert (sae.b_dec is None) == (bias == "decoder_bias")
+    sae.calibrate(rows(9), 5.0)
+    assert torch.isfinite(sae(rows(9), 5.0)).all()
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 50.0])
+def test_scale_of_the_activations_is_undone(factor):
+    """Multiplying activations and activation_scale alike multiplies the reconstruction, and leaves the codes."""
+    sae, x = model(), rows(8)
+    with torch.no_grad():
+        codes, x_hat = sae.encode(x, 7.0), sae(x, 7.0)
+        sae.activation_scale.mul_(factor)
+        scaled = sae.encode(factor * x, 7.0)
+        torch.testing.assert_close(scaled.dense(N), codes.dense(N), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sae(factor * x, 7.0), factor * x_hat, rtol=1e-4, atol=1e-4 * factor)
+
+
+@pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
+@pytest.mark.parametrize("undo", [False, True])
+def test_calibrate(pre_norm, undo):
+    sae = model(pre_norm=pre_norm, undo=undo)
+    x = 5 * rows(400) + torch.arange(D)
+    timestep, group = torch.tensor([20.0, 800.0]), torch.arange(400, dtype=torch.int32) % 2
+    sae.calibrate(x, timestep, group=group)
+    rms = x.double().square().mean().sqrt().float()
+    torch.testing.assert_close(sae.activation_scale, rms)
+    with torch.no_grad():
+        scale, shift = sae.modulation(timestep)
+        modulated = modulate(x / rms, scale, shift, group, layer_norm=pre_norm == "layernorm")
+        decoded = modulated if undo else x / rms
+        torch.testing.assert_close(sae.b_dec, decoded.mean(0), rtol=1e-4, atol=1e-5)
+        # The mean modulated activation encodes to zero.
+        mean = modulated.mean(0)
+        torch.testing.assert_close(sae.W_enc @ mean + sae.b_enc, torch.zeros(N), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_calibrate_refuses(bad):
+    x = rows(4)
+    x[2, 3] = bad
+    sae = TIDE(TIDEConfig(D, N, K))
+    for batch in (x, rows(0)):
+        with pytest.raises(TideError, match="the first activations hold NaN or inf, or there are none; collect"):
+            sae.calibrate(batch)
+    assert sae.activation_scale == 1
+
+
+def test_undo_inverts_the_modulation_at_the_output():
+    sae, x, timestep = model(undo=True), rows(2, 4), torch.tensor([5.0, 600.0])
+    plain = model()
+    plain.load_state_dict(sae.state_dict())
+    with torch.no_grad():
+        scale, shift = sae.modulation(timestep)
+        assert (1 + scale).abs().min() > 0.05  # above the floor, so that undoing is exact
+        expected = 3 * ((plain(x, timestep) / 3 - shift[:, None]) / (1 + scale[:, None]))
+        torch.testing.assert_close(sae(x, timestep), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_undo_keeps_one_plus_scale_away_from_zero():
+    sae, d = model(undo=True), D
+    with torch.no_grad():
+        sae.modulation.linear.weight.zero_()
+        sae.modulation.linear.bias[:d] = -1 + torch.tensor([0.0, 6e-4, -6e-4] + [1.0] * (d - 3))
+        sae.modulation.linear.bias[d:] = 0.0
+        zero = Codes(torch.zeros(1, K), torch.full((1, K), -1, dtype=torch.int32))
+        sae.b_dec.fill_(1.0)
+        found = sae.decode(zero, 1.0)[0] / 3
+    torch.testing.assert_close(found[:3], torch.tensor([20.0, 20.0, -20.0]))
+    torch.testing.assert_close(found[3:], torch.ones(d - 3))
+
+
+def test_undo_is_refused_where_it_would_be_ignored():
+    sae = model(undo=True)
+    with pytest.raises(TideError, match="the fused loss does not undo"):
+        sae.loss(rows(4), 1.0)
+    with pytest.raises(TideError, match="use decode"):
+        sae.decode_dense(torch.zeros(1, N))
+
+
+def test_decode_dense_is_decode_without_the_bias():
+    sae, codes = model(), None
+    with torch.no_grad():
+        codes = sae.encode(rows(6), 100.0)
+        expected = sae.decode(codes) - 3 * sae.b_dec
+        torch.testing.assert_close(sae.decode_dense(codes.dense(N)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
+def test_loss_is_the_fused_loss_of_normalised_rows(pre_norm):
+    sae, x, timestep = model(pre_norm=pre_norm), rows(8), torch.tensor([40.0, 900.0])
+    group = torch.tensor([0, 1] * 4, dtype=torch.int32)
+    weights = LossWeights(mse=1.0, cosine=0.5, temporal=0.1, sparsity=0.2)
+    found = sae.loss(x, timestep, group=group, paired=True, weights=weights, k=3, s_target=0.01)
+    scale, shift = sae.modulation(timestep)
+    expected = tide_loss(
+        x / 3, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, 3,
+        scale=scale, shift=shift, group=group, layer_norm=pre_norm == "layernorm",
+        paired=True, weights=weights, s_target=0.01,
+    )  # fmt: skip
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=0)
+
+
+def test_loss_agrees_with_a_naive_composition():
+    """Each term from its definition, over the model's own codes and reconstruction."""
+    sae, x, timestep = model(), rows(8), torch.tensor([40.0, 900.0])
+    group = torch.tensor([0, 1] * 4, dtype=torch.int32)
+    terms = sae.loss(x, timestep, group=group, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02, delta=0.01)
+    with torch.no_grad():
+        z = sae.encode(x, timestep, group=group).dense(N)
+        u, u_hat = x / 3, sae(x, timestep, group=group) / 3
+        mse = (u - u_hat).square().mean()
+        cosine = (1 - torch.cosine_similarity(u, u_hat)).mean()
+        temporal = (z[0::2] - z[1::2]).square().sum(1).mean()
+        gap = ((z.square() / (z.square() + 0.01)).sum(1) / N).mean() - 0.02
+        sparsity = 0.01 * (gap.abs() - 0.005)
+    assert gap.abs() > 0.01  # in Huber's linear part
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(terms.mse, mse, **close)
+    torch.testing.assert_close(terms.cosine, cosine, **close)
+    torch.testing.assert_close(terms.temporal, temporal, **close)
+    torch.testing.assert_close(terms.sparsity, sparsity, **close)
+    torch.testing.assert_close(terms.total.detach(), mse + cosine + temporal + sparsity, **close)
+    assert torch.equal(terms.fired, (z > 0).sum(0))
+
+
+def test_loss_reaches_every_parameter():
+    sae = model()
+    sae.loss(rows(30), 300.0).total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in sae.parameters())
+
+
+def test_regularisation():
+    sae = model()
+    expected = (sae.W_enc.double() ** 2).sum() + (sae.W_dec.double() ** 2).sum()
+    torch.testing.assert_close(sae.regularisation().double(), expected, rtol=1e-5, atol=0)
+
+
+def test_k_can_be_set_for_one_call():
+    assert model().encode(rows(3), 1.0, k=2).values.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k = 0 must lie between 1 and n_latents = 40"),
+        ({"k": 41}, "k = 41 must lie between 1 and n_latents = 40"),
+        ({"d_model": 0}, "d_model = 0 must be positive"),
+        ({"pre_norm": "batch"}, "pre_norm = 'batch' is unknown"),
+        ({"undo": True}, "belong to the modulation"),
+        ({"pre_norm": "layernorm"}, "belong to the modulation"),
+        ({"d_model": 13, "modulation": MODULATION}, "the modulation has width 12 and the model 13"),
+    ],
+)
+def test_config_refuses(options, message):
+    with pytest.raises(TideError, match=message):
+        TIDEConfig(**{"d_model": D, "n_latents": N, "k": K, **options})
+
+
+def test_modulation_of_another_config_is_refused():
+    other = Modulation(ModulationConfig(d_model=D, d_embedding=17, n_frequencies=8))
+    for config in (TIDEConfig(D, N, K, modulation=MODULATION), TIDEConfig(D, N, K)):
+        with pytest.raises(TideError, match="the modulation is not the config's"):
+            TIDE(config, other)
+
+
+def test_bad_input():
+    sae = model()
+    with pytest.raises(TideError, match=r"width 13 and this TIDE 12; use one trained on this block"):
+        sae(torch.zeros(2, 13), 1.0)
+    with pytest.raises(TideError, match="pass timestep="):
+        sae(rows(2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_restores_the_mode_also_after_an_error(training):
+    sae = model().train(training)
+    with inference(sae):
+        assert not sae.training
+        assert not torch.is_grad_enabled()
+    with pytest.raises(RuntimeError), inference(sae):
+        raise RuntimeError
+    assert sae.training is training
+    assert torch.is_grad_enabled()

@@ -1,0 +1,18 @@
+"""Evaluation: reconstruction and what it must beat, the diffusion loss, statistics for reports."""
+
+from tide.evaluation.baselines import PCA
+from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
+from tide.evaluation.statistics import auroc, wilson_interval
+
+__all__ = [
+    "PCA",
+    "auroc",
+    "diffusion_loss",
+    "evaluate_reconstruction",
+    "recovered",
+    "sae_intervention",
+    "wilson_interval",
+    "with_sae",
+    "zero_ablation",
+]
