@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tide import scenes
     from tide.adapters import adapter_for
-    from tide.editing import Erase, Inject, Invert, Replace, Scale, ScaleTarget, Shift, Steer, Target, edit
+    from tide.editing import Erase, Inject, Invert, Replace, Scale, ScaleTarget, Steer, Swap, Target, edit
     from tide.errors import TideError
     from tide.sae import TIDE, TIDEConfig
     from tide.training import TrainConfig, Trainer
@@ -24,7 +24,7 @@ _HOME = {
     "Trainer": "tide.training",
     "adapter_for": "tide.adapters",
     **dict.fromkeys(
-        ("Erase", "Inject", "Invert", "Replace", "Scale", "ScaleTarget", "Shift", "Steer", "Target", "edit"),
+        ("Erase", "Inject", "Invert", "Replace", "Scale", "ScaleTarget", "Steer", "Swap", "Target", "edit"),
         "tide.editing",
     ),
 }
@@ -37,8 +37,8 @@ __all__ = [
     "Replace",
     "Scale",
     "ScaleTarget",
-    "Shift",
     "Steer",
+    "Swap",
     "TIDEConfig",
     "Target",
     "TideError",

@@ -84,11 +84,12 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
         out.mkdir()
         return {"headline": "It reconstructs.", "models": {}}
 
-    monkeypatch.setitem(sys.modules, "tide.study.bars", SimpleNamespace(evaluate=evaluate))
+    verdicts = SimpleNamespace(evaluate=evaluate, verdicts=lambda figures: [f"met  {figures['headline']}"])
+    monkeypatch.setitem(sys.modules, "tide.study.bars", verdicts)
     options = ["--sae", checkpoint, "--pipeline", "scenes", "--fast", "--out", tmp_path / "e"]
     result = cli("evaluate", *options)
     assert result.code == 0
-    assert "headline: It reconstructs." in result.out
+    assert "met  It reconstructs." in result.out
     assert given == {"sae": checkpoint, "out": tmp_path / "e", "prompts": 4, "seed": 0, "fast": True}
 
 

@@ -19,7 +19,7 @@ MODULATION = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8, condit
 
 def model(*, seed: int = 0, **options) -> TIDE:
     where = {"family": "pixart", "pipeline": "some/model", "block": 6, "tensor": "attention"}
-    sae = TIDE(TIDEConfig(6, 20, 3, **{"modulation": MODULATION, **where, **options}), seed=seed)
+    sae = TIDE(TIDEConfig(6, 20, **{"k": 3, "modulation": MODULATION, **where, **options}), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     sae.calibrate(torch.randn(30, 6, generator=generator), 3.0, torch.randn(1, 10) if sae.modulation else None)
     return sae
@@ -108,7 +108,7 @@ def zipped(folder: Path) -> None:
 
 BAD = {
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json does not exist; check the path"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors does not exist; the checkpoint is"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors does not exist; the checkpoint"),
     "config is a folder": (
         lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
         r"config\.json cannot be read",
@@ -229,7 +229,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch, failing):
 
 def test_saving_where_a_file_is_in_the_way(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(TideError, match="could not be written .*; free some space or choose another folder"):
+    with pytest.raises(TideError, match=r"could not be written .*; free some space or choose another folder"):
         model().save_pretrained(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == ""
 

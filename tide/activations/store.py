@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tide.activations.batch import ActivationBatch
 from tide.activations.stream import shuffled
 from tide.errors import TideError
-from tide.sae.checkpoint import read_json, replace_file, write_json
+from tide.sae.checkpoint import read_json, replace_file, what_is_wrong, write_json
 
 FORMAT = "tide-activations/1"
 MANIFEST = "manifest.json"
@@ -355,13 +355,7 @@ def _open(path: Path) -> Any:
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        with path.open("rb") as start:
-            kind = "a pickle, which is never loaded" if _is_pickle(start.read(2)) else "truncated or foreign"
-        raise TideError(f"{path} is not a readable shard ({kind}: {error}); collect it anew") from None
+        raise TideError(f"{path} is not a readable shard ({what_is_wrong(path)}: {error}); collect it anew") from None
     if (file.metadata() or {}).get("format") != FORMAT:
         raise TideError(f"{path} is a safetensors file of another kind; collect the activations anew")
     return file
-
-
-def _is_pickle(start: bytes) -> bool:
-    return start[:1] == b"\x80" or start == b"PK"  # a bare pickle, or torch.save's zip

@@ -49,7 +49,7 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     if args.offload and device.type == "cpu":
         raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
     parts = dict.fromkeys(("text_encoder", "tokenizer", "vae")) if denoiser_only else {}
-    with _quiet():
+    with quiet():
         pipe = _from_pretrained(args.pipeline, dtype, parts)
     adapter = adapter_for(pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
@@ -79,7 +79,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> A
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading without the libraries' progress bars and notes: stderr is for errors and our own progress."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     common.check_backend(args.backend, torch.device("cpu"))
     out = Path(args.out)
-    metrics = demo(out, fast=args.fast, seed=args.seed, backend=args.backend, resume=args.resume)
+    with common.quiet():
+        metrics = demo(out, fast=args.fast, seed=args.seed, backend=args.backend, resume=args.resume)
     write_json(out / "run.json", common.provenance(args))
     print(metrics["headline"])
     print(f"The report is {out / 'report.html'}.")

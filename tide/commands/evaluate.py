@@ -73,14 +73,13 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
 
     from tide.commands import common
     from tide.sae.checkpoint import write_json
-    from tide.study.bars import evaluate
+    from tide.study.bars import evaluate, verdicts
 
     n = args.prompts or (4 if args.fast else 200)
-    figures = evaluate(Path(args.sae), out, prompts=n, seed=args.seed, fast=args.fast)
+    with common.quiet():
+        figures = evaluate(Path(args.sae), out, prompts=n, seed=args.seed, fast=args.fast)
     write_json(out / "run.json", common.provenance(args))
-    for name, value in figures.items():
-        if isinstance(value, int | float | str):
-            print(f"{name}: {value}")
+    print("\n".join(verdicts(figures)))
     print(f"Measured {args.sae} on rendered scenes; the figures are in {out}.")
 
 

@@ -1,6 +1,6 @@
 """Editing: latents changed inside a running pipeline."""
 
-from tide.editing.context import Steer, edit
+from tide.editing.context import Steer, SteerTowards, edit
 from tide.editing.edits import (
     Compose,
     Edit,
@@ -12,7 +12,7 @@ from tide.editing.edits import (
     Replace,
     Scale,
     ScaleTarget,
-    Shift,
+    Swap,
     Target,
     renormalise,
 )
@@ -29,8 +29,9 @@ __all__ = [
     "Replace",
     "Scale",
     "ScaleTarget",
-    "Shift",
     "Steer",
+    "SteerTowards",
+    "Swap",
     "Target",
     "edit",
     "image_mask",

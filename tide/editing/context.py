@@ -25,8 +25,8 @@ class Steer:
     """Adds ``factor * direction`` to raw activations, without an SAE: the baseline of section 6.
 
     ``direction`` is ``[timesteps, d_model]`` or, as a map over the image, ``[timesteps, tokens, d_model]``, or one
-    such map per image of the batch, ``[timesteps, images, tokens, d_model]``, in activation units; the recorded
-    timestep nearest to the call's is used.
+    such map per image of the batch, ``[timesteps, images, tokens, d_model]``, in activation units; a map of one token
+    holds for all. The recorded timestep nearest to the call's is used.
     """
 
     timesteps: Tensor
@@ -49,18 +49,35 @@ class Steer:
                 "take it from the block that is steered"
             )
 
+    def at(self, place: Place) -> Tensor:
+        """The direction of each row ``[N, d_model]`` (or ``[d_model]`` if it has no place)."""
+        nearest = self.direction[int((self.timesteps - place.timestep).abs().argmin())]
+        if nearest.ndim == 1:
+            return nearest
+        image, token = place.image.to(nearest.device), place.token.to(nearest.device)
+        if nearest.shape[-2] == 1:
+            token = torch.zeros_like(token)
+        else:
+            check_map(nearest.shape[-2], place, "the direction")
+        if nearest.ndim == 2:
+            return nearest[token]
+        if len(image) and int(image.max()) >= len(nearest):
+            raise TideError(f"the batch has more images than the direction's {len(nearest)}; give a map an image")
+        return nearest[image, token]
+
     def activations(self, x: Tensor, place: Place) -> Tensor:
         """``x [N, d_model]``, the activations at ``place``, moved."""
-        nearest = self.direction[int((self.timesteps - place.timestep).abs().argmin())]
-        if nearest.ndim > 1:
-            check_map(nearest.shape[-2], place, "the direction")
-        if nearest.ndim == 3:
-            if len(place.image) and int(place.image.max()) >= len(nearest):
-                raise TideError(f"the batch has more images than the direction's {len(nearest)}; give a map an image")
-            nearest = nearest[place.image.to(nearest.device), place.token.to(nearest.device)]
-        elif nearest.ndim == 2:
-            nearest = nearest[place.token.to(nearest.device)]
-        return x + self.factor * nearest.to(x)
+        return x + self.factor * self.at(place).to(x)
+
+
+@dataclass(frozen=True)
+class SteerTowards(Steer):
+    """Moves raw activations towards recorded ones: ``x + factor * (direction - x)``, ``direction`` being the target's
+    activations at the same step and place."""
+
+    def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved."""
+        return torch.lerp(x, self.at(place).to(x), self.factor)
 
 
 def _step_range(steps: tuple[float, float] | None) -> tuple[float, float]:

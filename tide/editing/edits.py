@@ -256,11 +256,15 @@ class ScaleTarget(Edit):
 
 
 @dataclass(frozen=True)
-class Shift(Edit):
-    """Moves latents from one concept to another: ``z <- z + factor * (target - source)``, kept non-negative.
+class Swap(Edit):
+    """Exchanges a source concept's latents for a target's, as much as there is of either in each token::
 
-    A latent is never pushed below zero, which an SAE's latents cannot be, so that removing a source concept from a
-    token that does not hold it changes nothing: the edit finds its own place in the image.
+        g  = clamp(max(<z, s> / <s, s>, <z, t> / <t, t>), 0, 1)
+        z' = max(z - factor * g * s, 0) + factor * g * t
+
+    with s and t the (non-negative) latents of source and target at this timestep. A token that holds neither has
+    g = 0 and is left alone, so that the edit finds its own place in the image; counting the target keeps it there
+    once the source is gone.
     """
 
     source: Target
@@ -268,12 +272,20 @@ class Shift(Edit):
     factor: float = 1.0
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
-        step = self.factor * (self.target.at(place) - self.source.at(place)).to(z)
-        return torch.where(step == 0, z, (z + step).clamp(min=0.0))
+        s, t = self.source.at(place).to(z), self.target.at(place).to(z)
+        gate = torch.maximum(_share(z, s), _share(z, t)).clamp(0.0, 1.0)
+        swapped = (z - self.factor * gate * s).clamp(min=0.0) + self.factor * gate * t
+        return torch.where((gate == 0) | ((s == 0) & (t == 0)), z, swapped)
 
     def check(self, n_latents: int) -> None:
         _check_target(self.source, n_latents)
         _check_target(self.target, n_latents)
+
+
+def _share(z: Tensor, concept: Tensor) -> Tensor:
+    """How much of a concept a token holds: <z, c> / <c, c>, ``[N, 1]``; 0 for an empty concept."""
+    energy = concept.square().sum(1, keepdim=True)
+    return (z * concept).sum(1, keepdim=True) / torch.where(energy == 0, 1.0, energy)
 
 
 Branch = Literal["conditional", "unconditional", "both"]
@@ -282,6 +294,5 @@ Branch = Literal["conditional", "unconditional", "both"]
 def renormalise(edited: Tensor, original: Tensor) -> Tensor:
     """Eqs 9 and 19, per token over the latents: ``edited * |original| / |edited|``, and 0 where all was erased."""
     norm = edited.norm(dim=-1, keepdim=True)
-    factor = original.norm(dim=-1, keepdim=True) / torch.where(norm == 0, 1.0, norm)
-    unchanged = (edited == original).all(-1, keepdim=True)
-    return torch.where(unchanged, original, edited * factor)
+    # Of a row that did not change, the factor is a norm over itself: exactly 1, and its bits stay.
+    return edited * (original.norm(dim=-1, keepdim=True) / torch.where(norm == 0, 1.0, norm))

@@ -9,16 +9,16 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
-from tide.interpretation.maps import Contrast, prompt_contrast
+from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 
 __all__ = [
     "Annotated",
-    "Contrast",
+    "ConceptProfiles",
     "Found",
+    "concept_profiles",
     "concept_scores",
     "dense_latents",
     "find_concepts",
     "mean_latents",
     "pooled_latents",
-    "prompt_contrast",
 ]

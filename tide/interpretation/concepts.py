@@ -116,18 +116,21 @@ class Found:
 def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU.
 
-    All distinct scores are tried, since the quantiles of a latent that is silent on most tokens are nearly all 0.
+    Every way to part the distinct scores is tried, since the quantiles of a latent that is silent on most tokens are
+    nearly all 0. The threshold lies half way between the lowest score above it and the highest below.
     """
     ordered, order = scores.float().sort(descending=True)
     hits = torch.arange(1, len(ordered) + 1, device=scores.device)
     shared = mask[order].cumsum(0)
     values = shared.double() / (hits + mask.sum() - shared)
-    # Row i ends the hits of the threshold that is the next score, if that one is lower.
+    # With a threshold just below its score, row i is the last of the hits, if the next score is lower.
     values[:-1].masked_fill_(ordered[:-1] == ordered[1:], -1.0)
     if len(values) < 2 or bool((values[:-1] < 0).all()):
         return float(ordered[-1]), 0.0  # all scores are equal: nothing lies above any of them
     best = int(values[:-1].argmax())
-    return float(ordered[best + 1]), float(values[best])
+    above, below = ordered[best], ordered[best + 1]
+    half_way = below + (above - below) / 2
+    return float(half_way if half_way < above else below), float(values[best])
 
 
 def iou(scores: Tensor, mask: Tensor, threshold: float) -> float:

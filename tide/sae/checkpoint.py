@@ -152,7 +152,15 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        with path.open("rb") as file:
-            start = file.read(2)
-        kind = "a pickle, which is never loaded" if start[:1] == b"\x80" or start == b"PK" else "truncated or foreign"
-        raise TideError(f"{path} is not a readable safetensors file ({kind}: {error}); make it anew") from None
+        raise TideError(
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {error}); make it anew"
+        ) from None
+
+
+def what_is_wrong(path: Path) -> str:
+    """Why a file is no safetensors file: it is a pickle (bare, or torch.save's zip), or truncated or foreign."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    # A safetensors file starts with the length of its header, whose first byte may be 0x80 too; its last ones are 0.
+    bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[3:8] != bytes(5)
+    return "a pickle, which is never loaded" if bare or start[:2] == b"PK" else "truncated or foreign"

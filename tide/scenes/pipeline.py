@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def build_vae() -> AutoencoderKL:
 
 def build_transformer() -> PixArtTransformer2DModel:
     """8 blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
-    model: Any = PixArtTransformer2DModel(  # as Any, since its attributes are set where mypy does not look
+    model = PixArtTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=32,
         in_channels=4,
@@ -124,13 +125,11 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
 
 def build_pipeline() -> PixArtAlphaPipeline:
     """The pipeline with random weights (for tests, and as the start of training)."""
-    vae: Any = build_vae()
-    transformer: Any = build_transformer()
     return PixArtAlphaPipeline(
         tokenizer=build_tokenizer(),
         text_encoder=build_text_encoder().eval(),
-        vae=vae.eval(),
-        transformer=transformer.eval(),
+        vae=build_vae().eval(),
+        transformer=build_transformer().eval(),
         scheduler=build_scheduler(),
     )
 
@@ -144,6 +143,8 @@ def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAl
     path = DATA / "pipeline"
     if not (path / "model_index.json").is_file():
         raise TideError(f"{path} holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`")
-    pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
+        pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe

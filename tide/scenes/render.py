@@ -81,7 +81,8 @@ class _Canvas:
         for name in self.visible:
             self.visible[name] = self.visible[name] * (1 - coverage)
         for name in names:
-            self.visible[name] = np.maximum(self.visible.get(name, np.float32(0.0)), coverage)
+            # What was visible is dimmed above: two faces that share a pixel between them cover it together.
+            self.visible[name] = self.visible.get(name, np.float32(0.0)) + coverage
 
 
 @dataclass(frozen=True)

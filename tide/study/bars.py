@@ -12,24 +12,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tide.adapters import Adapter, adapter_for
 from tide.evaluation.statistics import wilson_interval
 from tide.sae.checkpoint import versions, write_json
 from tide.sae.model import TIDE
+from tide.scenes import scene as scene_module
 from tide.scenes.annotate import generate_images
-from tide.scenes.judge import Judge, load_judge
+from tide.scenes.judge import Judge, Verdict, load_judge
 from tide.scenes.pipeline import load_pipeline
-from tide.scenes.scene import ATTRIBUTES, prompts, scenes
+from tide.scenes.scene import ATTRIBUTES, Split, scenes
 from tide.study.concepts import study_concepts
-from tide.study.edits import EditTask, Method, draw, edit_tasks, judge_edits, summarise
-from tide.study.methods import ConceptBook, steer_method, swap_word, tide_method
+from tide.study.edits import DRAW_BATCH, EditTask, Method, draw, edit_tasks, judge_edits, summarise
+from tide.study.methods import Methods, scene_profiles, target_prompt
 from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool
 from tide.study.run import Stages, concept_timesteps, loss_timesteps, machine
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
-STEP_RANGES = ((0.0, 1.0), (0.0, 0.5), (0.0, 0.75))
+#: Strengths of each method, and the step ranges tried for all of them.
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "towards": (0.5, 0.75, 1.0),
+    "steer towards": (0.5, 0.75, 1.0),
+    "tide": (1.0, 2.0, 3.0),
+    "steer": (0.25, 0.5, 1.0),
+}
+STEP_RANGES = ((0.0, 1.0), (0.3, 1.0))
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class BarSizes:
     loss_timesteps: int = 10
     concept_images: int = 420
     concept_timesteps: int = 5
-    sweep_prompts: int = 30
+    sweep_prompts: int = 40
 
 
 FAST = BarSizes(20, 96, 64, 2, 48, 2, 2)
@@ -48,7 +53,7 @@ FAST = BarSizes(20, 96, 64, 2, 48, 2, 2)
 
 def pipeline_agreement(adapter: Adapter, judge: Judge, n: int, seed: int) -> dict[str, Any]:
     """How often the judge agrees with the held-out prompt an image was generated from, per attribute."""
-    pairs = prompts("test", n, seed)
+    pairs = scene_module.prompts("test", n, seed)
     hits: dict[str, int] = dict.fromkeys((*ATTRIBUTES, "valid", "all"), 0)
     for start in range(0, n, 50):
         part = pairs[start : start + 50]
@@ -65,9 +70,15 @@ def pipeline_agreement(adapter: Adapter, judge: Judge, n: int, seed: int) -> dic
     }
 
 
-def _tasks(split: str, n: int, seed: int) -> list[EditTask]:
-    pairs = prompts(split, n, seed)  # type: ignore[arg-type]
-    return [task for attribute in ATTRIBUTES for task in edit_tasks(pairs, attribute, seed)]
+def _tasks(split: Split, n: int, seed: int) -> list[EditTask]:
+    """``n`` prompts, each edited in one attribute, the attributes taking turns."""
+    pairs = scene_module.prompts(split, n, seed)
+    turns = len(ATTRIBUTES)
+    return [
+        task
+        for turn, attribute in enumerate(ATTRIBUTES)
+        for task in edit_tasks(pairs[turn::turns], attribute, seed * turns + turn)
+    ]
 
 
 def _by_attribute(tasks: list[EditTask], outcomes: list[Any]) -> dict[str, Any]:
@@ -85,14 +96,16 @@ def edit_curves(
     methods: dict[str, Method | None],
 ) -> dict[str, Any]:
     """Every method on every task. A method of ``None`` is prompt replacement."""
-    # Tasks of all attributes share their prompts and seeds, so each unedited image is drawn once.
-    plain = {(t.caption, t.seed): t for t in tasks}
-    verdicts = dict(zip(plain, judge.read(draw(adapter, list(plain.values()))), strict=True))
-    before = [verdicts[t.caption, t.seed] for t in tasks]
+    before = judge.read(draw(adapter, tasks))
+    read: dict[str, list[Verdict]] = {name: [] for name in methods}
+    for start in range(0, len(tasks), DRAW_BATCH):  # all methods on one batch: they share its recorded targets
+        part = tasks[start : start + DRAW_BATCH]
+        for name, method in methods.items():
+            swapped = None if method else [target_prompt(t) for t in part]
+            read[name] += judge.read(draw(adapter, part, method, prompts=swapped))
     out = {}
-    for name, method in methods.items():
-        swapped = None if method else [swap_word(t.caption, t.source, t.target) for t in tasks]
-        outcomes = judge_edits(tasks, before, judge.read(draw(adapter, tasks, method, prompts=swapped)))
+    for name, after in read.items():
+        outcomes = judge_edits(tasks, before, after)
         out[name] = {**summarise(outcomes), "attributes": _by_attribute(tasks, outcomes)}
     return out
 
@@ -123,7 +136,7 @@ def evaluate(
         metrics["models"] = reconstruction_table({"tide": model}, pca, config.k, pool, held_out)
     with stage("diffusion loss"):
         steps = loss_timesteps(adapter, sizes.loss_timesteps)
-        pairs = _pairs("test", n_prompts, seed + 2)
+        pairs = scene_module.prompts("test", n_prompts, seed + 2)
         metrics["diffusion_loss"] = diffusion_loss_table(
             adapter, {"tide": model}, pca, config.k, pairs, block, steps, seed=seed
         )
@@ -139,29 +152,30 @@ def evaluate(
         )
         metrics |= {"concepts": study.concepts, "levels": study.levels}
     with stage("edits: choose the step range on the development split"):
-        book = ConceptBook(adapter, model, seed=seed + 17)
+        book = Methods(adapter, model, scene_profiles(adapter, model, seed=seed))
+        make = {"towards": book.towards, "steer towards": book.steer_towards, "tide": book.swap, "steer": book.steer}
         sweep = edit_curves(
             adapter,
             judge,
             _tasks("dev", sizes.sweep_prompts, seed + 3),
             {
-                f"{name} {first:g}-{last:g} x{factor:g}": make(book, factor, (first, last))
-                for name, make in (("tide", tide_method), ("steer", steer_method))
+                f"{name} {first:g}-{last:g} x{factor:g}": method(factor, (first, last))
+                for name, method in make.items()
                 for first, last in STEP_RANGES
-                for factor in (0.5, 1.0)
+                for factor in STRENGTHS[name][1:]
             },
         )
-        ranges = {name: _best_range(sweep, name) for name in ("tide", "steer")}
+        ranges = {name: _best_range(sweep, name) for name in make}
         metrics["edit_sweep"] = {"points": sweep, "chosen": ranges}
     with stage("edits: the trade-off on held-out prompts"):
         methods: dict[str, Method | None] = {
-            f"{name} x{factor:g}": make(book, factor, ranges[name])
-            for name, make in (("tide", tide_method), ("steer", steer_method))
-            for factor in STRENGTHS
+            f"{name} x{factor:g}": method(factor, ranges[name])
+            for name, method in make.items()
+            for factor in STRENGTHS[name]
         }
         curves = edit_curves(adapter, judge, _tasks("test", n_prompts, seed + 4), {**methods, "prompt": None})
         metrics["trade_off"] = {
-            name: [{"factor": f, **curves[f"{name} x{f:g}"]} for f in STRENGTHS] for name in ("tide", "steer")
+            name: [{"factor": f, **curves[f"{name} x{f:g}"]} for f in STRENGTHS[name]] for name in make
         } | {"prompt": curves["prompt"]}
     metrics |= {
         "seconds": round(time.perf_counter() - started, 1),
@@ -174,9 +188,6 @@ def evaluate(
     return metrics
 
 
-_pairs = prompts
-
-
 def _best_range(sweep: dict[str, Any], name: str) -> tuple[float, float]:
     """The step range whose best strength changes the target and keeps the rest most often."""
 
@@ -186,3 +197,45 @@ def _best_range(sweep: dict[str, Any], name: str) -> tuple[float, float]:
         )
 
     return max(STEP_RANGES, key=merit)
+
+
+def verdicts(metrics: dict[str, Any]) -> list[str]:
+    """One line a bar: what was asked, what was reached."""
+    loss, levels, trade_off = metrics["diffusion_loss"], metrics["levels"], metrics["trade_off"]
+    tide, smaller, full = (metrics["models"][name] for name in ("tide", "pca_k/4", "pca_k"))
+    lines = []
+
+    def bar(met: bool, text: str) -> None:
+        lines.append(f"{'met   ' if met else 'MISSED'}  {text}")
+
+    for attribute, share in {"class": 0.90, "colour": 0.90, "depth": 0.85, "shadow": 0.85}.items():
+        reached = metrics["agreement"][attribute]["share"]
+        bar(
+            reached >= share,
+            f"generated images agree with their prompt on {attribute}: {reached:.1%} (asked {share:.0%})",
+        )
+    bar(
+        loss["recovered"] >= 0.99,
+        f"diffusion loss recovered: {loss['recovered']:.4f} (asked 0.99), ratio {loss['ratio']:.4f}",
+    )
+    bar(
+        tide["explained_variance"] > smaller["explained_variance"],
+        f"explained variance {tide['explained_variance']:.4f}, PCA of rank k/4 {smaller['explained_variance']:.4f}, "
+        f"of rank k {full['explained_variance']:.4f}",
+    )
+    for level, row in levels.items():
+        bar(
+            row["auroc"] >= 0.85 and row["auroc"] > row["neuron_auroc"],
+            f"AUROC of the best latent, level {level}: {row['auroc']:.3f} (asked 0.85), best neuron {row['neuron_auroc']:.3f}",
+        )
+    for ours, theirs, what in (("tide", "steer", "concept"), ("towards", "steer towards", "target")):
+        best = max(trade_off[ours], key=lambda point: point["both"])
+        other = max(trade_off[theirs], key=lambda point: point["both"])
+        bar(
+            best["both"] > other["both"],
+            f"edits by {what}: changed {best['success']:.1%}, kept {best['preserved']:.1%}, both {best['both']:.1%}; "
+            f"raw activations: changed {other['success']:.1%}, kept {other['preserved']:.1%}, both {other['both']:.1%}",
+        )
+    ceiling = trade_off["prompt"]
+    lines.append(f"ceiling  prompt replacement: changed {ceiling['success']:.1%}, kept {ceiling['preserved']:.1%}")
+    return lines

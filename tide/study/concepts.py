@@ -1,4 +1,4 @@
-"""Which latents carry which concept, measured against the renderer's masks, beside raw neurons and the paper's recipe."""
+"""Which latents carry which concept, measured against the masks of the renderer, beside raw neurons and the recipe."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def study_concepts(
         for level in CONCEPTS
         if any(row["level"] == level for row in table.values())
     }
-    return ConceptStudy(
-        table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out)
-    )
+    return ConceptStudy(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out))
 
 
-def heat_map(study: ConceptStudy, concept: str, grid: tuple[int, int], n_images: int = 4) -> dict[str, list[np.ndarray]]:
+def heat_map(
+    study: ConceptStudy, concept: str, grid: tuple[int, int], n_images: int = 4
+) -> dict[str, list[np.ndarray]]:
     """Held-out images with their ground truth and the concept's latent drawn over pixels: ``n_images`` that show the
     concept, the strongest of which come from the middle of the ranking rather than from its top, and one that does
     not."""
@@ -104,7 +104,7 @@ def heat_map(study: ConceptStudy, concept: str, grid: tuple[int, int], n_images:
     else:
         ranked = sorted(shows.nonzero().flatten().tolist(), key=lambda i: -float(maps[i].max()))
         stride = max(1, len(ranked) // n_images)
-        chosen = ranked[stride // 2 :: stride][:n_images] + [int((~shows).nonzero()[0])]
+        chosen = [*ranked[stride // 2 :: stride][:n_images], int((~shows).nonzero()[0])]
     images = images_of([study.scenes[i] for i in chosen])
     size = (images.shape[-2], images.shape[-1])
     return {

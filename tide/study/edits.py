@@ -33,6 +33,9 @@ class EditTask:
         return self.scene[self.attribute]
 
 
+#: Images that the pipeline draws at once.
+DRAW_BATCH = 32
+
 #: Makes the context in which a batch of tasks is drawn: task i edits image i.
 Method = Callable[[list[EditTask]], AbstractContextManager[Any]]
 
@@ -54,7 +57,7 @@ def draw(
     method: Method | None = None,
     *,
     prompts: Sequence[str] | None = None,
-    batch_size: int = 32,
+    batch_size: int = DRAW_BATCH,
 ) -> Tensor:
     """Images ``[tasks, 3, 64, 64]``, each from its own seed, edited by ``method`` (None: unedited).
 

@@ -284,9 +284,7 @@ def _notes(drawn: Sequence[Series], placed: Sequence[list[tuple[float, float]]],
         for left, top in corners:
             box = (left, top, left + wide, top + high)
             inside = left > LEFT and left + wide < right + 12 and top > 0 and top + high < HEIGHT - BOTTOM
-            if inside and not any(
-                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
-            ):
+            if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
                 out.append(f'<text {style} x="{left:.1f}" y="{top + 10.5:.1f}">{escape(text)}</text>')
                 return

@@ -1,4 +1,8 @@
-"""The edits a study compares: a concept's latents moved by TIDE, and the same direction added to raw activations."""
+"""The edits a study compares, each with and without the SAE.
+
+``swap`` and ``steer`` know a concept only as its mean over training scenes; no prompt names the target. ``towards`` and
+``steer towards`` know the target as what the block holds while its own prompt is drawn, step by step (appendix C.1).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.editing import PerImage, Shift, Steer, edit
-from tide.interpretation.maps import Contrast, prompt_contrast
+from tide.editing import PerImage, Replace, Steer, SteerTowards, Swap, edit
+from tide.editing.record import Recording, record_targets
+from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.sae.model import TIDE
-from tide.scenes.annotate import N_SAMPLING_STEPS, encode_captions, images_of
-from tide.scenes.scene import Scene, Split, scenes
+from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks, generate_images
+from tide.scenes.scene import ATTRIBUTES, Scene, prompts
 from tide.study.edits import EditTask, Method
+from tide.study.reconstruction import prepared_scenes
+
+Steps = tuple[float, float] | None
+
+#: Ground that lies in the light: the counterpart of the concept "shadow".
+LIT = "lit ground"
 
 
 def swap_word(caption: str, source: str, target: str) -> str:
@@ -24,62 +34,92 @@ def swap_word(caption: str, source: str, target: str) -> str:
     return re.sub(rf"\b{source}\b", target, caption)
 
 
+def target_prompt(task: EditTask) -> str:
+    return swap_word(task.caption, task.source, task.target)
+
+
+def _lit_ground(scene: Scene, masks: dict[str, torch.Tensor], i: int) -> torch.Tensor:
+    ground = masks[scene.ground][i]
+    return ground if scene.shadow == "without" else torch.zeros_like(ground)
+
+
+def scene_profiles(adapter: Adapter, model: TIDE, *, n_images: int = 256, seed: int = 0) -> ConceptProfiles:
+    """Profiles of every attribute value over training scenes, at every step of the sampling run."""
+    pairs = prompts("train", n_images, seed)
+    items = [scene for scene, _ in pairs]
+    data = prepared_scenes(adapter, pairs)
+    masks = concept_masks(items, adapter.token_grid(*data[0].latents.shape[-2:]))
+    masks[LIT] = torch.stack([_lit_ground(scene, masks, i) for i, scene in enumerate(items)])
+    wanted = {value for values in ATTRIBUTES.values() for value in values} | {"shadow", LIT}
+    masks = {name: mask for name, mask in masks.items() if name in wanted}
+    return concept_profiles(adapter, model, data, masks, adapter.sampling_timesteps(N_SAMPLING_STEPS), seed=seed)
+
+
+def _concept(attribute: str, value: str) -> str:
+    if attribute == "shadow":
+        return {"with": "shadow", "without": LIT}[value]
+    return value
+
+
 @dataclass
-class ContrastBook:
-    """Contrasts of concepts, made when first asked for and kept: what changes inside ``model``'s block when a caption
-    says ``target`` instead of ``source``, over rendered scenes of ``split`` at one depth."""
+class Methods:
+    """Makes the methods for one SAE. Targets are recorded once per batch of tasks and kept."""
 
     adapter: Adapter
     model: TIDE
-    split: Split = "train"
-    n_images: int = 24
-    seed: int = 17
-    pages: dict[tuple[str, str, str, str], Contrast] = field(default_factory=dict)
+    profiles: ConceptProfiles
+    recordings: dict[tuple[EditTask, ...], Recording] = field(default_factory=dict)
 
-    def _images(self, attribute: str, source: str, depth: str) -> list[Scene]:
-        # Of 120 combinations a pair (value, depth) holds one in twelve or more, so this many scenes suffice.
-        pool = scenes(self.split, 40 * self.n_images, self.seed)
-        return [s for s in pool if s[attribute] == source and s.depth == depth][: self.n_images]
+    def swap(self, factor: float, steps: Steps = None) -> Method:
+        """Where the source's latents fire, they are exchanged for the target's."""
 
-    @torch.no_grad()
-    def __call__(self, task: EditTask) -> Contrast:
-        key = (task.attribute, task.source, task.target, task.scene.depth)
-        if key not in self.pages:
-            images = self._images(task.attribute, task.source, task.scene.depth)
-            captions = [s.caption() for s in images]
-            self.pages[key] = prompt_contrast(
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            edits = []
+            for t in tasks:
+                source, target = (_concept(t.attribute, value) for value in (t.source, t.target))
+                edits.append(Swap(*self.profiles.contrast(source, target), factor))
+            return edit(self.adapter.pipe, self.model, PerImage(tuple(edits)), steps=steps)
+
+        return context
+
+    def steer(self, factor: float, steps: Steps = None) -> Method:
+        """The difference of the two concepts' mean activations, added to every token."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            directions = [
+                self.profiles.direction(_concept(t.attribute, t.source), _concept(t.attribute, t.target)) for t in tasks
+            ]
+            change = Steer(self.profiles.timesteps, torch.stack(directions, dim=1)[:, :, None], factor)
+            return edit(self.adapter.pipe, None, change, block=self.model.config.block, steps=steps)
+
+        return context
+
+    def towards(self, factor: float, steps: Steps = None) -> Method:
+        """Latents moved towards the target's own at the same step."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            change = PerImage(tuple(Replace(target, factor) for target in self._record(tasks).targets))
+            return edit(self.adapter.pipe, self.model, change, steps=steps)
+
+        return context
+
+    def steer_towards(self, factor: float, steps: Steps = None) -> Method:
+        """Raw activations moved towards the target's own at the same step."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            recording = self._record(tasks)
+            change = SteerTowards(recording.timesteps, recording.raw, factor)
+            return edit(self.adapter.pipe, None, change, block=self.model.config.block, steps=steps)
+
+        return context
+
+    def _record(self, tasks: list[EditTask]) -> Recording:
+        key = tuple(tasks)
+        if key not in self.recordings:
+            self.recordings.clear()  # a batch's recording is large, and its methods follow one another
+            self.recordings[key] = record_targets(
                 self.adapter,
                 self.model,
-                self.adapter.encode_images(images_of(images)),
-                encode_captions(self.adapter, captions),
-                encode_captions(self.adapter, [swap_word(c, task.source, task.target) for c in captions]),
-                self.timesteps,
-                seed=self.seed,
+                lambda: generate_images(self.adapter, [target_prompt(t) for t in tasks], [t.seed for t in tasks]),
             )
-        return self.pages[key]
-
-    @property
-    def timesteps(self) -> Tensor:
-        return self.adapter.sampling_timesteps(N_SAMPLING_STEPS)
-
-
-def tide_method(book: ContrastBook, factor: float, steps: tuple[float, float] | None = None) -> Method:
-    """Latents moved from the source concept's to the target's, never below zero."""
-
-    def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
-        contrasts = [book(task) for task in tasks]
-        change = PerImage(tuple(Shift(c.source, c.target, factor) for c in contrasts))
-        return edit(book.adapter.pipe, book.model, change, steps=steps)
-
-    return context
-
-
-def steer_method(book: ContrastBook, factor: float, steps: tuple[float, float] | None = None) -> Method:
-    """The same contrast added to raw activations, without the SAE, at the same block, steps and places."""
-
-    def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
-        contrasts = [book(task) for task in tasks]
-        change = Steer(contrasts[0].timesteps, torch.stack([c.direction for c in contrasts], dim=1), factor)
-        return edit(book.adapter.pipe, None, change, block=book.model.config.block, steps=steps)
-
-    return context
+        return self.recordings[key]

@@ -165,6 +165,7 @@ def introduction(sizes: dict) -> str:
 
 # -- where latents fire ---------------------------------------------------------------------------------------------
 
+
 def heat_section(heat_maps: Sequence[HeatMaps]) -> str:
     rows = "".join(concept_row(found) for found in heat_maps if found.images)
     return rows and (

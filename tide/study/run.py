@@ -20,10 +20,10 @@ from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.pipeline import load_pipeline
-from tide.scenes.scene import CONCEPTS, Scene, prompts, scenes
+from tide.scenes.scene import prompts, scenes
 from tide.study.concepts import ConceptStudy, heat_map, study_concepts, to_uint8
-from tide.study.edits import EditTask, draw, judge_edits, summarise
-from tide.study.methods import ContrastBook, steer_method, swap_word, tide_method
+from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, draw, judge_edits, summarise
+from tide.study.methods import Methods, scene_profiles, target_prompt
 from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool, train
 from tide.study.report import EditStrip, HeatMaps, write_report
 from tide.training import TrainConfig
@@ -45,17 +45,19 @@ SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass")
 class Sizes:
     """How much of everything a demo takes; the default fits ten minutes on two CPU cores with room to spare."""
 
-    train_images: int = 1536
+    train_images: int = 2048
     held_out_images: int = 256
     token_fraction: float = 0.5
-    steps: int = 1200
+    steps: int = 2500
     batch_tokens: int = 1024
     loss_prompts: int = 64
     loss_timesteps: int = 10
     concept_images: int = 192
     concept_timesteps: int = 5
     edit_prompts: int = 6
-    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    profile_images: int = 256
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    swap_strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
 
 
 FAST = Sizes(
@@ -67,7 +69,9 @@ FAST = Sizes(
     concept_images=64,
     concept_timesteps=2,
     edit_prompts=2,
-    strengths=(1.0,),
+    profile_images=64,
+    strengths=(0.5, 1.0),
+    swap_strengths=(2.0,),
 )
 
 
@@ -212,43 +216,52 @@ def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[C
 
 
 def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) -> list[EditTask]:
-    fitting: list[tuple[Scene, str]] = [p for p in prompts("test", 400, seed) if p[0][attribute] == source]
-    return [EditTask(scene, caption, seed + 1000 + i, attribute, target) for i, (scene, caption) in enumerate(fitting[:n])]
+    fitting = [(scene, caption) for scene, caption in prompts("test", 400, seed) if scene[attribute] == source]
+    return [
+        EditTask(scene, caption, seed + 1000 + i, attribute, target) for i, (scene, caption) in enumerate(fitting[:n])
+    ]
 
 
 def _edits(
     adapter: Adapter, judge: Judge, model: TIDE, sizes: Sizes, seed: int
 ) -> tuple[dict[str, Any], list[EditStrip]]:
-    """Every shown edit at every strength, by TIDE and by steering, on held-out prompts; the best strip of each."""
-    book = ContrastBook(adapter, model, seed=seed + 17)
+    """Every shown edit on held-out prompts: towards the target's own latents at every strength (the strips), and,
+    knowing the target from training scenes alone, by swapping latents beside steering raw activations."""
+    methods = Methods(adapter, model, scene_profiles(adapter, model, n_images=sizes.profile_images, seed=seed))
     tasks = [t for edit in SHOWN_EDITS for t in _shown_tasks(*edit, sizes.edit_prompts, seed)]
     before_images = draw(adapter, tasks)
     before = judge.read(before_images)
-    ceiling_images = draw(adapter, tasks, prompts=[swap_word(t.caption, t.source, t.target) for t in tasks])
-    ceiling = judge_edits(tasks, before, judge.read(ceiling_images))
-    curves: dict[str, list[dict[str, Any]]] = {"tide": [], "steer": []}
-    drawn: list[torch.Tensor] = []
-    outcomes = []
-    for factor in sizes.strengths:
-        drawn.append(draw(adapter, tasks, tide_method(book, factor)))
-        outcomes.append(judge_edits(tasks, before, judge.read(drawn[-1])))
-        curves["tide"].append({"factor": factor, **summarise(outcomes[-1])})
-        steered = judge.read(draw(adapter, tasks, steer_method(book, factor)))
-        curves["steer"].append({"factor": factor, **summarise(judge_edits(tasks, before, steered))})
-    best = max(range(len(outcomes)), key=lambda i: curves["tide"][i]["both"])
-    edits = {
-        _name(*edit): summarise([o for o in outcomes[best] if (o.task.attribute, o.task.source) == edit[:2]])
-        for edit in SHOWN_EDITS
+    ceiling_images = draw(adapter, tasks, prompts=[target_prompt(t) for t in tasks])
+
+    def score(images: torch.Tensor) -> list[EditOutcome]:
+        return judge_edits(tasks, before, judge.read(images))
+
+    # A recording serves one batch of tasks at every strength, so the strips are drawn batch by batch.
+    drawn = [torch.empty_like(before_images) for _ in sizes.strengths]
+    for start in range(0, len(tasks), DRAW_BATCH):
+        part = slice(start, start + DRAW_BATCH)
+        for images, factor in zip(drawn, sizes.strengths, strict=True):
+            images[part] = draw(adapter, tasks[part], methods.towards(factor))
+    outcomes = [score(images) for images in drawn]
+    curves: dict[str, Any] = {
+        "towards": [{"factor": f, **summarise(o)} for f, o in zip(sizes.strengths, outcomes, strict=True)],
+        "tide": [],
+        "steer": [],
+        "prompt": summarise(score(ceiling_images)),
     }
-    strips = []
+    for factor in sizes.swap_strengths:
+        curves["tide"].append({"factor": factor, **summarise(score(draw(adapter, tasks, methods.swap(factor))))})
+        # Steering wrecks the image at strengths at which a swap only begins to work.
+        weaker = factor / 4
+        curves["steer"].append({"factor": weaker, **summarise(score(draw(adapter, tasks, methods.steer(weaker))))})
+    edits, strips = {}, []
     for edit in SHOWN_EDITS:
-        members = [i for i, t in enumerate(tasks) if (t.attribute, t.source) == edit[:2] and before[i].valid]
-        if not members:
+        at_full = [o for o in outcomes[-1] if (o.task.attribute, o.task.source) == edit[:2]]
+        edits[_name(*edit)] = {**summarise(at_full), "strength": sizes.strengths[-1]}
+        shown = next((i for i, t in enumerate(tasks) if (t.attribute, t.source) == edit[:2] and before[i].valid), None)
+        if shown is None:
             continue
-        good = {o.task for o in outcomes[best] if o.changed and o.kept}
-        shown = next((i for i in members if tasks[i] in good), members[0])
-        images = [before_images[shown], *(images[shown] for images in drawn)]
-        verdicts = judge.read(torch.stack(images))
+        strip = [before_images[shown], *(images[shown] for images in drawn)]
         strips.append(
             EditStrip(
                 title=_name(*edit),
@@ -256,16 +269,16 @@ def _edits(
                 attribute=edit[0],
                 target=edit[2],
                 strengths=[0.0, *sizes.strengths],
-                images=[to_uint8(image) for image in images],
-                verdicts=[{**v.attributes, "valid": v.valid} for v in verdicts],
+                images=[to_uint8(image) for image in strip],
+                verdicts=[{**v.attributes, "valid": v.valid} for v in judge.read(torch.stack(strip))],
                 ceiling=to_uint8(ceiling_images[shown]),
             )
         )
-    return {"edits": edits, "trade_off": {**curves, "prompt": summarise(ceiling)}}, strips
+    return {"edits": edits, "trade_off": curves}, strips
 
 
 def _name(attribute: str, source: str, target: str) -> str:
-    return f"{source} to {target} shadow" if attribute == "shadow" else f"{source} to {target}"
+    return "shadow to no shadow" if attribute == "shadow" else f"{source} to {target}"
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -273,13 +286,11 @@ def headline(metrics: dict[str, Any]) -> str:
     tide, sae = metrics["models"]["tide"], metrics["models"]["sae"]
     loss = metrics["diffusion_loss"]
     aurocs = [row["auroc"] for row in metrics["concepts"].values()]
-    best = max(metrics["trade_off"]["tide"], key=lambda point: point["both"])
+    full = metrics["trade_off"]["towards"][-1]
     order = "below" if tide["val_mse"] < sae["val_mse"] else "not below"
     return (
         f"TIDE explains {tide['explained_variance']:.1%} of block {metrics['sizes']['block']}'s variance on unseen "
         f"scenes (error {order} the plain SAE's), recovers {loss['recovered']:.2%} of the diffusion loss, has a latent "
-        f"for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and changes "
-        f"{best['success']:.0%} of edited images to the target, {best['both']:.0%} with all else kept."
+        f"for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and moves "
+        f"{full['success']:.0%} of edited images to the target, {full['both']:.0%} with all else kept."
     )
-
-

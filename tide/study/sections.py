@@ -207,9 +207,7 @@ def concepts_section(metrics: dict) -> str:
         "<p>Means over all concepts, by kind; 3D stands for near, far and shadow. <em>Latent</em> is TIDE's best "
         "single latent; <em>neuron</em> the best of the model's own numbers, without any autoencoder; <em>recipe</em> "
         "compares a patch's latents with the average over pictures that show the concept, and so need not be told "
-        "where in a picture it is.</p>"
-        + pictures
-        + (fold(f"All {len(concepts)} concepts", full) if full else "")
+        "where in a picture it is.</p>" + pictures + (fold(f"All {len(concepts)} concepts", full) if full else "")
     )
 
 

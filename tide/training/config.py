@@ -82,7 +82,7 @@ class TrainConfig:
     k: int | None = None
     steps: int = 1000
     batch_tokens: int = 1024
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: float = 0.02
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.99)

@@ -1,0 +1,48 @@
+"""Masks over pixels and over tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.editing import image_mask, token_mask
+from tide.errors import TideError
+
+
+@pytest.mark.parametrize(("covered", "expected"), [(7, False), (8, False), (9, True)], ids=["less", "half", "more"])
+def test_a_token_belongs_by_more_than_half_of_its_area(covered, expected):
+    pixels = torch.zeros(8, 8, dtype=torch.bool)
+    cell = torch.zeros(16, dtype=torch.bool)  # the token in the second row, first column
+    cell[:covered] = True
+    pixels[4:, :4] = cell.view(4, 4)
+    assert token_mask(pixels, (2, 2)).tolist() == [False, False, expected, False]
+
+
+def test_tokens_are_in_row_major_order():
+    pixels = torch.zeros(2, 4, 12, dtype=torch.bool)
+    pixels[0, :2, 4:8] = True
+    pixels[1, 2:, 8:] = True
+    masks = token_mask(pixels, (2, 3))
+    assert masks.dtype == torch.bool
+    assert masks.nonzero().tolist() == [[0, 1], [1, 5]]
+
+
+def test_sizes_that_do_not_divide():
+    with pytest.raises(TideError, match=r"^a mask of 10 x 8 pixels does not divide into 4 x 4 tokens; resize it$"):
+        token_mask(torch.zeros(10, 8, dtype=torch.bool), (4, 4))
+
+
+def test_image_mask_enlarges_a_token_map():
+    tokens = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    found = image_mask(tokens, (2, 2), (4, 8))
+    assert found.shape == (1, 4, 8)
+    assert torch.equal(found[0, :, 0], torch.zeros(4))
+    assert torch.equal(found[0, :, -1], torch.ones(4))
+    assert (found.diff(dim=-1) >= 0).all()
+    torch.testing.assert_close(image_mask(torch.full((4,), 3.0), (2, 2), (6, 6)), torch.full((6, 6), 3.0))
+
+
+def test_there_and_back():
+    mask = torch.rand(5, 64, generator=torch.Generator().manual_seed(0)) > 0.5
+    pixels = mask.view(5, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert torch.equal(token_mask(pixels, (8, 8)), mask)

@@ -1,0 +1,128 @@
+"""The diffusion loss (eq. 4) with something put into the model, against the loss computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import PixArtAlphaPipeline
+
+from tide.activations import Prepared
+from tide.adapters import adapter_for
+from tide.errors import TideError
+from tide.evaluation import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.sae import TIDE, TIDEConfig
+
+TIMESTEPS = torch.tensor([900, 100])
+
+
+@pytest.fixture(scope="module")
+def prepared(alpha) -> list[Prepared]:
+    """Three images in batches of two and one."""
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    text = adapter_for(alpha).encode_prompts(["a red cube", "a tree", "a house, far"], 20)
+    rows = (slice(0, 2), slice(2, 3))
+    return [Prepared(latents[part], {name: value[part] for name, value in text.items()}) for part in rows]
+
+
+def same(x, call):
+    return x.clone()
+
+
+def test_putting_the_activation_back_is_bit_equal_to_clean(alpha, prepared):
+    losses = diffusion_loss(adapter_for(alpha), prepared, 6, {"same": same, "zero": zero_ablation}, timesteps=TIMESTEPS)
+    assert list(losses) == ["clean", "same", "zero"]
+    assert losses["same"] == losses["clean"]
+    assert losses["zero"]["loss"] != losses["clean"]["loss"]
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_is_the_mean_squared_error_of_the_noise(alpha, prepared, kind):
+    """Every prediction converted to noise by the definition of its kind; the noise drawn in the documented order."""
+    scheduler = type(alpha.scheduler).from_config(alpha.scheduler.config, prediction_type=kind)
+    pipe = PixArtAlphaPipeline(**{**alpha.components, "scheduler": scheduler})
+    losses = diffusion_loss(adapter_for(pipe), prepared, 6, {}, timesteps=TIMESTEPS, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    expected: dict[int, list[float]] = {900: [], 100: []}
+    for images in prepared:
+        for t in TIMESTEPS.tolist():
+            noise = torch.randn(images.latents.shape, generator=generator)
+            abar = scheduler.alphas_cumprod[t]
+            noisy = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
+            with torch.no_grad():
+                found = pipe.transformer(
+                    noisy,
+                    timestep=torch.full((len(noisy),), t),
+                    added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                    **images.text,
+                ).sample[:, :4]
+            if kind == "v_prediction":
+                found = abar.sqrt() * found + (1 - abar).sqrt() * noisy
+            expected[t] += [float((found[i] - noise[i]).square().mean()) for i in range(len(noise))]
+    for t, values in expected.items():
+        assert losses["clean"]["timestep"][str(t)] == pytest.approx(sum(values) / 3, rel=1e-5)
+    # Every image counts the same, whatever batch it was in.
+    assert losses["clean"]["loss"] == pytest.approx(sum(map(sum, expected.values())) / 6, rel=1e-5)
+
+
+def test_the_seed_sets_the_noise(alpha, prepared):
+    first, again, other = (
+        diffusion_loss(adapter_for(alpha), prepared, 6, {}, timesteps=TIMESTEPS, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_reconstruction_in_place(alpha, prepared):
+    """A perfect autoencoder costs nothing; one that returns its mean alone costs something, and a block ablated all."""
+    adapter = adapter_for(alpha)
+    perfect = TIDE(TIDEConfig(192, 384, 192, block=6))
+    with torch.no_grad():
+        # x = relu(x) - relu(-x)
+        perfect.W_enc.copy_(torch.cat([torch.eye(192), -torch.eye(192)]))
+        perfect.W_dec.copy_(perfect.W_enc)
+    nothing = TIDE(TIDEConfig(192, 384, 192, block=6))
+    with torch.no_grad():
+        nothing.b_enc.fill_(-1e6)
+    changes = {"perfect": sae_intervention(perfect), "nothing": sae_intervention(nothing), "ablated": zero_ablation}
+    losses = {
+        name: value["loss"]
+        for name, value in diffusion_loss(adapter, prepared, 6, changes, timesteps=TIMESTEPS).items()
+    }
+    assert losses["perfect"] == pytest.approx(losses["clean"], rel=1e-5)
+    assert losses["nothing"] == losses["ablated"]  # b_dec is zero
+    assert recovered(losses["clean"], losses["perfect"], losses["ablated"]) == pytest.approx(1, abs=1e-3)
+    assert recovered(losses["clean"], losses["nothing"], losses["ablated"]) == 0
+
+
+def test_another_tensor_of_the_block(alpha, prepared):
+    adapter = adapter_for(alpha)
+    losses = [
+        diffusion_loss(adapter, prepared, 6, {"zero": zero_ablation}, timesteps=TIMESTEPS, tensor=tensor)
+        for tensor in ("output", "attention", "feed_forward")
+    ]
+    assert len({each["zero"]["loss"] for each in losses}) == 3
+
+
+@pytest.mark.parametrize(
+    ("clean", "reconstructed", "ablated", "expected"),
+    [(0.2, 0.2, 1.0, 1.0), (0.2, 1.0, 1.0, 0.0), (0.2, 0.4, 1.0, 0.75), (0.2, 1.4, 1.0, -0.5), (0.2, 0.1, 1.0, 1.125)],
+    ids=["as clean", "as ablated", "between", "worse than ablated", "better than clean"],
+)
+def test_recovered(clean, reconstructed, ablated, expected):
+    assert recovered(clean, reconstructed, ablated) == pytest.approx(expected)
+
+
+def test_recovered_where_the_ablation_costs_nothing():
+    assert math.isnan(recovered(0.2, 0.3, 0.2))
+
+
+def test_bad_input(alpha, prepared):
+    adapter = adapter_for(alpha)
+    with pytest.raises(TideError, match="there are no images to measure the diffusion loss on"):
+        diffusion_loss(adapter, [], 6, {}, timesteps=TIMESTEPS)
+    with pytest.raises(TideError, match="an intervention is named 'clean'"):
+        diffusion_loss(adapter, prepared, 6, {"clean": same}, timesteps=TIMESTEPS)
+    with pytest.raises(TideError, match="timestep 1000 does not exist"):
+        diffusion_loss(adapter, prepared, 6, {}, timesteps=torch.tensor([1000]))

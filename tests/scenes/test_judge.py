@@ -1,0 +1,160 @@
+"""The judge without its trained weights: shapes, verdicts, files, and the wreckage it learns on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import tide.scenes.judge as judging
+from tide.errors import TideError
+from tide.scenes import ATTRIBUTES, Judge, Scene, Verdict, images_of, load_judge, scenes
+from tide.scenes.judge import HEADS, NO_OBJECT, destroy
+
+IMAGES = images_of(list(scenes("train", 6)))
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    torch.manual_seed(0)
+    return Judge(width=8).eval()
+
+
+def test_verdicts(judge):
+    verdicts = judge.read(IMAGES)
+    with torch.no_grad():
+        logits = judge(IMAGES)
+    assert {name: tuple(values.shape) for name, values in logits.items()} == {
+        "class": (6, 6), "colour": (6, 6), "depth": (6, 2), "shadow": (6, 2), "ground": (6, 3),
+    }  # fmt: skip
+    for i, verdict in enumerate(verdicts):
+        for name, values in HEADS.items():
+            probabilities = logits[name][i].softmax(0)
+            assert verdict.attributes[name] == values[int(probabilities.argmax())]
+            assert verdict.confidence[name] == pytest.approx(float(probabilities.max()), rel=1e-6)
+    assert judge.read(IMAGES[:0]) == []
+
+
+def test_each_image_is_read_by_itself(judge):
+    together = judge.read(IMAGES)
+    assert [judge.read(IMAGES[i : i + 1])[0].attributes for i in range(6)] == [v.attributes for v in together]
+
+
+def test_half_precision_images_are_read(judge):
+    assert len(judge.read(IMAGES.half())) == 6
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_wreckage(judge, bad):
+    """And so never counts as a change of class."""
+    images = IMAGES.clone()
+    images[2, 1, 30, 30] = bad
+    verdicts = judge.read(images)
+    assert not verdicts[2].valid
+    assert verdicts[2].confidence["class"] == 1.0
+    others = [0, 1, 3, 4, 5]
+    assert [verdicts[i].attributes for i in others] == [judge.read(IMAGES)[i].attributes for i in others]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 64, 64), (2, 1, 64, 64), (2, 3, 32, 64), (2, 64, 64, 3)],
+    ids=["no batch", "grey", "another size", "channels last"],
+)  # fmt: skip
+def test_images_of_another_shape(judge, shape):
+    with pytest.raises(TideError, match=r"^the judge reads images \[B, 3, 64, 64\], not \[.*\]; resize them first$"):
+        judge.read(torch.zeros(shape))
+
+
+def test_agreement_needs_a_valid_image():
+    scene = Scene("cube", "red", "near", "with", "sand")
+    attributes = {name: scene[name] for name in ATTRIBUTES}
+    verdict = Verdict(attributes, dict.fromkeys(attributes, 1.0))
+    assert verdict.valid
+    assert all(verdict.agrees(scene, name) for name in ATTRIBUTES)
+    assert not verdict.agrees(scene.changed("colour", "blue"), "colour")
+    wreck = Verdict({**attributes, "class": NO_OBJECT}, verdict.confidence)
+    assert not wreck.valid
+    assert not any(wreck.agrees(scene, name) for name in ATTRIBUTES)
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip(judge, tmp_path):
+    judge.save_pretrained(tmp_path / "judge")
+    loaded = load_judge(str(tmp_path / "judge"))
+    assert not loaded.training
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, value in judge.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+
+
+def test_no_judge(tmp_path, monkeypatch):
+    with pytest.raises(TideError, match=r"holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train"):
+        load_judge(tmp_path)
+    monkeypatch.setattr(judging, "DATA", tmp_path)
+    with pytest.raises(TideError, match=f"^{tmp_path}/judge holds no judge"):
+        load_judge()
+
+
+def test_a_judge_that_is_broken_or_of_other_attributes(judge, tmp_path):
+    judge.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["heads"]["colour"].reverse()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TideError, match="holds a judge of other attributes"):
+        load_judge(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(TideError, match=r"config\.json does not exist"):
+        load_judge(tmp_path)
+    judge.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(TideError, match="not a readable safetensors file"):
+        load_judge(tmp_path)
+
+
+def test_the_shipped_judge_reads_renders():
+    if not (judging.DATA / "judge" / "model.safetensors").is_file():
+        pytest.skip("the trained judge is not in this checkout")
+    held_out = list(scenes("test", 100, seed=8))
+    verdicts = load_judge().read(images_of(held_out))
+    for name in ATTRIBUTES:
+        agreement = sum(v.agrees(s, name) for v, s in zip(verdicts, held_out, strict=True))
+        assert agreement >= 90, name
+
+
+# -- wreckage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_destroy_keeps_the_shape_and_the_range(n):
+    found = destroy(IMAGES[:n], np.random.default_rng(0))
+    assert found.shape == (n, 3, 64, 64)
+    assert found.dtype == torch.float32
+    assert found.min() >= -1
+    assert found.max() <= 1
+
+
+def test_destroy_follows_its_generator_and_leaves_its_input():
+    before = IMAGES.clone()
+    first, again, other = (destroy(IMAGES, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.parametrize("wreck", judging._WRECKERS, ids=lambda f: f.__name__)
+def test_every_way_wrecks_every_image(wreck):
+    """Mean absolute change, in units of the range 2; a blend never takes the image itself for another."""
+    for seed in range(20):
+        for i in range(2):
+            found = wreck(IMAGES[:2], i, np.random.default_rng(seed))
+            assert found.shape == (3, 64, 64)
+            assert (found - IMAGES[i]).abs().mean() > 0.01
+
+
+def test_images_need_not_be_square():
+    found = judging._shuffled(torch.rand(1, 3, 32, 64), 0, np.random.default_rng(0))
+    assert found.shape == (3, 32, 64)

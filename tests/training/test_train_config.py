@@ -1,0 +1,148 @@
+"""The configuration: the same as a mapping and as YAML, every value checked."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tide.errors import TideError
+from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
+
+CHANGED = TrainConfig(
+    modulation_init="random",
+    pre_norm="layernorm",
+    n_latents=100,
+    k=7,
+    lr=2e-5,
+    betas=(0.8, 0.95),
+    loss=LossConfig(temporal=3e-7, reg=0.0),
+    progressive_k=ProgressiveK(shape="off"),
+    revival=RevivalConfig(every=0),
+    precision="bf16",
+)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), CHANGED], ids=["defaults", "changed"])
+def test_yaml_round_trip(tmp_path, config):
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert TrainConfig.from_yaml(path) == config
+    assert TrainConfig.from_yaml(str(path)) == config
+
+
+def test_what_is_left_out_has_its_default():
+    found = TrainConfig.from_dict({"lr": 5e-4, "loss": {"mse": 2.0}})
+    assert found == TrainConfig(lr=5e-4, loss=LossConfig(mse=2.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("lr: 1e-3", "lr", 1e-3),
+        ("steps: 5", "steps", 5),
+        ("clip: 1", "clip", 1.0),
+        ("k: null", "k", None),
+        ("betas: [0.9, 1e-1]", "betas", (0.9, 0.1)),
+    ],
+    ids=["YAML 1.1 reads 1e-3 as a word", "int", "int for a float", "null", "list for a tuple"],
+)
+def test_values_as_yaml_has_them(tmp_path, text, name, value):
+    (tmp_path / "a.yaml").write_text(text)
+    found = getattr(TrainConfig.from_yaml(tmp_path / "a.yaml"), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_yaml_reads_off_as_false(tmp_path):
+    (tmp_path / "a.yaml").write_text("progressive_k: {shape: off}")
+    assert TrainConfig.from_yaml(tmp_path / "a.yaml").progressive_k.shape == "off"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"lrr": 1}, r"^unknown option 'lrr' in the training configuration; known: modulation, .*checkpoint_every$"),
+        ({"loss": {"mae": 1}}, r"^unknown option 'mae' in loss; known: mse, cosine, "),
+        ({"revival": 3}, r"^revival = 3 must be a group of options: after_tokens, every$"),
+        ({"loss": None}, r"^loss = None must be a group of options: mse"),
+        ({"lr": "fast"}, r"^lr = 'fast' must be a number$"),
+        ({"lr": True}, r"^lr = True must be a number$"),
+        ({"steps": 1.5}, r"^steps = 1.5 must be a whole number$"),
+        ({"modulation": "yes"}, r"^modulation = 'yes' must be true or false$"),
+        ({"betas": 0.9}, r"^betas = 0.9 must be 2 numbers, as in \[0.9, 0.99\]$"),
+        ({"betas": [0.9]}, r"^betas = \[0.9\] must be 2 numbers"),
+        ({"precision": "fp16"}, r"^precision = 'fp16' is unknown; use one of fp32, bf16$"),
+        ({"progressive_k": {"shape": "cosin"}}, r"^progressive_k.shape = 'cosin' is unknown; use one of linear"),
+        ({"loss": {"mse": "x"}}, r"^loss.mse = 'x' must be a number$"),
+    ],
+)
+def test_bad_mappings(raw, message):
+    with pytest.raises(TideError, match=message):
+        TrainConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(steps=0), "steps = 0 must be at least 1"),
+        (lambda: TrainConfig(batch_tokens=7), "batch_tokens = 7 must be even: neighbouring timesteps come in pairs"),
+        (lambda: TrainConfig(density=0.0), r"density = 0.0 must lie in \(0, 1\]"),
+        (lambda: TrainConfig(density=1.1), r"density = 1.1 must lie in \(0, 1\]"),
+        (lambda: TrainConfig(lr=0.0), "lr = 0.0 must be positive"),
+        (lambda: TrainConfig(lr=float("nan")), "lr = nan must be positive"),
+        (lambda: TrainConfig(clip=-1.0), "clip = -1.0 must be positive"),
+        (lambda: TrainConfig(warmup=1.5), "warmup = 1.5 must be between 0 and 1"),
+        (lambda: TrainConfig(weight_decay=-1.0), "weight_decay = -1.0 must be at least 0"),
+        (lambda: TrainConfig(precision="fp16"), "precision = 'fp16' is unknown"),
+        (lambda: TrainConfig(modulation_init="copy"), "modulation_init = 'copy' is unknown; use one of adaln, random"),
+        (lambda: ProgressiveK(start=0.5), "start = 0.5 must be at least 1"),
+        (lambda: ProgressiveK(length=1.2), "length = 1.2 must be between 0 and 1"),
+        (lambda: ProgressiveK(shape="step"), "shape = 'step' is unknown"),
+        (lambda: RevivalConfig(every=-1), "every = -1 must be at least 0"),
+        (lambda: RevivalConfig(after_tokens=0), "after_tokens = 0 must be at least 1"),
+        (lambda: LossConfig(temporal=-1.0), "temporal = -1.0 must be at least 0"),
+        (lambda: LossConfig(delta=0.0), "delta = 0.0 must be positive"),
+    ],
+)
+def test_bad_values(make, message):
+    with pytest.raises(TideError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", r"could not be read as YAML \(.*\); correct it"),
+        ("- 1", "holds no mapping of options"),
+        ("", "holds no mapping of options"),
+    ],
+    ids=["not YAML", "a list", "empty"],
+)
+def test_bad_files(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(TideError, match=message) as caught:
+        TrainConfig.from_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TideError, match="could not be read as YAML"):
+        TrainConfig.from_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (3072, 154)),
+        ({"expansion": 4, "density": 0.01}, (768, 8)),
+        ({"n_latents": 10, "k": 3}, (10, 3)),
+        ({"n_latents": 10, "density": 0.001}, (10, 1)),
+        ({"n_latents": 10, "k": 10}, (10, 10)),
+    ],
+    ids=["5 % of 16 d", "rounded", "set", "never below 1", "k = n"],
+)
+def test_sizes(options, expected):
+    assert TrainConfig(**options).sizes(192) == expected
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_k_outside_of_n(k):
+    with pytest.raises(TideError, match=f"k = {k} must lie between 1 and n_latents = 10; lower k or raise n_latents"):
+        TrainConfig(n_latents=10, k=k).sizes(192)

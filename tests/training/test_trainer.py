@@ -1,0 +1,368 @@
+"""Training on activations of a known sparse dictionary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import count, islice
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tide.activations import ActivationBatch
+from tide.activations.memory import ActivationPool
+from tide.adapters import adapter_for
+from tide.errors import TideError
+from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
+from tide.training.schedules import progressive_k
+
+D, N, K, ROWS = 16, 32, 3, 64
+MODULATION = ModulationConfig(d_model=D, d_embedding=8, n_frequencies=8)
+
+
+def batch(seed: int, *, paired: bool = True, rows: int = ROWS) -> ActivationBatch:
+    """Rows that are each three of 16 fixed orthonormal directions, with positive weights, around a mean; the two rows
+    of a pair share their directions."""
+    dictionary = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(9)))[0]
+    generator = torch.Generator().manual_seed(seed)
+    active = torch.rand(rows // 2, D, generator=generator).topk(3).indices.repeat_interleave(2, 0)
+    weights = 1 + torch.rand(rows, 3, generator=generator)
+    x = 4 * torch.einsum("nk,nkd->nd", weights, dictionary[active]) + 2
+    return ActivationBatch(
+        x=x,
+        timestep=torch.tensor([900.0, 850.0]),
+        group=torch.arange(rows, dtype=torch.int32) % 2,
+        conditioning=None,
+        sample=torch.zeros(rows, dtype=torch.int64),
+        token=torch.zeros(rows, dtype=torch.int32),
+        paired=paired,
+    )
+
+
+def config(**options) -> TrainConfig:
+    defaults = {
+        "n_latents": N, "k": K, "steps": 60, "lr": 2e-2, "batch_tokens": ROWS, "log_every": 10,
+        "checkpoint_every": 20, "loss": LossConfig(temporal=1e-3, sparsity=0.1),
+        "revival": RevivalConfig(after_tokens=6 * ROWS, every=5),
+    }  # fmt: skip
+    return TrainConfig(**{**defaults, **options})
+
+
+def model(**options) -> TIDE:
+    return TIDE(TIDEConfig(D, N, K, modulation=MODULATION, **{"family": "pixart", "block": 6, **options}), seed=3)
+
+
+def trainer(out, sae: TIDE | None = None, **options) -> Trainer:
+    return Trainer(model() if sae is None else sae, config(**options), out, progress=False)
+
+
+def stream(start: int = 0):
+    return (batch(seed) for seed in count(start))
+
+
+def state(sae: TIDE) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in sae.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_learns_a_sparse_dictionary(tmp_path):
+    job = trainer(tmp_path, steps=300)
+    sae = job.fit(stream())
+    assert not sae.training
+    first, last = job.history[0], job.history[-1]
+    assert last["mse"] < 0.1 * first["mse"]
+    assert last["cosine"] < 0.1 * first["cosine"]
+    held_out = batch(10**6)
+    with torch.no_grad():
+        x_hat = sae(held_out.x, held_out.timestep, group=held_out.group)
+    explained = 1 - (x_hat - held_out.x).square().sum() / (held_out.x - held_out.x.mean(0)).square().sum()
+    assert explained > 0.95
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: list(islice(stream(), 6)),
+        lambda: iter(list(islice(stream(), 6))),
+        lambda: stream,
+        stream,
+        lambda: ActivationPool(islice(stream(), 2), ROWS).from_step,
+    ],
+    ids=["list", "iterator", "function of the step", "endless generator", "pool"],
+)
+def test_takes_batches_from_anywhere(tmp_path, source):
+    job = trainer(tmp_path, steps=6)
+    job.fit(source())
+    assert job.step == 6
+
+
+def test_batches_without_pairs_or_modulation(tmp_path):
+    """No pairs, no temporal loss, whatever its weight."""
+    sae = TIDE(TIDEConfig(D, N, K))
+    job = trainer(tmp_path, sae, steps=4, log_every=1, loss=LossConfig(temporal=100.0))
+    job.fit(batch(i, paired=False) for i in range(4))
+    assert [entry["temporal"] for entry in job.history] == [0.0] * 4
+
+
+def test_what_is_written(tmp_path):
+    job = trainer(tmp_path / "run")
+    job.fit(stream())
+    out = tmp_path / "run"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json", "model.safetensors", "resume", "tensorboard", "training.json",
+    ]  # fmt: skip
+    assert_same(state(TIDE.from_pretrained(out)), state(job.model))
+    written = json.loads((out / "training.json").read_text())
+    assert TrainConfig.from_dict(written["config"]) == job.config
+    assert [entry["step"] for entry in written["history"]] == [10, 20, 30, 40, 50, 60]
+    names = {"loss", "mse", "cosine", "temporal", "sparsity", "gradient_norm", "k", "lr", "silent", "revived"}
+    assert written["history"][0].keys() == names | {"step"}
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in names}
+    logged = events.Scalars("train/mse")
+    assert [event.step for event in logged] == [10, 20, 30, 40, 50, 60]
+    assert [event.value for event in logged] == pytest.approx([entry["mse"] for entry in written["history"]])
+
+
+def test_k_and_learning_rate_follow_their_schedules(tmp_path):
+    shape = ProgressiveK(start=3.0, length=0.5, shape="linear")
+    job = trainer(tmp_path, log_every=1, steps=20, progressive_k=shape, lr=1e-3, warmup=0.1, final_lr=0.5)
+    job.fit(stream())
+    assert [entry["k"] for entry in job.history] == [progressive_k(i, 20, K, N, shape) for i in range(20)]
+    rates = [entry["lr"] for entry in job.history]
+    assert rates[0] == pytest.approx(5e-4)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(5e-4)
+
+
+def test_the_regularisation_is_part_of_the_loss(tmp_path):
+    """Eq. 17. The first step's figures are those before any update, so that the terms can be added up."""
+    loss = LossConfig(mse=2.0, cosine=0.5, temporal=1e-2, sparsity=0.3, reg=1e-3)
+    job = trainer(tmp_path, steps=1, log_every=1, loss=loss)
+    # Both weights start with 32 unit rows.
+    job.fit(stream())
+    (entry,) = job.history
+    terms = 2 * entry["mse"] + 0.5 * entry["cosine"] + 1e-2 * entry["temporal"] + 0.3 * entry["sparsity"]
+    assert entry["loss"] == pytest.approx(terms + 1e-3 * 2 * N, rel=1e-5)
+
+
+def test_the_sparsity_target_is_a_share_of_the_scheduled_k(tmp_path):
+    """Eq. 16: S cannot exceed k / n, and k starts at four times its last value."""
+    expected = model()
+    first = batch(0)
+    where = (first.timestep, None, first.group)
+    expected.calibrate(first.x, *where)
+    terms = expected.loss(first.x, *where, k=4 * K, s_target=0.8 * 4 * K / N, delta=0.01)
+    job = trainer(tmp_path, steps=1, log_every=1, progressive_k=ProgressiveK(start=4.0, length=1.0))
+    job.fit([first])
+    assert job.history[0]["sparsity"] == pytest.approx(float(terms.sparsity), rel=1e-6)
+
+
+def test_the_gradient_is_clipped(tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watching(self, *args):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watching)
+    job = trainer(tmp_path, steps=3, clip=1e-2, log_every=1)
+    job.fit(stream())
+    assert all(entry["gradient_norm"] > 1e-2 for entry in job.history)  # reported before clipping
+    assert seen == pytest.approx([1e-2] * 3, rel=1e-3)
+
+
+def test_bf16_trains_float32_weights(tmp_path):
+    job = trainer(tmp_path, steps=20, precision="bf16")
+    job.fit(stream())
+    assert {p.dtype for p in job.model.parameters()} == {torch.float32}
+    assert job.history[-1]["mse"] < job.history[0]["mse"]
+
+
+# -- interruption ---------------------------------------------------------------------------------------------
+
+
+def interrupted(n: int, source=stream):
+    def batches(start: int):
+        return islice(source(start), n - start)
+
+    return batches
+
+
+@pytest.mark.parametrize("stop", [35, 40], ids=["after a checkpoint and a log", "at a checkpoint"])
+def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop):
+    """Steps after the last checkpoint are run again; revival and progressive k go on where they were."""
+    pool = ActivationPool(islice(stream(), 5), ROWS, seed=4)
+    whole = trainer(tmp_path / "whole")
+    whole.fit(pool.from_step)
+    assert whole.revived > 0  # or resuming its counters would not be tested
+    first = trainer(tmp_path / "parts")
+    with pytest.raises(TideError, match=f"ended after {stop} of 60 steps"):
+        first.fit(interrupted(stop, pool.from_step))
+    second = trainer(tmp_path / "parts", TIDE(model().config, seed=77))
+    starts = []
+    second.fit(lambda start: (starts.append(start), pool.from_step(start))[1], resume=True)
+    assert starts == [stop // 20 * 20]
+    assert_same(state(second.model), state(whole.model))
+    assert second.history == whole.history
+    assert second.revived == whole.revived
+    events = EventAccumulator(str(tmp_path / "parts" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/mse")] == [10, 20, 30, 40, 50, 60]
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path):
+    fresh, resumed = trainer(tmp_path / "a", steps=5), trainer(tmp_path / "b", steps=5)
+    fresh.fit(stream())
+    resumed.fit(stream, resume=True)
+    assert_same(state(fresh.model), state(resumed.model))
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    job = trainer(tmp_path, steps=5)
+    job.fit(stream())
+    again = trainer(tmp_path, TIDE(model().config, seed=5), steps=5)
+    again.fit(stream, resume=True)
+    assert_same(state(again.model), state(job.model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 1e-2}, r"was started with another lr \(0.02\); use the same configuration or another folder"),
+        ({"loss": LossConfig(mse=3.0)}, "was started with another loss"),
+        ({"seed": 2}, r"was started with another seed \(0\)"),
+    ],
+)
+def test_resume_with_another_configuration_is_refused(tmp_path, options, message):
+    trainer(tmp_path, steps=5).fit(stream())
+    with pytest.raises(TideError, match=message):
+        trainer(tmp_path, steps=5, **options).fit(stream, resume=True)
+
+
+def test_resume_on_another_block_is_refused(tmp_path):
+    trainer(tmp_path, steps=5).fit(stream())
+    with pytest.raises(TideError, match=r"was started with another block \(6\)"):
+        trainer(tmp_path, model(block=5), steps=5).fit(stream, resume=True)
+
+
+def test_resume_may_log_and_save_at_other_times(tmp_path):
+    trainer(tmp_path, steps=5).fit(stream())
+    trainer(tmp_path, steps=5, log_every=1, checkpoint_every=1).fit(stream, resume=True)
+
+
+def test_a_truncated_resume_state_is_named(tmp_path):
+    trainer(tmp_path, steps=5).fit(stream())
+    path = tmp_path / "resume" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(TideError, match=r"state\.safetensors is not a readable safetensors file"):
+        trainer(tmp_path, steps=5).fit(stream, resume=True)
+
+
+def test_batches_that_end_early(tmp_path):
+    job = trainer(tmp_path, steps=5)
+    with pytest.raises(TideError, match=r"^the activations ended after 3 of 5 steps; collect more or lower steps$"):
+        job.fit(islice(stream(), 3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite(tmp_path, bad):
+    """In the first batch and later on; what was saved before stays."""
+
+    def spoilt(at: int):
+        for i in count():
+            good = batch(i)
+            if i == at:
+                good.x[5, 2] = bad
+            yield good
+
+    with pytest.raises(TideError, match="the first activations hold NaN or inf"):
+        trainer(tmp_path / "first").fit(spoilt(0))
+    assert not (tmp_path / "first" / "model.safetensors").exists()
+    job = trainer(tmp_path / "later")
+    kind = "NaN" if bad != bad else "inf"
+    with pytest.raises(TideError, match=rf"^activations of block 6 hold {kind} at timestep 850; use a wider dtype"):
+        job.fit(spoilt(22))
+    saved = TIDE.from_pretrained(tmp_path / "later")
+    assert all(value.isfinite().all() for value in saved.state_dict().values())
+    assert all(value.isfinite().all() for value in job.model.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite(tmp_path):
+    job = trainer(tmp_path, steps=3)
+    job.model.W_dec.register_hook(lambda g: g * float("inf"))
+    with pytest.raises(TideError, match=r"^the gradient is not finite at step 0; lower lr \(0.0001\) or train in fp32"):
+        Trainer(job.model, replace(job.config, lr=1e-4), tmp_path, progress=False).fit(stream())
+
+
+# -- revival --------------------------------------------------------------------------------------------------
+
+
+def test_revival_leaves_fewer_dead_latents(tmp_path):
+    """Three quarters of the 32 latents start where no token reaches them; the data have 16 directions."""
+
+    def run(every: int) -> tuple[int, int, float]:
+        sae = model()
+        job = trainer(
+            tmp_path / str(every), sae, steps=200, progressive_k=ProgressiveK(shape="off"), weight_decay=0.0,
+            revival=RevivalConfig(after_tokens=4 * ROWS, every=every),
+        )  # fmt: skip
+        calibrate = sae.calibrate
+
+        def unreachable(*args):
+            calibrate(*args)
+            with torch.no_grad():
+                sae.b_enc[8:] -= 100.0
+
+        sae.calibrate = unreachable
+        job.fit(stream())
+        held_out = batch(10**6, rows=1024)
+        codes = sae.encode(held_out.x, held_out.timestep, group=held_out.group)
+        dead = int((codes.dense(N) > 0).any(0).logical_not().sum())
+        return dead, job.revived, job.history[-1]["mse"]
+
+    dead_without, revived_without, mse_without = run(every=0)
+    dead_with, revived_with, mse_with = run(every=5)
+    assert revived_without == 0
+    assert dead_without >= 24
+    assert revived_with >= 16
+    assert dead_with <= 18
+    assert mse_with < 0.1 * mse_without
+
+
+def test_no_revival_at_the_end(tmp_path, monkeypatch):
+    """A latent restarted in the last tenth of the steps would not have time to settle."""
+    steps = []
+    job = trainer(tmp_path, steps=40, revival=RevivalConfig(after_tokens=1, every=1))
+    revive = job.revival.revive
+    monkeypatch.setattr(job.revival, "revive", lambda *args: (steps.append(job.step), revive(*args))[1])
+    job.fit(stream())
+    assert steps
+    assert max(steps) <= 36
+
+
+def test_the_auxiliary_loss_instead(tmp_path):
+    loss = LossConfig(auxk=0.1, k_aux=4)
+    job = trainer(tmp_path, steps=30, loss=loss, revival=RevivalConfig(after_tokens=ROWS, every=0))
+    job.fit(stream())
+    assert job.revived == 0
+    assert job.history[-1]["mse"] < job.history[0]["mse"]
+
+
+def test_a_frozen_modulation_stays(alpha, tmp_path):
+    sae = build_model(adapter_for(alpha), 6, TrainConfig(n_latents=16, k=4, modulation_trainable=False))
+    before = state(sae)
+    rows = batch(0)
+    wide = [replace(rows, x=torch.randn(ROWS, 192)) for _ in range(3)]
+    Trainer(sae, config(steps=3, n_latents=16, k=4), tmp_path, progress=False).fit(wide)
+    after = state(sae)
+    for name in before:
+        assert torch.equal(before[name], after[name]) is name.startswith("modulation."), name

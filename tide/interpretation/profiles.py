@@ -1,0 +1,90 @@
+"""What a concept looks like in the latents: their mean over the concept's own tokens, per timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tide.activations import Prepared
+from tide.adapters import Adapter, Call, run_until
+from tide.editing.edits import Target
+from tide.errors import TideError
+from tide.sae.model import TIDE, inference
+
+
+@dataclass(frozen=True)
+class ConceptProfiles:
+    """``latents [concepts, timesteps, n_latents]`` and ``raw [concepts, timesteps, d_model]``, each the mean over the
+    concept's tokens; ``counts [concepts]`` tokens."""
+
+    concepts: tuple[str, ...]
+    timesteps: Tensor
+    latents: Tensor
+    raw: Tensor
+    counts: Tensor
+
+    def _index(self, concept: str) -> int:
+        if concept not in self.concepts or self.counts[self.concepts.index(concept)] == 0:
+            raise TideError(f"there are no tokens of {concept!r} to take latents from; collect images that show it")
+        return self.concepts.index(concept)
+
+    def contrast(self, source: str, target: str) -> tuple[Target, Target]:
+        """What the source has more of than the target, and what the target has more of than the source. Both are
+        non-negative, and what the two share is in neither."""
+        difference = self.latents[self._index(target)] - self.latents[self._index(source)]
+        return Target(self.timesteps, (-difference).clamp(min=0)), Target(self.timesteps, difference.clamp(min=0))
+
+    def direction(self, source: str, target: str) -> Tensor:
+        """Difference of the mean raw activations ``[timesteps, d_model]``: the direction of raw steering."""
+        return self.raw[self._index(target)] - self.raw[self._index(source)]
+
+
+@torch.no_grad()
+def concept_profiles(
+    adapter: Adapter,
+    model: TIDE,
+    data: Sequence[Prepared],
+    masks: dict[str, Tensor],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+) -> ConceptProfiles:
+    """Runs Algorithm 1 over prepared images, each at every timestep with one noise, and averages the block's tokens
+    under each of ``masks[concept]`` (bool ``[images, tokens]``)."""
+    block = model.config.block
+    if block is None:
+        raise TideError("this SAE does not know its block; train it with `tide train`")
+    names, n_images = tuple(masks), sum(len(images.latents) for images in data)
+    if not names or any(len(mask) != n_images for mask in masks.values()):
+        raise TideError(f"a profile needs masks [{n_images}, tokens] of one concept or more, one an image")
+    member = torch.stack([masks[name] for name in names]).float()
+    latents = torch.zeros(len(names), len(timesteps), model.n_latents)
+    raw = torch.zeros(len(names), len(timesteps), model.d_model)
+    generator = torch.Generator().manual_seed(seed)
+    start = 0
+    for images in data:
+        tokens = member[:, start : start + len(images.latents)].flatten(1)
+        noise = torch.randn(images.latents.shape, generator=generator)
+        for i, t in enumerate(timesteps.tolist()):
+
+            def add(x: Tensor, call: Call, *, i: int = i, tokens: Tensor = tokens) -> None:
+                with inference(model):
+                    z = model.encode(x.float(), call.timestep, call.conditioning).dense(model.n_latents)
+                latents[:, i] += tokens @ z.cpu()
+                raw[:, i] += tokens @ x.float().flatten(0, 1).cpu()
+
+            noisy = adapter.add_noise(images.latents, noise, t)
+            run_until(
+                adapter,
+                {block: add},
+                partial(adapter.denoise, noisy, t, images.text),
+                model.config.tensor,
+            )
+        start += len(images.latents)
+    counts = member.sum((1, 2))
+    scale = 1 / counts.clamp(min=1).view(-1, 1, 1)
+    return ConceptProfiles(names, timesteps.float(), latents * scale, raw * scale, counts.long())
