@@ -208,8 +208,5 @@ class TideLoss(Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         factor = grad_total / ctx.gain
         gradients = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        scaled = (
-            (gradients[name] * factor).to(ctx.dtypes[name]) if name in gradients else None
-            for name in PARAMETERS
-        )
+        scaled = ((gradients[name] * factor).to(ctx.dtypes[name]) if name in gradients else None for name in PARAMETERS)
         return None, None, None, None, None, *scaled

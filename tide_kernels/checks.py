@@ -39,9 +39,7 @@ def _shaped(name: str, tensor: Tensor, shape: Sequence[int | str], device: torch
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"{name} has shape {list(tensor.shape)}: reshape it to [{wanted}]")
     if device is not None and tensor.device != device:
-        raise ValueError(
-            f"{name} is on {tensor.device} and not on {device} like the rest: move it with .to()"
-        )
+        raise ValueError(f"{name} is on {tensor.device} and not on {device} like the rest: move it with .to()")
 
 
 def count(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -115,9 +113,7 @@ def _outside(indices: Tensor, low: int, end: int) -> int | None:
     return most if most >= end else None
 
 
-def dead_latents(
-    dead: Tensor | None, k_aux: int, weight: float, n_latents: int, device: torch.device
-) -> None:
+def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int, device: torch.device) -> None:
     count("k_aux", k_aux, 0, n_latents)
     if dead is not None:
         _typed("dead", dead, (torch.bool,), "bool, True for a dead latent")

@@ -54,9 +54,7 @@ class Primitives:
     @classmethod
     def of(cls, backend: Any) -> Primitives:
         """Those ``backend`` has, completed by the reference's."""
-        return cls(
-            **{name: getattr(backend, name, getattr(reference, name)) for name in cls.__dataclass_fields__}
-        )
+        return cls(**{name: getattr(backend, name, getattr(reference, name)) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,7 @@ def backend_status() -> dict[str, str | None]:
     return {name: _load(name)[1] for name in _SOURCES}
 
 
-def choose(
-    backend: str, regime: str, *, device: torch.device, dtype: torch.dtype, n_latents: int, k: int
-) -> Choice:
+def choose(backend: str, regime: str, *, device: torch.device, dtype: torch.dtype, n_latents: int, k: int) -> Choice:
     """The backend and the regime for a problem of this shape. The data are never looked at.
 
     Raises:
@@ -124,9 +120,7 @@ def choose(
         module, reason = _load(name)
         reason = reason or module.refuses(device, dtype, n_latents, k)
         if reason is None:
-            return Choice(
-                name, _regime(module, regime, device, k / n_latents), Primitives.of(module), refused
-            )
+            return Choice(name, _regime(module, regime, device, k / n_latents), Primitives.of(module), refused)
         refused[name] = reason
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in refused.items())
     raise BackendError(f"no backend can serve {backend!r}: {reasons}; backend='auto' takes one that can")

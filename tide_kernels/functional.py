@@ -235,13 +235,9 @@ def tide_loss(
         checks.floating("b_dec", b_dec, (d_model,), x.device)
     group = checks.modulation(x, scale, shift, group)
     if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "x requires grad, tide_loss gives none for it: compose encode_topk and decode instead"
-        )
+        raise ValueError("x requires grad, tide_loss gives none for it: compose encode_topk and decode instead")
     if paired and n_tokens % 2:
-        raise ValueError(
-            f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair"
-        )
+        raise ValueError(f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair")
     if weights.temporal and not paired:
         raise ValueError("weights.temporal is not 0 and paired is False: pass pairs of rows and paired=True")
     checks.positive("delta", delta)

@@ -184,9 +184,7 @@ class FusedStep:
             del z
             self.backward_encoder(chunk, z_products, grad, None)
 
-    def backward_encoder(
-        self, chunk: Chunk, z_products: Products, grad: Tensor, extra: Tensor | None
-    ) -> None:
+    def backward_encoder(self, chunk: Chunk, z_products: Products, grad: Tensor, extra: Tensor | None) -> None:
         """From the gradient of a reconstruction to those of all that its code came from.
 
         ``extra`` is a gradient of the code's values that does not come through the decoder.

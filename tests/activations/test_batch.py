@@ -9,9 +9,7 @@ from tide.activations.batch import ActivationBatch
 from tide.errors import TideError
 
 
-def make(
-    n: int = 8, n_groups: int = 4, *, paired: bool = False, conditioned: bool = True, **kwargs
-) -> ActivationBatch:
+def make(n: int = 8, n_groups: int = 4, *, paired: bool = False, conditioned: bool = True, **kwargs) -> ActivationBatch:
     """Row i is [i, i, i]; its group is i % n_groups, whose timestep is 100 * group."""
     return ActivationBatch(
         **{
@@ -108,9 +106,7 @@ def test_pairs_need_an_even_number_of_rows():
         make(7, paired=True)
 
 
-@pytest.mark.parametrize(
-    ("value", "name"), [(float("nan"), "NaN"), (float("inf"), "inf"), (-float("inf"), "inf")]
-)
+@pytest.mark.parametrize(("value", "name"), [(float("nan"), "NaN"), (float("inf"), "inf"), (-float("inf"), "inf")])
 def test_check_finite(value, name):
     batch = make()
     batch.check_finite("block 6")
@@ -118,8 +114,7 @@ def test_check_finite(value, name):
     with pytest.raises(TideError) as error:
         batch.check_finite("block 6")
     assert str(error.value) == (
-        f"activations of block 6 hold {name} at timestep 100; "
-        "use a wider dtype (bf16 instead of fp16) or another block"
+        f"activations of block 6 hold {name} at timestep 100; use a wider dtype (bf16 instead of fp16) or another block"
     )
 
 

@@ -161,8 +161,7 @@ def test_several_blocks_in_one_pass_and_none_after_the_last(alpha, prepared):
     adapter = adapter_for(alpha)
     ran = []
     handles = [
-        block.register_forward_pre_hook(lambda _m, _a, i=i: ran.append(i))
-        for i, block in enumerate(adapter.blocks)
+        block.register_forward_pre_hook(lambda _m, _a, i=i: ran.append(i)) for i, block in enumerate(adapter.blocks)
     ]
     (batches,) = collect(adapter, prepared, [1, -4], batch_size=5)
     for handle in handles:
@@ -226,15 +225,11 @@ def test_sampling_rows_are_the_pipelines_conditional_rows(alpha):
     adapter = adapter_for(alpha)
     plain = []
     handle = adapter.blocks[4].register_forward_hook(lambda _m, _a, output: plain.append(output))
-    (batches,) = collect_sampling(
-        adapter, CAPTIONS[:2], [4], n_steps=4, negative_prompt="snow", token_fraction=0.25
-    )
+    (batches,) = collect_sampling(adapter, CAPTIONS[:2], [4], n_steps=4, negative_prompt="snow", token_fraction=0.25)
     handle.remove()
     batch = batches[4]
     assert len(batch) == 4 * 2 * 16
-    assert (
-        timesteps(batch).reshape(4, -1).unique(dim=1).squeeze().tolist() == alpha.scheduler.timesteps.tolist()
-    )
+    assert timesteps(batch).reshape(4, -1).unique(dim=1).squeeze().tolist() == alpha.scheduler.timesteps.tolist()
     for step, full in enumerate(plain):
         rows = batch.take(slice(step * 32, (step + 1) * 32))
         assert torch.equal(rows.x, full[2 + rows.sample, rows.token.long()])
@@ -265,8 +260,7 @@ def test_sampling_both_rows(alpha):
 def test_sampling_pairs_are_consecutive_steps(alpha):
     adapter = adapter_for(alpha)
     single, pairs = (
-        all_rows(collect_sampling(adapter, CAPTIONS[:2], [4], n_steps=4, paired=paired), 4)
-        for paired in (False, True)
+        all_rows(collect_sampling(adapter, CAPTIONS[:2], [4], n_steps=4, paired=paired), 4) for paired in (False, True)
     )
     assert pairs.paired
     assert len(pairs) == 2 * 3 * len(single) // 4
@@ -280,8 +274,7 @@ def test_sampling_pairs_are_consecutive_steps(alpha):
 def test_sampling_does_not_depend_on_the_batch(alpha):
     adapter = adapter_for(alpha)
     one, three = (
-        all_rows(collect_sampling(adapter, CAPTIONS[:3], [2], n_steps=2, batch_size=size), 2)
-        for size in (1, 3)
+        all_rows(collect_sampling(adapter, CAPTIONS[:3], [2], n_steps=2, batch_size=size), 2) for size in (1, 3)
     )
     order = torch.argsort(one.sample, stable=True), torch.argsort(three.sample, stable=True)
     one, three = one.take(order[0]), three.take(order[1])
@@ -305,9 +298,7 @@ def test_sampling_bad_input(alpha):
 def test_pixart_xl_sized_block(alpha):
     """Width 1152, 4096 tokens, bf16: one block of PixArt-XL-2-1024-MS."""
     torch.manual_seed(0)
-    transformer = PixArtTransformer2DModel(num_layers=1, caption_channels=128, sample_size=128).to(
-        torch.bfloat16
-    )
+    transformer = PixArtTransformer2DModel(num_layers=1, caption_channels=128, sample_size=128).to(torch.bfloat16)
     pipe = PixArtAlphaPipeline(**{**alpha.components, "transformer": transformer})
     adapter = adapter_for(pipe)
     assert adapter.token_grid(128, 128) == (64, 64)

@@ -118,9 +118,7 @@ def test_open_data_reads_folders(folder):
 
 def test_open_data_without_datasets(monkeypatch):
     monkeypatch.setattr("tide.activations.data.find_spec", lambda name: None)
-    with pytest.raises(
-        TideError, match=r"owner/pictures is not a folder; give one, or `pip install datasets`"
-    ):
+    with pytest.raises(TideError, match=r"owner/pictures is not a folder; give one, or `pip install datasets`"):
         open_data("owner/pictures", 16)
 
 
@@ -142,9 +140,7 @@ def test_open_data_with_datasets(monkeypatch):
     assert asked == [("owner/pictures", "validation", True)]
     assert images.shape == (2, 3, 8, 8)
     assert captions == ["a tree", ""]
-    with pytest.raises(
-        TideError, match="no column caption; it has image, text: set image_column and caption_column"
-    ):
+    with pytest.raises(TideError, match="no column caption; it has image, text: set image_column and caption_column"):
         list(open_data("owner/pictures", 8, caption_column="caption"))
     with pytest.raises(TideError, match=r"owner/missing could not be opened \(no such data set\)"):
         open_data("owner/missing", 8)

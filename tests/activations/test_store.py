@@ -25,9 +25,7 @@ from tide.errors import TideError
 INFO = {"block": 6, "tensor": "output"}
 
 
-def batch_of(
-    sample: int, n: int = 40, *, paired: bool = True, conditioned: bool = True, **kwargs
-) -> ActivationBatch:
+def batch_of(sample: int, n: int = 40, *, paired: bool = True, conditioned: bool = True, **kwargs) -> ActivationBatch:
     """Row x = [sample, token, timestep]; two timesteps in turn."""
     timestep = torch.tensor([100.0 + sample, 50.0 + sample])
     group = torch.arange(n, dtype=torch.int32) % 2
@@ -57,9 +55,7 @@ def check_rows(batch: ActivationBatch) -> None:
         assert torch.equal(timestep[::2], timestep[1::2] + 50)
 
 
-def write(
-    path: Path, n_samples: int = 6, *, shard_bytes: int = 3000, start: int = 0, n: int = 40, **kwargs
-) -> Path:
+def write(path: Path, n_samples: int = 6, *, shard_bytes: int = 3000, start: int = 0, n: int = 40, **kwargs) -> Path:
     batch_options = {name: kwargs.pop(name) for name in ("paired", "conditioned") if name in kwargs}
     with StoreWriter(path, info=INFO, shard_bytes=shard_bytes, **kwargs) as writer:
         for sample in range(start, n_samples):
@@ -157,9 +153,7 @@ def test_order_depends_on_seed_and_epoch(large):
 
 
 @settings(max_examples=12, deadline=None)
-@given(
-    batch=st.integers(1, 5000), buffer=st.sampled_from([1024, 3000, 4096, 10**6]), start=st.integers(0, 60)
-)
+@given(batch=st.integers(1, 5000), buffer=st.sampled_from([1024, 3000, 4096, 10**6]), start=st.integers(0, 60))
 def test_start_is_the_whole_state(large, batch, buffer, start):
     """Batch b is the same whether the reader began at 0 or at b, also past the end of an epoch."""
     size = 2 * batch
@@ -253,9 +247,7 @@ def test_estimate_is_the_size_on_disk(alpha, tmp_path):
     for paired, fraction in [(True, 1 / 16), (False, 0.5)]:
         path = tmp_path / f"{paired}"
         with StoreWriter(path) as writer:
-            for batch in collect(
-                adapter, data, [0], paired=paired, token_fraction=fraction, dtype=torch.bfloat16
-            ):
+            for batch in collect(adapter, data, [0], paired=paired, token_fraction=fraction, dtype=torch.bfloat16):
                 writer.add(batch[0])
         size = (path / "shard-00000.safetensors").stat().st_size
         estimate = estimate_bytes(9, 64, 192, paired=paired, token_fraction=fraction)
@@ -311,9 +303,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch, what):
         monkeypatch.setattr(store_module, "save_file", full)
     else:
         monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(
-        TideError, match=r"could not be written .*No space left on device.*; free some space"
-    ) as error:
+    with pytest.raises(TideError, match=r"could not be written .*No space left on device.*; free some space") as error:
         writer.add(batch_of(2))
     assert "\n" not in str(error.value)
     assert not list(path.glob(".*"))
@@ -330,9 +320,7 @@ def test_truncated_shard(filled):
     shard = filled / "shard-00001.safetensors"
     for size in (shard.stat().st_size - 1, 100, 4, 0):
         shard.write_bytes(shard.read_bytes()[:size])
-        with pytest.raises(
-            TideError, match=r"shard-00001\.safetensors is not a readable shard \(truncated or foreign"
-        ):
+        with pytest.raises(TideError, match=r"shard-00001\.safetensors is not a readable shard \(truncated or foreign"):
             ActivationStore(filled)
 
 

@@ -69,9 +69,7 @@ def test_mixes_samples_and_stays_within_the_buffer():
 
 
 def test_deterministic_by_seed():
-    one, two, other = (
-        torch.cat([b.x for b in stream(collected(10), 16, buffer_rows=64, seed=s)]) for s in (1, 1, 2)
-    )
+    one, two, other = (torch.cat([b.x for b in stream(collected(10), 16, buffer_rows=64, seed=s)]) for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 

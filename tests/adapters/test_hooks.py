@@ -34,9 +34,7 @@ def test_sees_what_a_plain_hook_sees(alpha, tensor):
     adapter = adapter_for(alpha)
     plain, tapped = {2: [], 6: []}, {2: [], 6: []}
     handles = [
-        MODULES[tensor](adapter.blocks[i]).register_forward_hook(
-            lambda _m, _a, out, i=i: plain[i].append(out)
-        )
+        MODULES[tensor](adapter.blocks[i]).register_forward_hook(lambda _m, _a, out, i=i: plain[i].append(out))
         for i in plain
     ]
     with tap(adapter, {i: lambda x, call, i=i: tapped[i].append(x) for i in (2, 6)}, tensor):
@@ -89,8 +87,7 @@ def test_run_until_stops_after_the_last_tapped_block(alpha, tensor):
     adapter = adapter_for(alpha)
     ran, seen = [], []
     handles = [
-        block.register_forward_pre_hook(lambda _m, _a, i=i: ran.append(i))
-        for i, block in enumerate(adapter.blocks)
+        block.register_forward_pre_hook(lambda _m, _a, i=i: ran.append(i)) for i, block in enumerate(adapter.blocks)
     ]
     run_until(adapter, {i: lambda x, call, i=i: seen.append(i) for i in (4, 1)}, lambda: run(alpha), tensor)
     for handle in handles:

@@ -49,9 +49,7 @@ def test_resolve_block(alpha, block, index):
 
 @pytest.mark.parametrize("block", [8, 12, -9, "last", 1.5])
 def test_resolve_block_refuses(alpha, block):
-    with pytest.raises(
-        TideError, match=rf"^block {block} does not exist; this transformer has blocks 0\.\.7$"
-    ):
+    with pytest.raises(TideError, match=rf"^block {block} does not exist; this transformer has blocks 0\.\.7$"):
         adapter_for(alpha).resolve_block(block)
 
 
@@ -92,9 +90,7 @@ def test_denoise_is_the_pipelines_own_call(request, name):
 
 def test_prompt_lengths(alpha, sigma):
     prompts = ["a red cube", "a tree"]
-    lengths = [
-        adapter_for(pipe).encode_prompts(prompts)["encoder_hidden_states"].shape[1] for pipe in (alpha, sigma)
-    ]
+    lengths = [adapter_for(pipe).encode_prompts(prompts)["encoder_hidden_states"].shape[1] for pipe in (alpha, sigma)]
     assert lengths == [120, 300]
     text = adapter_for(alpha).encode_prompts(prompts, 20)
     assert text["encoder_hidden_states"].shape == (2, 20, 128)
@@ -104,9 +100,7 @@ def test_prompt_lengths(alpha, sigma):
 def test_conditional_rows_are_the_prompts(alpha):
     """Rows that the adapter calls conditional hold the prompt, the others the negative prompt."""
     adapter = adapter_for(alpha)
-    (_, guided), *_ = calls_of(
-        alpha, prompt=["a red cube", "a tree"], negative_prompt="sand", guidance_scale=3.0
-    )
+    (_, guided), *_ = calls_of(alpha, prompt=["a red cube", "a tree"], negative_prompt="sand", guidance_scale=3.0)
     mask = adapter.conditional_rows(4, True)
     text = guided["encoder_hidden_states"]
     prompts = adapter.encode_prompts(["a red cube", "a tree"])["encoder_hidden_states"]
@@ -142,9 +136,7 @@ def test_conditioning_is_what_the_size_embedder_adds(alpha_with_sizes):
     (args, kwargs), *_ = calls_of(alpha_with_sizes, prompt=prompt, height=64, width=32, guidance_scale=3.0)
     assert kwargs["added_cond_kwargs"]["resolution"].tolist() == [[64, 32]] * 4
     with torch.no_grad():
-        whole = emb(
-            kwargs["timestep"], **kwargs["added_cond_kwargs"], batch_size=4, hidden_dtype=torch.float32
-        )
+        whole = emb(kwargs["timestep"], **kwargs["added_cond_kwargs"], batch_size=4, hidden_dtype=torch.float32)
         time = emb.timestep_embedder(emb.time_proj(kwargs["timestep"]))
     found = adapter.conditioning_of(args, kwargs)
     assert found.shape == (4, 48)
@@ -180,16 +172,12 @@ def test_noise_schedule(alpha):
 
 def test_schedulers_that_do_not_fit(alpha):
     clean = torch.zeros(1, 4, 8, 8)
-    flow = PixArtAdapter(
-        SimpleNamespace(transformer=alpha.transformer, scheduler=FlowMatchEulerDiscreteScheduler())
-    )
+    flow = PixArtAdapter(SimpleNamespace(transformer=alpha.transformer, scheduler=FlowMatchEulerDiscreteScheduler()))
     with pytest.raises(TideError, match="FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
         flow.add_noise(clean, clean, 5)
     odd = SimpleNamespace(config=SimpleNamespace(prediction_type="score"), alphas_cumprod=torch.ones(10))
     with pytest.raises(TideError, match="prediction_type 'score' is unknown"):
-        PixArtAdapter(SimpleNamespace(transformer=alpha.transformer, scheduler=odd)).predicted_noise(
-            clean, clean, 5
-        )
+        PixArtAdapter(SimpleNamespace(transformer=alpha.transformer, scheduler=odd)).predicted_noise(clean, clean, 5)
 
 
 def test_sampling_timesteps_are_the_pipelines_and_leave_its_scheduler_alone(alpha):
@@ -201,9 +189,7 @@ def test_sampling_timesteps_are_the_pipelines_and_leave_its_scheduler_alone(alph
     assert before.keys() == after.keys()
     assert torch.equal(before["timesteps"], after["timesteps"])
     assert before["num_inference_steps"] == after["num_inference_steps"] == 5
-    seen = [
-        kwargs["timestep"][0].item() for _, kwargs in calls_of(alpha, prompt="a tree", num_inference_steps=20)
-    ]
+    seen = [kwargs["timestep"][0].item() for _, kwargs in calls_of(alpha, prompt="a tree", num_inference_steps=20)]
     assert grid.tolist() == seen
     assert len(grid) == 20
     assert (grid.diff() < 0).all()
@@ -238,9 +224,7 @@ def test_registry(alpha):
     class Unknown(torch.nn.Module):
         pass
 
-    with pytest.raises(
-        TideError, match=r"^Unknown is not supported; supported: .*PixArtTransformer2DModel.*register"
-    ):
+    with pytest.raises(TideError, match=r"^Unknown is not supported; supported: .*PixArtTransformer2DModel.*register"):
         adapter_for(SimpleNamespace(transformer=Unknown()))
     with pytest.raises(TideError, match=r"no transformer \(a SimpleNamespace\) is not supported"):
         adapter_for(SimpleNamespace())

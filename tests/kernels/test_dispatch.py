@@ -48,9 +48,7 @@ def test_a_missing_dependency_is_named(tmp_path, monkeypatch):
     register_backend("needy", "needy_backend")
     register_backend("torn", "torn_backend")
     status = backend_status()
-    assert status["needy"] == (
-        "needy_backend needs the package a_package_that_does_not_exist, which is not installed"
-    )
+    assert status["needy"] == ("needy_backend needs the package a_package_that_does_not_exist, which is not installed")
     assert status["torn"] == "torn_backend cannot be imported: undefined symbol"
 
 

@@ -30,9 +30,7 @@ def gradients(loss, tensors):
 @pytest.mark.parametrize("modulation", MODULATIONS)
 def test_modulate(modulation, layer_norm):
     p = random_problem(9, 7, 2, 1, **modulation)
-    tensors = {"x": p.x.requires_grad_()} | {
-        n: t for n, t in p.parameters().items() if n in ("scale", "shift")
-    }
+    tensors = {"x": p.x.requires_grad_()} | {n: t for n, t in p.parameters().items() if n in ("scale", "shift")}
     actual = modulate(p.x, p.scale, p.shift, p.group, layer_norm=layer_norm)
     expected = naive.modulate(p.x, p.scale, p.shift, p.group, layer_norm)
     assert_close(actual, expected, EXACT)
@@ -102,9 +100,7 @@ def test_decode_gradcheck(regime):
     p = random_problem(4, 3, 6, 3)
     values = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     indices = torch.tensor([[0, 2, 5], [1, 3, -1], [-1, -1, -1], [5, 0, 4]], dtype=torch.int32)
-    assert torch.autograd.gradcheck(
-        lambda v, W, b: decode(v, indices, W, b, regime=regime), (values, p.W_dec, p.b_dec)
-    )
+    assert torch.autograd.gradcheck(lambda v, W, b: decode(v, indices, W, b, regime=regime), (values, p.W_dec, p.b_dec))
 
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)

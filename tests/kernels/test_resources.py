@@ -113,9 +113,7 @@ def narrow_error(dtype: torch.dtype, regime: str) -> dict[str, float]:
     for name, parameter in wide.parameters().items():
         assert parameter.grad.dtype == dtype
         truth = exact.parameters()[name].grad
-        errors[name] = float(
-            (parameter.grad.float() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
-        )
+        errors[name] = float((parameter.grad.float() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
     return errors
 
 

@@ -51,13 +51,9 @@ def test_any_rows(data):
     n_latents = data.draw(st.integers(1, 40))
     k = data.draw(st.integers(1, n_latents))
     dtype = data.draw(st.sampled_from(DTYPES))
-    special = st.sampled_from(
-        [0.0, -0.0, 1.0, 2.0, -1.0, float("nan"), -float("nan"), float("inf"), 1e-45, 1e-7]
-    )
+    special = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, float("nan"), -float("nan"), float("inf"), 1e-45, 1e-7])
     entry = st.one_of(special, st.floats(width=16))
-    rows = data.draw(
-        st.lists(st.lists(entry, min_size=n_latents, max_size=n_latents), min_size=1, max_size=4)
-    )
+    rows = data.draw(st.lists(st.lists(entry, min_size=n_latents, max_size=n_latents), min_size=1, max_size=4))
     check(torch.tensor(rows, dtype=torch.float64).to(dtype), k)
 
 

@@ -187,7 +187,7 @@ def test_no_figures_at_all(tmp_path):
 
 
 def test_markup_in_words_is_shown_and_not_obeyed(tmp_path):
-    evil = "<b>x</b> & \"y\" '<img src=https://example.org/a.png>"
+    evil = '<b>x</b> & "y" \'<img src=https://example.org/a.png>'
     metrics = full_metrics()
     metrics |= {"headline": evil, "machine": evil}
     metrics |= {"config": {evil: evil}, "versions": {evil: evil}, "stages": {evil: 1}}

@@ -40,9 +40,7 @@ class ActivationBatch:
             if shape != [n]:
                 raise TideError(f"{name} has shape {shape}; {n} rows of activations need [{n}]")
         if self.conditioning is not None and len(self.conditioning) != len(self.timestep):
-            raise TideError(
-                f"{len(self.conditioning)} conditionings, {len(self.timestep)} timesteps; give one a group"
-            )
+            raise TideError(f"{len(self.conditioning)} conditionings, {len(self.timestep)} timesteps; give one a group")
         if self.paired and n % 2:
             raise TideError(f"paired activations come in pairs and these are {n} rows; keep pairs together")
 
@@ -53,9 +51,7 @@ class ActivationBatch:
     def d_model(self) -> int:
         return self.x.shape[1]
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> ActivationBatch:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationBatch:
         """On ``device``, with ``x`` (and only x) in ``dtype``."""
         return replace(
             self,

@@ -75,9 +75,7 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
     latents = torch.stack([image for image, _ in items])
     if latents.shape[1] != adapter.latent_channels:
         if latents.shape[1] != 3:
-            raise TideError(
-                f"data have {latents.shape[1]} channels; images have 3, latents {adapter.latent_channels}"
-            )
+            raise TideError(f"data have {latents.shape[1]} channels; images have 3, latents {adapter.latent_channels}")
         latents = adapter.encode_images(latents)
     captions = [text for _, text in items if isinstance(text, str)]
     if captions:
@@ -96,9 +94,7 @@ def prepare(
         yield Prepared(latents.cpu(), {name: value.cpu() for name, value in text.items()})
 
 
-def _grid(
-    adapter: Adapter, n_timesteps: int, timesteps: Sequence[int] | Tensor | None, paired: bool
-) -> Tensor:
+def _grid(adapter: Adapter, n_timesteps: int, timesteps: Sequence[int] | Tensor | None, paired: bool) -> Tensor:
     grid = adapter.sampling_timesteps(n_timesteps) if timesteps is None else torch.as_tensor(timesteps).cpu()
     grid = torch.unique(grid).flip(0)
     if len(grid) < 1 + paired:
@@ -199,9 +195,7 @@ class _Kept:
         x = self.x[index]
         n_images, n = self.tokens.shape
         # [image, repeat, token] -> [image, token, repeat]: the rows of a pair become neighbours.
-        rows = (
-            x.reshape(n_images, self.repeats, n, -1).transpose(1, 2).reshape(n_images * n * self.repeats, -1)
-        )
+        rows = x.reshape(n_images, self.repeats, n, -1).transpose(1, 2).reshape(n_images * n * self.repeats, -1)
         group = torch.arange(n_images * self.repeats).reshape(n_images, 1, -1).expand(-1, n, -1)
         sample = torch.arange(first_sample, first_sample + n_images).repeat_interleave(n * self.repeats)
         return ActivationBatch(

@@ -59,9 +59,7 @@ class ImageFolder:
             raise TideError(f"{path} is not a folder; give one that holds images")
         self.files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
         if not self.files:
-            raise TideError(
-                f"{path} holds no images; add some ({', '.join(SUFFIXES)}) or give another folder"
-            )
+            raise TideError(f"{path} holds no images; add some ({', '.join(SUFFIXES)}) or give another folder")
         self.captions = _metadata(path / METADATA)
 
     def __len__(self) -> int:
@@ -107,13 +105,9 @@ def _metadata(path: Path) -> dict[str, str]:
             entry = json.loads(line)
             name, text = entry["file_name"], entry["text"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise TideError(
-                f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it'
-            ) from None
+            raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
         if not (path.parent / name).is_file():
-            raise TideError(
-                f"{path} line {number} names {name}, which is not in the folder; add or remove it"
-            )
+            raise TideError(f"{path} line {number} names {name}, which is not in the folder; add or remove it")
         captions[name] = text
     return captions
 
@@ -125,9 +119,7 @@ def _check_size(size: Size, batch_size: int) -> None:
         raise TideError(f"batch_size {batch_size} is too small; give at least 1")
 
 
-def image_folder(
-    path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise"
-) -> ImageFolder:
+def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise") -> ImageFolder:
     """Images of a folder (and its subfolders), read when they are needed, cropped about the centre to
     ``size``.
 
@@ -181,9 +173,7 @@ class _NamedData:
             self.rows: Any = datasets.load_dataset(name, split=split, streaming=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TideError(
-                f"data set {name} could not be opened ({reason}); check its name and split"
-            ) from error
+            raise TideError(f"data set {name} could not be opened ({reason}); check its name and split") from error
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         return _batched(self._pairs(), self.batch_size)

@@ -195,9 +195,7 @@ class StoreWriter:
                 f"{_size(n_bytes)} of activations {what} and {self.path} may take {_size(self.quota)}, "
                 f"{_size(self._written)} of it used; raise the quota or collect fewer tokens or images"
             )
-        at = next(
-            parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists()
-        )
+        at = next(parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(at).free
         if n_bytes > free:
             raise TideError(
@@ -254,9 +252,7 @@ class ActivationStore:
         file, rows = self._open(shard), slice(start, stop)
         has_conditioning = bool(self.manifest["d_conditioning"])
         used, group = torch.unique(file.get_slice("group")[rows], return_inverse=True)
-        groups = slice(
-            int(used[0]), int(used[-1]) + 1
-        )  # rows of one call are neighbours, so this is a short piece
+        groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start
         return ActivationBatch(
             x=file.get_slice("x")[rows],
@@ -337,9 +333,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise TideError(f"{path} holds no {MANIFEST}; give the folder of an activation store")
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise TideError(
-            f"{path / MANIFEST} is not of the format {FORMAT}; give the folder of an activation store"
-        )
+        raise TideError(f"{path / MANIFEST} is not of the format {FORMAT}; give the folder of an activation store")
     needed: Sequence[str] = ("info", "rows", "next_sample", "complete", "shards")
     if manifest.get("shards"):
         needed = (*needed, "d_model", "dtype", "paired", "d_conditioning")

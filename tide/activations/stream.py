@@ -72,9 +72,7 @@ def stream(
     """
     buffer = ActivationBuffer(buffer_rows, seed=seed)
     if not 1 <= batch_size <= buffer_rows // 2:
-        raise TideError(
-            f"batch_size {batch_size} does not fit; give 1..{buffer_rows // 2}, or a larger buffer_rows"
-        )
+        raise TideError(f"batch_size {batch_size} does not fit; give 1..{buffer_rows // 2}, or a larger buffer_rows")
     for epoch in count():
         empty = True
         for batch in source(epoch) if callable(source) else source:

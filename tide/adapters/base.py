@@ -115,9 +115,7 @@ class Adapter(ABC):
         """Bool mask ``[batch_size]`` of the rows of a pipeline's call that belong to the prompt."""
 
     @abstractmethod
-    def encode_prompts(
-        self, prompts: Sequence[str], max_sequence_length: int | None = None
-    ) -> dict[str, Tensor]:
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
         """Transformer keyword arguments of the prompts, one row each, without guidance."""
 
     @abstractmethod
@@ -199,9 +197,7 @@ class Adapter(ABC):
         CPU."""
         scheduler = self.pipe.scheduler
         if not 1 <= n_steps <= scheduler.config.num_train_timesteps:
-            raise TideError(
-                f"{n_steps} sampling steps asked for; give 1..{scheduler.config.num_train_timesteps}"
-            )
+            raise TideError(f"{n_steps} sampling steps asked for; give 1..{scheduler.config.num_train_timesteps}")
         # set_timesteps resets a scheduler's state, so a copy takes it.
         scheduler = type(scheduler).from_config(scheduler.config)
         scheduler.set_timesteps(n_steps)

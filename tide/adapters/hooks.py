@@ -85,9 +85,7 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
         hooks.callback(handle.remove)
         for index, function in resolved.items():
             handle = adapter.hook_module(index, tensor).register_forward_hook(
-                lambda _module, _args, output, index=index, function=function: after_block(
-                    index, function, output
-                )
+                lambda _module, _args, output, index=index, function=function: after_block(index, function, output)
             )
             hooks.callback(handle.remove)
         yield

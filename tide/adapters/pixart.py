@@ -88,15 +88,11 @@ class PixArtAdapter(Adapter):
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
         """Under guidance the pipelines call the transformer with [unconditional, conditional] rows."""
         if do_cfg and batch_size % 2:
-            raise TideError(
-                f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False"
-            )
+            raise TideError(f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False")
         return torch.arange(batch_size) >= (batch_size // 2 if do_cfg else 0)
 
     @torch.no_grad()
-    def encode_prompts(
-        self, prompts: Sequence[str], max_sequence_length: int | None = None
-    ) -> dict[str, Tensor]:
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
         """``encoder_hidden_states [B, L, c]``, in the transformer's dtype, ``encoder_attention_mask [B, L]``.
 
         L is ``max_sequence_length``, by default the pipeline's own (120 for alpha, 300 for Sigma).
@@ -104,9 +100,7 @@ class PixArtAdapter(Adapter):
         if self.pipe.text_encoder is None or self.pipe.tokenizer is None:
             raise TideError("the pipeline has no text encoder; load it with one or pass embeddings")
         length = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, **length
-        )
+        embeds, mask, _, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, **length)
         return {"encoder_hidden_states": embeds.to(self.dtype), "encoder_attention_mask": mask}
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:

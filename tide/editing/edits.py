@@ -136,9 +136,7 @@ def _check_features(features: Sequence[int], n_latents: int) -> None:
 
 def _check_target(target: Target, n_latents: int) -> None:
     if target.n_latents != n_latents:
-        raise TideError(
-            f"the target has {target.n_latents} latents and the SAE {n_latents}; record it with this SAE"
-        )
+        raise TideError(f"the target has {target.n_latents} latents and the SAE {n_latents}; record it with this SAE")
 
 
 def _check_top_k(top_k: int) -> None:

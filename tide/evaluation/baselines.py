@@ -45,6 +45,7 @@ class PCA:
 
     def reconstruct(self, rank: int) -> Reconstruct:
         """:meth:`project` as :func:`~tide.evaluation.evaluate_reconstruction` takes it."""
+
         def project(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
             return self.project(batch.x.float(), rank), None
 

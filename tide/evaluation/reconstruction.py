@@ -23,6 +23,7 @@ TRAIN_TIMESTEPS = 1000
 
 def with_sae(model: TIDE) -> Reconstruct:
     """The model's reconstruction and its latents."""
+
     def reconstruct(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
         where = (batch.timestep, batch.conditioning, batch.group)
         codes = model.encode(batch.x.float(), *where)

@@ -91,9 +91,7 @@ def save(model: TIDE, path: Path) -> None:
     """Writes both files of the checkpoint; if one cannot be written, both stay as they were."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     config = {"format": FORMAT, **asdict(model.config), "versions": versions()}
-    replace_files(
-        {path / WEIGHTS: lambda temporary: save_file(tensors, temporary), path / CONFIG: json_writer(config)}
-    )
+    replace_files({path / WEIGHTS: lambda temporary: save_file(tensors, temporary), path / CONFIG: json_writer(config)})
 
 
 def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:

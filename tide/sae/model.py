@@ -135,9 +135,7 @@ class TIDE(nn.Module):
         scale, shift = self.modulation(steps, conditioning)
         return scale, shift
 
-    def _rows(
-        self, x: Tensor, timestep: Tensor | float | None, group: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, x: Tensor, timestep: Tensor | float | None, group: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """``x`` as ``[N, d_model]`` in normalised units, and the modulation group of each row."""
         if x.shape[-1] != self.d_model:
             raise TideError(

@@ -274,8 +274,9 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
         held_out = list(scenes(split, 1000, seed + 2))
         x = to_tensor(render_uint8(held_out))
         verdicts = judge.read(x)
-        report[split] = {a: float(np.mean([v.agrees(s, a) for v, s in zip(verdicts, held_out, strict=True)]))
-                         for a in ATTRIBUTES}
+        report[split] = {
+            a: float(np.mean([v.agrees(s, a) for v, s in zip(verdicts, held_out, strict=True)])) for a in ATTRIBUTES
+        }
         broken = judge.read(destroy(x, np.random.default_rng([seed, 4])))
         report[split]["wreckage recognised"] = float(np.mean([not v.valid for v in broken]))
     print("judge:", json.dumps(report))

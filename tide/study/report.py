@@ -140,8 +140,8 @@ def hero(strips: Sequence[EditStrip]) -> str:
         found = f" At strength {strip.strengths[best]:g} a judge network reads “{escape(strip.target)}”, and {kept}."
     return (
         f'<figure class="hero"><div class="frames" style="--n:{len(strip.images)}">{frames}</div><figcaption>'
-        f"One prompt, one seed, <b>{escape(strip.title)}</b>: “{escape(strip.prompt)}”, with the latents of the target "
-        f"turned up further from left to right while the image is drawn.{found}</figcaption></figure>"
+        f"One prompt, one seed, <b>{escape(strip.title)}</b>: “{escape(strip.prompt)}”, the latents moved further "
+        f"towards the target's from left to right while the image is drawn.{found}</figcaption></figure>"
     )
 
 
@@ -159,7 +159,7 @@ def introduction(sizes: dict) -> str:
         f"{count('k', 'a handful')} out of {count('n_latents', 'many')}, in the hope that one latent stands for one "
         "thing with a name: a roof, a shadow, the colour red. TIDE is an SAE that is also told how far the denoising "
         "has come; this page shows how well both keep what the model holds, what their latents stand for, and what "
-        "happens to the picture when latents are turned up.</p>"
+        "happens to the picture when latents are changed.</p>"
     )
 
 
@@ -228,8 +228,8 @@ def edits_section(metrics: dict, strips: Sequence[EditStrip]) -> str:
         return ""
     counted = '<p class="quiet">In small type, the range in which the true share lies with 95&nbsp;% confidence.</p>'
     return (
-        "<p>While the model draws from an unchanged prompt, the latents of what it asks for are turned down and those "
-        "of a target turned up. A judge, a small network trained on scenes with known contents, then reads every "
+        "<p>While the model draws from an unchanged prompt, its latents are moved towards those that a target holds at "
+        "the same step. A judge, a small network trained on scenes with known contents, then reads every "
         "attribute off the result and may also answer that no valid object is left.</p>"
         + (figures + counted if figures else "")
         + (rows and f"{VERDICT_KEY}{rows}")

@@ -45,18 +45,18 @@ SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass")
 class Sizes:
     """How much of everything a demo takes; the default fits ten minutes on two CPU cores with room to spare."""
 
-    train_images: int = 2048
+    train_images: int = 1536
     held_out_images: int = 256
     token_fraction: float = 0.5
-    steps: int = 2500
+    steps: int = 2000
     batch_tokens: int = 1024
     loss_prompts: int = 64
     loss_timesteps: int = 10
-    concept_images: int = 192
-    concept_timesteps: int = 5
-    edit_prompts: int = 6
+    concept_images: int = 240
+    concept_timesteps: int = 10
+    edit_prompts: int = 5
     profile_images: int = 256
-    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    strengths: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)
     swap_strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
 
 
@@ -200,7 +200,7 @@ def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[C
     study = study_concepts(
         adapter,
         model,
-        list(scenes("dev", n, seed)),
+        list(scenes("train", n, seed)),
         list(scenes("test", n, seed)),
         concept_timesteps(adapter, sizes.concept_timesteps),
         seed=seed,
@@ -238,19 +238,22 @@ def _edits(
 
     # A recording serves one batch of tasks at every strength, so the strips are drawn batch by batch.
     drawn = [torch.empty_like(before_images) for _ in sizes.strengths]
+    steered = [torch.empty_like(before_images) for _ in sizes.strengths]
     for start in range(0, len(tasks), DRAW_BATCH):
         part = slice(start, start + DRAW_BATCH)
-        for images, factor in zip(drawn, sizes.strengths, strict=True):
-            images[part] = draw(adapter, tasks[part], methods.towards(factor))
+        for i, factor in enumerate(sizes.strengths):
+            drawn[i][part] = draw(adapter, tasks[part], methods.towards(factor))
+            steered[i][part] = draw(adapter, tasks[part], methods.steer_towards(factor))
     outcomes = [score(images) for images in drawn]
     curves: dict[str, Any] = {
         "towards": [{"factor": f, **summarise(o)} for f, o in zip(sizes.strengths, outcomes, strict=True)],
-        "tide": [],
+        "steer towards": [{"factor": f, **summarise(score(i))} for f, i in zip(sizes.strengths, steered, strict=True)],
+        "swap": [],
         "steer": [],
         "prompt": summarise(score(ceiling_images)),
     }
     for factor in sizes.swap_strengths:
-        curves["tide"].append({"factor": factor, **summarise(score(draw(adapter, tasks, methods.swap(factor))))})
+        curves["swap"].append({"factor": factor, **summarise(score(draw(adapter, tasks, methods.swap(factor))))})
         # Steering wrecks the image at strengths at which a swap only begins to work.
         weaker = factor / 4
         curves["steer"].append({"factor": weaker, **summarise(score(draw(adapter, tasks, methods.steer(weaker))))})

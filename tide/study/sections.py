@@ -16,7 +16,10 @@ NAMES = {
     "mean": "mean",
     "pca_k": "PCA k",
     "pca_k/4": "PCA k/4",
-    "steer": "steering",
+    "towards": "latents towards target",
+    "steer towards": "raw towards target",
+    "swap": "latents swapped",
+    "steer": "raw steering",
     "prompt": "prompt",
     "clean": "unedited",
     "ablated": "zeroed",
@@ -235,16 +238,20 @@ def concept_table(concepts: dict) -> str:
     )
 
 
+#: The edits of the trade-off, and which colours of the page they take.
+EDITS = {"towards": "tide", "steer towards": "pca_k", "swap": "sae", "steer": "steer", "prompt": "prompt"}
+
+
 def trade_off_section(metrics: dict) -> str:
     data = metrics.get("trade_off") or {}
     series, labels, rows = [], [], []
-    for name in in_order(data, ["tide", "steer", "prompt"]):
+    for name in in_order(data, list(EDITS)):
         points = [data[name]] if isinstance(data[name], dict) else list(data[name] or [])
         rows += points
         spots = [(figure_of(get(p, "preserved")), figure_of(get(p, "success"))) for p in points]
         notes = ["" if get(p, "factor") is None else f"{p['factor']:g}" for p in points]
         labels += [f"{NAMES.get(name, name)} {note}" for note in notes]
-        series.append(Series(NAMES.get(name, name), name, spots, notes, dots=True))
+        series.append(Series(NAMES.get(name, name), EDITS.get(name, name), spots, notes, dots=True))
     svg = line_chart(
         series, title="Trade-off", x_label="all else kept", percent=True, x_range=(0, 1.04), y_range=(0, 1.06)
     )
@@ -261,8 +268,10 @@ def trade_off_section(metrics: dict) -> str:
         "<p>A stronger edit changes more pictures and breaks more of them. Each point is one strength, written beside "
         "it; the best edits lie at the top right.</p>"
         f'<div class="beside">{chart("Changed to the target", svg)}{figures}</div>'
-        '<p class="quiet">Steering adds the difference of two average activations, without any latents. Prompt '
-        "draws the same seed anew from the words of the target: what the model does when it is simply asked.</p>"
+        '<p class="quiet">Towards target: the edit knows what the block holds, step by step, while the target\'s own '
+        "prompt is drawn, and moves there in the latents or in the raw activations. Swapped and steering know the "
+        "target only as an average over training scenes, with and without latents. Prompt draws the same seed anew "
+        "from the words of the target: what the model does when it is simply asked.</p>"
     )
 
 

@@ -96,9 +96,10 @@ class Trainer:
             self._resume()
         source = iter(batches(self.step) if callable(batches) else batches)
         self.model.train()
-        with self._writer() as writer, tqdm(
-            total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress
-        ) as bar:
+        with (
+            self._writer() as writer,
+            tqdm(total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress) as bar,
+        ):
             while self.step < self.config.steps:
                 batch = next(source, None)
                 if batch is None:
@@ -243,9 +244,7 @@ class Trainer:
             if name.startswith("optimizer."):
                 _, i, key = name.split(".", 2)
                 state.setdefault(int(i), {})[key] = value
-        self.optimizer.load_state_dict(
-            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.revival.silent_for = tensors["silent_for"].to(self.config.device)
         self.step, self.revived = progress["step"], progress["revived"]
         self.history = [entry for entry in before["history"] if entry["step"] <= self.step]
