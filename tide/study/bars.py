@@ -125,21 +125,37 @@ def evaluate(
     stage, started = Stages(say), time.perf_counter()
     adapter, judge = adapter_for(load_pipeline()), load_judge()
     model = TIDE.from_pretrained(sae, family=adapter.family, d_model=adapter.d_model)
-    config, block = model.config, adapter.resolve_block(model.config.block if model.config.block is not None else -2)
-    metrics: dict[str, Any] = {"checkpoint": str(sae), "sae": asdict(config)}
+    config = model.config
+    block = adapter.resolve_block("penultimate" if config.block is None else config.block)
+    metrics: dict[str, Any] = {
+        "checkpoint": str(sae),
+        "sae": asdict(config),
+        "config": {"seed": seed, "fast": fast, "prompts": n_prompts, "sizes": asdict(sizes)},
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+    def save() -> None:
+        """After every stage, so that what was measured is kept if a later stage is interrupted."""
+        metrics.update(seconds=round(time.perf_counter() - started, 1), stages=dict(stage.seconds))
+        write_json(out / "metrics.json", metrics)
+
     with stage("agreement of generated images with their held-out prompts"):
         metrics["agreement"] = pipeline_agreement(adapter, judge, sizes.agreement_images, seed + 5)
+    save()
     with stage("reconstruction"):
         pool = scene_pool(adapter, "train", sizes.train_images, block, 1024, token_fraction=0.5, seed=seed)
         held_out = scene_pool(adapter, "test", sizes.held_out_images, block, 1024, token_fraction=0.5, seed=seed + 1)
         pca = fit_pca(pool)
         metrics["models"] = reconstruction_table({"tide": model}, pca, config.k, pool, held_out)
+    save()
     with stage("diffusion loss"):
         steps = loss_timesteps(adapter, sizes.loss_timesteps)
         pairs = scene_module.prompts("test", n_prompts, seed + 2)
         metrics["diffusion_loss"] = diffusion_loss_table(
             adapter, {"tide": model}, pca, config.k, pairs, block, steps, seed=seed
         )
+    save()
     with stage("concepts"):
         n = sizes.concept_images
         study = study_concepts(
@@ -151,6 +167,7 @@ def evaluate(
             seed=seed,
         )
         metrics |= {"concepts": study.concepts, "levels": study.levels}
+    save()
     with stage("edits: choose the step range on the development split"):
         book = Methods(adapter, model, scene_profiles(adapter, model, seed=seed))
         make = {"towards": book.towards, "steer towards": book.steer_towards, "swap": book.swap, "steer": book.steer}
@@ -167,6 +184,7 @@ def evaluate(
         )
         ranges = {name: _best_range(sweep, name) for name in make}
         metrics["edit_sweep"] = {"points": sweep, "chosen": ranges}
+    save()
     with stage("edits: the trade-off on held-out prompts"):
         methods: dict[str, Method | None] = {
             f"{name} x{factor:g}": method(factor, ranges[name])
@@ -177,14 +195,7 @@ def evaluate(
         metrics["trade_off"] = {
             name: [{"factor": f, **curves[f"{name} x{f:g}"]} for f in STRENGTHS[name]] for name in make
         } | {"prompt": curves["prompt"]}
-    metrics |= {
-        "seconds": round(time.perf_counter() - started, 1),
-        "stages": stage.seconds,
-        "config": {"seed": seed, "fast": fast, "prompts": n_prompts, "sizes": asdict(sizes)},
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(out / "metrics.json", metrics)
+    save()
     return metrics
 
 

@@ -45,14 +45,14 @@ SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass")
 class Sizes:
     """How much of everything a demo takes; the default fits ten minutes on two CPU cores with room to spare."""
 
-    train_images: int = 1536
+    train_images: int = 2048
     held_out_images: int = 256
     token_fraction: float = 0.5
-    steps: int = 2000
+    steps: int = 2500
     batch_tokens: int = 1024
     loss_prompts: int = 64
     loss_timesteps: int = 10
-    concept_images: int = 240
+    concept_images: int = 200
     concept_timesteps: int = 10
     edit_prompts: int = 5
     profile_images: int = 256
