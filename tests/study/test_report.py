@@ -91,7 +91,8 @@ def full_metrics() -> dict:
         "concepts": {"roof": {**concept, "level": "part", "recipe_auroc": 0.7}, "near": {**concept, "level": "3d"}},
         "levels": {name: {k: v for k, v in concept.items() if isinstance(v, float)} for name in ("3d", "part")},
         "edits": {"colour": {**share, "valid": 0.97, "images": 120, "interval": {"success": [0.75, 0.9]}}},
-        "trade_off": {name: [{"factor": 1.0, **share}] for name in ("towards", "steer towards", "swap", "steer")} | {"prompt": share},
+        "trade_off": {name: [{"factor": 1.0, **share}] for name in ("towards", "steer towards", "swap", "steer")}
+        | {"prompt": share},
         "seconds": 312.4,
         "stages": {"collect": 20.1, "train": 151.7},
         "config": {"seed": 11, "loss": {"mse": 1.0, "s_target": None}},
