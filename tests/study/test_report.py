@@ -194,8 +194,8 @@ def test_markup_in_words_is_shown_and_not_obeyed(tmp_path):
     metrics |= {"config": {evil: evil}, "versions": {evil: evil}, "stages": {evil: 1}}
     metrics["concepts"][evil] = {"level": evil, "auroc": 0.5}
     metrics["levels"][evil] = {"auroc": 0.6}
-    for part in ("models", "edits", "trade_off"):
-        metrics[part][evil] = metrics[part]["tide" if part != "edits" else "colour"]
+    for part, known in (("models", "tide"), ("edits", "colour"), ("trade_off", "towards")):
+        metrics[part][evil] = metrics[part][known]
     odd = strip(title=evil, prompt=evil, target=evil, verdicts=[{**verdict(RED_HOUSE), "colour": evil}] * 5)
     parts = {"heat_maps": [heat(evil)], "strips": [odd], "histories": {"tide": history(), evil: history()}}
     text, page = written(tmp_path, metrics, **parts)
