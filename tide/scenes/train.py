@@ -214,6 +214,7 @@ def save_pipeline(vae: AutoencoderKL, model: nn.ModuleDict, path: Path) -> None:
         transformer=copy.deepcopy(model["transformer"]),
         scheduler=bundled.build_scheduler(),
     )
+    pipe.vae.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
     pipe.to(torch.float16).save_pretrained(path)
 
 
