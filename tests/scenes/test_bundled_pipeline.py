@@ -50,7 +50,9 @@ def test_load_pipeline_reads_what_the_package_ships(alpha, tmp_path, monkeypatch
 def test_the_shipped_pipeline_loads():
     if not (bundled.DATA / "pipeline" / "model_index.json").is_file():
         pytest.skip("the trained pipeline is not in this checkout")
-    assert tide.scenes.load_pipeline().transformer.config.num_layers == 8
+    transformer = tide.scenes.load_pipeline().transformer
+    assert transformer.config.num_layers == 8
+    assert transformer.config._name_or_path == "scenes"  # checkpoints record the name, not an installation's folder
 
 
 def test_its_size():

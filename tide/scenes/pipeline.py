@@ -146,5 +146,7 @@ def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
         pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
+    # Checkpoints and results record this name, not the folder that the package happens to be installed in.
+    pipe.transformer.register_to_config(_name_or_path="scenes")
     pipe.set_progress_bar_config(disable=True)
     return pipe
