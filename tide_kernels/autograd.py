@@ -1,11 +1,11 @@
-"""The custom backward passes, written once over the primitives; a backend brings none of its own.
+"""The ops as PyTorch sees them: ``torch.library`` ops, their shapes, and the backward, written once.
 
-With g = dL/dx_hat, z the sparse code and x_mod the encoder's input (eqs 1, 2, 8):
+A backend brings primitives and no backward of its own. With g = dL/dx_hat, z the sparse code and x_mod the
+encoder's input (eqs 1, 2, 8):
 
 * decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected places;
 * encode:  dpre = dz there and 0 elsewhere (TopK and ReLU both pass what they select),
-  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc;
-* modulate:  du = dx_mod (1 + scale),  dscale_g = sum over group g of dx_mod u,  dshift_g = sum of dx_mod.
+  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc, and from there as `tide_kernels.modulation`.
 
 Operands of matrix products are rounded to the compute dtype; sums are held in float32 (float64 for float64)
 and returned in the dtype of the tensor they belong to. Derivatives of derivatives are not provided.
@@ -13,19 +13,20 @@ and returned in the dtype of the tensor they belong to. Derivatives of derivativ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from tide_kernels.dispatch import Choice
+from tide_kernels import checks
+from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep, Settings
-from tide_kernels.products import add_by_group, pre_activations, products
-from tide_kernels.reference import LAYER_NORM_EPS, accumulator, normalised, rows_of
+from tide_kernels.losses import LossWeights
+from tide_kernels.modulation import add_modulation_gradients, input_gradient
+from tide_kernels.products import products
+from tide_kernels.reference import accumulator
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -33,180 +34,398 @@ PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "scale", "shift")
 
 
 def _explicit_dtypes(function: _F) -> _F:
-    """Runs ``function(ctx, first, ...)`` without autocast: every dtype in here is chosen already."""
+    """Runs ``function(tensor, ...)`` without autocast: every dtype in here is chosen already."""
 
     @wraps(function)
-    def wrapped(ctx: Any, first: Tensor, *rest: Any) -> Any:
+    def wrapped(first: Tensor, *rest: Any) -> Any:
         with torch.autocast(first.device.type, enabled=False):
-            return function(ctx, first, *rest)
+            return function(first, *rest)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _op(name: str) -> Callable[[_F], Any]:
+    """Registers ``tide_kernels::name``. Nothing is mutated; outputs are fresh tensors."""
+
+    def register(function: _F) -> Any:
+        return torch.library.custom_op(f"tide_kernels::{name}", _explicit_dtypes(function), mutates_args=())
+
+    return register
 
 
 def _blocks(n_tokens: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, n_tokens, chunk))
 
 
-def _as(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
-class Modulate(Function):
-    @staticmethod
-    @_explicit_dtypes
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        group: Tensor | None,
-        layer_norm: bool,
-        out_dtype: torch.dtype,
-        choice: Choice,
-    ) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, group)
-        ctx.layer_norm, ctx.ops = layer_norm, choice.ops
-        return choice.ops.modulate(x, scale, shift, group, layer_norm, out_dtype)
-
-    @staticmethod
-    @once_differentiable
-    @_explicit_dtypes
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, group = ctx.saved_tensors
-        wants_x, wants_scale, wants_shift = ctx.needs_input_grad[:3]
-        u = normalised(x, ctx.layer_norm)
-        grad = grad.to(u.dtype)
-        grad_x = grad_scale = grad_shift = None
-        if wants_shift:
-            grad_shift = shift.new_zeros(shift.shape, dtype=u.dtype)
-            add_by_group(ctx.ops, grad, group, grad_shift)
-        if wants_scale:
-            grad_scale = scale.new_zeros(scale.shape, dtype=u.dtype)
-            add_by_group(ctx.ops, grad * u, group, grad_scale)
-        if wants_x:
-            grad_u = grad if scale is None else grad * (1 + rows_of(scale, group).to(u.dtype))
-            grad_x = _layer_norm_backward(grad_u, x, u) if ctx.layer_norm else grad_u
-        return _as(grad_x, x), _as(grad_scale, scale), _as(grad_shift, shift), None, None, None, None
+def _sums(wanted: bool, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Where the gradient of ``parameter`` is summed up, if it is wanted."""
+    return parameter.new_zeros(parameter.shape, dtype=dtype) if wanted and parameter is not None else None
 
 
-def _layer_norm_backward(grad: Tensor, x: Tensor, normed: Tensor) -> Tensor:
-    x = x.to(normed.dtype)
-    variance = (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True)
-    projected = grad - grad.mean(1, keepdim=True) - normed * (grad * normed).mean(1, keepdim=True)
-    return projected * (variance + LAYER_NORM_EPS).rsqrt()
+def _finished(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | None]) -> list[Tensor]:
+    """Gradients in their parameters' dtypes; an op returns tensors, so an empty one stands for none."""
+    return [
+        torch.zeros(0) if gradient is None or parameter is None else gradient.to(parameter.dtype)
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    ]
 
 
-class EncodeTopK(Function):
-    @staticmethod
-    @_explicit_dtypes
-    def forward(
-        ctx: Any, x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int, chunk: int, choice: Choice
-    ) -> tuple[Tensor, Tensor]:
-        n_tokens, dtype = len(x_mod), x_mod.dtype
-        weight, bias = W_enc.to(dtype), None if b_enc is None else b_enc.to(dtype)
-        values = x_mod.new_empty(n_tokens, k)
-        indices = torch.empty(n_tokens, k, dtype=torch.int32, device=x_mod.device)
-        for rows in _blocks(n_tokens, chunk):
-            values[rows], indices[rows] = choice.ops.select(pre_activations(x_mod[rows], weight, bias), k)
-        ctx.mark_non_differentiable(indices)
-        ctx.save_for_backward(x_mod, W_enc, b_enc, indices)
-        ctx.chunk, ctx.choice = chunk, choice
-        return values, indices
+def _faked(wanted: Sequence[bool], parameters: Sequence[Tensor | None]) -> list[Tensor]:
+    """What `_finished` looks like."""
+    return [
+        torch.empty_like(p, memory_format=torch.contiguous_format) if want and p is not None else torch.zeros(0)
+        for want, p in zip(wanted, parameters, strict=True)
+    ]
 
-    @staticmethod
-    @once_differentiable
-    @_explicit_dtypes
-    def backward(ctx: Any, grad_values: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        x_mod, W_enc, b_enc, indices = ctx.saved_tensors
-        wants_x, wants_W, wants_b = ctx.needs_input_grad[:3]
-        dtype, sum_dtype = x_mod.dtype, accumulator(x_mod.dtype)
-        grad_x = torch.empty_like(x_mod) if wants_x else None
-        grad_W = W_enc.new_zeros(W_enc.shape, dtype=sum_dtype) if wants_W else None
-        grad_b = b_enc.new_zeros(b_enc.shape, dtype=sum_dtype) if wants_b else None
-        weight = W_enc.to(dtype)
-        for rows in _blocks(len(x_mod), ctx.chunk):
-            code = products(ctx.choice, indices[rows], len(W_enc), dtype)
-            grad_pre = code.operand(grad_values[rows])
+
+def _spread(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+
+
+# -- modulate ------------------------------------------------------------------------------------------------
+
+
+@_op("modulate")
+def modulate(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None, layer_norm: bool, backend: str
+) -> Tensor:
+    checks.group_range(group, scale, shift)
+    choice = choose(backend, "auto", device=x.device, dtype=x.dtype, n_latents=1, k=1)
+    return choice.ops.modulate(x, scale, shift, group, layer_norm, x.dtype)
+
+
+@modulate.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_op("modulate_backward")
+def modulate_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    backend: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    choice = choose(backend, "auto", device=x.device, dtype=x.dtype, n_latents=1, k=1)
+    sum_dtype = accumulator(x.dtype)
+    grad = grad.to(sum_dtype)
+    sums = [_sums(want, p, sum_dtype) for want, p in zip(wanted[1:], (scale, shift), strict=True)]
+    add_modulation_gradients(choice.ops, grad, x, group, layer_norm, *sums)
+    # A clone: without scale and norm that is the incoming gradient itself, which an op must not return.
+    grad_x = input_gradient(grad, x, scale, group, layer_norm).clone() if wanted[0] else None
+    return _finished([grad_x, *sums], [x, scale, shift])
+
+
+@modulate_backward.register_fake
+def _(grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, *rest: Any) -> list[Tensor]:
+    return _faked(rest[-1], [x, scale, shift])
+
+
+def _modulate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.layer_norm, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _modulate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    gradients = modulate_backward(grad, *ctx.saved_tensors, ctx.layer_norm, ctx.backend, wanted)
+    return (*_spread(gradients, wanted), None, None, None)
+
+
+modulate.register_autograd(_modulate_backward, setup_context=_modulate_setup)
+
+
+# -- encode_topk ---------------------------------------------------------------------------------------------
+
+
+@_op("encode_topk")
+def encode_topk(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    k: int,
+    dtype: torch.dtype,
+    chunk: int,
+    backend: str,
+    regime: str,
+    path: str,
+) -> tuple[Tensor, Tensor]:
+    checks.group_range(group, scale, shift)
+    choice = _encoder_choice(x, W_enc, k, dtype, backend, regime)
+    weight, bias = W_enc.to(dtype), None if b_enc is None else b_enc.to(dtype)
+    if path == "single" or (path == "auto" and choice.single_launch):
+        if choice.ops.encode is None:
+            raise BackendError(f"the backend {choice.backend!r} has no single-launch encoder: use path='split'")
+        return choice.ops.encode(x, scale, shift, group, layer_norm, weight, bias, k)
+    values = torch.empty(len(x), k, dtype=dtype, device=x.device)
+    indices = torch.empty(len(x), k, dtype=torch.int32, device=x.device)
+    for rows in _blocks(len(x), chunk):
+        x_mod = _modulated(choice, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
+        values[rows], indices[rows] = choice.ops.select(choice.ops.pre_activations(x_mod, weight, bias), k)
+    return values, indices
+
+
+def _encoder_choice(x: Tensor, W_enc: Tensor, k: int, dtype: torch.dtype, backend: str, regime: str) -> Choice:
+    return choose(backend, regime, device=x.device, dtype=dtype, n_latents=len(W_enc), k=k, n_tokens=len(x))
+
+
+def _modulated(
+    choice: Choice,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    if scale is None and shift is None and not layer_norm:
+        return x.to(dtype)
+    return choice.ops.modulate(x, scale, shift, group, layer_norm, dtype)
+
+
+@encode_topk.register_fake
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    k, dtype = rest[6:8]
+    return x.new_empty(len(x), k, dtype=dtype), x.new_empty(len(x), k, dtype=torch.int32)
+
+
+@_op("encode_topk_backward")
+def encode_topk_backward(
+    grad_values: Tensor,
+    indices: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    chunk: int,
+    backend: str,
+    regime: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    dtype = grad_values.dtype
+    choice = _encoder_choice(x, W_enc, indices.shape[1], dtype, backend, regime)
+    weight, sum_dtype = W_enc.to(dtype), accumulator(dtype)
+    parameters = (scale, shift, W_enc, b_enc)
+    sums = [_sums(want, p, sum_dtype) for want, p in zip(wanted[1:], parameters, strict=True)]
+    grad_scale, grad_shift, grad_W, grad_b = sums
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
+    for rows in _blocks(len(x), chunk):
+        code = products(choice, indices[rows], len(W_enc), dtype)
+        grad_pre = code.operand(grad_values[rows])
+        if grad_W is not None:
+            x_mod = _modulated(choice, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
+            code.scatter(grad_pre, x_mod, grad_W)
+        if grad_b is not None:
+            code.column_sum(grad_pre, grad_b)
+        if any(wanted[:3]):
+            grad_x_mod = code.gather(grad_pre, weight)
+            tokens = (x[rows], _rows(group, rows), layer_norm)
+            add_modulation_gradients(choice.ops, grad_x_mod, *tokens, grad_scale, grad_shift)
             if grad_x is not None:
-                grad_x[rows] = code.gather(grad_pre, weight)
-            if grad_W is not None:
-                code.scatter(grad_pre, x_mod[rows], grad_W)
-            if grad_b is not None:
-                code.column_sum(grad_pre, grad_b)
-        return grad_x, _as(grad_W, W_enc), _as(grad_b, b_enc), None, None, None
+                grad_x[rows] = input_gradient(grad_x_mod, x[rows], scale, *tokens[1:]).to(x.dtype)
+    return _finished([grad_x, *sums], [x, *parameters])
 
 
-class Decode(Function):
-    @staticmethod
-    @_explicit_dtypes
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        indices: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor | None,
-        dtype: torch.dtype,
-        chunk: int,
-        choice: Choice,
-    ) -> Tensor:
-        n_latents, d_model = W_dec.shape
-        x_hat = torch.empty(len(values), d_model, dtype=dtype, device=values.device)
-        weight = W_dec.to(dtype)
-        for rows in _blocks(len(values), chunk):
-            code = products(choice, indices[rows], n_latents, dtype)
-            out = code.gather(code.operand(values[rows].to(dtype)), weight)
-            x_hat[rows] = out if b_dec is None else out + b_dec
-        ctx.save_for_backward(values, indices, W_dec, b_dec)
-        ctx.dtype, ctx.chunk, ctx.choice = dtype, chunk, choice
-        return x_hat
-
-    @staticmethod
-    @once_differentiable
-    @_explicit_dtypes
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices, W_dec, b_dec = ctx.saved_tensors
-        wants_values, _, wants_W, wants_b = ctx.needs_input_grad[:4]
-        dtype, sum_dtype = ctx.dtype, accumulator(ctx.dtype)
-        grad_values = torch.empty_like(values) if wants_values else None
-        grad_W = W_dec.new_zeros(W_dec.shape, dtype=sum_dtype) if wants_W else None
-        grad_b = grad.sum(0, dtype=sum_dtype) if wants_b else None
-        weight = W_dec.to(dtype)
-        for rows in _blocks(len(values), ctx.chunk):
-            code = products(ctx.choice, indices[rows], len(W_dec), dtype)
-            if grad_W is not None:
-                code.scatter(code.operand(values[rows].to(dtype)), grad[rows], grad_W)
-            if grad_values is not None:
-                grad_values[rows] = code.sampled(grad[rows], weight)
-        return grad_values, None, _as(grad_W, W_dec), _as(grad_b, b_dec), None, None, None
+@encode_topk_backward.register_fake
+def _(grad_values: Tensor, indices: Tensor, *rest: Any) -> list[Tensor]:
+    return _faked(rest[-1], rest[:5])
 
 
-class TideLoss(Function):
-    """`FusedStep` as one node of the graph: forward forms the gradients, backward scales them."""
+def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.layer_norm, _, _, ctx.chunk, ctx.backend, ctx.regime, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
 
-    @staticmethod
-    @_explicit_dtypes
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        group: Tensor | None,
-        dead: Tensor | None,
-        settings: Settings,
-        wanted: frozenset[str],
-        *parameters: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        named = dict(zip(PARAMETERS, parameters, strict=True))
-        step = FusedStep(settings, x, named, group, dead, wanted)
-        terms = step.run()
-        ctx.mark_non_differentiable(*terms[1:])
-        ctx.names, ctx.gain = tuple(step.gradients), step.gain
-        ctx.dtypes = {name: p.dtype for name, p in named.items() if p is not None}
-        ctx.save_for_backward(*step.gradients.values())
-        return tuple(terms)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        factor = grad_total / ctx.gain
-        gradients = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        scaled = ((gradients[name] * factor).to(ctx.dtypes[name]) if name in gradients else None for name in PARAMETERS)
-        return None, None, None, None, None, *scaled
+def _encode_backward(ctx: Any, grad_values: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:5]
+    settings = (ctx.layer_norm, ctx.chunk, ctx.backend, ctx.regime, wanted)
+    gradients = encode_topk_backward(grad_values, *ctx.saved_tensors, *settings)
+    return (*_spread(gradients, wanted), *[None] * 8)
+
+
+encode_topk.register_autograd(_encode_backward, setup_context=_encode_setup)
+
+
+# -- decode --------------------------------------------------------------------------------------------------
+
+
+@_op("decode")
+def decode(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor | None,
+    indices: Tensor,
+    dtype: torch.dtype,
+    chunk: int,
+    backend: str,
+    regime: str,
+) -> Tensor:
+    n_latents, d_model = W_dec.shape
+    indices = checks.index_range(indices, n_latents)
+    choice = _decoder_choice(indices, W_dec, dtype, backend, regime)
+    x_hat = torch.empty(len(values), d_model, dtype=dtype, device=values.device)
+    weight = W_dec.to(dtype)
+    for rows in _blocks(len(values), chunk):
+        code = products(choice, indices[rows], n_latents, dtype)
+        out = code.gather(code.operand(values[rows].to(dtype)), weight)
+        x_hat[rows] = out if b_dec is None else out + b_dec
+    return x_hat
+
+
+def _decoder_choice(indices: Tensor, W_dec: Tensor, dtype: torch.dtype, backend: str, regime: str) -> Choice:
+    n_tokens, k = indices.shape
+    return choose(backend, regime, device=W_dec.device, dtype=dtype, n_latents=len(W_dec), k=k, n_tokens=n_tokens)
+
+
+@decode.register_fake
+def _(values: Tensor, W_dec: Tensor, b_dec: Tensor | None, indices: Tensor, dtype: torch.dtype, *_: Any) -> Tensor:
+    return values.new_empty(len(values), W_dec.shape[1], dtype=dtype)
+
+
+@_op("decode_backward")
+def decode_backward(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor | None,
+    indices: Tensor,
+    dtype: torch.dtype,
+    chunk: int,
+    backend: str,
+    regime: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    indices = checks.index_range(indices, len(W_dec))
+    choice = _decoder_choice(indices, W_dec, dtype, backend, regime)
+    weight, sum_dtype = W_dec.to(dtype), accumulator(dtype)
+    grad_values = torch.empty_like(values, memory_format=torch.contiguous_format) if wanted[0] else None
+    grad_W = _sums(wanted[1], W_dec, sum_dtype)
+    grad_b = grad.sum(0, dtype=sum_dtype) if wanted[2] else None
+    for rows in _blocks(len(values), chunk):
+        code = products(choice, indices[rows], len(W_dec), dtype)
+        if grad_W is not None:
+            code.scatter(code.operand(values[rows].to(dtype)), grad[rows], grad_W)
+        if grad_values is not None:
+            grad_values[rows] = code.sampled(grad[rows], weight).to(values.dtype)
+    return _finished([grad_values, grad_W, grad_b], [values, W_dec, b_dec])
+
+
+@decode_backward.register_fake
+def _(grad: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None, *rest: Any) -> list[Tensor]:
+    return _faked(rest[-1], [values, W_dec, b_dec])
+
+
+def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dtype, ctx.chunk, ctx.backend, ctx.regime = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    settings = (ctx.dtype, ctx.chunk, ctx.backend, ctx.regime, wanted)
+    gradients = decode_backward(grad, *ctx.saved_tensors, *settings)
+    return (*_spread(gradients, wanted), *[None] * 5)
+
+
+decode.register_autograd(_decode_backward, setup_context=_decode_setup)
+
+
+# -- tide_loss -----------------------------------------------------------------------------------------------
+
+
+@_op("tide_loss")
+def tide_loss(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    W_dec: Tensor,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    dead: Tensor | None,
+    k: int,
+    k_aux: int,
+    layer_norm: bool,
+    paired: bool,
+    weights: Sequence[float],
+    s_target: float,
+    delta: float,
+    soft_eps: float,
+    chunk: int,
+    dtype: torch.dtype,
+    backend: str,
+    regime: str,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """The terms and the gradients times `FusedStep.gain_of`; an empty tensor for one not wanted."""
+    checks.group_range(group, scale, shift)
+    choice = _encoder_choice(x, W_enc, k, dtype, backend, regime)
+    settings = Settings(
+        k=k,
+        k_aux=k_aux,
+        layer_norm=layer_norm,
+        paired=paired,
+        weights=LossWeights(*weights),
+        s_target=s_target,
+        delta=delta,
+        soft_eps=soft_eps,
+        chunk=chunk,
+        dtype=dtype,
+        choice=choice,
+    )
+    parameters = dict(zip(PARAMETERS, (W_enc, b_enc, W_dec, b_dec, scale, shift), strict=True))
+    names = frozenset(name for name, want in zip(PARAMETERS, wanted, strict=True) if want)
+    step = FusedStep(settings, x, parameters, group, dead, names)
+    terms = step.run()
+    return [*terms, *(step.gradients.get(name, torch.zeros(0)) for name in PARAMETERS)]
+
+
+@tide_loss.register_fake
+def _(x: Tensor, W_enc: Tensor, *rest: Any) -> list[Tensor]:
+    dtype, wanted = rest[-4], rest[-1]
+    sum_dtype = accumulator(dtype)
+    parameters = (W_enc, *rest[:5])
+    scalars = [x.new_empty((), dtype=sum_dtype) for _ in range(5)]
+    fired = x.new_empty(len(W_enc), dtype=torch.int64)
+    gradients = (
+        p.new_empty(p.shape, dtype=sum_dtype) if want and p is not None else torch.zeros(0)
+        for want, p in zip(wanted, parameters, strict=True)
+    )
+    return [*scalars, fired, x.new_empty((), dtype=sum_dtype), *gradients]
+
+
+def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, *parameters = inputs[:7]
+    ctx.wanted = inputs[-1]
+    ctx.dtypes = [None if p is None else p.dtype for p in parameters]
+    ctx.gain = FusedStep.gain_of(*x.shape)
+    ctx.save_for_backward(*output[7:])
+
+
+def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    factor = grads[0] / ctx.gain
+    scaled = [
+        (gradient * factor).to(dtype) if want else None
+        for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+    ]
+    return (None, *scaled, *[None] * 15)
+
+
+tide_loss.register_autograd(_loss_backward, setup_context=_loss_setup)

@@ -65,7 +65,10 @@ def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
 
 
 def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> Tensor | None:
-    """Checks the modulation of ``x``; returns each token's group, int64, or None for a single group."""
+    """Checks the modulation of ``x``; returns each token's group, int64, or None for a single group.
+
+    On a GPU groups out of range are clamped; on a CPU `group_range` looks at them, inside the ops.
+    """
     for name, table in (("scale", scale), ("shift", shift)):
         if table is not None:
             floating(name, table, ("groups", x.shape[1]), x.device)
@@ -80,22 +83,30 @@ def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Ten
         return None
     _typed("group", group, _INTS, "int32 or int64")
     _shaped("group", group, (len(x),), x.device)
-    if group.device.type != "cpu":
-        return group.long().clamp(0, len(table) - 1)
+    return group.long() if group.device.type == "cpu" else group.long().clamp(0, len(table) - 1)
+
+
+def group_range(group: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> None:
+    table = scale if scale is not None else shift
+    if group is None or table is None or group.device.type != "cpu":
+        return
     outside = _outside(group, 0, len(table))
     if outside is not None:
         raise ValueError(f"group holds {outside}, scale and shift {len(table)} rows: number groups from 0")
-    return group.long()
 
 
-def code(values: Tensor, indices: Tensor, n_latents: int, device: torch.device) -> Tensor:
-    """Checks a compact code and returns its indices as int32."""
+def code(values: Tensor, indices: Tensor, device: torch.device) -> None:
+    """Checks a compact code; the range of its indices is looked at by `index_range`."""
     floating("values", values, ("n_tokens", "k"), device)
     if not values.shape[1]:
         raise ValueError("values has no places: pass at least one, index -1 where it is unused")
     _typed("indices", indices, _INTS, "int32 or int64")
     _shaped("indices", indices, tuple(values.shape), device)
-    if device.type != "cpu":
+
+
+def index_range(indices: Tensor, n_latents: int) -> Tensor:
+    """The indices as int32; out of range they raise on a CPU and become unused places elsewhere."""
+    if indices.device.type != "cpu":
         return indices.to(torch.int32).masked_fill((indices < 0) | (indices >= n_latents), -1)
     outside = _outside(indices, -1, n_latents)
     if outside is not None:

@@ -5,6 +5,8 @@ A backend is a module (or any object) that has
 * ``unavailable() -> str | None``: why it cannot run on this machine at all, or None;
 * ``refuses(device, dtype, n_latents, k) -> str | None``: why it cannot serve this problem, or None;
 * optionally ``dense_above(device) -> float``: the density above which its dense regime wins;
+* optionally ``single_launch(device, dtype, n_tokens, n_latents, k) -> bool``: whether its ``encode`` beats
+  product and selection apart;
 * any of the primitives named in `Primitives`, with the contracts of `tide_kernels.reference`. A primitive it
   lacks is taken from there; one whose ``transpose`` returns a layout of its own brings ``scatter`` too.
 
@@ -24,9 +26,9 @@ import torch
 from torch import Tensor
 
 from tide_kernels import reference
-from tide_kernels.reference import Transposed
 
 REGIMES = ("auto", "sparse", "dense")
+PATHS = ("auto", "split", "single")
 
 # In the order in which "auto" tries them; the reference serves everything, so it stands last.
 _SOURCES: dict[str, Any] = {
@@ -45,16 +47,31 @@ class Primitives:
     """The primitives of one backend; contracts in `tide_kernels.reference`."""
 
     modulate: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool, torch.dtype], Tensor]
+    pre_activations: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    reconstruction_loss: Callable[..., reference.Reconstruction]
+    # The sparse regime: compact codes.
     select: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     gather: Callable[[Tensor, Tensor, Tensor], Tensor]
     sampled: Callable[[Tensor, Tensor, Tensor], Tensor]
-    transpose: Callable[[Tensor, int], Transposed]
-    scatter: Callable[[Tensor, Transposed, Tensor, Tensor], None]
+    transpose: Callable[[Tensor, int], Any]
+    scatter: Callable[[Tensor, Any, Tensor, Tensor], None]
+    # The dense regime: masked chunks.
+    keep_top_: Callable[[Tensor, int], None]
+    decode_dense: Callable[[Tensor, Tensor], Tensor]
+    code_sums: Callable[[Tensor, bool, float], tuple[Tensor, Tensor]]
+    masked_gradient: Callable[..., Tensor]
+    add_product_: Callable[[Tensor, Tensor, Tensor], None]
+    # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.
+    encode: Callable[..., tuple[Tensor, Tensor]] | None = None
+    backward_latents: Callable[..., Tensor] | None = None
+    encoder_gradients: Callable[..., None] | None = None
 
     @classmethod
     def of(cls, backend: Any) -> Primitives:
         """Those ``backend`` has, completed by the reference's."""
-        return cls(**{name: getattr(backend, name, getattr(reference, name)) for name in cls.__dataclass_fields__})
+        names = cls.__dataclass_fields__
+        found: dict[str, Any] = {n: getattr(backend, n, getattr(reference, n, None)) for n in names}
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,7 @@ class Choice:
     backend: str
     regime: str  # "sparse" or "dense"
     ops: Primitives
+    single_launch: bool = False  # whether "auto" encodes by one kernel
     refused: dict[str, str] = field(default_factory=dict)  # backends that "auto" passed over, and why
 
 
@@ -104,7 +122,16 @@ def backend_status() -> dict[str, str | None]:
     return {name: _load(name)[1] for name in _SOURCES}
 
 
-def choose(backend: str, regime: str, *, device: torch.device, dtype: torch.dtype, n_latents: int, k: int) -> Choice:
+def choose(
+    backend: str,
+    regime: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    n_latents: int,
+    k: int,
+    n_tokens: int = 0,
+) -> Choice:
     """The backend and the regime for a problem of this shape. The data are never looked at.
 
     Raises:
@@ -120,7 +147,10 @@ def choose(backend: str, regime: str, *, device: torch.device, dtype: torch.dtyp
         module, reason = _load(name)
         reason = reason or module.refuses(device, dtype, n_latents, k)
         if reason is None:
-            return Choice(name, _regime(module, regime, device, k / n_latents), Primitives.of(module), refused)
+            regime = _regime(module, regime, device, k / n_latents)
+            prefers = getattr(module, "single_launch", lambda *_: False)
+            single = prefers(device, dtype, n_tokens, n_latents, k)
+            return Choice(name, regime, Primitives.of(module), single, refused)
         refused[name] = reason
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in refused.items())
     raise BackendError(f"no backend can serve {backend!r}: {reasons}; backend='auto' takes one that can")

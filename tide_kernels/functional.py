@@ -20,16 +20,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tide_kernels import checks
-from tide_kernels.autograd import PARAMETERS, Decode, EncodeTopK, Modulate, TideLoss
-from tide_kernels.dispatch import Choice, choose
-from tide_kernels.fused import Settings
+from tide_kernels import autograd, checks
+from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
 
 # Elements of a chunk's [tokens, n_latents] tensor. CPU: 32 MB of float32; a step gains nothing above that.
 # Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
 _CHUNK_ELEMENTS_CPU = 2**23
-_CHUNK_ELEMENTS = 2**28
+_CHUNK_ELEMENTS = 2**29
 
 DEFAULT_WEIGHTS = LossWeights()
 
@@ -55,7 +53,6 @@ def modulate(
     *,
     layer_norm: bool = False,
     backend: str = "auto",
-    regime: str = "auto",
 ) -> Tensor:
     """Timestep modulation of tokens (eq. 8): ``x_mod_i = u_i * (1 + scale[group_i]) + shift[group_i]``.
 
@@ -67,29 +64,16 @@ def modulate(
         group: ``[n_tokens]`` int32 or int64, each token's row of scale and shift; None for a single group.
             Ignored where there is neither scale nor shift.
         layer_norm: normalise each token first.
-        backend, regime: see the module's text; the regime makes no difference here.
+        backend: see the module's text.
 
     Returns:
         ``[n_tokens, d_model]`` in the dtype of x. Differentiable in x, scale and shift.
     """
     checks.floating("x", x, ("n_tokens", "d_model"))
     group = checks.modulation(x, scale, shift, group)
-    choice = choose(backend, regime, device=x.device, dtype=x.dtype, n_latents=1, k=1)
-    return _modulated(x, scale, shift, group, layer_norm, x.dtype, choice)
-
-
-def _modulated(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    group: Tensor | None,
-    layer_norm: bool,
-    dtype: torch.dtype,
-    choice: Choice,
-) -> Tensor:
     if scale is None and shift is None and not layer_norm:
-        return x.to(dtype)
-    return Modulate.apply(x, scale, shift, group, layer_norm, dtype, choice)
+        return x.clone()
+    return autograd.modulate(x, scale, shift, group, layer_norm, backend)
 
 
 def encode_topk(
@@ -104,6 +88,7 @@ def encode_topk(
     layer_norm: bool = False,
     backend: str = "auto",
     regime: str = "auto",
+    path: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The sparse code of tokens (eqs 1, 2, 8): ``TopK(ReLU(W_enc x_mod + b_enc))``, x_mod as in `modulate`.
 
@@ -116,7 +101,11 @@ def encode_topk(
         W_enc: ``[n_latents, d_model]``; b_enc: ``[n_latents]`` or None.
         k: places of a code, from 1 to n_latents.
         scale, shift, group, layer_norm: as in `modulate`.
-        backend, regime: see the module's text.
+        backend, regime: see the module's text; the regime is that of the backward pass.
+        path: "single" for modulation, product and selection in one kernel launch, where no pre-activation
+            ever reaches the device's memory in full; "split" for one after the other, by chunks of tokens;
+            "auto" for the one that was measured to be faster. A backend without a single-launch encoder
+            raises `BackendError` for "single".
 
     Returns:
         ``values [n_tokens, k]`` in the compute dtype and ``indices [n_tokens, k]`` int32, ascending by index;
@@ -125,10 +114,13 @@ def encode_topk(
     """
     checks.encoder(x, W_enc, b_enc, k)
     group = checks.modulation(x, scale, shift, group)
-    n_latents, dtype = len(W_enc), _compute_dtype(W_enc)
-    choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k)
-    x_mod = _modulated(x, scale, shift, group, layer_norm, dtype, choice)
-    return EncodeTopK.apply(x_mod, W_enc, b_enc, k, default_chunk(n_latents, x.device), choice)
+    if path not in PATHS:
+        raise ValueError(f"path {path!r} is unknown: use one of {', '.join(PATHS)}")
+    chunk = default_chunk(len(W_enc), x.device)
+    dtype = _compute_dtype(W_enc)
+    return autograd.encode_topk(
+        x, scale, shift, W_enc, b_enc, group, layer_norm, k, dtype, chunk, backend, regime, path
+    )
 
 
 def decode(
@@ -154,13 +146,11 @@ def decode(
         W_dec and b_dec.
     """
     checks.floating("W_dec", W_dec, ("n_latents", "d_model"))
-    n_latents, d_model = W_dec.shape
-    indices = checks.code(values, indices, n_latents, W_dec.device)
+    checks.code(values, indices, W_dec.device)
     if b_dec is not None:
-        checks.floating("b_dec", b_dec, (d_model,), W_dec.device)
-    dtype, k = _compute_dtype(W_dec), values.shape[1]
-    choice = choose(backend, regime, device=W_dec.device, dtype=dtype, n_latents=n_latents, k=k)
-    return Decode.apply(values, indices, W_dec, b_dec, dtype, default_chunk(n_latents, W_dec.device), choice)
+        checks.floating("b_dec", b_dec, (W_dec.shape[1],), W_dec.device)
+    chunk = default_chunk(len(W_dec), W_dec.device)
+    return autograd.decode(values, W_dec, b_dec, indices, _compute_dtype(W_dec), chunk, backend, regime)
 
 
 def tide_loss(
@@ -247,24 +237,26 @@ def tide_loss(
         chunk = default_chunk(n_latents, x.device)
     checks.count("chunk", chunk, 1)
 
-    dtype = _compute_dtype(W_enc)
-    settings = Settings(
-        k=k,
-        k_aux=k_aux,
-        layer_norm=layer_norm,
-        paired=paired,
-        weights=weights,
-        s_target=0.8 * k / n_latents if s_target is None else s_target,
-        delta=delta,
-        soft_eps=soft_eps,
-        chunk=chunk + chunk % 2 if paired else chunk,
-        dtype=dtype,
-        choice=choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k),
-    )
     parameters = (W_enc, b_enc, W_dec, b_dec, scale, shift)
-    wanted = frozenset(
-        name
-        for name, parameter in zip(PARAMETERS, parameters, strict=True)
-        if parameter is not None and parameter.requires_grad and torch.is_grad_enabled()
+    wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
+    results = autograd.tide_loss(
+        x,
+        *parameters,
+        group,
+        dead,
+        k,
+        k_aux,
+        layer_norm,
+        paired,
+        list(weights),
+        0.8 * k / n_latents if s_target is None else s_target,
+        delta,
+        soft_eps,
+        chunk + chunk % 2 if paired else chunk,
+        _compute_dtype(W_enc),
+        backend,
+        regime,
+        wanted,
     )
-    return LossTerms(*TideLoss.apply(x, group, dead, settings, wanted, *parameters))
+    total, *others = results[: len(LossTerms._fields)]
+    return LossTerms(total, *(term.detach() for term in others))

@@ -7,33 +7,24 @@ would vanish before the matrix products see it.
 
 All terms but one are sums over tokens (or over pairs, which no chunk splits). The exception is the sparsity
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
-on the codes alone, so with a sparsity weight all chunks are encoded first, and what is kept of them is the
-codes and the modulated tokens: ``O(n_tokens (k + d_model))`` memory, and nothing computed twice.
+on the codes alone, so with a sparsity weight and several chunks all of them are encoded first, and what is kept
+of them is the compact codes and the modulated tokens: ``O(n_tokens (k + d_model))`` memory, and nothing
+computed twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
 from tide_kernels.dispatch import Choice
-from tide_kernels.losses import (
-    LossTerms,
-    LossWeights,
-    cosine_distance,
-    huber,
-    pair_differences,
-    soft_count,
-    soft_count_gradient,
-    squared_error,
-)
-from tide_kernels.products import Products, add_by_group, pre_activations, products
-from tide_kernels.reference import accumulator, normalised
+from tide_kernels.losses import LossTerms, LossWeights, huber, soft_count
+from tide_kernels.reference import accumulator
 
 
 @dataclass(frozen=True)
@@ -53,16 +44,10 @@ class Settings:
     choice: Choice
 
 
-class Code(NamedTuple):
-    values: Tensor
-    indices: Tensor
-
-
 class Chunk(NamedTuple):
-    """The encoded tokens ``rows`` of the batch."""
+    """An encoded chunk of the batch."""
 
-    rows: slice
-    x_mod: Tensor
+    tokens: Tokens
     code: Code
     dead_code: Code | None  # the top k_aux of the dead latents
 
@@ -86,8 +71,9 @@ class FusedStep:
         self.W_enc, self.W_dec, self.b_enc = cast["W_enc"], cast["W_dec"], cast.get("b_enc")
         self.n_tokens, self.d_model = x.shape
         self.n_latents = len(self.W_enc)
-        # A power of two, so that it costs no rounding; its size brings the gradients of all terms near 1.
-        self.gain = 2.0 ** round(math.log2(max(self.n_tokens, 1) * self.d_model**0.5))
+        self.gain = self.gain_of(*x.shape)
+        # Dense products round their operands anyway; gathers keep what the loss computed.
+        self.grad_dtype = settings.dtype if settings.choice.regime == "dense" else self.sum_dtype
         self.gradients = {
             name: p.new_zeros(p.shape, dtype=self.sum_dtype)
             for name, p in parameters.items()
@@ -99,118 +85,105 @@ class FusedStep:
             for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
         }
 
+    @staticmethod
+    def gain_of(n_tokens: int, d_model: int) -> float:
+        """The common factor of the gradients: a power of two, so that it costs no rounding, of a size that
+        brings the gradients of all terms near 1."""
+        return 2.0 ** round(math.log2(max(n_tokens, 1) * d_model**0.5))
+
     def run(self) -> LossTerms:
         """The loss terms; afterwards ``gradients`` holds ``gain`` times the gradients of ``total``."""
-        s, n = self.settings, max(self.n_tokens, 1)
-        chunks: Iterator[Chunk] = (self.encode(start) for start in range(0, self.n_tokens, s.chunk))
-        sparsity_slope = None
-        if s.weights.sparsity and self.gradients:
-            kept = list(chunks)
-            counts = [soft_count(c.code.values.to(self.sum_dtype), self.n_latents, s.soft_eps) for c in kept]
-            excess = sum(counts, self.sums["sparsity"]) / n - s.s_target
-            sparsity_slope = excess.clamp(-s.delta, s.delta) * (s.weights.sparsity * self.gain / n)
-            chunks = iter(kept)
-        for chunk in chunks:
-            self.accumulate(chunk, sparsity_slope)
+        s = self.settings
+        starts = range(0, self.n_tokens, s.chunk)
+        if s.weights.sparsity and self.gradients and len(starts) > 1:
+            kept = [self.keep(start) for start in starts]
+            counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, s.soft_eps) for _, c, _ in kept)
+            slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
+            unpacked = (
+                Chunk(tokens, code.unpack(s.choice, self.n_latents), dead and dead.unpack(s.choice, self.n_latents))
+                for tokens, code, dead in kept
+            )
+            for chunk in unpacked:
+                self.accumulate(chunk, slope)
+        else:
+            for start in starts:
+                self.accumulate(self.encode(start), None)
         return self.terms()
 
-    def encode(self, start: int) -> Chunk:
+    def sparsity_slope(self, count: Tensor) -> Tensor:
+        """The factor of the soft count's gradient, from the sum of the batch's soft counts."""
+        s = self.settings
+        excess = count / self.n_tokens - s.s_target
+        return excess.clamp(-s.delta, s.delta) * (s.weights.sparsity * self.gain / self.n_tokens)
+
+    def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor]:
         s, ops = self.settings, self.settings.choice.ops
         rows = slice(start, start + s.chunk)
-        group = self.group_of(rows)
-        x_mod = ops.modulate(self.x[rows], self.scale, self.shift, group, s.layer_norm, s.dtype)
-        pre = pre_activations(x_mod, self.W_enc, self.b_enc)
-        code = Code(*ops.select(pre, s.k))
-        dead_code = None
-        if self.dead is not None and s.k_aux:
-            # Masking instead of compressing keeps shapes free of the data: nothing is read back from a GPU.
-            dead_code = Code(*ops.select(pre.masked_fill_(~self.dead, 0), s.k_aux))
-        return Chunk(rows, x_mod, code, dead_code)
+        x, group = self.x[rows], None if self.group is None else self.group[rows]
+        x_mod = ops.modulate(x, self.scale, self.shift, group, s.layer_norm, s.dtype)
+        tokens = Tokens(x, x_mod, self.scale, self.shift, group, s.layer_norm)
+        return tokens, ops.pre_activations(x_mod, self.W_enc, self.b_enc)
 
-    def group_of(self, rows: slice) -> Tensor | None:
-        return None if self.group is None else self.group[rows]
+    def dead_pre_activations(self, pre: Tensor) -> Tensor | None:
+        # Masking instead of compressing keeps shapes free of the data: nothing is read back from a GPU.
+        return pre.masked_fill(~self.dead, 0) if self.dead is not None and self.settings.k_aux else None
+
+    def encode(self, start: int) -> Chunk:
+        s = self.settings
+        tokens, pre = self.tokens_and_pre_activations(start)
+        dead = self.dead_pre_activations(pre)
+        code = encode(s.choice, pre, s.k)
+        return Chunk(tokens, code, None if dead is None else encode(s.choice, dead, s.k_aux))
+
+    def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
+        """As `encode`, in a form that is small in both regimes."""
+        s, select = self.settings, self.settings.choice.ops.select
+        tokens, pre = self.tokens_and_pre_activations(start)
+        dead = self.dead_pre_activations(pre)
+        return tokens, Compact(*select(pre, s.k)), None if dead is None else Compact(*select(dead, s.k_aux))
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
-        """Adds a chunk's part of every sum and every gradient."""
-        s, weights = self.settings, self.settings.weights
-        values, indices = chunk.code.values.to(self.sum_dtype), chunk.code.indices
-        used = (indices >= 0).to(torch.int64)
-        self.fired.scatter_add_(0, indices.clamp(min=0).long().flatten(), used.flatten())
-
-        z_products = products(s.choice, indices, self.n_latents, s.dtype)
-        z = z_products.operand(chunk.code.values)
-        x = self.x[chunk.rows].to(self.sum_dtype)
-        x_hat = z_products.gather(z, self.W_dec)
-        if self.b_dec is not None:
-            x_hat += self.b_dec.to(self.sum_dtype)
-
-        error, squared = squared_error(x, x_hat)
-        self.sums["mse"] += squared
-        cosine_factor = weights.cosine * self.gain / self.n_tokens if self.gradients else 0.0
-        distance, grad = cosine_distance(x, x_hat, cosine_factor)
-        self.sums["cosine"] += distance
-        self.sums["sparsity"] += soft_count(values, self.n_latents, s.soft_eps)
-        extra = None
-        if s.paired:
-            squared, differences = pair_differences(values, indices, self.n_latents)
-            self.sums["temporal"] += squared
-            if weights.temporal:
-                extra = differences.mul_(weights.temporal * self.gain * 4 / self.n_tokens)
-        if self.gradients:
-            mse_factor = weights.mse * self.gain * 2 / self.x.numel()
-            grad = error * mse_factor if grad is None else grad.add_(error, alpha=mse_factor)
-            if sparsity_slope is not None:
-                slope = soft_count_gradient(values, self.n_latents, s.soft_eps) * sparsity_slope
-                extra = slope if extra is None else extra + slope
+        """Adds a chunk's part of every sum and every gradient. Without a ``sparsity_slope`` the chunk is the
+        whole batch, or needs none."""
+        s, weights, tokens = self.settings, self.settings.weights, chunk.tokens
+        temporal, count = chunk.code.sums(s.paired, s.soft_eps)
+        self.sums["temporal"] += temporal
+        self.sums["sparsity"] += count
+        if weights.sparsity and sparsity_slope is None:
+            sparsity_slope = self.sparsity_slope(count)
+        x_hat = chunk.code.decode(self.W_dec)
+        loss = s.choice.ops.reconstruction_loss(
+            tokens.x,
+            x_hat,
+            self.b_dec,
+            weights.mse * self.gain * 2 / self.x.numel(),
+            weights.cosine * self.gain / self.n_tokens,
+            self.grad_dtype if self.gradients else None,
+            chunk.dead_code is not None,
+        )
+        self.sums["mse"] += loss.squared
+        self.sums["cosine"] += loss.distance
+        pair = weights.temporal * self.gain * 4 / self.n_tokens if s.paired else 0.0
+        if loss.gradient is None:
+            chunk.code.count(self.fired)
+        else:
             if "b_dec" in self.gradients:
-                self.gradients["b_dec"] += grad.sum(0)
-            if "W_dec" in self.gradients:
-                z_products.scatter(z, grad, self.gradients["W_dec"])
-            del z  # before its gradient, as large in the dense regime, is formed
-            self.backward_encoder(chunk, z_products, grad, extra)
-        if chunk.dead_code is not None:
-            self.accumulate_auxk(chunk, chunk.dead_code, error)
+                self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
+            slopes = Slopes(pair, sparsity_slope, s.soft_eps)
+            self.backward(chunk.code, loss.gradient, tokens, slopes, self.fired)
+        if chunk.dead_code is not None and loss.error is not None:
+            self.accumulate_auxk(chunk.dead_code, loss.error, tokens)
 
-    def accumulate_auxk(self, chunk: Chunk, code: Code, error: Tensor) -> None:
+    def accumulate_auxk(self, code: Code, error: Tensor, tokens: Tokens) -> None:
         """The dead latents' reconstruction of what is missing, x - x_hat, a constant to this term."""
-        z_products = products(self.settings.choice, code.indices, self.n_latents, self.settings.dtype)
-        z = z_products.operand(code.values)
-        misfit = z_products.gather(z, self.W_dec).add_(error)  # the reconstruction less (x - x_hat)
+        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction less (x - x_hat)
         self.sums["auxk"] += misfit.square().sum()
-        if self.gradients and self.settings.weights.auxk:
-            grad = misfit.mul_(self.settings.weights.auxk * self.gain * 2 / self.x.numel())
-            if "W_dec" in self.gradients:
-                z_products.scatter(z, grad, self.gradients["W_dec"])
-            del z
-            self.backward_encoder(chunk, z_products, grad, None)
+        factor = self.settings.weights.auxk * self.gain * 2 / self.x.numel()
+        if self.gradients and factor:
+            self.backward(code, misfit.mul_(factor).to(self.grad_dtype), tokens, Slopes(), None)
 
-    def backward_encoder(self, chunk: Chunk, z_products: Products, grad: Tensor, extra: Tensor | None) -> None:
-        """From the gradient of a reconstruction to those of all that its code came from.
-
-        ``extra`` is a gradient of the code's values that does not come through the decoder.
-        """
-        gradients = self.gradients
-        if gradients.keys() <= {"W_dec", "b_dec"}:
-            return
-        grad_values = z_products.sampled(grad, self.W_dec)
-        if extra is not None:
-            grad_values += extra
-        # Only selected places are in the code, so this is the gradient before the ReLU and the TopK as well.
-        grad_pre = z_products.operand(grad_values)
-        if "W_enc" in gradients:
-            z_products.scatter(grad_pre, chunk.x_mod, gradients["W_enc"])
-        if "b_enc" in gradients:
-            z_products.column_sum(grad_pre, gradients["b_enc"])
-        if "scale" in gradients or "shift" in gradients:
-            self.modulation_gradients(chunk.rows, z_products.gather(grad_pre, self.W_enc))
-
-    def modulation_gradients(self, rows: slice, grad_x_mod: Tensor) -> None:
-        group, ops = self.group_of(rows), self.settings.choice.ops
-        if "shift" in self.gradients:
-            add_by_group(ops, grad_x_mod, group, self.gradients["shift"])
-        if "scale" in self.gradients:
-            u = normalised(self.x[rows], self.settings.layer_norm).to(self.sum_dtype)
-            add_by_group(ops, grad_x_mod * u, group, self.gradients["scale"])
+    def backward(self, code: Code, grad: Tensor, tokens: Tokens, slopes: Slopes, fired: Tensor | None) -> None:
+        code.backward(grad, tokens, self.W_enc, self.W_dec, slopes, self.gradients, fired)
 
     def terms(self) -> LossTerms:
         s, sums, n = self.settings, self.sums, max(self.n_tokens, 1)

@@ -1,6 +1,7 @@
-"""The products of a code with a weight matrix, in two regimes behind one interface.
+"""The products of a caller's compact code with a weight matrix, in two regimes behind one interface.
 
-With z the ``[n_tokens, n_latents]`` matrix that holds ``values`` at ``indices``, a chunk of tokens needs
+With z the ``[n_tokens, n_latents]`` matrix that holds ``values`` at ``indices``, `encode_topk` and `decode`
+need of a chunk of tokens
 
 ==============  ======================================  ==========================================
 ``gather``      ``z @ W``                               decode; the gradient of the encoder's input
@@ -10,9 +11,9 @@ With z the ``[n_tokens, n_latents]`` matrix that holds ``values`` at ``indices``
 ==============  ======================================  ==========================================
 
 `SparseProducts` computes them from the compact code by the backend's primitives. `DenseProducts` writes z
-out, masked, for the chunk at hand, and leaves the rest to dense matrix products: twenty times the arithmetic
-at 5 % density, at a rate that on a GPU more than makes up for it. Both take and give compact values, so what
-lies between the products (losses, other gradients) does not know the regime.
+out, masked, for the chunk at hand, and leaves the rest to dense matrix products. Both take and give compact
+values: a caller's code has any order, may repeat a latent and skip places. The fused step, which makes its
+codes itself, keeps them in the form of its regime instead (`tide_kernels.codes`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tide_kernels.dispatch import Choice, Primitives
@@ -100,17 +100,3 @@ class DenseProducts:
 
     def column_sum(self, operand: Tensor, out: Tensor) -> None:
         out += operand.sum(0, dtype=out.dtype)
-
-
-def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tensor:
-    """``x_mod W_enc^T + b_enc``, all in one dtype. The ReLU of eq. 1 is part of `select`."""
-    return F.linear(x_mod, W_enc, b_enc)
-
-
-def add_by_group(ops: Primitives, rows: Tensor, group: Tensor | None, out: Tensor) -> None:
-    """``out_g += sum over the tokens of group g of rows``, in a fixed order."""
-    if group is None:
-        out += rows.sum(0, keepdim=True, dtype=out.dtype)
-        return
-    ones = out.new_ones(len(rows), 1)
-    ops.scatter(ones, ops.transpose(group.to(torch.int32).unsqueeze(1), len(out)), rows, out)

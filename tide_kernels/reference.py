@@ -4,10 +4,15 @@ Conventions shared by all backends:
 
 * ``values [n_tokens, k]`` and ``indices [n_tokens, k]`` int32 are the compact code of a token. An unused
   place has index -1; whatever value stands there is ignored.
-* ``gather``, ``sampled`` and ``scatter`` add up in the accumulation dtype (`accumulator`: float32, or
-  float64 for float64 operands) and return it; rounding to a narrower dtype is the caller's business.
+* ``z [n_tokens, n_latents]``, in the compute dtype, is the same code written out; a latent is selected
+  where z is not 0 (NaN included).
+* Products add up in the accumulation dtype (`accumulator`: float32, or float64 for float64 operands) and
+  return it; rounding to a narrower dtype is the caller's business.
 * Every result is the same, bit for bit, from run to run.
 * No primitive holds ``[n_tokens, k, d_model]``.
+
+A backend may also bring fusions of primitives, which the reference does not have since `tide_kernels.codes`
+composes them: ``encode``, ``backward_latents`` and ``encoder_gradients``.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tide_kernels.losses import cosine_distance, soft_count, soft_count_gradient, squared_error
 
 LAYER_NORM_EPS = 1e-6  # that of the norms inside a DiT block
 
@@ -34,6 +41,15 @@ class Transposed(NamedTuple):
     order: Tensor  # [n_tokens * k] int64: flat places, ascending by (latent, token); unused places last
     tokens: Tensor  # [n_tokens * k] int64: the token of each of them
     offsets: Tensor  # [n_latents + 1] int64: latent l owns the places offsets[l]:offsets[l + 1] of both
+
+
+class Reconstruction(NamedTuple):
+    """What `reconstruction_loss` returns, in the accumulation dtype where nothing else is said."""
+
+    squared: Tensor  # the sum over elements of (x_hat - x)^2
+    distance: Tensor  # the sum over tokens of 1 - cos(x, x_hat)
+    gradient: Tensor | None  # [n_tokens, d_model], in the dtype asked for
+    error: Tensor | None  # [n_tokens, d_model]: x_hat - x
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -85,6 +101,34 @@ def normalised(x: Tensor, layer_norm: bool) -> Tensor:
 def rows_of(table: Tensor, group: Tensor | None) -> Tensor:
     """Each token's row of ``table [groups, d_model]``; without groups the single row, to be broadcast."""
     return table if group is None else table.index_select(0, group)
+
+
+def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tensor:
+    """``x_mod W_enc^T + b_enc``, all in one dtype. The ReLU of eq. 1 is part of the selection; one in here
+    as well makes no difference."""
+    return F.linear(x_mod, W_enc, b_enc)
+
+
+def reconstruction_loss(
+    x: Tensor,
+    x_hat: Tensor,
+    b_dec: Tensor | None,
+    mse_factor: float,
+    cosine_factor: float,
+    grad_dtype: torch.dtype | None,
+    want_error: bool,
+) -> Reconstruction:
+    """The sums of eqs 13 and 14 over tokens, x_hat without its bias, and the gradient in x_hat
+    ``mse_factor (x_hat - x) + cosine_factor d(1 - cos)/d(x_hat)``; none for a ``grad_dtype`` of None."""
+    x = x.to(x_hat.dtype)
+    if b_dec is not None:
+        x_hat = x_hat + b_dec.to(x_hat.dtype)
+    error, squared = squared_error(x, x_hat)
+    distance, gradient = cosine_distance(x, x_hat, cosine_factor if grad_dtype is not None else 0.0)
+    if grad_dtype is not None:
+        gradient = error * mse_factor if gradient is None else gradient.add_(error, alpha=mse_factor)
+        gradient = gradient.to(grad_dtype)
+    return Reconstruction(squared, distance, gradient, error if want_error else None)
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -150,13 +194,13 @@ def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
 def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
     """``out_ij = <rows_i, W[indices_ij]>``, [n_tokens, k]; 0 at unused places."""
     dtype = accumulator(W.dtype)
-    # The derivative of `gather` in its values; asking autograd for it runs PyTorch's own kernel.
-    with torch.enable_grad():
-        weights = torch.zeros(indices.shape, dtype=dtype, device=indices.device, requires_grad=True)
-        table = W.detach().to(dtype)
-        out = F.embedding_bag(indices.clamp(min=0), table, mode="sum", per_sample_weights=weights)
-    (products,) = torch.autograd.grad(out, weights, rows.to(dtype))
-    return products.masked_fill_(indices < 0, 0)
+    n_tokens, k = indices.shape
+    # The derivative of `gather` in its values, by PyTorch's own kernel.
+    bag = torch.arange(n_tokens, dtype=indices.dtype, device=indices.device)
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows.to(dtype), W.to(dtype), indices.clamp(min=0).flatten(), bag * k, bag.repeat_interleave(k), mode=0
+    )
+    return products.view(n_tokens, k).masked_fill_(indices < 0, 0)
 
 
 def transpose(indices: Tensor, n_latents: int) -> Transposed:
@@ -174,3 +218,67 @@ def scatter(values: Tensor, transposed: Transposed, rows: Tensor, out: Tensor) -
     # The bag behind the last offset holds the unused places.
     bags = F.embedding_bag(tokens, rows.to(out.dtype), offsets, mode="sum", per_sample_weights=weights)
     out += bags[:-1]
+
+
+def keep_top_(pre: Tensor, k: int) -> None:
+    """What `select` takes stays in ``pre``; everything else becomes 0."""
+    values, indices = select(pre, k)
+    # Adding, not writing: unused places put their 0 on latent 0.
+    pre.zero_().scatter_add_(1, indices.clamp_(min=0).long(), values)
+
+
+def decode_dense(z: Tensor, W: Tensor) -> Tensor:
+    """``z W``, [n_tokens, d_model]."""
+    return (z @ W).to(accumulator(z.dtype))
+
+
+def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
+    """The sum over pairs of rows of |z_2i - z_2i+1|^2 (eq. 15; 0 unless ``paired``) and the sum over tokens
+    of the soft count (eq. 16)."""
+    dtype = accumulator(z.dtype)
+    z = z.to(dtype)
+    temporal = (z[0::2] - z[1::2]).square().sum() if paired else z.new_zeros(())
+    return temporal, soft_count(z, z.shape[1], soft_eps)
+
+
+def masked_gradient(
+    grad: Tensor,
+    W_dec: Tensor,
+    z: Tensor,
+    pair_factor: float,
+    soft_factor: Tensor | None,
+    soft_eps: float,
+    grad_b_enc: Tensor | None,
+    fired: Tensor | None,
+) -> Tensor:
+    """The gradient of the pre-activations, [n_tokens, n_latents] in the dtype of z: where z is not 0,
+    ``grad W_dec^T + pair_factor (z_i - z_partner(i)) + soft_factor d(soft count)/dz``, else 0.
+
+    Rows 2i and 2i + 1 are partners; ``pair_factor`` 0 and ``soft_factor`` None leave their terms out. Adds the
+    column sums of the result to ``grad_b_enc`` and those of z != 0 to ``fired``.
+    """
+    selected = z != 0
+    out = grad.to(z.dtype) @ W_dec.T
+    if pair_factor or soft_factor is not None:
+        out, wide = out.to(accumulator(z.dtype)), z.to(accumulator(z.dtype))
+        if pair_factor:
+            partner = wide.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+            out = out.add_(wide - partner, alpha=pair_factor)
+        if soft_factor is not None:
+            out = out.addcmul_(soft_count_gradient(wide, z.shape[1], soft_eps), soft_factor)
+        out = out.to(z.dtype)
+    out.masked_fill_(~selected, 0)
+    if grad_b_enc is not None:
+        grad_b_enc += out.sum(0, dtype=grad_b_enc.dtype)
+    if fired is not None:
+        fired += selected.sum(0, dtype=torch.int32)
+    return out
+
+
+def add_product_(out: Tensor, z: Tensor, rows: Tensor) -> None:
+    """``out += z^T rows``; out is [n_latents, d_model] in the accumulation dtype, rows are rounded to z's."""
+    rows = rows.to(z.dtype)
+    if out.dtype == z.dtype:
+        out.addmm_(z.T, rows)
+    else:
+        out += z.T @ rows

@@ -1,0 +1,51 @@
+"""The backward pass of the timestep modulation ``x_mod_i = u_i (1 + scale[group_i]) + shift[group_i]`` (eq. 8).
+
+u is x or LayerNorm(x). With g = dL/dx_mod: ``du = g (1 + scale)``, ``dscale_g = sum over group g of g u`` and
+``dshift_g = sum over group g of g``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tide_kernels.dispatch import Primitives
+from tide_kernels.reference import LAYER_NORM_EPS, normalised, rows_of
+
+
+def add_by_group(ops: Primitives, rows: Tensor, group: Tensor | None, out: Tensor) -> None:
+    """``out_g += sum over the tokens of group g of rows``, in a fixed order."""
+    if group is None:
+        out += rows.sum(0, keepdim=True, dtype=out.dtype)
+        return
+    ones = out.new_ones(len(rows), 1)
+    ops.scatter(ones, ops.transpose(group.to(torch.int32).unsqueeze(1), len(out)), rows, out)
+
+
+def add_modulation_gradients(
+    ops: Primitives,
+    grad: Tensor,
+    x: Tensor,
+    group: Tensor | None,
+    layer_norm: bool,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """Adds the gradients of scale and shift, from that of x_mod in the accumulation dtype."""
+    if grad_shift is not None:
+        add_by_group(ops, grad, group, grad_shift)
+    if grad_scale is not None:
+        add_by_group(ops, grad * normalised(x, layer_norm).to(grad.dtype), group, grad_scale)
+
+
+def input_gradient(grad: Tensor, x: Tensor, scale: Tensor | None, group: Tensor | None, layer_norm: bool) -> Tensor:
+    """The gradient of x, in the accumulation dtype, from that of x_mod."""
+    if scale is not None:
+        grad = grad * (1 + rows_of(scale, group).to(grad.dtype))
+    if not layer_norm:
+        return grad
+    normed = normalised(x, layer_norm).to(grad.dtype)
+    x = x.to(grad.dtype)
+    variance = (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+    projected = grad - grad.mean(1, keepdim=True) - normed * (grad * normed).mean(1, keepdim=True)
+    return projected * (variance + LAYER_NORM_EPS).rsqrt()
