@@ -9,6 +9,7 @@ import torch
 from diffusers import PixArtAlphaPipeline
 
 from tide.activations import Prepared
+from tide.activations.collect import sample_generator
 from tide.adapters import adapter_for
 from tide.errors import TideError
 from tide.evaluation import diffusion_loss, recovered, sae_intervention, zero_ablation
@@ -37,17 +38,28 @@ def test_putting_the_activation_back_is_bit_equal_to_clean(alpha, prepared):
     assert losses["zero"]["loss"] != losses["clean"]["loss"]
 
 
+def test_batching_changes_rounding_only(alpha, prepared):
+    whole = [
+        Prepared(
+            torch.cat([p.latents for p in prepared]),
+            {name: torch.cat([p.text[name] for p in prepared]) for name in prepared[0].text},
+        )
+    ]
+    losses = [diffusion_loss(adapter_for(alpha), data, 6, {}, timesteps=TIMESTEPS) for data in (prepared, whole)]
+    assert losses[0]["clean"]["loss"] == pytest.approx(losses[1]["clean"]["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_is_the_mean_squared_error_of_the_noise(alpha, prepared, kind):
-    """Every prediction converted to noise by the definition of its kind; the noise drawn in the documented order."""
+    """Every prediction converted to noise by the definition of its kind; each image's noise its own."""
     scheduler = type(alpha.scheduler).from_config(alpha.scheduler.config, prediction_type=kind)
     pipe = PixArtAlphaPipeline(**{**alpha.components, "scheduler": scheduler})
     losses = diffusion_loss(adapter_for(pipe), prepared, 6, {}, timesteps=TIMESTEPS, seed=5)
-    generator = torch.Generator().manual_seed(5)
     expected: dict[int, list[float]] = {900: [], 100: []}
-    for images in prepared:
-        for t in TIMESTEPS.tolist():
-            noise = torch.randn(images.latents.shape, generator=generator)
+    for first, images in zip((0, 2), prepared, strict=True):
+        for step, t in enumerate(TIMESTEPS.tolist()):
+            generators = [sample_generator(5, first + i, step) for i in range(len(images.latents))]
+            noise = torch.stack([torch.randn(4, 16, 16, generator=g) for g in generators])
             abar = scheduler.alphas_cumprod[t]
             noisy = abar.sqrt() * images.latents + (1 - abar).sqrt() * noise
             with torch.no_grad():

@@ -10,6 +10,7 @@ from diffusers import PixArtAlphaPipeline
 
 import tide
 import tide.scenes.pipeline as bundled
+from tide.activations.collect import sample_noise
 from tide.adapters import adapter_for, tap
 from tide.errors import TideError
 from tide.interpretation import Annotated
@@ -103,8 +104,7 @@ def test_annotated_scenes_hold_the_blocks_activations(alpha, annotated):
     chosen, found = annotated
     adapter = adapter_for(alpha)
     assert list(found) == [2, 6]
-    generator = torch.Generator().manual_seed(4)
-    noise = torch.cat([torch.randn(n, 4, 16, 16, generator=generator) for n in (2, 1)])
+    noise = sample_noise((3, 4, 16, 16), 4, 0)
     with torch.no_grad():
         clean = adapter.encode_images(images_of(chosen))
         text = encode_captions(adapter, [scene.caption() for scene in chosen])

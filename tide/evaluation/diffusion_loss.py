@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.activations.collect import Prepared
+from tide.activations.collect import Prepared, sample_noise
 from tide.adapters.base import Adapter
 from tide.adapters.hooks import Call, tap
 from tide.errors import TideError
@@ -45,17 +45,18 @@ def diffusion_loss(
 ) -> dict[str, Any]:
     """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
 
-    Every image of ``data`` meets every timestep once, with the same noise for all interventions. The noise depends on
-    ``seed`` and on how ``data`` is batched. Returns ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
+    Every image of ``data`` meets every timestep once, with the same noise for all interventions: that of ``seed``, the
+    image's number and the timestep's, however ``data`` is batched. Returns
+    ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
     """
     if "clean" in interventions:
         raise TideError("an intervention is named 'clean', which is what the untouched model is called; rename it")
-    generator = torch.Generator().manual_seed(seed)
     sums: dict[str, dict[float, list[float]]] = {}
+    first = 0
     for images in data:
         latents = images.latents.to(adapter.device)
-        for t in timesteps.tolist():
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
+        for step, t in enumerate(timesteps.tolist()):
+            noise = sample_noise(latents.shape, seed, first, step).to(latents)
             steps = torch.full((len(noise),), t, device=noise.device)
             noisy = adapter.add_noise(latents, noise, steps)
             for name, change in {"clean": None, **interventions}.items():
@@ -64,6 +65,7 @@ def diffusion_loss(
                     prediction = adapter.denoise(noisy, steps, images.text)
                 error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
                 sums.setdefault(name, {}).setdefault(t, []).extend(error.flatten(1).mean(1).tolist())
+        first += len(latents)
     if not sums:
         raise TideError("there are no images to measure the diffusion loss on; give a folder that holds some")
     return {

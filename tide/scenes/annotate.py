@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tide.activations.collect import sample_noise
 from tide.adapters import Adapter, Call, run_until
 from tide.editing.masks import token_mask
 from tide.errors import TideError
@@ -56,13 +57,12 @@ def annotated_scenes(
     block -> activations, in float32 on the CPU."""
     if not scenes:
         raise TideError("there are no scenes to annotate; give at least one")
-    generator = torch.Generator().manual_seed(seed)
     collected: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
     for start in range(0, len(scenes), batch_size):
         part = scenes[start : start + batch_size]
         latents = adapter.encode_images(images_of(part))
         text = encode_captions(adapter, [s.caption() for s in part])
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = sample_noise(latents.shape, seed, start)
         for i, t in enumerate(timesteps.tolist()):
             noisy = adapter.add_noise(latents, noise, t)
 
