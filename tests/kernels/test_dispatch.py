@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tide_kernels import BackendError, backend_status, dispatch, encode_topk, reference, register_backend
+from tide_kernels import BackendError, backend_status, dispatch, encode_topk, reference, register_backend, tide_loss
 from tide_kernels.dispatch import choose
+from tide_kernels.testing import random_problem
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -82,6 +83,50 @@ def test_a_backend_overrides_the_primitives_it_has():
     assert torch.equal(values, expected[0])
     assert torch.equal(indices, expected[1])
     assert choose("selects", "auto", n_latents=10, k=1, **CPU).ops.gather is reference.gather
+
+
+def test_a_backend_may_fuse_what_is_composed_elsewhere():
+    calls = []
+
+    def backward_latents(values, indices, layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc):
+        calls.append("backward_latents")
+        return torch.zeros(values.shape)
+
+    def encoder_gradients(grad_pre, x, x_mod, scale, shift, group, norm, W_enc, grad_W_enc, grad_scale, grad_shift):
+        calls.append("encoder_gradients")
+
+    register_backend("fuses", fake(backward_latents=backward_latents, encoder_gradients=encoder_gradients))
+    for regime in ("sparse", "dense"):
+        p = random_problem(6, 4, 10, 2, dtype=torch.float32)
+        tide_loss(**p.arguments(), backend="fuses", regime=regime).total.backward()
+        assert not p.W_enc.grad.any()  # left to the fusion, which added nothing
+    assert calls == ["backward_latents", "encoder_gradients"]
+
+
+def test_the_single_launch_is_taken_by_name_or_where_it_was_measured_to_win():
+    marked = (torch.full((3, 2), 7.0), torch.zeros(3, 2, dtype=torch.int32))
+
+    def encode(*_):
+        return tuple(t.clone() for t in marked)
+
+    def single_launch(device, dtype, n_tokens, n_latents, k):
+        return n_tokens < 3
+
+    register_backend("single", fake(encode=encode, single_launch=single_launch))
+    p = random_problem(3, 4, 10, 2, dtype=torch.float32)
+    split = encode_topk(p.x, p.W_enc, p.b_enc, 2, backend="single")[0]
+    assert torch.equal(split, encode_topk(p.x, p.W_enc, p.b_enc, 2, backend="reference")[0])
+    assert torch.equal(encode_topk(p.x, p.W_enc, p.b_enc, 2, backend="single", path="single")[0], marked[0])
+    assert torch.equal(encode_topk(p.x[:2], p.W_enc, p.b_enc, 2, backend="single")[0], marked[0])
+    assert torch.equal(encode_topk(p.x[:2], p.W_enc, p.b_enc, 2, backend="single", path="split")[0], split[:2])
+
+
+def test_a_backend_without_a_single_launch_says_so():
+    p = random_problem(3, 4, 10, 2)
+    with pytest.raises(BackendError, match=r"'reference' has no single-launch encoder: use path='split'"):
+        encode_topk(p.x, p.W_enc, p.b_enc, 2, path="single")
+    with pytest.raises(ValueError, match=r"path 'whole' is unknown: use one of auto, split, single"):
+        encode_topk(p.x, p.W_enc, p.b_enc, 2, path="whole")
 
 
 def test_registration_keeps_the_reference_last_and_names_unique():
