@@ -39,6 +39,12 @@ def sample_generator(seed: int, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
+def sample_noise(shape: Sequence[int], seed: int, first: int, *place: int) -> Tensor:
+    """Normal noise of ``shape``, whose rows are the samples ``first``, ``first + 1``, ...: each its own."""
+    rows = (torch.randn(shape[1:], generator=sample_generator(seed, first + i, *place)) for i in range(shape[0]))
+    return torch.stack(list(rows))
+
+
 def draw_tokens(n_tokens: int, fraction: float, generator: torch.Generator) -> Tensor:
     """A random ``fraction`` of the token places, at least one, ascending."""
     n = max(1, round(n_tokens * fraction))
@@ -182,17 +188,15 @@ class _Kept:
     tokens: Tensor
     repeats: int
     x: dict[int, Tensor] = field(default_factory=dict)
-    call: Call | None = None
+    calls: dict[int, Call] = field(default_factory=dict)
 
     def keep(self, index: int, x: Tensor, call: Call) -> None:
         tokens = self.tokens.to(x.device).repeat_interleave(self.repeats, 0)
         self.x[index] = x[torch.arange(len(x), device=x.device)[:, None], tokens]
-        self.call = call
+        self.calls[index] = call
 
     def batch(self, index: int, first_sample: int, dtype: torch.dtype | None) -> ActivationBatch:
-        call = self.call
-        assert call is not None
-        x = self.x[index]
+        call, x = self.calls[index], self.x[index]
         n_images, n = self.tokens.shape
         # [image, repeat, token] -> [image, token, repeat]: the rows of a pair become neighbours.
         rows = x.reshape(n_images, self.repeats, n, -1).transpose(1, 2).reshape(n_images * n * self.repeats, -1)
@@ -244,11 +248,10 @@ def collect_sampling(
     if paired and n_steps < 2:
         raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
     indices = [adapter.resolve_block(block) for block in blocks]
-    guided = guidance_scale > 1
     for first in range(start, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         generators = [sample_generator(seed, first + i) for i in range(len(chunk))]
-        trajectory = _Trajectory(adapter, first, token_fraction, rows == "conditional", guided, seed)
+        trajectory = _Trajectory(first, token_fraction, rows == "conditional", seed)
         with tap(adapter, {index: partial(trajectory.keep, index) for index in indices}, tensor):
             adapter.generate(
                 chunk,
@@ -266,24 +269,22 @@ def collect_sampling(
 class _Trajectory:
     """The chosen tokens of one run of the pipeline: per block a batch a step, ordered by sample and token."""
 
-    def __init__(
-        self, adapter: Adapter, first: int, token_fraction: float, conditional: bool, guided: bool, seed: int
-    ) -> None:
-        self.adapter = adapter
+    def __init__(self, first: int, token_fraction: float, conditional: bool, seed: int) -> None:
         self.first = first
         self.token_fraction = token_fraction
         self.conditional = conditional
-        self.guided = guided
         self.seed = seed
         self.tokens: Tensor | None = None
         self.steps: dict[int, list[ActivationBatch]] = {}
 
     def keep(self, index: int, x: Tensor, call: Call) -> None:
-        is_conditional = self.adapter.conditional_rows(len(x), self.guided)
+        is_conditional = call.conditional
         n_samples = int(is_conditional.sum())
+        if self.conditional and not n_samples:
+            return  # a call for the negative prompt alone
         if self.tokens is None:
             # Generators of their own: the pipeline draws the initial noise from the others.
-            draw = [sample_generator(self.seed, self.first + i, 1) for i in range(n_samples)]
+            draw = [sample_generator(self.seed, self.first + i, 1) for i in range(max(n_samples, len(x) - n_samples))]
             self.tokens = torch.stack([draw_tokens(x.shape[1], self.token_fraction, each) for each in draw])
         # Conditional and unconditional rows each come in the order of the samples.
         sample = torch.empty(len(x), dtype=torch.int64)
@@ -302,14 +303,26 @@ class _Trajectory:
             sample=sample.repeat_interleave(n).to(x.device),
             token=token.reshape(-1).to(x.device, torch.int32),
         )
-        self.steps.setdefault(index, []).append(batch)
+        steps = self.steps.setdefault(index, [])
+        if steps and _of_one_step(steps[-1], batch):
+            steps[-1] = ActivationBatch.cat([steps[-1], batch])
+        else:
+            steps.append(batch)
 
     def batch(self, index: int, paired: bool, dtype: torch.dtype | None) -> ActivationBatch:
         steps = self.steps.pop(index)
         whole = ActivationBatch.cat(steps)
         if paired:
             n = len(steps[0])
+            if any(len(step) != n for step in steps):
+                raise TideError("steps of this run hold different rows and make no pairs; set paired=False")
             earlier = torch.arange((len(steps) - 1) * n)
             whole = whole.take(torch.stack([earlier, earlier + n], 1).reshape(-1))
             whole.paired = True
         return whole.to(dtype=dtype)
+
+
+def _of_one_step(first: ActivationBatch, second: ActivationBatch) -> bool:
+    """Whether two calls belong to one step: the prompts' and the negative prompts', for models that run them apart."""
+    same = torch.equal(first.timestep[:1], second.timestep[:1])
+    return same and not bool(torch.isin(first.sample, second.sample).any())

@@ -1,15 +1,29 @@
 """Model families: where to hook a diffusion transformer and where its modulation comes from."""
 
 from tide.adapters.base import Adapter, Block, Chunk, adapter_for, register
+from tide.adapters.dit import DiTAdapter
+from tide.adapters.flux import FluxAdapter
 from tide.adapters.hooks import Call, Tap, run_until, tap
+from tide.adapters.hunyuan import HunyuanDiTAdapter
+from tide.adapters.lumina2 import Lumina2Adapter
+from tide.adapters.lumina_next import LuminaNextAdapter
 from tide.adapters.pixart import PixArtAdapter
+from tide.adapters.sana import SanaAdapter
+from tide.adapters.sd3 import SD3Adapter
 
 __all__ = [
     "Adapter",
     "Block",
     "Call",
     "Chunk",
+    "DiTAdapter",
+    "FluxAdapter",
+    "HunyuanDiTAdapter",
+    "Lumina2Adapter",
+    "LuminaNextAdapter",
     "PixArtAdapter",
+    "SD3Adapter",
+    "SanaAdapter",
     "Tap",
     "adapter_for",
     "register",

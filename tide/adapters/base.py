@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tide.adapters import schedule
+from tide.adapters.guidance import Guidance
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
@@ -18,6 +20,7 @@ from tide.sae.modulation import Modulation
 TENSORS = ("output", "attention", "feed_forward")
 #: Which scale and shift of a block: those before the self-attention or those before the feed-forward.
 Chunk = Literal["msa", "mlp"]
+CHUNKS = get_args(Chunk)
 #: A number, negative from the end, or "penultimate".
 Block = int | str
 #: Keyword arguments of the transformer that carry the prompts, one row each.
@@ -26,17 +29,34 @@ Text = Mapping[str, Tensor]
 _ADAPTERS: dict[type, type[Adapter]] = {}
 
 
+class TokenView(Protocol):
+    """Where the image tokens are in the output of a hooked module, during one call of the transformer."""
+
+    def image_tokens(self, output: Any, tensor: str = "output") -> Tensor: ...
+
+    def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any: ...
+
+
 class Adapter(ABC):
     """One model family: where its blocks are, where their modulation comes from, how its pipeline runs it.
 
-    Subclasses serve one transformer class each and are found through :func:`adapter_for`. What depends on the
-    scheduler (eqs 3 and 4) is here, for schedulers with ``alphas_cumprod``.
+    Subclasses serve one transformer class each and are found through :func:`adapter_for`. Timesteps are the
+    scheduler's everywhere outside of the transformer: in :class:`~tide.adapters.Call`, for the modulation and for
+    :meth:`denoise`.
 
     Args:
         pipe: a diffusers pipeline. It is read, never changed.
     """
 
     family: ClassVar[str]
+    #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
+    flow_matching: ClassVar[bool] = False
+    #: The transformer is given a + b t for the scheduler's timestep t.
+    timestep_unit: tuple[float, float] = (0.0, 1.0)
+    #: The attributes of a block that hold its self-attention and its feed-forward.
+    modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
+    #: What :meth:`generate` passes to the pipeline unless told otherwise.
+    call_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -67,9 +87,11 @@ class Adapter(ABC):
             raise TideError(f"block {block} does not exist; this transformer has blocks 0..{n - 1}")
         return index % n
 
-    @abstractmethod
     def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
         """The module whose output holds ``tensor`` of ``block``."""
+        check_tensor(tensor)
+        module = self.blocks[self.resolve_block(block)]
+        return module if tensor == "output" else getattr(module, self.modules[tensor])
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
         """The image tokens ``[B, T, d_model]`` in the output of :meth:`hook_module`."""
@@ -79,9 +101,14 @@ class Adapter(ABC):
         """``output`` with its image tokens replaced by ``x``."""
         return x
 
-    @abstractmethod
+    def token_view(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TokenView:
+        """What finds the image tokens during this call: the adapter itself, unless their place depends on it."""
+        return self
+
     def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
         """Rows and columns of the image tokens of latents of this size; tokens are in row-major order."""
+        patch = int(self.transformer.config.patch_size)
+        return latent_height // patch, latent_width // patch
 
     # -- one call of the transformer ----------------------------------------------------------------------
 
@@ -90,18 +117,40 @@ class Adapter(ABC):
         return dict(self._signature.bind(self.transformer, *args, **kwargs).arguments)
 
     def timestep_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """The timestep ``[B]`` of a transformer call, float32, in the unit that the transformer is given."""
+        """The scheduler's timestep ``[B]`` of a transformer call, float32, undoing :attr:`timestep_unit`."""
         arguments = self.arguments(args, kwargs)
         hidden = arguments["hidden_states"]
         timestep = arguments.get("timestep")
         if timestep is None:
             raise TideError("the transformer was called without a timestep; pass timestep=")
         timestep = torch.as_tensor(timestep, device=hidden.device).reshape(-1)
-        return timestep.to(torch.float32).expand(len(hidden))
+        offset, factor = self.timestep_unit
+        return ((timestep.to(torch.float32) - offset) / factor).expand(len(hidden))
+
+    def given_timestep(self, timestep: Tensor | float, like: Tensor) -> Tensor:
+        """``[B]``: what the transformer is given at the scheduler's ``timestep``, a number or ``[B]``."""
+        offset, factor = self.timestep_unit
+        steps = torch.as_tensor(timestep, device=like.device).reshape(-1).expand(len(like))
+        return steps if (offset, factor) == (0, 1) else offset + factor * steps.to(torch.float32)
 
     @abstractmethod
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         """What the model adds to its timestep embedding in a call, ``[B, d_embedding]`` float32, or None."""
+
+    def conditioning_of_blocks(
+        self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[int, Tensor | None]:
+        """Of each block, :meth:`conditioning_of`; for models whose blocks embed the call on their own."""
+        return dict.fromkeys(blocks, self.conditioning_of(args, kwargs))
+
+    def modulated_block(self, block: Block, chunk: Chunk, next_block: bool) -> int:
+        """The number of the block whose modulation is asked for, the arguments of :meth:`modulation` checked."""
+        index = self.resolve_block(block) + next_block
+        if index == self.n_blocks:
+            raise TideError(f"block {block} is the last one and has no next block; use its own modulation")
+        if chunk not in CHUNKS:
+            raise TideError(f"chunk {chunk!r} is unknown; use one of {', '.join(CHUNKS)}")
+        return index
 
     @abstractmethod
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
@@ -112,7 +161,13 @@ class Adapter(ABC):
 
     @abstractmethod
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        """Bool mask ``[batch_size]`` of the rows of a pipeline's call that belong to the prompt."""
+        """Bool mask ``[batch_size]`` of the rows that belong to the prompt, in a call that holds both kinds of rows if
+        the run is guided."""
+
+    def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
+        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU."""
+        batch_size = len(self.arguments(args, kwargs)["hidden_states"])
+        return self.conditional_rows(batch_size, guidance.active)
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
@@ -122,7 +177,6 @@ class Adapter(ABC):
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
         """The model's prediction for noisy ``latents [B, c, h, w]``: one call, no guidance; float32."""
 
-    @abstractmethod
     def generate(
         self,
         prompts: Sequence[str],
@@ -132,7 +186,15 @@ class Adapter(ABC):
         generators: list[torch.Generator],
         **kwargs: Any,
     ) -> Tensor:
-        """Runs the pipeline, one generator a prompt, and returns the final latents."""
+        """Runs the pipeline, one generator a prompt, and returns the final latents. ``kwargs`` go to the pipeline."""
+        return self.pipe(
+            list(prompts),
+            num_inference_steps=n_steps,
+            guidance_scale=guidance_scale,
+            generator=generators,
+            output_type="latent",
+            **{**self.call_defaults, **kwargs},
+        ).images
 
     @property
     def device(self) -> torch.device:
@@ -159,54 +221,60 @@ class Adapter(ABC):
         latents = (posterior.mode() if generator is None else posterior.sample(generator)).float()
         return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Side of the square of pixels that one latent stands for."""
+        scale = getattr(self.pipe, "vae_scale_factor", None)
+        return int(scale or 2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
+
+    @property
+    def default_latents(self) -> tuple[int, int]:
+        """Height and width of the latents that the pipeline draws unless told otherwise."""
+        side = int(self.transformer.config.sample_size)
+        return side, side
+
     # -- the noise schedule -------------------------------------------------------------------------------
 
-    def _signal_and_noise(self, timestep: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply ``like [B, c, h, w]``, float32."""
-        scheduler = self.pipe.scheduler
-        alphas = getattr(scheduler, "alphas_cumprod", None)
-        if alphas is None:
-            raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
-        index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
-        if int(index.min()) < 0 or int(index.max()) >= len(alphas):
-            wrong = int(index.max() if int(index.max()) >= len(alphas) else index.min())
-            raise TideError(f"timestep {wrong} does not exist; this scheduler has 0..{len(alphas) - 1}")
-        abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, 1, 1, 1)
-        return abar.sqrt(), (1 - abar).sqrt()
-
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
-        """Eq. 3: sqrt(abar_t) latents + sqrt(1 - abar_t) noise, float32; ``timestep`` a number or ``[B]``."""
-        signal, sigma = self._signal_and_noise(timestep, latents)
+        """Eq. 3, float32; ``timestep`` a number or ``[B]``: sqrt(abar_t) latents + sqrt(1 - abar_t) noise, or for
+        flow matching (1 - sigma) latents + sigma noise."""
+        signal, sigma = schedule.signal_and_noise(self.pipe.scheduler, timestep, latents, flow=self.flow_matching)
         return signal * latents.float() + sigma * noise.to(latents.device, torch.float32)
 
     def predicted_noise(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` stands for, float32."""
-        kind = self.pipe.scheduler.config.prediction_type
-        prediction, latents = prediction.float(), latents.float()
-        if kind == "epsilon":
-            return prediction
-        signal, sigma = self._signal_and_noise(timestep, latents)
-        if kind == "v_prediction":
-            return signal * prediction + sigma * latents
-        if kind == "sample":
-            return (latents - signal * prediction) / sigma
-        raise TideError(f"prediction_type {kind!r} is unknown; use epsilon, v_prediction or sample")
+        return schedule.noise_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
 
     def sampling_timesteps(self, n_steps: int) -> Tensor:
-        """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the
-        CPU."""
-        scheduler = self.pipe.scheduler
-        if not 1 <= n_steps <= scheduler.config.num_train_timesteps:
-            raise TideError(f"{n_steps} sampling steps asked for; give 1..{scheduler.config.num_train_timesteps}")
-        # set_timesteps resets a scheduler's state, so a copy takes it.
-        scheduler = type(scheduler).from_config(scheduler.config)
-        scheduler.set_timesteps(n_steps)
-        return torch.unique(scheduler.timesteps.cpu()).flip(0)  # second-order schedulers repeat timesteps
+        """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the CPU.
+
+        Where the schedule depends on the image's size, those of :attr:`default_latents`.
+        """
+        return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+
+    def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
+        """What the pipeline passes to its scheduler besides the number of steps."""
+        return {}
 
 
 def check_tensor(tensor: str) -> None:
     if tensor not in TENSORS:
         raise TideError(f"tensor {tensor!r} is unknown; use one of {', '.join(TENSORS)}")
+
+
+def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last"]) -> Tensor:
+    """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds, one after the other."""
+    if do_cfg and batch_size % 2:
+        raise TideError(f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False")
+    rows = torch.arange(batch_size)
+    if not do_cfg:
+        return rows >= 0
+    return rows < batch_size // 2 if conditional == "first" else rows >= batch_size // 2
+
+
+def check_text_encoder(pipe: Any) -> None:
+    if pipe.text_encoder is None or pipe.tokenizer is None:
+        raise TideError("the pipeline has no text encoder; load it with one or pass embeddings")
 
 
 def register(transformer: type) -> Callable[[type[Adapter]], type[Adapter]]:

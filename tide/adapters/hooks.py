@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tide.adapters.base import Adapter, Block, check_tensor
+from tide.adapters.base import Adapter, Block, TokenView, check_tensor
+from tide.adapters.guidance import watch_guidance
 from tide.errors import TideError
 
 
@@ -17,12 +18,14 @@ from tide.errors import TideError
 class Call:
     """One call of the transformer, read from its own arguments.
 
-    ``timestep [B]`` float32; ``conditioning [B, d_embedding]`` float32, or None where the model adds nothing
-    to its timestep embedding. B counts the rows of this call, guidance included.
+    ``timestep [B]`` float32, the scheduler's; ``conditioning [B, d_embedding]`` float32, or None where the model
+    adds nothing to its timestep embedding; ``conditional [B]`` bool, on the CPU: the rows that belong to the prompt
+    rather than to guidance. B counts the rows of this call, guidance included.
     """
 
     timestep: Tensor
     conditioning: Tensor | None
+    conditional: Tensor
 
     @property
     def batch_size(self) -> int:
@@ -58,29 +61,35 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     if stop_after and not resolved:
         raise TideError("no block to stop after; name at least one")
     last = max(resolved) if stop_after else None
-    call: Call | None = None
+    calls: dict[int, Call] = {}
+    view: TokenView = adapter
 
     def before_transformer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal call
-        call = Call(adapter.timestep_of(args, kwargs), adapter.conditioning_of(args, kwargs))
+        nonlocal view
+        view = adapter.token_view(args, kwargs)
+        timestep = adapter.timestep_of(args, kwargs)
+        conditional = adapter.conditional_of(args, kwargs, guidance)
+        for index, conditioning in adapter.conditioning_of_blocks(resolved, args, kwargs).items():
+            calls[index] = Call(timestep, conditioning, conditional)
+        guidance.started = True
 
     def after_block(index: int, function: Tap, output: Any) -> Any:
-        if call is None:
+        if index not in calls:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
-        tokens = adapter.image_tokens(output, tensor)
-        replacement = function(tokens, call)
+        tokens = view.image_tokens(output, tensor)
+        replacement = function(tokens, calls[index])
         if replacement is not None:
             if replacement.shape != tokens.shape:
                 raise TideError(
                     f"the replacement for block {index} has shape {list(replacement.shape)}; "
                     f"its tokens have {list(tokens.shape)}"
                 )
-            output = adapter.with_image_tokens(output, replacement.to(tokens), tensor)
+            output = view.with_image_tokens(output, replacement.to(tokens), tensor)
         if index == last:
             raise _Stopped
         return None if replacement is None else output
 
-    with ExitStack() as hooks:
+    with watch_guidance(adapter.pipe) as guidance, ExitStack() as hooks:
         handle = adapter.transformer.register_forward_pre_hook(before_transformer, with_kwargs=True)
         hooks.callback(handle.remove)
         for index, function in resolved.items():

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from tide.adapters.base import Adapter, Block, Chunk, Text, check_tensor, register
-from tide.errors import TideError
-from tide.sae.modulation import Modulation, ModulationConfig
-
-_MODULES = {"attention": "attn1", "feed_forward": "ff"}
-#: Rows of the adaLN-single table, in sixths: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp.
-_SHIFT_SCALE: dict[Chunk, tuple[int, int]] = {"msa": (0, 1), "mlp": (3, 4)}
+from tide.adapters.adaln import SIXTHS, copied_modulation
+from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.sae.modulation import Modulation
 
 
 @register(PixArtTransformer2DModel)
@@ -25,6 +21,8 @@ class PixArtAdapter(Adapter):
     pixels), resolution and aspect ratio are embedded and added to the timestep embedding."""
 
     family = "pixart"
+    #: Both are for the published models at their own sizes.
+    call_defaults: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -33,15 +31,6 @@ class PixArtAdapter(Adapter):
     @property
     def d_model(self) -> int:
         return int(self.transformer.inner_dim)
-
-    def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
-        check_tensor(tensor)
-        module = self.blocks[self.resolve_block(block)]
-        return module if tensor == "output" else getattr(module, _MODULES[tensor])
-
-    def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
-        patch = self.transformer.config.patch_size
-        return latent_height // patch, latent_width // patch
 
     @torch.no_grad()
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -59,37 +48,23 @@ class PixArtAdapter(Adapter):
         return torch.cat(parts, dim=1).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
-        index = self.resolve_block(block) + next_block
-        if index == self.n_blocks:
-            raise TideError(f"block {block} is the last one and has no next block; use its own modulation")
-        if chunk not in _SHIFT_SCALE:
-            raise TideError(f"chunk {chunk!r} is unknown; use one of {', '.join(_SHIFT_SCALE)}")
-        shift, scale = _SHIFT_SCALE[chunk]
+        module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
+        shift, scale = SIXTHS[chunk]
         adaln = self.transformer.adaln_single
-        embedder, proj, d = adaln.emb.timestep_embedder, adaln.emb.time_proj, self.d_model
-        sixths = [scale, shift]
-        table = self.transformer.transformer_blocks[index].scale_shift_table.float()
-        return Modulation.copied(
-            ModulationConfig(
-                d_model=d,
-                d_embedding=embedder.linear_2.out_features,
-                n_frequencies=proj.num_channels,
-                timestep_factor=float(proj.scale),
-                flip_sin_to_cos=proj.flip_sin_to_cos,
-                downscale_freq_shift=float(proj.downscale_freq_shift),
-                conditioned=self.transformer.use_additional_conditions,
-            ),
-            linear_1=embedder.linear_1,
-            linear_2=embedder.linear_2,
-            weight=torch.cat([adaln.linear.weight[i * d : (i + 1) * d] for i in sixths]),
-            bias=torch.cat([adaln.linear.bias[i * d : (i + 1) * d].float() + table[i] for i in sixths]),
+        return copied_modulation(
+            adaln.emb.time_proj,
+            adaln.emb.timestep_embedder,
+            adaln.linear,
+            d_model=self.d_model,
+            scale=scale,
+            shift=shift,
+            table=module.scale_shift_table,
+            conditioned=self.transformer.use_additional_conditions,
         )
 
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
         """Under guidance the pipelines call the transformer with [unconditional, conditional] rows."""
-        if do_cfg and batch_size % 2:
-            raise TideError(f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False")
-        return torch.arange(batch_size) >= (batch_size // 2 if do_cfg else 0)
+        return halves(batch_size, do_cfg, conditional="last")
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
@@ -97,20 +72,17 @@ class PixArtAdapter(Adapter):
 
         L is ``max_sequence_length``, by default the pipeline's own (120 for alpha, 300 for Sigma).
         """
-        if self.pipe.text_encoder is None or self.pipe.tokenizer is None:
-            raise TideError("the pipeline has no text encoder; load it with one or pass embeddings")
+        check_text_encoder(self.pipe)
         length = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
         embeds, mask, _, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, **length)
         return {"encoder_hidden_states": embeds.to(self.dtype), "encoder_attention_mask": mask}
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
         """The learned variance, where the model has one, is dropped."""
-        batch_size = len(latents)
         latents = latents.to(self.device, self.dtype)
-        steps = torch.as_tensor(timestep, device=latents.device).reshape(-1).expand(batch_size)
         prediction = self.transformer(
             latents,
-            timestep=steps,
+            timestep=self.given_timestep(timestep, latents),
             added_cond_kwargs=self._sizes(latents),
             return_dict=False,
             **{name: value.to(latents.device) for name, value in text.items()},
@@ -126,22 +98,3 @@ class PixArtAdapter(Adapter):
             "resolution": latents.new_tensor([[height, width]]).repeat(len(latents), 1),
             "aspect_ratio": latents.new_tensor([[height / width]]).repeat(len(latents), 1),
         }
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        n_steps: int,
-        guidance_scale: float,
-        generators: list[torch.Generator],
-        **kwargs: Any,
-    ) -> Tensor:
-        """``kwargs`` go to the pipeline; resolution binning and caption cleaning are off unless given."""
-        return self.pipe(
-            list(prompts),
-            num_inference_steps=n_steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="latent",
-            **{"use_resolution_binning": False, "clean_caption": False, **kwargs},
-        ).images

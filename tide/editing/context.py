@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
-from tide.adapters.guidance import Guidance, watch_guidance
 from tide.editing.edits import Branch, Edit, Place, check_map, renormalise
 from tide.errors import TideError
 from tide.sae.model import TIDE
@@ -171,11 +170,11 @@ def edit(
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         if not first <= _progress(pipe, float(call.timestep[0])) < last:
             return None
-        image, rows = _images_and_rows(adapter, guidance, len(x), branch)
+        image, rows = _images_and_rows(call.conditional, branch)
         mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
         return _apply(sae, change, x, call, mask, image.to(x.device), renormalise)
 
-    with watch_guidance(pipe) as guidance, tap(adapter, {at: on_call}, tensor=_tensor(sae)):
+    with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
         yield
 
 
@@ -206,12 +205,11 @@ def _check_sae(adapter: Adapter, sae: TIDE) -> None:
         raise TideError("an SAE that undoes its modulation cannot edit; train one with undo=False")
 
 
-def _images_and_rows(adapter: Adapter, guidance: Guidance, batch: int, branch: Branch) -> tuple[Tensor, Tensor]:
+def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
     """Of each row of a call ``[B]``: its image, and whether ``branch`` has it edited.
 
     Conditional and unconditional rows each come in the order of the images.
     """
-    conditional = adapter.conditional_rows(batch, guidance.active)
     image = torch.where(conditional, conditional.cumsum(0), (~conditional).cumsum(0)) - 1
     if branch == "both":
         return image, torch.ones_like(conditional)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Call, tap
-from tide.adapters.guidance import watch_guidance
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
@@ -41,7 +40,9 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
     raw: list[Tensor] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        rows = adapter.conditional_rows(len(x), guidance.active).to(x.device)
+        rows = call.conditional.to(x.device)
+        if not rows.any():
+            return  # a call for the negative prompt alone
         conditioning = None if call.conditioning is None else call.conditioning[rows]
         with inference(model):
             codes = model.encode(x[rows].float(), call.timestep[rows], conditioning)
@@ -49,7 +50,7 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
         latents.append(codes.dense(model.n_latents).view(int(rows.sum()), x.shape[1], -1).half().cpu())
         raw.append(x[rows].float().cpu())
 
-    with watch_guidance(adapter.pipe) as guidance, tap(adapter, {block: keep}, model.config.tensor):
+    with tap(adapter, {block: keep}, model.config.tensor):
         run()
     if not timesteps:
         raise TideError("the pipeline made no step while the target was recorded; let it draw at least one")

@@ -20,7 +20,7 @@ class ModulationConfig:
         d_model: width of the activations that are modulated.
         d_embedding: width of the timestep embedding.
         n_frequencies: width of the sinusoidal projection of the timestep.
-        timestep_factor: what the model multiplies the timestep by before projecting it.
+        timestep_factor, timestep_offset: the model projects offset + factor * timestep.
         flip_sin_to_cos, downscale_freq_shift: as in ``diffusers.models.embeddings.get_timestep_embedding``.
         has_scale, has_shift: False where the model's adaLN has none (it then stays zero).
         conditioned: the model adds a vector to the timestep embedding (size, pooled prompt, class), and
@@ -36,6 +36,7 @@ class ModulationConfig:
     has_scale: bool = True
     has_shift: bool = True
     conditioned: bool = False
+    timestep_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.has_scale or self.has_shift):
@@ -45,7 +46,7 @@ class ModulationConfig:
 class Modulation(nn.Module):
     """(scale, shift) of a block as a function of the timestep, in the model's own parametrisation::
 
-        temb  = linear_2(SiLU(linear_1(sinusoid(timestep_factor * t)))) + conditioning
+        temb  = linear_2(SiLU(linear_1(sinusoid(timestep_offset + timestep_factor * t)))) + conditioning
         scale, shift = linear(SiLU(temb))
 
     ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model
@@ -116,11 +117,10 @@ class Modulation(nn.Module):
         weight = self.linear_1.weight
         with torch.autocast(weight.device.type, enabled=False):
             waves = get_timestep_embedding(
-                timestep.to(weight.device).reshape(-1),
+                config.timestep_offset + config.timestep_factor * timestep.to(weight.device).float().reshape(-1),
                 config.n_frequencies,
                 flip_sin_to_cos=config.flip_sin_to_cos,
                 downscale_freq_shift=config.downscale_freq_shift,
-                scale=config.timestep_factor,
             )
             embedding = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
             if conditioning is not None:

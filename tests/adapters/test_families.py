@@ -1,0 +1,397 @@
+"""What every family's adapter promises, on the real pipeline of each, tiny and with random weights."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, STEPS, TWO_CALLS, adapter, draw, hooks_of, pipeline
+
+from tide.activations import ActivationBatch, collect, collect_sampling
+from tide.adapters import adapter_for, tap
+from tide.editing import Edit, Erase, Scale, Steer, edit
+from tide.editing.record import record_targets
+from tide.errors import TideError
+from tide.sae import TIDE
+from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
+
+pytestmark = pytest.mark.parametrize("name", FAMILIES)
+
+
+def latents_of(name: str, n: int = 2) -> torch.Tensor:
+    own, family = adapter(name), FAMILIES[name]
+    side = own.pixels_per_latent
+    shape = (n, own.latent_channels, family.size[0] // side, family.size[1] // side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def text_of(name: str) -> dict[str, torch.Tensor]:
+    return adapter(name).encode_prompts(FAMILIES[name].prompts, FAMILIES[name].arguments["max_sequence_length"])
+
+
+def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
+    """Arguments and prediction of every call that a run of the pipeline makes to its transformer."""
+    calls: list[tuple[tuple, dict, torch.Tensor]] = []
+
+    def keep(_module, args, kwargs, output):
+        calls.append((args, kwargs, output[0] if isinstance(output, tuple) else output.sample))
+
+    handle = pipeline(name).transformer.register_forward_hook(keep, with_kwargs=True)
+    try:
+        draw(name, **kwargs)
+    finally:
+        handle.remove()
+    return calls
+
+
+def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
+    """The block's image tokens, and the call, at every call of a run."""
+    seen: list[tuple[torch.Tensor, Any]] = []
+    with tap(adapter(name), {block: lambda x, call: seen.append((x.clone(), call))}):
+        draw(name, **kwargs)
+    return seen
+
+
+def make_sae(name: str, block: int) -> TIDE:
+    """An SAE with the block's own modulation that fires on its activations; latent 5 never does."""
+    own = adapter(name)
+    sae = build_model(own, block, TrainConfig(n_latents=96, k=12))
+    x, call = tapped(name, block)[1]
+    group = torch.arange(len(x), dtype=torch.int32).repeat_interleave(x.shape[1])
+    sae.calibrate(x.flatten(0, 1), call.timestep, call.conditioning, group)
+    with torch.no_grad():
+        sae.b_enc[5] = -1e6
+    return sae.eval()
+
+
+class Fails(Edit):
+    def latents(self, z, place):
+        raise RuntimeError("inside")
+
+
+# -- what the adapter says of the model -----------------------------------------------------------------------------
+
+
+def test_image_tokens_of_every_block(name):
+    """All blocks, in the order in which they run, with the tokens of the grid."""
+    own, ran = adapter(name), []
+    rows, columns = FAMILIES[name].grid
+    taps = {block: lambda x, call, block=block: ran.append((block, x.shape)) for block in range(own.n_blocks)}
+    with torch.no_grad(), tap(own, taps):
+        own.denoise(latents_of(name), 500, text_of(name))
+    assert ran == [(block, (2, rows * columns, own.d_model)) for block in range(own.n_blocks)]
+    assert own.token_grid(*latents_of(name).shape[-2:]) == (rows, columns)
+
+
+def test_a_token_is_a_square_of_the_image(name):
+    """Row-major: latents that are changed in one corner change the tokens of that corner most."""
+    own, (rows, columns) = adapter(name), FAMILIES[name].grid
+    changed = (latents := latents_of(name, 1)).clone()
+    changed[..., -2:, -2:] += 3.0
+    text = {key: value[:1] for key, value in text_of(name).items()}
+    seen = []
+    with torch.no_grad(), tap(own, {0: lambda x, call: seen.append(x[0])}):
+        own.denoise(latents, 500, text)
+        own.denoise(changed, 500, text)
+    moved = (seen[1] - seen[0]).norm(dim=1).reshape(rows, columns)
+    assert int(moved.argmax()) == rows * columns - 1 or name == "sana"  # its tokens are single latents
+    assert moved[-2:, -2:].mean() > 2 * moved[: rows // 2, : columns // 2].mean()
+
+
+@pytest.mark.parametrize("chunk", ["msa", "mlp"])
+def test_modulation_equals_the_blocks_own_norm(name, chunk):
+    """What the attention (or the feed-forward) reads is the norm's output, scaled and shifted."""
+    own, family = adapter(name), FAMILIES[name]
+    if chunk not in family.norms:
+        with pytest.raises(TideError, match="is not modulated"):
+            own.modulation(0, chunk)
+        return
+    for index, block in enumerate(own.blocks):
+        norms = family.norms_of(block)
+        norm, reader = (attrgetter(path)(block) for path in norms.get(chunk, norms["msa"]))
+        seen: dict[str, Any] = {}
+        hooks = [
+            norm.register_forward_hook(lambda _m, _a, output, seen=seen: seen.update(normed=output)),
+            reader.register_forward_pre_hook(
+                lambda _m, args, kwargs, seen=seen: seen.update(read=args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            ),
+        ]
+        with torch.no_grad(), tap(own, {index: lambda x, call, seen=seen: seen.update(call=call)}):
+            own.denoise(latents_of(name), torch.tensor([900, 40]), text_of(name))
+        for hook in hooks:
+            hook.remove()
+        call, modulation = seen["call"], own.modulation(index, chunk)
+        torch.testing.assert_close(call.timestep, torch.tensor([900.0, 40.0]), rtol=1e-4, atol=1e-3)
+        assert modulation.config.conditioned == (call.conditioning is not None)
+        with torch.no_grad():
+            scale, shift = modulation(call.timestep, call.conditioning)
+        read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
+        expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+        torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
+        assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
+        if index:
+            following = own.modulation(index - 1, chunk, next_block=True)
+            assert torch.equal(following.linear.weight, modulation.linear.weight)
+    with pytest.raises(TideError, match="has no next block"):
+        own.modulation(-1, chunk, next_block=True)
+
+
+def test_denoise_is_the_pipelines_own_call(name):
+    """From the same latents, what denoise returns is what the pipeline's own call returned."""
+    own = adapter(name)
+    calls = calls_of(name)
+    with torch.no_grad():
+        for (args, kwargs, expected), t in zip(calls, pipeline(name).scheduler.timesteps, strict=True):
+            hidden = own.arguments(args, kwargs)["hidden_states"]
+            if name == "flux":
+                found = own.denoise(unpacked(hidden, FAMILIES[name].grid), t, {**text_of(name), "guidance": ones()})
+                expected = unpacked(expected, FAMILIES[name].grid)
+            else:
+                found = own.denoise(hidden, t, text_of(name))
+                expected = expected[:, : own.latent_channels] * (-1 if name.startswith("lumina") else 1)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def ones() -> torch.Tensor:
+    return torch.ones(2)  # the guidance scale that draw passes
+
+
+def unpacked(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    rows, columns = grid
+    return torch.einsum("nyxcpq->ncypxq", tokens.unflatten(2, (-1, 2, 2)).unflatten(1, grid)).reshape(
+        len(tokens), -1, 2 * rows, 2 * columns
+    )
+
+
+def test_timesteps_are_the_schedulers(name):
+    """Whatever unit the transformer is given; and the schedule is known before the run."""
+    seen = tapped(name, 0)
+    schedule = pipeline(name).scheduler.timesteps.float()
+    found = torch.stack([call.timestep for _, call in seen])
+    torch.testing.assert_close(found, schedule[:, None].expand(-1, 2), rtol=1e-5, atol=1e-3)
+    if FAMILIES[name].size[0] == FAMILIES[name].size[1] or name != "flux":  # its schedule depends on the size
+        torch.testing.assert_close(adapter(name).sampling_timesteps(STEPS).float(), schedule)
+
+
+def test_noise_and_prediction_lead_back_to_each_other(name):
+    """Eqs 3 and 4: the scheduler's last step from noisy latents along the true prediction is the image."""
+    own, scheduler = adapter(name), pipeline(name).scheduler
+    image, noise = latents_of(name), torch.randn(latents_of(name).shape, generator=torch.Generator().manual_seed(9))
+    draw(name)
+    t = scheduler.timesteps[1]
+    noisy = own.add_noise(image, noise, t)
+    if own.flow_matching:
+        prediction = noise - image
+        share = float(t) / 1000
+        torch.testing.assert_close(noisy, (1 - share) * image + share * noise)
+    else:
+        abar = scheduler.alphas_cumprod[int(t)]
+        epsilon = scheduler.config.prediction_type == "epsilon"
+        prediction = noise if epsilon else abar.sqrt() * noise - (1 - abar).sqrt() * image
+        torch.testing.assert_close(noisy, abar.sqrt() * image + (1 - abar).sqrt() * noise)
+    torch.testing.assert_close(own.predicted_noise(prediction, noisy, t), noise, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TideError, match="timestep 1001 does not exist"):
+        own.add_noise(image, noise, 1001)
+
+
+def test_encode_images(name):
+    own = adapter(name)
+    height, width = FAMILIES[name].size
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = own.encode_images(images)
+    assert latents.shape == latents_of(name).shape
+    assert latents.dtype == torch.float32
+    config = own.pipe.vae.config
+    with torch.no_grad():
+        encoded = own.pipe.vae.encode(images)
+        raw = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+    torch.testing.assert_close(latents, (raw - (getattr(config, "shift_factor", None) or 0)) * config.scaling_factor)
+
+
+# -- the rows of guidance -------------------------------------------------------------------------------------------
+
+
+def test_conditional_rows_are_the_prompts(name):
+    """At the first step of a guided run they hold what a run on the prompts alone holds, and the others do not."""
+    block = adapter(name).n_blocks - 2
+    guidance = {"guidance_scale": FAMILIES[name].guided["guidance_scale"]} if name == "flux" else {}
+    alone, guided = tapped(name, block, **guidance), tapped(name, block, guided=True)
+    first = guided[: len(guided) // STEPS]
+    assert len(first) == (2 if name in TWO_CALLS else 1)
+    rows = torch.cat([x for x, _ in first])
+    conditional = torch.cat([call.conditional for _, call in first])
+    assert conditional.sum() == 2
+    assert len(conditional) == 4
+    torch.testing.assert_close(rows[conditional], alone[0][0], rtol=1e-4, atol=1e-4)
+    assert (rows[~conditional] - alone[0][0]).abs().max() > 1e-3
+    assert all(call.conditional.all() for _, call in alone)
+
+
+def test_an_edit_of_the_conditional_rows_leaves_the_others(name):
+    """At the edited block, at the first step: later ones start from other latents."""
+    block = adapter(name).n_blocks - 2
+    change = Steer(torch.tensor([500.0]), torch.ones(1, adapter(name).d_model))
+    before = tapped(name, block, guided=True)
+    for branch in ("conditional", "unconditional", "both"):
+        seen: list[tuple[torch.Tensor, Any]] = []
+        with (
+            edit(pipeline(name), None, change, block=block, branch=branch),
+            tap(adapter(name), {block: lambda x, call, seen=seen: seen.append((x.clone(), call))}),
+        ):
+            draw(name, guided=True)
+        for (old, call), (new, _) in list(zip(before, seen, strict=True))[: len(seen) // STEPS]:
+            chosen = call.conditional if branch == "conditional" else ~call.conditional
+            chosen = torch.ones_like(chosen) if branch == "both" else chosen
+            assert torch.equal(new[~chosen], old[~chosen])
+            torch.testing.assert_close(new[chosen], old[chosen] + 1)
+
+
+# -- collect, train, edit -------------------------------------------------------------------------------------------
+
+
+def test_collect_noised_images(name):
+    """Algorithm 1 from images and captions: pairs of neighbouring timesteps, with the conditioning of each."""
+    own, family = adapter(name), FAMILIES[name]
+    images = torch.rand(2, 3, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = [(images, list(family.prompts))]
+    blocks = [0, own.n_blocks - 2]
+    length = family.arguments["max_sequence_length"]
+    (batches,) = collect(own, data, blocks, token_fraction=0.5, max_sequence_length=length)
+    n_tokens = family.grid[0] * family.grid[1]
+    grid = own.sampling_timesteps(20).tolist()
+    for block, batch in batches.items():
+        assert batch.x.shape == (2 * 2 * n_tokens // 2, own.d_model)
+        steps = batch.timestep.reshape(-1, 2).tolist()
+        nearest = [[min(grid, key=lambda g, t=t: abs(g - t)) for t in pair] for pair in steps]
+        torch.testing.assert_close(torch.tensor(steps), torch.tensor(nearest).float(), rtol=1e-4, atol=1e-2)
+        assert all(grid.index(later) == grid.index(earlier) + 1 for earlier, later in nearest)
+        with torch.no_grad():
+            scale, _ = own.modulation(block)(batch.timestep, batch.conditioning)
+        assert scale.shape == (4, own.d_model)
+
+
+def test_collect_along_the_sampling_process(name):
+    own, family = adapter(name), FAMILIES[name]
+    block = own.n_blocks - 2
+    arguments = {"height": family.size[0], "width": family.size[1], **family.arguments}
+    guided = {**family.guided}
+    if name == "dit":
+        guided.pop("negative_prompt", None)
+    elif "negative_prompt" in guided:
+        guided["negative_prompt"] = [guided["negative_prompt"]] * 2
+
+    def collected(**options) -> ActivationBatch:
+        (batches,) = collect_sampling(
+            own, family.prompts, [block], n_steps=STEPS, token_fraction=0.5, **{**arguments, **guided, **options}
+        )
+        return batches[block]
+
+    conditional, both = collected(), collected(rows="both")
+    n = family.grid[0] * family.grid[1] // 2
+    assert len(conditional) == STEPS * 2 * n
+    assert len(both) == 2 * len(conditional)
+    assert torch.equal(both.take(both.sample >= 0).x, conditional.x)
+    pairs = collected(rows="both", paired=True)
+    assert len(pairs) == 2 * (STEPS - 1) * 4 * n
+    assert torch.equal(pairs.sample[::2], pairs.sample[1::2])
+    assert torch.equal(pairs.token[::2], pairs.token[1::2])
+    steps = pairs.timestep[pairs.group.long()].reshape(-1, 2)
+    assert (steps[:, 0] > steps[:, 1]).all()
+
+
+def test_train_and_load(name, tmp_path):
+    own = adapter(name)
+    block = own.n_blocks - 2
+    config = TrainConfig(
+        n_latents=64, k=8, steps=12, batch_tokens=32, log_every=1, progressive_k=ProgressiveK(shape="off")
+    )
+    data = [(latents_of(name), text_of(name))]
+    batches = [batch[block] for batch in collect(own, data, [block], token_fraction=1.0)]
+    sae = build_model(own, block, config)
+    trainer = Trainer(sae, config, tmp_path, progress=False)
+    trainer.fit(batches * config.steps)
+    assert trainer.history[-1]["mse"] < trainer.history[0]["mse"]
+    loaded = TIDE.from_pretrained(tmp_path, family=own.family, d_model=own.d_model, block=block)
+    batch = batches[0]
+    with torch.no_grad():
+        found, expected = (
+            model.eval()(batch.x.float(), batch.timestep, batch.conditioning, batch.group) for model in (loaded, sae)
+        )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
+def test_no_op_edits_are_bit_identical(name, guided):
+    pipe, block = pipeline(name), adapter(name).n_blocks - 2
+    sae, plain = make_sae(name, block), draw(name, guided=guided)
+    for change in (Scale(range(96), 1.0), Erase([5])):
+        with edit(pipe, sae, change, branch="both"):
+            assert torch.equal(draw(name, guided=guided), plain)
+    with edit(pipe, sae, Erase(range(96)), steps=(0.34, 0.6)):  # between two of three steps
+        assert torch.equal(draw(name, guided=guided), plain)
+    with edit(pipe, sae, Scale(range(96), 5.0)):
+        assert not torch.equal(draw(name, guided=guided), plain)
+
+
+def test_edits_reach_the_steps_asked_for(name):
+    block, seen = adapter(name).n_blocks - 2, []
+
+    class Watch(Edit):
+        def latents(self, z, place):
+            seen.append(place.timestep)
+            return z
+
+    with edit(pipeline(name), make_sae(name, block), Watch(), steps=(0.3, 0.6)):
+        draw(name, guided=True)
+    expected = float(pipeline(name).scheduler.timesteps[1])
+    assert seen
+    torch.testing.assert_close(torch.tensor(seen), torch.full((len(seen),), expected), rtol=1e-5, atol=1e-3)
+
+
+def test_record_targets(name):
+    """The conditional rows of every step, once a step."""
+    own = adapter(name)
+    block = own.n_blocks - 2
+    found = record_targets(own, make_sae(name, block), lambda: draw(name, guided=True))
+    assert found.raw.shape == (STEPS, 2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
+    conditional = [x[call.conditional] for x, call in tapped(name, block, guided=True) if call.conditional.any()]
+    torch.testing.assert_close(found.raw, torch.stack(conditional))
+
+
+def test_nothing_is_left_behind_when_the_pipeline_raises(name):
+    pipe, block = pipeline(name), adapter(name).n_blocks - 2
+    plain = draw(name)
+    with pytest.raises(RuntimeError, match="inside"), edit(pipe, make_sae(name, block), Fails()):
+        draw(name, guided=True)
+    assert hooks_of(pipe) == 0
+    assert not {"encode_prompt"} & vars(pipe).keys()
+    assert "decode" not in vars(pipe.vae)
+    assert torch.equal(draw(name), plain)
+
+
+@pytest.mark.parametrize("tensor", ["attention", "feed_forward"])
+def test_other_tensors_of_a_block(name, tensor):
+    """Read at the width of the block, and put back where they were."""
+    own, seen = adapter(name), []
+    text, latents = text_of(name), latents_of(name)
+    with torch.no_grad():
+        expected = own.denoise(latents, 500, text)
+        with tap(own, {0: lambda x, call: seen.append(x) or x.clone()}, tensor):
+            assert torch.equal(own.denoise(latents, 500, text), expected)
+        with tap(own, {0: lambda x, call: 3 * x}, tensor):
+            assert not torch.allclose(own.denoise(latents, 500, text), expected, atol=1e-5)
+    assert seen[0].shape == (2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
+
+
+def test_missing_parts(name):
+    own = adapter_for(pipeline(name))
+    bare = type("Bare", (), {"transformer": own.transformer, "vae": None, "text_encoder": None, "tokenizer": None})()
+    with pytest.raises(TideError, match="no VAE"):
+        adapter_for(bare).encode_images(torch.zeros(1, 3, 32, 32))
+    if name != "dit":
+        with pytest.raises(TideError, match="no text encoder"):
+            adapter_for(bare).encode_prompts(["a tree"])

@@ -1,0 +1,70 @@
+"""A model's adaptive LayerNorm as a :class:`~tide.sae.modulation.Modulation`, for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tide.adapters.base import Chunk
+from tide.sae.modulation import Modulation, ModulationConfig
+
+#: (shift, scale) among the six chunks of most models: shift, scale and gate of the attention, then of the feed-forward.
+SIXTHS: dict[Chunk, tuple[int, int]] = {"msa": (0, 1), "mlp": (3, 4)}
+#: The scale among the four chunks of the Lumina models: scale and gate of the attention, then of the feed-forward.
+QUARTERS: dict[Chunk, int] = {"msa": 0, "mlp": 2}
+
+
+def copied_modulation(
+    time_proj: Any,
+    timestep_embedder: Any,
+    linear: nn.Linear,
+    *,
+    d_model: int,
+    scale: int | None,
+    shift: int | None,
+    table: Tensor | None = None,
+    conditioned: bool = False,
+    timestep: tuple[float, float] = (0.0, 1.0),
+) -> Modulation:
+    """The modulation that a block gets from ``linear(SiLU(timestep_embedder(time_proj(t)) + conditioning))``.
+
+    Args:
+        time_proj: the sinusoidal projection (``Timesteps`` of diffusers).
+        timestep_embedder: the MLP behind it (``TimestepEmbedding``).
+        linear: the adaLN projection, ``[chunks * d_model, d_embedding]``.
+        scale, shift: their chunk of ``linear``'s rows, counted in widths; None where the model has none.
+        table: ``[chunks, d_model]``, added to the projection (adaLN-single).
+        conditioned: the model adds a vector to the timestep embedding.
+        timestep: (a, b) if ``time_proj`` is given a + b t for the scheduler's timestep t.
+    """
+    weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table)
+    factor = float(getattr(time_proj, "scale", 1))
+    return Modulation.copied(
+        ModulationConfig(
+            d_model=d_model,
+            d_embedding=timestep_embedder.linear_2.out_features,
+            n_frequencies=time_proj.num_channels,
+            timestep_factor=factor * timestep[1],
+            timestep_offset=factor * timestep[0],
+            flip_sin_to_cos=time_proj.flip_sin_to_cos,
+            downscale_freq_shift=float(time_proj.downscale_freq_shift),
+            has_scale=scale is not None,
+            has_shift=shift is not None,
+            conditioned=conditioned,
+        ),
+        linear_1=timestep_embedder.linear_1,
+        linear_2=timestep_embedder.linear_2,
+        weight=weight,
+        bias=bias,
+    )
+
+
+def _rows(linear: nn.Linear, chunks: Sequence[int], d: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    places = [slice(i * d, (i + 1) * d) for i in chunks]
+    bias = torch.cat([linear.bias[place].float() for place in places])
+    if table is not None:
+        bias = bias + torch.cat([table[i].float() for i in chunks])
+    return torch.cat([linear.weight[place] for place in places]), bias

@@ -1,0 +1,30 @@
+"""Multimodal transformers whose blocks carry text and image in two streams: what SD3 and Flux share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tide.adapters.base import Adapter
+
+
+class JointAdapter(Adapter):
+    """Blocks return (text, image), where the text may be None; their attention returns (image, text)."""
+
+    modules: ClassVar[Mapping[str, str]] = {"attention": "attn", "feed_forward": "ff"}
+
+    @property
+    def d_model(self) -> int:
+        return int(self.transformer.inner_dim)
+
+    def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
+        if tensor == "feed_forward":
+            return output
+        return output[1] if tensor == "output" else output[0]
+
+    def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
+        if tensor == "feed_forward":
+            return x
+        return (output[0], x) if tensor == "output" else (x, *output[1:])

@@ -1,0 +1,84 @@
+"""Eqs 3 and 4 by the pipeline's noise schedule: diffusion (``alphas_cumprod``) or flow matching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+
+
+def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, flow: bool) -> tuple[Tensor, Tensor]:
+    """The factors of image and noise at ``timestep``, shaped to multiply ``like [B, c, h, w]``, float32.
+
+    sqrt(abar_t) and sqrt(1 - abar_t); with ``flow`` 1 - sigma and sigma, where sigma = t / num_train_timesteps (the
+    schedulers shift sigma, not this relation).
+    """
+    if flow:
+        sigma = _flow_sigma(scheduler, timestep).to(like.device).reshape(-1, 1, 1, 1)
+        return 1 - sigma, sigma
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
+    index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
+    _check_range(index, len(alphas) - 1)
+    abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, 1, 1, 1)
+    return abar.sqrt(), (1 - abar).sqrt()
+
+
+def _flow_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
+    name, config = type(scheduler).__name__, scheduler.config
+    if not name.startswith("FlowMatch") and not getattr(config, "use_flow_sigmas", False):
+        raise TideError(f"{name} is no flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas")
+    steps = torch.as_tensor(timestep, device="cpu", dtype=torch.float32).reshape(-1)
+    _check_range(steps, config.num_train_timesteps)
+    return steps / config.num_train_timesteps
+
+
+def _check_range(steps: Tensor, last: int) -> None:
+    wrong = [t for t in (steps.max().item(), steps.min().item()) if not 0 <= t <= last]
+    if wrong:
+        raise TideError(f"timestep {wrong[0]:g} does not exist; this scheduler has 0..{last}")
+
+
+def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
+    """The noise in ``latents`` that a model's ``prediction`` stands for, float32.
+
+    Flow-matching models predict the velocity noise - image: noise = x_t + (1 - sigma) velocity.
+    """
+    prediction, latents = prediction.float(), latents.float()
+    if flow:
+        return latents + signal_and_noise(scheduler, timestep, latents, flow=True)[0] * prediction
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return prediction
+    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=False)
+    if kind == "v_prediction":
+        return signal * prediction + sigma * latents
+    if kind == "sample":
+        return (latents - signal * prediction) / sigma
+    raise TideError(f"prediction_type {kind!r} is unknown; use epsilon, v_prediction or sample")
+
+
+def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor:
+    """The timesteps of a run of ``n_steps`` steps, descending, on the CPU; ``arguments`` are what the pipeline passes
+    to ``set_timesteps`` besides."""
+    if not 1 <= n_steps <= scheduler.config.num_train_timesteps:
+        raise TideError(f"{n_steps} sampling steps asked for; give 1..{scheduler.config.num_train_timesteps}")
+    # set_timesteps resets a scheduler's state, so a copy takes it.
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(n_steps, **arguments)
+    return torch.unique(scheduler.timesteps.cpu()).flip(0)  # second-order schedulers repeat timesteps
+
+
+def resolution_shift(scheduler: Any, n_tokens: int, *, max_shift: float) -> dict[str, float]:
+    """``mu`` for a schedule that is shifted by the image's size, on a line through two sizes that its config names;
+    empty for any other. ``max_shift`` is the pipeline's default at the larger of the two."""
+    config = scheduler.config
+    if not getattr(config, "use_dynamic_shifting", False):
+        return {}
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    return {"mu": low + (high - low) * (n_tokens - few) / (many - few)}
