@@ -74,7 +74,7 @@ def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict
             shows = torch.tensor([word in each.words for each in picked])
             latents = [each["latent"] for each in table[word]["latents"][:DRAWN]]
             maps[word][i] = _maps(model, timesteps, *x, pooled[shows].mean(0), background, latents)
-    scale = int(adapter.pipe.vae_scale_factor)
+    scale = adapter.pixels_per_latent
     grid = adapter.token_grid(source.size[0] // scale, source.size[1] // scale)
     pictures = {word: _picture(picked, maps[word], table[word]["latents"][:DRAWN], grid) for word in table}
     return {"concepts": table, "timesteps": timesteps.tolist(), "data": source.name}, pictures

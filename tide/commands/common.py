@@ -48,9 +48,8 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     dtype = DTYPES[args.dtype] if args.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
     if args.offload and device.type == "cpu":
         raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
-    parts = dict.fromkeys(("text_encoder", "tokenizer", "vae")) if denoiser_only else {}
     with quiet():
-        pipe = _from_pretrained(args.pipeline, dtype, parts)
+        pipe = _from_pretrained(args.pipeline, dtype, _left_out(args.pipeline) if denoiser_only else {})
     adapter = adapter_for(pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if args.attention_slicing:
@@ -60,6 +59,19 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     else:
         pipe.to(device)
     return adapter
+
+
+def _left_out(name: str) -> dict[str, None]:
+    """The components, each as None, that a denoiser does without: every text encoder and tokenizer, and the VAE."""
+    from diffusers import DiffusionPipeline
+
+    if name == BUNDLED:
+        return dict.fromkeys(("text_encoder", "tokenizer", "vae"))
+    try:
+        components = DiffusionPipeline.load_config(name)
+    except (OSError, ValueError):
+        return {}  # loading the pipeline itself says what is wrong
+    return {part: None for part in components if part.startswith(("text_encoder", "tokenizer", "vae"))}
 
 
 def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> Any:
@@ -110,24 +122,27 @@ def recorded_pipeline(model: TIDE) -> str | None:
 
 def image_size(args: argparse.Namespace, adapter: Adapter) -> tuple[int, int]:
     """``--size`` or the pipeline's own, checked to divide into tokens."""
-    config, scale = adapter.transformer.config, int(adapter.pipe.vae_scale_factor)
-    step = scale * int(config.patch_size)
-    height, width = args.size or (config.sample_size * scale,) * 2
+    scale, latents = adapter.pixels_per_latent, adapter.default_latents
+    step = scale * (latents[0] // adapter.token_grid(*latents)[0])
+    height, width = args.size or (latents[0] * scale, latents[1] * scale)
     if height % step or width % step:
         raise TideError(f"a size of {height} x {width} pixels does not divide into tokens; use multiples of {step}")
     return height, width
 
 
 def n_tokens(adapter: Adapter, size: tuple[int, int]) -> int:
-    scale = int(adapter.pipe.vae_scale_factor)
+    scale = adapter.pixels_per_latent
     rows, columns = adapter.token_grid(size[0] // scale, size[1] // scale)
     return rows * columns
 
 
 def caption_length(adapter: Adapter) -> int | None:
-    """The tokenizer's own limit where it is short (the bundled pipeline's captions), else None: the pipeline's."""
-    limit = getattr(adapter.pipe.tokenizer, "model_max_length", None)
-    return limit if isinstance(limit, int) and limit < 120 else None
+    """The tokenizer's own limit where it is short (the bundled pipeline's captions), else None: the pipeline's.
+
+    CLIP's 77 is no such limit: it is that of the pooled prompt of pipelines with several text encoders.
+    """
+    limit = getattr(getattr(adapter.pipe, "tokenizer", None), "model_max_length", None)
+    return limit if isinstance(limit, int) and limit < 77 else None
 
 
 def sampling_arguments(adapter: Adapter, size: tuple[int, int]) -> dict[str, Any]:

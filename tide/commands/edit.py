@@ -148,7 +148,9 @@ def _record(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple
     values: list[torch.Tensor] = []
 
     def record(x: torch.Tensor, call: Any) -> None:
-        row = int(adapter.conditional_rows(len(x), len(x) > 1).nonzero()[0])
+        if not call.conditional.any():
+            return  # a call for the negative prompt alone
+        row = int(call.conditional.nonzero()[0])
         conditioning = None if call.conditioning is None else call.conditioning[row : row + 1]
         with inference(model):
             z = torch.cat(
