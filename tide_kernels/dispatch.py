@@ -4,6 +4,7 @@ A backend is a module (or any object) that has
 
 * ``unavailable() -> str | None``: why it cannot run on this machine at all, or None;
 * ``refuses(device, dtype, n_latents, k) -> str | None``: why it cannot serve this problem, or None;
+* optionally ``only_by_name() -> str | None``: why "auto" passes it over although it can run, or None;
 * optionally ``dense_above(device) -> float``: the density above which its dense regime wins;
 * optionally ``single_launch(device, dtype, n_tokens, n_latents, k) -> bool``: whether its ``encode`` beats
   product and selection apart;
@@ -146,6 +147,8 @@ def choose(
     for name in _SOURCES if backend == "auto" else (backend,):
         module, reason = _load(name)
         reason = reason or module.refuses(device, dtype, n_latents, k)
+        if reason is None and backend == "auto" and hasattr(module, "only_by_name"):
+            reason = module.only_by_name()
         if reason is None:
             regime = _regime(module, regime, device, k / n_latents)
             prefers = getattr(module, "single_launch", lambda *_: False)

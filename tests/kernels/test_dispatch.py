@@ -68,6 +68,13 @@ def test_auto_falls_back_and_says_why():
     assert choice.refused == {"broken": "no such device", "picky": "float32 only"}
 
 
+def test_a_backend_may_serve_by_name_only():
+    register_backend("slow", fake(only_by_name=lambda: "it interprets"))
+    choice = choose("auto", "auto", n_latents=10, k=1, **CPU)
+    assert (choice.backend, choice.refused) == ("reference", {"slow": "it interprets"})
+    assert choose("slow", "auto", n_latents=10, k=1, **CPU).backend == "slow"
+
+
 def test_a_backend_overrides_the_primitives_it_has():
     calls = []
 
