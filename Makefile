@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast test test-slow lint bench setup clean
+.PHONY: demo demo-fast test test-slow lint bench aot gpu-check sanitize cuda-check setup clean
 
 setup: $(VENV)/.installed
 
 # torch goes first: with it in place nothing else resolves another one. No build isolation, for the same reason.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel torch
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
@@ -28,8 +28,26 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# The peers are an extra: $(BIN)/pip install --constraint constraints.txt --no-build-isolation ".[bench]"
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# Every kernel for every architecture, without a GPU.
+aot: setup
+	env -u TRITON_INTERPRET $(BIN)/python -m tide_kernels.triton.aot --all --processes $(THREADS)
+
+# On a GPU machine, with the Python that holds its torch: nothing is installed or fetched.
+MINUTES ?= 25
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES)
+
+# The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	PYTHON=$(BIN)/python csrc/sanitize.sh
+
+# The CUDA sources through nvcc: no GPU needed, no register may spill.
+cuda-check: setup
+	$(BIN)/python csrc/check_cuda.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,13 +6,14 @@ import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before diffusers, which imports Triton, reads it. "auto" passes interpreted kernels over; tests name them.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
 from tide.scenes.pipeline import build_pipeline
-
-if not torch.cuda.is_available():
-    # Read when Triton's kernels are defined. "auto" passes interpreted kernels over; tests ask for them by name.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _transformer(**kwargs: object) -> PixArtTransformer2DModel:

@@ -411,20 +411,35 @@ def _(x: Tensor, W_enc: Tensor, *rest: Any) -> list[Tensor]:
     return [*scalars, fired, x.new_empty((), dtype=sum_dtype), *gradients]
 
 
+@_op("scale_gradient")
+def scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    """``gradient`` times ``factor`` in ``dtype``, in memory that the backend provides."""
+    choice = choose(backend, "auto", device=gradient.device, dtype=gradient.dtype, n_latents=1, k=1)
+    return torch.mul(gradient, factor, out=choice.ops.empty(gradient.shape, dtype, gradient.device))
+
+
+@scale_gradient.register_fake
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype)
+
+
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, *parameters = inputs[:7]
-    ctx.wanted = inputs[-1]
+    *_, ctx.backend, _, ctx.wanted = inputs
     ctx.dtypes = [None if p is None else p.dtype for p in parameters]
     ctx.gain = FusedStep.gain_of(*x.shape)
+    ctx.set_materialize_grads(False)  # or zeros as large as the weights would come in for the gradients
     ctx.save_for_backward(*output[7:])
 
 
 def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    if grads[0] is None:
+        return (None,) * 22
     factor = grads[0] / ctx.gain
-    scaled = [
-        (gradient * factor).to(dtype) if want else None
+    scaled = (
+        scale_gradient(gradient, factor, dtype, ctx.backend) if want else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    ]
+    )
     return (None, *scaled, *[None] * 15)
 
 

@@ -107,8 +107,7 @@ class SparseCode:
         return temporal, soft_count(values, self.n_latents, soft_eps)
 
     def count(self, fired: Tensor) -> None:
-        used = (self.indices >= 0).to(fired.dtype)
-        fired.scatter_add_(0, self.indices.clamp(min=0).long().flatten(), used.flatten())
+        fired += self.transposed.offsets.diff()
 
     def backward(
         self,

@@ -9,7 +9,8 @@ A backend is a module (or any object) that has
 * optionally ``single_launch(device, dtype, n_tokens, n_latents, k) -> bool``: whether its ``encode`` beats
   product and selection apart;
 * any of the primitives named in `Primitives`, with the contracts of `tide_kernels.reference`. A primitive it
-  lacks is taken from there; one whose ``transpose`` returns a layout of its own brings ``scatter`` too.
+  lacks is taken from there; one whose ``transpose`` returns a layout of its own, with ``offsets`` as in
+  `tide_kernels.reference.Transposed`, brings ``scatter`` too.
 
 Adding one is one line in ``_SOURCES``, or a call of `register_backend`. Backends are imported when first
 asked for, never by ``import tide_kernels``.
@@ -18,7 +19,7 @@ asked for, never by ``import tide_kernels``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -47,6 +48,7 @@ class BackendError(RuntimeError):
 class Primitives:
     """The primitives of one backend; contracts in `tide_kernels.reference`."""
 
+    empty: Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
     modulate: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool, torch.dtype], Tensor]
     pre_activations: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     reconstruction_loss: Callable[..., reference.Reconstruction]

@@ -24,9 +24,9 @@ from tide_kernels import autograd, checks
 from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
 
-# Elements of a chunk's [tokens, n_latents] tensor. CPU: 32 MB of float32; a step gains nothing above that.
+# Elements of a chunk's [tokens, n_latents] tensor. CPU: 16 MB of float32; a step gains nothing above that.
 # Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
-_CHUNK_ELEMENTS_CPU = 2**23
+_CHUNK_ELEMENTS_CPU = 2**22
 _CHUNK_ELEMENTS = 2**29
 
 DEFAULT_WEIGHTS = LossWeights()

@@ -75,7 +75,7 @@ class FusedStep:
         # Dense products round their operands anyway; gathers keep what the loss computed.
         self.grad_dtype = settings.dtype if settings.choice.regime == "dense" else self.sum_dtype
         self.gradients = {
-            name: p.new_zeros(p.shape, dtype=self.sum_dtype)
+            name: settings.choice.ops.empty(p.shape, self.sum_dtype, p.device).zero_()
             for name, p in parameters.items()
             if p is not None and name in wanted
         }

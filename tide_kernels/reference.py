@@ -17,6 +17,7 @@ composes them: ``encode``, ``backward_latents`` and ``encoder_gradients``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,11 @@ def dense_above(device: torch.device) -> float:
     # density of 0.22 for d_model = 192, n_latents = 3072 and of 0.10 for d_model = 1152, n_latents = 18432.
     # Elsewhere an estimate, not a measurement: an H200's gather bandwidth against its matrix products.
     return 0.15 if device.type == "cpu" else 0.006
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for gradients as large as the weights."""
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def modulate(

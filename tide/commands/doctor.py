@@ -26,6 +26,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{'GPUs':14} {', '.join(machine['gpus']) or 'none'}")
     for name, reason in found["backends"].items():
         print(f"{name:14} {'available' if reason is None else f'not used: {reason}'}")
+    native = found["native"]
+    print(f"{'compiled CPU':14} {native['instructions'] or 'none'}")
+    print(f"{'compiled CUDA':14} {'available' if native['cuda'] is None else native['cuda']}")
     for name, state in found["bundled"].items():
         print(f"{name:14} {'there' if state is None else f'missing: {state}'}")
     print(f"{'disk':14} {found['disk_free_gb']:.1f} GB free here")
@@ -39,18 +42,24 @@ def examine() -> dict[str, Any]:
     import platform
     import shutil
 
+    import torch
+
     from tide.commands import common
     from tide.sae.checkpoint import versions
     from tide.scenes.pipeline import DATA
-    from tide_kernels import backend_status
+    from tide_kernels import backend_status, native
+    from tide_kernels.dispatch import choose
 
+    device = common.device_of(None)
+    used = choose("auto", "auto", device=device, dtype=torch.float32, n_latents=18432, k=922)
     backends = backend_status()
     parts = {"pipeline": DATA / "pipeline" / "model_index.json", "judge": DATA / "judge" / "model.safetensors"}
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "machine": common.machine(),
         "backends": backends,
-        "used": next(name for name, reason in backends.items() if reason is None),
+        "used": used.backend,
+        "native": {"instructions": native.instruction_set(), "cuda": native.cuda_unavailable()},
         "bundled": {name: None if file.is_file() else f"{file} does not exist" for name, file in parts.items()},
         "disk_free_gb": shutil.disk_usage(".").free / 1e9,
     }

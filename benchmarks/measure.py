@@ -1,0 +1,131 @@
+"""Time and memory of a run, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the repetitions of one run."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """The distance between the quartiles, relative to the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    def record(self) -> dict[str, float | int]:
+        return {"seconds": self.median, "spread": self.spread, "repetitions": len(self.seconds)}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of a run. ``extra`` is the most that was held beside what was there before and what the run left
+    behind (a step leaves its gradients); ``total`` counts what it left too."""
+
+    extra: int
+    total: int
+
+    def record(self) -> dict[str, int]:
+        return {"peak_extra_bytes": self.extra, "peak_total_bytes": self.total}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Run, device: torch.device, before: Run | None = None) -> float:
+    """One run's time; ``before`` prepares it and is not timed."""
+    if before is not None:
+        before()
+    synchronise(device)
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def interleaved(
+    runs: dict[str, Run],
+    device: torch.device,
+    *,
+    repetitions: int = 7,
+    warmup: int = 2,
+    budget: float = 60.0,
+    before: dict[str, Run] | None = None,
+) -> dict[str, Timing]:
+    """Times of several runs, one repetition of each in turn, so that a machine that slows down slows all.
+
+    Stops early, after three repetitions at least, once ``budget`` seconds are spent.
+    """
+    prepare = before or {}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    begin = time.perf_counter()
+    for _ in range(warmup):
+        for name, run in runs.items():
+            seconds(run, device, prepare.get(name))
+    for i in range(repetitions):
+        if i >= 3 and time.perf_counter() - begin > budget:
+            break
+        for name, run in runs.items():
+            taken[name].append(seconds(run, device, prepare.get(name)))
+    return {name: Timing(tuple(values)) for name, values in taken.items()}
+
+
+def time_of(
+    run: Run, device: torch.device, *, repetitions: int = 7, warmup: int = 2, before: Run | None = None
+) -> Timing:
+    """The times of one run alone."""
+    prepare = {} if before is None else {"run": before}
+    return interleaved({"run": run}, device, repetitions=repetitions, warmup=warmup, before=prepare)["run"]
+
+
+def peak(run: Run, device: torch.device, before: Run | None = None) -> Peak:
+    """The memory of one run, as the allocator counts it. The run is warmed up already; ``before`` prepares it."""
+    if before is not None:
+        before()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        most, after = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        return Peak(most - max(after, held), most - held)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return _peak_of(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()))
+
+
+def _peak_of(changes: Iterable[int]) -> Peak:
+    """From the allocator's steps, in order; a negative one gives back."""
+    held = most = 0
+    for change in changes:
+        held += change
+        most = max(most, held)
+    return Peak(most - max(held, 0), most)

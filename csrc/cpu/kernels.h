@@ -1,0 +1,125 @@
+// What the instruction-set variants offer to the operators. Nothing here knows torch.
+//
+// variant.cpp is compiled once per instruction set, each time into a namespace and a table of its own; isa.cpp
+// picks the table at run time. Functions in this header are static: an inline function shared by translation
+// units built for different machines could be linked from the wrong one.
+#pragma once
+
+#include <cstdint>
+
+namespace tide {
+
+enum class Element : int { f32, bf16, f16 };
+
+// How d_model columns are cut into panels: `units` groups of `unit_columns` columns, spread evenly over `panels`.
+// A packed matrix holds panel after panel, each [rows][columns of the panel], zeros behind the last column, so that
+// the part of every row that a kernel works on lies together and stays in the second-level cache.
+struct Plan {
+  int64_t unit_columns;
+  int64_t units;
+  int64_t panels;
+};
+
+static inline int64_t padded_columns(const Plan& plan) { return plan.units * plan.unit_columns; }
+static inline int64_t panel_units(const Plan& plan, int64_t panel) {
+  return plan.units / plan.panels + (panel < plan.units % plan.panels);
+}
+static inline int64_t panel_column(const Plan& plan, int64_t panel) {
+  const int64_t extra = plan.units % plan.panels;
+  return (plan.units / plan.panels * panel + (panel < extra ? panel : extra)) * plan.unit_columns;
+}
+
+struct Matrix {
+  const void* data;
+  int64_t stride;  // elements from row to row; columns are adjacent
+};
+
+// The places of a code by latent: latent l owns offsets[l] .. offsets[l + 1], tokens ascending.
+// Place p of them is values[tokens[p] * k + slots[p]].
+struct Layout {
+  const int64_t* offsets;
+  const int32_t* tokens;
+  const int32_t* slots;
+};
+
+struct SelectArgs {
+  Matrix pre;
+  int64_t n, k;
+  void* values;
+  int32_t* indices;
+};
+
+struct TokenArgs {  // gather and sampled
+  Plan plan;
+  int64_t d, n, k;
+  const float* values;  // gather only, [tokens, k]
+  const int32_t* indices;
+  const int32_t* used;  // places in use of each token, all in front and ascending
+  Matrix rows;          // sampled only, float
+  Matrix W;
+  float* out;  // gather: [tokens, d]; sampled: [tokens, k]
+};
+
+struct ScatterArgs {
+  Plan plan;
+  int64_t d, n_tokens, k;
+  Layout layout;
+  int64_t capacity;  // block_capacity of the layout
+  const float* values;
+  const void* rows;  // packed
+  float* out;        // [n, d]
+};
+
+struct WalkArgs {
+  Plan plan;
+  int64_t d, n_tokens, k;
+  Layout layout;
+  int64_t capacity;
+  const float* values;
+  const void* grad;   // packed
+  const void* x_mod;  // packed, or null
+  Matrix W_dec;
+  const float* extra;  // [tokens, k] or null
+  float* grad_values;  // [tokens, k]
+  float* grad_W_dec;   // [n, d] or null
+  float* grad_W_enc;   // [n, d] or null
+  float* grad_b_enc;   // [n] or null
+};
+
+struct Kernels {
+  const char* name;
+  // A plan whose panels of `rows` rows fit into the second-level cache.
+  Plan (*plan)(Element, int64_t d, int64_t rows);
+  // Rows first .. last of a matrix of `rows` rows into its packed form, rounded to `to`.
+  void (*pack)(Element from, Element to, const Plan&, Matrix, int64_t d, int64_t rows, int64_t first, int64_t last,
+               void* packed);
+  // scratch: 2 * select_scratch(n) integers
+  void (*select)(Element, const SelectArgs&, int64_t first, int64_t last, int32_t* scratch);
+  // Tokens first .. last; scratch of those that pack: kSegmentBytes and an int32 per token.
+  void (*gather_panel)(Element, const TokenArgs&, int64_t panel, int64_t first, int64_t last, void* scratch);
+  void (*gather_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
+  void (*sampled_panels)(Element, const TokenArgs&, int64_t first, int64_t last, void* scratch);
+  void (*sampled_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
+  // Latents first .. last; scratch: 2 * capacity floats
+  void (*scatter)(Element, const ScatterArgs&, int64_t first, int64_t last, float* scratch);
+  void (*walk)(Element, const WalkArgs&, int64_t first, int64_t last, float* scratch);
+};
+
+constexpr int64_t kSegmentBytes = 256 * 1024;  // of a panel of W, a quarter of a common second-level cache
+constexpr int64_t kBlockLatents = 256;         // latents whose weights and gradients are walked together
+constexpr int64_t kBlockPlaces = 16384;        // and their places, unless a single latent has more
+
+static inline int64_t select_scratch(int64_t n) { return n + 64; }
+static inline int64_t block_capacity(const Layout& layout, int64_t n_latents) {
+  int64_t most = kBlockPlaces;
+  for (int64_t l = 0; l < n_latents; ++l) {
+    const int64_t places = layout.offsets[l + 1] - layout.offsets[l];
+    most = places > most ? places : most;
+  }
+  return most;
+}
+
+// The table for this machine, or the one TIDE_NATIVE_ISA names; throws std::runtime_error if it cannot run here.
+const Kernels& kernels();
+
+}  // namespace tide

@@ -1,0 +1,130 @@
+// scatter and backward_latents: what a latent gets from the tokens that hold it.
+#include "tensors.h"
+
+namespace tide {
+namespace {
+
+Layout checked_layout(const Tensor& offsets, const Tensor& tokens, const Tensor& slots, int64_t n_latents,
+                      int64_t n_tokens, int64_t k) {
+  const bool typed = offsets.scalar_type() == ScalarType::Long && tokens.scalar_type() == ScalarType::Int &&
+                     slots.scalar_type() == ScalarType::Int && offsets.is_contiguous() && tokens.is_contiguous() &&
+                     slots.is_contiguous() && offsets.is_cpu() && tokens.is_cpu() && slots.is_cpu();
+  require(typed, "the layout is not one that transpose made");
+  require(offsets.numel() == n_latents + 1, "the layout has " + std::to_string(offsets.numel() - 1) +
+                                                " latents and the weights " + std::to_string(n_latents));
+  const Layout layout{static_cast<const int64_t*>(offsets.data_ptr()), static_cast<const int32_t*>(tokens.data_ptr()),
+                      static_cast<const int32_t*>(slots.data_ptr())};
+  const int64_t places = tokens.numel();
+  bool fits = slots.numel() == places && layout.offsets[0] == 0 && layout.offsets[n_latents] == places;
+  for (int64_t l = 0; l < n_latents && fits; ++l) fits = layout.offsets[l] <= layout.offsets[l + 1];
+  bool inside = true;
+  for (int64_t p = 0; p < places && fits; ++p)
+    inside &= layout.tokens[p] >= 0 && layout.tokens[p] < n_tokens && layout.slots[p] >= 0 && layout.slots[p] < k;
+  require(fits && inside, "the layout belongs to another code: transpose the indices of these values");
+  return layout;
+}
+
+Tensor packed(const Tensor& given, const char* name, int64_t n_tokens, int64_t d, Element to, const Plan& plan) {
+  require_shape(given, name, n_tokens, d);
+  const Tensor rows = adjacent_columns(given);
+  const Element from = element_of(rows, name);
+  const ScalarType type = to == Element::bf16 ? ScalarType::BFloat16 : ScalarType::Float;
+  Tensor out = torch::stable::new_empty(rows, {n_tokens * padded_columns(plan)}, type);
+  const Kernels& run = kernels();
+  torch::stable::parallel_for(0, n_tokens, 16, [&](int64_t first, int64_t last) {
+    run.pack(from, to, plan, matrix(rows), d, n_tokens, first, last, out.data_ptr());
+  });
+  return out;
+}
+
+// f(first, last, scratch) over ranges of latents of like cost: a latent's own, and that of each of its places.
+template <class F>
+void over_latents(const Layout& layout, int64_t n_latents, int64_t capacity, const F& f) {
+  const int64_t ranges = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t total = layout.offsets[n_latents] + 4 * n_latents;
+  const auto start = [&](int64_t range) {
+    int64_t low = 0, high = n_latents;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if ((layout.offsets[middle] + 4 * middle) * ranges < total * range) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  torch::stable::parallel_for(0, ranges, 1, [&](int64_t first, int64_t last) {
+    const Scratch<float> scratch(2 * capacity);
+    f(start(first), last == ranges ? n_latents : start(last), scratch.data());
+  });
+}
+
+void scatter(const Tensor& values, const Tensor& offsets, const Tensor& tokens, const Tensor& slots,
+             const Tensor& rows, Tensor out) {
+  require_matrix(out, "out");
+  require_matrix(values, "values");
+  const int64_t n = out.size(0), d = out.size(1), n_tokens = values.size(0), k = values.size(1);
+  const Layout layout = checked_layout(offsets, tokens, slots, n, n_tokens, k);
+  const Tensor weights = floats(values);
+  const Element element = element_of(rows, "rows");
+  const Kernels& run = kernels();
+  const Plan plan = run.plan(element, d, n_tokens);
+  const Tensor panels = packed(rows, "rows", n_tokens, d, element, plan);
+  const ScatterArgs args{plan, d, n_tokens, k, layout, block_capacity(layout, n), float_data(weights),
+                         panels.data_ptr(), target(out, "out", n * d)};
+  over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {
+    run.scatter(element, args, first, last, scratch);
+  });
+}
+
+Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tensor& tokens, const Tensor& slots,
+                        const Tensor& grad, const Tensor& x_mod, const Tensor& given_W_dec,
+                        std::optional<Tensor> extra, std::optional<Tensor> grad_W_dec,
+                        std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc) {
+  require_matrix(given_W_dec, "W_dec");
+  require_matrix(values, "values");
+  const Tensor W_dec = adjacent_columns(given_W_dec);
+  const Element element = element_of(W_dec, "W_dec");
+  const int64_t n = W_dec.size(0), d = W_dec.size(1), n_tokens = values.size(0), k = values.size(1);
+  const Layout layout = checked_layout(offsets, tokens, slots, n, n_tokens, k);
+  const Tensor weights = floats(values);
+  const Kernels& run = kernels();
+  WalkArgs args{};
+  args.plan = run.plan(element, d, n_tokens);
+  args.d = d, args.n_tokens = n_tokens, args.k = k;
+  args.layout = layout;
+  args.capacity = block_capacity(layout, n);
+  args.values = float_data(weights);
+  const Tensor grad_panels = packed(grad, "grad", n_tokens, d, element, args.plan);
+  args.grad = grad_panels.data_ptr();
+  std::optional<Tensor> x_panels, addend;
+  if (grad_W_enc.has_value()) {
+    x_panels = packed(x_mod, "x_mod", n_tokens, d, element, args.plan);
+    args.x_mod = x_panels->data_ptr();
+  }
+  args.W_dec = matrix(W_dec);
+  if (extra.has_value()) {
+    require_shape(*extra, "extra", n_tokens, k);
+    addend = floats(*extra);
+    args.extra = float_data(*addend);
+  }
+  Tensor grad_values = torch::stable::new_zeros(weights, {n_tokens, k});
+  args.grad_values = static_cast<float*>(grad_values.data_ptr());
+  args.grad_W_dec = target(grad_W_dec, "grad_W_dec", n * d);
+  args.grad_W_enc = target(grad_W_enc, "grad_W_enc", n * d);
+  args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
+  over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {
+    run.walk(element, args, first, last, scratch);
+  });
+  return grad_values;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tide_native, CPU, m) {
+  m.impl("scatter", TORCH_BOX(&scatter));
+  m.impl("backward_latents", TORCH_BOX(&backward_latents));
+}
+
+}  // namespace tide

@@ -1,0 +1,17 @@
+// One instruction set's table: compiled once per set with -DTIDE_ISA=name and the flags setup.py gives it.
+#include "latents.h"
+#include "sampled.h"
+#include "select.h"
+
+#define TIDE_STRING_OF(x) #x
+#define TIDE_STRING(x) TIDE_STRING_OF(x)
+
+namespace tide {
+namespace TIDE_ISA {
+
+extern const Kernels table;
+const Kernels table = {TIDE_STRING(TIDE_ISA), plan,           pack,         select,  gather_panel,
+                       gather_rows,           sampled_panels, sampled_rows, scatter, walk};
+
+}  // namespace TIDE_ISA
+}  // namespace tide

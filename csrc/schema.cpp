@@ -1,0 +1,19 @@
+// The operators' names and signatures; cpu/ and cuda/ implement them. tide_kernels/native.py is the only caller.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(tide_native, m) {
+  // Values in the dtype of pre, indices int32, ascending; the contract is that of tide_kernels.reference.select.
+  m.def("select(Tensor pre, int k) -> (Tensor, Tensor)");
+  m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
+  m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
+  m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
+  // offsets [n_latents + 1] int64, tokens and slots [used places] int32: the places of a code by (latent, token).
+  m.def("transpose(Tensor indices, int n_latents) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
+  m.def(
+      "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
+      "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc) -> Tensor");
+  // Asks the system for large pages below memory that is still untouched; a hint, nothing else.
+  m.def("advise_large_pages(Tensor(a!) fresh) -> ()");
+}

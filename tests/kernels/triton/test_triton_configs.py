@@ -1,0 +1,64 @@
+"""Launch configurations: table, file, and what the backend says of itself."""
+
+import json
+
+import pytest
+import torch
+
+from tide_kernels import triton
+from tide_kernels.triton import configs, launch, specs
+
+
+@pytest.fixture
+def cache_file(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    monkeypatch.setenv("TIDE_KERNELS_CACHE", str(path))
+    configs.reload()
+    yield path
+    monkeypatch.undo()
+    configs.reload()
+
+
+def test_the_file_overrides_the_table(cache_file):
+    table = configs.static("select", "sm_90", torch.bfloat16, 18432)
+    assert configs.lookup("select", "sm_90", torch.bfloat16, 18432) == table
+    cache_file.write_text(json.dumps({configs.key("select", "sm_90", torch.bfloat16, 20000): {"num_warps": 32}}))
+    configs.reload()
+    assert configs.lookup("select", "sm_90", torch.bfloat16, 18432) == {**table, "num_warps": 32}
+    assert configs.lookup("select", "sm_90", torch.bfloat16, 4608)["num_warps"] != 32
+    assert configs.static("select", "sm_90", torch.bfloat16, 18432) == table
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"key": 3}', '{"key": {"num_warps": "4"}}'])
+def test_a_broken_file_is_named(cache_file, content):
+    cache_file.write_text(content)
+    configs.reload()
+    with pytest.raises(RuntimeError, match=r"tuned\.json .*delete it and measure anew"):
+        configs.lookup("select", "sm_90", torch.bfloat16, 18432)
+
+
+@pytest.mark.parametrize("arch", [*specs.ARCHS, "sm_86", "sm_120", "gfx90a", configs.INTERPRETER])
+def test_every_kernel_has_a_configuration_everywhere(arch):
+    for kernel in configs._TABLE:
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            for size in (1, 192, 1152, 4608, 73728):
+                config = configs.static(kernel, arch, dtype, size)
+                assert config["num_warps"] > 0
+                assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler knows no such option
+
+
+def test_specialisations_name_every_argument():
+    for record in specs.collect():
+        assert set(record.signature) | set(record.constexprs) == set(record.kernel.arg_names), record.name
+        assert set(record.aligned) <= set(record.signature), record.name
+
+
+def test_what_the_backend_refuses(device):
+    assert triton.unavailable() is None
+    assert "float64" in triton.refuses(device, torch.float64, 100, 5)
+    assert "latents" in triton.refuses(device, torch.float32, 2**21, 5)
+    assert triton.refuses(device, torch.float32, 73728, 14745) is None
+    if launch.INTERPRETED:
+        assert "bfloat16" in triton.refuses(device, torch.bfloat16, 100, 5)
+    else:
+        assert "cpu" in triton.refuses(torch.device("cpu"), torch.float32, 100, 5)

@@ -1,0 +1,152 @@
+"""The compiled kernels of csrc/ as a backend: CPU, float32 and bfloat16.
+
+The library is loaded when first asked for. The contracts of its primitives are those of `tide_kernels.reference`
+and `tide_kernels.codes`. `pre_activations` asks oneDNN where PyTorch's float32 products would go to another library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_FOLDER = Path(__file__).parent
+_REBUILD = "run pip install --no-build-isolation --no-deps --force-reinstall . in the source folder"
+
+
+class Layout(NamedTuple):
+    """The places of a code ordered by latent, as `scatter` and `backward_latents` walk them."""
+
+    offsets: Tensor  # [n_latents + 1] int64: latent l owns the places offsets[l]:offsets[l + 1] of both
+    tokens: Tensor  # [used places] int32, ascending within a latent
+    slots: Tensor  # [used places] int32: the column of `values`
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The loaded library, or why there is none."""
+    # The variable names a library built apart, by csrc/sanitize.sh for one.
+    named = os.environ.get("TIDE_NATIVE_LIBRARY")
+    found = [Path(named)] if named else sorted(_FOLDER.glob("_native_cpu*"))
+    if not found:
+        compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+        return f"not built: {'the build failed or found no torch' if compiler else 'no C++ compiler'}; {_REBUILD}"
+    try:
+        torch.ops.load_library(str(found[0]))
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return f"{found[0].name} cannot be loaded: {' '.join(str(error).split())}; {_REBUILD}"
+    library.tide_native_isa.restype = library.tide_native_error.restype = ctypes.c_char_p
+    reason = library.tide_native_error()
+    return reason.decode() if reason else library
+
+
+@cache
+def cuda_unavailable() -> str | None:
+    """Why the library's CUDA operators (select, keep_top_, transpose) cannot serve, or None."""
+    if torch.version.cuda is None:
+        return "this PyTorch is not built for CUDA"
+    if unavailable() is not None:  # the schema is in the CPU library
+        return unavailable()
+    found = sorted(_FOLDER.glob("_native_cuda*"))
+    if not found:
+        return f"not built: {'the build failed' if shutil.which('nvcc') else 'no nvcc'}; {_REBUILD}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return f"{found[0].name} cannot be loaded: {' '.join(str(error).split())}; {_REBUILD}"
+    return None
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine at all, or None."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def instruction_set() -> str | None:
+    """The variant that runs: "avx512bf16", "avx512", "avx2" or "generic"; None where none can."""
+    library = _library()
+    return None if isinstance(library, str) else library.tide_native_isa().decode()
+
+
+def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) -> str | None:
+    """Why this backend cannot serve such a problem, or None."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {device.type}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if n_latents >= 2**31 - 64:
+        return f"{n_latents} latents are more than int32 indices name"
+    return None
+
+
+def dense_above(device: torch.device) -> float:
+    """The density k / n_latents above which dense products beat gathers."""
+    # Whole `tide_loss` steps, float32, one thread of a Zen 5 EPYC, torch 2.13: at 0.6, the densest measured, gathers
+    # take 0.7 of the dense regime's time for d_model = 1152, n_latents = 4608 and half of it for 192 and 3072.
+    return 0.6
+
+
+def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tensor:
+    """``x_mod W_enc^T + b_enc``."""
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if onednn and x_mod.dtype == torch.float32 and len(x_mod):
+        # PyTorch gives float32 products to MKL, whose AVX-512 kernels other makers' processors do not get.
+        return torch.ops.mkldnn._linear_pointwise(x_mod, W_enc, b_enc, "none", [], "")
+    return F.linear(x_mod, W_enc, b_enc)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`, from large pages where the system has them.
+
+    A step's weight gradients are fresh memory, and mapping it in small pages takes longer than filling it.
+    """
+    fresh = torch.empty(tuple(shape), dtype=dtype)
+    torch.ops.tide_native.advise_large_pages(fresh)
+    return fresh
+
+
+def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.tide_native.select(pre, k)
+
+
+def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    return torch.ops.tide_native.gather(values, indices, W)
+
+
+def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
+    return torch.ops.tide_native.sampled(rows, W, indices)
+
+
+def transpose(indices: Tensor, n_latents: int) -> Layout:
+    return Layout(*torch.ops.tide_native.transpose(indices, n_latents))
+
+
+def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
+    torch.ops.tide_native.scatter(values, *layout, rows, out)
+
+
+def backward_latents(
+    values: Tensor,
+    indices: Tensor,
+    layout: Layout,
+    grad: Tensor,
+    x_mod: Tensor,
+    W_dec: Tensor,
+    extra: Tensor | None,
+    grad_W_dec: Tensor | None,
+    grad_W_enc: Tensor | None,
+    grad_b_enc: Tensor | None,
+) -> Tensor:
+    return torch.ops.tide_native.backward_latents(
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc
+    )

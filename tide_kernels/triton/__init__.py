@@ -1,0 +1,80 @@
+"""The Triton backend: CUDA and ROCm GPUs, and Triton's interpreter for tests.
+
+One file a family of primitives, kernels above the functions that launch them; the contracts are those of
+`tide_kernels.reference`. `configs` has the launch configurations, `specs` what is compiled ahead of time.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.dense import add_product_, code_sums, decode_dense, masked_gradient
+from tide_kernels.triton.encode import encode, pre_activations, single_launch
+from tide_kernels.triton.encoder_gradients import encoder_gradients
+from tide_kernels.triton.gather import gather, sampled
+from tide_kernels.triton.loss import reconstruction_loss
+from tide_kernels.triton.modulate import modulate
+from tide_kernels.triton.select import keep_top_, select
+from tide_kernels.triton.transpose import backward_latents, scatter, transpose
+
+__all__ = [
+    "add_product_",
+    "backward_latents",
+    "code_sums",
+    "decode_dense",
+    "dense_above",
+    "encode",
+    "encoder_gradients",
+    "gather",
+    "keep_top_",
+    "masked_gradient",
+    "modulate",
+    "only_by_name",
+    "pre_activations",
+    "reconstruction_loss",
+    "refuses",
+    "sampled",
+    "scatter",
+    "select",
+    "single_launch",
+    "transpose",
+    "unavailable",
+]
+
+_MOST_LATENTS = 2**20  # offsets within a tile of 128 rows are 32 bits wide
+
+
+def unavailable() -> str | None:
+    """Why no kernel can run on this machine, or None."""
+    if launch.INTERPRETED or torch.cuda.is_available():
+        return None
+    return "there is no CUDA or ROCm device (TRITON_INTERPRET=1, set before Python starts, runs tests without one)"
+
+
+def only_by_name() -> str | None:
+    """Why "auto" passes this backend over although it can run, or None."""
+    return "kernels run in Triton's interpreter here, for tests: ask for it by name" if launch.INTERPRETED else None
+
+
+def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) -> str | None:
+    """Why such a problem cannot be served, or None."""
+    if dtype == torch.float64:
+        return "it has no float64 kernels: use float32 or backend='reference'"
+    if n_latents > _MOST_LATENTS:
+        return f"it serves at most {_MOST_LATENTS} latents: use backend='reference'"
+    if launch.INTERPRETED:
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly: use float16 or float32 for tests"
+        return None
+    if device.type != "cuda":
+        return f"tensors are on {device}: move them to a CUDA or ROCm device"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or above: use backend='reference'"
+    return None
+
+
+def dense_above(device: torch.device) -> float:
+    """The density k / n_latents above which masked matrix products beat gathers."""
+    # Where an H200's gather bandwidth and matrix products should break even: an estimate, not a measurement.
+    return 0.006

@@ -1,0 +1,191 @@
+"""Launch configurations: a static table, and a file of measured ones that overrides it.
+
+A configuration holds the block sizes of a kernel (upper case: its constexprs), choices of the host (lower
+case) and the compiler's `OPTIONS`. The table is coarse on purpose: by architecture, width of the dtype
+and the one size that matters most, the number of latents for `select` and the width of a token for the rest.
+
+The file is ``$TIDE_KERNELS_CACHE``, or ``tide-kernels/tuned.json`` in the user's cache directory: a JSON
+object of configurations by `key`. It is read when a kernel is first launched, never at import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+Config = dict[str, int]
+
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # the compiler's; maxnreg only where given, and not on ROCm
+INTERPRETER = "interpreter"  # the architecture of Triton's interpreter
+
+
+class Rule(NamedTuple):
+    """Serves architectures that begin with ``arch``, dtypes of ``bits`` (0: any) and sizes up to ``up_to``."""
+
+    arch: str
+    bits: int
+    up_to: float
+    config: Config
+
+
+_ANY = float("inf")
+
+
+def _config(warps: int, stages: int = 1, **blocks: int) -> Config:
+    return {**blocks, "num_warps": warps, "num_stages": stages}
+
+
+def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Config:
+    return _config(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, SWIZZLE=8, **more)
+
+
+_PRODUCT = (
+    Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1)),
+    Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2)),
+    Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2)),
+    Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3)),
+    Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3)),
+)
+
+# The first rule that applies is taken. Those of the interpreter are small, so that small tests have several
+# tiles. None of the others was measured: they compile without spills within the shared memory there is.
+_TABLE: dict[str, tuple[Rule, ...]] = {
+    # WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
+    # registers; rows: rows of one program.
+    "select": (
+        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3)),
+        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, maxnreg=128)),
+        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8)),
+        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8)),
+        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, maxnreg=128)),
+        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8)),
+        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, maxnreg=128)),
+        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8)),
+        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, maxnreg=128)),
+        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8)),
+    ),
+    # PLACES: weight rows a program has on their way at once; COLUMNS: at most so wide pieces of them, the
+    # width that pads d_model the least.
+    "gather": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("", 0, 256, _config(1, PLACES=8, COLUMNS=256)),
+        Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
+    ),
+    "sampled": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(4, PLACES=16, COLUMNS=256)),
+    ),
+    "scatter": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
+    ),
+    "fold": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, COLUMNS=1024)),
+    ),
+    "backward_latents": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, COLUMNS=64)),
+        Rule("", 0, 1536, _config(4, PLACES=4, COLUMNS=512)),
+        Rule("", 0, _ANY, _config(8, PLACES=2, COLUMNS=512)),
+    ),
+    # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
+    "product": _PRODUCT,
+    "masked_gradient": (Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3)), *_PRODUCT),
+    # The tile of the product, then ROWS of WORDS candidates at a time.
+    "encode": (
+        Rule(INTERPRETER, 0, _ANY, _tile(16, 32, 32, 4, 1, ROWS=8, WORDS=32)),
+        Rule("gfx", 16, _ANY, _tile(64, 64, 64, 8, 2, ROWS=8, WORDS=256)),
+        Rule("sm_8", 16, _ANY, _tile(64, 64, 64, 8, 3, ROWS=8, WORDS=256)),
+        Rule("sm_1", 16, _ANY, _tile(64, 64, 64, 8, 3, ROWS=8, WORDS=256)),
+        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, ROWS=8, WORDS=256)),
+        Rule("gfx", 32, _ANY, _tile(64, 64, 32, 8, 2, ROWS=8, WORDS=128)),
+        Rule("", 32, _ANY, _tile(64, 64, 16, 8, 2, ROWS=8, WORDS=128, maxnreg=240)),
+    ),
+    # cublas: whether PyTorch's own product is taken where there is one.
+    "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
+    # group_tokens: of fewer tokens a group on average, scale and shift have their gradients by way of x_mod's.
+    "encoder_gradients": (
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, group_tokens=4)),
+        Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=128)),
+        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=128)),
+        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=128)),
+    ),
+    # ROWS of COLUMNS at a time.
+    "modulate": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, ROWS=8, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(4, ROWS=4, COLUMNS=512)),
+    ),
+    "reconstruction_loss": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, COLUMNS=1024)),
+    ),
+    "code_sums": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(4, COLUMNS=2048)),
+    ),
+}
+
+
+def key(kernel: str, arch: str, dtype: torch.dtype, size: int) -> str:
+    """The name of a configuration in the file. Sizes up to the same power of two share one."""
+    bucket = 1 << max(size - 1, 0).bit_length()
+    return f"{kernel}/{arch}/{str(dtype).removeprefix('torch.')}/{bucket}"
+
+
+def static(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
+    """The table's configuration."""
+    bits = dtype.itemsize * 8
+    for rule in _TABLE[kernel]:
+        if arch.startswith(rule.arch) and rule.bits in (0, bits) and size <= rule.up_to:
+            return rule.config
+    raise KeyError(f"{kernel} has no launch configuration for {arch}, {dtype}, size {size}: add a rule")
+
+
+@cache
+def lookup(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
+    """The configuration of a launch: the table's, with what the file says about it put in its place."""
+    return {**static(kernel, arch, dtype, size), **_measured().get(key(kernel, arch, dtype, size), {})}
+
+
+def reload() -> None:
+    """Forgets what was read from the file, for whoever has just written it."""
+    _measured.cache_clear()
+    lookup.cache_clear()
+
+
+def cache_file() -> Path:
+    """Where measured configurations are kept."""
+    if path := os.environ.get("TIDE_KERNELS_CACHE"):
+        return Path(path)
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "tide-kernels" / "tuned.json"
+
+
+@cache
+def _measured() -> dict[str, Config]:
+    path = cache_file()
+    try:
+        entries = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{path} holds no launch configurations ({error}): delete it and measure anew") from error
+    valid = isinstance(entries, dict) and all(
+        isinstance(entry, dict) and all(isinstance(value, int) for value in entry.values())
+        for entry in entries.values()
+    )
+    if not valid:
+        raise RuntimeError(f"{path} is no JSON object of launch configurations: delete it and measure anew")
+    return entries

@@ -1,0 +1,222 @@
+"""The encoder's weight gradient, and those of scale and shift out of the same pass.
+
+Within a group g of tokens, ``x_mod = u (1 + s_g) + b_g``. With ``M_g = dpre_g^T u`` and ``S_g`` the column sums
+of the group's rows of dpre,
+
+    dW_enc  = sum_g (1 + s_g) M_g + S_g b_g^T,
+    dscale_g = sum over latents of W_enc * M_g,     dshift_g = S_g W_enc,
+
+so that no product is needed for the gradient of x_mod. One kernel walks over the tokens ordered by group and,
+where a group ends, folds its sum into the total: worth it where groups are large enough to pay for the folds.
+Otherwise the gradient of x_mod is formed, and added up by group.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import static
+from tide_kernels.triton.dense import add_product_, decode_dense
+from tide_kernels.triton.modulate import modulate
+from tide_kernels.triton.product import blocks, tile_of
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.transpose import scatter, transpose
+
+
+@triton.jit
+def encoder_gradients_kernel(
+    grad_pre,  # [n_tokens, n]
+    u,  # [n_tokens, d], of the same dtype
+    W_enc,  # [n, d]
+    scale,  # [groups, d] or None, as the next
+    shift,
+    order,  # [n_tokens] int64: the tokens, ascending by group
+    offsets,  # [groups + 1] int64: group g has order[offsets[g]:offsets[g + 1]]
+    grad_W_enc,  # [n, d] float32 or None
+    part_scale,  # [groups, tiles of latents, d] float32 or None, as the next
+    part_shift,
+    n,
+    d,
+    groups,
+    stride_u,
+    stride_W,
+    stride_scale,
+    stride_shift,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # latents
+    BLOCK_N: tl.constexpr,  # columns of u
+    BLOCK_K: tl.constexpr,  # tokens
+    SWIZZLE: tl.constexpr,
+):
+    i_m, i_n = tile_of(tl.program_id(0), n, d, BLOCK_M, BLOCK_N, SWIZZLE)
+    o_latent, o_column = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_latent, m_column = o_latent < n, o_column < d
+    o_row = tl.arange(0, BLOCK_M)
+    o_tile = o_row[:, None] * d + o_column[None, :]
+    o_weight = o_row[:, None] * stride_W + o_column[None, :]
+    mask = m_latent[:, None] & m_column[None, :]
+    first_latent = (i_m * BLOCK_M).to(tl.int64)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i_group in range(groups):
+        begin, end = tl.load(offsets + i_group), tl.load(offsets + i_group + 1)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        sums = tl.zeros([BLOCK_M], tl.float32)
+        for start in range(begin, end, BLOCK_K):
+            o_entry = start + tl.arange(0, BLOCK_K)
+            m_entry = o_entry < end
+            tokens = tl.load(order + o_entry, mask=m_entry, other=0)
+            p_grad = grad_pre + tokens[:, None] * n + o_latent[None, :]
+            p_u = u + tokens[:, None] * stride_u + o_column[None, :]
+            slopes = tl.load(p_grad, mask=m_entry[:, None] & m_latent[None, :], other=0)
+            inputs = tl.load(p_u, mask=m_entry[:, None] & m_column[None, :], other=0)
+            acc = tl.dot(tl.trans(slopes), inputs, acc, input_precision=PRECISION)
+            sums += tl.sum(slopes.to(tl.float32), 0)
+        if (part_scale is not None) or (part_shift is not None):
+            weights = tl.load(W_enc + first_latent * stride_W + o_weight, mask=mask, other=0).to(tl.float32)
+            o_part = tl.cast(i_group * tl.cdiv(n, BLOCK_M) + i_m, tl.int64) * d + o_column
+            if part_scale is not None:
+                tl.store(part_scale + o_part, tl.sum(acc * weights, 0), mask=m_column)
+            if part_shift is not None:
+                tl.store(part_shift + o_part, tl.sum(sums[:, None] * weights, 0), mask=m_column)
+        if scale is not None:
+            factor = 1 + tl.load(scale + i_group * stride_scale + o_column, mask=m_column, other=0).to(tl.float32)
+            total += acc * factor[None, :]
+        else:
+            total += acc
+        if shift is not None:
+            added = tl.load(shift + i_group * stride_shift + o_column, mask=m_column, other=0).to(tl.float32)
+            total += sums[:, None] * added[None, :]
+    if grad_W_enc is not None:
+        p_out = grad_W_enc + first_latent * d + o_tile
+        tl.store(p_out, tl.load(p_out, mask=mask, other=0) + total, mask=mask)
+
+
+def encoder_gradients(
+    grad_pre: Tensor,
+    x: Tensor,
+    x_mod: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    W_enc: Tensor,
+    grad_W_enc: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """Adds what ``grad_pre [C, n]`` contributes to those of the three gradients that are given, all float32."""
+    if grad_scale is None and grad_shift is None:
+        if grad_W_enc is not None:
+            add_product_(grad_W_enc, grad_pre, x_mod)
+        return
+    groups = 1
+    if group is not None:
+        groups = next(len(table) for table in (scale, shift) if table is not None)
+    config = launch.config("encoder_gradients", grad_pre, x.shape[1])
+    if len(x) >= groups * config["group_tokens"]:
+        _by_group(grad_pre, x, scale, shift, group, groups, layer_norm, W_enc, grad_W_enc, grad_scale, grad_shift)
+        return
+    if grad_W_enc is not None:
+        add_product_(grad_W_enc, grad_pre, x_mod)
+    grad_x_mod = decode_dense(grad_pre, W_enc)
+    if grad_shift is not None:
+        _add_by_group(grad_x_mod, group, grad_shift)
+    if grad_scale is not None:
+        u = modulate(x, None, None, None, True, torch.float32) if layer_norm else x
+        _add_by_group(grad_x_mod * u, group, grad_scale)
+
+
+def _add_by_group(rows: Tensor, group: Tensor | None, out: Tensor) -> None:
+    if group is None:
+        out += rows.sum(0, keepdim=True)
+        return
+    ones = torch.ones(len(rows), 1, dtype=torch.float32, device=rows.device)
+    scatter(ones, transpose(group.to(torch.int32).unsqueeze(1), len(out)), rows, out)
+
+
+def _by_group(
+    grad_pre: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    groups: int,
+    layer_norm: bool,
+    W_enc: Tensor,
+    grad_W_enc: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """The kernel's launch."""
+    (n_tokens, n_latents), d_model, device = grad_pre.shape, x.shape[1], x.device
+    u = modulate(x, None, None, None, True, grad_pre.dtype) if layer_norm else x.to(grad_pre.dtype)
+    u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), grad_pre.contiguous()
+    scale, shift = (None if table is None else launch.rows_contiguous(table) for table in (scale, shift))
+    if group is None:
+        order = torch.arange(n_tokens, device=device)
+        offsets = torch.arange(2, device=device) * n_tokens
+    else:
+        ordered, order = group.long().sort(stable=True)
+        offsets = torch.searchsorted(ordered, torch.arange(groups + 1, device=device))
+    config = launch.config("encoder_gradients", grad_pre, d_model)
+    tiles = triton.cdiv(n_latents, config["BLOCK_M"])
+    part_scale, part_shift = (
+        None if out is None else launch.empty(groups, tiles, d_model, dtype=torch.float32, device=device)
+        for out in (grad_scale, grad_shift)
+    )
+    launch.launch(
+        encoder_gradients_kernel,
+        (tiles * triton.cdiv(d_model, config["BLOCK_N"]),),
+        device,
+        grad_pre,
+        u,
+        W_enc,
+        scale,
+        shift,
+        order,
+        offsets,
+        grad_W_enc,
+        part_scale,
+        part_shift,
+        n_latents,
+        d_model,
+        groups,
+        u.stride(0),
+        W_enc.stride(0),
+        0 if scale is None else scale.stride(0),
+        0 if shift is None else shift.stride(0),
+        PRECISION=launch.dot_precision(grad_pre.dtype),
+        **blocks(config),
+        **launch.options(config),
+    )
+    for part, out in ((part_scale, grad_scale), (part_shift, grad_shift)):
+        if part is not None and out is not None:
+            out += part.sum(1)
+
+
+def _spec(arch: str, dtype: torch.dtype, precision: str) -> Spec:
+    kind = TYPES[dtype]
+    signature = {name: f"*{kind}" for name in ("grad_pre", "u", "W_enc", "scale", "shift")}
+    signature |= {"order": "*i64", "offsets": "*i64"}
+    signature |= {name: "*fp32" for name in ("grad_W_enc", "part_scale", "part_shift")}
+    aligned = ("n", "d", "stride_u", "stride_W", "stride_scale", "stride_shift")
+    signature |= {name: "i32" for name in (*aligned, "groups")}
+    config = static("encoder_gradients", arch, dtype, 1152)
+    name = f"encoder_gradients {kind} {precision}"
+    return spec(name, arch, encoder_gradients_kernel, signature, {"PRECISION": precision}, config, aligned)
+
+
+AOT = [
+    _spec(arch, dtype, precision)
+    for arch in ARCHS
+    for dtype, precision in (
+        (torch.bfloat16, "ieee"),
+        (torch.float16, "ieee"),
+        (torch.float32, "ieee"),
+        (torch.float32, "tf32"),
+    )
+]

@@ -1,0 +1,148 @@
+"""Products of a compact code with rows of a weight matrix: `gather` (decode) and `sampled` (its gradient in values).
+
+Both walk a token's code a few places at a time, so that as many weight rows are on their way from memory at
+once. Sums are in float32. An unused place (index -1) reads nothing and adds nothing, whatever its value.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import static
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+
+
+@triton.jit(do_not_specialize=["k"])
+def gather_kernel(
+    values,  # [n_tokens, k]
+    indices,  # [n_tokens, k] int32
+    W,  # [n, d]
+    out,  # [n_tokens, d] float32
+    d,
+    stride_W,
+    k,
+    PLACES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_token = tl.program_id(0).to(tl.int64)
+    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m_column = o_column < d
+    acc = tl.zeros([PLACES, COLUMNS], tl.float32)
+    for start in range(0, k, PLACES):
+        o_place = start + tl.arange(0, PLACES)
+        latents = tl.load(indices + i_token * k + o_place, mask=o_place < k, other=-1)
+        used = latents >= 0
+        weights = tl.load(values + i_token * k + o_place, mask=used, other=0).to(tl.float32)
+        p_rows = W + latents.to(tl.int64)[:, None] * stride_W + o_column[None, :]
+        acc += weights[:, None] * tl.load(p_rows, mask=used[:, None] & m_column[None, :], other=0).to(tl.float32)
+    tl.store(out + i_token * d + o_column, tl.sum(acc, 0), mask=m_column)
+
+
+@triton.jit(do_not_specialize=["k"])
+def sampled_kernel(
+    rows,  # [n_tokens, d]
+    W,  # [n, d]
+    indices,  # [n_tokens, k] int32
+    out,  # [n_tokens, k] float32
+    d,
+    stride_rows,
+    stride_W,
+    k,
+    PLACES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_token = tl.program_id(0).to(tl.int64)
+    o_place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    latents = tl.load(indices + i_token * k + o_place, mask=o_place < k, other=-1)
+    used = latents >= 0
+    p_weights = W + latents.to(tl.int64) * stride_W
+    acc = tl.zeros([PLACES, COLUMNS], tl.float32)
+    for start in range(0, d, COLUMNS):
+        o_column = start + tl.arange(0, COLUMNS)
+        m_column = o_column < d
+        row = tl.load(rows + i_token * stride_rows + o_column, mask=m_column, other=0).to(tl.float32)
+        mask = used[:, None] & m_column[None, :]
+        acc += row[None, :] * tl.load(p_weights[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+    # A NaN or an infinity in the row must not reach an unused place through 0 times it.
+    tl.store(out + i_token * k + o_place, tl.where(used, tl.sum(acc, 1), 0), mask=o_place < k)
+
+
+def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    """``out_i = sum_j values_ij W[indices_ij]``, float32 ``[n_tokens, d_model]``."""
+    n_tokens, k = indices.shape
+    d_model = W.shape[1]
+    W = launch.rows_contiguous(W)
+    out = launch.empty(n_tokens, d_model, dtype=torch.float32, device=W.device)
+    config = launch.config("gather", W, d_model)
+    columns = launch.cover(d_model, config["COLUMNS"])
+    launch.launch(
+        gather_kernel,
+        (n_tokens, triton.cdiv(d_model, columns)),
+        W.device,
+        values.contiguous(),
+        indices.contiguous(),
+        W,
+        out,
+        d_model,
+        W.stride(0),
+        k,
+        PLACES=config["PLACES"],
+        COLUMNS=columns,
+        **launch.options(config),
+    )
+    return out
+
+
+def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
+    """``out_ij = <rows_i, W[indices_ij]>``, float32 ``[n_tokens, k]``; 0 at unused places."""
+    n_tokens, k = indices.shape
+    rows, W = launch.rows_contiguous(rows), launch.rows_contiguous(W)
+    out = launch.empty(n_tokens, k, dtype=torch.float32, device=W.device)
+    config = launch.config("sampled", W, W.shape[1])
+    launch.launch(
+        sampled_kernel,
+        (n_tokens, triton.cdiv(k, config["PLACES"])),
+        W.device,
+        rows,
+        W,
+        indices.contiguous(),
+        out,
+        W.shape[1],
+        rows.stride(0),
+        W.stride(0),
+        k,
+        PLACES=config["PLACES"],
+        COLUMNS=launch.cover(W.shape[1], config["COLUMNS"]),
+        **launch.options(config),
+    )
+    return out
+
+
+def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
+    kind = TYPES[dtype]
+    config = static("gather", arch, dtype, d_model)
+    gather_signature = {"values": f"*{kind}", "indices": "*i32", "W": f"*{kind}", "out": "*fp32"}
+    gather_signature |= {"d": "i32", "stride_W": "i32", "k": "i32"}
+    columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
+    first = spec(
+        f"gather {kind} d={d_model}", arch, gather_kernel, gather_signature, columns, config, ("d", "stride_W")
+    )
+    config = static("sampled", arch, dtype, d_model)
+    sampled_signature = {"rows": f"*{kind}", "W": f"*{kind}", "indices": "*i32", "out": "*fp32"}
+    sampled_signature |= {"d": "i32", "stride_rows": "i32", "stride_W": "i32", "k": "i32"}
+    columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
+    aligned = ("d", "stride_rows", "stride_W")
+    second = spec(f"sampled {kind} d={d_model}", arch, sampled_kernel, sampled_signature, columns, config, aligned)
+    return [first, second]
+
+
+AOT = [
+    record
+    for arch in ARCHS
+    for dtype, d_model in ((torch.bfloat16, 1152), (torch.float16, 1152), (torch.float32, 1152), (torch.bfloat16, 4608))
+    for record in _specs(arch, dtype, d_model)
+]

@@ -1,0 +1,74 @@
+"""What every launch shares: the device it happens on, its architecture, its memory and its precision."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from tide_kernels.triton.configs import INTERPRETER, OPTIONS, Config, lookup
+
+# Decided by Triton when a kernel is defined, from TRITON_INTERPRET.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """``sm_90`` for a Hopper GPU, ``gfx942`` for an MI300, ``interpreter`` where kernels are interpreted."""
+    if INTERPRETED:
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; a few in the interpreter."""
+    return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def config(kernel: str, tensor: Tensor, size: int) -> Config:
+    """The launch configuration of ``kernel`` for operands like ``tensor``; which size counts: see `configs`."""
+    return lookup(kernel, architecture(tensor.device), tensor.dtype, size)
+
+
+def options(config: Config) -> dict[str, int]:
+    """The compiler's options of a configuration."""
+    return {name: config[name] for name in OPTIONS if name in config}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **keywords: Any) -> None:
+    """``kernel[grid](...)`` on ``device``; an empty grid launches nothing."""
+    if 0 in grid:
+        return
+    elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[grid](*arguments, **keywords)
+
+
+def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result, all of which a kernel writes. Tests put NaN into it."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def rows_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if the elements of a row lie side by side, else a copy. Rows may lie apart."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def cover(size: int, largest: int) -> int:
+    """The block of at most ``largest``, a power of two, that pads ``size`` the least; the larger of equals."""
+    blocks = [largest >> i for i in range(4)]
+    return min(blocks, key=lambda block: (triton.cdiv(size, block) * block, -block))
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed: as PyTorch's own on the same machine."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"

@@ -1,0 +1,145 @@
+"""``x_mod = u * (1 + scale[group]) + shift[group]`` with u = x or LayerNorm(x), in float32, rounded once (eq. 8)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tide_kernels.reference import LAYER_NORM_EPS
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import static
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+
+
+@triton.jit
+def row_statistics(p_rows, m_row, d, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Mean and reciprocal standard deviation of rows; the second pass and the caller's find them in the cache."""
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, d, COLUMNS):
+        o_column = start + tl.arange(0, COLUMNS)
+        mask = m_row[:, None] & (o_column < d)[None, :]
+        total += tl.load(p_rows[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+    mean = tl.sum(total, 1) / d
+    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, d, COLUMNS):
+        o_column = start + tl.arange(0, COLUMNS)
+        mask = m_row[:, None] & (o_column < d)[None, :]
+        centred = tl.load(p_rows[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32) - mean[:, None]
+        squares += tl.where(mask, centred * centred, 0)
+    return mean, 1 / tl.sqrt(tl.sum(squares, 1) / d + eps)
+
+
+@triton.jit
+def modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask):
+    """A tile of tokens, modulated in float32. ``p_scale`` and ``p_shift`` point to each token's row, or are None."""
+    out = tile.to(tl.float32)
+    if mean is not None:
+        out = (out - mean[:, None]) * inverse[:, None]
+    if p_scale is not None:
+        out *= 1 + tl.load(p_scale[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+    if p_shift is not None:
+        out += tl.load(p_shift[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+    return out
+
+
+@triton.jit
+def group_rows(table, group, o_token, m_token, stride):
+    """Pointers to each token's row of ``table [groups, d]``, or None."""
+    if table is None:
+        return None
+    elif group is None:
+        return table + tl.zeros_like(o_token)
+    else:
+        return table + tl.load(group + o_token, mask=m_token, other=0).to(tl.int64) * stride
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def modulate_kernel(
+    x,  # [n_tokens, d]
+    scale,  # [groups, d] or None, as the next
+    shift,
+    group,  # [n_tokens] int64 or None
+    out,  # [n_tokens, d]
+    n_tokens,
+    d,
+    stride_x,
+    stride_scale,
+    stride_shift,
+    eps,
+    LAYER_NORM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    o_token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    m_token = o_token < n_tokens
+    p_x = x + o_token * stride_x
+    if LAYER_NORM:
+        mean, inverse = row_statistics(p_x, m_token, d, eps, ROWS, COLUMNS)
+    else:
+        mean, inverse = None, None
+    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
+    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
+    for start in range(0, d, COLUMNS):
+        o_column = start + tl.arange(0, COLUMNS)
+        mask = m_token[:, None] & (o_column < d)[None, :]
+        tile = tl.load(p_x[:, None] + o_column[None, :], mask=mask, other=0)
+        tile = modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask)
+        tl.store((out + o_token * d)[:, None] + o_column[None, :], tile.to(out.dtype.element_ty), mask=mask)
+
+
+def modulate(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """``u * (1 + scale[group]) + shift[group]``, ``[n_tokens, d_model]`` in ``out_dtype``; group None: row 0."""
+    n_tokens, d_model = x.shape
+    x = launch.rows_contiguous(x)
+    scale, shift = (None if table is None else launch.rows_contiguous(table) for table in (scale, shift))
+    out = launch.empty(n_tokens, d_model, dtype=out_dtype, device=x.device)
+    config = launch.config("modulate", x, d_model)
+    launch.launch(
+        modulate_kernel,
+        (triton.cdiv(n_tokens, config["ROWS"]),),
+        x.device,
+        x,
+        scale,
+        shift,
+        None if group is None else group.contiguous(),
+        out,
+        n_tokens,
+        d_model,
+        x.stride(0),
+        0 if scale is None else scale.stride(0),
+        0 if shift is None else shift.stride(0),
+        LAYER_NORM_EPS,
+        LAYER_NORM=layer_norm,
+        ROWS=config["ROWS"],
+        COLUMNS=launch.cover(d_model, config["COLUMNS"]),
+        **launch.options(config),
+    )
+    return out
+
+
+def _spec(arch: str, dtype: torch.dtype, layer_norm: bool) -> Spec:
+    kind = TYPES[dtype]
+    signature = {"x": f"*{kind}", "scale": f"*{kind}", "shift": f"*{kind}", "group": "*i64", "out": f"*{kind}"}
+    strides = ("stride_x", "stride_scale", "stride_shift")
+    signature |= {name: "i32" for name in ("n_tokens", "d", *strides)} | {"eps": "fp32"}
+    config = static("modulate", arch, dtype, 1152)
+    constants = {"LAYER_NORM": layer_norm, "COLUMNS": launch.cover(1152, config["COLUMNS"])}
+    name = f"modulate {kind}{' layer norm' * layer_norm}"
+    return spec(name, arch, modulate_kernel, signature, constants, config, ("d", *strides))
+
+
+AOT = [
+    _spec(arch, dtype, layer_norm)
+    for arch in ARCHS
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for layer_norm in (False, True)
+]

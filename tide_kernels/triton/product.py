@@ -1,0 +1,184 @@
+"""A matrix product with float32 sums: the fallback for what cuBLAS does not offer, and a rival where it does.
+
+`product` is ``out = a b + bias``, optionally through a ReLU, optionally on top of what is in ``out``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import static
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+
+
+@triton.jit
+def tile_of(i_program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr):
+    """The tile of a program: bands of SWIZZLE rows of tiles, so that programs in flight share their operands."""
+    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    band = i_program // (SWIZZLE * tiles_n)
+    height = tl.minimum(tiles_m - band * SWIZZLE, SWIZZLE)
+    inside = i_program - band * SWIZZLE * tiles_n
+    return band * SWIZZLE + inside % height, inside // height
+
+
+@triton.jit
+def accumulate(
+    acc,
+    a,
+    b,
+    i_m,
+    i_n,
+    rows,
+    columns,
+    inner,
+    a_row,
+    a_inner,
+    b_inner,
+    b_column,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``acc`` and the tile (i_m, i_n) of ``a b`` in float32; strides are named by operand and direction."""
+    # Wide offsets are for the tile as a whole: inside of it 32 bits are enough, and half the registers.
+    first_row, first_column = i_m * BLOCK_M, i_n * BLOCK_N
+    o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    # Rows and columns outside are read from the tile's first instead: their sums are not stored.
+    o_row = tl.where(o_row < rows - first_row, o_row, 0)
+    o_column = tl.where(o_column < columns - first_column, o_column, 0)
+    p_a = a + tl.cast(first_row, tl.int64) * a_row + (o_row[:, None] * a_row + o_inner[None, :] * a_inner)
+    p_b = b + tl.cast(first_column, tl.int64) * b_column + (o_inner[:, None] * b_inner + o_column[None, :] * b_column)
+    for start in range(0, inner, BLOCK_K):
+        m_inner = o_inner < inner - start
+        left = tl.load(p_a, mask=m_inner[None, :], other=0)
+        right = tl.load(p_b, mask=m_inner[:, None], other=0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        p_a += BLOCK_K * a_inner
+        p_b += BLOCK_K * b_inner
+    return acc
+
+
+@triton.jit(do_not_specialize=["rows"])
+def product_kernel(
+    a,  # [rows, inner]
+    b,  # [inner, columns]
+    bias,  # [columns] or None
+    out,  # [rows, columns], contiguous
+    rows,
+    columns,
+    inner,
+    a_row,
+    a_inner,
+    b_inner,
+    b_column,
+    RELU: tl.constexpr,
+    ADD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWIZZLE: tl.constexpr,
+):
+    i_m, i_n = tile_of(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, SWIZZLE)
+    acc = accumulate(
+        tl.zeros([BLOCK_M, BLOCK_N], tl.float32),
+        a,
+        b,
+        i_m,
+        i_n,
+        rows,
+        columns,
+        inner,
+        a_row,
+        a_inner,
+        b_inner,
+        b_column,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    o_row, o_column = tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (o_row < rows - i_m * BLOCK_M)[:, None] & (o_column < columns)[None, :]
+    p_out = out + (i_m * BLOCK_M).to(tl.int64) * columns + (o_row[:, None] * columns + o_column[None, :])
+    if bias is not None:
+        acc += tl.load(bias + o_column, mask=o_column < columns, other=0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc < 0, 0, acc)  # and not a maximum, which drops a NaN
+    if ADD:
+        acc += tl.load(p_out, mask=mask, other=0).to(tl.float32)
+    tl.store(p_out, acc.to(out.dtype.element_ty), mask=mask)
+
+
+def product(
+    a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, relu: bool = False, add: bool = False
+) -> None:
+    """``out = a b + bias`` or, with ``add``, ``out += a b + bias``; operands may be transposed, out is contiguous."""
+    rows, inner = a.shape
+    columns = b.shape[1]
+    config = launch.config("product", a, inner)
+    launch.launch(
+        product_kernel,
+        (triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"]),),
+        out.device,
+        a,
+        b,
+        bias,
+        out,
+        rows,
+        columns,
+        inner,
+        *a.stride(),
+        *b.stride(),
+        RELU=relu,
+        ADD=add,
+        PRECISION=launch.dot_precision(a.dtype),
+        **blocks(config),
+        **launch.options(config),
+    )
+
+
+def blocks(config: dict[str, int]) -> dict[str, int]:
+    """The tile of a matrix product."""
+    return {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SWIZZLE")}
+
+
+def has_mixed_products(tensor: Tensor) -> bool:
+    """Whether PyTorch multiplies such operands into float32 without rounding on the way."""
+    return tensor.is_cuda and (tensor.dtype == torch.float32 or torch.version.hip is None)
+
+
+def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
+    kind = TYPES[dtype]
+    signature = {"a": f"*{kind}", "b": f"*{kind}", "rows": "i32", "columns": "i32", "inner": "i32"}
+    constants: dict[str, object] = {"PRECISION": precision, "RELU": layout == "encode", "ADD": layout == "add"}
+    if layout == "encode":  # x W^T + b: both operands run along the inner dimension
+        signature |= {"out": f"*{kind}", "bias": f"*{kind}", "a_row": "i32", "b_column": "i32"}
+        constants |= {"a_inner": 1, "b_inner": 1}
+    else:  # z^T rows: neither does
+        signature |= {"out": "*fp32", "a_inner": "i32", "b_inner": "i32"}
+        constants |= {"bias": None, "a_row": 1, "b_column": 1}
+    config = static("product", arch, dtype, 1152)
+    aligned = tuple(
+        name for name in ("columns", "inner", "a_row", "a_inner", "b_inner", "b_column") if name in signature
+    )
+    name = f"product {layout} {kind} {precision}"
+    return spec(name, arch, product_kernel, signature, constants, config, aligned)
+
+
+AOT = [
+    _spec(arch, dtype, precision, layout)
+    for arch in ARCHS
+    for dtype, precision in (
+        (torch.bfloat16, "ieee"),
+        (torch.float16, "ieee"),
+        (torch.float32, "ieee"),
+        (torch.float32, "tf32"),
+    )
+    for layout in ("encode", "add")
+]

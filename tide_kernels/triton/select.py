@@ -1,0 +1,326 @@
+"""Exact row-wise selection, compact or in place: the k largest strictly positive entries, ties to the lowest index.
+
+The bits of non-negative floats are ordered as integers, so a row becomes a row of integer keys: 15 bits of
+a 16-bit float, 31 of a float32; 0 where the entry is not positive, the largest of all for a NaN of either
+sign. The k-th largest key t is the largest number that at least k keys reach, found by bisection: each step
+counts the keys that reach a probe. The search starts at the threshold of the row before, from which a few
+steps of growing width bracket it. Kept is ``key > t``, and of ``key == t`` the first so many by index.
+
+A row is walked in chunks, of which as many as registers hold are loaded once; only the last one is padded.
+16-bit keys are counted two to a 32-bit word, the first half of a chunk in the low halves and the second in
+the high ones: ``(word | 0x80008000) - t * 0x10001`` leaves bit 15 of a half set where its key reaches t, and
+no borrow crosses from half to half.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import Config, static
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+
+# The bits of +infinity, the key after which all NaNs share; of 1.0, where a first search starts; and of the
+# search's first step, some 3 % of a value.
+_INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+_ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
+_STEP = {torch.float16: 32, torch.bfloat16: 4, torch.float32: 1 << 18}
+_ROWS_BUSY = 1024  # programs that keep a large GPU busy
+_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+@triton.jit
+def _keys(p_row, o_latent, n, MASKED: tl.constexpr, INFINITY: tl.constexpr):
+    """The keys at ``o_latent``: 0 where not positive or, if MASKED, outside of the row."""
+    SIZE: tl.constexpr = 0x7FFF if INFINITY < 0x10000 else 0x7FFFFFFF
+    if MASKED:
+        bits = tl.load(p_row + o_latent, mask=o_latent < n, other=0).to(tl.int32)
+    else:
+        bits = tl.load(p_row + o_latent).to(tl.int32)
+    return tl.where((bits & SIZE) > INFINITY, INFINITY + 1, tl.maximum(bits, 0))
+
+
+@triton.jit
+def _words(p_row, start, n, MASKED: tl.constexpr, WORDS: tl.constexpr, INFINITY: tl.constexpr):
+    """The chunk of a row that begins at ``start``, as words to count in."""
+    o_latent = start + tl.arange(0, WORDS)
+    words = _keys(p_row, o_latent, n, MASKED, INFINITY).to(tl.uint32)
+    if INFINITY < 0x10000:
+        high = _keys(p_row, o_latent + WORDS, n, MASKED, INFINITY).to(tl.uint32)
+        words = words | (high << 16) | 0x80008000
+    return words
+
+
+@triton.jit
+def _reach(words, t, INFINITY: tl.constexpr):
+    """1 in each word, or each half of one, whose key is at least ``t``."""
+    if INFINITY < 0x10000:
+        return ((words - t.to(tl.uint32) * 0x10001) >> 15) & 0x10001
+    else:
+        return (words >= t.to(tl.uint32)).to(tl.uint32)
+
+
+@triton.jit
+def _resident(
+    p_row,
+    n,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    FULL: tl.constexpr,
+    INFINITY: tl.constexpr,
+):
+    """The row's first chunks, for the registers."""
+    chunks = ()
+    for i in tl.static_range(RESIDENT):
+        chunks += (_words(p_row, i * SPAN, n, i >= FULL, WORDS, INFINITY),)  # type: ignore[assignment]
+    return chunks
+
+
+@triton.jit
+def _threshold(
+    chunks,
+    p_row,
+    n,
+    k,
+    guess,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    INFINITY: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The t above which all keys are kept, and the number of those equal to it that are kept too.
+
+    Invariant: at least k keys reach ``low`` (all reach 0), fewer than k, namely ``reached``, reach ``high``.
+    """
+    low = 0
+    high = INFINITY + 2
+    reached = 0
+    probe = guess
+    step = STEP
+    while high - low > 1:
+        counts = tl.zeros([WORDS], tl.uint32)
+        for i in tl.static_range(RESIDENT):
+            counts += _reach(chunks[i], probe, INFINITY)
+        for i_chunk in range(RESIDENT, CHUNKS):
+            counts += _reach(_words(p_row, i_chunk * SPAN, n, True, WORDS, INFINITY), probe, INFINITY)
+        count = tl.sum(((counts & 0xFFFF) + (counts >> 16)).to(tl.int32), 0)
+        # Exactly k: these are the ones, as if the threshold were just below with nothing equal to it.
+        falls = count <= k
+        low = tl.where(count == k, probe - 1, tl.where(falls, low, probe))
+        high = tl.where(falls, probe, high)
+        reached = tl.where(falls, count, reached)
+        upwards = low + tl.minimum(step, INFINITY + 1 - low)
+        downwards = high - tl.minimum(step, high - 1)
+        between = low + (high - low) // 2
+        probe = tl.where(high == INFINITY + 2, upwards, tl.where(low == 0, downwards, between))
+        step = tl.minimum(step * 4, INFINITY // 8)
+    return low, tl.where(low > 0, k - reached, 0)
+
+
+@triton.jit
+def _cut(
+    chunks,
+    p_row,
+    n,
+    t,
+    room,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    INFINITY: tl.constexpr,
+):
+    """The index of the last kept one among the keys equal to ``t``; -1 if none is."""
+    cut = -1
+    if room > 0:
+        start, before, seen = 0, 0, 0  # of the run of WORDS keys that holds the cut; equal keys before it
+        for i in tl.static_range(RESIDENT):
+            start, before, seen = _pass_ties(chunks[i], i * SPAN, t, room, start, before, seen, WORDS, INFINITY)
+        for i_chunk in range(RESIDENT, CHUNKS):
+            words = _words(p_row, i_chunk * SPAN, n, True, WORDS, INFINITY)
+            start, before, seen = _pass_ties(words, i_chunk * SPAN, t, room, start, before, seen, WORDS, INFINITY)
+        o_latent = start + tl.arange(0, WORDS)
+        tied = (_keys(p_row, o_latent, n, True, INFINITY) == t).to(tl.int32)
+        kept = (tied > 0) & (tl.cumsum(tied, 0) + before <= room)
+        cut = tl.max(tl.where(kept, o_latent, -1), 0)
+    return cut
+
+
+@triton.jit
+def _pass_ties(words, begin, t, room, start, before, seen, WORDS: tl.constexpr, INFINITY: tl.constexpr):
+    """Walks over one chunk in the search for the run that holds the ``room``-th key equal to ``t``."""
+    # A chunk has at most 2^15 words, so a half cannot overflow into the other.
+    counts = tl.sum((_reach(words, t, INFINITY) - _reach(words, t + 1, INFINITY)).to(tl.int32), 0)
+    first = counts & 0xFFFF
+    here = (seen < room) & (seen + first >= room)
+    start = tl.where(here, begin, start)
+    before = tl.where(here, seen, before)
+    seen += first
+    if INFINITY < 0x10000:
+        second = counts >> 16
+        here = (seen < room) & (seen + second >= room)
+        start = tl.where(here, begin + WORDS, start)
+        before = tl.where(here, seen, before)
+        seen += second
+    return start, before, seen
+
+
+@triton.jit
+def _kept(keys, o_latent, t, cut):
+    return keys > tl.where(o_latent <= cut, t - 1, t)
+
+
+@triton.jit
+def _write_in_place(p_row, n, t, cut, WORDS: tl.constexpr, INFINITY: tl.constexpr):
+    """Writes the row's keys, which are its entries' bits, where they are kept, and zeros elsewhere."""
+    for start in range(0, n, WORDS):
+        o_latent = start + tl.arange(0, WORDS)
+        keys = _keys(p_row, o_latent, n, True, INFINITY)
+        out = tl.where(_kept(keys, o_latent, t, cut), keys, 0)
+        tl.store(p_row + o_latent, out.to(p_row.dtype.element_ty), mask=o_latent < n)
+
+
+@triton.jit
+def _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN: tl.constexpr, INFINITY: tl.constexpr):
+    """Writes the kept entries side by side, and after them the unused places."""
+    place = 0
+    for start in range(0, n, SPAN):
+        o_latent = start + tl.arange(0, SPAN)
+        keys = _keys(p_row, o_latent, n, True, INFINITY)
+        kept = _kept(keys, o_latent, t, cut)
+        ones = kept.to(tl.int32)
+        o_place = place + tl.cumsum(ones, 0) - 1
+        tl.store(p_values + o_place, keys.to(p_values.dtype.element_ty), mask=kept)
+        tl.store(p_indices + o_place, o_latent, mask=kept)
+        place += tl.sum(ones, 0)
+    for unused in range(place, k, SPAN):
+        o_place = unused + tl.arange(0, SPAN)
+        tl.store(p_values + o_place, tl.zeros([SPAN], p_values.dtype.element_ty), mask=o_place < k)
+        tl.store(p_indices + o_place, tl.full([SPAN], -1, tl.int32), mask=o_place < k)
+
+
+@triton.jit(do_not_specialize=["n_tokens", "k", "rows"])
+def select_kernel(
+    pre,  # [n_tokens, n] as integers of the same bits; becomes z unless COMPACT
+    values,  # [n_tokens, k], likewise
+    indices,  # [n_tokens, k] int32
+    n_tokens,
+    n,
+    stride,  # of a row of pre
+    k,
+    rows,  # of one program
+    INFINITY: tl.constexpr,
+    ONE: tl.constexpr,
+    STEP: tl.constexpr,
+    COMPACT: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RESIDENT: tl.constexpr,  # chunks kept in registers
+    FULL: tl.constexpr,  # chunks that need no mask
+    WORDS: tl.constexpr,
+):
+    SPAN: tl.constexpr = 2 * WORDS if INFINITY < 0x10000 else WORDS
+    first = tl.program_id(0) * rows
+    guess = ONE
+    for i_token in range(first, tl.minimum(first + rows, n_tokens)):
+        p_row = pre + tl.cast(i_token, tl.int64) * stride
+        chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
+        t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
+        cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+        guess = tl.maximum(t, 1)
+        # The row again, from the cache: its chunks and what is written do not fit the registers together.
+        if COMPACT:
+            o_place = tl.cast(i_token, tl.int64) * k
+            _write_compact(values + o_place, indices + o_place, p_row, n, k, t, cut, SPAN, INFINITY)
+        else:
+            _write_in_place(p_row, n, t, cut, WORDS, INFINITY)
+
+
+def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest strictly positive entries of each row of ``pre [n_tokens, n_latents]``, ascending by index.
+
+    Returns values in the dtype of pre and indices in int32, ``[n_tokens, k]``; unused places come last, with
+    value 0 and index -1. A NaN comes back as some NaN.
+    """
+    pre = launch.rows_contiguous(pre)
+    values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
+    indices = launch.empty(len(pre), k, dtype=torch.int32, device=pre.device)
+    _launch(pre, k, values, indices)
+    return values, indices
+
+
+def keep_top_(pre: Tensor, k: int) -> None:
+    """Zeros all of ``pre [n_tokens, n_latents]`` but the entries that `select` takes. Its rows are contiguous."""
+    _launch(pre, k, None, None)
+
+
+def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) -> None:
+    n_tokens, n_latents = pre.shape
+    config = launch.config("select", pre, n_latents)
+    # A program's first row has no neighbour to start from, but a short batch needs all the programs it can get.
+    rows = max(1, min(config["rows"], n_tokens // _ROWS_BUSY))
+    integers = _BITS[pre.dtype]
+    launch.launch(
+        select_kernel,
+        (triton.cdiv(n_tokens, rows),),
+        pre.device,
+        pre.view(integers),
+        None if values is None else values.view(integers),
+        indices,
+        n_tokens,
+        n_latents,
+        pre.stride(0),
+        k,
+        rows,
+        **_constants(pre.dtype, n_latents, config, compact=values is not None),
+        **launch.options(config),
+    )
+
+
+def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool) -> dict[str, int | bool]:
+    span = config["WORDS"] * (2 if dtype.itemsize == 2 else 1)
+    chunks = triton.cdiv(n_latents, span)
+    return {
+        "INFINITY": _INFINITY[dtype],
+        "ONE": _ONE[dtype],
+        "STEP": _STEP[dtype],
+        "COMPACT": compact,
+        "CHUNKS": chunks,
+        "RESIDENT": min(chunks, config["RESIDENT"]),
+        "FULL": n_latents // span,
+        "WORDS": config["WORDS"],
+    }
+
+
+def _spec(arch: str, dtype: torch.dtype, n_latents: int, compact: bool) -> Spec:
+    config = static("select", arch, dtype, n_latents)
+    integer = "*i16" if dtype.itemsize == 2 else "*i32"
+    signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride": "i32", "k": "i32", "rows": "i32"}
+    if compact:
+        signature |= {"values": integer, "indices": "*i32"}
+    constants: dict[str, object] = {**_constants(dtype, n_latents, config, compact)}
+    if not compact:
+        constants |= {"values": None, "indices": None}
+    name = f"select {'compact' if compact else 'in place'} {TYPES[dtype]} n={n_latents}"
+    return spec(name, arch, select_kernel, signature, constants, config, ("n", "stride"))
+
+
+AOT = [
+    _spec(arch, dtype, n_latents, compact)
+    for arch in ARCHS
+    for dtype, n_latents in (
+        (torch.bfloat16, 4608),
+        (torch.bfloat16, 18432),
+        (torch.bfloat16, 73728),
+        (torch.float16, 18432),
+        (torch.float32, 4608),
+        (torch.float32, 18432),
+        (torch.float32, 73728),
+    )
+    for compact in (False, True)
+]
