@@ -39,6 +39,10 @@ class Step:
     def run(self) -> None:
         """Forward and backward, into fresh gradients, as after ``optimizer.zero_grad()``."""
         self.clear()
+        self.accumulate()
+
+    def accumulate(self) -> None:
+        """Forward and backward, onto the gradients that are there."""
         with self._precision():
             loss = self.loss()
         loss.backward()

@@ -23,7 +23,7 @@ from torch import Tensor
 from tide_kernels import checks
 from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep, Settings
-from tide_kernels.losses import LossWeights
+from tide_kernels.losses import LossTerms, LossWeights
 from tide_kernels.modulation import add_modulation_gradients, input_gradient
 from tide_kernels.products import products
 from tide_kernels.reference import accumulator
@@ -391,10 +391,34 @@ def tide_loss(
         choice=choice,
     )
     parameters = dict(zip(PARAMETERS, (W_enc, b_enc, W_dec, b_dec, scale, shift), strict=True))
-    names = frozenset(name for name, want in zip(PARAMETERS, wanted, strict=True) if want)
-    step = FusedStep(settings, x, parameters, group, dead, names)
+    gradients = {
+        name: choice.ops.empty(p.shape, accumulator(dtype), p.device).zero_()
+        for (name, p), want in zip(parameters.items(), wanted, strict=True)
+        if want and p is not None
+    }
+    terms = FusedStep(settings, x, parameters, group, dead, gradients).run()
+    return [*terms, *(gradients.get(name, torch.zeros(0)) for name in PARAMETERS)]
+
+
+@torch.no_grad()
+@_explicit_dtypes
+def accumulate_gradients(
+    x: Tensor,
+    parameters: dict[str, Tensor | None],
+    group: Tensor | None,
+    dead: Tensor | None,
+    settings: Settings,
+    gradients: dict[str, Tensor],
+) -> LossTerms:
+    """The terms, with their gradients added to ``gradients``, which hold true gradients before and after."""
+    checks.group_range(group, parameters["scale"], parameters["shift"])
+    step = FusedStep(settings, x, parameters, group, dead, gradients)
+    for gradient in gradients.values() if step.gain != 1 else ():
+        gradient.mul_(step.gain)
     terms = step.run()
-    return [*terms, *(step.gradients.get(name, torch.zeros(0)) for name in PARAMETERS)]
+    for gradient in gradients.values() if step.gain != 1 else ():
+        gradient.div_(step.gain)
+    return terms
 
 
 @tide_loss.register_fake
@@ -411,23 +435,11 @@ def _(x: Tensor, W_enc: Tensor, *rest: Any) -> list[Tensor]:
     return [*scalars, fired, x.new_empty((), dtype=sum_dtype), *gradients]
 
 
-@_op("scale_gradient")
-def scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    """``gradient`` times ``factor`` in ``dtype``, in memory that the backend provides."""
-    choice = choose(backend, "auto", device=gradient.device, dtype=gradient.dtype, n_latents=1, k=1)
-    return torch.mul(gradient, factor, out=choice.ops.empty(gradient.shape, dtype, gradient.device))
-
-
-@scale_gradient.register_fake
-def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    return torch.empty_like(gradient, dtype=dtype)
-
-
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, *parameters = inputs[:7]
-    *_, ctx.backend, _, ctx.wanted = inputs
+    ctx.wanted = inputs[-1]
     ctx.dtypes = [None if p is None else p.dtype for p in parameters]
-    ctx.gain = FusedStep.gain_of(*x.shape)
+    ctx.gain = FusedStep.gain_of(len(x), x.shape[1], inputs[-4])
     ctx.set_materialize_grads(False)  # or zeros as large as the weights would come in for the gradients
     ctx.save_for_backward(*output[7:])
 
@@ -436,11 +448,31 @@ def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | N
     if grads[0] is None:
         return (None,) * 22
     factor = grads[0] / ctx.gain
+    scale = _scaled_in_place if _is_spent(factor) else _scaled
     scaled = (
-        scale_gradient(gradient, factor, dtype, ctx.backend) if want else None
+        scale(gradient, factor).to(dtype) if want else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
     )
     return (None, *scaled, *[None] * 15)
+
+
+def _is_spent(factor: Tensor) -> bool:
+    """Whether the graph, and with it all that it has saved, ends with this backward pass."""
+    if type(factor) is not Tensor:  # a stand-in, for which a compiler traces this
+        return False
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps is not None and not keeps()
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    return gradient * factor
+
+
+def _scaled_in_place(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Gradients are as large as the weights: a second copy of them would be the largest tensors of the step."""
+    if factor.device.type == "cpu" and float(factor) == 1:
+        return gradient.detach()  # an alias: what is returned must be free to become a parameter's .grad
+    return gradient.detach().mul_(factor)
 
 
 tide_loss.register_autograd(_loss_backward, setup_context=_loss_setup)

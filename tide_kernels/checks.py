@@ -131,3 +131,16 @@ def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int,
         _shaped("dead", dead, (n_latents,), device)
     if weight and (dead is None or not k_aux):
         raise ValueError("weights.auxk is not 0 and there is no auxiliary term: pass dead and k_aux >= 1")
+
+
+def gradients(buffers: dict[str, Tensor], parameters: dict[str, Tensor | None], dtype: torch.dtype) -> None:
+    """Each buffer belongs to a parameter that is there, and is contiguous, of its shape and of ``dtype``."""
+    for name, buffer in buffers.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            known = ", ".join(each for each, value in parameters.items() if value is not None)
+            raise ValueError(f"gradients names {name!r}, which is no parameter of this loss: use {known}")
+        _typed(f"gradients[{name!r}]", buffer, (dtype,), str(dtype).removeprefix("torch."))
+        _shaped(f"gradients[{name!r}]", buffer, tuple(parameter.shape), parameter.device)
+        if not buffer.is_contiguous():
+            raise ValueError(f"gradients[{name!r}] is not contiguous: pass memory of its own")

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from tide_kernels import autograd, checks
-from tide_kernels.dispatch import PATHS
+from tide_kernels.dispatch import PATHS, choose
+from tide_kernels.fused import Settings
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.reference import accumulator
 
 # Elements of a chunk's [tokens, n_latents] tensor. CPU: 16 MB of float32; a step gains nothing above that.
 # Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
@@ -172,6 +174,7 @@ def tide_loss(
     soft_eps: float = 0.1,
     dead: Tensor | None = None,
     k_aux: int = 0,
+    gradients: dict[str, Tensor] | None = None,
     chunk: int | None = None,
     backend: str = "auto",
     regime: str = "auto",
@@ -208,6 +211,10 @@ def tide_loss(
         soft_eps: the activation that counts one half in S.
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many of them a token may use.
+        gradients: buffers to which the gradients of ``total`` are added at once, by the names of the parameters
+            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous and in the
+            terms' dtype. The result then carries no gradient, and no other memory as large as the weights is
+            needed. Without buffers, ``total.backward()`` hands the gradients out.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's text.
 
@@ -238,6 +245,27 @@ def tide_loss(
     checks.count("chunk", chunk, 1)
 
     parameters = (W_enc, b_enc, W_dec, b_dec, scale, shift)
+    s_target = 0.8 * k / n_latents if s_target is None else s_target
+    chunk = chunk + chunk % 2 if paired else chunk
+    dtype = _compute_dtype(W_enc)
+    if gradients is not None:
+        named = dict(zip(autograd.PARAMETERS, parameters, strict=True))
+        checks.gradients(gradients, named, accumulator(dtype))
+        choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
+        settings = Settings(
+            k=k,
+            k_aux=k_aux,
+            layer_norm=layer_norm,
+            paired=paired,
+            weights=weights,
+            s_target=s_target,
+            delta=delta,
+            soft_eps=soft_eps,
+            chunk=chunk,
+            dtype=dtype,
+            choice=choice,
+        )
+        return autograd.accumulate_gradients(x, named, group, dead, settings, gradients)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
     results = autograd.tide_loss(
         x,
@@ -249,11 +277,11 @@ def tide_loss(
         layer_norm,
         paired,
         list(weights),
-        0.8 * k / n_latents if s_target is None else s_target,
+        s_target,
         delta,
         soft_eps,
-        chunk + chunk % 2 if paired else chunk,
-        _compute_dtype(W_enc),
+        chunk,
+        dtype,
         backend,
         regime,
         wanted,

@@ -2,8 +2,7 @@
 
 No ``[n_tokens, n_latents]`` tensor exists for more than a chunk of tokens. Gradients are formed along with
 the loss, as if the loss were the end of the graph, and scaled by its incoming gradient in the backward pass.
-Until then they carry a common factor, the gain: in float16 the gradient of a mean over millions of elements
-would vanish before the matrix products see it.
+Until then they carry a common factor, the gain, which matters in float16.
 
 All terms but one are sums over tokens (or over pairs, which no chunk splits). The exception is the sparsity
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
@@ -53,7 +52,7 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. ``wanted`` names the parameters whose gradients are to be formed."""
+    """One training step. ``gradients`` are the buffers, of the sums' dtype, that the gradients are added to."""
 
     def __init__(
         self,
@@ -62,8 +61,9 @@ class FusedStep:
         parameters: dict[str, Tensor | None],
         group: Tensor | None,
         dead: Tensor | None,
-        wanted: frozenset[str],
+        gradients: dict[str, Tensor],
     ) -> None:
+        self.gradients = gradients
         self.settings, self.x, self.group, self.dead = settings, x, group, dead
         self.sum_dtype = accumulator(settings.dtype)
         self.scale, self.shift, self.b_dec = (parameters[name] for name in ("scale", "shift", "b_dec"))
@@ -71,14 +71,9 @@ class FusedStep:
         self.W_enc, self.W_dec, self.b_enc = cast["W_enc"], cast["W_dec"], cast.get("b_enc")
         self.n_tokens, self.d_model = x.shape
         self.n_latents = len(self.W_enc)
-        self.gain = self.gain_of(*x.shape)
+        self.gain = self.gain_of(len(x), x.shape[1], settings.dtype)
         # Dense products round their operands anyway; gathers keep what the loss computed.
         self.grad_dtype = settings.dtype if settings.choice.regime == "dense" else self.sum_dtype
-        self.gradients = {
-            name: settings.choice.ops.empty(p.shape, self.sum_dtype, p.device).zero_()
-            for name, p in parameters.items()
-            if p is not None and name in wanted
-        }
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=x.device)
         self.sums = {
             name: torch.zeros((), dtype=self.sum_dtype, device=x.device)
@@ -86,10 +81,13 @@ class FusedStep:
         }
 
     @staticmethod
-    def gain_of(n_tokens: int, d_model: int) -> float:
-        """The common factor of the gradients: a power of two, so that it costs no rounding, of a size that
-        brings the gradients of all terms near 1."""
-        return 2.0 ** round(math.log2(max(n_tokens, 1) * d_model**0.5))
+    def gain_of(n_tokens: int, d_model: int, dtype: torch.dtype) -> float:
+        """The common factor of the gradients until they are handed out.
+
+        In float16 the gradient of a mean over millions of elements would vanish before the matrix products see
+        it: a power of two, so that it costs no rounding, brings the gradients of all terms near 1.
+        """
+        return 2.0 ** round(math.log2(max(n_tokens, 1) * d_model**0.5)) if dtype == torch.float16 else 1.0
 
     def run(self) -> LossTerms:
         """The loss terms; afterwards ``gradients`` holds ``gain`` times the gradients of ``total``."""

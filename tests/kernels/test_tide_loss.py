@@ -271,3 +271,47 @@ def test_two_adamw_steps_lower_the_loss(regime):
         terms.total.backward()
         optimiser.step()
     assert totals == sorted(totals, reverse=True)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5], ids=["handed out as they are", "scaled"])
+def test_backward_passes_over_a_graph_that_is_kept_add_up(factor):
+    """Only the last one may give the saved gradients away."""
+    p = random_problem(8, 5, 11, 3, groups=3)
+    expected = torch.autograd.grad(tide_loss(**p.arguments()).total, list(p.parameters().values()))
+    total = tide_loss(**p.arguments()).total * factor
+    total.backward(retain_graph=True)
+    p.W_enc.grad.mul_(2)  # whoever owns a gradient may change it
+    total.backward(retain_graph=True)
+    total.backward()
+    for (name, parameter), want in zip(p.parameters().items(), expected, strict=True):
+        assert_close(parameter.grad, want * factor * (4 if name == "W_enc" else 3), EXACT, name)
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+
+
+def test_gradients_are_not_copied_on_their_way_out():
+    p = random_problem(8, 64, 512, 3, dtype=torch.float32)
+    loss = tide_loss(**p.arguments()).total
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        loss.backward()
+    allocated = max(event.self_cpu_memory_usage for event in profile.events())
+    assert allocated < p.W_enc.numel() * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_gradients_are_added_to_buffers(regime, dtype):
+    """In float16, too, whose gradients are scaled on the way."""
+    p = random_problem(8, 5, 11, 3, groups=3, dtype=dtype)
+    options = {"weights": TERMS["all"], "regime": regime, "chunk": 4, **EVERYTHING}
+    terms = tide_loss(**p.arguments(), **options)
+    expected = torch.autograd.grad(terms.total, list(p.parameters().values()))
+    sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    buffers = {name: torch.ones(q.shape, dtype=sum_dtype) for name, q in p.parameters().items() if name != "b_enc"}
+    added = tide_loss(**p.arguments(), **options, gradients=buffers)
+    assert not added.total.requires_grad
+    assert torch.equal(added.total, terms.total.detach())
+    for name, want in zip(p.parameters(), expected, strict=True):
+        if name in buffers:
+            tolerance = EXACT if dtype == torch.float64 else torch.finfo(dtype).eps
+            assert_close(buffers[name], want.to(sum_dtype) + 1, tolerance, name)
