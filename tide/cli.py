@@ -1,4 +1,4 @@
-"""The command line: ``tide demo | collect | train | evaluate | concepts | edit | doctor``."""
+"""The command line: ``tide demo | collect | train | evaluate | concepts | edit | reproduce | doctor``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tide.commands import collect, concepts, demo, doctor, edit, evaluate, train
+from tide.commands import collect, concepts, demo, doctor, edit, evaluate, reproduce, train
 from tide.errors import TideError
 
-COMMANDS = (demo, collect, train, evaluate, concepts, edit, doctor)
+COMMANDS = (demo, collect, train, evaluate, concepts, edit, reproduce, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -177,7 +177,7 @@ def test_a_bad_checkpoint_is_a_one_line_error(saved, name):
         ("block", 5, r"was trained on block 6, not 5; use a checkpoint made for this block$"),
         ("family", "flux", r"was trained on family 'pixart', not 'flux'; use a checkpoint made for this family$"),
         ("tensor", "output", r"was trained on tensor 'attention', not 'output'; use a"),
-        ("blok", 6, r"^a checkpoint has no field 'blok' to check; known: block, "),
+        ("blok", 6, r"^a checkpoint has no field 'blok' to check; known: activation, "),
     ],
 )
 def test_a_checkpoint_for_something_else(saved, name, value, message):

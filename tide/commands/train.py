@@ -154,7 +154,17 @@ def _model(
 
     pipeline, block, tensor = common.pipeline_name(args.pipeline), info["block"], info["tensor"]
     if not config.modulation:
-        plain = TIDEConfig(d_model, n_latents, k, family=info["family"], pipeline=pipeline, block=block, tensor=tensor)
+        plain = TIDEConfig(
+            d_model,
+            n_latents,
+            k,
+            activation=config.activation,
+            bandwidth=config.bandwidth,
+            family=info["family"],
+            pipeline=pipeline,
+            block=block,
+            tensor=tensor,
+        )
         return TIDE(plain, backend=config.backend, seed=config.seed)
     on_cpu = argparse.Namespace(**{**vars(args), "device": "cpu", "dtype": "fp32", "offload": False})
     adapter = common.load_adapter(on_cpu, denoiser_only=True)

@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tide.errors import TideError
+from tide.sae.activation import ACTIVATIONS, Activation, JumpReLU
+from tide.sae.composed import composed_loss
 from tide.sae.modulation import Modulation, ModulationConfig
 from tide_kernels import LossTerms, LossWeights, decode, encode_topk, modulate, tide_loss
+from tide_kernels.reference import select
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class TIDEConfig:
 
     ``modulation=None`` is the plain TopK SAE. ``pre_norm`` is the input of the modulation: the activation as
     collected (eq. 8 literally) or its LayerNorm, as inside the model. ``undo`` also inverts the modulation at the
-    output: ``(x_hat - shift) / (1 + scale)``.
+    output: ``(x_hat - shift) / (1 + scale)``. ``activation`` is "topk" or one of :mod:`tide.sae.activation`: of those
+    BatchTopK and JumpReLU aim at ``k`` active latents on average, ReLU and Gated take no notice of it.
+    ``bandwidth`` is that of JumpReLU's straight-through estimators.
     """
 
     d_model: int
@@ -32,6 +37,8 @@ class TIDEConfig:
     modulation: ModulationConfig | None = None
     pre_norm: Literal["none", "layernorm"] = "none"
     undo: bool = False
+    activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
+    bandwidth: float = 0.3
     encoder_bias: bool = True
     decoder_bias: bool = True
     family: str | None = None
@@ -46,6 +53,11 @@ class TIDEConfig:
             raise TideError(f"d_model = {self.d_model} must be positive")
         if self.pre_norm not in ("none", "layernorm"):
             raise TideError(f"pre_norm = {self.pre_norm!r} is unknown; use 'none' or 'layernorm'")
+        if self.activation not in ("topk", *ACTIVATIONS):
+            known = ", ".join(("topk", *ACTIVATIONS))
+            raise TideError(f"activation = {self.activation!r} is unknown; use one of {known}")
+        if not self.bandwidth > 0:
+            raise TideError(f"bandwidth = {self.bandwidth} must be positive")
         if self.modulation is None and (self.undo or self.pre_norm != "none"):
             raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
         if self.modulation is not None and self.modulation.d_model != self.d_model:
@@ -55,7 +67,10 @@ class TIDEConfig:
 
 
 class Codes(NamedTuple):
-    """Sparse latents: ``values [N, k]``, ``indices [N, k]`` int32 ascending, unused places 0 and -1."""
+    """Sparse latents: ``values [N, k]``, ``indices [N, k]`` int32 ascending, unused places 0 and -1.
+
+    Where the activation is not TopK, k is the largest number of active latents of a row.
+    """
 
     values: Tensor
     indices: Tensor
@@ -66,6 +81,17 @@ class Codes(NamedTuple):
         # Unused places hold the value 0, so that adding them to latent 0 changes nothing.
         return out.scatter_add_(1, self.indices.clamp(min=0).long(), self.values)
 
+
+class Place(NamedTuple):
+    """Where rows stand in the diffusion: ``scale, shift [groups, d_model]`` of eq. 8 and each row's ``group [N]``."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    group: Tensor | None
+
+
+#: Of rows without modulation.
+NOWHERE = Place(None, None, None)
 
 #: |1 + scale| is kept at least this far from zero when the modulation is undone (values of 6e-4 occur).
 UNDO_FLOOR = 0.05
@@ -106,6 +132,7 @@ class TIDE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
         self.register_buffer("activation_scale", torch.ones(()))
+        self.activation = _activation(config)
         self.modulation: Modulation | None = None
         if modulation is not None and modulation.config != config.modulation:
             raise TideError(f"the modulation is not the config's ({config.modulation}); give both the same config")
@@ -135,21 +162,30 @@ class TIDE(nn.Module):
         scale, shift = self.modulation(steps, conditioning)
         return scale, shift
 
-    def _rows(self, x: Tensor, timestep: Tensor | float | None, group: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``x`` as ``[N, d_model]`` in normalised units, and the modulation group of each row."""
+    def _placed(
+        self, x: Tensor, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
+    ) -> tuple[Tensor, Place]:
+        """``x`` as ``[N, d_model]`` in normalised units, and where its rows stand."""
         if x.shape[-1] != self.d_model:
             raise TideError(
                 f"activations have width {x.shape[-1]} and this TIDE {self.d_model}; "
                 "use one trained on this block and model"
             )
         rows = x.reshape(-1, self.d_model)
-        if group is None and self.modulation is not None and isinstance(timestep, Tensor) and timestep.numel() > 1:
-            n_groups = timestep.numel()
-            if len(rows) % n_groups:
-                raise TideError(f"{len(rows)} rows cannot be shared by {n_groups} timesteps; pass group=")
-            group = torch.arange(n_groups, device=x.device, dtype=torch.int32)
-            group = group.repeat_interleave(len(rows) // n_groups)
-        return rows / self.activation_scale.to(rows.dtype), None if self.modulation is None else group
+        return rows / self.activation_scale.to(rows.dtype), self._place(len(rows), timestep, conditioning, group)
+
+    def _place(
+        self, n_rows: int, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
+    ) -> Place:
+        scale, shift = self._modulation_of(timestep, conditioning)
+        if scale is None:
+            return NOWHERE
+        if group is None and len(scale) > 1:
+            if n_rows % len(scale):
+                raise TideError(f"{n_rows} rows cannot be shared by {len(scale)} timesteps; pass group=")
+            group = torch.arange(len(scale), device=scale.device, dtype=torch.int32)
+            group = group.repeat_interleave(n_rows // len(scale))
+        return Place(scale, shift, group)
 
     # -- the autoencoder ----------------------------------------------------------------------------------
 
@@ -166,20 +202,45 @@ class TIDE(nn.Module):
         ``timestep`` holds one value per modulation group and ``group [N]`` names each row's; without ``group``
         the rows are shared evenly, so ``x [B, T, d_model]`` with ``timestep [B]`` needs none.
         """
-        rows, group = self._rows(x, timestep, group)
-        scale, shift = self._modulation_of(timestep, conditioning)
+        rows, place = self._placed(x, timestep, conditioning, group)
+        if self.activation is None:
+            return self.select(rows, place, self.config.k if k is None else k)
+        if k is not None:
+            raise TideError(f"k cannot be set for one call of a {self.config.activation} autoencoder; leave it out")
+        z = self.activation(self.pre_activations(rows, place), self.b_enc)
+        if len(z) == 0:
+            return Codes(z[:, :1], z[:, :1].int())
+        _, indices = select(z.detach(), max(1, int((z != 0).sum(1).max())))
+        return Codes(z.gather(1, indices.clamp(min=0).long()).masked_fill(indices < 0, 0), indices)
+
+    def select(self, rows: Tensor, place: Place, k: int) -> Codes:
+        """TopK codes of rows in normalised units."""
+        dtype = rows.dtype
         values, indices = encode_topk(
             rows,
-            self.W_enc.to(rows.dtype),
-            None if self.b_enc is None else self.b_enc.to(rows.dtype),
-            self.config.k if k is None else k,
-            scale=None if scale is None else scale.to(rows.dtype),
-            shift=None if shift is None else shift.to(rows.dtype),
-            group=group,
+            self.W_enc.to(dtype),
+            None if self.b_enc is None else self.b_enc.to(dtype),
+            k,
+            scale=None if place.scale is None else place.scale.to(dtype),
+            shift=None if place.shift is None else place.shift.to(dtype),
+            group=place.group,
             layer_norm=self.config.pre_norm == "layernorm",
             backend=self.backend,
         )
         return Codes(values, indices)
+
+    def pre_activations(self, rows: Tensor, place: Place) -> Tensor:
+        """``W_enc x_mod + b_enc`` ``[N, n_latents]`` of rows in normalised units."""
+        modulated = self._modulated(rows, place)
+        bias = None if self.b_enc is None else self.b_enc.to(rows.dtype)
+        return F.linear(modulated, self.W_enc.to(rows.dtype), bias)
+
+    def _modulated(self, rows: Tensor, place: Place) -> Tensor:
+        if place.scale is None:
+            return rows
+        layer_norm = self.config.pre_norm == "layernorm"
+        scale, shift = place.scale.to(rows.dtype), None if place.shift is None else place.shift.to(rows.dtype)
+        return modulate(rows, scale, shift, place.group, layer_norm=layer_norm, backend=self.backend)
 
     def decode(
         self,
@@ -190,12 +251,23 @@ class TIDE(nn.Module):
     ) -> Tensor:
         """Activations ``[N, d_model]`` of sparse latents. Timestep, conditioning and group matter only with
         ``undo``."""
+        place = self._place(len(codes.values), timestep, conditioning, group) if self.config.undo else NOWHERE
+        return self.reconstruct(codes, place) * self.activation_scale.to(codes.values.dtype)
+
+    def reconstruct(self, codes: Codes, place: Place) -> Tensor:
+        """The reconstruction of sparse latents in normalised units."""
         dtype = codes.values.dtype
         bias = None if self.b_dec is None else self.b_dec.to(dtype)
         x_hat = decode(codes.values, codes.indices, self.W_dec.to(dtype), bias, backend=self.backend)
-        if self.config.undo:
-            x_hat = self._undo(x_hat, timestep, conditioning, group)
-        return x_hat * self.activation_scale.to(dtype)
+        return self._undone(x_hat, place)
+
+    def reconstruct_dense(self, latents: Tensor, place: Place, *, frozen: bool = False) -> Tensor:
+        """:meth:`reconstruct` of ``latents [N, n_latents]``; ``frozen`` keeps gradients from the decoder."""
+        W_dec: Tensor = self.W_dec.detach() if frozen else self.W_dec
+        x_hat = latents @ W_dec.to(latents.dtype)
+        if self.b_dec is not None:
+            x_hat = x_hat + (self.b_dec.detach() if frozen else self.b_dec)
+        return self._undone(x_hat, place)
 
     def decode_dense(self, latents: Tensor) -> Tensor:
         """``latents [N, n_latents] @ W_dec`` in activation units, without the bias: a difference of latents
@@ -204,17 +276,20 @@ class TIDE(nn.Module):
             raise TideError("decode_dense is linear and this TIDE undoes its modulation; use decode")
         return (latents @ self.W_dec.to(latents.dtype)) * self.activation_scale.to(latents.dtype)
 
-    def _undo(
-        self, x_hat: Tensor, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
-    ) -> Tensor:
-        scale, shift = self._modulation_of(timestep, conditioning)
-        assert scale is not None
-        assert shift is not None
-        if group is None:
-            group = torch.arange(len(scale), device=x_hat.device).repeat_interleave(len(x_hat) // len(scale))
-        factor = 1 + scale.to(x_hat.dtype)
+    def _undone(self, x_hat: Tensor, place: Place) -> Tensor:
+        """With ``undo`` ``(x_hat - shift) / (1 + scale)``, else ``x_hat``."""
+        if not self.config.undo:
+            return x_hat
+        assert place.shift is not None
+        shift = place.shift.to(x_hat.dtype)
+        return self.unscaled(x_hat - (shift if place.group is None else shift[place.group.long()]), place)
+
+    def unscaled(self, x_hat: Tensor, place: Place) -> Tensor:
+        """``x_hat / (1 + scale)``, the divisor kept :data:`UNDO_FLOOR` away from zero."""
+        assert place.scale is not None
+        factor = 1 + place.scale.to(x_hat.dtype)
         factor = torch.where(factor < 0, -1.0, 1.0).to(factor.dtype) * factor.abs().clamp(min=UNDO_FLOOR)
-        return (x_hat - shift.to(x_hat.dtype)[group.long()]) / factor[group.long()]
+        return x_hat / (factor if place.group is None else factor[place.group.long()])
 
     def forward(
         self,
@@ -242,24 +317,38 @@ class TIDE(nn.Module):
         dead: Tensor | None = None,
         k_aux: int = 0,
     ) -> LossTerms:
-        """The training loss (eqs 13-16) on rows in activation units; every term in normalised units."""
-        if self.config.undo:
-            raise TideError("the fused loss does not undo the modulation; train with undo=False")
-        rows, group = self._rows(x, timestep, group)
-        scale, shift = self._modulation_of(timestep, conditioning)
+        """The training loss (eqs 13-16) on rows in activation units; every term in normalised units.
+
+        One fused op for TopK. With ``undo`` or another activation it is composed of the ops, which is slower and
+        holds ``[N, n_latents]`` (:mod:`tide.sae.composed`).
+        """
+        rows, place = self._placed(x, timestep, conditioning, group)
+        k = self.config.k if k is None else k
+        weights = LossWeights() if weights is None else weights
+        if self.config.undo or self.activation is not None:
+            return composed_loss(
+                self,
+                rows,
+                place,
+                paired=paired,
+                k=k,
+                weights=weights,
+                s_target=0.8 * k / self.n_latents if s_target is None else s_target,
+                delta=delta,
+                dead=dead,
+                k_aux=k_aux,
+            )
         return tide_loss(
             rows,
             self.W_enc,
             self.b_enc,
             self.W_dec,
             self.b_dec,
-            self.config.k if k is None else k,
-            scale=scale,
-            shift=shift,
-            group=group,
+            k,
+            **place._asdict(),
             layer_norm=self.config.pre_norm == "layernorm",
             paired=paired,
-            weights=LossWeights() if weights is None else weights,
+            weights=weights,
             s_target=s_target,
             delta=delta,
             dead=dead,
@@ -282,25 +371,22 @@ class TIDE(nn.Module):
         group: Tensor | None = None,
     ) -> None:
         """Sets the activation scale (so that the mean of |x|^2 / d is 1), ``b_dec`` to the mean of what is decoded
-        (the activation; with ``undo`` the modulated one), and ``b_enc`` so that the mean modulated activation encodes
-        to zero."""
+        (the activation; with ``undo`` the modulated one), ``b_enc`` so that the mean modulated activation encodes
+        to zero, and what the activation function starts from data."""
         if x.numel() == 0 or not torch.isfinite(x).all():
             raise TideError(
                 "the first activations hold NaN or inf, or there are none; "
                 "collect them in bf16 or fp32, or from another block"
             )
         self.activation_scale.copy_(x.float().square().mean().sqrt().clamp(min=1e-12))
-        rows, group = self._rows(x.float(), timestep, group)
-        scale, shift = self._modulation_of(timestep, conditioning)
-        modulated = rows
-        if scale is not None and shift is not None:
-            modulated = modulate(
-                rows, scale, shift, group, layer_norm=self.config.pre_norm == "layernorm", backend=self.backend
-            )
+        rows, place = self._placed(x.float(), timestep, conditioning, group)
+        modulated = self._modulated(rows, place)
         if self.b_dec is not None:
             self.b_dec.copy_((modulated if self.config.undo else rows).mean(0))
         if self.b_enc is not None:
             self.b_enc.copy_(-(self.W_enc @ modulated.mean(0)))
+        if self.activation is not None:
+            self.activation.calibrate(self.pre_activations(rows, place), self.config.k)
 
     # -- checkpoint ---------------------------------------------------------------------------------------
 
@@ -317,6 +403,13 @@ class TIDE(nn.Module):
         from tide.sae.checkpoint import load
 
         return load(Path(path), backend=backend, **expected)
+
+
+def _activation(config: TIDEConfig) -> Activation | None:
+    """The activation's own parameters; None for TopK, which has none and is the kernels' own."""
+    if config.activation == "jumprelu":
+        return JumpReLU(config.n_latents, config.bandwidth)
+    return None if config.activation == "topk" else ACTIVATIONS[config.activation](config.n_latents)
 
 
 @contextmanager

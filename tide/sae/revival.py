@@ -58,8 +58,12 @@ class Revival:
         model.W_enc[dead] = (directions * norm * self.ENCODER_SHARE).to(model.W_enc)
         if model.b_enc is not None:
             model.b_enc[dead] = 0.0
-        parameters = (model.W_enc, model.W_dec) if model.b_enc is None else (model.W_enc, model.W_dec, model.b_enc)
-        for parameter in parameters:
+        own: list[Tensor] = []  # an activation function may have parameters of its own for each latent
+        if model.activation is not None:
+            model.activation.restart(dead)
+            own = list(model.activation.parameters())
+        shared = (model.W_enc, model.W_dec) if model.b_enc is None else (model.W_enc, model.W_dec, model.b_enc)
+        for parameter in (*shared, *own):
             for moment in optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape[:1] == parameter.shape[:1]:
                     moment[dead] = 0

@@ -68,7 +68,9 @@ class TrainConfig:
 
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
     ``modulation=False`` trains the plain SAE; ``modulation_init`` "adaln" copies the model's adaLN, "random" does
-    not. ``batch_tokens`` is the number of rows of a step.
+    not. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK (:mod:`tide.sae.activation`),
+    whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's); both train more slowly.
+    ``batch_tokens`` is the number of rows of a step.
     """
 
     modulation: bool = True
@@ -76,6 +78,9 @@ class TrainConfig:
     modulation_chunk: Literal["msa", "mlp"] = "msa"
     modulation_trainable: bool = True
     pre_norm: Literal["none", "layernorm"] = "none"
+    undo: bool = False
+    activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
+    bandwidth: float = 0.3
     expansion: int = 16
     density: float = 0.05
     n_latents: int | None = None
@@ -103,7 +108,7 @@ class TrainConfig:
         _check_range(self, ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"), 1)
         _check_range(self, ("warmup", "final_lr"), 0, 1)
         _check_range(self, ("weight_decay",), 0)
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "bandwidth"):
             if not getattr(self, name) > 0:
                 raise TideError(f"{name} = {getattr(self, name)} must be positive")
         if not 0 < self.density <= 1:

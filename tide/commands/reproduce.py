@@ -1,0 +1,66 @@
+"""``tide reproduce``: the paper's tables and figures on the bundled pipeline."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+#: Name -> what it is; each is a module of tide.reproduce.
+STUDIES = {
+    "table1": "reconstruction of SAE and TIDE, with and without sampling of tokens",
+    "fig4": "scaling in n and k; diffusion loss against other activation functions",
+    "ablation": "what the paper leaves open: modulation, losses, schedules, revival",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "reproduce",
+        help="the paper's tables and figures",
+        description="Runs a grid of trainings and writes its table as CSV, JSON and PNG. Every finished cell of the "
+        "grid is kept: the same command goes on with an interrupted grid.",
+    )
+    parser.add_argument("study", choices=STUDIES, help="; ".join(f"{name}: {what}" for name, what in STUDIES.items()))
+    parser.add_argument("--out", metavar="DIR", help="default runs/reproduce/<study>, with --fast <study>-fast")
+    parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the result")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; 2 with --fast)")
+    parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the data (default 0)")
+    parser.add_argument("--steps", type=int, help="of every training (default: the study's)")
+    parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
+    parser.set_defaults(run=run, interrupted="finished cells are kept: the same command goes on with the others")
+
+
+def run(args: argparse.Namespace) -> None:
+    import sys
+    from importlib import import_module
+    from pathlib import Path
+
+    import torch
+
+    from tide.commands import common
+    from tide.errors import TideError
+    from tide.reproduce.study import Options
+    from tide.sae.checkpoint import write_json
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise TideError(f"--threads {args.threads} is too few; give at least 1")
+        torch.set_num_threads(args.threads)
+    common.check_backend(args.backend, torch.device("cpu"))
+    out = Path(args.out or f"runs/reproduce/{args.study}{'-fast' if args.fast else ''}")
+    options = Options(
+        out=out,
+        fast=args.fast,
+        seed=args.seed,
+        seeds=args.seeds,
+        steps=args.steps,
+        backend=args.backend,
+        progress=sys.stderr.isatty(),
+        say=lambda text: print(text, flush=True),
+    )
+    study = import_module(f"tide.reproduce.{args.study}")
+    with common.quiet():
+        verdict = study.reproduce(options)
+    write_json(out / "run.json", common.provenance(args))
+    print(f"\n{verdict}\nTables and pictures are in {out}.")

@@ -1,0 +1,101 @@
+"""A grid of named cells: each one's result is on disk as soon as it is known, so that an interrupted grid goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tide.errors import TideError
+from tide.sae.checkpoint import read_json, write_json
+
+Result = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result of a grid.
+
+    ``config`` is all that the result depends on, as JSON has it; ``run`` computes the result, a JSON object;
+    ``estimate`` the seconds that will take.
+    """
+
+    name: str
+    config: dict[str, Any]
+    run: Callable[[], Result]
+    estimate: Callable[[], float]
+
+
+def cell_path(out: Path, name: str) -> Path:
+    return out / "cells" / (re.sub(r"[^\w.=-]+", "-", name) + ".json")
+
+
+def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, Result]:
+    """Computes the cells that ``out`` does not hold yet and returns every result by its cell's name.
+
+    Raises :class:`~tide.errors.TideError`, before anything is computed, if ``out`` holds a cell of another
+    configuration. A cell that is interrupted leaves nothing.
+    """
+    paths = [cell_path(out, cell.name) for cell in cells]
+    if len(set(paths)) < len(paths):
+        raise TideError("two cells have the same name; name each of a grid differently")
+    found = {c.name: _finished(c, path) for c, path in zip(cells, paths, strict=True) if path.exists()}
+    left = [(cell, path) for cell, path in zip(cells, paths, strict=True) if cell.name not in found]
+    if not left:
+        say(f"All {len(cells)} cells are finished in {out}.")
+        return found
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TideError(f"{out} cannot be written to ({error}); choose another --out") from error
+    kept = f" ({len(found)} are finished)" if found else ""
+    say(f"{len(left)} of {len(cells)} cells to compute{kept}; estimating their time ...")
+    estimates = {cell.name: cell.estimate() for cell, _ in left}
+    to_come = sum(estimates.values())
+    say(f"About {duration(to_come)} on this machine as busy as it is now.")
+    spent = expected = 0.0
+    for cell, path in left:
+        started = time.perf_counter()
+        result = cell.run()
+        seconds = time.perf_counter() - started
+        write_json(path, {"name": cell.name, "config": cell.config, "seconds": round(seconds, 2), "result": result})
+        found[cell.name] = result
+        spent, expected = spent + seconds, expected + estimates[cell.name]
+        to_come -= estimates[cell.name]
+        pace = spent / expected if expected > 0 else 1.0
+        rest = f", about {duration(to_come * pace)} left" if len(found) < len(cells) else ""
+        say(f"[{len(found)}/{len(cells)}] {cell.name}: {seconds:.1f} s{rest}")
+    return {cell.name: found[cell.name] for cell in cells}
+
+
+def _finished(cell: Cell, path: Path) -> Result:
+    kept = read_json(path)
+    if not isinstance(kept, dict) or not {"config", "result"} <= kept.keys():
+        raise TideError(f"{path} is no cell of a grid; delete it, or choose another --out")
+    now = json.loads(json.dumps(cell.config))
+    if kept["config"] != now:
+        key = next(k for k in sorted(kept["config"].keys() | now.keys()) if kept["config"].get(k) != now.get(k))
+        raise TideError(
+            f"{path} was made with another {key} ({_short(kept['config'].get(key), now.get(key))}); "
+            "use the same options, or another --out"
+        )
+    return dict(kept["result"])
+
+
+def _short(before: Any, now: Any) -> str:
+    """What differs between two values, the inner one of two mappings."""
+    while isinstance(before, dict) and isinstance(now, dict):
+        key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
+        before, now = before.get(key), now.get(key)
+        if not (isinstance(before, dict) and isinstance(now, dict)):
+            return f"{key} {before!r}, now {now!r}"
+    return f"{before!r}, now {now!r}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

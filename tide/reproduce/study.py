@@ -1,0 +1,43 @@
+"""What every study is given, and what it leaves in its folder beside its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tide.errors import TideError
+from tide.sae.checkpoint import versions, write_json
+from tide.study.run import machine
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a study; ``seeds`` and ``steps`` None are the study's own."""
+
+    out: Path
+    fast: bool = False
+    seed: int = 0
+    seeds: int | None = None
+    steps: int | None = None
+    backend: str = "auto"
+    progress: bool = False
+    say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TideError(f"--{name} {value} is too few; give at least 1")
+
+    def each_seed(self, default: int) -> list[int]:
+        return [self.seed + i for i in range(self.seeds or default)]
+
+
+def write_results(options: Options, name: str, found: dict[str, Any]) -> Path:
+    """``<name>.json``: the results with what they were made by and on."""
+    path = options.out / f"{name}.json"
+    own = {key: value for key, value in asdict(options).items() if key not in ("out", "progress", "say")}
+    write_json(path, {"study": name, "options": own, "versions": versions(), "machine": machine(), **found})
+    return path

@@ -1,0 +1,73 @@
+"""What an activation function of a sparse autoencoder decides: which latents fire, and what sparsity costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tide_kernels.losses import huber, soft_count
+
+#: The activation that counts one half in S of eq. 16, as in ``tide_kernels.tide_loss``.
+SOFT_EPS = 0.1
+
+
+@dataclass(frozen=True)
+class Firing:
+    """One training batch as the sparsity penalty sees it.
+
+    ``pre`` and ``z [N, n_latents]`` are pre-activations and latents, ``k`` the scheduled number of active latents,
+    ``s_target`` and ``delta`` the options of eq. 16.
+    """
+
+    pre: Tensor
+    z: Tensor
+    W_dec: Tensor
+    k: int
+    s_target: float
+    delta: float
+
+    def decoded(self, latents: Tensor, norms: Tensor) -> Tensor:
+        """``(1 / d) sum_j latents_j norms_j``, the mean over tokens: an L1 norm, over d as the MSE is."""
+        return (latents * norms).sum() / max(1, len(latents)) / self.W_dec.shape[1]
+
+
+class Activation(nn.Module):
+    """From pre-activations ``pre = W_enc x_mod + b_enc`` ``[N, n_latents]`` to latents ``z >= 0`` of their shape.
+
+    Calling it is inference. A subclass overrides what differs in training. Everything is dense: these are baselines.
+    """
+
+    def __init__(self, n_latents: int) -> None:
+        super().__init__()
+        self.n_latents = n_latents
+
+    def forward(self, pre: Tensor, b_enc: Tensor | None) -> Tensor:
+        """The latents of ``pre``; ``b_enc`` is the bias that is part of it."""
+        raise NotImplementedError
+
+    def training_latents(self, pre: Tensor, b_enc: Tensor | None, k: int) -> Tensor:
+        """The latents in training, where ``k`` is the scheduled number of active ones."""
+        return self(pre, b_enc)
+
+    def penalty(self, firing: Firing) -> Tensor:
+        """The sparsity term of the loss, before its weight."""
+        raise NotImplementedError
+
+    def auxiliary_latents(self, pre: Tensor) -> Tensor | None:
+        """Latents whose reconstruction by the decoder, held fixed, is part of the loss as well, or None."""
+        return None
+
+    @torch.no_grad()
+    def calibrate(self, pre: Tensor, k: int) -> None:
+        """Starts the own parameters from the first batch's pre-activations."""
+
+    @torch.no_grad()
+    def restart(self, latents: Tensor) -> None:
+        """Sets the own parameters of revived latents to those of a fresh one."""
+
+
+def soft_count_penalty(z: Tensor, s_target: float, delta: float) -> Tensor:
+    """``Huber(S - s_target; delta)`` (eq. 16), S the mean over tokens of (1/n) sum_j z_j^2 / (z_j^2 + 0.1^2)."""
+    return huber(soft_count(z, z.shape[1], SOFT_EPS) / max(1, len(z)) - s_target, delta)

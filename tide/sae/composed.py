@@ -1,0 +1,84 @@
+"""The training loss composed of the ops, for what the fused one does not compute: ``undo`` and other activations.
+
+Every token's latents exist at once here, ``[N, n_latents]``, forward and backward: slower than ``tide_loss``, and
+for baselines and ablations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tide.sae.activation import Firing, soft_count_penalty
+from tide_kernels import LossTerms, LossWeights, decode, encode_topk
+
+if TYPE_CHECKING:
+    from tide.sae.model import TIDE, Place
+
+
+def composed_loss(
+    model: TIDE,
+    x: Tensor,
+    place: Place,
+    *,
+    paired: bool,
+    k: int,
+    weights: LossWeights,
+    s_target: float,
+    delta: float,
+    dead: Tensor | None,
+    k_aux: int,
+) -> LossTerms:
+    """The terms of ``tide_loss`` on normalised rows ``x [N, d_model]``, by autograd.
+
+    ``sparsity`` is the activation's own penalty (eq. 16 for TopK and BatchTopK). ``auxk`` is 0 where it has no weight.
+    Gated's auxiliary reconstruction is part of ``total`` with the weight of the MSE.
+    """
+    if model.activation is None:
+        codes = model.select(x, place, k)
+        z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, place)
+        sparsity = soft_count_penalty(z, s_target, delta)
+    else:
+        pre = model.pre_activations(x, place).to(x.dtype)  # products under autocast are narrower
+        z = model.activation.training_latents(pre, model.b_enc, k)
+        x_hat = model.reconstruct_dense(z, place)
+        sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, delta))
+    x_hat = x_hat.to(x.dtype)
+    mse = _mean((x - x_hat).square())
+    cosine = _mean(1 - F.cosine_similarity(x, x_hat))
+    temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if paired else x.new_zeros(())
+    auxk = x.new_zeros(())
+    if weights.auxk and dead is not None and bool(dead.any()):
+        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), place, dead, k_aux)
+    total = x.new_zeros(())
+    for weight, term in zip(weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
+        if weight:
+            total = total + weight * term
+    if model.activation is not None and (second := model.activation.auxiliary_latents(pre)) is not None:
+        total = total + weights.mse * _mean((x - model.reconstruct_dense(second, place, frozen=True)).square())
+    fired = (z.detach() != 0).sum(0)
+    return LossTerms(total, mse.detach(), cosine.detach(), temporal.detach(), sparsity.detach(), fired, auxk.detach())
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean; 0 of nothing."""
+    return values.sum() / max(1, values.numel())
+
+
+def _dead_latents_loss(model: TIDE, x: Tensor, error: Tensor, place: Place, dead: Tensor, k_aux: int) -> Tensor:
+    """AuxK (Gao et al., arXiv 2406.04093): the error as the top ``k_aux`` dead latents alone reconstruct it."""
+    values, indices = encode_topk(
+        x,
+        model.W_enc[dead],
+        None if model.b_enc is None else model.b_enc[dead],
+        min(k_aux, int(dead.sum())),
+        layer_norm=model.config.pre_norm == "layernorm",
+        backend=model.backend,
+        **place._asdict(),
+    )
+    found = decode(values, indices, model.W_dec[dead], backend=model.backend)
+    if model.config.undo:
+        found = model.unscaled(found, place)
+    return _mean((error - found).square())
