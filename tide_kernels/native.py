@@ -119,6 +119,10 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.ops.tide_native.select(pre, k)
 
 
+def keep_top_(pre: Tensor, k: int) -> None:
+    torch.ops.tide_native.keep_top_(pre, k)
+
+
 def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
     return torch.ops.tide_native.gather(values, indices, W)
 

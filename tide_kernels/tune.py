@@ -38,7 +38,12 @@ GAIN = 0.97  # a candidate has to take at most this share of the best time so fa
 GROUP_TOKENS = 256  # tokens of a timestep group
 
 # Entries that are no sizes: what else they may be. Of group_tokens, either side of GROUP_TOKENS.
-_CHOICES = {"cublas": (0, 1), "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2), "maxnreg": (96, 128, 168, 240)}
+_CHOICES = {
+    "cublas": (0, 1),
+    "compiled": (0, 1),
+    "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
+    "maxnreg": (96, 128, 168, 240),
+}
 _LEAST = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}  # of a matrix product on tensor cores
 _RANGE = {"num_warps": (1, 32), "num_stages": (1, 5)}
 

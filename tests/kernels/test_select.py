@@ -1,12 +1,14 @@
 """The selection contract, which is the same for every backend."""
 
+from importlib import import_module
+
 import naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_kernels import encode_topk, reference
+from tide_kernels import backend_status, encode_topk, reference
 from tide_kernels.testing import adversarial_rows
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -55,6 +57,29 @@ def test_any_rows(data):
     entry = st.one_of(special, st.floats(width=16))
     rows = data.draw(st.lists(st.lists(entry, min_size=n_latents, max_size=n_latents), min_size=1, max_size=4))
     check(torch.tensor(rows, dtype=torch.float64).to(dtype), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_all_backends_select_the_same_bits(dtype):
+    """One input for every backend that runs here, in Triton's case by the interpreter."""
+    serving = [name for name, reason in backend_status().items() if reason is None]
+    assert "reference" in serving
+    generator = torch.Generator().manual_seed(0)
+    cases = [
+        (torch.stack(list(adversarial_rows(n, dtype).values())), k) for n, k in ((1, 1), (33, 33), (257, 1), (300, 60))
+    ]
+    for _ in range(10):  # few levels, so that ties decide
+        n = int(torch.randint(1, 400, (), generator=generator))
+        k = int(torch.randint(1, n + 1, (), generator=generator))
+        cases.append((torch.randint(-3, 9, (5, n), generator=generator).to(dtype) / 4, k))
+    for pre, k in cases:
+        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in serving}
+        values, indices = results.pop("reference")
+        for name, (got_values, got_indices) in results.items():
+            assert torch.equal(got_indices, indices), (name, pre.shape, k)
+            nan = values.isnan()
+            assert torch.equal(got_values.isnan(), nan), name
+            assert torch.equal(got_values[~nan].view(torch.uint8), values[~nan].view(torch.uint8)), name
 
 
 def test_non_contiguous_rows():

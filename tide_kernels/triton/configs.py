@@ -57,19 +57,19 @@ _PRODUCT = (
 # tiles. None of the others was measured: they compile without spills within the shared memory there is.
 _TABLE: dict[str, tuple[Rule, ...]] = {
     # WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
-    # registers; rows: rows of one program.
+    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda where it is there.
     "select": (
-        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3)),
-        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3)),
-        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, maxnreg=128)),
-        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8)),
-        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8)),
-        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, maxnreg=128)),
-        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8)),
-        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, maxnreg=128)),
-        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8)),
-        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, maxnreg=128)),
-        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8)),
+        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
+        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
+        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
+        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
+        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
+        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0)),
+        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
+        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
     ),
     # PLACES: weight rows a program has on their way at once; COLUMNS: at most so wide pieces of them, the
     # width that pads d_model the least.

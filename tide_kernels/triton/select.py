@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tide_kernels import native
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
@@ -248,6 +249,8 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     value 0 and index -1. A NaN comes back as some NaN.
     """
     pre = launch.rows_contiguous(pre)
+    if _compiled(pre):
+        return native.select(pre, k)
     values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
     indices = launch.empty(len(pre), k, dtype=torch.int32, device=pre.device)
     _launch(pre, k, values, indices)
@@ -256,7 +259,16 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def keep_top_(pre: Tensor, k: int) -> None:
     """Zeros all of ``pre [n_tokens, n_latents]`` but the entries that `select` takes. Its rows are contiguous."""
-    _launch(pre, k, None, None)
+    if _compiled(pre):
+        native.keep_top_(pre, k)
+    else:
+        _launch(pre, k, None, None)
+
+
+def _compiled(pre: Tensor) -> bool:
+    """Whether csrc/cuda selects instead: where it was built, and measured to be faster (`tide_kernels.tune`)."""
+    wanted = launch.config("select", pre, pre.shape[1])["compiled"]
+    return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
 
 def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) -> None:

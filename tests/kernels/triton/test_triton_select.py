@@ -79,3 +79,11 @@ def test_no_tokens(dtype, device):
     values, indices = triton.select(torch.empty(0, 50, dtype=dtype, device=device), 3)
     assert values.shape == indices.shape == (0, 3)
     triton.keep_top_(torch.empty(0, 50, dtype=dtype, device=device), 3)
+
+
+def test_the_choice_of_the_compiled_kernel_needs_one(device, monkeypatch):
+    """A file of measured configurations may come from a machine that has it."""
+    launch = importlib.import_module("tide_kernels.triton.launch")
+    config = launch.config
+    monkeypatch.setattr(launch, "config", lambda *arguments: {**config(*arguments), "compiled": 1})
+    check(torch.stack(list(adversarial_rows(97, torch.float32).values())), 5, device)
