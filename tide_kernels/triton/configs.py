@@ -64,10 +64,12 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
         Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
         Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
+        Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
         Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
         Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
         Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
         Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0)),
+        Rule("sm_100", 32, _ANY, _config(16, WORDS=2048, RESIDENT=16, rows=8, compiled=0, maxnreg=128)),
         Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
         Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
     ),
@@ -128,6 +130,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     "code_sums": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("sm_100", 32, _ANY, _config(4, COLUMNS=1024)),
         Rule("", 0, _ANY, _config(4, COLUMNS=2048)),
     ),
 }
