@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tide_kernels import reference, triton
-from tide_kernels.testing import assert_close
+from tide_kernels import LossWeights, reference, tide_loss, triton
+from tide_kernels.testing import assert_close, random_problem
 
 pytestmark = [
     pytest.mark.gpu,
@@ -208,3 +208,66 @@ def test_rows():
     assert_close(grad, 0.7 * want + 0.3 * slope, ROUNDED)
     normed = twice(lambda: triton.modulate(x, None, None, None, True, torch.bfloat16))
     assert_close(normed, torch.nn.functional.layer_norm(x.double(), (D_MODEL,), eps=1e-6), ROUNDED)
+
+
+ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=10.0, auxk=0.1)
+
+
+def step_options(n_latents, regime):
+    dead = torch.arange(n_latents, device="cuda") % 16 == 0
+    options = {"weights": ALL_TERMS, "paired": True, "dead": dead, "k_aux": 64}
+    return {**options, "backend": "triton", "regime": regime}
+
+
+def run_step(p, options):
+    terms = tide_loss(**p.arguments(), **options)
+    return [terms.total, *torch.autograd.grad(terms.total, list(p.parameters().values()))]
+
+
+@pytest.mark.parametrize(("k", "regime"), [(922, "dense"), (64, "sparse")])
+def test_the_step_repeats_its_bits_and_never_waits_for_the_device(k, regime):
+    p = random_problem(4096, 1152, 18432, k, groups=16, dtype=torch.bfloat16, device="cuda")
+    options = step_options(18432, regime)
+    run_step(p, options)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        runs = [run_step(p, options) for _ in range(2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("regime", ["dense", "sparse"])
+def test_a_graph_of_the_step_gives_what_the_step_gives(regime):
+    p = random_problem(512, 256, 2048, 64, groups=4, dtype=torch.bfloat16, device="cuda")
+    options = step_options(2048, regime)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run_step(p, options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run_step(p, options)
+    p.x.copy_(torch.randn_like(p.x))
+    graph.replay()
+    expected = run_step(p, options)
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+def test_memory_is_set_by_the_chunk():
+    p = random_problem(16384, 256, 18432, 922, dtype=torch.bfloat16, device="cuda", modulated=False)
+    peaks = []
+    for chunk in (2048, 4096):
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        tide_loss(**p.arguments(), chunk=chunk, backend="triton", regime="dense").total.backward()
+        peaks.append(torch.cuda.max_memory_allocated() - held)
+        for parameter in p.parameters().values():
+            parameter.grad = None
+    one_chunk = 2048 * 18432 * 2
+    assert peaks[0] < 16384 * 18432 * 2  # less than the pre-activations of all tokens
+    assert 0.5 * one_chunk < peaks[1] - peaks[0] < 6 * one_chunk
