@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tide import scenes
     from tide.adapters import adapter_for
-    from tide.editing import Erase, Inject, Invert, Replace, Scale, ScaleTarget, Steer, Swap, Target, edit
+    from tide.editing import (
+        Contrast,
+        Erase,
+        Inject,
+        Invert,
+        Keep,
+        Replace,
+        Scale,
+        ScaleTarget,
+        Steer,
+        Swap,
+        Target,
+        edit,
+    )
     from tide.errors import TideError
     from tide.sae import TIDE, TIDEConfig
     from tide.training import TrainConfig, Trainer
@@ -24,16 +37,31 @@ _HOME = {
     "Trainer": "tide.training",
     "adapter_for": "tide.adapters",
     **dict.fromkeys(
-        ("Erase", "Inject", "Invert", "Replace", "Scale", "ScaleTarget", "Steer", "Swap", "Target", "edit"),
+        (
+            "Contrast",
+            "Erase",
+            "Inject",
+            "Invert",
+            "Keep",
+            "Replace",
+            "Scale",
+            "ScaleTarget",
+            "Steer",
+            "Swap",
+            "Target",
+            "edit",
+        ),
         "tide.editing",
     ),
 }
 
 __all__ = [
     "TIDE",
+    "Contrast",
     "Erase",
     "Inject",
     "Invert",
+    "Keep",
     "Replace",
     "Scale",
     "ScaleTarget",

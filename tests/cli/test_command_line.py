@@ -90,7 +90,8 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
     result = cli("evaluate", *options)
     assert result.code == 0
     assert "met  It reconstructs." in result.out
-    assert given == {"sae": checkpoint, "out": tmp_path / "e", "prompts": 4, "seed": 0, "fast": True}
+    options = {"prompts": 4, "edit_prompts": None, "seed": 0, "fast": True, "resume": False}
+    assert given == {"sae": checkpoint, "out": tmp_path / "e", **options}
 
 
 def test_interrupted_with_nothing_written(cli, monkeypatch):

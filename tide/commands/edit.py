@@ -9,6 +9,7 @@ from tide.commands import arguments
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from tide.adapters import Adapter
     from tide.editing import Edit, Target
@@ -35,6 +36,11 @@ def add_parser(subparsers: Any) -> None:
         "--towards-top", type=arguments.positive, metavar="K", help="scale the target's K strongest instead (C.1)"
     )
     parser.add_argument("--towards-pooled", action="store_true", help="the target averaged over the image")
+    parser.add_argument(
+        "--contrast",
+        action="store_true",
+        help="move along what --towards, in place of --prompt, changes on --towards-image (try strengths of 1 to 2)",
+    )
     parser.add_argument(
         "--strength",
         type=float,
@@ -66,6 +72,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.towards is None and (args.towards_image or args.towards_top or args.towards_pooled):
         raise TideError("--towards-image, --towards-top and --towards-pooled belong to --towards; give its prompt")
+    if args.contrast and (args.towards_image is None or args.towards_top or args.towards_pooled):
+        raise TideError(
+            "--contrast needs --towards and --towards-image, and goes without --towards-top and --towards-pooled"
+        )
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
@@ -118,8 +128,11 @@ def _edit(args: argparse.Namespace) -> Any:
 
 
 def _target_edit(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int]) -> Any:
-    from tide.editing import Replace, ScaleTarget
+    from tide.editing import Contrast, Keep, Replace, ScaleTarget
 
+    if args.contrast:
+        pair = _record_contrast(adapter, model, args, size)
+        return lambda strength: Contrast(*pair, strength) + Keep(model.config.k)
     target = _record(adapter, model, args, size)
     if args.towards_top is not None:
         return lambda strength: ScaleTarget(target, args.towards_top, strength)
@@ -133,17 +146,11 @@ def _record(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple
     from tide.adapters import tap
     from tide.commands import common
     from tide.editing import Target
-    from tide.errors import TideError
     from tide.sae import inference
 
     steps = adapter.sampling_timesteps(args.n_steps)
     tokens = 1 if args.towards_pooled else common.n_tokens(adapter, size)
-    n_bytes = len(steps) * tokens * model.n_latents * 4
-    if n_bytes > TARGET_BYTES:
-        raise TideError(
-            f"the target's latents take {n_bytes / 1e9:.0f} GB at {len(steps)} steps of {tokens} tokens; "
-            "add --towards-pooled or lower --n-steps"
-        )
+    _check_bytes(len(steps), tokens, model.n_latents * 4, "add --towards-pooled or lower --n-steps")
     timesteps: list[float] = []
     values: list[torch.Tensor] = []
 
@@ -172,15 +179,60 @@ def _record(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple
     return Target(torch.tensor(timesteps), torch.stack(values))
 
 
+def _check_bytes(n_steps: int, n_tokens: int, each: int, remedy: str) -> None:
+    from tide.errors import TideError
+
+    if (n_bytes := n_steps * n_tokens * each) > TARGET_BYTES:
+        raise TideError(
+            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
+        )
+
+
+def _record_contrast(
+    adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int]
+) -> tuple[Target, Target]:
+    """The latents of ``--towards-image``, in half precision, under the prompt ``--towards`` and under ``--prompt``."""
+    from tide.commands import common
+    from tide.editing.record import record_contrast
+
+    steps = adapter.sampling_timesteps(args.n_steps)
+    _check_bytes(len(steps), common.n_tokens(adapter, size), model.n_latents * 4, "lower --n-steps")
+    block = model.config.block
+    assert block is not None
+    found = record_contrast(
+        adapter,
+        [block],
+        _reference(adapter, args, size),
+        ([args.towards], [args.prompt]),
+        steps,
+        tensor=model.config.tensor,
+        seed=args.seed,
+        max_sequence_length=common.caption_length(adapter),
+    )
+    return found[adapter.resolve_block(block)].targets(model)[0]
+
+
 def _noised(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int], steps: Any) -> None:
     """Runs the model on the target image at every timestep, noised from ``--seed`` (Algorithm 1)."""
+    import torch
+
+    from tide.commands import common
+
+    text = adapter.encode_prompts([args.towards], common.caption_length(adapter))
+    latents = _reference(adapter, args, size)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed))
+    for t in steps.tolist():
+        with torch.no_grad():
+            adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
+
+
+def _reference(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
+    """``--towards-image`` through the VAE, ``[1, c, h, w]``."""
     from pathlib import Path
 
-    import torch
     from PIL import Image
 
     from tide.activations.data import to_tensor
-    from tide.commands import common
     from tide.errors import TideError
 
     try:
@@ -188,12 +240,7 @@ def _noised(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int], s
             pixels = to_tensor(image, size)[None]
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise TideError(f"{args.towards_image} is not a readable image ({error}); give another") from None
-    text = adapter.encode_prompts([args.towards], common.caption_length(adapter))
-    latents = adapter.encode_images(pixels)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed))
-    for t in steps.tolist():
-        with torch.no_grad():
-            adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
+    return adapter.encode_images(pixels)
 
 
 def _latents(adapter: Adapter, prompt: str, args: argparse.Namespace, size: tuple[int, int]) -> Any:

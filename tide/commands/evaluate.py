@@ -37,6 +37,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--loss-images", type=arguments.positive, help="of the diffusion loss (default 64, 8 --fast)")
     parser.add_argument("--batch-size", type=arguments.positive, default=8)
     parser.add_argument("--prompts", type=arguments.positive, help="of the scenes (default 200, 4 with --fast)")
+    parser.add_argument(
+        "--edit-prompts",
+        type=arguments.positive,
+        help="of the scenes, to measure edits on (default 100, 2 with --fast)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="of the scenes: keep the stages already measured in --out"
+    )
     parser.add_argument("--fast", action="store_true", help="a quick look rather than a measurement")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=run)
@@ -77,10 +85,18 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
 
     n = args.prompts or (4 if args.fast else 200)
     with common.quiet():
-        figures = evaluate(Path(args.sae), out, prompts=n, seed=args.seed, fast=args.fast)
+        figures = evaluate(
+            Path(args.sae),
+            out,
+            prompts=n,
+            seed=args.seed,
+            fast=args.fast,
+            edit_prompts=args.edit_prompts,
+            resume=args.resume,
+        )
     write_json(out / "run.json", common.provenance(args))
     print("\n".join(verdicts(figures)))
-    print(f"Measured {args.sae} on rendered scenes; the figures are in {out}.")
+    print(f"Measured {args.sae} on rendered scenes; the figures are in {out}, the report is {out / 'report.html'}.")
 
 
 def measure(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> dict[str, Any]:

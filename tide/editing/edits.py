@@ -134,12 +134,12 @@ def _check_features(features: Sequence[int], n_latents: int) -> None:
         raise TideError(f"feature {outside[0]} does not exist; this SAE has latents 0..{n_latents - 1}")
 
 
-def _check_target(target: Target, n_latents: int) -> None:
+def check_target(target: Target, n_latents: int) -> None:
     if target.n_latents != n_latents:
         raise TideError(f"the target has {target.n_latents} latents and the SAE {n_latents}; record it with this SAE")
 
 
-def _check_top_k(top_k: int) -> None:
+def check_top_k(top_k: int) -> None:
     if top_k < 1:
         raise TideError(f"top_k = {top_k} must be at least 1")
 
@@ -175,7 +175,7 @@ class _TopOrGiven(Edit):
         if (self.features is None) == (self.top_k is None):
             raise TideError(f"{type(self).__name__} takes either features=[...] or top_k=...")
         if self.top_k is not None:
-            _check_top_k(self.top_k)
+            check_top_k(self.top_k)
 
     def _where(self, z: Tensor) -> Tensor:
         """bool ``[N, n_latents]``: the given features, or each token's ``top_k`` strongest active ones."""
@@ -218,7 +218,7 @@ class Inject(Edit):
         return z + self.factor * self.target.at(place).to(z)
 
     def check(self, n_latents: int) -> None:
-        _check_target(self.target, n_latents)
+        check_target(self.target, n_latents)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Replace(Edit):
         return torch.lerp(z, self.target.at(place).to(z).expand_as(z), self.factor)
 
     def check(self, n_latents: int) -> None:
-        _check_target(self.target, n_latents)
+        check_target(self.target, n_latents)
 
 
 @dataclass(frozen=True)
@@ -244,13 +244,13 @@ class ScaleTarget(Edit):
     factor: float
 
     def __post_init__(self) -> None:
-        _check_top_k(self.top_k)
+        check_top_k(self.top_k)
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         return torch.where(strongest(self.target.at(place), self.top_k).to(z.device), z * self.factor, z)
 
     def check(self, n_latents: int) -> None:
-        _check_target(self.target, n_latents)
+        check_target(self.target, n_latents)
 
 
 @dataclass(frozen=True)
@@ -276,8 +276,8 @@ class Swap(Edit):
         return torch.where((gate == 0) | ((s == 0) & (t == 0)), z, swapped)
 
     def check(self, n_latents: int) -> None:
-        _check_target(self.source, n_latents)
-        _check_target(self.target, n_latents)
+        check_target(self.source, n_latents)
+        check_target(self.target, n_latents)
 
 
 def _share(z: Tensor, concept: Tensor) -> Tensor:

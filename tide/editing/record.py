@@ -1,15 +1,17 @@
-"""Records what a block holds while the pipeline draws target prompts: what an edit towards them needs."""
+"""Records what edits towards a target need: what blocks hold while the pipeline draws its prompt, or on reference
+images with and without it in the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tide.adapters import Adapter, Call, tap
+from tide.adapters import Adapter, Block, Call, run_until, tap
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
@@ -57,3 +59,103 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
     steps = torch.tensor(timesteps)
     per_image = torch.stack(latents, dim=1)
     return Recording([Target(steps, values) for values in per_image], torch.stack(raw))
+
+
+@dataclass(frozen=True)
+class ContrastRecording:
+    """One block on reference images under two prompts: activations ``present`` and ``absent`` ``[timesteps, images,
+    references, tokens, d_model]``, and the conditioning ``[images * references, d_embedding]`` or None."""
+
+    timesteps: Tensor
+    present: Tensor
+    absent: Tensor
+    conditioning: Tensor | None = None
+
+    @property
+    def direction(self) -> Tensor:
+        """``present - absent`` averaged over the references, ``[timesteps, images, tokens, d_model]`` float32."""
+        return self.mean_present - self.absent.float().mean(2)
+
+    @property
+    def mean_present(self) -> Tensor:
+        """``present`` averaged over the references, as :attr:`direction`."""
+        return self.present.float().mean(2)
+
+    def targets(self, model: TIDE) -> list[tuple[Target, Target]]:
+        """For each image the latents (present, absent), averaged over its references."""
+        present, absent = self._latents(model, self.present), self._latents(model, self.absent)
+        return [
+            (Target(self.timesteps, with_it), Target(self.timesteps, without))
+            for with_it, without in zip(present.unbind(1), absent.unbind(1), strict=True)
+        ]
+
+    def _latents(self, model: TIDE, x: Tensor) -> Tensor:
+        """``[timesteps, images, tokens, n_latents]``, float16."""
+        n_images, n_references, n_tokens = x.shape[1:4]
+        device = model.W_enc.device
+        given = None if self.conditioning is None else self.conditioning.to(device)
+        n_groups = 1 if given is None else len(given)
+        steps = []
+        with inference(model):
+            for t, rows in zip(self.timesteps.tolist(), x, strict=True):
+                codes = model.encode(rows.float().to(device), torch.full((n_groups,), t, device=device), given)
+                z = codes.dense(model.n_latents).view(n_images, n_references, n_tokens, -1)
+                steps.append(z.mean(1).half().cpu())
+        return torch.stack(steps)
+
+
+@torch.no_grad()
+def record_contrast(
+    adapter: Adapter,
+    blocks: Sequence[Block],
+    references: Tensor,
+    prompts: tuple[Sequence[str], Sequence[str]],
+    timesteps: Tensor,
+    *,
+    per_image: int = 1,
+    tensor: str = "output",
+    seed: int = 0,
+    max_sequence_length: int | None = None,
+    batch_size: int = 32,
+) -> dict[int, ContrastRecording]:
+    """Block -> what it holds on noised reference images (Algorithm 1) when the prompt names the target, and when it
+    names the source instead. Both see the same noise, so the difference is what the words change.
+
+    ``references`` are encoded images ``[images * per_image, c, h, w]`` that show the target, ``per_image`` for each
+    image to be edited, one after the other; ``prompts`` are (with the target, with the source), one a reference.
+    """
+    n = len(references)
+    if not n or n % per_image or any(len(words) != n for words in prompts):
+        raise TideError(
+            f"{n} references and {len(prompts[0])} and {len(prompts[1])} prompts; give {per_image} references for "
+            "each image and two prompts for each reference"
+        )
+    wanted = [adapter.resolve_block(block) for block in blocks]
+    kept: dict[int, list[list[Tensor]]] = {block: [] for block in wanted}
+    conditioning: dict[int, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n, batch_size):
+        part = slice(start, start + batch_size)
+        latents = references[part]
+        noise = torch.randn(latents.shape, generator=generator)
+        text = adapter.encode_prompts([*prompts[0][part], *prompts[1][part]], max_sequence_length)
+        here: dict[int, list[Tensor]] = {block: [] for block in wanted}
+
+        def keep(x: Tensor, call: Call, *, at: list[Tensor], first: int = start) -> None:
+            at.append(x.cpu())
+            if call.conditioning is not None:
+                conditioning[first] = call.conditioning[: len(x) // 2].cpu()
+
+        for t in timesteps.tolist():
+            noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
+            taps = {block: partial(keep, at=here[block]) for block in wanted}
+            run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
+        for block in wanted:
+            kept[block].append(here[block])
+    given = torch.cat(list(conditioning.values())) if conditioning else None
+    out = {}
+    for block in wanted:
+        halves = [torch.stack(rows).unflatten(1, (2, -1)) for rows in kept[block]]  # [timesteps, 2, rows, ...]
+        both = torch.cat(halves, dim=2).unflatten(2, (-1, per_image))
+        out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], given)
+    return out

@@ -1,40 +1,42 @@
 """The bars: every claim about the bundled pipeline and a TIDE on it, measured on held-out prompts.
 
-Latents, signs and thresholds are chosen on training scenes, step ranges of edits on development prompts, nothing on the
-test split, of which all figures are, with 95 % Wilson intervals where they are shares.
+Latents, signs and thresholds are chosen on training scenes, blocks, steps and strengths of edits on development
+prompts, nothing on the test split, of which all figures are, with 95 % Wilson intervals where they are shares.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tide.adapters import Adapter, adapter_for
+from tide.errors import TideError
 from tide.evaluation.statistics import wilson_interval
-from tide.sae.checkpoint import versions, write_json
+from tide.sae.checkpoint import read_json, versions, write_json
 from tide.sae.model import TIDE
 from tide.scenes import scene as scene_module
 from tide.scenes.annotate import generate_images
-from tide.scenes.judge import Judge, Verdict, load_judge
+from tide.scenes.judge import Judge, load_judge
 from tide.scenes.pipeline import load_pipeline
-from tide.scenes.scene import ATTRIBUTES, Split, scenes
+from tide.scenes.scene import ATTRIBUTES, scenes
 from tide.study.concepts import study_concepts
-from tide.study.edits import DRAW_BATCH, EditTask, Method, draw, edit_tasks, judge_edits, summarise
-from tide.study.methods import Methods, scene_profiles, target_prompt
+from tide.study.edit_study import FAST as FAST_EDITS
+from tide.study.edit_study import EditSizes, EditStudy
 from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool
+from tide.study.report import write_report
 from tide.study.run import Stages, concept_timesteps, loss_timesteps, machine
 
-#: Strengths of each method, and the step ranges tried for all of them.
-STRENGTHS: dict[str, tuple[float, ...]] = {
-    "towards": (0.5, 0.75, 1.0),
-    "steer towards": (0.5, 0.75, 1.0),
-    "swap": (1.0, 2.0, 3.0),
-    "steer": (0.25, 0.5, 1.0),
-}
-STEP_RANGES = ((0.0, 1.0), (0.3, 1.0))
+#: Edits of latents, and of raw activations by the same information.
+RIVALS = (
+    ("contrast", "steer contrast"),
+    ("contrast", "steer bounded"),
+    ("towards", "steer towards"),
+    ("swap", "steer"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class BarSizes:
     loss_timesteps: int = 10
     concept_images: int = 420
     concept_timesteps: int = 10
-    sweep_prompts: int = 40
+    edits: EditSizes = field(default_factory=EditSizes)
 
 
-FAST = BarSizes(20, 96, 64, 2, 48, 2, 2)
+FAST = BarSizes(20, 96, 64, 2, 48, 2, FAST_EDITS)
 
 
 def pipeline_agreement(adapter: Adapter, judge: Judge, n: int, seed: int) -> dict[str, Any]:
@@ -70,46 +72,6 @@ def pipeline_agreement(adapter: Adapter, judge: Judge, n: int, seed: int) -> dic
     }
 
 
-def _tasks(split: Split, n: int, seed: int) -> list[EditTask]:
-    """``n`` prompts, each edited in one attribute, the attributes taking turns."""
-    pairs = scene_module.prompts(split, n, seed)
-    turns = len(ATTRIBUTES)
-    return [
-        task
-        for turn, attribute in enumerate(ATTRIBUTES)
-        for task in edit_tasks(pairs[turn::turns], attribute, seed * turns + turn)
-    ]
-
-
-def _by_attribute(tasks: list[EditTask], outcomes: list[Any]) -> dict[str, Any]:
-    return {
-        attribute: summarise([o for o in outcomes if o.task.attribute == attribute])
-        for attribute in ATTRIBUTES
-        if any(t.attribute == attribute for t in tasks)
-    }
-
-
-def edit_curves(
-    adapter: Adapter,
-    judge: Judge,
-    tasks: list[EditTask],
-    methods: dict[str, Method | None],
-) -> dict[str, Any]:
-    """Every method on every task. A method of ``None`` is prompt replacement."""
-    before = judge.read(draw(adapter, tasks))
-    read: dict[str, list[Verdict]] = {name: [] for name in methods}
-    for start in range(0, len(tasks), DRAW_BATCH):  # all methods on one batch: they share its recorded targets
-        part = tasks[start : start + DRAW_BATCH]
-        for name, method in methods.items():
-            swapped = None if method else [target_prompt(t) for t in part]
-            read[name] += judge.read(draw(adapter, part, method, prompts=swapped))
-    out = {}
-    for name, after in read.items():
-        outcomes = judge_edits(tasks, before, after)
-        out[name] = {**summarise(outcomes), "attributes": _by_attribute(tasks, outcomes)}
-    return out
-
-
 def evaluate(
     sae: Path,
     out: Path,
@@ -117,10 +79,18 @@ def evaluate(
     prompts: int = 200,
     seed: int = 0,
     fast: bool = False,
+    edit_prompts: int | None = None,
+    resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measures a checkpoint on the bundled pipeline and writes ``metrics.json`` to ``out``."""
+    """Measures a checkpoint on the bundled pipeline and writes ``metrics.json`` and ``report.html`` to ``out``.
+
+    ``prompts`` are those of the diffusion loss, ``edit_prompts`` those on which edits are measured. ``resume`` keeps
+    the stages that an interrupted run of the same configuration came through.
+    """
     sizes = FAST if fast else BarSizes()
+    if edit_prompts is not None:
+        sizes = replace(sizes, edits=replace(sizes.edits, test_prompts=edit_prompts))
     n_prompts = 4 if fast else prompts
     stage, started = Stages(say), time.perf_counter()
     adapter, judge = adapter_for(load_pipeline()), load_judge()
@@ -135,84 +105,77 @@ def evaluate(
         "machine": machine(),
     }
 
+    if resume:
+        metrics |= _earlier(out, metrics)
+
     def save() -> None:
         """After every stage, so that what was measured is kept if a later stage is interrupted."""
-        metrics.update(seconds=round(time.perf_counter() - started, 1), stages=dict(stage.seconds))
+        metrics.update(
+            seconds=round(time.perf_counter() - started, 1), stages={**metrics.get("stages", {}), **stage.seconds}
+        )
         write_json(out / "metrics.json", metrics)
 
-    with stage("agreement of generated images with their held-out prompts"):
-        metrics["agreement"] = pipeline_agreement(adapter, judge, sizes.agreement_images, seed + 5)
-    save()
-    with stage("reconstruction"):
-        pool = scene_pool(adapter, "train", sizes.train_images, block, 1024, token_fraction=0.5, seed=seed)
-        held_out = scene_pool(adapter, "test", sizes.held_out_images, block, 1024, token_fraction=0.5, seed=seed + 1)
-        pca = fit_pca(pool)
-        metrics["models"] = reconstruction_table({"tide": model}, pca, config.k, pool, held_out)
-    save()
-    with stage("diffusion loss"):
-        steps = loss_timesteps(adapter, sizes.loss_timesteps)
-        pairs = scene_module.prompts("test", n_prompts, seed + 2)
-        metrics["diffusion_loss"] = diffusion_loss_table(
-            adapter, {"tide": model}, pca, config.k, pairs, block, steps, seed=seed
-        )
-    save()
-    with stage("concepts"):
-        n = sizes.concept_images
-        study = study_concepts(
-            adapter,
-            model,
-            list(scenes("train", n, seed)),  # ten combinations of development scenes are too few to tell causes apart
-            list(scenes("test", n, seed)),
-            concept_timesteps(adapter, sizes.concept_timesteps),
-            seed=seed,
-        )
-        metrics |= {"concepts": study.concepts, "levels": study.levels}
-    save()
-    with stage("edits: choose the step range on the development split"):
-        book = Methods(adapter, model, scene_profiles(adapter, model, seed=seed))
-        make = {"towards": book.towards, "steer towards": book.steer_towards, "swap": book.swap, "steer": book.steer}
-        sweep = edit_curves(
-            adapter,
-            judge,
-            _tasks("dev", sizes.sweep_prompts, seed + 3),
-            {
-                f"{name} {first:g}-{last:g} x{factor:g}": method(factor, (first, last))
-                for name, method in make.items()
-                for first, last in STEP_RANGES
-                for factor in STRENGTHS[name][1:]
-            },
-        )
-        ranges = {name: _best_range(sweep, name) for name in make}
-        metrics["edit_sweep"] = {"points": sweep, "chosen": ranges}
-    save()
-    with stage("edits: the trade-off on held-out prompts"):
-        methods: dict[str, Method | None] = {
-            f"{name} x{factor:g}": method(factor, ranges[name])
-            for name, method in make.items()
-            for factor in STRENGTHS[name]
-        }
-        curves = edit_curves(adapter, judge, _tasks("test", n_prompts, seed + 4), {**methods, "prompt": None})
-        metrics["trade_off"] = {
-            name: [{"factor": f, **curves[f"{name} x{f:g}"]} for f in STRENGTHS[name]] for name in make
-        } | {"prompt": curves["prompt"]}
-    save()
+    if "agreement" not in metrics:
+        with stage("agreement of generated images with their held-out prompts"):
+            metrics["agreement"] = pipeline_agreement(adapter, judge, sizes.agreement_images, seed + 5)
+        save()
+    if "diffusion_loss" not in metrics:
+        with stage("reconstruction"):
+            pool = scene_pool(adapter, "train", sizes.train_images, block, 1024, token_fraction=0.5, seed=seed)
+            held_out = scene_pool(
+                adapter, "test", sizes.held_out_images, block, 1024, token_fraction=0.5, seed=seed + 1
+            )
+            pca = fit_pca(pool)
+            metrics["models"] = reconstruction_table({"tide": model}, pca, config.k, pool, held_out)
+        save()
+        with stage("diffusion loss"):
+            steps = loss_timesteps(adapter, sizes.loss_timesteps)
+            pairs = scene_module.prompts("test", n_prompts, seed + 2)
+            metrics["diffusion_loss"] = diffusion_loss_table(
+                adapter, {"tide": model}, pca, config.k, pairs, block, steps, seed=seed
+            )
+        save()
+    if "concepts" not in metrics:
+        with stage("concepts"):
+            n = sizes.concept_images
+            study = study_concepts(
+                adapter,
+                model,
+                list(scenes("train", n, seed)),  # ten combinations of development scenes are too few to part causes
+                list(scenes("test", n, seed)),
+                concept_timesteps(adapter, sizes.concept_timesteps),
+                seed=seed,
+            )
+            metrics |= {"concepts": study.concepts, "levels": study.levels}
+        save()
+    if "trade_off" not in metrics:
+        with stage("edits: an SAE of every block"):
+            edits = EditStudy(adapter, judge, model, out / "saes", sizes.edits, seed=seed)
+        if "edit_sweep" not in metrics:
+            with stage("edits: blocks, step ranges and strengths on development prompts"):
+                metrics |= edits.sweep()
+            save()
+        with stage("edits: the trade-off on held-out prompts"):
+            metrics |= edits.measure(metrics["edit_sweep"]["chosen"])
+        save()
+    write_report(out / "report.html", metrics, heat_maps=[], strips=[], histories={})
     return metrics
 
 
-def _best_range(sweep: dict[str, Any], name: str) -> tuple[float, float]:
-    """The step range whose best strength changes the target and keeps the rest most often."""
-
-    def merit(steps: tuple[float, float]) -> float:
-        return max(
-            point["both"] for key, point in sweep.items() if key.startswith(f"{name} {steps[0]:g}-{steps[1]:g} ")
-        )
-
-    return max(STEP_RANGES, key=merit)
+def _earlier(out: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted evaluation measured, if it was of the same checkpoint and configuration."""
+    if not (out / "metrics.json").is_file():
+        return {}
+    before = read_json(out / "metrics.json")
+    for name in ("checkpoint", "sae", "config"):
+        if before.get(name) != json.loads(json.dumps(now[name])):
+            raise TideError(f"{out} holds an evaluation of another {name}; use another folder or leave --resume off")
+    return before
 
 
 def verdicts(metrics: dict[str, Any]) -> list[str]:
     """One line a bar: what was asked, what was reached."""
-    loss, levels, trade_off = metrics["diffusion_loss"], metrics["levels"], metrics["trade_off"]
+    loss, levels = metrics["diffusion_loss"], metrics["levels"]
     tide, smaller, full = (metrics["models"][name] for name in ("tide", "pca_k/4", "pca_k"))
     lines = []
 
@@ -240,14 +203,32 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
             f"AUROC of the best latent, level {level}: {row['auroc']:.3f} (asked 0.85), "
             f"best neuron {row['neuron_auroc']:.3f}",
         )
-    for ours, theirs, what in (("swap", "steer", "concept"), ("towards", "steer towards", "target")):
-        best = max(trade_off[ours], key=lambda point: point["both"])
-        other = max(trade_off[theirs], key=lambda point: point["both"])
-        bar(
-            best["both"] > other["both"],
-            f"edits by {what}: changed {best['success']:.1%}, kept {best['preserved']:.1%}, both {best['both']:.1%}; "
-            f"raw activations: changed {other['success']:.1%}, kept {other['preserved']:.1%}, both {other['both']:.1%}",
-        )
-    ceiling = trade_off["prompt"]
+    lines += edit_verdicts(metrics)
+    ceiling = metrics["trade_off"]["prompt"]
     lines.append(f"ceiling  prompt replacement: changed {ceiling['success']:.1%}, kept {ceiling['preserved']:.1%}")
+    return lines
+
+
+def edit_verdicts(metrics: dict[str, Any]) -> list[str]:
+    """The edits beside raw activations moved by the same information, at every level of preservation."""
+    lines = []
+    for ours, theirs in RIVALS:
+        curves, levels = metrics["trade_off"], metrics["equal_preservation"]
+        best = max(curves[ours], key=lambda point: point["both"])
+        other = max(curves[theirs], key=lambda point: point["both"])
+        ahead = [level for level, row in levels.items() if row[ours]["success"] > row[theirs]["success"]]
+        behind = [level for level, row in levels.items() if row[ours]["success"] < row[theirs]["success"]]
+        lines.append(
+            f"{'met   ' if ahead and not behind else 'MISSED'}  {ours} above {theirs} at equal preservation: ahead at "
+            f"{len(ahead)} of {len(levels)} levels, behind at {len(behind)}; best {best['success']:.1%} changed, "
+            f"{best['preserved']:.1%} kept, {best['both']:.1%} both, against {other['success']:.1%}, "
+            f"{other['preserved']:.1%}, {other['both']:.1%}"
+        )
+    chosen = metrics["edit_sweep"]["chosen"]["contrast"]["factor"]
+    point = next(p for p in metrics["trade_off"]["contrast"] if p["factor"] == chosen)
+    met = point["success"] >= 0.8 and point["preserved"] >= 0.8
+    lines.append(
+        f"{'met   ' if met else 'MISSED'}  80 % changed with 80 % kept: contrast at the strength chosen on development "
+        f"prompts ({chosen:g}) changes {point['success']:.1%} and keeps {point['preserved']:.1%}"
+    )
     return lines

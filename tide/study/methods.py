@@ -1,7 +1,12 @@
-"""The edits a study compares, each with and without the SAE.
+"""The edits a study compares, each with and without the SAE, by what they know of the target.
 
-``swap`` and ``steer`` know a concept only as its mean over training scenes; no prompt names the target. ``towards`` and
-``steer towards`` know the target as what the block holds while its own prompt is drawn, step by step (appendix C.1).
+- ``contrast``, ``steer contrast``, ``steer bounded``: one training image that shows it, and the difference that the
+  word makes there.
+- ``towards``, ``steer towards``: what the block holds while the target's own prompt is drawn from the same seed, step
+  by step (appendix C.1).
+- ``swap``, ``steer``: the concept's mean over training scenes; no prompt names the target.
+
+The methods of a group are given the same: the same recordings, tokens, steps and block.
 """
 
 from __future__ import annotations
@@ -14,16 +19,31 @@ from typing import Any
 import torch
 
 from tide.adapters import Adapter
-from tide.editing import PerImage, Replace, Steer, SteerTowards, Swap, edit
-from tide.editing.record import Recording, record_targets
+from tide.editing import (
+    Contrast,
+    Keep,
+    PerImage,
+    Replace,
+    Steer,
+    SteerBounded,
+    SteerTowards,
+    Swap,
+    Target,
+    edit,
+)
+from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.sae.model import TIDE
-from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks, generate_images
+from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks, generate_images, images_of
+from tide.scenes.pipeline import MAX_CAPTION_TOKENS
 from tide.scenes.scene import ATTRIBUTES, Scene, prompts
 from tide.study.edits import EditTask, Method
 from tide.study.reconstruction import prepared_scenes
 
 Steps = tuple[float, float] | None
+
+#: Task -> its reference images, as many for each.
+References = dict[EditTask, list[Scene]]
 
 #: Ground that lies in the light: the counterpart of the concept "shadow".
 LIT = "lit ground"
@@ -62,13 +82,88 @@ def _concept(attribute: str, value: str) -> str:
 
 
 @dataclass
+class Contrasts:
+    """What some blocks hold on each task's reference images with the target in the prompt and with the source, recorded
+    once per batch of tasks."""
+
+    adapter: Adapter
+    blocks: tuple[int, ...]
+    references: References
+    seed: int = 0
+    recorded: dict[tuple[EditTask, ...], dict[int, ContrastRecording]] = field(default_factory=dict)
+
+    def of(self, tasks: list[EditTask], block: int) -> ContrastRecording:
+        key = tuple(tasks)
+        if key not in self.recorded:
+            self.recorded.clear()
+            self.recorded[key] = self._record(tasks)
+        return self.recorded[key][block]
+
+    def _record(self, tasks: list[EditTask]) -> dict[int, ContrastRecording]:
+        chosen = [(task, scene) for task in tasks for scene in self.references[task]]
+        prompts = [scene.caption() for _, scene in chosen]
+        return record_contrast(
+            self.adapter,
+            self.blocks,
+            self.adapter.encode_images(images_of([scene for _, scene in chosen])),
+            (prompts, [swap_word(p, task.target, task.source) for p, (task, _) in zip(prompts, chosen, strict=True)]),
+            self.adapter.sampling_timesteps(N_SAMPLING_STEPS),
+            per_image=len(self.references[tasks[0]]),
+            seed=self.seed,
+            max_sequence_length=MAX_CAPTION_TOKENS,
+        )
+
+
+@dataclass
 class Methods:
-    """Makes the methods for one SAE. Targets are recorded once per batch of tasks and kept."""
+    """Makes the methods for one SAE. What is recorded is recorded once per batch of tasks and kept; ``profiles`` are
+    for swap and steer only, ``contrasts`` for the methods that know a reference image."""
 
     adapter: Adapter
     model: TIDE
-    profiles: ConceptProfiles
+    profiles: ConceptProfiles | None = None
+    contrasts: Contrasts | None = None
     recordings: dict[tuple[EditTask, ...], Recording] = field(default_factory=dict)
+    targets: dict[tuple[EditTask, ...], list[tuple[Target, Target]]] = field(default_factory=dict)
+
+    @property
+    def block(self) -> int:
+        assert self.model.config.block is not None
+        return self.adapter.resolve_block(self.model.config.block)
+
+    def contrast(self, factor: float, steps: Steps = None) -> Method:
+        """Latents moved along the reference's contrast, each up to the level it has there, the k largest kept."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            key = tuple(tasks)
+            if key not in self.targets:
+                self.targets.clear()
+                self.targets[key] = self._contrast(tasks).targets(self.model)
+            keep = Keep(self.model.config.k)
+            change = PerImage(tuple(Contrast(*pair, factor) + keep for pair in self.targets[key]))
+            return edit(self.adapter.pipe, self.model, change, steps=steps)
+
+        return context
+
+    def steer_contrast(self, factor: float, steps: Steps = None) -> Method:
+        """Raw activations moved along the same contrast."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            found = self._contrast(tasks)
+            change = Steer(found.timesteps, found.direction, factor)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
+
+        return context
+
+    def steer_bounded(self, factor: float, steps: Steps = None) -> Method:
+        """The same, each neuron up to the level it has on the reference, as latents are."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            found = self._contrast(tasks)
+            change = SteerBounded(found.timesteps, found.direction, factor, found.mean_present)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
+
+        return context
 
     def swap(self, factor: float, steps: Steps = None) -> Method:
         """Where the source's latents fire, they are exchanged for the target's."""
@@ -77,7 +172,7 @@ class Methods:
             edits = []
             for t in tasks:
                 source, target = (_concept(t.attribute, value) for value in (t.source, t.target))
-                edits.append(Swap(*self.profiles.contrast(source, target), factor))
+                edits.append(Swap(*self._profiles.contrast(source, target), factor))
             return edit(self.adapter.pipe, self.model, PerImage(tuple(edits)), steps=steps)
 
         return context
@@ -87,10 +182,11 @@ class Methods:
 
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
             directions = [
-                self.profiles.direction(_concept(t.attribute, t.source), _concept(t.attribute, t.target)) for t in tasks
+                self._profiles.direction(_concept(t.attribute, t.source), _concept(t.attribute, t.target))
+                for t in tasks
             ]
-            change = Steer(self.profiles.timesteps, torch.stack(directions, dim=1)[:, :, None], factor)
-            return edit(self.adapter.pipe, None, change, block=self.model.config.block, steps=steps)
+            change = Steer(self._profiles.timesteps, torch.stack(directions, dim=1)[:, :, None], factor)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
 
         return context
 
@@ -109,9 +205,18 @@ class Methods:
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
             recording = self._record(tasks)
             change = SteerTowards(recording.timesteps, recording.raw, factor)
-            return edit(self.adapter.pipe, None, change, block=self.model.config.block, steps=steps)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
 
         return context
+
+    @property
+    def _profiles(self) -> ConceptProfiles:
+        assert self.profiles is not None, "swap and steer need profiles"
+        return self.profiles
+
+    def _contrast(self, tasks: list[EditTask]) -> ContrastRecording:
+        assert self.contrasts is not None, "these methods need reference images"
+        return self.contrasts.of(tasks, self.block)
 
     def _record(self, tasks: list[EditTask]) -> Recording:
         key = tuple(tasks)

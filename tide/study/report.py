@@ -141,7 +141,7 @@ def hero(strips: Sequence[EditStrip]) -> str:
     return (
         f'<figure class="hero"><div class="frames" style="--n:{len(strip.images)}">{frames}</div><figcaption>'
         f"One prompt, one seed, <b>{escape(strip.title)}</b>: “{escape(strip.prompt)}”, the latents moved further "
-        f"towards the target's from left to right while the image is drawn.{found}</figcaption></figure>"
+        f"towards the target from left to right while the image is drawn.{found}</figcaption></figure>"
     )
 
 
@@ -228,8 +228,8 @@ def edits_section(metrics: dict, strips: Sequence[EditStrip]) -> str:
         return ""
     counted = '<p class="quiet">In small type, the range in which the true share lies with 95&nbsp;% confidence.</p>'
     return (
-        "<p>While the model draws from an unchanged prompt, its latents are moved towards those that a target holds at "
-        "the same step. A judge, a small network trained on scenes with known contents, then reads every "
+        "<p>While the model draws from an unchanged prompt, its latents are moved the way that the target's word moves "
+        "them on one other picture. A judge, a small network trained on scenes with known contents, then reads every "
         "attribute off the result and may also answer that no valid object is left.</p>"
         + (figures + counted if figures else "")
         + (rows and f"{VERDICT_KEY}{rows}")

@@ -23,8 +23,10 @@ from tide.scenes.pipeline import load_pipeline
 from tide.scenes.scene import prompts, scenes
 from tide.study.concepts import ConceptStudy, heat_map, study_concepts, to_uint8
 from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, draw, judge_edits, summarise
-from tide.study.methods import Methods, scene_profiles, target_prompt
+from tide.study.levels import equal_preservation
+from tide.study.methods import Contrasts, Methods, target_prompt
 from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool, train
+from tide.study.references import LayoutProbe, reference_scenes
 from tide.study.report import EditStrip, HeatMaps, write_report
 from tide.training import TrainConfig
 
@@ -55,9 +57,12 @@ class Sizes:
     concept_images: int = 200
     concept_timesteps: int = 10
     edit_prompts: int = 5
-    profile_images: int = 256
-    strengths: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)
-    swap_strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
+    probe_images: int = 384
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    #: The one of them that development prompts chose (``tide evaluate``).
+    strength: float = 1.5
+    steer_strengths: tuple[float, ...] = (1.0, 1.5, 2.0)
+    towards_strengths: tuple[float, ...] = (1.0,)
 
 
 FAST = Sizes(
@@ -69,9 +74,9 @@ FAST = Sizes(
     concept_images=64,
     concept_timesteps=2,
     edit_prompts=2,
-    profile_images=64,
-    strengths=(0.5, 1.0),
-    swap_strengths=(2.0,),
+    probe_images=48,
+    strengths=(1.0, 1.5),
+    steer_strengths=(1.5,),
 )
 
 
@@ -225,46 +230,49 @@ def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) ->
 def _edits(
     adapter: Adapter, judge: Judge, model: TIDE, sizes: Sizes, seed: int
 ) -> tuple[dict[str, Any], list[EditStrip]]:
-    """Every shown edit on held-out prompts: towards the target's own latents at every strength (the strips), and,
-    knowing the target from training scenes alone, by swapping latents beside steering raw activations."""
-    methods = Methods(adapter, model, scene_profiles(adapter, model, n_images=sizes.profile_images, seed=seed))
+    """Every shown edit on held-out prompts: by one reference image at every strength (the strips), beside raw
+    activations moved by the same image, and both moved to what the block holds while the target's prompt is drawn."""
+    block = adapter.resolve_block("penultimate" if model.config.block is None else model.config.block)
     tasks = [t for edit in SHOWN_EDITS for t in _shown_tasks(*edit, sizes.edit_prompts, seed)]
-    before_images = draw(adapter, tasks)
+    probe = LayoutProbe.fit(adapter, block, n_images=sizes.probe_images, seed=seed)
+    before_images, layouts = probe.draw(adapter, tasks)
     before = judge.read(before_images)
+    references = {task: reference_scenes(task, layout, 1) for task, layout in zip(tasks, layouts, strict=True)}
+    methods = Methods(adapter, model, contrasts=Contrasts(adapter, (block,), references, seed))
     ceiling_images = draw(adapter, tasks, prompts=[target_prompt(t) for t in tasks])
+    makers = {
+        "contrast": (methods.contrast, sizes.strengths),
+        "steer contrast": (methods.steer_contrast, sizes.steer_strengths),
+        "steer bounded": (methods.steer_bounded, sizes.steer_strengths),
+        "towards": (methods.towards, sizes.towards_strengths),
+        "steer towards": (methods.steer_towards, sizes.towards_strengths),
+    }
+    # A recording serves one batch of tasks, whatever the method and its strength.
+    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in makers}
+    for start in range(0, len(tasks), DRAW_BATCH):
+        part = tasks[start : start + DRAW_BATCH]
+        for name, (make, strengths) in makers.items():
+            drawn[name].append(torch.stack([draw(adapter, part, make(factor)) for factor in strengths]))
+    images = {name: torch.cat(batches, dim=1) for name, batches in drawn.items()}  # [strengths, tasks, ...]
 
     def score(images: torch.Tensor) -> list[EditOutcome]:
         return judge_edits(tasks, before, judge.read(images))
 
-    # A recording serves one batch of tasks at every strength, so the strips are drawn batch by batch.
-    drawn = [torch.empty_like(before_images) for _ in sizes.strengths]
-    steered = [torch.empty_like(before_images) for _ in sizes.strengths]
-    for start in range(0, len(tasks), DRAW_BATCH):
-        part = slice(start, start + DRAW_BATCH)
-        for i, factor in enumerate(sizes.strengths):
-            drawn[i][part] = draw(adapter, tasks[part], methods.towards(factor))
-            steered[i][part] = draw(adapter, tasks[part], methods.steer_towards(factor))
-    outcomes = [score(images) for images in drawn]
     curves: dict[str, Any] = {
-        "towards": [{"factor": f, **summarise(o)} for f, o in zip(sizes.strengths, outcomes, strict=True)],
-        "steer towards": [{"factor": f, **summarise(score(i))} for f, i in zip(sizes.strengths, steered, strict=True)],
-        "swap": [],
-        "steer": [],
-        "prompt": summarise(score(ceiling_images)),
+        name: [{"factor": f, **summarise(score(i))} for f, i in zip(strengths, images[name], strict=True)]
+        for name, (_, strengths) in makers.items()
     }
-    for factor in sizes.swap_strengths:
-        curves["swap"].append({"factor": factor, **summarise(score(draw(adapter, tasks, methods.swap(factor))))})
-        # Steering wrecks the image at strengths at which a swap only begins to work.
-        weaker = factor / 4
-        curves["steer"].append({"factor": weaker, **summarise(score(draw(adapter, tasks, methods.steer(weaker))))})
+    levels = equal_preservation(curves)
+    curves["prompt"] = summarise(score(ceiling_images))
+    chosen = score(images["contrast"][sizes.strengths.index(sizes.strength)])
     edits, strips = {}, []
     for edit in SHOWN_EDITS:
-        at_full = [o for o in outcomes[-1] if (o.task.attribute, o.task.source) == edit[:2]]
-        edits[_name(*edit)] = {**summarise(at_full), "strength": sizes.strengths[-1]}
+        found = [o for o in chosen if (o.task.attribute, o.task.source) == edit[:2]]
+        edits[_name(*edit)] = {**summarise(found), "strength": sizes.strength}
         shown = next((i for i, t in enumerate(tasks) if (t.attribute, t.source) == edit[:2] and before[i].valid), None)
         if shown is None:
             continue
-        strip = [before_images[shown], *(images[shown] for images in drawn)]
+        strip = [before_images[shown], *images["contrast"][:, shown]]
         strips.append(
             EditStrip(
                 title=_name(*edit),
@@ -277,7 +285,7 @@ def _edits(
                 ceiling=to_uint8(ceiling_images[shown]),
             )
         )
-    return {"edits": edits, "trade_off": curves}, strips
+    return {"edits": edits, "trade_off": curves, "equal_preservation": levels}, strips
 
 
 def _name(attribute: str, source: str, target: str) -> str:
@@ -289,11 +297,12 @@ def headline(metrics: dict[str, Any]) -> str:
     tide, sae = metrics["models"]["tide"], metrics["models"]["sae"]
     loss = metrics["diffusion_loss"]
     aurocs = [row["auroc"] for row in metrics["concepts"].values()]
-    full = metrics["trade_off"]["towards"][-1]
+    at = metrics["config"]["sizes"]["strength"]
+    edited = next(point for point in metrics["trade_off"]["contrast"] if point["factor"] == at)
     order = "below" if tide["val_mse"] < sae["val_mse"] else "not below"
     return (
         f"TIDE explains {tide['explained_variance']:.1%} of block {metrics['sizes']['block']}'s variance on unseen "
         f"scenes (error {order} the plain SAE's), recovers {loss['recovered']:.2%} of the diffusion loss, has a latent "
-        f"for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and moves "
-        f"{full['success']:.0%} of edited images to the target, {full['both']:.0%} with all else kept."
+        f"for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and from one reference "
+        f"image moves {edited['success']:.0%} of edited images to the target, {edited['both']:.0%} with all else kept."
     )

@@ -16,6 +16,9 @@ NAMES = {
     "mean": "mean",
     "pca_k": "PCA k",
     "pca_k/4": "PCA k/4",
+    "contrast": "latents, one reference",
+    "steer contrast": "raw, one reference",
+    "steer bounded": "raw bounded, one reference",
     "towards": "latents towards target",
     "steer towards": "raw towards target",
     "swap": "latents swapped",
@@ -239,7 +242,16 @@ def concept_table(concepts: dict) -> str:
 
 
 #: The edits of the trade-off, and which colours of the page they take.
-EDITS = {"towards": "tide", "steer towards": "pca_k", "swap": "sae", "steer": "steer", "prompt": "prompt"}
+EDITS = {
+    "contrast": "tide",
+    "steer contrast": "steer",
+    "steer bounded": "pca_k",
+    "towards": "clean",
+    "steer towards": "neuron",
+    "swap": "sae",
+    "steer": "pca_k/4",
+    "prompt": "prompt",
+}
 
 
 def trade_off_section(metrics: dict) -> str:
@@ -267,12 +279,49 @@ def trade_off_section(metrics: dict) -> str:
     return svg and (
         "<p>A stronger edit changes more pictures and breaks more of them. Each point is one strength, written beside "
         "it; the best edits lie at the top right.</p>"
-        f'<div class="beside">{chart("Changed to the target", svg)}{figures}</div>'
-        '<p class="quiet">Towards target: the edit knows what the block holds, step by step, while the target\'s own '
-        "prompt is drawn, and moves there in the latents or in the raw activations. Swapped and steering know the "
-        "target only as an average over training scenes, with and without latents. Prompt draws the same seed anew "
-        "from the words of the target: what the model does when it is simply asked.</p>"
+        f'<div class="beside">{chart("Changed to the target", svg)}{figures}</div>{preservation_table(metrics)}'
+        '<p class="quiet">One reference: the edit knows one picture that shows the target, and the difference that the '
+        "target's word makes there; latents are moved along it up to the level they have on that picture, raw "
+        "activations by the same difference, without bound or, neuron by neuron, with the same bound. Towards target: "
+        "the edit knows what the block holds, step by step, while the target's own prompt is drawn. Swapped and "
+        "steering know the target only as an average over training scenes. Prompt draws the same seed anew from the "
+        "words of the target: what the model does when it is simply asked.</p>" + sweep_table(metrics)
     )
+
+
+def preservation_table(metrics: dict) -> str:
+    """The most that each method changes while a given share of the pictures keeps all else."""
+    levels = metrics.get("equal_preservation") or {}
+    names = in_order({name: None for row in levels.values() for name in row}, list(EDITS))
+
+    def column(name: str) -> Column:
+        intervals = [get(row, name, "interval") for row in levels.values()]
+        notes = [f"{100 * i[0]:.0f} to {100 * i[1]:.0f}" if i else "" for i in intervals]
+        return Column(NAMES.get(name, name), [get(r, name, "success") for r in levels.values()], percent, notes=notes)
+
+    rows = [f"all else kept in {percent(figure_of_text(level))} or more" for level in levels]
+    body = table("changed to the target, where", rows, [column(name) for name in names])
+    return body and f"<p>At equal preservation, each method at the strength that changes most:</p>{body}"
+
+
+def sweep_table(metrics: dict) -> str:
+    """Every block, step range and strength that was tried on development prompts."""
+    points = get(metrics, "edit_sweep", "points") or []
+    labels = [
+        f"{NAMES.get(p['method'], p['method'])}, block {p['block']}, "
+        f"steps {percent(p['steps'][0])} to {percent(p['steps'][1])}, {p['factor']:g}"
+        for p in points
+    ]
+    body = table(
+        "edit, strength",
+        labels,
+        [
+            Column("changed to the target", [get(p, "success") for p in points], percent),
+            Column("all else kept", [get(p, "preserved") for p in points], percent),
+            Column("both", [get(p, "both") for p in points], percent, "high"),
+        ],
+    )
+    return body and fold(f"The {len(points)} settings tried on development prompts", body)
 
 
 # -- training and making ----------------------------------------------------------------------------------

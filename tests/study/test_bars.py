@@ -1,0 +1,54 @@
+"""The bars: verdicts in words, and going on where an evaluation was interrupted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tide.errors import TideError
+from tide.sae.checkpoint import write_json
+from tide.study.bars import _earlier, edit_verdicts
+from tide.study.edit_study import STRENGTHS
+from tide.study.levels import equal_preservation
+
+NOW = {"checkpoint": "runs/tide", "sae": {"k": 8}, "config": {"seed": 0, "sizes": {"blocks": (0, 1)}}}
+
+
+def curve(*points: tuple[float, float, float]) -> list[dict]:
+    interval = {"success": [0.0, 1.0]}
+    return [
+        {"factor": f, "success": changed, "preserved": kept, "both": min(changed, kept), "interval": interval}
+        for f, changed, kept in points
+    ]
+
+
+def figures(ours: list[dict], theirs: list[dict]) -> dict:
+    curves = {name: theirs for name in STRENGTHS} | {"contrast": ours, "towards": theirs, "swap": theirs}
+    return {
+        "trade_off": curves,
+        "equal_preservation": equal_preservation(curves),
+        "edit_sweep": {"chosen": {"contrast": {"factor": 1.5}}},
+    }
+
+
+def test_a_bar_is_met_ahead_at_some_level_and_behind_at_none():
+    better = figures(curve((1.0, 0.3, 0.95), (1.5, 0.9, 0.9)), curve((1.0, 0.3, 0.95), (1.5, 0.8, 0.85)))
+    lines = edit_verdicts(better)
+    assert lines[0].startswith("met     contrast above steer contrast at equal preservation: ahead at 4 of 5 levels")
+    assert "behind at 0; best 90.0% changed, 90.0% kept, 90.0% both, against 80.0%, 85.0%, 80.0%" in lines[0]
+    assert lines[2].startswith("MISSED  towards above steer towards")  # the same curve: ahead nowhere
+    assert lines[-1].startswith("met     80 % changed with 80 % kept")
+    mixed = figures(curve((1.0, 0.2, 0.95), (1.5, 0.9, 0.7)), curve((1.0, 0.3, 0.95), (1.5, 0.8, 0.85)))
+    lines = edit_verdicts(mixed)
+    assert lines[0].startswith("MISSED  contrast above steer contrast")
+    assert "behind at 3" in lines[0]
+    assert lines[-1].startswith("MISSED")
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    assert _earlier(tmp_path, NOW) == {}
+    write_json(tmp_path / "metrics.json", {**NOW, "agreement": {"class": 1.0}})
+    assert _earlier(tmp_path, NOW)["agreement"] == {"class": 1.0}
+    with pytest.raises(TideError, match="holds an evaluation of another config; use another folder or leave --resume"):
+        _earlier(tmp_path, {**NOW, "config": {"seed": 1}})
+    with pytest.raises(TideError, match="another checkpoint"):
+        _earlier(tmp_path, {**NOW, "checkpoint": "runs/other"})
