@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,23 @@ from torch import Tensor
 
 from tide_kernels import encode_topk, tide_loss
 from tide_kernels.losses import LossWeights
+from tide_kernels.tune_runs import (
+    DENSE,
+    GROUP_TOKENS,
+    KERNELS,
+    RUNNERS,
+    SHAPES,
+    SPARSE,
+    Operands,
+    Results,
+    Run,
+    Shape,
+    backend,
+)
 
 Config = dict[str, int]
-Results = tuple[Tensor, ...]
-Run = Callable[[], Results]
 
 GAIN = 0.97  # a candidate has to take at most this share of the best time so far
-GROUP_TOKENS = 256  # tokens of a timestep group
 
 # Entries that are no sizes: what else they may be. Of group_tokens, either side of GROUP_TOKENS.
 _CHOICES = {
@@ -46,28 +56,6 @@ _CHOICES = {
 }
 _LEAST = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}  # of a matrix product on tensor cores
 _RANGE = {"num_warps": (1, 32), "num_stages": (1, 5)}
-
-
-@dataclass(frozen=True)
-class Shape:
-    n_tokens: int
-    d_model: int
-    n_latents: int
-    k: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """From ``N,d,n,k``."""
-        try:
-            return cls(*map(int, text.split(",")))
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is no shape: write N,d,n,k") from error
-
-    def __str__(self) -> str:
-        return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
-
-
-SHAPES = (Shape(16384, 1152, 18432, 922), Shape(16384, 1152, 18432, 32))
 
 
 @dataclass(frozen=True)
@@ -92,172 +80,6 @@ class Outcome:
     trials: int
 
 
-class Operands:
-    """The tensors of a shape, each made when first asked for."""
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.dtype, self.device = shape, dtype, device
-        self.generator = torch.Generator(device).manual_seed(0)
-
-    def normal(self, *size: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*size, generator=self.generator, device=self.device) * scale).to(self.dtype)
-
-    @cached_property
-    def x(self) -> Tensor:
-        return self.normal(self.shape.n_tokens, self.shape.d_model)
-
-    @cached_property
-    def grad(self) -> Tensor:
-        return self.normal(self.shape.n_tokens, self.shape.d_model, scale=0.1)
-
-    @cached_property
-    def W(self) -> Tensor:
-        return self.normal(self.shape.n_latents, self.shape.d_model, scale=self.shape.d_model**-0.5)
-
-    @cached_property
-    def b(self) -> Tensor:
-        return self.normal(self.shape.n_latents, scale=0.1)
-
-    @cached_property
-    def scale(self) -> Tensor:
-        return self.normal(max(1, self.shape.n_tokens // GROUP_TOKENS), self.shape.d_model, scale=0.1)
-
-    @cached_property
-    def group(self) -> Tensor:
-        tokens = torch.arange(self.shape.n_tokens, device=self.device)
-        return tokens * len(self.scale) // self.shape.n_tokens
-
-    @cached_property
-    def pre(self) -> Tensor:
-        return torch.nn.functional.linear(self.x, self.W, self.b)
-
-    @cached_property
-    def code(self) -> tuple[Tensor, Tensor]:
-        return _backend().select(self.pre, self.shape.k)
-
-    @cached_property
-    def layout(self) -> Any:
-        return _backend().transpose(self.code[1], self.shape.n_latents)
-
-    @cached_property
-    def z(self) -> Tensor:
-        z = self.pre.clone()
-        _backend().keep_top_(z, self.shape.k)
-        return z
-
-    def sums(self) -> Tensor:
-        return torch.zeros(self.shape.n_latents, self.shape.d_model, device=self.device)
-
-
-def _backend() -> Any:
-    from tide_kernels import triton
-
-    return triton
-
-
-def _select(o: Operands) -> Run:
-    if o.shape.k / o.shape.n_latents <= _backend().dense_above(o.device):
-        return lambda: _backend().select(o.pre, o.shape.k)
-    scratch = torch.empty_like(o.pre)
-
-    def in_place() -> Results:  # the copy is the same for all candidates
-        _backend().keep_top_(scratch.copy_(o.pre), o.shape.k)
-        return (scratch,)
-
-    return in_place
-
-
-def _scatter(o: Operands) -> Run:
-    out = o.sums()
-
-    def run() -> Results:
-        _backend().scatter(o.code[0], o.layout, o.grad, out.zero_())
-        return (out,)
-
-    return run
-
-
-def _backward_latents(o: Operands) -> Run:
-    grad_W_dec, grad_W_enc = o.sums(), o.sums()
-    grad_b_enc = torch.zeros(o.shape.n_latents, device=o.device)
-
-    def run() -> Results:
-        sums = tuple(total.zero_() for total in (grad_W_dec, grad_W_enc, grad_b_enc))
-        return _backend().backward_latents(*o.code, o.layout, o.grad, o.x, o.W, None, *sums), *sums
-
-    return run
-
-
-def _masked_gradient(o: Operands) -> Run:
-    grad_b_enc = torch.zeros(o.shape.n_latents, device=o.device)
-    fired = torch.zeros(o.shape.n_latents, dtype=torch.int64, device=o.device)
-
-    def run() -> Results:
-        sums = (grad_b_enc.zero_(), fired.zero_())
-        return _backend().masked_gradient(o.grad, o.W, o.z, 0.0, None, 1.0, *sums), *sums
-
-    return run
-
-
-def _encoder_gradients(o: Operands) -> Run:
-    grad_W = o.sums()
-    tables = torch.zeros(2, *o.scale.shape, device=o.device)
-
-    def run() -> Results:
-        sums = (grad_W.zero_(), *tables.zero_())
-        _backend().encoder_gradients(o.z, o.x, o.x, o.scale, o.scale, o.group, False, o.W, *sums)
-        return sums
-
-    return run
-
-
-def _product(o: Operands) -> Run:
-    from tide_kernels.triton.product import product
-
-    out = torch.empty_like(o.pre)
-
-    def run() -> Results:
-        product(o.x, o.W.T, out, bias=o.b)
-        return (out,)
-
-    return run
-
-
-def _loss(o: Operands) -> Run:
-    def run() -> Results:
-        found = _backend().reconstruction_loss(o.x, o.grad.float(), o.grad[0], 1.0, 1.0, o.dtype, False)
-        return found.squared, found.distance, found.gradient
-
-    return run
-
-
-# How each kernel is run, and which size `configs` goes by. In the order of what a step spends on them.
-_RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
-    "select": (_select, "n_latents"),
-    "masked_gradient": (_masked_gradient, "d_model"),
-    "encoder_gradients": (_encoder_gradients, "d_model"),
-    "pre_activations": (lambda o: lambda: (_backend().pre_activations(o.x, o.W, o.b),), "d_model"),
-    "backward_latents": (_backward_latents, "d_model"),
-    "gather": (lambda o: lambda: (_backend().gather(*o.code, o.W),), "d_model"),
-    "encode": (
-        lambda o: lambda: _backend().encode(o.x, o.scale, o.scale, o.group, False, o.W, o.b, o.shape.k),
-        "d_model",
-    ),
-    "reconstruction_loss": (_loss, "d_model"),
-    "code_sums": (lambda o: lambda: _backend().code_sums(o.z, True, 0.1), "n_latents"),
-    "modulate": (
-        lambda o: lambda: (_backend().modulate(o.x, o.scale, o.scale, o.group, False, o.dtype),),
-        "d_model",
-    ),
-    "scatter": (_scatter, "d_model"),
-    "sampled": (lambda o: lambda: (_backend().sampled(o.grad, o.W, o.code[1]),), "d_model"),
-    "product": (_product, "d_model"),
-}
-KERNELS = tuple(_RUNNERS)
-_SPARSE = ("backward_latents", "gather", "scatter", "sampled")
-_DENSE = ("masked_gradient", "encoder_gradients", "code_sums")
-
-
 def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
     """The kernels at the shapes at which they would run: each regime's at its densities."""
     from tide_kernels.triton import launch
@@ -266,11 +88,11 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
     seen = set()
     for shape in shapes:
         operands = Operands(shape, dtype, device)
-        dense = shape.k / shape.n_latents > _backend().dense_above(device)
+        dense = shape.k / shape.n_latents > backend().dense_above(device)
         for kernel in kernels:
-            runner, size = _RUNNERS[kernel]
+            runner, size = RUNNERS[kernel]
             place = (kernel, getattr(shape, size))
-            if kernel in (_SPARSE if dense else _DENSE) or place in seen:
+            if kernel in (SPARSE if dense else DENSE) or place in seen:
                 continue
             seen.add(place)
             yield Job(kernel, arch, dtype, place[1], runner(operands), f"{kernel} {shape}")
@@ -471,7 +293,7 @@ def refusal() -> str | None:
         return "tune measures on a CUDA or ROCm GPU, and this machine has none"
     if reason := backend_status()["triton"]:
         return f"tune measures the Triton backend, which cannot run: {reason}"
-    return _backend().only_by_name()
+    return backend().only_by_name()
 
 
 def show(outcome: Outcome) -> str:
@@ -516,7 +338,7 @@ def dispatch_lines(
     for density, (sparse, dense) in times.items():
         yield f"density {density:.3%}: sparse {sparse * 1e3:.3f} ms, dense {dense * 1e3:.3f} ms"
     found = break_even(times)
-    in_use = f"in use: {_backend().dense_above(device):.3%}"
+    in_use = f"in use: {backend().dense_above(device):.3%}"
     yield (
         f"dense wins above {found:.3%} ({in_use})" if found else f"one regime wins at all of these densities ({in_use})"
     )

@@ -1,0 +1,206 @@
+"""How each kernel is run to be timed, for `tide_kernels.tune`: its operands at a shape, and a call that returns all
+that the kernel writes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Results = tuple[Tensor, ...]
+Run = Callable[[], Results]
+
+GROUP_TOKENS = 256  # tokens of a timestep group
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_tokens: int
+    d_model: int
+    n_latents: int
+    k: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """From ``N,d,n,k``."""
+        try:
+            return cls(*map(int, text.split(",")))
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no shape: write N,d,n,k") from error
+
+    def __str__(self) -> str:
+        return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
+
+
+SHAPES = (Shape(16384, 1152, 18432, 922), Shape(16384, 1152, 18432, 32))
+
+
+class Operands:
+    """The tensors of a shape, each made when first asked for."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def normal(self, *size: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*size, generator=self.generator, device=self.device) * scale).to(self.dtype)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self.normal(self.shape.n_tokens, self.shape.d_model)
+
+    @cached_property
+    def grad(self) -> Tensor:
+        return self.normal(self.shape.n_tokens, self.shape.d_model, scale=0.1)
+
+    @cached_property
+    def W(self) -> Tensor:
+        return self.normal(self.shape.n_latents, self.shape.d_model, scale=self.shape.d_model**-0.5)
+
+    @cached_property
+    def b(self) -> Tensor:
+        return self.normal(self.shape.n_latents, scale=0.1)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        return self.normal(max(1, self.shape.n_tokens // GROUP_TOKENS), self.shape.d_model, scale=0.1)
+
+    @cached_property
+    def group(self) -> Tensor:
+        tokens = torch.arange(self.shape.n_tokens, device=self.device)
+        return tokens * len(self.scale) // self.shape.n_tokens
+
+    @cached_property
+    def pre(self) -> Tensor:
+        return torch.nn.functional.linear(self.x, self.W, self.b)
+
+    @cached_property
+    def code(self) -> tuple[Tensor, Tensor]:
+        return backend().select(self.pre, self.shape.k)
+
+    @cached_property
+    def layout(self) -> Any:
+        return backend().transpose(self.code[1], self.shape.n_latents)
+
+    @cached_property
+    def z(self) -> Tensor:
+        z = self.pre.clone()
+        backend().keep_top_(z, self.shape.k)
+        return z
+
+    def sums(self) -> Tensor:
+        return torch.zeros(self.shape.n_latents, self.shape.d_model, device=self.device)
+
+
+def backend() -> Any:
+    from tide_kernels import triton
+
+    return triton
+
+
+def _select(o: Operands) -> Run:
+    if o.shape.k / o.shape.n_latents <= backend().dense_above(o.device):
+        return lambda: backend().select(o.pre, o.shape.k)
+    scratch = torch.empty_like(o.pre)
+
+    def in_place() -> Results:  # the copy is the same for all candidates
+        backend().keep_top_(scratch.copy_(o.pre), o.shape.k)
+        return (scratch,)
+
+    return in_place
+
+
+def _scatter(o: Operands) -> Run:
+    out = o.sums()
+
+    def run() -> Results:
+        backend().scatter(o.code[0], o.layout, o.grad, out.zero_())
+        return (out,)
+
+    return run
+
+
+def _backward_latents(o: Operands) -> Run:
+    grad_W_dec, grad_W_enc = o.sums(), o.sums()
+    grad_b_enc = torch.zeros(o.shape.n_latents, device=o.device)
+
+    def run() -> Results:
+        sums = tuple(total.zero_() for total in (grad_W_dec, grad_W_enc, grad_b_enc))
+        return backend().backward_latents(*o.code, o.layout, o.grad, o.x, o.W, None, *sums), *sums
+
+    return run
+
+
+def _masked_gradient(o: Operands) -> Run:
+    grad_b_enc = torch.zeros(o.shape.n_latents, device=o.device)
+    fired = torch.zeros(o.shape.n_latents, dtype=torch.int64, device=o.device)
+
+    def run() -> Results:
+        sums = (grad_b_enc.zero_(), fired.zero_())
+        return backend().masked_gradient(o.grad, o.W, o.z, 0.0, None, 1.0, *sums), *sums
+
+    return run
+
+
+def _encoder_gradients(o: Operands) -> Run:
+    grad_W = o.sums()
+    tables = torch.zeros(2, *o.scale.shape, device=o.device)
+
+    def run() -> Results:
+        sums = (grad_W.zero_(), *tables.zero_())
+        backend().encoder_gradients(o.z, o.x, o.x, o.scale, o.scale, o.group, False, o.W, *sums)
+        return sums
+
+    return run
+
+
+def _product(o: Operands) -> Run:
+    from tide_kernels.triton.product import product
+
+    out = torch.empty_like(o.pre)
+
+    def run() -> Results:
+        product(o.x, o.W.T, out, bias=o.b)
+        return (out,)
+
+    return run
+
+
+def _loss(o: Operands) -> Run:
+    def run() -> Results:
+        found = backend().reconstruction_loss(o.x, o.grad.float(), o.grad[0], 1.0, 1.0, o.dtype, False)
+        return found.squared, found.distance, found.gradient
+
+    return run
+
+
+# How each kernel is run, and which size `configs` goes by. In the order of what a step spends on them.
+RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
+    "select": (_select, "n_latents"),
+    "masked_gradient": (_masked_gradient, "d_model"),
+    "encoder_gradients": (_encoder_gradients, "d_model"),
+    "pre_activations": (lambda o: lambda: (backend().pre_activations(o.x, o.W, o.b),), "d_model"),
+    "backward_latents": (_backward_latents, "d_model"),
+    "gather": (lambda o: lambda: (backend().gather(*o.code, o.W),), "d_model"),
+    "encode": (
+        lambda o: lambda: backend().encode(o.x, o.scale, o.scale, o.group, False, o.W, o.b, o.shape.k),
+        "d_model",
+    ),
+    "reconstruction_loss": (_loss, "d_model"),
+    "code_sums": (lambda o: lambda: backend().code_sums(o.z, True, 0.1), "n_latents"),
+    "modulate": (
+        lambda o: lambda: (backend().modulate(o.x, o.scale, o.scale, o.group, False, o.dtype),),
+        "d_model",
+    ),
+    "scatter": (_scatter, "d_model"),
+    "sampled": (lambda o: lambda: (backend().sampled(o.grad, o.W, o.code[1]),), "d_model"),
+    "product": (_product, "d_model"),
+}
+KERNELS = tuple(RUNNERS)
+SPARSE = ("backward_latents", "gather", "scatter", "sampled")
+DENSE = ("masked_gradient", "encoder_gradients", "code_sums")
