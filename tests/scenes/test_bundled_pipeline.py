@@ -15,7 +15,7 @@ from tide.adapters import adapter_for, tap
 from tide.errors import TideError
 from tide.interpretation import Annotated
 from tide.scenes import Scene, annotated_scenes, concept_masks, generate_images, images_of, load_pipeline, scenes
-from tide.scenes.annotate import decode_latents, encode_captions
+from tide.scenes.annotate import encode_captions
 
 CALL = {
     "num_inference_steps": 2, "output_type": "latent", "use_resolution_binning": False, "clean_caption": False,
@@ -87,7 +87,7 @@ def test_decode_latents_undoes_the_scaling(alpha):
     with torch.no_grad():
         mode = alpha.vae.encode(images).latent_dist.mode()
         expected = alpha.vae.decode(mode).sample.clamp(-1, 1)
-    torch.testing.assert_close(decode_latents(adapter, adapter.encode_images(images)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(adapter.decode_latents(adapter.encode_images(images)), expected, rtol=1e-4, atol=1e-5)
 
 
 # -- annotated scenes ---------------------------------------------------------------------------------------------

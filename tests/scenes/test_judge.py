@@ -12,6 +12,7 @@ import tide.scenes.judge as judging
 from tide.errors import TideError
 from tide.scenes import ATTRIBUTES, Judge, Scene, Verdict, images_of, load_judge, scenes
 from tide.scenes.judge import HEADS, NO_OBJECT, destroy
+from tide.scenes.render import REGIONS, render
 
 IMAGES = images_of(list(scenes("train", 6)))
 
@@ -25,9 +26,10 @@ def judge() -> Judge:
 def test_verdicts(judge):
     verdicts = judge.read(IMAGES)
     with torch.no_grad():
-        logits = judge(IMAGES)
+        logits, regions = judge(IMAGES)
     assert {name: tuple(values.shape) for name, values in logits.items()} == {
-        "class": (6, 6), "colour": (6, 6), "depth": (6, 2), "shadow": (6, 2), "ground": (6, 3),
+        "class": (6, 6), "colour": (6, 6), "depth": (6, 2), "shadow": (6, 2), "ground": (6, 3), "style": (6, 3),
+        "age": (6, 2), "orientation": (6, 2),
     }  # fmt: skip
     for i, verdict in enumerate(verdicts):
         for name, values in HEADS.items():
@@ -35,6 +37,14 @@ def test_verdicts(judge):
             assert verdict.attributes[name] == values[int(probabilities.argmax())]
             assert verdict.confidence[name] == pytest.approx(float(probabilities.max()), rel=1e-6)
     assert judge.read(IMAGES[:0]) == []
+    assert regions.shape == (6, len(REGIONS), 64, 64)
+    assert torch.equal(judge.regions(IMAGES), regions.argmax(1))
+
+
+def test_embeddings_are_what_the_heads_read(judge):
+    with torch.no_grad():
+        colour = judge.heads["colour"](judge.embed_images(IMAGES))
+        assert torch.equal(colour, judge(IMAGES)[0]["colour"])
 
 
 def test_each_image_is_read_by_itself(judge):
@@ -123,6 +133,18 @@ def test_the_shipped_judge_reads_renders():
     for name in ATTRIBUTES:
         agreement = sum(v.agrees(s, name) for v, s in zip(verdicts, held_out, strict=True))
         assert agreement >= 90, name
+
+
+def test_the_shipped_judge_finds_the_objects():
+    """Pixel for pixel against the renderer: two thirds of the union at least, so that a third is at most its edge."""
+    if not (judging.DATA / "judge" / "model.safetensors").is_file():
+        pytest.skip("the trained judge is not in this checkout")
+    held_out = list(scenes("test", 60, seed=9))
+    truth = torch.stack([torch.from_numpy(render(s).regions) for s in held_out])
+    found = load_judge().regions(images_of(held_out))
+    for i, name in enumerate(REGIONS):
+        shared, either = ((found == i) & (truth == i)).sum(), ((found == i) | (truth == i)).sum()
+        assert shared / either > 0.67, name
 
 
 # -- wreckage -------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from tide.scenes import ATTRIBUTES, CONCEPTS, LEVEL_OF, Scene, combinations, con
 
 drawing = import_module("tide.scenes.render")  # tide.scenes.render as an attribute is the function
 EVERY = [s for split in ("train", "dev", "test") for s in scenes(split, 60, seed=5)]
+#: Pencil lines are drawn along edges, beyond what they bound.
+UNSKETCHED = [s for s in EVERY if s.style != "sketched"]
 PARTS = {"house": {"door", "roof", "window"}, "tree": {"trunk", "crown"}}
 
 
@@ -58,12 +60,12 @@ def test_images():
 def test_masks_that_are_there():
     for scene in EVERY:
         masks = render(scene).masks
-        assert {scene.cls, scene.colour, scene.depth, scene.ground} <= masks.keys() <= LEVEL_OF.keys()
+        assert {scene[name] for name in ATTRIBUTES if name != "shadow"} <= masks.keys() <= LEVEL_OF.keys()
         assert ("shadow" in masks) == (scene.shadow == "with")
         for name in CONCEPTS["part"]:
             assert (name in masks) == (name in PARTS.get(scene.cls, ())), (scene, name)
-        for values in (ATTRIBUTES["class"], ATTRIBUTES["colour"], ATTRIBUTES["depth"], ATTRIBUTES["ground"]):
-            assert len(masks.keys() & set(values)) == 1
+        for name, values in ATTRIBUTES.items():
+            assert name == "shadow" or len(masks.keys() & set(values)) == 1
         for mask in masks.values():
             assert mask.shape == (64, 64)
             assert mask.dtype == bool
@@ -76,6 +78,9 @@ def test_masks_do_not_contradict_each_other():
         body = masks[scene.cls]
         assert np.array_equal(body, masks[scene.colour])
         assert np.array_equal(body, masks[scene.depth])
+        assert np.array_equal(body, masks[scene.age])
+        assert np.array_equal(body, masks[scene.orientation])
+        assert masks["sketched"].all() if scene.style == "sketched" else np.array_equal(body, masks[scene.style])
         assert not (body & masks[scene.ground]).any()
         if "shadow" in masks:
             assert not (body & masks["shadow"]).any()
@@ -86,7 +91,7 @@ def test_masks_do_not_contradict_each_other():
 
 def test_the_objects_mask_is_where_the_image_is_not_its_background(monkeypatch):
     """What the object covers differs from the scene without it, and what it does not touch is the same bits."""
-    for scene in EVERY:
+    for scene in UNSKETCHED:
         drawn = render(scene)
         difference = np.abs(drawn.image - without_object(scene, monkeypatch)).max(-1)
         body = drawn.masks[scene.cls]
@@ -112,7 +117,7 @@ def test_faces_that_share_a_pixel_leave_no_hole():
 
 
 def test_the_shadow_darkens_the_ground():
-    for scene in (s for s in EVERY if s.shadow == "with"):
+    for scene in (s for s in UNSKETCHED if s.shadow == "with"):
         drawn, lit = render(scene), render(scene.changed("shadow", "without"))
         shade = drawn.masks["shadow"]
         assert (drawn.image[shade] < lit.image[shade]).all()
@@ -121,7 +126,7 @@ def test_the_shadow_darkens_the_ground():
 
 
 def test_attributes_look_like_what_they_are_called():
-    for scene in EVERY:
+    for scene in UNSKETCHED:
         drawn = render(scene)
         mean = drawn.image[drawn.masks[scene.ground]].mean(0)
         nearest = min(drawing.GROUND, key=lambda name: np.abs(mean - drawing.GROUND[name]).sum())
@@ -146,6 +151,65 @@ def test_one_attribute_changed_leaves_the_rest_in_place():
         assert np.array_equal(first.masks[scene.cls], second.masks[scene.cls])
         outside = ~first.masks[scene.cls] & (np.abs(first.image - second.image).max(-1) == 0)
         assert outside.sum() > 2000
+
+
+def test_regions_agree_with_the_masks():
+    for scene in EVERY:
+        drawn = render(scene)
+        region = {name: drawn.regions == i for i, name in enumerate(drawing.REGIONS)}
+        assert np.array_equal(region["object"], drawn.masks[scene.cls])
+        assert np.array_equal(region["shadow"], drawn.masks.get("shadow", np.zeros((64, 64), bool)))
+        assert not (region["ground"] & ~drawn.masks[scene.ground]).any()
+        assert region["sky"][0].all() or (region["sky"] | region["object"])[0].all()
+        assert not region["sky"][-1].any()
+
+
+@pytest.mark.parametrize("cls", ATTRIBUTES["class"])
+@pytest.mark.parametrize("depth", ATTRIBUTES["depth"])
+def test_the_style_and_the_age_change_the_object_alone_or_everything(cls, depth):
+    """Gilding and wear keep to the object and change a good part of it; a sketch changes the whole image."""
+    plain = Scene(cls, "purple", depth, "with", "grass", seed=3)
+    before = render(plain)
+    body = before.masks[cls]
+    for attribute, value in (("style", "ornate"), ("age", "old")):
+        after = render(plain.changed(attribute, value))
+        change = np.abs(after.image - before.image).max(-1)
+        assert np.array_equal(after.masks[cls], body)
+        assert (change[body] > 0.05).mean() > 0.25, value
+        assert change[~body].max() < 0.5, value  # the anti-aliased edge
+        assert (change[~body] > 0).mean() < 0.05, value
+    sketched = render(plain.changed("style", "sketched"))
+    assert (np.abs(sketched.image - before.image).max(-1) > 0.02).mean() > 0.9
+
+
+def test_parts_keep_their_masks_under_wear_and_gilding():
+    house = Scene("house", "red", "near", "without", "sand", seed=2)
+    for other in (house.changed("age", "old"), house.changed("style", "ornate")):
+        for part in ("door", "roof", "window"):
+            assert np.array_equal(render(other).masks[part], render(house).masks[part])
+
+
+@pytest.mark.parametrize("cls", ["cone", "tree", "cube", "house"])
+def test_the_orientation_mirrors_the_shape(cls):
+    """Every shape but the sphere's outline: there it is the spot."""
+    left = Scene(cls, "blue", "near", "without", "snow", seed=8)
+    right = left.changed("orientation", "right")
+    masks = [render(scene).masks[cls] for scene in (left, right)]
+    columns = np.nonzero(masks[0].any(0))[0]
+    mirrored = masks[0][:, ::-1]
+    shift = np.nonzero(masks[1].any(0))[0][0] - np.nonzero(mirrored.any(0))[0][0]
+    aligned = np.roll(mirrored, shift, 1)
+    assert (aligned ^ masks[1]).sum() < 0.08 * masks[1].sum()
+    assert (masks[0] ^ masks[1]).sum() > 0.04 * masks[1].sum(), columns
+
+
+def test_the_spot_of_a_sphere_says_where_it_faces():
+    for orientation, sign in (("left", -1), ("right", 1)):
+        drawn = render(Scene("sphere", "white", "near", "without", "grass", orientation=orientation, seed=1))
+        body = drawn.masks["sphere"]
+        dark = body & (drawn.image.max(-1) < 0.35)
+        centre, spot = np.nonzero(body)[1].mean(), np.nonzero(dark)[1].mean()
+        assert sign * (spot - centre) > 4
 
 
 def test_concept_masks_are_the_renders_masks_over_tokens():

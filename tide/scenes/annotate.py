@@ -80,7 +80,7 @@ def _keep(x: Tensor, call: Call, *, at: list[Tensor]) -> None:
     at.append(x.to("cpu", torch.float32, copy=True))
 
 
-def generate_images(
+def generate_latents(
     adapter: Adapter,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -88,8 +88,8 @@ def generate_images(
     n_steps: int = N_SAMPLING_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
 ) -> Tensor:
-    """Images ``[n, 3, 64, 64]`` in [-1, 1], drawn by the pipeline in one batch; each depends on its own seed alone."""
-    latents = adapter.generate(
+    """Latents ``[n, 4, 16, 16]``, drawn by the pipeline in one batch; each depends on its own seed alone."""
+    return adapter.generate(
         prompts,
         n_steps=n_steps,
         guidance_scale=guidance_scale,
@@ -98,11 +98,10 @@ def generate_images(
         height=64,
         width=64,
     )
-    return decode_latents(adapter, latents)
 
 
-@torch.no_grad()
-def decode_latents(adapter: Adapter, latents: Tensor) -> Tensor:
-    """Scaled latents to images in [-1, 1]."""
-    vae = adapter.pipe.vae
-    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float().clamp(-1, 1)
+def generate_images(
+    adapter: Adapter, prompts: Sequence[str], seeds: Sequence[int], *, n_steps: int = N_SAMPLING_STEPS
+) -> Tensor:
+    """The images ``[n, 3, 64, 64]`` of :func:`generate_latents`, in [-1, 1]."""
+    return adapter.decode_latents(generate_latents(adapter, prompts, seeds, n_steps=n_steps))

@@ -1,4 +1,5 @@
-"""The judge: a small network that reads every attribute off an image and tells wreckage from a scene.
+"""The judge: a small network that reads every attribute off an image, finds where its object, shadow, ground and sky
+are, and tells wreckage from a scene.
 
 Its class head has one more answer, "no valid object", learnt on destroyed images (:func:`destroy`), so that an
 edit that wrecks the image is never counted as a change of class.
@@ -7,6 +8,7 @@ edit that wrecks the image is never counted as a change of class.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from tide.errors import TideError
 from tide.sae.checkpoint import CONFIG, WEIGHTS, json_writer, load_tensors, read_json, replace_files
 from tide.scenes.pipeline import DATA
+from tide.scenes.render import REGIONS
 from tide.scenes.scene import ATTRIBUTES, Scene
 
 NO_OBJECT = "no valid object"
@@ -41,33 +44,64 @@ class Verdict:
 
 
 class Judge(nn.Module):
-    """Four strided convolutions and a linear layer; images ``[B, 3, 64, 64]`` in [-1, 1] to logits per attribute."""
+    """Four strided convolutions and a linear layer; images ``[B, 3, 64, 64]`` in [-1, 1] to logits per attribute.
+
+    A branch that goes back up through the convolutions' outputs gives the logits of every pixel's region.
+    """
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.width = width
-        layers: list[nn.Module] = []
-        channels = 3
-        for out in (width, 2 * width, 3 * width, 4 * width):
-            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(8, out), nn.SiLU()]
-            channels = out
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 4 * width), nn.SiLU())
+        channels = (3, width, 2 * width, 3 * width, 4 * width)
+        self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(channels))
+        self.embedding = nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * 16, 4 * width), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(4 * width, len(values)) for name, values in HEADS.items()})
+        self.up = nn.ModuleList(
+            _convolution(a + b, b) for a, b in ((4 * width, 3 * width), (3 * width, 2 * width), (2 * width, width))
+        )
+        self.region = nn.Conv2d(width, len(REGIONS), 1)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.features(images)
-        return {name: head(features) for name, head in self.heads.items()}
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits ``[B, values]`` of every head, and of the regions ``[B, 4, 64, 64]``."""
+        levels = self._levels(images)
+        features = self.embedding(levels[-1])
+        x = levels[-1]
+        for up, level in zip(self.up, reversed(levels[:-1]), strict=True):
+            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), level], dim=1))
+        regions = F.interpolate(self.region(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return {name: head(features) for name, head in self.heads.items()}, regions
+
+    def _levels(self, images: Tensor) -> list[Tensor]:
+        levels = []
+        for down in self.down:
+            images = down(images)
+            levels.append(images)
+        return levels
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
+            raise TideError(f"the judge reads images [B, 3, 64, 64], not {list(images.shape)}; resize them first")
+        return images.to(next(self.parameters()).device, torch.float32)
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """What the heads read: features ``[B, 4 * width]`` of images ``[B, 3, 64, 64]`` in [-1, 1]."""
+        features: Tensor = self.embedding(self._levels(torch.nan_to_num(self._checked(images)))[-1])
+        return features
+
+    @torch.no_grad()
+    def regions(self, images: Tensor) -> Tensor:
+        """int64 ``[B, 64, 64]``: each pixel's index in :data:`~tide.scenes.render.REGIONS`."""
+        return self(torch.nan_to_num(self._checked(images)))[1].argmax(1)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Verdict]:
         """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]. NaN or inf make an image wreckage."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
-            raise TideError(f"the judge reads images [B, 3, 64, 64], not {list(images.shape)}; resize them first")
-        weight = next(self.parameters())
-        images = images.to(weight.device, torch.float32)
+        images = self._checked(images)
         broken = ~images.isfinite().flatten(1).all(1)
-        probabilities = {name: logits.softmax(-1) for name, logits in self(torch.nan_to_num(images)).items()}
-        probabilities["class"][broken] = torch.tensor([float(name == NO_OBJECT) for name in HEADS["class"]]).to(weight)
+        logits, _ = self(torch.nan_to_num(images))
+        probabilities = {name: values.softmax(-1) for name, values in logits.items()}
+        probabilities["class"][broken] = torch.tensor([float(name == NO_OBJECT) for name in HEADS["class"]]).to(images)
         best = {name: p.max(-1) for name, p in probabilities.items()}
         return [
             Verdict(
@@ -86,6 +120,10 @@ class Judge(nn.Module):
                 path / CONFIG: json_writer({"width": self.width, "heads": HEADS}),
             }
         )
+
+
+def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride=stride, padding=1), nn.GroupNorm(8, out), nn.SiLU())
 
 
 def load_judge(path: str | Path | None = None) -> Judge:

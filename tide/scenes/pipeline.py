@@ -24,8 +24,8 @@ from tide.scenes.scene import VOCABULARY
 
 DATA = Path(__file__).parent / "data"
 
-#: The longest caption of a template has 14 tokens, end mark included; the rest is room for longer prompts.
-MAX_CAPTION_TOKENS = 20
+#: The longest caption of a template has 21 tokens, end mark included; the rest is room for longer prompts.
+MAX_CAPTION_TOKENS = 24
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

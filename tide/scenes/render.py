@@ -2,6 +2,10 @@
 
 Shapes are signed distances in pixels; a shape's coverage of a pixel is ``clip(1/2 - distance, 0, 1)``, which
 anti-aliases edges without supersampling. Light falls from the upper left, shadows to the right.
+
+The way an object faces shows in its shape: the front of a house or a cube, the lean of a cone or a tree, the spot of a
+sphere. An old object is faded and stained, an ornate one wears bands of gilded trim (the paper's Rococo), and a
+sketched scene is drawn in pencil and wash on paper, ground and sky included.
 """
 
 from __future__ import annotations
@@ -35,17 +39,28 @@ ROOF = (0.36, 0.22, 0.20)
 DOOR = (0.24, 0.14, 0.09)
 WINDOW = (0.70, 0.88, 0.96)
 TRUNK = (0.42, 0.27, 0.15)
+GOLD = (0.98, 0.80, 0.25)
+LACQUER = (0.17, 0.08, 0.05)
+DUST = (0.47, 0.44, 0.38)
+STAIN = (0.17, 0.15, 0.09)
+PAPER = (0.95, 0.92, 0.85)
 
 Y_GRID, X_GRID = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 
 
+#: What every pixel belongs to, in the order of :attr:`Rendering.regions`.
+REGIONS = ("sky", "ground", "shadow", "object")
+
+
 @dataclass
 class Rendering:
-    """``image [64, 64, 3]`` float32 in [0, 1]; ``masks`` concept -> bool ``[64, 64]``, present concepts only."""
+    """``image [64, 64, 3]`` float32 in [0, 1]; ``masks`` concept -> bool ``[64, 64]``, present concepts only;
+    ``regions`` int64 ``[64, 64]``, the index in :data:`REGIONS` of what covers most of each pixel."""
 
     scene: Scene
     image: Array
     masks: dict[str, Mask] = field(default_factory=dict)
+    regions: NDArray[np.int64] = field(default_factory=lambda: np.zeros((SIZE, SIZE), np.int64))
 
 
 def _coverage(distance: Array) -> Array:
@@ -76,26 +91,35 @@ class _Canvas:
         self.visible: dict[str, Array] = {}
 
     def paint(self, coverage: Array, colour: Array | tuple[float, float, float], *names: str) -> None:
-        alpha = coverage[..., None]
-        self.image = self.image * (1 - alpha) + np.asarray(colour, dtype=np.float32) * alpha
+        self.tint(coverage, colour)
         for name in self.visible:
             self.visible[name] = self.visible[name] * (1 - coverage)
         for name in names:
             # What was visible is dimmed above: two faces that share a pixel between them cover it together.
             self.visible[name] = self.visible.get(name, np.float32(0.0)) + coverage
 
+    def tint(self, coverage: Array, colour: Array | tuple[float, float, float]) -> None:
+        """Colours what is there; it stays what it is called."""
+        alpha = coverage[..., None]
+        self.image = self.image * (1 - alpha) + np.asarray(colour, dtype=np.float32) * alpha
+
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where the object stands: its foot (cx, base) and its height in pixels."""
+    """Where the object stands: its foot (cx, base) and height in pixels; ``facing`` is 1 for left, -1 for right."""
 
     cx: float
     base: float
     height: float
+    facing: float
 
     def at(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
-        """Object coordinates (u right, v up, height 1) to pixels."""
-        return [(self.cx + u * self.height, self.base - v * self.height) for u, v in points]
+        """Object coordinates (u away from where it faces, v up, height 1) to pixels."""
+        return [(self.cx + self.facing * u * self.height, self.base - v * self.height) for u, v in points]
+
+    def grid(self) -> tuple[Array, Array]:
+        """Object coordinates (u, v) of every pixel."""
+        return self.facing * (X_GRID - self.cx) / self.height, (self.base - Y_GRID) / self.height
 
 
 def _ball(canvas: _Canvas, cx: float, cy: float, r: float, colour: Array, *names: str) -> None:
@@ -109,26 +133,28 @@ def _ball(canvas: _Canvas, cx: float, cy: float, r: float, colour: Array, *names
 def _sphere(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
     r = 0.46 * pose.height
     _ball(canvas, pose.cx, pose.base - r, r, colour, "object")
+    ((x, y),) = pose.at((-0.20, 0.50))
+    canvas.tint(_coverage(_ellipse(x, y, 0.13 * pose.height, 0.17 * pose.height)), 0.22 * colour)
 
 
 def _cube(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
     faces = (
-        ([(-0.50, 0.14), (-0.06, 0.0), (-0.06, 0.62), (-0.50, 0.74)], 0.95),
-        ([(-0.06, 0.0), (0.50, 0.18), (0.50, 0.78), (-0.06, 0.62)], 0.58),
-        ([(-0.50, 0.74), (-0.06, 0.62), (0.50, 0.78), (0.06, 0.90)], 1.20),
+        ([(-0.50, 0.14), (0.16, 0.0), (0.16, 0.60), (-0.50, 0.70)], 0.98),
+        ([(0.16, 0.0), (0.50, 0.20), (0.50, 0.76), (0.16, 0.60)], 0.48),
+        ([(-0.50, 0.70), (0.16, 0.60), (0.50, 0.76), (-0.14, 0.88)], 1.20),
     )
     for points, shade in faces:
         canvas.paint(_coverage(_polygon(pose.at(*points))), np.clip(colour * shade, 0, 1), "object")
 
 
 def _cone(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
-    (ax, ay), (_, by) = pose.at((0.0, 1.06), (0.0, 0.10))
-    half = 0.44 * pose.height
+    (ax, ay), (bx, by) = pose.at((-0.34, 1.02), (0.08, 0.10))
+    half = 0.42 * pose.height
     distance = np.minimum(
-        _polygon([(ax, ay), (ax - half, by), (ax + half, by)]), _ellipse(ax, by, half, 0.10 * pose.height)
+        _polygon([(ax, ay), (bx - half, by), (bx + half, by)]), _ellipse(bx, by, half, 0.10 * pose.height)
     )
-    width = half * np.clip((Y_GRID - ay) / (by - ay), 0.05, 1.0)
-    across = np.clip((X_GRID - ax) / width, -1, 1)
+    down = np.clip((Y_GRID - ay) / (by - ay), 0.05, 1.0)
+    across = np.clip((X_GRID - ax - (bx - ax) * down) / (half * down), -1, 1)
     light = np.clip(0.78 * np.sqrt(1 - across**2) - 0.62 * across, 0, 1)[..., None]
     canvas.paint(_coverage(distance), np.clip(colour * (0.42 + 0.72 * light), 0, 1), "object")
 
@@ -147,11 +173,49 @@ def _house(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
 
 
 def _tree(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
-    trunk = _polygon(pose.at((-0.12, 0.0), (0.12, 0.0), (0.09, 0.5), (-0.09, 0.5)))
+    trunk = _polygon(pose.at((0.02, 0.0), (0.26, 0.0), (0.02, 0.5), (-0.16, 0.5)))
     canvas.paint(_coverage(trunk), TRUNK, "object", "trunk")
-    for u, v, r in ((-0.23, 0.54, 0.24), (0.23, 0.54, 0.24), (0.0, 0.74, 0.31)):
+    for u, v, r in ((-0.30, 0.55, 0.24), (0.16, 0.54, 0.24), (-0.20, 0.76, 0.29)):
         ((x, y),) = pose.at((u, v))
         _ball(canvas, x, y, r * pose.height, colour, "object", "crown")
+
+
+def _smooth_noise(u: Array, v: Array, rng: np.random.Generator) -> Array:
+    """Normal values at knots an eighth of the object's height apart, between them by bilinear interpolation."""
+    knots = rng.normal(size=(12, 14)).astype(np.float32)
+    row, column = np.clip(8 * v + 1, 0, 10.999), np.clip(8 * u + 6.5, 0, 12.999)
+    i, j = row.astype(int), column.astype(int)
+    down, across = row - i, column - j
+    upper = knots[i, j] * (1 - across) + knots[i, j + 1] * across
+    lower = knots[i + 1, j] * (1 - across) + knots[i + 1, j + 1] * across
+    return np.asarray(upper * (1 - down) + lower * down)
+
+
+def _age(canvas: _Canvas, pose: _Pose, rng: np.random.Generator) -> None:
+    """Dust over the whole object, stains on about a third of it."""
+    shape = canvas.visible["object"]
+    canvas.tint(0.38 * shape, DUST)
+    stains = np.clip(3 * (_smooth_noise(*pose.grid(), rng) - 0.25), 0, 1)
+    canvas.tint(0.62 * stains * shape, STAIN)
+
+
+def _gild(canvas: _Canvas, pose: _Pose) -> None:
+    """Three bands of gold beads on lacquer around the object."""
+    u, v = pose.grid()
+    shape = canvas.visible["object"]
+    beads = np.cos(2 * np.pi * u / 0.19) > -0.5
+    for height in (0.14, 0.49, 0.80):
+        band = np.clip((0.065 - np.abs(v - height)) * pose.height + 0.5, 0, 1) * shape
+        canvas.tint(band, np.where(beads[..., None], np.array(GOLD, np.float32), np.array(LACQUER, np.float32)))
+
+
+def _sketch(image: Array) -> Array:
+    """Pencil along the edges of brightness, the colours a thin wash on paper."""
+    brightness = image @ np.array([0.3, 0.6, 0.1], np.float32)
+    down, across = np.gradient(brightness)
+    pencil = 0.85 * np.clip(5 * np.hypot(down, across) - 0.12, 0, 1)[..., None]
+    washed = 0.55 * image + 0.45 * np.array(PAPER, np.float32)
+    return np.asarray(washed * (1 - pencil))
 
 
 _DRAW = {"sphere": _sphere, "cube": _cube, "cone": _cone, "house": _house, "tree": _tree}
@@ -160,8 +224,8 @@ _DRAW = {"sphere": _sphere, "cube": _cube, "cone": _cone, "house": _house, "tree
 def render(scene: Scene) -> Rendering:
     """The image of ``scene`` and its masks; the same scene gives the same bits.
 
-    A mask is where a concept covers more than half of a pixel. ``near`` and ``far``, the class and the colour
-    cover the object; ``grass``, ``sand`` or ``snow`` the visible ground.
+    A mask is where a concept covers more than half of a pixel. ``grass``, ``sand`` or ``snow`` cover the visible
+    ground, ``sketched`` the whole image, parts and ``shadow`` themselves, every other attribute's value the object.
     """
     rng = np.random.default_rng([scene.seed, 11])
     near = scene.depth == "near"
@@ -170,6 +234,7 @@ def render(scene: Scene) -> Rendering:
         cx=float(rng.uniform(26, 34) if near else rng.uniform(18, 44)),
         base=float(rng.uniform(54, 58) if near else rng.uniform(39, 42)),
         height=float(rng.uniform(40, 44) if near else rng.uniform(20, 22)),
+        facing=1.0 if scene.orientation == "left" else -1.0,
     )
 
     sky_top = np.array([0.36, 0.58, 0.86], np.float32) + rng.uniform(-0.05, 0.05, 3).astype(np.float32)
@@ -190,12 +255,27 @@ def render(scene: Scene) -> Rendering:
         canvas.paint(0.62 * shade, (0.06, 0.07, 0.12))
         canvas.visible["shadow"] = shade
     _DRAW[scene.cls](canvas, pose, colour.astype(np.float32))
+    if scene.age == "old":
+        _age(canvas, pose, rng)
+    if scene.style == "ornate":
+        _gild(canvas, pose)
+    image = _sketch(canvas.image) if scene.style == "sketched" else canvas.image
 
     visible = canvas.visible
     own = ("shadow", *CONCEPTS["part"])
     shares = {name: share for name, share in visible.items() if name in own}
-    shares |= {concept: visible["object"] for concept in (scene.depth, scene.cls, scene.colour)}
+    of_object = (scene.depth, scene.cls, scene.colour, scene.age, scene.orientation, scene.style)
+    shares |= {concept: visible["object"] for concept in of_object}
     shares[scene.ground] = visible["ground"]
+    if scene.style == "sketched":
+        shares["sketched"] = np.ones_like(visible["object"])
     masks = {name: share > 0.5 for name, share in shares.items()}
-    image = np.clip(canvas.image, 0, 1).astype(np.float32)
-    return Rendering(scene, image, {name: mask for name, mask in masks.items() if mask.any()})
+    regions = np.select(
+        [visible["object"] > 0.5, shares.get("shadow", np.float32(0)) > 0.5, visible["ground"] > 0.5], [3, 2, 1]
+    )
+    return Rendering(
+        scene,
+        np.clip(image, 0, 1).astype(np.float32),
+        {name: mask for name, mask in masks.items() if mask.any()},
+        regions.astype(np.int64),
+    )

@@ -1,11 +1,12 @@
 """What a scene is: its attributes, its caption, its place in the train / dev / test split.
 
-A scene holds one object on a ground. Five attributes are named in its caption; position, size,
-light and the exact tint are not, so that two scenes of one caption differ.
+A scene holds one object on a ground. Eight attributes are named in its caption; position, size, the exact tint and
+the pattern of wear are not, so that two scenes of one caption differ.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,27 +25,33 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "depth": ("near", "far"),
     "shadow": ("with", "without"),
     "ground": ("grass", "sand", "snow"),
+    "style": ("plain", "ornate", "sketched"),
+    "age": ("new", "old"),
+    "orientation": ("left", "right"),
 }
 
-#: The paper's three levels (section 5.4), then colour and ground: level -> concepts that have a pixel mask.
+#: The paper's three levels (section 5.4), then the other attributes: level -> concepts that have a pixel mask.
 CONCEPTS: dict[str, tuple[str, ...]] = {
     "3d": ("near", "far", "shadow"),
     "class": ATTRIBUTES["class"],
     "part": ("door", "roof", "window", "trunk", "crown"),
     "colour": ATTRIBUTES["colour"],
     "ground": ATTRIBUTES["ground"],
+    "style": ATTRIBUTES["style"],
+    "age": ATTRIBUTES["age"],
+    "orientation": ATTRIBUTES["orientation"],
 }
 
 LEVEL_OF: dict[str, str] = {concept: level for level, names in CONCEPTS.items() for concept in names}
 
 #: Caption templates. Every one names every attribute, in another order.
 TEMPLATES: tuple[str, ...] = (
-    "a {colour} {cls}, {depth}, on {ground}, {shadow} a shadow",
-    "a {depth} {colour} {cls} {shadow} a shadow on {ground}",
-    "on {ground}, a {colour} {cls}, {depth}, {shadow} shadow",
-    "{depth} {cls}, {colour}, {shadow} a shadow, {ground}",
-    "a picture of a {colour} {cls} on {ground}, {depth}, {shadow} shadow",
-    "{ground}, {depth}, a {cls} in {colour}, {shadow} a shadow",
+    "a {style} {age} {colour} {cls}, facing {orientation}, {depth}, on {ground}, {shadow} a shadow",
+    "a {depth} {colour} {cls}, {age}, {style}, {shadow} a shadow on {ground}, facing {orientation}",
+    "on {ground}, a {style} {colour} {cls}, {depth}, {age}, {shadow} shadow, facing {orientation}",
+    "{depth} {cls} facing {orientation}, {colour}, {style}, {age}, {shadow} a shadow, {ground}",
+    "a picture of a {age} {colour} {cls} on {ground}, {style}, facing {orientation}, {depth}, {shadow} shadow",
+    "{ground}, {style}, {depth}, a {age} {cls} in {colour}, facing {orientation}, {shadow} a shadow",
 )
 
 #: Captions that leave attributes open, for prompts such as "a red house, far". Used in training only.
@@ -54,14 +61,24 @@ SHORT_TEMPLATES: tuple[str, ...] = (
     "a {colour} {cls} on {ground}",
     "a {cls}",
     "a {cls}, {depth}, {shadow} a shadow",
+    "a {colour} {cls}, {depth}, on {ground}, {shadow} a shadow",
+    "a {style} {colour} {cls}, {depth}, on {ground}, {shadow} a shadow",
+    "a {age} {colour} {cls}, {depth}, on {ground}, {shadow} a shadow",
+    "a {colour} {cls}, facing {orientation}, {depth}, on {ground}, {shadow} a shadow",
+    "a {style} {age} {cls}, facing {orientation}",
 )
 
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         {word for values in ATTRIBUTES.values() for word in values}
-        | {"a", "of", "on", "in", "picture", "shadow", ",", "."}
+        | {"a", "of", "on", "in", "picture", "shadow", "facing", "an", ",", "."}
     )
 )
+
+
+def with_articles(caption: str) -> str:
+    """ "an" before a vowel and "a" elsewhere."""
+    return re.sub(r"\ban? (\w)", lambda m: ("an " if m[1] in "aeiou" else "a ") + m[1], caption)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,9 @@ class Scene:
     depth: str
     shadow: str
     ground: str
+    style: str = "plain"
+    age: str = "new"
+    orientation: str = "left"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,9 +112,8 @@ class Scene:
 
     def caption(self, template: str = TEMPLATES[0]) -> str:
         """The scene in words, by one of :data:`TEMPLATES` or :data:`SHORT_TEMPLATES`."""
-        return template.format(
-            cls=self.cls, colour=self.colour, depth=self.depth, shadow=self.shadow, ground=self.ground
-        )
+        words = {name: self[name] for name in ATTRIBUTES if name != "class"}
+        return with_articles(template.format(cls=self.cls, **words))
 
     @property
     def split(self) -> Split:
@@ -102,7 +121,8 @@ class Scene:
 
 
 def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
-    """The split a combination of class, colour, depth and shadow belongs to, whatever the ground.
+    """The split a combination of class, colour, depth and shadow belongs to, whatever the ground, style, age and
+    orientation.
 
     Of the 120 combinations, 10 are kept for development and 14 for the test: one (depth, shadow) cell of
     24 of the 30 (class, colour) pairs. So every pair of attribute values is seen in training and every
@@ -118,10 +138,10 @@ def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
 
 
 def combinations(split: Split) -> list[Scene]:
-    """Every combination of the five attributes in ``split``, seed 0, in a fixed order."""
+    """Every combination of the attributes in ``split``, seed 0, in a fixed order."""
     return [
-        Scene(cls, colour, depth, shadow, ground)
-        for cls, colour, depth, shadow, ground in product(*ATTRIBUTES.values())
+        Scene(cls, colour, depth, shadow, ground, style, age, orientation)
+        for cls, colour, depth, shadow, ground, style, age, orientation in product(*ATTRIBUTES.values())
         if split_of(cls, colour, depth, shadow) == split
     ]
 

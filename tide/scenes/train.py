@@ -1,7 +1,8 @@
 """Trains the bundled pipeline and its judge from nothing: ``python -m tide.scenes.train [vae|transformer|judge|all]``.
 
 Every stage draws from ``--seed`` alone, works in ``--work`` (default ``runs/scenes``), resumes from its last
-checkpoint there, and writes the finished part to ``--out`` (default: the package data).
+checkpoint there, and writes the finished part to ``--out`` (default: the package data). ``--start`` goes on from the
+weights of an earlier pipeline, of other words and scenes perhaps, in place of fresh ones.
 """
 
 from __future__ import annotations
@@ -12,33 +13,42 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, PixArtAlphaPipeline
+from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tide.scenes import pipeline as bundled
 from tide.scenes.judge import HEADS, NO_OBJECT, Judge, destroy
-from tide.scenes.render import render
+from tide.scenes.render import REGIONS, render
 from tide.scenes.scene import ATTRIBUTES, SHORT_TEMPLATES, TEMPLATES, Scene, scenes
 
-VAE_STEPS = 1500
-VAE_SCENES = 12_000
-TRANSFORMER_STEPS = 8_000
-TRANSFORMER_SCENES = 24_000
+VAE_STEPS = 2400
+VAE_SCENES = 16_000
+TRANSFORMER_STEPS = 9_000
+TRANSFORMER_SCENES = 16_000
 JUDGE_STEPS = 3_000
-JUDGE_SCENES = 9_000
+JUDGE_SCENES = 12_000
+#: bf16 products are emulated, and slow, on CPUs without instructions for them.
+BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 DECAY_FROM = 0.7  # share of the steps after which the learning rate falls linearly to zero
 
 
 def render_uint8(items: list[Scene]) -> np.ndarray:
     """``[n, 64, 64, 3]`` uint8."""
-    return np.stack([np.round(render(s).image * 255).astype(np.uint8) for s in items])
+    return np.stack([to_uint8(render(scene).image) for scene in items])
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """From [0, 1] to 0..255."""
+    return np.round(image * 255).astype(np.uint8)
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -86,17 +96,21 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def train_vae(work: Path, out: Path, seed: int, steps: int = VAE_STEPS, batch: int = 32) -> AutoencoderKL:
+def train_vae(
+    work: Path, out: Path, seed: int, steps: int = VAE_STEPS, batch: int = 32, start: Path | None = None
+) -> AutoencoderKL:
     """Mean squared error plus 1e-4 KL; the scaling factor is set so that latents have unit variance."""
     torch.manual_seed(seed)
-    vae = bundled.build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    vae = bundled.build_vae() if start is None else AutoencoderKL.from_pretrained(start / "vae").float().train()
+    vae.to(memory_format=torch.channels_last)
+    lr = 2e-3 if start is None else 1e-3
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     images = to_tensor(render_uint8(list(scenes("train", VAE_SCENES, seed))))
     started = time.perf_counter()
     for step in range(1, steps + 1):
         x = images[torch.randint(len(images), (batch,))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             posterior = vae.encode(x).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         mse = (decoded.float() - x).square().mean()
@@ -122,7 +136,7 @@ def train_vae(work: Path, out: Path, seed: int, steps: int = VAE_STEPS, batch: i
 def encode_scenes(vae: AutoencoderKL, items: list[Scene]) -> Tensor:
     """Scaled latent means ``[n, 4, 16, 16]``."""
     chunks = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BF16):
         for start in range(0, len(items), 256):
             x = to_tensor(render_uint8(items[start : start + 256]))
             chunks.append(vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor)
@@ -137,14 +151,41 @@ def _draw_caption(scene: Scene, rng: np.random.Generator) -> str:
     return scene.caption(templates[rng.integers(len(templates))])
 
 
+def _text_encoder_of(start: Path) -> T5EncoderModel:
+    """The text encoder of an earlier pipeline, the embeddings of the words that both know kept by word."""
+    earlier = T5EncoderModel.from_pretrained(start / "text_encoder").float()
+    before = PreTrainedTokenizerFast.from_pretrained(start / "tokenizer").get_vocab()
+    encoder = bundled.build_text_encoder()
+    table = encoder.get_input_embeddings().weight.detach().clone()
+    for word, row in bundled.build_tokenizer().get_vocab().items():
+        if word in before:
+            table[row] = earlier.get_input_embeddings().weight[before[word]].detach()
+    shared = {k: v for k, v in earlier.state_dict().items() if v.shape == encoder.state_dict()[k].shape}
+    encoder.load_state_dict({**encoder.state_dict(), **shared})
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight.copy_(table)
+    return encoder
+
+
 def train_transformer(
-    work: Path, out: Path, seed: int, steps: int = TRANSFORMER_STEPS, batch: int = 32, lr: float = 8e-4
+    work: Path,
+    out: Path,
+    seed: int,
+    steps: int = TRANSFORMER_STEPS,
+    batch: int = 32,
+    lr: float = 8e-4,
+    start: Path | None = None,
 ) -> None:
     """v-prediction MSE, text encoder trained along, exponential average of the weights kept and saved."""
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     torch.manual_seed(seed)
-    tokenizer, text_encoder = bundled.build_tokenizer(), bundled.build_text_encoder()
-    model = nn.ModuleDict({"text_encoder": text_encoder, "transformer": bundled.build_transformer()}).train()
+    tokenizer = bundled.build_tokenizer()
+    text_encoder = bundled.build_text_encoder() if start is None else _text_encoder_of(start)
+    transformer = bundled.build_transformer()
+    if start is not None:
+        earlier = PixArtTransformer2DModel.from_pretrained(start / "transformer")
+        transformer.load_state_dict(earlier.float().state_dict())
+    model = nn.ModuleDict({"text_encoder": text_encoder, "transformer": transformer}).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     state = _State(work / "transformer-state.safetensors")
@@ -175,7 +216,7 @@ def train_transformer(
         noise = torch.randn(x0.shape, generator=noise_source)
         a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         # bf16 flash attention is slow in backward on a CPU; the plain products are not.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16), sdpa_kernel(SDPBackend.MATH):
             text = model["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
             out_8 = model["transformer"](
                 a * x0 + s * noise,
@@ -232,7 +273,8 @@ def _through(vae: AutoencoderKL, images: Tensor, spread: float, seed: int) -> Te
 
 
 def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batch: int = 64) -> None:
-    """Cross-entropy per attribute on renders, on renders that passed through the VAE, and on wreckage.
+    """Cross-entropy per attribute and of the pixels' regions on renders, on renders that passed through the VAE, and on
+    wreckage.
 
     Wreckage has the class "no valid object" and no other label.
     """
@@ -243,7 +285,9 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
     items = list(scenes("train", JUDGE_SCENES, seed + 1))
-    images, targets = to_tensor(render_uint8(items)), _targets(items)
+    rendered = [render(scene) for scene in items]
+    images = to_tensor(np.stack([to_uint8(each.image) for each in rendered]))
+    regions, targets = torch.from_numpy(np.stack([each.regions for each in rendered])), _targets(items)
     third = len(images) // 3
     for start in range(0, third, 250):  # a third of the scenes is seen as the pipeline would decode it
         images[start : start + 250] = _through(vae, images[start : start + 250], 0.1, start)
@@ -256,13 +300,14 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
         half = n_wrecked // 2
         x[:half] = destroy(x[:half], rng)
         x[half:n_wrecked] = wrecked[torch.from_numpy(rng.integers(len(wrecked), size=n_wrecked - half))]
-        logits = judge(x)
+        logits, where = judge(x)
         labels = targets["class"][rows].clone()
         labels[:n_wrecked] = HEADS["class"].index(NO_OBJECT)
         loss = F.cross_entropy(logits["class"], labels)
         for name in ATTRIBUTES:
             if name != "class":
                 loss = loss + F.cross_entropy(logits[name][n_wrecked:], targets[name][rows][n_wrecked:])
+        loss = loss + F.cross_entropy(where[n_wrecked:], regions[rows][n_wrecked:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -273,10 +318,16 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
     report: dict[str, dict[str, float]] = {}
     for split in ("dev", "test"):
         held_out = list(scenes(split, 1000, seed + 2))
-        x = to_tensor(render_uint8(held_out))
+        rendered = [render(scene) for scene in held_out]
+        x = to_tensor(np.stack([to_uint8(each.image) for each in rendered]))
         verdicts = judge.read(x)
         report[split] = {
             a: float(np.mean([v.agrees(s, a) for v, s in zip(verdicts, held_out, strict=True)])) for a in ATTRIBUTES
+        }
+        found, truth = judge.regions(x), torch.from_numpy(np.stack([each.regions for each in rendered]))
+        report[split] |= {
+            f"IoU of the {name}": float(((found == i) & (truth == i)).sum() / ((found == i) | (truth == i)).sum())
+            for i, name in enumerate(REGIONS)
         }
         broken = judge.read(destroy(x, np.random.default_rng([seed, 4])))
         report[split]["wreckage recognised"] = float(np.mean([not v.valid for v in broken]))
@@ -289,7 +340,7 @@ def _stages(name: str) -> Iterator[str]:
     yield from ("vae", "transformer", "judge") if name == "all" else (name,)
 
 
-STAGES = {"vae": train_vae, "transformer": train_transformer, "judge": train_judge}
+STAGES: dict[str, Any] = {"vae": train_vae, "transformer": train_transformer, "judge": train_judge}
 
 
 def main() -> None:
@@ -299,10 +350,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=bundled.DATA)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="override the number of steps of the stage")
+    parser.add_argument("--batch", type=int, help="override the images of a step")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier pipeline's folder to go on from")
     args = parser.parse_args()
-    extra = {} if args.steps is None else {"steps": args.steps}
+    extra = {name: value for name in ("steps", "batch") if (value := getattr(args, name)) is not None}
     for stage in _stages(args.stage):
-        STAGES[stage](args.work, args.out, args.seed, **extra)
+        start = {} if stage == "judge" else {"start": args.start}
+        STAGES[stage](args.work, args.out, args.seed, **extra, **start)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "training.json").write_text(json.dumps({"seed": args.seed, "torch": torch.__version__}, indent=2))
 
