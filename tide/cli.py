@@ -1,4 +1,4 @@
-"""The command line: ``tide demo | collect | train | evaluate | concepts | edit | reproduce | doctor``."""
+"""The command line: ``tide demo``, ``collect``, ``train``, ``evaluate`` and the others of :data:`COMMANDS`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tide.commands import collect, concepts, demo, doctor, edit, evaluate, reproduce, train
+from tide.commands import atlas, collect, concepts, demo, doctor, edit, evaluate, reproduce, train, trajectory
 from tide.errors import TideError
 
-COMMANDS = (demo, collect, train, evaluate, concepts, edit, reproduce, doctor)
+COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -135,6 +135,58 @@ def test_every_kind_of_edit(cli, checkpoint, images, tmp_path, options):
     assert json.loads((tmp_path / "edit.json").read_text())["edits"][0]["mean_pixel_change"] > 0
 
 
+def test_more_altered_tokens_change_more(cli, checkpoint, tmp_path):
+    """The edit of all tokens is the edit without ``--altered``."""
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--change", "red=blue", "--n-steps", 3]
+    result = cli(*edit, "--altered", 1, 8, 64, "--out", tmp_path / "some")
+    assert result.code == 0
+    assert " in 1 tokens, " in result.out
+    rows = json.loads((tmp_path / "some" / "edit.json").read_text())["edits"]
+    assert [row["tokens"] for row in rows] == [1, 8, 64]
+    moved = [row["mean_pixel_change"] for row in rows]
+    assert 0 < moved[0] < moved[2]
+    assert cli(*edit, "--out", tmp_path / "all").code == 0
+    images = [Image.open(tmp_path / name).tobytes() for name in ("some/after-64-tokens.png", "all/after-1.png")]
+    assert images[0] == images[1]
+
+
+def test_a_target_that_was_kept(cli, checkpoint, tmp_path):
+    """Gives the same image as the prompt that it was recorded of."""
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--n-steps", 3]
+    kept = tmp_path / "target.safetensors"
+    assert cli(*edit, "--towards", "a tree, far", "--save-target", kept, "--out", tmp_path / "a").code == 0
+    assert cli(*edit, "--target", kept, "--out", tmp_path / "b").code == 0
+    images = [Image.open(tmp_path / folder / "after-1.png").tobytes() for folder in "ab"]
+    assert images[0] == images[1]
+
+
+def test_a_mask_confines_the_edit(cli, checkpoint, tmp_path):
+    """An edit of half of the tokens differs from that of all, and from none."""
+    half = np.zeros((64, 64), np.uint8)
+    half[:32] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--erase-top", 8, "--n-steps", 3]
+    assert cli(*edit, "--mask", tmp_path / "mask.png", "--out", tmp_path / "half").code == 0
+    assert cli(*edit, "--out", tmp_path / "all").code == 0
+    some, every = (json.loads((tmp_path / name / "edit.json").read_text())["edits"][0] for name in ("half", "all"))
+    assert 0 < some["mean_pixel_change"] < every["mean_pixel_change"]
+
+
+def test_trajectory(cli, checkpoint, tmp_path):
+    options = ["--prompt", "a red house", "--change", "red=blue", "--n-steps", 7]
+    result = cli("trajectory", "--sae", checkpoint, *options, "--out", tmp_path)
+    assert (result.code, result.err) == (0, "")
+    report = json.loads((tmp_path / "trajectory.json").read_text())
+    assert len(report["steps"]) == 7
+    assert report["steps"][-1]["cosine with the next step"] is None
+    assert all(-1 <= row["cosine with the target"] <= 1 for row in report["steps"])
+    assert 4 <= report["abrupt_change"]["step"] <= 5  # three pairs of steps to either side
+    assert f"change most abruptly before step {report['abrupt_change']['step']} of 7" in result.out
+    assert len((tmp_path / "trajectory.csv").read_text().splitlines()) == 8
+    with Image.open(tmp_path / "trajectory.png") as picture:
+        assert min(picture.size) > 200
+
+
 def test_towards_its_own_prompt_changes_nothing_but_rounding(cli, checkpoint, tmp_path):
     prompt = "a red house"
     options = ["--prompt", prompt, "--towards", prompt, "--n-steps", 3]

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from cli_samples import SMALL
+from PIL import Image
 
 
 @pytest.fixture
@@ -181,15 +182,77 @@ def test_edits(refused, checkpoint):
         "argument --scale: '12' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
     )
     assert refused(*edit, "--erase", "1", "--towards-pooled") == (
-        "--towards-image, --towards-top and --towards-pooled belong to --towards; give its prompt"
+        "--towards-top, --towards-pooled and --altered need --towards, --change or --target"
+    )
+    assert refused(*edit, "--erase", "1", "--save-target", "t") == (
+        "--towards-image, --contrast and --save-target belong to --towards; give its prompt"
+    )
+    assert refused(*edit, "--towards", "a tree", "--altered", "4", "--strength", "1", "2") == (
+        "--altered goes with one --strength, without --towards-pooled and without --mask"
+    )
+    assert refused(*edit, "--change", "blue=red") == (
+        "the prompt 'a red house' does not say 'blue'; name a word that it says"
+    )
+    assert refused(*edit, "--change", "red") == (
+        "argument --change: 'red' is no change of a word; write it as red=blue; see `tide edit --help`"
+    )
+    assert refused(*edit, "--towards", "a tree", "--altered", "65", "--n-steps", "2") == (
+        "65 tokens asked for; the image has 1..64"
     )
     assert refused(*edit).startswith("one of the arguments --scale --erase --erase-top")
 
 
 def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
-    monkeypatch.setattr("tide.commands.edit.TARGET_BYTES", 10**5)
+    monkeypatch.setattr("tide.commands.edit_target.TARGET_BYTES", 10**5)
     assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
         "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
+    )
+
+
+def test_masks(refused, checkpoint, tmp_path):
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--erase-top", 4, "--mask"]
+    for name, size, value in (("small", 32, 255), ("dark", 64, 9)):
+        Image.new("L", (size, size), value).save(tmp_path / f"{name}.png")
+    assert refused(*edit, tmp_path / "small.png") == (
+        f"{tmp_path}/small.png is 32 x 32 pixels and the image 64 x 64; make the mask of the image's size"
+    )
+    assert refused(*edit, tmp_path / "dark.png") == (
+        f"{tmp_path}/dark.png covers more than half of no token; make the mask larger or brighter"
+    )
+    (tmp_path / "text.png").write_text("no picture")
+    assert refused(*edit, tmp_path / "text.png").startswith(f"{tmp_path}/text.png is not a readable image (")
+
+
+def test_targets(refused, cli, checkpoint, copy, tmp_path):
+    """A file that is no target, and the target of another SAE and of another resolution."""
+    edit = ["--prompt", "a red house", "--n-steps", 2]
+    kept = tmp_path / "target.safetensors"
+    made = cli(
+        "edit", "--sae", checkpoint, *edit, "--towards", "a tree", "--save-target", kept, "--out", tmp_path / "o"
+    )
+    assert made.code == 0
+    (tmp_path / "text").write_text("no tensors")
+    assert refused("edit", "--sae", checkpoint, *edit, "--target", tmp_path / "text").startswith(
+        f"{tmp_path}/text is not a readable safetensors file ("
+    )
+    assert refused("edit", "--sae", checkpoint, *edit, "--target", checkpoint / "model.safetensors") == (
+        f"{checkpoint}/model.safetensors holds no target; make one with `tide edit --save-target`"
+    )
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"block": 5}))
+    assert refused("edit", "--sae", copy, *edit, "--target", kept) == (
+        f"{kept} was recorded with another SAE (block 6, this one has 5); record it with this SAE"
+    )
+    assert refused("edit", "--sae", checkpoint, *edit, "--target", kept, "--size", 128) == (
+        "the target has 64 tokens and the image 256; make it at the same resolution"
+    )
+
+
+def test_trajectories(refused, checkpoint):
+    trajectory = ["trajectory", "--sae", checkpoint, "--prompt", "a red house"]
+    assert refused(*trajectory, "--n-steps", 6) == "--n-steps 6 is too few to find a change in; give at least 7"
+    assert refused(*trajectory, "--change", "blue=red") == (
+        "the prompt 'a red house' does not say 'blue'; name a word that it says"
     )
 
 

@@ -221,6 +221,20 @@ class Adapter(ABC):
         latents = (posterior.mode() if generator is None else posterior.sample(generator)).float()
         return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents ``[B, c, h, w]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1]."""
+        vae = self.pipe.vae
+        if vae is None:
+            raise TideError("the pipeline has no VAE; load it with one or keep the latents")
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor + shift
+        return vae.decode(scaled).sample.float().clamp(-1, 1)
+
+    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
+        return latents
+
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent stands for."""
@@ -244,6 +258,10 @@ class Adapter(ABC):
     def predicted_noise(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` stands for, float32."""
         return schedule.noise_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
+
+    def predicted_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
+        """The clean latents that a prediction for noisy ``latents [B, c, h, w]`` stands for, float32."""
+        return schedule.clean_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
 
     def sampling_timesteps(self, n_steps: int) -> Tensor:
         """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the CPU.

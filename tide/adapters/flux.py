@@ -161,6 +161,9 @@ class FluxAdapter(JointAdapter):
         rows, columns = self.token_grid(*self.default_latents)
         return unpack(packed, (height // side if height else rows, width // side if width else columns))
 
+    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return unpack(latents, (size[0] // _PACK, size[1] // _PACK))
+
 
 def pack(latents: Tensor) -> Tensor:
     """Latents ``[B, c, h, w]`` to tokens ``[B, h/2 * w/2, 4c]``, row-major, each c times its 2 x 2 square."""

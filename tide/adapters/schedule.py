@@ -62,6 +62,14 @@ def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tens
     raise TideError(f"prediction_type {kind!r} is unknown; use epsilon, v_prediction or sample")
 
 
+def clean_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
+    """The image in ``latents`` that a model's ``prediction`` stands for (eq. 3 solved for x_0), float32."""
+    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=flow)
+    if flow:  # also where no signal is left: x_0 = x_t - sigma velocity
+        return latents.float() - sigma * prediction.float()
+    return (latents.float() - sigma * noise_of(scheduler, prediction, latents, timestep, flow=False)) / signal
+
+
 def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor:
     """The timesteps of a run of ``n_steps`` steps, descending, on the CPU; ``arguments`` are what the pipeline passes
     to ``set_timesteps`` besides."""

@@ -70,6 +70,14 @@ def scaling(text: str) -> tuple[tuple[int, ...], float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no scaling; write it as 12,40=3.0") from None
 
 
+def replacement(text: str) -> tuple[str, str]:
+    """``red=blue``: a word and what takes its place."""
+    source, _, target = (part.strip() for part in text.partition("="))
+    if not source or not target:
+        raise argparse.ArgumentTypeError(f"{text!r} is no change of a word; write it as red=blue")
+    return source, target
+
+
 def words(text: str) -> tuple[str, ...]:
     """``house,tree``."""
     found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from tide.activations import Prepared, prepare
 from tide.activations.collect import sample_generator
-from tide.adapters import Adapter, Call, run_until
+from tide.adapters import Adapter
 from tide.commands.common import caption_length, image_size, to_image
 from tide.commands.data import Source, open_source
 from tide.editing.masks import image_mask
 from tide.errors import TideError
 from tide.interpretation import concept_scores, dense_latents
+from tide.interpretation.reading import PIECE, noised_activations
 from tide.sae import TIDE, inference
 from tide.study.figures import heat_overlay
 
-#: Elements of a piece of dense latents; an image of 4096 tokens and 73728 latents is read in nine pieces.
-PIECE = 2**25
 #: Pixels of a picture's tiles.
 TILE = 256
 #: Latents listed for a concept, and how many of them are drawn.
@@ -146,33 +145,20 @@ def _activations(
     seed: int,
     batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """For each of ``indices``: its activations ``[timesteps, tokens, d_model]`` and conditioning, if there is any.
+    """For each of ``indices``: its activations ``[timesteps, tokens, d_model]`` and its conditioning ``[1,
+    d_embedding]``, if there is any.
 
     The noise of an image depends on ``seed`` and its index alone, so that reading it again gives the same.
     """
-    block = model.config.block
-    assert block is not None
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
         latents = torch.cat([picked[i].prepared.latents for i in part])
         names = picked[part[0]].prepared.text
         text = {name: torch.cat([picked[i].prepared.text[name] for i in part]) for name in names}
         noise = torch.stack([torch.randn(latents.shape[1:], generator=sample_generator(seed, i)) for i in part])
-        kept: list[tuple[Tensor, Tensor | None]] = []
-
-        def keep(x: Tensor, call: Call, *, to: list[tuple[Tensor, Tensor | None]] = kept) -> None:
-            to.append((x.clone(), call.conditioning))
-
-        for t in timesteps.tolist():
-            noisy = adapter.add_noise(latents, noise, t)
-            with torch.no_grad():
-                run_until(adapter, {block: keep}, partial(adapter.denoise, noisy, t, text), model.config.tensor)
-        conditioning = [c for _, c in kept if c is not None]
+        x, conditioning = noised_activations(adapter, model, Prepared(latents, text), noise, timesteps)
         for row in range(len(part)):
-            yield (
-                torch.stack([x[row] for x, _ in kept]),
-                torch.stack([c[row] for c in conditioning]) if conditioning else None,
-            )
+            yield x[:, row], None if conditioning is None else conditioning[row : row + 1]
 
 
 def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | None) -> Iterator[Tensor]:
@@ -181,7 +167,7 @@ def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | No
         total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
         for i, t in enumerate(timesteps.tolist()):
             with inference(model):
-                total += dense_latents(model, part[i], t, None if conditioning is None else conditioning[i : i + 1])
+                total += dense_latents(model, part[i], t, conditioning)
         yield total / len(timesteps)
 
 

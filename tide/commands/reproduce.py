@@ -7,8 +7,11 @@ from typing import Any
 
 #: Name -> what it is; each is a module of tide.reproduce.
 STUDIES = {
+    "fig1": "concepts at the paper's three levels, in latents and in raw neurons; the atlas of all latents",
     "table1": "reconstruction of SAE and TIDE, with and without sampling of tokens",
     "fig4": "scaling in n and k; diffusion loss against other activation functions",
+    "fig5": "coarse to fine: latents from step to step, between source and target, and when contours form",
+    "fig6": "edits by every strategy of the paper, against raw activations and the prompt",
     "ablation": "what the paper leaves open: modulation, losses, schedules, revival",
 }
 
@@ -26,6 +29,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; 2 with --fast)")
     parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the data (default 0)")
     parser.add_argument("--steps", type=int, help="of every training (default: the study's)")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        help="where fig1, fig5 and fig6 keep the models they share (default runs/reproduce/models, with --fast "
+        "models-fast)",
+    )
     parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
     parser.set_defaults(run=run, interrupted="finished cells are kept: the same command goes on with the others")
@@ -57,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         steps=args.steps,
         backend=args.backend,
         progress=sys.stderr.isatty(),
+        models=Path(args.models or f"runs/reproduce/models{'-fast' if args.fast else ''}"),
         say=lambda text: print(text, flush=True),
     )
     study = import_module(f"tide.reproduce.{args.study}")

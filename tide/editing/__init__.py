@@ -15,6 +15,7 @@ from tide.editing.edits import (
     ScaleTarget,
     Swap,
     Target,
+    most_different_tokens,
     renormalise,
 )
 from tide.editing.masks import image_mask, token_mask
@@ -39,6 +40,7 @@ __all__ = [
     "Target",
     "edit",
     "image_mask",
+    "most_different_tokens",
     "renormalise",
     "token_mask",
 ]

@@ -68,6 +68,33 @@ class Target:
         kept = self.values.topk(min(k, self.n_latents), dim=-1)
         return Target(self.timesteps, torch.zeros_like(self.values).scatter_(-1, kept.indices, kept.values))
 
+    def pooled(self) -> Target:
+        """The same at every place: a map averaged over its tokens."""
+        return self if self.values.ndim == 2 else Target(self.timesteps, self.values.float().mean(1))
+
+
+def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
+    """bool ``[tokens]``: the ``n`` tokens at which two maps of latents are furthest apart, over all timesteps (of
+    equally far ones the first). Edits of more and more of them are edits of growing strength (section 6).
+
+    Raises :class:`~tide.errors.TideError` unless both are maps of one size at the same timesteps, of ``n`` tokens or
+    more.
+    """
+    if first.values.ndim != 3 or first.values.shape != second.values.shape:
+        raise TideError(
+            f"targets of {list(first.values.shape)} and {list(second.values.shape)} do not differ token by token; give "
+            "two maps [timesteps, tokens, n_latents] of one image"
+        )
+    n_tokens = first.values.shape[1]
+    if not 1 <= n <= n_tokens:
+        raise TideError(f"{n} tokens asked for; the image has 1..{n_tokens}")
+    apart = torch.zeros(n_tokens)
+    for a, b in zip(first.values, second.values, strict=True):  # a step at a time: a map in float32 is large
+        apart += (a.float() - b.float()).square().sum(1).cpu()
+    chosen = torch.zeros(n_tokens, dtype=torch.bool)
+    chosen[apart.argsort(descending=True, stable=True)[:n]] = True
+    return chosen
+
 
 def check_map(n_tokens: int, place: Place, what: str) -> None:
     """A map over ``n_tokens`` places fits images of just as many."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tide.interpretation.change_point import settles_at
 from tide.reproduce import charts
 from tide.reproduce.bench import NEVER, Bench, DataSizes
 from tide.reproduce.runner import Cell, Result, run_cells
@@ -170,10 +171,8 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
 
 def converged_at(curve: list[tuple[int, float]], goal: float) -> int | None:
     """The first step of the curve from which on the error stays at ``goal`` or below; None if it never does."""
-    at = None
-    for step, error in curve:
-        at = (step if at is None else at) if error <= goal else None
-    return at
+    at = settles_at([error <= goal for _, error in curve])
+    return None if at is None else curve[at][0]
 
 
 def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[str, list[float | None]]]:

@@ -71,5 +71,36 @@ def dots(axes: Any, names: Sequence[str], values: Sequence[Sequence[float]]) -> 
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize="small")
 
 
+def strip_over_panels(rows: int, columns: int, n: int) -> tuple[Any, Any, list[Any]]:
+    """A figure with an axis for ``rows`` of ``columns`` square pictures, and ``n`` panels below it."""
+    from matplotlib.figure import Figure
+
+    width = 4.0 * n
+    figure = Figure(figsize=(width, rows * width / (columns + 2) + 3.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, squeeze=True, height_ratios=[rows * width / (columns + 2), 3.6])  # type: ignore[misc]
+    strip = top.add_subplot()
+    strip.set(xlim=(-1.5, columns), ylim=(-rows + 1, 1), aspect="equal")
+    strip.set_axis_off()
+    axes = [bottom.add_subplot(1, n, 1 + i) for i in range(n)]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(True, color="#dddddd", linewidth=0.6)
+        each.set_axisbelow(True)
+    return figure, strip, axes
+
+
+def pictures(axes: Any, images: Any, row: int) -> None:
+    """Images ``[n, H, W, 3]`` in [0, 1] side by side in a row of :func:`strip_over_panels`, a unit each."""
+    for i, image in enumerate(images):
+        axes.imshow(image, extent=(i - 0.48, i + 0.48, 0.02 - row, 0.98 - row), interpolation="nearest", aspect="equal")
+
+
+def band(axes: Any, x: Any, values: Any, colour: str, label: str) -> None:
+    """The mean of ``values [points, samples]`` with one standard deviation to either side."""
+    centre, wide = values.mean(1), values.std(1)
+    axes.plot(x, centre, color=colour, linewidth=1.6, label=label)
+    axes.fill_between(x, centre - wide, centre + wide, color=colour, alpha=0.18, linewidth=0)
+
+
 def save(figure: Any, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))

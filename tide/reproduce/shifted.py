@@ -9,7 +9,8 @@ Its image is then changed as no training image is:
   direction, the border's colours continued; zoomed by 0.85 to 1.2;
 * prompt: worded by one of :data:`WORDINGS`, none of which training uses, out of the tokenizer's words.
 
-The caption still names the scene's attributes, so a turned hue may be one that no palette of training shows.
+The caption names the attributes of the image, mirrored as it is; only a turned hue may be one that no palette of
+training shows.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from tide.scenes.annotate import images_of
 from tide.scenes.scene import Scene, scenes
 
 WORDINGS: tuple[str, ...] = (
-    "{shadow} a shadow, a {colour} {cls} on {ground}, {depth}.",
-    "a {cls}, {ground}, {colour}, {shadow} shadow, {depth}",
-    "in a picture, {depth}, a {colour} {cls}, {shadow} a shadow, {ground}",
-    "{colour}, {depth}, {shadow} shadow. a {cls} on {ground}",
-    "a picture of {ground} {shadow} a shadow of a {depth} {colour} {cls}",
+    "{shadow} a shadow, a {age} {style} {colour} {cls} on {ground}, {depth}, facing {orientation}.",
+    "a {cls}, {ground}, {colour}, {age}, facing {orientation}, {shadow} shadow, {depth}, {style}",
+    "in a picture, {depth}, a {colour} {cls}, {shadow} a shadow, facing {orientation}, {ground}, {style}, {age}",
+    "{colour}, {style}, {depth}, {shadow} shadow. a {cls} on {ground}, {age}, facing {orientation}",
+    "a {style} picture of {ground} {shadow} a shadow of a {depth} {age} {colour} {cls}, facing {orientation}",
 )
+
+#: What a mirrored object faces.
+MIRRORED = {"left": "right", "right": "left"}
 
 #: From RGB to luma and two colour differences (ITU-R BT.601).
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -43,10 +47,11 @@ _PLACE = 5  # keeps these random numbers apart from those of collecting
 def shifted_scenes(n: int, seed: int) -> list[tuple[Scene, str, int]]:
     """``n`` scenes of the test split with a new wording each, and the seed of what is done to the image."""
     rng = np.random.default_rng([seed, 13])
-    return [
-        (scene, scene.caption(WORDINGS[rng.integers(len(WORDINGS))]), int(rng.integers(2**31)))
-        for scene in scenes("test", n, seed)
-    ]
+    items = []
+    for scene in scenes("test", n, seed):
+        shown = scene.changed("orientation", MIRRORED[scene.orientation])
+        items.append((scene, shown.caption(WORDINGS[rng.integers(len(WORDINGS))]), int(rng.integers(2**31))))
+    return items
 
 
 def shifted_images(items: Sequence[tuple[Scene, str, int]]) -> Tensor:

@@ -14,7 +14,8 @@ from tide.study.run import machine
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a study; ``seeds`` and ``steps`` None are the study's own."""
+    """The options of a study; ``seeds`` and ``steps`` None are the study's own. ``models`` is where the figures that
+    look into trained models keep them (None: in ``out``)."""
 
     out: Path
     fast: bool = False
@@ -23,6 +24,7 @@ class Options:
     steps: int | None = None
     backend: str = "auto"
     progress: bool = False
+    models: Path | None = None
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -38,6 +40,6 @@ class Options:
 def write_results(options: Options, name: str, found: dict[str, Any]) -> Path:
     """``<name>.json``: the results with what they were made by and on."""
     path = options.out / f"{name}.json"
-    own = {key: value for key, value in asdict(options).items() if key not in ("out", "progress", "say")}
+    own = {key: value for key, value in asdict(options).items() if key not in ("out", "models", "progress", "say")}
     write_json(path, {"study": name, "options": own, "versions": versions(), "machine": machine(), **found})
     return path

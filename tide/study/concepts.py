@@ -26,6 +26,11 @@ from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.render import render
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene
 
+#: The share of tokens that count as the most similar ones.
+TOP_SHARE = 0.01
+#: The least share of the objects' tokens that must show a concept, and must not, for it to part them.
+WITHIN_SHARE = 0.01
+
 
 @dataclass
 class ConceptStudy:
@@ -53,7 +58,13 @@ def study_concepts(
     seed: int = 0,
 ) -> ConceptStudy:
     """For every concept: the latent and the raw neuron whose token maps fit the masks of ``selection`` best, and the
-    paper's pooled-latent score, all measured on ``held_out``. A map is the mean over ``timesteps``."""
+    paper's pooled-latent score, all measured on ``held_out``. A map is the mean over ``timesteps``.
+
+    ``within`` figures are AUROCs among the objects' own tokens, where what sets an object apart from its background
+    does not help: the latent and the neuron are chosen anew for them. ``recipe`` is the cosine with the concept's
+    pooled latents less those of all images, ``recipe_literal`` with the pooled latents as they are (section 5.4);
+    ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
+    """
     block = model.config.block
     assert block is not None
     first = annotated_scenes(adapter, selection, [block], timesteps, seed=seed)[block]
@@ -66,10 +77,13 @@ def study_concepts(
     neurons = find_concepts(concepts, (x_first, m_first), (x_second, m_second), signed=True)
     everything = torch.ones(len(selection), dtype=torch.bool)
     background = pooled_latents(z_first, everything, first.n_tokens)
+    within = _within_objects(concepts, first, second, (z_first, z_second), (x_first, x_second))
     table: dict[str, dict[str, Any]] = {}
     for i, concept in enumerate(concepts):
         pooled = pooled_latents(z_first, first.labels[concept], first.n_tokens)
         scores = concept_scores(z_second, pooled, background)
+        literal = concept_scores(z_second, pooled)
+        top = scores.topk(max(1, round(TOP_SHARE * len(scores)))).indices
         table[concept] = {
             "level": LEVEL_OF[concept],
             "latent": latents[concept].index,
@@ -79,16 +93,46 @@ def study_concepts(
             "neuron_auroc": neurons[concept].auroc,
             "neuron_iou": neurons[concept].iou,
             "recipe_auroc": float(auroc(scores[:, None], m_second[:, i : i + 1])[0, 0]),
+            "recipe_literal_auroc": float(auroc(literal[:, None], m_second[:, i : i + 1])[0, 0]),
+            "recipe_precision": float(m_second[top, i].float().mean()),
+            **within.get(concept, {}),
         }
-    figures = ("auroc", "neuron_auroc", "recipe_auroc", "iou", "neuron_iou")
+    figures = tuple(name for name, value in table[concepts[0]].items() if isinstance(value, float))
+    figures += ("within_auroc", "within_neuron_auroc")
     levels = {
         level: {
-            name: float(np.mean([row[name] for row in table.values() if row["level"] == level])) for name in figures
+            name: float(np.mean(known))
+            for name in figures
+            if (known := [row[name] for row in table.values() if row["level"] == level and name in row])
         }
         for level in CONCEPTS
         if any(row["level"] == level for row in table.values())
     }
     return ConceptStudy(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out))
+
+
+def _within_objects(
+    concepts: list[str],
+    first: Annotated,
+    second: Annotated,
+    latents: tuple[Tensor, Tensor],
+    neurons: tuple[Tensor, Tensor],
+) -> dict[str, dict[str, float]]:
+    """Concept -> AUROCs among the tokens of objects, of the concepts that part them."""
+    objects = [data.flat_masks(list(CONCEPTS["class"])).any(1) for data in (first, second)]
+    masks = [data.flat_masks(concepts)[rows] for data, rows in zip((first, second), objects, strict=True)]
+    # A concept that hardly any of the objects' tokens show, or hardly any do not, parts nothing: ground, shadow.
+    shares = torch.stack([m.float().mean(0) for m in masks])
+    parting = ((shares > WITHIN_SHARE) & (shares < 1 - WITHIN_SHARE)).all(0).nonzero().flatten().tolist()
+    if not parting:
+        return {}
+    names = [concepts[i] for i in parting]
+    out: dict[str, dict[str, float]] = {name: {} for name in names}
+    for figure, features, signed in (("within_auroc", latents, False), ("within_neuron_auroc", neurons, True)):
+        sides = [(f[rows], m[:, parting]) for f, rows, m in zip(features, objects, masks, strict=True)]
+        for name, found in find_concepts(names, sides[0], sides[1], signed=signed).items():
+            out[name][figure] = found.auroc
+    return out
 
 
 def heat_map(

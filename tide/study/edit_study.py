@@ -6,7 +6,6 @@ the SAE differs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from tide.activations import collect
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter
-from tide.sae.checkpoint import read_json
 from tide.sae.model import TIDE
 from tide.scenes import scene as scene_module
 from tide.scenes.judge import Judge, Verdict
@@ -25,7 +23,7 @@ from tide.scenes.scene import ATTRIBUTES, Split
 from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, Method, draw, edit_tasks, judge_edits, summarise
 from tide.study.levels import equal_preservation, paired
 from tide.study.methods import Contrasts, Methods, References, Steps, scene_profiles, target_prompt
-from tide.study.reconstruction import prepared_scenes, train
+from tide.study.reconstruction import is_trained, prepared_scenes, train
 from tide.study.references import LayoutProbe, reference_scenes
 from tide.training import TrainConfig
 
@@ -99,7 +97,7 @@ def block_models(
         seed=seed,
     )
     others = [block for block in blocks if block not in found]
-    for block in [block for block in others if _trained(out / f"block-{block}", config)]:
+    for block in [block for block in others if is_trained(out / f"block-{block}", config)]:
         folder = out / f"block-{block}"
         found[block] = TIDE.from_pretrained(folder, family=adapter.family, d_model=adapter.d_model, block=block)
     if missing := [block for block in others if block not in found]:
@@ -114,15 +112,6 @@ def block_models(
 
 def _own_block(adapter: Adapter, model: TIDE) -> int:
     return adapter.resolve_block("penultimate" if model.config.block is None else model.config.block)
-
-
-def _trained(folder: Path, config: TrainConfig) -> bool:
-    """Whether ``folder`` holds a training by ``config`` that came to its end."""
-    if not (folder / "training.json").is_file():
-        return False
-    before = read_json(folder / "training.json")
-    same = before["config"] == json.loads(json.dumps(config.to_dict()))
-    return bool(same and before["history"] and before["history"][-1]["step"] == config.steps)
 
 
 @dataclass

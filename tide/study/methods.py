@@ -1,10 +1,12 @@
 """The edits a study compares, each with and without the SAE, by what they know of the target.
 
 - ``contrast``, ``steer contrast``, ``steer bounded``: one training image that shows it, and the difference that the
-  word makes there.
-- ``towards``, ``steer towards``: what the block holds while the target's own prompt is drawn from the same seed, step
-  by step (appendix C.1).
+  word makes there; ``altered`` is the first in the tokens that it changes most, ``transfer`` and ``steer transfer``
+  know no places, only the average over the image's tokens (style transfer).
+- ``towards``, ``scale target``, ``steer towards``: what the block holds while the target's own prompt is drawn from the
+  same seed, step by step (appendix C.1: global replacement, scaling of activation indices).
 - ``swap``, ``steer``: the concept's mean over training scenes; no prompt names the target.
+- ``erase top``, ``invert top``: nothing (appendix C.1: each token's strongest latents, their norm kept).
 
 The methods of a group are given the same: the same recordings, tokens, steps and block.
 """
@@ -21,22 +23,27 @@ import torch
 from tide.adapters import Adapter
 from tide.editing import (
     Contrast,
+    Edit,
+    Erase,
+    Invert,
     Keep,
     PerImage,
     Replace,
+    ScaleTarget,
     Steer,
     SteerBounded,
     SteerTowards,
     Swap,
     Target,
     edit,
+    most_different_tokens,
 )
 from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks, generate_images, images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
-from tide.scenes.scene import ATTRIBUTES, Scene, prompts
+from tide.scenes.scene import ATTRIBUTES, Scene, prompts, with_articles
 from tide.study.edits import EditTask, Method
 from tide.study.reconstruction import prepared_scenes
 
@@ -45,13 +52,19 @@ Steps = tuple[float, float] | None
 #: Task -> its reference images, as many for each.
 References = dict[EditTask, list[Scene]]
 
+#: Strength of the contrast whose number of altered tokens grows.
+ALTERED_STRENGTH = 2.0
+
+#: The target's strongest latents of each token that ``scale target`` scales.
+SCALED_TOP = 32
+
 #: Ground that lies in the light: the counterpart of the concept "shadow".
 LIT = "lit ground"
 
 
 def swap_word(caption: str, source: str, target: str) -> str:
     """A caption with the source value's word replaced by the target's."""
-    return re.sub(rf"\b{source}\b", target, caption)
+    return with_articles(re.sub(rf"\b{source}\b", target, caption))
 
 
 def target_prompt(task: EditTask) -> str:
@@ -135,12 +148,8 @@ class Methods:
         """Latents moved along the reference's contrast, each up to the level it has there, the k largest kept."""
 
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
-            key = tuple(tasks)
-            if key not in self.targets:
-                self.targets.clear()
-                self.targets[key] = self._contrast(tasks).targets(self.model)
             keep = Keep(self.model.config.k)
-            change = PerImage(tuple(Contrast(*pair, factor) + keep for pair in self.targets[key]))
+            change = PerImage(tuple(Contrast(*pair, factor) + keep for pair in self._targets(tasks)))
             return edit(self.adapter.pipe, self.model, change, steps=steps)
 
         return context
@@ -162,6 +171,53 @@ class Methods:
             found = self._contrast(tasks)
             change = SteerBounded(found.timesteps, found.direction, factor, found.mean_present)
             return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
+
+        return context
+
+    def altered(self, factor: float, steps: Steps = None) -> Method:
+        """:meth:`contrast` at :data:`ALTERED_STRENGTH` in the ``factor`` tokens of each image that it moves most."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            pairs = self._targets(tasks)
+            keep = Keep(self.model.config.k)
+            change = PerImage(tuple(Contrast(*pair, ALTERED_STRENGTH) + keep for pair in pairs))
+            tokens = torch.stack([most_different_tokens(*pair, int(factor)) for pair in pairs])
+            return edit(self.adapter.pipe, self.model, change, steps=steps, tokens=tokens)
+
+        return context
+
+    def transfer(self, factor: float, steps: Steps = None) -> Method:
+        """:meth:`contrast` with the reference's latents averaged over its tokens."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            keep = Keep(self.model.config.k)
+            pairs = [(present.pooled(), absent.pooled()) for present, absent in self._targets(tasks)]
+            change = PerImage(tuple(Contrast(*pair, factor) + keep for pair in pairs))
+            return edit(self.adapter.pipe, self.model, change, steps=steps)
+
+        return context
+
+    def steer_transfer(self, factor: float, steps: Steps = None) -> Method:
+        """Raw activations moved along the reference's contrast, averaged over its tokens."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            found = self._contrast(tasks)
+            change = Steer(found.timesteps, found.direction.mean(2, keepdim=True), factor)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
+
+        return context
+
+    def erase_top(self, factor: float, steps: Steps = None) -> Method:
+        """Each token's ``factor`` strongest latents set to zero, the norm of its latents kept (eq. 19)."""
+        return self._of_strongest(Erase(top_k=int(factor)), steps)
+
+    def invert_top(self, factor: float, steps: Steps = None) -> Method:
+        """Each token's ``factor`` strongest latents with their sign flipped."""
+        return self._of_strongest(Invert(top_k=int(factor)), steps)
+
+    def _of_strongest(self, change: Edit, steps: Steps) -> Method:
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            return edit(self.adapter.pipe, self.model, change, steps=steps, renormalise=True)
 
         return context
 
@@ -199,6 +255,16 @@ class Methods:
 
         return context
 
+    def scale_target(self, factor: float, steps: Steps = None) -> Method:
+        """Inside the original, the indices of the target's :data:`SCALED_TOP` strongest latents scaled."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            recording = self._record(tasks)
+            change = PerImage(tuple(ScaleTarget(target, SCALED_TOP, factor) for target in recording.targets))
+            return edit(self.adapter.pipe, self.model, change, steps=steps, renormalise=True)
+
+        return context
+
     def steer_towards(self, factor: float, steps: Steps = None) -> Method:
         """Raw activations moved towards the target's own at the same step."""
 
@@ -217,6 +283,13 @@ class Methods:
     def _contrast(self, tasks: list[EditTask]) -> ContrastRecording:
         assert self.contrasts is not None, "these methods need reference images"
         return self.contrasts.of(tasks, self.block)
+
+    def _targets(self, tasks: list[EditTask]) -> list[tuple[Target, Target]]:
+        key = tuple(tasks)
+        if key not in self.targets:
+            self.targets.clear()
+            self.targets[key] = self._contrast(tasks).targets(self.model)
+        return self.targets[key]
 
     def _record(self, tasks: list[EditTask]) -> Recording:
         key = tuple(tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tide.adapters import Adapter, Call
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
+from tide.sae.checkpoint import read_json
 from tide.sae.model import TIDE
 from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
@@ -46,6 +48,15 @@ def train(
     trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
     trainer.fit(pool.from_step, resume=resume)
     return trainer
+
+
+def is_trained(folder: Path, config: TrainConfig) -> bool:
+    """Whether ``folder`` holds a training by ``config`` that came to its end."""
+    if not (folder / "training.json").is_file():
+        return False
+    before = read_json(folder / "training.json")
+    same = before["config"] == json.loads(json.dumps(config.to_dict()))
+    return bool(same and before["history"] and before["history"][-1]["step"] == config.steps)
 
 
 def reconstruction_table(

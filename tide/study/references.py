@@ -26,9 +26,13 @@ CANDIDATE_SEEDS = range(10_000, 10_120)
 YIELDING = ("shadow", "ground", "colour", "class")
 
 
+#: Attributes that move nothing, each at one value, so that a layout is computed once.
+_STILL = {"colour": "red", "shadow": "without", "ground": "grass", "style": "plain", "age": "new"}
+
+
 def layout_of(scene: Scene) -> tuple[float, float, float]:
     """The object's centre, lower edge and height in pixels."""
-    return _layout(replace(scene, colour="red", shadow="without", ground="grass"))  # they move nothing
+    return _layout(replace(scene, **_STILL))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)

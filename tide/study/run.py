@@ -37,10 +37,14 @@ SHOWN_EDITS = (
     ("shadow", "with", "without"),
     ("class", "sphere", "house"),
     ("depth", "near", "far"),
+    ("style", "ornate", "plain"),
+    ("style", "plain", "sketched"),
+    ("age", "new", "old"),
+    ("orientation", "left", "right"),
 )
 
 #: One concept of each level, drawn as heat maps.
-SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass")
+SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass", "ornate", "old", "left")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Sizes:
     loss_timesteps: int = 10
     concept_images: int = 200
     concept_timesteps: int = 10
-    edit_prompts: int = 5
+    edit_prompts: int = 4
     probe_images: int = 384
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     #: The one of them that development prompts chose (``tide evaluate``).

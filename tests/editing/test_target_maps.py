@@ -1,0 +1,68 @@
+"""Maps of latents as targets: averaged, compared token by token, kept on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.editing import Target, most_different_tokens
+from tide.editing.target_file import load_target, save_target
+from tide.errors import TideError
+from tide.sae import TIDE, TIDEConfig
+
+STEPS = torch.tensor([900.0, 300.0])
+MAP = Target(STEPS, torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def model(**changes) -> TIDE:
+    return TIDE(TIDEConfig(**{"d_model": 8, "n_latents": 4, "k": 2, "family": "pixart", "block": 6, **changes}))
+
+
+def test_pooled():
+    pooled = MAP.pooled()
+    assert torch.equal(pooled.values, MAP.values.mean(1))
+    assert pooled.pooled() is pooled
+    assert Target(STEPS, MAP.values.half()).pooled().values.dtype == torch.float32
+
+
+def test_the_tokens_that_differ_most():
+    """Summed over the timesteps: token 4 differs most at one of them, token 1 over both."""
+    other = MAP.values.clone()
+    other[0, 4, 2] += 3.0
+    other[:, 1] += 2.0
+    other[1, 0, 0] += 0.5
+    changed = Target(STEPS, other)
+    for n, expected in ((1, [1]), (2, [1, 4]), (3, [0, 1, 4]), (6, [0, 1, 2, 3, 4, 5])):
+        assert most_different_tokens(MAP, changed, n).nonzero().flatten().tolist() == expected
+    assert most_different_tokens(MAP, MAP, 2).nonzero().flatten().tolist() == [0, 1]
+
+
+def test_tokens_of_maps_that_do_not_fit():
+    with pytest.raises(TideError, match=r"7 tokens asked for; the image has 1\.\.6"):
+        most_different_tokens(MAP, MAP, 7)
+    with pytest.raises(TideError, match="do not differ token by token; give two maps"):
+        most_different_tokens(MAP, MAP.pooled(), 1)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "target.safetensors"
+    save_target(path, MAP, model())
+    found = load_target(path, model())
+    assert torch.equal(found.timesteps, MAP.timesteps)
+    assert torch.equal(found.values, MAP.values)
+    assert [p.name for p in tmp_path.iterdir()] == ["target.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": 3}, r"\(block 6, this one has 3\)"),
+        ({"n_latents": 5}, r"\(n_latents 4, this one has 5\)"),
+        ({"family": "flux"}, r"\(family pixart, this one has flux\)"),
+        ({"d_model": 16}, r"\(d_model 8, this one has 16\)"),
+    ],
+)
+def test_a_target_of_another_sae(tmp_path, changes, message):
+    save_target(tmp_path / "target", MAP, model())
+    with pytest.raises(TideError, match=f"was recorded with another SAE {message}; record it with this SAE"):
+        load_target(tmp_path / "target", model(**changes))

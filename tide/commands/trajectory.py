@@ -1,0 +1,142 @@
+"""``tide trajectory``: how the latents of a prompt change from step to step, beside the picture (section 5.5)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tide.commands import arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from tide.adapters import Adapter
+    from tide.interpretation.trajectory import Trajectory
+
+#: Bytes that the recorded codes and activations of a run may take.
+RUN_BYTES = 8 * 10**9
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "trajectory",
+        help="follow the latents along a sampling run",
+        description="Draws a prompt and compares the latents of consecutive steps; with --towards or --change also "
+        "with those of another prompt from the same seed.",
+    )
+    arguments.add_sae(parser)
+    arguments.add_pipeline(parser, required=False, default="the checkpoint's")
+    parser.add_argument("--prompt", required=True)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--towards", metavar="PROMPT", help="the target: another prompt, drawn from the same seed")
+    other.add_argument("--change", type=arguments.replacement, metavar="red=blue", help="the target: a word replaced")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-steps", type=arguments.positive, default=20, help="sampling steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
+    parser.add_argument("--fast", action="store_true", help="8 sampling steps")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of trajectory.png, .csv and .json")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from functools import partial
+    from pathlib import Path
+
+    import torch
+
+    from tide.commands import common
+    from tide.commands.edit_target import changed_prompt
+    from tide.errors import TideError
+    from tide.interpretation.change_point import SHORTEST, change_point
+    from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
+    from tide.reproduce.charts import check_matplotlib
+    from tide.reproduce.tables import write_csv
+    from tide.sae.checkpoint import write_json
+
+    check_matplotlib()
+    if args.fast:
+        args.n_steps = min(args.n_steps, 8)
+    if args.n_steps <= 2 * SHORTEST:
+        raise TideError(f"--n-steps {args.n_steps} is too few to find a change in; give at least {2 * SHORTEST + 1}")
+    if args.change is not None:
+        args.towards = changed_prompt(args.prompt, *args.change)
+    common.pipeline_of_sae(args)
+    adapter = common.load_adapter(args)
+    model = common.load_sae(args, adapter)
+    size = common.image_size(args, adapter)
+    n_bytes = args.n_steps * common.n_tokens(adapter, size) * (6 * model.config.k + 2 * model.d_model)
+    if n_bytes > RUN_BYTES:
+        raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower --n-steps or --size")
+
+    def draw(prompt: str) -> Tensor:
+        return adapter.generate(
+            [prompt],
+            n_steps=args.n_steps,
+            guidance_scale=args.guidance,
+            generators=[torch.Generator().manual_seed(args.seed)],
+            **common.sampling_arguments(adapter, size),
+        )
+
+    source = record_trajectory(adapter, model, partial(draw, args.prompt))
+    target = None if args.towards is None else record_trajectory(adapter, model, partial(draw, args.towards))
+    latents, raw = step_changes(source), raw_step_changes(source)
+    columns: dict[str, list[float | None]] = {
+        "timestep": source.timesteps.tolist(),
+        "cosine with the next step": [*latents.cosine[:, 0].tolist(), None],
+        "mse to the next step": [*latents.mse[:, 0].tolist(), None],
+        "raw cosine with the next step": [*raw.cosine[:, 0].tolist(), None],
+        "raw mse to the next step": [*raw.mse[:, 0].tolist(), None],
+    }
+    if target is not None:
+        apart = run_distances(source, target)
+        columns |= {
+            "cosine with the target": apart.cosine[:, 0].tolist(),
+            "mse to the target": apart.mse[:, 0].tolist(),
+        }
+    found = change_point(latents.cosine[:, 0].tolist())
+    at = found.index + 1
+    rows = [{"step": i, **{name: values[i] for name, values in columns.items()}} for i in range(len(source.codes))]
+    out = Path(args.out)
+    write_csv(out / "trajectory.csv", rows)
+    report = {"abrupt_change": {"step": at, "strength": found.strength}, "steps": rows, "run": common.provenance(args)}
+    write_json(out / "trajectory.json", report)
+    _draw(out / "trajectory.png", adapter, source, target, columns, at)
+    print(
+        f"Latents of block {model.config.block} change most abruptly before step {at} of {len(rows)} (timestep "
+        f"{source.timesteps[at]:.0f}; two lines remove {found.strength:.0%} of the error about one); see "
+        f"{out / 'trajectory.png'}."
+    )
+
+
+def _draw(
+    path: Path,
+    adapter: Adapter,
+    source: Trajectory,
+    target: Trajectory | None,
+    columns: dict[str, list[float | None]],
+    at: int,
+) -> None:
+    """The predicted image at every step, over the curves."""
+    from tide.reproduce import charts
+
+    runs = [source] if target is None else [source, target]
+    steps = len(source.codes)
+    figure, strip, axes = charts.strip_over_panels(len(runs), steps, 2 if target is None else 3)
+    for row, each in enumerate(runs):
+        images = [(adapter.decode_latents(clean)[0].permute(1, 2, 0).cpu() + 1) / 2 for clean in each.clean]
+        charts.pictures(strip, [image.numpy() for image in images], row)
+        strip.text(-0.7, 0.5 - row, ("source", "target")[row], ha="right", va="center", fontsize="small")
+    between = [i + 0.5 for i in range(steps - 1)]
+    for axis, figure_name in ((axes[0], "cosine with the next step"), (axes[1], "mse to the next step")):
+        for i, name in enumerate(("latents", "raw")):
+            axis.plot(between, columns[("raw " if i else "") + figure_name][:-1], label=name, **charts.style(i))
+        axis.axvline(at - 0.5, color="black", linewidth=0.9, linestyle="--")
+        axis.set(title=figure_name, xlabel="step")
+    axes[1].set_yscale("log")
+    axes[0].legend(frameon=False, fontsize="small")
+    if target is not None:
+        axes[2].plot(range(steps), columns["cosine with the target"], **charts.style(2))
+        axes[2].set(title="cosine with the target", xlabel="step")
+    charts.save(figure, path)

@@ -1,0 +1,22 @@
+"""Scorers: image quality and agreement with text, measured by models whose weights are local files.
+
+Nothing is downloaded. Importing this package loads no library of the extra ``scores``; making a scorer does.
+"""
+
+from tide.evaluation.scorers.base import ImageEmbedder, ImageTextScorer, Scorer, TextEmbedder, check_images
+from tide.evaluation.scorers.clip import CLIPScorer
+from tide.evaluation.scorers.fid import FIDScorer
+from tide.evaluation.scorers.lpips import LPIPSScorer
+from tide.evaluation.scorers.stub import StubScorer
+
+__all__ = [
+    "CLIPScorer",
+    "FIDScorer",
+    "ImageEmbedder",
+    "ImageTextScorer",
+    "LPIPSScorer",
+    "Scorer",
+    "StubScorer",
+    "TextEmbedder",
+    "check_images",
+]

@@ -1,0 +1,294 @@
+"""An atlas of all latents: how often each fires along the denoising, and the images and places that drive it most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.evaluation.statistics import auroc
+from tide.interpretation.concepts import dense_latents
+from tide.interpretation.reading import PIECE
+from tide.sae.checkpoint import json_writer, load_tensors, read_json, replace_files
+from tide.sae.model import TIDE
+
+#: Rows and columns of a map at most; larger token grids are pooled by area.
+MAP_SIDE = 16
+#: A latent gets a concept's name from this AUROC on.
+LEAST_AUROC = 0.8
+
+TENSORS = "atlas.safetensors"
+FACTS = "atlas.json"
+FORMAT = "tide-atlas/1"
+
+
+@dataclass(frozen=True)
+class Label:
+    """The concept that a latent fits best, and the AUROC of the latent's maps for the concept's masks."""
+
+    concept: str
+    level: str
+    auroc: float
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What every latent does on a set of images.
+
+    Attributes:
+        timesteps: ``[T]`` float32.
+        frequency: share of the tokens on which the latent is positive, at each timestep, ``[T, n_latents]`` float32.
+        mean: its mean value over all tokens, silent ones included, ``[T, n_latents]`` float32.
+        top_images: the images on which it peaks highest, ``[n_latents, m]`` int64, the strongest first, of equal ones
+            the earliest; -1 where it fires on fewer than m images.
+        top_values: the peak over the tokens of its map averaged over the timesteps, ``[n_latents, m]`` float32; 0
+            where there is no image.
+        maps: that map for each top image, ``[n_latents, m, h, w]`` uint8, pooled by area to at most :data:`MAP_SIDE`
+            rows and columns; 255 is the strongest place of all the latent's maps.
+        n_images, n_tokens: how many images were read, and the tokens of each.
+        labels: the concept of each latent, where it has one.
+        monosemanticity: a score of each latent, ``[n_latents]`` float32; NaN where there is none.
+    """
+
+    timesteps: Tensor
+    frequency: Tensor
+    mean: Tensor
+    top_images: Tensor
+    top_values: Tensor
+    maps: Tensor
+    n_images: int
+    n_tokens: int
+    labels: tuple[Label | None, ...] | None = None
+    monosemanticity: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, m = self.n_latents, self.top_images.shape[-1]
+        for name, wanted in {
+            "timesteps": (len(self.frequency),),
+            "mean": (len(self.timesteps), n),
+            "top_images": (n, m),
+            "top_values": (n, m),
+            "maps": (n, m, *self.maps.shape[-2:]),
+            **({} if self.monosemanticity is None else {"monosemanticity": (n,)}),
+        }.items():
+            if (found := tuple(getattr(self, name).shape)) != wanted:
+                raise TideError(f"{name} of an atlas is {list(found)}, and its other tensors ask for {list(wanted)}")
+        if self.labels is not None and len(self.labels) != n:
+            raise TideError(f"{len(self.labels)} labels for {n} latents; give one a latent, None where it has none")
+
+    @property
+    def n_latents(self) -> int:
+        return self.frequency.shape[1]
+
+    @property
+    def activity(self) -> Tensor:
+        """The frequency averaged over the timesteps, ``[n_latents]``."""
+        return self.frequency.mean(0)
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents that never fired, bool ``[n_latents]``."""
+        return (self.frequency == 0).all(0)
+
+    def save(self, folder: Path, **notes: Any) -> None:
+        """Writes ``atlas.safetensors`` and ``atlas.json``; ``notes`` (JSON values) go into the latter."""
+        tensors = {name: value.contiguous() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        named = None if self.labels is None else {i: asdict(each) for i, each in enumerate(self.labels) if each}
+        facts = {
+            "format": FORMAT,
+            "n_latents": self.n_latents,
+            "dead": int(self.dead.sum()),
+            "n_images": self.n_images,
+            "n_tokens": self.n_tokens,
+            "timesteps": self.timesteps.tolist(),
+            "labels": named,
+            **notes,
+        }
+        writers = {folder / TENSORS: lambda path: save_file(tensors, path), folder / FACTS: json_writer(facts)}
+        replace_files(writers)
+
+    @classmethod
+    def load(cls, folder: Path) -> Atlas:
+        """Reads what :meth:`save` wrote; raises :class:`~tide.errors.TideError` for anything else."""
+        facts = read_json(folder / FACTS)
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise TideError(f"{folder / FACTS} is not of an atlas; give the folder that `tide atlas` wrote")
+        tensors = load_tensors(folder / TENSORS)
+        try:
+            named = facts["labels"]
+            if named is not None:
+                named = tuple(Label(**named[str(i)]) if str(i) in named else None for i in range(facts["n_latents"]))
+            return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=named)
+        except (TypeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise TideError(f"the atlas in {folder} lacks or mistypes a field ({reason}); make it anew") from None
+
+
+def build_atlas(
+    model: TIDE,
+    timesteps: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    grid: tuple[int, int],
+    *,
+    top_images: int = 6,
+    on_latents: Callable[[Tensor], None] | None = None,
+) -> Atlas:
+    """Reads all images once and keeps of each latent only what :class:`Atlas` holds.
+
+    ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [images, d_embedding] or None)`` in the
+    order of the images, which are numbered from 0; their tokens form ``grid`` (rows, columns), row by row. No more than
+    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many of the maps.
+
+    ``on_latents`` is given the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a
+    time: whole images, or some of one image's tokens, in order.
+
+    Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
+    or that are not finite.
+    """
+    if len(timesteps) == 0 or top_images < 1:
+        raise TideError(
+            f"{len(timesteps)} timesteps and {top_images} top images make no atlas; give at least 1 of both"
+        )
+    gathered = _Gathered(model, timesteps, grid, top_images, on_latents)
+    for x, conditioning in batches:
+        gathered.add(x, conditioning)
+    if gathered.n_images == 0:
+        raise TideError("there are no images to make an atlas of; give at least one")
+    return gathered.atlas()
+
+
+class _Gathered:
+    """Sums over the images read so far, and each latent's strongest of them. All on the CPU."""
+
+    def __init__(
+        self,
+        model: TIDE,
+        timesteps: Tensor,
+        grid: tuple[int, int],
+        n_top: int,
+        on_latents: Callable[[Tensor], None] | None,
+    ) -> None:
+        self.model, self.timesteps, self.on_latents = model, timesteps, on_latents
+        self.n_tokens = grid[0] * grid[1]
+        self.map_size, self.pooling = _area_pooling(grid)
+        n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
+        self.n_images = 0
+        self.fired = torch.zeros(len(timesteps), n, dtype=torch.int64)
+        self.total = torch.zeros(len(timesteps), n, dtype=torch.float64)
+        self.top_images = torch.full((n, n_top), -1)
+        self.top_values = torch.zeros(n, n_top)
+        self.maps = torch.zeros(n, n_top, cells)
+
+    def add(self, x: Tensor, conditioning: Tensor | None) -> None:
+        shape, wanted = list(x.shape), (len(self.timesteps), self.n_tokens)
+        if len(shape) != 4 or (shape[0], shape[2]) != wanted:
+            raise TideError(f"activations are {shape}; an atlas needs [{wanted[0]}, images, {wanted[1]}, d_model]")
+        for t, each in zip(self.timesteps.tolist(), x, strict=True):
+            if not each.isfinite().all():
+                raise TideError(
+                    f"activations hold NaN or inf at timestep {t:g}; use a wider dtype (bf16 instead of fp16)"
+                )
+        images_at_once = max(1, PIECE // (self.n_tokens * self.model.n_latents))
+        for first in range(0, shape[1], images_at_once):
+            part = slice(first, first + images_at_once)
+            self._add_images(x[:, part], None if conditioning is None else conditioning[part])
+
+    def _add_images(self, x: Tensor, conditioning: Tensor | None) -> None:
+        """Images that together are one piece, or one image that is many."""
+        n_images, n_latents = x.shape[1], self.model.n_latents
+        peaks = torch.zeros(n_images, n_latents, device=x.device)
+        maps = torch.zeros(n_images, self.maps.shape[2], n_latents, device=x.device)
+        first = 0
+        for piece in x.split(max(1, PIECE // (n_images * n_latents)), dim=2):
+            latents = self._averaged(piece, conditioning)
+            if self.on_latents is not None:
+                self.on_latents(latents)
+            peaks = torch.maximum(peaks, latents.amax(1))
+            tokens = slice(first, first + latents.shape[1])
+            if self.pooling is None:
+                maps[:, tokens] = latents
+            else:
+                maps += self.pooling[:, tokens].to(latents) @ latents
+            first = tokens.stop
+        self._rank(peaks.cpu(), maps.cpu())
+        self.n_images += n_images
+
+    def _averaged(self, x: Tensor, conditioning: Tensor | None) -> Tensor:
+        """Latents ``[images, tokens, n_latents]`` averaged over the timesteps, each of which is counted."""
+        total = torch.zeros(*x.shape[1:3], self.model.n_latents, device=x.device)
+        for i, t in enumerate(self.timesteps.tolist()):
+            z = dense_latents(self.model, x[i], t, conditioning)
+            self.fired[i] += (z > 0).sum((0, 1)).cpu()
+            self.total[i] += z.sum((0, 1)).cpu()
+            total += z
+        return total / len(self.timesteps)
+
+    def _rank(self, peaks: Tensor, maps: Tensor) -> None:
+        """Merges new images, ``peaks [images, n_latents]`` and ``maps [images, cells, n_latents]``, into the top."""
+        n_top = self.top_images.shape[1]
+        numbers = torch.arange(self.n_images, self.n_images + len(peaks)).expand(len(self.top_images), -1)
+        # Stable: of equal peaks the earlier image stays first, and an empty place (0) before an image without any.
+        values, order = torch.cat([self.top_values, peaks.T], dim=1).sort(dim=1, descending=True, stable=True)
+        order = order[:, :n_top]
+        self.top_values = values[:, :n_top].contiguous()
+        self.top_images = torch.cat([self.top_images, numbers], dim=1).gather(1, order)
+        changed = (order >= n_top).any(1).nonzero().flatten()  # few, once the first images are read
+        order = order[changed]
+        kept = order.clamp(max=n_top - 1)[..., None].expand(-1, -1, maps.shape[1])
+        own = self.maps[changed].gather(1, kept)
+        row, place = (order >= n_top).nonzero(as_tuple=True)
+        own[row, place] = maps[order[row, place] - n_top, :, changed[row]]
+        self.maps[changed] = own
+
+    def atlas(self) -> Atlas:
+        n_rows = self.n_images * self.n_tokens
+        strongest = self.maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return Atlas(
+            self.timesteps.float().cpu(),
+            (self.fired.double() / n_rows).float(),
+            (self.total / n_rows).float(),
+            self.top_images,
+            self.top_values,
+            (self.maps / strongest * 255).round().byte().unflatten(2, self.map_size),
+            self.n_images,
+            self.n_tokens,
+        )
+
+
+def _area_pooling(grid: tuple[int, int]) -> tuple[tuple[int, int], Tensor | None]:
+    """The size of a map and the matrix ``[cells, tokens]`` that makes one; None where every token is a cell."""
+    factor = max(*grid, MAP_SIDE) / MAP_SIDE
+    rows, columns = (max(1, round(side / factor)) for side in grid)
+    if (rows, columns) == tuple(grid):
+        return (rows, columns), None
+    return (rows, columns), torch.kron(_overlaps(rows, grid[0]), _overlaps(columns, grid[1])).float()
+
+
+def _overlaps(cells: int, tokens: int) -> Tensor:
+    """``[cells, tokens]`` float64: the share of each of ``cells`` equal parts of a line that each token covers."""
+    edges = torch.arange(cells + 1, dtype=torch.float64)[:, None] * tokens / cells
+    start = torch.arange(tokens, dtype=torch.float64)
+    shared = torch.minimum(edges[1:], start + 1) - torch.maximum(edges[:-1], start)
+    return shared.clamp(min=0) * cells / tokens
+
+
+def label_latents(
+    latents: Tensor, masks: Mapping[str, Tensor], level_of: Mapping[str, str], *, least: float = LEAST_AUROC
+) -> tuple[Label | None, ...]:
+    """For each latent the concept whose mask it fits best, where its AUROC is at least ``least``.
+
+    ``latents [rows, n_latents]``, ``masks[concept] [rows]`` bool. Choice and AUROC are of the same rows, so the AUROC
+    is optimistic; concepts that all rows show, or none, label nothing.
+    """
+    concepts = [concept for concept, mask in masks.items() if mask.any() and not mask.all()]
+    if not concepts:
+        return (None,) * latents.shape[1]
+    table = auroc(latents, torch.stack([masks[concept] for concept in concepts], dim=1))
+    best = [(float(value), concepts[i]) for value, i in zip(*(each.tolist() for each in table.max(1)), strict=True)]
+    return tuple(Label(concept, level_of[concept], value) if value >= least else None for value, concept in best)

@@ -1,0 +1,185 @@
+"""An atlas as one HTML file that needs nothing else: images, maps and numbers inside, drawn by its own script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.interpretation.atlas import Atlas, Label
+from tide.sae.checkpoint import replace_file
+from tide.study.figures import _HEAT as HEAT
+
+#: Pixels of the longer side of a thumbnail at most.
+THUMBNAIL = 96
+#: Thumbnails in a row and in a column of a sheet; a sheet stays below every browser's limit of a canvas.
+SHEET_SIDE = 8
+JPEG_QUALITY = 88
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """``image`` uint8 ``[H, W, 3]`` with its longer side at most :data:`THUMBNAIL`; a smaller one as it is."""
+    height, width = image.shape[:2]
+    factor = THUMBNAIL / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def write_atlas(
+    path: Path,
+    atlas: Atlas,
+    images: Sequence[np.ndarray],
+    *,
+    title: str,
+    note: str = "",
+    labels: Sequence[Label | None] | None = None,
+    monosemanticity: Tensor | None = None,
+    limit: int = 4096,
+) -> None:
+    """Writes the page ``path`` of the ``limit`` most active latents that ever fire.
+
+    ``images[i]`` is image i of the atlas, uint8 ``[H, W, 3]``, all of one size; only those that a latent on the page
+    names are written, as thumbnails. ``note`` is a sentence for the header, such as how labels were measured.
+    ``labels`` (one a latent, None where it has none) and ``monosemanticity [n_latents]`` stand in for the atlas's own.
+
+    Raises :class:`~tide.errors.TideError` if no latent fires, for a ``limit`` below 1, and for images, labels or scores
+    that do not fit the atlas.
+    """
+    labels = atlas.labels if labels is None else labels
+    monosemanticity = atlas.monosemanticity if monosemanticity is None else monosemanticity
+    for name, given in (("labels", labels), ("monosemanticity", monosemanticity)):
+        if given is not None and len(given) != atlas.n_latents:
+            raise TideError(f"{name} has {len(given)} entries for {atlas.n_latents} latents; give one a latent")
+    latents = _most_active(atlas, limit)
+    top = atlas.top_images[latents]
+    used, place = torch.unique(top[top >= 0], return_inverse=True)
+    if int(used[-1]) >= len(images):
+        raise TideError(f"the atlas names image {int(used[-1])} and {len(images)} images are given; give all of them")
+    if len({image.shape for image in images}) > 1:
+        raise TideError("the images of an atlas differ in size; crop them to one size")
+    sprites = torch.full_like(top, -1)
+    sprites[top >= 0] = place
+    concepts, named = _named(labels, latents.tolist())
+    order = atlas.timesteps.argsort(descending=True)  # noise first, as the denoising goes
+    data = {
+        "n": atlas.n_latents,
+        "timesteps": atlas.timesteps[order].tolist(),
+        "top": top.shape[1],
+        "map": list(atlas.maps.shape[-2:]),
+        "heat": HEAT.tolist(),
+        **_sheets([images[i] for i in used.tolist()]),
+        "concepts": concepts,
+        "arrays": {
+            "latent": _packed(latents, "<u4"),
+            "dead": _packed(atlas.dead.nonzero().flatten(), "<u4"),
+            "frequency": _packed(atlas.frequency[order][:, latents].T, "<f4"),
+            "mean": _packed(atlas.mean[order][:, latents].T, "<f4"),
+            "image": _packed(used, "<u4"),
+            "sprite": _packed(sprites, "<i4"),
+            "value": _packed(atlas.top_values[latents], "<f4"),
+            "map": _packed(atlas.maps[latents], "u1"),
+            **{name: _packed(values, "<i4" if name == "concept" else "<f4") for name, values in named.items()},
+            **({} if monosemanticity is None else {"monosemanticity": _packed(monosemanticity[latents], "<f4")}),
+        },
+    }
+    dead = int(atlas.dead.sum())
+    alive = atlas.n_latents - dead
+    cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
+    parts = {
+        "title": escape(title),
+        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
+        "latents": f"{atlas.n_latents:,}",
+        "dead": f"{dead:,}",
+        "images": f"{atlas.n_images:,}",
+        "timesteps": str(len(atlas.timesteps)),
+        # A name that ends the script element would end the data.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
+    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _most_active(atlas: Atlas, limit: int) -> Tensor:
+    """The ``limit`` latents that fire most, by number, of equally active ones the first; int64."""
+    if limit < 1:
+        raise TideError(f"a page of {limit} latents shows nothing; give a limit of at least 1")
+    activity = atlas.activity
+    alive = (~atlas.dead).nonzero().flatten()
+    if len(alive) == 0:
+        raise TideError(
+            f"none of the {atlas.n_latents} latents fires on these images; train the SAE for longer, or give images "
+            "of the kind that it was trained on"
+        )
+    ranked = alive[activity[alive].argsort(descending=True, stable=True)]
+    return ranked[:limit].sort().values
+
+
+def _packed(values: Tensor, kind: str) -> str:
+    """Numbers as base64 of a little-endian array, row by row."""
+    return base64.b64encode(np.ascontiguousarray(values.cpu().numpy().astype(kind)).tobytes()).decode()
+
+
+def _named(
+    labels: Sequence[Label | None] | None, latents: list[int]
+) -> tuple[list[tuple[str, str]], dict[str, Tensor]]:
+    """The concepts as pairs of name and level, in the order of the levels; for each latent its ``concept`` (an index,
+    or -1) and its ``auroc``. Both empty without labels."""
+    if labels is None:
+        return [], {}
+    found = [labels[i] for i in latents]
+    concepts = sorted({(label.concept, label.level) for label in found if label}, key=lambda pair: pair[::-1])
+    index = {pair: i for i, pair in enumerate(concepts)}
+    return concepts, {
+        "concept": torch.tensor([index[label.concept, label.level] if label else -1 for label in found]),
+        "auroc": torch.tensor([label.auroc if label else torch.nan for label in found]),
+    }
+
+
+def _sheets(images: list[np.ndarray]) -> dict[str, Any]:
+    """The thumbnails of images of one size on sheets, with where to find them."""
+    small = [thumbnail(image) for image in images]
+    height, width = small[0].shape[:2]
+    # JPEG codes blocks of 8 pixels: the repeated border fills a thumbnail's last ones, so that none bleeds into it.
+    pitch = (8 * ceil(height / 8), 8 * ceil(width / 8))
+    padding = ((0, pitch[0] - height), (0, pitch[1] - width), (0, 0))
+    sheets = []
+    for first in range(0, len(small), SHEET_SIDE**2):
+        part = small[first : first + SHEET_SIDE**2]
+        columns = min(SHEET_SIDE, len(part))
+        sheet = np.zeros((ceil(len(part) / columns) * pitch[0], columns * pitch[1], 3), dtype=np.uint8)
+        for i, image in enumerate(part):
+            y, x = i // columns * pitch[0], i % columns * pitch[1]
+            sheet[y : y + pitch[0], x : x + pitch[1]] = np.pad(image, padding, mode="edge")
+        sheets.append(_encoded(sheet))
+    return {
+        "tile": {"height": height, "width": width, "pitch": pitch, "columns": SHEET_SIDE, "perSheet": SHEET_SIDE**2},
+        "shrunk": small[0].shape != images[0].shape,
+        "sheets": sheets,
+    }
+
+
+def _encoded(sheet: np.ndarray) -> str:
+    """``sheet [H, W, 3]`` as the ``data:`` address of a PNG or a JPEG, whichever is smaller."""
+    written = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": JPEG_QUALITY, "subsampling": 0})):
+        buffer = io.BytesIO()
+        Image.fromarray(sheet).save(buffer, kind, **options)
+        written[kind] = buffer.getvalue()
+    kind = min(written, key=lambda each: len(written[each]))
+    return f"data:image/{kind};base64," + base64.b64encode(written[kind]).decode()

@@ -1,0 +1,191 @@
+"""Latents along a sampling run (section 5.5, Fig. 5): how they change from step to step, how far two runs are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tide.adapters import Adapter, Call, tap
+from tide.errors import TideError
+from tide.sae.model import TIDE, Codes, inference
+
+#: Elements of dense latents that are compared at a time.
+PIECE = 2**24
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampling run, the conditional rows alone.
+
+    ``codes``, one a step: values float16 and indices ``[images * tokens, k]``; ``raw [steps, images, tokens, d_model]``
+    float16, the block's own activations; ``clean [steps, images, c, h, w]``, the image that the model predicts at each
+    step, guidance included, as scaled latents; ``final [images, c, h, w]``.
+    """
+
+    timesteps: Tensor
+    codes: list[Codes]
+    raw: Tensor
+    clean: Tensor
+    final: Tensor
+    n_latents: int
+
+    @property
+    def n_images(self) -> int:
+        return self.raw.shape[1]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.raw.shape[2]
+
+
+class Change(NamedTuple):
+    """Cosine similarity (the mean over tokens) and mean squared difference (over tokens and features), each ``[pairs,
+    images]`` float32."""
+
+    cosine: Tensor
+    mse: Tensor
+
+
+@contextmanager
+def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> Iterator[None]:
+    """Shows ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
+    scheduler = adapter.pipe.scheduler
+    step, replaced = scheduler.step, vars(scheduler).get("step")
+
+    def listening(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        keep(model_output, timestep, sample)
+        return step(model_output, timestep, sample, *args, **kwargs)
+
+    scheduler.step = listening
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del scheduler.step
+        else:
+            scheduler.step = replaced
+
+
+@torch.no_grad()
+def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) -> Trajectory:
+    """Calls ``run``, which draws with the pipeline and returns its final latents, and keeps what the SAE's block holds
+    at every step.
+
+    Raises :class:`~tide.errors.TideError` if the pipeline made fewer than two steps.
+    """
+    block = model.config.block
+    if block is None:
+        raise TideError("this SAE does not know its block; train it with `tide train`")
+    timesteps: list[float] = []
+    codes: list[Codes] = []
+    raw: list[Tensor] = []
+    steps: list[tuple[Tensor, Tensor, float]] = []
+
+    def keep(x: Tensor, call: Call) -> None:
+        rows = call.conditional.to(x.device)
+        if not rows.any():
+            return  # a call for the negative prompt alone
+        conditioning = None if call.conditioning is None else call.conditioning[rows]
+        with inference(model):
+            values, indices = model.encode(x[rows].float(), call.timestep[rows], conditioning)
+        timesteps.append(float(call.timestep[rows][0]))
+        codes.append(Codes(values.half().cpu(), indices.cpu()))
+        raw.append(x[rows].half().cpu())
+
+    def predicted(prediction: Tensor, timestep: Any, sample: Tensor) -> None:
+        n_images = len(raw[-1])
+        if len(sample) == 2 * n_images:  # a pipeline that steps the rows of both branches
+            rows = adapter.conditional_rows(len(sample), True).to(sample.device)
+            prediction, sample = prediction[rows], sample[rows]
+        steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
+
+    with tap(adapter, {block: keep}, model.config.tensor), _scheduler_steps(adapter, predicted):
+        final = run().float().cpu()
+    if len(timesteps) < 2 or len(timesteps) != len(steps):
+        raise TideError(
+            f"the pipeline made {len(timesteps)} calls for the prompt in {len(steps)} steps; let it draw in two "
+            "steps or more, with one call each"
+        )
+    size = (final.shape[-2], final.shape[-1])
+    images = [
+        adapter.predicted_clean(adapter.unpacked(prediction, size), adapter.unpacked(sample, size), t)
+        for prediction, sample, t in steps
+    ]
+    return Trajectory(torch.tensor(timesteps), codes, torch.stack(raw), torch.stack(images), final, model.n_latents)
+
+
+# -- comparing --------------------------------------------------------------------------------------------
+
+
+def _compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row: cosine (1 for two rows of zeros, 0 for one) and mean squared difference."""
+    cosine = F.cosine_similarity(first, second, dim=1)
+    both_empty = ~(first.any(1) | second.any(1))
+    return torch.where(both_empty, 1.0, cosine), (first - second).square().mean(1)
+
+
+def _codes_compared(first: Codes, second: Codes, n_latents: int) -> tuple[Tensor, Tensor]:
+    parts = []
+    rows = max(1, PIECE // n_latents)
+    for start in range(0, len(first.values), rows):
+        part = slice(start, start + rows)
+        dense = [Codes(c.values[part].float(), c.indices[part]).dense(n_latents) for c in (first, second)]
+        parts.append(_compared(*dense))
+    cosine, mse = zip(*parts, strict=True)
+    return torch.cat(cosine), torch.cat(mse)
+
+
+def _change(pairs: list[tuple[Tensor, Tensor]], n_images: int) -> Change:
+    cosine, mse = (torch.stack(each).unflatten(1, (n_images, -1)).mean(2) for each in zip(*pairs, strict=True))
+    return Change(cosine, mse)
+
+
+def step_changes(run: Trajectory) -> Change:
+    """Latents of each step against those of the next: ``[steps - 1, images]``."""
+    return _change([_codes_compared(a, b, run.n_latents) for a, b in pairwise(run.codes)], run.n_images)
+
+
+def raw_step_changes(run: Trajectory) -> Change:
+    """As :func:`step_changes`, of the block's activations themselves."""
+    rows = run.raw.flatten(1, 2).float()
+    return _change([_compared(a, b) for a, b in pairwise(rows)], run.n_images)
+
+
+def run_distances(first: Trajectory, second: Trajectory) -> Change:
+    """Latents of two runs at each of their steps: ``[steps, images]``.
+
+    Raises :class:`~tide.errors.TideError` unless both ran at the same timesteps over as many images and tokens.
+    """
+    shapes = [(r.n_images, r.n_tokens, r.n_latents, len(r.timesteps)) for r in (first, second)]
+    if shapes[0] != shapes[1] or not torch.equal(first.timesteps, second.timesteps):
+        raise TideError(
+            f"one run has (images, tokens, latents, steps) {shapes[0]} and the other {shapes[1]}; draw both with the "
+            "same SAE, sizes and schedule"
+        )
+    pairs = zip(first.codes, second.codes, strict=True)
+    return _change([_codes_compared(a, b, first.n_latents) for a, b in pairs], first.n_images)
+
+
+def active_shares(run: Trajectory, level: Tensor, n_levels: int) -> Tensor:
+    """Of the active latents of each step the share of every level, ``[steps, n_levels]``.
+
+    ``level [n_latents]`` is each latent's level, 0 to ``n_levels - 1``.
+    """
+    if level.shape != (run.n_latents,) or not 0 <= int(level.min()) <= int(level.max()) < n_levels:
+        raise TideError(
+            f"level is {list(level.shape)} of {int(level.min())}..{int(level.max())}; give each of {run.n_latents} "
+            f"latents one of 0..{n_levels - 1}"
+        )
+    counts = [
+        torch.bincount(level[codes.indices[codes.values > 0].long()], minlength=n_levels).double()
+        for codes in run.codes
+    ]
+    table = torch.stack(counts)
+    return (table / table.sum(1, keepdim=True).clamp(min=1)).float()

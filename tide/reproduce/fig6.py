@@ -1,0 +1,466 @@
+"""Fig. 6 and section 6: every strategy of editing, its trade-off between change and preservation, and raw activations.
+
+Each seed has a TIDE and prompts of its own. On development prompts the step range and the strength of every strategy
+are chosen; on held-out prompts all strengths are measured at that step range: images changed to the target, all other
+attributes kept, still a scene, and the distance of the pixels outside the region that the edit is of. Strategies of one
+group know the same of the target (:mod:`tide.study.methods`), so that within a group only the SAE differs; replacing
+the prompt is the ceiling. Erasing and inverting know no target: they are measured on removing the ornate style, as the
+paper does, and style transfer on taking a style from one image whose places are averaged out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tide.reproduce import charts
+from tide.reproduce.bench import Bench
+from tide.reproduce.models import DATA, FAST_DATA, Models
+from tide.reproduce.runner import Cell, Result, run_cells
+from tide.reproduce.study import Options, write_results
+from tide.reproduce.tables import write_csv
+from tide.scenes.judge import Judge, Verdict, load_judge
+from tide.scenes.scene import ATTRIBUTES, Split, prompts
+from tide.study.concepts import to_uint8
+from tide.study.edit_study import tasks_of
+from tide.study.edits import EditOutcome, EditTask, Method, draw, judge_edits, summarise
+from tide.study.levels import LEVELS, equal_preservation, paired
+from tide.study.methods import Contrasts, Methods, scene_profiles, swap_word, target_prompt
+from tide.study.references import LayoutProbe, reference_scenes
+from tide.study.regions import outside_distance
+
+Steps = tuple[float, float]
+EVERYTHING = "every attribute"
+UNGILDING = "ornate to plain"
+STYLES = "to another style"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """``factors``: its strengths, the second of which decides the step range. ``raw``: without the SAE."""
+
+    label: str
+    factors: tuple[float, ...]
+    knows: str
+    tasks: str = EVERYTHING
+    raw: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "contrast": Strategy("contrast of latents", (1.0, 2.0, 3.0, 4.0), "one image"),
+    "steer contrast": Strategy("contrast, raw", (0.75, 1.25, 1.75, 2.5), "one image", raw=True),
+    "steer bounded": Strategy("contrast, raw and bounded", (1.0, 2.0, 3.0, 4.0), "one image", raw=True),
+    "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), "one image"),
+    "towards": Strategy("global replacement", (0.5, 1.0), "the target's run"),
+    "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), "the target's run"),
+    "steer towards": Strategy("replacement, raw", (0.5, 1.0), "the target's run", raw=True),
+    "swap": Strategy("class means exchanged", (1.0, 2.0), "class means"),
+    "steer": Strategy("class means, raw", (0.5, 1.0), "class means", raw=True),
+    "erase top": Strategy("top K erased", (1, 4, 16, 64), "nothing", UNGILDING),
+    "invert top": Strategy("top K inverted", (1, 4, 16), "nothing", UNGILDING),
+    "transfer": Strategy("style transfer", (1.0, 2.0, 4.0), "one image, no places", STYLES),
+    "steer transfer": Strategy("style transfer, raw", (0.5, 1.0, 2.0), "one image, no places", STYLES, raw=True),
+}
+#: Ours against what is given the same.
+RIVALS = {"contrast": ("steer contrast", "steer bounded"), "towards": ("steer towards",), "swap": ("steer",),
+          "transfer": ("steer transfer",)}  # fmt: skip
+PROMPT = "prompt"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tasks of each seed: of ``dev`` and ``test`` there are as many of every attribute; ``special`` are those of the
+    strategies that serve one edit alone."""
+
+    dev: int
+    test: int
+    special: int
+    step_ranges: tuple[Steps, ...]
+    probe_images: int
+    profile_images: int
+    seeds: int
+
+
+DEFAULT = Sizes(16, 40, 16, ((0.0, 1.0), (0.2, 1.0), (0.0, 0.8)), 384, 192, 3)
+FAST = Sizes(8, 8, 2, ((0.0, 1.0),), 48, 16, 1)
+
+
+def special_tasks(kind: str, split: Split, n: int, seed: int) -> list[EditTask]:
+    """``n`` edits of one kind on prompts of ``split``."""
+    pairs = prompts(split, 40 * n + 40, seed + 50)
+    if kind == UNGILDING:
+        fitting = [(scene, caption, "plain") for scene, caption in pairs if scene.style == "ornate"]
+    else:
+        styles = ATTRIBUTES["style"]
+        fitting = [
+            (scene, caption, styles[(styles.index(scene.style) + 1 + i % 2) % len(styles)])
+            for i, (scene, caption) in enumerate(pairs)
+        ]
+    return [
+        EditTask(scene, caption, seed * 100_003 + 50_000 + i, "style", target)
+        for i, (scene, caption, target) in enumerate(fitting[:n])
+    ]
+
+
+@dataclass
+class Trial:
+    """Tasks of one seed, split and kind, their unedited images read, their references chosen, and the methods."""
+
+    tasks: list[EditTask]
+    images: torch.Tensor
+    verdicts: list[Verdict]
+    regions: torch.Tensor
+    methods: Methods
+
+
+@dataclass
+class Study:
+    """Makes and keeps the trials; cells take turns on one at a time."""
+
+    bench: Bench
+    models: Models
+    sizes: Sizes
+    judge: Judge = field(default_factory=load_judge)
+    _kept: dict[tuple[int, str, str], Trial] = field(default_factory=dict)
+
+    @cached_property
+    def probe(self) -> LayoutProbe:
+        bench = self.bench
+        return LayoutProbe.fit(bench.adapter, bench.block, n_images=self.sizes.probe_images, seed=bench.seed)
+
+    def tasks(self, kind: str, split: Split, seed: int) -> list[EditTask]:
+        if kind != EVERYTHING:
+            return special_tasks(kind, split, max(1, self.sizes.special // (1 if split == "test" else 2)), seed)
+        return tasks_of(split, self.sizes.test if split == "test" else self.sizes.dev, seed)
+
+    def trial(self, kind: str, split: Split, seed: int) -> Trial:
+        key = (seed, split, kind)
+        if key not in self._kept:
+            self._kept.clear()  # recordings are large
+            adapter, model, tasks = self.bench.adapter, self.models.of(seed), self.tasks(kind, split, seed)
+            images, layouts = self.probe.draw(adapter, tasks)
+            references = {task: reference_scenes(task, at, 1) for task, at in zip(tasks, layouts, strict=True)}
+            profiles = scene_profiles(adapter, model, n_images=self.sizes.profile_images, seed=seed)
+            contrasts = Contrasts(adapter, (self.bench.block,), references, seed)
+            methods = Methods(adapter, model, profiles, contrasts)
+            found = Trial(tasks, images, self.judge.read(images), self.judge.regions(images), methods)
+            self._kept[key] = found
+        return self._kept[key]
+
+    def measure(self, name: str, factor: float, steps: Steps, split: Split, seed: int) -> Result:
+        """Outcomes of one strategy at one setting on all its tasks: changed, kept, valid, and the distance of the
+        pixels outside; tasks whose unedited image does not show the source have none."""
+        trial = self.trial(EVERYTHING if name == PROMPT else STRATEGIES[name].tasks, split, seed)
+        method, swapped = None, None
+        if name == PROMPT:
+            swapped = [target_prompt(task) for task in trial.tasks]
+        else:
+            make: Callable[[float, Steps], Method] = getattr(trial.methods, name.replace(" ", "_"))
+            method = make(factor, steps)
+        after = draw(self.bench.adapter, trial.tasks, method, prompts=swapped, batch_size=len(trial.tasks))
+        outcomes = judge_edits(trial.tasks, trial.verdicts, self.judge.read(after))
+        regions, place = self.judge.regions(after), {task: i for i, task in enumerate(trial.tasks)}
+        rows = []
+        for outcome in outcomes:
+            i = place[outcome.task]
+            away = outside_distance(outcome.task, (trial.images[i], after[i]), (trial.regions[i], regions[i]))
+            rows.append(
+                {
+                    "task": i,
+                    "changed": outcome.changed,
+                    "kept": outcome.kept,
+                    "valid": outcome.valid,
+                    "outside": None if math.isnan(away) else round(away, 3),
+                }
+            )
+        return {"outcomes": rows, "tasks": len(trial.tasks)}
+
+    def config(self, seed: int) -> dict[str, Any]:
+        return {
+            "data": self.bench.config(),
+            "training": self.models.config_of(seed).to_dict(),
+            "study": vars(self.sizes),
+        }
+
+    def cell(self, name: str, factor: float, steps: Steps, split: Split, seed: int) -> Cell:
+        return Cell(
+            cell_name(name, factor, steps, split, seed),
+            {**self.config(seed), "strategy": name, "factor": factor, "steps": list(steps), "split": split},
+            partial(self.measure, name, factor, steps, split, seed),
+            partial(self.seconds, name, split),
+        )
+
+    def seconds(self, name: str, split: Split) -> float:
+        kind = EVERYTHING if name == PROMPT else STRATEGIES[name].tasks
+        return 0.6 * len(self.tasks(kind, split, 0))
+
+
+def cell_name(name: str, factor: float, steps: Steps, split: Split, seed: int) -> str:
+    return f"seed {seed} {split} {name} x{factor:g} steps {steps[0]:g}-{steps[1]:g}"
+
+
+def reproduce(options: Options) -> str:
+    """Runs the study into ``options.out`` and returns what was found."""
+    charts.check_matplotlib()
+    sizes = FAST if options.fast else DEFAULT
+    seeds = options.each_seed(sizes.seeds)
+    bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
+    study = Study(bench, Models.of_study(bench, options), sizes)
+    for seed in seeds:
+        options.say(f"Seed {seed}: the model ...")
+        study.models.of(seed)
+    kinds = (EVERYTHING, UNGILDING, STYLES)
+    by_kind = [name for kind in kinds for name, strategy in STRATEGIES.items() if strategy.tasks == kind]
+    swept = [
+        (n, STRATEGIES[n].factors[1], s, "dev", seed) for seed in seeds for n in by_kind for s in sizes.step_ranges
+    ]
+    found = _run(study, swept, options, "step ranges on development prompts")
+    ranges = {
+        (n, seed): best(
+            [(STRATEGIES[n].factors[1], s) for s in sizes.step_ranges], partial(_of, found, n, "dev", seed)
+        )[1]
+        for n in by_kind
+        for seed in seeds
+    }
+    curves = [(n, f, ranges[n, seed], "dev", seed) for seed in seeds for n in by_kind for f in STRATEGIES[n].factors]
+    found |= _run(study, curves, options, "strengths on development prompts")
+    chosen = {
+        (n, seed): best([(f, ranges[n, seed]) for f in STRATEGIES[n].factors], partial(_of, found, n, "dev", seed))
+        for n in by_kind
+        for seed in seeds
+    }
+    measured = [
+        (n, f, s, "test", seed)
+        for seed in seeds
+        for n, f, s in [
+            *((n, f, ranges[n, seed]) for n in by_kind for f in STRATEGIES[n].factors),
+            (PROMPT, 1.0, (0.0, 1.0)),
+        ]
+    ]
+    found |= _run(study, measured, options, "all strengths on held-out prompts")
+    return _report(options, study, found, ranges, chosen, seeds)
+
+
+def _run(
+    study: Study, cells: list[tuple[str, float, Steps, Any, int]], options: Options, what: str
+) -> dict[str, Result]:
+    options.say(f"\n{what[0].upper()}{what[1:]}:")
+    unique = list(dict.fromkeys(cells))
+    return run_cells([study.cell(*each) for each in unique], options.out, options.say)
+
+
+def _of(found: dict[str, Result], name: str, split: Split, seed: int, setting: tuple[float, Steps]) -> Result:
+    return found[cell_name(name, setting[0], setting[1], split, seed)]
+
+
+def best(settings: list[tuple[float, Steps]], of: Callable[[tuple[float, Steps]], Result]) -> tuple[float, Steps]:
+    """The setting that changes the target and keeps all else most often; of equal ones the one that changes more, then
+    the one that keeps more, then the first."""
+
+    def merit(setting: tuple[float, Steps]) -> tuple[float, ...]:
+        rows = of(setting)["outcomes"]
+        return (
+            sum(r["changed"] and r["kept"] for r in rows),
+            sum(r["changed"] for r in rows),
+            sum(r["kept"] for r in rows),
+        )
+
+    return max(settings, key=merit)
+
+
+# -- results ----------------------------------------------------------------------------------------------
+
+
+def point(
+    results: list[Result], tasks: list[list[EditTask]], factor: float
+) -> tuple[dict[str, Any], list[EditOutcome]]:
+    """One strategy at one strength over all seeds: shares with Wilson intervals, and the outcomes they are of."""
+    outcomes = [
+        EditOutcome(own[row["task"]], row["changed"], row["kept"], row["valid"])
+        for result, own in zip(results, tasks, strict=True)
+        for row in result["outcomes"]
+    ]
+    away = [row["outside"] for result in results for row in result["outcomes"] if row["outside"] is not None]
+    return {"factor": factor, **summarise(outcomes), "outside": float(np.mean(away)) if away else None}, outcomes
+
+
+def verdict_of(curves: dict[str, list[dict[str, Any]]], chosen: dict[str, dict[str, Any]]) -> str:
+    """One sentence from the numbers. ``chosen``: each strategy at the strength that development prompts chose."""
+    levels = equal_preservation({name: curves[name] for name in ("contrast", *RIVALS["contrast"])})
+    above = sum(
+        row["contrast"]["success"] > max(row[name]["success"] for name in RIVALS["contrast"]) for row in levels.values()
+    )
+    level_with = sum(
+        row["contrast"]["success"] >= max(row[name]["success"] for name in RIVALS["contrast"])
+        for row in levels.values()
+    )
+    ours, prompt = chosen["contrast"], chosen[PROMPT]
+    raw = max((chosen[name] for name in RIVALS["contrast"]), key=lambda rival: float(rival["both"]))
+    return (
+        f"From one reference image the contrast of latents changes {ours['success']:.0%} of {ours['images']} images "
+        f"and keeps all else in {ours['preserved']:.0%} (both {ours['both']:.0%}), the best of the raw activations "
+        f"{raw['success']:.0%} and {raw['preserved']:.0%} (both {raw['both']:.0%}); it is above them at {above} of "
+        f"{len(LEVELS)} levels of preservation and not below at {level_with}; prompt replacement reaches "
+        f"{prompt['both']:.0%}, {prompt['both'] - ours['both']:.0%} more; pixels outside the edit's region move by "
+        f"{ours['outside']:.1f} of 255 against {prompt['outside']:.1f} by the prompt."
+    )
+
+
+def _report(
+    options: Options,
+    study: Study,
+    found: dict[str, Result],
+    ranges: dict[tuple[str, int], Steps],
+    chosen: dict[tuple[str, int], tuple[float, Steps]],
+    seeds: list[int],
+) -> str:
+    def tasks(name: str) -> list[list[EditTask]]:
+        kind = EVERYTHING if name == PROMPT else STRATEGIES[name].tasks
+        return [study.tasks(kind, "test", seed) for seed in seeds]
+
+    curves: dict[str, list[dict[str, Any]]] = {}
+    at_chosen: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, list[EditOutcome]] = {}
+    for name, strategy in STRATEGIES.items():
+        curves[name] = [
+            point([_of(found, name, "test", seed, (f, ranges[name, seed])) for seed in seeds], tasks(name), f)[0]
+            for f in strategy.factors
+        ]
+        results = [_of(found, name, "test", seed, chosen[name, seed]) for seed in seeds]
+        at_chosen[name], outcomes[name] = point(results, tasks(name), math.nan)
+        at_chosen[name]["factor"] = [chosen[name, seed][0] for seed in seeds]
+    ceiling = [_of(found, PROMPT, "test", seed, (1.0, (0.0, 1.0))) for seed in seeds]
+    at_chosen[PROMPT], outcomes[PROMPT] = point(ceiling, tasks(PROMPT), 1.0)
+    for name, row in at_chosen.items():
+        label = "the prompt replaced" if name == PROMPT else STRATEGIES[name].label
+        away = "" if row["outside"] is None else f", outside {row['outside']:.1f}"
+        options.say(
+            f"  {label:26} changed {row['success']:4.0%}, kept {row['preserved']:4.0%}, both {row['both']:4.0%}, "
+            f"a scene {row['valid']:4.0%}{away} ({row['images']} images)"
+        )
+    verdict = verdict_of(curves, at_chosen)
+    compared = {a: {b: paired(outcomes[a], outcomes[b]) for b in others} for a, others in RIVALS.items()}
+    write_results(
+        options,
+        "fig6",
+        {
+            "seeds": seeds,
+            "data": study.bench.config(),
+            "training": study.models.config.to_dict(),
+            "sizes": vars(study.sizes),
+            "step_ranges": {f"{name} seed {seed}": list(steps) for (name, seed), steps in ranges.items()},
+            "chosen": at_chosen,
+            "by_attribute": {name: _by_attribute(each) for name, each in outcomes.items()},
+            "curves": curves,
+            "equal_preservation": equal_preservation(
+                {n: curves[n] for n in curves if STRATEGIES[n].tasks == EVERYTHING}
+            ),
+            "paired": compared,
+            "verdict": verdict,
+        },
+    )
+    write_csv(options.out / "fig6.csv", _rows(curves, at_chosen[PROMPT]))
+    _draw_curves(options, curves, at_chosen[PROMPT])
+    _draw_gallery(options, study, ranges, chosen, seeds[0])
+    return verdict
+
+
+def _by_attribute(outcomes: list[EditOutcome]) -> dict[str, Any]:
+    found = {a: [o for o in outcomes if o.task.attribute == a] for a in ATTRIBUTES}
+    return {a: summarise(each) for a, each in found.items() if each}
+
+
+def _rows(curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    figures = ("success", "preserved", "both", "valid", "outside", "images")
+    rows = [
+        {"strategy": STRATEGIES[name].label, "knows": STRATEGIES[name].knows, "edits": STRATEGIES[name].tasks,
+         "strength": each["factor"], **{f: each[f] for f in figures}}
+        for name, curve in curves.items()
+        for each in curve
+    ]  # fmt: skip
+    ceiling = {"strategy": "prompt replaced", "knows": "the target's prompt", "edits": EVERYTHING, "strength": 1.0}
+    return [*rows, {**ceiling, **{f: prompt[f] for f in figures}}]
+
+
+def _draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
+    groups = {
+        "one reference image": ("contrast", "steer contrast", "steer bounded", "altered"),
+        "the target's own run, or class means": ("towards", "steer towards", "scale target", "swap", "steer"),
+        "style transfer; nothing known": ("transfer", "steer transfer", "erase top", "invert top"),
+    }
+    figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
+    for column, (title, names) in enumerate(groups.items()):
+        for i, name in enumerate(names):
+            curve, line = curves[name], "--" if STRATEGIES[name].raw else "-"
+            style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": STRATEGIES[name].label}
+            axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
+            known = [p for p in curve if p["outside"] is not None]
+            axes[3 + column].plot([p["outside"] for p in known], [p["success"] for p in known], **style)
+        axes[column].plot(prompt["preserved"], prompt["success"], "k*", markersize=9, label="prompt replaced")
+        axes[column].set(title=title, xlabel="all else kept", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+        axes[column].legend(frameon=False, fontsize="x-small")
+        axes[3 + column].plot(prompt["outside"], prompt["success"], "k*", markersize=9)
+        axes[3 + column].set(xlabel="pixels outside the region moved, of 255", ylim=(-0.02, 1.04))
+    for axis in (axes[0], axes[3]):
+        axis.set_ylabel("changed to the target")
+    charts.save(figure, options.out / "fig6.png")
+
+
+#: The gallery: strategy, attribute, source, target, and what the row is called.
+GALLERY = (
+    ("erase top", "style", "ornate", "plain", "top K erased"),
+    ("contrast", "style", "ornate", "plain", "contrast, ornate to plain"),
+    ("scale target", "age", "new", "old", "target's indices scaled, to old"),
+    ("contrast", "age", "new", "old", "contrast, to old"),
+    ("towards", "orientation", "left", "right", "global replacement, to right"),
+    ("contrast", "class", "house", "cube", "contrast, house to cube"),
+    ("altered", "colour", "red", "blue", "contrast in n tokens, to blue"),
+    ("transfer", "style", "plain", "sketched", "style transfer from one image"),
+)
+
+
+def gallery_task(attribute: str, source: str, target: str, seed: int) -> EditTask:
+    """A held-out prompt of a house where the edit allows, near if it can be, so that details show."""
+    fitting = [(s, c) for s, c in prompts("test", 1500, seed + 60) if s[attribute] == source]
+    scene, caption = max(
+        fitting, key=lambda pair: (pair[0].depth == "near", pair[0].cls == "house", pair[0].age == "new")
+    )
+    return EditTask(scene, caption, seed + 7, attribute, target)
+
+
+def _draw_gallery(
+    options: Options,
+    study: Study,
+    ranges: dict[tuple[str, int], Steps],
+    chosen: dict[tuple[str, int], tuple[float, Steps]],
+    seed: int,
+) -> None:
+    adapter, model = study.bench.adapter, study.models.of(seed)
+    columns = 1 + max(len(STRATEGIES[name].factors) for name, *_ in GALLERY) + 1
+    figure, axes = charts.panels(len(GALLERY), width=1.25 * columns, height=1.75, columns=2)
+    for axis, (name, attribute, source, target, title) in zip(axes, GALLERY, strict=True):
+        task = gallery_task(attribute, source, target, study.bench.seed)
+        before, layouts = study.probe.draw(adapter, [task])
+        contrasts = Contrasts(adapter, (study.bench.block,), {task: reference_scenes(task, layouts[0], 1)}, seed)
+        methods = Methods(adapter, model, contrasts=contrasts)
+        make = getattr(methods, name.replace(" ", "_"))
+        factors = STRATEGIES[name].factors
+        frames = [before[0], *(draw(adapter, [task], make(f, ranges[name, seed]))[0] for f in factors)]
+        frames.append(draw(adapter, [task], prompts=[swap_word(task.caption, source, target)])[0])
+        labels = ["unedited", *(f"x{f:g}" for f in factors), "prompt"]
+        for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+            at = i if label != "prompt" else columns - 1
+            axis.imshow(to_uint8(frame), extent=(at + 0.02, at + 0.98, 0, 0.96), interpolation="nearest")
+            axis.text(at + 0.5, -0.04, label, ha="center", va="top", fontsize="x-small")
+        axis.set(xlim=(0, columns), ylim=(-0.25, 1.0), aspect="equal")
+        axis.set_title(title, fontsize="small", loc="left")
+        axis.set_axis_off()
+    charts.save(figure, options.out / "fig6-gallery.png")
+    strength = {name: chosen[name, seed][0] for name, *_ in GALLERY}
+    options.say(f"Gallery of seed {seed}; development prompts chose the strengths {strength}.")

@@ -1,0 +1,63 @@
+"""The TIDEs that Figs 1, 5 and 6 look into: one a seed, trained once into a folder that the figures share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tide.reproduce.bench import Bench, DataSizes, reordered
+from tide.reproduce.study import Options
+from tide.sae.model import TIDE
+from tide.study.reconstruction import is_trained, train
+from tide.training import TrainConfig
+
+#: The tokens and the steps of the demo's TIDE.
+DATA = DataSizes(train_images=2048, held_out_images=256, token_fraction=0.5)
+STEPS = 2500
+FAST_DATA = DataSizes(train_images=192, held_out_images=64, token_fraction=0.5)
+FAST_STEPS = 80
+
+
+@dataclass(frozen=True)
+class Models:
+    """``<folder>/seed-<i>`` holds the TIDE of seed i as :class:`~tide.training.Trainer` leaves it; an interrupted
+    training goes on from its last checkpoint."""
+
+    bench: Bench
+    config: TrainConfig
+    folder: Path
+
+    @classmethod
+    def of_study(cls, bench: Bench, options: Options) -> Models:
+        steps = options.steps or (FAST_STEPS if options.fast else STEPS)
+        config = TrainConfig(
+            steps=steps,
+            batch_tokens=bench.sizes.batch_tokens,
+            backend=options.backend,
+            checkpoint_every=min(steps, 500),
+        )
+        return cls(bench, config, options.models or options.out / "models")
+
+    def config_of(self, seed: int) -> TrainConfig:
+        return replace(self.config, seed=seed)
+
+    def of(self, seed: int) -> TIDE:
+        """Raises :class:`~tide.errors.TideError` if the folder holds a training by another configuration."""
+        config, folder, bench = self.config_of(seed), self.folder / f"seed-{seed}", self.bench
+        if is_trained(folder, config):
+            return TIDE.from_pretrained(
+                folder,
+                backend=config.backend,
+                family=bench.adapter.family,
+                d_model=bench.adapter.d_model,
+                block=bench.block,
+            )
+        pool = reordered(bench.train, seed)
+        return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
+
+    def seconds(self, seed: int) -> float:
+        """What :meth:`of` will take."""
+        config = self.config_of(seed)
+        if is_trained(self.folder / f"seed-{seed}", config):
+            return 0.0
+        return self.bench.seconds(config, self.bench.train)
