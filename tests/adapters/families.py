@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tide.adapters import Adapter, adapter_for
-from tide.scenes.pipeline import build_pipeline, build_text_encoder, build_tokenizer
+from tide.scenes.pipeline import MAX_CAPTION_TOKENS, build_pipeline, build_text_encoder, build_tokenizer
 
 #: Hidden width of the text encoders other than T5, whose width is 128.
 TEXT = 32
@@ -51,7 +51,7 @@ def _clip(cls: type) -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=TEXT,
-        max_position_embeddings=20,
+        max_position_embeddings=MAX_CAPTION_TOKENS,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=0,

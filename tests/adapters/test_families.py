@@ -14,6 +14,7 @@ from tide.adapters import adapter_for, tap
 from tide.editing import Edit, Erase, Scale, Steer, edit
 from tide.editing.record import record_targets
 from tide.errors import TideError
+from tide.interpretation.trajectory import record_trajectory
 from tide.sae import TIDE
 from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
 
@@ -360,6 +361,19 @@ def test_record_targets(name):
     assert found.raw.shape == (STEPS, 2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
     conditional = [x[call.conditional] for x, call in tapped(name, block, guided=True) if call.conditional.any()]
     torch.testing.assert_close(found.raw, torch.stack(conditional))
+
+
+def test_record_trajectory(name):
+    """Conditional rows alone, and the image that each step predicts: the last one is what the run ends on."""
+    own = adapter(name)
+    block = own.n_blocks - 2
+    found = record_trajectory(own, make_sae(name, block), lambda: draw(name, guided=True))
+    conditional = [x[call.conditional] for x, call in tapped(name, block, guided=True) if call.conditional.any()]
+    torch.testing.assert_close(found.raw, torch.stack(conditional).half())
+    assert found.clean.shape == (STEPS, *found.final.shape)
+    # HunyuanDiT's DDPM ends on timestep 1, where it still adds noise of a standard deviation near 0.01.
+    torch.testing.assert_close(found.clean[-1], found.final, rtol=1e-2, atol=0.06 if name == "hunyuan" else 1e-2)
+    assert "step" not in vars(own.pipe.scheduler)
 
 
 def test_nothing_is_left_behind_when_the_pipeline_raises(name):

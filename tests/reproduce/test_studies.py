@@ -14,7 +14,7 @@ from PIL import Image
 from tide.cli import main
 from tide.commands.reproduce import STUDIES
 from tide.errors import TideError
-from tide.reproduce import ablation, fig4, table1
+from tide.reproduce import ablation, fig1, fig4, fig5, fig6, models, table1
 from tide.reproduce.bench import Bench, DataSizes
 from tide.reproduce.study import Options
 
@@ -24,6 +24,9 @@ TINY = DataSizes(
 )  # fmt: skip
 
 FILES = {
+    "fig1": {"fig1.png", "fig1-levels.png", "fig1.csv", "fig1.json", "atlas.html", "models"},
+    "fig5": {"fig5.png", "fig5-settling.png", "fig5.csv", "fig5.json", "models"},
+    "fig6": {"fig6.png", "fig6-gallery.png", "fig6.csv", "fig6.json", "models"},
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
              "fig4.json"},
@@ -42,12 +45,24 @@ def tiny(monkeypatch, bench):
     sizes = {"n_latents": 64, "k": 8, "curve_points": 2, "curve_rows": 64}
     monkeypatch.setattr(ablation, "FAST", replace(ablation.FAST, **small, **sizes))
 
+    monkeypatch.setattr(fig1, "FAST", fig1.Sizes(images=12, timesteps=2, atlas_images=6, seeds=1))
+    monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
+    monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
+    few = ("contrast", "steer contrast", "steer bounded", "erase top")
+    short = {name: replace(fig6.STRATEGIES[name], factors=fig6.STRATEGIES[name].factors[:1] * 2) for name in few}
+    monkeypatch.setattr(fig6, "STRATEGIES", short)
+    monkeypatch.setattr(fig6, "RIVALS", {"contrast": fig6.RIVALS["contrast"]})
+    monkeypatch.setattr(fig6, "GALLERY", fig6.GALLERY[:2])
+    for module in (fig1, fig5, fig6):
+        monkeypatch.setattr(module, "FAST_DATA", TINY)
+    monkeypatch.setattr(models, "FAST_STEPS", 2)
+
     def shared(sizes: DataSizes, seed: int, say, progress: bool) -> Bench:
         assert (sizes, seed) == (TINY, 0)
         bench.say = say
         return bench
 
-    for module in (table1, fig4, ablation):
+    for module in (table1, fig4, ablation, fig1, fig5, fig6):
         monkeypatch.setattr(module, "Bench", shared)
 
 

@@ -82,13 +82,18 @@ class Sizes:
     test: int
     special: int
     step_ranges: tuple[Steps, ...]
+    #: How many of a strategy's strengths are tried, the first ones.
+    strengths: int
     probe_images: int
     profile_images: int
     seeds: int
 
+    def factors(self, name: str) -> tuple[float, ...]:
+        return STRATEGIES[name].factors[: self.strengths]
 
-DEFAULT = Sizes(16, 40, 16, ((0.0, 1.0), (0.2, 1.0), (0.0, 0.8)), 384, 192, 3)
-FAST = Sizes(8, 8, 2, ((0.0, 1.0),), 48, 16, 1)
+
+DEFAULT = Sizes(16, 40, 16, ((0.0, 1.0), (0.2, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
+FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 
 def special_tasks(kind: str, split: Split, n: int, seed: int) -> list[EditTask]:
@@ -196,6 +201,15 @@ class Study:
             partial(self.seconds, name, split),
         )
 
+    def model_cell(self, seed: int) -> Cell:
+        """The training that the other cells of a seed need, as a cell of its own."""
+
+        def run() -> Result:
+            self.models.of(seed)
+            return {"steps": self.models.config.steps}
+
+        return Cell(f"seed {seed} model", self.config(seed), run, partial(self.models.seconds, seed))
+
     def seconds(self, name: str, split: Split) -> float:
         kind = EVERYTHING if name == PROMPT else STRATEGIES[name].tasks
         return 0.6 * len(self.tasks(kind, split, 0))
@@ -212,9 +226,7 @@ def reproduce(options: Options) -> str:
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
     study = Study(bench, Models.of_study(bench, options), sizes)
-    for seed in seeds:
-        options.say(f"Seed {seed}: the model ...")
-        study.models.of(seed)
+    run_cells([study.model_cell(seed) for seed in seeds], options.out, options.say)
     kinds = (EVERYTHING, UNGILDING, STYLES)
     by_kind = [name for kind in kinds for name, strategy in STRATEGIES.items() if strategy.tasks == kind]
     swept = [
@@ -228,10 +240,10 @@ def reproduce(options: Options) -> str:
         for n in by_kind
         for seed in seeds
     }
-    curves = [(n, f, ranges[n, seed], "dev", seed) for seed in seeds for n in by_kind for f in STRATEGIES[n].factors]
+    curves = [(n, f, ranges[n, seed], "dev", seed) for seed in seeds for n in by_kind for f in sizes.factors(n)]
     found |= _run(study, curves, options, "strengths on development prompts")
     chosen = {
-        (n, seed): best([(f, ranges[n, seed]) for f in STRATEGIES[n].factors], partial(_of, found, n, "dev", seed))
+        (n, seed): best([(f, ranges[n, seed]) for f in sizes.factors(n)], partial(_of, found, n, "dev", seed))
         for n in by_kind
         for seed in seeds
     }
@@ -239,7 +251,7 @@ def reproduce(options: Options) -> str:
         (n, f, s, "test", seed)
         for seed in seeds
         for n, f, s in [
-            *((n, f, ranges[n, seed]) for n in by_kind for f in STRATEGIES[n].factors),
+            *((n, f, ranges[n, seed]) for n in by_kind for f in sizes.factors(n)),
             (PROMPT, 1.0, (0.0, 1.0)),
         ]
     ]
@@ -327,10 +339,10 @@ def _report(
     curves: dict[str, list[dict[str, Any]]] = {}
     at_chosen: dict[str, dict[str, Any]] = {}
     outcomes: dict[str, list[EditOutcome]] = {}
-    for name, strategy in STRATEGIES.items():
+    for name in STRATEGIES:
         curves[name] = [
             point([_of(found, name, "test", seed, (f, ranges[name, seed])) for seed in seeds], tasks(name), f)[0]
-            for f in strategy.factors
+            for f in study.sizes.factors(name)
         ]
         results = [_of(found, name, "test", seed, chosen[name, seed]) for seed in seeds]
         at_chosen[name], outcomes[name] = point(results, tasks(name), math.nan)
@@ -396,7 +408,7 @@ def _draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prom
     }
     figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
     for column, (title, names) in enumerate(groups.items()):
-        for i, name in enumerate(names):
+        for i, name in enumerate(name for name in names if name in curves):
             curve, line = curves[name], "--" if STRATEGIES[name].raw else "-"
             style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": STRATEGIES[name].label}
             axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
@@ -442,7 +454,7 @@ def _draw_gallery(
     seed: int,
 ) -> None:
     adapter, model = study.bench.adapter, study.models.of(seed)
-    columns = 1 + max(len(STRATEGIES[name].factors) for name, *_ in GALLERY) + 1
+    columns = 1 + max(len(study.sizes.factors(name)) for name, *_ in GALLERY) + 1
     figure, axes = charts.panels(len(GALLERY), width=1.25 * columns, height=1.75, columns=2)
     for axis, (name, attribute, source, target, title) in zip(axes, GALLERY, strict=True):
         task = gallery_task(attribute, source, target, study.bench.seed)
@@ -450,7 +462,7 @@ def _draw_gallery(
         contrasts = Contrasts(adapter, (study.bench.block,), {task: reference_scenes(task, layouts[0], 1)}, seed)
         methods = Methods(adapter, model, contrasts=contrasts)
         make = getattr(methods, name.replace(" ", "_"))
-        factors = STRATEGIES[name].factors
+        factors = study.sizes.factors(name)
         frames = [before[0], *(draw(adapter, [task], make(f, ranges[name, seed]))[0] for f in factors)]
         frames.append(draw(adapter, [task], prompts=[swap_word(task.caption, source, target)])[0])
         labels = ["unedited", *(f"x{f:g}" for f in factors), "prompt"]
