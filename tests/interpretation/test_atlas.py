@@ -226,6 +226,14 @@ def test_a_label_is_the_concept_that_fits_best_if_it_fits_well():
     assert found[1] is found[3] is None
     assert label_latents(latents, masks, levels, least=0.0)[3].auroc == 0.5
     assert label_latents(latents, {"snow": nothing}, levels) == (None,) * 4
+    assert label_latents(latents, {"snow": ~nothing}, levels) == (None,) * 4
+
+
+@pytest.mark.parametrize("n", [49, 50])
+def test_a_concept_on_a_few_tokens_names_nothing(n):
+    mask = torch.arange(400) < n
+    found = label_latents(mask[:, None].float(), {"trunk": mask}, {"trunk": "part"})
+    assert found == ((Label("trunk", "part", 1.0),) if n == 50 else (None,))
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from tide.sae.model import TIDE
 MAP_SIDE = 16
 #: A latent gets a concept's name from this AUROC on.
 LEAST_AUROC = 0.8
+#: Tokens that a concept needs to name latents. An unrelated score's AUROC of P tokens varies by 1 / sqrt(12 P): of 10
+#: tokens, the luckiest of thousands of latents reaches 0.8 by chance.
+LEAST_TOKENS = 50
 
 TENSORS = "atlas.safetensors"
 FACTS = "atlas.json"
@@ -283,10 +286,10 @@ def label_latents(
 ) -> tuple[Label | None, ...]:
     """For each latent the concept whose mask it fits best, where its AUROC is at least ``least``.
 
-    ``latents [rows, n_latents]``, ``masks[concept] [rows]`` bool. Choice and AUROC are of the same rows, so the AUROC
-    is optimistic; concepts that all rows show, or none, label nothing.
+    ``latents [rows, n_latents]``, ``masks[concept] [rows]`` bool, a row a token. Choice and AUROC are of the same rows,
+    so the AUROC is optimistic. Concepts on fewer than :data:`LEAST_TOKENS` rows, or on all of them, label nothing.
     """
-    concepts = [concept for concept, mask in masks.items() if mask.any() and not mask.all()]
+    concepts = [concept for concept, mask in masks.items() if LEAST_TOKENS <= int(mask.sum()) < len(mask)]
     if not concepts:
         return (None,) * latents.shape[1]
     table = auroc(latents, torch.stack([masks[concept] for concept in concepts], dim=1))

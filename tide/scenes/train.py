@@ -12,6 +12,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def train_transformer(
         transformer.load_state_dict(earlier.float().state_dict())
     model = nn.ModuleDict({"text_encoder": text_encoder, "transformer": transformer}).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     state = _State(work / "transformer-state.safetensors")
     first, tensors = state.load()
     if tensors:
@@ -216,7 +217,8 @@ def train_transformer(
         noise = torch.randn(x0.shape, generator=noise_source)
         a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         # bf16 flash attention is slow in backward on a CPU; the plain products are not.
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16), sdpa_kernel(SDPBackend.MATH):
+        attention = sdpa_kernel(SDPBackend.MATH) if BF16 else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16), attention:
             text = model["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
             out_8 = model["transformer"](
                 a * x0 + s * noise,
