@@ -23,7 +23,7 @@ from tide.study.report import EditStrip, HeatMaps, best_frame, hero, verdict_lis
 
 ANCHORS = ("rebuild", "time", "loss", "where", "concepts", "edits", "trade-off", "training", "made")
 VOID = {"meta", "img", "br", "path", "polyline", "circle", "line", "rect", "i"}
-RED_HOUSE = Scene("house", "red", "near", "with", "grass", 3)
+RED_HOUSE = Scene("house", "red", "near", "with", "grass", seed=3)
 
 
 def picture(scene: Scene) -> np.ndarray:

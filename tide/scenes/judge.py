@@ -46,7 +46,7 @@ class Verdict:
 class Judge(nn.Module):
     """Four strided convolutions and a linear layer; images ``[B, 3, 64, 64]`` in [-1, 1] to logits per attribute.
 
-    A branch that goes back up through the convolutions' outputs gives the logits of every pixel's region.
+    A branch that goes back up and adds the convolutions' outputs gives the logits of every pixel's region.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -56,18 +56,17 @@ class Judge(nn.Module):
         self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(channels))
         self.embedding = nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * 16, 4 * width), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(4 * width, len(values)) for name, values in HEADS.items()})
-        self.up = nn.ModuleList(
-            _convolution(a + b, b) for a, b in ((4 * width, 3 * width), (3 * width, 2 * width), (2 * width, width))
-        )
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[1:])
+        self.smooth = nn.ModuleList(_convolution(width, width) for _ in channels[2:])
         self.region = nn.Conv2d(width, len(REGIONS), 1)
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits ``[B, values]`` of every head, and of the regions ``[B, 4, 64, 64]``."""
         levels = self._levels(images)
         features = self.embedding(levels[-1])
-        x = levels[-1]
-        for up, level in zip(self.up, reversed(levels[:-1]), strict=True):
-            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), level], dim=1))
+        x = self.lateral[-1](levels[-1])
+        for i in range(len(levels) - 2, -1, -1):
+            x = self.smooth[i](F.interpolate(x, scale_factor=2.0) + self.lateral[i](levels[i]))
         regions = F.interpolate(self.region(x), scale_factor=2.0, mode="bilinear", align_corners=False)
         return {name: head(features) for name, head in self.heads.items()}, regions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import json
 import time
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ VAE_STEPS = 2400
 VAE_SCENES = 16_000
 TRANSFORMER_STEPS = 9_000
 TRANSFORMER_SCENES = 16_000
-JUDGE_STEPS = 3_000
-JUDGE_SCENES = 12_000
+JUDGE_STEPS = 2_000
+JUDGE_SCENES = 9_000
 #: bf16 products are emulated, and slow, on CPUs without instructions for them.
 BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 DECAY_FROM = 0.7  # share of the steps after which the learning rate falls linearly to zero
@@ -355,12 +356,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="override the images of a step")
     parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier pipeline's folder to go on from")
     args = parser.parse_args()
-    extra = {name: value for name in ("steps", "batch") if (value := getattr(args, name)) is not None}
+    given = {name: value for name in ("steps", "batch") if (value := getattr(args, name)) is not None}
     for stage in _stages(args.stage):
         start = {} if stage == "judge" else {"start": args.start}
-        STAGES[stage](args.work, args.out, args.seed, **extra, **start)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "training.json").write_text(json.dumps({"seed": args.seed, "torch": torch.__version__}, indent=2))
+        STAGES[stage](args.work, args.out, args.seed, **given, **start)
+        _record(args.out / "training.json", stage, args, given)
+
+
+def _record(path: Path, stage: str, args: argparse.Namespace, given: dict[str, int]) -> None:
+    """Adds to ``path`` what the stage was trained with."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    defaults = {name: p.default for name, p in inspect.signature(STAGES[stage]).parameters.items()}
+    kept[stage] = {
+        "seed": args.seed,
+        **{name: given.get(name, defaults[name]) for name in ("steps", "batch")},
+        "from_earlier_weights": stage != "judge" and args.start is not None,
+        "torch": torch.__version__,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":
