@@ -1,5 +1,7 @@
 """Interpretation: concepts, where they are, and how they move along the trajectory."""
 
+from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
+from tide.interpretation.change_point import change_point
 from tide.interpretation.concepts import (
     Annotated,
     Found,
@@ -9,16 +11,28 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
+from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes
 
 __all__ = [
     "Annotated",
+    "Atlas",
     "ConceptProfiles",
     "Found",
+    "Label",
+    "Monosemanticity",
+    "Trajectory",
+    "build_atlas",
+    "change_point",
     "concept_profiles",
     "concept_scores",
     "dense_latents",
     "find_concepts",
+    "label_latents",
     "mean_latents",
     "pooled_latents",
+    "record_trajectory",
+    "run_distances",
+    "step_changes",
 ]

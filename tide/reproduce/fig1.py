@@ -10,7 +10,6 @@ latent and neuron over held-out images, by the embeddings of the judge. The atla
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from tide.interpretation.monosemanticity import Monosemanticity
 from tide.reproduce import charts
 from tide.reproduce.bench import Bench
 from tide.reproduce.models import DATA, FAST_DATA, Models
-from tide.reproduce.runner import Cell, Result, run_cells
+from tide.reproduce.runner import Result
 from tide.reproduce.study import Options, write_results
 from tide.reproduce.tables import mean, spread, with_spread, write_csv
 from tide.sae.model import TIDE
@@ -198,17 +197,8 @@ def reproduce(options: Options) -> str:
     bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
     models = Models.of_study(bench, options)
     study = Study(bench, models, sizes)
-    cells = [
-        Cell(
-            f"seed {seed}",
-            {"data": bench.config(), "training": models.config_of(seed).to_dict(), "study": vars(sizes)},
-            partial(study.measure, seed),
-            partial(study.seconds, seed),
-        )
-        for seed in seeds
-    ]
-    results = run_cells(cells, options.out, options.say)
-    return _report(options, study, [results[f"seed {seed}"] for seed in seeds], seeds)
+    results = models.measure(seeds, study.measure, study.seconds, vars(sizes), options)
+    return _report(options, study, results, seeds)
 
 
 # -- results ----------------------------------------------------------------------------------------------

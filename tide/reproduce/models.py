@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tide.reproduce.bench import Bench, DataSizes, reordered
+from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options
 from tide.sae.model import TIDE
 from tide.study.reconstruction import is_trained, train
@@ -54,6 +58,28 @@ class Models:
             )
         pool = reordered(bench.train, seed)
         return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
+
+    def measure(
+        self,
+        seeds: Sequence[int],
+        measure: Callable[[int], Result],
+        seconds: Callable[[int], float],
+        sizes: dict[str, Any],
+        options: Options,
+    ) -> list[Result]:
+        """What ``measure`` finds for each seed, a cell each in ``options.out``; ``sizes`` is what it depends on besides
+        the model."""
+        cells = [
+            Cell(
+                f"seed {seed}",
+                {"data": self.bench.config(), "training": self.config_of(seed).to_dict(), "study": sizes},
+                partial(measure, seed),
+                partial(seconds, seed),
+            )
+            for seed in seeds
+        ]
+        found = run_cells(cells, options.out, options.say)
+        return [found[cell.name] for cell in cells]
 
     def seconds(self, seed: int) -> float:
         """What :meth:`of` will take."""

@@ -92,14 +92,14 @@ def _runs(flags: np.ndarray) -> Iterable[tuple[int, int]]:
 
 
 #: Colours of the heat, from just firing to the strongest: perceptually ordered, dark to light.
-_HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
+HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
     """``heat [H, W]`` in colour over the greyed ``image``; ``top`` is the heat drawn brightest, 0 shows the grey."""
     share = np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape)
-    position = share * (len(_HEAT) - 1)
-    colour = np.stack([np.interp(position, np.arange(len(_HEAT)), channel) for channel in _HEAT.T], axis=-1)
+    position = share * (len(HEAT) - 1)
+    colour = np.stack([np.interp(position, np.arange(len(HEAT)), channel) for channel in HEAT.T], axis=-1)
     grey = (image @ np.array([0.299, 0.587, 0.114]) / 255 * 0.62 + 0.10)[..., None]
     # Weak firing must show, so opacity rises faster than the heat does.
     alpha = (0.94 * share**0.6)[..., None]
@@ -108,7 +108,7 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
 
 def heat_key() -> str:
     """The colours of :func:`heat_overlay` as a CSS gradient."""
-    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * _HEAT) + ")"
+    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"
 
 
 @dataclass(frozen=True)
