@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,8 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name):
     times = [path.stat().st_mtime_ns for path in cells]
     cells[0].unlink()
     again, said = study(name, tmp_path)
-    assert said[0].startswith(f"1 of {len(cells)} cells to compute ({len(cells) - 1} are finished)")
+    computed = [re.match(r"(\d+) of \d+ cells to compute", line) for line in said]
+    assert [int(found[1]) for found in computed if found] == [1]
     assert [path.stat().st_mtime_ns for path in cells[1:]] == times[1:]
     # The same cell anew gives the same numbers, and so the same sentence.
     assert again == verdict

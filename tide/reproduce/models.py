@@ -38,7 +38,7 @@ class Models:
             steps=steps,
             batch_tokens=bench.sizes.batch_tokens,
             backend=options.backend,
-            checkpoint_every=min(steps, 500),
+            checkpoint_every=500,
         )
         return cls(bench, config, options.models or options.out / "models")
 
