@@ -135,14 +135,12 @@ class Study:
             "shares": active_shares(source, level, len(LEVELS)).tolist(),
         }
 
-    def example(self, seed: int, task: EditTask) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images predicted at each step ``[2, steps, 3, 64, 64]`` of the task's source and target, and the two
-        final ones."""
+    def example(self, seed: int, task: EditTask) -> torch.Tensor:
+        """The images predicted at each step, ``[2, steps, 3, 64, 64]``, of the task's source and target."""
         adapter = self.bench.adapter
         prompts, model = [task.caption, target_prompt(task)], self.models.of(seed)
         run = record_trajectory(adapter, model, partial(generate_latents, adapter, prompts, [task.seed] * 2))
-        predicted = torch.stack([adapter.decode_latents(step) for step in run.clean], dim=1)
-        return predicted, adapter.decode_latents(run.final)
+        return torch.stack([adapter.decode_latents(step) for step in run.clean], dim=1)
 
 
 def reproduce(options: Options) -> str:
@@ -267,7 +265,7 @@ def _rows(results: list[Result], seeds: list[int]) -> list[dict[str, Any]]:
 def _draw(
     options: Options, study: Study, task: EditTask, seed: int, results: list[Result], breaks: list[Break]
 ) -> None:
-    predicted, _ = study.example(seed, task)
+    predicted = study.example(seed, task)
     pictures = ((predicted.permute(0, 1, 3, 4, 2) + 1) / 2).clamp(0, 1).numpy()
     steps = pictures.shape[1]
     figure, strip, axes = charts.strip_over_panels(2, steps, 4)
