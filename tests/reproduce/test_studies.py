@@ -50,7 +50,7 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
     monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
     few = ("contrast", "steer contrast", "steer bounded", "erase top")
-    short = {name: replace(fig6.STRATEGIES[name], factors=fig6.STRATEGIES[name].factors[:1] * 2) for name in few}
+    short = {name: replace(fig6.STRATEGIES[name], factors=(fig6.STRATEGIES[name].middle,)) for name in few}
     monkeypatch.setattr(fig6, "STRATEGIES", short)
     monkeypatch.setattr(fig6, "RIVALS", {"contrast": fig6.RIVALS["contrast"]})
     monkeypatch.setattr(fig6, "GALLERY", fig6.GALLERY[:2])

@@ -3,7 +3,7 @@
 from tide.adapters.base import Adapter, Block, Chunk, adapter_for, register
 from tide.adapters.dit import DiTAdapter
 from tide.adapters.flux import FluxAdapter
-from tide.adapters.hooks import Call, Tap, run_until, tap
+from tide.adapters.hooks import Call, Tap, of_prompt, run_until, tap
 from tide.adapters.hunyuan import HunyuanDiTAdapter
 from tide.adapters.lumina2 import Lumina2Adapter
 from tide.adapters.lumina_next import LuminaNextAdapter
@@ -26,6 +26,7 @@ __all__ = [
     "SanaAdapter",
     "Tap",
     "adapter_for",
+    "of_prompt",
     "register",
     "run_until",
     "tap",

@@ -31,11 +31,28 @@ class Call:
     def batch_size(self) -> int:
         return len(self.timestep)
 
+    def take(self, rows: Tensor) -> Call:
+        """The call's ``rows``, bool ``[B]``."""
+        there = rows.to(self.timestep.device)
+        conditioning = None if self.conditioning is None else self.conditioning[there]
+        return Call(self.timestep[there], conditioning, self.conditional[rows.to(self.conditional.device)])
+
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
 Tap = Callable[[Tensor, Call], Tensor | None]
 #: Block -> its function (keys of a Mapping are invariant, hence both).
 Taps = Mapping[int, Tap] | Mapping[Block, Tap]
+
+
+def of_prompt(keep: Callable[[Tensor, Call], None]) -> Tap:
+    """A tap's function that shows ``keep`` the rows that belong to the prompt, and nothing of a call for the negative
+    prompt alone."""
+
+    def show(x: Tensor, call: Call) -> None:
+        if call.conditional.any():
+            keep(x[call.conditional.to(x.device)], call.take(call.conditional))
+
+    return show
 
 
 class _Stopped(Exception):

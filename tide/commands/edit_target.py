@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tide.activations.data import to_tensor
-from tide.adapters import Adapter, tap
+from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.commands import common
 from tide.editing import Contrast, Edit, Keep, Replace, ScaleTarget, Target
 from tide.editing.masks import token_mask
@@ -94,24 +94,20 @@ def _record(
     timesteps: list[float] = []
     values: list[torch.Tensor] = []
 
-    def record(x: torch.Tensor, call: Any) -> None:
-        if not call.conditional.any():
-            return  # a call for the negative prompt alone
-        row = int(call.conditional.nonzero()[0])
-        conditioning = None if call.conditioning is None else call.conditioning[row : row + 1]
+    def record(x: torch.Tensor, call: Call) -> None:
         with inference(model):
             z = torch.cat(
                 [
-                    model.encode(part.float(), call.timestep[row : row + 1], conditioning).dense(model.n_latents)
-                    for part in x[row].split(512)
+                    model.encode(part.float(), call.timestep, call.conditioning).dense(model.n_latents)
+                    for part in x[0].split(512)
                 ]
             )
-        timesteps.append(float(call.timestep[row]))
+        timesteps.append(float(call.timestep[0]))
         values.append((z.mean(0) if args.towards_pooled else z).cpu())
 
     block = model.config.block
     assert block is not None
-    with tap(adapter, {block: record}, model.config.tensor):
+    with tap(adapter, {block: of_prompt(record)}, model.config.tensor):
         if args.towards_image:
             _noised(adapter, args, size, steps, prompt)
         else:

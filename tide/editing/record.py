@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.adapters import Adapter, Block, Call, run_until, tap
+from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
@@ -42,17 +42,13 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
     raw: list[Tensor] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        rows = call.conditional.to(x.device)
-        if not rows.any():
-            return  # a call for the negative prompt alone
-        conditioning = None if call.conditioning is None else call.conditioning[rows]
         with inference(model):
-            codes = model.encode(x[rows].float(), call.timestep[rows], conditioning)
+            codes = model.encode(x.float(), call.timestep, call.conditioning)
         timesteps.append(float(call.timestep[0]))
-        latents.append(codes.dense(model.n_latents).view(int(rows.sum()), x.shape[1], -1).half().cpu())
-        raw.append(x[rows].float().cpu())
+        latents.append(codes.dense(model.n_latents).view(*x.shape[:2], -1).half().cpu())
+        raw.append(x.float().cpu())
 
-    with tap(adapter, {block: keep}, model.config.tensor):
+    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor):
         run()
     if not timesteps:
         raise TideError("the pipeline made no step while the target was recorded; let it draw at least one")

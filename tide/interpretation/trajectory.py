@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide.adapters import Adapter, Call, tap
+from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes, inference
 
@@ -89,15 +89,11 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
     steps: list[tuple[Tensor, Tensor, float]] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        rows = call.conditional.to(x.device)
-        if not rows.any():
-            return  # a call for the negative prompt alone
-        conditioning = None if call.conditioning is None else call.conditioning[rows]
         with inference(model):
-            values, indices = model.encode(x[rows].float(), call.timestep[rows], conditioning)
-        timesteps.append(float(call.timestep[rows][0]))
+            values, indices = model.encode(x.float(), call.timestep, call.conditioning)
+        timesteps.append(float(call.timestep[0]))
         codes.append(Codes(values.half().cpu(), indices.cpu()))
-        raw.append(x[rows].half().cpu())
+        raw.append(x.half().cpu())
 
     def predicted(prediction: Tensor, timestep: Any, sample: Tensor) -> None:
         n_images = len(raw[-1])
@@ -106,7 +102,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
             prediction, sample = prediction[rows], sample[rows]
         steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
 
-    with tap(adapter, {block: keep}, model.config.tensor), _scheduler_steps(adapter, predicted):
+    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor), _scheduler_steps(adapter, predicted):
         final = run().float().cpu()
     if len(timesteps) < 2 or len(timesteps) != len(steps):
         raise TideError(

@@ -160,7 +160,7 @@ class Bench:
         key += repr((config.expansion, config.density, config.loss.auxk))
         if key not in self._step_seconds:
             model = build_model(self.adapter, self.block, config)
-            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
             ticks: list[float] = []
             for batch in islice(pool.from_step(0), 1 + TIMED_STEPS):
                 if not ticks:

@@ -45,7 +45,7 @@ class Sizes:
 
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=128, token_fraction=0.5),
-    n=(384, 768, 1536, 3072),
+    n=(384, 768, 1536),
     k=(16, 32, 64, 128),
     n_compared=768,
     k_compared=(16, 32, 64),
@@ -53,7 +53,7 @@ DEFAULT = Sizes(
     gated=(0.5, 1.0, 2.0, 4.0),
     matched=(20, 32, 50),
     seeds=3,
-    steps=1500,
+    steps=1000,
 )
 FAST = Sizes(
     data=DataSizes(

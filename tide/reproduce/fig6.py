@@ -43,29 +43,30 @@ STYLES = "to another style"
 
 @dataclass(frozen=True)
 class Strategy:
-    """``factors``: its strengths, the second of which decides the step range. ``raw``: without the SAE."""
+    """``factors``: its strengths; ``middle``: the one at which step ranges are compared. ``raw``: without the SAE."""
 
     label: str
     factors: tuple[float, ...]
+    middle: float
     knows: str
     tasks: str = EVERYTHING
     raw: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "contrast": Strategy("contrast of latents", (1.0, 2.0, 3.0, 4.0), "one image"),
-    "steer contrast": Strategy("contrast, raw", (0.75, 1.25, 1.75, 2.5), "one image", raw=True),
-    "steer bounded": Strategy("contrast, raw and bounded", (1.0, 2.0, 3.0, 4.0), "one image", raw=True),
-    "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), "one image"),
-    "towards": Strategy("global replacement", (0.5, 1.0), "the target's run"),
-    "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), "the target's run"),
-    "steer towards": Strategy("replacement, raw", (0.5, 1.0), "the target's run", raw=True),
-    "swap": Strategy("class means exchanged", (1.0, 2.0), "class means"),
-    "steer": Strategy("class means, raw", (0.5, 1.0), "class means", raw=True),
-    "erase top": Strategy("top K erased", (1, 4, 16, 64), "nothing", UNGILDING),
-    "invert top": Strategy("top K inverted", (1, 4, 16), "nothing", UNGILDING),
-    "transfer": Strategy("style transfer", (1.0, 2.0, 4.0), "one image, no places", STYLES),
-    "steer transfer": Strategy("style transfer, raw", (0.5, 1.0, 2.0), "one image, no places", STYLES, raw=True),
+    "contrast": Strategy("contrast of latents", (1.0, 2.0, 3.0, 4.0), 2.0, "one image"),
+    "steer contrast": Strategy("contrast, raw", (0.75, 1.25, 1.75, 2.5), 1.25, "one image", raw=True),
+    "steer bounded": Strategy("contrast, raw and bounded", (1.0, 2.0, 3.0, 4.0), 2.0, "one image", raw=True),
+    "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), 16, "one image"),
+    "towards": Strategy("global replacement", (0.5, 1.0), 1.0, "the target's run"),
+    "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), 3.0, "the target's run"),
+    "steer towards": Strategy("replacement, raw", (0.5, 1.0), 1.0, "the target's run", raw=True),
+    "swap": Strategy("class means exchanged", (1.0, 2.0), 2.0, "class means"),
+    "steer": Strategy("class means, raw", (0.5, 1.0), 1.0, "class means", raw=True),
+    "erase top": Strategy("top K erased", (1, 4, 16, 64), 4, "nothing", UNGILDING),
+    "invert top": Strategy("top K inverted", (1, 4, 16), 4, "nothing", UNGILDING),
+    "transfer": Strategy("style transfer", (1.0, 2.0, 4.0), 2.0, "one image, no places", STYLES),
+    "steer transfer": Strategy("style transfer, raw", (0.5, 1.0, 2.0), 1.0, "one image, no places", STYLES, raw=True),
 }
 #: Ours against what is given the same.
 RIVALS = {"contrast": ("steer contrast", "steer bounded"), "towards": ("steer towards",), "swap": ("steer",),
@@ -92,7 +93,7 @@ class Sizes:
         return STRATEGIES[name].factors[: self.strengths]
 
 
-DEFAULT = Sizes(16, 40, 16, ((0.0, 1.0), (0.2, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
+DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
 FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 
@@ -229,14 +230,10 @@ def reproduce(options: Options) -> str:
     run_cells([study.model_cell(seed) for seed in seeds], options.out, options.say)
     kinds = (EVERYTHING, UNGILDING, STYLES)
     by_kind = [name for kind in kinds for name, strategy in STRATEGIES.items() if strategy.tasks == kind]
-    swept = [
-        (n, STRATEGIES[n].factors[1], s, "dev", seed) for seed in seeds for n in by_kind for s in sizes.step_ranges
-    ]
+    swept = [(n, STRATEGIES[n].middle, s, "dev", seed) for seed in seeds for n in by_kind for s in sizes.step_ranges]
     found = _run(study, swept, options, "step ranges on development prompts")
     ranges = {
-        (n, seed): best(
-            [(STRATEGIES[n].factors[1], s) for s in sizes.step_ranges], partial(_of, found, n, "dev", seed)
-        )[1]
+        (n, seed): best([(STRATEGIES[n].middle, s) for s in sizes.step_ranges], partial(_of, found, n, "dev", seed))[1]
         for n in by_kind
         for seed in seeds
     }

@@ -83,6 +83,7 @@ class Trainer:
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            fused=True,
         )
 
     def fit(self, batches: Batches, *, resume: bool = False) -> TIDE:
