@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast test test-slow lint bench aot gpu-check sanitize cuda-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check sanitize cuda-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,15 @@ demo: setup
 
 demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
+
+# The paper's tables and figures: hours. Stopped, it goes on where it was; what it finds is kept in benchmarks/results.
+STUDIES ?= fig1 table1 fig4 fig5 fig6 ablation
+reproduce: setup
+	set -e; for study in $(STUDIES); do \
+	  OMP_NUM_THREADS=$(THREADS) $(BIN)/tide reproduce $$study --threads $(THREADS); \
+	  mkdir -p benchmarks/results/$$study; \
+	  cp runs/reproduce/$$study/*.json runs/reproduce/$$study/*.csv runs/reproduce/$$study/*.png benchmarks/results/$$study/; \
+	done
 
 test: setup
 	$(BIN)/python -m pytest

@@ -55,6 +55,14 @@ def log_scale(axes: Any, *which: str) -> None:
         axis.set_tick_params(labelsize="small")
 
 
+def whole_numbers(*axes: Any) -> None:
+    """Ticks of the x axis at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    for each in axes:
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def legend_beside(figure: Any, axes: Any) -> None:
     """One legend for all panels, right of them, from the first panel's series."""
     handles, labels = axes.get_legend_handles_labels()
