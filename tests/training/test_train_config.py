@@ -90,6 +90,7 @@ def test_bad_mappings(raw, message):
         (lambda: TrainConfig(density=1.1), r"density = 1.1 must lie in \(0, 1\]"),
         (lambda: TrainConfig(lr=0.0), "lr = 0.0 must be positive"),
         (lambda: TrainConfig(lr=float("nan")), "lr = nan must be positive"),
+        (lambda: TrainConfig(modulation_lr=0.0), "modulation_lr = 0.0 must be positive"),
         (lambda: TrainConfig(clip=-1.0), "clip = -1.0 must be positive"),
         (lambda: TrainConfig(warmup=1.5), "warmup = 1.5 must be between 0 and 1"),
         (lambda: TrainConfig(weight_decay=-1.0), "weight_decay = -1.0 must be at least 0"),
@@ -146,3 +147,9 @@ def test_sizes(options, expected):
 def test_k_outside_of_n(k):
     with pytest.raises(TideError, match=f"k = {k} must lie between 1 and n_latents = 10; lower k or raise n_latents"):
         TrainConfig(n_latents=10, k=k).sizes(192)
+
+
+def test_the_default_rate_falls_with_the_width_as_the_entries_of_a_unit_row_do():
+    assert TrainConfig().learning_rate(192) == pytest.approx(8e-3, rel=0.01)
+    assert TrainConfig().learning_rate(4 * 192) == pytest.approx(TrainConfig().learning_rate(192) / 2)
+    assert TrainConfig(lr=1e-3).learning_rate(192) == 1e-3

@@ -142,6 +142,16 @@ def test_k_and_learning_rate_follow_their_schedules(tmp_path):
     assert rates[-1] == pytest.approx(5e-4)
 
 
+def test_the_modulation_learns_at_its_share_of_the_rate(tmp_path):
+    """Adam's first step is as long as the rate wherever there is a gradient."""
+    job = trainer(tmp_path, steps=1, log_every=1, lr=1e-3, modulation_lr=0.25, warmup=0.0, weight_decay=0.0)
+    before = state(job.model)
+    job.fit(stream())
+    moved = {name: float((value - before[name]).abs().max()) for name, value in state(job.model).items()}
+    assert moved["W_dec"] == pytest.approx(1e-3, rel=0.01)
+    assert moved["modulation.linear.weight"] == pytest.approx(0.25e-3, rel=0.01)
+
+
 def test_the_regularisation_is_part_of_the_loss(tmp_path):
     """Eq. 17. The first step's figures are those before any update, so that the terms can be added up."""
     loss = LossConfig(mse=2.0, cosine=0.5, temporal=1e-2, sparsity=0.3, reg=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -10,6 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from tide.errors import TideError
+
+#: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 8e-3 at d = 192.
+LR_SHARE = 0.11
 
 
 @dataclass
@@ -71,6 +75,9 @@ class TrainConfig:
     not. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK (:mod:`tide.sae.activation`),
     whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's); both train more slowly.
     ``batch_tokens`` is the number of rows of a step.
+
+    ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, which starts trained, learns at ``modulation_lr`` times
+    that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence more than half of them.
     """
 
     modulation: bool = True
@@ -87,8 +94,9 @@ class TrainConfig:
     k: int | None = None
     steps: int = 1000
     batch_tokens: int = 1024
-    lr: float = 2e-3
-    warmup: float = 0.02
+    lr: float | None = None
+    modulation_lr: float = 0.1
+    warmup: float = 0.2
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-4
@@ -108,9 +116,10 @@ class TrainConfig:
         _check_range(self, ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"), 1)
         _check_range(self, ("warmup", "final_lr"), 0, 1)
         _check_range(self, ("weight_decay",), 0)
-        for name in ("lr", "clip", "bandwidth"):
-            if not getattr(self, name) > 0:
-                raise TideError(f"{name} = {getattr(self, name)} must be positive")
+        for name in ("lr", "modulation_lr", "clip", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TideError(f"{name} = {value} must be positive")
         if not 0 < self.density <= 1:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
         if self.batch_tokens % 2:
@@ -123,6 +132,10 @@ class TrainConfig:
         if not 1 <= k <= n_latents:
             raise TideError(f"k = {k} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
         return n_latents, k
+
+    def learning_rate(self, d_model: int) -> float:
+        """The highest of the schedule, for activations of width ``d_model``."""
+        return self.lr if self.lr is not None else LR_SHARE / math.sqrt(d_model)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as :meth:`from_dict` takes them."""

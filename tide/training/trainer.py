@@ -62,6 +62,17 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
     return model
 
 
+def _groups(model: TIDE, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameter groups, each with its ``share`` of the learning rate."""
+    modulation = [] if model.modulation is None else list(model.modulation.parameters())
+    own = {id(p) for p in modulation}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in own and p.requires_grad], "share": 1.0},
+        {"params": [p for p in modulation if p.requires_grad], "share": config.modulation_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 class Trainer:
     """Trains ``model`` and writes it to the folder ``out``.
 
@@ -78,9 +89,10 @@ class Trainer:
         self.step = 0
         self.revival = Revival(model.n_latents, config.revival.after_tokens)
         self.revived = 0
+        self.lr = config.learning_rate(model.d_model)
         self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=config.lr,
+            _groups(model, config),
+            lr=self.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
@@ -127,9 +139,9 @@ class Trainer:
         if self.step == 0:
             model.calibrate(x, *where)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
-        lr = cosine_lr(self.step, config.steps, config.lr, config.warmup, config.final_lr)
+        lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         weights = config.loss
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             terms = model.loss(
@@ -155,9 +167,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not torch.isfinite(norm):
             batch.check_finite(f"block {model.config.block}")
-            raise TideError(
-                f"the gradient is not finite at step {self.step}; lower lr ({config.lr:g}) or train in fp32"
-            )
+            raise TideError(f"the gradient is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
         self.optimizer.step()
         self._revive(batch, terms.fired, x)
         return {
