@@ -12,7 +12,7 @@ STUDIES = {
     "fig4": "scaling in n and k; diffusion loss against other activation functions",
     "fig5": "coarse to fine: latents from step to step, between source and target, and when contours form",
     "fig6": "edits by every strategy of the paper, against raw activations and the prompt",
-    "ablation": "what the paper leaves open: modulation, losses, schedules, revival",
+    "ablation": "what the paper leaves open: modulation, losses, learning rates, schedules, revival",
 }
 
 

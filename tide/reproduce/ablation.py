@@ -1,4 +1,4 @@
-"""What the paper leaves open, one choice at a time: modulation, losses, progressive k and revival.
+"""What the paper leaves open, one choice at a time: modulation, losses, learning rates, progressive k and revival.
 
 Every variant differs from the library's defaults (the row "default") in one choice, and is trained on the same tokens
 in the same order. Beside the final figures each has a curve: the MSE of the same held-out tokens, at the final k, along
@@ -30,7 +30,6 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "modulation off": {"modulation": False},
         "modulation random": {"modulation_init": "random"},
         "modulation frozen": {"modulation_trainable": False},
-        "modulation at full rate": {"modulation_lr": 1.0},
         "pre-norm": {"pre_norm": "layernorm"},
         "undo": {"undo": True},
     },
@@ -39,6 +38,12 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "temporal off": {"loss": {"temporal": 0.0}},
         "sparsity off": {"loss": {"sparsity": 0.0}},
         "both off": {"loss": {"temporal": 0.0, "sparsity": 0.0}},
+    },
+    "optimisation": {
+        "default": {},
+        "a quarter of the rate": {"lr": 2e-3},
+        "short warm-up": {"warmup": 0.02},
+        "modulation at full rate": {"modulation_lr": 1.0},
     },
     "sparsity and revival": {
         "default": {},
@@ -75,7 +80,7 @@ DEFAULT = Sizes(
     n_latents=1536,
     k=77,
     seeds=3,
-    steps=1500,
+    steps=1000,
     curve_rows=1024,
     curve_points=25,
     after_tokens=50_000,
