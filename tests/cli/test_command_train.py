@@ -52,7 +52,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
     result = cli(*command, "--resume", "--set", "lr=1e-4")
     assert (result.code, result.err) == (
         2,
-        f"tide: error: {tmp_path}/tide was started with another lr (0.002); "
+        f"tide: error: {tmp_path}/tide was started with another lr (its default); "
         "use the same configuration or another folder\n",
     )
 

@@ -237,8 +237,9 @@ class Trainer:
         """Raises if what is resumed was started with other options than the ``free`` ones."""
         for name, value in json.loads(json.dumps(now)).items():
             if name not in free and before.get(name) != value:
+                earlier = "its default" if before.get(name) is None else repr(before[name])
                 raise TideError(
-                    f"{self.out} was started with another {name} ({before.get(name)!r}); "
+                    f"{self.out} was started with another {name} ({earlier}); "
                     "use the same configuration or another folder"
                 )
 
