@@ -150,6 +150,6 @@ def test_k_outside_of_n(k):
 
 
 def test_the_default_rate_falls_with_the_width_as_the_entries_of_a_unit_row_do():
-    assert TrainConfig().learning_rate(192) == pytest.approx(8e-3, rel=0.01)
+    assert TrainConfig().learning_rate(192) == pytest.approx(4e-3, rel=0.01)
     assert TrainConfig().learning_rate(4 * 192) == pytest.approx(TrainConfig().learning_rate(192) / 2)
     assert TrainConfig(lr=1e-3).learning_rate(192) == 1e-3

@@ -41,7 +41,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "optimisation": {
         "default": {},
-        "a quarter of the rate": {"lr": 2e-3},
+        "half the rate": {"lr": 2e-3},
+        "twice the rate": {"lr": 8e-3},
         "short warm-up": {"warmup": 0.02},
         "modulation at full rate": {"modulation_lr": 1.0},
     },

@@ -12,8 +12,8 @@ import yaml
 
 from tide.errors import TideError
 
-#: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 8e-3 at d = 192.
-LR_SHARE = 0.11
+#: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
+LR_SHARE = 0.055
 
 
 @dataclass
