@@ -126,6 +126,10 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
         pytest.param(
             ["--towards", "a blue cone", "--towards-pooled", "--towards-image", "IMAGE"], id="towards an image"
         ),
+        pytest.param(
+            ["--towards", "a red cone", "--towards-image", "IMAGE", "--contrast", "--towards-pooled"],
+            id="style transfer",
+        ),
     ],
 )
 def test_every_kind_of_edit(cli, checkpoint, images, tmp_path, options):

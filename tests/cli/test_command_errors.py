@@ -178,6 +178,22 @@ def test_edits(refused, checkpoint):
     assert refused(*edit, "--erase", "1", "--steps", "0.8", "0.2") == (
         "steps = (0.8, 0.2) must be two fractions of the sampling run, 0 <= first < last <= 1"
     )
+    assert refused(*edit, "--erase", "1", "--steps", "0.96", "1", "--n-steps", "4") == (
+        "--steps 0.96 1 holds none of the 4 sampling steps; give fractions 0.25 apart or more"
+    )
+    assert refused(*edit, "--erase", "1", "--branch", "unconditional", "--guidance", "1") == (
+        "--branch unconditional edits nothing at --guidance 1; give one above 1"
+    )
+    for option in ("--strength", "--guidance"):
+        assert refused(*edit, "--erase", "1", option, "nan") == (
+            f"argument {option}: 'nan' is no number; give a finite one; see `tide edit --help`"
+        )
+    assert refused(*edit, "--erase", "1", "--seed", "-1") == (
+        "argument --seed: '-1' is no seed; give a whole number, at least 0; see `tide edit --help`"
+    )
+    assert refused(*edit, "--scale", "3=nan") == (
+        "argument --scale: '3=nan' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
+    )
     assert refused(*edit, "--scale", "12") == (
         "argument --scale: '12' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
     )

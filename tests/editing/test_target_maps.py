@@ -15,6 +15,7 @@ MAP = Target(STEPS, torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(
 
 
 def model(**changes) -> TIDE:
+    torch.manual_seed(0)
     return TIDE(TIDEConfig(**{"d_model": 8, "n_latents": 4, "k": 2, "family": "pixart", "block": 6, **changes}))
 
 
@@ -66,3 +67,13 @@ def test_a_target_of_another_sae(tmp_path, changes, message):
     save_target(tmp_path / "target", MAP, model())
     with pytest.raises(TideError, match=f"was recorded with another SAE {message}; record it with this SAE"):
         load_target(tmp_path / "target", model(**changes))
+
+
+def test_a_target_of_other_weights(tmp_path):
+    """Latents of another dictionary of the same shape mean something else."""
+    other = model()
+    with torch.no_grad():
+        other.W_dec[1, 2] += 1e-3
+    save_target(tmp_path / "target", MAP, model())
+    with pytest.raises(TideError, match=r"was recorded with another SAE \(weights \w{16}, this one has \w{16}\)"):
+        load_target(tmp_path / "target", other)

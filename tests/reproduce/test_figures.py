@@ -8,8 +8,10 @@ import torch
 
 from tide.errors import TideError
 from tide.reproduce import fig1, fig5, fig6
+from tide.reproduce.bench import Bench
 from tide.reproduce.models import Models
 from tide.scenes.scene import ATTRIBUTES
+from tide.study.levels import equal_preservation
 from tide.training import TrainConfig
 
 # -- Fig. 1 -----------------------------------------------------------------------------------------------
@@ -129,6 +131,16 @@ def test_special_tasks_are_what_they_are_called():
         assert len({t.seed for t in [*plain, *styles]}) == 12  # both kinds start from the same noise
 
 
+def test_development_tasks_share_no_noise_with_test_tasks():
+    study = fig6.Study(None, None, fig6.DEFAULT, judge=None)
+    for kind in (fig6.EVERYTHING, fig6.UNGILDING, fig6.STYLES):
+        noise = {
+            split: {t.seed for seed in (0, 1, 2) for t in study.tasks(kind, split, seed)} for split in ("dev", "test")
+        }
+        assert noise["dev"]
+        assert not noise["dev"] & noise["test"]
+
+
 def test_every_strategy_is_a_method_with_strengths_that_grow():
     from tide.study.methods import Methods
 
@@ -161,7 +173,7 @@ def test_the_sentence_of_fig6_is_of_its_numbers():
         "prompt": {**row, "success": 1.0, "preserved": 0.95, "both": 0.95, "outside": 4.0},
     }
     # 95 %: 40 and 40; 90 %: 40 and 50; 80 %: 80 and 70; 70 %: the same; 50 %: 90 and 95.
-    assert fig6.verdict_of(curves, chosen) == (
+    assert fig6.verdict_of(equal_preservation(curves), chosen) == (
         "From one reference image the contrast of latents changes 80% of 100 images and keeps all else in 85% (both "
         "75%), the best of the raw activations 70% and 82% (both 60%); it is above them at 2 of 5 levels of "
         "preservation and not below at 3; prompt replacement reaches 95%, 20% more; pixels outside the edit's region "
@@ -186,3 +198,11 @@ def test_models_are_trained_once_and_shared(bench, tmp_path):
     other = Models(bench, TrainConfig(n_latents=32, k=8, steps=2, batch_tokens=64), tmp_path)
     with pytest.raises(TideError, match="was started with another"):
         other.of(3)
+
+
+def test_models_of_other_data_are_refused(bench, tmp_path):
+    config = TrainConfig(n_latents=64, k=8, steps=2, batch_tokens=64, checkpoint_every=2)
+    Models(bench, config, tmp_path).of(3)
+    moved = Bench(bench.sizes, seed=1, adapter=bench.adapter)
+    with pytest.raises(TideError, match=r"seed-3 was trained on other data \(seed 0, now 1\); use the same options"):
+        Models(moved, config, tmp_path).of(3)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tide.errors import TideError
+from tide.reproduce.ablation import differs
+from tide.reproduce.fig4 import l0_at
 from tide.reproduce.matched import at_l0
 from tide.reproduce.orderings import HELD, PAPER, count_ahead, in_words, paper_orderings
 from tide.reproduce.scaling import ScalingLaw, fit_scaling_law
@@ -90,14 +92,39 @@ def test_what_is_equal_is_not_ahead():
     assert count_ahead("val_cosine", [1.0, 2.0, 3.0], [1.0, 3.0, 2.0]) == 1
 
 
-def test_interpolation_at_one_l0():
+def test_a_power_of_l0_is_read_off_between_two_runs():
+    """What falls as a power must come out the same whether a run lies at the target or on either side of it."""
+    l0 = [60.0, 12.0, 26.0]
+    assert at_l0(l0, [x**-1.5 for x in l0], 32) == pytest.approx(32**-1.5)
+    assert at_l0(l0, [x**-1.5 for x in l0], 26) == pytest.approx(26**-1.5)
+
+
+def test_what_cannot_be_read_off_at_one_l0():
     l0, values = [64.0, 16.0, 4.0], [3.0, 2.0, 1.0]
-    assert at_l0(l0, values, 16) == 2.0
-    assert at_l0(l0, values, 32) == pytest.approx(2.5)  # half way in ln L0
     assert at_l0(l0, values, 65) is None
     assert at_l0(l0, values, 3.9) is None
     assert at_l0([64.0, 16.0, 0.0], [3.0, math.nan, 1.0], 32) is None
     assert at_l0([], [], 4) is None
+    assert at_l0([4.0, 64.0], [1.0, -1.0], 16) == pytest.approx(0.0)  # no logarithm: half way in ln L0
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ([1.2, 1.3, 1.4], 1),  # above in every seed, by about as much
+        ([0.8, 0.9, 1.0], -1),
+        ([1.2, 1.3, 1.1], 0),  # below in one
+        ([1.01, 1.11, 3.0], 0),  # above in every seed, but by what one seed alone makes of it
+    ],
+)
+def test_a_difference_is_one_of_every_seed(variant, expected):
+    assert differs(variant, [1.0, 1.1, 1.2]) == expected
+
+
+def test_the_l0_of_a_bin_of_timesteps():
+    bins = {"0-100": 20.0, "100-200": 30.0}
+    assert [l0_at(bins, t) for t in (0.0, 99.5, 100.0)] == [20.0, 20.0, 30.0]
+    assert math.isnan(l0_at(bins, 999.0))
 
 
 def test_mean_and_spread():

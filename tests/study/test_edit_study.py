@@ -81,9 +81,19 @@ def test_at_a_level_the_point_that_changes_most_counts():
     assert at_preservation(curve[2:], 0.9) is None
     table = equal_preservation({"contrast": curve, "steer contrast": curve[2:]})
     assert [float(level) for level in table] == list(LEVELS)
-    assert table["0.95"]["contrast"] == {"success": 0.2, "interval": [0.1, 0.30000000000000004], "factor": 1}
+    first = {"success": 0.2, "preserved": 1.0, "interval": [0.1, 0.30000000000000004], "factor": 1}
+    assert table["0.95"]["contrast"] == first
     assert table["0.95"]["steer contrast"] == {"success": 0.0, "factor": None}
     assert table["0.5"]["contrast"]["factor"] == 3
+
+
+def test_strengths_are_chosen_on_development_prompts():
+    test = [point(1, 0.2, 1.0), point(2, 0.7, 0.7), point(3, 0.9, 0.96)]
+    dev = [point(1, 0.3, 1.0), point(2, 0.6, 0.97), point(3, 0.9, 0.6)]
+    found = equal_preservation({"contrast": test}, {"contrast": dev})
+    assert found["0.95"]["contrast"]["factor"] == 2
+    assert (found["0.95"]["contrast"]["success"], found["0.95"]["contrast"]["preserved"]) == (0.7, 0.7)
+    assert found["0.5"]["contrast"]["factor"] == 3
 
 
 def test_pairs_count_what_only_one_method_does():

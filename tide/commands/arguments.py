@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from fractions import Fraction
 
@@ -53,6 +54,26 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number, at least 0")
+    return value
+
+
+def finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give a finite one")
+    return value
+
+
 def features(text: str) -> tuple[int, ...]:
     """``12,40``."""
     try:
@@ -65,7 +86,7 @@ def scaling(text: str) -> tuple[tuple[int, ...], float]:
     """``12,40=3.0``: latents and their factor."""
     names, _, factor = text.partition("=")
     try:
-        return features(names), float(factor)
+        return features(names), finite(factor)
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"{text!r} is no scaling; write it as 12,40=3.0") from None
 

@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "--out", required=True, metavar="DIR", help="folder of atlas.html, atlas.safetensors and atlas.json"
     )
     parser.add_argument("--fast", action="store_true", help="fewer images and timesteps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.set_defaults(run=run)
 
 

@@ -36,9 +36,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--sampling", action="store_true", help="collect along the sampling process of the captions")
     parser.add_argument("--prompts", metavar="FILE", help="with --sampling: one prompt a line, instead of --data")
-    parser.add_argument("--guidance", type=float, default=4.5, help="guidance scale of --sampling (default 4.5)")
+    parser.add_argument(
+        "--guidance", type=arguments.finite, default=4.5, help="guidance scale of --sampling (default 4.5)"
+    )
     parser.add_argument("--quota", type=arguments.n_bytes, metavar="50GB", help="most disk that each store may take")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted collection, or extend it")
     parser.set_defaults(
         run=run, interrupted="whole shards are kept: the same command with --resume goes on where it stopped"

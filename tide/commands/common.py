@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter, adapter_for
 from tide.errors import TideError
-from tide.sae.checkpoint import replace_file, versions
+from tide.sae.checkpoint import machine, replace_file, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
 
@@ -183,18 +182,6 @@ def pipeline_of_sae(args: argparse.Namespace) -> None:
 # -- results ---------------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
 def provenance(args: argparse.Namespace) -> dict[str, Any]:
     """The exact configuration of a run, to write beside its result."""
     hidden = ("run", "command", "interrupted")
@@ -231,13 +218,3 @@ def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
         strip.paste(image, (x, 0))
         x += image.width + gap
     return strip
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A compact table, the first column to the left."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in (header, *rows)
-    ]
-    return "\n".join(lines)

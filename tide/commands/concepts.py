@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tide.commands import arguments
+from tide.tables import text_table
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=arguments.positive, default=4)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of concepts.json and the pictures")
     parser.add_argument("--fast", action="store_true", help="fewer images and timesteps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.set_defaults(run=run)
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(out / "concepts.json", {**found, "run": common.provenance(args)})
     rows = found["concepts"].items()
     header = ("concept", *(name for name in ("images", "auroc", "iou") if name in next(iter(rows))[1]), "latent")
-    print(common.table(header, [(name, *(_cell(row[key]) for key in header[1:])) for name, row in rows]))
+    print(text_table(header, [(name, *(_cell(row[key]) for key in header[1:])) for name, row in rows]))
     clearest = sorted(rows, key=lambda item: -item[1].get("auroc", 0.0))[:3]
     named = ", ".join(f"{name} in latent {row['latent']}" for name, row in clearest)
     print(f"Of {len(rows)} concepts on block {model.config.block}: {named}; their maps are in {out}.")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tide.commands import arguments
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("demo", help="train, measure, interpret and edit on the bundled pipeline")
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default runs/demo")
     parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the quality")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted demo")

@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from tide.commands import common
-    from tide.sae.checkpoint import versions
+    from tide.sae.checkpoint import machine, versions
     from tide.scenes.pipeline import DATA
     from tide_kernels import backend_status, native
     from tide_kernels.dispatch import choose
@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     parts = {"pipeline": DATA / "pipeline" / "model_index.json", "judge": DATA / "judge" / "model.safetensors"}
     return {
         "versions": {"python": platform.python_version(), **versions()},
-        "machine": common.machine(),
+        "machine": machine(),
         "backends": backends,
         "used": used.backend,
         "native": {"instructions": native.instruction_set(), "cuda": native.cuda_unavailable()},

@@ -54,19 +54,23 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--strength",
-        type=float,
+        type=arguments.finite,
         nargs="+",
         default=[1.0],
         help="one image each; 1 is the edit as written, 0 none (with --towards-top: the factor)",
     )
     parser.add_argument(
-        "--steps", type=float, nargs=2, metavar=("FIRST", "LAST"), help="part of the sampling run, such as 0.2 0.8"
+        "--steps",
+        type=arguments.finite,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="part of the sampling run, such as 0.2 0.8",
     )
     parser.add_argument("--branch", choices=("conditional", "unconditional", "both"), default="conditional")
     parser.add_argument("--renormalise", action="store_true", help="keep each token's latent norm (eq. 19)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--n-steps", type=arguments.positive, default=20, help="sampling steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=4.5, help="guidance scale (default 4.5)")
+    parser.add_argument("--guidance", type=arguments.finite, default=4.5, help="guidance scale (default 4.5)")
     edit_scores.add_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the images and edit.json")
     parser.set_defaults(run=run)

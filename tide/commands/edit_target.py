@@ -17,6 +17,7 @@ from tide.activations.data import to_tensor
 from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.commands import common
 from tide.editing import Contrast, Edit, Keep, Replace, ScaleTarget, Target
+from tide.editing.context import step_range
 from tide.editing.masks import token_mask
 from tide.editing.record import record_contrast
 from tide.editing.target_file import load_target, save_target
@@ -46,27 +47,47 @@ def check(args: argparse.Namespace) -> None:
         raise TideError("--towards-image, --contrast and --save-target belong to --towards; give its prompt")
     if not recorded and args.target is None and (args.towards_top or args.towards_pooled or args.altered):
         raise TideError("--towards-top, --towards-pooled and --altered need --towards, --change or --target")
-    if args.contrast and (args.towards_image is None or args.towards_top or args.towards_pooled or args.save_target):
-        raise TideError(
-            "--contrast needs --towards and --towards-image, and goes without --towards-top, --towards-pooled and "
-            "--save-target"
-        )
+    if args.contrast and (args.towards_image is None or args.towards_top or args.save_target):
+        raise TideError("--contrast needs --towards and --towards-image, and goes without --towards-top, --save-target")
     if args.altered and (args.towards_pooled or args.mask or len(args.strength) > 1):
         raise TideError("--altered goes with one --strength, without --towards-pooled and without --mask")
+    if args.branch == "unconditional" and args.guidance <= 1:
+        raise TideError(f"--branch unconditional edits nothing at --guidance {args.guidance:g}; give one above 1")
+    if args.steps is not None:
+        _check_steps((args.steps[0], args.steps[1]), args.n_steps)
+
+
+def _check_steps(steps: tuple[float, float], n_steps: int) -> None:
+    first, last = step_range(steps)
+    if not any(first <= step / n_steps < last for step in range(n_steps)):
+        raise TideError(
+            f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
+            "apart or more"
+        )
 
 
 def changed_prompt(prompt: str, source: str, target: str) -> str:
     """The prompt with the word ``source`` replaced by ``target``."""
-    changed, n = re.subn(rf"(?<!\w){re.escape(source)}(?!\w)", lambda _: target, prompt)
+    said = rf"(?<!\w)(?:([Aa])n? )?{re.escape(source)}(?!\w)"
+    changed, n = re.subn(said, lambda found: _in_place(found[1], target), prompt)
     if not n:
         raise TideError(f"the prompt {prompt!r} does not say {source!r}; name a word that it says")
     return changed
+
+
+def _in_place(article: str | None, target: str) -> str:
+    """The word that takes another's place, after the article that goes with it if there was one."""
+    if article is None:
+        return target
+    vowel = re.match(r"(?!uni|us[aeiu]|eu|one)[aeiou]", target, re.IGNORECASE)
+    return f"{article}{'n' if vowel else ''} {target}"
 
 
 def change_towards(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int], run: Run) -> Change:
     """What ``--towards``, ``--change`` or ``--target`` ask for."""
     if args.contrast:
         pair = _record_contrast(adapter, model, args, size)
+        pair = (pair[0].pooled(), pair[1].pooled()) if args.towards_pooled else pair
         return Change(lambda strength: Contrast(*pair, strength) + Keep(model.config.k), lambda: pair)
     if args.target is not None:
         target = load_target(args.target, model)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.tables import text_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "--resume", action="store_true", help="of the scenes: keep the stages already measured in --out"
     )
     parser.add_argument("--fast", action="store_true", help="a quick look rather than a measurement")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.set_defaults(run=run)
 
 
@@ -206,7 +207,6 @@ def _kind(model: TIDE) -> str:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    from tide.commands import common
 
     variants = figures["diffusion_loss"]["variants"]
     names = {"tide": figures["sae"]["kind"], "pca_k": "PCA k", "pca_k/4": "PCA k/4", "mean": "mean"}
@@ -226,4 +226,4 @@ def _table(figures: dict[str, Any]) -> str:
     ]
     bins = figures["models"]["tide"]["timestep"].items()
     by_timestep = [(f"t {name}", f"{row['mse_normalised']:.4f}", f"{row['cosine']:.4f}") for name, row in bins]
-    return common.table(header, rows) + "\n\n" + common.table(("", "mse", "cosine"), by_timestep)
+    return text_table(header, rows) + "\n\n" + text_table(("", "mse", "cosine"), by_timestep)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tide.commands import arguments
+
 #: Name -> what it is; each is a module of tide.reproduce.
 STUDIES = {
     "fig1": "concepts at the paper's three levels, in latents and in raw neurons; the atlas of all latents",
@@ -27,7 +29,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="default runs/reproduce/<study>, with --fast <study>-fast")
     parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the result")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; 2 with --fast)")
-    parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the data (default 0)")
+    parser.add_argument(
+        "--seed", type=arguments.seed, default=0, help="the first one, and that of the data (default 0)"
+    )
     parser.add_argument("--steps", type=int, help="of every training (default: the study's)")
     parser.add_argument(
         "--models",

@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--sae", action="store_true", help="a plain SAE, without modulation")
     parser.add_argument("--steps", type=arguments.positive)
     parser.add_argument("--backend", help="auto, reference, triton or native")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=arguments.seed)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
     parser.set_defaults(
         run=run,

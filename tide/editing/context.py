@@ -79,7 +79,8 @@ class SteerTowards(Steer):
         return torch.lerp(x, self.at(place).to(x), self.factor)
 
 
-def _step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
+def step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
+    """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` for what is none."""
     if steps is None:
         return 0.0, 1.0
     first, last = steps
@@ -151,7 +152,7 @@ def edit(
     of the image is known, for a mask or a map of another size.
     """
     adapter = adapter_for(pipe)
-    first, last = _step_range(steps)
+    first, last = step_range(steps)
     if branch not in ("conditional", "unconditional", "both"):
         raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
     if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):

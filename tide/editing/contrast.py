@@ -6,6 +6,7 @@ on latents; :class:`SteerBounded` does to raw activations, neuron by neuron, wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,11 @@ def _bounded(z: Tensor, difference: Tensor, factor: float, upper: Tensor, lower:
 
 
 def _check_factor(factor: float, ceiling: float) -> None:
-    if factor < 0:
-        raise TideError(f"factor = {factor} must not be negative; exchange the two targets to go the other way")
-    if ceiling < 1:
+    if not 0 <= factor < math.inf:
+        raise TideError(
+            f"factor = {factor} must be finite and not negative; exchange the two targets to go the other way"
+        )
+    if not ceiling >= 1:
         raise TideError(f"ceiling = {ceiling} must be at least 1; 1 stops at the target's own level")
 
 

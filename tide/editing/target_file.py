@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tide.editing.edits import Target
 from tide.errors import TideError
+from tide.fingerprint import fingerprint
 from tide.sae.checkpoint import replace_file
 from tide.sae.model import TIDE
 
@@ -26,6 +27,7 @@ def _sae(model: TIDE) -> dict[str, Any]:
         "tensor": config.tensor,
         "d_model": config.d_model,
         "n_latents": config.n_latents,
+        "weights": fingerprint([model]),
     }
 
 
@@ -40,7 +42,7 @@ def load_target(path: str | Path, model: TIDE) -> Target:
     """The target in ``path``, for edits with ``model``.
 
     Raises :class:`~tide.errors.TideError` if the file is none, or holds latents of an SAE of another family, block or
-    size.
+    size, or with other weights.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tide.activations.memory import ActivationPool
 from tide.interpretation.change_point import settles_at
 from tide.reproduce import charts
 from tide.reproduce.bench import NEVER, Bench, DataSizes
@@ -20,7 +21,7 @@ from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options, write_results
 from tide.reproduce.tables import mean, spread, with_spread, write_csv
 from tide.sae.model import TIDE, inference
-from tide.study.sweep import roughness
+from tide.tables import text_table
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
 
 #: Variant -> what it changes. Groups are drawn together.
@@ -38,6 +39,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "temporal off": {"loss": {"temporal": 0.0}},
         "sparsity off": {"loss": {"sparsity": 0.0}},
         "both off": {"loss": {"temporal": 0.0, "sparsity": 0.0}},
+        "temporal 1e-2": {"loss": {"temporal": 1e-2}},
+        "cosine off": {"loss": {"cosine": 0.0}},
     },
     "optimisation": {
         "default": {},
@@ -69,7 +72,7 @@ class Sizes:
     k: int
     seeds: int
     steps: int
-    #: Held-out rows of a curve's points, and their number.
+    #: Held-out rows, of all images, that a curve's points are of, and the number of points.
     curve_rows: int
     curve_points: int
     #: Tokens of silence after which a latent is revived.
@@ -78,8 +81,8 @@ class Sizes:
 
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
-    n_latents=1536,
-    k=77,
+    n_latents=768,
+    k=38,
     seeds=3,
     steps=1000,
     curve_rows=1024,
@@ -142,12 +145,13 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
     def run() -> Result:
         curve: list[tuple[int, float]] = []
         every = max(1, config.steps // sizes.curve_points)
-        rows = bench.held_out.all.take(slice(0, sizes.curve_rows)).compacted()
+        held_out = bench.held_out.all
+        rows = held_out.take(slice(None, None, max(1, len(held_out) // sizes.curve_rows))).compacted()
 
         def error(model: TIDE) -> float:
             with inference(model):
                 x_hat = model(rows.x, rows.timestep, rows.conditioning, rows.group)
-            return float((rows.x - x_hat).square().mean() / model.activation_scale.square())
+            return float((rows.x - x_hat).square().mean()) / bench.scale**2
 
         def watch(model: TIDE, step: int) -> None:
             # Before its first step a model is not calibrated yet.
@@ -174,6 +178,17 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
         run,
         lambda: bench.seconds(config, bench.train) + bench.diffusion_seconds,
     )
+
+
+def roughness(model: TIDE, pool: ActivationPool) -> float:
+    """|F_t - F_t+1|^2 over |F_t|^2: how much of the latents' energy changes from one timestep to its neighbour."""
+    moved, energy = 0.0, 0.0
+    with inference(model):
+        for batch in pool.once():
+            z = model.encode(batch.x, batch.timestep, batch.conditioning, batch.group).dense(model.n_latents)
+            moved += float((z[::2] - z[1::2]).square().sum())
+            energy += float(z[::2].square().sum())
+    return moved / energy
 
 
 def converged_at(curve: list[tuple[int, float]], goal: float) -> int | None:
@@ -207,8 +222,8 @@ def verdict_of(table: dict[str, dict[str, list[Any]]]) -> str:
     pairs = list(zip(base["converged at"], plain["converged at"], strict=True))
     sooner = sum(a is not None and (b is None or a < b) for a, b in pairs)
     by_error = sorted((mean(row["mse"]), name) for name, row in table.items() if name != BASE)
-    better = [name for error, name in by_error if error < mean(base["mse"]) - _noise(table, name)]
-    worse = [name for error, name in reversed(by_error) if error > mean(base["mse"]) + _noise(table, name)]
+    better = [name for _, name in by_error if differs(table[name]["mse"], base["mse"]) < 0]
+    worse = [name for _, name in reversed(by_error) if differs(table[name]["mse"], base["mse"]) > 0]
     return (
         f"With the modulation the held-out MSE is {mean(base['mse']):.4f}, without {mean(plain['mse']):.4f} (lower in "
         f"{lower} of {n} seeds), and it is within {WITHIN - 1:.0%} of the plain SAE's final error sooner in {sooner} "
@@ -218,13 +233,16 @@ def verdict_of(table: dict[str, dict[str, list[Any]]]) -> str:
     )
 
 
-def _noise(table: dict[str, dict[str, list[Any]]], name: str) -> float:
-    return max(spread(table[BASE]["mse"]), spread(table[name]["mse"]))
+def differs(variant: list[float], base: list[float]) -> int:
+    """1 or -1 where the variant is above or below in every seed and by more, on average, than the difference varies
+    from seed to seed: seeds share their data, so a difference is that of one seed."""
+    differences = [a - b for a, b in zip(variant, base, strict=True)]
+    if all(d > 0 for d in differences) and mean(differences) > spread(differences):
+        return 1
+    return -1 if all(d < 0 for d in differences) and -mean(differences) > spread(differences) else 0
 
 
 def _report(options: Options, bench: Bench, base: TrainConfig, results: dict[str, Result], seeds: list[int]) -> str:
-    from tide.commands.common import table as text_table
-
     table = figures_of(results, seeds)
     known = {v: {f: [x for x in values if x is not None] for f, values in row.items()} for v, row in table.items()}
     shown = [

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 from tide.activations import ActivationBatch, Prepared, collect, prepare
 from tide.activations.collect import draw_tokens, sample_generator
@@ -20,6 +21,7 @@ from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, adapter_for
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import Reconstruct, evaluate_reconstruction, with_sae
+from tide.fingerprint import fingerprint
 from tide.reproduce.shifted import shifted_images, shifted_scenes
 from tide.sae.model import TIDE, inference
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS, load_pipeline
@@ -65,9 +67,15 @@ class Bench:
     def block(self) -> int:
         return self.adapter.resolve_block("penultimate")
 
+    @cached_property
+    def pipeline(self) -> str:
+        """The weights that activations come from."""
+        parts = self.adapter.pipe.components
+        return fingerprint(parts[name] for name in sorted(parts) if isinstance(parts[name], nn.Module))
+
     def config(self) -> dict[str, Any]:
         """What the activations and the measurements depend on."""
-        return {**asdict(self.sizes), "seed": self.seed, "block": self.block}
+        return {**asdict(self.sizes), "seed": self.seed, "block": self.block, "pipeline": self.pipeline}
 
     # -- activations --------------------------------------------------------------------------------------
 
@@ -175,9 +183,15 @@ class Bench:
 
     _step_seconds: dict[str, float] = field(default_factory=dict)
 
-    def reconstruction(self, model: TIDE, pool: ActivationPool, rows: int | None = None) -> dict[str, float]:
+    def reconstruction(self, model: TIDE, pool: ActivationPool, rows: int | None = None) -> dict[str, Any]:
         """Figures of the model on ``pool``, or on its first ``rows`` rows."""
-        return measured(with_sae(model), pool, model.n_latents, float(model.activation_scale), rows)
+        return measured(with_sae(model), pool, model.n_latents, self.scale, rows)
+
+    @cached_property
+    def scale(self) -> float:
+        """The root mean square of the training activations: the unit of every model's error. A model's own scale is of
+        its first batch, and differs by a few thousandths from seed to seed."""
+        return float(self.train.all.x.float().square().mean().sqrt())
 
     @cached_property
     def loss_data(self) -> list[Prepared]:
@@ -235,28 +249,21 @@ def reordered(pool: ActivationPool, seed: int) -> ActivationPool:
     return other
 
 
-def still_falling(history: list[dict[str, float]]) -> float | None:
-    """The share by which the training MSE fell from the last but one tenth of the steps to the last; near 0 where a
-    run has converged, None where it was logged too seldom to tell."""
-    errors = [entry["mse"] for entry in history]
-    tenth = max(1, len(errors) // 10)
-    if len(errors) < 2 * tenth:
-        return None
-    return 1 - sum(errors[-tenth:]) / sum(errors[-2 * tenth : -tenth])
-
-
 def measured(
     reconstruct: Reconstruct,
     pool: ActivationPool,
     n_latents: int | None,
     scale: float,
     rows: int | None = None,
-) -> dict[str, float]:
-    """MSE (normalised and raw), cosine, explained variance and, of a model, L0 and the share of dead latents."""
+) -> dict[str, Any]:
+    """MSE (normalised and raw), cosine, explained variance and, of a model, L0, the share of dead latents, and under
+    ``"l0 at"`` the L0 of each bin of timesteps."""
     batches = pool.once(EVALUATION_ROWS)
     if rows is not None:
         batches = islice(batches, max(1, rows // EVALUATION_ROWS))
     found = evaluate_reconstruction(reconstruct, batches, n_latents=n_latents, scale=scale)
     named = {"mse": "mse_normalised", "mse_raw": "mse"}
     named |= {name: name for name in ("cosine", "explained_variance", "l0", "dead") if name in found}
-    return {ours: float(found[theirs]) for ours, theirs in named.items()}
+    figures: dict[str, Any] = {ours: float(found[theirs]) for ours, theirs in named.items()}
+    at = {name: float(of_bin["l0"]) for name, of_bin in found["timestep"].items() if "l0" in of_bin}
+    return figures | ({"l0 at": at} if at else {})

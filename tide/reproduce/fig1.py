@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tide.editing.masks import image_mask
+from tide.fingerprint import fingerprint
 from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
@@ -33,11 +34,14 @@ from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.study.concepts import study_concepts, to_uint8
 from tide.study.figures import heat_overlay
 from tide.study.run import concept_timesteps, loss_timesteps
+from tide.tables import text_table
 
 #: What the picture shows: concepts of the paper's three levels, then one of each other attribute.
 SHOWN = ("near", "far", "shadow", "house", "tree", "door", "roof", "crown", "red", "snow", "ornate", "old", "left")
 #: Held-out images of each in the picture.
 SHOWN_IMAGES = 3
+#: Added to a seed, the seeds of its scenes.
+SELECTION, HELD_OUT = 7000, 8000
 #: The share of the tokens that the picture marks as the most similar ones, of each image.
 MARKED = 8
 
@@ -68,7 +72,8 @@ FAST = Sizes(images=64, timesteps=2, atlas_images=32, seeds=1)
 
 @dataclass
 class Study:
-    """What the cells of all seeds share: ``selection`` chooses latents, ``held_out`` measures them."""
+    """What the cells of all seeds share: ``selection`` chooses latents, ``held_out`` measures them. Each seed has its
+    own scenes, of which none served to choose how autoencoders are trained."""
 
     bench: Bench
     models: Models
@@ -79,13 +84,11 @@ class Study:
     def timesteps(self) -> torch.Tensor:
         return concept_timesteps(self.bench.adapter, self.sizes.timesteps)
 
-    @property
-    def selection(self) -> list[Scene]:
-        return list(scenes("train", self.sizes.images, self.bench.seed + 7))
+    def selection(self, seed: int) -> list[Scene]:
+        return list(scenes("train", self.sizes.images, SELECTION + seed))
 
-    @property
-    def held_out(self) -> list[Scene]:
-        return list(scenes("test", self.sizes.images, self.bench.seed + 8))
+    def held_out(self, seed: int) -> list[Scene]:
+        return list(scenes("test", self.sizes.images, HELD_OUT + seed))
 
     def seconds(self, seed: int) -> float:
         return self.models.seconds(seed) + 90 * self.sizes.images / DEFAULT.images
@@ -93,20 +96,20 @@ class Study:
     def measure(self, seed: int) -> Result:
         model = self.models.of(seed)
         found = study_concepts(
-            self.bench.adapter, model, self.selection, self.held_out, self.timesteps, seed=self.bench.seed
+            self.bench.adapter, model, self.selection(seed), self.held_out(seed), self.timesteps, seed=seed
         )
-        return {"concepts": found.concepts, "levels": found.levels, "monosemanticity": self._monosemanticity(model)}
+        concentration = self._monosemanticity(model, seed)
+        return {"concepts": found.concepts, "levels": found.levels, "monosemanticity": concentration}
 
-    def annotated(self) -> Annotated:
+    def annotated(self, seed: int) -> Annotated:
         """The held-out scenes with other noise than :meth:`measure` saw."""
         bench = self.bench
-        return annotated_scenes(bench.adapter, self.held_out, [bench.block], self.timesteps, seed=bench.seed + 2)[
-            bench.block
-        ]
+        found = annotated_scenes(bench.adapter, self.held_out(seed), [bench.block], self.timesteps, seed=seed + 2)
+        return found[bench.block]
 
-    def _monosemanticity(self, model: TIDE) -> dict[str, Any]:
+    def _monosemanticity(self, model: TIDE, seed: int) -> dict[str, Any]:
         """Means over latents that fire and over neurons, and how the latents are spread."""
-        data, embeddings = self.annotated(), self.judge.embed_images(images_of(self.held_out))
+        data, embeddings = self.annotated(seed), self.judge.embed_images(images_of(self.held_out(seed)))
         shape = (len(embeddings), data.n_tokens, -1)
         features = {"latents": mean_latents(model, data).view(shape).mean(1), "neurons": data.x.mean((0, 2))}
         found: dict[str, Any] = {}
@@ -128,10 +131,11 @@ class Study:
         """Concept -> for each of :data:`SHOWN_IMAGES` images: the image, the pooled latents' score with the most
         similar tokens marked, the best latent; heat in one scale a concept."""
         model, chosen = self.models.of(seed), [c for c in SHOWN if c in table]
-        first = annotated_scenes(
-            self.bench.adapter, self.selection, [self.bench.block], self.timesteps, seed=self.bench.seed
-        )[self.bench.block]
-        second = self.annotated()
+        bench, held_out = self.bench, self.held_out(seed)
+        first = annotated_scenes(bench.adapter, self.selection(seed), [bench.block], self.timesteps, seed=seed)[
+            bench.block
+        ]
+        second = self.annotated(seed)
         z_first, z_second = mean_latents(model, first), mean_latents(model, second)
         background = pooled_latents(z_first, torch.ones(len(first.x[0]), dtype=torch.bool), first.n_tokens)
         side = round(second.n_tokens**0.5)
@@ -147,7 +151,7 @@ class Study:
             tops = [float(m[picked].max()) for m in (score, latent)]
             out[concept] = [
                 [
-                    image := to_uint8(images_of([self.held_out[i]])[0]),
+                    image := to_uint8(images_of([held_out[i]])[0]),
                     marked(heat_overlay(image, enlarged(score[i], image), tops[0]), score[i]),
                     heat_overlay(image, enlarged(latent[i], image), tops[1]),
                 ]
@@ -197,7 +201,8 @@ def reproduce(options: Options) -> str:
     bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
     models = Models.of_study(bench, options)
     study = Study(bench, models, sizes)
-    results = models.measure(seeds, study.measure, study.seconds, vars(sizes), options)
+    by = {**vars(sizes), "judge": fingerprint([study.judge])}
+    results = models.measure(seeds, study.measure, study.seconds, by, options)
     return _report(options, study, results, seeds)
 
 
@@ -231,8 +236,6 @@ def verdict_of(results: list[Result]) -> str:
 
 
 def _report(options: Options, study: Study, results: list[Result], seeds: list[int]) -> str:
-    from tide.commands.common import table as text_table
-
     levels = list(results[0]["levels"])
     shown = [
         (

@@ -6,16 +6,18 @@ is trained at several settings of its sparsity knob; the diffusion loss is then 
 latents, between the settings around it (:mod:`tide.reproduce.matched`), over all timesteps and at each. TIDE with
 BatchTopK or JumpReLU in place of TopK is there too, to tell the modulation's share from the activation's.
 
-Every figure is of held-out scenes. "Still falling" says how far from convergence a run ended.
+Every figure is of held-out scenes and of equal steps; how far from convergence those are is told by two of the runs of
+(a, b), trained twice as long. The rate and its warm-up were chosen for TopK and TIDE and serve the others, too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tide.reproduce import charts
-from tide.reproduce.bench import NEVER, Bench, DataSizes, still_falling
+from tide.reproduce.bench import NEVER, Bench, DataSizes
 from tide.reproduce.matched import at_l0
 from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.scaling import ScalingLaw, fit_scaling_law
@@ -44,7 +46,7 @@ class Sizes:
 
 
 DEFAULT = Sizes(
-    data=DataSizes(train_images=2048, held_out_images=128, token_fraction=0.5),
+    data=DataSizes(train_images=2048, held_out_images=128, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
     n=(384, 768, 1536),
     k=(16, 32, 64, 128),
     n_compared=768,
@@ -100,7 +102,6 @@ def reproduce(options: Options) -> str:
         steps=steps,
         batch_tokens=sizes.data.batch_tokens,
         backend=options.backend,
-        log_every=max(1, steps // 50),
         checkpoint_every=NEVER,
     )
     cells: dict[str, Cell] = {}
@@ -115,12 +116,25 @@ def reproduce(options: Options) -> str:
                 name = _law_name(n, k, seed)
                 # Those of TIDE in (c, d) serve (a, b) as well.
                 cells.setdefault(name, _cell(bench, replace(seeded, n_latents=n, k=k), name, False))
+    for n, k in _longer(sizes):
+        name = _longer_name(n, k, seeds[0])
+        longer = replace(base, seed=seeds[0], n_latents=n, k=k, steps=2 * steps)
+        cells[name] = _cell(bench, longer, name, False)
     results = run_cells(list(cells.values()), options.out, options.say)
     return _report(options, bench, base, sizes, results, seeds)
 
 
 def _law_name(n: int, k: int, seed: int) -> str:
     return f"TIDE n {n} k {k} seed {seed}"
+
+
+def _longer(sizes: Sizes) -> tuple[tuple[int, int], ...]:
+    """n and k of the runs that are trained twice as long, too."""
+    return (max(sizes.n), min(sizes.k)), (max(sizes.n), max(sizes.k))
+
+
+def _longer_name(n: int, k: int, seed: int) -> str:
+    return f"{_law_name(n, k, seed)} twice as long"
 
 
 def _name(model: str, knob: float, seed: int, sizes: Sizes) -> str:
@@ -147,11 +161,8 @@ def _config(base: TrainConfig, model: str, knob: float, sizes: Sizes) -> TrainCo
 
 def _cell(bench: Bench, config: TrainConfig, name: str, with_loss: bool) -> Cell:
     def run() -> Result:
-        model, history = bench.fit(config, bench.train)
-        found: Result = {
-            "held_out": bench.reconstruction(model, bench.held_out),
-            "still falling": still_falling(history),
-        }
+        model, _ = bench.fit(config, bench.train)
+        found: Result = {"held_out": bench.reconstruction(model, bench.held_out)}
         return found | ({"diffusion": bench.diffusion(model)} if with_loss else {})
 
     return Cell(
@@ -193,15 +204,34 @@ def compare(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict[
             for seed in seeds:
                 runs = [results[_name(model, knob, seed, sizes)] for knob in _knobs(model, sizes)]
                 l0 = [run["held_out"]["l0"] for run in runs]
-                for figure in ("loss", "recovered"):
-                    row.setdefault(figure, []).append(at_l0(l0, [r["diffusion"][figure] for r in runs], target))
+                clean = runs[0]["diffusion"]["clean"]
+                above = at_l0(l0, [r["diffusion"]["loss"] - clean for r in runs], target)
+                row.setdefault("loss", []).append(None if above is None else clean + above)
+                row.setdefault("recovered", []).append(_rest(l0, [r["diffusion"]["recovered"] for r in runs], target))
                 for error in ERRORS:
                     row.setdefault(error, []).append(at_l0(l0, [error_of(r, error) for r in runs], target))
                 for t in runs[0]["diffusion"]["timestep"]:
+                    # An activation may spend its latents on some timesteps: each is compared at its own L0.
                     at_t = [r["diffusion"]["timestep"][t]["recovered"] for r in runs]
-                    row.setdefault(f"recovered at {t}", []).append(at_l0(l0, at_t, target))
+                    spent = [l0_at(r["held_out"]["l0 at"], float(t)) for r in runs]
+                    row.setdefault(f"recovered at {t}", []).append(_rest(spent, at_t, target))
             table[model][str(target)] = row
     return table
+
+
+def _rest(l0: list[float], shares: list[float], target: int) -> float | None:
+    """Shares that approach one, at ``target``."""
+    missing = at_l0(l0, [1 - share for share in shares], target)
+    return None if missing is None else 1 - missing
+
+
+def l0_at(by_bin: dict[str, float], timestep: float) -> float:
+    """The L0 of the bin, ``"<from>-<to>"``, that holds ``timestep``; NaN where none does."""
+    for name, value in by_bin.items():
+        first, last = map(float, name.split("-"))
+        if first <= timestep < last:
+            return value
+    return math.nan
 
 
 def ahead_of(table: dict[str, Any], target: int, other: str) -> tuple[int, int]:
@@ -256,9 +286,9 @@ def _report(
     laws, table = fit_laws(results, sizes, seeds), compare(results, sizes, seeds)
     for error, law in laws.items():
         options.say(f"{ERRORS[error]} = {law}")
-    falls = known([result["still falling"] for result in results.values()])
-    if falls:
-        options.say(f"In the last tenth of a run the training MSE fell by {max(falls):.1%} at most.")
+    falls = {f"n {n} k {k}": _fall(results, n, k, seeds[0]) for n, k in _longer(sizes)}
+    for name, fall in falls.items():
+        options.say(f"Trained twice as long, the MSE at {name} is {fall:.0%} lower.")
     for target in sizes.matched:
         options.say(f"At {target} active latents:")
         for model in MODELS:
@@ -275,6 +305,7 @@ def _report(
         "data": bench.config(),
         "training": base.to_dict(),
         "laws": {error: {**law.to_dict(), "text": str(law)} for error, law in laws.items()},
+        "lower after twice the steps": falls,
         "cells": results,
         "matched": table,
         "ahead": {other: {str(target): ahead_of(table, target, other) for target in sizes.matched} for other in PLAIN},
@@ -290,6 +321,12 @@ def _report(
     return verdict
 
 
+def _fall(results: dict[str, Result], n: int, k: int, seed: int) -> float:
+    """The share by which twice the steps lower the MSE."""
+    once, twice = (error_of(results[of(n, k, seed)], "mse") for of in (_law_name, _longer_name))
+    return 1 - twice / once
+
+
 def _law_rows(
     results: dict[str, Result], sizes: Sizes, seeds: list[int], laws: dict[str, ScalingLaw]
 ) -> list[dict[str, Any]]:
@@ -301,7 +338,6 @@ def _law_rows(
             **{error: error_of(results[_law_name(n, k, seed)], error) for error in ERRORS},
             **{f"{error} by the law": laws[error](n, k) for error in ERRORS},
             "dead": results[_law_name(n, k, seed)]["held_out"]["dead"],
-            "still falling": results[_law_name(n, k, seed)]["still falling"],
         }
         for n in sizes.n
         for k in sizes.k

@@ -12,12 +12,13 @@ concepts is counted at every step; a latent belongs to the level of the concept 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from tide.fingerprint import fingerprint
 from tide.interpretation.atlas import label_latents
 from tide.interpretation.change_point import change_point
 from tide.interpretation.concepts import mean_latents
@@ -71,13 +72,12 @@ class Study:
     sizes: Sizes
     judge: Judge = field(default_factory=load_judge)
 
-    @cached_property
-    def tasks(self) -> list[EditTask]:
-        return tasks_of("test", self.sizes.prompts, self.bench.seed + 5)
+    def tasks(self, seed: int) -> list[EditTask]:
+        return tasks_of("test", self.sizes.prompts, seed + 5)
 
-    def levels(self, model: TIDE) -> torch.Tensor:
+    def levels(self, model: TIDE, seed: int) -> torch.Tensor:
         """The index in :data:`LEVELS` of every latent, by training scenes at timesteps of the whole run."""
-        items = list(scenes("train", self.sizes.level_images, self.bench.seed + 6))
+        items = list(scenes("train", self.sizes.level_images, seed + 6))
         timesteps = loss_timesteps(self.bench.adapter, self.sizes.level_timesteps)
         data = annotated_scenes(self.bench.adapter, items, [self.bench.block], timesteps)[self.bench.block]
         masks = {concept: mask.flatten() for concept, mask in data.masks.items()}
@@ -89,10 +89,8 @@ class Study:
 
     def measure(self, seed: int) -> Result:
         model = self.models.of(seed)
-        level = self.levels(model)
-        parts = [
-            self._batch(model, level, self.tasks[i : i + DRAW_BATCH]) for i in range(0, len(self.tasks), DRAW_BATCH)
-        ]
+        level, tasks = self.levels(model, seed), self.tasks(seed)
+        parts = [self._batch(model, level, tasks[i : i + DRAW_BATCH]) for i in range(0, len(tasks), DRAW_BATCH)]
         weights = [len(part["contour step"]) for part in parts]
         shares = np.average([part.pop("shares") for part in parts], axis=0, weights=weights)
         joined: Result = {}
@@ -151,7 +149,8 @@ def reproduce(options: Options) -> str:
     bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
     models = Models.of_study(bench, options)
     study = Study(bench, models, sizes)
-    results = models.measure(seeds, study.measure, study.seconds, vars(sizes), options)
+    by = {**vars(sizes), "judge": fingerprint([study.judge])}
+    results = models.measure(seeds, study.measure, study.seconds, by, options)
     return _report(options, study, results, seeds)
 
 
@@ -231,7 +230,8 @@ def _report(options: Options, study: Study, results: list[Result], seeds: list[i
         },
     )
     write_csv(options.out / "fig5.csv", table)
-    task = next((t for t in study.tasks if t.attribute == "class"), study.tasks[0])
+    tasks = study.tasks(seeds[0])
+    task = next((t for t in tasks if t.attribute == "class"), tasks[0])
     _draw(options, study, task, seeds[0], results, breaks)
     return verdict
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tide.fingerprint import fingerprint
 from tide.reproduce import charts
 from tide.reproduce.bench import Bench
 from tide.reproduce.models import DATA, FAST_DATA, Models
@@ -54,23 +55,28 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "contrast": Strategy("contrast of latents", (1.0, 2.0, 3.0, 4.0), 2.0, "one image"),
-    "steer contrast": Strategy("contrast, raw", (0.75, 1.25, 1.75, 2.5), 1.25, "one image", raw=True),
-    "steer bounded": Strategy("contrast, raw and bounded", (1.0, 2.0, 3.0, 4.0), 2.0, "one image", raw=True),
+    "contrast": Strategy("contrast of latents", (0.5, 1.0, 1.5, 2.0, 3.0), 1.5, "one image"),
+    "steer contrast": Strategy("contrast, raw", (0.5, 0.75, 1.0, 1.5, 2.0), 1.0, "one image", raw=True),
+    "steer bounded": Strategy("contrast, raw and bounded", (0.5, 1.0, 1.5, 2.0, 3.0), 1.5, "one image", raw=True),
     "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), 16, "one image"),
-    "towards": Strategy("global replacement", (0.5, 1.0), 1.0, "the target's run"),
+    "towards": Strategy("global replacement", (0.25, 0.5, 0.75, 1.0), 1.0, "the target's run"),
     "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), 3.0, "the target's run"),
-    "steer towards": Strategy("replacement, raw", (0.5, 1.0), 1.0, "the target's run", raw=True),
-    "swap": Strategy("class means exchanged", (1.0, 2.0), 2.0, "class means"),
-    "steer": Strategy("class means, raw", (0.5, 1.0), 1.0, "class means", raw=True),
+    "steer towards": Strategy("replacement, raw", (0.25, 0.5, 0.75, 1.0), 1.0, "the target's run", raw=True),
+    "swap": Strategy("class means exchanged", (0.5, 1.0, 2.0), 2.0, "class means"),
+    "steer": Strategy("class means, raw", (0.25, 0.5, 1.0), 1.0, "class means", raw=True),
     "erase top": Strategy("top K erased", (1, 4, 16, 64), 4, "nothing", UNGILDING),
     "invert top": Strategy("top K inverted", (1, 4, 16), 4, "nothing", UNGILDING),
     "transfer": Strategy("style transfer", (1.0, 2.0, 4.0), 2.0, "one image, no places", STYLES),
     "steer transfer": Strategy("style transfer, raw", (0.5, 1.0, 2.0), 1.0, "one image, no places", STYLES, raw=True),
+    "steer transfer bounded": Strategy(
+        "style transfer, raw and bounded", (1.0, 2.0, 4.0), 2.0, "one image, no places", STYLES, raw=True
+    ),
 }
+#: Added to a seed, the seed of its development tasks.
+DEVELOPMENT = 5000
 #: Ours against what is given the same.
 RIVALS = {"contrast": ("steer contrast", "steer bounded"), "towards": ("steer towards",), "swap": ("steer",),
-          "transfer": ("steer transfer",)}  # fmt: skip
+          "transfer": ("steer transfer", "steer transfer bounded")}  # fmt: skip
 PROMPT = "prompt"
 
 
@@ -93,7 +99,7 @@ class Sizes:
         return STRATEGIES[name].factors[: self.strengths]
 
 
-DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
+DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 5, 384, 192, 3)
 FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 
@@ -136,11 +142,18 @@ class Study:
     _kept: dict[tuple[int, str, str], Trial] = field(default_factory=dict)
 
     @cached_property
+    def judged_by(self) -> str:
+        return fingerprint([self.judge])
+
+    @cached_property
     def probe(self) -> LayoutProbe:
         bench = self.bench
         return LayoutProbe.fit(bench.adapter, bench.block, n_images=self.sizes.probe_images, seed=bench.seed)
 
     def tasks(self, kind: str, split: Split, seed: int) -> list[EditTask]:
+        """Development tasks have prompts and noise that no test task has."""
+        if split != "test":
+            seed += DEVELOPMENT
         if kind != EVERYTHING:
             return special_tasks(kind, split, max(1, self.sizes.special // (1 if split == "test" else 2)), seed)
         return tasks_of(split, self.sizes.test if split == "test" else self.sizes.dev, seed)
@@ -191,7 +204,7 @@ class Study:
         return {
             "data": self.bench.config(),
             "training": self.models.config_of(seed).to_dict(),
-            "study": vars(self.sizes),
+            "study": {**vars(self.sizes), "judge": self.judged_by},
         }
 
     def cell(self, name: str, factor: float, steps: Steps, split: Split, seed: int) -> Cell:
@@ -299,9 +312,9 @@ def point(
     return {"factor": factor, **summarise(outcomes), "outside": float(np.mean(away)) if away else None}, outcomes
 
 
-def verdict_of(curves: dict[str, list[dict[str, Any]]], chosen: dict[str, dict[str, Any]]) -> str:
-    """One sentence from the numbers. ``chosen``: each strategy at the strength that development prompts chose."""
-    levels = equal_preservation({name: curves[name] for name in ("contrast", *RIVALS["contrast"])})
+def verdict_of(levels: dict[str, dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> str:
+    """One sentence from the numbers. ``levels``: each strategy at equal preservation; ``chosen``: at the strength that
+    does best on development prompts."""
     above = sum(
         row["contrast"]["success"] > max(row[name]["success"] for name in RIVALS["contrast"]) for row in levels.values()
     )
@@ -329,18 +342,24 @@ def _report(
     chosen: dict[tuple[str, int], tuple[float, Steps]],
     seeds: list[int],
 ) -> str:
-    def tasks(name: str) -> list[list[EditTask]]:
+    def tasks(name: str, split: Split = "test") -> list[list[EditTask]]:
         kind = EVERYTHING if name == PROMPT else STRATEGIES[name].tasks
-        return [study.tasks(kind, "test", seed) for seed in seeds]
+        return [study.tasks(kind, split, seed) for seed in seeds]
 
-    curves: dict[str, list[dict[str, Any]]] = {}
+    def curve(name: str, split: Split) -> list[dict[str, Any]]:
+        return [
+            point([_of(found, name, split, seed, (f, ranges[name, seed])) for seed in seeds], tasks(name, split), f)[0]
+            for f in study.sizes.factors(name)
+        ]
+
+    curves = {name: curve(name, "test") for name in STRATEGIES}
+    everything = [name for name, strategy in STRATEGIES.items() if strategy.tasks == EVERYTHING]
+    levels = equal_preservation(
+        {name: curves[name] for name in everything}, {name: curve(name, "dev") for name in everything}
+    )
     at_chosen: dict[str, dict[str, Any]] = {}
     outcomes: dict[str, list[EditOutcome]] = {}
     for name in STRATEGIES:
-        curves[name] = [
-            point([_of(found, name, "test", seed, (f, ranges[name, seed])) for seed in seeds], tasks(name), f)[0]
-            for f in study.sizes.factors(name)
-        ]
         results = [_of(found, name, "test", seed, chosen[name, seed]) for seed in seeds]
         at_chosen[name], outcomes[name] = point(results, tasks(name), math.nan)
         at_chosen[name]["factor"] = [chosen[name, seed][0] for seed in seeds]
@@ -353,7 +372,7 @@ def _report(
             f"  {label:26} changed {row['success']:4.0%}, kept {row['preserved']:4.0%}, both {row['both']:4.0%}, "
             f"a scene {row['valid']:4.0%}{away} ({row['images']} images)"
         )
-    verdict = verdict_of(curves, at_chosen)
+    verdict = verdict_of(levels, at_chosen)
     compared = {a: {b: paired(outcomes[a], outcomes[b]) for b in others} for a, others in RIVALS.items()}
     write_results(
         options,
@@ -367,9 +386,7 @@ def _report(
             "chosen": at_chosen,
             "by_attribute": {name: _by_attribute(each) for name, each in outcomes.items()},
             "curves": curves,
-            "equal_preservation": equal_preservation(
-                {n: curves[n] for n in curves if STRATEGIES[n].tasks == EVERYTHING}
-            ),
+            "equal_preservation": levels,
             "paired": compared,
             "verdict": verdict,
         },
@@ -401,7 +418,13 @@ def _draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prom
     groups = {
         "one reference image": ("contrast", "steer contrast", "steer bounded", "altered"),
         "the target's own run, or class means": ("towards", "steer towards", "scale target", "swap", "steer"),
-        "style transfer; nothing known": ("transfer", "steer transfer", "erase top", "invert top"),
+        "style transfer; nothing known": (
+            "transfer",
+            "steer transfer",
+            "steer transfer bounded",
+            "erase top",
+            "invert top",
+        ),
     }
     figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
     for column, (title, names) in enumerate(groups.items()):

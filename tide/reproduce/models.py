@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tide.errors import TideError
 from tide.reproduce.bench import Bench, DataSizes, reordered
-from tide.reproduce.runner import Cell, Result, run_cells
+from tide.reproduce.runner import Cell, Result, first_difference, run_cells
 from tide.reproduce.study import Options
+from tide.sae.checkpoint import read_json, write_json
 from tide.sae.model import TIDE
 from tide.study.reconstruction import is_trained, train
 from tide.training import TrainConfig
@@ -24,8 +27,8 @@ FAST_STEPS = 80
 
 @dataclass(frozen=True)
 class Models:
-    """``<folder>/seed-<i>`` holds the TIDE of seed i as :class:`~tide.training.Trainer` leaves it; an interrupted
-    training goes on from its last checkpoint."""
+    """``<folder>/seed-<i>`` holds the TIDE of seed i as :class:`~tide.training.Trainer` leaves it, and in ``data.json``
+    what it was trained on; an interrupted training goes on from its last checkpoint."""
 
     bench: Bench
     config: TrainConfig
@@ -46,8 +49,10 @@ class Models:
         return replace(self.config, seed=seed)
 
     def of(self, seed: int) -> TIDE:
-        """Raises :class:`~tide.errors.TideError` if the folder holds a training by another configuration."""
+        """Raises :class:`~tide.errors.TideError` if the folder holds a training by another configuration or on other
+        data."""
         config, folder, bench = self.config_of(seed), self.folder / f"seed-{seed}", self.bench
+        self._check_data(folder / "data.json")
         if is_trained(folder, config):
             return TIDE.from_pretrained(
                 folder,
@@ -59,20 +64,31 @@ class Models:
         pool = reordered(bench.train, seed)
         return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
 
+    def _check_data(self, path: Path) -> None:
+        now = json.loads(json.dumps(self.bench.config()))
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, now)
+        elif (before := read_json(path)) != now:
+            raise TideError(
+                f"{path.parent} was trained on other data ({first_difference(before, now)}); use the same options, or "
+                "another --models"
+            )
+
     def measure(
         self,
         seeds: Sequence[int],
         measure: Callable[[int], Result],
         seconds: Callable[[int], float],
-        sizes: dict[str, Any],
+        by: dict[str, Any],
         options: Options,
     ) -> list[Result]:
-        """What ``measure`` finds for each seed, a cell each in ``options.out``; ``sizes`` is what it depends on besides
+        """What ``measure`` finds for each seed, a cell each in ``options.out``; ``by`` is what it depends on besides
         the model."""
         cells = [
             Cell(
                 f"seed {seed}",
-                {"data": self.bench.config(), "training": self.config_of(seed).to_dict(), "study": sizes},
+                {"data": self.bench.config(), "training": self.config_of(seed).to_dict(), "study": by},
                 partial(measure, seed),
                 partial(seconds, seed),
             )

@@ -81,13 +81,13 @@ def _finished(cell: Cell, path: Path) -> Result:
     if kept["config"] != now:
         key = next(k for k in sorted(kept["config"].keys() | now.keys()) if kept["config"].get(k) != now.get(k))
         raise TideError(
-            f"{path} was made with another {key} ({_short(kept['config'].get(key), now.get(key))}); "
+            f"{path} was made with another {key} ({first_difference(kept['config'].get(key), now.get(key))}); "
             "use the same options, or another --out"
         )
     return dict(kept["result"])
 
 
-def _short(before: Any, now: Any) -> str:
+def first_difference(before: Any, now: Any) -> str:
     """What differs between two values, the inner one of two mappings."""
     while isinstance(before, dict) and isinstance(now, dict):
         key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))

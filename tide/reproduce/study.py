@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.sae.checkpoint import versions, write_json
-from tide.study.run import machine
+from tide.sae.checkpoint import machine, versions, write_json
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tide.reproduce.orderings import METRICS, PAPER, Figures, count_ahead, in_wo
 from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options, write_results
 from tide.reproduce.tables import mean, spread, with_spread, write_csv
+from tide.tables import text_table
 from tide.training import TrainConfig
 
 SIZES = DataSizes(train_images=1024, wide_images=16384, held_out_images=192)
@@ -101,10 +102,9 @@ def _baselines(bench: Bench, base: TrainConfig) -> Cell:
 
     def run() -> Result:
         pca = PCA.fit(bench.train.once())
-        scale = float(bench.train.all.x.float().square().mean().sqrt())
         return {
             name: {
-                split: measured(pca.reconstruct(int(share * k)), pool, None, scale)
+                split: measured(pca.reconstruct(int(share * k)), pool, None, bench.scale)
                 for split, pool in (("val", bench.shifted), ("held_out", bench.held_out))
             }
             for name, share in BASELINES.items()
@@ -169,8 +169,6 @@ def _report(
 
 
 def _as_text(table: Figures) -> str:
-    from tide.commands.common import table as text_table
-
     header = ("", *METRICS.values(), "held-out MSE", "held-out cosine")
     metrics = (*METRICS, "held_out_mse", "held_out_cosine")
     return text_table(header, [(name, *(with_spread(table[name][m], 5) for m in metrics)) for name in table])

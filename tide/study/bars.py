@@ -28,7 +28,7 @@ from tide.study.edit_study import FAST as FAST_EDITS
 from tide.study.edit_study import EditSizes, EditStudy
 from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool
 from tide.study.report import write_report
-from tide.study.run import Stages, concept_timesteps, loss_timesteps, machine
+from tide.study.run import Stages, concept_timesteps, loss_timesteps, machine_in_words
 
 #: Edits of latents, and of raw activations by the same information.
 RIVALS = (
@@ -102,7 +102,7 @@ def evaluate(
         "sae": asdict(config),
         "config": {"seed": seed, "fast": fast, "prompts": n_prompts, "sizes": asdict(sizes)},
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine_in_words(),
     }
 
     if resume:

@@ -27,17 +27,29 @@ def paired(ours: list[EditOutcome], theirs: list[EditOutcome]) -> dict[str, Any]
     return {"only_ours": only_ours, "only_theirs": only_theirs, "images": len(ours), "p": min(1.0, 2 * tail)}
 
 
-def equal_preservation(curves: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Level -> method -> the most changed while all else is kept in at least that share (0 where it never is)."""
+def equal_preservation(
+    curves: dict[str, list[dict[str, Any]]], development: dict[str, list[dict[str, Any]]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Level -> method -> the most changed while all else is kept in at least that share.
+
+    With ``development``, the same strengths on development prompts, the strength is chosen there, and the figures are
+    those of ``curves`` at that strength. Where no strength keeps as much, the method is left at strength 0, which keeps
+    everything and changes nothing.
+    """
     out: dict[str, dict[str, Any]] = {}
     for level in LEVELS:
         row: dict[str, Any] = {}
         for name, curve in curves.items():
-            point = at_preservation(curve, level)
-            row[name] = (
-                {"success": 0.0, "factor": None}
-                if point is None
-                else {"success": point["success"], "interval": point["interval"]["success"], "factor": point["factor"]}
-            )
+            point = at_preservation(curve if development is None else development[name], level)
+            if point is None:
+                row[name] = {"success": 0.0, "factor": None}
+                continue
+            measured = next(each for each in curve if each["factor"] == point["factor"])
+            row[name] = {
+                "success": measured["success"],
+                "preserved": measured["preserved"],
+                "interval": measured["interval"]["success"],
+                "factor": measured["factor"],
+            }
         out[f"{level:g}"] = row
     return out

@@ -1,14 +1,16 @@
 """The edits a study compares, each with and without the SAE, by what they know of the target.
 
 - ``contrast``, ``steer contrast``, ``steer bounded``: one training image that shows it, and the difference that the
-  word makes there; ``altered`` is the first in the tokens that it changes most, ``transfer`` and ``steer transfer``
-  know no places, only the average over the image's tokens (style transfer).
+  word makes there; ``altered`` is the first in the tokens that it changes most, ``transfer``, ``steer transfer`` and
+  ``steer transfer bounded`` know no places, only the average over the image's tokens (style transfer).
 - ``towards``, ``scale target``, ``steer towards``: what the block holds while the target's own prompt is drawn from the
   same seed, step by step (appendix C.1: global replacement, scaling of activation indices).
 - ``swap``, ``steer``: the concept's mean over training scenes; no prompt names the target.
 - ``erase top``, ``invert top``: nothing (appendix C.1: each token's strongest latents, their norm kept).
 
-The methods of a group are given the same: the same recordings, tokens, steps and block.
+The methods of a group are given the same: the same recordings, tokens, steps and block. Those called bounded change
+each neuron as a contrast changes each latent, so that beside them only the SAE differs. ``swap`` acts where the
+source's latents fire; ``steer`` cannot tell where that is, and acts everywhere.
 """
 
 from __future__ import annotations
@@ -203,6 +205,17 @@ class Methods:
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
             found = self._contrast(tasks)
             change = Steer(found.timesteps, found.direction.mean(2, keepdim=True), factor)
+            return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
+
+        return context
+
+    def steer_transfer_bounded(self, factor: float, steps: Steps = None) -> Method:
+        """The same, each neuron up to the average that it has on the reference, as latents are."""
+
+        def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
+            found = self._contrast(tasks)
+            direction, bound = (each.mean(2, keepdim=True) for each in (found.direction, found.mean_present))
+            change = SteerBounded(found.timesteps, direction, factor, bound)
             return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
 
         return context

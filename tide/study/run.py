@@ -99,7 +99,7 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def machine() -> str:
+def machine_in_words() -> str:
     """What a figure was measured on, in words."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {device}"
@@ -170,7 +170,7 @@ def demo(
         "stages": stage.seconds,
         "config": {"seed": seed, "fast": fast, "sizes": asdict(sizes), "training": configs["tide"].to_dict()},
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine_in_words(),
     }
     metrics["headline"] = headline(metrics)
     write_json(out / "metrics.json", metrics)

@@ -1,0 +1,28 @@
+"""Digests of weights: of values, of names and of order, and of nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tide.fingerprint import fingerprint
+
+
+def layers(seed: int = 0) -> list[nn.Module]:
+    torch.manual_seed(seed)
+    return [nn.Linear(3, 2), nn.BatchNorm1d(2)]  # the second has a number without dimensions
+
+
+def test_equal_weights_have_one_fingerprint():
+    assert fingerprint(layers()) == fingerprint(layers())
+    assert len(fingerprint(layers())) == 16
+
+
+def test_any_change_shows():
+    changed = layers()
+    with torch.no_grad():
+        changed[0].weight[1, 2] = torch.nextafter(changed[0].weight[1, 2], torch.tensor(2.0))
+    counted = layers()
+    counted[1].num_batches_tracked += 1
+    found = [fingerprint(each) for each in (layers(), layers(1), changed, counted, layers()[::-1], layers()[:1])]
+    assert len(set(found)) == len(found)
