@@ -161,7 +161,7 @@ def test_every_field_can_be_set():
         ("lr=fast", "lr = 'fast' must be a number"),
         ("lr=true", "lr = True must be a number"),
         ("modulation=1", "modulation = 1 must be true or false"),
-        ("modulation_init=copy", "modulation_init = 'copy' is unknown; use one of adaln, random"),
+        ("modulation_init=copy", "modulation_init = 'copy' is unknown; use one of identity, adaln, random"),
         ("betas=0.9", "betas = 0.9 must be 2 numbers, as in [0.9, 0.99]"),
         ("batch_tokens=63", "batch_tokens = 63 must be even: neighbouring timesteps come in pairs"),
         (

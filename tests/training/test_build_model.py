@@ -11,19 +11,31 @@ from tide.training import TrainConfig, build_model
 
 def test_build_model(alpha):
     adapter = adapter_for(alpha)
-    sae = build_model(adapter, 6, TrainConfig(expansion=2), tensor="attention")
+    sae = build_model(adapter, 6, TrainConfig(expansion=2, modulation_init="adaln"), tensor="attention")
     assert (sae.config.family, sae.config.block, sae.config.tensor) == ("pixart", 6, "attention")
     assert (sae.d_model, sae.n_latents, sae.config.k) == (192, 384, 19)
     timestep = torch.tensor([10.0, 700.0])
     torch.testing.assert_close(sae.modulation(timestep), adapter.modulation(6)(timestep), rtol=0, atol=0)
 
 
+def test_by_default_training_starts_from_the_plain_sae(alpha):
+    """Scale and shift are zero, and follow the model's embedding of the timestep once they are learnt."""
+    adapter = adapter_for(alpha)
+    sae, plain = (build_model(adapter, 6, TrainConfig(expansion=1, modulation=m)) for m in (True, False))
+    x, timestep = torch.randn(8, 192), torch.tensor([10.0, 700.0])
+    assert all(not each.any() for each in sae.modulation(timestep))
+    assert torch.equal(sae(x, timestep, None, torch.arange(8) % 2), plain(x))
+    own = adapter.modulation(6)
+    assert torch.equal(sae.modulation.linear_1.weight, own.linear_1.weight)
+    assert torch.equal(sae.modulation.linear_2.weight, own.linear_2.weight)
+
+
 @pytest.mark.parametrize(
     ("options", "trainable", "like_the_model"),
     [
-        ({"modulation_trainable": False}, False, True),
+        ({"modulation_init": "adaln", "modulation_trainable": False}, False, True),
         ({"modulation_init": "random"}, True, False),
-        ({"modulation_chunk": "mlp"}, True, False),
+        ({"modulation_init": "adaln", "modulation_chunk": "mlp"}, True, False),
     ],
     ids=["frozen", "random", "the other chunk"],
 )

@@ -95,7 +95,14 @@ def test_bad_mappings(raw, message):
         (lambda: TrainConfig(warmup=1.5), "warmup = 1.5 must be between 0 and 1"),
         (lambda: TrainConfig(weight_decay=-1.0), "weight_decay = -1.0 must be at least 0"),
         (lambda: TrainConfig(precision="fp16"), "precision = 'fp16' is unknown"),
-        (lambda: TrainConfig(modulation_init="copy"), "modulation_init = 'copy' is unknown; use one of adaln, random"),
+        (
+            lambda: TrainConfig(modulation_init="copy"),
+            "modulation_init = 'copy' is unknown; use one of identity, adaln, random",
+        ),
+        (
+            lambda: TrainConfig(modulation_trainable=False),
+            "a modulation that starts as the identity and is not trained is none; set modulation_init = adaln",
+        ),
         (lambda: ProgressiveK(start=0.5), "start = 0.5 must be at least 1"),
         (lambda: ProgressiveK(length=1.2), "length = 1.2 must be between 0 and 1"),
         (lambda: ProgressiveK(shape="step"), "shape = 'step' is unknown"),

@@ -368,7 +368,9 @@ def test_the_auxiliary_loss_instead(tmp_path):
 
 
 def test_a_frozen_modulation_stays(alpha, tmp_path):
-    sae = build_model(adapter_for(alpha), 6, TrainConfig(n_latents=16, k=4, modulation_trainable=False))
+    sae = build_model(
+        adapter_for(alpha), 6, TrainConfig(n_latents=16, k=4, modulation_init="adaln", modulation_trainable=False)
+    )
     before = state(sae)
     rows = batch(0)
     wide = [replace(rows, x=torch.randn(ROWS, 192)) for _ in range(3)]

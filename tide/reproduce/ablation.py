@@ -29,8 +29,9 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "modulation": {
         "default": {},
         "modulation off": {"modulation": False},
+        "modulation from adaLN": {"modulation_init": "adaln"},
+        "adaLN, frozen": {"modulation_init": "adaln", "modulation_trainable": False},
         "modulation random": {"modulation_init": "random"},
-        "modulation frozen": {"modulation_trainable": False},
         "pre-norm": {"pre_norm": "layernorm"},
         "undo": {"undo": True},
     },

@@ -55,13 +55,13 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "contrast": Strategy("contrast of latents", (0.5, 1.0, 1.5, 2.0, 3.0), 1.5, "one image"),
-    "steer contrast": Strategy("contrast, raw", (0.5, 0.75, 1.0, 1.5, 2.0), 1.0, "one image", raw=True),
-    "steer bounded": Strategy("contrast, raw and bounded", (0.5, 1.0, 1.5, 2.0, 3.0), 1.5, "one image", raw=True),
+    "contrast": Strategy("contrast of latents", (0.5, 1.0, 1.5, 2.5), 1.5, "one image"),
+    "steer contrast": Strategy("contrast, raw", (0.5, 0.75, 1.0, 1.5), 1.0, "one image", raw=True),
+    "steer bounded": Strategy("contrast, raw and bounded", (0.5, 1.0, 1.5, 2.5), 1.5, "one image", raw=True),
     "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), 16, "one image"),
-    "towards": Strategy("global replacement", (0.25, 0.5, 0.75, 1.0), 1.0, "the target's run"),
+    "towards": Strategy("global replacement", (0.5, 0.75, 1.0), 1.0, "the target's run"),
     "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), 3.0, "the target's run"),
-    "steer towards": Strategy("replacement, raw", (0.25, 0.5, 0.75, 1.0), 1.0, "the target's run", raw=True),
+    "steer towards": Strategy("replacement, raw", (0.5, 0.75, 1.0), 1.0, "the target's run", raw=True),
     "swap": Strategy("class means exchanged", (0.5, 1.0, 2.0), 2.0, "class means"),
     "steer": Strategy("class means, raw", (0.25, 0.5, 1.0), 1.0, "class means", raw=True),
     "erase top": Strategy("top K erased", (1, 4, 16, 64), 4, "nothing", UNGILDING),
@@ -99,7 +99,7 @@ class Sizes:
         return STRATEGIES[name].factors[: self.strengths]
 
 
-DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 5, 384, 192, 3)
+DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
 FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 

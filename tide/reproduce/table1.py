@@ -28,7 +28,7 @@ from tide.training import TrainConfig
 
 SIZES = DataSizes(train_images=1024, wide_images=16384, held_out_images=192)
 FAST = DataSizes(train_images=32, wide_images=512, held_out_images=16, train_rows=4096, batch_tokens=128)
-SEEDS, STEPS, FAST_STEPS = 5, 2000, 30
+SEEDS, STEPS, FAST_STEPS = 5, 1500, 30
 
 TABLES = {"same pairs": "the same image-prompt pairs", "equal tokens": "equal numbers of tokens"}
 BASELINES = {"mean": 0, "PCA k/4": 0.25, "PCA k": 1.0}

@@ -98,6 +98,13 @@ class Modulation(nn.Module):
             modulation.linear.bias.copy_(bias)
         return modulation
 
+    @torch.no_grad()
+    def start_as_identity(self) -> Modulation:
+        """Scale and shift zero at every timestep, to be learnt from there; the timestep's embedding stays as it is."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        return self
+
     def forward(self, timestep: Tensor, conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups,
         d_model]``.

@@ -71,17 +71,19 @@ class TrainConfig:
     """How a TIDE is trained.
 
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
-    ``modulation=False`` trains the plain SAE; ``modulation_init`` "adaln" copies the model's adaLN, "random" does
-    not. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK (:mod:`tide.sae.activation`),
-    whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's); both train more slowly.
-    ``batch_tokens`` is the number of rows of a step.
+    ``modulation=False`` trains the plain SAE. ``modulation_init`` "identity" copies the embedding of the timestep from
+    the model and starts with scale and shift zero, as the plain SAE; "adaln" copies the block's scale and shift, too;
+    "random" copies nothing. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK
+    (:mod:`tide.sae.activation`), whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's);
+    both train more slowly. ``batch_tokens`` is the number of rows of a step.
 
-    ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, which starts trained, learns at ``modulation_lr`` times
-    that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence more than half of them.
+    ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, whose embedding is trained already, learns at
+    ``modulation_lr`` times that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence
+    more than half of them.
     """
 
     modulation: bool = True
-    modulation_init: Literal["adaln", "random"] = "adaln"
+    modulation_init: Literal["identity", "adaln", "random"] = "identity"
     modulation_chunk: Literal["msa", "mlp"] = "msa"
     modulation_trainable: bool = True
     pre_norm: Literal["none", "layernorm"] = "none"
@@ -122,6 +124,11 @@ class TrainConfig:
                 raise TideError(f"{name} = {value} must be positive")
         if not 0 < self.density <= 1:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
+        if self.modulation and self.modulation_init == "identity" and not self.modulation_trainable:
+            raise TideError(
+                "a modulation that starts as the identity and is not trained is none; set modulation_init = adaln, or "
+                "modulation = false"
+            )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")
 

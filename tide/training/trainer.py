@@ -36,7 +36,9 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
     modulation: Modulation | None = None
     if config.modulation:
         modulation = adapter.modulation(block, chunk=config.modulation_chunk)
-        if config.modulation_init == "random":
+        if config.modulation_init == "identity":
+            modulation.start_as_identity()
+        elif config.modulation_init == "random":
             modulation = Modulation.random(modulation.config, torch.Generator().manual_seed(config.seed))
     model = TIDE(
         TIDEConfig(
