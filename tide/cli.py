@@ -56,6 +56,11 @@ def _refusal(error: Exception) -> str | None:
     kernels, torch = sys.modules.get("tide_kernels"), sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is used up; lower --batch-size or --size, or use --dtype bf16 or --offload"
+    if "torchvision" in sys.modules and isinstance(error, RuntimeError) and str(error).startswith("Failed to import "):
+        return (
+            "diffusers cannot be imported beside this torchvision, which was built for another torch; install "
+            "torchvision from where torch came from, or uninstall it"
+        )
     if isinstance(error, ValueError | OSError) or (kernels is not None and isinstance(error, kernels.BackendError)):
         return " ".join(str(error).split())
     return None

@@ -84,12 +84,20 @@ def test_unreadable_images(folder):
         ("{", r"line 1 is not"),
         ('{"file_name": "a.png"}', "line 1 is not"),
         ("3", "line 1 is not"),
+        ('{"file_name": "a.png", "text": 5}', "line 1 is not"),
+        ('{"file_name": 5, "text": "x"}', "line 1 is not"),
         ('{"file_name": "z.png", "text": "x"}', r"line 1 names z\.png, which is not in the folder"),
     ],
 )
 def test_faulty_metadata(folder, line, match):
     (folder / "metadata.jsonl").write_text(line)
     with pytest.raises(TideError, match=match):
+        image_folder(folder, 16)
+
+
+def test_metadata_in_another_encoding(folder):
+    (folder / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "ein Häuschen"}'.encode("latin-1"))
+    with pytest.raises(TideError, match=r"metadata\.jsonl is not UTF-8 text; save it as UTF-8"):
         image_folder(folder, 16)
 
 

@@ -12,7 +12,7 @@ from families import FAMILIES, STEPS, TWO_CALLS, adapter, draw, hooks_of, pipeli
 from tide.activations import ActivationBatch, collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.editing import Edit, Erase, Scale, Steer, edit
-from tide.editing.record import record_targets
+from tide.editing.record import record_contrast, record_targets
 from tide.errors import TideError
 from tide.interpretation.trajectory import record_trajectory
 from tide.sae import TIDE
@@ -58,7 +58,7 @@ def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
 def make_sae(name: str, block: int) -> TIDE:
     """An SAE with the block's own modulation that fires on its activations; latent 5 never does."""
     own = adapter(name)
-    sae = build_model(own, block, TrainConfig(n_latents=96, k=12))
+    sae = build_model(own, block, TrainConfig(n_latents=96, k=12, modulation_init="adaln"))
     x, call = tapped(name, block)[1]
     group = torch.arange(len(x), dtype=torch.int32).repeat_interleave(x.shape[1])
     sae.calibrate(x.flatten(0, 1), call.timestep, call.conditioning, group)
@@ -97,7 +97,10 @@ def test_a_token_is_a_square_of_the_image(name):
         own.denoise(latents, 500, text)
         own.denoise(changed, 500, text)
     moved = (seen[1] - seen[0]).norm(dim=1).reshape(rows, columns)
-    assert int(moved.argmax()) == rows * columns - 1 or name == "sana"  # its tokens are single latents
+    side = 2 * rows // latents.shape[-2]  # of the changed square in tokens: two where tokens are single latents
+    at = divmod(int(moved.argmax()), columns)
+    assert at[0] >= rows - side
+    assert at[1] >= columns - side
     assert moved[-2:, -2:].mean() > 2 * moved[: rows // 2, : columns // 2].mean()
 
 
@@ -361,6 +364,33 @@ def test_record_targets(name):
     assert found.raw.shape == (STEPS, 2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
     conditional = [x[call.conditional] for x, call in tapped(name, block, guided=True) if call.conditional.any()]
     torch.testing.assert_close(found.raw, torch.stack(conditional))
+
+
+def test_record_contrast(name):
+    """What a block holds under either prompt is encoded with the conditioning of that prompt."""
+    own = adapter(name)
+    block = own.n_blocks - 2
+    sae, latents, length = make_sae(name, block), latents_of(name, 2), FAMILIES[name].arguments["max_sequence_length"]
+    steps = own.sampling_timesteps(STEPS)[:2]
+    first, second = FAMILIES[name].prompts
+    pair = ([first, first], [second, second])
+    found = record_contrast(own, [block], latents, pair, steps, max_sequence_length=length)[block]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    for side, words in enumerate(pair):
+        seen: list[torch.Tensor] = []
+
+        def keep(x, call, seen=seen):
+            seen.append(sae.encode(x.float(), call.timestep, call.conditioning).dense(sae.n_latents))
+
+        text = own.encode_prompts(words, length)
+        with torch.no_grad(), tap(own, {block: keep}):
+            for t in steps.tolist():
+                own.denoise(own.add_noise(latents, noise, t), t, text)
+        for image, targets in enumerate(found.targets(sae)):
+            expected = torch.stack([z.view(2, -1, sae.n_latents)[image] for z in seen])
+            # Kept as float16; another batch rounds differently, and a latent may change places with the k-th.
+            apart = (targets[side].values.float() - expected).norm() / expected.norm()
+            assert apart < 0.02
 
 
 def test_record_trajectory(name):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, adapter, build_flux, draw, pipeline, prepared
+from families import FAMILIES, STEPS, adapter, build_flux, draw, pipeline, prepared
 
 from tide.adapters import adapter_for, tap
 from tide.adapters.flux import pack, unpack
+from tide.editing import Scale, edit
 from tide.errors import TideError
+from tide.training import TrainConfig, build_model
 
 
 def test_blocks_are_numbered_through_both_kinds():
@@ -114,3 +116,13 @@ def test_true_guidance_calls_prompt_then_negative_prompt():
         pipe(**given, true_cfg_scale=2.0, num_inference_steps=1, height=32, width=16, output_type="latent")
     yes, no = [True, True], [False, False]
     assert seen == [yes, no, yes, no, yes, yes, no]
+
+
+def test_an_edit_tells_when_it_met_no_row():
+    """Embedded guidance makes no unconditional rows; true guidance does."""
+    pipe, block = pipeline("flux"), adapter("flux").n_blocks - 2
+    sae = build_model(adapter("flux"), block, TrainConfig(n_latents=96, k=12))
+    for guided, rows in ((False, 0), (True, 2 * STEPS)):
+        with edit(pipe, sae, Scale([1], 2.0), branch="unconditional") as met:
+            draw("flux", guided=guided)
+        assert met.rows == rows

@@ -192,3 +192,19 @@ def test_tuple_outputs():
     assert torch.equal(text, torch.full((2, 5, 3), 3.0))
     assert torch.equal(image, torch.full((2, 4, 3), 28.0))  # ((1 * 2 * 2) + 10) * 2
     assert seen[0].tolist() == [7.0, 7.0]
+
+
+def test_offloaded_weights_move_before_the_conditioning_is_made(alpha, monkeypatch):
+    """accelerate's hook moves them inside the call, the conditioning is read before it."""
+    adapter, order = adapter_for(alpha), []
+
+    class Offload:
+        def pre_forward(self, module, *args, **kwargs):
+            order.append("moved")
+            return args, kwargs
+
+    monkeypatch.setattr(alpha.transformer, "_hf_hook", Offload(), raising=False)
+    monkeypatch.setattr(type(adapter), "conditioning_of", lambda *given: order.append("conditioning"))
+    with tap(adapter, {2: lambda x, call: None}):
+        run(alpha)
+    assert order == ["moved", "conditioning"] * 3

@@ -170,6 +170,9 @@ def test_pipelines(refused, images, tmp_path, monkeypatch):
         f"{tmp_path} holds no model_index.json; give the folder of a diffusers pipeline"
     )
     assert refused(*collect, tmp_path / "none").startswith(f"pipeline {tmp_path}/none could not be loaded (")
+    for index in ('{"_class_name": "NoSuchPipeline"}', "[]"):
+        (tmp_path / "model_index.json").write_text(index)
+        assert refused(*collect, tmp_path).startswith(f"pipeline {tmp_path} could not be loaded (")
 
 
 def test_edits(refused, checkpoint):
@@ -183,6 +186,12 @@ def test_edits(refused, checkpoint):
     )
     assert refused(*edit, "--erase", "1", "--branch", "unconditional", "--guidance", "1") == (
         "--branch unconditional edits nothing at --guidance 1; give one above 1"
+    )
+    for command in (edit, ["trajectory", *edit[1:]]):
+        options = ["--erase", "1"] if command is edit else []
+        assert refused(*command, *options, "--n-steps", "2000") == "2000 sampling steps asked for; give 1..1000"
+    assert refused(*edit, "--erase", "1", "--n-steps", "1") == (
+        "PixArt alpha draws in one step with an LCM scheduler only; give 2 steps or more"
     )
     for option in ("--strength", "--guidance"):
         assert refused(*edit, "--erase", "1", option, "nan") == (
@@ -290,7 +299,10 @@ def test_arguments(refused, pipeline, images, store):
         "a size of 65 x 65 pixels does not divide into tokens; use multiples of 8"
     )
     assert refused(*collect, "--token-fraction", "2") == "token_fraction 2.0 is not in (0, 1]; 1/16 is usual"
-    assert refused(*collect, "--device", "abacus") == "device 'abacus' is unknown; use cpu, cuda or cuda:<number>"
+    for device in ("abacus", "meta", "mps"):
+        assert refused(*collect, "--device", device) == (
+            f"device '{device}' is not supported; use cpu, cuda or cuda:<number>"
+        )
     assert refused(*collect, "--device", "cpu", "--offload") == (
         "--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off"
     )

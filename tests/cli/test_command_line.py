@@ -150,3 +150,18 @@ def test_bad_values_are_one_line(cli, option, value):
 def test_the_parser_knows_every_command():
     parser = build_parser()
     assert parser.parse_args(["doctor", "--json"]).json is True
+
+
+def test_a_torchvision_of_another_torch(cli, monkeypatch):
+    """Every import of diffusers fails beside it, in words that do not name it."""
+
+    def fails(args):
+        raise RuntimeError("Failed to import diffusers.loaders.peft because of the following error: PreTrainedModel")
+
+    monkeypatch.setattr(doctor, "run", fails)
+    with pytest.raises(RuntimeError, match="Failed to import"):
+        main(["doctor"])
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    result = cli("doctor")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "beside this torchvision, which was built for another torch; install torchvision from where" in result.err

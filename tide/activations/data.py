@@ -98,12 +98,18 @@ def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise TideError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             name, text = entry["file_name"], entry["text"]
+            if not (isinstance(name, str) and isinstance(text, str)):
+                raise TypeError
         except (json.JSONDecodeError, KeyError, TypeError):
             raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
         if not (path.parent / name).is_file():

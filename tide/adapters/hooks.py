@@ -55,6 +55,16 @@ def of_prompt(keep: Callable[[Tensor, Call], None]) -> Tap:
     return show
 
 
+def _where_it_runs(
+    transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments on the device of the call. accelerate's offloading moves weights and arguments there inside
+    ``forward``, which starts after a forward pre-hook, and the conditioning is made by the transformer's own layers;
+    moving twice changes nothing."""
+    offload = getattr(transformer, "_hf_hook", None)
+    return (args, kwargs) if offload is None else offload.pre_forward(transformer, *args, **kwargs)
+
+
 class _Stopped(Exception):
     """Ends a forward pass after the last tapped block."""
 
@@ -83,6 +93,7 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
 
     def before_transformer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal view
+        args, kwargs = _where_it_runs(adapter.transformer, args, kwargs)
         view = adapter.token_view(args, kwargs)
         timestep = adapter.timestep_of(args, kwargs)
         conditional = adapter.conditional_of(args, kwargs, guidance)

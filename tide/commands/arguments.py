@@ -121,7 +121,6 @@ def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, defa
     group.add_argument(
         "--offload", action="store_true", help="keep on the GPU only the model that runs (diffusers' model offload)"
     )
-    group.add_argument("--attention-slicing", action="store_true", help="diffusers' attention slicing")
 
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool = False, images: str) -> None:

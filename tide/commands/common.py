@@ -30,9 +30,11 @@ def device_of(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise TideError(f"device {name!r} is unknown; use cpu, cuda or cuda:<number>") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise TideError(f"device {name!r} is not supported; use cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise TideError(
             f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use --device cpu"
@@ -51,8 +53,6 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
         pipe = _from_pretrained(args.pipeline, dtype, _left_out(args.pipeline) if denoiser_only else {})
     adapter = adapter_for(pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    if args.attention_slicing:
-        pipe.enable_attention_slicing()
     if args.offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
@@ -84,7 +84,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> A
         raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
     try:
         return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **parts)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
         reason = one_line(error)
         raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
 

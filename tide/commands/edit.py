@@ -83,12 +83,14 @@ def run(args: argparse.Namespace) -> None:
 
     from tide.commands import common, edit_target
     from tide.editing import edit
+    from tide.errors import TideError
     from tide.sae.checkpoint import write_json
 
     edit_target.check(args)
     scorers = edit_scores.load(args)
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)
+    adapter.sampling_timesteps(args.n_steps)  # refuses a number of steps that the schedule has not
     model = common.load_sae(args, adapter)
     size = common.image_size(args, adapter)
     variants = _variants(adapter, model, args, size)
@@ -104,8 +106,10 @@ def run(args: argparse.Namespace) -> None:
             tokens=tokens,
             branch=args.branch,
             renormalise=args.renormalise,
-        ):
+        ) as met:
             after.append(_draw(adapter, args, size))
+        if not met.rows:
+            raise TideError(f"this pipeline's calls have no {args.branch} rows at these steps; choose another --branch")
     out, names = Path(args.out), [name for name, _, _ in variants]
     moved = [float(np.abs(np.asarray(before, float) - np.asarray(image, float)).mean()) for image in after]
     common.save_image(before, out / "before.png")

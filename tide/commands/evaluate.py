@@ -48,7 +48,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--fast", action="store_true", help="a quick look rather than a measurement")
     parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run, interrupted="of the scenes the stages already measured are kept: add --resume to go on after them"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -79,6 +79,13 @@ class SteerTowards(Steer):
         return torch.lerp(x, self.at(place).to(x), self.factor)
 
 
+@dataclass
+class Met:
+    """How many rows of the transformer's calls were of the edit's steps and branch: none, and nothing was edited."""
+
+    rows: int = 0
+
+
 def step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
     """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` for what is none."""
     if steps is None:
@@ -132,8 +139,8 @@ def edit(
     tokens: Tensor | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
-) -> Iterator[None]:
-    """Every image that ``pipe`` draws inside the ``with`` block is edited.
+) -> Iterator[Met]:
+    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` names what was met so far.
 
     Args:
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
@@ -168,15 +175,18 @@ def edit(
         _check_sae(adapter, sae)
         change.check(sae.n_latents)
 
+    met = Met()
+
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         if not first <= _progress(pipe, float(call.timestep[0])) < last:
             return None
         image, rows = _images_and_rows(call.conditional, branch)
+        met.rows += int(rows.sum())
         mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
         return _apply(sae, change, x, call, mask, image.to(x.device), renormalise)
 
     with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
-        yield
+        yield met
 
 
 def _tensor(sae: TIDE | None) -> str:

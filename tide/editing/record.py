@@ -60,7 +60,7 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
 @dataclass(frozen=True)
 class ContrastRecording:
     """One block on reference images under two prompts: activations ``present`` and ``absent`` ``[timesteps, images,
-    references, tokens, d_model]``, and the conditioning ``[images * references, d_embedding]`` or None."""
+    references, tokens, d_model]``, and the conditioning of each, ``[2, images * references, d_embedding]``, or None."""
 
     timesteps: Tensor
     present: Tensor
@@ -79,17 +79,18 @@ class ContrastRecording:
 
     def targets(self, model: TIDE) -> list[tuple[Target, Target]]:
         """For each image the latents (present, absent), averaged over its references."""
-        present, absent = self._latents(model, self.present), self._latents(model, self.absent)
+        given = (None, None) if self.conditioning is None else self.conditioning.unbind()
+        present, absent = self._latents(model, self.present, given[0]), self._latents(model, self.absent, given[1])
         return [
             (Target(self.timesteps, with_it), Target(self.timesteps, without))
             for with_it, without in zip(present.unbind(1), absent.unbind(1), strict=True)
         ]
 
-    def _latents(self, model: TIDE, x: Tensor) -> Tensor:
+    def _latents(self, model: TIDE, x: Tensor, conditioning: Tensor | None) -> Tensor:
         """``[timesteps, images, tokens, n_latents]``, float16."""
         n_images, n_references, n_tokens = x.shape[1:4]
         device = model.W_enc.device
-        given = None if self.conditioning is None else self.conditioning.to(device)
+        given = None if conditioning is None else conditioning.to(device)
         n_groups = 1 if given is None else len(given)
         steps = []
         with inference(model):
@@ -128,7 +129,7 @@ def record_contrast(
         )
     wanted = [adapter.resolve_block(block) for block in blocks]
     kept: dict[int, list[list[Tensor]]] = {block: [] for block in wanted}
-    conditioning: dict[int, Tensor] = {}
+    conditioning: dict[int, dict[int, Tensor]] = {block: {} for block in wanted}
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, batch_size):
         part = slice(start, start + batch_size)
@@ -137,20 +138,20 @@ def record_contrast(
         text = adapter.encode_prompts([*prompts[0][part], *prompts[1][part]], max_sequence_length)
         here: dict[int, list[Tensor]] = {block: [] for block in wanted}
 
-        def keep(x: Tensor, call: Call, *, at: list[Tensor], first: int = start) -> None:
+        def keep(x: Tensor, call: Call, *, block: int, at: list[Tensor], first: int = start) -> None:
             at.append(x.cpu())
-            if call.conditioning is not None:
-                conditioning[first] = call.conditioning[: len(x) // 2].cpu()
+            if call.conditioning is not None:  # of both prompts; the same at every timestep
+                conditioning[block][first] = call.conditioning.unflatten(0, (2, -1)).cpu()
 
         for t in timesteps.tolist():
             noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
-            taps = {block: partial(keep, at=here[block]) for block in wanted}
+            taps = {block: partial(keep, block=block, at=here[block]) for block in wanted}
             run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
         for block in wanted:
             kept[block].append(here[block])
-    given = torch.cat(list(conditioning.values())) if conditioning else None
     out = {}
     for block in wanted:
+        given = torch.cat(list(conditioning[block].values()), dim=1) if conditioning[block] else None
         halves = [torch.stack(rows).unflatten(1, (2, -1)) for rows in kept[block]]  # [timesteps, 2, rows, ...]
         both = torch.cat(halves, dim=2).unflatten(2, (-1, per_image))
         out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], given)
