@@ -187,6 +187,7 @@ class Adapter(ABC):
         **kwargs: Any,
     ) -> Tensor:
         """Runs the pipeline, one generator a prompt, and returns the final latents. ``kwargs`` go to the pipeline."""
+        self.check_steps(n_steps)
         return self.pipe(
             list(prompts),
             num_inference_steps=n_steps,
@@ -269,6 +270,10 @@ class Adapter(ABC):
         Where the schedule depends on the image's size, those of :attr:`default_latents`.
         """
         return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+
+    def check_steps(self, n_steps: int) -> None:
+        """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""
+        self.sampling_timesteps(n_steps)
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
         """What the pipeline passes to its scheduler besides the number of steps."""

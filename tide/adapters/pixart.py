@@ -78,22 +78,12 @@ class PixArtAdapter(Adapter):
         embeds, mask, _, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, **length)
         return {"encoder_hidden_states": embeds.to(self.dtype), "encoder_attention_mask": mask}
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        n_steps: int,
-        guidance_scale: float,
-        generators: list[torch.Generator],
-        **kwargs: Any,
-    ) -> Tensor:
-        """As of every adapter; the alpha pipeline takes one step for a run of a distilled model and its scheduler."""
+    def check_steps(self, n_steps: int) -> None:
+        """The alpha pipeline takes one step for a run of a distilled model and its scheduler."""
+        super().check_steps(n_steps)
         distilled = "LCM" in type(self.pipe.scheduler).__name__
         if n_steps == 1 and isinstance(self.pipe, PixArtAlphaPipeline) and not distilled:
             raise TideError("PixArt alpha draws in one step with an LCM scheduler only; give 2 steps or more")
-        return super().generate(
-            prompts, n_steps=n_steps, guidance_scale=guidance_scale, generators=generators, **kwargs
-        )
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
         """The learned variance, where the model has one, is dropped."""

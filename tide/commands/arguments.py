@@ -45,22 +45,20 @@ def block(text: str) -> int | str:
 
 
 def positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number, at least 1")
-    return value
+    return _whole(text, "count", 1)
 
 
 def seed(text: str) -> int:
+    return _whole(text, "seed", 0)
+
+
+def _whole(text: str, what: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number, at least 0")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}; give a whole number, at least {least}")
     return value
 
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     scorers = edit_scores.load(args)
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)
-    adapter.sampling_timesteps(args.n_steps)  # refuses a number of steps that the schedule has not
+    adapter.check_steps(args.n_steps)
     model = common.load_sae(args, adapter)
     size = common.image_size(args, adapter)
     variants = _variants(adapter, model, args, size)

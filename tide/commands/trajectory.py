@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         args.towards = changed_prompt(args.prompt, *args.change)
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)
-    adapter.sampling_timesteps(args.n_steps)  # refuses a number of steps that the schedule has not
+    adapter.check_steps(args.n_steps)
     model = common.load_sae(args, adapter)
     size = common.image_size(args, adapter)
     n_bytes = args.n_steps * common.n_tokens(adapter, size) * (6 * model.config.k + 2 * model.d_model)
