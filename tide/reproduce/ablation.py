@@ -39,9 +39,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
         "temporal off": {"loss": {"temporal": 0.0}},
         "sparsity off": {"loss": {"sparsity": 0.0}},
-        "both off": {"loss": {"temporal": 0.0, "sparsity": 0.0}},
         "temporal 1e-2": {"loss": {"temporal": 1e-2}},
-        "cosine off": {"loss": {"cosine": 0.0}},
     },
     "optimisation": {
         "default": {},
@@ -82,8 +80,8 @@ class Sizes:
 
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
-    n_latents=768,
-    k=38,
+    n_latents=384,
+    k=19,
     seeds=3,
     steps=1000,
     curve_rows=1024,

@@ -4,7 +4,7 @@
 penalty and Gated, of one n, on the same tokens for the same steps, with the same loss but for its sparsity term. Each
 is trained at several settings of its sparsity knob; the diffusion loss is then read off at equal numbers of active
 latents, between the settings around it (:mod:`tide.reproduce.matched`), over all timesteps and at each. TIDE with
-BatchTopK or JumpReLU in place of TopK is there too, to tell the modulation's share from the activation's.
+JumpReLU in place of TopK is there too, to tell the modulation's share from the activation's.
 
 Every figure is of held-out scenes and of equal steps; how far from convergence those are is told by two of the runs of
 (a, b), trained twice as long. The rate and its warm-up were chosen for TopK and TIDE and serve the others, too.
@@ -48,11 +48,11 @@ class Sizes:
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=128, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
     n=(384, 768, 1536),
-    k=(16, 32, 64, 128),
+    k=(16, 32, 64),
     n_compared=768,
     k_compared=(16, 32, 64),
-    l1=(0.5, 1.0, 2.0, 4.0),
-    gated=(0.5, 1.0, 2.0, 4.0),
+    l1=(1.0, 2.0, 4.0),
+    gated=(1.0, 2.0, 4.0),
     matched=(20, 32, 50),
     seeds=3,
     steps=1000,
@@ -80,11 +80,10 @@ MODELS = {
     "JumpReLU": "jumprelu",
     "ReLU + L1": "relu",
     "Gated": "gated",
-    "TIDE + BatchTopK": "batch_topk",
     "TIDE + JumpReLU": "jumprelu",
 }
-#: What TIDE is compared with: plain autoencoders. The last two tell what is due to the modulation from what is due to
-#: TopK's fixed number of active latents.
+#: What TIDE is compared with: plain autoencoders. The last of the models tells what is due to the modulation from what
+#: is due to TopK's fixed number of active latents.
 PLAIN = ("TopK", "BatchTopK", "JumpReLU", "ReLU + L1", "Gated")
 #: Activations whose knob is the weight of the penalty.
 WEIGHED = ("relu", "gated")
