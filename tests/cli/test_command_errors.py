@@ -275,7 +275,7 @@ def test_targets(refused, cli, checkpoint, copy, tmp_path):
 
 def test_trajectories(refused, checkpoint):
     trajectory = ["trajectory", "--sae", checkpoint, "--prompt", "a red house"]
-    assert refused(*trajectory, "--n-steps", 6) == "--n-steps 6 is too few to find a change in; give at least 7"
+    assert refused(*trajectory, "--n-steps", 3) == "--n-steps 3 is too few to find a change in; give at least 4"
     assert refused(*trajectory, "--change", "blue=red") == (
         "the prompt 'a red house' does not say 'blue'; name a word that it says"
     )

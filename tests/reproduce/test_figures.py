@@ -58,15 +58,17 @@ def test_the_most_similar_tokens_are_framed():
     assert white.sum() == fig1.MARKED * (4 * 8 - 4)
     assert not white[:56].any()  # the highest eight are the last row
     assert white[56].all()
+    few = fig1.marked(np.zeros((64, 64, 3), np.uint8), (score - 60).clamp(min=0))
+    assert (few == 255).all(-1).sum() == 3 * (4 * 8 - 4)  # what is zero is no more similar than the rest
 
 
 # -- Fig. 5 -----------------------------------------------------------------------------------------------
 
 
 def fig5_result(break_at: int, images: int = 4, steps: int = 20) -> dict:
-    """Cosines that fall until the pair of steps before ``break_at``, then rise to stay; contours that follow."""
-    x = np.arange(steps - 1.0)
-    curve = np.where(x < break_at - 1, 0.9 - 0.02 * x, 0.97)
+    """Cosines that dip at the pair of steps before ``break_at``; contours that follow."""
+    curve = np.full(steps - 1, 0.97)
+    curve[break_at - 1] = 0.9
     return {
         "timesteps": list(range(steps)),
         "latents": {"cosine": np.repeat(curve[:, None], images, 1).tolist()},
@@ -78,15 +80,20 @@ def fig5_result(break_at: int, images: int = 4, steps: int = 20) -> dict:
 
 def test_the_sentence_of_fig5_is_of_its_numbers():
     results = [fig5_result(8), fig5_result(8)]
-    breaks = [fig5.break_of(r["latents"]["cosine"]) for r in results]
-    assert [b.step for b in breaks] == [8, 8]
-    assert all(b.strength == pytest.approx(1.0) for b in breaks)
-    assert all(b.each == [8] * 4 for b in breaks)
-    assert fig5.verdict_of(breaks, results) == (
-        "The cosine of consecutive latents breaks before step 8 of 20 (two lines remove 100% of the error about one), "
-        "the predicted image's contours have half risen at step 8.5, within 2 steps of it in 75% of the images; the "
-        "judge's reading settles from class (median step 0) to orientation (7), and source and target part from a "
+    changes = [fig5.abrupt_of(r["latents"]["cosine"]) for r in results]
+    assert [change.step for change in changes] == [8, 8]
+    assert all(change.strength == pytest.approx(1.0) for change in changes)
+    assert all(change.each == [8] * 4 for change in changes)
+    assert fig5.verdict_of(changes, results) == (
+        "The cosine of consecutive latents dips before step 8 of 20 (by 100% of its range, in 2 of 2 seeds), the "
+        "predicted image's contours have half risen at step 8.5, within 2 steps of its own dip in 75% of the images; "
+        "the judge's reading settles from class (median step 0) to orientation (7), and source and target part from a "
         "cosine of 0.990 at the first step to 0.500 at the last."
+    )
+    none = fig5.abrupt_of([[0.9, 0.8], [0.95, 0.85], [0.97, 0.9]])
+    assert (none.step, none.each) == (None, [None, None])
+    assert fig5.verdict_of([fig5.Abrupt(None, 0.0, [None] * 4)] * 2, results).startswith(
+        "The cosine of consecutive latents has no dip, the predicted image's contours"
     )
 
 

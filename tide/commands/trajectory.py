@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from tide.commands import common
     from tide.commands.edit_target import changed_prompt
     from tide.errors import TideError
-    from tide.interpretation.change_point import SHORTEST, change_point
+    from tide.interpretation.abrupt_change import SHORTEST, abrupt_change
     from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
     from tide.reproduce.charts import check_matplotlib
     from tide.reproduce.tables import write_csv
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
     check_matplotlib()
     if args.fast:
         args.n_steps = min(args.n_steps, 8)
-    if args.n_steps <= 2 * SHORTEST:
-        raise TideError(f"--n-steps {args.n_steps} is too few to find a change in; give at least {2 * SHORTEST + 1}")
+    if args.n_steps <= SHORTEST:
+        raise TideError(f"--n-steps {args.n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
     if args.change is not None:
         args.towards = changed_prompt(args.prompt, *args.change)
     common.pipeline_of_sae(args)
@@ -96,18 +96,24 @@ def run(args: argparse.Namespace) -> None:
             "cosine with the target": apart.cosine[:, 0].tolist(),
             "mse to the target": apart.mse[:, 0].tolist(),
         }
-    found = change_point(latents.cosine[:, 0].tolist())
-    at = found.index + 1
+    found = abrupt_change(latents.cosine[:, 0].tolist())
+    at = None if found is None else found.index + 1
     rows = [{"step": i, **{name: values[i] for name, values in columns.items()}} for i in range(len(source.codes))]
     out = Path(args.out)
     write_csv(out / "trajectory.csv", rows)
-    report = {"abrupt_change": {"step": at, "strength": found.strength}, "steps": rows, "run": common.provenance(args)}
+    change = None if found is None else {"step": at, "strength": found.strength}
+    report = {"abrupt_change": change, "steps": rows, "run": common.provenance(args)}
     write_json(out / "trajectory.json", report)
     _draw(out / "trajectory.png", adapter, source, target, columns, at)
+    what = f"Latents of block {model.config.block}"
+    if found is None or at is None:
+        print(
+            f"{what} change without a dip of the consecutive cosine over {len(rows)} steps; see {out}/trajectory.png."
+        )
+        return
     print(
-        f"Latents of block {model.config.block} change most abruptly before step {at} of {len(rows)} (timestep "
-        f"{source.timesteps[at]:.0f}; two lines remove {found.strength:.0%} of the error about one); see "
-        f"{out / 'trajectory.png'}."
+        f"{what} change most abruptly before step {at} of {len(rows)} (timestep {source.timesteps[at]:.0f}; the "
+        f"consecutive cosine dips by {found.strength:.0%} of its range); see {out / 'trajectory.png'}."
     )
 
 
@@ -117,7 +123,7 @@ def _draw(
     source: Trajectory,
     target: Trajectory | None,
     columns: dict[str, list[float | None]],
-    at: int,
+    at: int | None,
 ) -> None:
     """The predicted image at every step, over the curves."""
     from tide.reproduce import charts
@@ -133,7 +139,8 @@ def _draw(
     for axis, figure_name in ((axes[0], "cosine with the next step"), (axes[1], "mse to the next step")):
         for i, name in enumerate(("latents", "raw")):
             axis.plot(between, columns[("raw " if i else "") + figure_name][:-1], label=name, **charts.style(i))
-        axis.axvline(at - 0.5, color="black", linewidth=0.9, linestyle="--")
+        if at is not None:
+            axis.axvline(at - 0.5, color="black", linewidth=0.9, linestyle="--")
         axis.set(title=figure_name, xlabel="step")
     axes[1].set_yscale("log")
     axes[0].legend(frameon=False, fontsize="small")

@@ -1,7 +1,7 @@
 """Interpretation: concepts, where they are, and how they move along the trajectory."""
 
+from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
-from tide.interpretation.change_point import change_point
 from tide.interpretation.concepts import (
     Annotated,
     Found,
@@ -23,8 +23,8 @@ __all__ = [
     "Label",
     "Monosemanticity",
     "Trajectory",
+    "abrupt_change",
     "build_atlas",
-    "change_point",
     "concept_profiles",
     "concept_scores",
     "dense_latents",

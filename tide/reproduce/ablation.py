@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tide.activations.memory import ActivationPool
-from tide.interpretation.change_point import settles_at
+from tide.interpretation.abrupt_change import settles_at
 from tide.reproduce import charts
 from tide.reproduce.bench import NEVER, Bench, DataSizes
 from tide.reproduce.runner import Cell, Result, run_cells

@@ -37,7 +37,7 @@ from tide.study.run import concept_timesteps, loss_timesteps
 from tide.tables import text_table
 
 #: What the picture shows: concepts of the paper's three levels, then one of each other attribute.
-SHOWN = ("near", "far", "shadow", "house", "tree", "door", "roof", "crown", "red", "snow", "ornate", "old", "left")
+SHOWN = ("near", "far", "shadow", "house", "tree", "door", "roof", "red", "snow", "ornate", "old", "left")
 #: Held-out images of each in the picture.
 SHOWN_IMAGES = 3
 #: Added to a seed, the seeds of its scenes.
@@ -183,10 +183,11 @@ def enlarged(tokens: torch.Tensor, image: np.ndarray) -> np.ndarray:
 
 
 def marked(image: np.ndarray, score: torch.Tensor) -> np.ndarray:
-    """``image`` with a white frame around each of the :data:`MARKED` highest tokens of ``score [h, w]``."""
+    """``image`` with a white frame around the :data:`MARKED` highest tokens of ``score [h, w]`` that are above zero."""
     framed, (rows, columns) = image.copy(), score.shape
     high, wide = image.shape[0] // rows, image.shape[1] // columns
-    for at in score.flatten().topk(min(MARKED, score.numel())).indices.tolist():
+    highest = score.flatten().topk(min(MARKED, score.numel()))
+    for at in highest.indices[highest.values > 0].tolist():
         y, x = (at // columns) * high, (at % columns) * wide
         framed[[y, y + high - 1], x : x + wide] = 255
         framed[y : y + high, [x, x + wide - 1]] = 255
@@ -297,13 +298,13 @@ def _draw_levels(options: Options, results: list[Result]) -> None:
                 axis.bar(at, mean(values) - 0.5, 0.2, bottom=0.5, color=charts.COLOURS[i], label=label)
                 axis.plot([at] * len(values), values, "o", color="black", markersize=2.5)
         axis.set_xticks(range(len(kept)), kept, fontsize="small")
-        axis.set(ylim=(0.5, 1.0), title=title)
-        axis.legend(frameon=False, fontsize="x-small", loc="lower left", framealpha=0.8)
+        axis.set(ylim=(0.5, 1.08), yticks=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0], title=title)
+        axis.legend(frameon=False, fontsize="small", loc="upper center", ncols=len(names))
     charts.save(figure, options.out / "fig1-levels.png")
 
 
 def _draw_maps(options: Options, tiles: dict[str, list[list[np.ndarray]]], table: dict[str, dict[str, Any]]) -> None:
-    """Three concepts a row; of each, images in rows: the image, the pooled latents' score, the best latent."""
+    """Four concepts a row; of each, images in rows: the image, the pooled latents' score, the best latent."""
     figure, axes = charts.panels(len(tiles), width=4.4, height=4.9, columns=4)
     for axis, (concept, rows) in zip(axes, tiles.items(), strict=True):
         sheet = np.concatenate([np.concatenate([_framed(tile) for tile in row], 1) for row in rows], 0)

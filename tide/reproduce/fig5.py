@@ -2,8 +2,8 @@
 
 Held-out prompts are drawn, each beside its target: the same seed under the prompt with one attribute changed. At every
 step the sparse latents are compared with those of the next step, and the source's with the target's, by cosine and mean
-squared difference; so are the raw activations, as the baseline. The abrupt change is where two lines fit the curve of
-consecutive cosines best (:mod:`tide.interpretation.change_point`). Beside it stands when the picture forms: the
+squared difference; so are the raw activations, as the baseline. The abrupt change is the deepest dip of the consecutive
+cosines (:mod:`tide.interpretation.abrupt_change`). Beside it stands when the picture forms: the
 contours of the image that the model predicts at each step, compared with the final image's, and the step from which on
 a judge reads each attribute as in the final image. The share of the active latents that belongs to each level of
 concepts is counted at every step; a latent belongs to the level of the concept whose masks it fits best.
@@ -11,6 +11,7 @@ concepts is counted at every step; a latent belongs to the level of the concept 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 
 from tide.fingerprint import fingerprint
+from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import label_latents
-from tide.interpretation.change_point import change_point
 from tide.interpretation.concepts import mean_latents
 from tide.interpretation.trajectory import (
     Change,
@@ -158,40 +159,51 @@ def reproduce(options: Options) -> str:
 
 
 @dataclass(frozen=True)
-class Break:
-    """Of one seed: the break of the mean curve and each image's, as the number of the step that comes after it."""
+class Abrupt:
+    """Of one seed: the abrupt change of the mean curve and each image's, as the number of the step that comes after it
+    (None: no dip), and its strength."""
 
-    step: int
+    step: int | None
     strength: float
-    each: list[int]
+    each: list[int | None]
 
 
-def break_of(curve: list[list[float]]) -> Break:
+def abrupt_of(curve: list[list[float]]) -> Abrupt:
     """``curve [steps - 1, images]``: pair i is step i and step i + 1."""
     table = np.asarray(curve)
-    found = change_point(table.mean(1).tolist())
-    return Break(found.index + 1, found.strength, [change_point(column).index + 1 for column in table.T.tolist()])
+    found, *each = (abrupt_change(values) for values in (table.mean(1).tolist(), *table.T.tolist()))
+    steps = [None if dip is None else dip.index + 1 for dip in (found, *each)]
+    return Abrupt(steps[0], 0.0 if found is None else found.strength, steps[1:])
 
 
-def verdict_of(breaks: list[Break], results: list[Result]) -> str:
+def known(steps: list[int | None]) -> list[int]:
+    return [step for step in steps if step is not None]
+
+
+def verdict_of(changes: list[Abrupt], results: list[Result]) -> str:
     """One sentence from the numbers."""
     steps = len(results[0]["timesteps"])
     contour = [int(s) for r in results for s in r["contour step"]]
-    each = [s for b in breaks for s in b.each]
-    near = mean([float(abs(a - b) <= NEAR) for a, b in zip(each, contour, strict=True)])
+    each = [s for change in changes for s in change.each]
+    near = mean([float(a is not None and abs(a - b) <= NEAR) for a, b in zip(each, contour, strict=True)])
     settled = {name: median([s for r in results for s in r["settled"][name]]) for name in ATTRIBUTES}
     order = sorted(settled, key=lambda name: settled[name])
     apart = (
         [float(np.mean(r["target"]["cosine"][0])) for r in results],
         [float(np.mean(r["target"]["cosine"][-1])) for r in results],
     )
+    dips = known([change.step for change in changes])
+    found = (
+        f"The cosine of consecutive latents dips before step {median(dips):g} of {steps} (by "
+        f"{mean([c.strength for c in changes]):.0%} of its range, in {len(dips)} of {len(changes)} seeds)"
+        if dips
+        else "The cosine of consecutive latents has no dip"
+    )
     return (
-        f"The cosine of consecutive latents breaks before step {median([b.step for b in breaks]):g} of {steps} (two "
-        f"lines remove {mean([b.strength for b in breaks]):.0%} of the error about one), the predicted image's "
-        f"contours have half risen at step {median(contour):g}, within {NEAR} steps of it in {near:.0%} of the images; "
-        f"the judge's reading settles from {order[0]} (median step {settled[order[0]]:g}) to {order[-1]} "
-        f"({settled[order[-1]]:g}), and source and target part from a cosine of {mean(apart[0]):.3f} at the first step "
-        f"to {mean(apart[1]):.3f} at the last."
+        f"{found}, the predicted image's contours have half risen at step {median(contour):g}, within {NEAR} steps of "
+        f"its own dip in {near:.0%} of the images; the judge's reading settles from {order[0]} (median step "
+        f"{settled[order[0]]:g}) to {order[-1]} ({settled[order[-1]]:g}), and source and target part from a cosine of "
+        f"{mean(apart[0]):.3f} at the first step to {mean(apart[1]):.3f} at the last."
     )
 
 
@@ -203,14 +215,14 @@ def median(values: list[int]) -> float:
 
 
 def _report(options: Options, study: Study, results: list[Result], seeds: list[int]) -> str:
-    breaks = [break_of(r["latents"]["cosine"]) for r in results]
-    raw_breaks = [break_of(r["raw"]["cosine"]) for r in results]
-    for seed, found, raw in zip(seeds, breaks, raw_breaks, strict=True):
+    changes = [abrupt_of(r["latents"]["cosine"]) for r in results]
+    raw_changes = [abrupt_of(r["raw"]["cosine"]) for r in results]
+    for seed, found, raw in zip(seeds, changes, raw_changes, strict=True):
         options.say(
-            f"Seed {seed}: consecutive cosine of latents breaks before step {found.step} (strength "
+            f"Seed {seed}: consecutive cosine of latents dips before step {found.step} (strength "
             f"{found.strength:.2f}), of raw activations before step {raw.step} ({raw.strength:.2f})."
         )
-    verdict = verdict_of(breaks, results)
+    verdict = verdict_of(changes, results)
     table = _rows(results, seeds)
     write_results(
         options,
@@ -220,8 +232,8 @@ def _report(options: Options, study: Study, results: list[Result], seeds: list[i
             "data": study.bench.config(),
             "training": study.models.config.to_dict(),
             "sizes": vars(study.sizes),
-            "breaks": [vars(b) for b in breaks],
-            "raw_breaks": [vars(b) for b in raw_breaks],
+            "abrupt": [vars(change) for change in changes],
+            "raw_abrupt": [vars(change) for change in raw_changes],
             "contour_step": [r["contour step"] for r in results],
             "settled": [r["settled"] for r in results],
             "latents_of_level": [r["latents of level"] for r in results],
@@ -232,7 +244,7 @@ def _report(options: Options, study: Study, results: list[Result], seeds: list[i
     write_csv(options.out / "fig5.csv", table)
     tasks = study.tasks(seeds[0])
     task = next((t for t in tasks if t.attribute == "class"), tasks[0])
-    _draw(options, study, task, seeds[0], results, breaks)
+    _draw(options, study, task, seeds[0], results, changes)
     return verdict
 
 
@@ -263,7 +275,7 @@ def _rows(results: list[Result], seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def _draw(
-    options: Options, study: Study, task: EditTask, seed: int, results: list[Result], breaks: list[Break]
+    options: Options, study: Study, task: EditTask, seed: int, results: list[Result], changes: list[Abrupt]
 ) -> None:
     predicted = study.example(seed, task)
     pictures = ((predicted.permute(0, 1, 3, 4, 2) + 1) / 2).clamp(0, 1).numpy()
@@ -273,7 +285,8 @@ def _draw(
         charts.pictures(strip, pictures[row], row)
         strip.text(-0.7, 0.5 - row, label, ha="right", va="center", fontsize="small")
     pooled = {name: np.concatenate([_curves(r)[name] for r in results], axis=1) for name in _curves(results[0])}
-    at = median([b.step for b in breaks]) - 0.5
+    dips = known([change.step for change in changes])
+    at = median(dips) - 0.5 if dips else math.nan  # nothing is drawn at NaN
     between = np.arange(steps - 1) + 0.5
     for axis, figure_name, title in (
         (axes[0], "cosine", "cosine of consecutive steps"),
@@ -285,7 +298,8 @@ def _draw(
         axis.set(title=title, xlabel="step")
     axes[1].set_yscale("log")
     axes[0].legend(frameon=False, fontsize="small")
-    axes[0].text(at + 0.2, axes[0].get_ylim()[0], "abrupt change", fontsize="x-small", va="bottom")
+    if dips:
+        axes[0].text(at + 0.2, axes[0].get_ylim()[1], "abrupt change", fontsize="x-small", va="top")
     charts.band(axes[2], np.arange(steps), pooled["target cosine"], charts.COLOURS[2], "source and target, cosine")
     charts.band(axes[2], np.arange(steps), pooled["contours"], charts.COLOURS[4], "contours, likeness to the final")
     axes[2].axvline(at, color="black", linewidth=0.9, linestyle="--")

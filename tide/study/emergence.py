@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide.interpretation.change_point import settles_at
+from tide.interpretation.abrupt_change import settles_at
 from tide.scenes.judge import Judge
 from tide.scenes.scene import ATTRIBUTES
 
