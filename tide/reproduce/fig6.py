@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from tide.fingerprint import fingerprint
+from tide.interpretation.profiles import ConceptProfiles
 from tide.reproduce import charts
 from tide.reproduce.bench import Bench
 from tide.reproduce.models import DATA, FAST_DATA, Models
@@ -140,6 +141,7 @@ class Study:
     sizes: Sizes
     judge: Judge = field(default_factory=load_judge)
     _kept: dict[tuple[int, str, str], Trial] = field(default_factory=dict)
+    _profiles: dict[int, ConceptProfiles] = field(default_factory=dict)
 
     @cached_property
     def judged_by(self) -> str:
@@ -158,6 +160,13 @@ class Study:
             return special_tasks(kind, split, max(1, self.sizes.special // (1 if split == "test" else 2)), seed)
         return tasks_of(split, self.sizes.test if split == "test" else self.sizes.dev, seed)
 
+    def profiles(self, seed: int) -> ConceptProfiles:
+        if seed not in self._profiles:
+            self._profiles.clear()
+            model, n_images = self.models.of(seed), self.sizes.profile_images
+            self._profiles[seed] = scene_profiles(self.bench.adapter, model, n_images=n_images, seed=seed)
+        return self._profiles[seed]
+
     def trial(self, kind: str, split: Split, seed: int) -> Trial:
         key = (seed, split, kind)
         if key not in self._kept:
@@ -165,7 +174,7 @@ class Study:
             adapter, model, tasks = self.bench.adapter, self.models.of(seed), self.tasks(kind, split, seed)
             images, layouts = self.probe.draw(adapter, tasks)
             references = {task: reference_scenes(task, at, 1) for task, at in zip(tasks, layouts, strict=True)}
-            profiles = scene_profiles(adapter, model, n_images=self.sizes.profile_images, seed=seed)
+            profiles = self.profiles(seed) if kind == EVERYTHING else None  # of swap and steer alone
             contrasts = Contrasts(adapter, (self.bench.block,), references, seed)
             methods = Methods(adapter, model, profiles, contrasts)
             found = Trial(tasks, images, self.judge.read(images), self.judge.regions(images), methods)
