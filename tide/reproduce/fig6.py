@@ -494,7 +494,8 @@ def _draw_gallery(
         factors = study.sizes.factors(name)
         frames = [before[0], *(draw(adapter, [task], make(f, ranges[name, seed]))[0] for f in factors)]
         frames.append(draw(adapter, [task], prompts=[swap_word(task.caption, source, target)])[0])
-        labels = ["unedited", *(f"x{f:g}" for f in factors), "prompt"]
+        counted = all(isinstance(f, int) for f in STRATEGIES[name].factors)  # tokens or latents
+        labels = ["unedited", *(f"{f:g}" if counted else f"x{f:g}" for f in factors), "prompt"]
         for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
             at = i if label != "prompt" else columns - 1
             axis.imshow(to_uint8(frame), extent=(at + 0.02, at + 0.98, 0, 0.96), interpolation="nearest")
