@@ -119,6 +119,7 @@ class DiTAdapter(Adapter):
         **kwargs: Any,
     ) -> Tensor:
         """The pipeline has but one size (``height`` and ``width`` are checked against it) and no negative prompt."""
+        self.check_steps(n_steps)
         own = tuple(side * self.pixels_per_latent for side in self.default_latents)
         asked = tuple(kwargs.pop(name, None) or side for name, side in zip(("height", "width"), own, strict=True))
         if asked != own:

@@ -19,7 +19,7 @@ from tide.reproduce import charts
 from tide.reproduce.bench import NEVER, Bench, DataSizes
 from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options, write_results
-from tide.reproduce.tables import mean, spread, with_spread, write_csv
+from tide.reproduce.tables import known, mean, spread, with_spread, write_csv
 from tide.sae.model import TIDE, inference
 from tide.tables import text_table
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
@@ -226,7 +226,7 @@ def verdict_of(table: dict[str, dict[str, list[Any]]]) -> str:
     return (
         f"With the modulation the held-out MSE is {mean(base['mse']):.4f}, without {mean(plain['mse']):.4f} (lower in "
         f"{lower} of {n} seeds), and it is within {WITHIN - 1:.0%} of the plain SAE's final error sooner in {sooner} "
-        f"of {n}; beyond the spread over seeds "
+        f"of {n}; in every seed, and by more than the difference varies, "
         + (f"the error is lower with {', '.join(better)}" if better else "no choice lowers the error")
         + (f" and higher with {', '.join(worse)}." if worse else " and none raises it.")
     )
@@ -243,10 +243,10 @@ def differs(variant: list[float], base: list[float]) -> int:
 
 def _report(options: Options, bench: Bench, base: TrainConfig, results: dict[str, Result], seeds: list[int]) -> str:
     table = figures_of(results, seeds)
-    known = {v: {f: [x for x in values if x is not None] for f, values in row.items()} for v, row in table.items()}
+    reached = {variant: {f: known(values) for f, values in row.items()} for variant, row in table.items()}
     shown = [
         (variant, *(with_spread(row[f], 0 if f == "converged at" else 4) if row[f] else "never" for f in FIGURES))
-        for variant, row in known.items()
+        for variant, row in reached.items()
     ]
     options.say(f"\nHeld-out figures (mean ± standard deviation of {len(seeds)} seeds)")
     options.say(text_table(("", *FIGURES), shown))
@@ -268,7 +268,7 @@ def _report(options: Options, bench: Bench, base: TrainConfig, results: dict[str
         options.out / "ablation.csv",
         [
             {"variant": variant, "figure": f, "mean": mean(values), "spread": spread(values), "seeds": len(values)}
-            for variant, row in known.items()
+            for variant, row in reached.items()
             for f, values in row.items()
         ],
     )

@@ -22,7 +22,7 @@ from tide.reproduce.matched import at_l0
 from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.scaling import ScalingLaw, fit_scaling_law
 from tide.reproduce.study import Options, write_results
-from tide.reproduce.tables import mean, spread, write_csv
+from tide.reproduce.tables import known, mean, spread, write_csv
 from tide.training import TrainConfig
 
 
@@ -238,10 +238,6 @@ def ahead_of(table: dict[str, Any], target: int, other: str) -> tuple[int, int]:
     pairs = zip(table["TIDE"][str(target)]["recovered"], table[other][str(target)]["recovered"], strict=True)
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return sum(a > b for a, b in known), len(known)
-
-
-def known(values: list[float | None]) -> list[float]:
-    return [v for v in values if v is not None]
 
 
 def verdict_of(laws: dict[str, ScalingLaw], table: dict[str, Any], sizes: Sizes) -> str:

@@ -36,7 +36,7 @@ from tide.reproduce.bench import Bench
 from tide.reproduce.models import DATA, FAST_DATA, Models
 from tide.reproduce.runner import Result
 from tide.reproduce.study import Options, write_results
-from tide.reproduce.tables import mean, spread, write_csv
+from tide.reproduce.tables import known, mean, spread, write_csv
 from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS, annotated_scenes, generate_latents
 from tide.scenes.judge import Judge, load_judge
@@ -174,10 +174,6 @@ def abrupt_of(curve: list[list[float]]) -> Abrupt:
     found, *each = (abrupt_change(values) for values in (table.mean(1).tolist(), *table.T.tolist()))
     steps = [None if dip is None else dip.index + 1 for dip in (found, *each)]
     return Abrupt(steps[0], 0.0 if found is None else found.strength, steps[1:])
-
-
-def known(steps: list[int | None]) -> list[int]:
-    return [step for step in steps if step is not None]
 
 
 def verdict_of(changes: list[Abrupt], results: list[Result]) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tide.sae.checkpoint import replace_file
+
+T = TypeVar("T")
+
+
+def known(values: Iterable[T | None]) -> list[T]:
+    """Those that are not None, which stands for what was not reached."""
+    return [value for value in values if value is not None]
 
 
 def mean(values: Sequence[float]) -> float:
