@@ -68,7 +68,7 @@ def test_neurons_are_bounded_as_latents_are():
 
 
 def test_bad_arguments():
-    with pytest.raises(TideError, match="factor = -1 must not be negative; exchange"):
+    with pytest.raises(TideError, match="factor = -1 must be finite and not negative; exchange"):
         Contrast(target(1.0), target(1.0), -1)
     with pytest.raises(TideError, match=r"ceiling = 0\.5 must be at least 1"):
         Contrast(target(1.0), target(1.0), ceiling=0.5)
