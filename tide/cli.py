@@ -30,7 +30,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 141 once nobody reads.
 
     With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
     """
@@ -39,9 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         interrupted = getattr(args, "interrupted", interrupted)
         args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"tide: interrupted; {interrupted}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has seen enough; what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         reason = _refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":

@@ -177,6 +177,15 @@ def test_a_mask_confines_the_edit(cli, checkpoint, tmp_path):
     assert 0 < some["mean_pixel_change"] < every["mean_pixel_change"]
 
 
+def test_a_fast_edit_takes_eight_steps(cli, checkpoint, tmp_path):
+    edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--erase", 1]
+    assert cli(*edit, "--fast", "--out", tmp_path / "fast").code == 0
+    assert cli(*edit, "--n-steps", 8, "--out", tmp_path / "eight").code == 0
+    fast, eight = ((tmp_path / name / "before.png").read_bytes() for name in ("fast", "eight"))
+    assert fast == eight
+    assert json.loads((tmp_path / "fast/edit.json").read_text())["run"]["arguments"]["n_steps"] == 8
+
+
 def test_trajectory(cli, checkpoint, tmp_path):
     options = ["--prompt", "a red house", "--change", "red=blue", "--n-steps", 7]
     result = cli("trajectory", "--sae", checkpoint, *options, "--out", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -100,6 +101,18 @@ def test_interrupted_with_nothing_written(cli, monkeypatch):
 
     monkeypatch.setattr(doctor, "examine", interrupted)
     assert cli("doctor") == (130, "", "tide: interrupted; nothing was written\n")
+
+
+def test_a_reader_that_has_seen_enough():
+    """`tide doctor | head -1` ends without a word, whether a line or the buffer's rest finds the pipe closed."""
+    for unbuffered in ("", "1"):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "tide.cli", "doctor"]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

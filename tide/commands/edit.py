@@ -71,6 +71,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--n-steps", type=arguments.positive, default=20, help="sampling steps (default 20)")
     parser.add_argument("--guidance", type=arguments.finite, default=4.5, help="guidance scale (default 4.5)")
+    parser.add_argument("--fast", action="store_true", help="8 sampling steps")
     edit_scores.add_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the images and edit.json")
     parser.set_defaults(run=run)
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     from tide.sae.checkpoint import write_json
 
     edit_target.check(args)
+    if args.fast:
+        args.n_steps = min(args.n_steps, 8)
     scorers = edit_scores.load(args)
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)

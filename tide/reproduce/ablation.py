@@ -80,8 +80,8 @@ class Sizes:
 
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
-    n_latents=384,
-    k=19,
+    n_latents=3072,
+    k=154,
     seeds=3,
     steps=1000,
     curve_rows=1024,

@@ -47,13 +47,13 @@ class Sizes:
 
 DEFAULT = Sizes(
     data=DataSizes(train_images=2048, held_out_images=128, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
-    n=(384, 768, 1536),
-    k=(16, 32, 64),
-    n_compared=768,
-    k_compared=(16, 32, 64),
-    l1=(1.0, 2.0, 4.0),
-    gated=(1.0, 2.0, 4.0),
-    matched=(20, 32, 50),
+    n=(768, 1536, 3072),
+    k=(38, 77, 154),
+    n_compared=3072,
+    k_compared=(77, 154),
+    l1=(0.5, 1.0, 2.0),
+    gated=(0.5, 1.0, 2.0),
+    matched=(90, 130),
     seeds=3,
     steps=1000,
 )
