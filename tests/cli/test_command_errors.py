@@ -50,6 +50,24 @@ def test_unknown_block(refused, pipeline, images, checkpoint):
         assert refused(*command, "--block", 99) == message
 
 
+def test_options_of_the_other_evaluation(refused, checkpoint, images):
+    """Measures on rendered scenes have sizes of their own: what would be left unread is refused."""
+    scenes = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes"]
+    rest = "is of --data, and the measures on rendered scenes have sizes of their own; leave it out"
+    for option, value in (("--images", 8), ("--loss-timesteps", 3), ("--token-fraction", "1/4"), ("--device", "cpu")):
+        assert refused(*scenes, option, value) == f"{option} {rest}"
+    data = ["evaluate", "--sae", checkpoint, "--data", images]
+    assert refused(*data, "--edit-prompts", 4) == (
+        "--edit-prompts is of the measures on rendered scenes, without --data; leave it out"
+    )
+
+
+def test_scenes_with_a_block_that_the_checkpoint_is_not_of(refused, checkpoint):
+    message = refused("evaluate", "--sae", checkpoint, "--pipeline", "scenes", "--block", 3)
+    assert "block" in message
+    assert "3" in message
+
+
 def test_k_above_n(refused, store):
     message = refused("train", "--store", store / "block-6", "--set", "n_latents=64", "k=65")
     assert message == "k = 65 must lie between 1 and n_latents = 64; lower k or raise n_latents"
@@ -183,6 +201,10 @@ def test_edits(refused, checkpoint):
     )
     assert refused(*edit, "--erase", "1", "--steps", "0.96", "1", "--n-steps", "4") == (
         "--steps 0.96 1 holds none of the 4 sampling steps; give fractions 0.25 apart or more"
+    )
+    # Steps are judged by the run that --fast makes: of 20 one lies in here, of 8 none.
+    assert refused(*edit, "--erase", "1", "--steps", "0.3", "0.35", "--fast") == (
+        "--steps 0.3 0.35 holds none of the 8 sampling steps; give fractions 0.125 apart or more"
     )
     assert refused(*edit, "--erase", "1", "--branch", "unconditional", "--guidance", "1") == (
         "--branch unconditional edits nothing at --guidance 1; give one above 1"

@@ -92,6 +92,7 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
     assert result.code == 0
     assert "met  It reconstructs." in result.out
     options = {"prompts": 4, "edit_prompts": None, "seed": 0, "fast": True, "resume": False}
+    options |= {"backend": "auto", "block": None}
     assert given == {"sae": checkpoint, "out": tmp_path / "e", **options}
 
 

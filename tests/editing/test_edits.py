@@ -135,14 +135,6 @@ def test_a_map_goes_by_the_token():
     assert target.at(PLACE).tolist() == [[6, 7], [10, 11], [8, 9]]
 
 
-def test_top_keeps_each_rows_largest():
-    target = Target(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 0.0]]))
-    assert target.top(2).values.tolist() == [[3, 0, 2], [0, 5, 0]]
-    assert torch.equal(target.top(7).values, target.values)
-    maps = Target(torch.tensor([1.0]), torch.tensor([[[3.0, 1.0], [1.0, 2.0]]]))
-    assert maps.top(1).values.tolist() == [[[3, 0], [0, 2]]]
-
-
 @pytest.mark.parametrize(
     "place",
     [Place(1.0, torch.tensor([0, 3]), torch.tensor([0, 0])), Place(1.0, torch.tensor([0]), torch.tensor([0]), 4)],

@@ -10,7 +10,7 @@ from tide.study.bars import _earlier, edit_verdicts
 from tide.study.edit_study import STRENGTHS
 from tide.study.levels import equal_preservation
 
-NOW = {"checkpoint": "runs/tide", "sae": {"k": 8}, "config": {"seed": 0, "sizes": {"blocks": (0, 1)}}}
+NOW = {"checkpoint": "runs/tide", "sae": {"k": 8}, "weights": "0a", "config": {"seed": 0, "sizes": {"blocks": (0, 1)}}}
 
 
 def curve(*points: tuple[float, float, float]) -> list[dict]:
@@ -26,7 +26,7 @@ def figures(ours: list[dict], theirs: list[dict]) -> dict:
     return {
         "trade_off": curves,
         "equal_preservation": equal_preservation(curves),
-        "edit_sweep": {"chosen": {"contrast": {"factor": 1.5}}},
+        "edit_sweep": {"chosen": {name: {"factor": 1.5} for name in curves}},
     }
 
 
@@ -34,7 +34,10 @@ def test_a_bar_is_met_ahead_at_some_level_and_behind_at_none():
     better = figures(curve((1.0, 0.3, 0.95), (1.5, 0.9, 0.9)), curve((1.0, 0.3, 0.95), (1.5, 0.8, 0.85)))
     lines = edit_verdicts(better)
     assert lines[0].startswith("met     contrast above steer contrast at equal preservation: ahead at 4 of 5 levels")
-    assert "behind at 0; best 90.0% changed, 90.0% kept, 90.0% both, against 80.0%, 85.0%, 80.0%" in lines[0]
+    assert (
+        "behind at 0; at the strengths chosen 90.0% changed, 90.0% kept, 90.0% both, against 80.0%, 85.0%, 80.0%"
+        in lines[0]
+    )
     assert lines[2].startswith("MISSED  towards above steer towards")  # the same curve: ahead nowhere
     assert lines[-1].startswith("met     80 % changed with 80 % kept")
     mixed = figures(curve((1.0, 0.2, 0.95), (1.5, 0.9, 0.7)), curve((1.0, 0.3, 0.95), (1.5, 0.8, 0.85)))
@@ -52,3 +55,5 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
         _earlier(tmp_path, {**NOW, "config": {"seed": 1}})
     with pytest.raises(TideError, match="another checkpoint"):
         _earlier(tmp_path, {**NOW, "checkpoint": "runs/other"})
+    with pytest.raises(TideError, match="another training"):  # into the same folder
+        _earlier(tmp_path, {**NOW, "weights": "0b"})

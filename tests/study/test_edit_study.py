@@ -13,9 +13,9 @@ from tide.scenes.judge import Verdict, load_judge
 from tide.scenes.pipeline import DATA, load_pipeline
 from tide.scenes.scene import ATTRIBUTES, Scene
 from tide.study import edit_study
-from tide.study.edit_study import BY_REFERENCE, STRENGTHS, SWEPT, EditSizes, EditStudy, Point, Trial, best, tasks_of
+from tide.study.edit_study import BY_REFERENCE, STRENGTHS, SWEPT, EditSizes, EditStudy, Point, Trial, tasks_of
 from tide.study.edits import EditOutcome, EditTask
-from tide.study.levels import LEVELS, at_preservation, equal_preservation, paired
+from tide.study.levels import LEVELS, at_preservation, best, equal_preservation, paired
 from tide.study.methods import target_prompt
 from tide.study.references import CANDIDATE_SEEDS, LayoutProbe, layout_of, reference_scenes
 from tide.study.sections import preservation_table, sweep_table
@@ -105,15 +105,19 @@ def test_pairs_count_what_only_one_method_does():
 
 
 def test_the_best_setting_changes_and_keeps_then_changes_more():
-    trial = Trial([TASK], [], torch.zeros(1, 3))
-    points = [Point("contrast", 6, (0.0, 1.0), f) for f in (1.0, 2.0, 3.0)]
-    results = ([outcome(False, True)], [outcome(False, False)], [outcome(True, False)])
-    trial.outcomes = {p.name: r for p, r in zip(points, results, strict=True)}
-    assert best(points, trial) == points[2]
-    assert best(points[:2], trial) == points[0]
-    trial.outcomes[points[1].name] = [outcome(True, True)]
-    assert best(points, trial) == points[1]
-    assert Point.of("contrast", json.loads(json.dumps(points[0].setting))) == points[0]
+    kept, nothing, changed, both = ((0, 0, 1), (0, 0, 0), (0, 1, 0), (1, 1, 1))
+    found = {
+        factor: dict(zip(("both", "success", "preserved"), figures, strict=True))
+        for factor, figures in {1.0: kept, 2.0: nothing, 3.0: changed, 4.0: both, 5.0: both}.items()
+    }
+    assert best([1.0, 2.0, 3.0], found.__getitem__) == 3.0
+    assert best([2.0, 1.0], found.__getitem__) == 1.0
+    assert best([1.0, 2.0, 3.0, 4.0, 5.0], found.__getitem__) == 4.0  # of equal ones the first
+
+
+def test_a_point_comes_back_from_its_setting():
+    at = Point("contrast", 6, (0.0, 1.0), 2.0)
+    assert Point.of("contrast", json.loads(json.dumps(at.setting))) == at
 
 
 def test_every_method_is_swept_at_one_of_its_strengths():
@@ -181,7 +185,7 @@ def test_a_study_chooses_on_development_and_measures_on_test(bundled, tmp_path, 
     assert set(sweep["chosen"]) == set(STRENGTHS)
     assert len(sweep["points"]) == 3 * 2 + 4
     assert [row["method"] for row in sweep["more_references"]["points"]] == list(BY_REFERENCE)
-    found = json.loads(json.dumps(study.measure(sweep["chosen"])))
+    found = json.loads(json.dumps(study.measure(sweep)))
     assert set(found["trade_off"]) == {*STRENGTHS, "prompt"}
     assert set(found["paired"]) == set(BY_REFERENCE[1:])
     assert found["trade_off"]["contrast"][0]["images"] <= 2

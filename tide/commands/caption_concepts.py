@@ -27,6 +27,7 @@ from tide.interpretation import concept_scores, dense_latents
 from tide.interpretation.reading import PIECE, noised_activations
 from tide.sae import TIDE, inference
 from tide.study.figures import heat_overlay
+from tide.study.run import concept_timesteps
 
 #: Pixels of a picture's tiles.
 TILE = 256
@@ -48,7 +49,7 @@ def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict
     """The concepts' table for ``concepts.json``, and a picture of each."""
     source = open_source(args, image_size(args, adapter), scene_split="test")
     picked = _pick(adapter, source, args)
-    timesteps = timesteps_of(adapter, args.timesteps)
+    timesteps = concept_timesteps(adapter, args.timesteps)
     read = partial(_activations, adapter, model, timesteps=timesteps, seed=args.seed, batch_size=args.batch_size)
     pooled = torch.stack([_pooled(model, timesteps, *x) for x in read(picked, range(len(picked)))])
     background = pooled.mean(0)
@@ -77,15 +78,6 @@ def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict
     grid = adapter.token_grid(source.size[0] // scale, source.size[1] // scale)
     pictures = {word: _picture(picked, maps[word], table[word]["latents"][:DRAWN], grid) for word in table}
     return {"concepts": table, "timesteps": timesteps.tolist(), "data": source.name}, pictures
-
-
-def timesteps_of(adapter: Adapter, n: int) -> Tensor:
-    """``n`` timesteps of the later half of a sampling run of 20 steps, in which the image shows through the noise."""
-    grid = adapter.sampling_timesteps(20)
-    later = grid[len(grid) // 2 :]
-    if n > len(later):
-        raise TideError(f"--timesteps {n} is more than there are; give 1..{len(later)}")
-    return later[torch.linspace(0, len(later) - 1, n).round().long()]
 
 
 def _pick(adapter: Adapter, source: Source, args: argparse.Namespace) -> list[Picked]:

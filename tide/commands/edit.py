@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tide.sae import TIDE
 
 
+#: The factor of ``--towards-top`` where none is given: the one that Fig. 6's development prompts chose.
+SCALED_BY = 3.0
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("edit", help="draw a prompt before and after an edit of its latents")
     arguments.add_sae(parser)
@@ -56,8 +60,7 @@ def add_parser(subparsers: Any) -> None:
         "--strength",
         type=arguments.finite,
         nargs="+",
-        default=[1.0],
-        help="one image each; 1 is the edit as written, 0 none (with --towards-top: the factor)",
+        help="one image each; 1 is the edit as written, 0 none (default 1; with --towards-top the factor, default 3)",
     )
     parser.add_argument(
         "--steps",
@@ -87,9 +90,10 @@ def run(args: argparse.Namespace) -> None:
     from tide.errors import TideError
     from tide.sae.checkpoint import write_json
 
-    edit_target.check(args)
     if args.fast:
         args.n_steps = min(args.n_steps, 8)
+    args.strength = args.strength or [SCALED_BY if args.towards_top else 1.0]
+    edit_target.check(args)
     scorers = edit_scores.load(args)
     common.pipeline_of_sae(args)
     adapter = common.load_adapter(args)

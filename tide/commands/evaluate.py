@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tide.sae import TIDE
 
 
+#: Options that one of the two kinds of evaluation has no use for.
+ONLY_OF_DATA = (
+    *("device", "dtype", "size", "offload", "images", "skip_unreadable"),
+    *("fit", "token_fraction", "loss_timesteps", "loss_images", "batch_size"),
+)
+ONLY_OF_SCENES = ("prompts", "edit_prompts", "resume")
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
@@ -29,14 +37,14 @@ def add_parser(subparsers: Any) -> None:
     arguments.add_data(parser, images="how many (default 256, 32 with --fast)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of metrics.json")
     parser.add_argument(
-        "--fit", type=arguments.fraction, default=0.5, help="first part of the images, for PCA and mean (default 1/2)"
+        "--fit", type=arguments.fraction, help="first part of the images, for PCA and mean (default 1/2)"
     )
-    parser.add_argument("--token-fraction", type=arguments.fraction, default=1 / 16, help="default 1/16")
+    parser.add_argument("--token-fraction", type=arguments.fraction, help="default 1/16")
     parser.add_argument(
         "--loss-timesteps", type=arguments.positive, help="of the diffusion loss (default 10, 3 with --fast)"
     )
     parser.add_argument("--loss-images", type=arguments.positive, help="of the diffusion loss (default 64, 8 --fast)")
-    parser.add_argument("--batch-size", type=arguments.positive, default=8)
+    parser.add_argument("--batch-size", type=arguments.positive, help="default 8")
     parser.add_argument("--prompts", type=arguments.positive, help="of the scenes (default 200, 4 with --fast)")
     parser.add_argument(
         "--edit-prompts",
@@ -63,8 +71,12 @@ def run(args: argparse.Namespace) -> None:
     if args.data is None:
         if args.pipeline != common.BUNDLED:
             raise TideError("what to evaluate on is not clear; give --data")
+        _refuse(args, ONLY_OF_DATA, "of --data, and the measures on rendered scenes have sizes of their own")
         _scenes(args, Path(args.out))
         return
+    _refuse(args, ONLY_OF_SCENES, "of the measures on rendered scenes, without --data")
+    args.fit, args.token_fraction = args.fit or 0.5, args.token_fraction or 1 / 16
+    args.batch_size = args.batch_size or 8
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
     figures = measure(adapter, model, args)
@@ -77,6 +89,14 @@ def run(args: argparse.Namespace) -> None:
         f"{pca['explained_variance']:.1%}) and recovers {losses['recovered']:.1%} of the diffusion loss; "
         f"see {Path(args.out) / 'metrics.json'}."
     )
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
+    from tide.errors import TideError
+
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise TideError(f"--{name.replace('_', '-')} is {what}; leave it out")
 
 
 def _scenes(args: argparse.Namespace, out: Path) -> None:
@@ -95,6 +115,8 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
             seed=args.seed,
             fast=args.fast,
             edit_prompts=args.edit_prompts,
+            backend=args.backend,
+            block=args.block,
             resume=args.resume,
         )
     write_json(out / "run.json", common.provenance(args))

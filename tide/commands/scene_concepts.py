@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from tide.adapters import Adapter
-from tide.commands.caption_concepts import grid_of, timesteps_of
+from tide.commands.caption_concepts import grid_of
 from tide.errors import TideError
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
 from tide.study.concepts import heat_map, study_concepts
 from tide.study.figures import heat_overlay
+from tide.study.run import concept_timesteps
 
 
 def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Image.Image]]:
@@ -23,7 +24,7 @@ def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict
         raise TideError(f"scenes have no concept {unknown[0]!r}; they have {', '.join(LEVEL_OF)}")
     n = args.images_per_concept or (64 if args.fast else 192)
     selection, held_out = list(scenes("dev", n, args.seed)), list(scenes("test", n, args.seed))
-    timesteps = timesteps_of(adapter, args.timesteps)
+    timesteps = concept_timesteps(adapter, args.timesteps)
     found = study_concepts(adapter, model, selection, held_out, timesteps, seed=args.seed)
     chosen = [concept for concept in found.concepts if concept in (args.concepts or LEVEL_OF)]
     if missing := [concept for concept in args.concepts or () if concept not in chosen]:

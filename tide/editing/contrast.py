@@ -1,7 +1,8 @@
 """Edits along a contrast: what the model holds with a concept in its prompt, against what it holds without.
 
 :func:`tide.editing.record.record_contrast` makes the two on reference images. :class:`Contrast` and :class:`Keep` act
-on latents; :class:`SteerBounded` does to raw activations, neuron by neuron, what :class:`Contrast` does to latents.
+on latents; :class:`SteerBounded` does to raw activations, neuron by neuron, nearly what :class:`Contrast` does to
+latents: a neuron, which may be negative, is stopped half of the difference beyond its level, whichever way it moves.
 """
 
 from __future__ import annotations

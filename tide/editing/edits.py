@@ -63,11 +63,6 @@ class Target:
         check_map(len(nearest), place, "the target")
         return nearest[place.token.to(nearest.device)]
 
-    def top(self, k: int) -> Target:
-        """Only each row's ``k`` largest latents kept (C.1, "the target's top-K indices")."""
-        kept = self.values.topk(min(k, self.n_latents), dim=-1)
-        return Target(self.timesteps, torch.zeros_like(self.values).scatter_(-1, kept.indices, kept.values))
-
     def pooled(self) -> Target:
         """The same at every place: a map averaged over its tokens."""
         return self if self.values.ndim == 2 else Target(self.timesteps, self.values.float().mean(1))

@@ -230,8 +230,10 @@ def verdict_of(results: list[Result]) -> str:
         f"Over {len(results[0]['concepts'])} concepts the best latent's AUROC on held-out scenes is {mean(latent):.3f} "
         f"on average and the best raw neuron's {mean(neuron):.3f} (latents ahead in {won} of {len(results)} seeds, on "
         f"the levels {', '.join(ahead) or 'none'}); among the objects' own tokens {mean(within[0]):.3f} against "
-        f"{mean(within[1]):.3f}; the paper's pooled latents reach {mean(over_concepts(results, 'recipe_auroc')):.3f}, "
-        f"and {mean(over_concepts(results, 'recipe_precision')):.0%} of their most similar tokens lie in the mask; "
+        f"{mean(within[1]):.3f}; the paper's pooled latents reach "
+        f"{mean(over_concepts(results, 'recipe_literal_auroc')):.3f}, less those of all images "
+        f"{mean(over_concepts(results, 'recipe_auroc')):.3f}, and "
+        f"{mean(over_concepts(results, 'recipe_precision')):.0%} of their most similar tokens lie in the mask; "
         f"monosemanticity is {scores[0]:.3f} for latents and {scores[1]:.3f} for neurons."
     )
 

@@ -3,8 +3,7 @@
 Each seed has a TIDE and prompts of its own. On development prompts the step range and the strength of every strategy
 are chosen; on held-out prompts all strengths are measured at that step range: images changed to the target, all other
 attributes kept, still a scene, and the distance of the pixels outside the region that the edit is of. Strategies of one
-group know the same of the target (:mod:`tide.study.methods`), so that within a group only the SAE differs; replacing
-the prompt is the ceiling. Erasing and inverting know no target: they are measured on removing the ornate style, as the
+group know the same of the target (:mod:`tide.study.methods`); replacing the prompt is the ceiling. Erasing and inverting know no target: they are measured on removing the ornate style, as the
 paper does, and style transfer on taking a style from one image whose places are averaged out.
 """
 
@@ -32,7 +31,7 @@ from tide.scenes.scene import ATTRIBUTES, Split, prompts
 from tide.study.concepts import to_uint8
 from tide.study.edit_study import tasks_of
 from tide.study.edits import EditOutcome, EditTask, Method, draw, judge_edits, summarise
-from tide.study.levels import LEVELS, equal_preservation, paired
+from tide.study.levels import LEVELS, best, equal_preservation, paired
 from tide.study.methods import Contrasts, Methods, scene_profiles, swap_word, target_prompt
 from tide.study.references import LayoutProbe, reference_scenes
 from tide.study.regions import outside_distance
@@ -255,14 +254,14 @@ def reproduce(options: Options) -> str:
     swept = [(n, STRATEGIES[n].middle, s, "dev", seed) for seed in seeds for n in by_kind for s in sizes.step_ranges]
     found = _run(study, swept, options, "step ranges on development prompts")
     ranges = {
-        (n, seed): best([(STRATEGIES[n].middle, s) for s in sizes.step_ranges], partial(_of, found, n, "dev", seed))[1]
+        (n, seed): best([(STRATEGIES[n].middle, s) for s in sizes.step_ranges], partial(_counts, found, n, seed))[1]
         for n in by_kind
         for seed in seeds
     }
     curves = [(n, f, ranges[n, seed], "dev", seed) for seed in seeds for n in by_kind for f in sizes.factors(n)]
     found |= _run(study, curves, options, "strengths on development prompts")
     chosen = {
-        (n, seed): best([(f, ranges[n, seed]) for f in sizes.factors(n)], partial(_of, found, n, "dev", seed))
+        (n, seed): best([(f, ranges[n, seed]) for f in sizes.factors(n)], partial(_counts, found, n, seed))
         for n in by_kind
         for seed in seeds
     }
@@ -290,19 +289,14 @@ def _of(found: dict[str, Result], name: str, split: Split, seed: int, setting: t
     return found[cell_name(name, setting[0], setting[1], split, seed)]
 
 
-def best(settings: list[tuple[float, Steps]], of: Callable[[tuple[float, Steps]], Result]) -> tuple[float, Steps]:
-    """The setting that changes the target and keeps all else most often; of equal ones the one that changes more, then
-    the one that keeps more, then the first."""
-
-    def merit(setting: tuple[float, Steps]) -> tuple[float, ...]:
-        rows = of(setting)["outcomes"]
-        return (
-            sum(r["changed"] and r["kept"] for r in rows),
-            sum(r["changed"] for r in rows),
-            sum(r["kept"] for r in rows),
-        )
-
-    return max(settings, key=merit)
+def _counts(found: dict[str, Result], name: str, seed: int, setting: tuple[float, Steps]) -> dict[str, Any]:
+    """What a strategy did on a seed's development prompts: images, since all settings have the same ones."""
+    rows = _of(found, name, "dev", seed, setting)["outcomes"]
+    return {
+        "both": sum(r["changed"] and r["kept"] for r in rows),
+        "success": sum(r["changed"] for r in rows),
+        "preserved": sum(r["kept"] for r in rows),
+    }
 
 
 # -- results ----------------------------------------------------------------------------------------------

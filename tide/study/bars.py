@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter, Block, adapter_for
 from tide.errors import TideError
 from tide.evaluation.statistics import wilson_interval
+from tide.fingerprint import fingerprint
 from tide.sae.checkpoint import read_json, versions, write_json
 from tide.sae.model import TIDE
 from tide.scenes import scene as scene_module
@@ -80,10 +81,13 @@ def evaluate(
     seed: int = 0,
     fast: bool = False,
     edit_prompts: int | None = None,
+    backend: str = "auto",
+    block: Block | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measures a checkpoint on the bundled pipeline and writes ``metrics.json`` and ``report.html`` to ``out``.
+    """Measures a checkpoint on the bundled pipeline and writes ``metrics.json`` and ``report.html`` to ``out``. One of
+    another ``block`` than the one asked for is an error.
 
     ``prompts`` are those of the diffusion loss, ``edit_prompts`` those on which edits are measured. ``resume`` keeps
     the stages that an interrupted run of the same configuration came through.
@@ -94,12 +98,14 @@ def evaluate(
     n_prompts = 4 if fast else prompts
     stage, started = Stages(say), time.perf_counter()
     adapter, judge = adapter_for(load_pipeline()), load_judge()
-    model = TIDE.from_pretrained(sae, family=adapter.family, d_model=adapter.d_model)
+    expected = None if block is None else adapter.resolve_block(block)
+    model = TIDE.from_pretrained(sae, backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected)
     config = model.config
     block = adapter.resolve_block("penultimate" if config.block is None else config.block)
     metrics: dict[str, Any] = {
         "checkpoint": str(sae),
         "sae": asdict(config),
+        "weights": fingerprint([model]),
         "config": {"seed": seed, "fast": fast, "prompts": n_prompts, "sizes": asdict(sizes)},
         "versions": versions(),
         "machine": machine_in_words(),
@@ -156,7 +162,7 @@ def evaluate(
                 metrics |= edits.sweep()
             save()
         with stage("edits: the trade-off on held-out prompts"):
-            metrics |= edits.measure(metrics["edit_sweep"]["chosen"])
+            metrics |= edits.measure(metrics["edit_sweep"])
         save()
     write_report(out / "report.html", metrics, heat_maps=[], strips=[], histories={})
     return metrics
@@ -167,9 +173,9 @@ def _earlier(out: Path, now: dict[str, Any]) -> dict[str, Any]:
     if not (out / "metrics.json").is_file():
         return {}
     before = read_json(out / "metrics.json")
-    for name in ("checkpoint", "sae", "config"):
+    for name, what in {"checkpoint": "checkpoint", "sae": "sae", "weights": "training", "config": "config"}.items():
         if before.get(name) != json.loads(json.dumps(now[name])):
-            raise TideError(f"{out} holds an evaluation of another {name}; use another folder or leave --resume off")
+            raise TideError(f"{out} holds an evaluation of another {what}; use another folder or leave --resume off")
     return before
 
 
@@ -209,26 +215,29 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _chosen(metrics: dict[str, Any], method: str) -> dict[str, Any]:
+    """The figures on test prompts at the strength chosen on development prompts."""
+    factor = metrics["edit_sweep"]["chosen"][method]["factor"]
+    return next(point for point in metrics["trade_off"][method] if point["factor"] == factor)
+
+
 def edit_verdicts(metrics: dict[str, Any]) -> list[str]:
     """The edits beside raw activations moved by the same information, at every level of preservation."""
     lines = []
     for ours, theirs in RIVALS:
-        curves, levels = metrics["trade_off"], metrics["equal_preservation"]
-        best = max(curves[ours], key=lambda point: point["both"])
-        other = max(curves[theirs], key=lambda point: point["both"])
+        levels, best, other = metrics["equal_preservation"], _chosen(metrics, ours), _chosen(metrics, theirs)
         ahead = [level for level, row in levels.items() if row[ours]["success"] > row[theirs]["success"]]
         behind = [level for level, row in levels.items() if row[ours]["success"] < row[theirs]["success"]]
         lines.append(
             f"{'met   ' if ahead and not behind else 'MISSED'}  {ours} above {theirs} at equal preservation: ahead at "
-            f"{len(ahead)} of {len(levels)} levels, behind at {len(behind)}; best {best['success']:.1%} changed, "
-            f"{best['preserved']:.1%} kept, {best['both']:.1%} both, against {other['success']:.1%}, "
-            f"{other['preserved']:.1%}, {other['both']:.1%}"
+            f"{len(ahead)} of {len(levels)} levels, behind at {len(behind)}; at the strengths chosen "
+            f"{best['success']:.1%} changed, {best['preserved']:.1%} kept, {best['both']:.1%} both, against "
+            f"{other['success']:.1%}, {other['preserved']:.1%}, {other['both']:.1%}"
         )
-    chosen = metrics["edit_sweep"]["chosen"]["contrast"]["factor"]
-    point = next(p for p in metrics["trade_off"]["contrast"] if p["factor"] == chosen)
+    point = _chosen(metrics, "contrast")
     met = point["success"] >= 0.8 and point["preserved"] >= 0.8
     lines.append(
         f"{'met   ' if met else 'MISSED'}  80 % changed with 80 % kept: contrast at the strength chosen on development "
-        f"prompts ({chosen:g}) changes {point['success']:.1%} and keeps {point['preserved']:.1%}"
+        f"prompts ({point['factor']:g}) changes {point['success']:.1%} and keeps {point['preserved']:.1%}"
     )
     return lines

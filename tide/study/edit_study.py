@@ -21,7 +21,7 @@ from tide.scenes import scene as scene_module
 from tide.scenes.judge import Judge, Verdict
 from tide.scenes.scene import ATTRIBUTES, Split
 from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, Method, draw, edit_tasks, judge_edits, summarise
-from tide.study.levels import equal_preservation, paired
+from tide.study.levels import best, equal_preservation, paired
 from tide.study.methods import Contrasts, Methods, References, Steps, scene_profiles, target_prompt
 from tide.study.reconstruction import is_trained, prepared_scenes, train
 from tide.study.references import LayoutProbe, reference_scenes
@@ -186,17 +186,6 @@ class Point:
         return {"method": self.method, **self.setting, **trial.summary(self.name)}
 
 
-def best(points: list[Point], trial: Trial) -> Point:
-    """The setting that changes the target and keeps all else most often; of equal ones the one that changes more, then
-    the one that keeps more, then the first."""
-
-    def merit(point: Point) -> tuple[float, ...]:
-        found = trial.summary(point.name)
-        return found["both"], found["success"], found["preserved"]
-
-    return max(points, key=merit)
-
-
 class EditStudy:
     """An SAE of each block, the layout probe and the concepts' means; then the sweep, then the measurement."""
 
@@ -238,10 +227,10 @@ class EditStudy:
             blocks = self.blocks if method in BY_REFERENCE else [self.own]
             swept = [Point(method, b, steps, SWEPT[method]) for steps in self.sizes.step_ranges for b in blocks]
             run(swept)
-            at = best(swept, trial)
+            at = best(swept, lambda point: trial.summary(point.name))
             curve = [Point(method, at.block, at.steps, factor) for factor in strengths]
             run(curve)
-            chosen[method] = best(curve, trial)
+            chosen[method] = best(curve, lambda point: trial.summary(point.name))
         found = {
             "points": [point.row(trial) for point in tried],
             "chosen": {name: point.setting for name, point in chosen.items()},
@@ -253,18 +242,21 @@ class EditStudy:
         rows = [point.row(trial) for point in more]
         return {"edit_sweep": found | {"more_references": {"n": self.sizes.more_references, "points": rows}}}
 
-    def measure(self, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Every strength of every method on test prompts, at the block and steps that :meth:`sweep` chose."""
+    def measure(self, sweep: dict[str, Any]) -> dict[str, Any]:
+        """Every strength of every method on test prompts, at the block and steps that :meth:`sweep`, whose
+        ``"edit_sweep"`` is given, chose; at equal preservation, too, the strengths are those of development prompts."""
         trial = self._trial("test", self.sizes.test_prompts, self.seed + 4)
-        at = {method: Point.of(method, setting) for method, setting in chosen.items()}
+        at = {method: Point.of(method, setting) for method, setting in sweep["chosen"].items()}
         books = self._books(trial.references(), [point.block for point in at.values()])
         curves = {m: [Point(m, p.block, p.steps, f) for f in STRENGTHS[m]] for m, p in at.items()}
         methods = {point.name: point.make(books) for points in curves.values() for point in points}
         trial.run(self.adapter, self.judge, {**methods, "prompt": None})
         rows = {method: [point.row(trial) for point in points] for method, points in curves.items()}
         ours = trial.outcomes[at[BY_REFERENCE[0]].name]
+        tried = {(row["method"], row["block"], tuple(row["steps"]), row["factor"]): row for row in sweep["points"]}
+        development = {m: [tried[m, p.block, p.steps, f] for f in STRENGTHS[m]] for m, p in at.items()}
         return {
             "trade_off": {**rows, "prompt": trial.summary("prompt")},
-            "equal_preservation": equal_preservation(rows),
+            "equal_preservation": equal_preservation(rows, development),
             "paired": {method: paired(ours, trial.outcomes[at[method].name]) for method in BY_REFERENCE[1:]},
         }

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import comb
-from typing import Any
+from typing import Any, TypeVar
 
 from tide.study.edits import EditOutcome
 
 #: Shares of images with all else kept, at which methods are compared.
 LEVELS = (0.95, 0.9, 0.8, 0.7, 0.5)
+
+
+Setting = TypeVar("Setting")
+
+
+def best(settings: Sequence[Setting], of: Callable[[Setting], dict[str, Any]]) -> Setting:
+    """The setting that, by the figures ``of`` it, changes the target and keeps all else most often; of equal ones the
+    one that changes more, then the one that keeps more, then the first."""
+
+    def merit(setting: Setting) -> tuple[float, ...]:
+        found = of(setting)
+        return found["both"], found["success"], found["preserved"]
+
+    return max(settings, key=merit)
 
 
 def at_preservation(curve: list[dict[str, Any]], level: float) -> dict[str, Any] | None:

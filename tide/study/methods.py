@@ -8,9 +8,10 @@
 - ``swap``, ``steer``: the concept's mean over training scenes; no prompt names the target.
 - ``erase top``, ``invert top``: nothing (appendix C.1: each token's strongest latents, their norm kept).
 
-The methods of a group are given the same: the same recordings, tokens, steps and block. Those called bounded change
-each neuron as a contrast changes each latent, so that beside them only the SAE differs. ``swap`` acts where the
-source's latents fire; ``steer`` cannot tell where that is, and acts everywhere.
+The methods of a group are given the same: the same recordings, tokens, steps and block. Those called bounded stop each
+neuron near the level that it has with the target, as a contrast stops each latent (at 1.5 times that level if it rises
+and at it if it falls; a neuron, which may be negative, half of the difference beyond it either way). ``swap`` acts
+where the source's latents fire; ``steer`` cannot tell where that is, and acts everywhere.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class Methods:
         return context
 
     def steer_bounded(self, factor: float, steps: Steps = None) -> Method:
-        """The same, each neuron up to the level it has on the reference, as latents are."""
+        """The same, each neuron stopped near the level that it has on the reference."""
 
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
             found = self._contrast(tasks)
@@ -210,7 +211,7 @@ class Methods:
         return context
 
     def steer_transfer_bounded(self, factor: float, steps: Steps = None) -> Method:
-        """The same, each neuron up to the average that it has on the reference, as latents are."""
+        """The same, each neuron stopped near the average that it has on the reference."""
 
         def context(tasks: list[EditTask]) -> AbstractContextManager[Any]:
             found = self._contrast(tasks)

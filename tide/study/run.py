@@ -15,6 +15,7 @@ import torch
 
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, adapter_for
+from tide.errors import TideError
 from tide.sae.checkpoint import versions, write_json
 from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS
@@ -109,6 +110,8 @@ def concept_timesteps(adapter: Adapter, n: int) -> torch.Tensor:
     """``n`` timesteps of the later half of the sampling run, in which the scene can be seen in the noise."""
     grid = adapter.sampling_timesteps(N_SAMPLING_STEPS)
     later = grid[len(grid) // 2 :]
+    if n > len(later):
+        raise TideError(f"{n} timesteps are more than the later half of a sampling run has; give 1..{len(later)}")
     return later[torch.linspace(0, len(later) - 1, n).round().long()]
 
 
