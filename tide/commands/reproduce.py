@@ -28,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("study", choices=STUDIES, help="; ".join(f"{name}: {what}" for name, what in STUDIES.items()))
     parser.add_argument("--out", metavar="DIR", help="default runs/reproduce/<study>, with --fast <study>-fast")
     parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the result")
-    parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; 2 with --fast)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; with --fast fewer)"
+    )
     parser.add_argument(
         "--seed", type=arguments.seed, default=0, help="the first one, and that of the data (default 0)"
     )

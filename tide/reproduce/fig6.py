@@ -3,8 +3,9 @@
 Each seed has a TIDE and prompts of its own. On development prompts the step range and the strength of every strategy
 are chosen; on held-out prompts all strengths are measured at that step range: images changed to the target, all other
 attributes kept, still a scene, and the distance of the pixels outside the region that the edit is of. Strategies of one
-group know the same of the target (:mod:`tide.study.methods`); replacing the prompt is the ceiling. Erasing and inverting know no target: they are measured on removing the ornate style, as the
-paper does, and style transfer on taking a style from one image whose places are averaged out.
+group know the same of the target (:mod:`tide.study.methods`); replacing the prompt is the ceiling. Erasing and
+inverting know no target: they are measured on removing the ornate style, as the paper does, and style transfer on
+taking a style from one image whose places are averaged out.
 """
 
 from __future__ import annotations

@@ -113,11 +113,16 @@ def _baselines(bench: Bench, base: TrainConfig) -> Cell:
     return Cell("baselines", {"data": bench.config(), "k": k}, run, lambda: 1.0)
 
 
+def _result(results: dict[str, Result], name: str, kind: str, seed: int) -> Result:
+    """What the model of one table and seed gave: without sampling both tables have the same one."""
+    return results[_cell_name(name, kind if "sample" in name else "same pairs", seed)]
+
+
 def _figures(results: dict[str, Result], kind: str, seeds: list[int]) -> Figures:
     """The table's figures: in "equal tokens" the models without sampling are those of "same pairs"."""
     table: Figures = {}
     for name in PAPER:
-        rows = [results[_cell_name(name, kind if "sample" in name else "same pairs", seed)] for seed in seeds]
+        rows = [_result(results, name, kind, seed) for seed in seeds]
         table[name] = {
             f"{split}_{figure}": [row[split][figure] for row in rows]
             for split in ("train", "val", "held_out")
@@ -145,6 +150,10 @@ def _report(
                 for name, figures in table.items()
             },
             "orderings": [{**o.__dict__, "held": o.held} for o in orderings],
+            "seen": {
+                name: {what: _result(results, name, kind, seeds[0])[what] for what in ("tokens", "images")}
+                for name in table
+            },
         }
         rows += [
             {"table": kind, "model": name, "figure": m, "mean": mean(v), "spread": spread(v), "seeds": len(v)}
