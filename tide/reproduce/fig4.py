@@ -396,6 +396,7 @@ def _draw_losses(options: Options, results: dict[str, Result], sizes: Sizes, see
         axis.axhline(clean, color="#555555", linewidth=1, linestyle=":")
         charts.log_scale(axis, "x", "y")
         axis.set_xlabel(label)
+    axes[2].set_xticks(sizes.k_compared, [str(k) for k in sizes.k_compared])
     axes[0].set_ylabel("diffusion loss (dotted: untouched model)")
     charts.legend_beside(figure, axes[0])
     charts.save(figure, options.out / "fig4cd.png")
