@@ -15,7 +15,7 @@ from PIL import Image
 from tide.cli import main
 from tide.commands.reproduce import STUDIES
 from tide.errors import TideError
-from tide.reproduce import ablation, fig1, fig4, fig5, fig6, models, table1
+from tide.reproduce import ablation, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
 from tide.reproduce.bench import Bench, DataSizes
 from tide.reproduce.study import Options
 
@@ -51,9 +51,10 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
     few = ("contrast", "steer contrast", "steer bounded", "erase top")
     short = {name: replace(fig6.STRATEGIES[name], factors=(fig6.STRATEGIES[name].middle,)) for name in few}
-    monkeypatch.setattr(fig6, "STRATEGIES", short)
+    for module in (fig6, fig6_pictures):
+        monkeypatch.setattr(module, "STRATEGIES", short)
     monkeypatch.setattr(fig6, "RIVALS", {"contrast": fig6.RIVALS["contrast"]})
-    monkeypatch.setattr(fig6, "GALLERY", fig6.GALLERY[:2])
+    monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     for module in (fig1, fig5, fig6):
         monkeypatch.setattr(module, "FAST_DATA", TINY)
     monkeypatch.setattr(models, "FAST_STEPS", 2)

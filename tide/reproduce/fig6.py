@@ -23,61 +23,24 @@ from tide.fingerprint import fingerprint
 from tide.interpretation.profiles import ConceptProfiles
 from tide.reproduce import charts
 from tide.reproduce.bench import Bench
+from tide.reproduce.fig6_pictures import draw_curves, draw_gallery
 from tide.reproduce.models import DATA, FAST_DATA, Models
 from tide.reproduce.runner import Cell, Result, run_cells
+from tide.reproduce.strategies import EVERYTHING, RIVALS, STRATEGIES, STYLES, UNGILDING
 from tide.reproduce.study import Options, write_results
 from tide.reproduce.tables import write_csv
 from tide.scenes.judge import Judge, Verdict, load_judge
 from tide.scenes.scene import ATTRIBUTES, Split, prompts
-from tide.study.concepts import to_uint8
 from tide.study.edit_study import tasks_of
 from tide.study.edits import EditOutcome, EditTask, Method, draw, judge_edits, summarise
 from tide.study.levels import LEVELS, best, equal_preservation, paired
-from tide.study.methods import Contrasts, Methods, scene_profiles, swap_word, target_prompt
+from tide.study.methods import Contrasts, Methods, scene_profiles, target_prompt
 from tide.study.references import LayoutProbe, reference_scenes
 from tide.study.regions import outside_distance
 
 Steps = tuple[float, float]
-EVERYTHING = "every attribute"
-UNGILDING = "ornate to plain"
-STYLES = "to another style"
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """``factors``: its strengths; ``middle``: the one at which step ranges are compared. ``raw``: without the SAE."""
-
-    label: str
-    factors: tuple[float, ...]
-    middle: float
-    knows: str
-    tasks: str = EVERYTHING
-    raw: bool = False
-
-
-STRATEGIES: dict[str, Strategy] = {
-    "contrast": Strategy("contrast of latents", (0.5, 1.0, 1.5, 2.5), 1.5, "one image"),
-    "steer contrast": Strategy("contrast, raw", (0.5, 0.75, 1.0, 1.5), 1.0, "one image", raw=True),
-    "steer bounded": Strategy("contrast, raw and bounded", (0.5, 1.0, 1.5, 2.5), 1.5, "one image", raw=True),
-    "altered": Strategy("contrast in n tokens", (4, 16, 32, 64), 16, "one image"),
-    "towards": Strategy("global replacement", (0.5, 0.75, 1.0), 1.0, "the target's run"),
-    "scale target": Strategy("target's indices scaled", (1.5, 3.0, 6.0), 3.0, "the target's run"),
-    "steer towards": Strategy("replacement, raw", (0.5, 0.75, 1.0), 1.0, "the target's run", raw=True),
-    "swap": Strategy("class means exchanged", (0.5, 1.0, 2.0), 2.0, "class means"),
-    "steer": Strategy("class means, raw", (0.25, 0.5, 1.0), 1.0, "class means", raw=True),
-    "erase top": Strategy("top K erased", (1, 4, 16, 64), 4, "nothing", UNGILDING),
-    "invert top": Strategy("top K inverted", (1, 4, 16), 4, "nothing", UNGILDING),
-    "transfer": Strategy("style transfer", (1.0, 2.0, 4.0), 2.0, "one image, no places", STYLES),
-    "steer transfer": Strategy("style transfer, raw", (0.5, 1.0, 2.0), 1.0, "one image, no places", STYLES, raw=True),
-    "steer transfer bounded": Strategy(
-        "style transfer, raw and bounded", (1.0, 2.0, 4.0), 2.0, "one image, no places", STYLES, raw=True
-    ),
-}
 #: Added to a seed, the seed of its development tasks.
 DEVELOPMENT = 5000
-#: Ours against what is given the same.
-RIVALS = {"contrast": ("steer contrast", "steer bounded"), "towards": ("steer towards",), "swap": ("steer",),
-          "transfer": ("steer transfer", "steer transfer bounded")}  # fmt: skip
 PROMPT = "prompt"
 
 
@@ -396,8 +359,8 @@ def _report(
         },
     )
     write_csv(options.out / "fig6.csv", _rows(curves, at_chosen[PROMPT]))
-    _draw_curves(options, curves, at_chosen[PROMPT])
-    _draw_gallery(options, study, ranges, chosen, seeds[0])
+    draw_curves(options, curves, at_chosen[PROMPT])
+    draw_gallery(options, study, ranges, chosen, seeds[0])
     return verdict
 
 
@@ -416,88 +379,3 @@ def _rows(curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> li
     ]  # fmt: skip
     ceiling = {"strategy": "prompt replaced", "knows": "the target's prompt", "edits": EVERYTHING, "strength": 1.0}
     return [*rows, {**ceiling, **{f: prompt[f] for f in figures}}]
-
-
-def _draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
-    groups = {
-        "one reference image": ("contrast", "steer contrast", "steer bounded", "altered"),
-        "the target's own run, or class means": ("towards", "steer towards", "scale target", "swap", "steer"),
-        "style transfer; nothing known": (
-            "transfer",
-            "steer transfer",
-            "steer transfer bounded",
-            "erase top",
-            "invert top",
-        ),
-    }
-    figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
-    for column, (title, names) in enumerate(groups.items()):
-        for i, name in enumerate(name for name in names if name in curves):
-            curve, line = curves[name], "--" if STRATEGIES[name].raw else "-"
-            style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": STRATEGIES[name].label}
-            axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
-            known = [p for p in curve if p["outside"] is not None]
-            axes[3 + column].plot([p["outside"] for p in known], [p["success"] for p in known], **style)
-        axes[column].plot(prompt["preserved"], prompt["success"], "k*", markersize=9, label="prompt replaced")
-        axes[column].set(title=title, xlabel="all else kept", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-        axes[column].legend(frameon=False, fontsize="x-small")
-        axes[3 + column].plot(prompt["outside"], prompt["success"], "k*", markersize=9)
-        axes[3 + column].set(xlabel="pixels outside the region moved, of 255", ylim=(-0.02, 1.04))
-    for axis in (axes[0], axes[3]):
-        axis.set_ylabel("changed to the target")
-    charts.save(figure, options.out / "fig6.png")
-
-
-#: The gallery: strategy, attribute, source, target, and what the row is called.
-GALLERY = (
-    ("erase top", "style", "ornate", "plain", "top K erased"),
-    ("contrast", "style", "ornate", "plain", "contrast, ornate to plain"),
-    ("scale target", "age", "new", "old", "target's indices scaled, to old"),
-    ("contrast", "age", "new", "old", "contrast, to old"),
-    ("towards", "orientation", "left", "right", "global replacement, to right"),
-    ("contrast", "class", "house", "cube", "contrast, house to cube"),
-    ("altered", "colour", "red", "blue", "contrast in n tokens, to blue"),
-    ("transfer", "style", "plain", "sketched", "style transfer from one image"),
-)
-
-
-def gallery_task(attribute: str, source: str, target: str, seed: int) -> EditTask:
-    """A held-out prompt of a house where the edit allows, near if it can be, so that details show."""
-    fitting = [(s, c) for s, c in prompts("test", 1500, seed + 60) if s[attribute] == source]
-    scene, caption = max(
-        fitting, key=lambda pair: (pair[0].depth == "near", pair[0].cls == "house", pair[0].age == "new")
-    )
-    return EditTask(scene, caption, seed + 7, attribute, target)
-
-
-def _draw_gallery(
-    options: Options,
-    study: Study,
-    ranges: dict[tuple[str, int], Steps],
-    chosen: dict[tuple[str, int], tuple[float, Steps]],
-    seed: int,
-) -> None:
-    adapter, model = study.bench.adapter, study.models.of(seed)
-    columns = 1 + max(len(study.sizes.factors(name)) for name, *_ in GALLERY) + 1
-    figure, axes = charts.panels(len(GALLERY), width=1.25 * columns, height=1.75, columns=2)
-    for axis, (name, attribute, source, target, title) in zip(axes, GALLERY, strict=True):
-        task = gallery_task(attribute, source, target, study.bench.seed)
-        before, layouts = study.probe.draw(adapter, [task])
-        contrasts = Contrasts(adapter, (study.bench.block,), {task: reference_scenes(task, layouts[0], 1)}, seed)
-        methods = Methods(adapter, model, contrasts=contrasts)
-        make = getattr(methods, name.replace(" ", "_"))
-        factors = study.sizes.factors(name)
-        frames = [before[0], *(draw(adapter, [task], make(f, ranges[name, seed]))[0] for f in factors)]
-        frames.append(draw(adapter, [task], prompts=[swap_word(task.caption, source, target)])[0])
-        counted = all(isinstance(f, int) for f in STRATEGIES[name].factors)  # tokens or latents
-        labels = ["unedited", *(f"{f:g}" if counted else f"x{f:g}" for f in factors), "prompt"]
-        for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
-            at = i if label != "prompt" else columns - 1
-            axis.imshow(to_uint8(frame), extent=(at + 0.02, at + 0.98, 0, 0.96), interpolation="nearest")
-            axis.text(at + 0.5, -0.04, label, ha="center", va="top", fontsize="x-small")
-        axis.set(xlim=(0, columns), ylim=(-0.25, 1.0), aspect="equal")
-        axis.set_title(title, fontsize="small", loc="left")
-        axis.set_axis_off()
-    charts.save(figure, options.out / "fig6-gallery.png")
-    strength = {name: chosen[name, seed][0] for name, *_ in GALLERY}
-    options.say(f"Gallery of seed {seed}; development prompts chose the strengths {strength}.")
