@@ -54,9 +54,10 @@ def test_options_of_the_other_evaluation(refused, checkpoint, images):
     """Measures on rendered scenes have sizes of their own: what would be left unread is refused."""
     scenes = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes"]
     rest = "is of --data, and the measures on rendered scenes have sizes of their own; leave it out"
-    for option, value in (("--images", 8), ("--loss-timesteps", 3), ("--token-fraction", "1/4"), ("--device", "cpu")):
+    for option, value in (("--images", 8), ("--fit", 0), ("--token-fraction", "1/4"), ("--device", "cpu")):
         assert refused(*scenes, option, value) == f"{option} {rest}"
     data = ["evaluate", "--sae", checkpoint, "--data", images]
+    assert refused(*data, "--fit", 0).startswith("0 of ")  # and is not taken for the default
     assert refused(*data, "--edit-prompts", 4) == (
         "--edit-prompts is of the measures on rendered scenes, without --data; leave it out"
     )

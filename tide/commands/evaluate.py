@@ -75,8 +75,9 @@ def run(args: argparse.Namespace) -> None:
         _scenes(args, Path(args.out))
         return
     _refuse(args, ONLY_OF_SCENES, "of the measures on rendered scenes, without --data")
-    args.fit, args.token_fraction = args.fit or 0.5, args.token_fraction or 1 / 16
-    args.batch_size = args.batch_size or 8
+    for name, value in {"fit": 0.5, "token_fraction": 1 / 16, "batch_size": 8}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
     figures = measure(adapter, model, args)
@@ -95,7 +96,7 @@ def _refuse(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None
     from tide.errors import TideError
 
     for name in names:
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 was given, and equals False
             raise TideError(f"--{name.replace('_', '-')} is {what}; leave it out")
 
 
