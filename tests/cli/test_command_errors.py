@@ -168,7 +168,7 @@ def test_full_disk(cli, refused, store, checkpoint, images, tmp_path, monkeypatc
 
     reason = "could not be written ([Errno 28] No space left on device); free some space or choose another folder"
     with monkeypatch.context() as patch:
-        patch.setattr("tide.sae.checkpoint.save_file", full)
+        patch.setattr("tide.files.tensors.save_file", full)
         result = cli("train", "--store", store / "block-6", "--steps", 2, *SMALL, "--out", tmp_path / "t")
         assert (result.code, result.err) == (2, f"tide: error: {tmp_path}/t/model.safetensors {reason}\n")
         assert not list((tmp_path / "t").glob("*.safetensors"))

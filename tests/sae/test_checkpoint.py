@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
-from tide.sae import TIDE, ModulationConfig, TIDEConfig, checkpoint
+from tide.files import replace_file
+from tide.sae import TIDE, ModulationConfig, TIDEConfig
 
 MODULATION = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8, conditioned=True)
 
@@ -111,12 +112,12 @@ BAD = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors does not exist; the checkpoint"),
     "config is a folder": (
         lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
-        r"config\.json cannot be read",
+        r"config\.json is not a file; check the path",
     ),
     "config truncated": (lambda f: truncated(f, "config.json"), r"config\.json is not valid JSON .* make it anew"),
     "config is binary": (
         lambda f: (f / "config.json").write_bytes(b"\x80\x81\xff"),
-        r"config\.json is not valid JSON .* make it anew",
+        r"config\.json is not UTF-8 text .* make it anew",
     ),
     "config of another kind": (
         lambda f: (f / "config.json").write_text('{"d_model": 6}'),
@@ -128,13 +129,20 @@ BAD = {
     ),
     "config lacks a field": (
         lambda f: (f / "config.json").write_text('{"format": "tide-sae/1", "d_model": 6}'),
-        "lacks or mistypes a field .*n_latents.* make the checkpoint anew",
+        "k is missing; the file is damaged or of another version, make it anew",
     ),
-    "a size is a word": (lambda f: edit_config(f, k="3"), "lacks or mistypes a field .* make the checkpoint anew"),
-    "a size is a fraction": (lambda f: edit_config(f, n_latents=20.5), "lacks or mistypes a field .* anew"),
+    "a size is a word": (lambda f: edit_config(f, k="3"), "k is '3' and must be a whole number; .* make it anew"),
+    "a size is a fraction": (
+        lambda f: edit_config(f, n_latents=20.5),
+        r"n_latents is 20\.5 and must be a whole",
+    ),
+    "a number is not finite": (
+        lambda f: edit_config(f, bandwidth=float("inf")),
+        "bandwidth is inf and must be",
+    ),
     "modulation of an unknown field": (
         lambda f: edit_config(f, modulation={"d_model": 6, "d_embedding": 10, "depth": 2}),
-        "lacks or mistypes a field .*depth.* make the checkpoint anew",
+        r"modulation\.depth is unknown; a newer version may have written it",
     ),
     "k above n": (lambda f: edit_config(f, k=21), "k = 21 must lie between 1 and n_latents = 20; lower k"),
     "weights truncated": (
@@ -147,8 +155,35 @@ BAD = {
     ),
     "weights pickled": (pickled, r"not a readable safetensors file \(a pickle, which is never loaded.*make it anew"),
     "weights of torch.save": (zipped, r"not a readable safetensors file \(a pickle, which is never loaded.*make it"),
-    "a tensor is missing": (lambda f: edit_weights(f, W_dec=None), "lacks W_dec; it belongs to another config"),
-    "a tensor too many": (lambda f: edit_weights(f, W_gate=torch.ones(2)), "holds W_gate, which the config knows"),
+    "a tensor is missing": (
+        lambda f: edit_weights(f, W_dec=None),
+        "lacks W_dec; config.json and model",
+    ),
+    "a tensor too many": (lambda f: edit_weights(f, W_gate=torch.ones(2)), "holds W_gate, which nothing asks for"),
+    "a size that no memory holds": (
+        lambda f: edit_config(f, n_latents=10**15),
+        r"W_enc has shape \[20, 6\], the config asks for \[1000000000000000, 6\]",
+    ),
+    "weights not finite": (
+        lambda f: edit_weights(f, W_dec=torch.full((20, 6), float("nan"))),
+        "W_dec holds NaN or inf; config.json and model.safetensors are of different checkpoints, or damaged",
+    ),
+    "finite only in float64": (
+        lambda f: edit_weights(f, W_dec=torch.full((20, 6), 1e300, dtype=torch.float64)),
+        "W_dec holds NaN or inf",
+    ),
+    "whole numbers as weights": (
+        lambda f: edit_weights(f, W_dec=torch.ones(20, 6, dtype=torch.int32)),
+        "W_dec is int32, not float32",
+    ),
+    "a scale of zero": (
+        lambda f: edit_weights(f, activation_scale=torch.zeros(())),
+        "activation_scale is 0 and must be positive",
+    ),
+    "a negative scale": (
+        lambda f: edit_weights(f, activation_scale=torch.tensor(-2.0)),
+        "activation_scale is -2 and must be positive",
+    ),
     "weights of a TIDE, config of an SAE": (
         lambda f: edit_config(f, modulation=None),
         r"holds modulation\.linear.*of different checkpoints",
@@ -214,7 +249,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch, failing):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     other = model(seed=1, k=2)
     if failing == "weights":
-        monkeypatch.setattr(checkpoint, "save_file", half_written)
+        monkeypatch.setattr("tide.files.tensors.save_file", half_written)
     else:
         monkeypatch.setattr(Path, "write_text", no_space)
     with pytest.raises(TideError, match=r"could not be written \(.*No space left.*\); free some space") as caught:
@@ -240,6 +275,6 @@ def test_any_other_error_leaves_no_temporary_file(saved):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.replace_file(saved / "config.json", fail)
+        replace_file(saved / "config.json", fail)
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
     TIDE.from_pretrained(saved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tide.errors import TideError
-from tide.sae.checkpoint import write_json
+from tide.files import write_json
 from tide.study.bars import _earlier, edit_verdicts
 from tide.study.edit_study import STRENGTHS
 from tide.study.levels import equal_preservation

@@ -123,15 +123,16 @@ def test_bad_values(make, message):
         ("a: [1", r"could not be read as YAML \(.*\); correct it"),
         ("- 1", "holds no mapping of options"),
         ("", "holds no mapping of options"),
+        ("a: &x [1]\nb: [*x, *x]", r"could not be read as YAML \(aliases .* are not supported; write the values out"),
     ],
-    ids=["not YAML", "a list", "empty"],
+    ids=["not YAML", "a list", "empty", "aliases, which can stand for any amount of memory"],
 )
 def test_bad_files(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(TideError, match=message) as caught:
         TrainConfig.from_yaml(tmp_path / "a.yaml")
     assert "\n" not in str(caught.value)
-    with pytest.raises(TideError, match="could not be read as YAML"):
+    with pytest.raises(TideError, match="does not exist; check the path"):
         TrainConfig.from_yaml(tmp_path / "missing.yaml")
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tide.activations.batch import ActivationBatch
 from tide.activations.stream import shuffled
 from tide.errors import TideError
-from tide.sae.checkpoint import read_json, replace_file, what_is_wrong, write_json
+from tide.files import read_json, replace_file, what_is_wrong, write_json
 
 FORMAT = "tide-activations/1"
 MANIFEST = "manifest.json"

@@ -184,7 +184,7 @@ def write_stores(
 
     from tide.activations import StoreWriter
     from tide.commands import common
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
 
     made = [folder for folder in (*folders.values(), *(folder.parent for folder in folders.values()))]
     made = [folder for folder in dict.fromkeys(made) if not folder.exists()]
@@ -229,7 +229,7 @@ def _discard(made: list[Path], writers: Iterable[StoreWriter]) -> None:
 def _check_same(folder: Path, about: dict[str, Any]) -> None:
     from tide.activations.store import MANIFEST
     from tide.errors import TideError
-    from tide.sae.checkpoint import read_json
+    from tide.files import read_json
 
     if not (folder / MANIFEST).exists():
         return

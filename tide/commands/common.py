@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tide.adapters import Adapter, adapter_for
 from tide.errors import TideError
-from tide.sae.checkpoint import machine, replace_file, versions
+from tide.files import replace_file
+from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     from tide.commands import common
     from tide.errors import TideError
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
 
     common.pipeline_of_sae(args)
     if args.data is None and args.pipeline != common.BUNDLED:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     from tide.commands import common
     from tide.errors import TideError
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
     from tide.study.run import demo
 
     if args.threads is not None:

@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from tide.commands import common
-    from tide.sae.checkpoint import machine, versions
+    from tide.provenance import machine, versions
     from tide.scenes.pipeline import DATA
     from tide_kernels import backend_status, native
     from tide_kernels.dispatch import choose

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     from tide.commands import common, edit_target
     from tide.editing import edit
     from tide.errors import TideError
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
 
     if args.fast:
         args.n_steps = min(args.n_steps, 8)

@@ -104,7 +104,7 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
     from pathlib import Path
 
     from tide.commands import common
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
     from tide.study.bars import evaluate, verdicts
 
     n = args.prompts or (4 if args.fast else 200)
@@ -135,7 +135,7 @@ def measure(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> dict[str
     from tide.errors import TideError
     from tide.evaluation.baselines import PCA
     from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
-    from tide.sae.checkpoint import write_json
+    from tide.files import write_json
     from tide.sae.model import inference
 
     args.images = args.images or (32 if args.fast else 256)

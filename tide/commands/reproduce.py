@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
 
     from tide.commands import common
     from tide.errors import TideError
+    from tide.files import write_json
     from tide.reproduce.study import Options
-    from tide.sae.checkpoint import write_json
 
     if args.threads is not None:
         if args.threads < 1:

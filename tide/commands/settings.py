@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tide.errors import TideError
+from tide.files.reading import parse_yaml
 from tide.training.config import TrainConfig
 
 
@@ -35,8 +34,8 @@ def _assign(raw: dict[str, Any], key: str, text: str) -> None:
     if isinstance(at[name], dict):
         raise TideError(f"--set {key} names a group; set one of {', '.join(f'{key}.{each}' for each in at[name])}")
     try:
-        at[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        at[name] = parse_yaml(text)
+    except TideError:
         raise TideError(f"--set {key}={text} could not be read; write a number, a word or a list") from None
 
 

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     from tide.commands import common
     from tide.commands.settings import train_config
     from tide.errors import TideError
-    from tide.sae.checkpoint import CONFIG, write_json
+    from tide.files import write_json
+    from tide.sae.checkpoint import CONFIG
     from tide.training import Trainer
 
     if bool(args.store) == bool(args.data):

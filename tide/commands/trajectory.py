@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> None:
     from tide.commands import common
     from tide.commands.edit_target import changed_prompt
     from tide.errors import TideError
+    from tide.files import write_json
     from tide.interpretation.abrupt_change import SHORTEST, abrupt_change
     from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
     from tide.reproduce.charts import check_matplotlib
     from tide.reproduce.tables import write_csv
-    from tide.sae.checkpoint import write_json
 
     check_matplotlib()
     if args.fast:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tide.editing.edits import Target
 from tide.errors import TideError
+from tide.files import replace_file
 from tide.fingerprint import fingerprint
-from tide.sae.checkpoint import replace_file
 from tide.sae.model import TIDE
 
 #: Under which the SAE is described in the file's metadata.

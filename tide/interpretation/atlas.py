@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
+from tide.files import json_writer, read_json, read_tensors, replace_files
 from tide.interpretation.concepts import dense_latents
 from tide.interpretation.reading import PIECE
-from tide.sae.checkpoint import json_writer, load_tensors, read_json, replace_files
 from tide.sae.model import TIDE
 
 #: Rows and columns of a map at most; larger token grids are pooled by area.
@@ -122,7 +122,7 @@ class Atlas:
         facts = read_json(folder / FACTS)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise TideError(f"{folder / FACTS} is not of an atlas; give the folder that `tide atlas` wrote")
-        tensors = load_tensors(folder / TENSORS)
+        tensors = read_tensors(folder / TENSORS)
         try:
             named = facts["labels"]
             if named is not None:

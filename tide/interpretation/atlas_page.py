@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from tide.errors import TideError
+from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.sae.checkpoint import replace_file
 from tide.study.figures import HEAT as HEAT
 
 #: Pixels of the longer side of a thumbnail at most.

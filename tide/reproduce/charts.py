@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.sae.checkpoint import replace_file
+from tide.files import replace_file
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
+from tide.files import read_json, write_json
 from tide.reproduce.bench import Bench, DataSizes, reordered
 from tide.reproduce.runner import Cell, Result, first_difference, run_cells
 from tide.reproduce.study import Options
-from tide.sae.checkpoint import read_json, write_json
 from tide.sae.model import TIDE
 from tide.study.reconstruction import is_trained, train
 from tide.training import TrainConfig

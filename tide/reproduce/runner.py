@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.sae.checkpoint import read_json, write_json
+from tide.files import read_json, write_json
 
 Result = dict[str, Any]
 Say = Callable[[str], None]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.sae.checkpoint import machine, versions, write_json
+from tide.files import write_json
+from tide.provenance import machine, versions
 
 
 @dataclass(frozen=True)

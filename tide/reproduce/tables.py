@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tide.sae.checkpoint import replace_file
+from tide.files import replace_file
 
 T = TypeVar("T")
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tide.errors import TideError
-from tide.sae.checkpoint import CONFIG, WEIGHTS, json_writer, load_tensors, read_json, replace_files
+from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
+from tide.sae.checkpoint import CONFIG, WEIGHTS
 from tide.scenes.pipeline import DATA
 from tide.scenes.render import REGIONS
 from tide.scenes.scene import ATTRIBUTES, Scene
@@ -112,10 +113,9 @@ class Judge(nn.Module):
 
     def save_pretrained(self, path: Path) -> None:
         """Writes ``config.json`` and, in half precision, ``model.safetensors`` to the folder ``path``."""
-        tensors = {k: v.detach().half().cpu().contiguous() for k, v in self.state_dict().items()}
         replace_files(
             {
-                path / WEIGHTS: lambda temporary: save_file(tensors, temporary),
+                path / WEIGHTS: tensors_writer({name: value.half() for name, value in self.state_dict().items()}),
                 path / CONFIG: json_writer({"width": self.width, "heads": HEADS}),
             }
         )
@@ -123,6 +123,11 @@ class Judge(nn.Module):
 
 def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride=stride, padding=1), nn.GroupNorm(8, out), nn.SiLU())
+
+
+class _Config(TypedDict):
+    width: int
+    heads: dict[str, list[str]]
 
 
 def load_judge(path: str | Path | None = None) -> Judge:
@@ -133,11 +138,13 @@ def load_judge(path: str | Path | None = None) -> Judge:
     folder = DATA / "judge" if path is None else Path(path)
     if not (folder / WEIGHTS).is_file():
         raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train judge`")
-    config = read_json(folder / CONFIG)
-    if config.get("heads") != {name: list(values) for name, values in HEADS.items()}:
+    config = read_json(folder / CONFIG, _Config)
+    if config["heads"] != {name: list(values) for name, values in HEADS.items()}:
         raise TideError(f"{folder} holds a judge of other attributes; run `python -m tide.scenes.train judge` anew")
+    tensors = read_tensors(folder / WEIGHTS, "the judge")
     judge = Judge(config["width"])
-    judge.load_state_dict({k: v.float() for k, v in load_tensors(folder / WEIGHTS).items()})
+    check_tensors(folder / WEIGHTS, tensors, judge.half().state_dict(), remedy="copy the whole folder anew")
+    judge.float().load_state_dict({name: value.float() for name, value in tensors.items()})
     return judge.eval()
 
 

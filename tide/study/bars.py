@@ -16,8 +16,9 @@ from typing import Any
 from tide.adapters import Adapter, Block, adapter_for
 from tide.errors import TideError
 from tide.evaluation.statistics import wilson_interval
+from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint
-from tide.sae.checkpoint import read_json, versions, write_json
+from tide.provenance import versions
 from tide.sae.model import TIDE
 from tide.scenes import scene as scene_module
 from tide.scenes.annotate import generate_images

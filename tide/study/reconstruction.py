@@ -16,7 +16,7 @@ from tide.adapters import Adapter, Call
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
-from tide.sae.checkpoint import read_json
+from tide.files import read_json
 from tide.sae.model import TIDE
 from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tide.sae.checkpoint import replace_file
+from tide.files import replace_file
 from tide.scenes.judge import NO_OBJECT
 from tide.study.figures import heat_key, heat_overlay, pixel_image
 from tide.study.page import Column, document, get, number, percent, table

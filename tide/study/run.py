@@ -16,7 +16,8 @@ import torch
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, adapter_for
 from tide.errors import TideError
-from tide.sae.checkpoint import versions, write_json
+from tide.files import write_json
+from tide.provenance import versions
 from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS
 from tide.scenes.judge import Judge, load_judge

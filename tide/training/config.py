@@ -8,9 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
 from tide.errors import TideError
+from tide.files import read_yaml
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
@@ -159,13 +158,7 @@ class TrainConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
         """Reads :meth:`from_dict`'s mapping from a YAML file; options that it leaves out have their defaults."""
-        try:
-            raw = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TideError(f"{path} could not be read as YAML ({' '.join(str(error).split())}); correct it") from None
-        if not isinstance(raw, dict):
-            raise TideError(f"{path} holds no mapping of options; see `tide train --help` for their names")
-        return cls.from_dict(raw)
+        return cls.from_dict(read_yaml(Path(path)))
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:

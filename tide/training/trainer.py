@@ -18,7 +18,8 @@ from tqdm import tqdm
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter
 from tide.errors import TideError
-from tide.sae.checkpoint import CONFIG, load_tensors, read_json, replace_file, write_json
+from tide.files import read_json, read_tensors, replace_file, write_json
+from tide.sae.checkpoint import CONFIG
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
 from tide.sae.revival import Revival
@@ -249,7 +250,7 @@ class Trainer:
         path = self.out / "resume" / "state.safetensors"
         if not path.exists():
             return
-        tensors = load_tensors(path)
+        tensors = read_tensors(path)
         before = read_json(self.out / "training.json")
         self._check_same(before["config"], self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
         self._check_same(read_json(self.out / CONFIG), asdict(self.model.config), ("pipeline",))

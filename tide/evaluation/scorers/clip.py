@@ -20,7 +20,7 @@ from tide.evaluation.scorers.base import (
     sha256,
     to_pixels,
 )
-from tide.sae.checkpoint import read_json
+from tide.files import read_json
 
 EXPECTED = "the folder of a CLIP model as transformers saves it (config.json, model.safetensors, tokenizer, processor)"
 

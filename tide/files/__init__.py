@@ -1,0 +1,27 @@
+"""Files that survive crashes and power loss, and files of others, read with care."""
+
+from tide.files.folders import new_folders, remove_leftovers
+from tide.files.lock import lock_folder
+from tide.files.reading import read_json, read_text, read_yaml
+from tide.files.tensors import check_tensors, file_digest, open_tensors, read_tensors, tensors_writer, what_is_wrong
+from tide.files.writing import Write, json_writer, replace_file, replace_files, write_json
+
+__all__ = [
+    "Write",
+    "check_tensors",
+    "file_digest",
+    "json_writer",
+    "lock_folder",
+    "new_folders",
+    "open_tensors",
+    "read_json",
+    "read_tensors",
+    "read_text",
+    "read_yaml",
+    "remove_leftovers",
+    "replace_file",
+    "replace_files",
+    "tensors_writer",
+    "what_is_wrong",
+    "write_json",
+]

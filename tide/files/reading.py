@@ -1,0 +1,76 @@
+"""Reading text, JSON and YAML that may be damaged or hostile: one line says what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tide.errors import TideError
+from tide.files.schema import check_schema
+
+#: A YAML file of options larger than this is something else.
+YAML_BYTES = 2**20
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises :class:`~tide.errors.TideError` for what is missing, unreadable or no text."""
+    try:
+        if path.exists() and not path.is_file():
+            raise TideError(f"{path} is not a file; check the path")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TideError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise TideError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise TideError(f"{path} is not UTF-8 text ({error}); it may be damaged, make it anew") from None
+
+
+def read_json(path: Path, kind: Any = None) -> Any:
+    """What a JSON file holds, checked against ``kind`` (:func:`~tide.files.schema.check_schema`) if one is given.
+
+    Raises :class:`~tide.errors.TideError` for a file that is missing, unreadable, no JSON or of another kind.
+    """
+    text = read_text(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise TideError(f"{path} is not valid JSON ({reason}); it may be truncated, make it anew") from None
+    if kind is not None:
+        check_schema(data, kind, str(path))
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more values than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported; write the values out")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises :class:`~tide.errors.TideError` for what is none, and for aliases."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise TideError(" ".join(str(error).split())) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises :class:`~tide.errors.TideError` for anything else."""
+    if path.is_file() and path.stat().st_size > YAML_BYTES:
+        raise TideError(f"{path} is larger than {YAML_BYTES} bytes; give a file of options")
+    text = read_text(path)
+    try:
+        raw = parse_yaml(text)
+    except TideError as error:
+        raise TideError(f"{path} could not be read as YAML ({error}); correct it") from None
+    if not isinstance(raw, dict):
+        raise TideError(f"{path} holds no mapping of options; write lines such as `steps: 5000`")
+    return raw

@@ -1,0 +1,104 @@
+"""safetensors files: written with the mode of other files, read with every tensor checked. Pickles are never read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.files.writing import Write
+
+
+def tensors_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Write:
+    """What writes ``tensors``, copied to the CPU, to the path that :func:`~tide.files.replace_files` gives it."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return lambda path: save_file(plain, path, metadata=metadata)
+
+
+def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises :class:`~tide.errors.TideError` for what is none.
+
+    ``what`` says, for the message, what is incomplete if the file is missing.
+    """
+    if not path.is_file():
+        raise TideError(f"{path} does not exist; {what} is incomplete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TideError(
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {error}); make it anew"
+        ) from None
+
+
+def open_tensors(path: Path, what: str = "the file") -> Any:
+    """A safetensors file opened without reading it (``safetensors.safe_open``); errors as :func:`read_tensors`."""
+    if not path.is_file():
+        raise TideError(f"{path} does not exist; {what} is incomplete")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TideError(
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {error}); make it anew"
+        ) from None
+
+
+def check_tensors(
+    path: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], *, remedy: str, any_float: bool = False
+) -> None:
+    """Raises :class:`~tide.errors.TideError` unless ``tensors`` have the names, shapes and dtypes of ``like``, and are
+    finite.
+
+    Args:
+        path: the file they are of, for the message.
+        tensors: what was read.
+        like: what it must be like; tensors on the meta device will do.
+        remedy: the end of the message.
+        any_float: where a floating point tensor is asked for, one of another precision will do.
+    """
+    if missing := sorted(like.keys() - tensors.keys()):
+        raise TideError(f"{path} lacks {', '.join(missing)}; {remedy}")
+    if further := sorted(tensors.keys() - like.keys()):
+        raise TideError(f"{path} holds {', '.join(further)}, which nothing asks for; {remedy}")
+    for name, wanted in like.items():
+        value = tensors[name]
+        if value.shape != wanted.shape:
+            raise TideError(f"{path}: {name} has shape {list(value.shape)}, not {list(wanted.shape)}; {remedy}")
+        cast = any_float and value.is_floating_point() and wanted.is_floating_point()
+        if value.dtype != wanted.dtype and not cast:
+            raise TideError(f"{path}: {name} is {_dtype(value)}, not {_dtype(wanted)}; {remedy}")
+        if not is_finite(value.to(wanted.dtype)):
+            raise TideError(f"{path}: {name} holds NaN or inf; {remedy}")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises :class:`OSError` if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def what_is_wrong(path: Path) -> str:
+    """Why a file is no safetensors file: it is a pickle (bare, or torch.save's zip), or truncated or foreign."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError:
+        return "unreadable"
+    # A safetensors file starts with the length of its header, whose first byte may be 0x80 too; its last ones are 0.
+    bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[3:8] != bytes(5)
+    return "a pickle, which is never loaded" if bare or start[:2] == b"PK" else "truncated or foreign"

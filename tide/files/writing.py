@@ -1,0 +1,80 @@
+"""Writing: every file is whole under its name at any moment, power loss included."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tide.errors import TideError
+from tide.files.folders import TEMPORARY, make_folder, remove_temporary, sync, sync_folder
+
+#: Writes one file to the path that it is given.
+Write = Callable[[Path], Any]
+
+
+def replace_files(files: dict[Path, Write]) -> None:
+    """Writes every file beside its place, then renames them all.
+
+    What was there stays until every new file is whole and on the disk: each file is synced before it gets its name, and
+    its folder is synced before this returns. So after a power loss each name holds the former file or the new one, and
+    whoever writes a list of files after the files themselves never lists what is not there.
+
+    Raises :class:`~tide.errors.TideError` if a file cannot be written; all of them stay as they were, unless the
+    renaming itself fails. Nothing half-written stays behind, except after a kill
+    (:func:`~tide.files.remove_leftovers`).
+    """
+    written: dict[Path, Path] = {}
+    path = next(iter(files))
+    try:
+        for path, write in files.items():
+            written[path] = _temporary(path)
+            _write(write, written[path])
+        for path, temporary in written.items():
+            temporary.replace(path)
+        for path in files:
+            sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise TideError(f"{path} could not be written ({reason}); free some space or choose another folder") from error
+    finally:
+        for temporary in written.values():
+            remove_temporary(temporary.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """The place of the new file: a folder of its own, so that what a library leaves half-written is in there, too."""
+    make_folder(path.parent)
+    name = TEMPORARY.format(name=path.name, pid=os.getpid())
+    prefix, suffix = name.split("*")
+    return Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent)) / path.name
+
+
+def _write(write: Write, temporary: Path) -> None:
+    # A file made by open() has the mode that the umask and the folder ask for; safetensors makes its own with 0600.
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    write(temporary)
+    temporary.chmod(mode & 0o777)
+    sync(temporary)
+
+
+def replace_file(path: Path, write: Write) -> None:
+    """:func:`replace_files` of one file."""
+    replace_files({path: write})
+
+
+def json_writer(data: object) -> Write:
+    """What writes ``data`` to the path that :func:`replace_files` gives it."""
+    text = json.dumps(data, indent=2) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: object) -> None:
+    """Writes ``data``, replacing the file in one step."""
+    replace_file(path, json_writer(data))
