@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import diffusers
@@ -23,7 +24,7 @@ from transformers import (
     Gemma2Model,
 )
 
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter, adapter_for, tap
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS, build_pipeline, build_text_encoder, build_tokenizer
 
 #: Hidden width of the text encoders other than T5, whose width is 128.
@@ -388,3 +389,27 @@ def draw(name: str, *, guided: bool = False, n_steps: int = STEPS, pipe: Any = N
 
 def hooks_of(pipe: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules())
+
+
+def misfit(pipe: Any, name: str, block: int, chunk: str = "msa") -> float:
+    """How far ``own.modulation`` of a block is from what the block does, relative to what that changes: of the tokens
+    that the attention (or feed-forward) reads against the normed ones, scaled and shifted."""
+    own, family = adapter_for(pipe), FAMILIES[name]
+    module, seen = own.blocks[block], {}
+    norms = family.norms_of(module)
+    norm, reader = (attrgetter(path)(module) for path in norms.get(chunk, norms["msa"]))
+    hooks = [
+        norm.register_forward_hook(lambda _m, _a, output: seen.update(normed=output)),
+        reader.register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.update(read=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        ),
+    ]
+    with tap(own, {block: lambda x, call: seen.update(call=call)}):
+        draw(name, pipe=pipe, n_steps=2)
+    for hook in hooks:
+        hook.remove()
+    call, read = seen["call"], seen["read"]
+    scale, shift = own.modulation(block, chunk)(call.timestep, call.conditioning)
+    read = read.flatten(2).transpose(1, 2) if read.ndim == 4 else read
+    expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+    return float((read - expected).norm() / (read - seen["normed"]).norm())

@@ -28,6 +28,9 @@ Block = int | str
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
+#: What pipelines compute in.
+_COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _ADAPTERS: dict[type, type[Adapter]] = {}
 #: Adapters of :data:`_ADAPTERS` that serve the pipeline classes of :mod:`tide.adapters.pipelines` only.
 _OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
@@ -211,7 +214,15 @@ class Adapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        """What the transformer computes in, whatever its weights are stored in; raises
+        :class:`~tide.errors.TideError` where that cannot be told."""
+        dtype = self.transformer.dtype
+        if dtype not in _COMPUTE:
+            raise TideError(
+                f"the transformer's weights are {dtype}, in which nothing is computed; load it in bfloat16, or store "
+                "it smaller by enable_layerwise_casting"
+            )
+        return dtype
 
     @property
     def latent_channels(self) -> int:
