@@ -1,4 +1,4 @@
-"""What the folder of a pipeline, a checkpoint and a store do not do unasked: run code, read pickles, load a pipeline."""
+"""What a pipeline's folder, a checkpoint and a store do not do unasked: run code, read pickles, load a pipeline."""
 
 from __future__ import annotations
 
@@ -98,6 +98,15 @@ def trusting_config(folder: Path) -> Path:
     return folder / "text_encoder/config.json"
 
 
+def auto_map_beside_the_index(folder: Path) -> Path:
+    """Diffusers loads a component without a folder from the pipeline's own."""
+    for file in (folder / "tokenizer").iterdir():
+        file.rename(folder / file.name)
+    (folder / "tokenizer").rmdir()
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.Mine", None]})
+    return folder / "tokenizer_config.json"
+
+
 TAMPERED = {
     "pipeline": pipelines_code,
     "component": components_code,
@@ -108,6 +117,7 @@ TAMPERED = {
     "text encoder's auto_map": auto_map("text_encoder", "config.json"),
     "tokenizer's auto_map": auto_map("tokenizer", "tokenizer_config.json"),
     "transformer's auto_map": auto_map("transformer", "config.json"),
+    "auto_map beside the index": auto_map_beside_the_index,
     "trusting configuration": trusting_config,
 }
 
@@ -133,11 +143,23 @@ def test_code_runs_where_it_is_asked_for(folder, tmp_path, kind):
     assert "Mine" in (type(pipe).__name__, type(pipe.transformer).__name__)
 
 
+def test_the_bundled_pipeline_has_no_code_to_trust(cli, images, tmp_path):
+    command = ["collect", "--pipeline", "scenes", "--data", images, "--trust-remote-code", "--out", tmp_path / "out"]
+    message = "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
+    assert cli(*command) == (2, "", f"tide: error: {message}\n")
+
+
 def test_a_part_that_is_not_loaded_may_be_anything(folder):
     auto_map("text_encoder", "config.json")(folder)
     with pytest.raises(TideError, match="auto_map"):
         trust.check_folder(folder, trust=False)
     trust.check_folder(folder, trust=False, left_out={"text_encoder": None})
+
+
+def test_entries_that_are_no_parts_are_not_followed_out_of_the_folder(folder, tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Mine"}}')
+    change(folder / "model_index.json", **{"..": ["diffusers", "Mine"], str(tmp_path): ["diffusers", "Mine"]})
+    trust.check_folder(folder, trust=False)
 
 
 def test_a_plain_folder_passes(folder):

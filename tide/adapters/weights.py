@@ -66,7 +66,7 @@ def _groups_of(model: nn.Module, wanted: tuple[nn.Module, ...]) -> list[Any]:
     needed = {id(tensor) for module in wanted for tensor in _tensors(module)}
     groups = {}
     for module in model.modules():
-        registry = getattr(module, "_diffusers_hook", None)
+        registry = vars(module).get("_diffusers_hook")
         hook = None if registry is None else registry.get_hook(_GROUP_HOOK)
         if hook is not None and any(id(tensor) in needed for tensor in _tensors_of_group(hook.group)):
             groups[id(hook.group)] = hook.group
@@ -110,7 +110,7 @@ def _away(model: nn.Module, wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Modu
 
 
 def _accelerate_hooks(module: nn.Module) -> list[Any]:
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 

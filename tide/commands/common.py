@@ -50,6 +50,10 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     dtype = DTYPES[args.dtype] if args.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
     if args.offload and device.type == "cpu":
         raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+    if args.trust_remote_code and args.pipeline == BUNDLED:
+        raise TideError(
+            "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
+        )
     with quiet():
         parts = _left_out(args.pipeline) if denoiser_only else {}
         pipe = _from_pretrained(args.pipeline, dtype, parts, trust=args.trust_remote_code)

@@ -23,11 +23,7 @@ def check_folder(folder: Path, *, trust: bool, left_out: Container[str] = ()) ->
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict):
         return  # loading says what is wrong
-    parts = {
-        name: value
-        for name, value in index.items()
-        if not name.startswith("_") and name not in left_out and isinstance(value, list) and value[:1] != [None]
-    }
+    parts = {name: value for name, value in index.items() if _is_part(name, value) and name not in left_out}
     if not trust:
         name = index.get("_class_name")
         if isinstance(name, list) and name:
@@ -35,7 +31,18 @@ def check_folder(folder: Path, *, trust: bool, left_out: Container[str] = ()) ->
         for name, value in parts.items():
             _check_part(folder, name, value)
     for name in parts:
-        _check_weights(folder / name)
+        _check_weights(_place(folder, name))
+
+
+def _is_part(name: str, value: Any) -> bool:
+    """Whether an entry of model_index.json is a component that is loaded."""
+    named = name.isidentifier() and not name.startswith("_")
+    return named and isinstance(value, list) and value[:1] not in ([], [None])
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a component's files are: its own folder or, without one, the pipeline's."""
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def _check_part(folder: Path, name: str, value: list[Any]) -> None:
@@ -44,7 +51,7 @@ def _check_part(folder: Path, name: str, value: list[Any]) -> None:
         _refuse(code, f"code of its own for {name}")
     if not _is_known(library):
         _refuse(folder / "model_index.json", f"the module {library!r} for {name}, which is not of diffusers")
-    for file in sorted((folder / name).glob("*.json")):
+    for file in sorted(_place(folder, name).glob("*.json")):
         config = read_json(file)
         named = [key for key in _CODE_KEYS if isinstance(config, dict) and config.get(key)]
         if named:
