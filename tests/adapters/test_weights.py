@@ -169,8 +169,17 @@ def test_sizes_are_embedded_in_what_the_model_computes_in(alpha_with_sizes):
         (lambda linear: vars(linear)["_parameters"].update(weight=Packed(linear.weight)), r"quantised .*\(Packed\)"),
         (lambda linear: linear.register_parameter("weight", whole_numbers(linear.weight)), r"quantised .*int8"),
         (lambda linear: linear.register_parameter("weight", nn.Parameter(linear.weight.view(-1))), "a shard"),
+        (lambda linear: vars(linear)["_parameters"].pop("weight"), "is a Linear, whose weights cannot be read"),
     ],
-    ids=["on the meta device", "nan", "infinite bias", "of a quantiser's type", "whole numbers", "flattened by FSDP"],
+    ids=[
+        "on the meta device",
+        "nan",
+        "infinite bias",
+        "of a quantiser's type",
+        "whole numbers",
+        "flattened by FSDP",
+        "no weight",
+    ],
 )
 @pytest.mark.parametrize("which", ["adaLN", "timestep"])
 def test_weights_that_cannot_be_read_are_an_error_in_one_line(change, error, which):

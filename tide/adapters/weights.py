@@ -52,20 +52,29 @@ def present(model: nn.Module, *wanted: nn.Module) -> Iterator[None]:
     keeps on the meta device (sequential offloading, to memory and to disk); afterwards all is where it was. Nothing
     to do where whole models are offloaded: their weights are real ones, on the CPU.
     """
+    hooked = _hooked(model)
+    if not hooked:  # the usual case, at every call of the transformer
+        yield
+        return
     with ExitStack() as stack:
-        for group in _groups_of(model, wanted):
+        for group in _groups_of(hooked, wanted):
             stack.enter_context(_onloaded(group))
-        for module, hook in _away(model, wanted):
+        for module, hook in _away(hooked, wanted):
             hook.pre_forward(module)
             stack.callback(hook.post_forward, module, None)
         yield
 
 
-def _groups_of(model: nn.Module, wanted: tuple[nn.Module, ...]) -> list[Any]:
+def _hooked(model: nn.Module) -> list[nn.Module]:
+    """The modules with hooks of diffusers or accelerate."""
+    return [module for module in model.modules() if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module)]
+
+
+def _groups_of(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[Any]:
     """diffusers' groups that hold any tensor of the ``wanted`` modules."""
     needed = {id(tensor) for module in wanted for tensor in _tensors(module)}
     groups = {}
-    for module in model.modules():
+    for module in hooked:
         registry = vars(module).get("_diffusers_hook")
         hook = None if registry is None else registry.get_hook(_GROUP_HOOK)
         if hook is not None and any(id(tensor) in needed for tensor in _tensors_of_group(hook.group)):
@@ -95,11 +104,11 @@ def _onloaded(group: Any) -> Iterator[None]:
             tensor.data = data
 
 
-def _away(model: nn.Module, wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Module, Any]]:
+def _away(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Module, Any]]:
     """accelerate's hooks, with their modules, that hold the weights of the ``wanted`` modules."""
     needed = {id(part) for module in wanted for part in module.modules()}
     found = []
-    for module in model.modules():
+    for module in hooked:
         for hook in _accelerate_hooks(module):
             if not getattr(hook, "offload", False) or not hasattr(hook, "weights_map"):
                 continue
@@ -121,12 +130,19 @@ def linear_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
     weights cannot be read (quantised, sharded, not loaded) or are not finite.
     """
     linear = _merged(_chosen(module), name)
-    weight, bias = readable(linear.weight, name), getattr(linear, "bias", None)
+    weight, bias = _weight_of(linear, name), getattr(linear, "bias", None)
     if weight.ndim != 2:
         raise TideError(
             f"{name} has a weight of shape {list(weight.shape)}; load its whole weights, not a shard of them"
         )
     return weight, weight.new_zeros(len(weight)) if bias is None else readable(bias, name)
+
+
+def _weight_of(linear: Any, name: str) -> Tensor:
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TideError(f"{name} is a {type(linear).__name__}, whose weights cannot be read; load the plain model")
+    return readable(weight, name)
 
 
 def _chosen(module: Any) -> Any:
@@ -142,7 +158,7 @@ def _merged(module: Any, name: str) -> Any:
     """A linear layer with peft's active adapters in its weights: a copy, unless it is a plain layer already."""
     if not hasattr(module, "base_layer"):
         return module
-    readable(module.get_base_layer().weight, name)
+    _weight_of(module.get_base_layer(), name)
     own = _copied(module)
     try:
         if module.disable_adapters and module.merged:
