@@ -90,14 +90,14 @@ def assert_equal(found: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("kind", OFFLOADS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_offloaded_weights_are_read_as_they_are(name, kind, tmp_path):
-    if name == "hunyuan" and kind.startswith("sequential"):
-        pytest.skip("diffusers' own model does not run so: its pooler reads weights of its parts")
     pipe = own_pipeline(name)
     expected, seen = modulations(pipe), conditionings(pipe, name)
     OFFLOADS[kind](pipe.transformer, tmp_path)
     away = [(tensor.device, tensor.data_ptr()) for tensor in pipe.transformer.parameters()]
     assert_equal(modulations(pipe), expected)
     assert [(tensor.device, tensor.data_ptr()) for tensor in pipe.transformer.parameters()] == away
+    if name == "hunyuan" and kind.startswith("sequential"):
+        return  # the model itself does not run so: its pooler reads the weights of its parts
     assert_equal(conditionings(pipe, name), seen)
     assert_equal(modulations(pipe), expected)
 
