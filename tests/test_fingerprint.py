@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from accelerate import disk_offload
 from torch import nn
 
+from tide.errors import TideError
 from tide.fingerprint import fingerprint
 
 
@@ -26,3 +29,16 @@ def test_any_change_shows():
     counted[1].num_batches_tracked += 1
     found = [fingerprint(each) for each in (layers(), layers(1), changed, counted, layers()[::-1], layers()[:1])]
     assert len(set(found)) == len(found)
+
+
+def test_offloading_and_wrapping_change_nothing(tmp_path):
+    away = layers()
+    disk_offload(away[0], str(tmp_path), torch.device("cpu"))
+    assert away[0].weight.is_meta
+    assert fingerprint([torch.compile(away[0]), away[1]]) == fingerprint(layers())
+    assert away[0].weight.is_meta
+
+
+def test_weights_that_are_not_loaded_are_an_error():
+    with pytest.raises(TideError, match="the weights bias of a Linear are not loaded"):
+        fingerprint([nn.Linear(2, 2, device="meta")])

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from tide.adapters.weights import present, unwrapped
+from tide.errors import TideError
+
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of all parameters and buffers, by name and in order."""
+    """Sixteen hexadecimal digits of the SHA-256 of all parameters and buffers, by name and in order.
+
+    Offloaded weights are brought in, and what wraps a model does not count. Raises :class:`~tide.errors.TideError`
+    for weights that are not loaded.
+    """
     digest = hashlib.sha256()
-    for module in modules:
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    for module in map(unwrapped, modules):
+        with present(module, module):
+            _add(digest, module)
     return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, module: nn.Module) -> None:
+    for name, value in sorted(module.state_dict().items()):
+        if value.is_meta:
+            raise TideError(f"the weights {name} of a {type(module).__name__} are not loaded; load them first")
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import diffusers
@@ -22,7 +24,7 @@ from transformers import (
     Gemma2Model,
 )
 
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter, adapter_for, tap
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS, build_pipeline, build_text_encoder, build_tokenizer
 
 #: Hidden width of the text encoders other than T5, whose width is 128.
@@ -30,14 +32,14 @@ TEXT = 32
 STEPS = 3
 
 
-def _vae(stages: int, **options: Any) -> AutoencoderKL:
+def _vae(stages: int, latent_channels: int = 4, **options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * stages,
         up_block_types=("UpDecoderBlock2D",) * stages,
         block_out_channels=(8,) * stages,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=latent_channels,
         mid_block_add_attention=False,
         **options,
     )
@@ -86,11 +88,11 @@ def build_dit() -> Any:
     return diffusers.DiTPipeline(transformer, _vae(3), DDIMScheduler(), id2label=labels)
 
 
-def build_sd3(scheduler: FlowMatch | None = None) -> Any:
+def build_sd3(scheduler: FlowMatch | None = None, in_channels: int = 4, latent_channels: int = 4) -> Any:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=in_channels,
+        out_channels=latent_channels,
         num_layers=4,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -104,7 +106,7 @@ def build_sd3(scheduler: FlowMatch | None = None) -> Any:
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=scheduler or FlowMatch(shift=3.0),
-        vae=_vae(3, scaling_factor=1.5, shift_factor=0.06),
+        vae=_vae(3, latent_channels, scaling_factor=1.5, shift_factor=0.06),
         text_encoder=_clip(CLIPTextModelWithProjection),
         tokenizer=build_tokenizer(),
         text_encoder_2=_clip(CLIPTextModelWithProjection),
@@ -114,9 +116,10 @@ def build_sd3(scheduler: FlowMatch | None = None) -> Any:
     )
 
 
-def build_flux(guidance_embeds: bool = True) -> Any:
+def build_flux(guidance_embeds: bool = True, in_channels: int = 16) -> Any:
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=in_channels,
+        out_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,
@@ -324,6 +327,50 @@ def adapter(name: str) -> Adapter:
     return adapter_for(pipeline(name))
 
 
+def _parts_of(name: str) -> dict[str, Any]:
+    """The parts of a tiny pipeline of this class, and more: those of its family, with what the class adds."""
+    if name.startswith("Flux"):
+        # Of each token 16 of latents, and as many of a picture; Fill has a mask of 4 x 4 pixels of each latent, too.
+        beside = 80 if "Fill" in name else 16 if "FluxControlNet" not in name and "Control" in name else 0
+        parts = build_flux(in_channels=16 + beside).components
+        net: Any = diffusers.FluxControlNetModel
+        options = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    elif name.startswith("Stable"):
+        inpainting = name == "StableDiffusion3InpaintPipeline"
+        parts = (build_sd3(in_channels=33, latent_channels=16) if inpainting else build_sd3()).components
+        net = diffusers.SD3ControlNetModel
+        options = {"num_layers": 2, "num_extra_conditioning_channels": int("Inpainting" in name)}
+    elif name.startswith("Sana"):
+        parts = build_sana().components
+        config = {**parts["transformer"].config, "num_layers": 1}
+        return {**parts, "controlnet": diffusers.SanaControlNetModel.from_config(config)}
+    else:
+        parts = build_hunyuan().components
+        net, options = (
+            diffusers.HunyuanDiT2DControlNetModel,
+            {"transformer_num_layers": 4, "load_weights_from_transformer": False},
+        )
+        parts["requires_safety_checker"] = False
+    return (
+        {**parts, "controlnet": net.from_transformer(parts["transformer"], **options)}
+        if "ControlNet" in name
+        else parts
+    )
+
+
+@cache
+def variant(name: str) -> Any:
+    """A tiny pipeline of the class ``diffusers.<name>``, which draws from pictures too; shared by the tests."""
+    cls = getattr(diffusers, name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts, taken = _parts_of(name), inspect.signature(cls.__init__).parameters
+        pipe = cls(**{part: value for part, value in parts.items() if part in taken})
+    if name.startswith("Flux"):
+        pipe.default_sample_size = 8
+    return prepared(pipe)
+
+
 def draw(name: str, *, guided: bool = False, n_steps: int = STEPS, pipe: Any = None, **kwargs: Any) -> Tensor:
     """The final latents of both prompts."""
     family = FAMILIES[name]
@@ -342,3 +389,27 @@ def draw(name: str, *, guided: bool = False, n_steps: int = STEPS, pipe: Any = N
 
 def hooks_of(pipe: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules())
+
+
+def misfit(pipe: Any, name: str, block: int, chunk: str = "msa") -> float:
+    """How far ``own.modulation`` of a block is from what the block does, relative to what that changes: of the tokens
+    that the attention (or feed-forward) reads against the normed ones, scaled and shifted."""
+    own, family = adapter_for(pipe), FAMILIES[name]
+    module, seen = own.blocks[block], {}
+    norms = family.norms_of(module)
+    norm, reader = (attrgetter(path)(module) for path in norms.get(chunk, norms["msa"]))
+    hooks = [
+        norm.register_forward_hook(lambda _m, _a, output: seen.update(normed=output)),
+        reader.register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.update(read=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        ),
+    ]
+    with tap(own, {block: lambda x, call: seen.update(call=call)}):
+        draw(name, pipe=pipe, n_steps=2)
+    for hook in hooks:
+        hook.remove()
+    call, read = seen["call"], seen["read"]
+    scale, shift = own.modulation(block, chunk)(call.timestep, call.conditioning)
+    read = read.flatten(2).transpose(1, 2) if read.ndim == 4 else read
+    expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+    return float((read - expected).norm() / (read - seen["normed"]).norm())

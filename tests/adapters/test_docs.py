@@ -11,6 +11,7 @@ import torch
 from families import FAMILIES, adapter, hooks_of
 
 from tide.adapters import base, tap
+from tide.adapters.pipelines import REFUSED, SUPPORTED
 
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 
@@ -57,6 +58,15 @@ def test_the_examples_modulation_and_rows_are_right(example):
     torch.testing.assert_close(seen["read"], expected, rtol=1e-4, atol=1e-4)
     assert seen["call"].conditional.tolist() == [True, False]
     torch.testing.assert_close(seen["call"].timestep, own.pipe.scheduler.timesteps[-1:].float().expand(2))
+
+
+def test_the_page_names_every_pipeline_class_with_what_it_draws_from():
+    """A row of the tables begins with classes; their inputs, if they need any, follow."""
+    rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if re.match(r"\| \w+Pipeline\b", line)]
+    named = {name: inputs for names, inputs in rows for name in re.findall(r"\w+Pipeline\b", names)}
+    assert named.keys() == SUPPORTED.keys() | REFUSED.keys()
+    for name, inputs in SUPPORTED.items():
+        assert re.findall(r"`(\w+)`", named[name]) == list(inputs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

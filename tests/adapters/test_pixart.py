@@ -232,7 +232,8 @@ def test_registry(alpha):
     class Tuned(type(alpha.transformer)):
         """A subclass of a supported transformer is served by its adapter."""
 
-    tuned = SimpleNamespace(transformer=Tuned(num_layers=1, attention_head_dim=4, num_attention_heads=3))
+    tuned = object.__new__(type(alpha))
+    vars(tuned)["transformer"] = Tuned(num_layers=1, attention_head_dim=4, num_attention_heads=3)
     assert isinstance(adapter_for(tuned), PixArtAdapter)
 
     @register(Tuned)

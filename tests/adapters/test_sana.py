@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, SanaTransformer2DModel, SCMScheduler
 from families import adapter, pipeline
 
-from tide.adapters import adapter_for, tap
+from tide.adapters import SanaAdapter, tap
 from tide.errors import TideError
 
 
@@ -42,7 +42,7 @@ def test_prompts_follow_the_pipelines_instruction():
 def test_embedded_guidance_and_scaled_timestep():
     """The options of Sprint's transformer."""
     model = transformer(guidance_embeds=True, timestep_scale=0.001)
-    own = adapter_for(SimpleNamespace(transformer=model, _execution_device="cpu"))
+    own = SanaAdapter(SimpleNamespace(transformer=model, _execution_device="cpu"))
     seen = []
     hook = model.time_embed.register_forward_hook(lambda _m, args, output: seen.append((args[0], output)))
     text = {"encoder_hidden_states": torch.randn(2, 5, 32), "guidance": torch.tensor([0.45, 0.1])}
@@ -62,7 +62,7 @@ def test_embedded_guidance_and_scaled_timestep():
 def test_schedules_that_do_not_fit():
     model = transformer()
     with pytest.raises(TideError, match="SCMScheduler"):
-        adapter_for(SimpleNamespace(transformer=model, scheduler=SCMScheduler()))
-    own = adapter_for(SimpleNamespace(transformer=model, scheduler=DDIMScheduler()))
+        SanaAdapter(SimpleNamespace(transformer=model, scheduler=SCMScheduler()))
+    own = SanaAdapter(SimpleNamespace(transformer=model, scheduler=DDIMScheduler()))
     with pytest.raises(TideError, match="DDIMScheduler is no flow-matching schedule"):
         own.add_noise(torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 4), 500)

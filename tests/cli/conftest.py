@@ -36,6 +36,12 @@ def cli(capsys) -> Cli:
     return run
 
 
+@pytest.fixture(autouse=True)
+def agreeing(monkeypatch) -> None:
+    """Whoever is asked whether to load the pipeline that a file names says yes; see test_trust.py for the rest."""
+    monkeypatch.setattr("tide.commands.trust._agreed", lambda question: True)
+
+
 @pytest.fixture(scope="session")
 def pipeline(alpha, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pipeline")
@@ -73,7 +79,8 @@ def store(pipeline, images, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(store, tmp_path_factory) -> Path:
+def checkpoint(store, pipeline, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tide"
-    assert main(["train", "--store", str(store / "block-6"), "--out", str(path), "--steps", "8", *SMALL]) == 0
+    options = ["--pipeline", str(pipeline), "--out", str(path), "--steps", "8", *SMALL]
+    assert main(["train", "--store", str(store / "block-6"), *options]) == 0
     return path

@@ -7,6 +7,7 @@ from tide.adapters.hooks import Call, Tap, of_prompt, run_until, tap
 from tide.adapters.hunyuan import HunyuanDiTAdapter
 from tide.adapters.lumina2 import Lumina2Adapter
 from tide.adapters.lumina_next import LuminaNextAdapter
+from tide.adapters.pipelines import allow_pipeline
 from tide.adapters.pixart import PixArtAdapter
 from tide.adapters.sana import SanaAdapter
 from tide.adapters.sd3 import SD3Adapter
@@ -26,6 +27,7 @@ __all__ = [
     "SanaAdapter",
     "Tap",
     "adapter_for",
+    "allow_pipeline",
     "of_prompt",
     "register",
     "run_until",

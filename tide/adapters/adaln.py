@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tide.adapters.base import Chunk
+from tide.adapters.weights import linear_of, present, readable
 from tide.sae.modulation import Modulation, ModulationConfig
 
 #: (shift, scale) among the six chunks of most models: shift, scale and gate of the attention, then of the feed-forward.
@@ -18,34 +19,41 @@ QUARTERS: dict[Chunk, int] = {"msa": 0, "mlp": 2}
 
 
 def copied_modulation(
+    transformer: nn.Module,
     time_proj: Any,
     timestep_embedder: Any,
-    linear: nn.Linear,
+    linear: nn.Module,
     *,
     d_model: int,
     scale: int | None,
     shift: int | None,
-    table: Tensor | None = None,
+    table_of: nn.Module | None = None,
     conditioned: bool = False,
     timestep: tuple[float, float] = (0.0, 1.0),
 ) -> Modulation:
     """The modulation that a block gets from ``linear(SiLU(timestep_embedder(time_proj(t)) + conditioning))``.
 
+    What is copied is what runs: offloaded weights are brought in, active adapters (LoRA) merged in.
+
     Args:
+        transformer: the model that all the others are parts of.
         time_proj: the sinusoidal projection (``Timesteps`` of diffusers).
         timestep_embedder: the MLP behind it (``TimestepEmbedding``).
         linear: the adaLN projection, ``[chunks * d_model, d_embedding]``.
         scale, shift: their chunk of ``linear``'s rows, counted in widths; None where the model has none.
-        table: ``[chunks, d_model]``, added to the projection (adaLN-single).
+        table_of: the block whose ``scale_shift_table [chunks, d_model]`` is added to the projection (adaLN-single).
         conditioned: the model adds a vector to the timestep embedding.
         timestep: (a, b) if ``time_proj`` is given a + b t for the scheduler's timestep t.
     """
-    weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table)
+    with present(transformer, timestep_embedder, linear, *([] if table_of is None else [table_of])):
+        weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table_of)
+        linear_1 = linear_of(timestep_embedder.linear_1, "the timestep embedder")
+        linear_2 = linear_of(timestep_embedder.linear_2, "the timestep embedder")
     factor = float(getattr(time_proj, "scale", 1))
     return Modulation.copied(
         ModulationConfig(
             d_model=d_model,
-            d_embedding=timestep_embedder.linear_2.out_features,
+            d_embedding=len(linear_2[0]),
             n_frequencies=time_proj.num_channels,
             timestep_factor=factor * timestep[1],
             timestep_offset=factor * timestep[0],
@@ -55,16 +63,18 @@ def copied_modulation(
             has_shift=shift is not None,
             conditioned=conditioned,
         ),
-        linear_1=timestep_embedder.linear_1,
-        linear_2=timestep_embedder.linear_2,
+        linear_1=linear_1,
+        linear_2=linear_2,
         weight=weight,
         bias=bias,
     )
 
 
-def _rows(linear: nn.Linear, chunks: Sequence[int], d: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+def _rows(linear: nn.Module, chunks: Sequence[int], d: int, table_of: nn.Module | None) -> tuple[Tensor, Tensor]:
     places = [slice(i * d, (i + 1) * d) for i in chunks]
-    bias = torch.cat([linear.bias[place].float() for place in places])
-    if table is not None:
-        bias = bias + torch.cat([table[i].float() for i in chunks])
-    return torch.cat([linear.weight[place] for place in places]), bias
+    weight, all_bias = linear_of(linear, "the adaLN projection")
+    bias = torch.cat([all_bias[place] for place in places])
+    if table_of is not None:
+        table = readable(table_of.get_parameter("scale_shift_table"), "a block's table")
+        bias = bias + torch.cat([table[i] for i in chunks]).to(bias.device)
+    return torch.cat([weight[place] for place in places]), bias

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.guidance import Guidance
+from tide.adapters.pipelines import check_inputs, check_pipeline
+from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
@@ -26,7 +28,12 @@ Block = int | str
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
+#: What pipelines compute in.
+_COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _ADAPTERS: dict[type, type[Adapter]] = {}
+#: Adapters of :data:`_ADAPTERS` that serve the pipeline classes of :mod:`tide.adapters.pipelines` only.
+_OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
 
 
 class TokenView(Protocol):
@@ -60,7 +67,7 @@ class Adapter(ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.transformer: Any = pipe.transformer
+        self.transformer: Any = unwrapped(pipe.transformer)
         self._signature = inspect.signature(type(self.transformer).forward)
 
     # -- blocks -------------------------------------------------------------------------------------------
@@ -186,10 +193,14 @@ class Adapter(ABC):
         generators: list[torch.Generator],
         **kwargs: Any,
     ) -> Tensor:
-        """Runs the pipeline, one generator a prompt, and returns the final latents. ``kwargs`` go to the pipeline."""
+        """Runs the pipeline, one generator a prompt, and returns the final latents. ``kwargs`` go to the pipeline.
+
+        Pipelines that draw from a picture too need it among ``kwargs``, by the name of their own argument.
+        """
+        check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
         return self.pipe(
-            list(prompts),
+            prompt=list(prompts),
             num_inference_steps=n_steps,
             guidance_scale=guidance_scale,
             generator=generators,
@@ -203,7 +214,15 @@ class Adapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        """What the transformer computes in, whatever its weights are stored in; raises
+        :class:`~tide.errors.TideError` where that cannot be told."""
+        dtype = self.transformer.dtype
+        if dtype not in _COMPUTE:
+            raise TideError(
+                f"the transformer's weights are {dtype}, in which nothing is computed; load it in bfloat16, or store "
+                "it smaller by enable_layerwise_casting"
+            )
+        return dtype
 
     @property
     def latent_channels(self) -> int:
@@ -300,24 +319,33 @@ def check_text_encoder(pipe: Any) -> None:
         raise TideError("the pipeline has no text encoder; load it with one or pass embeddings")
 
 
-def register(transformer: type) -> Callable[[type[Adapter]], type[Adapter]]:
-    """Class decorator: the adapter serves this transformer class and its subclasses."""
+def register(transformer: type, *, known_pipelines: bool = False) -> Callable[[type[Adapter]], type[Adapter]]:
+    """Class decorator: the adapter serves this transformer class and its subclasses, in pipelines of any class.
+
+    With ``known_pipelines`` in those alone that :mod:`tide.adapters.pipelines` lists as supported.
+    """
 
     def add(adapter: type[Adapter]) -> type[Adapter]:
         _ADAPTERS[transformer] = adapter
+        if known_pipelines:
+            _OF_KNOWN_PIPELINES.add(adapter)
         return adapter
 
     return add
 
 
 def adapter_for(pipe: Any) -> Adapter:
-    """The adapter of a pipeline, by the class of its transformer.
+    """The adapter of a pipeline, by the class of its transformer (of what is inside ``torch.compile`` or a
+    ``PeftModel``) and by its own class.
 
-    Raises :class:`~tide.errors.TideError` if none is registered for it.
+    Raises :class:`~tide.errors.TideError` if none is registered for the transformer, or if the pipeline's class calls
+    it in a way that the adapter does not know; :func:`~tide.adapters.allow_pipeline` lets a class of one's own in.
     """
-    transformer = getattr(pipe, "transformer", None)
+    transformer = unwrapped(getattr(pipe, "transformer", None))
     for cls in type(transformer).__mro__:
         if cls in _ADAPTERS:
+            if _ADAPTERS[cls] in _OF_KNOWN_PIPELINES:
+                check_pipeline(pipe, type(transformer))
             return _ADAPTERS[cls](pipe)
     found = f"no transformer (a {type(pipe).__name__})" if transformer is None else type(transformer).__name__
     supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))

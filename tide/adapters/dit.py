@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tide.adapters.adaln import SIXTHS, copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, halves, register
 from tide.adapters.guidance import Guidance
+from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
 
-@register(DiTTransformer2DModel)
+@register(DiTTransformer2DModel, known_pipelines=True)
 class DiTAdapter(Adapter):
     """A prompt is a class: its number, or its name where the pipeline knows names.
 
@@ -47,7 +48,12 @@ class DiTAdapter(Adapter):
         self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[int, Tensor | None]:
         labels = self.arguments(args, kwargs)["class_labels"]
-        return {block: self._embed(block).class_embedder.embedding_table(labels).float() for block in blocks}
+        return {block: self._class_embedding(block, labels) for block in blocks}
+
+    def _class_embedding(self, block: int, labels: Tensor) -> Tensor:
+        table = self._embed(block).class_embedder.embedding_table
+        with present(self.transformer, table):
+            return table(labels).float()
 
     def _embed(self, block: int) -> Any:
         return self.transformer.transformer_blocks[block].norm1.emb
@@ -58,6 +64,7 @@ class DiTAdapter(Adapter):
         shift, scale = SIXTHS[chunk]
         embed = self._embed(index)
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             self.transformer.transformer_blocks[index].norm1.linear,

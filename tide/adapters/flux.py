@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Block, Chunk, Text, check_tensor, check_text_encoder, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_tensor, check_text_encoder, register
 from tide.adapters.guidance import Guidance
 from tide.adapters.joint import JointAdapter
+from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
@@ -22,7 +25,7 @@ from tide.sae.modulation import Modulation
 _PACK = 2
 
 
-@register(FluxTransformer2DModel)
+@register(FluxTransformer2DModel, known_pipelines=True)
 class FluxAdapter(JointAdapter):
     """Blocks are numbered through: the double-stream ones, then the single-stream ones; both return (text, image).
 
@@ -30,6 +33,10 @@ class FluxAdapter(JointAdapter):
     hook, and one modulation for both chunks. The timestep embedding gets the projected pooled prompt added, and in
     guidance-distilled models (dev) the embedded guidance scale. Latents are unpacked ``[B, c, h, w]`` everywhere
     outside of the transformer.
+
+    Kontext's reference pictures follow the image in the stream, as tokens whose first coordinate is not 0: they are no
+    image tokens. Where pictures are put beside the latents, channel by channel (Fill, Control), the pipeline draws and
+    is edited as any other, and :meth:`denoise` raises: it has no pictures.
     """
 
     family = "flux"
@@ -55,16 +62,26 @@ class FluxAdapter(JointAdapter):
     def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
         return latent_height // _PACK, latent_width // _PACK
 
+    def token_view(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TokenView:
+        arguments = self.arguments(args, kwargs)
+        places = arguments.get("img_ids")
+        if places is None:
+            return self
+        reference = (places[..., 0] != 0).reshape(-1, arguments["hidden_states"].shape[1])[0]
+        n_references = int(reference.sum())
+        return _BeforeReferences(self, len(reference) - n_references) if n_references else self
+
     @torch.no_grad()
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         arguments = self.arguments(args, kwargs)
         embed, pooled = self.transformer.time_text_embed, arguments["pooled_projections"]
-        added = embed.text_embedder(pooled).float()
-        guidance = arguments.get("guidance")
-        if guidance is None:
-            return added
-        waves = embed.time_proj(guidance.to(self.dtype) * 1000)
-        return added + embed.guidance_embedder(waves.to(pooled.dtype)).float()
+        with present(self.transformer, embed):
+            added = embed.text_embedder(pooled).float()
+            guidance = arguments.get("guidance")
+            if guidance is None:
+                return added
+            waves = embed.time_proj(guidance.to(self.dtype) * 1000)
+            return added + embed.guidance_embedder(waves.to(pooled.dtype)).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         index = self.modulated_block(block, chunk, next_block)
@@ -74,6 +91,7 @@ class FluxAdapter(JointAdapter):
         embed = self.transformer.time_text_embed
         offset, factor = self.timestep_unit
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             (module.norm if single else module.norm1).linear,
@@ -112,6 +130,7 @@ class FluxAdapter(JointAdapter):
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
         """``latents`` and the prediction are ``[B, c, h, w]``."""
+        self.check_latents_alone(_PACK**2)
         latents = latents.to(self.device, self.dtype)
         grid = self.token_grid(*latents.shape[-2:])
         text = {name: value.to(latents.device) for name, value in text.items()}
@@ -127,7 +146,7 @@ class FluxAdapter(JointAdapter):
 
     @property
     def latent_channels(self) -> int:
-        return int(self.transformer.config.in_channels) // _PACK**2
+        return super().latent_channels // _PACK**2
 
     @property
     def default_latents(self) -> tuple[int, int]:
@@ -153,16 +172,40 @@ class FluxAdapter(JointAdapter):
     ) -> Tensor:
         """``guidance_scale`` is the embedded one; true guidance is ``true_cfg_scale`` and ``negative_prompt`` among
         ``kwargs``, which go to the pipeline. Returns unpacked latents."""
+        scale = self.pixels_per_latent
+        own = (side * scale for side in self.default_latents)
+        height, width = (kwargs.get(name) or side for name, side in zip(("height", "width"), own, strict=True))
+        if "max_area" in inspect.signature(type(self.pipe).__call__).parameters:
+            # Kontext fits every size to this area; here the size asked for is drawn.
+            kwargs = {"max_area": height * width, **kwargs, "height": height, "width": width}
         packed = super().generate(
             prompts, n_steps=n_steps, guidance_scale=guidance_scale, generators=generators, **kwargs
         )
-        side = self.pixels_per_latent * _PACK
-        height, width = (kwargs.get(name) for name in ("height", "width"))
-        rows, columns = self.token_grid(*self.default_latents)
-        return unpack(packed, (height // side if height else rows, width // side if width else columns))
+        rows, columns = self.token_grid(height // scale, width // scale)
+        if packed.shape[1] != rows * columns:
+            raise TideError(
+                f"{type(self.pipe).__name__} drew {packed.shape[1]} tokens and not {rows} x {columns}; give pictures "
+                "of the size that is drawn, and _auto_resize=False where the pipeline has it"
+            )
+        return unpack(packed, (rows, columns))
 
     def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         return unpack(latents, (size[0] // _PACK, size[1] // _PACK))
+
+
+@dataclass(frozen=True)
+class _BeforeReferences:
+    """The first ``n_tokens`` of the tokens that are not text."""
+
+    adapter: Adapter
+    n_tokens: int
+
+    def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
+        return self.adapter.image_tokens(output, tensor)[:, : self.n_tokens]
+
+    def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
+        references = self.adapter.image_tokens(output, tensor)[:, self.n_tokens :]
+        return self.adapter.with_image_tokens(output, torch.cat([x, references], dim=1), tensor)
 
 
 def pack(latents: Tensor) -> Tensor:

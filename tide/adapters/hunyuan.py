@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tide.adapters.adaln import copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
@@ -23,7 +24,7 @@ _BASE_SIZE = 512
 _ORIGINAL_SIZE = (1024, 1024)
 
 
-@register(HunyuanDiT2DModel)
+@register(HunyuanDiT2DModel, known_pipelines=True)
 class HunyuanDiTAdapter(Adapter):
     """The outputs of the first half of the blocks also enter the second half by long skips: an edit there changes
     both paths. The feed-forward is not modulated.
@@ -47,11 +48,12 @@ class HunyuanDiTAdapter(Adapter):
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         arguments = self.arguments(args, kwargs)
         embed = self.transformer.time_extra_emb
-        parts = [embed.pooler(arguments["encoder_hidden_states_t5"])]
-        if embed.use_style_cond_and_image_meta_size:
-            sizes = embed.size_proj(arguments["image_meta_size"].reshape(-1)).to(parts[0])
-            parts += [sizes.reshape(len(parts[0]), -1), embed.style_embedder(arguments["style"])]
-        return embed.extra_embedder(torch.cat(parts, dim=1)).float()
+        with present(self.transformer, embed):
+            parts = [embed.pooler(arguments["encoder_hidden_states_t5"])]
+            if embed.use_style_cond_and_image_meta_size:
+                sizes = embed.size_proj(arguments["image_meta_size"].reshape(-1)).to(parts[0])
+                parts += [sizes.reshape(len(parts[0]), -1), embed.style_embedder(arguments["style"])]
+            return embed.extra_embedder(torch.cat(parts, dim=1)).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
@@ -59,6 +61,7 @@ class HunyuanDiTAdapter(Adapter):
             raise TideError("HunyuanDiT's feed-forward is not modulated; use chunk 'msa'")
         embed = self.transformer.time_extra_emb
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             module.norm1.linear,

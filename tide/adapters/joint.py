@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tide.adapters.base import Adapter
+from tide.errors import TideError
 
 
 class JointAdapter(Adapter):
@@ -18,6 +19,20 @@ class JointAdapter(Adapter):
     @property
     def d_model(self) -> int:
         return int(self.transformer.inner_dim)
+
+    @property
+    def latent_channels(self) -> int:
+        config = self.transformer.config
+        return int(config.out_channels or config.in_channels)
+
+    def check_latents_alone(self, latents_per_token: int = 1) -> None:
+        """Raises :class:`~tide.errors.TideError` if the transformer is given pictures beside the latents."""
+        channels = int(self.transformer.config.in_channels) // latents_per_token
+        if channels != self.latent_channels:
+            raise TideError(
+                f"this transformer is given {channels - self.latent_channels} channels of pictures beside the latents, "
+                "which noised images do not have; collect along the sampling process instead"
+            )
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
         if tensor == "feed_forward":

@@ -19,7 +19,7 @@ from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
 
-@register(Lumina2Transformer2DModel)
+@register(Lumina2Transformer2DModel, known_pipelines=True)
 class Lumina2Adapter(Adapter):
     """Blocks are the joint ones (``layers``), not the refiners before them. Their norm is an RMSNorm with a scale only.
 
@@ -56,6 +56,7 @@ class Lumina2Adapter(Adapter):
         module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
         embed = self.transformer.time_caption_embed
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             module.norm1.linear,

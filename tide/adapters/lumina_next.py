@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from tide.adapters.adaln import QUARTERS, copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.weights import present
 from tide.sae.modulation import Modulation
 
 #: Side of the grid of positions that the pipeline hands to the model, of which it takes a corner.
 _POSITIONS = 384
 
 
-@register(LuminaNextDiT2DModel)
+@register(LuminaNextDiT2DModel, known_pipelines=True)
 class LuminaNextAdapter(Adapter):
     """Blocks norm with an RMSNorm that has a scale only. Their attention's output is per head, before the projection
     that it shares with the cross-attention; here the heads are side by side.
@@ -53,12 +54,15 @@ class LuminaNextAdapter(Adapter):
         embeds = arguments["encoder_hidden_states"]
         mask = arguments["encoder_mask"].float().unsqueeze(-1)
         pooled = (embeds * mask).sum(1) / mask.sum(1)
-        return self.transformer.time_caption_embed.caption_embedder(pooled.to(embeds)).float()
+        embedder = self.transformer.time_caption_embed.caption_embedder
+        with present(self.transformer, embedder):
+            return embedder(pooled.to(embeds)).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
         embed = self.transformer.time_caption_embed
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             module.norm1.linear,

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tide.adapters.adaln import SIXTHS, copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
 
-@register(PixArtTransformer2DModel)
+@register(PixArtTransformer2DModel, known_pipelines=True)
 class PixArtAdapter(Adapter):
     """Blocks hold image tokens only, modulated by adaLN-single: one projection of the timestep embedding for
     all blocks, plus a table of six rows in each. Where ``use_additional_conditions`` is set (alpha at 1024
@@ -43,9 +44,10 @@ class PixArtAdapter(Adapter):
         emb = self.transformer.adaln_single.emb
         parts = []
         embedders = {"resolution": emb.resolution_embedder, "aspect_ratio": emb.aspect_ratio_embedder}
-        for name, embedder in embedders.items():
-            waves = emb.additional_condition_proj(sizes[name].flatten())
-            parts.append(embedder(waves.to(embedder.linear_1.weight.dtype)).reshape(batch_size, -1))
+        with present(self.transformer, *embedders.values()):
+            for name, embedder in embedders.items():
+                waves = emb.additional_condition_proj(sizes[name].flatten())
+                parts.append(embedder(waves.to(self.dtype)).reshape(batch_size, -1))
         return torch.cat(parts, dim=1).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
@@ -53,13 +55,14 @@ class PixArtAdapter(Adapter):
         shift, scale = SIXTHS[chunk]
         adaln = self.transformer.adaln_single
         return copied_modulation(
+            self.transformer,
             adaln.emb.time_proj,
             adaln.emb.timestep_embedder,
             adaln.linear,
             d_model=self.d_model,
             scale=scale,
             shift=shift,
-            table=module.scale_shift_table,
+            table_of=module,
             conditioned=self.transformer.use_additional_conditions,
         )
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from tide.adapters.adaln import SIXTHS, copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
 
-@register(SanaTransformer2DModel)
+@register(SanaTransformer2DModel, known_pipelines=True)
 class SanaAdapter(Adapter):
     """Blocks hold image tokens only; their feed-forward is a convolution and returns ``[B, d_model, rows, columns]``.
 
@@ -58,7 +59,8 @@ class SanaAdapter(Adapter):
         if guidance is None:
             return None
         embed = self.transformer.time_embed
-        return embed.guidance_embedder(embed.guidance_condition_proj(guidance).to(self.dtype)).float()
+        with present(self.transformer, embed.guidance_embedder):
+            return embed.guidance_embedder(embed.guidance_condition_proj(guidance).to(self.dtype)).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
@@ -66,13 +68,14 @@ class SanaAdapter(Adapter):
         embed, with_guidance = self.transformer.time_embed, bool(self.transformer.config.guidance_embeds)
         time = embed if with_guidance else embed.emb
         return copied_modulation(
+            self.transformer,
             time.time_proj,
             time.timestep_embedder,
             embed.linear,
             d_model=self.d_model,
             scale=scale,
             shift=shift,
-            table=module.scale_shift_table,
+            table_of=module,
             conditioned=with_guidance,
             timestep=self.timestep_unit,
         )

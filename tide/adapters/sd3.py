@@ -14,10 +14,11 @@ from tide.adapters.adaln import SIXTHS, copied_modulation
 from tide.adapters.base import Block, Chunk, Text, check_text_encoder, halves, register
 from tide.adapters.guidance import Guidance
 from tide.adapters.joint import JointAdapter
+from tide.adapters.weights import present
 from tide.sae.modulation import Modulation
 
 
-@register(SD3Transformer2DModel)
+@register(SD3Transformer2DModel, known_pipelines=True)
 class SD3Adapter(JointAdapter):
     """The blocks of 3.5 may have a second attention, whose chunks follow the six usual ones of the projection.
 
@@ -35,13 +36,16 @@ class SD3Adapter(JointAdapter):
     @torch.no_grad()
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         pooled = self.arguments(args, kwargs)["pooled_projections"]
-        return self.transformer.time_text_embed.text_embedder(pooled).float()
+        embedder = self.transformer.time_text_embed.text_embedder
+        with present(self.transformer, embedder):
+            return embedder(pooled).float()
 
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         module: Any = self.blocks[self.modulated_block(block, chunk, next_block)]
         shift, scale = SIXTHS[chunk]
         embed = self.transformer.time_text_embed
         return copied_modulation(
+            self.transformer,
             embed.time_proj,
             embed.timestep_embedder,
             module.norm1.linear,
@@ -75,6 +79,7 @@ class SD3Adapter(JointAdapter):
         return {"encoder_hidden_states": embeds.to(self.dtype), "pooled_projections": pooled.to(self.dtype)}
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
+        self.check_latents_alone()
         latents = latents.to(self.device, self.dtype)
         return self.transformer(
             hidden_states=latents,

@@ -119,6 +119,9 @@ def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, defa
     group.add_argument(
         "--offload", action="store_true", help="keep on the GPU only the model that runs (diffusers' model offload)"
     )
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with the pipeline; read it first"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool = False, images: str) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tide.adapters import Adapter, adapter_for
+from tide.commands.trust import check_folder, followed
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.provenance import machine, versions
@@ -50,8 +51,13 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     dtype = DTYPES[args.dtype] if args.dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
     if args.offload and device.type == "cpu":
         raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+    if args.trust_remote_code and args.pipeline == BUNDLED:
+        raise TideError(
+            "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
+        )
     with quiet():
-        pipe = _from_pretrained(args.pipeline, dtype, _left_out(args.pipeline) if denoiser_only else {})
+        parts = _left_out(args.pipeline) if denoiser_only else {}
+        pipe = _from_pretrained(args.pipeline, dtype, parts, trust=args.trust_remote_code)
     adapter = adapter_for(pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if args.offload:
@@ -74,7 +80,8 @@ def _left_out(name: str) -> dict[str, None]:
     return {part: None for part in components if part.startswith(("text_encoder", "tokenizer", "vae"))}
 
 
-def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> Any:
+def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, trust: bool = False) -> Any:
+    """Safetensors only, and no code of the pipeline's own unless ``trust``."""
     from diffusers import DiffusionPipeline
 
     from tide import scenes
@@ -83,8 +90,13 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> A
         return scenes.load_pipeline(dtype, **parts)
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
+    options = {"use_safetensors": True, "trust_remote_code": trust, **parts}
     try:
-        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **parts)
+        folder = name if Path(name).is_dir() else DiffusionPipeline.download(name, **options)
+        check_folder(Path(folder), trust=trust, left_out=parts)
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **options)
+    except TideError:
+        raise
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
         reason = one_line(error)
         raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
@@ -173,11 +185,9 @@ def load_sae(args: argparse.Namespace, adapter: Adapter) -> TIDE:
 
 
 def pipeline_of_sae(args: argparse.Namespace) -> None:
-    """Fills in ``--pipeline`` from the checkpoint where it was not given."""
+    """Fills in ``--pipeline`` from the checkpoint where it was not given, as far as that is :func:`followed`."""
     if args.pipeline is None:
-        args.pipeline = recorded_pipeline(TIDE.from_pretrained(args.sae))
-        if args.pipeline is None:
-            raise TideError(f"{args.sae} does not name its pipeline; give --pipeline")
+        args.pipeline = followed(recorded_pipeline(TIDE.from_pretrained(args.sae)), args.sae)
 
 
 # -- results ---------------------------------------------------------------------------------------------------

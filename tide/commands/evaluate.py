@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Options that one of the two kinds of evaluation has no use for.
 ONLY_OF_DATA = (
     *("device", "dtype", "size", "offload", "images", "skip_unreadable"),
-    *("fit", "token_fraction", "loss_timesteps", "loss_images", "batch_size"),
+    *("fit", "token_fraction", "loss_timesteps", "loss_images", "batch_size", "trust_remote_code"),
 )
 ONLY_OF_SCENES = ("prompts", "edit_prompts", "resume")
 

@@ -22,8 +22,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a TIDE (or with --sae a plain SAE)",
-        description="From --store, or live from --pipeline and --data. With --store, --pipeline is needed only where "
-        "the pipeline is no longer under the name that the store records.",
+        description="From --store, or live from --pipeline and --data. With --store, --pipeline is the one that the "
+        "store is of; it may be left out where that is the bundled one, and for --sae.",
     )
     parser.add_argument("--store", nargs="+", metavar="STORE", help="stores of one block, mixed by their sizes")
     arguments.add_pipeline(parser, required=False)
@@ -107,6 +107,7 @@ def _device(args: argparse.Namespace, assignments: list[str], config: TrainConfi
 
 
 def _from_stores(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, Batches]:
+    from tide.commands.trust import followed
     from tide.errors import TideError
 
     stores = [_open_store(path) for path in args.store]
@@ -119,7 +120,8 @@ def _from_stores(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, B
                     "train on stores of one block"
                 )
     n_latents, k = config.sizes(stores[0].d_model)
-    args.pipeline = args.pipeline or info["pipeline"]
+    if args.pipeline is None:  # a plain SAE records the name and loads nothing
+        args.pipeline = followed(info["pipeline"], args.store[0]) if config.modulation else info["pipeline"]
     model = _model(args, config, info, stores[0].d_model, n_latents, k)
 
     def batches(step: int) -> Iterator[ActivationBatch]:

@@ -76,15 +76,15 @@ class Modulation(nn.Module):
         cls,
         config: ModulationConfig,
         *,
-        linear_1: nn.Linear,
-        linear_2: nn.Linear,
+        linear_1: tuple[Tensor, Tensor],
+        linear_2: tuple[Tensor, Tensor],
         weight: Tensor,
         bias: Tensor,
     ) -> Modulation:
         """A modulation that starts as a model's adaLN.
 
         Args:
-            linear_1, linear_2: the model's timestep MLP.
+            linear_1, linear_2: weight and bias of the two layers of the model's timestep MLP.
             weight, bias: rows of the adaLN projection, ``[rows, d_embedding]`` and ``[rows]``: those of the
             scale,
                 then those of the shift (the ones the model has). A table is added into the bias.
@@ -92,8 +92,8 @@ class Modulation(nn.Module):
         modulation = cls(config)
         with torch.no_grad():
             for own, source in ((modulation.linear_1, linear_1), (modulation.linear_2, linear_2)):
-                own.weight.copy_(source.weight)
-                own.bias.copy_(source.bias)
+                own.weight.copy_(source[0])
+                own.bias.copy_(source[1])
             modulation.linear.weight.copy_(weight)
             modulation.linear.bias.copy_(bias)
         return modulation

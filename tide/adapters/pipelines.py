@@ -1,0 +1,104 @@
+"""Which pipeline classes run a transformer as its adapter takes it, by class name: the rows of a call, its image tokens
+and what else the pipeline draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from tide.errors import TideError
+
+_PAG = "perturbed attention guidance puts rows of a third kind into each call"
+_SPRINT = "it counts angular timesteps (SCMScheduler), which the adapter does not"
+_GRID = "its image tokens are a grid of several pictures, of which one is drawn"
+
+#: Supported classes: what they draw from besides the prompt, by the name of the argument of their call.
+SUPPORTED: Mapping[str, tuple[str, ...]] = {
+    "DiTPipeline": (),
+    "FluxControlImg2ImgPipeline": ("image", "control_image"),
+    "FluxControlInpaintPipeline": ("image", "mask_image", "control_image"),
+    "FluxControlNetImg2ImgPipeline": ("image", "control_image"),
+    "FluxControlNetInpaintPipeline": ("image", "mask_image", "control_image"),
+    "FluxControlNetPipeline": ("control_image",),
+    "FluxControlPipeline": ("control_image",),
+    "FluxFillPipeline": ("image", "mask_image"),
+    "FluxImg2ImgPipeline": ("image",),
+    "FluxInpaintPipeline": ("image", "mask_image"),
+    "FluxKontextInpaintPipeline": ("image", "mask_image"),
+    "FluxKontextPipeline": (),
+    "FluxPipeline": (),
+    "HunyuanDiTControlNetPipeline": ("control_image",),
+    "HunyuanDiTPipeline": (),
+    "Lumina2Pipeline": (),
+    "Lumina2Text2ImgPipeline": (),
+    "LuminaPipeline": (),
+    "LuminaText2ImgPipeline": (),
+    "PixArtAlphaPipeline": (),
+    "PixArtSigmaPipeline": (),
+    "SanaControlNetPipeline": ("control_image",),
+    "SanaPipeline": (),
+    "StableDiffusion3ControlNetInpaintingPipeline": ("control_image", "control_mask"),
+    "StableDiffusion3ControlNetPipeline": ("control_image",),
+    "StableDiffusion3Img2ImgPipeline": ("image",),
+    "StableDiffusion3InpaintPipeline": ("image", "mask_image"),
+    "StableDiffusion3Pipeline": (),
+}
+#: Refused classes: why, and what to use instead.
+REFUSED: Mapping[str, tuple[str, str]] = {
+    "HunyuanDiTPAGPipeline": (_PAG, "HunyuanDiTPipeline"),
+    "PixArtSigmaPAGPipeline": (_PAG, "PixArtSigmaPipeline"),
+    "SanaPAGPipeline": (_PAG, "SanaPipeline"),
+    "SanaSprintImg2ImgPipeline": (_SPRINT, "SanaPipeline"),
+    "SanaSprintPipeline": (_SPRINT, "SanaPipeline"),
+    "StableDiffusion3PAGImg2ImgPipeline": (_PAG, "StableDiffusion3Img2ImgPipeline"),
+    "StableDiffusion3PAGPipeline": (_PAG, "StableDiffusion3Pipeline"),
+    "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
+    "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
+}
+
+_ALLOWED: set[type] = set()
+_Class = TypeVar("_Class", bound=type)
+
+
+def allow_pipeline(cls: _Class) -> _Class:
+    """Lets the families of TIDE serve a pipeline class that they do not know, and its subclasses; a decorator, too.
+
+    It promises that the class calls the transformer as the family's own pipelines do: one row an image and branch of
+    guidance, in their order, and image tokens in theirs.
+    """
+    _ALLOWED.add(cls)
+    return cls
+
+
+def check_pipeline(pipe: Any, transformer: type) -> None:
+    """Raises :class:`~tide.errors.TideError` unless the class of ``pipe``, or the nearest of diffusers that it extends,
+    is supported or allowed."""
+    cls = type(pipe)
+    if any(base in _ALLOWED for base in cls.__mro__):
+        return
+    name = _known_as(cls) or ""
+    if name in REFUSED:
+        reason, instead = REFUSED[name]
+        raise TideError(f"{cls.__name__} is not supported ({reason}); use {instead} with the same parts")
+    if name not in SUPPORTED:
+        raise TideError(
+            f"how {cls.__name__} calls its {transformer.__name__} is not known; use a pipeline of "
+            f"docs/adapters.md, or check rows and tokens and call tide.adapters.allow_pipeline({cls.__name__})"
+        )
+
+
+def _known_as(cls: type) -> str | None:
+    """The name of the nearest class of diffusers in the ancestry of ``cls``."""
+    own = (base.__name__ for base in cls.__mro__ if base.__module__.startswith("diffusers."))
+    return next(own, None)
+
+
+def check_inputs(pipe: Any, given: Iterable[str]) -> None:
+    """Raises :class:`~tide.errors.TideError` if what ``pipe`` draws from besides the prompt is not among ``given``."""
+    given = set(given)
+    missing = [name for name in SUPPORTED.get(_known_as(type(pipe)) or "", ()) if name not in given]
+    if missing:
+        raise TideError(
+            f"{type(pipe).__name__} draws from {' and '.join(missing)} besides the prompt; pass them to "
+            "adapter.generate, or use a pipeline that draws from the prompt alone"
+        )

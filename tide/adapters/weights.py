@@ -1,0 +1,194 @@
+"""A transformer's weights where they are not simply there: in wrappers, offloaded, or changed by adapters (LoRA)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tide.errors import TideError
+
+#: The name under which diffusers keeps the hook of a group that it offloads.
+_GROUP_HOOK = "group_offloading"
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, inside ``torch.compile``, DistributedDataParallel and peft's ``PeftModel``, in any order.
+
+    Whatever calls the wrapper calls this model too, so hooks on it see every call. Raises
+    :class:`~tide.errors.TideError` for wrappers that split weights or rows (FSDP, DataParallel).
+    """
+    while isinstance(model, nn.Module):
+        inner = _inside(model)
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        return inner
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module
+    if type(model).__name__ in ("FullyShardedDataParallel", "DataParallel"):
+        raise TideError(
+            f"a transformer in {type(model).__name__} has its weights or rows split; give the pipeline the plain one"
+        )
+    # A PeftModel of a diffusion transformer injects its layers into the transformer, which stays what runs.
+    base_model: Any = getattr(model, "get_base_model", None)
+    return None if base_model is None or not hasattr(model, "peft_config") else base_model()
+
+
+@contextmanager
+def present(model: nn.Module, *wanted: nn.Module) -> Iterator[None]:
+    """While open, the weights of the ``wanted`` submodules of ``model`` can be read, wherever they are kept.
+
+    Brings in what diffusers offloads by groups (block and leaf level, to memory and to disk) and what accelerate
+    keeps on the meta device (sequential offloading, to memory and to disk); afterwards all is where it was. Nothing
+    to do where whole models are offloaded: their weights are real ones, on the CPU.
+    """
+    hooked = _hooked(model)
+    if not hooked:  # the usual case, at every call of the transformer
+        yield
+        return
+    with ExitStack() as stack:
+        for group in _groups_of(hooked, wanted):
+            stack.enter_context(_onloaded(group))
+        for module, hook in _away(hooked, wanted):
+            hook.pre_forward(module)
+            stack.callback(hook.post_forward, module, None)
+        yield
+
+
+def _hooked(model: nn.Module) -> list[nn.Module]:
+    """The modules with hooks of diffusers or accelerate."""
+    return [module for module in model.modules() if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module)]
+
+
+def _groups_of(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[Any]:
+    """diffusers' groups that hold any tensor of the ``wanted`` modules."""
+    needed = {id(tensor) for module in wanted for tensor in _tensors(module)}
+    groups = {}
+    for module in hooked:
+        registry = vars(module).get("_diffusers_hook")
+        hook = None if registry is None else registry.get_hook(_GROUP_HOOK)
+        if hook is not None and any(id(tensor) in needed for tensor in _tensors_of_group(hook.group)):
+            groups[id(hook.group)] = hook.group
+    return list(groups.values())
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _tensors_of_group(group: Any) -> list[Tensor]:
+    own = [tensor for module in group.modules for tensor in _tensors(module)]
+    return [*own, *group.parameters, *group.buffers]
+
+
+@contextmanager
+def _onloaded(group: Any) -> Iterator[None]:
+    before = [(tensor, tensor.data) for tensor in _tensors_of_group(group)]
+    group.onload_()
+    if group.stream is not None:
+        group.stream.synchronize()
+    try:
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+
+
+def _away(hooked: list[nn.Module], wanted: tuple[nn.Module, ...]) -> list[tuple[nn.Module, Any]]:
+    """accelerate's hooks, with their modules, that hold the weights of the ``wanted`` modules."""
+    needed = {id(part) for module in wanted for part in module.modules()}
+    found = []
+    for module in hooked:
+        for hook in _accelerate_hooks(module):
+            if not getattr(hook, "offload", False) or not hasattr(hook, "weights_map"):
+                continue
+            held = module.modules() if hook.place_submodules else (module,)
+            if any(id(part) in needed for part in held):
+                found.append((module, hook))
+    return found
+
+
+def _accelerate_hooks(module: nn.Module) -> list[Any]:
+    hook = vars(module).get("_hf_hook")
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def linear_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Weight ``[out, in]`` and bias ``[out]`` of what ``module`` computes, float32, its active adapters merged in.
+
+    Call it where the weights are :func:`present`. ``name`` is for errors: :class:`~tide.errors.TideError` where the
+    weights cannot be read (quantised, sharded, not loaded) or are not finite.
+    """
+    linear = _merged(_chosen(module), name)
+    weight, bias = _weight_of(linear, name), getattr(linear, "bias", None)
+    if weight.ndim != 2:
+        raise TideError(
+            f"{name} has a weight of shape {list(weight.shape)}; load its whole weights, not a shard of them"
+        )
+    return weight, weight.new_zeros(len(weight)) if bias is None else readable(bias, name)
+
+
+def _weight_of(linear: Any, name: str) -> Tensor:
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TideError(f"{name} is a {type(linear).__name__}, whose weights cannot be read; load the plain model")
+    return readable(weight, name)
+
+
+def _chosen(module: Any) -> Any:
+    """Of a module that peft trains as a whole (``modules_to_save``), the copy that runs."""
+    copies, original = getattr(module, "modules_to_save", None), getattr(module, "original_module", None)
+    if not isinstance(copies, nn.ModuleDict) or original is None:
+        return module
+    active = [name for name in module.active_adapters if name in copies]
+    return original if module.disable_adapters or not active else copies[active[0]]
+
+
+def _merged(module: Any, name: str) -> Any:
+    """A linear layer with peft's active adapters in its weights: a copy, unless it is a plain layer already."""
+    if not hasattr(module, "base_layer"):
+        return module
+    _weight_of(module.get_base_layer(), name)
+    own = _copied(module)
+    try:
+        if module.disable_adapters and module.merged:
+            own.unmerge()
+        elif not module.disable_adapters and not module.merged:
+            own.merge(adapter_names=None)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise TideError(
+            f"the adapters of {name} cannot be merged ({error}); disable them, or merge them first"
+        ) from error
+    return own.get_base_layer()
+
+
+def _copied(module: nn.Module) -> Any:
+    """A float32 copy on the CPU. Its hooks, which may hold the weights of the whole model, are not copied."""
+    kept: dict[int, Any] = {}
+    for part in module.modules():
+        for hook in (getattr(part, "_hf_hook", None), getattr(part, "_diffusers_hook", None)):
+            kept[id(hook)] = hook
+    return copy.deepcopy(module, kept).to("cpu", torch.float32)
+
+
+def readable(tensor: Tensor, name: str) -> Tensor:
+    """``tensor`` as float32; raises :class:`~tide.errors.TideError` where its values are not there or not finite."""
+    if tensor.is_meta:
+        raise TideError(f"the weights of {name} are not loaded (they are on the meta device); load them first")
+    if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
+        kind = type(tensor).__name__ if type(tensor) not in (Tensor, nn.Parameter) else tensor.dtype
+        raise TideError(f"the weights of {name} are quantised or sharded ({kind}); load the transformer without that")
+    values = tensor.detach().float()
+    if not values.isfinite().all():
+        raise TideError(f"the weights of {name} are not finite; load the model again, or in another precision")
+    return values
