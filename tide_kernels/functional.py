@@ -212,8 +212,8 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many of them a token may use.
         gradients: buffers to which the gradients of ``total`` are added at once, by the names of the parameters
-            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous and in the
-            terms' dtype. The result then carries no gradient, and no other memory as large as the weights is
+            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous, in the
+            terms' dtype and share memory with no other argument. The result then carries no gradient, and no other memory as large as the weights is
             needed. Without buffers, ``total.backward()`` hands the gradients out.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's text.
@@ -250,7 +250,7 @@ def tide_loss(
     dtype = _compute_dtype(W_enc)
     if gradients is not None:
         named = dict(zip(autograd.PARAMETERS, parameters, strict=True))
-        checks.gradients(gradients, named, accumulator(dtype))
+        checks.gradients(gradients, named, {"x": x, "group": group, "dead": dead}, accumulator(dtype))
         choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
         settings = Settings(
             k=k,

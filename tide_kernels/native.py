@@ -98,6 +98,7 @@ def dense_above(device: torch.device) -> float:
 
 def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tensor:
     """``x_mod W_enc^T + b_enc``."""
+    b_enc = None if b_enc is None else b_enc.contiguous()  # oneDNN takes a bias as if it were
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if onednn and x_mod.dtype == torch.float32 and len(x_mod):
         # PyTorch gives float32 products to MKL, whose AVX-512 kernels other makers' processors do not get.

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide_kernels.losses import cosine_distance, soft_count, soft_count_gradient, squared_error
+from tide_kernels.losses import cosine_distance, full_sum, soft_count, soft_count_gradient, squared_error
 
 LAYER_NORM_EPS = 1e-6  # that of the norms inside a DiT block
 
@@ -243,7 +243,7 @@ def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]
     of the soft count (eq. 16)."""
     dtype = accumulator(z.dtype)
     z = z.to(dtype)
-    temporal = (z[0::2] - z[1::2]).square().sum() if paired else z.new_zeros(())
+    temporal = full_sum((z[0::2] - z[1::2]).square()) if paired else z.new_zeros(())
     return temporal, soft_count(z, z.shape[1], soft_eps)
 
 
