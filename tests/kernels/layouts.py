@@ -17,14 +17,12 @@ _OFFSET = 3  # elements in front
 
 def laid_out(values: Tensor, strides: tuple[int, ...]) -> Tensor:
     """A view of ``strides`` that starts inside of its memory. Where elements share memory, the last value is theirs."""
-    places = torch.full(values.shape, _OFFSET)
-    for dim, (size, stride) in enumerate(zip(values.shape, strides, strict=True)):
-        places += (torch.arange(size) * stride).view([-1 if d == dim else 1 for d in range(values.dim())])
+    last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
     # As much again behind the last element: what reads on as if the tensor were contiguous meets the poison.
-    size = (int(places.max()) if places.numel() else _OFFSET) + 1 + values.numel()
-    memory = _poison(size, values.dtype)
-    memory[places.flatten()] = values.detach().flatten()
-    return memory.as_strided(values.shape, strides, _OFFSET)
+    memory = _poison(_OFFSET + last + 1 + values.numel(), values.dtype)
+    view = memory.as_strided(values.shape, strides, _OFFSET)
+    memory[places(view).flatten()] = values.detach().flatten()
+    return view
 
 
 def _poison(size: int, dtype: torch.dtype) -> Tensor:
@@ -56,8 +54,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "overlapping rows": _by_dimensions((7,), lambda rows, columns: (1, 1)),
     "negated": _negated,
 }
-#: Where elements share memory.
-SHARED = {"one row for all", "one column for all", "one element for all", "overlapping rows"}
+
+
+def places(tensor: Tensor) -> Tensor:
+    """Where in its memory each element lies."""
+    out = torch.full(tensor.shape, tensor.storage_offset())
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        out += (torch.arange(size) * stride).view([-1 if d == dim else 1 for d in range(tensor.dim())])
+    return out
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    return len(places(tensor).unique()) < tensor.numel()
 
 
 def plain(tensor: Tensor) -> Tensor:

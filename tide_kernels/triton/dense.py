@@ -150,7 +150,7 @@ def masked_gradient(
         grad,
         W_dec,
         z,
-        soft_factor,
+        None if soft_factor is None else launch.contiguous(soft_factor),
         grad_pre,
         sums,
         counts,
