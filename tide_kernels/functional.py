@@ -12,6 +12,9 @@ Common to all of them:
   shape and device. A backend asked for by name that cannot serve raises `BackendError`.
 * Indices in a GPU's memory are not checked, since that would wait for the device: groups out of range are
   clamped into it, code places out of range count as unused. On a CPU both raise ``ValueError``.
+* On one machine, with one version of PyTorch and one number of CPU threads, results are the same bits from run to
+  run. With another number of threads PyTorch's matrix products, of which pre-activations and the dense regime are
+  made, may differ in the last bits; all else is the same.
 * Misshaped or misplaced tensors and numbers out of range raise ``ValueError``, wrong types ``TypeError``.
 """
 

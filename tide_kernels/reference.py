@@ -8,7 +8,8 @@ Conventions shared by all backends:
   where z is not 0 (NaN included).
 * Products add up in the accumulation dtype (`accumulator`: float32, or float64 for float64 operands) and
   return it; rounding to a narrower dtype is the caller's business.
-* Every result is the same, bit for bit, from run to run.
+* Every result is the same, bit for bit, from run to run on one machine, with one version of PyTorch and one number of
+  CPU threads. What is not a matrix product of PyTorch's is the same for any number of threads.
 * No primitive holds ``[n_tokens, k, d_model]``.
 
 A backend may also bring fusions of primitives, which the reference does not have since `tide_kernels.codes`
