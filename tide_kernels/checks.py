@@ -134,7 +134,10 @@ def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int,
 
 
 def gradients(
-    buffers: dict[str, Tensor], parameters: dict[str, Tensor | None], others: dict[str, Tensor | None], dtype: torch.dtype
+    buffers: dict[str, Tensor],
+    parameters: dict[str, Tensor | None],
+    others: dict[str, Tensor | None],
+    dtype: torch.dtype,
 ) -> None:
     """Each buffer belongs to a parameter that is there, and is contiguous, of its shape and of ``dtype``; it is apart
     from parameters, ``others`` and other buffers."""

@@ -216,8 +216,8 @@ def tide_loss(
         k_aux: how many of them a token may use.
         gradients: buffers to which the gradients of ``total`` are added at once, by the names of the parameters
             (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous, in the
-            terms' dtype and share memory with no other argument. The result then carries no gradient, and no other memory as large as the weights is
-            needed. Without buffers, ``total.backward()`` hands the gradients out.
+            terms' dtype and share memory with no other argument. The result then carries no gradient, and no other
+            memory as large as the weights is needed. Without buffers, ``total.backward()`` hands the gradients out.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's text.
 

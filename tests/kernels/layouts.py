@@ -29,7 +29,10 @@ def _poison(size: int, dtype: torch.dtype) -> Tensor:
     return torch.ones(size, dtype=dtype) if dtype == torch.bool else poisoned((size,), dtype)
 
 
-def _by_dimensions(vector: tuple[int, ...], matrix: Callable[[int, int], tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+Layout = Callable[[Tensor], Tensor]
+
+
+def _by_dimensions(vector: tuple[int, ...], matrix: Callable[[int, int], tuple[int, int]]) -> Layout:
     def layout(values: Tensor) -> Tensor:
         return laid_out(values, (vector if values.dim() == 1 else matrix(*values.shape)) if values.dim() else ())
 
@@ -43,7 +46,7 @@ def _negated(values: Tensor) -> Tensor:
 
 
 #: Each takes a tensor and returns a view of its shape, with its values where no elements share their memory.
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+LAYOUTS: dict[str, Layout] = {
     "at an offset": _by_dimensions((1,), lambda rows, columns: (columns, 1)),
     "every other element": _by_dimensions((2,), lambda rows, columns: (2 * columns, 2)),
     "rows apart": _by_dimensions((5,), lambda rows, columns: (columns + 2, 1)),

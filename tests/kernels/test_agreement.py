@@ -20,9 +20,9 @@ from torch import Tensor
 from tide_kernels import LossWeights, backend_status, decode, encode_topk, tide_loss
 from tide_kernels.testing import Problem, assert_close
 
-# Of results and gradients, relative to the RMS: a few roundings of 6e-8 (5e-4 in float16, 4e-3 in bfloat16), some
-# hundred of them added up in a gradient, of terms that cancel.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# Of what is not exact, relative to the RMS: some hundred roundings of 6e-8 (1e-16 in float64), in terms that may cancel
+# to a hundredth where a problem has one token and one latent. A wrong result is off by a part of the RMS that shows.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-4}
 DTYPES = {
     "reference": [torch.float64, torch.float32, torch.float16, torch.bfloat16],
     "native": [torch.float32, torch.bfloat16],
@@ -140,7 +140,7 @@ def check_encoder(call: Call, backend: str) -> tuple[Tensor, Tensor]:
     values, indices = encode_topk(p.x, p.W_enc, p.b_enc, p.k, **call.modulation, **options)
     expected = naive.compact(naive.topk(pre_activations(call).to(dtype), p.k), p.k)
     assert torch.equal(indices, expected[1])
-    tolerance = TOLERANCE[dtype] if call.layer_norm else 0
+    tolerance = TOLERANCE[dtype] if call.layer_norm else 0  # everything else is exact
     torch.testing.assert_close(values, expected[0], rtol=tolerance, atol=tolerance, equal_nan=True)
     return values, indices
 
@@ -152,8 +152,13 @@ def check_decoder(call: Call, backend: str, values: Tensor, indices: Tensor, rng
     for places in (list(range(p.k)), [*order, order[0]]):
         v, i = values[:, places], indices[:, places]
         x_hat = decode(v, i, p.W_dec, p.b_dec, backend=backend, regime=call.regime)
-        b_dec = None if p.b_dec is None else p.b_dec.double()
-        assert_close(x_hat, naive.decode(v.double(), i, p.W_dec.double(), b_dec), TOLERANCE[dtype], "x_hat")
+        expected = naive.decode(v.double(), i, p.W_dec.double(), None if p.b_dec is None else p.b_dec.double())
+        if expected.numel():
+            # Two roundings at most: of the sum, before a bias of up to 1.5 is added, and of the result. Where values are
+            # no multiples of 1/8, one more for each of them.
+            eps = torch.finfo(dtype).eps * (1 + p.k * call.layer_norm)
+            bound = eps * (float(expected.abs().max()) + 1.5)
+            assert float((x_hat - expected).abs().max()) <= bound, "x_hat"
 
 
 def check_loss(call: Call, backend: str) -> None:
@@ -173,8 +178,8 @@ def check_loss(call: Call, backend: str) -> None:
         assert bool(got.total.isfinite()) == bool(want.mse.isfinite())
         return
     for name in ("mse", "cosine", "temporal", "sparsity", "auxk", "total"):
-        value = float(getattr(want, name).detach())
-        assert float(getattr(got, name).detach()) == pytest.approx(value, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype]), name
+        value, tolerance = float(getattr(want, name).detach()), TOLERANCE[dtype]
+        assert float(getattr(got, name).detach()) == pytest.approx(value, rel=tolerance, abs=tolerance), name
     gradients = torch.autograd.grad(got.total, list(p.parameters().values()))
     wanted = torch.autograd.grad(want.total, list(wide.parameters().values()), materialize_grads=True)
     for name, gradient, expected in zip(p.parameters(), gradients, wanted, strict=True):
