@@ -154,8 +154,8 @@ def check_decoder(call: Call, backend: str, values: Tensor, indices: Tensor, rng
         x_hat = decode(v, i, p.W_dec, p.b_dec, backend=backend, regime=call.regime)
         expected = naive.decode(v.double(), i, p.W_dec.double(), None if p.b_dec is None else p.b_dec.double())
         if expected.numel():
-            # Two roundings at most: of the sum, before a bias of up to 1.5 is added, and of the result. Where values are
-            # no multiples of 1/8, one more for each of them.
+            # Two roundings at most: of the sum, before a bias of up to 1.5 is added, and of the result. Of tokens that
+            # were normalised each value brings one more.
             eps = torch.finfo(dtype).eps * (1 + p.k * call.layer_norm)
             bound = eps * (float(expected.abs().max()) + 1.5)
             assert float((x_hat - expected).abs().max()) <= bound, "x_hat"
