@@ -133,8 +133,16 @@ def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int,
         raise ValueError("weights.auxk is not 0 and there is no auxiliary term: pass dead and k_aux >= 1")
 
 
-def gradients(buffers: dict[str, Tensor], parameters: dict[str, Tensor | None], dtype: torch.dtype) -> None:
-    """Each buffer belongs to a parameter that is there, and is contiguous, of its shape and of ``dtype``."""
+def gradients(
+    buffers: dict[str, Tensor],
+    parameters: dict[str, Tensor | None],
+    others: dict[str, Tensor | None],
+    dtype: torch.dtype,
+) -> None:
+    """Each buffer belongs to a parameter that is there, and is contiguous, of its shape and of ``dtype``; it is apart
+    from parameters, ``others`` and other buffers."""
+    read = {name: tensor for name, tensor in (parameters | others).items() if tensor is not None}
+    written: dict[str, Tensor] = {}
     for name, buffer in buffers.items():
         parameter = parameters.get(name)
         if parameter is None:
@@ -144,3 +152,23 @@ def gradients(buffers: dict[str, Tensor], parameters: dict[str, Tensor | None], 
         _shaped(f"gradients[{name!r}]", buffer, tuple(parameter.shape), parameter.device)
         if not buffer.is_contiguous():
             raise ValueError(f"gradients[{name!r}] is not contiguous: pass memory of its own")
+        if buffer.is_neg():
+            raise ValueError(f"gradients[{name!r}] is a negated view: pass memory of its own")
+        for other, tensor in (read | written).items():
+            if _meet(buffer, tensor):
+                raise ValueError(f"gradients[{name!r}] lies in the memory of {other}: pass memory of its own")
+        written[f"gradients[{name!r}]"] = buffer
+
+
+def _meet(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors span, gaps included, has a common part."""
+    if not a.numel() or not b.numel() or not {type(a), type(b)} <= {Tensor, torch.nn.Parameter}:
+        return False  # a compiler's stand-in, for one, has no memory
+    (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
+    return a_first < b_end and b_first < a_end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and of that after the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -12,6 +12,9 @@ Common to all of them:
   shape and device. A backend asked for by name that cannot serve raises `BackendError`.
 * Indices in a GPU's memory are not checked, since that would wait for the device: groups out of range are
   clamped into it, code places out of range count as unused. On a CPU both raise ``ValueError``.
+* On one machine, with one version of PyTorch and one number of CPU threads, results are the same bits from run to
+  run. With another number of threads PyTorch's matrix products, of which pre-activations and the dense regime are
+  made, may differ in the last bits; all else is the same.
 * Misshaped or misplaced tensors and numbers out of range raise ``ValueError``, wrong types ``TypeError``.
 """
 
@@ -212,9 +215,9 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many of them a token may use.
         gradients: buffers to which the gradients of ``total`` are added at once, by the names of the parameters
-            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous and in the
-            terms' dtype. The result then carries no gradient, and no other memory as large as the weights is
-            needed. Without buffers, ``total.backward()`` hands the gradients out.
+            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous, in the
+            terms' dtype and share memory with no other argument. The result then carries no gradient, and no other
+            memory as large as the weights is needed. Without buffers, ``total.backward()`` hands the gradients out.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's text.
 
@@ -250,7 +253,7 @@ def tide_loss(
     dtype = _compute_dtype(W_enc)
     if gradients is not None:
         named = dict(zip(autograd.PARAMETERS, parameters, strict=True))
-        checks.gradients(gradients, named, accumulator(dtype))
+        checks.gradients(gradients, named, {"x": x, "group": group, "dead": dead}, accumulator(dtype))
         choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
         settings = Settings(
             k=k,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
 from tide_kernels.dispatch import Choice
-from tide_kernels.losses import LossTerms, LossWeights, huber, soft_count
+from tide_kernels.losses import LossTerms, LossWeights, full_sum, huber, soft_count
 from tide_kernels.reference import accumulator
 
 
@@ -175,7 +175,7 @@ class FusedStep:
     def accumulate_auxk(self, code: Code, error: Tensor, tokens: Tokens) -> None:
         """The dead latents' reconstruction of what is missing, x - x_hat, a constant to this term."""
         misfit = code.decode(self.W_dec).add_(error)  # the reconstruction less (x - x_hat)
-        self.sums["auxk"] += misfit.square().sum()
+        self.sums["auxk"] += full_sum(misfit.square())
         factor = self.settings.weights.auxk * self.gain * 2 / self.x.numel()
         if self.gradients and factor:
             self.backward(code, misfit.mul_(factor).to(self.grad_dtype), tokens, Slopes(), None)

@@ -8,7 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_SERIAL = 2**15  # elements that PyTorch adds up on one thread
+_ROW = 2**8
 
 
 class LossWeights(NamedTuple):
@@ -33,10 +37,24 @@ class LossTerms(NamedTuple):
     auxk: Tensor
 
 
+def full_sum(values: Tensor) -> Tensor:
+    """The sum of all elements, of one dimension or more: the same bits for any number of CPU threads.
+
+    PyTorch gives each thread a part of a long sum. Sums of rows are whole: it shares out the rows.
+    """
+    if values.device.type != "cpu":
+        return values.sum()
+    while values.dim() > 1:
+        values = values.sum(-1)
+    while len(values) >= _SERIAL:
+        values = F.pad(values, (0, -len(values) % _ROW)).view(-1, _ROW).sum(1)
+    return values.sum()
+
+
 def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
     """The error x_hat - x, and the sum of its squares (eq. 13)."""
     error = x_hat - x
-    return error, error.square().sum()
+    return error, full_sum(error.square())
 
 
 def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
@@ -54,7 +72,7 @@ def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Te
     if factor:
         pull = torch.where(defined, cosine / norm_hat.square(), 0)
         gradient = (x_hat * pull).sub_(x * inverse).mul_(factor)
-    return (1 - cosine).sum(), gradient
+    return full_sum(1 - cosine), gradient
 
 
 def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
@@ -75,13 +93,13 @@ def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[T
     facing = torch.zeros_like(second).scatter_add_(1, place, first.masked_fill(~shared, 0))
     differences[1::2] = second - facing
     alone = second.masked_fill(facing != 0, 0)  # a selected value is positive: 0 means that nothing faces it
-    return differences[0::2].square().sum() + alone.square().sum(), differences
+    return full_sum(differences[0::2].square()) + full_sum(alone.square()), differences
 
 
 def soft_count(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
     """The sum over tokens of S = (1/n) sum_j v_j^2 / (v_j^2 + e^2), the S of eq. 16."""
     squares = values.square()
-    return (squares / (squares + soft_eps**2)).sum() / n_latents
+    return full_sum(squares / (squares + soft_eps**2)) / n_latents
 
 
 def soft_count_gradient(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:

@@ -100,9 +100,17 @@ def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tenso
     """``x_mod W_enc^T + b_enc``."""
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if onednn and x_mod.dtype == torch.float32 and len(x_mod):
-        # PyTorch gives float32 products to MKL, whose AVX-512 kernels other makers' processors do not get.
-        return torch.ops.mkldnn._linear_pointwise(x_mod, W_enc, b_enc, "none", [], "")
+        # PyTorch gives float32 products to MKL, whose AVX-512 kernels other makers' processors do not get. Of strides
+        # oneDNN takes some, and a bias as if it were contiguous.
+        bias = None if b_enc is None else b_enc.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(_whole_rows(x_mod), _whole_rows(W_enc), bias, "none", [], "")
     return F.linear(x_mod, W_enc, b_enc)
+
+
+def _whole_rows(tensor: Tensor) -> Tensor:
+    """The matrix itself if each of its rows lies whole and apart from the others, else a copy."""
+    apart = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
+    return tensor if apart else tensor.contiguous()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

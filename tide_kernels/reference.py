@@ -8,7 +8,8 @@ Conventions shared by all backends:
   where z is not 0 (NaN included).
 * Products add up in the accumulation dtype (`accumulator`: float32, or float64 for float64 operands) and
   return it; rounding to a narrower dtype is the caller's business.
-* Every result is the same, bit for bit, from run to run.
+* Every result is the same, bit for bit, from run to run on one machine, with one version of PyTorch and one number of
+  CPU threads. What is not a matrix product of PyTorch's is the same for any number of threads.
 * No primitive holds ``[n_tokens, k, d_model]``.
 
 A backend may also bring fusions of primitives, which the reference does not have since `tide_kernels.codes`
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide_kernels.losses import cosine_distance, soft_count, soft_count_gradient, squared_error
+from tide_kernels.losses import cosine_distance, full_sum, soft_count, soft_count_gradient, squared_error
 
 LAYER_NORM_EPS = 1e-6  # that of the norms inside a DiT block
 
@@ -243,7 +244,7 @@ def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]
     of the soft count (eq. 16)."""
     dtype = accumulator(z.dtype)
     z = z.to(dtype)
-    temporal = (z[0::2] - z[1::2]).square().sum() if paired else z.new_zeros(())
+    temporal = full_sum((z[0::2] - z[1::2]).square()) if paired else z.new_zeros(())
     return temporal, soft_count(z, z.shape[1], soft_eps)
 
 

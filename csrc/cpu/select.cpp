@@ -36,6 +36,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& pre, int64_t k) {
 void keep_top_(Tensor pre, int64_t k) {
   require_matrix(pre, "pre");
   require(pre.size(1) <= 1 || pre.stride(1) == 1, "columns of pre do not lie side by side: pass a contiguous tensor");
+  require(pre.size(0) <= 1 || pre.stride(0) >= pre.size(1), "rows of pre overlap: pass a contiguous tensor");
   const Selection kept = selection(pre, k);
   const int64_t n_tokens = pre.size(0), n = pre.size(1), size = pre.element_size();
   char* rows = static_cast<char*>(pre.data_ptr());

@@ -69,6 +69,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& given, int64_t k) {
 void keep_top_(Tensor pre, int64_t k) {
   require(pre.dim() == 2, "pre is not a matrix: pass a tensor of two dimensions");
   require(pre.size(1) <= 1 || pre.stride(1) == 1, "columns of pre do not lie side by side: pass a contiguous tensor");
+  require(pre.size(0) <= 1 || pre.stride(0) >= pre.size(1), "rows of pre overlap: pass a contiguous tensor");
   run(pre, k, nullptr, nullptr);
 }
 

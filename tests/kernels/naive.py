@@ -84,7 +84,7 @@ def tide_loss(
     mse = (x - x_hat).square().mean()
     norms = x.norm(dim=1) * x_hat.norm(dim=1)
     defined = norms > 0
-    cosine = (1 - (x * x_hat).sum(1)[defined] / norms[defined]).sum() / len(x) + (~defined).sum() / len(x)
+    cosine = (1 - (x * x_hat).sum(1)[defined] / norms[defined]).sum() / len(x) + (~defined).to(x.dtype).mean()
     zero = mse.new_zeros(())
     temporal = (z[0::2] - z[1::2]).square().sum(1).mean() if paired else zero
     s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents

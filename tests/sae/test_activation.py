@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,3 +253,43 @@ def test_build_model_takes_activation_and_undo_from_the_configuration(alpha):
     assert (made.activation, made.bandwidth, made.undo) == ("jumprelu", 0.7, True)
     # Without modulation there is nothing to undo.
     assert build_model(adapter, 6, TrainConfig(n_latents=16, k=4, modulation=False, undo=True)).config.undo is False
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_the_penalty_is_the_same_for_any_number_of_threads(activation):
+    pre = torch.randn(4000, 50, generator=torch.Generator().manual_seed(3))
+    rule, before, found = activation(50), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 5):
+            torch.set_num_threads(number)
+            z = rule.training_latents(pre, None, 5)
+            found.append(float(rule.penalty(firing(pre, z, W_dec=torch.ones(50, 4) / 3, k=5)).detach()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+
+
+TRAINING = """
+import hashlib, sys
+import torch
+from tide.sae import TIDE, TIDEConfig
+
+torch.set_num_threads(2)
+sae = TIDE(TIDEConfig(33, 77, 5, activation=sys.argv[1]))
+x = torch.randn(5, 900, 33, generator=torch.Generator().manual_seed(1))
+sae.calibrate(x[0])
+optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
+for rows in x:
+    optimiser.zero_grad()
+    sae.loss(rows, paired=True).total.backward()
+    optimiser.step()
+for name, value in sae.state_dict().items():
+    print(name, hashlib.sha256(value.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_training_gives_the_same_bits_with_the_same_number_of_threads():
+    command = [sys.executable, "-c", TRAINING, "batch_topk"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert "activation.threshold" in first
+    assert first == second

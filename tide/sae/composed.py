@@ -2,6 +2,9 @@
 
 Every token's latents exist at once here, ``[N, n_latents]``, forward and backward: slower than ``tide_loss``, and
 for baselines and ablations.
+
+On one machine, with one version of PyTorch and one number of CPU threads, results are the same bits from run to run.
+With another number of threads they may differ in the last bits: PyTorch's matrix products of some shapes do.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from tide.sae.activation import Firing, soft_count_penalty
 from tide_kernels import LossTerms, LossWeights, decode, encode_topk
+from tide_kernels.losses import full_sum
 
 if TYPE_CHECKING:
     from tide.sae.model import TIDE, Place
@@ -64,7 +68,7 @@ def composed_loss(
 
 def _mean(values: Tensor) -> Tensor:
     """The mean; 0 of nothing."""
-    return values.sum() / max(1, values.numel())
+    return full_sum(values) / max(1, values.numel())
 
 
 def _dead_latents_loss(model: TIDE, x: Tensor, error: Tensor, place: Place, dead: Tensor, k_aux: int) -> Tensor:

@@ -31,7 +31,7 @@ def masked_gradient_kernel(
     n,
     d,
     stride_grad,
-    stride_W,
+    stride_W_dec,
     pair_factor,
     soft_eps,
     PAIRED: tl.constexpr,
@@ -73,7 +73,7 @@ def masked_gradient_kernel(
         stride_grad,
         1,
         1,
-        stride_W,
+        stride_W_dec,
         PRECISION,
         BLOCK_M,
         BLOCK_N,
@@ -134,7 +134,7 @@ def masked_gradient(
     """
     n_tokens, n_latents = z.shape
     grad, W_dec = launch.rows_contiguous(grad.to(z.dtype)), launch.rows_contiguous(W_dec)
-    z = z.contiguous()
+    z = launch.contiguous(z)
     grad_pre = launch.empty(n_tokens, n_latents, dtype=z.dtype, device=z.device)
     config = launch.config("masked_gradient", z, grad.shape[1])
     tiles = triton.cdiv(n_tokens, config["BLOCK_M"])
@@ -150,7 +150,7 @@ def masked_gradient(
         grad,
         W_dec,
         z,
-        soft_factor,
+        None if soft_factor is None else launch.contiguous(soft_factor),
         grad_pre,
         sums,
         counts,
@@ -176,7 +176,7 @@ def masked_gradient(
 def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
     """``sum over pairs |z_2i - z_2i+1|^2`` (0 unless paired) and ``sum v^2 / (v^2 + e^2) / n``, float32 scalars."""
     n_tokens, n_latents = z.shape
-    z = z.contiguous()
+    z = launch.contiguous(z)
     programs = triton.cdiv(n_tokens, 2)
     out = launch.empty(2, programs, dtype=torch.float32, device=z.device)
     config = launch.config("code_sums", z, n_latents)
@@ -221,7 +221,7 @@ def _masked_gradient_spec(arch: str, dtype: torch.dtype, precision: str, terms: 
     kind = TYPES[dtype]
     signature = {"grad": f"*{kind}", "W_dec": f"*{kind}", "z": f"*{kind}", "grad_pre": f"*{kind}"}
     signature |= {"sums": "*fp32", "counts": "*i32", "pair_factor": "fp32", "soft_eps": "fp32"}
-    signature |= {name: "i32" for name in ("n_tokens", "n", "d", "stride_grad", "stride_W")}
+    signature |= {name: "i32" for name in ("n_tokens", "n", "d", "stride_grad", "stride_W_dec")}
     constants: dict[str, object] = {"PAIRED": terms, "PRECISION": precision}
     if terms:
         signature["soft_factor"] = "*fp32"
@@ -229,7 +229,7 @@ def _masked_gradient_spec(arch: str, dtype: torch.dtype, precision: str, terms: 
         constants["soft_factor"] = None
     config = static("masked_gradient", arch, dtype, 1152)
     name = f"masked_gradient {kind} {precision}{' pairs soft' * terms}"
-    aligned = ("n", "d", "stride_grad", "stride_W")
+    aligned = ("n", "d", "stride_grad", "stride_W_dec")
     return spec(name, arch, masked_gradient_kernel, signature, constants, config, aligned)
 
 

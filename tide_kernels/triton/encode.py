@@ -165,7 +165,7 @@ def encode_kernel(
     stride_x,
     stride_scale,
     stride_shift,
-    stride_W,
+    stride_W_enc,
     eps,
     LAYER_NORM: tl.constexpr,
     INFINITY: tl.constexpr,
@@ -226,7 +226,7 @@ def encode_kernel(
                 stride_a,
                 1,
                 1,
-                stride_W,
+                stride_W_enc,
                 PRECISION,
                 BLOCK_M,
                 BLOCK_N,
@@ -292,9 +292,9 @@ def encode(
         x,
         scale,
         shift,
-        None if group is None else group.contiguous(),
+        None if group is None else launch.contiguous(group),
         W_enc,
-        b_enc,
+        None if b_enc is None else launch.contiguous(b_enc),
         launch.empty(rows, d_model, dtype=dtype, device=device) if alters else None,
         launch.empty(rows, capacity, dtype=word, device=device),
         launch.empty(rows, dtype=torch.int32, device=device),
@@ -340,7 +340,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, altered: bool) -> Spec:
     bits = "*i32" if dtype == torch.float32 else "*i16"
     signature = {name: f"*{kind}" for name in ("x", "W_enc", "b_enc")}
     signature |= {"words": word, "fills": "*i32", "bounds": word, "values": bits, "indices": "*i32", "eps": "fp32"}
-    aligned = ("n", "d", "stride_x", "stride_scale", "stride_shift", "stride_W")
+    aligned = ("n", "d", "stride_x", "stride_scale", "stride_shift", "stride_W_enc")
     signature |= {name: "i32" for name in (*aligned, "n_tokens", "k", "capacity")}
     constants: dict[str, object] = {"INFINITY": _INFINITY[dtype], "WIDE": _wide(dtype, 18432)}
     constants |= {"PRECISION": precision, "LAYER_NORM": altered}

@@ -43,7 +43,7 @@ def encoder_gradients_kernel(
     d,
     groups,
     stride_u,
-    stride_W,
+    stride_W_enc,
     stride_scale,
     stride_shift,
     PRECISION: tl.constexpr,
@@ -57,7 +57,7 @@ def encoder_gradients_kernel(
     m_latent, m_column = o_latent < n, o_column < d
     o_row = tl.arange(0, BLOCK_M)
     o_tile = o_row[:, None] * d + o_column[None, :]
-    o_weight = o_row[:, None] * stride_W + o_column[None, :]
+    o_weight = o_row[:, None] * stride_W_enc + o_column[None, :]
     mask = m_latent[:, None] & m_column[None, :]
     first_latent = (i_m * BLOCK_M).to(tl.int64)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -76,7 +76,7 @@ def encoder_gradients_kernel(
             acc = tl.dot(tl.trans(slopes), inputs, acc, input_precision=PRECISION)
             sums += tl.sum(slopes.to(tl.float32), 0)
         if (part_scale is not None) or (part_shift is not None):
-            weights = tl.load(W_enc + first_latent * stride_W + o_weight, mask=mask, other=0).to(tl.float32)
+            weights = tl.load(W_enc + first_latent * stride_W_enc + o_weight, mask=mask, other=0).to(tl.float32)
             o_part = tl.cast(i_group * tl.cdiv(n, BLOCK_M) + i_m, tl.int64) * d + o_column
             if part_scale is not None:
                 tl.store(part_scale + o_part, tl.sum(acc * weights, 0), mask=m_column)
@@ -154,7 +154,7 @@ def _by_group(
     """The kernel's launch."""
     (n_tokens, n_latents), d_model, device = grad_pre.shape, x.shape[1], x.device
     u = modulate(x, None, None, None, True, grad_pre.dtype) if layer_norm else x.to(grad_pre.dtype)
-    u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), grad_pre.contiguous()
+    u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), launch.contiguous(grad_pre)
     scale, shift = (None if table is None else launch.rows_contiguous(table) for table in (scale, shift))
     if group is None:
         order = torch.arange(n_tokens, device=device)
@@ -203,7 +203,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str) -> Spec:
     signature = {name: f"*{kind}" for name in ("grad_pre", "u", "W_enc", "scale", "shift")}
     signature |= {"order": "*i64", "offsets": "*i64"}
     signature |= {name: "*fp32" for name in ("grad_W_enc", "part_scale", "part_shift")}
-    aligned = ("n", "d", "stride_u", "stride_W", "stride_scale", "stride_shift")
+    aligned = ("n", "d", "stride_u", "stride_W_enc", "stride_scale", "stride_shift")
     signature |= {name: "i32" for name in (*aligned, "groups")}
     config = static("encoder_gradients", arch, dtype, 1152)
     name = f"encoder_gradients {kind} {precision}"

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tide_kernels.triton.configs import INTERPRETER, OPTIONS, Config, lookup
 
+_FARTHEST = 2**24  # elements of a stride: offsets within a tile of 128 rows are 32 bits wide
+
 # Decided by Triton when a kernel is defined, from TRITON_INTERPRET.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -44,12 +46,36 @@ def options(config: Config) -> dict[str, int]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **keywords: Any) -> None:
-    """``kernel[grid](...)`` on ``device``; an empty grid launches nothing."""
+    """``kernel[grid](...)`` on ``device``; an empty grid launches nothing.
+
+    Raises:
+        ValueError: a tensor lies in memory as the kernel does not expect it. What a kernel only reads passes through
+            `contiguous` or `rows_contiguous` first; what it writes has to lie well.
+    """
     if 0 in grid:
         return
+    for (name, strides), value in zip(_arguments(tuple(kernel.arg_names)), arguments, strict=False):
+        if isinstance(value, Tensor) and not _lies_well(value, strides):
+            raise ValueError(f"{name} of {kernel.__name__} is not contiguous: pass memory of its own")
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
         kernel[grid](*arguments, **keywords)
+
+
+@cache
+def _arguments(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each argument's name, and which of its strides its kernel is told: "none", "row" or "all"."""
+
+    def told(name: str) -> str:
+        return "row" if f"stride_{name}" in names else "all" if f"{name}_inner" in names else "none"
+
+    return [(name, told(name)) for name in names]
+
+
+def _lies_well(tensor: Tensor, strides: str) -> bool:
+    if tensor.is_neg():
+        return False
+    return strides == "all" or tensor.is_contiguous() or (strides == "row" and _has_whole_rows(tensor))
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -57,9 +83,25 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def contiguous(tensor: Tensor) -> Tensor:
+    """What a kernel reads without strides: the tensor itself if it is contiguous, else a copy."""
+    return tensor.resolve_neg().contiguous()
+
+
 def rows_contiguous(tensor: Tensor) -> Tensor:
     """The tensor itself if the elements of a row lie side by side, else a copy. Rows may lie apart."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    tensor = strided(tensor)
+    return tensor if _has_whole_rows(tensor) else tensor.contiguous()
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """What a kernel reads by all of its strides: a copy only where these are too long for it."""
+    tensor = tensor.resolve_neg()
+    return tensor.contiguous() if max(tensor.stride()) > _FARTHEST else tensor
+
+
+def _has_whole_rows(tensor: Tensor) -> bool:
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
 
 
 def cover(size: int, largest: int) -> int:

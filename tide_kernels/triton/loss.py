@@ -37,7 +37,7 @@ def reconstruction_loss_kernel(
     error,  # [n_tokens, d] float32 or None
     d,
     stride_x,
-    stride_hat,
+    stride_x_hat,
     mse_factor,
     cosine_factor,
     COSINE: tl.constexpr,  # whether the cosine has a gradient
@@ -45,7 +45,7 @@ def reconstruction_loss_kernel(
 ):
     i_token = tl.program_id(0)
     o_first = i_token.to(tl.int64) * d
-    o_first_x, o_first_hat = i_token.to(tl.int64) * stride_x, i_token.to(tl.int64) * stride_hat
+    o_first_x, o_first_hat = i_token.to(tl.int64) * stride_x, i_token.to(tl.int64) * stride_x_hat
     squared, own = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
     other, dot = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
     for start in range(0, d, COLUMNS):
@@ -99,6 +99,7 @@ def reconstruction_loss(
     """
     n_tokens, d_model = x.shape
     x, x_hat = launch.rows_contiguous(x), launch.rows_contiguous(x_hat)
+    b_dec = None if b_dec is None else launch.contiguous(b_dec)
     sums = launch.empty(2, n_tokens, dtype=torch.float32, device=x.device)
     grad = error = None
     if grad_dtype is not None:
@@ -132,12 +133,12 @@ def reconstruction_loss(
 def _spec(arch: str, dtype: torch.dtype) -> Spec:
     kind = TYPES[dtype]
     signature = {"x": f"*{kind}", "x_hat": "*fp32", "b_dec": f"*{kind}", "sums": "*fp32", "grad": f"*{kind}"}
-    signature |= {"error": "*fp32", "d": "i32", "stride_x": "i32", "stride_hat": "i32"}
+    signature |= {"error": "*fp32", "d": "i32", "stride_x": "i32", "stride_x_hat": "i32"}
     signature |= {"mse_factor": "fp32", "cosine_factor": "fp32"}
     config = static("reconstruction_loss", arch, dtype, 1152)
     constants = {"COSINE": True, "COLUMNS": launch.cover(1152, config["COLUMNS"])}
     kernel = reconstruction_loss_kernel
-    aligned = ("d", "stride_x", "stride_hat")
+    aligned = ("d", "stride_x", "stride_x_hat")
     return spec(f"reconstruction_loss {kind}", arch, kernel, signature, constants, config, aligned)
 
 

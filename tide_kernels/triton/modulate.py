@@ -110,7 +110,7 @@ def modulate(
         x,
         scale,
         shift,
-        None if group is None else group.contiguous(),
+        None if group is None else launch.contiguous(group),
         out,
         n_tokens,
         d_model,

@@ -121,6 +121,8 @@ def product(
     """``out = a b + bias`` or, with ``add``, ``out += a b + bias``; operands may be transposed, out is contiguous."""
     rows, inner = a.shape
     columns = b.shape[1]
+    a, b = (launch.strided(operand) for operand in (a, b))
+    bias = None if bias is None else launch.contiguous(bias)
     config = launch.config("product", a, inner)
     launch.launch(
         product_kernel,

@@ -213,7 +213,7 @@ def select_kernel(
     indices,  # [n_tokens, k] int32
     n_tokens,
     n,
-    stride,  # of a row of pre
+    stride_pre,
     k,
     rows,  # of one program
     INFINITY: tl.constexpr,
@@ -229,7 +229,7 @@ def select_kernel(
     first = tl.program_id(0) * rows
     guess = ONE
     for i_token in range(first, tl.minimum(first + rows, n_tokens)):
-        p_row = pre + tl.cast(i_token, tl.int64) * stride
+        p_row = pre + tl.cast(i_token, tl.int64) * stride_pre
         chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
         t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
         cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
@@ -258,7 +258,13 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_top_(pre: Tensor, k: int) -> None:
-    """Zeros all of ``pre [n_tokens, n_latents]`` but the entries that `select` takes. Its rows are contiguous."""
+    """Zeros all of ``pre [n_tokens, n_latents]`` but the entries that `select` takes.
+
+    Raises:
+        ValueError: rows of pre are not contiguous, or overlap.
+    """
+    if len(pre) > 1 and pre.stride(0) < pre.shape[1]:
+        raise ValueError("rows of pre overlap: pass a contiguous tensor")
     if _compiled(pre):
         native.keep_top_(pre, k)
     else:
@@ -312,14 +318,14 @@ def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool
 def _spec(arch: str, dtype: torch.dtype, n_latents: int, compact: bool) -> Spec:
     config = static("select", arch, dtype, n_latents)
     integer = "*i16" if dtype.itemsize == 2 else "*i32"
-    signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride": "i32", "k": "i32", "rows": "i32"}
+    signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride_pre": "i32", "k": "i32", "rows": "i32"}
     if compact:
         signature |= {"values": integer, "indices": "*i32"}
     constants: dict[str, object] = {**_constants(dtype, n_latents, config, compact)}
     if not compact:
         constants |= {"values": None, "indices": None}
     name = f"select {'compact' if compact else 'in place'} {TYPES[dtype]} n={n_latents}"
-    return spec(name, arch, select_kernel, signature, constants, config, ("n", "stride"))
+    return spec(name, arch, select_kernel, signature, constants, config, ("n", "stride_pre"))
 
 
 AOT = [

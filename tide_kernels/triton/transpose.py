@@ -192,8 +192,8 @@ def backward_latents_kernel(
     table_b,  # [slots] float32
     d,
     stride_grad,
-    stride_x,
-    stride_W,
+    stride_x_mod,
+    stride_W_dec,
     k,
     n,
     PIECE: tl.constexpr,
@@ -215,7 +215,7 @@ def backward_latents_kernel(
             products = tl.zeros([PLACES, COLUMNS], tl.float32)
             for i in tl.static_range(TILES):
                 o_column = i * COLUMNS + tl.arange(0, COLUMNS)
-                weights = tl.load(W_dec + i_latent * stride_W + o_column, mask=o_column < d, other=0)
+                weights = tl.load(W_dec + i_latent * stride_W_dec + o_column, mask=o_column < d, other=0)
                 products += grads[i].to(tl.float32) * weights.to(tl.float32)[None, :]
             slopes = tl.sum(products, 1)
             if extra is not None:
@@ -228,7 +228,7 @@ def backward_latents_kernel(
                 code = tl.load(values + place, mask=m_entry, other=0).to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_dec = _add_weighted(sums_dec, code, grads, TILES)
             if grad_W_enc is not None:
-                inputs = _tiles(x_mod + token * stride_x, m_entry, d, TILES, COLUMNS)
+                inputs = _tiles(x_mod + token * stride_x_mod, m_entry, d, TILES, COLUMNS)
                 rounded = slopes.to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_enc = _add_weighted(sums_enc, rounded, inputs, TILES)
         if grad_W_dec is not None:
@@ -253,7 +253,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
         scatter_kernel,
         (len(layout.latent) if len(layout.order) else 0, triton.cdiv(d_model, columns)),
         out.device,
-        values.contiguous(),
+        launch.contiguous(values),
         rows,
         *layout,
         out,
@@ -300,8 +300,8 @@ def backward_latents(
         backward_latents_kernel,
         (len(layout.latent) if len(layout.order) else 0,),
         device,
-        values.contiguous(),
-        None if extra is None else extra.contiguous(),
+        launch.contiguous(values),
+        None if extra is None else launch.contiguous(extra),
         grad,
         x_mod,
         W_dec,
@@ -373,7 +373,7 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     names += ("grad_b_enc", "table_dec", "table_enc", "table_b")
     signature = {name: _LAYOUT.get(name, "*fp32") for name in names}
     signature |= {name: f"*{kind}" for name in ("values", "grad", "x_mod", "W_dec")}
-    strides = ("d", "stride_grad", "stride_x", "stride_W")
+    strides = ("d", "stride_grad", "stride_x_mod", "stride_W_dec")
     signature |= {name: "i32" for name in (*strides, "k", "n")}
     kernel = backward_latents_kernel
     records.append(spec(f"backward_latents {name}", arch, kernel, signature, constants, config, strides))

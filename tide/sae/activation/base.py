@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tide_kernels.losses import huber, soft_count
+from tide_kernels.losses import full_sum, huber, soft_count
 
 #: The activation that counts one half in S of eq. 16, as in ``tide_kernels.tide_loss``.
 SOFT_EPS = 0.1
@@ -30,7 +30,7 @@ class Firing:
 
     def decoded(self, latents: Tensor, norms: Tensor) -> Tensor:
         """``(1 / d) sum_j latents_j norms_j``, the mean over tokens: an L1 norm, over d as the MSE is."""
-        return (latents * norms).sum() / max(1, len(latents)) / self.W_dec.shape[1]
+        return full_sum(latents * norms) / max(1, len(latents)) / self.W_dec.shape[1]
 
 
 class Activation(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tide.sae.activation.base import Activation, Firing
+from tide_kernels.losses import full_sum
 
 #: A step of Adam moves a parameter by the learning rate at most, which for ln(theta) is too little in a short run: the
 #: encoder, which adapts faster, left L0 at a third of what was asked for.
@@ -49,7 +50,7 @@ class JumpReLU(Activation):
         return _Step.apply(pre, self.threshold, self.bandwidth)
 
     def penalty(self, firing: Firing) -> Tensor:
-        return (self.active(firing.pre).sum(1).mean() / firing.k - 1).square()
+        return (full_sum(self.active(firing.pre)) / max(1, len(firing.pre)) / firing.k - 1).square()
 
     @torch.no_grad()
     def calibrate(self, pre: Tensor, k: int) -> None:

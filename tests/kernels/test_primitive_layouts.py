@@ -1,0 +1,251 @@
+"""Every tensor argument of every backend's primitives in every layout.
+
+What a primitive reads may lie anyhow. What it writes to lies as it wants, or is refused: a wrong result without an
+error is what must not be. Primitives come from `Primitives`, arguments from the annotations of each backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import pytest
+import torch
+from layouts import LAYOUTS, dyadic, overlaps_itself, plain, tensor_arguments
+from test_layouts import Calls
+from torch import Tensor
+
+from tide_kernels import backend_status
+from tide_kernels.dispatch import Primitives
+from tide_kernels.testing import assert_close
+
+N, D, LATENTS, K = 8, 5, 12, 3
+TOLERANCE = 1e-5  # float32, relative to the RMS: sums of at most N LATENTS numbers in another order
+
+
+def code() -> tuple[Tensor, Tensor]:
+    indices = (torch.arange(N * K).view(N, K) * 5 % LATENTS).sort(1).values
+    indices[::3, -1] = -1
+    return dyadic(N, K, seed=1), indices.to(torch.int32)
+
+
+def masked() -> Tensor:
+    z = dyadic(N, LATENTS, seed=2).relu()
+    return torch.where(torch.arange(LATENTS) % 3 == 0, z, 0)
+
+
+def matrix(rows: int, seed: int) -> Tensor:
+    return dyadic(rows, D, seed=seed)
+
+
+def group(groups: int) -> Tensor:
+    return torch.arange(N) % groups
+
+
+def modulation(layer_norm: bool) -> Callable[[Any], list[Any]]:
+    return lambda ops: [matrix(N, 1), matrix(2, 2), matrix(2, 3), group(2), layer_norm, torch.float32]
+
+
+def encoder_gradients(groups: int | None) -> Callable[[Any], list[Any]]:
+    def arguments(ops: Any) -> list[Any]:
+        tables = [matrix(groups or 1, seed) for seed in (3, 4)]
+        sums = [matrix(LATENTS, 6), *(matrix(groups or 1, seed) for seed in (7, 8))]
+        belongs = None if groups is None else group(groups)
+        return [masked(), matrix(N, 1), matrix(N, 2), *tables, belongs, False, matrix(LATENTS, 5), *sums]
+
+    return arguments
+
+
+#: The arguments of each primitive; a list of several where it has several ways.
+ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
+    "modulate": [modulation(False), modulation(True)],
+    "pre_activations": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), dyadic(LATENTS, seed=3)]],
+    "reconstruction_loss": [
+        lambda ops: [matrix(N, 1), matrix(N, 2), dyadic(D, seed=3), 0.5, 0.25, torch.float32, True]
+    ],
+    "select": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
+    "gather": [lambda ops: [*code(), matrix(LATENTS, 2)]],
+    "sampled": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), code()[1]]],
+    "transpose": [lambda ops: [code()[1], LATENTS]],
+    "scatter": [lambda ops: [code()[0], ops.transpose(code()[1], LATENTS), matrix(N, 1), matrix(LATENTS, 2)]],
+    "keep_top_": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
+    "decode_dense": [lambda ops: [masked(), matrix(LATENTS, 2)]],
+    "code_sums": [lambda ops: [masked(), True, 0.5]],
+    "masked_gradient": [
+        lambda ops: [
+            matrix(N, 1),
+            matrix(LATENTS, 2),
+            masked(),
+            0.5,
+            torch.tensor(0.25),
+            0.5,
+            dyadic(LATENTS, seed=3),
+            torch.arange(LATENTS),
+        ]
+    ],
+    "add_product_": [lambda ops: [matrix(LATENTS, 1), masked(), matrix(N, 2)]],
+    "encode": [
+        lambda ops: [
+            matrix(N, 1),
+            matrix(2, 2),
+            matrix(2, 3),
+            group(2),
+            False,
+            matrix(LATENTS, 4),
+            dyadic(LATENTS, seed=5),
+            K,
+        ]
+    ],
+    "backward_latents": [
+        lambda ops: [
+            *code(),
+            ops.transpose(code()[1], LATENTS),
+            matrix(N, 2),
+            matrix(N, 3),
+            matrix(LATENTS, 4),
+            dyadic(N, K, seed=5),
+            matrix(LATENTS, 6),
+            matrix(LATENTS, 7),
+            dyadic(LATENTS, seed=8),
+        ]
+    ],
+    "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],
+}
+WITHOUT_TENSORS = {"empty"}
+#: The layout of a code is what the backend's own `transpose` made.
+OPAQUE = {"transposed", "layout"}
+
+MODULES = {name: f"tide_kernels.{name}" for name in ("reference", "native", "triton")}
+
+
+def backend_of(name: str) -> Any:
+    reason = backend_status()[name]
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return importlib.import_module(MODULES[name])
+
+
+def own_primitives(module: Any) -> list[str]:
+    return [name for name in Primitives.__dataclass_fields__ if hasattr(module, name)]
+
+
+def run(function: Callable[..., Any], arguments: list[Any]) -> list[Tensor]:
+    """What it returns, and then what its tensor arguments hold."""
+    returned = function(*arguments)
+    outputs = [returned] if isinstance(returned, Tensor) else list(returned or ())
+    return [plain(t) for t in (*outputs, *arguments) if isinstance(t, Tensor)]
+
+
+def copies(arguments: list[Any]) -> list[Any]:
+    return [plain(value) if isinstance(value, Tensor) else value for value in arguments]
+
+
+def tensors(arguments: list[Any]) -> list[int]:
+    return [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+
+
+def written(function: Callable[..., Any], arguments: list[Any]) -> list[int]:
+    """The places of the arguments that a call changes."""
+    after = copies(arguments)
+    function(*after)
+    return [place for place in tensors(arguments) if not torch.equal(after[place], arguments[place])]
+
+
+def relaid(arguments: list[Any], kinds: dict[int, str]) -> list[Any]:
+    return [LAYOUTS[kinds[place]](value) if place in kinds else value for place, value in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("primitive", ARGUMENTS)
+def test_what_is_read_may_lie_anyhow(name, primitive):
+    module = backend_of(name)
+    if not hasattr(module, primitive):
+        pytest.skip(f"{name} has no {primitive} of its own")
+    function, kinds = getattr(module, primitive), list(LAYOUTS)
+    for build in ARGUMENTS[primitive]:
+        read = [place for place in tensors(build(module)) if place not in written(function, build(module))]
+        for turn in range(len(kinds) if read else 0):
+            chosen = {place: kinds[(turn + 2 * place) % len(kinds)] for place in read}
+            given = relaid(build(module), chosen)
+            expected = run(function, copies(given))
+            for place, (got, want) in enumerate(zip(run(function, given), expected, strict=True)):
+                assert_close(got, want, TOLERANCE, f"{primitive}: {place}, {chosen}")
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("primitive", ARGUMENTS)
+def test_what_is_written_lies_well_or_is_refused(name, primitive):
+    module = backend_of(name)
+    if not hasattr(module, primitive):
+        pytest.skip(f"{name} has no {primitive} of its own")
+    function = getattr(module, primitive)
+    for build in ARGUMENTS[primitive]:
+        for place in written(function, build(module)):
+            for kind in LAYOUTS:
+                if kind == "overlapping rows" and (name == "reference" or primitive == "encoder_gradients"):
+                    continue  # PyTorch's in-place ops do not notice, but public ops refuse it
+                given = relaid(build(module), {place: kind})
+                fresh = copies(given)
+                with nullcontext() if kind == "at an offset" else suppress(ValueError, RuntimeError):
+                    got = run(function, given)
+                    assert not overlaps_itself(given[place]), f"{primitive}: argument {place} {kind}"
+                    for result, want in zip(got, run(function, fresh), strict=True):
+                        assert_close(result, want, TOLERANCE, f"{primitive}: argument {place} {kind}")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_tensor_argument_of_every_primitive_is_there(name):
+    module = backend_of(name)
+    for primitive in set(own_primitives(module)) - WITHOUT_TENSORS:
+        function = getattr(module, primitive)
+        wanted = set(tensor_arguments(function)) - OPAQUE
+        names = function.__code__.co_varnames
+        for build in ARGUMENTS[primitive][-1:]:
+            assert {names[place] for place in tensors(build(module))} == wanted, primitive
+
+
+def every_call(module: Any) -> None:
+    for primitive in set(own_primitives(module)) - WITHOUT_TENSORS:
+        for build in ARGUMENTS[primitive]:
+            getattr(module, primitive)(*build(module))
+
+
+def test_they_call_every_compiled_op():
+    module = backend_of("native")
+    with Calls() as calls:
+        every_call(module)
+        module.empty((2,), torch.float32, torch.device("cpu"))
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tide_native::")}
+    assert registered <= calls.names
+
+
+def test_they_launch_every_kernel(monkeypatch):
+    module = backend_of("triton")
+    from tide_kernels.triton import launch, specs
+
+    launched = set()
+    real = launch.launch
+
+    def recorded(kernel: Any, *rest: Any, **keywords: Any) -> None:
+        launched.add(kernel.__name__)
+        real(kernel, *rest, **keywords)
+
+    monkeypatch.setattr(launch, "launch", recorded)
+    every_call(module)
+    assert launched >= {record.kernel.__name__ for record in specs.collect()}
+
+
+def test_contiguous_tensors_are_not_copied():
+    backend_of("triton")
+    from tide_kernels import native
+    from tide_kernels.triton import launch
+
+    whole = torch.zeros(4, 6)
+    apart = whole[:, :5]
+    for prepare in (launch.contiguous, launch.rows_contiguous, launch.strided, native._whole_rows):
+        assert prepare(whole) is whole
+    for prepare in (launch.rows_contiguous, launch.strided, native._whole_rows):
+        assert prepare(apart) is apart
+    assert launch.strided(apart.T).data_ptr() == apart.data_ptr()
