@@ -60,7 +60,7 @@ class Adapter(ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.transformer: Any = pipe.transformer
+        self.transformer: Any = getattr(pipe.transformer, "_orig_mod", pipe.transformer)  # inside torch.compile
         self._signature = inspect.signature(type(self.transformer).forward)
 
     # -- blocks -------------------------------------------------------------------------------------------
@@ -165,9 +165,10 @@ class Adapter(ABC):
         the run is guided."""
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU."""
+        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU; the arguments are the
+        objects that the pipeline passed."""
         batch_size = len(self.arguments(args, kwargs)["hidden_states"])
-        return self.conditional_rows(batch_size, guidance.active)
+        return self.conditional_rows(batch_size, guidance.holds_both(batch_size))
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
@@ -316,6 +317,7 @@ def adapter_for(pipe: Any) -> Adapter:
     Raises :class:`~tide.errors.TideError` if none is registered for it.
     """
     transformer = getattr(pipe, "transformer", None)
+    transformer = getattr(transformer, "_orig_mod", transformer)
     for cls in type(transformer).__mro__:
         if cls in _ADAPTERS:
             return _ADAPTERS[cls](pipe)
