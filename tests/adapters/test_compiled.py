@@ -187,10 +187,14 @@ def test_an_adapter_made_before_compiling(images):
 
 def test_a_transformer_exchanged_inside_the_context_is_told_of():
     pipe = prepared(build_sd3_like_the_shared_one())
-    with pytest.warns(TideWarning, match="did not call the transformer that is tapped"):  # noqa: SIM117
+
+    def exchange_and_draw() -> None:
         with edit(pipe, None, STEER, block=BLOCK):
             pipe.transformer = prepared(build_sd3()).transformer
             draw("sd3", pipe=pipe)
+
+    with pytest.warns(TideWarning, match="did not call the transformer that is tapped"):
+        exchange_and_draw()
 
 
 def test_regional_compilation_of_diffusers():

@@ -103,9 +103,14 @@ def test_whatever_hooks_blocks_refuses(use):
 
 def test_a_cache_enabled_inside_the_context_is_refused_at_the_next_call():
     pipe = copied()
-    with pytest.raises(TideError, match="First Block Cache"), edit(pipe, None, STEER, block=BLOCK):
-        pipe.transformer.enable_cache(CACHES["First Block Cache"]())
-        draw("flux", pipe=pipe)
+
+    def enable_and_draw() -> None:
+        with edit(pipe, None, STEER, block=BLOCK):
+            pipe.transformer.enable_cache(CACHES["First Block Cache"]())
+            draw("flux", pipe=pipe)
+
+    with pytest.raises(TideError, match="First Block Cache"):
+        enable_and_draw()
     assert hooks_of(pipe) == 0
 
 
