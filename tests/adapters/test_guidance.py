@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, pipeline
 
+from tide.activations import collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.guidance import Guidance, is_running, watch_guidance
 from tide.editing import Steer, edit
@@ -295,6 +296,12 @@ def test_a_context_opened_in_the_middle_of_a_run(guidance):
     finally:
         opened.__exit__(None, None, None)
     assert not is_running(pipe)
+
+
+def test_a_run_without_any_row_of_a_prompt():
+    """DiT's class beyond the last stands for none."""
+    with pytest.raises(TideError, match="block 1 met no row of the prompts in this run"):
+        next(collect_sampling(adapter_for(pipeline("dit")), ["", ""], [1], n_steps=2))
 
 
 class _Pipe:

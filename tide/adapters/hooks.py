@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tide.adapters.base import Adapter, Block, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
@@ -95,7 +96,8 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     with watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None)
         stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
-        passes.install(stack)
+        stack.callback(passes.remove)
+        passes.install()
         yield
     if guidance.ran and resolved and not passes.n_passes:
         warnings.warn(
@@ -130,14 +132,20 @@ class _Passes:
     #: The tapped blocks that have yet to run in this pass.
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
+    handles: list[RemovableHandle] = field(default_factory=list)
 
-    def install(self, stack: ExitStack) -> None:
+    def install(self) -> None:
+        """Registers the hooks; :meth:`remove` takes away as many as there are, should an interrupt come between."""
         transformer = self.adapter.transformer
-        stack.callback(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True).remove)
+        self.handles.append(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True))
         for index in self.functions:
-            hook = partial(self.after_block, index)
-            stack.callback(self.adapter.hook_module(index, self.tensor).register_forward_hook(hook).remove)
-        stack.callback(transformer.register_forward_hook(self.after_pass).remove)
+            module = self.adapter.hook_module(index, self.tensor)
+            self.handles.append(module.register_forward_hook(partial(self.after_block, index)))
+        self.handles.append(transformer.register_forward_hook(self.after_pass))
+
+    def remove(self) -> None:
+        while self.handles:
+            self.handles.pop().remove()
 
     def before_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         adapter = self.adapter

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Stands in for no attribute (any more).
+_ENDED = object()
+
 
 @dataclass(eq=False)
 class _Listener:
@@ -26,7 +29,7 @@ class _StandIn:
     original: Any
     #: The object itself holds the original, rather than its class.
     own: bool
-    value: Any = None
+    value: Any = _ENDED
     n_users: int = 0
     listeners: list[_Listener] = field(default_factory=list)
 
@@ -94,6 +97,7 @@ def _used(owner: Any, name: str, make: Callable[[_StandIn], Any]) -> Iterator[_S
         stand_in.n_users -= 1
         if not stand_in.n_users:
             stand_in.put_back()
+            stand_in.value = _ENDED  # which refers to the stand-in, and so to the owner
             if _STAND_INS.get((id(owner), name)) is stand_in:
                 del _STAND_INS[id(owner), name]
 

@@ -133,6 +133,8 @@ def _record(
             _noised(adapter, args, size, steps, prompt)
         else:
             run(prompt)
+    if not timesteps:
+        raise TideError(f"the model met no row of the prompt {prompt!r}, so there is no target; give another prompt")
     return Target(torch.tensor(timesteps), torch.stack(values))
 
 
