@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Target,
         edit,
     )
-    from tide.errors import TideError
+    from tide.errors import TideError, TideWarning
     from tide.sae import TIDE, TIDEConfig
     from tide.training import TrainConfig, Trainer
 
@@ -34,6 +34,7 @@ _HOME = {
     "TIDE": "tide.sae",
     "TIDEConfig": "tide.sae",
     "TideError": "tide.errors",
+    "TideWarning": "tide.errors",
     "TrainConfig": "tide.training",
     "Trainer": "tide.training",
     "adapter_for": "tide.adapters",
@@ -73,6 +74,7 @@ __all__ = [
     "TIDEConfig",
     "Target",
     "TideError",
+    "TideWarning",
     "TrainConfig",
     "Trainer",
     "adapter_for",

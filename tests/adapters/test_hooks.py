@@ -104,7 +104,7 @@ def test_hooks_go_away_after_an_exception(alpha, where):
 
     def failing_use():
         with tap(adapter_for(alpha), {3: fail, 5: lambda x, call: None}):
-            assert n_hooks(alpha.transformer) == 3
+            assert n_hooks(alpha.transformer) == 4
             if where == "tap":
                 run(alpha)
             raise RuntimeError("inside")

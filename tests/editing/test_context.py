@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
 from edit_samples import BLOCK, SILENT, STEPS, N, Watch, assert_untouched, draw, hooks_of, make_sae, recorded
 
 import tide.editing.context as context
-from tide.adapters import adapter_for
+from tide.adapters import adapter_for, tap
 from tide.adapters.guidance import watch_guidance
 from tide.editing import Edit, Erase, Inject, Invert, Place, Replace, Scale, Steer, Target, edit
 from tide.editing.context import edited_activations
-from tide.errors import TideError
+from tide.errors import TideError, TideWarning
 
 # -- edits that change nothing ----------------------------------------------------------------------------------
 
@@ -28,7 +30,6 @@ NO_OPS = {
     "replaced not at all": (Replace(TARGET, 0.0), {}),
     "an empty mask": (EVERYTHING, {"tokens": torch.zeros(64, dtype=torch.bool)}),
     "an empty mask an image": (EVERYTHING, {"tokens": torch.zeros(1, 64, dtype=torch.bool)}),
-    "between two steps": (EVERYTHING, {"steps": (0.26, 0.49)}),
 }
 
 
@@ -40,9 +41,37 @@ def test_no_op_edits_are_bit_identical(alpha, sae, plain, name, guidance):
         assert torch.equal(draw(alpha, guidance=guidance), plain[guidance])
 
 
-def test_the_unconditional_branch_of_an_unguided_run_is_empty(alpha, sae, plain):
-    with edit(alpha, sae, EVERYTHING, branch="unconditional"):
-        assert torch.equal(draw(alpha), plain[1.0])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"branch": "unconditional"}, "its 4 calls of the block had no unconditional rows; a run without guidance has"),
+        ({"steps": (0.26, 0.49)}, "none of its 4 calls of the block was of the steps 0.26 to 0.49"),
+    ],
+    ids=["no such rows", "between two steps"],
+)
+def test_an_edit_that_meets_nothing_says_why_when_it_ends(alpha, sae, plain, options, reason):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with edit(alpha, sae, EVERYTHING, **options) as met:
+            assert torch.equal(draw(alpha), plain[1.0])
+            assert not [w for w in told if w.category is TideWarning]
+    (warning,) = [w for w in told if w.category is TideWarning]
+    assert f"the pipeline ran and nothing was edited: {reason}" in str(warning.message)
+    assert warning.filename == __file__
+    assert (met.rows, met.calls) == (0, STEPS)
+
+
+def test_nothing_is_said_of_runs_that_met_rows_that_raised_or_that_were_not_made(alpha, sae):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TideWarning)
+        with edit(alpha, sae, EVERYTHING, steps=(0.26, 0.49)), tap(adapter_for(alpha), {1: lambda x, call: None}):
+            pass
+        with edit(alpha, sae, EVERYTHING, tokens=torch.zeros(64, dtype=torch.bool)):
+            draw(alpha, n_steps=2)
+        with pytest.raises(RuntimeError, match="mine"), edit(alpha, sae, EVERYTHING, branch="unconditional"):
+            raise RuntimeError("mine", draw(alpha, n_steps=2))
+        with edit(alpha, sae, EVERYTHING), pytest.raises(ValueError, match="height"):
+            draw(alpha, height=63)
 
 
 @pytest.mark.parametrize("change", [EVERYTHING, Erase(top_k=3), Invert(top_k=3), Inject(TARGET), Replace(TARGET, 0.5)])
@@ -142,6 +171,7 @@ def test_a_token_mask_changes_only_those_tokens_of_the_block(alpha, sae):
 @pytest.mark.parametrize("per_prompt", [1, 2])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.filterwarnings("ignore::tide.TideWarning")
 def test_branches(alpha, sae, branch, per_prompt, guidance, masked):
     """Rows of a call are [unconditional images, conditional images], or conditional ones alone; a mask an image goes
     by the images' order, each prompt's one after the other."""

@@ -310,7 +310,9 @@ class _Trajectory:
             steps.append(batch)
 
     def batch(self, index: int, paired: bool, dtype: torch.dtype | None) -> ActivationBatch:
-        steps = self.steps.pop(index)
+        steps = self.steps.pop(index, None)
+        if steps is None:
+            raise TideError(f"block {index} met no row of the prompts in this run; give prompts that are not empty")
         whole = ActivationBatch.cat(steps)
         if paired:
             n = len(steps[0])

@@ -172,9 +172,10 @@ class Adapter(ABC):
         the run is guided."""
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU."""
+        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU; the arguments are the
+        objects that the pipeline passed."""
         batch_size = len(self.arguments(args, kwargs)["hidden_states"])
-        return self.conditional_rows(batch_size, guidance.active)
+        return self.conditional_rows(batch_size, guidance.holds_both(batch_size))
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tide.adapters.adaln import SIXTHS, copied_modulation
 from tide.adapters.base import Adapter, Block, Chunk, Text, halves, register
 from tide.adapters.guidance import Guidance
+from tide.adapters.standins import listened
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -149,17 +150,5 @@ class DiTAdapter(Adapter):
 def _decoded(vae: Any) -> Iterator[list[Tensor]]:
     """Keeps the latents that ``vae`` decodes: this pipeline cannot return them."""
     latents: list[Tensor] = []
-    decode, replaced = vae.decode, vars(vae).get("decode")
-
-    def listening(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        latents.append(z)
-        return decode(z, *args, **kwargs)
-
-    vae.decode = listening
-    try:
+    with listened(vae, "decode", before=lambda z, *_, **__: latents.append(z)):
         yield latents
-    finally:
-        if replaced is None:
-            del vae.decode
-        else:
-            vae.decode = replaced

@@ -107,11 +107,17 @@ class FluxAdapter(JointAdapter):
         return torch.ones(batch_size, dtype=torch.bool)
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """All rows, or none in a call on the second text that this run encoded, which is the negative prompt."""
+        """All rows, or none in a call on the second text that this run encoded, which is the negative prompt. A text
+        that it did not encode is the prompt's: callbacks may exchange it, and no other."""
         arguments = self.arguments(args, kwargs)
         text = arguments["encoder_hidden_states"]
-        place = next((i for i, (embeds, *_) in enumerate(guidance.texts) if embeds is text), 0)
-        return torch.full((len(arguments["hidden_states"]),), place == 0)
+        places = [i for i, (embeds, *_) in enumerate(guidance.texts) if embeds is text]
+        if len(places) > 1:
+            raise TideError(
+                "prompt_embeds and negative_prompt_embeds are one and the same tensor, so which call is the prompt's "
+                "is not known; pass a clone of one of them"
+            )
+        return torch.full((len(arguments["hidden_states"]),), places in ([], [0]))
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:

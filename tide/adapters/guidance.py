@@ -1,63 +1,119 @@
-"""Whether a pipeline's run is guided, and by which texts, read from the pipeline itself rather than guessed from its
-batches."""
+"""Whether a call of the transformer is guided, and by which texts, read from what the pipeline does in this very run
+rather than guessed from its batches."""
 
 from __future__ import annotations
 
-import functools
 import inspect
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
+
+from tide.adapters.standins import listened
+from tide.errors import TideError
 
 
 @dataclass
 class Guidance:
-    """What the pipeline said of its run when it encoded its prompts.
+    """What was heard of the run that ``pipe`` is making.
 
-    ``active`` is True while it runs with classifier-free guidance in one batch. ``texts`` are the results of
-    ``encode_prompt`` for this run, in order, for pipelines that call the transformer once for the prompt and once for
-    the negative prompt. ``started`` is True once the transformer has run: what is encoded then belongs to a new run.
+    ``active`` is True if the prompts were encoded for classifier-free guidance in one batch. ``texts`` are the results
+    of ``encode_prompt`` for this run, in order. ``started`` is True once the transformer has run: what is encoded then
+    belongs to a new run. ``in_run`` tells texts that the pipeline encoded for its run from those that a caller did,
+    ``ran`` that there was such a run.
     """
 
+    pipe: Any
     active: bool = False
     texts: list[Any] = field(default_factory=list)
     started: bool = False
+    in_run: bool = False
+    ran: bool = False
+
+    def new_run(self, *_: Any, **__: Any) -> None:
+        self.texts, self.active, self.started = [], False, False
+
+    def encoding(self, bound: inspect.BoundArguments) -> None:
+        if self.started:
+            self.new_run()
+        self.in_run = is_running(self.pipe)
+        bound.apply_defaults()
+        self.active = bool(bound.arguments.get("do_classifier_free_guidance", False))
+
+    def encoded(self, text: Any) -> None:
+        self.texts.append(text)
+        self.ran |= self.in_run
+
+    def holds_both(self, n_rows: int) -> bool:
+        """Whether a call of ``n_rows`` holds both kinds of rows, the prompts' and the negative prompts'. Outside of the
+        pipeline's runs, only where the caller encoded for guidance.
+
+        Raises :class:`~tide.errors.TideError` where the pipeline's run leaves it open.
+        """
+        if not is_running(self.pipe):
+            n_prompts = 0 if self.in_run or not self.active else self.n_prompts or 1
+            return n_prompts > 0 and n_rows % (2 * n_prompts) == 0
+        if not hasattr(self.pipe, "encode_prompt"):
+            return False
+        now = getattr(self.pipe, "do_classifier_free_guidance", None)  # callbacks may change it
+        if not self.texts and now is not False:
+            raise TideError(
+                "this run of the pipeline was not heard from its beginning, so which rows are the prompts' is not "
+                "known; open the context before the pipeline is called"
+            )
+        guided = self.active if now is None else bool(now)
+        return guided if self.n_prompts is None else self._by_count(n_rows, self.n_prompts, guided, now is None)
+
+    def _by_count(self, n_rows: int, n_prompts: int, guided: bool, only_said: bool) -> bool:
+        if n_rows == 2 * n_prompts and (guided or self.active):
+            return True
+        if n_rows == n_prompts and (not guided or only_said):
+            return guided
+        raise TideError(
+            f"a call with {n_rows} rows in a run {'with' if guided else 'without'} guidance that encoded {n_prompts} "
+            "prompts leaves open which rows are the prompts'; let it hold a row for each prompt, or two under guidance"
+        )
+
+    @property
+    def n_prompts(self) -> int | None:
+        """Images of the run: rows of the prompts' embeddings, which pipelines of diffusers return first."""
+        text = self.texts[-1] if self.texts else None
+        return len(text[0]) if isinstance(text, tuple | list) and isinstance(text[0], Tensor) else None
+
+
+def is_running(pipe: Any) -> bool:
+    """Whether this is called from inside a run of a pipeline of this class, as from its callbacks and hooks."""
+    calls = {
+        getattr(inspect.unwrap(vars(cls)["__call__"]), "__code__", None)
+        for cls in type(pipe).__mro__
+        if "__call__" in vars(cls)
+    }
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code not in calls:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 @contextmanager
 def watch_guidance(pipe: Any) -> Iterator[Guidance]:
-    """Listens to ``pipe.encode_prompt``, which every run calls first and tells whether it is guided.
+    """Listens to the pipeline's ``check_inputs``, with which a run begins, and ``encode_prompt``, which every run calls
+    and, but for the families that guide by calls of their own, tells whether it is guided.
 
-    Contexts may be nested: each listens through the one around it, and puts back what it found. A pipeline without
-    the method, or one that does not say, is taken as unguided.
+    Any number of contexts may listen, and end in any order. A pipeline without ``encode_prompt``, or one that does
+    not say, is taken as unguided.
     """
-    guidance = Guidance()
-    original = getattr(pipe, "encode_prompt", None)
-    if original is None:
-        yield guidance
-        return
-    signature = inspect.signature(original)
-    says = "do_classifier_free_guidance" in signature.parameters
-    replaced = vars(pipe).get("encode_prompt")  # None where the class's own method shows
+    guidance = Guidance(pipe)
+    with ExitStack() as stack:
+        if hasattr(pipe, "check_inputs"):
+            stack.enter_context(listened(pipe, "check_inputs", before=guidance.new_run))
+        if hasattr(pipe, "encode_prompt"):
+            signature = inspect.signature(pipe.encode_prompt)
 
-    @functools.wraps(original)  # the signature too, for a context inside this one
-    def listening(*args: Any, **kwargs: Any) -> Any:
-        if guidance.started:
-            guidance.texts, guidance.started = [], False
-        if says:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            guidance.active = bool(bound.arguments["do_classifier_free_guidance"])
-        text = original(*args, **kwargs)
-        guidance.texts.append(text)
-        return text
+            def encoding(*args: Any, **kwargs: Any) -> None:
+                guidance.encoding(signature.bind(*args, **kwargs))
 
-    pipe.encode_prompt = listening
-    try:
+            stack.enter_context(listened(pipe, "encode_prompt", before=encoding, after=guidance.encoded))
         yield guidance
-    finally:
-        if replaced is None:
-            del pipe.encode_prompt
-        else:
-            pipe.encode_prompt = replaced

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tide.adapters.base import Adapter, Block, TokenView, check_tensor
-from tide.adapters.guidance import watch_guidance
-from tide.errors import TideError
+from tide.adapters.compiled import eagerly
+from tide.adapters.guidance import Guidance, watch_guidance
+from tide.adapters.skips import check_nothing_skips
+from tide.errors import TideError, TideWarning
 
 
 @dataclass(frozen=True)
@@ -76,56 +81,111 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     A returned tensor, of the same shape, replaces the image tokens (in the output's dtype). None passes on
     the very output object that the block made. With ``stop_after`` the pass ends by an exception once the
     last tapped block has run: use :func:`run_until`. Hooks are removed when the context closes, however it
-    closes.
+    closes and whatever other contexts are still open.
+
+    A transformer that torch.compile has compiled runs eagerly meanwhile: compiled code does not look for hooks. Raises
+    :class:`~tide.errors.TideError` if something skips blocks (the caches of diffusers, see
+    :mod:`tide.adapters.skips`), also where that shows during a pass only; warns (:class:`~tide.errors.TideWarning`) if
+    the pipeline ran and never called this transformer.
     """
     check_tensor(tensor)
+    resolved = _resolved(adapter, taps)
+    if stop_after and not resolved:
+        raise TideError("no block to stop after; name at least one")
+    check_nothing_skips(adapter.transformer)
+    with watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
+        passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None)
+        stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
+        stack.callback(passes.remove)
+        passes.install()
+        yield
+    if guidance.ran and resolved and not passes.n_passes:
+        warnings.warn(
+            "the pipeline ran and did not call the transformer that is tapped; was pipe.transformer replaced?",
+            TideWarning,
+            stacklevel=3,
+        )
+
+
+def _resolved(adapter: Adapter, taps: Taps) -> dict[int, Tap]:
     resolved: dict[int, Tap] = {}
     for block, function in taps.items():
         index = adapter.resolve_block(block)
         if index in resolved:
             raise TideError(f"block {index} is tapped twice; give each block one function")
         resolved[index] = function
-    if stop_after and not resolved:
-        raise TideError("no block to stop after; name at least one")
-    last = max(resolved) if stop_after else None
-    calls: dict[int, Call] = {}
-    view: TokenView = adapter
+    return resolved
 
-    def before_transformer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal view
+
+@dataclass
+class _Passes:
+    """The hooks of one :func:`tap`, and what they know of the pass that is being made."""
+
+    adapter: Adapter
+    functions: dict[int, Tap]
+    tensor: str
+    guidance: Guidance
+    last: int | None
+    view: TokenView | None = None
+    #: Of the pass being made: tapped block -> its call; empty between passes.
+    calls: dict[int, Call] = field(default_factory=dict)
+    #: The tapped blocks that have yet to run in this pass.
+    awaited: set[int] = field(default_factory=set)
+    n_passes: int = 0
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def install(self) -> None:
+        """Registers the hooks; :meth:`remove` takes away as many as there are, should an interrupt come between."""
+        transformer = self.adapter.transformer
+        self.handles.append(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True))
+        for index in self.functions:
+            module = self.adapter.hook_module(index, self.tensor)
+            self.handles.append(module.register_forward_hook(partial(self.after_block, index)))
+        self.handles.append(transformer.register_forward_hook(self.after_pass))
+
+    def remove(self) -> None:
+        while self.handles:
+            self.handles.pop().remove()
+
+    def before_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        adapter = self.adapter
+        check_nothing_skips(adapter.transformer)
+        conditional = adapter.conditional_of(args, kwargs, self.guidance)
         args, kwargs = _where_it_runs(adapter.transformer, args, kwargs)
-        view = adapter.token_view(args, kwargs)
+        self.view = adapter.token_view(args, kwargs)
         timestep = adapter.timestep_of(args, kwargs)
-        conditional = adapter.conditional_of(args, kwargs, guidance)
-        for index, conditioning in adapter.conditioning_of_blocks(resolved, args, kwargs).items():
-            calls[index] = Call(timestep, conditioning, conditional)
-        guidance.started = True
+        self.calls = {
+            index: Call(timestep, conditioning, conditional)
+            for index, conditioning in adapter.conditioning_of_blocks(self.functions, args, kwargs).items()
+        }
+        self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())
+        self.guidance.started = True
+        self.n_passes += 1
 
-    def after_block(index: int, function: Tap, output: Any) -> Any:
-        if index not in calls:
+    def after_block(self, index: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if index not in self.calls or self.view is None:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
-        tokens = view.image_tokens(output, tensor)
-        replacement = function(tokens, calls[index])
+        self.awaited.discard(index)
+        tokens = self.view.image_tokens(output, self.tensor)
+        replacement = self.functions[index](tokens, self.calls[index])
         if replacement is not None:
             if replacement.shape != tokens.shape:
                 raise TideError(
                     f"the replacement for block {index} has shape {list(replacement.shape)}; "
                     f"its tokens have {list(tokens.shape)}"
                 )
-            output = view.with_image_tokens(output, replacement.to(tokens), tensor)
-        if index == last:
+            output = self.view.with_image_tokens(output, replacement.to(tokens), self.tensor)
+        if index == self.last:
             raise _Stopped
         return None if replacement is None else output
 
-    with watch_guidance(adapter.pipe) as guidance, ExitStack() as hooks:
-        handle = adapter.transformer.register_forward_pre_hook(before_transformer, with_kwargs=True)
-        hooks.callback(handle.remove)
-        for index, function in resolved.items():
-            handle = adapter.hook_module(index, tensor).register_forward_hook(
-                lambda _module, _args, output, index=index, function=function: after_block(index, function, output)
+    def after_pass(self, *_: Any) -> None:
+        self.calls = {}
+        if self.awaited:
+            raise TideError(
+                f"block {min(self.awaited)} did not run in a call of the transformer, or ran where hooks are not "
+                "called; take off what caches, skips or compiles its blocks"
             )
-            hooks.callback(handle.remove)
-        yield
 
 
 def run_until(adapter: Adapter, taps: Taps, run: Callable[[], Any], tensor: str = "output") -> None:

@@ -115,8 +115,10 @@ def run(args: argparse.Namespace) -> None:
             renormalise=args.renormalise,
         ) as met:
             after.append(_draw(adapter, args, size))
-        if not met.rows:
-            raise TideError(f"this pipeline's calls have no {args.branch} rows at these steps; choose another --branch")
+            if not met.rows:
+                raise TideError(
+                    f"this pipeline's calls have no {args.branch} rows at these steps; choose another --branch"
+                )
     out, names = Path(args.out), [name for name, _, _ in variants]
     moved = [float(np.abs(np.asarray(before, float) - np.asarray(image, float)).mean()) for image in after]
     common.save_image(before, out / "before.png")

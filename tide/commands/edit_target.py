@@ -17,8 +17,8 @@ from tide.activations.data import to_tensor
 from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.commands import common
 from tide.editing import Contrast, Edit, Keep, Replace, ScaleTarget, Target
-from tide.editing.context import step_range
 from tide.editing.masks import token_mask
+from tide.editing.progress import is_within, step_range
 from tide.editing.record import record_contrast
 from tide.editing.target_file import load_target, save_target
 from tide.errors import TideError
@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
 
 def _check_steps(steps: tuple[float, float], n_steps: int) -> None:
     first, last = step_range(steps)
-    if not any(first <= step / n_steps < last for step in range(n_steps)):
+    if not any(is_within(step, n_steps, (first, last)) for step in range(n_steps)):
         raise TideError(
             f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
             "apart or more"
@@ -133,6 +133,8 @@ def _record(
             _noised(adapter, args, size, steps, prompt)
         else:
             run(prompt)
+    if not timesteps:
+        raise TideError(f"the model met no row of the prompt {prompt!r}, so there is no target; give another prompt")
     return Target(torch.tensor(timesteps), torch.stack(values))
 
 

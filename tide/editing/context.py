@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
 from tide.editing.edits import Branch, Edit, Place, check_map, renormalise
-from tide.errors import TideError
+from tide.editing.progress import is_within, run_position, step_range
+from tide.errors import TideError, TideWarning
 from tide.sae.model import TIDE
 
 #: Elements of the dense latents of one chunk of tokens (256 MB in float32), so that 4096 tokens and n = 73728 fit.
@@ -81,25 +83,22 @@ class SteerTowards(Steer):
 
 @dataclass
 class Met:
-    """How many rows of the transformer's calls were of the edit's steps and branch: none, and nothing was edited."""
+    """How many rows of the transformer's calls were of the edit's steps and branch: none, and nothing was edited.
+
+    ``calls`` are those in which the block ran, ``in_steps`` those of them that belong to the steps.
+    """
 
     rows: int = 0
+    calls: int = 0
+    in_steps: int = 0
 
-
-def step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
-    """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` for what is none."""
-    if steps is None:
-        return 0.0, 1.0
-    first, last = steps
-    if not 0 <= first < last <= 1:
-        raise TideError(f"steps = {steps} must be two fractions of the sampling run, 0 <= first < last <= 1")
-    return float(first), float(last)
-
-
-def _progress(pipe: Any, timestep: float) -> float:
-    """How far the sampling run is, 0 at its first step and below 1 at its last, by the scheduler's own timesteps."""
-    schedule = pipe.scheduler.timesteps.float().cpu()
-    return float((schedule - timestep).abs().argmin()) / len(schedule)
+    def reason(self, steps: tuple[float, float], branch: Branch) -> str:
+        """Why there were no rows."""
+        calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"
+        if not self.in_steps:
+            return f"none of its {calls} of the block was of the steps {steps[0]:g} to {steps[1]:g}"
+        hint = "; a run without guidance has none" if branch == "unconditional" else ""
+        return f"its {calls} of the block had no {branch} rows{hint}"
 
 
 def edited_activations(
@@ -146,20 +145,24 @@ def edit(
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
         change: an :class:`~tide.editing.edits.Edit`, or :class:`Steer`.
         block: where to edit; by default the block the SAE was trained on.
-        steps: part of the sampling run, as fractions of its steps, the first included and the last not; ``None`` is
-            all of it.
+        steps: part of the sampling run, as fractions of the steps that it makes (from an image, fewer than were asked
+            for; of a second-order scheduler, steps of two calls), the first included and the last not; ``None`` is all
+            of it.
         tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of the batch (of each prompt
             ``num_images_per_prompt``, one after the other): edit only these image tokens.
         branch: the rows of classifier-free guidance to edit. A run without guidance has conditional rows only.
         renormalise: keep each token's latent norm (eqs 9, 19).
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
-    the transformer at once. Raises :class:`~tide.errors.TideError` for features out of range, a target of another
+    the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
+    (:class:`~tide.errors.TideWarning`) at the end if the pipeline ran and no row was of these steps and this branch.
+    Raises :class:`~tide.errors.TideError` for features out of range, a target of another
     SAE, steps outside the run, or an SAE of another width, family or block; and, once the pipeline runs and the size
-    of the image is known, for a mask or a map of another size.
+    of the image is known, for a mask or a map of another size; for caches that skip blocks; and where a call's rows
+    cannot be told apart.
     """
     adapter = adapter_for(pipe)
-    first, last = step_range(steps)
+    part = step_range(steps)
     if branch not in ("conditional", "unconditional", "both"):
         raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
     if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
@@ -178,8 +181,10 @@ def edit(
     met = Met()
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
-        if not first <= _progress(pipe, float(call.timestep[0])) < last:
+        met.calls += 1
+        if steps is not None and not is_within(*run_position(pipe.scheduler, float(call.timestep[0])), part):
             return None
+        met.in_steps += 1
         image, rows = _images_and_rows(call.conditional, branch)
         met.rows += int(rows.sum())
         mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
@@ -187,6 +192,8 @@ def edit(
 
     with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
         yield met
+    if met.calls and not met.rows:
+        warnings.warn(f"the pipeline ran and nothing was edited: {met.reason(part, branch)}", TideWarning, stacklevel=3)
 
 
 def _tensor(sae: TIDE | None) -> str:

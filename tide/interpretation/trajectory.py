@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.adapters import Adapter, Call, of_prompt, tap
+from tide.adapters.standins import listened
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes, inference
 
@@ -53,24 +54,13 @@ class Change(NamedTuple):
     mse: Tensor
 
 
-@contextmanager
-def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> Iterator[None]:
+def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
     """Shows ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
-    scheduler = adapter.pipe.scheduler
-    step, replaced = scheduler.step, vars(scheduler).get("step")
 
-    def listening(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
         keep(model_output, timestep, sample)
-        return step(model_output, timestep, sample, *args, **kwargs)
 
-    scheduler.step = listening
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del scheduler.step
-        else:
-            scheduler.step = replaced
+    return listened(adapter.pipe.scheduler, "step", before=before)
 
 
 @torch.no_grad()

@@ -1,0 +1,64 @@
+"""What makes a transformer skip blocks, or hand out something else than they compute: it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tide.errors import TideError
+
+#: Hooks of diffusers by the module that defines them, under which a block's output is not what the block computes.
+SKIPPING = {
+    "context_parallel": "context parallelism",
+    "faster_cache": "FasterCache",
+    "first_block_cache": "First Block Cache",
+    "layer_skip": "a skip of layers",
+    "mag_cache": "MagCache",
+    "pyramid_attention_broadcast": "Pyramid Attention Broadcast",
+    "sea_cache": "SeaCache",
+    "taylorseer_cache": "TaylorSeer",
+    "text_kv_cache": "a cache of the text's keys and values",
+}
+#: Hooks under which every block still computes its own output: they move or cast weights, or change an attention.
+HARMLESS = ("group_offloading", "layerwise_casting", "smoothed_energy_guidance_utils")
+
+
+def check_nothing_skips(transformer: nn.Module) -> None:
+    """Raises :class:`~tide.errors.TideError` if hooks of diffusers that skip or replace outputs are in place, anywhere
+    in the transformer and however they came there."""
+    found = {
+        name: what
+        for module in transformer.modules()
+        for name, hook in _hooks(module).items()
+        if (what := _skipping(hook)) is not None
+    }
+    if found:
+        which = " and ".join(dict.fromkeys(found.values()))
+        raise TideError(
+            f"the transformer runs with {which}, so a block does not compute its own output in every call; "
+            f"call {_remedy(transformer, list(found))} first"
+        )
+
+
+def _hooks(module: nn.Module) -> dict[str, Any]:
+    registry = vars(module).get("_diffusers_hook")
+    return {} if registry is None else registry.hooks
+
+
+def _skipping(hook: Any) -> str | None:
+    """What the hook belongs to, if that may skip or replace outputs; an unknown hook that could is named itself."""
+    for cls in type(hook).__mro__:
+        home = cls.__module__.rpartition(".")[2] if cls.__module__.startswith("diffusers.hooks.") else ""
+        if home in SKIPPING:
+            return SKIPPING[home]
+        if home in HARMLESS:
+            return None
+    replaces = hasattr(hook, "new_forward") or getattr(hook, "_is_stateful", False)
+    return f"the hook {type(hook).__name__}" if replaces else None
+
+
+def _remedy(transformer: Any, names: list[str]) -> str:
+    if getattr(transformer, "is_cache_enabled", False):
+        return "pipe.transformer.disable_cache()"
+    return f"HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook(name) for each of {names}"

@@ -1,0 +1,129 @@
+"""Attributes of objects that are not ours, replaced for a while and put back, whatever the order in which uses end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Stands in for no attribute (any more).
+_ENDED = object()
+
+
+@dataclass(eq=False)
+class _Listener:
+    """What is told of a call: its arguments before it, its result after it."""
+
+    before: Callable[..., None] | None
+    after: Callable[[Any], None] | None
+
+
+@dataclass(eq=False)
+class _StandIn:
+    """What stands in an attribute's place for as long as it has users."""
+
+    owner: Any
+    name: str
+    original: Any
+    #: The object itself holds the original, rather than its class.
+    own: bool
+    value: Any = _ENDED
+    n_users: int = 0
+    listeners: list[_Listener] = field(default_factory=list)
+
+    @property
+    def in_place(self) -> bool:
+        return self.name in vars(self.owner) and vars(self.owner)[self.name] is self.value
+
+    def put_back(self) -> None:
+        """Unless someone else has replaced the attribute meanwhile: theirs stays."""
+        if not self.in_place:
+            return
+        if self.own:
+            setattr(self.owner, self.name, self.original)
+        else:
+            delattr(self.owner, self.name)
+
+    def listening(self) -> Callable[..., Any]:
+        """The original, which tells the listeners of each call; its signature can still be inspected."""
+
+        @functools.wraps(self.original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for listener in list(self.listeners):
+                if listener.before is not None:
+                    listener.before(*args, **kwargs)
+            result = self.original(*args, **kwargs)
+            for listener in list(self.listeners):
+                if listener.after is not None:
+                    listener.after(result)
+            return result
+
+        return call
+
+
+#: By owner and name, the newest one of each.
+_STAND_INS: dict[tuple[int, str], _StandIn] = {}
+
+
+def _current(owner: Any, name: str) -> _StandIn | None:
+    """The stand-in that is in place now."""
+    found = _STAND_INS.get((id(owner), name))
+    return found if found is not None and found.in_place else None
+
+
+def beneath(owner: Any, name: str) -> Any:
+    """What the object itself holds as ``name``, or held before a stand-in took its place; None where it has nothing."""
+    found = _current(owner, name)
+    if found is not None:
+        return found.original if found.own else None
+    return vars(owner).get(name)
+
+
+@contextmanager
+def _used(owner: Any, name: str, make: Callable[[_StandIn], Any]) -> Iterator[_StandIn]:
+    stand_in = _current(owner, name)
+    if stand_in is None:
+        stand_in = _StandIn(owner, name, getattr(owner, name), name in vars(owner))
+        stand_in.value = make(stand_in)
+        _STAND_INS[id(owner), name] = stand_in
+    stand_in.n_users += 1
+    try:
+        if stand_in.n_users == 1:
+            setattr(owner, name, stand_in.value)
+        yield stand_in
+    finally:
+        stand_in.n_users -= 1
+        if not stand_in.n_users:
+            stand_in.put_back()
+            stand_in.value = _ENDED  # which refers to the stand-in, and so to the owner
+            if _STAND_INS.get((id(owner), name)) is stand_in:
+                del _STAND_INS[id(owner), name]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While open, ``owner.name`` is ``value``. Of uses that overlap the first one's value stands until the last one
+    ends."""
+    with _used(owner, name, lambda _: value):
+        yield
+
+
+@contextmanager
+def listened(
+    owner: Any,
+    name: str,
+    *,
+    before: Callable[..., None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> Iterator[None]:
+    """While open, every call of the method ``owner.name`` is told to ``before`` (its arguments) and to ``after`` (its
+    result). Uses may overlap in any way."""
+    listener = _Listener(before, after)
+    with _used(owner, name, _StandIn.listening) as stand_in:
+        stand_in.listeners.append(listener)
+        try:
+            yield
+        finally:
+            stand_in.listeners.remove(listener)

@@ -1,0 +1,61 @@
+"""How far a sampling run is, by the steps that it really makes, and which part of a run is asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+
+#: Fractions this close are the same: 1 - 1/3 and 2/3 differ in their last bit.
+ROUNDING = 1e-9
+#: By how much of the largest timestep a call's may differ from the scheduler's: bfloat16 keeps 8 bits.
+HALF_PRECISION = 2**-7
+
+
+def step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
+    """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` for what is none."""
+    if steps is None:
+        return 0.0, 1.0
+    first, last = steps
+    if not 0 <= first < last <= 1:
+        raise TideError(f"steps = {steps} must be two fractions of the sampling run, 0 <= first < last <= 1")
+    return float(first), float(last)
+
+
+def is_within(step: int, n_steps: int, part: tuple[float, float]) -> bool:
+    """Whether step ``step`` of ``n_steps``, counted from 0, is in the ``part`` of the run: first <= step / n_steps <
+    last."""
+    first, last = part
+    return first - ROUNDING <= step / n_steps < last - ROUNDING
+
+
+def run_position(scheduler: Any, timestep: float) -> tuple[int, int]:
+    """(step, number of steps) of a call at ``timestep`` in the run that the scheduler is set to.
+
+    The run begins where the scheduler was told to begin (image to image leaves out the noisiest steps). A scheduler of
+    second order is called twice in each step but the last one, at timesteps that it may repeat: calls are counted by
+    the scheduler's own index. A call at another timestep than the one that is due, outside of a run, has the step whose
+    timestep is nearest.
+    """
+    begin = getattr(scheduler, "begin_index", None) or 0
+    run = torch.as_tensor(scheduler.timesteps).float().cpu()[begin:]
+    n_calls, order = len(run), int(getattr(scheduler, "order", 1))
+    call = _due(scheduler, begin)
+    if call is None or not 0 <= call < n_calls or not _is_near(run, call, timestep):
+        call = int((run - timestep).abs().argmin())
+    return call // order, math.ceil(n_calls / order)
+
+
+def _due(scheduler: Any, begin: int) -> int | None:
+    """How many calls of the run the scheduler has stepped over, where it counts them."""
+    if hasattr(scheduler, "step_index"):
+        return 0 if scheduler.step_index is None else scheduler.step_index - begin
+    return getattr(scheduler, "counter", None)  # PNDM, which repeats a timestep, too
+
+
+def _is_near(run: Tensor, call: int, timestep: float) -> bool:
+    return abs(float(run[call]) - timestep) <= HALF_PRECISION * float(run.abs().max())
