@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from store_batches import INFO, batch_of, check_rows, write
 
 import tide.activations.writer as writer_module
 from tide.activations.batch import ActivationBatch
@@ -22,46 +23,6 @@ from tide.activations.store import ActivationStore
 from tide.activations.writer import StoreWriter, estimate_bytes
 from tide.adapters import adapter_for
 from tide.errors import TideError
-
-INFO = {"block": 6, "tensor": "output"}
-
-
-def batch_of(sample: int, n: int = 40, *, paired: bool = True, conditioned: bool = True, **kwargs) -> ActivationBatch:
-    """Row x = [sample, token, timestep]; two timesteps in turn."""
-    timestep = torch.tensor([100.0 + sample, 50.0 + sample])
-    group = torch.arange(n, dtype=torch.int32) % 2
-    token = torch.arange(n, dtype=torch.int32) // 2
-    whose = torch.full((n,), sample)
-    return ActivationBatch(
-        **{
-            "x": torch.stack([whose, token, timestep[group.long()]], 1).float(),
-            "timestep": timestep,
-            "group": group,
-            "conditioning": torch.stack([timestep, -timestep], 1) if conditioned else None,
-            "sample": whose,
-            "token": token,
-            "paired": paired,
-            **kwargs,
-        }
-    )
-
-
-def check_rows(batch: ActivationBatch) -> None:
-    timestep = batch.timestep[batch.group.long()]
-    assert torch.equal(batch.x, torch.stack([batch.sample, batch.token, timestep], 1))
-    if batch.conditioning is not None:
-        assert torch.equal(batch.conditioning[batch.group.long()], torch.stack([timestep, -timestep], 1))
-    if batch.paired:
-        assert torch.equal(batch.x[::2, :2], batch.x[1::2, :2])
-        assert torch.equal(timestep[::2], timestep[1::2] + 50)
-
-
-def write(path: Path, n_samples: int = 6, *, shard_bytes: int = 3000, start: int = 0, n: int = 40, **kwargs) -> Path:
-    batch_options = {name: kwargs.pop(name) for name in ("paired", "conditioned") if name in kwargs}
-    with StoreWriter(path, info=INFO, shard_bytes=shard_bytes, **kwargs) as writer:
-        for sample in range(start, n_samples):
-            writer.add(batch_of(sample, n, **batch_options))
-    return path
 
 
 def rows_of(batches) -> torch.Tensor:

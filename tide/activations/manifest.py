@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -18,6 +19,9 @@ from tide.files.tensors import is_finite
 
 FORMAT: Literal["tide-activations/1"] = "tide-activations/1"
 MANIFEST = "manifest.json"
+#: The tensor of a shard that holds, as JSON, what its samples are. No metadata: a second entry of these comes out in
+#: a random order, and equal shards are equal bits.
+SAMPLES = "samples"
 SHARD = "shard-{:05d}.safetensors"
 _SHARD_NAME = re.compile(r"shard-([0-9]{5,9})\.safetensors")
 _REMEDY = "go on with `tide collect --resume`, which collects it anew, or copy the whole folder again"
@@ -148,8 +152,10 @@ def _header_fault(file: Any, manifest: Manifest, shard: Shard) -> str | None:
     }
     if manifest["d_conditioning"]:
         wanted["conditioning"] = ([groups, manifest["d_conditioning"]], "F32")
-    if different := wanted.keys() ^ set(file.keys()):
+    if different := wanted.keys() ^ (set(file.keys()) - {SAMPLES}):
         return f"tensor {sorted(different)[0]} is {'missing' if different & wanted.keys() else 'foreign'}"
+    if SAMPLES in file.keys():
+        wanted[SAMPLES] = (file.get_slice(SAMPLES).get_shape()[:1], "U8")
     for name, (shape, dtype) in wanted.items():
         found = file.get_slice(name)
         if found.get_shape() != shape or found.get_dtype() != dtype:
@@ -201,9 +207,17 @@ def places(sample: Tensor) -> Tensor:
     return torch.where(sample < 0, -1 - sample, sample)
 
 
+def encoded(samples: Sequence[Sample]) -> Tensor:
+    """What a shard records of its samples: JSON, as uint8."""
+    return torch.tensor(list(json.dumps([list(sample) for sample in samples]).encode()), dtype=torch.uint8)
+
+
 def samples_of(file: Any) -> list[Sample] | None:
     """What an open shard records of its samples, or None."""
+    if SAMPLES not in file.keys():
+        return None
     try:
-        return [Sample(*map(str, entry)) for entry in json.loads(file.metadata()["samples"])]
-    except (KeyError, ValueError, TypeError):
+        entries = json.loads(bytes(file.get_tensor(SAMPLES).numpy()))
+        return [Sample(*map(str, entry)) for entry in entries]
+    except (ValueError, TypeError, RecursionError):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from tide.activations.identity import Sample, digest_of
 from tide.activations.manifest import (
     FORMAT,
     MANIFEST,
+    SAMPLES,
     SHARD,
     Shard,
+    encoded,
     new_manifest,
     places,
     read_manifest,
@@ -338,10 +340,10 @@ class StoreWriter:
         file = self.path / name
         self._check_space(pending.bytes, "are next", replaced=file)
         batch = ActivationBatch.cat(pending.batches)
-        metadata: dict[str, str] = {"format": FORMAT}
+        tensors = _tensors(batch)
         if pending.samples:
-            metadata["samples"] = _json(pending.samples)
-        replace_file(file, tensors_writer(_tensors(batch), metadata))
+            tensors[SAMPLES] = encoded(pending.samples)
+        replace_file(file, tensors_writer(tensors, {"format": FORMAT}))
         entry: Shard = {
             "file": name,
             "rows": len(batch),
@@ -392,12 +394,6 @@ def _described(sample: Tensor, file: Path) -> dict[str, Any]:
     place = places(sample)
     first = int(place.min())
     return {"sha256": file_digest(file), "first_sample": first, "samples": int(place.max()) + 1 - first}
-
-
-def _json(samples: Iterable[Sample]) -> str:
-    import json
-
-    return json.dumps([list(sample) for sample in samples])
 
 
 def _entry(name: str, before: Any, now: Any) -> str:
