@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,14 +31,14 @@ def digest_of(samples: Iterable[Sample]) -> str:
     return digest(json.dumps([list(sample) for sample in samples]))
 
 
-def what_changed(before: Sequence[Sample | None], now: Sequence[Sample]) -> str | None:
-    """How the samples ``now`` differ from those ``before`` (None where nothing is recorded), or None.
+def what_changed(before: Mapping[int, Sample], now: Sequence[Sample]) -> str | None:
+    """How the samples ``now`` differ from those recorded of their places ``before``, or None.
 
-    Samples beyond the end of the shorter one are not compared.
+    Places beyond the end of ``now`` are not compared.
     """
-    for was, found in zip(before, now, strict=False):
-        if was is not None and was != found:
-            return _difference(was, found, {sample.name for sample in now})
+    for place in sorted(before):
+        if place < len(now) and now[place] != before[place]:
+            return _difference(before[place], now[place], {sample.name for sample in now})
     return None
 
 

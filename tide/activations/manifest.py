@@ -91,8 +91,12 @@ def _manifest_fault(manifest: Manifest) -> str | None:
         return "a shard is listed twice"
     if manifest["rows"] != sum(shard["rows"] for shard in shards):
         return f"{manifest['rows']} rows are not the sum of the shards' rows"
-    if manifest["next_sample"] < 0:
-        return f"the next sample is {manifest['next_sample']}"
+    ends = [
+        shard["first_sample"] + shard["samples"] for shard in shards if "first_sample" in shard and "samples" in shard
+    ]
+    known = len(ends) == len(shards)
+    if manifest["next_sample"] < 0 or (known and manifest["next_sample"] != max(ends, default=0)):
+        return f"the next sample is {manifest['next_sample']}, which is not where the shards end"
     return _kind_fault(manifest) if shards else None
 
 

@@ -134,7 +134,8 @@ class StoreWriter:
         self._mending: dict[int, _Pending] = {}
         #: Shards that this writer wrote.
         self.n_written = 0
-        self._recorded: list[Sample | None] = []
+        #: Place in the data -> what is recorded of the sample there.
+        self.recorded: dict[int, Sample] = {}
         with ExitStack() as held:
             held.enter_context(new_folders(self.path))
             held.enter_context(lock_folder(self.path))
@@ -172,8 +173,10 @@ class StoreWriter:
             except TideError as error:
                 self.damaged[index] = str(error)
                 continue
-            shard.update(_described(file.get_tensor("sample"), self.path / shard["file"]))  # type: ignore[typeddict-item]
-            self._record(shard, samples_of(file))
+            if "sha256" not in shard:
+                shard["sha256"] = file_digest(self.path / shard["file"])
+            shard.update({**_range(file.get_tensor("sample")), **shard})  # type: ignore[typeddict-item]
+            self._record(shard, samples_of(file) or ())
         self._place_damaged()
 
     def _place_damaged(self) -> None:
@@ -198,11 +201,9 @@ class StoreWriter:
         self.manifest["shards"] = kept
         self.manifest["rows"] = sum(shard["rows"] for shard in kept)
 
-    def _record(self, shard: Shard, samples: list[Sample] | None) -> None:
-        end = shard["first_sample"] + shard["samples"]
-        self._recorded += [None] * (end - len(self._recorded))
-        if samples is not None and len(samples) == shard["samples"]:
-            self._recorded[shard["first_sample"] : end] = samples
+    def _record(self, shard: Shard, samples: Sequence[Sample]) -> None:
+        if len(samples) == shard["samples"]:
+            self.recorded |= dict(enumerate(samples, shard["first_sample"]))
 
     @property
     def next_sample(self) -> int:
@@ -216,13 +217,17 @@ class StoreWriter:
 
     @property
     def used(self) -> int:
-        """Bytes of all shards in the folder, listed or not."""
-        return sum(file.stat().st_size for file in self.path.glob("shard-*.safetensors"))
+        """Bytes of all shards in the folder, listed or not, but for one that the next shard will take the place of."""
+        return self._bytes_without(self._next_name)
+
+    def _bytes_without(self, *names: str) -> int:
+        files = (file for file in self.path.glob("shard-*.safetensors") if file.name not in names)
+        return sum(file.stat().st_size for file in files)
 
     @property
-    def recorded(self) -> list[Sample | None]:
-        """What is recorded of the samples ``0..next_sample - 1``; None where nothing is."""
-        return self._recorded
+    def _next_name(self) -> str:
+        numbers = (shard_number(shard["file"]) for shard in self.manifest["shards"])
+        return SHARD.format(1 + max(numbers, default=-1))
 
     def wanted(self, n_samples: int) -> list[tuple[int, int]]:
         """Ranges of samples, first to end, that are missing of the first ``n_samples``."""
@@ -233,10 +238,10 @@ class StoreWriter:
     def rewind(self, n_shards: int) -> None:
         """Keeps the first ``n_shards`` shards in the manifest; what the others held is collected again."""
         kept = self.manifest["shards"][:n_shards]
-        ends = [shard["first_sample"] + shard["samples"] for shard in kept]
+        end = max((shard["first_sample"] + shard["samples"] for shard in kept), default=0)
         self.damaged = {index: reason for index, reason in self.damaged.items() if index < n_shards}
-        self._recorded = self._recorded[: max(ends, default=0)]
-        self._save(kept, next_sample=max(ends, default=0), complete=False)
+        self.recorded = {place: sample for place, sample in self.recorded.items() if place < end}
+        self._save(kept, next_sample=end, complete=False)
 
     def align(self, per_pass: int) -> None:
         """Before more samples are appended: gives up the last shard if its last pass held fewer than ``per_pass``
@@ -327,18 +332,17 @@ class StoreWriter:
         if not self._pending.batches:
             return
         shards = self.manifest["shards"]
-        number = 1 + max((shard_number(shard["file"]) for shard in shards), default=-1)
-        entry = self._write(SHARD.format(number), self._pending)
+        entry = self._write(self._next_name, self._pending)
         end = max(self.next_sample, entry["first_sample"] + entry["samples"])
         self._save([*shards, entry], next_sample=end, complete=False)
-        self._record(entry, self._pending.samples or None)
+        self._record(entry, self._pending.samples)
         self._pending = _Pending()
         self.n_written += 1
 
     def _write(self, name: str, pending: _Pending) -> Shard:
         """Writes one shard; returns its entry for the manifest."""
         file = self.path / name
-        self._check_space(pending.bytes, "are next", replaced=file)
+        self._check_space(pending.bytes, "are next", replaced=name)
         batch = ActivationBatch.cat(pending.batches)
         tensors = _tensors(batch)
         if pending.samples:
@@ -349,7 +353,8 @@ class StoreWriter:
             "rows": len(batch),
             "groups": len(batch.timestep),
             "bytes": file.stat().st_size,
-            **_described(batch.sample, file),  # type: ignore[typeddict-item]
+            "sha256": file_digest(file),
+            **_range(batch.sample),  # type: ignore[typeddict-item]
         }
         return {**entry, "data": digest_of(pending.samples)} if pending.samples else entry
 
@@ -365,8 +370,8 @@ class StoreWriter:
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest  # type: ignore[assignment]
 
-    def _check_space(self, n_bytes: int, what: str, replaced: Path | None = None) -> None:
-        used = self.used - (replaced.stat().st_size if replaced is not None and replaced.exists() else 0)
+    def _check_space(self, n_bytes: int, what: str, replaced: str = "") -> None:
+        used = self._bytes_without(self._next_name, replaced)
         if self.quota is not None and used + n_bytes > self.quota:
             raise TideError(
                 f"{readable_size(n_bytes)} of activations {what} and {self.path} may take {readable_size(self.quota)}, "
@@ -389,11 +394,11 @@ def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
     return tensors
 
 
-def _described(sample: Tensor, file: Path) -> dict[str, Any]:
-    """What the manifest says of a shard besides its sizes."""
+def _range(sample: Tensor) -> dict[str, int]:
+    """The places in the data that a shard's rows are of."""
     place = places(sample)
     first = int(place.min())
-    return {"sha256": file_digest(file), "first_sample": first, "samples": int(place.max()) + 1 - first}
+    return {"first_sample": first, "samples": int(place.max()) + 1 - first}
 
 
 def _entry(name: str, before: Any, now: Any) -> str:

@@ -104,7 +104,7 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
         notes.append(f"{writer.path} does not record {', '.join(writer.unrecorded)}: taken to be the same")
     if threads != info.get("threads"):
         notes.append(f"{writer.path} was collected with {threads} threads, not {info['threads']}: roundings can differ")
-    if writer.next_sample and not any(writer.recorded):
+    if writer.next_sample and not writer.recorded:
         notes.append(f"{writer.path} does not record its images and captions: taken to be the same")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -112,12 +112,12 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
 
 def _check_data(writer: StoreWriter, data: Data) -> None:
     """Raises unless the data begin with what the store was collected from."""
-    if not any(writer.recorded):
+    if not writer.recorded:
         return
     now = data.samples_before(writer.next_sample)
     changed = what_changed(writer.recorded, now)
     if changed is None and len(now) < writer.next_sample and not data.limited:
-        last = writer.recorded[len(now)]
+        last = writer.recorded.get(len(now))
         changed = f"{last.name if last else f'image {len(now)}'} is gone"
     if changed is not None:
         raise TideError(
