@@ -156,7 +156,6 @@ def _info(
 
     return {
         "pipeline": common.pipeline_name(args.pipeline),
-        "weights": pipeline_fingerprints(adapter.pipe),
         "family": adapter.family,
         "tensor": args.tensor,
         "mode": "sampling" if args.sampling else "noised",
@@ -172,6 +171,7 @@ def _info(
         "batch_size": args.batch_size,
         "threads": torch.get_num_threads(),
         **({"guidance": args.guidance} if args.sampling else {}),
+        "weights": pipeline_fingerprints(adapter.pipe),
     }
 
 
