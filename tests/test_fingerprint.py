@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tide.fingerprint import fingerprint
+from tide.fingerprint import fingerprint, pipeline_fingerprints
 
 
 def layers(seed: int = 0) -> list[nn.Module]:
@@ -26,3 +26,21 @@ def test_any_change_shows():
     counted[1].num_batches_tracked += 1
     found = [fingerprint(each) for each in (layers(), layers(1), changed, counted, layers()[::-1], layers()[:1])]
     assert len(set(found)) == len(found)
+
+
+def test_the_fingerprints_of_a_pipeline_tell_which_part_is_another(alpha):
+    before = pipeline_fingerprints(alpha)
+    assert set(before) == {"scheduler", "text_encoder", "transformer", "vae"}
+    assert pipeline_fingerprints(alpha) == before
+    parameter = next(alpha.vae.parameters())
+    kept = parameter.detach().clone()
+    scheduler = alpha.scheduler
+    try:
+        with torch.no_grad():
+            parameter[0] += 1
+        alpha.scheduler = type(scheduler).from_config(scheduler.config, beta_end=0.5)
+        now = pipeline_fingerprints(alpha)
+    finally:
+        alpha.scheduler = scheduler
+        parameter.data.copy_(kept)
+    assert {name for name in before if now[name] != before[name]} == {"scheduler", "vae"}

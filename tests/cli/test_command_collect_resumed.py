@@ -280,6 +280,17 @@ def test_a_store_of_a_former_version_goes_on(cli, command, begun, tmp_path):
     assert torch.equal(all_rows(begun).x, all_rows(tmp_path / "once").x)
 
 
+def test_another_number_of_threads_is_said(cli, command, begun):
+    manifest = json.loads((begun / "manifest.json").read_text())
+    manifest["info"]["threads"] = 99
+    (begun / "manifest.json").write_text(json.dumps(manifest))
+    result = cli(*command, "--resume")
+    assert result.code == 0
+    assert result.err == (
+        f"note: {begun} was collected with 99 threads, not {torch.get_num_threads()}: roundings can differ\n"
+    )
+
+
 # -- what stays behind, and where ------------------------------------------------------------------------------
 
 
@@ -321,6 +332,38 @@ def test_run_json_keeps_every_run(cli, command, begun):
     assert "earlier" not in run["earlier"][1]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "is not valid JSON"),
+        ("[]", "it is [] and must be an object"),
+        ('{"earlier": 3}', "earlier is 3 and must be"),
+    ],
+)
+def test_a_damaged_run_json_is_found_before_the_work(cli, command, begun, text, said):
+    before = shards(begun)
+    (begun / "run.json").write_text(text)
+    result = cli(*command, "--resume")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"{begun}/run.json" in result.err
+    assert said in result.err
+    assert shards(begun) == before
+    (begun / "run.json").unlink()
+    assert cli(*command, "--resume").code == 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids="{:03o}".format)
+def test_files_have_the_mode_that_the_umask_asks_for(cli, command, tmp_path, umask):
+    former = os.umask(umask)
+    try:
+        assert cli(*command, "--images", 2).code == 0
+    finally:
+        os.umask(former)
+    assert {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "s").iterdir()} == dict.fromkeys(
+        ("manifest.json", "run.json", "shard-00000.safetensors"), 0o666 & ~umask
+    )
+
+
 def test_a_store_that_another_process_writes_is_refused(cli, command, begun, tmp_path):
     before = shards(begun)
     with lock_folder(begun):
@@ -351,6 +394,28 @@ def test_the_disk_is_counted_for_all_blocks_together(cli, command, tmp_path, mon
     assert "75.4 KB of activations are expected and the disk of" in result.err
     assert not (tmp_path / "b").exists()
     assert cli(*command[:-1], tmp_path / "b").code == 0
+
+
+def test_options_that_are_not_used_are_refused(cli, pipeline, data, tmp_path):
+    (tmp_path / "prompts").write_text("a house")
+    prompts = ["--sampling", "--prompts", tmp_path / "prompts"]
+    for source, option, message in [
+        (["--data", data], ["--split", "test"], "--split is of a named data set"),
+        (["--data", data], ["--image-column", "x"], "--image-column is of a named data set"),
+        (["--data", data], ["--caption-column", "x"], "--caption-column is of a named data set"),
+        (["--data", "scenes"], ["--split", "test"], "--split is of a named data set"),
+        (["--data", "scenes"], ["--skip-unreadable"], "--skip-unreadable is of a folder of images"),
+        (prompts, ["--skip-unreadable"], "--skip-unreadable is of a folder of images"),
+        (prompts, ["--caption-column", "x"], "--caption-column is of a named data set"),
+    ]:
+        result = cli("collect", "--pipeline", pipeline, *source, *option, "--out", tmp_path / "o")
+        assert (result.code, result.err) == (
+            2,
+            f"tide: error: {message}, which is not what is read; leave it out\n",
+        )
+        assert not (tmp_path / "o").exists()
+    result = cli("collect", "--pipeline", pipeline, "--data", data, "--guidance", 3, "--out", tmp_path / "o")
+    assert result.err == "tide: error: --guidance belongs to --sampling; add it, or leave it out\n"
 
 
 # -- kills -----------------------------------------------------------------------------------------------------

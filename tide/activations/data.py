@@ -98,7 +98,7 @@ class ImageFolder(Samples):
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         for file in self.files:
             if len(samples) < start and self.on_error == "raise":
-                samples.append(self._sample(file))
+                samples.append(self._sample(file, self._caption(file)))
                 continue
             try:
                 with Image.open(file) as image:
@@ -109,13 +109,13 @@ class ImageFolder(Samples):
                     raise TideError(f"{message}; remove it, or skip unreadable images") from None
                 warnings.warn(f"{message}; skipped", stacklevel=2)
                 continue
-            samples.append(self._sample(file))
+            caption = self._caption(file)
+            samples.append(self._sample(file, caption))
             if len(samples) > start:
-                yield tensor, self._caption(file)
+                yield tensor, caption
 
-    def _sample(self, file: Path) -> Sample:
-        name = file.relative_to(self.path).as_posix()
-        return Sample(name, file_digest(file)[:16], digest(self._caption(file)))
+    def _sample(self, file: Path, caption: str) -> Sample:
+        return Sample(file.relative_to(self.path).as_posix(), file_digest(file)[:16], digest(caption))
 
     def _caption(self, file: Path) -> str:
         listed = self.captions.get(file.relative_to(self.path).as_posix())

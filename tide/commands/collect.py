@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tide.adapters import Adapter
     from tide.commands.data import Source
 
+#: Guidance scale of ``--sampling`` unless ``--guidance`` says otherwise.
+GUIDANCE = 4.5
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("collect", help="collect activations into a store")
@@ -35,9 +38,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--sampling", action="store_true", help="collect along the sampling process of the captions")
     parser.add_argument("--prompts", metavar="FILE", help="with --sampling: one prompt a line, instead of --data")
-    parser.add_argument(
-        "--guidance", type=arguments.finite, default=4.5, help="guidance scale of --sampling (default 4.5)"
-    )
+    parser.add_argument("--guidance", type=arguments.finite, help=f"guidance scale of --sampling (default {GUIDANCE})")
     parser.add_argument("--quota", type=arguments.n_bytes, metavar="50GB", help="most disk that each store may take")
     parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted collection, or extend it")
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from tide.adapters.base import check_tensor
+    from tide.commands.data import NAMED_ONLY, refuse_unused
     from tide.errors import TideError
     from tide.files import new_folders
 
@@ -90,6 +92,10 @@ def run(args: argparse.Namespace) -> None:
         raise TideError("--prompts belongs to --sampling; add it, or give --data")
     if (args.data is None) == (args.prompts is None):
         raise TideError("what to collect from is not clear; give --data, or --prompts with --sampling")
+    if args.prompts:
+        refuse_unused(args, "skip_unreadable", *NAMED_ONLY)
+    if args.guidance is not None and not args.sampling:
+        raise TideError("--guidance belongs to --sampling; add it, or leave it out")
     with new_folders(Path(args.out)):
         _run(args, Path(args.out))
 
@@ -170,7 +176,7 @@ def _info(
         "seed": args.seed,
         "batch_size": args.batch_size,
         "threads": torch.get_num_threads(),
-        **({"guidance": args.guidance} if args.sampling else {}),
+        **({"guidance": _guidance(args)} if args.sampling else {}),
         "weights": pipeline_fingerprints(adapter.pipe),
     }
 
@@ -209,7 +215,8 @@ def live_stream(
     adapter: Adapter, block: int, args: argparse.Namespace, source: Source, data: Data, *, rows: int, seed: int
 ) -> LiveStream:
     """Endless batches of ``rows`` rows of one block, collected with the options of :func:`add_sampling_options` and
-    mixed ``--buffer-rows`` at a time. ``data`` are ``source``'s images, encoded or not."""
+    mixed ``--buffer-rows`` at a time. ``data`` are ``source``'s images, encoded or not; they are read once to be
+    counted where ``source`` does not know how many there are."""
     from tide.activations import LiveStream
     from tide.commands import common
 
@@ -246,7 +253,7 @@ def _sampled(
         prompts,
         blocks,
         n_steps=args.timesteps,
-        guidance_scale=args.guidance,
+        guidance_scale=_guidance(args),
         token_fraction=args.token_fraction,
         paired=not args.no_pairs,
         batch_size=args.batch_size,
@@ -286,6 +293,10 @@ def read_prompts(path: Path) -> list[str]:
     if not any(lines):
         raise TideError(f"{path} holds no prompts; write one a line")
     return [line for line in lines if line]
+
+
+def _guidance(args: argparse.Namespace) -> float:
+    return GUIDANCE if args.guidance is None else float(args.guidance)
 
 
 def _blocks(blocks: list[int]) -> str:

@@ -77,6 +77,8 @@ def write_stores(
             for block, folder in folders.items()
         }
         _check_disks(writers.values(), expected)
+        if run is not None:
+            common.earlier_runs(run[0])  # a damaged one is found before the work
         for writer in writers.values():
             _tell(writer, info)
             if data is not None:
