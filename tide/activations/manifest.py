@@ -213,7 +213,7 @@ def places(sample: Tensor) -> Tensor:
 
 def encoded(samples: Sequence[Sample]) -> Tensor:
     """What a shard records of its samples: JSON, as uint8."""
-    return torch.tensor(list(json.dumps([list(sample) for sample in samples]).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps([list(sample) for sample in samples]).encode()), dtype=torch.uint8)
 
 
 def samples_of(file: Any) -> list[Sample] | None:
