@@ -8,7 +8,7 @@ from accelerate import disk_offload
 from torch import nn
 
 from tide.errors import TideError
-from tide.fingerprint import fingerprint
+from tide.fingerprint import fingerprint, pipeline_fingerprints
 
 
 def layers(seed: int = 0) -> list[nn.Module]:
@@ -42,3 +42,21 @@ def test_offloading_and_wrapping_change_nothing(tmp_path):
 def test_weights_that_are_not_loaded_are_an_error():
     with pytest.raises(TideError, match="the weights bias of a Linear are not loaded"):
         fingerprint([nn.Linear(2, 2, device="meta")])
+
+
+def test_the_fingerprints_of_a_pipeline_tell_which_part_is_another(alpha):
+    before = pipeline_fingerprints(alpha)
+    assert set(before) == {"scheduler", "text_encoder", "transformer", "vae"}
+    assert pipeline_fingerprints(alpha) == before
+    parameter = next(alpha.vae.parameters())
+    kept = parameter.detach().clone()
+    scheduler = alpha.scheduler
+    try:
+        with torch.no_grad():
+            parameter[0] += 1
+        alpha.scheduler = type(scheduler).from_config(scheduler.config, beta_end=0.5)
+        now = pipeline_fingerprints(alpha)
+    finally:
+        alpha.scheduler = scheduler
+        parameter.data.copy_(kept)
+    assert {name for name in before if now[name] != before[name]} == {"scheduler", "vae"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,13 @@ def _add(digest: Any, module: nn.Module) -> None:
             raise TideError(f"the weights {name} of a {type(module).__name__} are not loaded; load them first")
         digest.update(name.encode())
         digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def pipeline_fingerprints(pipe: Any) -> dict[str, str]:
+    """What tells two pipelines of one name apart: component -> :func:`fingerprint` of every network, and of the
+    scheduler's configuration. Reads all weights once, about a second a GB."""
+    found = {name: fingerprint([part]) for name, part in sorted(pipe.components.items()) if isinstance(part, nn.Module)}
+    # Entries with a leading underscore say by which version and from where it was loaded.
+    config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    text = json.dumps([type(pipe.scheduler).__name__, config], sort_keys=True, default=str)
+    return {**found, "scheduler": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -132,6 +132,26 @@ def test_start_goes_on_where_a_collection_stopped(alpha, prepared):
     assert list(collect(adapter, prepared, [3], start=5)) == []
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (2, 4), (2, 5), (4, 5), (0, 9), (3, 3)])
+def test_passes_cut_where_the_whole_collection_cut_them_have_its_bits(alpha, prepared, start, stop):
+    adapter = adapter_for(alpha)
+    whole = all_rows(collect(adapter, prepared, [3], batch_size=2), 3)
+    part = list(collect(adapter, prepared, [3], batch_size=2, start=start, stop=stop))
+    wanted = whole.take((whole.sample >= start) & (whole.sample < stop))
+    assert (len(part) == 0) == (start == stop)
+    if part:
+        assert torch.equal(all_rows(part, 3).x, wanted.x)
+        assert torch.equal(all_rows(part, 3).sample, wanted.sample)
+
+
+def test_sampling_stops_before_a_sample(alpha):
+    arguments = {"n_steps": 2, "batch_size": 1}
+    adapter = adapter_for(alpha)
+    whole = all_rows(collect_sampling(adapter, CAPTIONS[:3], [4], **arguments), 4)
+    part = all_rows(collect_sampling(adapter, CAPTIONS[:3], [4], start=1, stop=2, **arguments), 4)
+    assert torch.equal(part.x, whole.x[whole.sample == 1])
+
+
 def test_forms_of_data_agree(alpha, images, prepared):
     """Images with captions, latents with captions, latents with embeddings: the same activations."""
     adapter = adapter_for(alpha)

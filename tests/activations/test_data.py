@@ -154,6 +154,57 @@ def test_open_data_with_datasets(monkeypatch):
         open_data("owner/missing", 8)
 
 
+# -- what was read ---------------------------------------------------------------------------------------------
+
+
+def names(data) -> list[str]:
+    return [sample.name for sample in data.samples]
+
+
+def test_samples_say_what_was_read(folder):
+    data = image_folder(folder, 16, batch_size=2)
+    next(iter(data))
+    assert names(data) == ["a.png", "b.png"]
+    list(data)
+    first = list(data.samples)
+    assert names(data) == ["a.png", "b.png", "sub/c.png"]
+    assert first[0].image == first[1].image  # the same file, and another caption
+    assert first[0].caption != first[1].caption
+    save(folder / "a.png", (255, 0, 1))
+    (folder / "b.txt").write_text("a cone")
+    list(data)
+    assert [was == now for was, now in zip(first, data.samples, strict=True)] == [False, False, True]
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_a_reading_from_a_sample_on_knows_those_before(folder, start):
+    data = image_folder(folder, 16, batch_size=2)
+    whole = list(data)
+    samples, images = data.samples, torch.cat([images for images, _ in whole])
+    rest = list(data.from_sample(start))
+    assert data.samples == samples
+    assert sum(len(captions) for _, captions in rest) == max(0, 3 - start)
+    if rest:
+        assert torch.equal(torch.cat([images for images, _ in rest]), images[start:])
+        assert [caption for _, captions in rest for caption in captions] == ["", "a tree", ""][start:]
+
+
+def test_images_before_the_start_are_not_decoded(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr("tide.activations.data.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
+    list(image_folder(folder, 16).from_sample(2))
+    assert len(opened) == 1
+
+
+def test_unreadable_images_that_are_skipped_are_no_samples(folder):
+    (folder / "aa.jpg").write_text("not an image")
+    data = image_folder(folder, 16, on_error="skip")
+    with pytest.warns(UserWarning, match="skipped"):
+        (((_, captions)),) = data.from_sample(1)
+    assert names(data) == ["a.png", "b.png", "sub/c.png"]
+    assert captions == ["a tree", ""]
+
+
 def test_a_folder_is_collected_from(alpha, folder):
     (batches,) = collect(adapter_for(alpha), image_folder(folder, 64), [0])
     assert len(batches[0]) == 3 * 2 * 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from collections.abc import Sequence
+from itertools import islice
 
 import pytest
 import torch
@@ -11,7 +13,11 @@ from cli_samples import N_IMAGES
 
 from tide.activations import ActivationStore, StoreWriter
 from tide.activations.batch import ActivationBatch
-from tide.commands import collect
+from tide.activations.identity import Sample
+from tide.adapters import adapter_for
+from tide.cli import build_parser
+from tide.commands import collect, stores
+from tide.commands.data import open_source
 
 
 def all_rows(path) -> ActivationBatch:
@@ -25,16 +31,16 @@ def same(a: ActivationBatch, b: ActivationBatch) -> bool:
 
 def test_resume_goes_on_where_it_was_interrupted(cli, pipeline, images, store, tmp_path, monkeypatch):
     """Ctrl-C falls between the stores of two blocks: the one that is behind catches up."""
-    monkeypatch.setattr(collect, "SMALLEST_SHARD", 1)
+    monkeypatch.setattr(stores, "SMALLEST_SHARD", 1)
     options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
     command = ["collect", "--pipeline", pipeline, "--data", images, "--out", tmp_path / "store", *options]
     add, calls = StoreWriter.add, []
 
-    def interrupted(writer: StoreWriter, batch: ActivationBatch) -> None:
+    def interrupted(writer: StoreWriter, batch: ActivationBatch, samples: Sequence[Sample]) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        add(writer, batch)
+        add(writer, batch, samples)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "add", interrupted)
@@ -147,7 +153,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, pipeline, images,
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tide.activations.store.save_file", full)
+    monkeypatch.setattr("tide.files.tensors.save_file", full)
     result = cli("collect", "--pipeline", pipeline, "--data", images, "--block", 3, "--out", tmp_path / "s")
     assert result.code == 2
     assert result.err == (
@@ -160,3 +166,25 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, pipeline, images,
 def test_json_of_a_run_names_every_option(store):
     arguments = json.loads((store / "run.json").read_text())["arguments"]
     assert {"pipeline", "data", "block", "timesteps", "no_pairs", "batch_size", "resume"} <= arguments.keys()
+
+
+@pytest.mark.parametrize("options", [[], ["--skip-unreadable"], ["--no-pairs", "--batch-size", "3"]], ids=str)
+def test_a_live_stream_gives_the_same_bits_from_any_step(alpha, images, options):
+    """Ten images of 32 rows, or 16 without pairs, in windows of at most 100 rows."""
+    args = build_parser().parse_args(
+        ["train", "--data", str(images), "--out", "x", "--token-fraction", "1/4", "--buffer-rows", "100", *options]
+    )
+    adapter = adapter_for(alpha)
+    source = open_source(args, (64, 64))
+    live = collect.live_stream(adapter, 2, args, source, source, rows=50, seed=1)
+    whole = list(islice(live.from_step(0), 9))
+    for step in (1, 3, 6):
+        for one, other in zip(islice(live.from_step(step), 3), whole[step:], strict=False):
+            assert len(one) == 50
+            assert one.paired is ("--no-pairs" not in options)
+            assert torch.equal(one.x, other.x)
+            assert torch.equal(one.sample, other.sample)
+    assert len(torch.cat([batch.sample for batch in whole]).unique()) == N_IMAGES
+    if not options:
+        other_seed = collect.live_stream(adapter, 2, args, source, source, rows=50, seed=2)
+        assert not torch.equal(next(other_seed.from_step(0)).x, whole[0].x)

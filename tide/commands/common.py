@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ from torch import Tensor
 from tide.adapters import Adapter, adapter_for
 from tide.commands.trust import check_folder, followed
 from tide.errors import TideError
-from tide.files import replace_file
+from tide.files import read_json, replace_file, write_json
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
@@ -204,6 +204,27 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "machine": machine(),
     }
+
+
+class _Run(TypedDict):
+    earlier: NotRequired[list[dict[str, Any]]]
+
+
+def earlier_runs(out: Path) -> list[dict[str, Any]]:
+    """What the runs into this folder wrote into its ``run.json``, the oldest first. Raises
+    :class:`~tide.errors.TideError` if that is damaged."""
+    path = out / "run.json"
+    if not path.exists():
+        return []
+    last: dict[str, Any] = read_json(path, _Run)
+    return [*last.pop("earlier", []), last]
+
+
+def record_run(out: Path, args: argparse.Namespace) -> None:
+    """Writes :func:`provenance` to ``out``'s ``run.json``; what :func:`earlier_runs` wrote is kept in its entry
+    ``earlier``."""
+    earlier = earlier_runs(out)
+    write_json(out / "run.json", {**provenance(args), **({"earlier": earlier} if earlier else {})})
 
 
 def one_line(error: BaseException) -> str:
