@@ -21,8 +21,11 @@ class Interrupted(KeyboardInterrupt):
         self.signal = int(number)
 
 
-#: What PyTorch's allocators for the CPU say; for a GPU they have an error of their own.
-_NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+#: What PyTorch's allocators for the CPU say, and its arithmetic of sizes; for a GPU they have an error of their own.
+_NO_MEMORY = (
+    *("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    "Storage size calculation overflowed",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -62,8 +62,9 @@ def first_difference(before: Any, now: Any, defaults: Any = None, name: str = ""
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         usual = defaults if isinstance(defaults, Mapping) else {}
+        before, now = {**usual, **before}, {**usual, **now}
         inner = (
-            first_difference(before.get(key, usual.get(key)), now.get(key, usual.get(key)), usual.get(key), _at(name, key))
+            first_difference(before.get(key), now.get(key), usual.get(key), f"{name}.{key}" if name else key)
             for key in dict.fromkeys((*now, *before))
         )
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
@@ -73,10 +74,6 @@ def first_difference(before: Any, now: Any, defaults: Any = None, name: str = ""
         same = before == now and isinstance(before, bool) == isinstance(now, bool)
         return None if same else Difference(name, before, now)
     return next((found for found in inner if found is not None), None)
-
-
-def _at(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else str(key)
 
 
 def _shown(value: Any) -> str:

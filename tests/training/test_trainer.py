@@ -247,9 +247,9 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 1e-2}, r"was started with another lr \(0.02\); use the same configuration or another folder"),
-        ({"loss": LossConfig(mse=3.0)}, "was started with another loss"),
-        ({"seed": 2}, r"was started with another seed \(0\)"),
+        ({"lr": 1e-2}, r"was started with other options \(lr 0.02, now 0.01\); use the same configuration or another folder"),
+        ({"loss": LossConfig(mse=3.0)}, r"other options \(loss.mse 1.0, now 3.0\)"),
+        ({"seed": 2}, r"other options \(seed 0, now 2\)"),
     ],
 )
 def test_resume_with_another_configuration_is_refused(tmp_path, options, message):
@@ -260,7 +260,7 @@ def test_resume_with_another_configuration_is_refused(tmp_path, options, message
 
 def test_resume_on_another_block_is_refused(tmp_path):
     trainer(tmp_path, steps=5).fit(stream())
-    with pytest.raises(TideError, match=r"was started with another block \(6\)"):
+    with pytest.raises(TideError, match=r"was started with other options \(block 6, now 5\)"):
         trainer(tmp_path, model(block=5), steps=5).fit(stream, resume=True)
 
 
