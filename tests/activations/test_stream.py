@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.stream import ActivationBuffer, stream
+from tide.activations.stream import ActivationBuffer, LiveStream, cut, stream
 from tide.errors import TideError
 
 
@@ -114,3 +119,100 @@ def test_bad_input():
     ]:
         with pytest.raises(TideError, match=match):
             next(stream(*arguments, **kwargs))
+
+
+# -- a stream that can be resumed ---------------------------------------------------------------------------
+
+
+def passes(seed: int, start: int, *, n_samples: int, per_pass: int, rows: int, paired: bool = True):
+    """Passes of ``per_pass`` samples from ``start`` on, as collection cuts them; x tells pass, sample and epoch."""
+    for first in range(start, n_samples, per_pass):
+        batches = []
+        for sample in range(first, min(first + per_pass, n_samples)):
+            (batch,) = collected(1, rows, first=sample, paired=paired)
+            batch.x = batch.x + (seed % 1000) + 1e4 * (min(first + per_pass, n_samples) - first)
+            batches.append(batch)
+        yield ActivationBatch.cat(batches)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n_samples=st.integers(1, 30),
+    per_pass=st.integers(1, 9),
+    rows=st.integers(1, 5).map(lambda n: 2 * n),
+    batch=st.integers(1, 70).map(lambda n: 2 * n),
+    buffer=st.sampled_from([1, 40, 100, 10**6]),
+    start=st.integers(0, 40),
+)
+def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_pass, rows, batch, buffer, start):
+    asked = []
+
+    def collect(seed: int, first: int):
+        asked.append(first)
+        return passes(seed, first, n_samples=n_samples, per_pass=per_pass, rows=rows)
+
+    live = LiveStream(
+        collect, batch, n_samples=n_samples, rows_per_sample=rows, per_pass=per_pass, buffer_rows=buffer, seed=3
+    )
+    whole = list(islice(live.from_step(0), start + 3))
+    assert set(asked) == {0}
+    asked.clear()
+    for one, other in zip(islice(live.from_step(start), 3), whole[start:], strict=True):
+        assert len(one) == batch
+        assert one.paired
+        for name in ("x", "sample", "token", "group", "timestep", "conditioning"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    # Collected again from the window of that batch on: no more than a window, or a pass, before its first row.
+    first_row = start * batch % (n_samples * rows)
+    assert asked[0] * rows <= first_row < asked[0] * rows + max(buffer, per_pass * rows)
+    assert asked[0] % per_pass == 0
+
+
+def test_a_live_stream_gives_every_row_once_an_epoch():
+    live = LiveStream(
+        lambda seed, first: passes(seed, first, n_samples=10, per_pass=4, rows=20),
+        50,
+        n_samples=10,
+        rows_per_sample=20,
+        per_pass=4,
+        buffer_rows=80,
+    )
+    assert live.bounds == [0, 4, 8, 10]
+    epochs = [list(islice(live.from_step(first), 4)) for first in (0, 4)]
+    for epoch in epochs:
+        counts = Counter((int(s), int(t)) for b in epoch for s, t in zip(b.sample, b.token, strict=True))
+        assert counts == {(sample, token): 2 for sample in range(10) for token in range(10)}
+    assert not torch.equal(epochs[0][0].x, epochs[1][0].x)
+    assert len(epochs[0][0].sample.unique()) >= 3
+
+
+def test_cut_keeps_the_order_and_every_row():
+    pieces = collected(5, 20)
+    batches = list(cut(pieces, 36))
+    assert [len(batch) for batch in batches] == [36, 36, 28]
+    assert torch.equal(torch.cat([b.x for b in batches]), torch.cat([p.x for p in pieces]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"rows": 0}, "rows = 0 gives no stream; give at least 1"),
+        ({"n_samples": 0}, "n_samples = 0 gives no stream"),
+        ({"rows": 5}, "a batch of 5 rows would part a pair; give an even number"),
+        ({"n_samples": 11}, "the data gave 200 rows where 220 were announced"),
+        ({"n_samples": 9}, "the data gave 200 rows where 180 were announced"),
+        ({"rows_per_sample": 22}, "the data gave 200 rows where 220 were announced"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_a_live_stream_of_other_sizes_than_announced_is_refused(sizes, message):
+    arguments = {"rows": 10, "n_samples": 10, "rows_per_sample": 20, "per_pass": 4, **sizes}
+    with pytest.raises(TideError, match=message):
+        list(
+            islice(
+                LiveStream(
+                    lambda seed, first: passes(seed, first, n_samples=10, per_pass=4, rows=20), **arguments
+                ).from_step(0),
+                50,
+            )
+        )

@@ -4,12 +4,13 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Prepared, collect, collect_sampling, prepare
 from tide.activations.data import image_folder, open_data
 from tide.activations.store import ActivationStore, StoreWriter, estimate_bytes
-from tide.activations.stream import ActivationBuffer, stream
+from tide.activations.stream import ActivationBuffer, LiveStream, stream
 
 __all__ = [
     "ActivationBatch",
     "ActivationBuffer",
     "ActivationStore",
+    "LiveStream",
     "Prepared",
     "StoreWriter",
     "collect",

@@ -34,7 +34,7 @@ _Item = tuple[Tensor, str | Text]
 
 
 def sample_generator(seed: int, *place: int) -> torch.Generator:
-    """The random numbers of one sample, by its place in the data, whatever batch it is in."""
+    """Random numbers by place alone: those of a sample by its place in the data, whatever batch it is in."""
     (state,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) % 2**63)
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.stream import shuffled
+from tide.activations.collect import sample_generator
+from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
 from tide.files import read_json, replace_file, what_is_wrong, write_json
 
@@ -290,21 +291,12 @@ class ActivationStore:
         if buffer_rows < CHUNK_ROWS:
             raise TideError(f"buffer_rows {buffer_rows} is too small to mix; give at least {CHUNK_ROWS}")
         epoch, skip = divmod(start * batch_size, len(self))
-        held: list[ActivationBatch] = []
-        n_held = 0
-        for number in count(epoch) if epochs is None else range(epoch, epochs):
-            for mixed in self._epoch(seed, number, buffer_rows, skip if number == epoch else 0):
-                held.append(mixed)
-                n_held += len(mixed)
-                if n_held < batch_size:
-                    continue
-                whole = ActivationBatch.cat(held)
-                n_held %= batch_size
-                for first in range(0, len(whole) - n_held, batch_size):
-                    yield whole.take(slice(first, first + batch_size)).compacted()
-                held = [whole.take(slice(len(whole) - n_held, None)).compacted()] if n_held else []
-        if held:
-            yield ActivationBatch.cat(held).compacted()
+        pieces = (
+            piece
+            for number in (count(epoch) if epochs is None else range(epoch, epochs))
+            for piece in self._epoch(seed, number, buffer_rows, skip if number == epoch else 0)
+        )
+        return cut(pieces, batch_size)
 
     def _epoch(self, seed: int, epoch: int, buffer_rows: int, skip: int) -> Iterator[ActivationBatch]:
         """The rows of an epoch from row ``skip`` of its order on, a shuffled buffer at a time."""
@@ -321,9 +313,8 @@ class ActivationStore:
             if skip >= n_rows:
                 skip -= n_rows
                 continue
-            state = np.random.SeedSequence([seed, epoch, window]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(state) % 2**63)
-            mixed = shuffled(ActivationBatch.cat([self.read(*chunk) for chunk in chosen]), generator)
+            whole = ActivationBatch.cat([self.read(*chunk) for chunk in chosen])
+            mixed = shuffled(whole, sample_generator(seed, epoch, window))
             yield mixed.take(slice(skip, None))
             skip = 0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 import torch
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.collect import sample_generator
 from tide.errors import TideError
 
 
@@ -16,6 +18,110 @@ def shuffled(batch: ActivationBatch, generator: torch.Generator) -> ActivationBa
     unit = 2 if batch.paired else 1
     order = torch.randperm(len(batch) // unit, generator=generator)
     return batch.take((order[:, None] * unit + torch.arange(unit)).reshape(-1)).compacted()
+
+
+def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatch]:
+    """Batches of ``rows`` rows from pieces of any size, in order; the last batch may be smaller."""
+    held: list[ActivationBatch] = []
+    n_held = 0
+    for piece in pieces:
+        held.append(piece)
+        n_held += len(piece)
+        if n_held < rows:
+            continue
+        whole = ActivationBatch.cat(held)
+        n_held %= rows
+        for first in range(0, len(whole) - n_held, rows):
+            yield whole.take(slice(first, first + rows)).compacted()
+        held = [whole.take(slice(len(whole) - n_held, None)).compacted()] if n_held else []
+    if held:
+        yield ActivationBatch.cat(held).compacted()
+
+
+class LiveStream:
+    """Endless batches straight from collection, of which every one can be made again.
+
+    Every epoch collects all samples anew. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
+    at least one pass each; the rows of a window are shuffled, and batches are cut from the windows in a row. A window
+    depends on ``seed``, its epoch and its place alone. So batch b is the same bits whether the stream began at 0 or at
+    b (on one machine, with one version of everything and one number of threads): :meth:`from_step` collects the window
+    of batch b anew and nothing before it.
+
+    Args:
+        collect: ``collect(seed, start)`` yields the batches of one epoch from sample ``start`` on, a pass at a time, as
+            :func:`tide.activations.collect` does with these two arguments and one block.
+        rows: rows of a batch, even where activations are paired.
+        n_samples: images of an epoch.
+        rows_per_sample: rows that each image gives.
+        per_pass: images of a pass, the ``batch_size`` of the collection.
+        buffer_rows: the most rows that are mixed.
+        seed: of the order of rows, and with the epoch that of the collection.
+
+    Raises :class:`~tide.errors.TideError` for sizes that do not fit, and if an epoch gives other rows than announced.
+    """
+
+    def __init__(
+        self,
+        collect: Callable[[int, int], Iterable[ActivationBatch]],
+        rows: int,
+        *,
+        n_samples: int,
+        rows_per_sample: int,
+        per_pass: int,
+        buffer_rows: int = 65536,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("rows", rows), ("n_samples", n_samples), ("per_pass", per_pass)):
+            if value < 1:
+                raise TideError(f"{name} = {value} gives no stream; give at least 1")
+        self.collect = collect
+        self.rows = rows
+        self.rows_per_sample = rows_per_sample
+        self.seed = seed
+        self.epoch_rows = n_samples * rows_per_sample
+        passes = math.ceil(n_samples / per_pass)
+        n_windows = math.ceil(passes / max(1, buffer_rows // (per_pass * rows_per_sample)))
+        ends = (passes * (i + 1) // n_windows * per_pass for i in range(n_windows))
+        #: Sample at which each window starts, and the end of the last.
+        self.bounds = [0, *(min(end, n_samples) for end in ends)]
+
+    def from_step(self, step: int) -> Iterator[ActivationBatch]:
+        """Batches from number ``step`` on, without end."""
+        epoch, skip = divmod(step * self.rows, self.epoch_rows)
+        return cut(self._from(epoch, skip), self.rows)
+
+    def _from(self, epoch: int, skip: int) -> Iterator[ActivationBatch]:
+        for number in count(epoch):
+            yield from self._epoch(number, skip)
+            skip = 0
+
+    def _epoch(self, epoch: int, skip: int) -> Iterator[ActivationBatch]:
+        """The windows of an epoch from row ``skip`` of its order on."""
+        starts = [bound * self.rows_per_sample for bound in self.bounds]
+        first = max(i for i, start in enumerate(starts[:-1]) if start <= skip)
+        skip -= starts[first]
+        source = iter(self.collect(sample_generator(self.seed, epoch).initial_seed(), self.bounds[first]))
+        for window in range(first, len(starts) - 1):
+            whole = self._window(source, starts[window + 1] - starts[window])
+            mixed = shuffled(whole, sample_generator(self.seed, epoch, window))
+            yield mixed.take(slice(skip, None))
+            skip = 0
+
+    def _window(self, source: Iterator[ActivationBatch], rows: int) -> ActivationBatch:
+        taken: list[ActivationBatch] = []
+        missing = rows
+        while missing > 0 and (batch := next(source, None)) is not None:
+            taken.append(batch)
+            missing -= len(batch)
+        if missing:
+            raise TideError(
+                f"the data gave {rows - missing} rows where {rows} were announced; "
+                "images of one size are needed, as many as at the start"
+            )
+        whole = ActivationBatch.cat(taken)
+        if whole.paired and self.rows % 2:
+            raise TideError(f"a batch of {self.rows} rows would part a pair; give an even number")
+        return whole
 
 
 class ActivationBuffer:
@@ -68,7 +174,8 @@ def stream(
 
     ``source`` is one pass over the data, or a function of the epoch (0, 1, ...) that yields one: the stream
     then has no end. At the end of a single pass, rows that do not fill a batch are left out. Each batch holds
-    only the groups that its rows use. The same source, seed and sizes give the same batches.
+    only the groups that its rows use. The same source, seed and sizes give the same batches; a stream that is to be resumed
+    in the middle is a :class:`LiveStream`.
     """
     buffer = ActivationBuffer(buffer_rows, seed=seed)
     if not 1 <= batch_size <= buffer_rows // 2:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from tide.activations import ActivationBatch, StoreWriter
+    from tide.activations import ActivationBatch, LiveStream, StoreWriter
     from tide.activations.collect import Data
     from tide.adapters import Adapter
+    from tide.commands.data import Source
 
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
 SHARDS = 20
@@ -137,6 +138,30 @@ def noised(
         start=start,
         tensor=args.tensor,
         max_sequence_length=common.caption_length(adapter),
+    )
+
+
+def live_stream(
+    adapter: Adapter, block: int, args: argparse.Namespace, source: Source, data: Data, *, rows: int, seed: int
+) -> LiveStream:
+    """Endless batches of ``rows`` rows of one block, collected with the options of :func:`add_sampling_options` and
+    mixed ``--buffer-rows`` at a time. ``data`` are ``source``'s images, encoded or not."""
+    from tide.activations import LiveStream
+    from tide.commands import common
+
+    tokens = max(1, round(common.n_tokens(adapter, source.size) * args.token_fraction))
+
+    def collected(epoch_seed: int, start: int) -> Iterator[ActivationBatch]:
+        return (each[block] for each in noised(adapter, [block], args, data, seed=epoch_seed, start=start))
+
+    return LiveStream(
+        collected,
+        rows,
+        n_samples=source.n_images if source.exact else sum(len(images) for images, _ in data),
+        rows_per_sample=tokens * (1 if args.no_pairs else 2),
+        per_pass=args.batch_size,
+        buffer_rows=args.buffer_rows,
+        seed=seed,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter, adapter_for
 from tide.errors import TideError
-from tide.files import replace_file
+from tide.files import read_json, replace_file, write_json
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
@@ -194,6 +194,16 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "machine": machine(),
     }
+
+
+def record_run(out: Path, args: argparse.Namespace) -> None:
+    """Writes :func:`provenance` to ``out``'s ``run.json``; what earlier runs into this folder wrote is kept under
+    ``earlier``, the oldest first."""
+    path, earlier = out / "run.json", []
+    if path.exists():
+        before = read_json(path, dict[str, Any])
+        earlier = [*before.pop("earlier", []), before]
+    write_json(path, {**provenance(args), **({"earlier": earlier} if earlier else {})})
 
 
 def one_line(error: BaseException) -> str:

@@ -24,13 +24,14 @@ SCENE_PIXELS = 64
 class Source:
     """Batches of images ``[B, 3, H, W]`` in [-1, 1] with captions, read anew at every iteration.
 
-    ``name`` is how results record it; ``n_images`` is exact unless unreadable images are skipped.
+    ``name`` is how results record it; ``n_images`` is the most that it gives, and how many it gives if ``exact``.
     """
 
     name: str
     size: tuple[int, int]
     n_images: int
     batches: Any
+    exact: bool = True
 
     def __iter__(self) -> Iterator[tuple[Tensor, Sequence[str]]]:
         left = self.n_images
@@ -78,4 +79,5 @@ def open_source(args: argparse.Namespace, size: tuple[int, int], *, scene_split:
         n = args.images
     else:
         raise TideError(f"how many images of {args.data} to read is not known; give --images")
-    return Source(pipeline_name(args.data), size, n, data)
+    exact = isinstance(data, ImageFolder) and not args.skip_unreadable
+    return Source(pipeline_name(args.data), size, n, data, exact)
