@@ -42,7 +42,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
         result = cli(*command)
     assert result.code == 130
     assert result.err == (
-        "tide: interrupted; the last checkpoint is kept: the same command with --resume goes on from it\n"
+        "tide: interrupted; the checkpoint of step 4 is kept: the same command with --resume goes on from it\n"
     )
     assert cli(*command).err == (
         f"tide: error: {tmp_path}/tide already holds a checkpoint; add --resume, or choose another folder\n"
@@ -52,7 +52,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
     result = cli(*command, "--resume", "--set", "lr=1e-4")
     assert (result.code, result.err) == (
         2,
-        f"tide: error: {tmp_path}/tide was started with another lr (its default); "
+        f"tide: error: {tmp_path}/tide was started with other options (lr null, now 0.0001); "
         "use the same configuration or another folder\n",
     )
 

@@ -9,67 +9,14 @@ from itertools import count, islice
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import ROWS, D, K, N, assert_same, batch, config, interrupted, model, state, stream, trainer
 
-from tide.activations import ActivationBatch
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
 from tide.errors import TideError
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
 from tide.training.schedules import progressive_k
-
-D, N, K, ROWS = 16, 32, 3, 64
-MODULATION = ModulationConfig(d_model=D, d_embedding=8, n_frequencies=8)
-
-
-def batch(seed: int, *, paired: bool = True, rows: int = ROWS) -> ActivationBatch:
-    """Rows that are each three of 16 fixed orthonormal directions, with positive weights, around a mean; the two rows
-    of a pair share their directions."""
-    dictionary = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(9)))[0]
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(rows // 2, D, generator=generator).topk(3).indices.repeat_interleave(2, 0)
-    weights = 1 + torch.rand(rows, 3, generator=generator)
-    x = 4 * torch.einsum("nk,nkd->nd", weights, dictionary[active]) + 2
-    return ActivationBatch(
-        x=x,
-        timestep=torch.tensor([900.0, 850.0]),
-        group=torch.arange(rows, dtype=torch.int32) % 2,
-        conditioning=None,
-        sample=torch.zeros(rows, dtype=torch.int64),
-        token=torch.zeros(rows, dtype=torch.int32),
-        paired=paired,
-    )
-
-
-def config(**options) -> TrainConfig:
-    defaults = {
-        "n_latents": N, "k": K, "steps": 60, "lr": 2e-2, "batch_tokens": ROWS, "log_every": 10,
-        "checkpoint_every": 20, "loss": LossConfig(temporal=1e-3, sparsity=0.1),
-        "revival": RevivalConfig(after_tokens=6 * ROWS, every=5),
-    }  # fmt: skip
-    return TrainConfig(**{**defaults, **options})
-
-
-def model(**options) -> TIDE:
-    return TIDE(TIDEConfig(D, N, K, modulation=MODULATION, **{"family": "pixart", "block": 6, **options}), seed=3)
-
-
-def trainer(out, sae: TIDE | None = None, **options) -> Trainer:
-    return Trainer(model() if sae is None else sae, config(**options), out, progress=False)
-
-
-def stream(start: int = 0):
-    return (batch(seed) for seed in count(start))
-
-
-def state(sae: TIDE) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in sae.state_dict().items()}
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 def test_learns_a_sparse_dictionary(tmp_path):
@@ -201,13 +148,6 @@ def test_bf16_trains_float32_weights(tmp_path):
 # -- interruption ---------------------------------------------------------------------------------------------
 
 
-def interrupted(n: int, source=stream):
-    def batches(start: int):
-        return islice(source(start), n - start)
-
-    return batches
-
-
 @pytest.mark.parametrize("stop", [35, 40], ids=["after a checkpoint and a log", "at a checkpoint"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop):
     """Steps after the last checkpoint are run again; revival and progressive k go on where they were."""
@@ -247,7 +187,10 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 1e-2}, r"was started with other options \(lr 0.02, now 0.01\); use the same configuration or another folder"),
+        (
+            {"lr": 1e-2},
+            r"was started with other options \(lr 0.02, now 0.01\); use the same configuration or another folder",
+        ),
         ({"loss": LossConfig(mse=3.0)}, r"other options \(loss.mse 1.0, now 3.0\)"),
         ({"seed": 2}, r"other options \(seed 0, now 2\)"),
     ],

@@ -174,8 +174,8 @@ def stream(
 
     ``source`` is one pass over the data, or a function of the epoch (0, 1, ...) that yields one: the stream
     then has no end. At the end of a single pass, rows that do not fill a batch are left out. Each batch holds
-    only the groups that its rows use. The same source, seed and sizes give the same batches; a stream that is to be resumed
-    in the middle is a :class:`LiveStream`.
+    only the groups that its rows use. The same source, seed and sizes give the same batches; a stream that is to be
+    resumed in the middle is a :class:`LiveStream`.
     """
     buffer = ActivationBuffer(buffer_rows, seed=seed)
     if not 1 <= batch_size <= buffer_rows // 2:

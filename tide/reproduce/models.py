@@ -15,8 +15,8 @@ from tide.reproduce.bench import Bench, DataSizes, reordered
 from tide.reproduce.runner import Cell, Result, first_difference, run_cells
 from tide.reproduce.study import Options
 from tide.sae.model import TIDE
-from tide.study.reconstruction import is_trained, train
-from tide.training import TrainConfig
+from tide.study.reconstruction import train
+from tide.training import TrainConfig, is_trained
 
 #: The tokens and the steps of the demo's TIDE.
 DATA = DataSizes(train_images=2048, held_out_images=256, token_fraction=0.5)

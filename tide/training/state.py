@@ -240,7 +240,7 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in FREE}
 
 
-def is_finished(out: Path, config: TrainConfig) -> bool:
+def is_trained(out: Path, config: TrainConfig) -> bool:
     """Whether ``out`` holds a training by ``config``, but for device and the like, that came to its end."""
     if not (out / TRAINING).is_file():
         return False

@@ -154,6 +154,8 @@ class Trainer:
             self.source = json.loads(json.dumps(source))
 
     def _run(self, batches: Batches, stop: Stop) -> None:
+        if self.step == self.config.steps:
+            return
         with stop.waiting():
             stream = iter(batches(self.step) if callable(batches) else batches)
         self.model.train()
