@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import tide.activations.store as store_module
+import tide.activations.writer as writer_module
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, prepare
-from tide.activations.store import ActivationStore, StoreWriter, estimate_bytes
+from tide.activations.store import ActivationStore
+from tide.activations.writer import StoreWriter, estimate_bytes
 from tide.adapters import adapter_for
 from tide.errors import TideError
 
@@ -193,7 +194,9 @@ def test_an_interrupted_collection_is_readable_and_resumes(tmp_path):
         interrupted()
     store = ActivationStore(path)
     assert (len(store), store.complete) == (160, False)
-    (path / ".shard-00002.safetensors.1234.tmp").write_bytes(b"half")
+    left = path / ".shard-00002.safetensors.1234-ab.tmp" / "shard-00002.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
     (path / "shard-00002.safetensors").write_bytes(b"whole, yet not in the manifest when power went")
     with StoreWriter(path, info=INFO, shard_bytes=3000, resume=True) as writer:
         assert writer.next_sample == 4
@@ -228,7 +231,7 @@ def test_a_resumed_collection_equals_an_uninterrupted_one(alpha, tmp_path):
 def test_refuses_to_mix(filled):
     with pytest.raises(TideError, match="already holds activations; resume"):
         StoreWriter(filled)
-    with pytest.raises(TideError, match=r"holds \{'block': 6.*not \{'block': 2\}"):
+    with pytest.raises(TideError, match="was collected with block 6, not 2; use the same options or another folder"):
         StoreWriter(filled, info={"block": 2}, resume=True)
     writer = StoreWriter(filled, resume=True)
     for batch, match in [
@@ -268,7 +271,7 @@ def test_refuses_what_exceeds_the_quota_before_anything_is_written(tmp_path):
 
 def test_refuses_what_exceeds_the_disk(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage(10**9, 0, 5 * 10**6))
+    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage(10**9, 0, 5 * 10**6))
     with pytest.raises(TideError, match=r"has 5 MB free; free some space"):
         StoreWriter(tmp_path / "deep" / "er" / "s", expected_bytes=10**7)
     assert not (tmp_path / "deep").exists()
@@ -290,21 +293,24 @@ def test_stops_at_the_quota_and_keeps_what_it_has(tmp_path):
 @pytest.mark.parametrize("what", ["shard", "manifest"])
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch, what):
     path = tmp_path / "s"
-    writer = StoreWriter(path, shard_bytes=1)
-    writer.add(batch_of(0))
-    writer.add(batch_of(1))  # writes the first
 
     def full(*args, **kwargs):
         target = next(arg for arg in args if isinstance(arg, Path))
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if what == "shard":
-        monkeypatch.setattr(store_module, "save_file", full)
-    else:
-        monkeypatch.setattr(Path, "write_text", full)
+    def fill_up() -> None:
+        with StoreWriter(path, shard_bytes=1) as writer:
+            writer.add(batch_of(0))
+            writer.add(batch_of(1))  # writes the first
+            if what == "shard":
+                monkeypatch.setattr("tide.files.tensors.save_file", full)
+            else:
+                monkeypatch.setattr(Path, "write_text", full)
+            writer.add(batch_of(2))
+
     with pytest.raises(TideError, match=r"could not be written .*No space left on device.*; free some space") as error:
-        writer.add(batch_of(2))
+        fill_up()
     assert "\n" not in str(error.value)
     assert not list(path.glob(".*"))
     store = ActivationStore(path)
@@ -320,7 +326,7 @@ def test_truncated_shard(filled):
     shard = filled / "shard-00001.safetensors"
     for size in (shard.stat().st_size - 1, 100, 4, 0):
         shard.write_bytes(shard.read_bytes()[:size])
-        with pytest.raises(TideError, match=r"shard-00001\.safetensors is not a readable shard \(truncated or foreign"):
+        with pytest.raises(TideError, match=r"shard-00001\.safetensors is not a readable safetensors file \(truncated"):
             ActivationStore(filled)
 
 
@@ -348,11 +354,16 @@ def test_foreign_and_missing_shards(filled):
     with pytest.raises(TideError, match="a safetensors file of another kind"):
         ActivationStore(filled)
     (filled / "shard-00001.safetensors").replace(shard)
-    with pytest.raises(TideError, match=r"shard-00001\.safetensors is missing"):
+    with pytest.raises(
+        TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); go on with `tide collect --r"
+    ):
         ActivationStore(filled)
     write(filled.parent / "other", 1)
     (filled.parent / "other" / "shard-00000.safetensors").replace(shard)
-    with pytest.raises(TideError, match="is not the shard that the manifest lists"):
+    with pytest.raises(TideError, match=r"is not the shard that the manifest lists \(1\d+ bytes, not 2\d+\)"):
+        ActivationStore(filled)
+    shard.unlink()
+    with pytest.raises(TideError, match=r"shard-00000\.safetensors does not exist; go on with"):
         ActivationStore(filled)
 
 
@@ -362,7 +373,7 @@ def test_foreign_and_missing_shards(filled):
         ("{", "is not valid JSON"),
         ("[]", "is not of the format"),
         ('{"format": "other/1"}', "is not of the format"),
-        ('{"format": "tide-activations/1", "shards": []}', "lacks info, rows, next_sample, complete"),
+        ('{"format": "tide-activations/1", "shards": []}', "complete is missing"),
     ],
 )
 def test_faulty_manifest(filled, text, match):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from cli_samples import N_IMAGES
 
 from tide.activations import ActivationStore, StoreWriter
 from tide.activations.batch import ActivationBatch
-from tide.commands import collect
+from tide.activations.identity import Sample
+from tide.commands import stores
 
 
 def all_rows(path) -> ActivationBatch:
@@ -25,16 +27,16 @@ def same(a: ActivationBatch, b: ActivationBatch) -> bool:
 
 def test_resume_goes_on_where_it_was_interrupted(cli, pipeline, images, store, tmp_path, monkeypatch):
     """Ctrl-C falls between the stores of two blocks: the one that is behind catches up."""
-    monkeypatch.setattr(collect, "SMALLEST_SHARD", 1)
+    monkeypatch.setattr(stores, "SMALLEST_SHARD", 1)
     options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
     command = ["collect", "--pipeline", pipeline, "--data", images, "--out", tmp_path / "store", *options]
     add, calls = StoreWriter.add, []
 
-    def interrupted(writer: StoreWriter, batch: ActivationBatch) -> None:
+    def interrupted(writer: StoreWriter, batch: ActivationBatch, samples: Sequence[Sample]) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        add(writer, batch)
+        add(writer, batch, samples)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "add", interrupted)
@@ -147,7 +149,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, pipeline, images,
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tide.activations.store.save_file", full)
+    monkeypatch.setattr("tide.files.tensors.save_file", full)
     result = cli("collect", "--pipeline", pipeline, "--data", images, "--block", 3, "--out", tmp_path / "s")
     assert result.code == 2
     assert result.err == (

@@ -17,8 +17,9 @@ from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTr
 from tide import TIDE, Erase, adapter_for, edit
 from tide.activations import ActivationStore, Prepared
 from tide.adapters import tap
-from tide.commands.collect import noised, write_stores
+from tide.commands.collect import noised
 from tide.commands.common import pipeline_name
+from tide.commands.stores import write_stores
 
 GB = 1e9
 N_IMAGES = 6
@@ -84,7 +85,7 @@ def test_collect_train_and_edit(pipe, cli, tmp_path):
     # One pair of images through the block: a few tensors of [2, 4096, 4 x 1152] in fp32, 76 MB each.
     with PeakMemory() as collecting:
         rows, n_images = write_stores(
-            lambda start: noised(adapter, [0], options, data, seed=0, start=start),
+            lambda start, stop: noised(adapter, [0], options, data, seed=0, start=start, stop=stop),
             {0: tmp_path / "store"},
             info,
             n=N_IMAGES,

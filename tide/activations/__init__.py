@@ -3,8 +3,9 @@
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Prepared, collect, collect_sampling, prepare
 from tide.activations.data import image_folder, open_data
-from tide.activations.store import ActivationStore, StoreWriter, estimate_bytes
+from tide.activations.store import ActivationStore
 from tide.activations.stream import ActivationBuffer, LiveStream, stream
+from tide.activations.writer import StoreWriter, estimate_bytes
 
 __all__ = [
     "ActivationBatch",

@@ -60,6 +60,13 @@ def _items(data: Data) -> Iterator[_Item]:
             yield image, {name: value[i] for name, value in text.items()}
 
 
+def _items_between(data: Data, start: int, stop: int | None) -> Iterator[_Item]:
+    """The samples from ``start`` on and before ``stop``; those before are not even decoded where the data can do so."""
+    from_sample = getattr(data, "from_sample", None)
+    items = islice(_items(data), start, None) if from_sample is None else _items(from_sample(start))
+    return items if stop is None else islice(items, max(0, stop - start))
+
+
 def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
     """Consecutive items of equal size and kind, ``batch_size`` at most."""
     batch: list[_Item] = []
@@ -128,6 +135,7 @@ def collect(
     batch_size: int = 8,
     seed: int = 0,
     start: int = 0,
+    stop: int | None = None,
     tensor: str = "output",
     dtype: torch.dtype | None = None,
     max_sequence_length: int | None = None,
@@ -142,8 +150,11 @@ def collect(
 
     A sample's timestep, tokens and noise depend on ``seed`` and on its place in ``data`` alone;
     ``batch_size`` (images a pass; twice as many rows when paired) changes them by the model's rounding at
-    most. ``start`` leaves out the first samples without running anything, so that an interrupted collection
-    can go on.
+    most. ``start`` leaves out the first samples without running anything, and ``stop`` ends before that sample, so
+    that an interrupted collection can go on. The same call gives the same bits with the same versions, machine and
+    number of threads (PyTorch's products on a CPU are rounded differently by another number). So does a call with
+    ``start``, if a pass of the whole collection began there: at a multiple of ``batch_size`` where all images are of
+    one size.
 
     Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
     Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
@@ -152,7 +163,7 @@ def collect(
     grid = _grid(adapter, n_timesteps, timesteps, paired)
     indices = [adapter.resolve_block(block) for block in blocks]
     sample = start
-    for items in _batches(islice(_items(data), start, None), batch_size):
+    for items in _batches(_items_between(data, start, stop), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
         steps, tokens, noise = [], [], []
@@ -227,6 +238,7 @@ def collect_sampling(
     batch_size: int = 4,
     seed: int = 0,
     start: int = 0,
+    stop: int | None = None,
     tensor: str = "output",
     dtype: torch.dtype | None = None,
     **pipeline_arguments: Any,
@@ -238,7 +250,7 @@ def collect_sampling(
     i). ``paired`` pairs every step with the one that follows it, so that all but the first and the last occur
     twice. Without it, rows are ordered by step, then sample, then token. ``pipeline_arguments`` (height,
     width, negative_prompt, max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on
-    ``seed`` and its place in ``prompts`` alone.
+    ``seed`` and its place in ``prompts`` alone; bits are equal where those of :func:`collect` are.
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
@@ -248,6 +260,7 @@ def collect_sampling(
     if paired and n_steps < 2:
         raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
     indices = [adapter.resolve_block(block) for block in blocks]
+    prompts = prompts[:stop]
     for first in range(start, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         generators = [sample_generator(seed, first + i) for i in range(len(chunk))]

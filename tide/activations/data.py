@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tide.activations.identity import Sample, digest
 from tide.errors import TideError
+from tide.files import file_digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -46,14 +49,40 @@ def _batched(pairs: Iterable[_Pair], batch_size: int) -> Iterator[tuple[Tensor, 
         yield torch.stack(images), captions
 
 
-class ImageFolder:
-    """The images of a folder and their captions; see :func:`image_folder`. Every iteration reads them
-    anew."""
+class Samples(ABC):
+    """Batches of images and captions, read anew at every iteration, that says what it read.
+
+    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every one that the last iteration came past.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.samples: list[Sample] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Batches of images ``[B, 3, H, W]`` float32 in [-1, 1] and their captions."""
+        return self.from_sample(0)
+
+    def from_sample(self, start: int) -> Iterator[tuple[Tensor, list[str]]]:
+        """As an iteration that leaves out the first ``start`` images. They are in ``samples`` all the same, as soon as
+        the first batch is."""
+        self.samples = []
+        return _batched(self._pairs(start, self.samples), self.batch_size)
+
+    @abstractmethod
+    def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
+        """Images and captions from ``start`` on; appends every sample to ``samples``, those before as well."""
+
+
+class ImageFolder(Samples):
+    """The images of a folder and their captions, sorted by file name; see :func:`image_folder`. Every iteration reads
+    them anew, and every file once more for its SHA-256. Images that are left out are not decoded, unless unreadable
+    ones are skipped, which only decoding tells."""
 
     def __init__(self, path: Path, size: Size, batch_size: int, on_error: OnError) -> None:
+        super().__init__(batch_size)
         self.path = path
         self.size = size
-        self.batch_size = batch_size
         self.on_error = on_error
         if not path.is_dir():
             raise TideError(f"{path} is not a folder; give one that holds images")
@@ -66,12 +95,11 @@ class ImageFolder:
         """How many image files there are."""
         return len(self.files)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Batches of images ``[B, 3, H, W]`` float32 in [-1, 1] and their captions, sorted by file name."""
-        return _batched(self._pairs(), self.batch_size)
-
-    def _pairs(self) -> Iterator[_Pair]:
+    def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         for file in self.files:
+            if len(samples) < start and self.on_error == "raise":
+                samples.append(self._sample(file))
+                continue
             try:
                 with Image.open(file) as image:
                     tensor = to_tensor(image, self.size)
@@ -81,7 +109,13 @@ class ImageFolder:
                     raise TideError(f"{message}; remove it, or skip unreadable images") from None
                 warnings.warn(f"{message}; skipped", stacklevel=2)
                 continue
-            yield tensor, self._caption(file)
+            samples.append(self._sample(file))
+            if len(samples) > start:
+                yield tensor, self._caption(file)
+
+    def _sample(self, file: Path) -> Sample:
+        name = file.relative_to(self.path).as_posix()
+        return Sample(name, file_digest(file)[:16], digest(self._caption(file)))
 
     def _caption(self, file: Path) -> str:
         listed = self.captions.get(file.relative_to(self.path).as_posix())
@@ -149,7 +183,7 @@ def open_data(
     split: str = "train",
     image_column: str = "image",
     caption_column: str = "text",
-) -> Iterable[tuple[Tensor, list[str]]]:
+) -> Samples:
     """Batches of images and captions from ``spec``: a folder, or the name of a data set for the ``datasets``
     library, which is streamed. ``split`` and the columns matter for the latter only.
 
@@ -167,13 +201,15 @@ def open_data(
     return _NamedData(str(spec), size, batch_size, split, image_column, caption_column)
 
 
-class _NamedData:
-    """A data set of the ``datasets`` library, streamed anew at every iteration."""
+class _NamedData(Samples):
+    """A data set of the ``datasets`` library, streamed anew at every iteration. What is read of it are its pixels as
+    they are taken."""
 
     def __init__(self, name: str, size: Size, batch_size: int, split: str, image: str, caption: str) -> None:
         import datasets  # optional, and slow to import
 
-        self.size, self.batch_size = size, batch_size
+        super().__init__(batch_size)
+        self.size = size
         self.image, self.caption = image, caption
         try:
             self.rows: Any = datasets.load_dataset(name, split=split, streaming=True)
@@ -181,14 +217,14 @@ class _NamedData:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TideError(f"data set {name} could not be opened ({reason}); check its name and split") from error
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        return _batched(self._pairs(), self.batch_size)
-
-    def _pairs(self) -> Iterator[_Pair]:
+    def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         for row in self.rows:
             if missing := {self.image, self.caption} - row.keys():
                 raise TideError(
                     f"the data set has no column {sorted(missing)[0]}; it has {', '.join(row)}: "
                     "set image_column and caption_column"
                 )
-            yield to_tensor(row[self.image], self.size), row[self.caption] or ""
+            image, caption = to_tensor(row[self.image], self.size), row[self.caption] or ""
+            samples.append(Sample(f"row {len(samples)}", digest(image), digest(caption)))
+            if len(samples) > start:
+                yield image, caption

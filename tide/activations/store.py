@@ -1,235 +1,69 @@
-"""Activations on disk: a folder with ``manifest.json`` and ``shard-*.safetensors``, written so that it is
-whole at any moment and read in shuffled batches without loading it."""
+"""Activations on disk: a folder with ``manifest.json`` and ``shard-*.safetensors``, read in shuffled batches without
+loading it."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-import shutil
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.utils.data import get_worker_info
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import sample_generator
+from tide.activations.manifest import open_shard, read_manifest, verify_shard
 from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
-from tide.files import read_json, replace_file, what_is_wrong, write_json
+from tide.files import file_digest
 
-FORMAT = "tide-activations/1"
-MANIFEST = "manifest.json"
 #: Rows of one shard that are read, and shuffled, as a piece. Even, so that no pair is parted.
 CHUNK_ROWS = 1024
-#: Bytes of a row besides x: sample, token, group.
-_ROW_BYTES = 8 + 4 + 4
-
-
-def estimate_bytes(
-    n_samples: int,
-    n_tokens: int,
-    d_model: int,
-    *,
-    token_fraction: float = 1 / 16,
-    paired: bool = True,
-    d_conditioning: int = 0,
-    dtype: torch.dtype = torch.bfloat16,
-) -> int:
-    """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
-    :func:`tide.activations.collect` takes them; 0.1 % and a few KB a shard are the error."""
-    calls = n_samples * (1 + paired)
-    rows = calls * max(1, round(n_tokens * token_fraction))
-    return rows * (d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
-
-
-class StoreWriter:
-    """Writes an activation store; use it as a context manager, or call :meth:`close`.
-
-    Every file appears under its name when it is whole, and the manifest lists whole shards only. So what a
-    crash leaves behind is a readable store, and with ``resume=True`` a writer goes on with it: collect again
-    with ``start=writer.next_sample`` and the same seed. A shard holds whole batches, as many as fit
-    ``shard_bytes`` (one at least).
-
-    Args:
-        path: the folder; created. It must not hold a store unless ``resume``.
-        info: what the activations are of (block, tensor, model, seed ...), JSON-able, kept in the manifest.
-        expected_bytes: what is to come (:func:`estimate_bytes`), checked against quota and free disk at once.
-        quota: the most bytes the store may take.
-
-    Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and
-    when they are used up; what was written before stays.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        info: dict[str, Any] | None = None,
-        expected_bytes: int = 0,
-        quota: int | None = None,
-        shard_bytes: int = 256 * 2**20,
-        resume: bool = False,
-    ) -> None:
-        self.path = Path(path)
-        self.quota = quota
-        self.shard_bytes = shard_bytes
-        self._pending: list[ActivationBatch] = []
-        self._pending_bytes = 0
-        existing = (self.path / MANIFEST).exists()
-        if existing and not resume:
-            raise TideError(f"{self.path} already holds activations; resume, or choose another folder")
-        self.manifest: dict[str, Any] = (
-            _read_manifest(self.path)
-            if existing
-            else {
-                "format": FORMAT,
-                "info": info or {},
-                "rows": 0,
-                "next_sample": 0,
-                "complete": False,
-                "shards": [],
-            }
-        )
-        if existing and info is not None and info != self.manifest["info"]:
-            raise TideError(f"{self.path} holds {self.manifest['info']}, not {info}; choose another folder")
-        self._written = sum(shard["bytes"] for shard in self.manifest["shards"])
-        self._check_space(max(0, expected_bytes - self._written), "are expected")
-        self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
-
-    @property
-    def next_sample(self) -> int:
-        """The first sample that is not in the store: where a resumed collection starts."""
-        return int(self.manifest["next_sample"])
-
-    @property
-    def rows(self) -> int:
-        """Rows on disk; those of the unfinished shard are not among them."""
-        return int(self.manifest["rows"])
-
-    def add(self, batch: ActivationBatch) -> None:
-        """Takes a batch; writes a shard when it is full."""
-        if not len(batch):
-            return
-        kind: dict[str, Any] = {
-            "d_model": batch.d_model,
-            "dtype": str(batch.x.dtype).removeprefix("torch."),
-            "paired": batch.paired,
-            "d_conditioning": 0 if batch.conditioning is None else batch.conditioning.shape[1],
-        }
-        for name, value in kind.items():
-            if self.manifest.setdefault(name, value) != value:
-                raise TideError(
-                    f"{self.path} holds activations with {name} {self.manifest[name]} and not {value}; "
-                    "choose another folder"
-                )
-        batch = batch.to("cpu").compacted()
-        n_bytes = len(batch) * (batch.d_model * batch.x.element_size() + _ROW_BYTES)
-        n_bytes += len(batch.timestep) * 4 * (1 + kind["d_conditioning"])
-        if self._pending and self._pending_bytes + n_bytes > self.shard_bytes:
-            self._flush()
-        self._pending.append(batch)
-        self._pending_bytes += n_bytes
-
-    def close(self) -> None:
-        """Writes what is left and marks the store complete."""
-        self._flush()
-        self._save_manifest(complete=True)
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An interrupted collection keeps its whole shards and stays marked as incomplete.
-        if kind is None:
-            self.close()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        batch = ActivationBatch.cat(self._pending)
-        self._check_space(self._pending_bytes, "are next")
-        name = f"shard-{len(self.manifest['shards']):05d}.safetensors"
-        tensors = {
-            "x": batch.x,
-            "sample": batch.sample.to(torch.int64),
-            "token": batch.token.to(torch.int32),
-            "timestep": batch.timestep.to(torch.float32),
-            "group": batch.group.to(torch.int32),
-        }
-        if batch.conditioning is not None:
-            tensors["conditioning"] = batch.conditioning.to(torch.float32)
-        tensors = {key: value.contiguous() for key, value in tensors.items()}
-        file = self.path / name
-        replace_file(file, lambda temporary: save_file(tensors, temporary, metadata={"format": FORMAT}))
-        n_bytes = file.stat().st_size
-        shard = {"file": name, "rows": len(batch), "groups": len(batch.timestep), "bytes": n_bytes}
-        samples = torch.where(batch.sample < 0, -1 - batch.sample, batch.sample)
-        self.manifest["shards"].append(shard)
-        self.manifest["rows"] += len(batch)
-        self.manifest["next_sample"] = max(self.next_sample, int(samples.max()) + 1)
-        self._save_manifest(complete=False)
-        self._pending, self._pending_bytes = [], 0
-        self._written += n_bytes
-
-    def _save_manifest(self, *, complete: bool) -> None:
-        self.manifest["complete"] = complete
-        write_json(self.path / MANIFEST, self.manifest)
-
-    def _check_space(self, n_bytes: int, what: str) -> None:
-        if self.quota is not None and self._written + n_bytes > self.quota:
-            raise TideError(
-                f"{_size(n_bytes)} of activations {what} and {self.path} may take {_size(self.quota)}, "
-                f"{_size(self._written)} of it used; raise the quota or collect fewer tokens or images"
-            )
-        at = next(parent for parent in (self.path.absolute(), *self.path.absolute().parents) if parent.exists())
-        free = shutil.disk_usage(at).free
-        if n_bytes > free:
-            raise TideError(
-                f"{_size(n_bytes)} of activations {what} and the disk of {self.path} has {_size(free)} free; "
-                "free some space, choose another folder or collect fewer tokens or images"
-            )
+#: Shards that are kept open. A mapping costs address space only, yet there may be thousands of shards.
+_OPEN_FILES = 64
 
 
 class ActivationStore:
     """Reads an activation store, whole or still growing, through memory maps.
 
-    Raises :class:`~tide.errors.TideError` for a folder that is no store and for shards that are missing,
-    truncated, pickled or foreign. Shards that the manifest does not list are ignored.
+    It can be pickled and used by several processes: each opens the shards for itself.
+
+    Raises :class:`~tide.errors.TideError` for a folder that is no store and for shards that are missing, truncated,
+    pickled, foreign or another shard of the store, as far as their headers tell; :meth:`verify` reads everything.
+    Shards that the manifest does not list are ignored.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
-        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        self.manifest = read_manifest(self.path)
+        self.shards = self.manifest["shards"]
         if not self.shards:
             raise TideError(f"{self.path} holds no activations yet; collect some first")
         for shard in self.shards:
-            file = _open(self.path / shard["file"])
-            if file.get_slice("x").get_shape() != [shard["rows"], self.d_model]:
-                raise TideError(
-                    f"{self.path / shard['file']} is not the shard that the manifest lists; collect it anew"
-                )
-        # The mapping costs address space only, yet there may be thousands of shards.
-        self._open = lru_cache(maxsize=64)(lambda index: _open(self.path / self.shards[index]["file"]))
+            open_shard(self.path, self.manifest, shard)
+        self._files: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def _file(self, index: int) -> Any:
+        if self._process != os.getpid():  # after a fork
+            self._files, self._process = {}, os.getpid()
+        if index not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                del self._files[next(iter(self._files))]
+            self._files[index] = open_shard(self.path, self.manifest, self.shards[index])
+        return self._files[index]
 
     def __len__(self) -> int:
         """Rows in the store."""
-        return sum(shard["rows"] for shard in self.shards)
+        return self.manifest["rows"]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -237,22 +71,44 @@ class ActivationStore:
 
     @property
     def d_model(self) -> int:
-        return int(self.manifest["d_model"])
+        return self.manifest["d_model"]
 
     @property
     def paired(self) -> bool:
-        return bool(self.manifest["paired"])
+        return self.manifest["paired"]
 
     @property
     def complete(self) -> bool:
         """Whether the collection reached its end."""
-        return bool(self.manifest["complete"])
+        return self.manifest["complete"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with what is read: from the SHA-256 and the rows of every shard, in
+        their order. Shards of a store that does not list them are read for it."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            content = shard.get("sha256") or file_digest(self.path / shard["file"])
+            digest.update(f"{content} {shard['rows']}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def verify(self) -> None:
+        """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not what was written, or
+        holds what no collection writes: groups that are not there, negative tokens, NaN or inf."""
+        for shard in self.shards:
+            verify_shard(self.path, self.manifest, shard)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> ActivationBatch:
         """Rows ``start`` to ``stop`` of a shard, with the groups they use. Reads no other rows."""
-        file, rows = self._open(shard), slice(start, stop)
+        file, rows = self._file(shard), slice(start, stop)
         has_conditioning = bool(self.manifest["d_conditioning"])
         used, group = torch.unique(file.get_slice("group")[rows], return_inverse=True)
+        if not len(used):
+            raise TideError(f"{self.path / self.shards[shard]['file']} has no rows {start}..{stop}; read others")
+        if int(used[0]) < 0 or int(used[-1]) >= self.shards[shard]["groups"]:
+            raise TideError(
+                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect anew"
+            )
         groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start
         return ActivationBatch(
@@ -273,6 +129,7 @@ class ActivationStore:
         epochs: int | None = 1,
         buffer_rows: int = 65536,
         start: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches of ``batch_size`` rows, pairs together; without end if ``epochs`` is None.
 
@@ -282,6 +139,11 @@ class ActivationStore:
 
         Batch number b depends on the arguments and on b alone. So b is the whole state of a reader: a run
         that has used b batches goes on with ``start=b``, and only the buffer in question is read again.
+
+        ``shard=(i, n)`` is reader i of n that divide the pieces among them: together they visit every row once an
+        epoch. In a worker of a ``torch.utils.data.DataLoader`` the workers divide what is the process's own (its
+        ``shard``), and ``start`` counts the batches of the loader: with as many workers it goes on where it stopped. A
+        reader that gets no piece, since there are fewer than readers, yields nothing.
         """
         unit = 2 if self.paired else 1
         if batch_size < 1 or batch_size % unit:
@@ -290,21 +152,32 @@ class ActivationStore:
             )
         if buffer_rows < CHUNK_ROWS:
             raise TideError(f"buffer_rows {buffer_rows} is too small to mix; give at least {CHUNK_ROWS}")
-        epoch, skip = divmod(start * batch_size, len(self))
+        if not 0 <= shard[0] < shard[1]:
+            raise TideError(f"reader {shard[0]} of {shard[1]} does not exist; give (i, n) with 0 <= i < n")
+        reader, of, start = _part_of_worker(shard, start)
+        chunks = self._chunks()[reader::of]
+        if not chunks:
+            return iter(())
+        epoch, skip = divmod(start * batch_size, sum(stop - first for _, first, stop in chunks))
         pieces = (
             piece
             for number in (count(epoch) if epochs is None else range(epoch, epochs))
-            for piece in self._epoch(seed, number, buffer_rows, skip if number == epoch else 0)
+            for piece in self._epoch(chunks, seed, number, buffer_rows, skip if number == epoch else 0)
         )
         return cut(pieces, batch_size)
 
-    def _epoch(self, seed: int, epoch: int, buffer_rows: int, skip: int) -> Iterator[ActivationBatch]:
-        """The rows of an epoch from row ``skip`` of its order on, a shuffled buffer at a time."""
-        chunks = [
+    def _chunks(self) -> list[tuple[int, int, int]]:
+        """Every piece of the store: its shard, its first row and the row after its last."""
+        return [
             (index, first, min(first + CHUNK_ROWS, shard["rows"]))
             for index, shard in enumerate(self.shards)
             for first in range(0, shard["rows"], CHUNK_ROWS)
         ]
+
+    def _epoch(
+        self, chunks: list[tuple[int, int, int]], seed: int, epoch: int, buffer_rows: int, skip: int
+    ) -> Iterator[ActivationBatch]:
+        """The rows of an epoch from row ``skip`` of its order on, a shuffled buffer at a time."""
         order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
         per_buffer = buffer_rows // CHUNK_ROWS
         for window in range(math.ceil(len(chunks) / per_buffer)):
@@ -319,28 +192,15 @@ class ActivationStore:
             skip = 0
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).is_file():
-        raise TideError(f"{path} holds no {MANIFEST}; give the folder of an activation store")
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise TideError(f"{path / MANIFEST} is not of the format {FORMAT}; give the folder of an activation store")
-    needed: Sequence[str] = ("info", "rows", "next_sample", "complete", "shards")
-    if manifest.get("shards"):
-        needed = (*needed, "d_model", "dtype", "paired", "d_conditioning")
-    if missing := [name for name in needed if name not in manifest]:
-        raise TideError(f"{path / MANIFEST} lacks {', '.join(missing)}; collect the activations anew")
-    return manifest
+def _part_of_worker(shard: tuple[int, int], start: int) -> tuple[int, int, int]:
+    """The part (i, n) and the first batch of this process, of its ``shard`` divided by the workers of a DataLoader.
 
-
-def _open(path: Path) -> Any:
-    """A memory-mapped safetensors file of this format."""
-    if not path.is_file():
-        raise TideError(f"{path} is missing; copy the whole folder or collect the activations anew")
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TideError(f"{path} is not a readable shard ({what_is_wrong(path)}: {error}); collect it anew") from None
-    if (file.metadata() or {}).get("format") != FORMAT:
-        raise TideError(f"{path} is a safetensors file of another kind; collect the activations anew")
-    return file
+    The loader takes a batch of each worker in turn, beginning with the first. After ``start`` batches it was the turn
+    of worker ``start % n``: so that one's part goes to the first worker now.
+    """
+    worker = get_worker_info()
+    if worker is None:
+        return *shard, start
+    turn = (worker.id + start) % worker.num_workers
+    taken = (start - turn + worker.num_workers - 1) // worker.num_workers
+    return shard[0] * worker.num_workers + turn, shard[1] * worker.num_workers, taken

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tide.activations import ActivationBatch, LiveStream, StoreWriter
+    from tide.activations import ActivationBatch, LiveStream
     from tide.activations.collect import Data
+    from tide.activations.identity import Sample
     from tide.adapters import Adapter
     from tide.commands.data import Source
-
-#: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
-SHARDS = 20
-SMALLEST_SHARD = 2**20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -62,65 +60,130 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=arguments.positive, default=8, help="images a pass (default 8)")
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Captions to sample from, as a source that says what they are; ``limited`` if there may be more."""
+
+    name: str
+    texts: list[str]
+    limited: bool
+    options: dict[str, str] = field(default_factory=dict)
+
+    def samples(self) -> list[Sample]:
+        from tide.activations.identity import Sample, digest
+
+        return [Sample(f"prompt {i}", "", digest(text)) for i, text in enumerate(self.texts)]
+
+    def samples_before(self, n: int) -> list[Sample]:
+        return self.samples()
+
+
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from tide.adapters.base import check_tensor
-    from tide.commands import common
-    from tide.commands.data import open_source
     from tide.errors import TideError
+    from tide.files import new_folders
 
     check_tensor(args.tensor)
     if args.prompts and not args.sampling:
         raise TideError("--prompts belongs to --sampling; add it, or give --data")
     if (args.data is None) == (args.prompts is None):
         raise TideError("what to collect from is not clear; give --data, or --prompts with --sampling")
+    with new_folders(Path(args.out)):
+        _run(args, Path(args.out))
+
+
+def _run(args: argparse.Namespace, out: Path) -> None:
+    from tide.activations.writer import readable_size
+    from tide.commands import common
+    from tide.commands.stores import collected_bytes, write_stores
+
     adapter = common.load_adapter(args)
     blocks = list(dict.fromkeys(adapter.resolve_block(block) for block in args.block))
     size = common.image_size(args, adapter)
-    prompts: list[str] | None = None
-    if args.prompts:
-        prompts, name = read_prompts(Path(args.prompts))[: args.images], str(Path(args.prompts).resolve())
-        n = len(prompts)
-    else:
-        source = open_source(args, size)
-        name, size, n = source.name, source.size, source.n_images
-        prompts = source.captions() if args.sampling else None
-    out = Path(args.out)
+    source: Source | Prompts = _source(args, size)
+    if not isinstance(source, Prompts):
+        size = source.size
+    n = len(source.texts) if isinstance(source, Prompts) else source.n_images
     folders = {block: out if len(blocks) == 1 else out / f"block-{block}" for block in blocks}
-    info = {
+
+    def activations(start: int, stop: int) -> Iterator[dict[int, ActivationBatch]]:
+        if isinstance(source, Prompts):
+            return _sampled(adapter, blocks, args, source.texts, size, start, stop)
+        return noised(adapter, blocks, args, source, seed=args.seed, start=start, stop=stop)
+
+    expected = _estimate(adapter, args, n, common.n_tokens(adapter, size))
+    each = " each" if len(blocks) > 1 else ""
+    print(f"{n} images, {_blocks(blocks)}: about {readable_size(expected)} on disk{each}")
+    rows, stored_images = write_stores(
+        activations,
+        folders,
+        _info(args, adapter, source, size),
+        n=n,
+        data=source,
+        expected=expected,
+        quota=args.quota,
+        resume=args.resume,
+        run=(out, args),
+    )
+    stored = readable_size(collected_bytes(list(folders.values())))
+    print(f"Collected {rows} activations of {stored_images} images from {_blocks(blocks)}: {stored} in {out}.")
+
+
+def _source(args: argparse.Namespace, size: tuple[int, int]) -> Source | Prompts:
+    """What to collect from: images with captions, or for the sampling process captions alone."""
+    from pathlib import Path
+
+    from tide.commands.data import open_source
+
+    if args.prompts:
+        texts = read_prompts(Path(args.prompts))
+        kept = texts[: args.images]
+        return Prompts(str(Path(args.prompts).resolve()), kept, limited=len(kept) < len(texts))
+    source = open_source(args, size)
+    return Prompts(source.name, source.captions(), source.limited, source.options) if args.sampling else source
+
+
+def _info(
+    args: argparse.Namespace, adapter: Adapter, source: Source | Prompts, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What the activations are of: all that must be the same when a store is resumed, and the number of threads."""
+    import torch
+
+    from tide.commands import common
+    from tide.fingerprint import pipeline_fingerprints
+
+    return {
         "pipeline": common.pipeline_name(args.pipeline),
+        "weights": pipeline_fingerprints(adapter.pipe),
         "family": adapter.family,
         "tensor": args.tensor,
         "mode": "sampling" if args.sampling else "noised",
-        "data": name,
+        "data": source.name,
+        **source.options,
         "size": list(size),
         "timesteps": args.timesteps,
         "token_fraction": args.token_fraction,
         "paired": not args.no_pairs,
         "dtype": str(adapter.dtype).removeprefix("torch."),
+        "device": adapter.device.type,
         "seed": args.seed,
+        "batch_size": args.batch_size,
+        "threads": torch.get_num_threads(),
         **({"guidance": args.guidance} if args.sampling else {}),
     }
 
-    def activations(start: int) -> Iterator[dict[int, ActivationBatch]]:
-        if prompts is None:
-            return noised(adapter, blocks, args, source, seed=args.seed, start=start)
-        return _sampled(adapter, blocks, args, prompts, size, start)
-
-    expected = _estimate(adapter, args, n, common.n_tokens(adapter, size))
-    print(f"{n} images, {_blocks(blocks)}: about {_readable(expected)} on disk{' each' if len(blocks) > 1 else ''}")
-    rows, stored_images = write_stores(
-        activations, folders, info, n=n, expected=expected, quota=args.quota, resume=args.resume, run=(out, args)
-    )
-    stored = sum(file.stat().st_size for folder in folders.values() for file in folder.glob("shard-*"))
-    print(
-        f"Collected {rows} activations of {stored_images} images from {_blocks(blocks)}: {_readable(stored)} in {out}."
-    )
-
 
 def noised(
-    adapter: Adapter, blocks: list[int], args: argparse.Namespace, data: Data, *, seed: int, start: int = 0
+    adapter: Adapter,
+    blocks: list[int],
+    args: argparse.Namespace,
+    data: Data,
+    *,
+    seed: int,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[dict[int, ActivationBatch]]:
     """Algorithm 1 with the options of :func:`add_sampling_options`."""
     from tide.activations import collect
@@ -136,6 +199,7 @@ def noised(
         batch_size=args.batch_size,
         seed=seed,
         start=start,
+        stop=stop,
         tensor=args.tensor,
         max_sequence_length=common.caption_length(adapter),
     )
@@ -166,7 +230,13 @@ def live_stream(
 
 
 def _sampled(
-    adapter: Adapter, blocks: list[int], args: argparse.Namespace, prompts: list[str], size: tuple[int, int], start: int
+    adapter: Adapter,
+    blocks: list[int],
+    args: argparse.Namespace,
+    prompts: list[str],
+    size: tuple[int, int],
+    start: int,
+    stop: int,
 ) -> Iterator[dict[int, ActivationBatch]]:
     from tide.activations import collect_sampling
     from tide.commands import common
@@ -182,90 +252,10 @@ def _sampled(
         batch_size=args.batch_size,
         seed=args.seed,
         start=start,
+        stop=stop,
         tensor=args.tensor,
         **common.sampling_arguments(adapter, size),
     )
-
-
-def write_stores(
-    activations: Any,
-    folders: dict[int, Path],
-    info: dict[str, Any],
-    *,
-    n: int,
-    expected: int = 0,
-    quota: int | None = None,
-    resume: bool = False,
-    run: tuple[Path, argparse.Namespace] | None = None,
-) -> tuple[int, int]:
-    """Writes ``activations(start)`` to one store a block; returns the rows of all and the images in each.
-
-    A store that stands behind the others after a crash catches up. A folder that was made here and got no whole
-    shard is removed again. ``run`` is where to write which arguments made it.
-    """
-    from contextlib import ExitStack
-
-    from tqdm import tqdm
-
-    from tide.activations import StoreWriter
-    from tide.commands import common
-    from tide.files import write_json
-
-    made = [folder for folder in (*folders.values(), *(folder.parent for folder in folders.values()))]
-    made = [folder for folder in dict.fromkeys(made) if not folder.exists()]
-    shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
-    writers: dict[int, StoreWriter] = {}
-    try:
-        with ExitStack() as stack:
-            for block, folder in folders.items():
-                about = {**info, "block": block}
-                if resume:
-                    _check_same(folder, about)
-                writers[block] = StoreWriter(
-                    folder, info=about, expected_bytes=expected, quota=quota, shard_bytes=shard_bytes, resume=resume
-                )
-            for writer in writers.values():
-                stack.enter_context(writer)
-            if run is not None:
-                write_json(run[0] / "run.json", common.provenance(run[1]))
-            starts = {block: writer.next_sample for block, writer in writers.items()}
-            first = min(starts.values())
-            bar = stack.enter_context(tqdm(total=n, initial=min(first, n), unit="image", disable=None))
-            for batches in activations(first) if first < n else ():
-                for block, batch in batches.items():
-                    kept = batch if starts[block] == first else batch.take(batch.sample >= starts[block])
-                    writers[block].add(kept)
-                bar.update(int(batch.sample.max()) + 1 - bar.n)
-    except BaseException:
-        _discard(made, writers.values())
-        raise
-    return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
-
-
-def _discard(made: list[Path], writers: Iterable[StoreWriter]) -> None:
-    """Removes the folders that this run made if no activations are in them."""
-    import shutil
-
-    if not any(writer.rows for writer in writers):
-        for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_same(folder: Path, about: dict[str, Any]) -> None:
-    from tide.activations.store import MANIFEST
-    from tide.errors import TideError
-    from tide.files import read_json
-
-    if not (folder / MANIFEST).exists():
-        return
-    manifest = read_json(folder / MANIFEST)
-    before = manifest.get("info", {}) if isinstance(manifest, dict) else {}
-    for name, value in about.items():
-        if before.get(name) != value:
-            raise TideError(
-                f"{folder} was collected with {name} {before.get(name)!r}, not {value!r}; "
-                "use the same options or another folder"
-            )
 
 
 def _estimate(adapter: Adapter, args: argparse.Namespace, n: int, n_tokens: int) -> int:
@@ -300,11 +290,3 @@ def read_prompts(path: Path) -> list[str]:
 
 def _blocks(blocks: list[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
-
-
-def _readable(amount: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"

@@ -1,0 +1,50 @@
+"""What tells the samples of one collection from those of another, so that it is not resumed on other data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One image with its caption as it was read: its name, and digests of 16 hexadecimal digits (or empty)."""
+
+    name: str
+    image: str
+    caption: str
+
+
+def digest(content: bytes | str | Tensor) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of bytes, a text or a tensor's values."""
+    if isinstance(content, Tensor):
+        content = content.detach().cpu().contiguous().numpy().tobytes()
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of(samples: Iterable[Sample]) -> str:
+    """One digest of many samples in their order."""
+    return digest(json.dumps([list(sample) for sample in samples]))
+
+
+def what_changed(before: Sequence[Sample | None], now: Sequence[Sample]) -> str | None:
+    """How the samples ``now`` differ from those ``before`` (None where nothing is recorded), or None.
+
+    Samples beyond the end of the shorter one are not compared.
+    """
+    for was, found in zip(before, now, strict=False):
+        if was is not None and was != found:
+            return _difference(was, found, {sample.name for sample in now})
+    return None
+
+
+def _difference(was: Sample, found: Sample, names: set[str]) -> str:
+    if was.name != found.name:
+        return f"{found.name} was added before {was.name}" if was.name in names else f"{was.name} is gone"
+    if was.image != found.image:
+        return f"{was.name} is another image"
+    return f"the caption of {was.name} is another one"

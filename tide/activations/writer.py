@@ -1,0 +1,408 @@
+"""Writing an activation store: whole at any moment, and resumed with every shard looked at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.identity import Sample, digest_of
+from tide.activations.manifest import (
+    FORMAT,
+    MANIFEST,
+    SHARD,
+    Shard,
+    new_manifest,
+    places,
+    read_manifest,
+    samples_of,
+    shard_number,
+    verify_shard,
+)
+from tide.errors import TideError
+from tide.files import file_digest, lock_folder, new_folders, replace_file, tensors_writer, write_json
+
+#: Entries of ``info`` that may differ when a store is resumed: they say how values were rounded, not what they are of.
+ROUNDING = ("threads",)
+#: Bytes of a row besides x: sample, token, group.
+_ROW_BYTES = 8 + 4 + 4
+
+
+def estimate_bytes(
+    n_samples: int,
+    n_tokens: int,
+    d_model: int,
+    *,
+    token_fraction: float = 1 / 16,
+    paired: bool = True,
+    d_conditioning: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
+    :func:`tide.activations.collect` takes them; 0.1 % and a few KB a shard are the error."""
+    calls = n_samples * (1 + paired)
+    rows = calls * max(1, round(n_tokens * token_fraction))
+    return rows * (d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
+
+
+def readable_size(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def existing_parent(path: Path) -> Path:
+    """``path`` itself, or the nearest of its parents that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def check_disk(n_bytes: int, path: Path, what: str) -> None:
+    """Raises :class:`~tide.errors.TideError` unless the disk of ``path`` has room for ``n_bytes``."""
+    free = shutil.disk_usage(existing_parent(path)).free
+    if n_bytes > free:
+        raise TideError(
+            f"{readable_size(n_bytes)} of activations {what} and the disk of {path} has {readable_size(free)} free; "
+            "free some space, choose another folder or collect fewer tokens or images"
+        )
+
+
+class _Pending:
+    """Batches on their way into one shard."""
+
+    def __init__(self) -> None:
+        self.batches: list[ActivationBatch] = []
+        self.samples: list[Sample] = []
+        self.bytes = 0
+
+    def add(self, batch: ActivationBatch, samples: Sequence[Sample], n_bytes: int) -> None:
+        self.batches.append(batch)
+        self.samples += samples
+        self.bytes += n_bytes
+
+
+class StoreWriter:
+    """Writes an activation store; use it as a context manager, or call :meth:`close`.
+
+    The folder is this writer's alone from here to its end: a second one is refused. Every file appears under its name
+    when it is whole and on the disk, and the manifest, written after it, lists whole shards only. So what a crash or a
+    power loss leaves behind is a readable store, and with ``resume=True`` a writer goes on with it: every shard is read
+    and compared with its SHA-256 and its values are checked. Collect ``wanted`` again with the same seed: samples of
+    shards that are :attr:`damaged` take their place, and those from :attr:`next_sample` on are appended. A shard holds
+    whole batches, as many as fit ``shard_bytes`` (one at least).
+
+    Args:
+        path: the folder; created, and removed again if this writer made it and leaves nothing in it. It must not hold a
+            store unless ``resume``.
+        info: what the activations are of (block, tensor, model, seed ...), JSON-able, kept in the manifest. When
+            resuming, what the manifest says already must be the same, but for :data:`ROUNDING`.
+        expected_bytes: what the store will take (:func:`estimate_bytes`), checked against quota and free disk at once.
+        quota: the most bytes that all shards in the folder may take, also those that a crash left unlisted; while a
+            damaged shard is replaced, the former one comes on top.
+
+    Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and
+    when they are used up; what was written before stays.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        info: dict[str, Any] | None = None,
+        expected_bytes: int = 0,
+        quota: int | None = None,
+        shard_bytes: int = 256 * 2**20,
+        resume: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.quota = quota
+        self.shard_bytes = shard_bytes
+        #: Index of a damaged shard -> what is wrong with it. It is left where it is until it is replaced.
+        self.damaged: dict[int, str] = {}
+        #: Entries of ``info`` that a resumed store did not hold so far.
+        self.unrecorded: list[str] = []
+        self._pending = _Pending()
+        self._mending: dict[int, _Pending] = {}
+        #: Shards that this writer wrote.
+        self.n_written = 0
+        self._recorded: list[Sample | None] = []
+        with ExitStack() as held:
+            held.enter_context(new_folders(self.path))
+            held.enter_context(lock_folder(self.path))
+            self._open(info, resume)
+            self._check_space(max(0, expected_bytes - self.used), "are expected")
+            self._held = held.pop_all()
+
+    def _open(self, info: dict[str, Any] | None, resume: bool) -> None:
+        existing = (self.path / MANIFEST).exists()
+        if existing and not resume:
+            raise TideError(f"{self.path} already holds activations; resume, or choose another folder")
+        self.manifest = read_manifest(self.path) if existing else new_manifest(info or {})
+        if not existing:
+            return
+        if info is not None:
+            self._check_info(info)
+        self._verify()
+
+    def _check_info(self, info: dict[str, Any]) -> None:
+        before = self.manifest["info"]
+        for name in [*before, *(name for name in info if name in before)]:
+            if before[name] != info.get(name) and name not in ROUNDING:
+                raise TideError(
+                    f"{self.path} was collected with {_entry(name, before[name], info.get(name))}; "
+                    "use the same options or another folder"
+                )
+        self.unrecorded = sorted(info.keys() - before.keys())
+        self.manifest["info"] = {**info, **before}
+
+    def _verify(self) -> None:
+        """Reads every shard; completes the entries that a former version wrote."""
+        for index, shard in enumerate(self.manifest["shards"]):
+            try:
+                file = verify_shard(self.path, self.manifest, shard)
+            except TideError as error:
+                self.damaged[index] = str(error)
+                continue
+            shard.update(_described(file.get_tensor("sample"), self.path / shard["file"]))  # type: ignore[typeddict-item]
+            self._record(shard, samples_of(file))
+        self._place_damaged()
+
+    def _place_damaged(self) -> None:
+        """Finds out from its neighbours what a damaged shard held where a former version did not write it down. Of
+        several in a row one takes the place of all."""
+        shards = self.manifest["shards"]
+        kept: list[Shard] = []
+        damaged: dict[int, str] = {}
+        end = 0
+        for index, shard in enumerate(shards):
+            if "samples" not in shard or "first_sample" not in shard:
+                if kept and damaged.get(len(kept) - 1) and index and "samples" not in shards[index - 1]:
+                    continue
+                following = (each.get("first_sample") for each in shards[index + 1 :])
+                to = next((first for first in following if first is not None), self.next_sample)
+                shard = {**shard, "first_sample": end, "samples": to - end}
+            if index in self.damaged:
+                damaged[len(kept)] = self.damaged[index]
+            kept.append(shard)
+            end = shard["first_sample"] + shard["samples"]
+        self.damaged = damaged
+        self.manifest["shards"] = kept
+        self.manifest["rows"] = sum(shard["rows"] for shard in kept)
+
+    def _record(self, shard: Shard, samples: list[Sample] | None) -> None:
+        end = shard["first_sample"] + shard["samples"]
+        self._recorded += [None] * (end - len(self._recorded))
+        if samples is not None and len(samples) == shard["samples"]:
+            self._recorded[shard["first_sample"] : end] = samples
+
+    @property
+    def next_sample(self) -> int:
+        """The first sample after those in the store: where a resumed collection goes on."""
+        return self.manifest["next_sample"]
+
+    @property
+    def rows(self) -> int:
+        """Rows on disk; those of the unfinished shard are not among them."""
+        return self.manifest["rows"]
+
+    @property
+    def used(self) -> int:
+        """Bytes of all shards in the folder, listed or not."""
+        return sum(file.stat().st_size for file in self.path.glob("shard-*.safetensors"))
+
+    @property
+    def recorded(self) -> list[Sample | None]:
+        """What is recorded of the samples ``0..next_sample - 1``; None where nothing is."""
+        return self._recorded
+
+    def wanted(self, n_samples: int) -> list[tuple[int, int]]:
+        """Ranges of samples, first to end, that are missing of the first ``n_samples``."""
+        shards = [self.manifest["shards"][index] for index in self.damaged]
+        ranges = [(shard["first_sample"], shard["first_sample"] + shard["samples"]) for shard in shards]
+        return [*ranges, *([(self.next_sample, n_samples)] if self.next_sample < n_samples else [])]
+
+    def rewind(self, n_shards: int) -> None:
+        """Keeps the first ``n_shards`` shards in the manifest; what the others held is collected again."""
+        kept = self.manifest["shards"][:n_shards]
+        ends = [shard["first_sample"] + shard["samples"] for shard in kept]
+        self.damaged = {index: reason for index, reason in self.damaged.items() if index < n_shards}
+        self._recorded = self._recorded[: max(ends, default=0)]
+        self._save(kept, next_sample=max(ends, default=0), complete=False)
+
+    def align(self, per_pass: int) -> None:
+        """Before more samples are appended: gives up the last shard if its last pass held fewer than ``per_pass``
+        images because the data ended there, so that all values are those of a collection in one go."""
+        if self.next_sample % per_pass:
+            self.rewind(len(self.manifest["shards"]) - 1)
+
+    def add(self, batch: ActivationBatch, samples: Sequence[Sample] = ()) -> None:
+        """Takes a batch; writes a shard when it is full. ``samples``: what was read at the batch's places, in order."""
+        if not len(batch):
+            return
+        self._check_kind(batch)
+        batch = batch.to("cpu").compacted()
+        n_bytes = self._bytes(batch)
+        if (index := self._damaged_place(batch)) is not None:
+            self._mending.setdefault(index, _Pending()).add(batch, samples, n_bytes)
+            self._mend(index)
+            return
+        if self._pending.batches and self._pending.bytes + n_bytes > self.shard_bytes:
+            self.flush()
+        self._pending.add(batch, samples, n_bytes)
+
+    def _check_kind(self, batch: ActivationBatch) -> None:
+        kind: dict[str, Any] = {
+            "d_model": batch.d_model,
+            "dtype": str(batch.x.dtype).removeprefix("torch."),
+            "paired": batch.paired,
+            "d_conditioning": 0 if batch.conditioning is None else batch.conditioning.shape[1],
+        }
+        known: dict[str, Any] = self.manifest  # type: ignore[assignment]
+        for name, value in kind.items():
+            if known.setdefault(name, value) != value:
+                raise TideError(
+                    f"{self.path} holds activations with {name} {known[name]} and not {value}; choose another folder"
+                )
+
+    def _bytes(self, batch: ActivationBatch) -> int:
+        per_row = batch.d_model * batch.x.element_size() + _ROW_BYTES
+        return len(batch) * per_row + len(batch.timestep) * 4 * (1 + self.manifest["d_conditioning"])
+
+    def _damaged_place(self, batch: ActivationBatch) -> int | None:
+        """The damaged shard that the batch belongs into."""
+        first = int(places(batch.sample).min())
+        for index in self.damaged:
+            shard = self.manifest["shards"][index]
+            if shard["first_sample"] <= first < shard["first_sample"] + shard["samples"]:
+                return index
+        return None
+
+    def _mend(self, index: int) -> None:
+        """Replaces a damaged shard once all that it held is there."""
+        shard, mending = self.manifest["shards"][index], self._mending[index]
+        held = torch.cat([places(batch.sample) for batch in mending.batches])
+        if int(held.max()) + 1 < shard["first_sample"] + shard["samples"]:
+            return
+        digest = digest_of(mending.samples)
+        if mending.samples and digest != shard.get("data", digest):
+            last = shard["first_sample"] + shard["samples"] - 1
+            raise TideError(
+                f"{self.path / shard['file']} is damaged, and samples {shard['first_sample']}..{last} of the data are "
+                "not those that it was collected from; restore the data, or collect into another folder"
+            )
+        entry = self._write(shard["file"], mending)
+        shards = self.manifest["shards"]
+        self._save([*shards[:index], entry, *shards[index + 1 :]], next_sample=self.next_sample, complete=False)
+        del self.damaged[index], self._mending[index]
+        self.n_written += 1
+
+    def close(self) -> None:
+        """Writes what is left and marks the store complete, unless damaged shards are still there; gives the folder
+        back."""
+        with self._held:
+            self.flush()
+            self._save(self.manifest["shards"], next_sample=self.next_sample, complete=not self.damaged)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        # An interrupted collection keeps its whole shards and stays marked as incomplete.
+        if kind is None:
+            self.close()
+        else:
+            self._held.__exit__(kind, error, trace)
+
+    def flush(self) -> None:
+        """Writes the unfinished shard as it is."""
+        if not self._pending.batches:
+            return
+        shards = self.manifest["shards"]
+        number = 1 + max((shard_number(shard["file"]) for shard in shards), default=-1)
+        entry = self._write(SHARD.format(number), self._pending)
+        end = max(self.next_sample, entry["first_sample"] + entry["samples"])
+        self._save([*shards, entry], next_sample=end, complete=False)
+        self._record(entry, self._pending.samples or None)
+        self._pending = _Pending()
+        self.n_written += 1
+
+    def _write(self, name: str, pending: _Pending) -> Shard:
+        """Writes one shard; returns its entry for the manifest."""
+        file = self.path / name
+        self._check_space(pending.bytes, "are next", replaced=file)
+        batch = ActivationBatch.cat(pending.batches)
+        metadata: dict[str, str] = {"format": FORMAT}
+        if pending.samples:
+            metadata["samples"] = _json(pending.samples)
+        replace_file(file, tensors_writer(_tensors(batch), metadata))
+        entry: Shard = {
+            "file": name,
+            "rows": len(batch),
+            "groups": len(batch.timestep),
+            "bytes": file.stat().st_size,
+            **_described(batch.sample, file),  # type: ignore[typeddict-item]
+        }
+        return {**entry, "data": digest_of(pending.samples)} if pending.samples else entry
+
+    def _save(self, shards: list[Shard], *, next_sample: int, complete: bool) -> None:
+        """Writes the manifest, then takes it for what is so."""
+        manifest = {
+            **self.manifest,
+            "shards": shards,
+            "rows": sum(shard["rows"] for shard in shards),
+            "next_sample": next_sample,
+            "complete": complete,
+        }
+        write_json(self.path / MANIFEST, manifest)
+        self.manifest = manifest  # type: ignore[assignment]
+
+    def _check_space(self, n_bytes: int, what: str, replaced: Path | None = None) -> None:
+        used = self.used - (replaced.stat().st_size if replaced is not None and replaced.exists() else 0)
+        if self.quota is not None and used + n_bytes > self.quota:
+            raise TideError(
+                f"{readable_size(n_bytes)} of activations {what} and {self.path} may take {readable_size(self.quota)}, "
+                f"{readable_size(used)} of it used; raise the quota or collect fewer tokens or images"
+            )
+        check_disk(n_bytes, self.path, what)
+
+
+def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
+    """A shard's tensors, each in the dtype of the format."""
+    tensors = {
+        "x": batch.x,
+        "sample": batch.sample.to(torch.int64),
+        "token": batch.token.to(torch.int32),
+        "timestep": batch.timestep.to(torch.float32),
+        "group": batch.group.to(torch.int32),
+    }
+    if batch.conditioning is not None:
+        tensors["conditioning"] = batch.conditioning.to(torch.float32)
+    return tensors
+
+
+def _described(sample: Tensor, file: Path) -> dict[str, Any]:
+    """What the manifest says of a shard besides its sizes."""
+    place = places(sample)
+    first = int(place.min())
+    return {"sha256": file_digest(file), "first_sample": first, "samples": int(place.max()) + 1 - first}
+
+
+def _json(samples: Iterable[Sample]) -> str:
+    import json
+
+    return json.dumps([list(sample) for sample in samples])
+
+
+def _entry(name: str, before: Any, now: Any) -> str:
+    """How an entry of ``info`` differs, for a message: of a mapping the part that does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        part = next(key for key in [*before, *now] if before.get(key) != now.get(key))
+        return f"other {name}: {part} {before.get(part)!r}, not {now.get(part)!r}"
+    return f"{name} {before!r}, not {now!r}"
