@@ -160,16 +160,8 @@ def _from_stores(args: argparse.Namespace, config: TrainConfig) -> Job:
     def batches(step: int) -> Iterator[ActivationBatch]:
         return mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=args.buffer_rows, start=step)
 
-    about = [{"rows": len(store), "info": store.info, "fingerprint": _fingerprint(store)} for store in stores]
+    about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
     return model, batches, {"stores": about, "buffer_rows": args.buffer_rows}
-
-
-def _fingerprint(store: ActivationStore) -> str:
-    """Of what the manifest says of every shard."""
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(store.shards, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _open_store(path: str) -> ActivationStore:
@@ -271,17 +263,12 @@ def _live(args: argparse.Namespace, config: TrainConfig) -> Job:
 
 
 def _live_source(args: argparse.Namespace, adapter: Adapter, block: int, source: Source) -> dict[str, Any]:
-    """What the bits of a live stream depend on, besides the seed."""
-    from torch import nn
+    """What the bits of a live stream depend on, besides the configuration and the machine."""
+    from tide.fingerprint import pipeline_fingerprints
 
-    from tide.fingerprint import fingerprint
-
-    modules = {name: part for name, part in adapter.pipe.components.items() if isinstance(part, nn.Module)}
     return {
-        "data": source.name,
         "images": source.n_images,
         "size": list(source.size),
-        "weights": {name: fingerprint([module]) for name, module in modules.items()},
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "block": block,
         "tensor": args.tensor,
@@ -290,4 +277,6 @@ def _live_source(args: argparse.Namespace, adapter: Adapter, block: int, source:
         "paired": not args.no_pairs,
         "batch_size": args.batch_size,
         "buffer_rows": args.buffer_rows,
+        "data": source.fingerprint(),
+        "pipeline": pipeline_fingerprints(adapter.pipe),
     }
