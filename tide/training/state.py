@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -115,50 +115,93 @@ def _named(state: State) -> dict[str, Tensor]:
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
-def read(out: Path, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State | None:
+class Found(NamedTuple):
+    """What a state says of itself, before its tensors are read."""
+
+    step: int
+    revived: int
+    #: The numbers of the parameters with moments; in states of older versions, which do not list them, all have some.
+    moments: list[int] | None
+    record: Record
+
+
+def find(out: Path) -> Found | None:
     """The state in ``out``, or None where no training has saved anything.
 
-    ``model`` and ``parameters``, those of the optimiser in its order, say what its tensors must be like. Raises
-    :class:`~tide.errors.TideError` for a state that is damaged, or of other shapes, and for a checkpoint whose state is
-    gone.
+    Raises :class:`~tide.errors.TideError` for a state that is damaged, and for a checkpoint whose state is gone.
     """
     path = out / STATE
     if not path.exists():
         if holds_training(out):
             raise TideError(f"{out} holds a checkpoint and no {STATE} to go on from; train into another folder")
         return None
+    with open_tensors(path) as file:
+        stored = file.get_tensor("record") if "record" in file.keys() else None
+        progress: _Progress = _parsed((file.metadata() or {}).get("progress", ""), _Progress, f"{path} (progress)")
+    record = _record(out, stored)
+    step, revived, steps = progress["step"], progress["revived"], former_defaults() | record["config"]
+    if not isinstance(steps["steps"], int) or not 0 <= step <= steps["steps"] or revived < 0:
+        raise TideError(f"{path} says step {step} of {steps['steps']} and {revived} revived; {_REMEDY}")
+    return Found(step, revived, progress.get("moments"), record)
+
+
+def _record(out: Path, stored: Tensor | None) -> Record:
+    """What ``training.json`` held when the state was written; states of older versions leave it to that file."""
+    if stored is None:
+        where, record = out / TRAINING, read_json(out / TRAINING, Record)
+    else:
+        where = out / STATE
+        record = _parsed(stored.contiguous().view(torch.uint8).numpy().tobytes(), Record, f"{where} (record)")
+    for i, entry in enumerate(record["history"]):
+        if entry.get("step") is None:
+            raise TideError(f"{where}: history[{i}].step is missing; {_REMEDY}")
+    return record
+
+
+def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
+    """The state that was found in ``out``.
+
+    ``model`` and ``parameters``, those of the optimiser in its order, say what its tensors must be like. Raises
+    :class:`~tide.errors.TideError` for others.
+    """
+    path = out / STATE
     tensors = read_tensors(path)
-    progress = _progress(path)
-    record = _record(out, tensors.pop("record", None))
-    moments = _moments(progress, tensors, len(parameters))
-    _check(path, tensors, model, [parameters[i] for i in moments], moments, progress)
-    _check_progress(path, progress, record)
+    tensors.pop("record", None)
+    n = len(parameters)
+    listed = range(n) if found.moments is None else found.moments
+    moments = [i for i in range(n) if i in listed and found.step]
+    if found.step and not moments:
+        raise TideError(f"{path} holds no moments of the optimiser; {_REMEDY}")
+    like = {f"model.{name}": value for name, value in model.items()}
+    like["silent_for"] = torch.empty(len(model["W_enc"]), dtype=torch.int64, device="meta")
+    for i in moments:
+        like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameters[i]).items()}
+    check_tensors(path, tensors, like, remedy=_REMEDY)
+    _check_values(path, tensors, moments, found.step)
+    history = [entry for entry in found.record["history"] if (entry["step"] or 0) <= found.step]
     return State(
-        progress["step"],
-        progress["revived"],
-        {**record, "history": [entry for entry in record["history"] if _step(entry) <= progress["step"]]},
+        found.step,
+        found.revived,
+        {**found.record, "history": history},
         {name: tensors[f"model.{name}"] for name in model},
         {i: {name: tensors[f"optimizer.{i}.{name}"] for name in _like(parameters[i])} for i in moments},
         tensors["silent_for"],
     )
 
 
-def _progress(path: Path) -> _Progress:
-    with open_tensors(path) as file:
-        text = (file.metadata() or {}).get("progress", "")
-    return _parsed(text, _Progress, f"{path} (progress)")
+def _like(parameter: Tensor) -> dict[str, Tensor]:
+    return {"step": torch.empty((), device="meta"), "exp_avg": parameter, "exp_avg_sq": parameter}
 
 
-def _record(out: Path, stored: Tensor | None) -> Record:
-    """What ``training.json`` held when the state was written; states of older versions leave it to that file."""
-    if stored is None:
-        record: Record = read_json(out / TRAINING, Record)
-    else:
-        record = _parsed(stored.to(torch.uint8).numpy().tobytes(), Record, f"{out / STATE} (record)")
-    for i, entry in enumerate(record["history"]):
-        if entry.get("step") is None:
-            raise TideError(f"{out / TRAINING}: history[{i}].step is missing; {_REMEDY}")
-    return record
+def _check_values(path: Path, tensors: Mapping[str, Tensor], moments: Sequence[int], step: int) -> None:
+    for name in ("silent_for", *(f"optimizer.{i}.{name}" for i in moments for name in ("step", "exp_avg_sq"))):
+        if bool((tensors[name] < 0).any()):
+            raise TideError(f"{path}: {name} is negative; {_REMEDY}")
+    for i in moments:
+        if float(tensors[f"optimizer.{i}.step"]) > step:
+            raise TideError(f"{path}: optimizer.{i}.step lies beyond step {step}; {_REMEDY}")
+    if not bool(tensors["model.activation_scale"] > 0):
+        raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
 
 
 def _parsed(text: str | bytes, kind: Any, where: str) -> Any:
@@ -168,53 +211,6 @@ def _parsed(text: str | bytes, kind: Any, where: str) -> Any:
         raise TideError(f"{where} is not valid JSON ({error}); {_REMEDY}") from None
     check_schema(data, kind, where)
     return data
-
-
-def _step(entry: Mapping[str, float | None]) -> float:
-    return entry["step"] or 0.0
-
-
-def _moments(progress: _Progress, tensors: Mapping[str, Tensor], n: int) -> list[int]:
-    """The numbers of the parameters whose moments the file must hold; older versions do not list them."""
-    listed = progress.get("moments")
-    if listed is None:
-        listed = [i for i in range(n) if any(name.startswith(f"optimizer.{i}.") for name in tensors)]
-    return [i for i in dict.fromkeys(listed) if 0 <= i < n]
-
-
-def _like(parameter: Tensor) -> dict[str, Tensor]:
-    return {"step": torch.empty((), device="meta"), "exp_avg": parameter, "exp_avg_sq": parameter}
-
-
-def _check(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    model: Mapping[str, Tensor],
-    parameters: Sequence[Tensor],
-    moments: Sequence[int],
-    progress: _Progress,
-) -> None:
-    n_latents = len(model["W_enc"])
-    like = {f"model.{name}": value for name, value in model.items()}
-    like["silent_for"] = torch.empty(n_latents, dtype=torch.int64, device="meta")
-    for i, parameter in zip(moments, parameters, strict=True):
-        like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameter).items()}
-    check_tensors(path, tensors, like, remedy=_REMEDY)
-    least = {"silent_for": 0.0, **{f"optimizer.{i}.{name}": 0.0 for i in moments for name in ("step", "exp_avg_sq")}}
-    for name, bound in least.items():
-        if bool((tensors[name] < bound).any()):
-            raise TideError(f"{path}: {name} is negative; {_REMEDY}")
-    for i in moments:
-        if float(tensors[f"optimizer.{i}.step"]) > progress["step"]:
-            raise TideError(f"{path}: optimizer.{i}.step lies beyond step {progress['step']}; {_REMEDY}")
-    if not bool(tensors["model.activation_scale"] > 0):
-        raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
-
-
-def _check_progress(path: Path, progress: _Progress, record: Record) -> None:
-    steps = record["config"].get("steps", TrainConfig().steps)
-    if not isinstance(steps, int) or not 0 <= progress["step"] <= steps or progress["revived"] < 0:
-        raise TideError(f"{path}: step {progress['step']} of {steps}, revived {progress['revived']}; {_REMEDY}")
 
 
 # -- whether it is the same training -----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
 from tide.training.memory import check_memory
 from tide.training.schedules import cosine_lr, progressive_k
-from tide.training.state import RESUME, Length, Record, State, check_same, read, write
+from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
 from tide_kernels import LossWeights
 
@@ -281,17 +281,18 @@ class Trainer:
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        state = read(self.out, self.model.state_dict(), parameters)
-        if state is None:
+        found = find(self.out)
+        if found is None:
             return
-        check_same(self.out, state.record, self.config, self.model.config, source)
-        before = state.record["config"].get("steps", former_defaults()["steps"])
-        if state.step > self.config.steps:
+        check_same(self.out, found.record, self.config, self.model.config, source)
+        if found.step > self.config.steps:
             raise TideError(
-                f"{self.out} has made {state.step} steps, more than {self.config.steps}; give more steps, or another "
+                f"{self.out} has made {found.step} steps, more than {self.config.steps}; give more steps, or another "
                 "folder"
             )
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        state = read(self.out, found, self.model.state_dict(), parameters)
+        before = state.record["config"].get("steps", former_defaults()["steps"])
         self.lengths = list(state.record.get("lengths", []))
         if before != self.config.steps:
             self.lengths.append({"at": state.step, "before": before, "steps": self.config.steps})
