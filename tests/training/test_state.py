@@ -21,6 +21,9 @@ from tide.training import LossConfig, TrainConfig, Trainer, is_trained
 
 STATE = Path("resume", "state.safetensors")
 
+#: Changes the tensors and the metadata of a state.
+Change = Callable[[dict[str, Any], dict[str, str]], Any]
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Trainer:
@@ -49,7 +52,7 @@ def resume(out: Path, sae: TIDE | None = None, **options) -> Trainer:
     return job
 
 
-def edit(out: Path, change: Callable[[dict[str, Any], dict[str, str]], Any]) -> None:
+def edit(out: Path, change: Change) -> None:
     with safe_open(out / STATE, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(out / STATE)
@@ -79,16 +82,14 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 # -- damaged states ----------------------------------------------------------------------------------------------
 
 
-def replaced(
-    name: str, value: torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[dict[str, Any], dict[str, str]], Any]:
+def replaced(name: str, value: torch.Tensor | Callable[[torch.Tensor], torch.Tensor]) -> Change:
     def change(tensors: dict[str, Any], _: dict[str, str]) -> None:
         tensors[name] = value if isinstance(value, torch.Tensor) else value(tensors[name])
 
     return change
 
 
-def progress(text: str) -> Callable[[dict[str, Any], dict[str, str]], Any]:
+def progress(text: str) -> Change:
     return lambda tensors, metadata: metadata.update(progress=text)
 
 
