@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import count, islice
 
@@ -254,6 +255,40 @@ def test_a_gradient_that_is_not_finite(tmp_path):
     job.model.W_dec.register_hook(lambda g: g * float("inf"))
     with pytest.raises(TideError, match=r"^the gradient is not finite at step 0; lower lr \(0.0001\) or train in fp32"):
         Trainer(job.model, replace(job.config, lr=1e-4), tmp_path, progress=False).fit(stream())
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_finite_activations_whose_loss_is_not(tmp_path, size):
+    """Their squares overflow float32. What was saved before stays, and the curves hold numbers alone."""
+
+    def spoilt():
+        for i in count():
+            good = batch(i)
+            if i == 22:
+                good.x[5, 2] = size
+            yield good
+
+    job = trainer(tmp_path)
+    with pytest.raises(TideError, match=r"^the loss is not finite at step 22; lower lr \(0.02\) or train in fp32$"):
+        job.fit(spoilt())
+    assert job.saved == 20
+    saved = TIDE.from_pretrained(tmp_path)
+    assert all(value.isfinite().all() for value in saved.state_dict().values())
+    assert all(math.isfinite(value) for entry in job.history for value in entry.values())
+
+
+def test_a_figure_that_is_no_number_is_null_in_json(tmp_path):
+    """As a share of a variance of 0. The resumed curves are the same again."""
+    job = trainer(tmp_path, steps=1)
+    job.fit(stream)
+    job.history[0]["share"] = math.nan
+    job.save()
+    written = (tmp_path / "training.json").read_text()
+    assert '"share": null' in written
+    again = trainer(tmp_path, steps=1)
+    again.fit(stream, resume=True)
+    assert math.isnan(again.history[0]["share"])
+    assert (tmp_path / "training.json").read_text() == written
 
 
 # -- revival --------------------------------------------------------------------------------------------------
