@@ -38,9 +38,9 @@ def store(tmp_path_factory) -> Path:
     return path
 
 
-def command(store: Path, out: Path, *more: str) -> list[str]:
+def command(store: Path, out: Path, *more: str, steps: int = STEPS) -> list[str]:
     options = ["n_latents=32", "k=3", "batch_tokens=64", "checkpoint_every=1", "log_every=1"]
-    train = ["train", "--store", str(store), "--sae", "--out", str(out), "--device", "cpu", "--steps", str(STEPS)]
+    train = ["train", "--store", str(store), "--sae", "--out", str(out), "--device", "cpu", "--steps", str(steps)]
     return [sys.executable, "-m", "tide.cli", *train, "--buffer-rows", "1024", "--set", *options, *more]
 
 
@@ -57,8 +57,8 @@ def whole(store, tmp_path_factory) -> Path:
     return out
 
 
-def finishes(store: Path, out: Path, whole: Path, *more: str) -> None:
-    result = run(*command(store, out, "--resume", *more))
+def finishes(store: Path, out: Path, whole: Path, steps: int = STEPS) -> None:
+    result = run(*command(store, out, "--resume", steps=steps))
     assert result.returncode == 0, result.stderr
     assert_same(load_file(out / "model.safetensors"), load_file(whole / "model.safetensors"))
     histories = [json.loads((each / "training.json").read_text())["history"] for each in (out, whole)]
@@ -91,9 +91,9 @@ def test_kills_before_system_calls(store, tmp_path):
     """Before two of each of the calls that change what is on disk, at random among those of a run of three steps.
     strace sends the signal before the call is made. (The calls of one save are all tried in test_saving.py.)"""
     rng = random.Random(1)
-    steps, trace = ("--set", "steps=3"), tmp_path / "trace"
+    steps, trace = 3, tmp_path / "trace"
     tracing = ("strace", "-f", "-qq", "--seccomp-bpf", "-o", str(trace))
-    counted = run(*tracing, "-e", f"trace={','.join(CALLS)}", *command(store, tmp_path / "whole", *steps))
+    counted = run(*tracing, "-e", f"trace={','.join(CALLS)}", *command(store, tmp_path / "whole", steps=steps))
     if "ptrace" in counted.stderr.lower():
         pytest.skip("processes may not be traced here")
     assert counted.returncode == 0, counted.stderr
@@ -101,9 +101,9 @@ def test_kills_before_system_calls(store, tmp_path):
     for name in CALLS:
         for number in rng.sample(range(1, calls.count(name) + 1), 2):
             out = tmp_path / f"{name}-{number}"
-            killed = run(*tracing, "-e", f"inject={name}:signal=KILL:when={number}", *command(store, out, *steps))
+            killed = run(*tracing, "-e", f"inject={name}:signal=KILL:when={number}", *command(store, out, steps=steps))
             assert killed.returncode != 0, name
-            finishes(store, out, tmp_path / "whole", *steps)
+            finishes(store, out, tmp_path / "whole", steps)
 
 
 def test_two_thousand_steps_let_nothing_grow(tmp_path):
