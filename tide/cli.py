@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from tide.commands import atlas, collect, concepts, demo, doctor, edit, evaluate, reproduce, train, trajectory
-from tide.errors import TideError
+from tide.errors import Interrupted, TideError
+from tide.ranks import refuse_ranks
 
 COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
 
@@ -30,19 +32,22 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 141 once nobody reads.
+    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 once
+    nobody reads.
 
     With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
     """
-    interrupted = "nothing was written"
+    args = argparse.Namespace()
     try:
         args = build_parser().parse_args(argv)
-        interrupted = getattr(args, "interrupted", interrupted)
+        if args.command != "doctor":
+            refuse_ranks()
         args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(f"tide: interrupted; {interrupted}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        kept = getattr(args, "interrupted", "") or str(stop) or "nothing was written"
+        print(f"tide: interrupted; {kept}", file=sys.stderr)
+        return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever reads, such as `head`, has seen enough; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

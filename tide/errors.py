@@ -1,4 +1,9 @@
-"""The error that bad input raises, and the warning of work that changed nothing."""
+"""The errors that bad input, an interruption and a machine that is too small raise; a warning."""
+
+from __future__ import annotations
+
+import signal
+import sys
 
 
 class TideError(ValueError):
@@ -7,3 +12,29 @@ class TideError(ValueError):
 
 class TideWarning(UserWarning):
     """Something was asked for and had no effect. The message is one line with the likely reason."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, once what was to be kept has been kept; the message says what that is.
+
+    ``signal`` is the signal's number, to which a shell's exit code adds 128.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = int(number)
+
+
+#: What PyTorch's allocators for the CPU say, and its arithmetic of sizes; for a GPU they have an error of their own.
+_NO_MEMORY = (
+    *("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    "Storage size calculation overflowed",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the memory of the CPU or of a GPU does not suffice."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -1,13 +1,15 @@
-"""Where a result came from: the versions and the machine that it was made with."""
+"""Where a result came from: the versions and the machine that it was made with, and whether options are the same."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,3 +42,40 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+class Difference(NamedTuple):
+    """An option that is another one now; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} {_shown(self.before)}, now {_shown(self.now)}"
+
+
+def first_difference(before: Any, now: Any, defaults: Any = None, name: str = "") -> Difference | None:
+    """The first option in which two descriptions, as JSON has them, differ; None if they describe the same.
+
+    An option that one of them lacks, inner ones too, has its value of ``defaults``, or null if there is none.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        usual = defaults if isinstance(defaults, Mapping) else {}
+        before, now = {**usual, **before}, {**usual, **now}
+        inner = (
+            first_difference(before.get(key), now.get(key), usual.get(key), f"{name}.{key}" if name else key)
+            for key in dict.fromkeys((*now, *before))
+        )
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        inner = (first_difference(was, value, None, f"{name}[{i}]") for i, (was, value) in pairs)
+    else:
+        same = before == now and isinstance(before, bool) == isinstance(now, bool)
+        return None if same else Difference(name, before, now)
+    return next((found for found in inner if found is not None), None)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -170,7 +170,7 @@ def test_full_disk(cli, refused, store, checkpoint, images, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("tide.files.tensors.save_file", full)
         result = cli("train", "--store", store / "block-6", "--steps", 2, *SMALL, "--out", tmp_path / "t")
-        assert (result.code, result.err) == (2, f"tide: error: {tmp_path}/t/model.safetensors {reason}\n")
+        assert (result.code, result.err) == (2, f"tide: error: {tmp_path}/t/resume/state.safetensors {reason}\n")
         assert not list((tmp_path / "t").glob("*.safetensors"))
         assert not list((tmp_path / "t").glob(".*"))
     monkeypatch.setattr("PIL.Image.Image.save", full)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from cli_samples import SMALL
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tide import TIDE
 from tide.activations import ActivationStore
+from tide.cli import main
+from tide.commands import common
 from tide.commands.settings import train_config
 from tide.commands.train import mixed
 from tide.errors import TideError
+from tide.files import lock_folder
 from tide.training import TrainConfig, Trainer
 
 
@@ -42,7 +48,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
         result = cli(*command)
     assert result.code == 130
     assert result.err == (
-        "tide: interrupted; the last checkpoint is kept: the same command with --resume goes on from it\n"
+        "tide: interrupted; the checkpoint of step 4 is kept: the same command with --resume goes on from it\n"
     )
     assert cli(*command).err == (
         f"tide: error: {tmp_path}/tide already holds a checkpoint; add --resume, or choose another folder\n"
@@ -52,7 +58,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
     result = cli(*command, "--resume", "--set", "lr=1e-4")
     assert (result.code, result.err) == (
         2,
-        f"tide: error: {tmp_path}/tide was started with another lr (its default); "
+        f"tide: error: {tmp_path}/tide was started with other options (lr null, now 0.0001); "
         "use the same configuration or another folder\n",
     )
 
@@ -70,15 +76,184 @@ def test_live_stream(cli, pipeline, images, tmp_path):
     assert equal(weights(tmp_path / "live"), weights(tmp_path / "again"))
 
 
-def test_live_stream_resumes(cli, pipeline, images, tmp_path, monkeypatch):
-    command = ["train", "--pipeline", pipeline, "--data", images, "--token-fraction", "1/4", "--steps", 6, *SMALL]
-    command += ["--out", tmp_path / "live"]
+@pytest.mark.parametrize("stop", [3, 8, 13], ids=["in the first epoch", "at its end", "in the second"])
+def test_a_live_stream_resumes_bit_for_bit(cli, live, tmp_path, monkeypatch, stop):
+    """An epoch is of 9 batches, and mixed in two windows."""
+    command, whole = live
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert cli(*command).code == 130
-    assert cli(*command, "--resume").code == 0
-    history = json.loads((tmp_path / "live/training.json").read_text())["history"]
-    assert history[-1]["step"] == 6
+        interrupt_at(patch, stop)
+        assert cli(*command, "--out", tmp_path / "parts").code == 130
+    assert cli(*command, "--out", tmp_path / "parts", "--resume").code == 0
+    assert equal(weights(tmp_path / "parts"), weights(whole))
+    histories = [json.loads((out / "training.json").read_text())["history"] for out in (whole, tmp_path / "parts")]
+    assert histories[0] == histories[1]
+
+
+#: The live stream's options that change what is read, beside the value that the fixture ``live`` has.
+OTHER_STREAMS = {
+    "images": ["--images", 7],
+    "size": ["--size", 128],
+    "block": ["--block", 3],
+    "tensor": ["--tensor", "attention"],
+    "timesteps": ["--timesteps", 10],
+    "token_fraction": ["--token-fraction", "1/8"],
+    "paired": ["--no-pairs"],
+    "batch_size": ["--batch-size", 2],
+    "buffer_rows": ["--buffer-rows", 4096],
+    "dtype": ["--dtype", "bf16"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STREAMS)
+def test_a_live_stream_does_not_resume_on_another(cli, live, tmp_path, name):
+    command, whole = live
+    shutil.copytree(whole, tmp_path / "live")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # The last of two values counts.
+    result = cli(*command, "--out", tmp_path / "live", "--resume", "--steps", 16, *OTHER_STREAMS[name])
+    assert result.code == 2
+    assert result.err.startswith(f"tide: error: {tmp_path}/live was ")
+    assert f"({name}" in result.err
+    assert result.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["a caption", "a pixel", "a weight"])
+def test_a_live_stream_does_not_resume_on_changed_files(cli, live, pipeline, images, tmp_path, change):
+    command, whole = live
+    for source in (whole, pipeline, images):
+        shutil.copytree(source, tmp_path / source.name)
+    if change == "a caption":
+        captions = tmp_path / images.name / "metadata.jsonl"
+        captions.write_text(captions.read_text().replace("red", "blue").replace("small", "large"))
+    elif change == "a pixel":
+        with Image.open(tmp_path / images.name / "03.png") as image:
+            image.putpixel((5, 5), (1, 2, 3))
+            image.save(tmp_path / images.name / "03.png")
+    else:
+        file = next((tmp_path / pipeline.name / "transformer").glob("*.safetensors"))
+        tensors = load_file(file)
+        next(iter(tensors.values())).view(-1)[0] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+    moved = [tmp_path / each.name if each in (pipeline, images) else each for each in command]
+    result = cli(*moved, "--out", tmp_path / whole.name, "--resume", "--steps", 16)
+    assert result.code == 2
+    assert f"was trained on other data ({'pipeline.transformer' if change == 'a weight' else 'data'} " in result.err
+
+
+def test_a_live_stream_resumes_where_its_files_have_moved(cli, live, pipeline, images, tmp_path):
+    command, whole = live
+    for source in (whole, pipeline, images):
+        shutil.copytree(source, tmp_path / source.name)
+    moved = [tmp_path / each.name if each in (pipeline, images) else each for each in command]
+    assert cli(*moved, "--out", tmp_path / whole.name, "--resume", "--steps", 16).code == 0
+
+
+@pytest.fixture(scope="module")
+def live(pipeline, images, tmp_path_factory):
+    """The command of a live stream and the folder that it was trained into."""
+    command = ["train", "--pipeline", pipeline, "--data", images, "--token-fraction", "1/4", "--block", 2, *SMALL]
+    command += ["--set", "log_every=1", "--buffer-rows", 512, "--batch-size", 4]
+    out = tmp_path_factory.mktemp("live") / "whole"
+    assert main([str(each) for each in (*command, "--steps", 15, "--out", out)]) == 0
+    return [*command, "--steps", 15], out
+
+
+# -- what a resumed training may be ------------------------------------------------------------------------------
+
+
+def test_other_stores_are_refused(cli, store, pipeline, images, checkpoint, tmp_path):
+    """Another store, more stores, the same in another order, a store that has grown, another buffer."""
+    one, two = store / "block-6", tmp_path / "two"
+    options = ["--token-fraction", "1/4", "--block", 6, "--pipeline", pipeline, "--data", images]
+    assert cli("collect", *options, "--images", 6, "--out", two).code == 0
+    command = ["train", "--steps", 8, *SMALL]
+    for before, now, changed in (
+        ([one], [two], "stores[0].rows 640, now 192"),
+        ([one], [one, two], "stores"),
+        ([one, two], [two, one], "stores[0].rows 640, now 192"),
+        ([one], [one, "--buffer-rows", 4096], "buffer_rows 65536, now 4096"),
+    ):
+        assert cli(*command, "--store", *before, "--out", tmp_path / "t", "--seed", 1).code == 0
+        result = cli(*command, "--store", *now, "--out", tmp_path / "t", "--seed", 1, "--resume", "--steps", 10)
+        assert result.code == 2, changed
+        assert f"{tmp_path}/t was trained on other data ({changed}" in result.err
+        shutil.rmtree(tmp_path / "t")
+    assert cli(*command, "--store", two, "--out", tmp_path / "t").code == 0
+    assert cli("collect", *options, "--images", 10, "--out", two, "--resume").code == 0
+    assert "stores[0].rows 192, now 320" in cli(*command, "--store", two, "--out", tmp_path / "t", "--resume").err
+
+
+def test_a_store_may_move(cli, store, checkpoint, tmp_path):
+    shutil.copytree(store / "block-6", tmp_path / "moved")
+    shutil.copytree(checkpoint, tmp_path / "t")
+    command = ["train", "--store", tmp_path / "moved", "--out", tmp_path / "t", *SMALL]
+    assert cli(*command, "--steps", 10, "--resume").code == 0
+
+
+def test_more_steps_go_on_by_the_new_schedules_and_it_is_said(cli, store, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "t")
+    command = ["train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL]
+    result = cli(*command, "--steps", 12, "--resume")
+    assert result.code == 0
+    assert result.out.startswith(
+        "Goes on from step 8 to 12 instead of 8: learning rate and k follow the new schedules.\nTrained a TIDE "
+    )
+    written = json.loads((tmp_path / "t/training.json").read_text())
+    assert written["lengths"] == [{"at": 8, "before": 8, "steps": 12}]
+    assert written["config"]["steps"] == 12
+    runs = json.loads((tmp_path / "t/run.json").read_text())
+    assert (runs["arguments"]["steps"], runs["earlier"][0]["arguments"]["steps"]) == (12, 8)
+    result = cli(*command, "--steps", 4, "--resume")
+    assert (result.code, result.err) == (
+        2,
+        f"tide: error: {tmp_path}/t has made 12 steps, more than 4; give more steps, or another folder\n",
+    )
+
+
+# -- one folder, one training ------------------------------------------------------------------------------------
+
+
+def test_a_second_training_into_a_folder_is_refused_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    with lock_folder(tmp_path / "t"):
+        result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL)
+    assert result.code == 2
+    assert result.err.startswith(f"tide: error: {tmp_path}/t is being written by this process already; ")
+
+
+def test_a_training_that_another_one_overtakes_is_refused(cli, store, checkpoint, tmp_path, monkeypatch):
+    """The other one finished while this one loaded the pipeline."""
+    load = common.load_adapter
+
+    def slow(*args, **kwargs):
+        shutil.copytree(checkpoint, tmp_path / "t", dirs_exist_ok=True)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(common, "load_adapter", slow)
+    result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL, "--steps", 8)
+    assert (result.code, result.err) == (
+        2,
+        f"tide: error: {tmp_path}/t already holds a checkpoint; add --resume, or choose another folder\n",
+    )
+    assert equal(weights(tmp_path / "t"), weights(checkpoint))
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    (tmp_path / "file").write_text("")
+    result = cli("train", "--store", store / "block-6", "--out", tmp_path / "file" / "t", *SMALL)
+    assert result.code == 2
+    assert result.err.startswith(f"tide: error: {tmp_path}/file/t cannot be written (")
+
+
+def test_a_failure_leaves_no_folder(cli, store, tmp_path):
+    result = cli(
+        "train", "--store", store / "block-6", "--out", tmp_path / "new" / "t", "--set", "n_latents=9999999999"
+    )
+    assert result.code == 2
+    assert "training with n_latents = 9999999999 of width 192 takes" in result.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_plain_sae_needs_no_pipeline(cli, store, tmp_path, monkeypatch):

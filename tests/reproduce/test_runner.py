@@ -8,6 +8,7 @@ import pytest
 
 from tide.errors import TideError
 from tide.reproduce.runner import Cell, cell_path, duration, run_cells
+from tide.training import TrainConfig
 
 
 def cells(ran: list[str], names=("a", "b", "c"), stop: str = "", **config) -> list[Cell]:
@@ -57,9 +58,16 @@ def test_a_changed_configuration_is_refused_before_anything_runs(tmp_path):
     run_cells(cells(ran, names=("b",)), tmp_path, lambda _: None)
     with pytest.raises(TideError, match=r"b\.json was made with another training \(lr 0\.001, now 0\.01\)"):
         run_cells(cells(ran, lr=1e-2), tmp_path, lambda _: None)
-    with pytest.raises(TideError, match=r"another training \(steps None, now 5\)"):
+    with pytest.raises(TideError, match=r"another training \(steps 1000, now 5\)"):
         run_cells(cells(ran, steps=5), tmp_path, lambda _: None)
     assert ran == ["b"]
+
+
+def test_options_that_are_newer_than_a_cell_count_as_their_defaults(tmp_path):
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
+    run_cells(cells(ran, names=("a",), undo=False, loss=TrainConfig().to_dict()["loss"]), tmp_path, lambda _: None)
+    assert ran == ["a"]
 
 
 def test_a_grid_that_grew_computes_what_is_new(tmp_path):

@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import count, islice
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import ROWS, D, K, N, assert_same, batch, config, interrupted, model, state, stream, trainer
 
-from tide.activations import ActivationBatch
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
 from tide.errors import TideError
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
 from tide.training.schedules import progressive_k
-
-D, N, K, ROWS = 16, 32, 3, 64
-MODULATION = ModulationConfig(d_model=D, d_embedding=8, n_frequencies=8)
-
-
-def batch(seed: int, *, paired: bool = True, rows: int = ROWS) -> ActivationBatch:
-    """Rows that are each three of 16 fixed orthonormal directions, with positive weights, around a mean; the two rows
-    of a pair share their directions."""
-    dictionary = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(9)))[0]
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(rows // 2, D, generator=generator).topk(3).indices.repeat_interleave(2, 0)
-    weights = 1 + torch.rand(rows, 3, generator=generator)
-    x = 4 * torch.einsum("nk,nkd->nd", weights, dictionary[active]) + 2
-    return ActivationBatch(
-        x=x,
-        timestep=torch.tensor([900.0, 850.0]),
-        group=torch.arange(rows, dtype=torch.int32) % 2,
-        conditioning=None,
-        sample=torch.zeros(rows, dtype=torch.int64),
-        token=torch.zeros(rows, dtype=torch.int32),
-        paired=paired,
-    )
-
-
-def config(**options) -> TrainConfig:
-    defaults = {
-        "n_latents": N, "k": K, "steps": 60, "lr": 2e-2, "batch_tokens": ROWS, "log_every": 10,
-        "checkpoint_every": 20, "loss": LossConfig(temporal=1e-3, sparsity=0.1),
-        "revival": RevivalConfig(after_tokens=6 * ROWS, every=5),
-    }  # fmt: skip
-    return TrainConfig(**{**defaults, **options})
-
-
-def model(**options) -> TIDE:
-    return TIDE(TIDEConfig(D, N, K, modulation=MODULATION, **{"family": "pixart", "block": 6, **options}), seed=3)
-
-
-def trainer(out, sae: TIDE | None = None, **options) -> Trainer:
-    return Trainer(model() if sae is None else sae, config(**options), out, progress=False)
-
-
-def stream(start: int = 0):
-    return (batch(seed) for seed in count(start))
-
-
-def state(sae: TIDE) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in sae.state_dict().items()}
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 def test_learns_a_sparse_dictionary(tmp_path):
@@ -201,13 +149,6 @@ def test_bf16_trains_float32_weights(tmp_path):
 # -- interruption ---------------------------------------------------------------------------------------------
 
 
-def interrupted(n: int, source=stream):
-    def batches(start: int):
-        return islice(source(start), n - start)
-
-    return batches
-
-
 @pytest.mark.parametrize("stop", [35, 40], ids=["after a checkpoint and a log", "at a checkpoint"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop):
     """Steps after the last checkpoint are run again; revival and progressive k go on where they were."""
@@ -247,9 +188,12 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 1e-2}, r"was started with another lr \(0.02\); use the same configuration or another folder"),
-        ({"loss": LossConfig(mse=3.0)}, "was started with another loss"),
-        ({"seed": 2}, r"was started with another seed \(0\)"),
+        (
+            {"lr": 1e-2},
+            r"was started with other options \(lr 0.02, now 0.01\); use the same configuration or another folder",
+        ),
+        ({"loss": LossConfig(mse=3.0)}, r"other options \(loss.mse 1.0, now 3.0\)"),
+        ({"seed": 2}, r"other options \(seed 0, now 2\)"),
     ],
 )
 def test_resume_with_another_configuration_is_refused(tmp_path, options, message):
@@ -260,7 +204,7 @@ def test_resume_with_another_configuration_is_refused(tmp_path, options, message
 
 def test_resume_on_another_block_is_refused(tmp_path):
     trainer(tmp_path, steps=5).fit(stream())
-    with pytest.raises(TideError, match=r"was started with another block \(6\)"):
+    with pytest.raises(TideError, match=r"was started with other options \(block 6, now 5\)"):
         trainer(tmp_path, model(block=5), steps=5).fit(stream, resume=True)
 
 
@@ -311,6 +255,40 @@ def test_a_gradient_that_is_not_finite(tmp_path):
     job.model.W_dec.register_hook(lambda g: g * float("inf"))
     with pytest.raises(TideError, match=r"^the gradient is not finite at step 0; lower lr \(0.0001\) or train in fp32"):
         Trainer(job.model, replace(job.config, lr=1e-4), tmp_path, progress=False).fit(stream())
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_finite_activations_whose_loss_is_not(tmp_path, size):
+    """Their squares overflow float32. What was saved before stays, and the curves hold numbers alone."""
+
+    def spoilt():
+        for i in count():
+            good = batch(i)
+            if i == 22:
+                good.x[5, 2] = size
+            yield good
+
+    job = trainer(tmp_path)
+    with pytest.raises(TideError, match=r"^the loss is not finite at step 22; lower lr \(0.02\) or train in fp32$"):
+        job.fit(spoilt())
+    assert job.saved == 20
+    saved = TIDE.from_pretrained(tmp_path)
+    assert all(value.isfinite().all() for value in saved.state_dict().values())
+    assert all(math.isfinite(value) for entry in job.history for value in entry.values())
+
+
+def test_a_figure_that_is_no_number_is_null_in_json(tmp_path):
+    """As a share of a variance of 0. The resumed curves are the same again."""
+    job = trainer(tmp_path, steps=1)
+    job.fit(stream)
+    job.history[0]["share"] = math.nan
+    job.save()
+    written = (tmp_path / "training.json").read_text()
+    assert '"share": null' in written
+    again = trainer(tmp_path, steps=1)
+    again.fit(stream, resume=True)
+    assert math.isnan(again.history[0]["share"])
+    assert (tmp_path / "training.json").read_text() == written
 
 
 # -- revival --------------------------------------------------------------------------------------------------

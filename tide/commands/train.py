@@ -10,12 +10,17 @@ from tide.commands.collect import add_sampling_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tide.activations import ActivationBatch, ActivationStore
+    from tide.adapters import Adapter
+    from tide.commands.data import Source
     from tide.sae import TIDE
-    from tide.training import TrainConfig
+    from tide.training import TrainConfig, Trainer
 
     Batches = Callable[[int], Iterator[ActivationBatch]]
+    #: The model, its batches, and what describes them.
+    Job = tuple[TIDE, Batches, dict[str, Any]]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,30 +53,22 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--backend", help="auto, reference, triton or native")
     parser.add_argument("--seed", type=arguments.seed)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted training")
-    parser.set_defaults(
-        run=run,
-        interrupted="the last checkpoint is kept: the same command with --resume goes on from it",
-    )
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    import sys
     from dataclasses import replace
-    from itertools import chain
     from pathlib import Path
 
     from tide.commands import common
     from tide.commands.settings import train_config
     from tide.errors import TideError
-    from tide.files import write_json
-    from tide.sae.checkpoint import CONFIG
-    from tide.training import Trainer
+    from tide.files import lock_folder, new_folders
 
     if bool(args.store) == bool(args.data):
         raise TideError("what to train on is not clear; give --store, or --pipeline and --data")
     out = Path(args.out)
-    if (out / CONFIG).exists() and not args.resume:
-        raise TideError(f"{out} already holds a checkpoint; add --resume, or choose another folder")
+    _check_new(out, args)
     options = {"steps": args.steps, "backend": args.backend, "seed": args.seed}
     assignments = [each for group in args.assignments for each in group]
     config = train_config(args.config, assignments, options)
@@ -79,25 +76,63 @@ def run(args: argparse.Namespace) -> None:
     if args.sae:
         config = replace(config, modulation=False)
     args.seed, args.device = config.seed, config.device
-    model, batches = _from_stores(args, config) if args.store else _live(args, config)
-    n, k = model.n_latents, model.config.k
-    common.check_backend(config.backend, common.device_of(config.device), n, k)
+    with new_folders(out):
+        with lock_folder(out):
+            pass  # who else trains into it is known before anything is loaded
+        _train(args, config, out)
 
-    def from_step(step: int) -> Iterator[ActivationBatch]:
-        # The first batch before the trainer writes anything: faulty data leave no half-made folder.
-        source = batches(step)
-        first = next(source)
-        write_json(out / "run.json", common.provenance(args))
-        return chain([first], source)
 
+def _train(args: argparse.Namespace, config: TrainConfig, out: Path) -> None:
+    import sys
+
+    from tide.commands import common
+    from tide.errors import Interrupted
+    from tide.training import Trainer
+
+    model, batches, source = _from_stores(args, config) if args.store else _live(args, config)
+    common.check_backend(config.backend, common.device_of(config.device), model.n_latents, model.config.k)
     trainer = Trainer(model, config, out, progress=sys.stderr.isatty())
-    trainer.fit(from_step, resume=args.resume)
+    try:
+        trainer.fit(_recorded(args, trainer, batches), resume=args.resume, source=source)
+    except Interrupted as stop:
+        again = ": the same command with --resume goes on from it" if trainer.saved else ""
+        raise Interrupted(f"{stop}{again}", stop.signal) from None
     last = trainer.history[-1]
     print(
-        f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {n} latents, k = {k}, on block "
-        f"{model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} (normalised), cosine "
-        f"{1 - last['cosine']:.4f} on the last batch; it is in {out}."
+        f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {model.n_latents} latents, "
+        f"k = {model.config.k}, on block {model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} "
+        f"(normalised), cosine {1 - last['cosine']:.4f} on the last batch; it is in {out}."
     )
+
+
+def _recorded(args: argparse.Namespace, trainer: Trainer, batches: Batches) -> Batches:
+    """``batches``, with what has to be done once the first is there and the trainer holds the folder: faulty data leave
+    no half-made folder."""
+    from itertools import chain
+
+    from tide.commands import common
+
+    def from_step(step: int) -> Iterator[ActivationBatch]:
+        _check_new(trainer.out, args)  # another training may have come and gone meanwhile
+        source = batches(step)
+        first = next(source)
+        common.record_run(trainer.out, args)
+        if trainer.lengths and trainer.lengths[-1]["at"] == step:
+            before, now = trainer.lengths[-1]["before"], trainer.config.steps
+            print(
+                f"Goes on from step {step} to {now} instead of {before}: learning rate and k follow the new schedules."
+            )
+        return chain([first], source)
+
+    return from_step
+
+
+def _check_new(out: Path, args: argparse.Namespace) -> None:
+    from tide.errors import TideError
+    from tide.training.state import holds_training
+
+    if holds_training(out) and not args.resume:
+        raise TideError(f"{out} already holds a checkpoint; add --resume, or choose another folder")
 
 
 def _device(args: argparse.Namespace, assignments: list[str], config: TrainConfig) -> str | None:
@@ -106,7 +141,7 @@ def _device(args: argparse.Namespace, assignments: list[str], config: TrainConfi
     return config.device if given else None
 
 
-def _from_stores(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, Batches]:
+def _from_stores(args: argparse.Namespace, config: TrainConfig) -> Job:
     from tide.commands.trust import followed
     from tide.errors import TideError
 
@@ -127,7 +162,8 @@ def _from_stores(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, B
     def batches(step: int) -> Iterator[ActivationBatch]:
         return mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=args.buffer_rows, start=step)
 
-    return model, batches
+    about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
+    return model, batches, {"stores": about, "buffer_rows": args.buffer_rows}
 
 
 def _open_store(path: str) -> ActivationStore:
@@ -154,7 +190,9 @@ def _model(
     from tide.errors import TideError
     from tide.sae import TIDE, TIDEConfig
     from tide.training import build_model
+    from tide.training.memory import check_memory
 
+    check_memory(config, d_model)
     pipeline, block, tensor = common.pipeline_name(args.pipeline), info["block"], info["tensor"]
     if not config.modulation:
         plain = TIDEConfig(
@@ -199,13 +237,13 @@ def mixed(
         yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
 
 
-def _live(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, Batches]:
+def _live(args: argparse.Namespace, config: TrainConfig) -> Job:
     from dataclasses import replace
 
-    from tide.activations import prepare, stream
+    from tide.activations import prepare
     from tide.adapters.base import check_tensor
     from tide.commands import common
-    from tide.commands.collect import noised
+    from tide.commands.collect import live_stream
     from tide.commands.data import open_source
     from tide.errors import TideError
     from tide.training import build_model
@@ -222,18 +260,25 @@ def _live(args: argparse.Namespace, config: TrainConfig) -> tuple[TIDE, Batches]
     data: Any = source
     if args.cache:
         data = list(prepare(adapter, source, batch_size=args.batch_size, max_sequence_length=length))
-    tokens = max(1, round(common.n_tokens(adapter, source.size) * args.token_fraction))
-    per_epoch = source.n_images * tokens * (1 if args.no_pairs else 2)
-    # Few images must not be collected over and over to fill a large buffer before the first step.
-    buffer_rows = max(2 * config.batch_tokens, min(args.buffer_rows, per_epoch))
+    stream = live_stream(adapter, block, args, source, data, rows=config.batch_tokens, seed=config.seed)
+    return model, stream.from_step, _live_source(args, adapter, block, source)
 
-    def batches(step: int) -> Iterator[ActivationBatch]:
-        """Every epoch, and every resumed run, draws its own noise, timesteps and tokens."""
 
-        def epoch(number: int) -> Iterator[ActivationBatch]:
-            seed = config.seed + 1_000_003 * step + number
-            return (each[block] for each in noised(adapter, [block], args, data, seed=seed))
+def _live_source(args: argparse.Namespace, adapter: Adapter, block: int, source: Source) -> dict[str, Any]:
+    """What the bits of a live stream depend on, besides the configuration and the machine."""
+    from tide.fingerprint import pipeline_fingerprints
 
-        return stream(epoch, config.batch_tokens, buffer_rows=buffer_rows, seed=config.seed + step)
-
-    return model, batches
+    return {
+        "images": source.n_images,
+        "size": list(source.size),
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "block": block,
+        "tensor": args.tensor,
+        "timesteps": args.timesteps,
+        "token_fraction": args.token_fraction,
+        "paired": not args.no_pairs,
+        "batch_size": args.batch_size,
+        "buffer_rows": args.buffer_rows,
+        "data": source.fingerprint(),
+        "pipeline": pipeline_fingerprints(adapter.pipe),
+    }

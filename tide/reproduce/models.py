@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,12 +10,13 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.files import read_json, write_json
+from tide.provenance import first_difference
 from tide.reproduce.bench import Bench, DataSizes, reordered
-from tide.reproduce.runner import Cell, Result, first_difference, run_cells
+from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options
 from tide.sae.model import TIDE
-from tide.study.reconstruction import is_trained, train
-from tide.training import TrainConfig
+from tide.study.reconstruction import train
+from tide.training import TrainConfig, is_trained
 
 #: The tokens and the steps of the demo's TIDE.
 DATA = DataSizes(train_images=2048, held_out_images=256, token_fraction=0.5)
@@ -65,14 +65,13 @@ class Models:
         return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
 
     def _check_data(self, path: Path) -> None:
-        now = json.loads(json.dumps(self.bench.config()))
+        now = self.bench.config()
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, now)
-        elif (before := read_json(path)) != now:
+        elif found := first_difference(read_json(path), now):
             raise TideError(
-                f"{path.parent} was trained on other data ({first_difference(before, now)}); use the same options, or "
-                "another --models"
+                f"{path.parent} was trained on other data ({found}); use the same options, or another --models"
             )
 
     def measure(

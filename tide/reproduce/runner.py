@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.files import read_json, write_json
+from tide.provenance import first_difference
+from tide.training.config import former_defaults
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -77,24 +78,14 @@ def _finished(cell: Cell, path: Path) -> Result:
     kept = read_json(path)
     if not isinstance(kept, dict) or not {"config", "result"} <= kept.keys():
         raise TideError(f"{path} is no cell of a grid; delete it, or choose another --out")
-    now = json.loads(json.dumps(cell.config))
-    if kept["config"] != now:
-        key = next(k for k in sorted(kept["config"].keys() | now.keys()) if kept["config"].get(k) != now.get(k))
+    defaults = {"training": former_defaults()} if "training" in cell.config else None
+    if found := first_difference(kept["config"], cell.config, defaults):
+        group, _, option = found.name.partition(".")
         raise TideError(
-            f"{path} was made with another {key} ({first_difference(kept['config'].get(key), now.get(key))}); "
+            f"{path} was made with another {group} ({found._replace(name=option or group)}); "
             "use the same options, or another --out"
         )
     return dict(kept["result"])
-
-
-def first_difference(before: Any, now: Any) -> str:
-    """What differs between two values, the inner one of two mappings."""
-    while isinstance(before, dict) and isinstance(now, dict):
-        key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
-        before, now = before.get(key), now.get(key)
-        if not (isinstance(before, dict) and isinstance(now, dict)):
-            return f"{key} {before!r}, now {now!r}"
-    return f"{before!r}, now {now!r}"
 
 
 def duration(seconds: float) -> str:

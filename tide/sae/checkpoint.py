@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.files import check_tensors, json_writer, open_tensors, read_json, read_tensors, replace_files, tensors_writer
+from tide.files import (
+    Write,
+    check_tensors,
+    json_writer,
+    open_tensors,
+    read_json,
+    read_tensors,
+    replace_files,
+    tensors_writer,
+)
 from tide.files.schema import check_schema
 from tide.provenance import versions
 from tide.sae.model import TIDE, TIDEConfig
@@ -21,8 +30,13 @@ _MIXED = "config.json and model.safetensors are of different checkpoints, or dam
 
 def save(model: TIDE, path: Path) -> None:
     """Writes both files of the checkpoint; if one cannot be written, both stay as they were."""
+    replace_files(checkpoint_files(model, path))
+
+
+def checkpoint_files(model: TIDE, path: Path) -> dict[Path, Write]:
+    """What :func:`save` writes, for whoever writes more in the same step."""
     config = {"format": FORMAT, **asdict(model.config), "versions": versions()}
-    replace_files({path / WEIGHTS: tensors_writer(model.state_dict()), path / CONFIG: json_writer(config)})
+    return {path / WEIGHTS: tensors_writer(model.state_dict()), path / CONFIG: json_writer(config)}
 
 
 def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:

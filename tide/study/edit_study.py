@@ -23,9 +23,9 @@ from tide.scenes.scene import ATTRIBUTES, Split
 from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, Method, draw, edit_tasks, judge_edits, summarise
 from tide.study.levels import best, equal_preservation, paired
 from tide.study.methods import Contrasts, Methods, References, Steps, scene_profiles, target_prompt
-from tide.study.reconstruction import is_trained, prepared_scenes, train
+from tide.study.reconstruction import prepared_scenes, train
 from tide.study.references import LayoutProbe, reference_scenes
-from tide.training import TrainConfig
+from tide.training import TrainConfig, is_trained
 
 #: Strengths of each method.
 STRENGTHS: dict[str, tuple[float, ...]] = {

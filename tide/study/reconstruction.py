@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from tide.adapters import Adapter, Call
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
-from tide.files import read_json
 from tide.sae.model import TIDE
 from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
@@ -46,17 +45,17 @@ def train(
     adapter: Adapter, block: int, config: TrainConfig, pool: ActivationPool, out: Path, *, progress: bool, resume: bool
 ) -> Trainer:
     trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
-    trainer.fit(pool.from_step, resume=resume)
+    trainer.fit(pool.from_step, resume=resume, source=pool_source(pool))
     return trainer
 
 
-def is_trained(folder: Path, config: TrainConfig) -> bool:
-    """Whether ``folder`` holds a training by ``config`` that came to its end."""
-    if not (folder / "training.json").is_file():
-        return False
-    before = read_json(folder / "training.json")
-    same = before["config"] == json.loads(json.dumps(config.to_dict()))
-    return bool(same and before["history"] and before["history"][-1]["step"] == config.steps)
+def pool_source(pool: ActivationPool) -> dict[str, Any]:
+    """What a pool's batches are of: which tokens of which images at which timesteps, and their order. Not the values,
+    whose last bits depend on the machine."""
+    rows = pool.all
+    places = (rows.sample, rows.token, rows.timestep[rows.group.long()])
+    digest = hashlib.sha256(b"".join(each.cpu().numpy().tobytes() for each in places)).hexdigest()[:16]
+    return {"rows": len(pool), "places": digest, "d_model": rows.d_model, "paired": rows.paired, "seed": pool.seed}
 
 
 def reconstruction_table(

@@ -161,6 +161,11 @@ class TrainConfig:
         return cls.from_dict(read_yaml(Path(path)))
 
 
+def former_defaults() -> dict[str, Any]:
+    """What options were that a configuration lacks because they are newer than it."""
+    return TrainConfig().to_dict()
+
+
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
     known = [f.name for f in fields(cls)]
     if unknown := sorted(map(str, raw.keys() - set(known))):

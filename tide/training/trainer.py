@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter
-from tide.errors import TideError
-from tide.files import read_json, read_tensors, replace_file, write_json
-from tide.sae.checkpoint import CONFIG
+from tide.errors import Interrupted, TideError
+from tide.files import lock_folder, new_folders, remove_leftovers
+from tide.ranks import refuse_ranks
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
 from tide.sae.revival import Revival
-from tide.training.config import TrainConfig
+from tide.training.config import TrainConfig, former_defaults
+from tide.training.curves import Curves
+from tide.training.memory import check_memory
 from tide.training.schedules import cosine_lr, progressive_k
+from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
+from tide.training.stopping import Stop, stop_signals
 from tide_kernels import LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
@@ -33,6 +37,7 @@ Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
+    check_memory(config, adapter.d_model)
     n_latents, k = config.sizes(adapter.d_model)
     modulation: Modulation | None = None
     if config.modulation:
@@ -89,7 +94,13 @@ class Trainer:
         self.out = Path(out)
         self.progress = progress
         self.history: list[dict[str, float]] = []
+        self.source: dict[str, Any] | None = None
+        #: The resumptions with another number of steps, the latest last.
+        self.lengths: list[Length] = []
         self.step = 0
+        #: The step of the checkpoint in ``out``, once it is known to hold one of this training.
+        self.saved: int | None = None
+        self._in_step = False
         self.revival = Revival(model.n_latents, config.revival.after_tokens)
         self.revived = 0
         self.lr = config.learning_rate(model.d_model)
@@ -101,39 +112,80 @@ class Trainer:
             fused=True,
         )
 
-    def fit(self, batches: Batches, *, resume: bool = False) -> TIDE:
+    def fit(self, batches: Batches, *, resume: bool = False, source: dict[str, Any] | None = None) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
         With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
         run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
-        beginning.
+        beginning. A resumed run may have more steps: from where it goes on, learning rate and k follow the schedules
+        of the new number, and ``training.json`` says so (``lengths``).
 
-        Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, and if the batches end
-        early. What was checkpointed before an error stays.
+        ``source`` describes the data, as JSON (of a store, for example, its fingerprint). It is kept in
+        ``training.json``, and resuming on data that are described otherwise is refused.
+
+        Ctrl-C and SIGTERM end it after the step, with a checkpoint; a second one ends it at once. ``out`` is locked
+        while it runs.
+
+        Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, if the batches end
+        early, if another training writes to ``out``, and for a state that does not fit;
+        :class:`~tide.errors.Interrupted` after a signal. What was checkpointed before an error stays.
         """
+        refuse_ranks()
+        with new_folders(self.out), lock_folder(self.out), stop_signals() as stop:
+            remove_leftovers(self.out / RESUME)
+            try:
+                self._start(source, resume)
+                self._run(batches, stop)
+                stop.check()
+            except KeyboardInterrupt as error:
+                if not self._in_step and not stop.at_once and self.step > (self.saved or 0):
+                    self.save()
+                raise Interrupted(self.kept(), getattr(error, "signal", signal.SIGINT)) from None
+        return self.model.eval()
+
+    def kept(self) -> str:
+        """What is on disk, in words."""
+        return "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
+
+    def _start(self, source: dict[str, Any] | None, resume: bool) -> None:
         if resume:
-            self._resume()
-        source = iter(batches(self.step) if callable(batches) else batches)
+            self._resume(source)
+        if source is not None:
+            self.source = json.loads(json.dumps(source))
+
+    def _run(self, batches: Batches, stop: Stop) -> None:
+        if self.step == self.config.steps:
+            return
+        with stop.waiting():
+            stream = iter(batches(self.step) if callable(batches) else batches)
         self.model.train()
         with (
-            self._writer() as writer,
+            contextlib.ExitStack() as opened,
             tqdm(total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress) as bar,
         ):
+            curves: Curves | None = None
             while self.step < self.config.steps:
-                batch = next(source, None)
-                if batch is None:
-                    raise TideError(
-                        f"the activations ended after {self.step} of {self.config.steps} steps; "
-                        "collect more or lower steps"
-                    )
+                batch = self._next(stream, stop)
+                if curves is None:  # not before the first batch: faulty data leave no half-made folder
+                    curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
+                self._in_step = True
                 figures = self._train_step(batch.to(self.config.device))
                 self.step += 1
+                self._in_step = False
                 bar.update()
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                    self._log(figures, writer, bar)
+                    self._log(figures, curves, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
-        return self.model.eval()
+
+    def _next(self, stream: Iterator[ActivationBatch], stop: Stop) -> ActivationBatch:
+        with stop.waiting():
+            batch = next(stream, None)
+        if batch is None:
+            raise TideError(
+                f"the activations ended after {self.step} of {self.config.steps} steps; collect more or lower steps"
+            )
+        return batch
 
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         config, model = self.config, self.model
@@ -168,9 +220,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not torch.isfinite(norm):
+        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
             batch.check_finite(f"block {model.config.block}")
-            raise TideError(f"the gradient is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
+            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
         self.optimizer.step()
         self._revive(batch, terms.fired, x)
         return {
@@ -199,70 +252,62 @@ class Trainer:
 
     # -- logs and checkpoints -----------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _writer(self) -> Iterator[Any]:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.out.mkdir(parents=True, exist_ok=True)
-        # What an interrupted run logged after its last checkpoint is logged again.
-        again = self.step + 1 if self.step else None
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=again)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-    def _log(self, figures: dict[str, Tensor | float], writer: Any, bar: Any) -> None:
+    def _log(self, figures: dict[str, Tensor | float], curves: Curves, bar: Any) -> None:
         values = {name: float(value) for name, value in figures.items()}
         values |= {"step": float(self.step), "revived": float(self.revived)}
         self.history.append(values)
-        for name, value in values.items():
-            if name != "step":
-                writer.add_scalar(f"train/{name}", value, self.step)
+        curves.add({f"train/{name}": value for name, value in values.items() if name != "step"}, self.step)
         bar.set_postfix_str(f"mse {values['mse']:.4f} cos {1 - values['cosine']:.4f} k {values['k']:.0f}")
 
     def save(self) -> None:
-        """Writes the checkpoint, the curves and the resume state, each file replaced in one step."""
-        self.model.save_pretrained(self.out)
-        write_json(self.out / "training.json", {"config": self.config.to_dict(), "history": self.history})
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
-        tensors["silent_for"] = self.revival.silent_for
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        progress = json.dumps({"step": self.step, "revived": self.revived})
-        replace_file(
-            self.out / "resume" / "state.safetensors",
-            lambda temporary: save_file(tensors, temporary, metadata={"progress": progress}),
+        """Writes the checkpoint, the curves and the resume state, each file replaced in one step.
+
+        Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
+        """
+        record: Record = {
+            "config": self.config.to_dict(),
+            "history": [_finite(entry) for entry in self.history],
+            "model": asdict(self.model.config),
+            "source": self.source,
+            "lengths": self.lengths,
+        }
+        moments = self.optimizer.state_dict()["state"]
+        weights = self.model.state_dict()
+        write(
+            self.out,
+            self.model,
+            State(self.step, self.revived, record, weights, moments, self.revival.silent_for),
         )
+        self.saved = self.step
 
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> None:
-        """Raises if what is resumed was started with other options than the ``free`` ones."""
-        for name, value in json.loads(json.dumps(now)).items():
-            if name not in free and before.get(name) != value:
-                earlier = "its default" if before.get(name) is None else repr(before[name])
-                raise TideError(
-                    f"{self.out} was started with another {name} ({earlier}); "
-                    "use the same configuration or another folder"
-                )
-
-    def _resume(self) -> None:
-        path = self.out / "resume" / "state.safetensors"
-        if not path.exists():
+    def _resume(self, source: dict[str, Any] | None) -> None:
+        found = find(self.out)
+        if found is None:
             return
-        tensors = read_tensors(path)
-        before = read_json(self.out / "training.json")
-        self._check_same(before["config"], self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
-        self._check_same(read_json(self.out / CONFIG), asdict(self.model.config), ("pipeline",))
-        with safe_open(path, "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-        self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".", 2)
-                state.setdefault(int(i), {})[key] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.revival.silent_for = tensors["silent_for"].to(self.config.device)
-        self.step, self.revived = progress["step"], progress["revived"]
-        self.history = [entry for entry in before["history"] if entry["step"] <= self.step]
+        check_same(self.out, found.record, self.config, self.model.config, source)
+        if found.step > self.config.steps:
+            raise TideError(
+                f"{self.out} has made {found.step} steps, more than {self.config.steps}; give more steps, or another "
+                "folder"
+            )
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        state = read(self.out, found, self.model.state_dict(), parameters)
+        before = state.record["config"].get("steps", former_defaults()["steps"])
+        self.lengths = list(state.record.get("lengths", []))
+        if before != self.config.steps:
+            self.lengths.append({"at": state.step, "before": before, "steps": self.config.steps})
+        self.model.load_state_dict(state.model)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
+        self.revival.silent_for = state.silent_for.to(self.config.device)
+        self.step, self.revived, self.saved = state.step, state.revived, state.step
+        self.source = state.record.get("source")
+        entries = state.record["history"]
+        self.history = [{n: math.nan if v is None else v for n, v in entry.items()} for entry in entries]
+        if self.step == self.config.steps:
+            self.save()  # a kill may have come between the files of the last checkpoint
+
+
+def _finite(entry: dict[str, float]) -> dict[str, float | None]:
+    """What is no number, as the explained variance of rows that do not vary, is null in JSON."""
+    return {name: value if math.isfinite(value) else None for name, value in entry.items()}

@@ -1,0 +1,58 @@
+"""Trainings that no machine can hold are refused before anything is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from tide.adapters import adapter_for
+from tide.errors import TideError
+from tide.sae import TIDE
+from tide.training import TrainConfig, build_model, memory
+from tide.training.memory import check_memory
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(
+            {"n_latents": 10**9, "k": 4},
+            r"^training with n_latents = 1000000000 of width 192 takes 6.14e\+03 GB of memory at least and cpu has .* "
+            r"GB; lower n_latents \(or expansion\)$",
+            id="latents",
+        ),
+        pytest.param({"expansion": 10**8}, "n_latents = 19200000000 of width 192", id="expansion"),
+        pytest.param({"n_latents": 10**40, "k": 4}, "takes over 1000000 GB", id="more than any number of bytes"),
+        pytest.param({"batch_tokens": 10**12}, r"batch_tokens = 1000000000000 .* lower batch_tokens$", id="rows"),
+    ],
+)
+def test_more_than_there_is(alpha, monkeypatch, options, message):
+    monkeypatch.setattr(TIDE, "__init__", lambda *_, **__: pytest.fail("a model was built"))
+    with pytest.raises(TideError, match=message):
+        build_model(adapter_for(alpha), 6, TrainConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("room", "fits"), [(32 * 64 * 16 + 8 * 100 * 16, True), (32 * 64 * 16 + 8 * 100 * 16 - 1, False)]
+)
+def test_the_estimate(monkeypatch, room, fits):
+    """Two weights [64, 16], each with gradient and two moments, of 4 bytes; 100 rows and their reconstruction."""
+    monkeypatch.setattr(memory, "_memory", lambda device: room)
+    config = TrainConfig(n_latents=64, k=4, batch_tokens=100)
+    if fits:
+        check_memory(config, 16)
+    else:
+        with pytest.raises(TideError, match="lower n_latents"):
+            check_memory(config, 16)
+
+
+def test_a_machine_that_does_not_say(monkeypatch):
+    monkeypatch.setattr(memory, "_memory", lambda device: None)
+    check_memory(TrainConfig(n_latents=10**9, k=4), 16)
+
+
+def test_a_container_has_what_it_may_use(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "unlimited").write_text("max\n")
+    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "none", tmp_path / "unlimited", tmp_path / "memory.max"))
+    with pytest.raises(TideError, match=r"cpu has 0\.001 GB"):
+        check_memory(TrainConfig(n_latents=64, k=4, batch_tokens=10**5), 16)

@@ -1,0 +1,262 @@
+"""What a training leaves on disk: the checkpoint, ``training.json``, and the state that it goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.files import (
+    Write,
+    check_tensors,
+    json_writer,
+    open_tensors,
+    read_json,
+    read_tensors,
+    replace_files,
+    tensors_writer,
+)
+from tide.files.schema import check_schema
+from tide.files.tensors import is_finite
+from tide.provenance import first_difference
+from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
+from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.modulation import ModulationConfig
+from tide.training.config import TrainConfig, former_defaults
+
+TRAINING = "training.json"
+RESUME = "resume"
+STATE = Path(RESUME, "state.safetensors")
+
+#: Options that a resumed training may have otherwise. Another number of steps changes the schedules.
+FREE = ("device", "log_every", "checkpoint_every", "steps")
+_REMEDY = "the resume state is damaged or of another run, train into another folder"
+_SAME = "use the same configuration or another folder"
+
+
+class Length(TypedDict):
+    """A resumption with another number of steps: the schedules of ``steps`` hold from step ``at`` on."""
+
+    at: int
+    before: int
+    steps: int
+
+
+class Record(TypedDict):
+    """``training.json``: configuration, curves, the model's shape, what it is trained on, and changed lengths."""
+
+    config: dict[str, Any]
+    history: list[dict[str, float | None]]
+    model: NotRequired[dict[str, Any]]
+    source: NotRequired[dict[str, Any] | None]
+    lengths: NotRequired[list[Length]]
+
+
+class _Progress(TypedDict):
+    step: int
+    revived: int
+    moments: NotRequired[list[int]]
+
+
+@dataclass
+class State:
+    """All that a training goes on from.
+
+    ``moments`` are AdamW's ``step``, ``exp_avg`` and ``exp_avg_sq`` by the number of the parameter, of those that have
+    had a gradient; ``silent_for`` is int64 ``[n_latents]``.
+    """
+
+    step: int
+    revived: int
+    record: Record
+    model: dict[str, Tensor]
+    moments: dict[int, dict[str, Tensor]]
+    silent_for: Tensor
+
+
+def holds_training(out: Path) -> bool:
+    """Whether a training, finished or not, has left a checkpoint in ``out``."""
+    return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE))
+
+
+def write(out: Path, model: TIDE, state: State) -> None:
+    """Writes everything in one step.
+
+    The resume state, which is whole in itself, gets its name first and ``training.json`` last: a run that is killed
+    between two of them goes on from the state, and one that ``training.json`` calls finished is.
+
+    Raises :class:`~tide.errors.TideError`, and leaves everything as it was, for numbers that are not finite.
+    """
+    tensors = _named(state)
+    for name, value in tensors.items():
+        if not is_finite(value):
+            raise TideError(
+                f"{name} is not finite after step {state.step} and was not saved; what {out} held before is kept: "
+                "lower lr, or train in fp32"
+            )
+    progress = {"step": state.step, "revived": state.revived, "moments": sorted(state.moments)}
+    text = json.dumps(state.record).encode()
+    tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
+    replace_files({**files, **checkpoint_files(model, out), out / TRAINING: json_writer(state.record)})
+
+
+def _named(state: State) -> dict[str, Tensor]:
+    moments = {f"optimizer.{i}.{name}": value for i, each in state.moments.items() for name, value in each.items()}
+    return {**{f"model.{n}": v for n, v in state.model.items()}, **moments, "silent_for": state.silent_for}
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What a state says of itself, before its tensors are read."""
+
+    step: int
+    revived: int
+    #: The numbers of the parameters with moments; in states of older versions, which do not list them, all have some.
+    moments: list[int] | None
+    record: Record
+
+
+def find(out: Path) -> Found | None:
+    """The state in ``out``, or None where no training has saved anything.
+
+    Raises :class:`~tide.errors.TideError` for a state that is damaged, and for a checkpoint whose state is gone.
+    """
+    path = out / STATE
+    if not path.exists():
+        if holds_training(out):
+            raise TideError(f"{out} holds a checkpoint and no {STATE} to go on from; train into another folder")
+        return None
+    with open_tensors(path) as file:
+        stored = file.get_tensor("record") if "record" in file.keys() else None
+        progress: _Progress = _parsed((file.metadata() or {}).get("progress", ""), _Progress, f"{path} (progress)")
+    record = _record(out, stored)
+    step, revived, steps = progress["step"], progress["revived"], former_defaults() | record["config"]
+    if not isinstance(steps["steps"], int) or not 0 <= step <= steps["steps"] or revived < 0:
+        raise TideError(f"{path} says step {step} of {steps['steps']} and {revived} revived; {_REMEDY}")
+    return Found(step, revived, progress.get("moments"), record)
+
+
+def _record(out: Path, stored: Tensor | None) -> Record:
+    """What ``training.json`` held when the state was written; states of older versions leave it to that file."""
+    if stored is None:
+        where, record = out / TRAINING, read_json(out / TRAINING, Record)
+    else:
+        where = out / STATE
+        record = _parsed(stored.contiguous().view(torch.uint8).numpy().tobytes(), Record, f"{where} (record)")
+    for i, entry in enumerate(record["history"]):
+        if entry.get("step") is None:
+            raise TideError(f"{where}: history[{i}].step is missing; {_REMEDY}")
+    return record
+
+
+def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
+    """The state that was found in ``out``.
+
+    ``model`` and ``parameters``, those of the optimiser in its order, say what its tensors must be like. Raises
+    :class:`~tide.errors.TideError` for others.
+    """
+    path = out / STATE
+    tensors = read_tensors(path)
+    tensors.pop("record", None)
+    n = len(parameters)
+    listed = range(n) if found.moments is None else found.moments
+    moments = [i for i in range(n) if i in listed and found.step]
+    if found.step and not moments:
+        raise TideError(f"{path} holds no moments of the optimiser; {_REMEDY}")
+    like = {f"model.{name}": value for name, value in model.items()}
+    like["silent_for"] = torch.empty(len(model["W_enc"]), dtype=torch.int64, device="meta")
+    for i in moments:
+        like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameters[i]).items()}
+    check_tensors(path, tensors, like, remedy=_REMEDY)
+    _check_values(path, tensors, moments, found.step)
+    history = [entry for entry in found.record["history"] if (entry["step"] or 0) <= found.step]
+    return State(
+        found.step,
+        found.revived,
+        {**found.record, "history": history},
+        {name: tensors[f"model.{name}"] for name in model},
+        {i: {name: tensors[f"optimizer.{i}.{name}"] for name in _like(parameters[i])} for i in moments},
+        tensors["silent_for"],
+    )
+
+
+def _like(parameter: Tensor) -> dict[str, Tensor]:
+    return {"step": torch.empty((), device="meta"), "exp_avg": parameter, "exp_avg_sq": parameter}
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor], moments: Sequence[int], step: int) -> None:
+    for name in ("silent_for", *(f"optimizer.{i}.{name}" for i in moments for name in ("step", "exp_avg_sq"))):
+        if bool((tensors[name] < 0).any()):
+            raise TideError(f"{path}: {name} is negative; {_REMEDY}")
+    for i in moments:
+        if float(tensors[f"optimizer.{i}.step"]) > step:
+            raise TideError(f"{path}: optimizer.{i}.step lies beyond step {step}; {_REMEDY}")
+    if not bool(tensors["model.activation_scale"] > 0):
+        raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
+
+
+def _parsed(text: str | bytes, kind: Any, where: str) -> Any:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TideError(f"{where} is not valid JSON ({error}); {_REMEDY}") from None
+    check_schema(data, kind, where)
+    return data
+
+
+# -- whether it is the same training -----------------------------------------------------------------------------
+
+
+def check_same(out: Path, record: Record, config: TrainConfig, model: TIDEConfig, source: Any) -> None:
+    """Raises :class:`~tide.errors.TideError`, naming what changed, unless ``record`` is of the same training.
+
+    That is one by ``config``, but for the options of :data:`FREE`, of a model like ``model``, on ``source``; a source
+    that either of them does not state is not compared.
+    """
+    if found := first_difference(_fixed(record["config"]), _fixed(config.to_dict()), former_defaults()):
+        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
+    before = _model_options(record.get("model") or read_config(out))
+    if found := first_difference(before, _model_options(asdict(model)), _model_defaults(before)):
+        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
+    made = record.get("source")
+    if made is not None and source is not None and (found := first_difference(made, source)):
+        raise TideError(f"{out} was trained on other data ({found}); give the same data, or train into another folder")
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in FREE}
+
+
+def is_trained(out: Path, config: TrainConfig) -> bool:
+    """Whether ``out`` holds a training by ``config``, but for device and the like, that came to its end."""
+    if not (out / TRAINING).is_file():
+        return False
+    record: Record = read_json(out / TRAINING, Record)
+    if first_difference(_fixed(record["config"]), _fixed(config.to_dict()), former_defaults()) is not None:
+        return False
+    return bool(record["history"]) and record["history"][-1].get("step") == config.steps
+
+
+def _model_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model's config what has to stay the same: a pipeline may move to another folder."""
+    return {
+        each.name: config[each.name] for each in fields(TIDEConfig) if each.name in config and each.name != "pipeline"
+    }
+
+
+def _model_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = _defaults(TIDEConfig)
+    return {**defaults, "modulation": _defaults(ModulationConfig) if before.get("modulation") else None}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {each.name: each.default for each in fields(kind) if each.default is not MISSING}
