@@ -15,6 +15,9 @@ from tide.errors import TideError
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
 
+#: What options were before they existed, where that is not their default.
+FORMERLY: dict[str, Any] = {"centre": False}
+
 
 @dataclass
 class LossConfig:
@@ -75,7 +78,8 @@ class TrainConfig:
     the model and starts with scale and shift zero, as the plain SAE; "adaln" copies the block's scale and shift, too;
     "random" copies nothing. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK
     (:mod:`tide.sae.activation`), whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's);
-    both train more slowly. ``batch_tokens`` is the number of rows of a step.
+    both train more slowly. ``centre`` subtracts each channel's mean over the first batches (docs/normalisation.md).
+    ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, whose embedding is trained already, learns at
     ``modulation_lr`` times that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence
@@ -90,6 +94,7 @@ class TrainConfig:
     undo: bool = False
     activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
     bandwidth: float = 0.3
+    centre: bool = True
     expansion: int = 16
     density: float = 0.05
     n_latents: int | None = None
@@ -166,6 +171,11 @@ class TrainConfig:
         if not isinstance(raw, dict):
             raise TideError(f"{path} holds no mapping of options; see `tide train --help` for their names")
         return cls.from_dict(raw)
+
+
+def completed(raw: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it was written, with what options that are newer than it were then."""
+    return {**FORMERLY, **raw}
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:

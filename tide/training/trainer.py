@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,16 @@ from tide.sae.checkpoint import CONFIG, load_tensors, read_json, replace_file, w
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
 from tide.sae.revival import Revival
-from tide.training.config import TrainConfig
+from tide.training.config import TrainConfig, completed
 from tide.training.schedules import cosine_lr, progressive_k
 from tide_kernels import LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
+
+#: A channel's mean is of the first batches: this many, and more until they hold this many rows. It is then off by a
+#: hundredth of the channel's deviation where rows are independent.
+MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
 def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
@@ -50,6 +57,7 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
             undo=config.undo and config.modulation,
             activation=config.activation,
             bandwidth=config.bandwidth,
+            centre=config.centre,
             family=adapter.family,
             pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
             block=block,
@@ -100,12 +108,15 @@ class Trainer:
             fused=True,
         )
 
-    def fit(self, batches: Batches, *, resume: bool = False) -> TIDE:
+    def fit(
+        self, batches: Batches, *, resume: bool = False, watch: Callable[[TIDE, int], None] | None = None
+    ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
         With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
         run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
-        beginning.
+        beginning. ``watch`` is called before every step with the model and the number of steps made. The first batches,
+        which the model starts from, are read ahead.
 
         Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, and if the batches end
         early. What was checkpointed before an error stays.
@@ -113,6 +124,8 @@ class Trainer:
         if resume:
             self._resume()
         source = iter(batches(self.step) if callable(batches) else batches)
+        if self.step == 0:
+            source = self._calibrated(source)
         self.model.train()
         with (
             self._writer() as writer,
@@ -125,21 +138,51 @@ class Trainer:
                         f"the activations ended after {self.step} of {self.config.steps} steps; "
                         "collect more or lower steps"
                     )
-                figures = self._train_step(batch.to(self.config.device))
+                if watch is not None:
+                    watch(self.model, self.step)
+                batch = batch.to(self.config.device)
+                figures = self._train_step(batch)
                 self.step += 1
                 bar.update()
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    figures["explained_variance"] = self._explained_variance(figures["mse"], batch.x)
                     self._log(figures, writer, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
         return self.model.eval()
 
+    def _calibrated(self, source: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+        """Starts the model from the first batches of ``source``, and hands them and the others on."""
+        first = list(self._first(source))
+        if not first:
+            return source
+        start = first[0].to(self.config.device)
+        where = (start.timestep, start.conditioning, start.group)
+        moments = self.model.calibrate(start.x, *where, more=[batch.x for batch in first[1:]])
+        if warning := moments.warning(centre=self.model.config.centre):
+            warnings.warn(warning, stacklevel=3)
+        return chain(first, source)
+
+    def _first(self, source: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+        """What the mean and the scale are of: the first batch or, for a mean worth subtracting, several."""
+        n_batches, n_rows = (MEAN_BATCHES, MEAN_ROWS) if self.model.config.centre else (1, 1)
+        rows = 0
+        for i, batch in enumerate(islice(source, self.config.steps), 1):
+            rows += len(batch)
+            yield batch
+            if i >= n_batches and rows >= n_rows:
+                return
+
+    def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
+        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
+        rows do not vary."""
+        variance = float(self.model.normalised(x.float()).var(0, correction=0).mean())
+        return 1 - float(mse) / variance if variance > 0 else math.nan
+
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         config, model = self.config, self.model
         x = batch.x.float()
         where = (batch.timestep, batch.conditioning, batch.group)
-        if self.step == 0:
-            model.calibrate(x, *where)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
@@ -218,7 +261,10 @@ class Trainer:
         for name, value in values.items():
             if name != "step":
                 writer.add_scalar(f"train/{name}", value, self.step)
-        bar.set_postfix_str(f"mse {values['mse']:.4f} cos {1 - values['cosine']:.4f} k {values['k']:.0f}")
+        bar.set_postfix_str(
+            f"mse {values['mse']:.4f} explained {values['explained_variance']:.1%} cos {1 - values['cosine']:.4f} "
+            f"k {values['k']:.0f}"
+        )
 
     def save(self) -> None:
         """Writes the checkpoint, the curves and the resume state, each file replaced in one step."""
@@ -251,8 +297,8 @@ class Trainer:
             return
         tensors = load_tensors(path)
         before = read_json(self.out / "training.json")
-        self._check_same(before["config"], self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
-        self._check_same(read_json(self.out / CONFIG), asdict(self.model.config), ("pipeline",))
+        self._check_same(completed(before["config"]), self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
+        self._check_same({"centre": False, **read_json(self.out / CONFIG)}, asdict(self.model.config), ("pipeline",))
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
