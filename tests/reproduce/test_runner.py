@@ -62,6 +62,15 @@ def test_a_changed_configuration_is_refused_before_anything_runs(tmp_path):
     assert ran == ["b"]
 
 
+def test_a_cell_from_before_an_option_was_made_without_it(tmp_path):
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
+    run_cells(cells(ran, names=("a",), centre=False), tmp_path, lambda _: None)
+    assert ran == ["a"]
+    with pytest.raises(TideError, match=r"another training \(centre False, now True\)"):
+        run_cells(cells(ran, names=("a",), centre=True), tmp_path, lambda _: None)
+
+
 def test_a_grid_that_grew_computes_what_is_new(tmp_path):
     ran: list[str] = []
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)

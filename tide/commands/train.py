@@ -92,9 +92,11 @@ def run(args: argparse.Namespace) -> None:
     trainer = Trainer(model, config, out, progress=sys.stderr.isatty())
     trainer.fit(from_step, resume=args.resume)
     last = trainer.history[-1]
+    explained = last.get("explained_variance")  # a run that an older version finished has none
     print(
         f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {n} latents, k = {k}, on block "
-        f"{model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} (normalised), cosine "
+        f"{model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} (normalised), "
+        f"{'' if explained is None else f'{explained:.1%} of the variance explained, '}cosine "
         f"{1 - last['cosine']:.4f} on the last batch; it is in {out}."
     )
 

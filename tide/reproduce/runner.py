@@ -12,6 +12,7 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.sae.checkpoint import read_json, write_json
+from tide.training.config import completed
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -77,14 +78,20 @@ def _finished(cell: Cell, path: Path) -> Result:
     kept = read_json(path)
     if not isinstance(kept, dict) or not {"config", "result"} <= kept.keys():
         raise TideError(f"{path} is no cell of a grid; delete it, or choose another --out")
-    now = json.loads(json.dumps(cell.config))
-    if kept["config"] != now:
-        key = next(k for k in sorted(kept["config"].keys() | now.keys()) if kept["config"].get(k) != now.get(k))
+    before, now = _with_newer_options(kept["config"]), _with_newer_options(json.loads(json.dumps(cell.config)))
+    if before != now:
+        key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
         raise TideError(
-            f"{path} was made with another {key} ({first_difference(kept['config'].get(key), now.get(key))}); "
+            f"{path} was made with another {key} ({first_difference(before.get(key), now.get(key))}); "
             "use the same options, or another --out"
         )
     return dict(kept["result"])
+
+
+def _with_newer_options(config: dict[str, Any]) -> dict[str, Any]:
+    """A cell of an older version knows nothing of options that came later, and was made without them."""
+    training = config.get("training")
+    return {**config, "training": completed(training)} if isinstance(training, dict) else config
 
 
 def first_difference(before: Any, now: Any) -> str:

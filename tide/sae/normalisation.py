@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 8192
 #: What training squares in float32 must neither overflow nor vanish: magnitudes of 1e-19 to 1.8e19.
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 SMALLEST = math.sqrt(torch.finfo(torch.float32).tiny)
-#: A channel with more than this share of all channels' energy or variance rules the error.
+#: A channel with more than this share of all channels' energy or variance rules every figure.
 RULING = 0.5
 
 
@@ -37,13 +37,14 @@ class Moments:
         found = cls(0, torch.zeros(()).double(), torch.zeros(()).double())
         for batch in batches:
             for part in batch.detach().split(ROWS_AT_ONCE):
-                found = found + cls._of_rows(part.cpu().double())
+                found = found + cls._of_rows(part.double())
         return found
 
     @classmethod
     def _of_rows(cls, x: Tensor) -> Moments:
-        mean = x.sum(0) / max(1, len(x))
-        return cls(len(x), mean, (x - mean).square().sum(0) / max(1, len(x)))
+        n = max(1, len(x))
+        mean = x.sum(0) / n
+        return cls(len(x), mean.cpu(), ((x - mean).square().sum(0) / n).cpu())
 
     def __add__(self, other: Moments) -> Moments:
         """Of the rows of both (Chan, Golub and LeVeque, 1979)."""
@@ -59,17 +60,24 @@ class Moments:
         """Each channel's mean square ``[d_model]``."""
         return self.variance + self.mean.square()
 
-    def warning(self, *, centre: bool) -> str | None:
-        """One line where one channel holds more than half of what the error measures, which is the energy, or with
-        ``centre`` the variance; else None. Of one or two channels one always does."""
-        channel, share = _largest(self.variance if centre else self.energy)
-        if share <= RULING or len(self.mean) < 3:
+    def warning(self, *, centre: bool = False) -> str | None:
+        """One line where one channel holds more than half of all channels' variance or energy (with ``centre`` of the
+        variance alone, which is all that is left), else None. Of one or two channels one always does."""
+        if len(self.mean) < 3:
             return None
-        what = "variance" if centre else "energy (mean square)"
-        found = f"channel {channel} holds {share:.0%} of the {what} of the activations, so that it rules every error"
-        if not centre and _largest(self.variance)[1] <= RULING:
-            return f"{found}; train with centre=true, and compare explained variances rather than errors"
-        return f"{found}; look at the other channels on their own, or train on another block"
+        channel, share = _largest(self.variance)
+        if share > RULING:
+            return (
+                f"channel {channel} holds {share:.0%} of the variance of the activations, so that every figure tells "
+                "mostly of it; look at the other channels on their own, or take another block"
+            )
+        channel, share = _largest(self.energy)
+        if share > RULING and not centre:
+            return (
+                f"channel {channel} holds {share:.0%} of the energy (mean square) of the activations, so that cosine "
+                "and normalised MSE tell mostly of it; compare explained variances, and train with centre=true"
+            )
+        return None
 
 
 def _largest(values: Tensor) -> tuple[int, float]:

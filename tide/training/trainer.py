@@ -108,9 +108,7 @@ class Trainer:
             fused=True,
         )
 
-    def fit(
-        self, batches: Batches, *, resume: bool = False, watch: Callable[[TIDE, int], None] | None = None
-    ) -> TIDE:
+    def fit(self, batches: Batches, *, resume: bool = False, watch: Callable[[TIDE, int], None] | None = None) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
         With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
@@ -297,8 +295,11 @@ class Trainer:
             return
         tensors = load_tensors(path)
         before = read_json(self.out / "training.json")
-        self._check_same(completed(before["config"]), self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
-        self._check_same({"centre": False, **read_json(self.out / CONFIG)}, asdict(self.model.config), ("pipeline",))
+        self._check_same(
+            completed(before["config"]), self.config.to_dict(), ("device", "log_every", "checkpoint_every")
+        )
+        made = {"centre": TIDEConfig.centre, **read_json(self.out / CONFIG)}  # newer than some runs
+        self._check_same(made, asdict(self.model.config), ("pipeline",))
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
