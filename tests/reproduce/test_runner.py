@@ -57,12 +57,12 @@ def test_a_changed_configuration_is_refused_before_anything_runs(tmp_path):
     run_cells(cells(ran, names=("b",)), tmp_path, lambda _: None)
     with pytest.raises(TideError, match=r"b\.json was made with another training \(lr 0\.001, now 0\.01\)"):
         run_cells(cells(ran, lr=1e-2), tmp_path, lambda _: None)
-    with pytest.raises(TideError, match=r"another training \(steps None, now 5\)"):
+    with pytest.raises(TideError, match=r"another training \(steps 1000, now 5\)"):
         run_cells(cells(ran, steps=5), tmp_path, lambda _: None)
     assert ran == ["b"]
 
 
-def test_a_cell_from_before_an_option_was_made_without_it(tmp_path):
+def test_a_cell_from_before_an_option_has_its_default(tmp_path):
     ran: list[str] = []
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
     run_cells(cells(ran, names=("a",), centre=False), tmp_path, lambda _: None)

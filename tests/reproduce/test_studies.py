@@ -120,11 +120,6 @@ def test_centring_tells_what_the_moved_channel_hides(bench):
     assert centring.explained_without(model, pool, 0) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_committed_studies_say_that_they_do_not_centre():
-    options = Options(Path())
-    assert not ablation.variant_config(ablation.BASE, 0, ablation.DEFAULT, options).centre
-
-
 def test_the_sentence_of_table1_is_of_its_numbers():
     figures = {
         name: {m: list(v) for m, v in zip(table1.METRICS, ([0.1] * 5, [0.9] * 5, val_mse, val_cosine), strict=True)}

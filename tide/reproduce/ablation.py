@@ -125,7 +125,6 @@ def variant_config(name: str, seed: int, sizes: Sizes, options: Options) -> Trai
         seed=seed,
         backend=options.backend,
         checkpoint_every=NEVER,
-        centre=False,
         revival=RevivalConfig(after_tokens=sizes.after_tokens),
     )
     changes = dict(VARIANTS[name])

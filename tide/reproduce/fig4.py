@@ -102,7 +102,6 @@ def reproduce(options: Options) -> str:
         batch_tokens=sizes.data.batch_tokens,
         backend=options.backend,
         checkpoint_every=NEVER,
-        centre=False,
     )
     cells: dict[str, Cell] = {}
     for seed in seeds:

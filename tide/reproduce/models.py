@@ -42,7 +42,6 @@ class Models:
             batch_tokens=bench.sizes.batch_tokens,
             backend=options.backend,
             checkpoint_every=500,
-            centre=False,
         )
         return cls(bench, config, options.models or options.out / "models")
 

@@ -45,7 +45,6 @@ def reproduce(options: Options) -> str:
         batch_tokens=bench.sizes.batch_tokens,
         backend=options.backend,
         checkpoint_every=NEVER,
-        centre=False,
         expansion=2 if options.fast else 16,
     )
     cells = [

@@ -61,8 +61,9 @@ class Moments:
         return self.variance + self.mean.square()
 
     def warning(self, *, centre: bool = False) -> str | None:
-        """One line where one channel holds more than half of all channels' variance or energy (with ``centre`` of the
-        variance alone, which is all that is left), else None. Of one or two channels one always does."""
+        """One line where one channel holds more than half of all channels' variance, or, without ``centre``, where one
+        channel or all channels' means hold more than half of the energy; else None. Of one or two channels one always
+        does."""
         if len(self.mean) < 3:
             return None
         channel, share = _largest(self.variance)
@@ -71,13 +72,18 @@ class Moments:
                 f"channel {channel} holds {share:.0%} of the variance of the activations, so that every figure tells "
                 "mostly of it; look at the other channels on their own, or take another block"
             )
+        holder = None if centre else self._holder_of_energy()
+        return holder and (
+            f"{holder} of the energy (mean square) of the activations, so that cosine and normalised MSE tell mostly "
+            "of that; compare explained variances, and train with centre=true"
+        )
+
+    def _holder_of_energy(self) -> str | None:
         channel, share = _largest(self.energy)
-        if share > RULING and not centre:
-            return (
-                f"channel {channel} holds {share:.0%} of the energy (mean square) of the activations, so that cosine "
-                "and normalised MSE tell mostly of it; compare explained variances, and train with centre=true"
-            )
-        return None
+        if share > RULING:
+            return f"channel {channel} holds {share:.0%}"
+        means = float(self.mean.square().sum() / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        return f"the channels' means hold {means:.0%}" if means > RULING else None
 
 
 def _largest(values: Tensor) -> tuple[int, float]:

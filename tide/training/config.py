@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,9 +15,6 @@ from tide.errors import TideError
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
-
-#: What options were before they existed, where that is not their default.
-FORMERLY: dict[str, Any] = {"centre": False}
 
 
 @dataclass
@@ -94,7 +92,7 @@ class TrainConfig:
     undo: bool = False
     activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
     bandwidth: float = 0.3
-    centre: bool = True
+    centre: bool = False
     expansion: int = 16
     density: float = 0.05
     n_latents: int | None = None
@@ -173,9 +171,19 @@ class TrainConfig:
         return cls.from_dict(raw)
 
 
-def completed(raw: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it was written, with what options that are newer than it were then."""
-    return {**FORMERLY, **raw}
+def completed(written: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON has it, with the defaults of the options that are newer than it: an option's default is
+    what was done before there was the option."""
+    return _with_defaults(written, json.loads(json.dumps(TrainConfig().to_dict())))
+
+
+def _with_defaults(written: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    groups = {
+        name: _with_defaults(value, defaults[name])
+        for name, value in written.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return {**defaults, **written, **groups}
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
