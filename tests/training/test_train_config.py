@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-
 import pytest
 import yaml
 
 from tide.errors import TideError
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
-from tide.training.config import completed
 
 CHANGED = TrainConfig(
     modulation_init="random",
@@ -153,16 +149,6 @@ def test_bad_files(tmp_path, text, message):
 )
 def test_sizes(options, expected):
     assert TrainConfig(**options).sizes(192) == expected
-
-
-def test_a_written_configuration_without_newer_options_has_their_defaults():
-    whole = json.loads(json.dumps(CHANGED.to_dict()))
-    assert completed(whole) == whole
-    older = json.loads(json.dumps(CHANGED.to_dict()))
-    del older["centre"], older["loss"]["k_aux"], older["revival"]
-    expected = replace(CHANGED, centre=False, loss=replace(CHANGED.loss, k_aux=64), revival=RevivalConfig())
-    assert completed(older) == json.loads(json.dumps(expected.to_dict()))
-    assert completed({}) == json.loads(json.dumps(TrainConfig().to_dict()))
 
 
 @pytest.mark.parametrize("k", [0, 11])

@@ -348,17 +348,6 @@ def test_resume_on_another_block_is_refused(tmp_path):
         trainer(tmp_path, model(block=5), steps=5).fit(stream, resume=True)
 
 
-def test_a_run_from_before_centring_goes_on_without_it(tmp_path):
-    trainer(tmp_path, steps=5, centre=False).fit(stream())
-    for name in ("config.json", "training.json"):
-        written = json.loads((tmp_path / name).read_text())
-        (written["config"] if name == "training.json" else written).pop("centre")
-        (tmp_path / name).write_text(json.dumps(written))
-    trainer(tmp_path, steps=5, centre=False).fit(stream, resume=True)
-    with pytest.raises(TideError, match=r"was started with another centre \(False\); use the same configuration"):
-        trainer(tmp_path, model(centre=True), steps=5, centre=True).fit(stream, resume=True)
-
-
 def test_resume_may_log_and_save_at_other_times(tmp_path):
     trainer(tmp_path, steps=5).fit(stream())
     trainer(tmp_path, steps=5, log_every=1, checkpoint_every=1).fit(stream, resume=True)

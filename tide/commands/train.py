@@ -162,6 +162,7 @@ def _model(
             k,
             activation=config.activation,
             bandwidth=config.bandwidth,
+            centre=config.centre,
             family=info["family"],
             pipeline=pipeline,
             block=block,

@@ -12,7 +12,7 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.sae.checkpoint import read_json, write_json
-from tide.training.config import completed
+from tide.training.config import former_defaults
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -89,9 +89,11 @@ def _finished(cell: Cell, path: Path) -> Result:
 
 
 def _with_newer_options(config: dict[str, Any]) -> dict[str, Any]:
-    """A cell of an older version knows nothing of options that came later, and was made without them."""
+    """A cell of an older version knows nothing of options that came later: they were at their defaults."""
     training = config.get("training")
-    return {**config, "training": completed(training)} if isinstance(training, dict) else config
+    if not isinstance(training, dict):
+        return config
+    return {**config, "training": json.loads(json.dumps(former_defaults())) | training}
 
 
 def first_difference(before: Any, now: Any) -> str:

@@ -22,7 +22,6 @@ from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
 from tide.scenes.scene import Scene, Split, prompts
 from tide.training import TrainConfig, Trainer, build_model
-from tide.training.config import completed
 
 
 def prepared_scenes(adapter: Adapter, pairs: Sequence[tuple[Scene, str]], *, batch_size: int = 64) -> list[Prepared]:
@@ -56,7 +55,7 @@ def is_trained(folder: Path, config: TrainConfig) -> bool:
     if not (folder / "training.json").is_file():
         return False
     before = read_json(folder / "training.json")
-    same = completed(before["config"]) == json.loads(json.dumps(config.to_dict()))
+    same = before["config"] == json.loads(json.dumps(config.to_dict()))
     return bool(same and before["history"] and before["history"][-1]["step"] == config.steps)
 
 

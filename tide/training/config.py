@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -171,19 +170,9 @@ class TrainConfig:
         return cls.from_dict(raw)
 
 
-def completed(written: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON has it, with the defaults of the options that are newer than it: an option's default is
-    what was done before there was the option."""
-    return _with_defaults(written, json.loads(json.dumps(TrainConfig().to_dict())))
-
-
-def _with_defaults(written: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    groups = {
-        name: _with_defaults(value, defaults[name])
-        for name, value in written.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return {**defaults, **written, **groups}
+def former_defaults() -> dict[str, Any]:
+    """What options were that a configuration lacks because they are newer than it."""
+    return TrainConfig().to_dict()
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,13 @@ from tide.sae.checkpoint import CONFIG, load_tensors, read_json, replace_file, w
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
 from tide.sae.revival import Revival
-from tide.training.config import TrainConfig, completed
+from tide.training.config import TrainConfig
 from tide.training.schedules import cosine_lr, progressive_k
+from tide.training.start import started
 from tide_kernels import LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
-
-#: A channel's mean is of the first batches: this many, and more until they hold this many rows. It is then off by a
-#: hundredth of the channel's deviation where rows are independent.
-MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
 def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
@@ -123,7 +118,7 @@ class Trainer:
             self._resume()
         source = iter(batches(self.step) if callable(batches) else batches)
         if self.step == 0:
-            source = self._calibrated(source)
+            source = started(self.model, source, self.config.steps)
         self.model.train()
         with (
             self._writer() as writer,
@@ -148,28 +143,6 @@ class Trainer:
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
         return self.model.eval()
-
-    def _calibrated(self, source: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
-        """Starts the model from the first batches of ``source``, and hands them and the others on."""
-        first = list(self._first(source))
-        if not first:
-            return source
-        start = first[0].to(self.config.device)
-        where = (start.timestep, start.conditioning, start.group)
-        moments = self.model.calibrate(start.x, *where, more=[batch.x for batch in first[1:]])
-        if warning := moments.warning(centre=self.model.config.centre):
-            warnings.warn(warning, stacklevel=3)
-        return chain(first, source)
-
-    def _first(self, source: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
-        """What the mean and the scale are of: the first batch or, for a mean worth subtracting, several."""
-        n_batches, n_rows = (MEAN_BATCHES, MEAN_ROWS) if self.model.config.centre else (1, 1)
-        rows = 0
-        for i, batch in enumerate(islice(source, self.config.steps), 1):
-            rows += len(batch)
-            yield batch
-            if i >= n_batches and rows >= n_rows:
-                return
 
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
@@ -295,11 +268,8 @@ class Trainer:
             return
         tensors = load_tensors(path)
         before = read_json(self.out / "training.json")
-        self._check_same(
-            completed(before["config"]), self.config.to_dict(), ("device", "log_every", "checkpoint_every")
-        )
-        made = {"centre": TIDEConfig.centre, **read_json(self.out / CONFIG)}  # newer than some runs
-        self._check_same(made, asdict(self.model.config), ("pipeline",))
+        self._check_same(before["config"], self.config.to_dict(), ("device", "log_every", "checkpoint_every"))
+        self._check_same(read_json(self.out / CONFIG), asdict(self.model.config), ("pipeline",))
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
