@@ -4,7 +4,6 @@ and with one channel moved to where large diffusion transformers have some of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +33,8 @@ CENTRED = {False: "", True: ", centred"}
 
 #: ``others`` is the explained variance of all channels but the moved one.
 FIGURES = ("mse", "explained_variance", "others", "cosine", "dead", "recovered", "auroc")
+#: Where the chart ends: a model that explains less than nothing has diverged.
+LOWEST = -0.5
 #: What needs the transformer, which knows nothing of a moved channel. ``auroc`` is the best latent's, the mean over
 #: concepts.
 OF_TRANSFORMER = ("recovered", "auroc")
@@ -179,17 +180,14 @@ def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[s
 def verdict_of(tables: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     """One sentence from the numbers."""
     as_is, apart = (tables[data] for data in DATA)
-
-    def pair(table: dict[str, dict[str, list[float]]], model: str, figure: str, form: Callable[[float], str]) -> str:
-        without, with_it = (mean(table[f"{model}{name}"][figure]) for name in CENTRED.values())
-        return f"{form(with_it)} with centring and {form(without)} without"
-
-    return (
-        "; ".join(f"{m}'s held-out MSE is {pair(as_is, m, 'mse', '{:.4f}'.format)}" for m in MODELS)
-        + "; with one channel moved, of the other channels' variance "
-        + "; ".join(f"{m} explains {pair(apart, m, 'others', '{:.1%}'.format)}" for m in MODELS)
-        + "."
-    )
+    errors, others = [], []
+    for model in MODELS:
+        plain, centred = (f"{model}{name}" for name in CENTRED.values())
+        mse = {name: mean(as_is[name]["mse"]) for name in (plain, centred)}
+        errors.append(f"{model}'s held-out MSE is {mse[centred]:.4f} with centring and {mse[plain]:.4f} without")
+        most, least = max(apart[plain]["others"]), min(apart[centred]["others"])
+        others.append(f"{model} explains at least {least:.1%} with centring and at most {most:.1%} without")
+    return f"{'; '.join(errors)}; with one channel moved, of the other channels' variance {'; '.join(others)}."
 
 
 def _report(options: Options, bench: Bench, base: TrainConfig, results: dict[str, Result], seeds: list[int]) -> str:
@@ -219,4 +217,5 @@ def _draw(options: Options, tables: dict[str, dict[str, dict[str, list[Any]]]]) 
     for axis, (data, table) in zip(axes, tables.items(), strict=True):
         charts.dots(axis, list(table), [row["others"] for row in table.values()])
         axis.set_title(f"variance explained, {data}", fontsize="small")
+        axis.set_ylim(bottom=max(LOWEST, axis.get_ylim()[0]), top=1)
     charts.save(figure, options.out / "centring.png")
