@@ -112,6 +112,15 @@ def test_calibrate_takes_mean_and_deviation_from_all_rows_and_the_biases_from_th
     torch.testing.assert_close(sae.W_enc @ first + sae.b_enc, torch.zeros(N), rtol=0, atol=1e-5)
 
 
+def test_calibrate_takes_images_as_they_are_and_refuses_another_width():
+    sae, images = TIDE(TIDEConfig(D, N, K, centre=True)), rows(40).view(4, 10, D)
+    sae.calibrate(images)
+    torch.testing.assert_close(sae.activation_mean, images.double().mean((0, 1)).float())
+    for batches in ((images[..., 1:], []), (images, [images[..., 1:]])):
+        with pytest.raises(TideError, match="activations have width 11 and this TIDE 12"):
+            sae.calibrate(batches[0], more=batches[1])
+
+
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
 def test_undo_round_trip(pre_norm):
     """A dictionary of all directions, all of them active, gives activations back through the modulation, the mean in

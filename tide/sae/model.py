@@ -176,13 +176,16 @@ class TIDE(nn.Module):
         self, x: Tensor, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
     ) -> tuple[Tensor, Place]:
         """``x`` as ``[N, d_model]`` in normalised units, and where its rows stand."""
+        rows = self._rows(x)
+        return self.normalised(rows), self._place(len(rows), timestep, conditioning, group)
+
+    def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_model:
             raise TideError(
                 f"activations have width {x.shape[-1]} and this TIDE {self.d_model}; "
                 "use one trained on this block and model"
             )
-        rows = x.reshape(-1, self.d_model)
-        return self.normalised(rows), self._place(len(rows), timestep, conditioning, group)
+        return x.reshape(-1, self.d_model)
 
     def normalised(self, rows: Tensor) -> Tensor:
         """Rows ``[N, d_model]`` from activation to normalised units."""
@@ -396,7 +399,7 @@ class TIDE(nn.Module):
         *,
         more: Sequence[Tensor] = (),
     ) -> Moments:
-        """Starts what is taken from data and returns the moments of ``x [N, d_model]`` and ``more`` rows.
+        """Starts what is taken from data and returns the moments of ``x [..., d_model]`` and ``more`` rows.
 
         From all of them the activation scale (so that the mean of |x|^2 / d is 1) and, with ``centre``, before it the
         mean. From ``x``: ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one),
@@ -405,7 +408,7 @@ class TIDE(nn.Module):
         Raises :class:`~tide.errors.TideError` for activations that :func:`tide.sae.normalisation.measured` refuses, and
         where a start is not finite.
         """
-        moments, scale = measured((x, *more), centre=self.config.centre)
+        moments, scale = measured([self._rows(each) for each in (x, *more)], centre=self.config.centre)
         self.activation_scale.fill_(scale)
         if self.activation_mean is not None:
             self.activation_mean.copy_(moments.mean)
