@@ -22,6 +22,7 @@ from tide.errors import TideError
 from tide.sae.checkpoint import CONFIG, load_tensors, read_json, replace_file, write_json
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
+from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
 from tide.training.config import TrainConfig
 from tide.training.schedules import cosine_lr, progressive_k
@@ -147,8 +148,8 @@ class Trainer:
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
         rows do not vary."""
-        variance = float(self.model.normalised(x.float()).var(0, correction=0).mean())
-        return 1 - float(mse) / variance if variance > 0 else math.nan
+        variance = float(Moments.of([x]).variance.mean())  # in float64, where rows that are equal have none at all
+        return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
 
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         config, model = self.config, self.model
