@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -61,6 +62,18 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
         f"tide: error: {tmp_path}/tide was started with other options (lr null, now 0.0001); "
         "use the same configuration or another folder\n",
     )
+
+
+def test_a_centred_training_resumes_with_the_same_mean(cli, store, tmp_path, monkeypatch):
+    command = ["train", "--store", store / "block-6", "--sae", "--steps", 8, *SMALL, "--set", "centre=true"]
+    assert cli(*command, "--out", tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        assert cli(*command, "--out", tmp_path / "parts").code == 130
+    assert cli(*command, "--out", tmp_path / "parts", "--resume").code == 0
+    assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert weights(tmp_path / "whole")["activation_mean"].any()
+    assert TIDE.from_pretrained(tmp_path / "whole").config.centre is True
 
 
 def test_live_stream(cli, pipeline, images, tmp_path):
@@ -262,6 +275,9 @@ def test_plain_sae_needs_no_pipeline(cli, store, tmp_path, monkeypatch):
     result = cli("train", *options, "--out", tmp_path / "sae")
     assert result.code == 0
     assert "plain SAE of 96 latents" in result.out
+    assert re.search(
+        r" steps: mse \d+\.\d{4} \(normalised\), -?\d+\.\d% of the variance explained, cosine ", result.out
+    )
     model = TIDE.from_pretrained(tmp_path / "sae")
     assert model.modulation is None
     assert model.config.block == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -106,6 +108,29 @@ def test_explained_variance_is_exact_far_from_the_origin():
     x_hat = b.x + 0.5
     figures = evaluate_reconstruction(lambda _: (x_hat, None), [b])
     assert figures["explained_variance"] == pytest.approx(direct(b.x, x_hat)["explained_variance"], rel=1e-6)
+
+
+def test_rows_that_do_not_vary_have_no_variance_to_explain():
+    """Sums of squares less squares of sums would leave a rounding, and divide by it."""
+    b = batch(10, [500.0])
+    b.x = torch.linspace(0.1, 30.3, D).expand(10, D)
+    assert torch.tensor(evaluate_reconstruction(lambda b: (b.x + 1, None), [b])["explained_variance"]).isnan()
+
+
+@pytest.mark.parametrize(("mean", "said"), [(300.0, True), (0.0, False)], ids=["a channel rules", "none does"])
+def test_a_channel_that_rules_the_figures_is_said(mean, said):
+    """The reconstruction knows nothing but the means: explained variance says so, cosine does not."""
+    b = batch(500, [500.0])
+    b.x = torch.randn(500, D, generator=torch.Generator().manual_seed(3))
+    b.x[:, 4] += mean
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figures = evaluate_reconstruction(lambda b: (b.x.mean(0).expand_as(b.x), None), [b])
+    assert figures["explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert (figures["cosine"] > 0.99) is said
+    found = [str(each.message) for each in caught]
+    assert len(found) == said
+    assert all(each.startswith("channel 4 holds 100% of the energy") for each in found)
 
 
 def test_the_mean_explains_nothing_and_a_full_pca_everything():

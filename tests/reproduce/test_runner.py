@@ -70,6 +70,15 @@ def test_options_that_are_newer_than_a_cell_count_as_their_defaults(tmp_path):
     assert ran == ["a"]
 
 
+def test_a_cell_from_before_an_option_has_its_default(tmp_path):
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
+    run_cells(cells(ran, names=("a",), centre=False), tmp_path, lambda _: None)
+    assert ran == ["a"]
+    with pytest.raises(TideError, match=r"another training \(centre False, now True\)"):
+        run_cells(cells(ran, names=("a",), centre=True), tmp_path, lambda _: None)
+
+
 def test_a_grid_that_grew_computes_what_is_new(tmp_path):
     ran: list[str] = []
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)

@@ -10,14 +10,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tide.cli import main
 from tide.commands.reproduce import STUDIES
 from tide.errors import TideError
-from tide.reproduce import ablation, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
+from tide.reproduce import ablation, centring, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
 from tide.reproduce.bench import Bench, DataSizes
 from tide.reproduce.study import Options
+from tide.training import TrainConfig, build_model
 
 TINY = DataSizes(
     train_images=12, held_out_images=4, wide_images=24, loss_prompts=2, loss_timesteps=2, train_rows=512,
@@ -31,6 +33,7 @@ FILES = {
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
              "fig4.json"},
+    "centring": {"centring.png", "centring.csv", "centring.json"},
     "ablation": {"ablation.png", "ablation-curves.png", "ablation.csv", "ablation-curves.csv", "ablation.json"},
 }  # fmt: skip
 
@@ -45,6 +48,8 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig4, "FAST", replace(fig4.FAST, **small, **grid))
     sizes = {"n_latents": 64, "k": 8, "curve_points": 2, "curve_rows": 64}
     monkeypatch.setattr(ablation, "FAST", replace(ablation.FAST, **small, **sizes))
+    few = {"n_latents": 64, "k": 8, "concept_images": 8, "concept_timesteps": 1}
+    monkeypatch.setattr(centring, "FAST", replace(centring.FAST, **small, **few))
 
     monkeypatch.setattr(fig1, "FAST", fig1.Sizes(images=12, timesteps=2, atlas_images=6, seeds=1))
     monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
@@ -64,7 +69,7 @@ def tiny(monkeypatch, bench):
         bench.say = say
         return bench
 
-    for module in (table1, fig4, ablation, fig1, fig5, fig6):
+    for module in (table1, fig4, ablation, centring, fig1, fig5, fig6):
         monkeypatch.setattr(module, "Bench", shared)
 
 
@@ -100,6 +105,19 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name):
     assert again == verdict
     with pytest.raises(TideError, match=r"was made with another training \(steps 2, now 3\); use the same options"):
         study(name, tmp_path, steps=3)
+
+
+def test_centring_tells_what_the_moved_channel_hides(bench):
+    """The figure of the other channels, by hand."""
+    pool = centring.moved(bench.held_out, torch.eye(bench.adapter.d_model)[0] * 300)
+    assert pool.all.x[:, 0].mean() > 250
+    assert torch.equal(pool.all.x[:, 1:], bench.held_out.all.x[:, 1:])
+    model = build_model(bench.adapter, bench.block, TrainConfig(n_latents=64, k=8))
+    model.calibrate(pool.all.x, pool.all.timestep, None, pool.all.group)
+    with torch.no_grad():
+        error = (pool.all.x - model(pool.all.x, pool.all.timestep, None, pool.all.group))[:, 1:]
+    expected = 1 - error.square().sum() / (pool.all.x - pool.all.x.mean(0))[:, 1:].square().sum()
+    assert centring.explained_without(model, pool, 0) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_sentence_of_table1_is_of_its_numbers():

@@ -10,7 +10,12 @@ from tide.study.bars import _earlier, edit_verdicts
 from tide.study.edit_study import STRENGTHS
 from tide.study.levels import equal_preservation
 
-NOW = {"checkpoint": "runs/tide", "sae": {"k": 8}, "weights": "0a", "config": {"seed": 0, "sizes": {"blocks": (0, 1)}}}
+NOW = {
+    "checkpoint": "runs/tide",
+    "sae": {"k": 8, "centre": False},
+    "weights": "0a",
+    "config": {"seed": 0, "sizes": {"blocks": (0, 1)}},
+}
 
 
 def curve(*points: tuple[float, float, float]) -> list[dict]:
@@ -51,6 +56,11 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     assert _earlier(tmp_path, NOW) == {}
     write_json(tmp_path / "metrics.json", {**NOW, "agreement": {"class": 1.0}})
     assert _earlier(tmp_path, NOW)["agreement"] == {"class": 1.0}
+    older = {name: value for name, value in NOW["sae"].items() if name != "centre"}  # which was off
+    write_json(tmp_path / "metrics.json", {**NOW, "sae": older, "agreement": {"class": 1.0}})
+    assert _earlier(tmp_path, NOW)["agreement"] == {"class": 1.0}
+    with pytest.raises(TideError, match="another sae"):
+        _earlier(tmp_path, {**NOW, "sae": {**NOW["sae"], "centre": True}})
     with pytest.raises(TideError, match="holds an evaluation of another config; use another folder or leave --resume"):
         _earlier(tmp_path, {**NOW, "config": {"seed": 1}})
     with pytest.raises(TideError, match="another checkpoint"):

@@ -13,6 +13,7 @@ CHANGED = TrainConfig(
     pre_norm="layernorm",
     n_latents=100,
     k=7,
+    centre=True,
     lr=2e-5,
     betas=(0.8, 0.95),
     loss=LossConfig(temporal=3e-7, reg=0.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from itertools import count, islice
 
@@ -70,7 +71,10 @@ def test_what_is_written(tmp_path):
     written = json.loads((out / "training.json").read_text())
     assert TrainConfig.from_dict(written["config"]) == job.config
     assert [entry["step"] for entry in written["history"]] == [10, 20, 30, 40, 50, 60]
-    names = {"loss", "mse", "cosine", "temporal", "sparsity", "gradient_norm", "k", "lr", "silent", "revived"}
+    names = {
+        "loss", "mse", "explained_variance", "cosine", "temporal", "sparsity", "gradient_norm", "k", "lr", "silent",
+        "revived",
+    }  # fmt: skip
     assert written["history"][0].keys() == names | {"step"}
     events = EventAccumulator(str(out / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in names}
@@ -146,20 +150,100 @@ def test_bf16_trains_float32_weights(tmp_path):
     assert job.history[-1]["mse"] < job.history[0]["mse"]
 
 
+def test_explained_variance_is_of_the_batch_that_mse_is_of(tmp_path):
+    job = trainer(tmp_path, model(centre=True), steps=1, log_every=1)
+    before, first = state(job.model), batch(0)
+    job.fit([first])
+    start = model(centre=True)
+    start.load_state_dict({**before, **{n: v for n, v in state(job.model).items() if n.startswith("activation_")}})
+    start.calibrate(first.x, first.timestep, None, first.group)
+    error = job.history[0]["mse"] * float(start.activation_scale) ** 2
+    assert job.history[0]["explained_variance"] == pytest.approx(1 - error / float(first.x.var(0, correction=0).mean()))
+
+
+def test_explained_variance_of_rows_that_do_not_vary(tmp_path):
+    same = batch(0, rows=30)  # no power of two, so that a mean in float32 is rounded
+    same.x = same.x[:1].expand(30, D)
+    job = trainer(tmp_path, steps=1, log_every=1)
+    job.fit([same])
+    assert job.history[0]["explained_variance"] != job.history[0]["explained_variance"]  # NaN
+
+
+# -- the start ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "rows", "read"),
+    [(60, ROWS, 60), (200, ROWS, 128), (60, 2048, 8), (5, 2048, 5)],
+    ids=["all of a short run", "8192 rows", "8 batches", "no more than there are steps"],
+)
+def test_the_mean_is_of_the_first_batches(tmp_path, monkeypatch, steps, rows, read):
+    """And they are trained on in the same order as ever."""
+    seen = []
+    monkeypatch.setattr(Trainer, "_train_step", lambda self, batch: seen.append(batch.x) or {"mse": 0.0, "cosine": 0.0,
+                                                                                             "k": 1.0})  # fmt: skip
+    sae = model(centre=True)
+    batches = [batch(i, rows=rows) for i in range(steps)]
+    trainer(tmp_path, sae, steps=steps).fit(batches)
+    whole = torch.cat([each.x for each in batches[:read]]).double()
+    torch.testing.assert_close(sae.activation_mean, whole.mean(0).float())
+    torch.testing.assert_close(sae.activation_scale, (whole - whole.mean(0)).square().mean().sqrt().float())
+    assert len(seen) == steps
+    assert all(torch.equal(x, each.x) for x, each in zip(seen, batches, strict=True))
+
+
+def test_without_centring_the_scale_is_of_the_first_batch_and_nothing_is_read_ahead(tmp_path):
+    handed: list[int] = []
+
+    def source():
+        for i in count():
+            handed.append(i)
+            yield batch(i)
+
+    job = trainer(tmp_path, steps=3)
+    watched: list[tuple[int, int]] = []
+    job.fit(source(), watch=lambda _, step: watched.append((step, len(handed))))
+    assert watched == [(0, 1), (1, 2), (2, 3)]
+    torch.testing.assert_close(job.model.activation_scale, batch(0).x.square().mean().sqrt())
+
+
+def test_a_bad_batch_among_the_first_is_refused_before_anything_is_written(tmp_path):
+    bad = batch(4)
+    bad.x[0, 0] = 1e30
+    with pytest.raises(TideError, match=r"^the first activations reach 1e\+30"):
+        trainer(tmp_path / "run", model(centre=True)).fit(bad if i == 4 else batch(i) for i in count())
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_channel_that_rules_is_said_once(tmp_path):
+    def spiked():
+        for each in stream():
+            each.x[:, 2] += 300
+            yield each
+
+    with pytest.warns(UserWarning, match="channel 2 holds 100% of the energy") as caught:
+        trainer(tmp_path / "a", steps=3).fit(spiked())
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer(tmp_path / "b", model(centre=True), steps=3).fit(spiked())
+
+
 # -- interruption ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("centre", [False, True], ids=["not centred", "centred"])
 @pytest.mark.parametrize("stop", [35, 40], ids=["after a checkpoint and a log", "at a checkpoint"])
-def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop):
+def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop, centre):
     """Steps after the last checkpoint are run again; revival and progressive k go on where they were."""
     pool = ActivationPool(islice(stream(), 5), ROWS, seed=4)
-    whole = trainer(tmp_path / "whole")
+    whole = trainer(tmp_path / "whole", model(centre=centre))
     whole.fit(pool.from_step)
     assert whole.revived > 0  # or resuming its counters would not be tested
-    first = trainer(tmp_path / "parts")
+    first = trainer(tmp_path / "parts", model(centre=centre))
     with pytest.raises(TideError, match=f"ended after {stop} of 60 steps"):
         first.fit(interrupted(stop, pool.from_step))
-    second = trainer(tmp_path / "parts", TIDE(model().config, seed=77))
+    second = trainer(tmp_path / "parts", TIDE(model(centre=centre).config, seed=77))
     starts = []
     second.fit(lambda start: (starts.append(start), pool.from_step(start))[1], resume=True)
     assert starts == [stop // 20 * 20]
@@ -305,10 +389,11 @@ def test_revival_leaves_fewer_dead_latents(tmp_path):
         )  # fmt: skip
         calibrate = sae.calibrate
 
-        def unreachable(*args):
-            calibrate(*args)
+        def unreachable(*args, **options):
+            moments = calibrate(*args, **options)
             with torch.no_grad():
                 sae.b_enc[8:] -= 100.0
+            return moments
 
         sae.calibrate = unreachable
         job.fit(stream())

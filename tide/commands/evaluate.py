@@ -250,5 +250,8 @@ def _table(figures: dict[str, Any]) -> str:
         for name, row in figures["models"].items()
     ]
     bins = figures["models"]["tide"]["timestep"].items()
-    by_timestep = [(f"t {name}", f"{row['mse_normalised']:.4f}", f"{row['cosine']:.4f}") for name, row in bins]
-    return text_table(header, rows) + "\n\n" + text_table(("", "mse", "cosine"), by_timestep)
+    by_timestep = [
+        (f"t {name}", f"{row['mse_normalised']:.4f}", f"{row['cosine']:.4f}", f"{row['explained_variance']:.4f}")
+        for name, row in bins
+    ]
+    return text_table(header, rows) + "\n\n" + text_table(("", "mse", "cosine", "variance"), by_timestep)

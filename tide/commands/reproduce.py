@@ -15,6 +15,7 @@ STUDIES = {
     "fig5": "coarse to fine: latents from step to step, between source and target, and when contours form",
     "fig6": "edits by every strategy of the paper, against raw activations and the prompt",
     "ablation": "what the paper leaves open: modulation, losses, learning rates, schedules, revival",
+    "centring": "with and without subtracting each channel's mean, also where one channel is far off",
 }
 
 

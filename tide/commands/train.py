@@ -98,10 +98,12 @@ def _train(args: argparse.Namespace, config: TrainConfig, out: Path) -> None:
         again = ": the same command with --resume goes on from it" if trainer.saved else ""
         raise Interrupted(f"{stop}{again}", stop.signal) from None
     last = trainer.history[-1]
+    explained = last.get("explained_variance")  # a run that an older version finished has none
     print(
         f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {model.n_latents} latents, "
         f"k = {model.config.k}, on block {model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} "
-        f"(normalised), cosine {1 - last['cosine']:.4f} on the last batch; it is in {out}."
+        f"(normalised), {'' if explained is None else f'{explained:.1%} of the variance explained, '}cosine "
+        f"{1 - last['cosine']:.4f} on the last batch; it is in {out}."
     )
 
 
@@ -201,6 +203,7 @@ def _model(
             k,
             activation=config.activation,
             bandwidth=config.bandwidth,
+            centre=config.centre,
             family=info["family"],
             pipeline=pipeline,
             block=block,

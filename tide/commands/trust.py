@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
-from tide.sae.checkpoint import read_json
+from tide.files import read_json
 
 #: The option that allows the first kind, with which it must be asked for.
 OPTION = "--trust-remote-code"

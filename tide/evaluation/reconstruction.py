@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from tide.activations.batch import ActivationBatch
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes
+from tide.sae.normalisation import Moments
 
 #: From a batch to its reconstruction ``[N, d_model]`` and, if there are any, its latents.
 Reconstruct = Callable[[ActivationBatch], tuple[Tensor, Codes | None]]
@@ -36,26 +38,25 @@ def with_sae(model: TIDE) -> Reconstruct:
 class _Sums:
     """Running sums in float64; explained variance is a ratio of sums over all tokens of a bin."""
 
-    tokens: int = 0
     error: float = 0.0
-    energy: float = 0.0
     cosine: float = 0.0
     active: float = 0.0
-    total: Tensor | float = 0.0
+    moments: Moments = field(default_factory=lambda: Moments.of([]))
+
+    @property
+    def tokens(self) -> int:
+        return self.moments.n
 
     def add(self, x: Tensor, x_hat: Tensor, active: Tensor | None) -> None:
-        self.tokens += len(x)
         self.error += float((x - x_hat).double().square().sum())
-        self.energy += float(x.double().square().sum())
         self.cosine += float(F.cosine_similarity(x, x_hat, dim=1).double().sum())
-        self.total = self.total + x.double().sum(0)
+        self.moments = self.moments + Moments.of([x])
         if active is not None:
             self.active += float(active.double().sum())
 
     def figures(self, scale: float, with_l0: bool) -> dict[str, float]:
-        total = torch.as_tensor(self.total)
-        variance = self.energy - float(total.square().sum()) / self.tokens
-        mse = self.error / self.tokens / total.numel()
+        variance = self.tokens * float(self.moments.variance.sum())
+        mse = self.error / self.tokens / len(self.moments.mean)
         out = {
             "mse": mse,
             "mse_normalised": mse / scale**2,
@@ -74,8 +75,9 @@ def evaluate_reconstruction(
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
     activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
-    same tokens (NaN where they do not vary); ``l0`` counts latents after selection; ``dead``, for which ``n_latents``
-    is needed, is the share of latents that never fired.
+    same tokens (NaN where they do not vary), is the one to compare models by that divide by scales of their own, as
+    with and without ``centre``; ``l0`` counts latents after selection; ``dead``, for which ``n_latents``
+    is needed, is the share of latents that never fired. Warns where one channel rules the figures.
     """
     whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
     fired: Tensor | None = None
@@ -97,6 +99,8 @@ def evaluate_reconstruction(
             bins[i].add(x[rows], x_hat[rows], None if active is None else active[rows])
     if whole.tokens == 0:
         raise TideError("there are no activations to evaluate; collect some first")
+    if warning := whole.moments.warning():
+        warnings.warn(warning, stacklevel=3)  # 2 is no_grad's wrapper
     out: dict[str, Any] = whole.figures(scale, has_codes)
     if fired is not None:
         out["dead"] = float((fired == 0).float().mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tide.activations import ActivationBatch, Prepared, collect, prepare
+from tide.activations import Prepared, collect, prepare
 from tide.activations.collect import draw_tokens, sample_generator
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, adapter_for
@@ -148,18 +148,9 @@ class Bench:
         """A model trained on ``pool`` in the order that the configuration's seed gives, and its curves. ``watch`` is
         called before every step."""
         model = build_model(self.adapter, self.block, config)
-        pool = reordered(pool, config.seed)
-
-        def batches(step: int) -> Iterator[ActivationBatch]:
-            for batch in pool.from_step(step):
-                if watch is not None:
-                    watch(model, step)
-                yield batch
-                step += 1
-
         with TemporaryDirectory() as folder:
             trainer = Trainer(model, config, Path(folder) / "cell", progress=self.progress)
-            trainer.fit(batches)
+            trainer.fit(reordered(pool, config.seed).from_step, watch=watch)
         return model, trainer.history
 
     def seconds(self, config: TrainConfig, pool: ActivationPool) -> float:

@@ -332,7 +332,7 @@ def _law_rows(
             "seed": seed,
             **{error: error_of(results[_law_name(n, k, seed)], error) for error in ERRORS},
             **{f"{error} by the law": laws[error](n, k) for error in ERRORS},
-            "dead": results[_law_name(n, k, seed)]["held_out"]["dead"],
+            **{each: results[_law_name(n, k, seed)]["held_out"][each] for each in ("explained_variance", "dead")},
         }
         for n in sizes.n
         for k in sizes.k
@@ -348,7 +348,7 @@ def _loss_rows(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> li
                 result = results[_name(model, knob, seed, sizes)]
                 errors = {error: error_of(result, error) for error in ERRORS}
                 of_loss = {name: result["diffusion"][name] for name in ("loss", "clean", "recovered")}
-                figures = {name: result["held_out"][name] for name in ("l0", "dead")}
+                figures = {name: result["held_out"][name] for name in ("explained_variance", "l0", "dead")}
                 rows.append({"model": model, "knob": knob, "seed": seed, **figures, **errors, **of_loss})
     return rows
 

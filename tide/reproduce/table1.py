@@ -178,8 +178,8 @@ def _report(
 
 
 def _as_text(table: Figures) -> str:
-    header = ("", *METRICS.values(), "held-out MSE", "held-out cosine")
-    metrics = (*METRICS, "held_out_mse", "held_out_cosine")
+    header = ("", *METRICS.values(), "held-out MSE", "held-out cosine", "variance explained")
+    metrics = (*METRICS, "held_out_mse", "held_out_cosine", "held_out_explained_variance")
     return text_table(header, [(name, *(with_spread(table[name][m], 5) for m in metrics)) for name in table])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from tide.errors import TideError
 from tide.sae.activation import ACTIVATIONS, Activation, JumpReLU
 from tide.sae.composed import composed_loss
 from tide.sae.modulation import Modulation, ModulationConfig
+from tide.sae.normalisation import Moments, measured
 from tide_kernels import LossTerms, LossWeights, decode, encode_topk, modulate, tide_loss
 from tide_kernels.reference import select
 
@@ -28,7 +29,8 @@ class TIDEConfig:
     collected (eq. 8 literally) or its LayerNorm, as inside the model. ``undo`` also inverts the modulation at the
     output: ``(x_hat - shift) / (1 + scale)``. ``activation`` is "topk" or one of :mod:`tide.sae.activation`: of those
     BatchTopK and JumpReLU aim at ``k`` active latents on average, ReLU and Gated take no notice of it.
-    ``bandwidth`` is that of JumpReLU's straight-through estimators.
+    ``bandwidth`` is that of JumpReLU's straight-through estimators. ``centre`` subtracts each channel's mean before
+    all else; a config without the field, as older ones are, is of a model that does not.
     """
 
     d_model: int
@@ -41,6 +43,7 @@ class TIDEConfig:
     bandwidth: float = 0.3
     encoder_bias: bool = True
     decoder_bias: bool = True
+    centre: bool = False
     family: str | None = None
     pipeline: str | None = None
     block: int | None = None
@@ -102,9 +105,14 @@ class TIDE(nn.Module):
 
     ``x_mod = x * (1 + scale) + shift`` (eq. 8), scale and shift a function of the timestep, started from the
     diffusion model's own adaLN. Both weights are ``[n_latents, d_model]``; the encoder starts as the decoder's
-    transpose. Activations come and go in the diffusion model's units: they are divided by ``activation_scale``
-    (their root mean square over tokens and channels, see :meth:`calibrate`) on the way in and multiplied on the
-    way out.
+    transpose. Activations come and go in the diffusion model's units: on the way in they are divided by
+    ``activation_scale`` (their root mean square over tokens and channels, see :meth:`calibrate`), on the way out
+    multiplied. With ``centre`` each channel's mean, ``activation_mean``, is subtracted first and added last::
+
+        x_n = (x - activation_mean) / activation_scale        x_hat = activation_mean + activation_scale * x_n_hat
+
+    and ``activation_scale`` is the root mean square deviation. Modulation, LayerNorm, ``undo`` and the loss are of
+    x_n (docs/normalisation.md).
 
     Args:
         config: shapes, options and provenance.
@@ -132,6 +140,7 @@ class TIDE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
         self.register_buffer("activation_scale", torch.ones(()))
+        self.register_buffer("activation_mean", torch.zeros(config.d_model) if config.centre else None)
         self.activation = _activation(config)
         self.modulation: Modulation | None = None
         if modulation is not None and modulation.config != config.modulation:
@@ -140,6 +149,7 @@ class TIDE(nn.Module):
             self.modulation = Modulation(config.modulation, generator) if modulation is None else modulation
 
     activation_scale: Tensor
+    activation_mean: Tensor | None
 
     @property
     def d_model(self) -> int:
@@ -166,13 +176,30 @@ class TIDE(nn.Module):
         self, x: Tensor, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
     ) -> tuple[Tensor, Place]:
         """``x`` as ``[N, d_model]`` in normalised units, and where its rows stand."""
+        rows = self._rows(x)
+        return self.normalised(rows), self._place(len(rows), timestep, conditioning, group)
+
+    def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_model:
             raise TideError(
                 f"activations have width {x.shape[-1]} and this TIDE {self.d_model}; "
                 "use one trained on this block and model"
             )
-        rows = x.reshape(-1, self.d_model)
-        return rows / self.activation_scale.to(rows.dtype), self._place(len(rows), timestep, conditioning, group)
+        return x.reshape(-1, self.d_model)
+
+    def normalised(self, rows: Tensor) -> Tensor:
+        """Rows ``[N, d_model]`` from activation to normalised units."""
+        if self.activation_mean is None:
+            return rows / self.activation_scale.to(rows.dtype)
+        # In float32 at least: a mean of hundreds rounded to 16 bits would be off by more than what it leaves.
+        return ((rows - self.activation_mean) / self.activation_scale).to(rows.dtype)
+
+    def _restored(self, x_hat: Tensor) -> Tensor:
+        """The inverse of :meth:`normalised`."""
+        if self.activation_mean is None:
+            return x_hat * self.activation_scale.to(x_hat.dtype)
+        wide = torch.promote_types(x_hat.dtype, self.activation_mean.dtype)
+        return (x_hat.to(wide) * self.activation_scale + self.activation_mean).to(x_hat.dtype)
 
     def _place(
         self, n_rows: int, timestep: Tensor | float | None, conditioning: Tensor | None, group: Tensor | None
@@ -252,7 +279,7 @@ class TIDE(nn.Module):
         """Activations ``[N, d_model]`` of sparse latents. Timestep, conditioning and group matter only with
         ``undo``."""
         place = self._place(len(codes.values), timestep, conditioning, group) if self.config.undo else NOWHERE
-        return self.reconstruct(codes, place) * self.activation_scale.to(codes.values.dtype)
+        return self._restored(self.reconstruct(codes, place))
 
     def reconstruct(self, codes: Codes, place: Place) -> Tensor:
         """The reconstruction of sparse latents in normalised units."""
@@ -270,7 +297,7 @@ class TIDE(nn.Module):
         return self._undone(x_hat, place)
 
     def decode_dense(self, latents: Tensor) -> Tensor:
-        """``latents [N, n_latents] @ W_dec`` in activation units, without the bias: a difference of latents
+        """``latents [N, n_latents] @ W_dec`` in activation units, without bias and mean: a difference of latents
         decodes to a difference of activations."""
         if self.config.undo:
             raise TideError("decode_dense is linear and this TIDE undoes its modulation; use decode")
@@ -369,16 +396,22 @@ class TIDE(nn.Module):
         timestep: Tensor | float | None = None,
         conditioning: Tensor | None = None,
         group: Tensor | None = None,
-    ) -> None:
-        """Sets the activation scale (so that the mean of |x|^2 / d is 1), ``b_dec`` to the mean of what is decoded
-        (the activation; with ``undo`` the modulated one), ``b_enc`` so that the mean modulated activation encodes
-        to zero, and what the activation function starts from data."""
-        if x.numel() == 0 or not torch.isfinite(x).all():
-            raise TideError(
-                "the first activations hold NaN or inf, or there are none; "
-                "collect them in bf16 or fp32, or from another block"
-            )
-        self.activation_scale.copy_(x.float().square().mean().sqrt().clamp(min=1e-12))
+        *,
+        more: Sequence[Tensor] = (),
+    ) -> Moments:
+        """Starts what is taken from data and returns the moments of ``x [..., d_model]`` and ``more`` rows.
+
+        From all of them the activation scale (so that the mean of |x|^2 / d is 1) and, with ``centre``, before it the
+        mean. From ``x``: ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one),
+        ``b_enc`` so that the mean modulated activation encodes to zero, and what the activation function starts from.
+
+        Raises :class:`~tide.errors.TideError` for activations that :func:`tide.sae.normalisation.measured` refuses, and
+        where a start is not finite.
+        """
+        moments, scale = measured([self._rows(each) for each in (x, *more)], centre=self.config.centre)
+        self.activation_scale.fill_(scale)
+        if self.activation_mean is not None:
+            self.activation_mean.copy_(moments.mean)
         rows, place = self._placed(x.float(), timestep, conditioning, group)
         modulated = self._modulated(rows, place)
         if self.b_dec is not None:
@@ -387,6 +420,16 @@ class TIDE(nn.Module):
             self.b_enc.copy_(-(self.W_enc @ modulated.mean(0)))
         if self.activation is not None:
             self.activation.calibrate(self.pre_activations(rows, place), self.config.k)
+        self._check_finite()
+        return moments
+
+    def _check_finite(self) -> None:
+        for name, value in self.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise TideError(
+                    f"{name} is not finite once it starts from the first activations; "
+                    "check the pipeline's weights, or train on another block"
+                )
 
     # -- checkpoint ---------------------------------------------------------------------------------------
 

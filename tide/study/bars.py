@@ -19,7 +19,7 @@ from tide.evaluation.statistics import wilson_interval
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint
 from tide.provenance import versions
-from tide.sae.model import TIDE
+from tide.sae.model import TIDE, TIDEConfig
 from tide.scenes import scene as scene_module
 from tide.scenes.annotate import generate_images
 from tide.scenes.judge import Judge, load_judge
@@ -174,6 +174,8 @@ def _earlier(out: Path, now: dict[str, Any]) -> dict[str, Any]:
     if not (out / "metrics.json").is_file():
         return {}
     before = read_json(out / "metrics.json")
+    if isinstance(before.get("sae"), dict):  # centre is newer than some evaluations, and was off
+        before["sae"] = {"centre": TIDEConfig.centre, **before["sae"]}
     for name, what in {"checkpoint": "checkpoint", "sae": "sae", "weights": "training", "config": "config"}.items():
         if before.get(name) != json.loads(json.dumps(now[name])):
             raise TideError(f"{out} holds an evaluation of another {what}; use another folder or leave --resume off")

@@ -95,6 +95,7 @@ def block_models(
         steps=sizes.train_steps,
         checkpoint_every=sizes.train_steps,
         seed=seed,
+        centre=model.config.centre,
     )
     others = [block for block in blocks if block not in found]
     for block in [block for block in others if is_trained(out / f"block-{block}", config)]:

@@ -328,12 +328,16 @@ def sweep_table(metrics: dict) -> str:
 
 CURVES = (
     ("mse", "Reconstruction error", "Mean squared error, log scale.", True),
+    ("explained_variance", "Variance explained", "Of the differences between a batch's patches.", False),
     ("cosine", "Direction error", "1 less the cosine similarity, log scale.", True),
     ("temporal", "Drift over time", "How far latents move between neighbouring timesteps, log scale.", True),
     ("loss", "Total loss", "What training lowers: the weighted sum, log scale.", True),
     ("silent", "Silent latents", "Share that did not fire in a batch.", False),
     ("k", "Latents allowed to fire", "Per patch: wide at first, then narrowed to k.", False),
 )
+
+#: Curves that are written as percentages.
+SHARES = ("explained_variance", "silent")
 
 
 def training_section(histories: dict[str, list[dict]]) -> str:
@@ -351,7 +355,13 @@ def training_section(histories: dict[str, list[dict]]) -> str:
         [
             chart(
                 title,
-                line_chart(curves(key), title=title, x_label="step", log_y=log_y, percent=key == "silent"),
+                line_chart(
+                    curves(key),
+                    title=title,
+                    x_label="step",
+                    log_y=log_y,
+                    percent=key in SHARES,
+                ),
                 caption,
             )
             for key, title, caption, log_y in CURVES

@@ -74,7 +74,8 @@ class TrainConfig:
     the model and starts with scale and shift zero, as the plain SAE; "adaln" copies the block's scale and shift, too;
     "random" copies nothing. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK
     (:mod:`tide.sae.activation`), whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's);
-    both train more slowly. ``batch_tokens`` is the number of rows of a step.
+    both train more slowly. ``centre`` subtracts each channel's mean over the first batches (docs/normalisation.md).
+    ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, whose embedding is trained already, learns at
     ``modulation_lr`` times that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence
@@ -89,6 +90,7 @@ class TrainConfig:
     undo: bool = False
     activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
     bandwidth: float = 0.3
+    centre: bool = False
     expansion: int = 16
     density: float = 0.05
     n_latents: int | None = None

@@ -22,11 +22,13 @@ from tide.files import lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import Modulation
+from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
 from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
 from tide.training.memory import check_memory
 from tide.training.schedules import cosine_lr, progressive_k
+from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
 from tide_kernels import LossWeights
@@ -56,6 +58,7 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
             undo=config.undo and config.modulation,
             activation=config.activation,
             bandwidth=config.bandwidth,
+            centre=config.centre,
             family=adapter.family,
             pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
             block=block,
@@ -112,13 +115,23 @@ class Trainer:
             fused=True,
         )
 
-    def fit(self, batches: Batches, *, resume: bool = False, source: dict[str, Any] | None = None) -> TIDE:
+    def fit(
+        self,
+        batches: Batches,
+        *,
+        resume: bool = False,
+        source: dict[str, Any] | None = None,
+        watch: Callable[[TIDE, int], None] | None = None,
+    ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
         With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
         run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
         beginning. A resumed run may have more steps: from where it goes on, learning rate and k follow the schedules
-        of the new number, and ``training.json`` says so (``lengths``).
+        of the new number, and ``training.json`` says so (``lengths``). The first batches, which the model starts from,
+        are read ahead.
+
+        ``watch`` is called before every step with the model and the number of steps made.
 
         ``source`` describes the data, as JSON (of a store, for example, its fingerprint). It is kept in
         ``training.json``, and resuming on data that are described otherwise is refused.
@@ -135,7 +148,7 @@ class Trainer:
             remove_leftovers(self.out / RESUME)
             try:
                 self._start(source, resume)
-                self._run(batches, stop)
+                self._run(batches, stop, watch)
                 stop.check()
             except KeyboardInterrupt as error:
                 if not self._in_step and not stop.at_once and self.step > (self.saved or 0):
@@ -153,11 +166,13 @@ class Trainer:
         if source is not None:
             self.source = json.loads(json.dumps(source))
 
-    def _run(self, batches: Batches, stop: Stop) -> None:
+    def _run(self, batches: Batches, stop: Stop, watch: Callable[[TIDE, int], None] | None) -> None:
         if self.step == self.config.steps:
             return
         with stop.waiting():
             stream = iter(batches(self.step) if callable(batches) else batches)
+            if self.step == 0:
+                stream = started(self.model, stream, self.config.steps)
         self.model.train()
         with (
             contextlib.ExitStack() as opened,
@@ -165,15 +180,18 @@ class Trainer:
         ):
             curves: Curves | None = None
             while self.step < self.config.steps:
-                batch = self._next(stream, stop)
+                batch = self._next(stream, stop).to(self.config.device)
                 if curves is None:  # not before the first batch: faulty data leave no half-made folder
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
+                if watch is not None:
+                    watch(self.model, self.step)
                 self._in_step = True
-                figures = self._train_step(batch.to(self.config.device))
+                figures = self._train_step(batch)
                 self.step += 1
                 self._in_step = False
                 bar.update()
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    figures["explained_variance"] = self._explained_variance(figures["mse"], batch.x)
                     self._log(figures, curves, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
@@ -187,12 +205,16 @@ class Trainer:
             )
         return batch
 
+    def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
+        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
+        rows do not vary."""
+        variance = float(Moments.of([x]).variance.mean())  # in float64, where rows that are equal have none at all
+        return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
+
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         config, model = self.config, self.model
         x = batch.x.float()
         where = (batch.timestep, batch.conditioning, batch.group)
-        if self.step == 0:
-            model.calibrate(x, *where)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
@@ -257,7 +279,10 @@ class Trainer:
         values |= {"step": float(self.step), "revived": float(self.revived)}
         self.history.append(values)
         curves.add({f"train/{name}": value for name, value in values.items() if name != "step"}, self.step)
-        bar.set_postfix_str(f"mse {values['mse']:.4f} cos {1 - values['cosine']:.4f} k {values['k']:.0f}")
+        bar.set_postfix_str(
+            f"mse {values['mse']:.4f} explained {values['explained_variance']:.1%} cos {1 - values['cosine']:.4f} "
+            f"k {values['k']:.0f}"
+        )
 
     def save(self) -> None:
         """Writes the checkpoint, the curves and the resume state, each file replaced in one step.

@@ -1,0 +1,132 @@
+"""Mean and variance of each channel of activations, and which activations are no basis to normalise by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tide.errors import TideError
+
+#: Rows of which a float64 copy is made at a time.
+ROWS_AT_ONCE = 8192
+#: What training squares in float32 must neither overflow nor vanish: magnitudes of 1e-19 to 1.8e19.
+LARGEST = math.sqrt(torch.finfo(torch.float32).max)
+SMALLEST = math.sqrt(torch.finfo(torch.float32).tiny)
+#: A channel with more than this share of all channels' energy or variance rules every figure.
+RULING = 0.5
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of ``n`` rows: each channel's mean and variance, float64 ``[d_model]`` on the CPU.
+
+    The variance is ``sum (x - mean)^2 / n``, summed from deviations: a channel of mean 300 loses no digits.
+    """
+
+    n: int
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Moments:
+        """Of all rows of ``batches``, each ``[N, d_model]``; ``n`` is 0 where there are none."""
+        found = cls(0, torch.zeros(()).double(), torch.zeros(()).double())
+        for batch in batches:
+            for part in batch.detach().split(ROWS_AT_ONCE):
+                found = found + cls._of_rows(part.double())
+        return found
+
+    @classmethod
+    def _of_rows(cls, x: Tensor) -> Moments:
+        n = max(1, len(x))
+        mean = x.sum(0) / n
+        return cls(len(x), mean.cpu(), ((x - mean).square().sum(0) / n).cpu())
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of the rows of both (Chan, Golub and LeVeque, 1979)."""
+        if 0 in (self.n, other.n):
+            return self if other.n == 0 else other
+        n = self.n + other.n
+        share, apart = other.n / n, other.mean - self.mean
+        within = (1 - share) * self.variance + share * other.variance
+        return Moments(n, self.mean + share * apart, within + (1 - share) * share * apart.square())
+
+    @property
+    def energy(self) -> Tensor:
+        """Each channel's mean square ``[d_model]``."""
+        return self.variance + self.mean.square()
+
+    def warning(self, *, centre: bool = False) -> str | None:
+        """One line where one channel holds more than half of all channels' variance, or, without ``centre``, where one
+        channel or all channels' means hold more than half of the energy; else None. Of one or two channels one always
+        does."""
+        if len(self.mean) < 3:
+            return None
+        channel, share = _largest(self.variance)
+        if share > RULING:
+            return (
+                f"channel {channel} holds {share:.0%} of the variance of the activations, so that every figure tells "
+                "mostly of it; look at the other channels on their own, or take another block"
+            )
+        holder = None if centre else self._holder_of_energy()
+        return holder and (
+            f"{holder} of the energy (mean square) of the activations, so that cosine and normalised MSE tell mostly "
+            "of that; compare explained variances, and train with centre=true"
+        )
+
+    def _holder_of_energy(self) -> str | None:
+        channel, share = _largest(self.energy)
+        if share > RULING:
+            return f"channel {channel} holds {share:.0%}"
+        means = float(self.mean.square().sum() / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        return f"the channels' means hold {means:.0%}" if means > RULING else None
+
+
+def _largest(values: Tensor) -> tuple[int, float]:
+    """The channel of the largest value and its share of all; 0 of nothing."""
+    total = float(values.sum())
+    channel = int(values.argmax())
+    return channel, float(values[channel]) / total if total > 0 else 0.0
+
+
+def measured(batches: Iterable[Tensor], *, centre: bool) -> tuple[Moments, float]:
+    """The first activations' moments, and the scale to divide them by: the root of the mean over channels of their
+    energy, or with ``centre`` of their variance.
+
+    Raises :class:`~tide.errors.TideError` where there are no rows, or values that are not finite, or so large or so
+    small that float32 does not hold their squares, or nothing but zeros, or with ``centre`` rows that are all equal.
+    """
+    batches = list(batches)
+    peak = max((_peak(batch) for batch in batches), default=math.nan)
+    if not math.isfinite(peak):
+        raise TideError(
+            "the first activations hold NaN or inf, or there are none; "
+            "collect them in bf16 or fp32, or from another block"
+        )
+    moments = Moments.of(batches)
+    scale = float((moments.variance if centre else moments.energy).mean().sqrt())
+    if peak == 0:
+        raise TideError("the first activations are all 0, so that there is nothing to learn; take another block")
+    if scale == 0:
+        raise TideError(
+            f"the first activations ({moments.n} rows) are all equal, so that centring leaves nothing; "
+            "collect from more images or timesteps, or train with centre=false"
+        )
+    if peak > LARGEST or scale < SMALLEST:
+        raise TideError(
+            f"the first activations reach {peak:.3g} and their scale is {scale:.3g}, and float32 holds the squares of "
+            f"{SMALLEST:.0e} to {LARGEST:.0e}; train on another block, or rescale them"
+        )
+    return moments, scale
+
+
+def _peak(x: Tensor) -> float:
+    """The largest magnitude; NaN or inf if a value is none, NaN of no values."""
+    if x.numel() == 0:
+        return math.nan
+    # A maximum does not always pass NaN on to Python's max.
+    return float(x.detach().abs().amax()) if bool(torch.isfinite(x).all()) else math.inf
