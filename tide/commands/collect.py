@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import PIPELINE, Usage, kind_of_data, with_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
 SHARDS = 20
 SMALLEST_SHARD = 2**20
+
+USAGE = Usage(
+    f"{PIPELINE} data images tensor token_fraction timesteps no_pairs batch_size out block sampling prompts quota seed "
+    "resume",
+    (with_option("sampling", uses="guidance"), kind_of_data(without="size")),
+)
 
 
 def add_parser(subparsers: Any) -> None:
