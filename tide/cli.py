@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from tide.commands.usage import Usage
 from tide.errors import Interrupted, TideError, out_of_memory
 
 COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
+
+#: Letters of a line on stderr: a path may be long, and somebody's slip much longer.
+LONGEST = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,21 +48,32 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command line. Raises :class:`~tide.errors.TideError` for faulty ones, and for options that
     the command, run like this, would not use."""
     check_text(argv)
-    args = build_parser().parse_args(argv)
-    parser = command_parsers()[args.command]
-    flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-    given = given_options(parser, argv[1:])
+    args = _parser().parse_args(argv)
+    options = _bare_parsers()[args.command]._actions
+    flags = {action.dest: action.option_strings[0] for action in options if action.option_strings}
+    given = given_options(args.command, argv[1:])
     check_names(given, flags)
     usage_of(args.command).check(args, given.keys(), flags)
     return args
 
 
-def given_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The options that a command's line itself gives, by name; the parser is of no use afterwards."""
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    parser._defaults.clear()
-    return vars(parser.parse_args(argv))
+def given_options(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The options that a command's line itself gives, by name."""
+    return vars(_bare_parsers()[command].parse_args(argv))
+
+
+_parser = cache(build_parser)
+
+
+@cache
+def _bare_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The commands' parsers without any defaults."""
+    parsers = command_parsers()
+    for parser in parsers.values():
+        parser._defaults.clear()
+        for action in parser._actions:
+            action.default = argparse.SUPPRESS
+    return parsers
 
 
 def usage_of(command: str) -> Usage:
@@ -87,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        reason = _refusal(error)
+        reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
         print(f"tide: error: {reason}", file=sys.stderr)
@@ -117,7 +132,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _refusal(error: Exception) -> str | None:
+def refusal(error: Exception) -> str | None:
     """The line for an error that the input or the machine brought about; None for a bug, which keeps its traceback."""
     kernels = sys.modules.get("tide_kernels")
     if out_of_memory(error):
@@ -131,7 +146,8 @@ def _refusal(error: Exception) -> str | None:
             "torchvision from where torch came from, or uninstall it"
         )
     if isinstance(error, TideError | OSError) or (kernels is not None and isinstance(error, kernels.BackendError)):
-        return " ".join(str(error).split())
+        line = " ".join(str(error).split())
+        return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     return None
 
 

@@ -140,7 +140,7 @@ def test_what_a_mode_does_not_use_is_refused(cli, command, line, images, tmp_pat
     args, usage = parse(words), usage_of(command)
     unused = {name: aspect.of(args) for aspect in usage.aspects for name in aspect.unused(aspect.of(args))}
     for name, action in options(command).items():
-        if name not in unused or name in given_options(command_parsers()[command], words[1:]):
+        if name not in unused or name in given_options(command, words[1:]):
             continue
         result = cli(*words, *given(action))
         first = next(aspect.of(args) for aspect in usage.aspects if name in aspect.unused(aspect.of(args)))
@@ -157,7 +157,7 @@ def test_a_default_that_is_given_counts_as_given(cli, store, tmp_path):
 
 def beside_others(command: str, words: list[str]) -> set[str]:
     """Options of which a line gives another one: they exclude each other."""
-    found, there = set(), given_options(command_parsers()[command], words)
+    found, there = set(), given_options(command, words)
     for group in command_parsers()[command]._mutually_exclusive_groups:
         names = {action.dest for action in group._group_actions}
         found |= names - there.keys() if names & there.keys() else set()

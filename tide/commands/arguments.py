@@ -71,7 +71,7 @@ def fraction(text: str) -> float:
     """``1/16`` or ``0.0625``; any finite number."""
     over, slash, under = text.partition("/")
     try:
-        return finite(over) / finite(under) if slash else finite(text)
+        return finite(str(finite(over) / finite(under))) if slash else finite(text)
     except (argparse.ArgumentTypeError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{_shown(text)} is no fraction; write it as 1/16 or 0.0625") from None
 

@@ -57,9 +57,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
     parser.add_argument("--threads", type=arguments.threads, help="CPU threads of PyTorch (default: its own choice)")
-    parser.set_defaults(
-        run=run, interrupted="the cells that it finished are kept: the same command goes on with the others"
-    )
+    parser.set_defaults(run=run, interrupted="finished cells are kept: the same command goes on with the others")
 
 
 def run(args: argparse.Namespace) -> None:
