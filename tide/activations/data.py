@@ -174,6 +174,13 @@ def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error:
     return ImageFolder(Path(path), size, batch_size, on_error)
 
 
+def is_folder(spec: str | Path) -> bool:
+    """Whether ``spec`` is read as a folder, and not as the name of a data set."""
+    path = Path(spec)
+    # What can only be a path is treated as one, for the sake of the message.
+    return path.is_dir() or path.is_absolute() or str(spec).startswith(".")
+
+
 def open_data(
     spec: str | Path,
     size: Size,
@@ -189,10 +196,8 @@ def open_data(
 
     Raises :class:`~tide.errors.TideError` if ``spec`` is neither, or if the columns are not there.
     """
-    path = Path(spec)
-    # What can only be a path is treated as one, for the sake of the message.
-    if path.is_dir() or path.is_absolute() or str(spec).startswith("."):
-        return image_folder(path, size, batch_size=batch_size, on_error=on_error)
+    if is_folder(spec):
+        return image_folder(spec, size, batch_size=batch_size, on_error=on_error)
     if find_spec("datasets") is None:
         raise TideError(
             f"{spec} is not a folder; give one, or `pip install datasets` to read the data set of that name"

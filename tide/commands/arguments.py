@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from tide.errors import TideError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+#: The largest count: PyTorch's and NumPy's own limits are far above, and no count of anything here comes near.
+MOST = 2**31 - 1
+#: Seeds are multiplied and added to, and stay below 2^63.
+MOST_SEED = 2**32 - 1
+MOST_PIXELS = 2**16
+#: Bytes of a name that becomes part of a file's name.
+MOST_BYTES = 100
+
+
+# -- the command line as a whole ------------------------------------------------------------------------------------
+
+
+def check_text(argv: Sequence[str]) -> None:
+    """Raises :class:`~tide.errors.TideError` for an argument that no file and no message can name."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise TideError(f"argument {argument!a} is not UTF-8 text; write or rename it in UTF-8") from None
+        if "\0" in argument:
+            raise TideError(f"argument {argument!a} holds a NUL character; leave it out")
+
+
+def check_names(given: Mapping[str, Any], flags: Mapping[str, str]) -> None:
+    """Raises :class:`~tide.errors.TideError` for an option that is given as empty text, which stands for the current
+    folder where it names one. Prompts may be empty. ``flags``: how options are written."""
+    for name, value in given.items():
+        if name not in ("prompt", "towards") and "" in (value if isinstance(value, list) else [value]):
+            raise TideError(f"{flags[name]} is empty; give it a value or leave it off")
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
 
 
 def size(text: str) -> tuple[int, int]:
     """``1024`` or ``768x1024`` (height x width), in pixels."""
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if found is None or not int(found[1]) or not int(found[2] or 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give pixels, such as 1024 or 768x1024")
-    return int(found[1]), int(found[2] or found[1])
+    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
+    sides = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not all(1 <= side <= MOST_PIXELS for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)} is no size; give pixels, such as 1024 or 768x1024, at most {MOST_PIXELS}"
+        )
+    return sides
 
 
 def n_bytes(text: str) -> int:
     """``50GB``, ``1.5 TB``, ``800MB`` (powers of ten)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)", text.strip())
     if found is None or found[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of disk; write it as 800MB or 50GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no amount of disk; write it as 800MB or 50GB")
+    return int(Decimal(found[1]) * _UNITS[found[2].upper()])
 
 
 def fraction(text: str) -> float:
-    """``1/16`` or ``0.0625``."""
+    """``1/16`` or ``0.0625``; any finite number."""
+    over, slash, under = text.partition("/")
     try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no fraction; write it as 1/16 or 0.0625") from None
+        return finite(str(finite(over) / finite(under))) if slash else finite(text)
+    except (argparse.ArgumentTypeError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no fraction; write it as 1/16 or 0.0625") from None
 
 
 def block(text: str) -> int | str:
@@ -41,24 +83,33 @@ def block(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no block; give a number or 'penultimate'") from None
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no block; give a number or 'penultimate'") from None
 
 
 def positive(text: str) -> int:
-    return _whole(text, "count", 1)
+    return _whole(text, "count", 1, MOST)
 
 
 def seed(text: str) -> int:
-    return _whole(text, "seed", 0)
+    return _whole(text, "seed", 0, MOST_SEED)
 
 
-def _whole(text: str, what: str, least: int) -> int:
+def seeds(text: str) -> int:
+    return _whole(text, "number of seeds", 1, 1000)
+
+
+def threads(text: str) -> int:
+    """More threads than a few a core only cost, and PyTorch crashes on very many."""
+    return _whole(text, "number of threads", 1, max(64, 4 * (os.cpu_count() or 1)))
+
+
+def _whole(text: str, what: str, least: int, most: int) -> int:
     try:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}; give a whole number, at least {least}")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no {what}; give a whole number, {least} to {most}")
     return value
 
 
@@ -68,7 +119,7 @@ def finite(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give a finite one")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number; give a finite one")
     return value
 
 
@@ -77,7 +128,7 @@ def features(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of latents; write it as 12,40") from None
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no list of latents; write it as 12,40") from None
 
 
 def scaling(text: str) -> tuple[tuple[int, ...], float]:
@@ -85,24 +136,37 @@ def scaling(text: str) -> tuple[tuple[int, ...], float]:
     names, _, factor = text.partition("=")
     try:
         return features(names), finite(factor)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no scaling; write it as 12,40=3.0") from None
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no scaling; write it as 12,40=3.0") from None
 
 
 def replacement(text: str) -> tuple[str, str]:
     """``red=blue``: a word and what takes its place."""
     source, _, target = (part.strip() for part in text.partition("="))
     if not source or not target:
-        raise argparse.ArgumentTypeError(f"{text!r} is no change of a word; write it as red=blue")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no change of a word; write it as red=blue")
     return source, target
 
 
 def words(text: str) -> tuple[str, ...]:
-    """``house,tree``."""
+    """``house,tree``: each names a picture's file as well."""
     found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     if not found:
         raise argparse.ArgumentTypeError("no concept is named; write them as house,tree")
+    for word in found:
+        if not word.isprintable() or set("/\\") & set(word) or len(word.encode()) > MOST_BYTES:
+            raise argparse.ArgumentTypeError(
+                f"{_shown(word)} cannot name a picture; give words without slashes, of at most {MOST_BYTES} bytes"
+            )
     return found
+
+
+def _shown(text: str) -> str:
+    """The text as a message quotes it."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# -- groups of options ----------------------------------------------------------------------------------------------
 
 
 def add_pipeline(parser: argparse.ArgumentParser, *, required: bool = True, default: str | None = None) -> None:

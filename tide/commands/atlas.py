@@ -6,19 +6,27 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import PIPELINE, Usage, fast_beside, kind_of_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     from torch import Tensor
 
     from tide.adapters import Adapter
     from tide.commands.data import Source
+    from tide.interpretation.atlas import Atlas
     from tide.sae import TIDE
 
 #: Bytes of the latents that labels are measured on; images beyond go without. 2700 scenes at 3072 latents.
 LABEL_BYTES = 2 * 2**30
+
+USAGE = Usage(
+    f"{PIPELINE} sae block backend data images top_images timesteps latents batch_size out seed",
+    (kind_of_data(), fast_beside("images", "timesteps")),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,16 +60,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from tide.commands import common
-    from tide.commands.data import open_source
     from tide.errors import TideError
-    from tide.interpretation.atlas import LEAST_AUROC, build_atlas
-    from tide.interpretation.atlas_page import write_atlas
 
     common.pipeline_of_sae(args)
     if args.data is None and args.pipeline != common.BUNDLED:
@@ -69,6 +71,20 @@ def run(args: argparse.Namespace) -> None:
     args.data = args.data or common.BUNDLED
     args.images = args.images or (64 if args.fast else 512)
     args.timesteps = args.timesteps or (4 if args.fast else 10)
+    with common.output_folder(Path(args.out)):
+        _draw(args, Path(args.out))
+
+
+def _draw(args: argparse.Namespace, out: Path) -> None:
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from tide.commands import common
+    from tide.commands.data import open_source
+    from tide.interpretation.atlas import LEAST_AUROC, build_atlas
+    from tide.interpretation.atlas_page import write_atlas
+
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
     timesteps = adapter.sampling_timesteps(args.timesteps).unique().flip(0)
@@ -93,17 +109,25 @@ def run(args: argparse.Namespace) -> None:
             f" A latent's concept is the one whose masks its maps fit best, where the AUROC is at least {LEAST_AUROC}. "
             f"It was chosen and measured on the same {labels.n_images:,} scenes, so the AUROC is optimistic."
         )
-    out, block = Path(args.out), model.config.block
+    block = model.config.block
     title = f"What the latents of block {block} respond to"
-    write_atlas(out / "atlas.html", atlas, thumbnails, title=title, note=note, limit=args.latents)
-    atlas.save(out, data=source.name, block=block, run=common.provenance(args))
+    with common.writing(args):
+        write_atlas(out / "atlas.html", atlas, thumbnails, title=title, note=note, limit=args.latents)
+        atlas.save(out, data=source.name, block=block, run=common.provenance(args))
+    print(_found(atlas, block, out))
+
+
+def _found(atlas: Atlas, block: int | None, out: Path) -> str:
+    """The run in a sentence."""
+    from tide.interpretation.atlas import LEAST_AUROC
+
     dead = atlas.dead
     found = [f"{_percent(float(dead.float().mean()))} never fire on {atlas.n_images} images"]
     if atlas.labels is not None:
         share = sum(label is not None for label in atlas.labels) / atlas.n_latents
         found.append(f"{_percent(share)} fit a concept with an AUROC of {LEAST_AUROC} or more")
     found.append(f"the median of the others fires on {_percent(float(atlas.activity[~dead].median()))} of the tokens")
-    print(f"Of {atlas.n_latents} latents on block {block} {', '.join(found)}; see {out / 'atlas.html'}.")
+    return f"Of {atlas.n_latents} latents on block {block} {', '.join(found)}; see {out / 'atlas.html'}."
 
 
 def _percent(share: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import PIPELINE, Usage, kind_of_data, with_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 #: Guidance scale of ``--sampling`` unless ``--guidance`` says otherwise.
 GUIDANCE = 4.5
+
+USAGE = Usage(
+    f"{PIPELINE} data images tensor token_fraction timesteps no_pairs batch_size out block sampling prompts quota seed "
+    "resume",
+    (with_option("sampling", uses="guidance"), kind_of_data(without="size")),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -83,7 +90,6 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from tide.adapters.base import check_tensor
-    from tide.commands.data import NAMED_ONLY, refuse_unused
     from tide.errors import TideError
     from tide.files import new_folders
 
@@ -92,10 +98,6 @@ def run(args: argparse.Namespace) -> None:
         raise TideError("--prompts belongs to --sampling; add it, or give --data")
     if (args.data is None) == (args.prompts is None):
         raise TideError("what to collect from is not clear; give --data, or --prompts with --sampling")
-    if args.prompts:
-        refuse_unused(args, "skip_unreadable", *NAMED_ONLY)
-    if args.guidance is not None and not args.sampling:
-        raise TideError("--guidance belongs to --sampling; add it, or leave it out")
     with new_folders(Path(args.out)):
         _run(args, Path(args.out))
 

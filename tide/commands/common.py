@@ -18,7 +18,7 @@ from torch import Tensor
 from tide.adapters import Adapter, adapter_for
 from tide.commands.trust import check_folder, followed
 from tide.errors import TideError
-from tide.files import read_json, replace_file, write_json
+from tide.files import Write, lock_folder, new_folders, read_json, write_json
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
@@ -165,11 +165,15 @@ def sampling_arguments(adapter: Adapter, size: tuple[int, int]) -> dict[str, Any
 
 def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int = 4) -> None:
     """Raises before any work is done if a backend asked for by name is unknown or cannot serve."""
-    choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
+    try:
+        choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
+    except ValueError as error:  # a name that the library's caller would have to correct
+        raise TideError(one_line(error)) from None
 
 
 def load_sae(args: argparse.Namespace, adapter: Adapter) -> TIDE:
     """The checkpoint of ``--sae`` beside the pipeline it is for; another width, family or block is an error."""
+    check_backend(args.backend, adapter.device)
     expected = adapter.resolve_block(args.block) if args.block is not None else None
     model = TIDE.from_pretrained(
         args.sae, backend=args.backend, family=adapter.family, d_model=adapter.d_model, block=expected
@@ -191,6 +195,28 @@ def pipeline_of_sae(args: argparse.Namespace) -> None:
 
 
 # -- results ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def output_folder(folder: Path, *further: Path) -> Iterator[None]:
+    """Makes ``folder`` and ``further`` ones to be written before any work is done, and holds ``folder`` for this
+    process alone. If the block raises, those that were made and are empty are removed."""
+    with new_folders(folder, *further), lock_folder(folder):
+        yield
+
+
+@contextmanager
+def writing(args: argparse.Namespace) -> Iterator[None]:
+    """The time in which a run writes its files: what an interruption says is true before, during and after it."""
+    args.interrupted = f"some of its files are in {args.out}, the same command writes them anew"
+    yield
+    args.interrupted = f"its files are in {args.out}"
+
+
+def check_drawn(drawn: Tensor, remedy: str) -> None:
+    """Raises for latents or an image that are not finite: numbers have overflowed on the way."""
+    if not torch.isfinite(drawn).all():
+        raise TideError(f"what the pipeline draws is not finite; {remedy}")
 
 
 def provenance(args: argparse.Namespace) -> dict[str, Any]:
@@ -237,8 +263,9 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    replace_file(path, lambda temporary: image.save(temporary, "PNG"))
+def image_writer(image: Image.Image) -> Write:
+    """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
+    return lambda path: image.save(path, "PNG")
 
 
 def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import PIPELINE, Usage, fast_beside, kind_of_data, with_option
 from tide.tables import text_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Without --data rendered scenes with masks.
+USAGE = Usage(
+    f"{PIPELINE} sae block backend data concepts images_per_concept top_images timesteps out seed",
+    (with_option("data", uses="images batch_size"), kind_of_data(), fast_beside("images_per_concept", "timesteps")),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,13 +46,20 @@ def run(args: argparse.Namespace) -> None:
 
     from tide.commands import common
     from tide.errors import TideError
-    from tide.files import write_json
 
     common.pipeline_of_sae(args)
     if args.data is None and args.pipeline != common.BUNDLED:
         raise TideError("what to look for concepts in is not clear; give --data")
     if args.data is not None and args.concepts is None:
         raise TideError("no concept is named; give --concepts word,word")
+    with common.output_folder(Path(args.out)):
+        _draw(args, Path(args.out))
+
+
+def _draw(args: argparse.Namespace, out: Path) -> None:
+    from tide.commands import common
+    from tide.files import json_writer, replace_files
+
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
     args.timesteps = args.timesteps or (2 if args.fast else 3)
@@ -54,10 +71,10 @@ def run(args: argparse.Namespace) -> None:
         from tide.commands.caption_concepts import study
 
         found, pictures = study(adapter, model, args)
-    out = Path(args.out)
-    for concept, picture in pictures.items():
-        common.save_image(picture, out / f"{concept}.png")
-    write_json(out / "concepts.json", {**found, "run": common.provenance(args)})
+    with common.writing(args):
+        files = {out / f"{concept}.png": common.image_writer(picture) for concept, picture in pictures.items()}
+        report = json_writer({**found, "run": common.provenance(args)})
+        replace_files({**files, out / "concepts.json": report})
     rows = found["concepts"].items()
     header = ("concept", *(name for name in ("images", "auroc", "iou") if name in next(iter(rows))[1]), "latent")
     print(text_table(header, [(name, *(_cell(row[key]) for key in header[1:])) for name, row in rows]))

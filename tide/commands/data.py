@@ -15,8 +15,6 @@ from tide.errors import TideError
 from tide.scenes import images_of, prompts
 from tide.scenes.scene import Split
 
-#: Options of named data sets alone -> their defaults.
-NAMED_ONLY = {"split": "train", "image_column": "image", "caption_column": "text"}
 #: Images of ``--data scenes`` unless ``--images`` says otherwise.
 DEFAULT_SCENES = 512
 SCENE_PIXELS = 64
@@ -75,17 +73,6 @@ class Source:
         return digest(repr((self.name, sorted(self.options.items()), self.n_images)))
 
 
-def refuse_unused(args: argparse.Namespace, *names: str) -> None:
-    """Raises :class:`~tide.errors.TideError` for the first option of these that is not at its default."""
-    for name in names:
-        if getattr(args, name) != NAMED_ONLY.get(name, False):
-            option, kind = (
-                f"--{name.replace('_', '-')}",
-                "a named data set" if name in NAMED_ONLY else "a folder of images",
-            )
-            raise TideError(f"{option} is of {kind}, which is not what is read; leave it out")
-
-
 class _Scenes(Samples):
     def __init__(self, split: Split, n: int, seed: int, batch_size: int) -> None:
         super().__init__(batch_size)
@@ -105,7 +92,6 @@ def open_source(args: argparse.Namespace, size: tuple[int, int], *, scene_split:
     """
     batch_size = args.batch_size
     if args.data == BUNDLED:
-        refuse_unused(args, "skip_unreadable", *NAMED_ONLY)
         if args.size not in (None, (SCENE_PIXELS, SCENE_PIXELS)):
             raise TideError(f"scenes are {SCENE_PIXELS} x {SCENE_PIXELS} pixels; leave --size off")
         n = args.images or DEFAULT_SCENES
@@ -120,7 +106,6 @@ def open_source(args: argparse.Namespace, size: tuple[int, int], *, scene_split:
         caption_column=args.caption_column,
     )
     name = pipeline_name(args.data)
-    refuse_unused(args, *(NAMED_ONLY if isinstance(data, ImageFolder) else ["skip_unreadable"]))
     if isinstance(data, ImageFolder):
         n = min(args.images or len(data), len(data))
         return Source(name, size, n, data, exact=not args.skip_unreadable, limited=n < len(data))

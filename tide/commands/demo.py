@@ -6,6 +6,9 @@ import argparse
 from typing import Any
 
 from tide.commands import arguments
+from tide.commands.usage import Usage
+
+USAGE = Usage("out fast seed backend threads resume")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,9 +17,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the quality")
     parser.add_argument("--seed", type=arguments.seed, default=0)
     parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
+    parser.add_argument("--threads", type=arguments.threads, help="CPU threads of PyTorch (default: its own choice)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
-    parser.set_defaults(run=run, interrupted="its trainings are kept: the same command with --resume goes on with them")
+    parser.set_defaults(
+        run=run,
+        interrupted="checkpoints of its trainings are kept, if it got to any: the same command with --resume goes on "
+        "from them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,18 +32,15 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from tide.commands import common
-    from tide.errors import TideError
     from tide.files import write_json
     from tide.study.run import demo
 
     if args.threads is not None:
-        if args.threads < 1:
-            raise TideError(f"--threads {args.threads} is too few; give at least 1")
         torch.set_num_threads(args.threads)
     common.check_backend(args.backend, torch.device("cpu"))
     out = Path(args.out)
-    with common.quiet():
+    with common.output_folder(out), common.quiet():
         metrics = demo(out, fast=args.fast, seed=args.seed, backend=args.backend, resume=args.resume)
-    write_json(out / "run.json", common.provenance(args))
+        write_json(out / "run.json", common.provenance(args))
     print(metrics["headline"])
     print(f"The report is {out / 'report.html'}.")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tide.commands.usage import Usage
+
+USAGE = Usage("json")
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("doctor", help="versions, devices, kernel backends, bundled data")

@@ -6,8 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments, edit_scores
+from tide.commands.usage import PIPELINE, Aspect, Usage, fast_beside, with_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
     from torch import Tensor
 
@@ -18,6 +21,38 @@ if TYPE_CHECKING:
 
 #: The factor of ``--towards-top`` where none is given: the one that Fig. 6's development prompts chose.
 SCALED_BY = 3.0
+
+
+def _target(args: argparse.Namespace) -> str:
+    if args.target is not None:
+        return "with --target"
+    return "without a target" if args.towards is None and args.change is None else "with --towards or --change"
+
+
+#: What a guidance scale of at most 1 leaves out: the second half of each batch.
+_ONE_BRANCH = Aspect(
+    lambda args: "with --guidance at most 1" if args.guidance <= 1 else "with --guidance above 1",
+    {"with --guidance at most 1": "", "with --guidance above 1": "branch"},
+)
+
+USAGE = Usage(
+    f"{PIPELINE} size sae block backend prompt scale erase erase_top invert invert_top towards change target mask "
+    "strength steps renormalise seed n_steps guidance clip lpips out",
+    (
+        Aspect(
+            _target,
+            {
+                "without a target": "",
+                "with --target": "towards_top towards_pooled altered",
+                "with --towards or --change": "towards_image towards_top towards_pooled contrast save_target altered",
+            },
+        ),
+        with_option("contrast", leaves_out="towards_top save_target"),
+        with_option("altered", leaves_out="towards_pooled"),
+        _ONE_BRANCH,
+        fast_beside("n_steps"),
+    ),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,7 +107,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--branch", choices=("conditional", "unconditional", "both"), default="conditional")
     parser.add_argument("--renormalise", action="store_true", help="keep each token's latent norm (eq. 19)")
     parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.add_argument("--n-steps", type=arguments.positive, default=20, help="sampling steps (default 20)")
+    parser.add_argument("--n-steps", type=arguments.positive, help="sampling steps (default 20, 8 with --fast)")
     parser.add_argument("--guidance", type=arguments.finite, default=4.5, help="guidance scale (default 4.5)")
     parser.add_argument("--fast", action="store_true", help="8 sampling steps")
     edit_scores.add_options(parser)
@@ -83,19 +118,26 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    import numpy as np
-
     from tide.commands import common, edit_target
-    from tide.editing import edit
-    from tide.errors import TideError
-    from tide.files import write_json
 
-    if args.fast:
-        args.n_steps = min(args.n_steps, 8)
+    args.n_steps = args.n_steps or (8 if args.fast else 20)
     args.strength = args.strength or [SCALED_BY if args.towards_top else 1.0]
     edit_target.check(args)
     scorers = edit_scores.load(args)
     common.pipeline_of_sae(args)
+    kept = [] if args.save_target is None else [Path(args.save_target).parent]
+    with common.output_folder(Path(args.out), *kept):
+        _run(args, Path(args.out), scorers)
+
+
+def _run(args: argparse.Namespace, out: Path, scorers: edit_scores.Scorers) -> None:
+    import numpy as np
+
+    from tide.commands import common
+    from tide.editing import edit
+    from tide.errors import TideError
+    from tide.files import json_writer, replace_files
+
     adapter = common.load_adapter(args)
     adapter.check_steps(args.n_steps)
     model = common.load_sae(args, adapter)
@@ -119,12 +161,10 @@ def run(args: argparse.Namespace) -> None:
                 raise TideError(
                     f"this pipeline's calls have no {args.branch} rows at these steps; choose another --branch"
                 )
-    out, names = Path(args.out), [name for name, _, _ in variants]
+    names = [name for name, _, _ in variants]
     moved = [float(np.abs(np.asarray(before, float) - np.asarray(image, float)).mean()) for image in after]
-    common.save_image(before, out / "before.png")
-    for name, image in zip(names, after, strict=True):
-        common.save_image(image, out / f"after-{name}.png")
-    common.save_image(common.beside([before, *after]), out / "strip.png")
+    pictures = {"before": before, **{f"after-{name}": image for name, image in zip(names, after, strict=True)}}
+    pictures["strip"] = common.beside([before, *after])
     scores = scorers.score(before, after)
     settings: list[dict[str, float]] = [{"strength": strength} for strength in args.strength]
     if args.altered:
@@ -133,7 +173,10 @@ def run(args: argparse.Namespace) -> None:
         {**setting, "mean_pixel_change": m, **row} for setting, m, row in zip(settings, moved, scores.rows, strict=True)
     ]
     sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
-    write_json(out / "edit.json", {"edits": changes, **scores.report, "sae": sae, "run": common.provenance(args)})
+    report = {"edits": changes, **scores.report, "sae": sae, "run": common.provenance(args)}
+    with common.writing(args):
+        files = {out / f"{name}.png": common.image_writer(picture) for name, picture in pictures.items()}
+        replace_files({**files, out / "edit.json": json_writer(report)})
     at = [f"in {n} tokens" for n in args.altered or ()] or [f"at strength {s:g}" for s in args.strength]
     drawn = ", ".join(f"{m:.1f} {where}" for where, m in zip(at, moved, strict=True))
     moves = f"pixels moved by {drawn} (mean, of 255){scores.line}"
@@ -197,5 +240,9 @@ def _latents(adapter: Adapter, prompt: str, *, args: argparse.Namespace, size: t
 def _draw(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Image:
     from tide.commands import common
 
+    remedy = "lower the edit's factor, --strength or --guidance, or use --dtype fp32"
     latents = _latents(adapter, args.prompt, args=args, size=size)
-    return common.to_image(adapter.decode_latents(latents)[0])
+    common.check_drawn(latents, remedy)
+    image = adapter.decode_latents(latents)[0]
+    common.check_drawn(image, remedy)
+    return common.to_image(image)

@@ -42,19 +42,22 @@ def check(args: argparse.Namespace) -> None:
     """Raises for options that do not go together; fills in ``--towards`` from ``--change``."""
     if args.change is not None:
         args.towards = changed_prompt(args.prompt, *args.change)
-    recorded = args.towards is not None
-    if not recorded and (args.towards_image or args.contrast or args.save_target):
-        raise TideError("--towards-image, --contrast and --save-target belong to --towards; give its prompt")
-    if not recorded and args.target is None and (args.towards_top or args.towards_pooled or args.altered):
-        raise TideError("--towards-top, --towards-pooled and --altered need --towards, --change or --target")
-    if args.contrast and (args.towards_image is None or args.towards_top or args.save_target):
-        raise TideError("--contrast needs --towards and --towards-image, and goes without --towards-top, --save-target")
-    if args.altered and (args.towards_pooled or args.mask or len(args.strength) > 1):
-        raise TideError("--altered goes with one --strength, without --towards-pooled and without --mask")
-    if args.branch == "unconditional" and args.guidance <= 1:
-        raise TideError(f"--branch unconditional edits nothing at --guidance {args.guidance:g}; give one above 1")
+    if args.contrast and args.towards_image is None:
+        raise TideError("--contrast records on an image; give --towards-image")
+    if args.altered and len(args.strength) > 1:
+        raise TideError("--altered goes with one --strength; give one")
+    _check_different("--strength", [f"{strength:g}" for strength in args.strength])
+    _check_different("--altered", [str(n) for n in args.altered or ()])
+    if args.save_target is not None and Path(args.save_target).is_dir():
+        raise TideError(f"{args.save_target} is a folder; give --save-target the name of a file")
     if args.steps is not None:
         _check_steps((args.steps[0], args.steps[1]), args.n_steps)
+
+
+def _check_different(option: str, names: list[str]) -> None:
+    """Each value of an option has a picture, which its six first digits name."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise TideError(f"{option} has {repeated[0]} twice, and each has one picture; give different ones")
 
 
 def _check_steps(steps: tuple[float, float], n_steps: int) -> None:
@@ -96,6 +99,7 @@ def change_towards(adapter: Adapter, model: TIDE, args: argparse.Namespace, size
         target = _record(adapter, model, args, size, run, args.towards)
     if args.save_target is not None:
         save_target(args.save_target, target, model)
+        args.interrupted = f"the target is kept in {args.save_target}"
 
     def maps() -> tuple[Target, Target]:
         return _record(adapter, model, args, size, run, args.prompt), target

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import Usage, fast_beside, kind_of_data, with_option
 from tide.tables import text_table
 
 if TYPE_CHECKING:
@@ -18,12 +19,20 @@ if TYPE_CHECKING:
     from tide.sae import TIDE
 
 
-#: Options that one of the two kinds of evaluation has no use for.
-ONLY_OF_DATA = (
-    *("device", "dtype", "size", "offload", "images", "skip_unreadable"),
-    *("fit", "token_fraction", "loss_timesteps", "loss_images", "batch_size", "trust_remote_code"),
+#: Without --data the measures on rendered scenes, which have sizes of their own.
+USAGE = Usage(
+    "sae block backend pipeline data out seed",
+    (
+        with_option(
+            "data",
+            uses="device dtype offload images fit token_fraction loss_timesteps loss_images batch_size "
+            "trust_remote_code",
+            leaves_out="prompts edit_prompts resume",
+        ),
+        kind_of_data(),
+        fast_beside("images", "loss_timesteps", "loss_images"),
+    ),
 )
-ONLY_OF_SCENES = ("prompts", "edit_prompts", "resume")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,9 +65,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--fast", action="store_true", help="a quick look rather than a measurement")
     parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.set_defaults(
-        run=run, interrupted="of the scenes the stages already measured are kept: add --resume to go on after them"
-    )
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,13 +75,20 @@ def run(args: argparse.Namespace) -> None:
     from tide.errors import TideError
 
     common.pipeline_of_sae(args)
-    if args.data is None:
-        if args.pipeline != common.BUNDLED:
-            raise TideError("what to evaluate on is not clear; give --data")
-        _refuse(args, ONLY_OF_DATA, "of --data, and the measures on rendered scenes have sizes of their own")
-        _scenes(args, Path(args.out))
-        return
-    _refuse(args, ONLY_OF_SCENES, "of the measures on rendered scenes, without --data")
+    if args.data is None and args.pipeline != common.BUNDLED:
+        raise TideError("what to evaluate on is not clear; give --data")
+    with common.output_folder(Path(args.out)):
+        if args.data is None:
+            _scenes(args, Path(args.out))
+        else:
+            _data(args)
+
+
+def _data(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from tide.commands import common
+
     for name, value in {"fit": 0.5, "token_fraction": 1 / 16, "batch_size": 8}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -92,27 +106,22 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _refuse(args: argparse.Namespace, names: tuple[str, ...], what: str) -> None:
-    from tide.errors import TideError
-
-    for name in names:
-        if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 was given, and equals False
-            raise TideError(f"--{name.replace('_', '-')} is {what}; leave it out")
-
-
 def _scenes(args: argparse.Namespace, out: Path) -> None:
     from pathlib import Path
+
+    import torch
 
     from tide.commands import common
     from tide.files import write_json
     from tide.study.bars import evaluate, verdicts
 
-    n = args.prompts or (4 if args.fast else 200)
+    common.check_backend(args.backend, torch.device("cpu"))
+    args.interrupted = "the stages that it measured are kept: add --resume to go on after them"
     with common.quiet():
         figures = evaluate(
             Path(args.sae),
             out,
-            prompts=n,
+            prompts=args.prompts or (4 if args.fast else 200),
             seed=args.seed,
             fast=args.fast,
             edit_prompts=args.edit_prompts,
@@ -161,7 +170,8 @@ def measure(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> dict[str
         "diffusion_loss": losses,
         "run": common.provenance(args),
     }
-    write_json(Path(args.out) / "metrics.json", figures)
+    with common.writing(args):
+        write_json(Path(args.out) / "metrics.json", figures)
     return figures
 
 

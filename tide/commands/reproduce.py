@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tide.commands import arguments
+from tide.commands.usage import Aspect, Usage
 
 #: Name -> what it is; each is a module of tide.reproduce.
 STUDIES = {
@@ -17,6 +18,19 @@ STUDIES = {
     "ablation": "what the paper leaves open: modulation, losses, learning rates, schedules, revival",
     "centring": "with and without subtracting each channel's mean, also where one channel is far off",
 }
+
+#: Those that look into models which they share.
+OF_MODELS = ("fig1", "fig5", "fig6")
+
+USAGE = Usage(
+    "study out fast seeds seed steps backend threads",
+    (
+        Aspect(
+            lambda args: f"by {args.study}",
+            {f"by {study}": "models" if study in OF_MODELS else "" for study in STUDIES},
+        ),
+    ),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,12 +44,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="default runs/reproduce/<study>, with --fast <study>-fast")
     parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the result")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="how many (default: table1 5, others 3; with --fast fewer)"
+        "--seeds", type=arguments.seeds, metavar="N", help="how many (default: table1 5, others 3; with --fast fewer)"
     )
     parser.add_argument(
         "--seed", type=arguments.seed, default=0, help="the first one, and that of the data (default 0)"
     )
-    parser.add_argument("--steps", type=int, help="of every training (default: the study's)")
+    parser.add_argument("--steps", type=arguments.positive, help="of every training (default: the study's)")
     parser.add_argument(
         "--models",
         metavar="DIR",
@@ -43,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
         "models-fast)",
     )
     parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
+    parser.add_argument("--threads", type=arguments.threads, help="CPU threads of PyTorch (default: its own choice)")
     parser.set_defaults(run=run, interrupted="finished cells are kept: the same command goes on with the others")
 
 
@@ -55,16 +69,14 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from tide.commands import common
-    from tide.errors import TideError
     from tide.files import write_json
     from tide.reproduce.study import Options
 
     if args.threads is not None:
-        if args.threads < 1:
-            raise TideError(f"--threads {args.threads} is too few; give at least 1")
         torch.set_num_threads(args.threads)
     common.check_backend(args.backend, torch.device("cpu"))
     out = Path(args.out or f"runs/reproduce/{args.study}{'-fast' if args.fast else ''}")
+    models = Path(args.models or f"runs/reproduce/models{'-fast' if args.fast else ''}")
     options = Options(
         out=out,
         fast=args.fast,
@@ -73,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
         steps=args.steps,
         backend=args.backend,
         progress=sys.stderr.isatty(),
-        models=Path(args.models or f"runs/reproduce/models{'-fast' if args.fast else ''}"),
+        models=models,
         say=lambda text: print(text, flush=True),
     )
     study = import_module(f"tide.reproduce.{args.study}")
-    with common.quiet():
+    with common.output_folder(out, *([models] if args.study in OF_MODELS else [])), common.quiet():
         verdict = study.reproduce(options)
-    write_json(out / "run.json", common.provenance(args))
+        write_json(out / "run.json", common.provenance(args))
     print(f"\n{verdict}\nTables and pictures are in {out}.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
 from tide.commands.collect import add_sampling_options
+from tide.commands.usage import Aspect, Usage, kind_of_data, with_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +22,38 @@ if TYPE_CHECKING:
     Batches = Callable[[int], Iterator[ActivationBatch]]
     #: The model, its batches, and what describes them.
     Job = tuple[TIDE, Batches, dict[str, Any]]
+
+
+def _modulation(args: argparse.Namespace) -> str:
+    """A plain SAE needs no pipeline where the activations are there."""
+    from tide.commands.settings import assigned, train_config
+
+    if not args.store:
+        return "of a live stream"
+    config = train_config(args.config, assigned(args), plain=args.sae)
+    return "by a TIDE of a --store" if config.modulation else "by a plain SAE of a --store"
+
+
+#: From --store, or live from --pipeline and --data.
+USAGE = Usage(
+    "store buffer_rows device out config assignments sae steps backend seed resume",
+    (
+        with_option(
+            "store",
+            leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
+            "token_fraction timesteps no_pairs batch_size block cache",
+        ),
+        kind_of_data(),
+        Aspect(
+            _modulation,
+            {
+                "of a live stream": "pipeline trust_remote_code",
+                "by a TIDE of a --store": "pipeline trust_remote_code",
+                "by a plain SAE of a --store": "",
+            },
+        ),
+    ),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from tide.commands import common
-    from tide.commands.settings import train_config
+    from tide.commands.settings import assigned, train_config
     from tide.errors import TideError
     from tide.files import lock_folder, new_folders
 
@@ -70,11 +103,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     _check_new(out, args)
     options = {"steps": args.steps, "backend": args.backend, "seed": args.seed}
-    assignments = [each for group in args.assignments for each in group]
-    config = train_config(args.config, assignments, options)
+    assignments = assigned(args)
+    config = train_config(args.config, assignments, options, plain=args.sae)
     config = replace(config, device=str(common.device_of(args.device or _device(args, assignments, config))))
-    if args.sae:
-        config = replace(config, modulation=False)
     args.seed, args.device = config.seed, config.device
     with new_folders(out):
         with lock_folder(out):

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tide.commands import arguments
+from tide.commands.usage import PIPELINE, Usage, fast_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 #: Bytes that the recorded codes and activations of a run may take.
 RUN_BYTES = 8 * 10**9
+
+USAGE = Usage(
+    f"{PIPELINE} size sae block backend prompt towards change seed n_steps guidance out", (fast_beside("n_steps"),)
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     other.add_argument("--towards", metavar="PROMPT", help="the target: another prompt, drawn from the same seed")
     other.add_argument("--change", type=arguments.replacement, metavar="red=blue", help="the target: a word replaced")
     parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.add_argument("--n-steps", type=arguments.positive, default=20, help="sampling steps (default 20)")
+    parser.add_argument("--n-steps", type=arguments.positive, help="sampling steps (default 20, 8 with --fast)")
     parser.add_argument("--guidance", type=arguments.finite, default=4.5, help="guidance scale (default 4.5)")
     parser.add_argument("--fast", action="store_true", help="8 sampling steps")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of trajectory.png, .csv and .json")
@@ -41,28 +46,37 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from functools import partial
     from pathlib import Path
-
-    import torch
 
     from tide.commands import common
     from tide.commands.edit_target import changed_prompt
     from tide.errors import TideError
-    from tide.files import write_json
-    from tide.interpretation.abrupt_change import SHORTEST, abrupt_change
-    from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
+    from tide.interpretation.abrupt_change import SHORTEST
     from tide.reproduce.charts import check_matplotlib
-    from tide.reproduce.tables import write_csv
 
     check_matplotlib()
-    if args.fast:
-        args.n_steps = min(args.n_steps, 8)
+    args.n_steps = args.n_steps or (8 if args.fast else 20)
     if args.n_steps <= SHORTEST:
         raise TideError(f"--n-steps {args.n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
     if args.change is not None:
         args.towards = changed_prompt(args.prompt, *args.change)
     common.pipeline_of_sae(args)
+    with common.output_folder(Path(args.out)):
+        _follow(args, Path(args.out))
+
+
+def _follow(args: argparse.Namespace, out: Path) -> None:
+    from functools import partial
+
+    import torch
+
+    from tide.commands import common
+    from tide.errors import TideError
+    from tide.files import write_json
+    from tide.interpretation.abrupt_change import abrupt_change
+    from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
+    from tide.reproduce.tables import write_csv
+
     adapter = common.load_adapter(args)
     adapter.check_steps(args.n_steps)
     model = common.load_sae(args, adapter)
@@ -72,13 +86,15 @@ def run(args: argparse.Namespace) -> None:
         raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower --n-steps or --size")
 
     def draw(prompt: str) -> Tensor:
-        return adapter.generate(
+        drawn = adapter.generate(
             [prompt],
             n_steps=args.n_steps,
             guidance_scale=args.guidance,
             generators=[torch.Generator().manual_seed(args.seed)],
             **common.sampling_arguments(adapter, size),
         )
+        common.check_drawn(drawn, "lower --guidance or use --dtype fp32")
+        return drawn
 
     source = record_trajectory(adapter, model, partial(draw, args.prompt))
     target = None if args.towards is None else record_trajectory(adapter, model, partial(draw, args.towards))
@@ -99,12 +115,12 @@ def run(args: argparse.Namespace) -> None:
     found = abrupt_change(latents.cosine[:, 0].tolist())
     at = None if found is None else found.index + 1
     rows = [{"step": i, **{name: values[i] for name, values in columns.items()}} for i in range(len(source.codes))]
-    out = Path(args.out)
-    write_csv(out / "trajectory.csv", rows)
     change = None if found is None else {"step": at, "strength": found.strength}
-    report = {"abrupt_change": change, "steps": rows, "run": common.provenance(args)}
-    write_json(out / "trajectory.json", report)
-    _draw(out / "trajectory.png", adapter, source, target, columns, at)
+    with common.writing(args):
+        write_csv(out / "trajectory.csv", rows)
+        report = {"abrupt_change": change, "steps": rows, "run": common.provenance(args)}
+        write_json(out / "trajectory.json", report)
+        _draw(out / "trajectory.png", adapter, source, target, columns, at)
     what = f"Latents of block {model.config.block}"
     if found is None or at is None:
         print(

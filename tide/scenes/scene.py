@@ -137,6 +137,10 @@ def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
     return "dev" if (i_class + i_colour) % 2 == 0 else "test"
 
 
+#: Every combination of the training split comes a hundred times in as many.
+MOST_SCENES = 10**6
+
+
 def combinations(split: Split) -> list[Scene]:
     """Every combination of the attributes in ``split``, seed 0, in a fixed order."""
     return [
@@ -147,7 +151,12 @@ def combinations(split: Split) -> list[Scene]:
 
 
 def scenes(split: Split, n: int, seed: int = 0) -> Iterator[Scene]:
-    """``n`` scenes of ``split`` in a random order in which every combination comes equally often."""
+    """``n`` scenes of ``split`` in a random order in which every combination comes equally often.
+
+    Raises :class:`~tide.errors.TideError` for more than :data:`MOST_SCENES`, of which no list should be made.
+    """
+    if n > MOST_SCENES:
+        raise TideError(f"{n} scenes are asked for; {MOST_SCENES} are the most")
     pool = combinations(split)
     rng = np.random.default_rng([seed, ("train", "dev", "test").index(split)])
     order: list[int] = []

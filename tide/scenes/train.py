@@ -21,12 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from tide.files import open_tensors, read_json, read_tensors, replace_file, tensors_writer, write_json
 from tide.scenes import pipeline as bundled
 from tide.scenes.judge import HEADS, NO_OBJECT, Judge, destroy
 from tide.scenes.render import REGIONS, render
@@ -71,17 +70,14 @@ class _State:
         self.path = path
 
     def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        save_file({k: v.clone() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
-        temporary.replace(self.path)
+        replace_file(self.path, tensors_writer({k: v.clone() for k, v in tensors.items()}, {"step": str(step)}))
 
     def load(self) -> tuple[int, dict[str, Tensor]]:
         if not self.path.exists():
             return 0, {}
-        with safe_open(self.path, "pt") as file:
+        with open_tensors(self.path) as file:
             step = int(file.metadata()["step"])
-        return step, load_file(self.path)
+        return step, read_tensors(self.path)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -336,7 +332,7 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
         report[split]["wreckage recognised"] = float(np.mean([not v.valid for v in broken]))
     print("judge:", json.dumps(report))
     judge.save_pretrained(out / "judge")
-    (out / "judge" / "accuracy.json").write_text(json.dumps(report, indent=2))
+    write_json(out / "judge" / "accuracy.json", report)
 
 
 def _stages(name: str) -> Iterator[str]:
@@ -356,6 +352,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="override the images of a step")
     parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier pipeline's folder to go on from")
     args = parser.parse_args()
+    if args.start is not None and args.stage == "judge":
+        parser.error("--start is not used by the judge; leave it off")
     given = {name: value for name in ("steps", "batch") if (value := getattr(args, name)) is not None}
     for stage in _stages(args.stage):
         start = {} if stage == "judge" else {"start": args.start}
@@ -365,7 +363,7 @@ def main() -> None:
 
 def _record(path: Path, stage: str, args: argparse.Namespace, given: dict[str, int]) -> None:
     """Adds to ``path`` what the stage was trained with."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_json(path, dict[str, dict[str, Any]]) if path.exists() else {}
     defaults = {name: p.default for name, p in inspect.signature(STAGES[stage]).parameters.items()}
     kept[stage] = {
         "seed": args.seed,
@@ -373,8 +371,7 @@ def _record(path: Path, stage: str, args: argparse.Namespace, given: dict[str, i
         "from_earlier_weights": stage != "judge" and args.start is not None,
         "torch": torch.__version__,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=2) + "\n")
+    write_json(path, kept)
 
 
 if __name__ == "__main__":

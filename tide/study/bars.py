@@ -96,7 +96,6 @@ def evaluate(
     sizes = FAST if fast else BarSizes()
     if edit_prompts is not None:
         sizes = replace(sizes, edits=replace(sizes.edits, test_prompts=edit_prompts))
-    n_prompts = 4 if fast else prompts
     stage, started = Stages(say), time.perf_counter()
     adapter, judge = adapter_for(load_pipeline()), load_judge()
     expected = None if block is None else adapter.resolve_block(block)
@@ -107,7 +106,7 @@ def evaluate(
         "checkpoint": str(sae),
         "sae": asdict(config),
         "weights": fingerprint([model]),
-        "config": {"seed": seed, "fast": fast, "prompts": n_prompts, "sizes": asdict(sizes)},
+        "config": {"seed": seed, "fast": fast, "prompts": prompts, "sizes": asdict(sizes)},
         "versions": versions(),
         "machine": machine_in_words(),
     }
@@ -137,7 +136,7 @@ def evaluate(
         save()
         with stage("diffusion loss"):
             steps = loss_timesteps(adapter, sizes.loss_timesteps)
-            pairs = scene_module.prompts("test", n_prompts, seed + 2)
+            pairs = scene_module.prompts("test", prompts, seed + 2)
             metrics["diffusion_loss"] = diffusion_loss_table(
                 adapter, {"tide": model}, pca, config.k, pairs, block, steps, seed=seed
             )

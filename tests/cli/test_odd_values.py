@@ -1,0 +1,136 @@
+"""Odd values of every option of every command: a value that the option takes, or one line that names it."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from tide.cli import COMMANDS, command_parsers, parse, refusal
+from tide.commands import arguments
+from tide.errors import TideError
+
+NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]
+
+#: The least that a command asks for.
+LEAST = {
+    "demo": [],
+    "doctor": [],
+    "collect": ["--pipeline", "p", "--data", "here", "--out", "o"],
+    "train": ["--store", "s", "--out", "o"],
+    "evaluate": ["--sae", "s", "--data", "here", "--out", "o"],
+    "concepts": ["--sae", "s", "--data", "here", "--out", "o"],
+    "atlas": ["--sae", "s", "--out", "o"],
+    "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "reproduce": ["fig1"],
+}
+
+ODD = {
+    "empty": "",
+    "blank": " ",
+    "NUL": "a\0b",
+    "no UTF-8": "a\udcff",
+    "very long": "x" * 10_000,
+    "many digits": "9" * 10_000,
+    "large": "1" + 30 * "0",
+    "just above 63 bits": str(2**63),
+    "negative": "-1",
+    "zero": "0",
+    "NaN": "nan",
+    "infinite": "inf",
+    "beyond floats": "1e400",
+    "beyond floats in bytes": "1e999GB",
+    "digits of disk": "9" * 400 + "GB",
+    "at the end of floats": "1e308",
+    "below floats": "1e-400",
+    "an exponent to compute for hours": "1e999999999",
+    "a fraction of them": "1/1e999999999",
+    "divided by zero": "1/0",
+    "markup": "<b>%s{}",
+    "two lines": "1\n2",
+    "other digits": "¹½٣",
+    "a path": "../../x",
+    "separators": ",,=,x",
+    "half an assignment": "1=",
+    "half a size": "64x",
+    "a large size": "99999999x99999999",
+    "a device": "cuda:99999999999",
+}
+
+
+@pytest.mark.parametrize("command", NAMES)
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+def test_odd_values_are_taken_or_refused_in_a_line(command, value):
+    """Whatever else is wrong (a file that is not there) is found later, by what reads it."""
+    for action in command_parsers()[command]._actions:
+        if not action.option_strings or action.nargs == 0:
+            continue
+        values = [value] * action.nargs if isinstance(action.nargs, int) else [value]
+        words = [action.option_strings[0], *values]
+        try:
+            args = parse([command, *LEAST[command], *words])
+        except (TideError, OSError) as error:
+            line = refusal(error)
+            assert line
+            assert len(line) < 1100, action.dest
+            assert "\n" not in line, action.dest
+        else:
+            assert isinstance(args, argparse.Namespace)
+            assert vars(args)[action.dest] is not None
+
+
+@pytest.mark.parametrize(
+    ("convert", "text"),
+    [
+        (arguments.fraction, "1e400"),
+        (arguments.fraction, "nan"),
+        (arguments.fraction, "1/nan"),
+        (arguments.fraction, "1e308/1e-308"),
+        (arguments.n_bytes, "9" * 400 + "GB"),
+        (arguments.n_bytes, "infGB"),
+        (arguments.size, "65537"),
+        (arguments.seed, str(10**30)),
+        (arguments.positive, str(10**12)),
+        (arguments.threads, "100000"),
+        (arguments.scaling, "1=1e309"),
+        (arguments.words, "../x"),
+        (arguments.words, "x" * 200),
+    ],
+)
+def test_numbers_beyond_what_anything_takes(convert, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        convert(text)
+
+
+def test_the_largest_values():
+    assert arguments.seed("4294967295") == 2**32 - 1
+    assert arguments.positive("2147483647") == 2**31 - 1
+    assert arguments.n_bytes("1000000 TB") == 10**18
+    assert arguments.fraction("1e308") == 1e308
+
+
+def test_more_digits_of_a_fraction_than_a_float_tells_apart():
+    assert arguments.fraction("1/3") == 1 / 3
+    assert arguments.fraction("0.1") == 0.1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["seed=1000000000000000000000000000000"],
+        ["n_latents=9223372036854775808"],
+        ["lr=1e400"],
+        ["lr=.nan"],
+        ["weight_decay=.inf"],
+        ["betas=[.nan, 0.9]"],
+        ["loss.mse=.inf"],
+        ["seed=-1"],
+    ],
+    ids=" ".join,
+)
+def test_settings_beyond_what_anything_takes(cli, store, tmp_path, settings):
+    result = cli("train", "--store", store / "block-6", "--set", *settings, "--out", tmp_path / "out")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith(f"tide: error: {settings[0].partition('=')[0]}")
+    assert not (tmp_path / "out").exists()
