@@ -34,14 +34,18 @@ def read_json(path: Path, kind: Any = None) -> Any:
 
     Raises :class:`~tide.errors.TideError` for a file that is missing, unreadable, no JSON or of another kind.
     """
-    text = read_text(path)
+    return parse_json(read_text(path), str(path), kind)
+
+
+def parse_json(text: str, where: str, kind: Any = None) -> Any:
+    """:func:`read_json` of a text that stands in ``where``, a file or an entry of one."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise TideError(f"{path} is not valid JSON ({reason}); it may be truncated, make it anew") from None
+        raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it anew") from None
     if kind is not None:
-        check_schema(data, kind, str(path))
+        check_schema(data, kind, where)
     return data
 
 

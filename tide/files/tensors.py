@@ -15,6 +15,9 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files.writing import Write
 
+#: What one may be cast from and to; torch has floats of 8 and of 4 bits, too, which it hardly computes with.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def tensors_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Write:
     """What writes ``tensors``, copied to the CPU, to the path that :func:`~tide.files.replace_files` gives it."""
@@ -70,7 +73,7 @@ def check_tensors(
         value = tensors[name]
         if value.shape != wanted.shape:
             raise TideError(f"{path}: {name} has shape {list(value.shape)}, not {list(wanted.shape)}; {remedy}")
-        cast = any_float and value.is_floating_point() and wanted.is_floating_point()
+        cast = any_float and value.dtype in _FLOATS and wanted.dtype in _FLOATS
         if value.dtype != wanted.dtype and not cast:
             raise TideError(f"{path}: {name} is {_dtype(value)}, not {_dtype(wanted)}; {remedy}")
         if not is_finite(value.to(wanted.dtype)):

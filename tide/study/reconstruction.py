@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -50,13 +50,21 @@ def train(
     return trainer
 
 
+class _Training(TypedDict):
+    config: dict[str, Any]
+    history: list[dict[str, float]]
+
+
 def is_trained(folder: Path, config: TrainConfig) -> bool:
-    """Whether ``folder`` holds a training by ``config`` that came to its end."""
+    """Whether ``folder`` holds a training by ``config`` that came to its end.
+
+    Raises :class:`~tide.errors.TideError` for a ``training.json`` that cannot be one.
+    """
     if not (folder / "training.json").is_file():
         return False
-    before = read_json(folder / "training.json")
+    before: _Training = read_json(folder / "training.json", _Training)
     same = before["config"] == json.loads(json.dumps(config.to_dict()))
-    return bool(same and before["history"] and before["history"][-1]["step"] == config.steps)
+    return same and bool(before["history"]) and before["history"][-1].get("step") == config.steps
 
 
 def reconstruction_table(

@@ -1,0 +1,41 @@
+"""JSON files whose contents are proved by a checksum among them: results too varied for a type of their own.
+
+The checksum finds damage and hand-made changes. It is no signature: whoever wants to can compute it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tide.errors import TideError
+from tide.files.reading import read_json
+from tide.files.writing import write_json
+
+#: The entry that holds the SHA-256 of all others.
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, data: dict[str, Any]) -> None:
+    """Writes ``data``, as :func:`~tide.files.write_json` does, with the checksum of its JSON."""
+    write_json(path, {**data, SEAL: _digest(data)})
+
+
+def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
+    """What :func:`write_sealed` was given, checked against ``kind`` as :func:`~tide.files.read_json` does.
+
+    Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed.
+    """
+    data: dict[str, Any] = read_json(path, kind)
+    found = data.pop(SEAL, None)
+    if found != _digest(data):
+        why = "has no checksum: an earlier version wrote it" if found is None else "does not agree with its checksum"
+        raise TideError(f"{path} {why}; {remedy}")
+    return data
+
+
+def _digest(data: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(data))  # keys are text from here on, so that they have an order
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
