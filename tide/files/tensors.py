@@ -15,6 +15,8 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files.writing import Write
 
+#: What :func:`what_is_wrong` says of a pickle.
+PICKLE = "a pickle, which is never loaded"
 #: What one may be cast from and to; torch has floats of 8 and of 4 bits, too, which it hardly computes with.
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -104,4 +106,4 @@ def what_is_wrong(path: Path) -> str:
         return "unreadable"
     # A safetensors file starts with the length of its header, whose first byte may be 0x80 too; its last ones are 0.
     bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[3:8] != bytes(5)
-    return "a pickle, which is never loaded" if bare or start[:2] == b"PK" else "truncated or foreign"
+    return PICKLE if bare or start[:2] == b"PK" else "truncated or foreign"
