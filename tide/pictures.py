@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 #: More than a camera's 150 megapixels. Decoding holds 4 bytes a pixel, up to four times: 2.6 GB for the largest.
@@ -96,7 +96,7 @@ def _unreadable(name: str, reason: str) -> TideError:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "damaged, or of another format"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return in_a_line(error)
 
 
 class _Jpeg(JpegImageFile):

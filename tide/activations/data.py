@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.files import read_text
 from tide.files.schema import check_schema
 from tide.pictures import MAX_BYTES, open_picture, to_rgb
@@ -119,7 +119,9 @@ def _metadata(path: Path) -> dict[str, str]:
             raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
         name = os.path.normpath(entry["file_name"])
         if not _is_within(name) or not _is_file(path.parent / name):
-            raise TideError(f"{path} line {number} names {name}, which is not in the folder; add or remove it")
+            raise TideError(
+                f"{path} line {number} names {in_a_line(name)}, which is not in the folder; add or remove it"
+            )
         captions[Path(name).as_posix()] = entry["text"]
     return captions
 
@@ -249,7 +251,6 @@ def _fetched(path: str, name: str) -> bytes:
             content: bytes = file.read(MAX_BYTES + 1)
             return content
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise TideError(
-            f"the image of {name} could not be fetched ({reason}); try again, or leave that row out"
+            f"the image of {name} could not be fetched ({in_a_line(error)}); try again, or leave that row out"
         ) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.files.schema import check_schema
 
 #: A YAML file of options larger than this is something else.
@@ -42,7 +42,7 @@ def parse_json(text: str, where: str, kind: Any = None) -> Any:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else in_a_line(error)
         raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it anew") from None
     if kind is not None:
         check_schema(data, kind, where)
@@ -63,7 +63,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise TideError(" ".join(str(error).split())) from None
+        raise TideError(in_a_line(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

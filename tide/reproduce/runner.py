@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.files import read_sealed, write_sealed
 
 Result = dict[str, Any]
@@ -99,8 +99,8 @@ def first_difference(before: Any, now: Any) -> str:
         key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
         before, now = before.get(key), now.get(key)
         if not (isinstance(before, dict) and isinstance(now, dict)):
-            return f"{key} {before!r}, now {now!r}"
-    return f"{before!r}, now {now!r}"
+            return f"{key} {in_a_line(repr(before))}, now {in_a_line(repr(now))}"
+    return f"{in_a_line(repr(before))}, now {in_a_line(repr(now))}"
 
 
 def duration(seconds: float) -> str:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.files import read_tensors
-from tide.files.tensors import PICKLE, is_finite, what_is_wrong
+from tide.files.tensors import FLOATS, PICKLE, is_finite, what_is_wrong
 
 EXTRA = 'pip install "tide-sae[scores]"'
 
@@ -96,7 +96,7 @@ def require(module: str, user: str) -> Any:
 
 
 def _broken(module: str, user: str, error: Exception) -> TideError:
-    reason = " ".join(str(error).split())
+    reason = in_a_line(error)
     return TideError(
         f"{user} needs {module}, which cannot be imported ({reason}); install the builds of torchvision and of the "
         f"rest that are made for torch {torch.__version__}: {EXTRA}"
@@ -116,6 +116,8 @@ def read_weights(path: Path, key: str, expected: str) -> dict[str, Tensor]:
     tensors = read_tensors(path)
     if key not in tensors:
         raise TideError(f"{path} holds no {key!r}; give {expected}")
+    if foreign := [name for name, value in tensors.items() if value.is_floating_point() and value.dtype not in FLOATS]:
+        raise TideError(f"{path}: {foreign[0]} is {tensors[foreign[0]].dtype}; give {expected}")
     if broken := [name for name, value in tensors.items() if not is_finite(value)]:
         raise TideError(f"{path}: {broken[0]} holds NaN or inf; give {expected}")
     return tensors

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.evaluation.scorers.base import (
     ImageTextScorer,
     check_images,
@@ -54,7 +54,7 @@ class CLIPScorer(ImageTextScorer):
         except TideError:
             raise
         except Exception as error:  # missing and damaged files raise errors of many kinds
-            reason = " ".join(str(error).split())
+            reason = in_a_line(error)
             raise TideError(f"{self.folder} could not be loaded ({reason}); give {EXPECTED}") from error
         if missing := sorted(loading["missing_keys"]):
             raise TideError(f"{self.folder} lacks {len(missing)} weights, such as {missing[0]}; give {EXPECTED}")
@@ -82,7 +82,7 @@ class CLIPScorer(ImageTextScorer):
         try:
             found = [self.embed_images(torch.zeros(1, 3, 64, 64)), self.embed_texts(["a"])]
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = in_a_line(error)
             raise TideError(f"{self.folder} embeds nothing ({reason}); give {EXPECTED}") from error
         if not all(bool(each.isfinite().all()) for each in found):
             raise TideError(f"{self.folder} embeds what is not finite; give {EXPECTED}")

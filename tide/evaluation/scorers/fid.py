@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require, to_pixels
 from tide.files import file_digest
 
@@ -45,7 +45,7 @@ class FIDScorer:
                 with as_pickle(tensors, "inception.pth") as path:
                     self.metric = fid(2048, feature_extractor_weights_path=str(path))
             except RuntimeError as error:  # tensors of other names or shapes
-                reason = " ".join(str(error).split())
+                reason = in_a_line(error)
                 raise TideError(f"{self.weights} does not fit Inception v3 ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.errors import TideError
+from tide.errors import TideError, in_a_line
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require
 from tide.files import file_digest
 
@@ -52,7 +52,7 @@ class LPIPSScorer:
                 # normalize=False: images are in [-1, 1].
                 self.metric = metrics.LearnedPerceptualImagePatchSimilarity(self.net, reduction="none", normalize=False)
             except RuntimeError as error:  # tensors of other names or shapes
-                reason = " ".join(str(error).split())
+                reason = in_a_line(error)
                 raise TideError(f"{self.weights} does not fit LPIPS {self.net} ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 
