@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
+from tide.messages import in_a_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 #: More than a camera's 150 megapixels. Decoding holds 4 bytes a pixel, up to four times: 2.6 GB for the largest.

@@ -133,19 +133,23 @@ def _of_place() -> _Changes:
 
 
 def _of_json(good: Any, write: Callable[[Any], bytes] | None = None) -> _Changes:
-    write = write or (lambda value: json.dumps(value).encode())
+    written = write or (lambda value: json.dumps(value).encode())
+
+    def puts(change: Callable[..., Any], *arguments: Any) -> Callable[[Path], Any]:
+        return lambda path: path.write_bytes(written(change(good, *arguments)))
+
     for keys in _entries(good):
         for value in VALUES:
-            yield f"{_name(keys)} = {_shown(value)}", _writes(write(_with(good, keys, value)))
-        yield f"{_name(keys)} gone", _writes(write(_without(good, keys)))
+            yield f"{_name(keys)} = {_shown(value)}", puts(_with, keys, value)
+        yield f"{_name(keys)} gone", puts(_without, keys)
     for keys in ((), *_entries(good)):
         if isinstance(_at(good, keys), dict):
-            yield f"{_name(keys)} with one more", _writes(write(_with(good, (*keys, "one more"), [None])))
+            yield f"{_name(keys)} with one more", puts(_with, (*keys, "one more"), [None])
         if isinstance(_at(good, keys), list):
-            yield f"{_name(keys)} doubled", _writes(write(_with(good, keys, 2 * _at(good, keys))))
-    if isinstance(good, dict):
-        text = write(good)
-        yield "every key twice", _writes(text.rstrip()[:-1] + b", " + text.lstrip()[1:])
+            yield f"{_name(keys)} doubled", puts(_with, keys, 2 * _at(good, keys))
+    if isinstance(good, dict) and write is None:
+        text = json.dumps(good)
+        yield "every key twice", _writes(f"{text[:-1]}, {text[1:]}".encode())
 
 
 def _of_lines(good: list[Any]) -> _Changes:
@@ -196,30 +200,39 @@ def _of_tensors(path: Path) -> _Changes:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
 
-    def saved(
-        changes: dict[str, torch.Tensor | None], about: dict[str, str] | None = metadata
-    ) -> Callable[[Path], Any]:
-        tensors = {name: value.contiguous() for name, value in (good | changes).items() if value is not None}
-        return lambda path: save_file(tensors, path, about)
+    def saved(change: Callable[[], dict[str, Any]], about: dict[str, str] | None = metadata) -> Callable[[Path], Any]:
+        def apply(path: Path) -> None:
+            changed = {name: value for name, value in (good | change()).items() if value is not None}
+            save_file({name: value.contiguous() for name, value in changed.items()}, path, about)
 
-    yield "no tensors", saved(dict.fromkeys(good))
-    yield "one tensor more", saved({"one more": torch.zeros(3)})
-    yield "no description", saved({}, None)
+        return apply
+
+    yield "no tensors", saved(lambda: dict.fromkeys(good))
+    yield "one tensor more", saved(lambda: {"one more": torch.zeros(3)})
+    yield "no description", saved(dict, None)
     for key in metadata or {}:
-        for value in ("", "{", "[]", "{}", "3", "null", "[" * 10**5, '{"step": "x"}'):
-            yield f"described as {value[:20]}", saved({}, {**(metadata or {}), key: value})
+        for text in ("", "{", "[]", "{}", "3", "null", "[" * 10**5, '{"step": "x"}'):
+            yield f"described as {text[:20]}", saved(dict, {**(metadata or {}), key: text})
     for name, value in good.items():
-        yield f"{name} gone", saved({name: None})
-        yield f"{name} renamed", saved({name: None, f"{name}x": value})
-        yield f"{name} of one row more", saved({name: torch.cat([value.reshape(-1), value.reshape(-1)[:1]])})
-        yield f"{name} of one dimension more", saved({name: value[None]})
-        yield f"{name} of another order", saved({name: value.T if value.ndim == 2 else value.reshape(-1)})
-        yield f"{name} without elements", saved({name: value.new_zeros(0, *value.shape[1:])})
-        for dtype in _CASTS:
-            yield f"{name} as {dtype}", saved({name: value.to(dtype)})
-        for number in (float("nan"), float("inf"), 0.0, -1.0, 1e38, 2**31 - 1):
-            if value.is_floating_point() or number in (0.0, -1.0, 2**31 - 1):
-                yield f"{name} all {number}", saved({name: torch.full_like(value, _within(number, value.dtype))})
+        for what, change in _of_tensor(name, value):
+            yield f"{name} {what}", saved(change)
+
+
+def _of_tensor(name: str, value: torch.Tensor) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What is done to a tensor, and the function of the tensors that change, None for one that goes."""
+    flat = value.reshape(-1)
+    yield "gone", lambda: {name: None}
+    yield "renamed", lambda: {name: None, f"{name}x": value}
+    yield "of one element more", lambda: {name: torch.cat([flat, flat[:1]])}
+    yield "of one dimension more", lambda: {name: value[None]}
+    yield "of another order", lambda: {name: value.T if value.ndim == 2 else flat}
+    yield "without elements", lambda: {name: value.new_zeros(0, *value.shape[1:])}
+    for dtype in _CASTS:
+        yield f"as {dtype}", lambda dtype=dtype: {name: value.to(dtype)}
+    for number in (float("nan"), float("inf"), 0.0, -1.0, 1e38, 2**31 - 1):
+        if value.is_floating_point() or number in (0.0, -1.0, 2**31 - 1):
+            filled = partial(torch.full_like, value, _within(number, value.dtype))
+            yield f"all {number}", lambda filled=filled: {name: filled()}
 
 
 def _within(number: float, dtype: torch.dtype) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tide.errors import TideError
-from tide.files import write_json, write_sealed
+from tide.files import read_json, write_json, write_sealed
 from tide.study.bars import _earlier, edit_verdicts
 from tide.study.edit_study import STRENGTHS
 from tide.study.levels import equal_preservation
@@ -61,10 +61,12 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
 
 def test_an_evaluation_that_was_changed_does_not_go_on(tmp_path):
     """Its figures have many shapes: a checksum tells that they are as they were written."""
-    for content in ({**NOW, "agreement": 1}, {**NOW, "sha256": "0"}):
-        write_json(tmp_path / "metrics.json", content)
+    path = tmp_path / "metrics.json"
+    for change in ({"agreement": 1}, {"sha256": "0"}):
+        write_sealed(path, {**NOW, "agreement": {"class": 1.0}})
+        write_json(path, read_json(path) | change)
         with pytest.raises(TideError, match=r"metrics\.json .* checksum.*; use another folder or leave --resume off"):
             _earlier(tmp_path, NOW)
-    write_json(tmp_path / "metrics.json", [])
+    write_json(path, [])
     with pytest.raises(TideError, match="must be an object"):
         _earlier(tmp_path, NOW)

@@ -15,9 +15,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.files import read_text
 from tide.files.schema import check_schema
+from tide.messages import in_a_line
 from tide.pictures import MAX_BYTES, open_picture, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -119,9 +120,8 @@ def _metadata(path: Path) -> dict[str, str]:
             raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
         name = os.path.normpath(entry["file_name"])
         if not _is_within(name) or not _is_file(path.parent / name):
-            raise TideError(
-                f"{path} line {number} names {in_a_line(name)}, which is not in the folder; add or remove it"
-            )
+            shown = in_a_line(name)
+            raise TideError(f"{path} line {number} names {shown}, which is not in the folder; add or remove it")
         captions[Path(name).as_posix()] = entry["text"]
     return captions
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.files.schema import check_schema
+from tide.messages import in_a_line
 
 #: A YAML file of options larger than this is something else.
 YAML_BYTES = 2**20

@@ -1,4 +1,4 @@
-"""JSON files whose contents are proved by a checksum among them: results too varied for a type of their own.
+"""JSON files whose contents are proved by a checksum among them: results that took hours, whose values no type tells.
 
 The checksum finds damage and hand-made changes. It is no signature: whoever wants to can compute it anew.
 """
@@ -26,13 +26,12 @@ def write_sealed(path: Path, data: dict[str, Any]) -> None:
 def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
     """What :func:`write_sealed` was given, checked against ``kind`` as :func:`~tide.files.read_json` does.
 
-    Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed.
+    Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed. A file without a
+    checksum is of an earlier version, and taken as it is.
     """
     data: dict[str, Any] = read_json(path, kind)
-    found = data.pop(SEAL, None)
-    if found != _digest(data):
-        why = "has no checksum: an earlier version wrote it" if found is None else "does not agree with its checksum"
-        raise TideError(f"{path} {why}; {remedy}")
+    if SEAL in data and data.pop(SEAL) != _digest(data):
+        raise TideError(f"{path} does not agree with its checksum; {remedy}")
     return data
 
 

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.files.writing import Write
+from tide.messages import in_a_line
 
 #: What :func:`what_is_wrong` says of a pickle.
 PICKLE = "a pickle, which is never loaded"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.files import read_sealed, write_sealed
+from tide.messages import in_a_line
 
 Result = dict[str, Any]
 Say = Callable[[str], None]

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.files import read_tensors
 from tide.files.tensors import FLOATS, PICKLE, is_finite, what_is_wrong
+from tide.messages import in_a_line
 
 EXTRA = 'pip install "tide-sae[scores]"'
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.evaluation.scorers.base import (
     ImageTextScorer,
     check_images,
@@ -21,6 +21,7 @@ from tide.evaluation.scorers.base import (
     to_pixels,
 )
 from tide.files import file_digest, open_tensors, read_json
+from tide.messages import in_a_line
 
 EXPECTED = "the folder of a CLIP model as transformers saves it (config.json, model.safetensors, tokenizer, processor)"
 #: Pixels a side to which a processor may resize.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require, to_pixels
 from tide.files import file_digest
+from tide.messages import in_a_line
 
 EXPECTED = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth as safetensors"
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.errors import TideError, in_a_line
+from tide.errors import TideError
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require
 from tide.files import file_digest
+from tide.messages import in_a_line
 
 #: Of each network of LPIPS, torchvision's model, the file of its weights, and a tensor that no other one has.
 FILES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tide.errors import in_a_line
+from tide.messages import in_a_line
 
 
 @pytest.mark.parametrize(
