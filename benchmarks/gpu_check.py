@@ -35,9 +35,24 @@ def refusal(dry_run: bool) -> str | None:
     return None
 
 
+def earlier(out: Path) -> dict[str, Any]:
+    """The record of the day so far. Raises `ValueError` for what is none: it would be lost, or spoil the report."""
+    if not out.exists():
+        return {}
+    try:
+        if not out.is_file():
+            raise OSError("no regular file")
+        record: dict[str, Any] = json.loads(out.read_text())
+        report(record)
+    except Exception as error:  # a damaged record fails in many ways
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{out} is no record of gpu-check ({reason}); move it away or give another --out") from error
+    return record
+
+
 def run(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
     """Runs stages and writes their results after each."""
-    record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    record = earlier(out)
     record["environment"] = environment(check.device)
     stages = record.setdefault("stages", {})
     for i, name in enumerate(names):
@@ -119,6 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cpu" if options.dry_run else "cuda")
     out = options.out or RESULTS / f"{device_name(device)}-{date.today().isoformat()}.json"
     check = Check(device, options.dry_run, time.monotonic() + 60 * options.minutes)
+    try:
+        earlier(out)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     record = run(check, options.stages, out)
     failed = [name for name in options.stages if "error" in record["stages"].get(name, {})]
     print(f"\n{out}" + (f"; not finished: {', '.join(failed)}" if failed else ""))

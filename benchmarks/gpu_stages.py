@@ -328,7 +328,7 @@ def tuning(check: Check) -> None:
         return
     path = configs.cache_file()
     if path.exists():
-        check.notes.append("tuned.json: " + json.dumps(json.loads(path.read_text()), sort_keys=True))
+        check.notes.append("tuned.json: " + json.dumps(configs.read(path), sort_keys=True))
 
 
 def grid(check: Check) -> None:

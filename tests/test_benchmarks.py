@@ -132,6 +132,15 @@ def test_every_stage_runs_at_toy_sizes(tmp_path):
     assert "## Bars" in out.with_suffix(".md").read_text()
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"environment": {"date": ""}, "stages": {"step": 3}}'])
+def test_a_record_that_is_damaged_is_neither_overwritten_nor_used(tmp_path, capsys, content):
+    out = tmp_path / "check.json"
+    out.write_text(content)
+    assert gpu_check.main(["--dry-run", "--out", str(out), "--stages", "products"]) == 2
+    assert f"{out} is no record of gpu-check (" in capsys.readouterr().err
+    assert out.read_text() == content
+
+
 def test_a_stage_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
     def fails(check):
         check.notes.append("found before")

@@ -152,7 +152,9 @@ def _allowed(tensor: Tensor) -> float:
 
 def save(path: Path, entries: dict[str, Config]) -> None:
     """Adds entries to the file of configurations, which is replaced at once."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    from tide_kernels.triton import configs
+
+    known = configs.read(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:

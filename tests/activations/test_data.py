@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType
 
@@ -24,6 +25,8 @@ def save(path, colour=(255, 0, 0), size=(64, 64)):
 
 @pytest.fixture
 def folder(tmp_path):
+    tmp_path = tmp_path / "images"
+    save(tmp_path.parent / "outside.png")
     for name in ("a.png", "b.png", "sub/c.png"):
         save(tmp_path / name)
     (tmp_path / "b.txt").write_text("a tree\n")
@@ -87,6 +90,10 @@ def test_unreadable_images(folder):
         ('{"file_name": "a.png", "text": 5}', "line 1 is not"),
         ('{"file_name": 5, "text": "x"}', "line 1 is not"),
         ('{"file_name": "z.png", "text": "x"}', r"line 1 names z\.png, which is not in the folder"),
+        ('{"file_name": "../outside.png", "text": "x"}', r"line 1 names \.\./outside\.png, which is not in the folder"),
+        ('{"file_name": "/etc/hosts", "text": "x"}', r"line 1 names /etc/hosts, which is not in the folder"),
+        ('{"file_name": "a\\u0000.png", "text": "x"}', r"line 1 names .*, which is not in the folder"),
+        ("[" * 100_000, "line 1 is not"),
     ],
 )
 def test_faulty_metadata(folder, line, match):
@@ -95,10 +102,28 @@ def test_faulty_metadata(folder, line, match):
         image_folder(folder, 16)
 
 
+def test_a_name_in_the_metadata_is_that_of_the_file_however_it_is_written(folder):
+    """Else the caption would be lost without a word."""
+    lines = [{"file_name": "./a.png", "text": "one"}, {"file_name": "sub//c.png", "text": "two"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ((_, captions),) = image_folder(folder, 16)
+    assert captions == ["one", "a tree", "two"]
+
+
 def test_metadata_in_another_encoding(folder):
     (folder / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "ein Häuschen"}'.encode("latin-1"))
-    with pytest.raises(TideError, match=r"metadata\.jsonl is not UTF-8 text; save it as UTF-8"):
+    with pytest.raises(TideError, match=r"metadata\.jsonl is not UTF-8 text"):
         image_folder(folder, 16)
+
+
+def test_what_is_too_large_or_a_pipe_is_skipped_too(folder):
+    Image.new("1", (70_000, 1)).save(folder / "wide.png")
+    os.mkfifo(folder / "pipe.png")  # is not among the files: reading it would wait for ever
+    with pytest.raises(TideError, match=r"wide\.png is 70000 x 1 pixels .*make it smaller, or skip unreadable images"):
+        list(image_folder(folder, 16))
+    with pytest.warns(UserWarning, match=r"wide\.png is 70000 x 1 pixels .*; skipped"):
+        batches = list(image_folder(folder, 16, on_error="skip"))
+    assert sum(len(captions) for _, captions in batches) == 3
 
 
 def test_faulty_folders_and_sizes(folder, tmp_path):
@@ -130,8 +155,90 @@ def test_open_data_without_datasets(monkeypatch):
         open_data("owner/pictures", 16)
 
 
+class Rows(list):
+    """What ``datasets.load_dataset`` returns: rows, the features of their columns, and the means to change both."""
+
+    def __init__(self, rows, features=None):
+        super().__init__(rows)
+        self.features = features
+
+    def select_columns(self, names):
+        return Rows([{n: row[n] for n in names} for row in self], {n: self.features[n] for n in names})
+
+    def cast_column(self, name, feature):
+        assert not feature.decode
+        return Rows([row | {name: row[name].stored} for row in self], self.features | {name: feature})
+
+
+class StoredImage:
+    """An image column: decoded unless it is cast."""
+
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+class Picture:
+    """What a cell of an image column is before it is decoded."""
+
+    def __init__(self, **stored):
+        self.stored = stored
+
+
+@pytest.fixture
+def with_rows(monkeypatch):
+    """Has ``datasets`` find these rows under any name."""
+
+    def install(rows):
+        fake = ModuleType("datasets")
+        fake.load_dataset = lambda name, split, streaming: rows
+        fake.Image = StoredImage
+        monkeypatch.setitem(sys.modules, "datasets", fake)
+        monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
+
+    return install
+
+
+def test_pictures_of_a_named_data_set_are_opened_as_those_of_a_folder(with_rows, folder):
+    """``datasets`` would decode any format: the column is read as bytes or paths, other columns are not read."""
+    pictures = [
+        Picture(bytes=(folder / "a.png").read_bytes(), path=None),
+        Picture(bytes=None, path=str(folder / "b.png")),
+        Picture(bytes=b"%!PS-Adobe-3.0 EPSF-3.0", path="x.png"),
+    ]
+    sys.modules.setdefault("fsspec", pytest.importorskip("fsspec"))
+    rows = [{"image": picture, "text": "t", "other": None} for picture in pictures]
+    with_rows(Rows(rows, {"image": StoredImage(), "text": "string", "other": StoredImage()}))
+    data = open_data("owner/pictures", 8, batch_size=2)
+    assert list(data.rows[0]) == ["image", "text"]
+    read = iter(data)
+    assert next(read)[0].shape == (2, 3, 8, 8)
+    with pytest.raises(TideError, match=r"row 2 of owner/pictures is not a readable image .*or skip unreadable images"):
+        next(read)
+    with pytest.warns(UserWarning, match=r"row 2 of owner/pictures is not a readable image .*; skipped"):
+        assert [len(captions) for _, captions in open_data("owner/pictures", 8, on_error="skip")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ({"image": "a.png", "text": ""}, r"column image of row 0 of o/p holds no image; set image_column"),
+        ({"image": {"bytes": None, "path": None}, "text": ""}, r"column image of row 0 of o/p holds no image"),
+        ({"image": {"bytes": b"", "path": None}, "text": ["a"]}, r"column text of row 0 holds no text; set caption_co"),
+        (
+            {"image": {"bytes": None, "path": "file:///no/such.png"}, "text": ""},
+            r"image of row 0 of o/p could not be ",
+        ),
+        ({"image": {"bytes": None, "path": "/no/such.png"}, "text": ""}, r"row 0 of o/p does not exist"),
+    ],
+)
+def test_columns_that_hold_something_else(with_rows, row, match):
+    with_rows(Rows([row]))
+    with pytest.raises(TideError, match=match):
+        list(open_data("o/p", 8))
+
+
 def test_open_data_with_datasets(monkeypatch):
-    rows = [{"image": Image.new("RGB", (20, 10), "white"), "text": text} for text in ("a tree", None)]
+    rows = Rows({"image": Image.new("RGB", (20, 10), "white"), "text": text} for text in ("a tree", None))
     asked = []
 
     def load_dataset(name, split, streaming):

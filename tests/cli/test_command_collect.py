@@ -121,8 +121,8 @@ def test_unreadable_images_can_be_skipped(cli, pipeline, images, tmp_path, recwa
     result = cli(*command)
     assert result.code == 2
     assert result.err == (
-        f"tide: error: {tmp_path}/data/1.png is not a readable image (cannot identify image file "
-        f"'{tmp_path}/data/1.png'); remove it, or skip unreadable images\n"
+        f"tide: error: {tmp_path}/data/1.png is not a readable image (damaged, or of another format); "
+        "give a whole one (PNG, JPEG, WEBP, BMP), or skip unreadable images\n"
     )
     assert not (tmp_path / "s").exists()
     assert cli(*command, "--skip-unreadable").code == 0

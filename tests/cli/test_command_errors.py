@@ -90,13 +90,13 @@ def test_unreadable_image(refused, pipeline, checkpoint, tmp_path):
     (tmp_path / "bad").mkdir()
     file = tmp_path / "bad/1.png"
     file.write_bytes(b"no image")
-    reason = f"{file} is not a readable image (cannot identify image file '{file}')"
+    reason = f"{file} is not a readable image (damaged, or of another format)"
     for command in (
         ["collect", "--pipeline", pipeline, "--data", tmp_path / "bad"],
         ["train", "--pipeline", pipeline, "--data", tmp_path / "bad"],
         commands(checkpoint, tmp_path / "bad")[1],
     ):
-        assert refused(*command) == f"{reason}; remove it, or skip unreadable images"
+        assert refused(*command) == f"{reason}; give a whole one (PNG, JPEG, WEBP, BMP), or skip unreadable images"
     assert refused(
         "edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house", "--towards-image", file
     ).startswith(f"{file} is not a readable image (")

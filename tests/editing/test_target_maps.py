@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tide.editing import Target, most_different_tokens
 from tide.editing.target_file import load_target, save_target
@@ -67,6 +69,40 @@ def test_a_target_of_another_sae(tmp_path, changes, message):
     save_target(tmp_path / "target", MAP, model())
     with pytest.raises(TideError, match=f"was recorded with another SAE {message}; record it with this SAE"):
         load_target(tmp_path / "target", model(**changes))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"values": torch.full((2, 6, 4), torch.nan)}, "values holds NaN or inf"),
+        ({"values": torch.zeros(2, 6, 5)}, "holds no latents of 4 an entry"),
+        ({"values": torch.zeros(2, 0, 4)}, "holds no latents of 4 an entry"),
+        ({"values": torch.zeros(3, 4)}, r"timesteps has shape \[2\], not \[3\]"),
+        ({"values": torch.zeros(2, 4, dtype=torch.int64)}, "values is int64, not float32"),
+        ({"timesteps": torch.tensor([900.0, torch.inf])}, "timesteps holds NaN or inf"),
+        ({"more": torch.zeros(1)}, "holds more, which nothing asks for"),
+    ],
+)
+def test_a_damaged_target(tmp_path, tensors, message):
+    save_target(tmp_path / "target", MAP, model())
+    with safe_open(tmp_path / "target", "pt") as file:
+        metadata = file.metadata()
+    save_file({"timesteps": MAP.timesteps, "values": MAP.values} | tensors, tmp_path / "target", metadata)
+    with pytest.raises(TideError, match=f"{message}.*; record the target anew"):
+        load_target(tmp_path / "target", model())
+
+
+@pytest.mark.parametrize("description", ["{", "[]", "3", "[" * 10**5])
+def test_a_target_whose_description_is_damaged(tmp_path, description):
+    tensors = {"timesteps": MAP.timesteps, "values": MAP.values}
+    save_file(tensors, tmp_path / "target", {"tide_target": description})
+    with pytest.raises(TideError, match="target's description"):
+        load_target(tmp_path / "target", model())
+
+
+def test_half_precision_stays(tmp_path):
+    save_target(tmp_path / "target", Target(STEPS, MAP.values.half()), model())
+    assert load_target(tmp_path / "target", model()).values.dtype == torch.float16
 
 
 def test_a_target_of_other_weights(tmp_path):

@@ -247,6 +247,7 @@ def atlas() -> Atlas:
 def test_a_round_trip(atlas, tmp_path):
     labels = tuple(Label("<roof>", "part", 0.9) if i in (0, 10) else None for i in range(N_LATENTS))
     full = replace(atlas, labels=labels, monosemanticity=torch.rand(N_LATENTS))
+    assert full.monosemanticity is not None
     for name, each in (("plain", atlas), ("full", full)):
         each.save(tmp_path / name, run={"seed": 3})
         assert equal(Atlas.load(tmp_path / name), each)
@@ -267,16 +268,36 @@ def test_what_is_no_atlas(atlas, tmp_path):
     with pytest.raises(TideError, match=r"atlas\.json is not of an atlas; give the folder that `tide atlas` wrote"):
         Atlas.load(tmp_path)
     (tmp_path / "atlas.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "n_images"}))
-    with pytest.raises(TideError, match=r"lacks or mistypes a field \('n_images'\); make it anew"):
+    with pytest.raises(TideError, match=r"n_images is missing; the file is damaged"):
         Atlas.load(tmp_path)
     atlas.save(tmp_path)
     tensors = load_file(tmp_path / "atlas.safetensors")
     save_file({**tensors, "mean": tensors["mean"][:, 1:].contiguous()}, tmp_path / "atlas.safetensors")
-    with pytest.raises(TideError, match=r"mean of an atlas is \[4, 10\], and its other tensors ask for \[4, 11\]"):
+    with pytest.raises(TideError, match=r"mean has shape \[4, 10\], not \[4, 11\]; make the atlas anew"):
         Atlas.load(tmp_path)
     save_file({k: v for k, v in tensors.items() if k != "maps"}, tmp_path / "atlas.safetensors")
-    with pytest.raises(TideError, match="lacks or mistypes a field"):
+    with pytest.raises(TideError, match="holds no maps of 11 latents, or no timesteps"):
         Atlas.load(tmp_path)
+    for name, wrong in {"top_images": atlas.top_images + 9, "frequency": atlas.frequency - 1}.items():
+        save_file({**tensors, name: wrong}, tmp_path / "atlas.safetensors")
+        with pytest.raises(TideError, match=f"{name} reaches outside of .*; make the atlas anew"):
+            Atlas.load(tmp_path)
+    save_file({**tensors, "monosemanticity": torch.full((N_LATENTS,), torch.inf)}, tmp_path / "atlas.safetensors")
+    with pytest.raises(TideError, match="monosemanticity holds NaN or inf"):
+        Atlas.load(tmp_path)
+
+
+def test_what_an_atlas_says_of_latents_that_it_has_not(atlas, tmp_path):
+    atlas.save(tmp_path)
+    facts = json.loads((tmp_path / "atlas.json").read_text())
+    for change, match in (
+        ({"n_latents": 10**15}, r"holds no maps of 1000000000000000 latents"),
+        ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 is of none of the 11 latents"),
+        ({"labels": {"1": {"concept": "roof", "level": "part"}}}, r"labels is .* and must be an object or null"),
+    ):
+        (tmp_path / "atlas.json").write_text(json.dumps({**facts, **change}))
+        with pytest.raises(TideError, match=match):
+            Atlas.load(tmp_path)
 
 
 def test_labels_and_scores_of_other_latents(atlas):

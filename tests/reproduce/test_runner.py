@@ -86,13 +86,29 @@ def test_a_grid_that_grew_computes_what_is_new(tmp_path):
     assert ran == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"name": "a"}', '{"config": {"na'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"name": "a"}', '{"config": {"na', '{"name": "a", "config": [], "seconds": 1, "result": {}}']
+)
 def test_a_broken_cell_is_named(tmp_path, text):
     path = cell_path(tmp_path, "a")
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(TideError, match=r"a\.json is n"):
+    with pytest.raises(TideError, match=r"a\.json.*make it anew"):
         run_cells(cells([]), tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize("change", [{"result": {"value": "1"}}, {"result": {}}, {"sha256": None}, {"sha256": 1}])
+def test_a_cell_that_was_changed_is_not_used(tmp_path, change):
+    """Each study has results of its own shape: a checksum tells that they are as they were written."""
+    ran: list[str] = []
+    run_cells(cells(ran), tmp_path, lambda _: None)
+    path = cell_path(tmp_path, "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TideError, match=r"b\.json .* checksum.*; delete it to have it computed anew, or choose"):
+        run_cells(cells(ran), tmp_path, lambda _: None)
+    path.unlink()
+    run_cells(cells(ran), tmp_path, lambda _: None)
+    assert ran == ["a", "b", "c", "b"]
 
 
 def test_names_that_meet_on_disk_are_refused(tmp_path):

@@ -125,6 +125,16 @@ def test_a_judge_that_is_broken_or_of_other_attributes(judge, tmp_path):
         load_judge(tmp_path)
 
 
+@pytest.mark.parametrize("width", [0, -8, 9, 10**12, 64])
+def test_a_judge_of_another_width_than_it_says(judge, tmp_path, width):
+    """Found before a network of that width is built."""
+    judge.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "width": width}))
+    with pytest.raises(TideError, match=r"; copy the whole folder anew"):
+        load_judge(tmp_path)
+
+
 def test_the_shipped_judge_reads_renders():
     if not (judging.DATA / "judge" / "model.safetensors").is_file():
         pytest.skip("the trained judge is not in this checkout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tide.errors import TideError
-from tide.files import write_json
+from tide.files import read_json, write_json, write_sealed
 from tide.study.bars import _earlier, edit_verdicts
 from tide.study.edit_study import STRENGTHS
 from tide.study.levels import equal_preservation
@@ -54,7 +54,7 @@ def test_a_bar_is_met_ahead_at_some_level_and_behind_at_none():
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     assert _earlier(tmp_path, NOW) == {}
-    write_json(tmp_path / "metrics.json", {**NOW, "agreement": {"class": 1.0}})
+    write_sealed(tmp_path / "metrics.json", {**NOW, "agreement": {"class": 1.0}})
     assert _earlier(tmp_path, NOW)["agreement"] == {"class": 1.0}
     older = {name: value for name, value in NOW["sae"].items() if name != "centre"}  # which was off
     write_json(tmp_path / "metrics.json", {**NOW, "sae": older, "agreement": {"class": 1.0}})
@@ -67,3 +67,16 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
         _earlier(tmp_path, {**NOW, "checkpoint": "runs/other"})
     with pytest.raises(TideError, match="another training"):  # into the same folder
         _earlier(tmp_path, {**NOW, "weights": "0b"})
+
+
+def test_an_evaluation_that_was_changed_does_not_go_on(tmp_path):
+    """Its figures have many shapes: a checksum tells that they are as they were written."""
+    path = tmp_path / "metrics.json"
+    for change in ({"agreement": 1}, {"sha256": "0"}):
+        write_sealed(path, {**NOW, "agreement": {"class": 1.0}})
+        write_json(path, read_json(path) | change)
+        with pytest.raises(TideError, match=r"metrics\.json .* checksum.*; use another folder or leave --resume off"):
+            _earlier(tmp_path, NOW)
+    write_json(path, [])
+    with pytest.raises(TideError, match="must be an object"):
+        _earlier(tmp_path, NOW)

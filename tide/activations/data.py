@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tide.activations.identity import Sample, digest
 from tide.errors import TideError
-from tide.files import file_digest
+from tide.files import file_digest, read_text
+from tide.files.schema import check_schema
+from tide.messages import in_a_line
+from tide.pictures import MAX_BYTES, open_picture, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -29,10 +33,12 @@ _Pair = tuple[Tensor, str]
 
 
 def to_tensor(image: Image.Image, size: Size) -> Tensor:
-    """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1]."""
+    """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1].
+
+    What is transparent shows white; EXIF's orientation counts (:func:`tide.pictures.to_rgb`).
+    """
     height, width = (size, size) if isinstance(size, int) else size
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -47,6 +53,17 @@ def _batched(pairs: Iterable[_Pair], batch_size: int) -> Iterator[tuple[Tensor, 
             images, captions = [], []
     if images:
         yield torch.stack(images), captions
+
+
+def _opened(source: Path | bytes, name: str, on_error: OnError) -> Image.Image | None:
+    """The picture, or None after a warning if it cannot be read and is to be skipped."""
+    try:
+        return open_picture(source, name)
+    except TideError as error:
+        if on_error == "raise":
+            raise TideError(f"{error}, or skip unreadable images") from None
+        warnings.warn(f"{error}; skipped", stacklevel=3)
+        return None
 
 
 class Samples(ABC):
@@ -100,19 +117,12 @@ class ImageFolder(Samples):
             if len(samples) < start and self.on_error == "raise":
                 samples.append(self._sample(file, self._caption(file)))
                 continue
-            try:
-                with Image.open(file) as image:
-                    tensor = to_tensor(image, self.size)
-            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-                message = f"{file} is not a readable image ({error})"
-                if self.on_error == "raise":
-                    raise TideError(f"{message}; remove it, or skip unreadable images") from None
-                warnings.warn(f"{message}; skipped", stacklevel=2)
+            if (image := _opened(file, str(file), self.on_error)) is None:
                 continue
             caption = self._caption(file)
             samples.append(self._sample(file, caption))
             if len(samples) > start:
-                yield tensor, caption
+                yield to_tensor(image, self.size), caption
 
     def _sample(self, file: Path, caption: str) -> Sample:
         return Sample(file.relative_to(self.path).as_posix(), file_digest(file)[:16], digest(caption))
@@ -122,34 +132,43 @@ class ImageFolder(Samples):
         beside = file.with_suffix(".txt")
         if listed is not None or not beside.is_file():
             return listed or ""
-        try:
-            return beside.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError:
-            raise TideError(f"{beside} is not UTF-8 text; save the caption as UTF-8") from None
+        return read_text(beside).strip()
+
+
+class _Line(TypedDict):
+    file_name: str
+    text: str
 
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     captions = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise TideError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            name, text = entry["file_name"], entry["text"]
-            if not (isinstance(name, str) and isinstance(text, str)):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
+            check_schema(entry, _Line, "")
+        except (ValueError, RecursionError):
             raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
-        if not (path.parent / name).is_file():
-            raise TideError(f"{path} line {number} names {name}, which is not in the folder; add or remove it")
-        captions[name] = text
+        name = os.path.normpath(entry["file_name"])
+        if not _is_within(name) or not _is_file(path.parent / name):
+            shown = in_a_line(name)
+            raise TideError(f"{path} line {number} names {shown}, which is not in the folder; add or remove it")
+        captions[Path(name).as_posix()] = entry["text"]
     return captions
+
+
+def _is_within(name: str) -> bool:
+    return not os.path.isabs(name) and os.pardir not in Path(name).parts
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def _check_size(size: Size, batch_size: int) -> None:
@@ -203,33 +222,77 @@ def open_data(
             f"{spec} is not a folder; give one, or `pip install datasets` to read the data set of that name"
         )
     _check_size(size, batch_size)
-    return _NamedData(str(spec), size, batch_size, split, image_column, caption_column)
+    return _NamedData(str(spec), size, batch_size, on_error, split, image_column, caption_column)
 
 
 class _NamedData(Samples):
     """A data set of the ``datasets`` library, streamed anew at every iteration. What is read of it are its pixels as
     they are taken."""
 
-    def __init__(self, name: str, size: Size, batch_size: int, split: str, image: str, caption: str) -> None:
+    def __init__(
+        self, name: str, size: Size, batch_size: int, on_error: OnError, split: str, image: str, caption: str
+    ) -> None:
         import datasets  # optional, and slow to import
 
         super().__init__(batch_size)
-        self.size = size
+        self.name, self.size, self.on_error = name, size, on_error
         self.image, self.caption = image, caption
         try:
-            self.rows: Any = datasets.load_dataset(name, split=split, streaming=True)
+            rows: Any = datasets.load_dataset(name, split=split, streaming=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TideError(f"data set {name} could not be opened ({reason}); check its name and split") from error
+        if rows.features:
+            self._check_columns(rows.features)
+            rows = rows.select_columns([image, caption])
+            if isinstance(rows.features[image], datasets.Image):
+                # The library would decode every format that Pillow knows, however large.
+                rows = rows.cast_column(image, datasets.Image(decode=False))
+        self.rows = rows
+
+    def _check_columns(self, names: Collection[str]) -> None:
+        if missing := {self.image, self.caption} - set(names):
+            raise TideError(
+                f"the data set has no column {sorted(missing)[0]}; it has {', '.join(names)}: "
+                "set image_column and caption_column"
+            )
 
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
-        for row in self.rows:
-            if missing := {self.image, self.caption} - row.keys():
-                raise TideError(
-                    f"the data set has no column {sorted(missing)[0]}; it has {', '.join(row)}: "
-                    "set image_column and caption_column"
-                )
-            image, caption = to_tensor(row[self.image], self.size), row[self.caption] or ""
+        for number, row in enumerate(self.rows):
+            self._check_columns(row)
+            caption = row[self.caption] or ""
+            if not isinstance(caption, str):
+                raise TideError(f"column {self.caption} of row {number} holds no text; set caption_column")
+            if (picture := self._picture(row[self.image], f"row {number} of {self.name}")) is None:
+                continue
+            image = to_tensor(picture, self.size)
             samples.append(Sample(f"row {len(samples)}", digest(image), digest(caption)))
             if len(samples) > start:
                 yield image, caption
+
+    def _picture(self, value: Any, name: str) -> Image.Image | None:
+        """Of a file's bytes, of where they are, or of a picture that somebody decoded already."""
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, dict):
+            path = value.get("path")
+            value = value.get("bytes")
+            if value is None and isinstance(path, str):
+                value = _fetched(path, name) if "://" in path else Path(path)
+        if not isinstance(value, bytes | Path):
+            raise TideError(f"column {self.image} of {name} holds no image; set image_column")
+        return _opened(value, name, self.on_error)
+
+
+def _fetched(path: str, name: str) -> bytes:
+    """The bytes of an image that a data set keeps as a file elsewhere."""
+    import fsspec  # comes with datasets
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read(MAX_BYTES + 1)
+            return content
+    except (OSError, ValueError) as error:
+        raise TideError(
+            f"the image of {name} could not be fetched ({in_a_line(error)}); try again, or leave that row out"
+        ) from None

@@ -287,11 +287,9 @@ def _estimate(adapter: Adapter, args: argparse.Namespace, n: int, n_tokens: int)
 
 def read_prompts(path: Path) -> list[str]:
     from tide.errors import TideError
+    from tide.files import read_text
 
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TideError(f"{path} could not be read ({error}); give a UTF-8 text file of prompts") from None
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not any(lines):
         raise TideError(f"{path} holds no prompts; write one a line")
     return [line for line in lines if line]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tide.activations.data import to_tensor
@@ -22,6 +21,7 @@ from tide.editing.progress import is_within, step_range
 from tide.editing.record import record_contrast
 from tide.editing.target_file import load_target, save_target
 from tide.errors import TideError
+from tide.pictures import open_picture
 from tide.sae import TIDE, inference
 
 #: Bytes that a recorded target may take in memory.
@@ -182,13 +182,13 @@ def _noised(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int], s
 
 def _reference(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
     """``--towards-image`` through the VAE, ``[1, c, h, w]``."""
-    pixels = to_tensor(_opened(args.towards_image), size)[None]
+    pixels = to_tensor(open_picture(Path(args.towards_image)), size)[None]
     return adapter.encode_images(pixels)
 
 
 def mask_of(path: str, adapter: Adapter, size: tuple[int, int]) -> Tensor:
-    """bool ``[tokens]``: where the picture ``path``, of the image's size, is bright."""
-    picture = _opened(path).convert("L")
+    """bool ``[tokens]``: where the picture ``path``, of the image's size, is bright. What is transparent is dark."""
+    picture = open_picture(Path(path), background="black").convert("L")
     if (picture.height, picture.width) != size:
         raise TideError(
             f"{path} is {picture.height} x {picture.width} pixels and the image {size[0]} x {size[1]}; make the "
@@ -200,12 +200,3 @@ def mask_of(path: str, adapter: Adapter, size: tuple[int, int]) -> Tensor:
     if not tokens.any():
         raise TideError(f"{path} covers more than half of no token; make the mask larger or brighter")
     return tokens
-
-
-def _opened(path: str) -> Image.Image:
-    try:
-        with Image.open(Path(path)) as image:
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise TideError(f"{path} is not a readable image ({error}); give another") from None

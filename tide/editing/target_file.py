@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+import torch
 
 from tide.editing.edits import Target
 from tide.errors import TideError
-from tide.files import replace_file
+from tide.files import check_tensors, open_tensors, parse_json, read_tensors, replace_file, tensors_writer
 from tide.fingerprint import fingerprint
+from tide.messages import in_a_line
 from tide.sae.model import TIDE
 
 #: Under which the SAE is described in the file's metadata.
@@ -33,30 +33,32 @@ def _sae(model: TIDE) -> dict[str, Any]:
 
 def save_target(path: str | Path, target: Target, model: TIDE) -> None:
     """Writes ``timesteps`` and ``values`` as one safetensors file, the SAE's block and sizes in its metadata."""
-    tensors = {"timesteps": target.timesteps.float().cpu(), "values": target.values.cpu().contiguous()}
-    metadata = {KEY: json.dumps(_sae(model))}
-    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    tensors = {"timesteps": target.timesteps.float(), "values": target.values}
+    replace_file(Path(path), tensors_writer(tensors, {KEY: json.dumps(_sae(model))}))
 
 
 def load_target(path: str | Path, model: TIDE) -> Target:
     """The target in ``path``, for edits with ``model``.
 
-    Raises :class:`~tide.errors.TideError` if the file is none, or holds latents of an SAE of another family, block or
-    size, or with other weights.
+    Raises :class:`~tide.errors.TideError` if the file is none or damaged, or holds latents of an SAE of another family,
+    block or size, or with other weights.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            kept = (file.metadata() or {}).get(KEY)
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TideError(f"{path} is not a readable safetensors file ({error}); give another target") from None
-    if kept is None or not {"timesteps", "values"} <= tensors.keys():
+    path = Path(path)
+    with open_tensors(path, "the target") as file:
+        kept = (file.metadata() or {}).get(KEY)
+    if kept is None:
         raise TideError(f"{path} holds no target; make one with `tide edit --save-target`")
-    before, now = json.loads(kept), _sae(model)
-    for name, value in now.items():
+    before = parse_json(kept, f"{path}'s description", dict[str, Any])
+    for name, value in _sae(model).items():
         if before.get(name) != value:
             raise TideError(
-                f"{path} was recorded with another SAE ({name} {before.get(name)}, this one has {value}); record it "
-                "with this SAE"
+                f"{path} was recorded with another SAE ({name} {in_a_line(before.get(name))}, this one has {value}); "
+                "record it with this SAE"
             )
-    return Target(tensors["timesteps"], tensors["values"])
+    tensors = read_tensors(path, "the target")
+    shape = tensors["values"].shape if "values" in tensors else torch.Size()
+    if len(shape) not in (2, 3) or 0 in shape or shape[-1] != model.n_latents:
+        raise TideError(f"{path} holds no latents of {model.n_latents} an entry; record the target anew")
+    like = {"timesteps": torch.empty(shape[0], device="meta"), "values": torch.empty(shape, device="meta")}
+    check_tensors(path, tensors, like, remedy="record the target anew", any_float=True)
+    return Target(tensors["timesteps"].float(), tensors["values"])

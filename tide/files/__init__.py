@@ -2,7 +2,8 @@
 
 from tide.files.folders import new_folders, remove_leftovers
 from tide.files.lock import lock_folder
-from tide.files.reading import read_json, read_text, read_yaml
+from tide.files.reading import parse_json, read_json, read_text, read_yaml
+from tide.files.sealed import read_sealed, write_sealed
 from tide.files.tensors import check_tensors, file_digest, open_tensors, read_tensors, tensors_writer, what_is_wrong
 from tide.files.writing import Write, json_writer, replace_file, replace_files, write_json
 
@@ -14,7 +15,9 @@ __all__ = [
     "lock_folder",
     "new_folders",
     "open_tensors",
+    "parse_json",
     "read_json",
+    "read_sealed",
     "read_tensors",
     "read_text",
     "read_yaml",
@@ -24,4 +27,5 @@ __all__ = [
     "tensors_writer",
     "what_is_wrong",
     "write_json",
+    "write_sealed",
 ]

@@ -10,6 +10,7 @@ import yaml
 
 from tide.errors import TideError
 from tide.files.schema import check_schema
+from tide.messages import in_a_line
 
 #: A YAML file of options larger than this is something else.
 YAML_BYTES = 2**20
@@ -34,14 +35,18 @@ def read_json(path: Path, kind: Any = None) -> Any:
 
     Raises :class:`~tide.errors.TideError` for a file that is missing, unreadable, no JSON or of another kind.
     """
-    text = read_text(path)
+    return parse_json(read_text(path), str(path), kind)
+
+
+def parse_json(text: str, where: str, kind: Any = None) -> Any:
+    """:func:`read_json` of a text that stands in ``where``, a file or an entry of one."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise TideError(f"{path} is not valid JSON ({reason}); it may be truncated, make it anew") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else in_a_line(error)
+        raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it anew") from None
     if kind is not None:
-        check_schema(data, kind, str(path))
+        check_schema(data, kind, where)
     return data
 
 
@@ -59,7 +64,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise TideError(" ".join(str(error).split())) from None
+        raise TideError(in_a_line(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

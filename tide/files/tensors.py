@@ -14,6 +14,12 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.files.writing import Write
+from tide.messages import in_a_line
+
+#: What :func:`what_is_wrong` says of a pickle.
+PICKLE = "a pickle, which is never loaded"
+#: What one may be cast from and to; torch has floats of 8 and of 4 bits, too, which it hardly computes with.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensors_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Write:
@@ -33,7 +39,7 @@ def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {error}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {in_a_line(error)}); make it anew"
         ) from None
 
 
@@ -45,7 +51,7 @@ def open_tensors(path: Path, what: str = "the file") -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {error}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {in_a_line(error)}); make it anew"
         ) from None
 
 
@@ -63,14 +69,14 @@ def check_tensors(
         any_float: where a floating point tensor is asked for, one of another precision will do.
     """
     if missing := sorted(like.keys() - tensors.keys()):
-        raise TideError(f"{path} lacks {', '.join(missing)}; {remedy}")
+        raise TideError(f"{path} lacks {in_a_line(', '.join(missing))}; {remedy}")
     if further := sorted(tensors.keys() - like.keys()):
-        raise TideError(f"{path} holds {', '.join(further)}, which nothing asks for; {remedy}")
+        raise TideError(f"{path} holds {in_a_line(', '.join(further))}, which nothing asks for; {remedy}")
     for name, wanted in like.items():
         value = tensors[name]
         if value.shape != wanted.shape:
             raise TideError(f"{path}: {name} has shape {list(value.shape)}, not {list(wanted.shape)}; {remedy}")
-        cast = any_float and value.is_floating_point() and wanted.is_floating_point()
+        cast = any_float and value.dtype in FLOATS and wanted.dtype in FLOATS
         if value.dtype != wanted.dtype and not cast:
             raise TideError(f"{path}: {name} is {_dtype(value)}, not {_dtype(wanted)}; {remedy}")
         if not is_finite(value.to(wanted.dtype)):
@@ -101,4 +107,4 @@ def what_is_wrong(path: Path) -> str:
         return "unreadable"
     # A safetensors file starts with the length of its header, whose first byte may be 0x80 too; its last ones are 0.
     bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[3:8] != bytes(5)
-    return "a pickle, which is never loaded" if bare or start[:2] == b"PK" else "truncated or foreign"
+    return PICKLE if bare or start[:2] == b"PK" else "truncated or foreign"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
-from tide.files import json_writer, read_json, read_tensors, replace_files
+from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
+from tide.files.schema import check_schema
 from tide.interpretation.concepts import dense_latents
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
@@ -29,6 +30,7 @@ LEAST_TOKENS = 50
 TENSORS = "atlas.safetensors"
 FACTS = "atlas.json"
 FORMAT = "tide-atlas/1"
+_REMEDY = "make the atlas anew"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Atlas:
 
     def save(self, folder: Path, **notes: Any) -> None:
         """Writes ``atlas.safetensors`` and ``atlas.json``; ``notes`` (JSON values) go into the latter."""
-        tensors = {name: value.contiguous() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         named = None if self.labels is None else {i: asdict(each) for i, each in enumerate(self.labels) if each}
         facts = {
             "format": FORMAT,
@@ -113,8 +115,7 @@ class Atlas:
             "labels": named,
             **notes,
         }
-        writers = {folder / TENSORS: lambda path: save_file(tensors, path), folder / FACTS: json_writer(facts)}
-        replace_files(writers)
+        replace_files({folder / TENSORS: tensors_writer(tensors), folder / FACTS: json_writer(facts)})
 
     @classmethod
     def load(cls, folder: Path) -> Atlas:
@@ -122,15 +123,54 @@ class Atlas:
         facts = read_json(folder / FACTS)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise TideError(f"{folder / FACTS} is not of an atlas; give the folder that `tide atlas` wrote")
-        tensors = read_tensors(folder / TENSORS)
-        try:
-            named = facts["labels"]
-            if named is not None:
-                named = tuple(Label(**named[str(i)]) if str(i) in named else None for i in range(facts["n_latents"]))
-            return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=named)
-        except (TypeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise TideError(f"the atlas in {folder} lacks or mistypes a field ({reason}); make it anew") from None
+        check_schema(facts, _Facts, str(folder / FACTS))
+        tensors = read_tensors(folder / TENSORS, "the atlas")
+        _check(folder / TENSORS, tensors, facts["n_latents"], facts["n_images"])
+        labels = None if facts["labels"] is None else _labels(folder / FACTS, facts["labels"], facts["n_latents"])
+        return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=labels)
+
+
+class _Facts(TypedDict):
+    """What :meth:`Atlas.load` needs of the file."""
+
+    n_latents: int
+    n_images: int
+    n_tokens: int
+    labels: dict[str, Label] | None
+
+
+def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int) -> None:
+    """Raises unless the tensors are those of an atlas of so many latents and images."""
+    maps, timesteps = (tensors.get(name, torch.empty(0)) for name in ("maps", "timesteps"))
+    if maps.ndim != 4 or timesteps.ndim != 1 or not maps.numel() or not len(timesteps) or len(maps) != n_latents:
+        raise TideError(f"{path} holds no maps of {n_latents} latents, or no timesteps; {_REMEDY}")
+    like = {
+        "timesteps": torch.empty_like(timesteps, dtype=torch.float32, device="meta"),
+        "frequency": torch.empty(len(timesteps), n_latents, device="meta"),
+        "mean": torch.empty(len(timesteps), n_latents, device="meta"),
+        "top_images": torch.empty(maps.shape[:2], dtype=torch.int64, device="meta"),
+        "top_values": torch.empty(maps.shape[:2], device="meta"),
+        "maps": torch.empty_like(maps, dtype=torch.uint8, device="meta"),
+    }
+    found = dict(tensors)
+    if (scores := found.get("monosemanticity")) is not None:
+        like["monosemanticity"] = torch.empty(n_latents, device="meta")
+        if scores.dtype == torch.float32:
+            found["monosemanticity"] = scores.nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
+    check_tensors(path, found, like, remedy=_REMEDY)
+    for name, low, high in (("top_images", -1, n_images - 1), ("frequency", 0, 1)):
+        if tensors[name].min() < low or tensors[name].max() > high:
+            raise TideError(f"{path}: {name} reaches outside of {low} to {high}; {_REMEDY}")
+
+
+def _labels(path: Path, named: dict[str, dict[str, Any]], n_latents: int) -> tuple[Label | None, ...]:
+    places = {str(i): i for i in range(n_latents)}
+    if unknown := named.keys() - places.keys():
+        raise TideError(f"{path}: labels.{min(unknown)} is of none of the {n_latents} latents; {_REMEDY}")
+    found: list[Label | None] = [None] * n_latents
+    for name, each in named.items():
+        found[places[name]] = Label(each["concept"], each["level"], each["auroc"])
+    return tuple(found)
 
 
 def build_atlas(

@@ -69,7 +69,7 @@ class Models:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, now)
-        elif found := first_difference(read_json(path), now):
+        elif found := first_difference(read_json(path, dict[str, Any]), now):
             raise TideError(
                 f"{path.parent} was trained on other data ({found}); use the same options, or another --models"
             )

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tide.errors import TideError
-from tide.files import read_json, write_json
+from tide.files import read_sealed, write_sealed
 from tide.provenance import first_difference
 from tide.training.config import former_defaults
 
@@ -40,7 +40,7 @@ def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, R
     """Computes the cells that ``out`` does not hold yet and returns every result by its cell's name.
 
     Raises :class:`~tide.errors.TideError`, before anything is computed, if ``out`` holds a cell of another
-    configuration. A cell that is interrupted leaves nothing.
+    configuration or one that is damaged. A cell that is interrupted leaves nothing.
     """
     paths = [cell_path(out, cell.name) for cell in cells]
     if len(set(paths)) < len(paths):
@@ -64,7 +64,7 @@ def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, R
         started = time.perf_counter()
         result = cell.run()
         seconds = time.perf_counter() - started
-        write_json(path, {"name": cell.name, "config": cell.config, "seconds": round(seconds, 2), "result": result})
+        write_sealed(path, {"name": cell.name, "config": cell.config, "seconds": round(seconds, 2), "result": result})
         found[cell.name] = result
         spent, expected = spent + seconds, expected + estimates[cell.name]
         to_come -= estimates[cell.name]
@@ -74,10 +74,15 @@ def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, R
     return {cell.name: found[cell.name] for cell in cells}
 
 
+class _Kept(TypedDict):
+    name: str
+    config: dict[str, Any]
+    seconds: float
+    result: dict[str, Any]
+
+
 def _finished(cell: Cell, path: Path) -> Result:
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not {"config", "result"} <= kept.keys():
-        raise TideError(f"{path} is no cell of a grid; delete it, or choose another --out")
+    kept = read_sealed(path, _Kept, remedy="delete it to have it computed anew, or choose another --out")
     defaults = {"training": former_defaults()} if "training" in cell.config else None
     if found := first_difference(kept["config"], cell.config, defaults):
         group, _, option = found.name.partition(".")
@@ -85,7 +90,8 @@ def _finished(cell: Cell, path: Path) -> Result:
             f"{path} was made with another {group} ({found._replace(name=option or group)}); "
             "use the same options, or another --out"
         )
-    return dict(kept["result"])
+    result: Result = kept["result"]
+    return result
 
 
 def duration(seconds: float) -> str:

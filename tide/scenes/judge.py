@@ -25,6 +25,8 @@ from tide.scenes.render import REGIONS
 from tide.scenes.scene import ATTRIBUTES, Scene
 
 NO_OBJECT = "no valid object"
+#: The widest judge that is read; the shipped one has a width of 32.
+WIDEST = 1024
 HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "class": (*ATTRIBUTES["class"], NO_OBJECT)}
 
 
@@ -133,7 +135,8 @@ class _Config(TypedDict):
 def load_judge(path: str | Path | None = None) -> Judge:
     """The trained judge of the package, or the one saved at ``path``.
 
-    Raises :class:`~tide.errors.TideError` if there is none, or one of other attributes than :data:`HEADS`.
+    Raises :class:`~tide.errors.TideError` if there is none, or one that is damaged or of other attributes than
+    :data:`HEADS`.
     """
     folder = DATA / "judge" if path is None else Path(path)
     if not (folder / WEIGHTS).is_file():
@@ -142,9 +145,16 @@ def load_judge(path: str | Path | None = None) -> Judge:
     if config["heads"] != {name: list(values) for name, values in HEADS.items()}:
         raise TideError(f"{folder} holds a judge of other attributes; run `python -m tide.scenes.train judge` anew")
     tensors = read_tensors(folder / WEIGHTS, "the judge")
-    judge = Judge(config["width"])
-    check_tensors(folder / WEIGHTS, tensors, judge.half().state_dict(), remedy="copy the whole folder anew")
-    judge.float().load_state_dict({name: value.float() for name, value in tensors.items()})
+    width = config["width"]
+    if width % 8 or not 0 < width <= WIDEST:
+        raise TideError(
+            f"{folder / CONFIG}: width is {width}, not a multiple of 8 up to {WIDEST}; copy the whole folder anew"
+        )
+    with torch.device("meta"):
+        like = Judge(width).half().state_dict()
+    check_tensors(folder / WEIGHTS, tensors, like, remedy="copy the whole folder anew")
+    judge = Judge(width)
+    judge.load_state_dict({name: value.float() for name, value in tensors.items()})
     return judge.eval()
 
 

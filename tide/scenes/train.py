@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from tide.errors import TideError
 from tide.files import open_tensors, read_json, read_tensors, replace_file, tensors_writer, write_json
 from tide.scenes import pipeline as bundled
 from tide.scenes.judge import HEADS, NO_OBJECT, Judge, destroy
@@ -75,9 +76,11 @@ class _State:
     def load(self) -> tuple[int, dict[str, Tensor]]:
         if not self.path.exists():
             return 0, {}
-        with open_tensors(self.path) as file:
-            step = int(file.metadata()["step"])
-        return step, read_tensors(self.path)
+        with open_tensors(self.path, "the stage") as file:
+            step = (file.metadata() or {}).get("step", "")
+        if not (step.isascii() and step.isdigit()):
+            raise TideError(f"{self.path} states no step; delete it to train the stage anew")
+        return int(step), read_tensors(self.path, "the stage")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -91,6 +94,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         if name.startswith("optimizer."):
             _, i, key = name.split(".")
             state.setdefault(int(i), {})[key] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entry in state.items():  # the fused optimiser would read and write beyond moments of another shape
+        moments = [value for key, value in entry.items() if key != "step"]
+        if number >= len(parameters) or any(value.shape != parameters[number].shape for value in moments):
+            raise TideError("the state holds moments of another model; delete it to train the stage anew")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

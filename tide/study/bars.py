@@ -16,7 +16,7 @@ from typing import Any
 from tide.adapters import Adapter, Block, adapter_for
 from tide.errors import TideError
 from tide.evaluation.statistics import wilson_interval
-from tide.files import read_json, write_json
+from tide.files import read_sealed, write_sealed
 from tide.fingerprint import fingerprint
 from tide.provenance import versions
 from tide.sae.model import TIDE, TIDEConfig
@@ -119,7 +119,7 @@ def evaluate(
         metrics.update(
             seconds=round(time.perf_counter() - started, 1), stages={**metrics.get("stages", {}), **stage.seconds}
         )
-        write_json(out / "metrics.json", metrics)
+        write_sealed(out / "metrics.json", metrics)
 
     if "agreement" not in metrics:
         with stage("agreement of generated images with their held-out prompts"):
@@ -172,7 +172,8 @@ def _earlier(out: Path, now: dict[str, Any]) -> dict[str, Any]:
     """What an interrupted evaluation measured, if it was of the same checkpoint and configuration."""
     if not (out / "metrics.json").is_file():
         return {}
-    before = read_json(out / "metrics.json")
+    path = out / "metrics.json"
+    before = read_sealed(path, dict[str, Any], remedy="use another folder or leave --resume off")
     if isinstance(before.get("sae"), dict):  # centre is newer than some evaluations, and was off
         before["sae"] = {"centre": TIDEConfig.centre, **before["sae"]}
     for name, what in {"checkpoint": "checkpoint", "sae": "sae", "weights": "training", "config": "config"}.items():

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tide.errors import TideError
 from tide.files import read_yaml
+from tide.messages import in_a_line
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
@@ -171,28 +172,29 @@ def former_defaults() -> dict[str, Any]:
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
     known = [f.name for f in fields(cls)]
     if unknown := sorted(map(str, raw.keys() - set(known))):
-        raise TideError(f"unknown option {unknown[0]!r} in {where}; known: {', '.join(known)}")
+        raise TideError(f"unknown option {in_a_line(repr(unknown[0]))} in {where}; known: {', '.join(known)}")
     hints = get_type_hints(cls)
     return cls(**{name: _value(prefix + name, hints[name], value) for name, value in raw.items()})
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
     """``value`` as ``kind``. YAML reads 1e-3 as a word, so a word that is a number counts as one."""
+    shown = in_a_line(repr(value))
     if is_dataclass(kind):
         if isinstance(value, dict):
             return _build(kind, value, name, f"{name}.")  # type: ignore[arg-type]
-        raise TideError(f"{name} = {value!r} must be a group of options: {', '.join(f.name for f in fields(kind))}")
+        raise TideError(f"{name} = {shown} must be a group of options: {', '.join(f.name for f in fields(kind))}")
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         value = "off" if value is False and "off" in choices else value  # YAML reads off as false
         if value not in choices:
-            raise TideError(f"{name} = {value!r} is unknown; use one of {', '.join(choices)}")
+            raise TideError(f"{name} = {shown} is unknown; use one of {', '.join(choices)}")
         return value
     if NoneType in get_args(kind):
         return None if value is None else _value(name, get_args(kind)[0], value)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(get_args(kind)):
-            raise TideError(f"{name} = {value!r} must be {len(get_args(kind))} numbers, as in [0.9, 0.99]")
+            raise TideError(f"{name} = {shown} must be {len(get_args(kind))} numbers, as in [0.9, 0.99]")
         return tuple(_value(name, each, part) for each, part in zip(get_args(kind), value, strict=True))
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -202,7 +204,7 @@ def _value(name: str, kind: Any, value: Any) -> Any:
     elif type(value) is kind:
         return value
     wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}.get(kind, str(kind))
-    raise TideError(f"{name} = {value!r} must be {wanted}")
+    raise TideError(f"{name} = {shown} must be {wanted}")
 
 
 def _check_choices(config: Any) -> None:

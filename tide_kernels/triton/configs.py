@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from tide_kernels.dispatch import BackendError
+
 Config = dict[str, int]
 
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # the compiler's; maxnreg only where given, and not on ROCm
@@ -153,8 +155,30 @@ def static(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
 
 @cache
 def lookup(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
-    """The configuration of a launch: the table's, with what the file says about it put in its place."""
-    return {**static(kernel, arch, dtype, size), **_measured().get(key(kernel, arch, dtype, size), {})}
+    """The configuration of a launch: the table's, with what the file says about it put in its place.
+
+    Raises `BackendError` for a file that is no such file, or says what no kernel can be launched with.
+    """
+    table, name = static(kernel, arch, dtype, size), key(kernel, arch, dtype, size)
+    measured = _measured().get(name, {})
+    for entry, value in measured.items():
+        if not _is_possible(entry, value, table):
+            raise BackendError(f"{cache_file()}: {entry} of {name} is {value}: delete the file and measure anew")
+    return {**table, **measured}
+
+
+def _is_possible(entry: str, value: int, table: Config) -> bool:
+    """Whether a kernel of the table can be launched with the entry: sizes are powers of two, of tensor cores 16 up."""
+    if entry == "maxnreg":
+        return 16 <= value <= 255
+    if entry == "num_stages":
+        return 1 <= value <= 8
+    if entry not in table:
+        return False
+    if entry.islower() and entry != "num_warps":
+        return 0 <= value <= 2**20
+    low, high = (1, 32) if entry == "num_warps" else (16 if entry.startswith("BLOCK_") else 1, 2**16)
+    return low <= value <= high and value & (value - 1) == 0
 
 
 def reload() -> None:
@@ -178,17 +202,23 @@ def cache_file() -> Path:
 
 @cache
 def _measured() -> dict[str, Config]:
-    path = cache_file()
-    try:
-        entries = json.loads(path.read_text())
-    except FileNotFoundError:
+    return read(cache_file())
+
+
+def read(path: Path) -> dict[str, Config]:
+    """The configurations in a file; none if there is no file. Raises `BackendError` for one of another kind."""
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"{path} holds no launch configurations ({error}): delete it and measure anew") from error
+    try:
+        if not path.is_file():
+            raise OSError("no regular file")
+        entries = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise BackendError(f"{path} holds no launch configurations ({reason}): delete it and measure anew") from error
     valid = isinstance(entries, dict) and all(
-        isinstance(entry, dict) and all(isinstance(value, int) for value in entry.values())
-        for entry in entries.values()
+        isinstance(entry, dict) and all(type(value) is int for value in entry.values()) for entry in entries.values()
     )
     if not valid:
-        raise RuntimeError(f"{path} is no JSON object of launch configurations: delete it and measure anew")
+        raise BackendError(f"{path} is no JSON object of launch configurations: delete it and measure anew")
     return entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -118,12 +119,72 @@ def test_clip_folders_that_cannot_serve(clip_folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(TideError, match=f"{tmp_path} holds a model of type 'siglip', not 'clip'; {needed}"):
         CLIPScorer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TideError, match=rf"{tmp_path} holds a model of type None"):
+        CLIPScorer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(TideError, match=rf"{tmp_path} holds no model.safetensors; {needed} .*pickles are never loaded"):
+        CLIPScorer(tmp_path)
     for name in ("model.safetensors", "tokenizer.json"):
         copy = shutil.copytree(clip_folder, tmp_path / name)
         (copy / name).write_bytes(b"no weights")
-        with pytest.raises(TideError, match=rf"{copy} could not be loaded \(.*\); {needed}") as caught:
+        with pytest.raises(TideError, match=rf"{copy}.*\(.*\); (make it anew|{needed})") as caught:
             CLIPScorer(copy)
         assert "\n" not in str(caught.value)
+
+
+def changed(source: Path, folder: Path, name: str, *keys: str, to: object) -> Path:
+    """A copy of ``source`` with one entry of one JSON file changed."""
+    copy = shutil.copytree(source, folder / "clip")
+    data = inner = json.loads((copy / name).read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    (copy / name).write_text(json.dumps(data))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "message"),
+    [
+        ("config.json", ("text_config", "hidden_size"), 10**6, "holds fewer weights than its config.json asks for"),
+        ("config.json", ("text_config", "num_hidden_layers"), 10**9, "holds fewer weights than its config.json asks"),
+        ("config.json", ("vision_config", "image_size"), 10**5, "holds fewer weights than its config.json asks for"),
+        ("config.json", ("vision_config", "patch_size"), 0, "could not be loaded"),
+        ("config.json", ("projection_dim",), "12", "could not be loaded"),
+        (
+            "processor_config.json",
+            ("image_processor", "size"),
+            {"shortest_edge": 10**7},
+            "a size beyond 4096",
+        ),
+        ("processor_config.json", ("image_processor", "crop_size"), {"height": 8, "width": 8}, "embeds nothing"),
+        ("processor_config.json", ("image_processor", "image_std"), [0, 0, 0], "embeds what is not finite"),
+    ],
+)
+def test_clip_folders_that_lie(clip_folder, tmp_path, name, keys, value, message):
+    """Found before a model of the size that the config claims is built."""
+    copy = changed(clip_folder, tmp_path, name, *keys, to=value)
+    with pytest.raises(TideError, match=rf"{copy} .*{message}.*; give the folder of a CLIP model") as caught:
+        CLIPScorer(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_clip_in_several_files(clip, clip_folder, tmp_path):
+    from transformers import CLIPModel
+
+    copy = shutil.copytree(clip_folder, tmp_path / "clip")
+    (copy / "model.safetensors").unlink()
+    CLIPModel.from_pretrained(clip_folder).save_pretrained(copy, max_shard_size="40KB")
+    parts = CLIPScorer(copy)
+    assert len(parts.provenance["sha256"]) > 1
+    torch.testing.assert_close(parts.embed_texts(TEXTS), clip.embed_texts(TEXTS))
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    index["weight_map"]["logit_scale"] = "../outside.safetensors"
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TideError, match=r"names \.\./outside\.safetensors, which is not in the folder"):
+        CLIPScorer(copy)
 
 
 def test_clip_without_some_of_its_weights(clip_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scorer_inputs import NEEDS_TORCHVISION, random_images
 from torch import nn
 
@@ -92,19 +93,19 @@ def test_fid_provenance():
 
 
 def test_fid_files_that_cannot_serve(tmp_path):
-    expected = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
-    path = tmp_path / "inception.pth"
+    expected = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth as safetensors"
+    path = tmp_path / "inception.safetensors"
     with pytest.raises(TideError, match=f"{path} does not exist; put {expected} there .nothing is downloaded"):
         FIDScorer(path)
-    other = tmp_path / "alexnet.pth"
-    torch.save({"features.0.weight": torch.zeros(64, 3, 11, 11)}, other)
+    other = tmp_path / "alexnet.safetensors"
+    save_file({"features.0.weight": torch.zeros(64, 3, 11, 11)}, other)
     with pytest.raises(TideError, match=f"{other} holds no 'Conv2d_1a_3x3.conv.weight'; give {expected}"):
         FIDScorer(other)
 
 
 def test_fid_without_its_libraries(tmp_path, without):
-    path = tmp_path / "inception.pth"
-    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
+    path = tmp_path / "inception.safetensors"
+    save_file({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
     without("torch_fidelity")
     with pytest.raises(TideError) as caught:
         FIDScorer(path)
@@ -126,13 +127,13 @@ def test_fid_of_the_real_inception(tmp_path, monkeypatch):
         patch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: {})
         patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         weights = inception.FeatureExtractorInceptionV3("x", ["2048"]).state_dict()
-    torch.save(weights, tmp_path / "inception.pth")
-    scorer = FIDScorer(tmp_path / "inception.pth")
+    save_file(weights, tmp_path / "inception.safetensors")
+    scorer = FIDScorer(tmp_path / "inception.safetensors")
     for i, images in enumerate((random_images(3), random_images(3, seed=1) * 0.5)):
         scorer.update(images, real=i == 0)
     assert scorer.compute() > 0
     assert scorer.provenance["model"] == "NoTrainInceptionV3"
     del weights["fc.bias"]
-    torch.save(weights, tmp_path / "inception.pth")
-    with pytest.raises(TideError, match=r"inception.pth does not fit Inception v3 \(.*fc.bias"):
-        FIDScorer(tmp_path / "inception.pth")
+    save_file(weights, tmp_path / "inception.safetensors")
+    with pytest.raises(TideError, match=r"inception.safetensors does not fit Inception v3 \(.*fc.bias"):
+        FIDScorer(tmp_path / "inception.safetensors")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import shutil
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scorer_inputs import NEEDS_TORCHVISION, random_images
 from torch import nn
 
@@ -53,17 +55,17 @@ def alexnet(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         features = alexnet_features()
-    path = tmp_path_factory.mktemp("alexnet") / "mine.pth"
-    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
+    path = tmp_path_factory.mktemp("alexnet") / "mine.safetensors"
+    save_file({f"features.{name}": value for name, value in features.state_dict().items()}, path)
     return path
 
 
 @pytest.fixture
 def torchvision_with(monkeypatch):
-    """Has a stand-in for torchvision expect this file's contents, under the name it returns."""
+    """Has a stand-in for torchvision, which expects a file of the name that this returns."""
 
-    def install(path: Path) -> str:
-        name = f"alexnet-owt-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
+    def install() -> str:
+        name = "alexnet-owt-7be5be79.pth"
         weights = SimpleNamespace(DEFAULT=SimpleNamespace(url=f"https://download.pytorch.org/models/{name}"))
         models = SimpleNamespace(
             get_model_weights={"alexnet": weights}.__getitem__, AlexNet_Weights=weights, alexnet=_AlexNet
@@ -73,7 +75,6 @@ def torchvision_with(monkeypatch):
         monkeypatch.setitem(sys.modules, "torchvision", module)
         for user in (torchmetrics.image.lpip, torchmetrics.functional.image.lpips):
             monkeypatch.setattr(user, "_TORCHVISION_AVAILABLE", True)
-        monkeypatch.setitem(lpips.FILES, "alex", ("alexnet", name))
         return name
 
     return install
@@ -81,7 +82,7 @@ def torchvision_with(monkeypatch):
 
 def lpips_by_hand(path: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """In float64: the sum over layers of the mean over places of sum_c w_c (f_a - f_b)_c^2, each f of unit length."""
-    weights = torch.load(path)
+    weights = load_file(path)
     features = alexnet_features().double()
     features.load_state_dict({name.removeprefix("features."): value for name, value in weights.items()})
     linear = torch.load(Path(torchmetrics.functional.image.lpips.__file__).parent / "lpips_models/alex.pth", "cpu")
@@ -101,7 +102,7 @@ def lpips_by_hand(path: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def test_lpips_is_its_formula_with_the_weights_of_the_file(alexnet, torchvision_with):
-    torchvision_with(alexnet)
+    torchvision_with()
     scorer = LPIPSScorer(alexnet)
     a, b = random_images(), (random_images() + 0.3 * random_images(seed=1)).clamp(-1, 1)
     found = scorer.distance(a, b)
@@ -114,7 +115,7 @@ def test_lpips_is_its_formula_with_the_weights_of_the_file(alexnet, torchvision_
 
 
 def test_lpips_provenance(alexnet, torchvision_with):
-    torchvision_with(alexnet)
+    torchvision_with()
     stated = LPIPSScorer(alexnet).provenance
     assert (stated["scorer"], stated["model"]) == ("LPIPSScorer", "LPIPS alex")
     assert stated["weights"] == str(alexnet)
@@ -124,7 +125,7 @@ def test_lpips_provenance(alexnet, torchvision_with):
 
 
 def test_lpips_lends_torch_hub_a_folder_and_gives_it_back(alexnet, torchvision_with, monkeypatch, tmp_path):
-    name = torchvision_with(alexnet)
+    name = torchvision_with()
     torch.hub.set_dir(tmp_path / "hub")
     monkeypatch.setattr(torch.hub, "_hub_dir", torch.hub.get_dir())
     seen = []
@@ -133,14 +134,15 @@ def test_lpips_lends_torch_hub_a_folder_and_gives_it_back(alexnet, torchvision_w
         hub = Path(torch.hub.get_dir())
         seen.append((net, reduction, normalize, hub))
         assert [file.name for file in hub.rglob("*") if file.is_file()] == [name]
-        assert (hub / "checkpoints" / name).resolve() == alexnet
+        loaded = torch.load(hub / "checkpoints" / name, weights_only=True)
+        assert all(torch.equal(value, loaded[key]) for key, value in load_file(alexnet).items())
         if len(seen) == 2:
-            raise RuntimeError("no")
+            raise KeyError("no")
         return nn.Identity()
 
     monkeypatch.setattr(torchmetrics.image.lpip, "LearnedPerceptualImagePatchSimilarity", make)
     LPIPSScorer(alexnet)
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(KeyError, match="no"):
         LPIPSScorer(alexnet)
     assert [each[:3] for each in seen] == [("alex", "none", False)] * 2
     assert torch.hub.get_dir() == str(tmp_path / "hub")
@@ -149,34 +151,59 @@ def test_lpips_lends_torch_hub_a_folder_and_gives_it_back(alexnet, torchvision_w
     assert alexnet.is_file()
 
 
-def test_lpips_files_that_cannot_serve(alexnet, tmp_path):
-    expected = "one of torchvision's alexnet-owt-7be5be79.pth, vgg16-397923af.pth, squeezenet1_1-b8a52dc0.pth"
-    path = tmp_path / "weights.pth"
-    with pytest.raises(TideError, match=f"{path} does not exist; put {expected} there .nothing is downloaded"):
+def test_lpips_files_that_cannot_serve(alexnet, torchvision_with, tmp_path):
+    torchvision_with()
+    expected = "one of torchvision's alexnet-owt-7be5be79.pth, vgg16-397923af.pth, squeezenet1_1-b8a52dc0.pth as"
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(TideError, match=f"{path} does not exist; put {expected} safetensors there"):
         LPIPSScorer(path)
-    path.write_bytes(pickle.dumps(shutil.rmtree, protocol=2))
-    with pytest.raises(TideError, match=f"{path} is not a readable file of weights .UnpicklingError.; give {expected}"):
-        LPIPSScorer(path)
-    torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(TideError, match=f"{path} holds no 'features.0.weight'; give {expected}"):
-        LPIPSScorer(path)
-    digest = hashlib.sha256(alexnet.read_bytes()).hexdigest()[:8]
-    with pytest.raises(TideError, match=f"{alexnet} has SHA-256 {digest}..., that of none known; give {expected}"):
-        LPIPSScorer(alexnet)
-
-
-def test_lpips_of_a_torchvision_with_other_weights(alexnet, torchvision_with, monkeypatch):
-    """It would look for another file, and download it."""
-    name = torchvision_with(alexnet)
-    monkeypatch.setattr(sys.modules["torchvision"].models.AlexNet_Weights.DEFAULT, "url", "https://x.org/new.pth")
-    with pytest.raises(
-        TideError, match=f"this torchvision loads https://x.org/new.pth, and LPIPS is known with {name}"
+    for tensors, message in (
+        ({"weight": torch.zeros(1)}, "holds no 'features.0.weight'"),
+        ({"features.0.weight": torch.zeros(1)}, "holds weights of none of alex, vgg, squeeze"),
+        (load_file(alexnet) | {"features.3.bias": torch.zeros(3)}, r"does not fit LPIPS alex \(.*features.3.bias.*\)"),
+        (load_file(alexnet) | {"features.3.bias": torch.full((192,), torch.nan)}, ": features.3.bias holds NaN or inf"),
     ):
-        LPIPSScorer(alexnet)
+        save_file(tensors, path)
+        with pytest.raises(TideError, match=f"{path}:? ?{message}; give {expected}") as caught:
+            LPIPSScorer(path)
+        assert "\n" not in str(caught.value)
+
+
+class _Started:
+    """Unpickled, it says so."""
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+@pytest.mark.parametrize("save", [lambda value, path: path.write_bytes(pickle.dumps(value)), torch.save])
+def test_a_pickle_is_never_loaded(save, tmp_path):
+    path = tmp_path / "weights.pth"
+    save(_Started(tmp_path / "started"), path)
+    with pytest.raises(
+        TideError, match=f"{path} is a pickle, which is never loaded; convert it once: python -c "
+    ) as caught:
+        LPIPSScorer(path)
+    assert not (tmp_path / "started").exists()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_of_the_message_converts_a_pickle(alexnet, torchvision_with, tmp_path):
+    torchvision_with()
+    path = tmp_path / "alexnet.pth"
+    torch.save(load_file(alexnet), path)
+    with pytest.raises(TideError) as caught:
+        LPIPSScorer(path)
+    command = str(caught.value).partition("convert it once: ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    assert LPIPSScorer(tmp_path / "alexnet.safetensors").net == "alex"
 
 
 def test_lpips_pairs_that_cannot_be_compared(alexnet, torchvision_with):
-    torchvision_with(alexnet)
+    torchvision_with()
     scorer = LPIPSScorer(alexnet)
     with pytest.raises(TideError, match=r"images \[3, 3, 40, 40\] and references \[2, 3, 40, 40\] differ in shape"):
         scorer.distance(random_images(), random_images(2))
@@ -187,7 +214,7 @@ def test_lpips_pairs_that_cannot_be_compared(alexnet, torchvision_with):
 
 
 def test_lpips_without_its_libraries(alexnet, torchvision_with, without):
-    torchvision_with(alexnet)
+    torchvision_with()
     without("torchmetrics")
     with pytest.raises(TideError) as caught:
         LPIPSScorer(alexnet)
@@ -199,7 +226,7 @@ def test_lpips_without_its_libraries(alexnet, torchvision_with, without):
 
 
 def test_lpips_beside_a_torchvision_for_another_torch(alexnet, torchvision_with, without):
-    torchvision_with(alexnet)
+    torchvision_with()
     without("torchvision", RuntimeError("operator torchvision::nms\n does not exist"))
     with pytest.raises(TideError) as caught:
         LPIPSScorer(alexnet)
@@ -211,24 +238,20 @@ def test_lpips_beside_a_torchvision_for_another_torch(alexnet, torchvision_with,
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
-def test_lpips_of_the_real_networks(net, tmp_path, monkeypatch):
-    """Random weights, under the name of their own SHA-256."""
+def test_lpips_of_the_real_networks(net, tmp_path):
+    """Random weights."""
     torchvision = pytest.importorskip("torchvision", reason=NEEDS_TORCHVISION)
-    model, _ = lpips.FILES[net]
+    model = lpips.FILES[net][0]
     torch.manual_seed(0)
-    path = tmp_path / "weights.pth"
-    torch.save(torchvision.models.get_model(model, weights=None).state_dict(), path)
-    name = f"{model}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(lpips.FILES, net, (model, name))
-    default = torchvision.models.get_model_weights(model).DEFAULT
-    monkeypatch.setattr(default.value, "url", f"https://download.pytorch.org/models/{name}")
+    path = tmp_path / "weights.safetensors"
+    save_file(torchvision.models.get_model(model, weights=None).state_dict(), path)
     scorer = LPIPSScorer(path)
     assert scorer.net == net
     a, b = random_images(2, lpips.SMALLEST), random_images(2, lpips.SMALLEST, seed=1)
     found = scorer.distance(a, b)
     assert (found > 0).all()
     if net == "alex":
-        features = {name: value for name, value in torch.load(path).items() if name.startswith("features.")}
-        torch.save(features, tmp_path / "features.pth")
-        expected = lpips_by_hand(tmp_path / "features.pth", a, b)
+        features = {name: value for name, value in load_file(path).items() if name.startswith("features.")}
+        save_file(features, tmp_path / "features.safetensors")
+        expected = lpips_by_hand(tmp_path / "features.safetensors", a, b)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-7)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.errors import TideError
+from tide.files import read_tensors
+from tide.files.tensors import FLOATS, PICKLE, is_finite, what_is_wrong
+from tide.messages import in_a_line
 
 EXTRA = 'pip install "tide-sae[scores]"'
 
@@ -93,31 +97,48 @@ def require(module: str, user: str) -> Any:
 
 
 def _broken(module: str, user: str, error: Exception) -> TideError:
-    reason = " ".join(str(error).split())
+    reason = in_a_line(error)
     return TideError(
         f"{user} needs {module}, which cannot be imported ({reason}); install the builds of torchvision and of the "
         f"rest that are made for torch {torch.__version__}: {EXTRA}"
     )
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_weights(path: Path, key: str, expected: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, one of them named ``key``; ``expected`` says what should be there.
 
-
-def check_weights(path: Path, key: str, expected: str) -> None:
-    """Raises unless ``path`` is a file of tensors, one of them named ``key``; ``expected`` says what should be there.
-
-    The libraries read such files as pickles, which may run code. This reads tensors alone, and comes first.
+    Such weights are published as pickles, which may run code when they are read; the message of the
+    :class:`~tide.errors.TideError` for one says how to convert it.
     """
     if not path.is_file():
         raise TideError(f"{path} does not exist; put {expected} there (nothing is downloaded)")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise errors of many kinds
-        raise TideError(f"{path} is not a readable file of weights ({type(error).__name__}); give {expected}") from None
-    if not isinstance(weights, Mapping) or key not in weights:
+    if what_is_wrong(path) == PICKLE:
+        raise TideError(f"{path} is {PICKLE}; convert it once: {_conversion(path)}")
+    tensors = read_tensors(path)
+    if key not in tensors:
         raise TideError(f"{path} holds no {key!r}; give {expected}")
+    if foreign := [name for name, value in tensors.items() if value.is_floating_point() and value.dtype not in FLOATS]:
+        raise TideError(f"{path}: {foreign[0]} is {tensors[foreign[0]].dtype}; give {expected}")
+    if broken := [name for name, value in tensors.items() if not is_finite(value)]:
+        raise TideError(f"{path}: {broken[0]} holds NaN or inf; give {expected}")
+    return tensors
+
+
+def _conversion(path: Path) -> str:
+    """The command that reads tensors alone out of a pickle, and writes them as safetensors."""
+    loaded = f"torch.load({str(path)!r}, 'cpu', weights_only=True)"
+    code = f"import torch, safetensors.torch as s; s.save_file({loaded}, {str(path.with_suffix('.safetensors'))!r})"
+    return f'python -c "{code}"'
+
+
+@contextmanager
+def as_pickle(tensors: dict[str, Tensor], name: str) -> Iterator[Path]:
+    """A file ``name`` in a folder of its own, for a library that reads nothing but torch's pickles: one made here."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.parent.mkdir(exist_ok=True)
+        torch.save(tensors, path)
+        yield path
 
 
 def provenance(scorer: object, model: str, weights: Path | None, hashes: object, *libraries: str) -> dict[str, Any]:

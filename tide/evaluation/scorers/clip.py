@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,12 +18,15 @@ from tide.evaluation.scorers.base import (
     check_texts,
     provenance,
     require,
-    sha256,
     to_pixels,
 )
-from tide.files import read_json
+from tide.files import file_digest, open_tensors, read_json
+from tide.messages import in_a_line
 
 EXPECTED = "the folder of a CLIP model as transformers saves it (config.json, model.safetensors, tokenizer, processor)"
+#: Pixels a side to which a processor may resize.
+LARGEST = 4096
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class CLIPScorer(ImageTextScorer):
@@ -40,23 +44,49 @@ class CLIPScorer(ImageTextScorer):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise TideError(f"{folder} is not a folder; give {EXPECTED} (nothing is downloaded)")
-        config = read_json(self.folder / "config.json")
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        if kind != "clip":  # transformers would warn and draw random weights
+        config = read_json(self.folder / "config.json", dict[str, Any])
+        if (kind := config.get("model_type")) != "clip":  # transformers would warn and draw random weights
             raise TideError(f"{self.folder} holds a model of type {kind!r}, not 'clip'; give {EXPECTED}")
-        modeling = require("transformers.models.clip.modeling_clip", "CLIP")
-        processing = require("transformers.models.clip.processing_clip", "CLIP")
+        self.files = _weight_files(self.folder)
+        require("transformers.models.clip.modeling_clip", "CLIP")
+        require("transformers.models.clip.processing_clip", "CLIP")
         try:
-            self.model, loading = modeling.CLIPModel.from_pretrained(
-                self.folder, local_files_only=True, output_loading_info=True
-            )
-            self.processor = processing.CLIPProcessor.from_pretrained(self.folder, local_files_only=True)
+            loading = self._load()
+        except TideError:
+            raise
         except Exception as error:  # missing and damaged files raise errors of many kinds
-            reason = " ".join(str(error).split())
+            reason = in_a_line(error)
             raise TideError(f"{self.folder} could not be loaded ({reason}); give {EXPECTED}") from error
         if missing := sorted(loading["missing_keys"]):
             raise TideError(f"{self.folder} lacks {len(missing)} weights, such as {missing[0]}; give {EXPECTED}")
         self.model.eval().requires_grad_(False).to(device)
+        self._try()
+
+    def _load(self) -> dict[str, Any]:
+        """Loads model and processor; returns what transformers says of it."""
+        from transformers.models.clip import modeling_clip, processing_clip
+
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        _check_sizes(self.folder, self.files)
+        self.model, loading = modeling_clip.CLIPModel.from_pretrained(
+            self.folder, output_loading_info=True, use_safetensors=True, **local
+        )
+        self.processor = processing_clip.CLIPProcessor.from_pretrained(self.folder, **local)
+        for name in ("size", "crop_size"):
+            sides = dict(getattr(self.processor.image_processor, name)).values()
+            if any(side is not None and not 0 < side <= LARGEST for side in sides):
+                raise TideError(f"the processor of {self.folder} has a {name} beyond {LARGEST} pixels; give {EXPECTED}")
+        return dict(loading)
+
+    def _try(self) -> None:
+        """Embeds one image and one text: a processor or weights that cannot serve are found here."""
+        try:
+            found = [self.embed_images(torch.zeros(1, 3, 64, 64)), self.embed_texts(["a"])]
+        except Exception as error:
+            reason = in_a_line(error)
+            raise TideError(f"{self.folder} embeds nothing ({reason}); give {EXPECTED}") from error
+        if not all(bool(each.isfinite().all()) for each in found):
+            raise TideError(f"{self.folder} embeds what is not finite; give {EXPECTED}")
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -80,8 +110,7 @@ class CLIPScorer(ImageTextScorer):
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """As :class:`~tide.evaluation.scorers.Scorer` says, and the image processor's class."""
-        files = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("*.bin"))
-        hashes = {file.name: sha256(file) for file in files}
+        hashes = {file.name: file_digest(file) for file in self.files}
         stated = provenance(self, type(self.model).__name__, self.folder, hashes, "transformers")
         # Its two implementations, with PIL and with torchvision, resize slightly differently.
         return stated | {"processor": type(self.processor.image_processor).__name__}
@@ -90,3 +119,39 @@ class CLIPScorer(ImageTextScorer):
 def _embeddings(output: Any) -> Tensor:
     """The projected embeddings: what transformers 4 returns, and 5 as the pooled output."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float()
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the folder's weights: one, or those that an index names."""
+    if not (folder / INDEX).is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise TideError(f"{folder} holds no {WEIGHTS}; give {EXPECTED} (pickles are never loaded)")
+        return [folder / WEIGHTS]
+    names = set(read_json(folder / INDEX, _Index)["weight_map"].values())
+    for name in names:
+        if Path(name).name != name:
+            raise TideError(f"{folder / INDEX} names {name}, which is not in the folder; give {EXPECTED}")
+    return sorted(folder / name for name in names)
+
+
+def _check_sizes(folder: Path, files: list[Path]) -> None:
+    """That the weights are as many as the config asks for: a model is built of it next, and one that lies must not ask
+    for more memory than there is."""
+    from transformers.models.clip import modeling_clip
+
+    shapes: list[list[int]] = []
+    for path in files:
+        with open_tensors(path, "the model") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]
+    config = modeling_clip.CLIPConfig.from_pretrained(folder, local_files_only=True)
+    n_layers = sum(part.num_hidden_layers for part in (config.text_config, config.vision_config))
+    if n_layers <= len(shapes):
+        with torch.device("meta"):
+            wanted = sum(value.numel() for value in modeling_clip.CLIPModel(config).parameters())
+        if wanted <= 1.1 * sum(math.prod(shape) for shape in shapes):
+            return
+    raise TideError(f"{folder} holds fewer weights than its config.json asks for; give {EXPECTED}")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tide.errors import TideError
-from tide.evaluation.scorers.base import check_images, check_weights, provenance, require, sha256, to_pixels
+from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require, to_pixels
+from tide.files import file_digest
+from tide.messages import in_a_line
 
-EXPECTED = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+EXPECTED = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth as safetensors"
 
 
 class FIDScorer:
@@ -20,11 +22,11 @@ class FIDScorer:
     ``|m_r - m_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2))`` with means m and unbiased covariances C, which are summed up
     in float64 as images come.
 
-    ``features`` is the file of Inception v3's weights, for the FID of the literature (2048 features of images resized
-    to 299 x 299; from ``https://github.com/toshas/torch-fidelity/releases``), or a module of your own, in evaluation
-    mode, from images ``[B, 3, H, W]`` in [-1, 1] to ``[B, d]``, with ``d`` in its attribute ``num_features``; it is
-    moved to ``device``. FID is biased upwards for few images: compare only sets of one size; papers take 10 000 images
-    or more.
+    ``features`` is the safetensors file of Inception v3's weights, for the FID of the literature (2048 features of
+    images resized to 299 x 299). ``https://github.com/toshas/torch-fidelity/releases`` has them as a pickle; the error
+    for it says how to convert it. Or it is a module of your own, in evaluation mode, from images ``[B, 3, H, W]`` in
+    [-1, 1] to ``[B, d]``, with ``d`` in its attribute ``num_features``; it is moved to ``device``. FID is biased
+    upwards for few images: compare only sets of one size; papers take 10 000 images or more.
 
     Raises :class:`~tide.errors.TideError` for a file that is missing or holds other weights, a module without
     ``num_features``, and where torchmetrics or torch-fidelity is missing.
@@ -32,19 +34,19 @@ class FIDScorer:
 
     def __init__(self, features: str | Path | nn.Module, *, device: str | torch.device = "cpu") -> None:
         self.weights = None if isinstance(features, nn.Module) else Path(features)
-        if self.weights is not None:
-            check_weights(self.weights, "Conv2d_1a_3x3.conv.weight", EXPECTED)
-        elif not hasattr(features, "num_features"):
+        if self.weights is None and not hasattr(features, "num_features"):
             raise TideError(f"{type(features).__name__} has no num_features; set it to the width of what it returns")
         fid = require("torchmetrics.image.fid", "FID").FrechetInceptionDistance
         if self.weights is None:
             self.metric = fid(features)
         else:
+            tensors = read_weights(self.weights, "Conv2d_1a_3x3.conv.weight", EXPECTED)
             require("torch_fidelity", "FID")
             try:
-                self.metric = fid(2048, feature_extractor_weights_path=str(self.weights))
+                with as_pickle(tensors, "inception.pth") as path:
+                    self.metric = fid(2048, feature_extractor_weights_path=str(path))
             except RuntimeError as error:  # tensors of other names or shapes
-                reason = " ".join(str(error).split())
+                reason = in_a_line(error)
                 raise TideError(f"{self.weights} does not fit Inception v3 ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 
@@ -65,6 +67,6 @@ class FIDScorer:
     @property
     def provenance(self) -> dict[str, Any]:
         """As :class:`~tide.evaluation.scorers.Scorer` says; a module of your own has no weights to name."""
-        digest = None if self.weights is None else sha256(self.weights)
+        digest = None if self.weights is None else file_digest(self.weights)
         libraries = ("torchmetrics",) if self.weights is None else ("torchmetrics", "torch-fidelity")
         return provenance(self, type(self.metric.inception).__name__, self.weights, digest, *libraries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +11,17 @@ import torch
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.evaluation.scorers.base import check_images, check_weights, provenance, require, sha256
+from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require
+from tide.files import file_digest
+from tide.messages import in_a_line
 
-#: Of each network of LPIPS, torchvision's model and the file of its weights. Eight digits of the file's SHA-256 are in
-#: its name.
+#: Of each network of LPIPS, torchvision's model, the file of its weights, and a tensor that no other one has.
 FILES = {
-    "alex": ("alexnet", "alexnet-owt-7be5be79.pth"),
-    "vgg": ("vgg16", "vgg16-397923af.pth"),
-    "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
+    "alex": ("alexnet", "alexnet-owt-7be5be79.pth", "features.10.weight"),
+    "vgg": ("vgg16", "vgg16-397923af.pth", "features.28.weight"),
+    "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", "features.3.squeeze.weight"),
 }
-EXPECTED = f"one of torchvision's {', '.join(name for _, name in FILES.values())}"
+EXPECTED = f"one of torchvision's {', '.join(name for _, name, _ in FILES.values())} as safetensors"
 
 #: The smallest side in pixels that every network has room for.
 SMALLEST = 32
@@ -30,8 +30,10 @@ SMALLEST = 32
 class LPIPSScorer:
     """LPIPS of torchmetrics, its backbone's weights from a local file.
 
-    ``weights`` is torchvision's file of AlexNet ("alex", what papers on editing report), VGG-16 ("vgg") or SqueezeNet
-    1.1 ("squeeze"), from ``https://download.pytorch.org/models/``; which one is told by its SHA-256. torchmetrics
+    ``weights`` is a safetensors file of torchvision's AlexNet ("alex", what papers on editing report), VGG-16 ("vgg")
+    or SqueezeNet 1.1 ("squeeze"), from ``https://download.pytorch.org/models/``, where they are pickles: the error for
+    one says how to convert it. Which network it is is told by the names of its tensors; whether they are those that
+    torchvision publishes is not known, so that the file's SHA-256 is among what :attr:`provenance` states. torchmetrics
     brings the linear layers on top.
 
     Raises :class:`~tide.errors.TideError` for a file that is missing or is none of these, and where torchmetrics or
@@ -40,18 +42,19 @@ class LPIPSScorer:
 
     def __init__(self, weights: str | Path, *, device: str | torch.device = "cpu") -> None:
         self.weights = Path(weights)
-        check_weights(self.weights, "features.0.weight", EXPECTED)
-        self.sha256 = sha256(self.weights)
-        self.net = _net_of(self.weights, self.sha256)
-        model, name = FILES[self.net]
+        tensors = read_weights(self.weights, "features.0.weight", EXPECTED)
+        self.sha256 = file_digest(self.weights)
+        self.net = _net_of(self.weights, tensors)
         torchvision = require("torchvision", "LPIPS")
-        url = torchvision.models.get_model_weights(model).DEFAULT.url
-        if not url.endswith(f"/{name}"):  # it would not find our file, and download its own
-            raise TideError(f"this torchvision loads {url}, and LPIPS is known with {name}; install another version")
+        url = torchvision.models.get_model_weights(FILES[self.net][0]).DEFAULT.url
         metrics = require("torchmetrics.image.lpip", "LPIPS")
-        with _hub_with(self.weights, name):
-            # normalize=False: images are in [-1, 1].
-            self.metric = metrics.LearnedPerceptualImagePatchSimilarity(self.net, reduction="none", normalize=False)
+        with _hub_with(tensors, url.rpartition("/")[2]):
+            try:
+                # normalize=False: images are in [-1, 1].
+                self.metric = metrics.LearnedPerceptualImagePatchSimilarity(self.net, reduction="none", normalize=False)
+            except RuntimeError as error:  # tensors of other names or shapes
+                reason = in_a_line(error)
+                raise TideError(f"{self.weights} does not fit LPIPS {self.net} ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 
     @torch.no_grad()
@@ -77,21 +80,19 @@ class LPIPSScorer:
         return provenance(self, f"LPIPS {self.net}", self.weights, self.sha256, "torchmetrics", "torchvision")
 
 
-def _net_of(path: Path, digest: str) -> str:
-    for net, (_, name) in FILES.items():
-        if digest.startswith(name.removesuffix(".pth").rpartition("-")[2]):
+def _net_of(path: Path, tensors: dict[str, Tensor]) -> str:
+    for net, (_, _, only) in FILES.items():
+        if only in tensors:
             return net
-    raise TideError(f"{path} has SHA-256 {digest[:8]}..., that of none known; give {EXPECTED}")
+    raise TideError(f"{path} holds weights of none of {', '.join(FILES)}; give {EXPECTED}")
 
 
 @contextmanager
-def _hub_with(weights: Path, name: str) -> Iterator[None]:
-    """Within it, torch.hub's folder is a temporary one that holds ``weights`` as the checkpoint ``name``."""
+def _hub_with(tensors: dict[str, Tensor], name: str) -> Iterator[None]:
+    """Within it, torch.hub's folder is a temporary one that holds ``tensors`` as the checkpoint ``name``."""
     before = torch.hub.get_dir()
-    with tempfile.TemporaryDirectory() as hub:
-        (Path(hub) / "checkpoints").mkdir()
-        (Path(hub) / "checkpoints" / name).symlink_to(weights.resolve())
-        torch.hub.set_dir(hub)
+    with as_pickle(tensors, f"checkpoints/{name}") as path:
+        torch.hub.set_dir(path.parent.parent)
         try:
             yield
         finally:

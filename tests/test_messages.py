@@ -1,0 +1,22 @@
+"""What becomes of the messages of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tide.messages import in_a_line
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("a\n  b\tc ", "a b c"),
+        ("", "ValueError"),
+        ("red \x1b[31m, \0", "red ?[31m, ?"),  # a file's contents must not speak to the terminal
+        ("x" * 10**6, "x" * 297 + "..."),
+        ("x" * 300, "x" * 300),
+    ],
+    ids=["lines", "nothing", "control characters", "a file's contents", "as long as may be"],
+)
+def test_messages_of_libraries_are_one_line(said, shown):
+    assert in_a_line(ValueError(said)) == shown

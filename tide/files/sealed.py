@@ -1,0 +1,40 @@
+"""JSON files whose contents are proved by a checksum among them: results that took hours, whose values no type tells.
+
+The checksum finds damage and hand-made changes. It is no signature: whoever wants to can compute it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tide.errors import TideError
+from tide.files.reading import read_json
+from tide.files.writing import write_json
+
+#: The entry that holds the SHA-256 of all others.
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, data: dict[str, Any]) -> None:
+    """Writes ``data``, as :func:`~tide.files.write_json` does, with the checksum of its JSON."""
+    write_json(path, {**data, SEAL: _digest(data)})
+
+
+def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
+    """What :func:`write_sealed` was given, checked against ``kind`` as :func:`~tide.files.read_json` does.
+
+    Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed. A file without a
+    checksum is of an earlier version, and taken as it is.
+    """
+    data: dict[str, Any] = read_json(path, kind)
+    if SEAL in data and data.pop(SEAL) != _digest(data):
+        raise TideError(f"{path} does not agree with its checksum; {remedy}")
+    return data
+
+
+def _digest(data: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(data))  # keys are text from here on, so that they have an order
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
