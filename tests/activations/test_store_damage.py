@@ -89,6 +89,14 @@ def test_a_whole_store_is_not_written_anew(store, whole):
     assert go_on(store).n_written == 0
 
 
+def test_shards_without_their_manifest_are_not_written_over(store, whole):
+    (store / "manifest.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(TideError, match=r"store holds shards and no manifest\.json; copy it back, or choose"):
+            StoreWriter(store, info=INFO, resume=resume)
+    assert {**contents(store), "manifest.json": ""} == {**contents(whole), "manifest.json": ""}
+
+
 def test_damage_and_interruption_at_once(store, whole, tmp_path):
     """The shard in the middle is damaged and the last is not written yet."""
     half = tmp_path / "half"

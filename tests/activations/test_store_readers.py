@@ -65,6 +65,12 @@ def test_workers_of_a_loader_give_every_row_once_an_epoch(path, context):
 
 
 @pytest.mark.parametrize("context", [FORK])
+def test_workers_of_two_processes_divide_the_store(path, context):
+    batches = [batch for rank in (0, 1) for batch in loader(path, 2, context, shard=(rank, 2))]
+    assert counted(batches) == counted(ActivationStore(path).batches(400))
+
+
+@pytest.mark.parametrize("context", [FORK])
 @pytest.mark.parametrize("start", [1, 2, 5])
 def test_a_loader_goes_on_where_it_stopped(path, context, start):
     whole = list(islice(loader(path, 2, context, epochs=None), start + 4))

@@ -223,6 +223,30 @@ def test_an_extended_store_has_the_bits_of_one_collected_at_once(cli, command, t
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+def test_a_store_that_could_not_be_extended_keeps_what_it_had(cli, command, data, tmp_path, monkeypatch):
+    assert cli(*command, "--images", 3).code == 0
+    before, manifest = shards(tmp_path / "s"), (tmp_path / "s/manifest.json").read_text()
+    (data / "4.png").write_bytes(b"no image")
+    assert cli(*command, "--resume").code == 2
+    assert shards(tmp_path / "s") == before
+    assert (tmp_path / "s/manifest.json").read_text() == manifest
+    assert cli(*command, "--resume", "--skip-unreadable").code == 0
+    assert len(list((tmp_path / "s").glob("shard-*"))) == len(ActivationStore(tmp_path / "s").shards)
+    ActivationStore(tmp_path / "s").verify()
+
+
+def test_damage_and_extension_at_once(cli, command, tmp_path):
+    """With passes of 2: the last shard is not full, and each in turn is damaged."""
+    assert cli(*command[:-1], tmp_path / "once").code == 0
+    for number in range(3):
+        path = tmp_path / str(number)
+        assert cli(*command[:-1], path, "--images", 5).code == 0
+        (path / f"shard-{number:05d}.safetensors").write_bytes(b"")
+        assert cli(*command[:-1], path, "--resume").code == 0
+        assert torch.equal(all_rows(path).x, all_rows(tmp_path / "once").x)
+        assert ActivationStore(path).complete
+
+
 def test_damaged_shards_are_collected_again_to_the_same_bits(cli, command, begun):
     assert cli(*command, "--resume").code == 0
     before = shards(begun)

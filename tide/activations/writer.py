@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,8 @@ class StoreWriter:
         self._mending: dict[int, _Pending] = {}
         #: Shards that this writer wrote.
         self.n_written = 0
+        #: The last shard, if the next one is to take its place.
+        self._outdated: Shard | None = None
         #: Place in the data -> what is recorded of the sample there.
         self.recorded: dict[int, Sample] = {}
         with ExitStack() as held:
@@ -147,6 +149,9 @@ class StoreWriter:
         existing = (self.path / MANIFEST).exists()
         if existing and not resume:
             raise TideError(f"{self.path} already holds activations; resume, or choose another folder")
+        # The first shard alone is what a crash before the first manifest leaves.
+        if not existing and any(file.name != SHARD.format(0) for file in self.path.glob("shard-*.safetensors")):
+            raise TideError(f"{self.path} holds shards and no {MANIFEST}; copy it back, or choose another folder")
         self.manifest = read_manifest(self.path) if existing else new_manifest(info or {})
         if not existing:
             return
@@ -208,7 +213,7 @@ class StoreWriter:
     @property
     def next_sample(self) -> int:
         """The first sample after those in the store: where a resumed collection goes on."""
-        return self.manifest["next_sample"]
+        return self.manifest["next_sample"] if self._outdated is None else self._outdated["first_sample"]
 
     @property
     def rows(self) -> int:
@@ -218,10 +223,11 @@ class StoreWriter:
     @property
     def used(self) -> int:
         """Bytes of all shards in the folder, listed or not, but for one that the next shard will take the place of."""
-        return self._bytes_without(self._next_name)
+        return self._bytes_without()
 
     def _bytes_without(self, *names: str) -> int:
-        files = (file for file in self.path.glob("shard-*.safetensors") if file.name not in names)
+        without = {self._next_name, *names, *([] if self._outdated is None else [self._outdated["file"]])}
+        files = (file for file in self.path.glob("shard-*.safetensors") if file.name not in without)
         return sum(file.stat().st_size for file in files)
 
     @property
@@ -235,19 +241,13 @@ class StoreWriter:
         ranges = [(shard["first_sample"], shard["first_sample"] + shard["samples"]) for shard in shards]
         return [*ranges, *([(self.next_sample, n_samples)] if self.next_sample < n_samples else [])]
 
-    def rewind(self, n_shards: int) -> None:
-        """Keeps the first ``n_shards`` shards in the manifest; what the others held is collected again."""
-        kept = self.manifest["shards"][:n_shards]
-        end = max((shard["first_sample"] + shard["samples"] for shard in kept), default=0)
-        self.damaged = {index: reason for index, reason in self.damaged.items() if index < n_shards}
-        self.recorded = {place: sample for place, sample in self.recorded.items() if place < end}
-        self._save(kept, next_sample=end, complete=False)
-
     def align(self, per_pass: int) -> None:
-        """Before more samples are appended: gives up the last shard if its last pass held fewer than ``per_pass``
-        images because the data ended there, so that all values are those of a collection in one go."""
-        if self.next_sample % per_pass:
-            self.rewind(len(self.manifest["shards"]) - 1)
+        """Before more samples are appended: the last shard is to be made again if its last pass held fewer than
+        ``per_pass`` images because the data ended there, so that all values are those of a collection in one go. It
+        stays until the next one takes its place."""
+        if self.next_sample % per_pass and self.manifest["shards"]:
+            self.damaged.pop(len(self.manifest["shards"]) - 1, None)
+            self._outdated = self.manifest["shards"][-1]
 
     def add(self, batch: ActivationBatch, samples: Sequence[Sample] = ()) -> None:
         """Takes a batch; writes a shard when it is full. ``samples``: what was read at the batch's places, in order."""
@@ -306,7 +306,8 @@ class StoreWriter:
             )
         entry = self._write(shard["file"], mending)
         shards = self.manifest["shards"]
-        self._save([*shards[:index], entry, *shards[index + 1 :]], next_sample=self.next_sample, complete=False)
+        shards = [*shards[:index], entry, *shards[index + 1 :]]
+        self._save(shards, next_sample=self.manifest["next_sample"], complete=False)
         del self.damaged[index], self._mending[index]
         self.n_written += 1
 
@@ -315,7 +316,8 @@ class StoreWriter:
         back."""
         with self._held:
             self.flush()
-            self._save(self.manifest["shards"], next_sample=self.next_sample, complete=not self.damaged)
+            complete = not self.damaged and self._outdated is None
+            self._save(self.manifest["shards"], next_sample=self.manifest["next_sample"], complete=complete)
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -331,10 +333,14 @@ class StoreWriter:
         """Writes the unfinished shard as it is."""
         if not self._pending.batches:
             return
-        shards = self.manifest["shards"]
         entry = self._write(self._next_name, self._pending)
+        shards, outdated = self.manifest["shards"], self._outdated
         end = max(self.next_sample, entry["first_sample"] + entry["samples"])
-        self._save([*shards, entry], next_sample=end, complete=False)
+        self._save([*(shards if outdated is None else shards[:-1]), entry], next_sample=end, complete=False)
+        if outdated is not None:
+            self._outdated = None
+            with suppress(OSError):  # it only takes space
+                (self.path / outdated["file"]).unlink()
         self._record(entry, self._pending.samples)
         self._pending = _Pending()
         self.n_written += 1
@@ -371,7 +377,7 @@ class StoreWriter:
         self.manifest = manifest  # type: ignore[assignment]
 
     def _check_space(self, n_bytes: int, what: str, replaced: str = "") -> None:
-        used = self._bytes_without(self._next_name, replaced)
+        used = self._bytes_without(replaced)
         if self.quota is not None and used + n_bytes > self.quota:
             raise TideError(
                 f"{readable_size(n_bytes)} of activations {what} and {self.path} may take {readable_size(self.quota)}, "
