@@ -215,7 +215,7 @@ def test_edits(refused, checkpoint):
     )
     for option in ("--strength", "--guidance"):
         assert refused(*edit, "--erase", "1", option, "nan") == (
-            f"argument {option}: 'nan' is no number; give a finite one; see `tide edit --help`"
+            f"argument {option}: 'nan' is no number; give a finite one, at most 3e+38; see `tide edit --help`"
         )
     assert refused(*edit, "--erase", "1", "--seed", "-1") == (
         "argument --seed: '-1' is no seed; give a whole number, 0 to 4294967295; see `tide edit --help`"

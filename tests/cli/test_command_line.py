@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tide.cli import COMMANDS, build_parser, main
 from tide.commands import arguments, doctor
+from tide.errors import Interrupted
+from tide.files import lock_folder
 
 
 def test_help_loads_neither_torch_nor_diffusers():
@@ -168,13 +172,191 @@ def test_the_parser_knows_every_command():
 def test_a_torchvision_of_another_torch(cli, monkeypatch):
     """Every import of diffusers fails beside it, in words that do not name it."""
 
-    def fails(args):
+    def fails():
         raise RuntimeError("Failed to import diffusers.loaders.peft because of the following error: PreTrainedModel")
 
-    monkeypatch.setattr(doctor, "run", fails)
+    monkeypatch.setattr(doctor, "examine", fails)
     with pytest.raises(RuntimeError, match="Failed to import"):
         main(["doctor"])
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
     result = cli("doctor")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "beside this torchvision, which was built for another torch; install torchvision from where" in result.err
+
+
+# -- interruptions, locks, places that cannot be written -----------------------------------------------------------
+
+#: Of every command that writes: the least that makes it begin.
+WRITERS = {
+    "demo": [],
+    "evaluate": ["--sae", "{sae}", "--data", "{images}"],
+    "evaluate on scenes": ["--sae", "{sae}", "--pipeline", "scenes"],
+    "concepts": ["--sae", "{sae}", "--data", "{images}", "--concepts", "near"],
+    "atlas": ["--sae", "{sae}", "--data", "{images}"],
+    "trajectory": ["--sae", "{sae}", "--prompt", "near"],
+    "edit": ["--sae", "{sae}", "--prompt", "near", "--erase", "1"],
+    "reproduce": ["fig4"],
+}
+
+
+@pytest.fixture
+def begin(cli, checkpoint, images):
+    """Runs a command of :data:`WRITERS` into a folder."""
+
+    def run(name: str, out: object, *further: object):
+        words = [word.format(sae=checkpoint, images=images) for word in WRITERS[name]]
+        return cli(name.split()[0], *words, *further, "--out", out)
+
+    return run
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """What loads, trains or measures is a failure."""
+
+    def work(*args: object, **options: object) -> None:
+        pytest.fail("work was begun")
+
+    monkeypatch.setattr("tide.commands.common._from_pretrained", work)
+    monkeypatch.setattr("tide.study.run.demo", work)
+    monkeypatch.setattr("tide.study.bars.evaluate", work)
+    monkeypatch.setattr("tide.reproduce.fig4.reproduce", work)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.usefixtures("no_work")
+def test_a_folder_that_another_run_writes_is_refused(begin, tmp_path, command):
+    with lock_folder(tmp_path / "out"):
+        result = begin(command, tmp_path / "out")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"tide: error: {tmp_path}/out is being written by this process already; wait for it or choose another folder\n"
+    )
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("place", ["file/out", "x" * 300, "/proc/none/out"], ids=["a file", "a long name", "no folder"])
+@pytest.mark.usefixtures("no_work")
+def test_a_place_that_cannot_be_written_is_found_before_any_work(begin, tmp_path, monkeypatch, command, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    result = begin(command, place)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith(f"tide: error: {place} cannot be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_place_for_the_target_that_cannot_be_written_is_found_before_any_work(cli, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    words = ["--sae", checkpoint, "--prompt", "near", "--towards", "far", "--out", tmp_path / "out"]
+    result = cli("edit", *words, "--save-target", tmp_path / "file/target")
+    assert result.err.startswith(f"tide: error: {tmp_path}/file cannot be written (")
+    result = cli("edit", *words, "--save-target", tmp_path)
+    assert result.err == f"tide: error: {tmp_path} is a folder; give --save-target the name of a file\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted(number=signal.SIGTERM), 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch, command, stop, code):
+    def work(*args: object, **options: object) -> None:
+        assert (tmp_path / "new/out").is_dir()
+        raise stop
+
+    for place in ("tide.commands.common._from_pretrained", "tide.study.run.demo", "tide.study.bars.evaluate"):
+        monkeypatch.setattr(place, work)
+    monkeypatch.setattr("tide.reproduce.fig4.reproduce", work)
+    monkeypatch.chdir(tmp_path)
+    result = begin(command, tmp_path / "new/out")
+    assert (result.code, result.err.count("\n")) == (code, 1)
+    kept = {
+        "demo": "checkpoints of its trainings are kept, if it got to any",
+        "evaluate on scenes": "the stages that it measured are kept",
+        "reproduce": "finished cells are kept",
+    }
+    assert result.err.startswith(f"tide: interrupted; {kept.get(command, 'nothing was written')}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_files_are_written(begin, tmp_path, monkeypatch):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tide.interpretation.atlas.Atlas.save", interrupted)
+    result = begin("atlas", tmp_path / "out", "--images", 2, "--timesteps", 1)
+    assert (result.code, sorted(path.name for path in (tmp_path / "out").iterdir())) == (130, ["atlas.html"])
+    assert result.err.startswith(f"tide: interrupted; some of its files are in {tmp_path}/out")
+
+
+def test_sigterm(tmp_path):
+    """As Ctrl-C, in a process of its own: what it opened is closed and what it made is removed."""
+    code = (
+        "import os, signal, sys; from tide.cli import main\n"
+        "import tide.study.run\n"
+        "tide.study.run.demo = lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.exit(main(['demo', '--out', {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (143, 1), done.stderr
+    assert done.stderr.startswith("tide: interrupted; ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_handlers_of_others_stay(cli):
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert cli("doctor").code == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert cli("doctor").code == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+    ids=["Python", "GPU", "CPU"],
+)
+def test_memory_that_is_used_up_is_one_line(cli, monkeypatch, error):
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", fails)
+    result = cli("doctor")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("tide: error: the memory is used up; ")
+
+
+def test_a_value_error_of_a_library_is_a_bug(monkeypatch):
+    """What bad input brings about is a TideError; a length that does not fit is a fault of the program."""
+
+    def broken() -> None:
+        list(zip([1], [1, 2], strict=True))
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(ValueError, match="longer"):
+        main(["doctor"])
+
+
+def test_an_edit_that_overflows_writes_nothing(begin, tmp_path):
+    """Latents of the sampling run that are not finite would be drawn as black."""
+    result = begin("edit", tmp_path / "out", "--guidance", "3e38", "--n-steps", 2)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("tide: error: what the pipeline draws is not finite; lower ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_no_memory_holds(begin, tmp_path):
+    result = begin("edit", tmp_path / "out", "--size", 65536)
+    assert result.code == 2
+    assert "65536 x 65536 pixels takes" in result.err
+    assert not (tmp_path / "out").exists()

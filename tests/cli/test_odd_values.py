@@ -93,7 +93,8 @@ def test_odd_values_are_taken_or_refused_in_a_line(command, value):
         (arguments.seed, str(10**30)),
         (arguments.positive, str(10**12)),
         (arguments.threads, "100000"),
-        (arguments.scaling, "1=1e309"),
+        (arguments.scaling, "1=1e308"),
+        (arguments.finite, "1e39"),
         (arguments.words, "../x"),
         (arguments.words, "x" * 200),
     ],
@@ -107,7 +108,7 @@ def test_the_largest_values():
     assert arguments.seed("4294967295") == 2**32 - 1
     assert arguments.positive("2147483647") == 2**31 - 1
     assert arguments.n_bytes("1000000 TB") == 10**18
-    assert arguments.fraction("1e308") == 1e308
+    assert arguments.finite("-3e38") == -3e38
 
 
 def test_more_digits_of_a_fraction_than_a_float_tells_apart():

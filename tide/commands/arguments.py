@@ -19,6 +19,8 @@ MOST = 2**31 - 1
 #: Seeds are multiplied and added to, and stay below 2^63.
 MOST_SEED = 2**32 - 1
 MOST_PIXELS = 2**16
+#: What PyTorch's numbers of 32 bits hold.
+MOST_NUMBER = 3e38
 #: Bytes of a name that becomes part of a file's name.
 MOST_BYTES = 100
 
@@ -118,8 +120,8 @@ def finite(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number; give a finite one")
+    if not abs(value) <= MOST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number; give a finite one, at most {MOST_NUMBER:g}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import warnings
@@ -139,7 +140,32 @@ def image_size(args: argparse.Namespace, adapter: Adapter) -> tuple[int, int]:
     height, width = args.size or (latents[0] * scale, latents[1] * scale)
     if height % step or width % step:
         raise TideError(f"a size of {height} x {width} pixels does not divide into tokens; use multiples of {step}")
+    _check_fits((height, width), adapter)
     return height, width
+
+
+def _check_fits(size: tuple[int, int], adapter: Adapter) -> None:
+    """Raises if the device cannot hold what every block computes of a single image: its tokens, and their products
+    with both halves of a feed-forward layer, which is four times as wide in all of these transformers."""
+    scale = adapter.pixels_per_latent
+    rows, columns = adapter.token_grid(size[0] // scale, size[1] // scale)
+    least = rows * columns * adapter.d_model * 5 * torch.finfo(adapter.dtype).bits // 8
+    there = _memory(adapter.device)
+    if there is not None and least > there:
+        raise TideError(
+            f"a block of an image of {size[0]} x {size[1]} pixels takes {least / 1e9:.0f} GB of memory at least and "
+            f"{adapter.device} has {there / 1e9:.0f} GB; lower --size"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of the device, or None where they are not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return None
 
 
 def n_tokens(adapter: Adapter, size: tuple[int, int]) -> int:
