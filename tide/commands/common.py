@@ -18,6 +18,7 @@ from torch import Tensor
 from tide.adapters import Adapter, adapter_for
 from tide.errors import TideError
 from tide.files import replace_file
+from tide.messages import one_line
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
@@ -53,6 +54,7 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
     with quiet():
         pipe = _from_pretrained(args.pipeline, dtype, _left_out(args.pipeline) if denoiser_only else {})
     adapter = adapter_for(pipe)
+    _check_whole(args.pipeline, pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if args.offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -88,6 +90,14 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None]) -> A
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
         reason = one_line(error)
         raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
+
+
+def _check_whole(name: str, pipe: Any) -> None:
+    """Raises for weights that the files lack: diffusers leaves them on the meta device and says nothing."""
+    for part, model in pipe.components.items():
+        tensors = (*model.named_parameters(), *model.named_buffers()) if isinstance(model, torch.nn.Module) else ()
+        if missing := next((key for key, value in tensors if value.is_meta), None):
+            raise TideError(f"pipeline {name} lacks the weight {missing} of its {part}; copy or download it anew")
 
 
 @contextmanager
@@ -194,10 +204,6 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "machine": machine(),
     }
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_image(image: Tensor) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from tide.errors import TideError
 from tide.files import read_sealed, write_sealed
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -100,8 +100,8 @@ def first_difference(before: Any, now: Any) -> str:
         key = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
         before, now = before.get(key), now.get(key)
         if not (isinstance(before, dict) and isinstance(now, dict)):
-            return f"{key} {in_a_line(repr(before))}, now {in_a_line(repr(now))}"
-    return f"{in_a_line(repr(before))}, now {in_a_line(repr(now))}"
+            return f"{key} {one_line(repr(before))}, now {one_line(repr(now))}"
+    return f"{one_line(repr(before))}, now {one_line(repr(now))}"
 
 
 def duration(seconds: float) -> str:
