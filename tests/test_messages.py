@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from tide.messages import in_a_line
     ids=["lines", "nothing", "control characters", "a file's contents", "as long as may be"],
 )
 def test_messages_of_libraries_are_one_line(said, shown):
-    assert in_a_line(ValueError(said)) == shown
+    assert one_line(ValueError(said)) == shown

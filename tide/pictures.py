@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tide.errors import TideError
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 #: More than a camera's 150 megapixels. Decoding holds 4 bytes a pixel, up to four times: 2.6 GB for the largest.
@@ -97,7 +97,7 @@ def _unreadable(name: str, reason: str) -> TideError:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "damaged, or of another format"
-    return in_a_line(error)
+    return one_line(error)
 
 
 class _Jpeg(JpegImageFile):

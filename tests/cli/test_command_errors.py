@@ -9,6 +9,7 @@ import shutil
 import pytest
 from cli_samples import SMALL
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -189,6 +190,18 @@ def test_pipelines(refused, images, tmp_path, monkeypatch):
     for index in ('{"_class_name": "NoSuchPipeline"}', "[]"):
         (tmp_path / "model_index.json").write_text(index)
         assert refused(*collect, tmp_path).startswith(f"pipeline {tmp_path} could not be loaded (")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_pipeline_that_lacks_a_weight(refused, pipeline, images, tmp_path, part):
+    """diffusers leaves it on the meta device."""
+    copy = shutil.copytree(pipeline, tmp_path / "copy")
+    path = copy / part / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    (name, *_) = [name for name in tensors if name.endswith("bias")]
+    save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
+    found = refused("collect", "--data", images, "--pipeline", copy)
+    assert found == f"pipeline {copy} lacks the weight {name} of its {part}; copy or download it anew"
 
 
 def test_edits(refused, checkpoint):

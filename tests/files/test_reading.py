@@ -58,6 +58,13 @@ def test_a_yaml_file_of_another_kind_is_not_read(tmp_path):
         read_yaml(tmp_path / "a.yaml")
 
 
+def test_a_file_of_text_larger_than_memory_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**42)  # takes no space
+    with pytest.raises(TideError, match=r"a\.json is larger than 1073741824 bytes; check the path"):
+        read_json(tmp_path / "a.json")
+
+
 LIKE = {"x": torch.zeros(2, 3), "n": torch.zeros(2, dtype=torch.int64)}
 
 

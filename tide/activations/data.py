@@ -20,7 +20,7 @@ from tide.activations.identity import Sample, digest
 from tide.errors import TideError
 from tide.files import file_digest, read_text
 from tide.files.schema import check_schema
-from tide.messages import in_a_line
+from tide.messages import one_line
 from tide.pictures import MAX_BYTES, open_picture, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -154,7 +154,7 @@ def _metadata(path: Path) -> dict[str, str]:
             raise TideError(f'{path} line {number} is not {{"file_name": ..., "text": ...}}; correct it') from None
         name = os.path.normpath(entry["file_name"])
         if not _is_within(name) or not _is_file(path.parent / name):
-            shown = in_a_line(name)
+            shown = one_line(name)
             raise TideError(f"{path} line {number} names {shown}, which is not in the folder; add or remove it")
         captions[Path(name).as_posix()] = entry["text"]
     return captions
@@ -294,5 +294,5 @@ def _fetched(path: str, name: str) -> bytes:
             return content
     except (OSError, ValueError) as error:
         raise TideError(
-            f"the image of {name} could not be fetched ({in_a_line(error)}); try again, or leave that row out"
+            f"the image of {name} could not be fetched ({one_line(error)}); try again, or leave that row out"
         ) from None

@@ -20,6 +20,7 @@ from tide.adapters import Adapter, adapter_for
 from tide.commands.trust import check_folder, followed
 from tide.errors import TideError
 from tide.files import Write, lock_folder, new_folders, read_json, write_json
+from tide.messages import one_line
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
 from tide_kernels.dispatch import choose
@@ -60,6 +61,7 @@ def load_adapter(args: argparse.Namespace, *, denoiser_only: bool = False) -> Ad
         parts = _left_out(args.pipeline) if denoiser_only else {}
         pipe = _from_pretrained(args.pipeline, dtype, parts, trust=args.trust_remote_code)
     adapter = adapter_for(pipe)
+    _check_whole(args.pipeline, pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if args.offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -101,6 +103,14 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, t
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
         reason = one_line(error)
         raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
+
+
+def _check_whole(name: str, pipe: Any) -> None:
+    """Raises for weights that the files lack: diffusers leaves them on the meta device and says nothing."""
+    for part, model in pipe.components.items():
+        tensors = (*model.named_parameters(), *model.named_buffers()) if isinstance(model, torch.nn.Module) else ()
+        if missing := next((key for key, value in tensors if value.is_meta), None):
+            raise TideError(f"pipeline {name} lacks the weight {missing} of its {part}; copy or download it anew")
 
 
 @contextmanager
@@ -277,10 +287,6 @@ def record_run(out: Path, args: argparse.Namespace) -> None:
     ``earlier``."""
     earlier = earlier_runs(out)
     write_json(out / "run.json", {**provenance(args), **({"earlier": earlier} if earlier else {})})
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_image(image: Tensor) -> Image.Image:

@@ -12,7 +12,7 @@ from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.files import check_tensors, open_tensors, parse_json, read_tensors, replace_file, tensors_writer
 from tide.fingerprint import fingerprint
-from tide.messages import in_a_line
+from tide.messages import one_line
 from tide.sae.model import TIDE
 
 #: Under which the SAE is described in the file's metadata.
@@ -52,7 +52,7 @@ def load_target(path: str | Path, model: TIDE) -> Target:
     for name, value in _sae(model).items():
         if before.get(name) != value:
             raise TideError(
-                f"{path} was recorded with another SAE ({name} {in_a_line(before.get(name))}, this one has {value}); "
+                f"{path} was recorded with another SAE ({name} {one_line(before.get(name))}, this one has {value}); "
                 "record it with this SAE"
             )
     tensors = read_tensors(path, "the target")

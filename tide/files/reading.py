@@ -10,8 +10,10 @@ import yaml
 
 from tide.errors import TideError
 from tide.files.schema import check_schema
-from tide.messages import in_a_line
+from tide.messages import one_line
 
+#: A file of text larger than this is none: the captions of ten million images are smaller.
+TEXT_BYTES = 2**30
 #: A YAML file of options larger than this is something else.
 YAML_BYTES = 2**20
 
@@ -21,6 +23,8 @@ def read_text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise TideError(f"{path} is not a file; check the path")
+        if path.stat().st_size > TEXT_BYTES:
+            raise TideError(f"{path} is larger than {TEXT_BYTES} bytes; check the path")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TideError(f"{path} does not exist; check the path") from None
@@ -43,7 +47,7 @@ def parse_json(text: str, where: str, kind: Any = None) -> Any:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else in_a_line(error)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it anew") from None
     if kind is not None:
         check_schema(data, kind, where)
@@ -64,7 +68,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise TideError(in_a_line(error)) from None
+        raise TideError(one_line(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

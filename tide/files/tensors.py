@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.files.writing import Write
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 #: What :func:`what_is_wrong` says of a pickle.
 PICKLE = "a pickle, which is never loaded"
@@ -39,7 +39,7 @@ def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {in_a_line(error)}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it anew"
         ) from None
 
 
@@ -51,7 +51,7 @@ def open_tensors(path: Path, what: str = "the file") -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {in_a_line(error)}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it anew"
         ) from None
 
 
@@ -69,9 +69,9 @@ def check_tensors(
         any_float: where a floating point tensor is asked for, one of another precision will do.
     """
     if missing := sorted(like.keys() - tensors.keys()):
-        raise TideError(f"{path} lacks {in_a_line(', '.join(missing))}; {remedy}")
+        raise TideError(f"{path} lacks {one_line(', '.join(missing))}; {remedy}")
     if further := sorted(tensors.keys() - like.keys()):
-        raise TideError(f"{path} holds {in_a_line(', '.join(further))}, which nothing asks for; {remedy}")
+        raise TideError(f"{path} holds {one_line(', '.join(further))}, which nothing asks for; {remedy}")
     for name, wanted in like.items():
         value = tensors[name]
         if value.shape != wanted.shape:

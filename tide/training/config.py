@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tide.errors import TideError
 from tide.files import read_yaml
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
@@ -172,14 +172,14 @@ def former_defaults() -> dict[str, Any]:
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
     known = [f.name for f in fields(cls)]
     if unknown := sorted(map(str, raw.keys() - set(known))):
-        raise TideError(f"unknown option {in_a_line(repr(unknown[0]))} in {where}; known: {', '.join(known)}")
+        raise TideError(f"unknown option {one_line(repr(unknown[0]))} in {where}; known: {', '.join(known)}")
     hints = get_type_hints(cls)
     return cls(**{name: _value(prefix + name, hints[name], value) for name, value in raw.items()})
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
     """``value`` as ``kind``. YAML reads 1e-3 as a word, so a word that is a number counts as one."""
-    shown = in_a_line(repr(value))
+    shown = one_line(repr(value))
     if is_dataclass(kind):
         if isinstance(value, dict):
             return _build(kind, value, name, f"{name}.")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import read_tensors
 from tide.files.tensors import FLOATS, PICKLE, is_finite, what_is_wrong
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 EXTRA = 'pip install "tide-sae[scores]"'
 
@@ -97,7 +97,7 @@ def require(module: str, user: str) -> Any:
 
 
 def _broken(module: str, user: str, error: Exception) -> TideError:
-    reason = in_a_line(error)
+    reason = one_line(error)
     return TideError(
         f"{user} needs {module}, which cannot be imported ({reason}); install the builds of torchvision and of the "
         f"rest that are made for torch {torch.__version__}: {EXTRA}"

@@ -21,7 +21,7 @@ from tide.evaluation.scorers.base import (
     to_pixels,
 )
 from tide.files import file_digest, open_tensors, read_json
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 EXPECTED = "the folder of a CLIP model as transformers saves it (config.json, model.safetensors, tokenizer, processor)"
 #: Pixels a side to which a processor may resize.
@@ -55,7 +55,7 @@ class CLIPScorer(ImageTextScorer):
         except TideError:
             raise
         except Exception as error:  # missing and damaged files raise errors of many kinds
-            reason = in_a_line(error)
+            reason = one_line(error)
             raise TideError(f"{self.folder} could not be loaded ({reason}); give {EXPECTED}") from error
         if missing := sorted(loading["missing_keys"]):
             raise TideError(f"{self.folder} lacks {len(missing)} weights, such as {missing[0]}; give {EXPECTED}")
@@ -83,7 +83,7 @@ class CLIPScorer(ImageTextScorer):
         try:
             found = [self.embed_images(torch.zeros(1, 3, 64, 64)), self.embed_texts(["a"])]
         except Exception as error:
-            reason = in_a_line(error)
+            reason = one_line(error)
             raise TideError(f"{self.folder} embeds nothing ({reason}); give {EXPECTED}") from error
         if not all(bool(each.isfinite().all()) for each in found):
             raise TideError(f"{self.folder} embeds what is not finite; give {EXPECTED}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tide.errors import TideError
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require, to_pixels
 from tide.files import file_digest
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 EXPECTED = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth as safetensors"
 
@@ -46,7 +46,7 @@ class FIDScorer:
                 with as_pickle(tensors, "inception.pth") as path:
                     self.metric = fid(2048, feature_extractor_weights_path=str(path))
             except RuntimeError as error:  # tensors of other names or shapes
-                reason = in_a_line(error)
+                reason = one_line(error)
                 raise TideError(f"{self.weights} does not fit Inception v3 ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require
 from tide.files import file_digest
-from tide.messages import in_a_line
+from tide.messages import one_line
 
 #: Of each network of LPIPS, torchvision's model, the file of its weights, and a tensor that no other one has.
 FILES = {
@@ -53,7 +53,7 @@ class LPIPSScorer:
                 # normalize=False: images are in [-1, 1].
                 self.metric = metrics.LearnedPerceptualImagePatchSimilarity(self.net, reduction="none", normalize=False)
             except RuntimeError as error:  # tensors of other names or shapes
-                reason = in_a_line(error)
+                reason = one_line(error)
                 raise TideError(f"{self.weights} does not fit LPIPS {self.net} ({reason}); give {EXPECTED}") from error
         self.metric.to(device)
 
