@@ -32,8 +32,7 @@ from tide.reproduce.runner import Cell, run_cells
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge
 from tide.study.bars import _earlier
-from tide.study.reconstruction import is_trained
-from tide.training import TrainConfig, Trainer
+from tide.training import TrainConfig, Trainer, is_trained
 from tide_kernels.triton import configs
 
 
