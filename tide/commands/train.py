@@ -210,6 +210,7 @@ def _open_store(path: str) -> ActivationStore:
     store = ActivationStore(path)
     if missing := [name for name in ("pipeline", "family", "block", "tensor") if name not in store.info]:
         raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
+    store.verify()  # all of it, once: one flipped bit is a value like any other to whoever trains on it
     return store
 
 
