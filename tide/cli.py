@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 from tide.commands import atlas, collect, concepts, demo, doctor, edit, evaluate, reproduce, train, trajectory
 from tide.commands.arguments import check_names, check_text
 from tide.commands.usage import Usage
-from tide.errors import Interrupted, TideError, out_of_memory
+from tide.errors import Interrupted, TideError, TideWarning, out_of_memory
 from tide.ranks import refuse_ranks
 
 COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = argparse.Namespace()
     try:
-        with _terminable():
+        with _terminable(), _warnings_in_a_line():
             args = parse(sys.argv[1:] if argv is None else argv)
             if args.command != "doctor":
                 refuse_ranks()
@@ -133,6 +134,23 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Our own warnings are for users, who have no use for the line of code that gave them."""
+    former = warnings.formatwarning
+
+    def format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        if category in (UserWarning, TideWarning):
+            return f"tide: warning: {' '.join(str(message).split())}\n"
+        return former(message, category, *where, **more)
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
 
 
 def refusal(error: Exception) -> str | None:

@@ -208,5 +208,7 @@ KINDS: dict[str, Kind] = {
         make_weights, lambda folder: read_weights(folder / "w.safetensors", "features.0.weight", "others")
     ),
     "CLIP": Kind(save_tiny_clip, read_clip, quick=False),
+    "activation store": Kind(make_store, read_store),
+    "stopped training": Kind(make_resume, read_resume),
     "tuned kernels": Kind(make_tuned, read_tuned),
 }

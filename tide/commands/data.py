@@ -86,10 +86,7 @@ class _Scenes(Samples):
 
 
 def open_source(args: argparse.Namespace, size: tuple[int, int], *, scene_split: Split = "train") -> Source:
-    """What ``--data`` names, limited to ``--images``; ``scenes`` are rendered of combinations of ``scene_split``.
-
-    Raises :class:`~tide.errors.TideError` for options that this kind of data does not use.
-    """
+    """What ``--data`` names, limited to ``--images``; ``scenes`` are rendered of combinations of ``scene_split``."""
     batch_size = args.batch_size
     if args.data == BUNDLED:
         if args.size not in (None, (SCENE_PIXELS, SCENE_PIXELS)):

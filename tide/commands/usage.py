@@ -69,7 +69,7 @@ def _kind_of_data(args: argparse.Namespace) -> str:
 
 def kind_of_data(*, without: str = "") -> Aspect:
     """What ``--data`` names; the options ``without`` are used where it is not given, too."""
-    named = "size split image_column caption_column"
+    named = "size skip_unreadable split image_column caption_column"
     return Aspect(_kind_of_data, {_FOLDER: "size skip_unreadable", _NAMED: named, _SCENES: "", _NOTHING: without})
 
 
