@@ -6,6 +6,7 @@ import argparse
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -214,3 +215,13 @@ def test_the_watch_sees_what_is_read():
     assert "one" not in Watched.read
     assert watched.one == 1
     assert "one" in Watched.read
+
+
+def test_the_commands_that_the_readme_shows_are_accepted(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("tide ")]
+    assert {words[0] for words in lines} >= {"collect", "train", "evaluate", "concepts", "atlas", "edit"}
+    for words in lines:
+        assert parse(words).command == words[0]
