@@ -92,6 +92,8 @@ def test_odd_values_are_taken_or_refused_in_a_line(command, value):
         (arguments.size, "65537"),
         (arguments.seed, str(10**30)),
         (arguments.positive, str(10**12)),
+        (arguments.prompts, str(10**9)),
+        (arguments.seeds, str(10**9)),
         (arguments.threads, "100000"),
         (arguments.scaling, "1=1e308"),
         (arguments.finite, "1e39"),

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,6 +14,9 @@ import pytest
 from cli_samples import SMALL
 
 from tide.cli import COMMANDS, command_parsers, given_options, parse, usage_of
+from tide.commands.settings import train_config
+from tide.errors import TideError
+from tide.training import TrainConfig
 
 NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]
 
@@ -214,3 +218,51 @@ def test_the_watch_sees_what_is_read():
     assert "one" not in Watched.read
     assert watched.one == 1
     assert "one" in Watched.read
+
+
+def test_the_commands_that_the_readme_shows_are_accepted(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("tide ")]
+    assert {words[0] for words in lines} >= {"collect", "train", "evaluate", "concepts", "atlas", "edit"}
+    for words in lines:
+        assert parse(words).command == words[0]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["bandwidth=0.3"], "--set bandwidth is not used with activation = topk; leave it off"),
+        (["loss.k_aux=32"], "--set loss.k_aux is not used with loss.auxk = 0; leave it off"),
+        (["modulation=false", "undo=true"], "--set undo is not used without modulation; leave it off"),
+        (["modulation_chunk=mlp"], "--set modulation_chunk is not used with modulation_init = identity; leave it off"),
+        (["n_latents=96", "expansion=4"], "--set expansion is not used with n_latents; leave it off"),
+        (
+            ["progressive_k.shape=off", "progressive_k.start=2"],
+            "--set progressive_k.start is not used with progressive",
+        ),
+        (["activation=relu", "loss.delta=0.1"], "--set loss.delta is not used with activation = relu; leave it off"),
+        (["steps=3"], "--set steps is not used with --steps; leave one of them off"),
+    ],
+)
+def test_settings_without_effect_are_refused(assignments, message):
+    with pytest.raises(TideError) as error:
+        train_config(None, assignments, {"steps": 7})
+    assert str(error.value).startswith(message)
+
+
+def test_a_plain_sae_has_no_modulation():
+    assert train_config(None, [], plain=True).modulation is False
+    with pytest.raises(TideError, match="--set modulation is not used with --sae; leave one of them off"):
+        train_config(None, ["modulation=true"], plain=True)
+
+
+def test_a_file_may_list_defaults_that_have_no_effect(tmp_path):
+    """A file of all options, as a run writes them, is no question of each; a value of one's own is."""
+    file = tmp_path / "train.yaml"
+    file.write_text("bandwidth: 0.3\nloss: {k_aux: 64}\n")
+    assert train_config(file, []) == TrainConfig()
+    file.write_text("bandwidth: 0.5\n")
+    with pytest.raises(TideError, match=r"bandwidth of .*train.yaml is not used with activation = topk; leave it off"):
+        train_config(file, [])

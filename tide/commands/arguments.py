@@ -100,6 +100,11 @@ def seeds(text: str) -> int:
     return _whole(text, "number of seeds", 1, 1000)
 
 
+def prompts(text: str) -> int:
+    """A million scenes are the most that :func:`tide.scenes.scenes` makes; known before hours of measuring."""
+    return _whole(text, "number of prompts", 1, 10**6)
+
+
 def threads(text: str) -> int:
     """More threads than a few a core only cost, and PyTorch crashes on very many."""
     return _whole(text, "number of threads", 1, max(64, 4 * (os.cpu_count() or 1)))

@@ -54,10 +54,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--loss-images", type=arguments.positive, help="of the diffusion loss (default 64, 8 --fast)")
     parser.add_argument("--batch-size", type=arguments.positive, help="default 8")
-    parser.add_argument("--prompts", type=arguments.positive, help="of the scenes (default 200, 4 with --fast)")
+    parser.add_argument("--prompts", type=arguments.prompts, help="of the scenes (default 200, 4 with --fast)")
     parser.add_argument(
         "--edit-prompts",
-        type=arguments.positive,
+        type=arguments.prompts,
         help="of the scenes, to measure edits on (default 100, 2 with --fast)",
     )
     parser.add_argument(
