@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.run(args)
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        kept = str(stop) or getattr(args, "interrupted", "nothing was written")
+        kept = getattr(args, "interrupted", "") or str(stop) or "nothing was written"
         print(f"tide: interrupted; {kept}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
