@@ -136,7 +136,6 @@ def _run(args: argparse.Namespace, out: Path, scorers: edit_scores.Scorers) -> N
     from tide.commands import common
     from tide.editing import edit
     from tide.errors import TideError
-    from tide.files import json_writer, replace_files
 
     adapter = common.load_adapter(args)
     adapter.check_steps(args.n_steps)
@@ -174,13 +173,21 @@ def _run(args: argparse.Namespace, out: Path, scorers: edit_scores.Scorers) -> N
     ]
     sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
     report = {"edits": changes, **scores.report, "sae": sae, "run": common.provenance(args)}
-    with common.writing(args):
-        files = {out / f"{name}.png": common.image_writer(picture) for name, picture in pictures.items()}
-        replace_files({**files, out / "edit.json": json_writer(report)})
+    _write(args, out, pictures, report)
     at = [f"in {n} tokens" for n in args.altered or ()] or [f"at strength {s:g}" for s in args.strength]
     drawn = ", ".join(f"{m:.1f} {where}" for where, m in zip(at, moved, strict=True))
     moves = f"pixels moved by {drawn} (mean, of 255){scores.line}"
     print(f"Edited block {model.config.block}: {moves}; see {out / 'strip.png'}.")
+
+
+def _write(args: argparse.Namespace, out: Path, pictures: dict[str, Image], report: dict[str, Any]) -> None:
+    """All files or none."""
+    from tide.commands import common
+    from tide.files import json_writer, replace_files
+
+    with common.writing(args):
+        files = {out / f"{name}.png": common.image_writer(picture) for name, picture in pictures.items()}
+        replace_files({**files, out / "edit.json": json_writer(report)})
 
 
 def _variants(

@@ -74,7 +74,7 @@ def _follow(args: argparse.Namespace, out: Path) -> None:
     from tide.errors import TideError
     from tide.files import write_json
     from tide.interpretation.abrupt_change import abrupt_change
-    from tide.interpretation.trajectory import raw_step_changes, record_trajectory, run_distances, step_changes
+    from tide.interpretation.trajectory import record_trajectory, step_changes
     from tide.reproduce.tables import write_csv
 
     adapter = common.load_adapter(args)
@@ -98,21 +98,8 @@ def _follow(args: argparse.Namespace, out: Path) -> None:
 
     source = record_trajectory(adapter, model, partial(draw, args.prompt))
     target = None if args.towards is None else record_trajectory(adapter, model, partial(draw, args.towards))
-    latents, raw = step_changes(source), raw_step_changes(source)
-    columns: dict[str, list[float | None]] = {
-        "timestep": source.timesteps.tolist(),
-        "cosine with the next step": [*latents.cosine[:, 0].tolist(), None],
-        "mse to the next step": [*latents.mse[:, 0].tolist(), None],
-        "raw cosine with the next step": [*raw.cosine[:, 0].tolist(), None],
-        "raw mse to the next step": [*raw.mse[:, 0].tolist(), None],
-    }
-    if target is not None:
-        apart = run_distances(source, target)
-        columns |= {
-            "cosine with the target": apart.cosine[:, 0].tolist(),
-            "mse to the target": apart.mse[:, 0].tolist(),
-        }
-    found = abrupt_change(latents.cosine[:, 0].tolist())
+    columns = _columns(source, target)
+    found = abrupt_change(step_changes(source).cosine[:, 0].tolist())
     at = None if found is None else found.index + 1
     rows = [{"step": i, **{name: values[i] for name, values in columns.items()}} for i in range(len(source.codes))]
     change = None if found is None else {"step": at, "strength": found.strength}
@@ -131,6 +118,27 @@ def _follow(args: argparse.Namespace, out: Path) -> None:
         f"{what} change most abruptly before step {at} of {len(rows)} (timestep {source.timesteps[at]:.0f}; the "
         f"consecutive cosine dips by {found.strength:.0%} of its range); see {out / 'trajectory.png'}."
     )
+
+
+def _columns(source: Trajectory, target: Trajectory | None) -> dict[str, list[float | None]]:
+    """What is measured at every step, by its name."""
+    from tide.interpretation.trajectory import raw_step_changes, run_distances, step_changes
+
+    latents, raw = step_changes(source), raw_step_changes(source)
+    columns: dict[str, list[float | None]] = {
+        "timestep": source.timesteps.tolist(),
+        "cosine with the next step": [*latents.cosine[:, 0].tolist(), None],
+        "mse to the next step": [*latents.mse[:, 0].tolist(), None],
+        "raw cosine with the next step": [*raw.cosine[:, 0].tolist(), None],
+        "raw mse to the next step": [*raw.mse[:, 0].tolist(), None],
+    }
+    if target is not None:
+        apart = run_distances(source, target)
+        columns |= {
+            "cosine with the target": apart.cosine[:, 0].tolist(),
+            "mse to the target": apart.mse[:, 0].tolist(),
+        }
+    return columns
 
 
 def _draw(
