@@ -74,7 +74,9 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --altered 2 --out {out}",
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
     ],
-    "reproduce": [f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation")],
+    "reproduce": [
+        f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")
+    ],
 }
 
 #: A value of every option that takes one and is no choice.
@@ -187,7 +189,7 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     monkeypatch.setattr("tide.study.run.demo", lambda *args, **options: {"headline": ""})
     figures = SimpleNamespace(evaluate=lambda *args, **options: {}, verdicts=lambda figures: [])
     monkeypatch.setitem(sys.modules, "tide.study.bars", figures)
-    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation"):
+    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring"):
         monkeypatch.setattr(f"tide.reproduce.{study}.reproduce", lambda options: "")
 
 
