@@ -185,10 +185,16 @@ def test_another_file_of_prompts_is_refused(cli, pipeline, tmp_path):
     assert cli(*command, "--resume", "--images", 2).code == 0
 
 
+class Rows(list):
+    """Of a data set that does not say what its columns hold."""
+
+    features = None
+
+
 def test_another_part_of_a_named_data_set_is_refused(cli, pipeline, tmp_path, monkeypatch):
     rows = [{"image": Image.new("RGB", (64, 64), (i, 0, 0)), "text": f"{i}", "other": "x"} for i in range(4)]
     fake = ModuleType("datasets")
-    fake.load_dataset = lambda name, split, streaming: rows
+    fake.load_dataset = lambda name, split, streaming: Rows(rows)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
     command = ["collect", "--pipeline", pipeline, "--data", "owner/pictures", "--block", 1, "--out", tmp_path / "s"]
@@ -418,28 +424,6 @@ def test_the_disk_is_counted_for_all_blocks_together(cli, command, tmp_path, mon
     assert "75.4 KB of activations are expected and the disk of" in result.err
     assert not (tmp_path / "b").exists()
     assert cli(*command[:-1], tmp_path / "b").code == 0
-
-
-def test_options_that_are_not_used_are_refused(cli, pipeline, data, tmp_path):
-    (tmp_path / "prompts").write_text("a house")
-    prompts = ["--sampling", "--prompts", tmp_path / "prompts"]
-    for source, option, message in [
-        (["--data", data], ["--split", "test"], "--split is of a named data set"),
-        (["--data", data], ["--image-column", "x"], "--image-column is of a named data set"),
-        (["--data", data], ["--caption-column", "x"], "--caption-column is of a named data set"),
-        (["--data", "scenes"], ["--split", "test"], "--split is of a named data set"),
-        (["--data", "scenes"], ["--skip-unreadable"], "--skip-unreadable is of a folder of images"),
-        (prompts, ["--skip-unreadable"], "--skip-unreadable is of a folder of images"),
-        (prompts, ["--caption-column", "x"], "--caption-column is of a named data set"),
-    ]:
-        result = cli("collect", "--pipeline", pipeline, *source, *option, "--out", tmp_path / "o")
-        assert (result.code, result.err) == (
-            2,
-            f"tide: error: {message}, which is not what is read; leave it out\n",
-        )
-        assert not (tmp_path / "o").exists()
-    result = cli("collect", "--pipeline", pipeline, "--data", data, "--guidance", 3, "--out", tmp_path / "o")
-    assert result.err == "tide: error: --guidance belongs to --sampling; add it, or leave it out\n"
 
 
 # -- kills -----------------------------------------------------------------------------------------------------

@@ -262,10 +262,10 @@ def test_a_folder_that_cannot_be_made_is_found_before_anything_is_loaded(cli, st
 
 def test_a_failure_leaves_no_folder(cli, store, tmp_path):
     result = cli(
-        "train", "--store", store / "block-6", "--out", tmp_path / "new" / "t", "--set", "n_latents=9999999999"
+        "train", "--store", store / "block-6", "--out", tmp_path / "new" / "t", "--set", "n_latents=2000000000"
     )
     assert result.code == 2
-    assert "training with n_latents = 9999999999 of width 192 takes" in result.err
+    assert "training with n_latents = 2000000000 of width 192 takes" in result.err
     assert not (tmp_path / "new").exists()
 
 

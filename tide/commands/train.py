@@ -242,7 +242,9 @@ def _model(
             tensor=tensor,
         )
         return TIDE(plain, backend=config.backend, seed=config.seed)
-    on_cpu = argparse.Namespace(**{**vars(args), "device": "cpu", "dtype": "fp32", "offload": False})
+    on_cpu = argparse.Namespace(
+        pipeline=args.pipeline, trust_remote_code=args.trust_remote_code, device="cpu", dtype="fp32", offload=False
+    )
     adapter = common.load_adapter(on_cpu, denoiser_only=True)
     for name, stored, own in (("family", info["family"], adapter.family), ("width", d_model, adapter.d_model)):
         if stored != own:
