@@ -203,7 +203,7 @@ def test_models_are_trained_once_and_shared(bench, tmp_path):
     assert weights.stat().st_mtime_ns == written
     assert not torch.equal(again.of(4).W_dec, first.W_dec)
     other = Models(bench, TrainConfig(n_latents=32, k=8, steps=2, batch_tokens=64), tmp_path)
-    with pytest.raises(TideError, match="was started with another"):
+    with pytest.raises(TideError, match=r"was started with other options \(n_latents 64, now 32\)"):
         other.of(3)
 
 

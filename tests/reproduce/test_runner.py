@@ -75,7 +75,7 @@ def test_a_cell_from_before_an_option_has_its_default(tmp_path):
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
     run_cells(cells(ran, names=("a",), centre=False), tmp_path, lambda _: None)
     assert ran == ["a"]
-    with pytest.raises(TideError, match=r"another training \(centre False, now True\)"):
+    with pytest.raises(TideError, match=r"another training \(centre false, now true\)"):
         run_cells(cells(ran, names=("a",), centre=True), tmp_path, lambda _: None)
 
 

@@ -18,7 +18,7 @@ from tide.errors import TideError
 from tide.evaluation.statistics import wilson_interval
 from tide.files import read_sealed, write_sealed
 from tide.fingerprint import fingerprint
-from tide.provenance import versions
+from tide.provenance import first_difference, versions
 from tide.sae.model import TIDE, TIDEConfig
 from tide.scenes import scene as scene_module
 from tide.scenes.annotate import generate_images
@@ -174,10 +174,9 @@ def _earlier(out: Path, now: dict[str, Any]) -> dict[str, Any]:
         return {}
     path = out / "metrics.json"
     before = read_sealed(path, dict[str, Any], remedy="use another folder or leave --resume off")
-    if isinstance(before.get("sae"), dict):  # centre is newer than some evaluations, and was off
-        before["sae"] = {"centre": TIDEConfig.centre, **before["sae"]}
+    newer = {"sae": {"centre": TIDEConfig.centre}}  # options that some evaluations are older than
     for name, what in {"checkpoint": "checkpoint", "sae": "sae", "weights": "training", "config": "config"}.items():
-        if before.get(name) != json.loads(json.dumps(now[name])):
+        if first_difference(before.get(name), json.loads(json.dumps(now[name])), newer.get(name)):
             raise TideError(f"{out} holds an evaluation of another {what}; use another folder or leave --resume off")
     return before
 
