@@ -53,6 +53,13 @@ class DataSizes:
     batch_tokens: int = 1024
 
 
+#: What the studies that compare variants of one model are of, in full and fast.
+VARIANT_DATA = DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6)
+FAST_VARIANT_DATA = DataSizes(
+    train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
+)
+
+
 @dataclass
 class Bench:
     """The bundled pipeline's penultimate block and its activations, all drawn from ``seed``."""

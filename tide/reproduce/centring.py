@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tide.activations.memory import ActivationPool
 from tide.reproduce import charts
-from tide.reproduce.bench import NEVER, Bench, DataSizes
+from tide.reproduce.bench import FAST_VARIANT_DATA, NEVER, VARIANT_DATA, Bench, DataSizes
 from tide.reproduce.runner import Cell, Result, run_cells
 from tide.reproduce.study import Options, write_results
 from tide.reproduce.tables import mean, spread, with_spread, write_csv
@@ -53,7 +53,7 @@ class Sizes:
 
 
 DEFAULT = Sizes(
-    data=DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6),
+    data=VARIANT_DATA,
     n_latents=3072,
     k=154,
     seeds=3,
@@ -63,9 +63,7 @@ DEFAULT = Sizes(
     concept_timesteps=4,
 )
 FAST = Sizes(
-    data=DataSizes(
-        train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
-    ),
+    data=FAST_VARIANT_DATA,
     n_latents=384,
     k=19,
     seeds=2,
