@@ -214,6 +214,8 @@ def _draw(options: Options, tables: dict[str, dict[str, dict[str, list[Any]]]]) 
     figure, axes = charts.panels(2, width=4.6, height=3.2)
     for axis, (data, table) in zip(axes, tables.items(), strict=True):
         charts.dots(axis, list(table), [row["others"] for row in table.values()])
-        axis.set_title(f"variance explained, {data}", fontsize="small")
+        lower = sum(value < LOWEST for row in table.values() for value in row["others"])
+        below = f"; {lower} of the dots lie below {LOWEST:g}" if lower else ""
+        axis.set_title(f"variance explained, {data}{below}", fontsize="small")
         axis.set_ylim(bottom=max(LOWEST, axis.get_ylim()[0]), top=1)
     charts.save(figure, options.out / "centring.png")
