@@ -263,7 +263,7 @@ def test_one_channel_of_large_mean(tmp_path, centre, recwarn):
         assert trainer.history[-1]["explained_variance"] == pytest.approx(float(explained), abs=0.1)
         assert fired < 0.2
         assert len(said) == 1
-        assert said[0].startswith("channel 5 holds 100% of the energy (mean square) of the activations, so that cosine")
+        assert said[0].startswith("channel 5 holds 100% of the energy (mean square) of the activations")
 
 
 # -- what is refused ------------------------------------------------------------------------------------------
