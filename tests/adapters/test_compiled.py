@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build_sd3, draw, hooks_of, pipeline, prepared
+from families import FAMILIES, draw, hooks_of, pipeline, prepared
 
 from tide.activations import collect, collect_sampling
 from tide.adapters import adapter_for, tap
@@ -184,16 +184,19 @@ def test_an_adapter_made_before_compiling(images):
     assert len(seen) == 3
 
 
-def test_a_transformer_exchanged_inside_the_context_is_told_of():
-    pipe = prepared(build_sd3_like_the_shared_one())
+@pytest.mark.parametrize("name", ["sd3", "dit"], ids=["encodes its prompts", "has no encode_prompt"])
+def test_a_transformer_exchanged_inside_the_context_is_told_of(name):
+    pipe = copy.copy(pipeline(name))
 
     def exchange_and_draw() -> None:
         with edit(pipe, None, STEER, block=BLOCK):
-            pipe.transformer = prepared(build_sd3()).transformer
-            draw("sd3", pipe=pipe)
+            vars(pipe)["transformer"] = another
+            draw(name, pipe=pipe)
 
+    another = copy.deepcopy(pipe.transformer)
     with pytest.warns(TideWarning, match="did not call the transformer that is tapped"):
         exchange_and_draw()
+    assert not vars(pipe).keys() & {"check_inputs", "encode_prompt", "progress_bar"}
 
 
 def test_regional_compilation_of_diffusers():

@@ -129,6 +129,22 @@ def test_weights_go_back_where_reading_them_fails(kind, tmp_path):
     assert [(tensor.device, tensor.data_ptr()) for tensor in model.parameters()] == away
 
 
+def test_weights_go_back_where_only_some_of_a_group_can_be_brought_in(tmp_path, monkeypatch):
+    model = own_pipeline("flux").transformer
+    OFFLOADS["groups of blocks, to disk"](model, tmp_path)
+    away = [tensor.data_ptr() for tensor in model.parameters()]
+
+    def fails(group: Any) -> None:
+        first = next(group.modules[0].parameters())
+        first.data = torch.zeros_like(first)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("diffusers.hooks.group_offloading.ModuleGroup.onload_", fails)
+    with pytest.raises(RuntimeError, match="out of memory"), present(model, model.transformer_blocks[0]):
+        pass
+    assert [tensor.data_ptr() for tensor in model.parameters()] == away
+
+
 def store_in_eight_bits(model: nn.Module) -> None:
     """All of its layers, also those that ``enable_layerwise_casting`` leaves out."""
     apply_layerwise_casting(model, torch.float8_e4m3fn, torch.float32, None, (nn.LayerNorm,))

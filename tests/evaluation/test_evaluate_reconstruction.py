@@ -131,6 +131,8 @@ def test_a_channel_that_rules_the_figures_is_said(mean, said):
     found = [str(each.message) for each in caught]
     assert len(found) == said
     assert all(each.startswith("channel 4 holds 100% of the energy") for each in found)
+    # Said of any reconstruction, a centred model's too: no advice that is not for all of them.
+    assert not any("and train with" in each for each in found)
 
 
 def test_the_mean_explains_nothing_and_a_full_pca_everything():

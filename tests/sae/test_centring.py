@@ -192,6 +192,21 @@ def test_narrow_activations_lose_nothing_by_the_mean(dtype):
         torch.testing.assert_close(found[:, 3].float(), wide[:, 3], rtol=2 * step, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_of_16_bits_keeps_its_mean(dtype, tmp_path):
+    sae = model()
+    mean = sae.activation_mean.clone()
+    assert not torch.equal(mean.to(dtype).float(), mean)
+    assert sae.to(dtype).W_enc.dtype == dtype
+    assert torch.equal(sae.activation_mean, mean)
+    exact = ((rows().double() - mean.double()) / sae.activation_scale.double()).float()
+    torch.testing.assert_close(sae.normalised(rows()), exact, rtol=1e-5, atol=1e-4)
+    sae.save_pretrained(tmp_path)
+    assert torch.equal(TIDE.from_pretrained(tmp_path).activation_mean, mean)
+    assert sae.double().activation_mean.dtype == torch.float64
+    assert sae.to("meta").activation_mean.is_meta
+
+
 # -- checkpoints ----------------------------------------------------------------------------------------------
 
 
@@ -263,7 +278,7 @@ def test_one_channel_of_large_mean(tmp_path, centre, recwarn):
         assert trainer.history[-1]["explained_variance"] == pytest.approx(float(explained), abs=0.1)
         assert fired < 0.2
         assert len(said) == 1
-        assert said[0].startswith("channel 5 holds 100% of the energy (mean square) of the activations, so that cosine")
+        assert said[0].startswith("channel 5 holds 100% of the energy (mean square) of the activations")
 
 
 # -- what is refused ------------------------------------------------------------------------------------------

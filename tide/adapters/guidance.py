@@ -77,6 +77,9 @@ class Guidance:
             "prompts leaves open which rows are the prompts'; let it hold a row for each prompt, or two under guidance"
         )
 
+    def drawing(self, *_: Any, **__: Any) -> None:
+        self.ran |= is_running(self.pipe)
+
     @property
     def n_prompts(self) -> int | None:
         """Images of the run: rows of the prompts' embeddings, which pipelines of diffusers return first."""
@@ -103,7 +106,7 @@ def watch_guidance(pipe: Any) -> Iterator[Guidance]:
     and, but for the families that guide by calls of their own, tells whether it is guided.
 
     Any number of contexts may listen, and end in any order. A pipeline without ``encode_prompt``, or one that does
-    not say, is taken as unguided.
+    not say, is taken as unguided; without ``encode_prompt``, ``progress_bar`` tells that there was a run.
     """
     guidance = Guidance(pipe)
     with ExitStack() as stack:
@@ -116,4 +119,6 @@ def watch_guidance(pipe: Any) -> Iterator[Guidance]:
                 guidance.encoding(signature.bind(*args, **kwargs))
 
             stack.enter_context(listened(pipe, "encode_prompt", before=encoding, after=guidance.encoded))
+        elif hasattr(pipe, "progress_bar"):  # which the loops of diffusers' pipelines call, DiT's too
+            stack.enter_context(listened(pipe, "progress_bar", before=guidance.drawing))
         yield guidance

@@ -94,10 +94,10 @@ def _tensors_of_group(group: Any) -> list[Tensor]:
 @contextmanager
 def _onloaded(group: Any) -> Iterator[None]:
     before = [(tensor, tensor.data) for tensor in _tensors_of_group(group)]
-    group.onload_()
-    if group.stream is not None:
-        group.stream.synchronize()
     try:
+        group.onload_()
+        if group.stream is not None:
+            group.stream.synchronize()
         yield
     finally:
         for tensor, data in before:

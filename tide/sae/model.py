@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,15 @@ class TIDE(nn.Module):
 
     activation_scale: Tensor
     activation_mean: Tensor | None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TIDE:
+        """What ``.to()``, ``.half()`` and the like do. ``activation_mean`` stays float32 in a model of 16 bits: rounded
+        to them, a mean of hundreds would be off by more than the deviations from it."""
+        before = self.activation_mean
+        super()._apply(fn, recurse)
+        if before is not None and self.activation_mean is not None and self.activation_mean.itemsize < before.itemsize:
+            self.activation_mean = before.to(self.activation_mean.device)
+        return self
 
     @property
     def d_model(self) -> int:

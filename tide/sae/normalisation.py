@@ -74,8 +74,8 @@ class Moments:
             )
         holder = None if centre else self._holder_of_energy()
         return holder and (
-            f"{holder} of the energy (mean square) of the activations, so that cosine and normalised MSE tell mostly "
-            "of that; compare explained variances, and train with centre=true"
+            f"{holder} of the energy (mean square) of the activations, so that a cosine, or an MSE over the energy, "
+            "tells mostly of that; compare explained variances (training with centre=true subtracts the means)"
         )
 
     def _holder_of_energy(self) -> str | None:
