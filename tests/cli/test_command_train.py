@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from tide.activations import ActivationStore
 from tide.cli import main
 from tide.commands import common
 from tide.commands.settings import train_config
-from tide.commands.train import mixed
+from tide.commands.train import _device, mixed
 from tide.errors import TideError
 from tide.files import lock_folder
 from tide.training import TrainConfig, Trainer
@@ -374,3 +375,49 @@ def test_bad_settings(assignment, message):
 def test_unknown_setting_lists_the_known():
     with pytest.raises(TideError, match=r"--set loss.tempo is no option .* known: modulation, .*loss.temporal"):
         train_config(None, ["loss.tempo=1"], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("block", "6", id="a block that is text"),
+        pytest.param("tensor", [1], id="a tensor that is a list"),
+        pytest.param("tensor", "outputs", id="a tensor that no block has"),
+        pytest.param("family", None, id="no family"),
+    ],
+)
+def test_a_store_that_says_what_no_checkpoint_can_hold_is_refused(cli, store, tmp_path, name, value):
+    shutil.copytree(store / "block-6", tmp_path / "store")
+    path = tmp_path / "store/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["info"][name] = value
+    path.write_text(json.dumps(manifest))
+    result = cli("train", "--sae", "--store", tmp_path / "store", "--out", tmp_path / "sae", "--steps", 1, *SMALL)
+    assert result.code == 2
+    assert result.err.startswith("tide: error: ")
+    assert name in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_device_is_given_once(cli, store, tmp_path):
+    command = ["train", "--store", store / "block-6", "--out", tmp_path / "tide", "--steps", 1]
+    result = cli(*command, "--device", "cpu", *SMALL, "--set", "device=cuda")
+    assert (result.code, result.err) == (
+        2,
+        "tide: error: --set device is not used with --device; leave one of them off\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        pytest.param("steps: 3", None, id="a file that names no device"),
+        pytest.param("device: cpu", "cpu", id="a file that names one"),
+    ],
+)
+def test_a_configuration_file_decides_over_the_device_if_it_names_one(tmp_path, text, device):
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    args = argparse.Namespace(config=str(file), device=None)
+    assert _device(args, [], train_config(file, [])) == device

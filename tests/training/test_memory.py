@@ -36,7 +36,7 @@ def test_more_than_there_is(alpha, monkeypatch, options, message):
 )
 def test_the_estimate(monkeypatch, room, fits):
     """Two weights [64, 16], each with gradient and two moments, of 4 bytes; 100 rows and their reconstruction."""
-    monkeypatch.setattr(memory, "_memory", lambda device: room)
+    monkeypatch.setattr(memory, "device_memory", lambda device: room)
     config = TrainConfig(n_latents=64, k=4, batch_tokens=100)
     if fits:
         check_memory(config, 16)
@@ -46,7 +46,7 @@ def test_the_estimate(monkeypatch, room, fits):
 
 
 def test_a_machine_that_does_not_say(monkeypatch):
-    monkeypatch.setattr(memory, "_memory", lambda device: None)
+    monkeypatch.setattr(memory, "device_memory", lambda device: None)
     check_memory(TrainConfig(n_latents=10**9, k=4), 16)
 
 

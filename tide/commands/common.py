@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import warnings
@@ -23,6 +22,7 @@ from tide.files import Write, lock_folder, new_folders, read_json, write_json
 from tide.messages import one_line
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
+from tide.training.memory import device_memory
 from tide_kernels.dispatch import choose
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -160,22 +160,12 @@ def _check_fits(size: tuple[int, int], adapter: Adapter) -> None:
     scale = adapter.pixels_per_latent
     rows, columns = adapter.token_grid(size[0] // scale, size[1] // scale)
     least = rows * columns * adapter.d_model * 5 * torch.finfo(adapter.dtype).bits // 8
-    there = _memory(adapter.device)
+    there = device_memory(adapter.device)
     if there is not None and least > there:
         raise TideError(
             f"a block of an image of {size[0]} x {size[1]} pixels takes {least / 1e9:.0f} GB of memory at least and "
             f"{adapter.device} has {there / 1e9:.0f} GB; lower --size"
         )
-
-
-def _memory(device: torch.device) -> int | None:
-    """Bytes of the device, or None where they are not known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        return None
 
 
 def n_tokens(adapter: Adapter, size: tuple[int, int]) -> int:

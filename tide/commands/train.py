@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tide.commands import arguments
 from tide.commands.collect import add_sampling_options
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     Batches = Callable[[int], Iterator[ActivationBatch]]
     #: The model, its batches, and what describes them.
     Job = tuple[TIDE, Batches, dict[str, Any]]
+
+
+class StoreInfo(TypedDict):
+    """What a store says of itself, as far as a training needs it."""
+
+    pipeline: str | None
+    family: str
+    block: int
+    tensor: str
 
 
 def _modulation(args: argparse.Namespace) -> str:
@@ -105,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     options = {"steps": args.steps, "backend": args.backend, "seed": args.seed}
     assignments = assigned(args)
     config = train_config(args.config, assignments, options, plain=args.sae)
-    config = replace(config, device=str(common.device_of(args.device or _device(args, assignments, config))))
+    config = replace(config, device=str(common.device_of(_device(args, assignments, config))))
     args.seed, args.device = config.seed, config.device
     with new_folders(out):
         with lock_folder(out):
@@ -169,9 +178,20 @@ def _check_new(out: Path, args: argparse.Namespace) -> None:
 
 
 def _device(args: argparse.Namespace, assignments: list[str], config: TrainConfig) -> str | None:
-    """The configuration's device if it was set there, else None: the GPU if there is one."""
-    given = args.config is not None or any(each.startswith("device=") for each in assignments)
-    return config.device if given else None
+    """The configuration's device if it was set there, else None: the GPU if there is one.
+
+    Raises :class:`~tide.errors.TideError` for ``--set device`` beside ``--device``.
+    """
+    from pathlib import Path
+
+    from tide.errors import TideError
+    from tide.files import read_yaml
+
+    assigned = any(each.startswith("device=") for each in assignments)
+    if assigned and args.device is not None:
+        raise TideError("--set device is not used with --device; leave one of them off")
+    given = assigned or (args.config is not None and "device" in read_yaml(Path(args.config)))
+    return args.device or (config.device if given else None)
 
 
 def _from_stores(args: argparse.Namespace, config: TrainConfig) -> Job:
@@ -203,13 +223,17 @@ def _open_store(path: str) -> ActivationStore:
     from pathlib import Path
 
     from tide.activations import ActivationStore
+    from tide.adapters.base import check_tensor
     from tide.errors import TideError
+    from tide.files.schema import check_schema
 
     if several := sorted(folder.name for folder in Path(path).glob("block-*") if folder.is_dir()):
         raise TideError(f"{path} holds stores of several blocks; give one of them: {path}/{several[0]}")
     store = ActivationStore(path)
-    if missing := [name for name in ("pipeline", "family", "block", "tensor") if name not in store.info]:
+    if missing := [name for name in StoreInfo.__annotations__ if name not in store.info]:
         raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
+    check_schema(store.info, StoreInfo, f"{path}/manifest.json (info)")
+    check_tensor(store.info["tensor"])
     store.verify()  # all of it, once: one flipped bit is a value like any other to whoever trains on it
     return store
 

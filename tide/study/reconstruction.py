@@ -13,14 +13,17 @@ from torch import Tensor
 from tide.activations import Prepared, collect, prepare
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, Call
+from tide.errors import TideError
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
+from tide.files import read_json
 from tide.sae.model import TIDE
 from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
 from tide.scenes.scene import Scene, Split, prompts
 from tide.training import TrainConfig, Trainer, build_model
+from tide.training.state import TRAINING, Record, holds_training
 
 
 def prepared_scenes(adapter: Adapter, pairs: Sequence[tuple[Scene, str]], *, batch_size: int = 64) -> list[Prepared]:
@@ -44,9 +47,25 @@ def scene_pool(
 def train(
     adapter: Adapter, block: int, config: TrainConfig, pool: ActivationPool, out: Path, *, progress: bool, resume: bool
 ) -> Trainer:
+    """Trains on the pool into ``out``: goes on with ``resume``, and else replaces an earlier training on a pool.
+
+    Raises :class:`~tide.errors.TideError` if there is a training of another kind (:func:`check_replaceable`).
+    """
+    if not resume:
+        check_replaceable(out)
     trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
     trainer.fit(pool.from_step, resume=resume, source=pool_source(pool))
     return trainer
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises :class:`~tide.errors.TideError` if ``out`` holds a training that was not made on a pool, such as one of
+    `tide train`: nobody can make that again from here."""
+    if not holds_training(out):
+        return
+    source = read_json(out / TRAINING, Record).get("source") if (out / TRAINING).exists() else None
+    if not source or "places" not in source:
+        raise TideError(f"{out} holds a training of another command; choose another folder")
 
 
 def pool_source(pool: ActivationPool) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from tide.study.concepts import ConceptStudy, heat_map, study_concepts, to_uint8
 from tide.study.edits import DRAW_BATCH, EditOutcome, EditTask, draw, judge_edits, summarise
 from tide.study.levels import equal_preservation
 from tide.study.methods import Contrasts, Methods, target_prompt
-from tide.study.reconstruction import diffusion_loss_table, fit_pca, reconstruction_table, scene_pool, train
+from tide.study.reconstruction import (
+    check_replaceable,
+    diffusion_loss_table,
+    fit_pca,
+    reconstruction_table,
+    scene_pool,
+    train,
+)
 from tide.study.references import LayoutProbe, reference_scenes
 from tide.study.report import EditStrip, HeatMaps, write_report
 from tide.training import TrainConfig
@@ -134,8 +141,12 @@ def demo(
     """Runs the whole demo into the folder ``out`` and returns its metrics.
 
     Writes ``sae/`` and ``tide/`` (checkpoints), ``metrics.json`` and ``report.html``. ``resume`` goes on with the
-    trainings that an interrupted run left.
+    trainings that an interrupted run left. Raises :class:`~tide.errors.TideError` if ``sae/`` or ``tide/`` holds a
+    training of another command.
     """
+    if not resume:
+        for name in ("sae", "tide"):
+            check_replaceable(out / name)
     sizes = FAST if fast else Sizes()
     stage = Stages(say)
     started = time.perf_counter()

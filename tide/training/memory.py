@@ -23,7 +23,7 @@ def check_memory(config: TrainConfig, d_model: int) -> None:
     """
     n_latents, _ = config.sizes(d_model)
     weights, rows = 4 * 4 * 2 * n_latents * d_model, 2 * 4 * config.batch_tokens * d_model
-    memory = _memory(torch.device(config.device))
+    memory = device_memory(torch.device(config.device))
     if memory is None or weights + rows <= memory:
         return
     size, remedy = f"n_latents = {n_latents}", "n_latents (or expansion)"
@@ -35,7 +35,7 @@ def check_memory(config: TrainConfig, d_model: int) -> None:
     )
 
 
-def _memory(device: torch.device) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """The memory of a device in bytes, or None where it cannot be known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
