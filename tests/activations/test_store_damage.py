@@ -287,6 +287,16 @@ def test_a_lying_manifest_is_refused_in_one_line(store, change):
         assert "\n" not in str(error.value).replace(".safetensors\\n", "")
 
 
+def test_a_copy_of_a_shard_that_is_listed_as_one_more_is_refused(store):
+    """Its rows would count twice."""
+    (store / "shard-00009.safetensors").write_bytes((store / "shard-00000.safetensors").read_bytes())
+    edit_manifest(store, lambda m: m["shards"].append({**m["shards"][0], "file": "shard-00009.safetensors"}))
+    edit_manifest(store, lambda m: m.update(rows=m["rows"] + m["shards"][0]["rows"]))
+    for read in (ActivationStore, lambda path: StoreWriter(path, resume=True)):
+        with pytest.raises(TideError, match="a shard is listed twice"):
+            read(store)
+
+
 @pytest.mark.parametrize("said", [b"{", b"3", b"[[1]]", b"[" * 10**5, b"\xff"], ids=lambda said: repr(said[:5]))
 def test_a_faulty_record_of_the_samples_counts_as_none(store, said):
     lie(store, samples=torch.frombuffer(bytearray(said), dtype=torch.uint8))

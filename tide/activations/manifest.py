@@ -87,7 +87,8 @@ def _manifest_fault(manifest: Manifest) -> str | None:
             return f"{shard['file']} holds nothing"
         if shard.get("first_sample", 0) < 0:
             return f"{shard['file']} starts at sample {shard.get('first_sample')}"
-    if len({shard["file"] for shard in shards}) < len(shards):
+    digests = [shard["sha256"] for shard in shards if "sha256" in shard]
+    if len({shard["file"] for shard in shards}) < len(shards) or len(set(digests)) < len(digests):
         return "a shard is listed twice"
     if manifest["rows"] != sum(shard["rows"] for shard in shards):
         return f"{manifest['rows']} rows are not the sum of the shards' rows"
