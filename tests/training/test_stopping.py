@@ -18,6 +18,17 @@ from tide.training.stopping import stop_signals
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """A shell's background job ignores SIGINT, and so would these tests if they ran in one."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
     """Sends the signals in the middle of a step."""
     revive = Trainer._revive
