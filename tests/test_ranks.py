@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tide.cli import main
+from tide.cli.app import main
 from tide.errors import TideError
 from tide.ranks import refuse_ranks
 

@@ -1,8 +1,49 @@
-"""Tables as text."""
+"""Tables as text and as CSV, and numbers of several seeds: mean and spread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tide.files import replace_file
+
+T = TypeVar("T")
+
+
+def known(values: Iterable[T | None]) -> list[T]:
+    """Those that are not None, which stands for what was not reached."""
+    return [value for value in values if value is not None]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation over seeds (n - 1); 0 of a single one."""
+    if len(values) < 2:
+        return 0.0
+    centre = mean(values)
+    return math.sqrt(sum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def with_spread(values: Sequence[float], digits: int = 4) -> str:
+    """``0.01234 ± 0.00012``."""
+    return f"{mean(values):.{digits}f} ± {spread(values):.{digits}f}"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of one set of columns, those of the first; None is left empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text = buffer.getvalue()
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

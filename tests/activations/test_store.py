@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from store_batches import INFO, batch_of, check_rows, write
 
 import tide.activations.writer as writer_module
+from tests.helpers.store_batches import INFO, batch_of, check_rows, write
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, prepare
 from tide.activations.store import ActivationStore

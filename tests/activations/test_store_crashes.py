@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_batches import contents, go_on
 
+from tests.helpers.store_batches import contents, go_on
 from tide.activations.store import ActivationStore
 from tide.errors import TideError
 
@@ -247,9 +247,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import pytest
-sys.path.insert(0, sys.argv[2])
-from store_batches import contents, go_on
-from test_store_crashes import at_call, ActivationStore
+from tests.helpers.store_batches import contents, go_on
+from tests.activations.test_store_crashes import at_call, ActivationStore
 import torch
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
@@ -282,7 +281,11 @@ print(killed)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_kill_before_any_call_leaves_a_store_that_resumes_to_the_same_bits(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parent], capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED, tmp_path],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 40

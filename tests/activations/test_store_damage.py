@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from store_batches import INFO, batch_of, contents, described, edit_manifest, go_on, write
 
+from tests.helpers.store_batches import INFO, batch_of, contents, described, edit_manifest, go_on, write
 from tide.activations.store import ActivationStore
 from tide.activations.writer import StoreWriter
 from tide.errors import TideError

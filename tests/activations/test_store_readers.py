@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from store_batches import INFO, batch_of, check_rows, contents, go_on, write
 from torch.utils.data import DataLoader, IterableDataset
 
+from tests.helpers.store_batches import INFO, batch_of, check_rows, contents, go_on, write
 from tide.activations.batch import ActivationBatch
 from tide.activations.store import ActivationStore
 from tide.activations.writer import StoreWriter

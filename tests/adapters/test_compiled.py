@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, draw, hooks_of, pipeline, prepared
 
+from tests.helpers.families import FAMILIES, draw, hooks_of, pipeline, prepared
 from tide.activations import collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.editing import Steer, edit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import adapter, build_dit, draw, pipeline, prepared
 
+from tests.helpers.families import adapter, build_dit, draw, pipeline, prepared
 from tide.activations import collect
 from tide.adapters import tap
 from tide.errors import TideError

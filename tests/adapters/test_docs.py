@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, adapter, hooks_of
 
+from tests.helpers.families import FAMILIES, adapter, hooks_of
 from tide.adapters import base, tap
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 

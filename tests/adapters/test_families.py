@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, STEPS, TWO_CALLS, adapter, draw, hooks_of, pipeline
 
+from tests.helpers.families import FAMILIES, STEPS, TWO_CALLS, adapter, draw, hooks_of, pipeline
 from tide.activations import ActivationBatch, collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.editing import Edit, Erase, Scale, Steer, edit

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, pipeline
 
+from tests.helpers.families import FAMILIES, pipeline
 from tide.activations import collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.guidance import Guidance, is_running, watch_guidance

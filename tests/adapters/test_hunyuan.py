@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import HunyuanDiT2DModel, HunyuanDiTPipeline
-from families import adapter, draw, pipeline, prepared
 
+from tests.helpers.families import adapter, draw, pipeline, prepared
 from tide.adapters import adapter_for, tap
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, draw, pipeline
 from torch import nn
 
+from tests.helpers.families import FAMILIES, draw, pipeline
 from tide.activations import collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.standins import _STAND_INS

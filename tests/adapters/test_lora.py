@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
-from families import FAMILIES, draw, hooks_of, misfit, pipeline
 
+from tests.helpers.families import FAMILIES, draw, hooks_of, misfit, pipeline
 from tide.adapters import adapter_for, tap
 from tide.adapters.weights import unwrapped
 from tide.editing import Erase, edit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import adapter, draw, pipeline
 
+from tests.helpers.families import adapter, draw, pipeline
 from tide.adapters import tap
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import FAMILIES, pipeline, variant
 
+from tests.helpers.families import FAMILIES, pipeline, variant
 from tide.adapters import Call, adapter_for, allow_pipeline, base, pipelines, tap
 from tide.adapters.flux import FluxAdapter
 from tide.adapters.pipelines import REFUSED, SUPPORTED

@@ -10,10 +10,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, build_sd3, draw, pipeline, prepared
 
+from tests.helpers.families import FAMILIES, build_sd3, draw, pipeline, prepared
 from tide.adapters import adapter_for
-from tide.commands.edit_target import _check_steps
+from tide.cli.edit_target import _check_steps
 from tide.editing import Steer, edit
 from tide.editing.progress import is_within, run_position
 from tide.errors import TideError, TideWarning

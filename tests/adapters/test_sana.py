@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, SanaTransformer2DModel, SCMScheduler
-from families import adapter, pipeline
 
+from tests.helpers.families import adapter, pipeline
 from tide.adapters import SanaAdapter, tap
 from tide.errors import TideError
 

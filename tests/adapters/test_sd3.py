@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from families import adapter, build_sd3, draw, pipeline, prepared
 
+from tests.helpers.families import adapter, build_sd3, draw, pipeline, prepared
 from tide.adapters import adapter_for, tap
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import hooks as diffusers_hooks
 from diffusers.hooks import HookRegistry, ModelHook
-from families import FAMILIES, draw, hooks_of, pipeline
 
+from tests.helpers.families import FAMILIES, draw, hooks_of, pipeline
 from tide.activations import collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.skips import HARMLESS, SKIPPING, check_nothing_skips

@@ -12,9 +12,9 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import AlignDevicesHook, CpuOffload, add_hook_to_module, attach_align_device_hook
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from families import FAMILIES, draw, pipeline
 from torch import nn
 
+from tests.helpers.families import FAMILIES, draw, pipeline
 from tide.adapters import adapter_for, tap
 from tide.adapters.weights import present, unwrapped
 from tide.errors import TideError

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cli_samples import N_IMAGES, SMALL
 
-from tide.cli import main
-from tide.commands.common import to_image
+from tests.helpers.cli_samples import N_IMAGES, SMALL
+from tide.cli.app import main
+from tide.cli.common import to_image
 from tide.scenes import images_of, prompts
 
 
@@ -39,7 +39,7 @@ def cli(capsys) -> Cli:
 @pytest.fixture(autouse=True)
 def agreeing(monkeypatch) -> None:
     """Whoever is asked whether to load the pipeline that a file names says yes; see test_trust.py for the rest."""
-    monkeypatch.setattr("tide.commands.trust._agreed", lambda question: True)
+    monkeypatch.setattr("tide.cli.trust._agreed", lambda question: True)
 
 
 @pytest.fixture(scope="session")

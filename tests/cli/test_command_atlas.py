@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli_samples import N_IMAGES
 
+from tests.helpers.cli_samples import N_IMAGES
 from tide import TIDE
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
@@ -72,7 +72,7 @@ def test_scenes_are_labelled(cli, alpha, checkpoint, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("bundled")
 def test_labels_of_some_of_the_images(cli, checkpoint, tmp_path, monkeypatch):
     """Where the latents of all images would not fit into memory."""
-    monkeypatch.setattr("tide.commands.atlas.LABEL_BYTES", 4 * 64 * N_LATENTS * 10)
+    monkeypatch.setattr("tide.cli.atlas.LABEL_BYTES", 4 * 64 * N_LATENTS * 10)
     options = ["--images", 16, "--timesteps", 1, "--batch-size", 6, "--out", tmp_path]
     assert cli("atlas", "--sae", checkpoint, "--pipeline", "scenes", *options).code == 0
     assert "measured on the same 10 scenes" in (tmp_path / "atlas.html").read_text()

@@ -7,9 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from cli_samples import N_IMAGES
 from PIL import Image
 
+from tests.helpers.cli_samples import N_IMAGES
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.interpretation.abrupt_change import abrupt_change

@@ -9,15 +9,15 @@ from itertools import islice
 
 import pytest
 import torch
-from cli_samples import N_IMAGES
 
+from tests.helpers.cli_samples import N_IMAGES
 from tide.activations import ActivationStore, StoreWriter
 from tide.activations.batch import ActivationBatch
 from tide.activations.identity import Sample
 from tide.adapters import adapter_for
-from tide.cli import build_parser
-from tide.commands import collect, stores
-from tide.commands.data import open_source
+from tide.cli import collect, stores
+from tide.cli.app import build_parser
+from tide.cli.data import open_source
 
 
 def all_rows(path) -> ActivationBatch:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tide.activations import ActivationStore
 from tide.activations.batch import ActivationBatch
-from tide.commands import collect, stores
+from tide.cli import collect, stores
 from tide.files import lock_folder
 
 N = 6
@@ -346,7 +346,7 @@ def test_nothing_stays_of_a_run_without_a_shard(cli, command, data, tmp_path, bl
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_pipeline_is_loaded(cli, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.commands.common.load_adapter", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.cli.common.load_adapter", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
     (tmp_path / "file").write_text("in the way")
     result = cli(*command[:-1], tmp_path / "file" / "acts")
     assert (result.code, result.err.count("\n")) == (2, 1)

@@ -7,9 +7,10 @@ import pickle
 import shutil
 
 import pytest
-from cli_samples import SMALL
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from tests.helpers.cli_samples import SMALL
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_pipelines(refused, images, tmp_path, monkeypatch):
     monkeypatch.setattr("tide.scenes.pipeline.DATA", tmp_path)
     collect = ["collect", "--data", images, "--pipeline"]
     assert refused(*collect, "scenes") == (
-        f"{tmp_path}/pipeline holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`"
+        f"{tmp_path}/pipeline holds no pipeline: reinstall tide-sae, or run `python scripts/train_scenes.py`"
     )
     assert refused(*collect, tmp_path) == (
         f"{tmp_path} holds no model_index.json; give the folder of a diffusers pipeline"
@@ -267,7 +268,7 @@ def test_edits(refused, checkpoint):
 
 
 def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
-    monkeypatch.setattr("tide.commands.edit_target.TARGET_BYTES", 10**5)
+    monkeypatch.setattr("tide.cli.edit_target.TARGET_BYTES", 10**5)
     assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
         "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
     )

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tide.cli import COMMANDS, build_parser, main
-from tide.commands import arguments, doctor
+from tide.cli import arguments, doctor
+from tide.cli.app import COMMANDS, build_parser, main
 from tide.errors import Interrupted
 from tide.files import lock_folder
 
 
 def test_help_loads_neither_torch_nor_diffusers():
     code = (
-        "import sys; from tide.cli import main\n"
+        "import sys; from tide.cli.app import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & sys.modules.keys()\n"
@@ -73,7 +73,7 @@ def test_demo_prints_what_was_found(cli, tmp_path, monkeypatch):
         given.update(options, out=out)
         return {"headline": "It works."}
 
-    monkeypatch.setattr("tide.study.run.demo", demo)
+    monkeypatch.setattr("tide.studies.demo.demo", demo)
     result = cli("demo", "--fast", "--out", tmp_path / "d", "--seed", 3, "--backend", "reference")
     assert result.code == 0
     assert result.out == f"It works.\nThe report is {tmp_path}/d/report.html.\n"
@@ -89,7 +89,7 @@ def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch)
         return {"headline": "It reconstructs.", "models": {}}
 
     verdicts = SimpleNamespace(evaluate=evaluate, verdicts=lambda figures: [f"met  {figures['headline']}"])
-    monkeypatch.setitem(sys.modules, "tide.study.bars", verdicts)
+    monkeypatch.setitem(sys.modules, "tide.studies.bars", verdicts)
     options = ["--sae", checkpoint, "--pipeline", "scenes", "--fast", "--out", tmp_path / "e"]
     result = cli("evaluate", *options)
     assert result.code == 0
@@ -217,10 +217,10 @@ def no_work(monkeypatch):
     def work(*args: object, **options: object) -> None:
         pytest.fail("work was begun")
 
-    monkeypatch.setattr("tide.commands.common._from_pretrained", work)
-    monkeypatch.setattr("tide.study.run.demo", work)
-    monkeypatch.setattr("tide.study.bars.evaluate", work)
-    monkeypatch.setattr("tide.reproduce.fig4.reproduce", work)
+    monkeypatch.setattr("tide.cli.common._from_pretrained", work)
+    monkeypatch.setattr("tide.studies.demo.demo", work)
+    monkeypatch.setattr("tide.studies.bars.evaluate", work)
+    monkeypatch.setattr("tide.studies.fig4.reproduce", work)
 
 
 @pytest.mark.parametrize("command", WRITERS)
@@ -266,9 +266,9 @@ def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch,
         assert (tmp_path / "new/out").is_dir()
         raise stop
 
-    for place in ("tide.commands.common._from_pretrained", "tide.study.run.demo", "tide.study.bars.evaluate"):
+    for place in ("tide.cli.common._from_pretrained", "tide.studies.demo.demo", "tide.studies.bars.evaluate"):
         monkeypatch.setattr(place, work)
-    monkeypatch.setattr("tide.reproduce.fig4.reproduce", work)
+    monkeypatch.setattr("tide.studies.fig4.reproduce", work)
     monkeypatch.chdir(tmp_path)
     result = begin(command, tmp_path / "new/out")
     assert (result.code, result.err.count("\n")) == (code, 1)
@@ -294,9 +294,9 @@ def test_an_interruption_while_files_are_written(begin, tmp_path, monkeypatch):
 def test_sigterm(tmp_path):
     """As Ctrl-C, in a process of its own: what it opened is closed and what it made is removed."""
     code = (
-        "import os, signal, sys; from tide.cli import main\n"
-        "import tide.study.run\n"
-        "tide.study.run.demo = lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import os, signal, sys; from tide.cli.app import main\n"
+        "import tide.studies.demo\n"
+        "tide.studies.demo.demo = lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.exit(main(['demo', '--out', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,16 +9,16 @@ import shutil
 
 import pytest
 import torch
-from cli_samples import SMALL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.cli_samples import SMALL
 from tide import TIDE
 from tide.activations import ActivationStore
-from tide.cli import main
-from tide.commands import common
-from tide.commands.settings import train_config
-from tide.commands.train import _device, mixed
+from tide.cli import common
+from tide.cli.app import main
+from tide.cli.settings import train_config
+from tide.cli.train import _device, mixed
 from tide.errors import TideError
 from tide.files import lock_folder
 from tide.training import TrainConfig, Trainer
@@ -229,7 +229,7 @@ def test_more_steps_go_on_by_the_new_schedules_and_it_is_said(cli, store, checkp
 
 
 def test_a_second_training_into_a_folder_is_refused_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     with lock_folder(tmp_path / "t"):
         result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL)
     assert result.code == 2
@@ -254,7 +254,7 @@ def test_a_training_that_another_one_overtakes_is_refused(cli, store, checkpoint
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     (tmp_path / "file").write_text("")
     result = cli("train", "--store", store / "block-6", "--out", tmp_path / "file" / "t", *SMALL)
     assert result.code == 2
@@ -271,7 +271,7 @@ def test_a_failure_leaves_no_folder(cli, store, tmp_path):
 
 
 def test_plain_sae_needs_no_pipeline(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.commands.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     options = ["--store", store / "block-3", "--sae", "--steps", 2, *SMALL]
     result = cli("train", *options, "--out", tmp_path / "sae")
     assert result.code == 0

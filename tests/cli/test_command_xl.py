@@ -17,9 +17,9 @@ from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTr
 from tide import TIDE, Erase, adapter_for, edit
 from tide.activations import ActivationStore, Prepared
 from tide.adapters import tap
-from tide.commands.collect import noised
-from tide.commands.common import pipeline_name
-from tide.commands.stores import write_stores
+from tide.cli.collect import noised
+from tide.cli.common import pipeline_name
+from tide.cli.stores import write_stores
 
 GB = 1e9
 N_IMAGES = 6

@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
-from tide.cli import COMMANDS, command_parsers, parse, refusal
-from tide.commands import arguments
+from tide.cli import arguments
+from tide.cli.app import COMMANDS, command_parsers, parse, refusal
 from tide.errors import TideError
 
 NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]

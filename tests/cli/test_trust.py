@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from cli_samples import SMALL
 from diffusers import DiffusionPipeline
 
+from tests.helpers.cli_samples import SMALL
 from tide.adapters import adapter_for
-from tide.commands import common, trust
+from tide.cli import common, trust
 from tide.errors import TideError
 
 

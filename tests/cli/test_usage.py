@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from cli_samples import SMALL
 
-from tide.cli import COMMANDS, command_parsers, given_options, parse, usage_of
-from tide.commands.settings import train_config
+from tests.helpers.cli_samples import SMALL
+from tide.cli.app import COMMANDS, command_parsers, given_options, parse, usage_of
+from tide.cli.settings import train_config
 from tide.errors import TideError
 from tide.training import TrainConfig
 
@@ -186,11 +186,11 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     data = tmp_path_factory.mktemp("data")
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
-    monkeypatch.setattr("tide.study.run.demo", lambda *args, **options: {"headline": ""})
+    monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": ""})
     figures = SimpleNamespace(evaluate=lambda *args, **options: {}, verdicts=lambda figures: [])
-    monkeypatch.setitem(sys.modules, "tide.study.bars", figures)
+    monkeypatch.setitem(sys.modules, "tide.studies.bars", figures)
     for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring"):
-        monkeypatch.setattr(f"tide.reproduce.{study}.reproduce", lambda options: "")
+        monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 
 
 RUN = [(command, line) for command, line in ALL_LINES if "{" in line or not line]

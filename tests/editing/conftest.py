@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_samples import BLOCK, draw, make_sae
 
+from tests.helpers.edit_samples import BLOCK, draw, make_sae
 from tide.sae import TIDE
 
 

@@ -7,9 +7,20 @@ import warnings
 import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
-from edit_samples import BLOCK, SILENT, STEPS, N, Watch, assert_untouched, draw, hooks_of, make_sae, recorded
 
 import tide.editing.context as context
+from tests.helpers.edit_samples import (
+    BLOCK,
+    SILENT,
+    STEPS,
+    N,
+    Watch,
+    assert_untouched,
+    draw,
+    hooks_of,
+    make_sae,
+    recorded,
+)
 from tide.adapters import adapter_for, tap
 from tide.adapters.guidance import watch_guidance
 from tide.editing import Edit, Erase, Inject, Invert, Place, Replace, Scale, Steer, Target, edit

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_samples import BLOCK, STEPS, K, N, assert_untouched, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.edit_samples import BLOCK, STEPS, K, N, assert_untouched, draw
 from tide.adapters import adapter_for
 from tide.editing import Contrast, Keep, PerImage, Place, Steer, SteerBounded, Target, edit
 from tide.editing.record import record_contrast

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_samples import K, N, assert_untouched, draw
 
+from tests.helpers.edit_samples import K, N, assert_untouched, draw
 from tide.editing import Erase, Inject, Scale, Steer, Target, edit
 from tide.errors import TideError
 from tide.sae import TIDE, TIDEConfig

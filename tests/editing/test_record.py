@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_samples import BLOCK, STEPS, N, assert_untouched, draw
 
+from tests.helpers.edit_samples import BLOCK, STEPS, N, assert_untouched, draw
 from tide.adapters import adapter_for, tap
 from tide.editing import PerImage, Place, Replace, Steer, SteerTowards, Swap, Target, edit
 from tide.editing.record import record_targets

@@ -12,8 +12,8 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("limits memory and time as Linux does", allow_module_level=True)
 
-from file_kinds import KINDS
-from fuzz import fault, sampled
+from tests.helpers.file_kinds import KINDS
+from tests.helpers.fuzz import fault, sampled
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.quick])
@@ -29,8 +29,8 @@ def test_some_damaged_files(tmp_path, name):
 def test_many_damaged_files(name):
     """In a process of its own, which may crash: the last case that it names is the culprit."""
     seed = os.environ.get("TIDE_FUZZ_SEED", "1")
-    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), name, "150", seed]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    command = [sys.executable, "-m", "tests.helpers.fuzz", name, "150", seed]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1800)
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("fault ")] == []
     assert lines[-1] == "done", f"{lines[-1]}, exit status {done.returncode}: {done.stderr[-2000:]}"

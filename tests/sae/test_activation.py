@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from sparse_batches import batches
 
+from tests.helpers.sparse_batches import batches
 from tide.errors import TideError
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.sae.activation import ACTIVATIONS, BatchTopK, Firing, Gated, JumpReLU, ReLU

@@ -104,8 +104,7 @@ def test_undo_reaches_every_parameter(activation):
 
 def test_undo_learns(tmp_path):
     """A few steps of the trainer lower the loss of a model that undoes its modulation."""
-    from sparse_batches import batches
-
+    from tests.helpers.sparse_batches import batches
     from tide.training import TrainConfig, Trainer
 
     sae = TIDE(TIDEConfig(D, N, K, modulation=MODULATION, undo=True))

@@ -102,7 +102,7 @@ def test_round_trip(judge, tmp_path):
 
 
 def test_no_judge(tmp_path, monkeypatch):
-    with pytest.raises(TideError, match=r"holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train"):
+    with pytest.raises(TideError, match=r"holds no judge: reinstall tide-sae, or run `python scripts/train_scenes.py"):
         load_judge(tmp_path)
     monkeypatch.setattr(judging, "DATA", tmp_path)
     with pytest.raises(TideError, match=f"^{tmp_path}/judge holds no judge"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import stream, trainer
 
+from tests.helpers.trainings import stream, trainer
 from tide.training.curves import Curves, _Whole
 
 

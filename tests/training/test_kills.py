@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from trainings import assert_same, batch, stream, trainer
 
+from tests.helpers.trainings import assert_same, batch, stream, trainer
 from tide.activations import StoreWriter
 
 pytestmark = pytest.mark.slow

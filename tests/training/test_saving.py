@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from trainings import assert_same, interrupted, model, state, stream, trainer
 
 import tide.files.tensors
+from tests.helpers.trainings import assert_same, interrupted, model, state, stream, trainer
 from tide.errors import TideError
 from tide.sae import TIDE
 

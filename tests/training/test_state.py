@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from trainings import MODULATION, D, K, N, assert_same, interrupted, model, state, stream, trainer
 
+from tests.helpers.trainings import MODULATION, D, K, N, assert_same, interrupted, model, state, stream, trainer
 from tide.errors import TideError
 from tide.files import lock_folder
 from tide.sae import TIDE, TIDEConfig

@@ -8,8 +8,8 @@ import threading
 from itertools import count
 
 import pytest
-from trainings import assert_same, batch, model, state, stream, trainer
 
+from tests.helpers.trainings import assert_same, batch, model, state, stream, trainer
 from tide.errors import Interrupted
 from tide.sae import TIDE
 from tide.training import Trainer

@@ -11,8 +11,21 @@ from itertools import count, islice
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import ROWS, D, K, N, assert_same, batch, config, interrupted, model, state, stream, trainer
 
+from tests.helpers.trainings import (
+    ROWS,
+    D,
+    K,
+    N,
+    assert_same,
+    batch,
+    config,
+    interrupted,
+    model,
+    state,
+    stream,
+    trainer,
+)
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
 from tide.errors import TideError

@@ -140,10 +140,10 @@ def load_judge(path: str | Path | None = None) -> Judge:
     """
     folder = DATA / "judge" if path is None else Path(path)
     if not (folder / WEIGHTS).is_file():
-        raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python -m tide.scenes.train judge`")
+        raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python scripts/train_scenes.py judge`")
     config = read_json(folder / CONFIG, _Config)
     if config["heads"] != {name: list(values) for name, values in HEADS.items()}:
-        raise TideError(f"{folder} holds a judge of other attributes; run `python -m tide.scenes.train judge` anew")
+        raise TideError(f"{folder} holds a judge of other attributes; run `python scripts/train_scenes.py judge` anew")
     tensors = read_tensors(folder / WEIGHTS, "the judge")
     width = config["width"]
     if width % 8 or not 0 < width <= WIDEST:

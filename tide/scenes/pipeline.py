@@ -1,7 +1,7 @@
 """The bundled pipeline: a small ``PixArtAlphaPipeline`` of diffusers, its parts real and its size 6 M parameters.
 
 ``build_*`` make the parts with fresh weights; :func:`load_pipeline` loads the trained ones that the package ships
-(``tide/scenes/data/pipeline``, written by ``python -m tide.scenes.train``).
+(``tide/scenes/data/pipeline``, written by ``python scripts/train_scenes.py``).
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAl
     """The trained pipeline that ships with the package.
 
     Raises :class:`~tide.errors.TideError` if the package data are missing (a checkout in which
-    ``python -m tide.scenes.train`` has not finished).
+    ``python scripts/train_scenes.py`` has not finished).
     """
     path = DATA / "pipeline"
     if not (path / "model_index.json").is_file():
-        raise TideError(f"{path} holds no pipeline: reinstall tide-sae, or run `python -m tide.scenes.train`")
+        raise TideError(f"{path} holds no pipeline: reinstall tide-sae, or run `python scripts/train_scenes.py`")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
         pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)

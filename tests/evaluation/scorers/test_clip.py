@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from scorer_inputs import TEXTS, random_images
-from tiny_clip import LONGEST, save_tiny_clip
 from torch import nn
 
-from tide.commands.common import to_image
+from tests.helpers.scorer_inputs import TEXTS, random_images
+from tests.helpers.tiny_clip import LONGEST, save_tiny_clip
+from tide.cli.common import to_image
 from tide.errors import TideError
 from tide.evaluation.scorers import CLIPScorer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
-from scorer_inputs import NEEDS_TORCHVISION, random_images
 from torch import nn
 
+from tests.helpers.scorer_inputs import NEEDS_TORCHVISION, random_images
 from tide.errors import TideError
 from tide.evaluation.scorers import FIDScorer
 

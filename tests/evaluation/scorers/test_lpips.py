@@ -17,9 +17,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scorer_inputs import NEEDS_TORCHVISION, random_images
 from torch import nn
 
+from tests.helpers.scorer_inputs import NEEDS_TORCHVISION, random_images
 from tide.errors import TideError
 from tide.evaluation.scorers import LPIPSScorer, lpips
 

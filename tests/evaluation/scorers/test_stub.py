@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from scorer_inputs import TEXTS, random_images
 
 import tide.evaluation
+from tests.helpers.scorer_inputs import TEXTS, random_images
 from tide.errors import TideError
 from tide.evaluation.scorers import StubScorer, check_images
 

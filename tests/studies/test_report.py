@@ -1,0 +1,326 @@
+"""The report: whole, self-contained, escaped, and short of what was not measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tide.errors import TideError
+from tide.scenes.judge import NO_OBJECT
+from tide.scenes.render import render
+from tide.scenes.scene import Scene
+from tide.studies.figures import MINUS, Series, heat_overlay, line_chart, linear_ticks, log_ticks, outline_path, thin
+from tide.studies.page import MISSING, Column, fixed, table
+from tide.studies.report import EditStrip, HeatMaps, best_frame, hero, verdict_list, write_report
+
+ANCHORS = ("rebuild", "time", "loss", "where", "concepts", "edits", "trade-off", "training", "made")
+VOID = {"meta", "img", "br", "path", "polyline", "circle", "line", "rect", "i"}
+RED_HOUSE = Scene("house", "red", "near", "with", "grass", seed=3)
+
+
+def picture(scene: Scene) -> np.ndarray:
+    return (255 * render(scene).image).round().astype(np.uint8)
+
+
+def verdict(scene: Scene, *, valid: bool = True) -> dict:
+    named = {name: scene[name] for name in ("class", "colour", "depth", "shadow", "ground")}
+    return {**named, "class": scene.cls if valid else NO_OBJECT, "valid": valid}
+
+
+def strip(**changes: object) -> EditStrip:
+    """Red to blue: not yet at 0.5, clean at 1, at the cost of the depth at 2, wreckage at 4."""
+    blue = RED_HOUSE.changed("colour", "blue")
+    scenes = [RED_HOUSE, RED_HOUSE, blue, blue.changed("depth", "far"), blue]
+    values: dict = {
+        "title": "red to blue",
+        "prompt": RED_HOUSE.caption(),
+        "attribute": "colour",
+        "target": "blue",
+        "strengths": [0.0, 0.5, 1.0, 2.0, 4.0],
+        "images": [picture(s) for s in scenes],
+        "verdicts": [verdict(s, valid=i < 4) for i, s in enumerate(scenes)],
+        "ceiling": picture(blue),
+    }
+    return EditStrip(**{**values, **changes})
+
+
+def heat(concept: str = "roof") -> HeatMaps:
+    shown, other = render(RED_HOUSE), RED_HOUSE.changed("class", "sphere")
+    truth = [shown.masks["roof"], np.zeros((64, 64), bool)]
+    maps = [truth[0] * 3.0, np.full((64, 64), 0.2)]
+    return HeatMaps(concept, "part", 1204, 0.97, 0.61, [picture(RED_HOUSE), picture(other)], truth, maps)
+
+
+def history(n: int = 30) -> list[dict]:
+    names = ("loss", "mse", "cosine", "temporal", "sparsity", "lr", "silent")
+    return [{"step": i, "k": 154, "revived": i, **{name: 0.5 / (1 + i) for name in names}} for i in range(n)]
+
+
+def full_metrics() -> dict:
+    bins = {f"{i}00-{i + 1}00": {"mse_normalised": 0.1, "cosine": 0.9, "explained_variance": 0.8} for i in range(3)}
+    model = {"train_mse": 0.021, "val_mse": 0.033, "train_cosine": 0.98, "val_cosine": 0.97, "explained_variance": 0.9}
+    baseline = {"val_mse": 0.21, "val_cosine": 0.91, "explained_variance": 0.7, "timestep": bins}
+    concept = {"latent": 7, "auroc": 0.97, "iou": 0.6, "neuron": 3, "neuron_auroc": 0.8, "neuron_iou": 0.3}
+    share = {"success": 0.83, "preserved": 0.76, "both": 0.68}
+    steps = {"951": 0.01, "501": 0.02, "1": 0.3}
+    return {
+        "headline": "TIDE turns a red house blue",
+        "sizes": {"d_model": 192, "n_latents": 3072, "k": 154, "block": 6, "n_blocks": 8},
+        "models": {
+            "sae": {**model, "l0": 154, "dead": 0.04, "timestep": bins},
+            "tide": {**model, "val_mse": 0.028, "l0": 154, "dead": 0.01, "timestep": bins},
+            **{name: baseline for name in ("mean", "pca_k", "pca_k/4")},
+        },
+        "diffusion_loss": {
+            "clean": 0.05,
+            "reconstructed": 0.052,
+            "ablated": 0.4,
+            "recovered": 0.994,
+            "ratio": 1.04,
+            "variants": {"tide": {"loss": 0.052, "recovered": 0.994}, "mean": {"loss": 0.3, "recovered": 0.286}},
+            "timestep": {name: steps for name in ("clean", "tide", "sae", "ablated")},
+        },
+        "concepts": {"roof": {**concept, "level": "part", "recipe_auroc": 0.7}, "near": {**concept, "level": "3d"}},
+        "levels": {name: {k: v for k, v in concept.items() if isinstance(v, float)} for name in ("3d", "part")},
+        "edits": {"colour": {**share, "valid": 0.97, "images": 120, "interval": {"success": [0.75, 0.9]}}},
+        "trade_off": {name: [{"factor": 1.0, **share}] for name in ("towards", "steer towards", "swap", "steer")}
+        | {"prompt": share},
+        "seconds": 312.4,
+        "stages": {"collect": 20.1, "train": 151.7},
+        "config": {"seed": 11, "loss": {"mse": 1.0, "s_target": None}},
+        "versions": {"torch": "2.13.0"},
+        "machine": "2 cores, no GPU",
+    }
+
+
+class Balance(HTMLParser):
+    """Collects sections and images and checks that every element that opens closes again."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sections: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag == "section":
+            self.sections.append(named["id"] or "")
+        if tag != "a":
+            self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def written(tmp_path: Path, metrics: dict, **parts: object) -> tuple[str, Balance]:
+    path = tmp_path / "report.html"
+    inputs: dict = {"heat_maps": [], "strips": [], "histories": {}, **parts}
+    write_report(path, metrics, **inputs)
+    text = path.read_text(encoding="utf-8")
+    page = Balance(text)
+    assert page.open == []
+    return text, page
+
+
+def test_everything_is_there_and_nothing_is_fetched(tmp_path):
+    histories = {"sae": history(), "tide": history()}
+    text, page = written(tmp_path, full_metrics(), heat_maps=[heat()], strips=[strip()], histories=histories)
+    assert tuple(page.sections) == ANCHORS
+    assert page.loaded
+    assert all(address.startswith("data:image/png;base64,") for address in page.loaded)
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe", text)
+    assert "TIDE turns a red house blue" in page.text
+    assert "loss.mse" in page.text  # nested options by their dotted names
+
+
+def test_pictures_survive_bit_for_bit(tmp_path):
+    shown = strip()
+    _, page = written(tmp_path, {}, strips=[shown])
+    first = Image.open(io.BytesIO(base64.b64decode(page.loaded[0].partition(",")[2])))
+    np.testing.assert_array_equal(np.asarray(first), shown.images[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "gone"),
+    [
+        ("models", {"rebuild", "time"}),
+        ("diffusion_loss", {"loss"}),
+        ("trade_off", {"trade-off"}),
+        ("edits", set()),  # the strips remain
+        ("levels", set()),  # the table of concepts remains
+        ("sizes", set()),
+        ("headline", set()),
+    ],
+)
+@pytest.mark.parametrize("empty", ["missing", "none", "empty"])
+def test_a_missing_part_is_left_out(tmp_path, key, gone, empty):
+    metrics = full_metrics()
+    del metrics[key]
+    metrics |= {"missing": {}, "none": {key: None}, "empty": {key: {}}}[empty]
+    histories = {"tide": history()}
+    _, page = written(tmp_path, metrics, heat_maps=[heat()], strips=[strip()], histories=histories)
+    assert set(page.sections) == set(ANCHORS) - gone
+
+
+def test_no_figures_at_all(tmp_path):
+    _, page = written(tmp_path, {})
+    assert page.sections == []
+
+
+def test_markup_in_words_is_shown_and_not_obeyed(tmp_path):
+    evil = '<b>x</b> & "y" \'<img src=https://example.org/a.png>'
+    metrics = full_metrics()
+    metrics |= {"headline": evil, "machine": evil}
+    metrics |= {"config": {evil: evil}, "versions": {evil: evil}, "stages": {evil: 1}}
+    metrics["concepts"][evil] = {"level": evil, "auroc": 0.5}
+    metrics["levels"][evil] = {"auroc": 0.6}
+    for part, known in (("models", "tide"), ("edits", "colour"), ("trade_off", "towards")):
+        metrics[part][evil] = metrics[part][known]
+    odd = strip(title=evil, prompt=evil, target=evil, verdicts=[{**verdict(RED_HOUSE), "colour": evil}] * 5)
+    parts = {"heat_maps": [heat(evil)], "strips": [odd], "histories": {"tide": history(), evil: history()}}
+    text, page = written(tmp_path, metrics, **parts)
+    assert "<b>x" not in text
+    assert all(address.startswith("data:") for address in page.loaded)
+    assert evil in page.text
+
+
+@pytest.mark.parametrize("unknown", [math.nan, math.inf, None, "n/a"])
+def test_unknown_figures_are_dashes(tmp_path, unknown):
+    def blank(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: blank(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [blank(v) for v in value]
+        return unknown if isinstance(value, float) else value
+
+    metrics = full_metrics()
+    metrics["models"]["tide"]["val_mse"] = unknown
+    text, page = written(tmp_path, metrics)
+    assert f"<td>{MISSING}</td>" in text
+    blanked = {key: blank(value) for key, value in metrics.items() if key != "trade_off"}
+    blanked["edits"]["colour"].pop("interval")
+    _, page = written(tmp_path, blanked, histories={"tide": [blank(e) for e in history()]})
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+
+
+def test_the_old_report_stays_when_writing_fails(tmp_path, monkeypatch):
+    written(tmp_path, {"headline": "first"})
+
+    def full_disk(self: Path, text: str, **_: object) -> int:
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(TideError, match="no space left"):
+        write_report(tmp_path / "report.html", {"headline": "second"}, heat_maps=[], strips=[], histories={})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert "first" in (tmp_path / "report.html").read_text()
+
+
+def test_verdicts_tell_reached_lost_and_wrecked():
+    shown = strip()
+    assert "<b>" not in verdict_list(shown, 1)
+    assert "<b>blue</b>" in verdict_list(shown, 2)
+    assert "<s>" not in verdict_list(shown, 2)
+    assert "<s>near</s> far" in verdict_list(shown, 3)
+    assert NO_OBJECT in verdict_list(shown, 4)
+    assert "blue" not in verdict_list(shown, 4)  # wreckage is never counted as a change
+    assert best_frame(shown) == 2
+
+
+def test_the_hero_is_the_edit_that_cost_least():
+    costly = strip(title="costly", images=strip().images[:4], strengths=[0, 0.5, 1, 2], verdicts=[])
+    lossy = strip(title="lossy", verdicts=[*strip().verdicts[:2], *[strip().verdicts[3]] * 2, strip().verdicts[4]])
+    assert "<b>red to blue</b>" in hero([costly, lossy, strip()])
+    assert "<b>lossy</b>" in hero([costly, lossy])
+    assert "<b>costly</b>" in hero([costly])
+    assert hero([]) == ""
+
+
+def test_the_outline_follows_the_pixel_edges():
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 0:2] = True
+    assert outline_path(mask) == "M0 1H2M0 3H2M0 1V3M2 1V3"
+    assert outline_path(np.zeros((4, 4), bool)) == ""
+    ring = np.ones((3, 3), bool)
+    full = outline_path(ring)
+    ring[1, 1] = False
+    assert outline_path(ring) == full
+
+
+def test_heat_is_on_the_scale_given():
+    grey, zero = np.full((2, 2, 3), 128, np.uint8), np.zeros((2, 2))
+    cold = heat_overlay(grey, zero, 1.0)
+    np.testing.assert_array_equal(cold, heat_overlay(grey, zero, 0.0))
+    np.testing.assert_array_equal(cold, heat_overlay(grey, np.full((2, 2), np.nan), 1.0))
+    assert np.ptp(cold.reshape(-1, 3), axis=1).max() == 0  # no colour where the latent is silent
+    brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
+    assert brightness == sorted(brightness)
+    assert brightness[2] == brightness[3]
+
+
+def test_charts_leave_out_what_cannot_be_drawn():
+    points = [(0.0, 1.0), (1.0, math.nan), (2.0, 0.0), (3.0, 0.1)]
+    assert line_chart([Series("a", "tide", points)], title="", x_label="", log_y=True).count(",") == 2
+    assert line_chart([Series("a", "tide", [(0.0, 0.0)])], title="", x_label="", log_y=True) == ""
+    assert line_chart([], title="", x_label="") == ""
+    assert "polyline" in line_chart([Series("a", "tide", [(5.0, 5.0)])], title="", x_label="")
+
+
+def test_ticks_are_round_and_inside():
+    np.testing.assert_allclose(linear_ticks(0, 1.04), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    np.testing.assert_allclose(linear_ticks(-3, 7), [-2, 0, 2, 4, 6])
+    np.testing.assert_allclose(log_ticks(0.02, 30), [0.1, 1, 10])
+    np.testing.assert_allclose(log_ticks(0.03, 0.4), [0.05, 0.1, 0.2])
+    assert len(log_ticks(0.031, 0.039)) > 1  # a range without a round number of one digit
+
+
+def test_long_curves_are_averaged_in_order():
+    points = [(float(i), float(i % 2)) for i in reversed(range(1000))]
+    short = thin(points)
+    assert len(short) <= 240
+    assert [x for x, _ in short] == sorted(x for x, _ in short)
+
+
+def test_the_best_figure_is_bold_and_ties_are_shared():
+    low = Column("error", [0.12, 0.1, math.nan], better="low")
+    assert low.cells() == ["0.120", "<b>0.100</b>", MISSING]
+    assert Column("error", [0.1, 0.1 + 1e-9], better="low").cells() == ["<b>0.100</b>"] * 2
+    assert Column("error", [0.1], better="low").cells() == ["0.100"]  # nothing to be better than
+    assert table("", ["a"], [Column("nothing", [None])]) == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0355, 0.95], ["0.0355", "0.9500"]),
+        ([0.0051, 0.95], ["0.0051", "0.9500"]),  # two digits rather than five decimals
+        ([2e-5, 3e-4], ["0.000020", "0.000300"]),
+        ([1234.5, None], ["1,234", MISSING]),
+        ([-0.25, 0.5], [f"{MINUS}0.250", "0.500"]),
+    ],
+)
+def test_figures_of_a_column_share_their_decimals(values, texts):
+    write = fixed(values)
+    assert [write(v) for v in values] == texts

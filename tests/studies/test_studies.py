@@ -1,0 +1,218 @@
+"""Each study at a toy size, whole: files, figures, resuming, the sentence at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tide.cli.app import main
+from tide.cli.reproduce import STUDIES
+from tide.errors import TideError
+from tide.studies import ablation, centring, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
+from tide.studies.bench import Bench, DataSizes
+from tide.studies.options import Options
+from tide.training import TrainConfig, build_model
+
+TINY = DataSizes(
+    train_images=12, held_out_images=4, wide_images=24, loss_prompts=2, loss_timesteps=2, train_rows=512,
+    batch_tokens=64,
+)  # fmt: skip
+
+FILES = {
+    "fig1": {"fig1.png", "fig1-levels.png", "fig1.csv", "fig1.json", "atlas.html", "models"},
+    "fig5": {"fig5.png", "fig5-settling.png", "fig5.csv", "fig5.json", "models"},
+    "fig6": {"fig6.png", "fig6-gallery.png", "fig6.csv", "fig6.json", "models"},
+    "table1": {"table1.png", "table1.csv", "table1.json"},
+    "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
+             "fig4.json"},
+    "centring": {"centring.png", "centring.csv", "centring.json"},
+    "ablation": {"ablation.png", "ablation-curves.png", "ablation.csv", "ablation-curves.csv", "ablation.json"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch, bench):
+    """Every study at a toy size, on the activations that the session has collected."""
+    monkeypatch.setattr(table1, "FAST", TINY)
+    monkeypatch.setattr(table1, "FAST_STEPS", 2)
+    small = {"data": TINY, "steps": 2, "seeds": 1}
+    grid = {"n": (32, 48, 64), "k": (4, 16), "n_compared": 32, "k_compared": (4, 16), "matched": (8,)}
+    monkeypatch.setattr(fig4, "FAST", replace(fig4.FAST, **small, **grid))
+    sizes = {"n_latents": 64, "k": 8, "curve_points": 2, "curve_rows": 64}
+    monkeypatch.setattr(ablation, "FAST", replace(ablation.FAST, **small, **sizes))
+    few = {"n_latents": 64, "k": 8, "concept_images": 8, "concept_timesteps": 1}
+    monkeypatch.setattr(centring, "FAST", replace(centring.FAST, **small, **few))
+
+    monkeypatch.setattr(fig1, "FAST", fig1.Sizes(images=12, timesteps=2, atlas_images=6, seeds=1))
+    monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
+    monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
+    few = ("contrast", "steer contrast", "steer bounded", "erase top")
+    short = {name: replace(fig6.STRATEGIES[name], factors=(fig6.STRATEGIES[name].middle,)) for name in few}
+    for module in (fig6, fig6_pictures):
+        monkeypatch.setattr(module, "STRATEGIES", short)
+    monkeypatch.setattr(fig6, "RIVALS", {"contrast": fig6.RIVALS["contrast"]})
+    monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
+    for module in (fig1, fig5, fig6):
+        monkeypatch.setattr(module, "FAST_DATA", TINY)
+    monkeypatch.setattr(models, "FAST_STEPS", 2)
+
+    def shared(sizes: DataSizes, seed: int, say, progress: bool) -> Bench:
+        assert (sizes, seed) == (TINY, 0)
+        bench.say = say
+        return bench
+
+    for module in (table1, fig4, ablation, centring, fig1, fig5, fig6):
+        monkeypatch.setattr(module, "Bench", shared)
+
+
+def study(name: str, out: Path, **options) -> tuple[str, list[str]]:
+    said: list[str] = []
+    module = import_module(f"tide.studies.{name}")
+    return module.reproduce(Options(out, fast=True, seeds=1, say=said.append, **options)), said
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_and_its_resumption(tiny, tmp_path, name):
+    verdict, said = study(name, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES[name] | {"cells"}
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["verdict"] == verdict
+    assert found["options"] == {"fast": True, "seed": 0, "seeds": 1, "steps": None, "backend": "auto"}
+    assert "torch" in found["versions"]
+    assert found["machine"]
+    for path in tmp_path.glob("*.csv"):
+        rows = list(csv.DictReader(path.open()))
+        assert rows
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+    cells = sorted((tmp_path / "cells").iterdir())
+    times = [path.stat().st_mtime_ns for path in cells]
+    cells[0].unlink()
+    again, said = study(name, tmp_path)
+    computed = [re.match(r"(\d+) of \d+ cells to compute", line) for line in said]
+    assert [int(found[1]) for found in computed if found] == [1]
+    assert [path.stat().st_mtime_ns for path in cells[1:]] == times[1:]
+    # The same cell anew gives the same numbers, and so the same sentence.
+    assert again == verdict
+    with pytest.raises(TideError, match=r"was made with another training \(steps 2, now 3\); use the same options"):
+        study(name, tmp_path, steps=3)
+
+
+def test_centring_tells_what_the_moved_channel_hides(bench):
+    """The figure of the other channels, by hand."""
+    pool = centring.moved(bench.held_out, torch.eye(bench.adapter.d_model)[0] * 300)
+    assert pool.all.x[:, 0].mean() > 250
+    assert torch.equal(pool.all.x[:, 1:], bench.held_out.all.x[:, 1:])
+    model = build_model(bench.adapter, bench.block, TrainConfig(n_latents=64, k=8))
+    model.calibrate(pool.all.x, pool.all.timestep, None, pool.all.group)
+    with torch.no_grad():
+        error = (pool.all.x - model(pool.all.x, pool.all.timestep, None, pool.all.group))[:, 1:]
+    expected = 1 - error.square().sum() / (pool.all.x - pool.all.x.mean(0))[:, 1:].square().sum()
+    assert centring.explained_without(model, pool, 0) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_sentence_of_table1_is_of_its_numbers():
+    figures = {
+        name: {m: list(v) for m, v in zip(table1.METRICS, ([0.1] * 5, [0.9] * 5, val_mse, val_cosine), strict=True)}
+        for name, val_mse, val_cosine in (
+            ("SAE", [0.3] * 5, [0.90] * 5),
+            ("SAE(sample)", [0.4] * 5, [0.91, 0.91, 0.91, 0.91, 0.89]),
+            ("TIDE", [0.2, 0.2, 0.2, 0.5, 0.2], [0.92] * 5),
+            ("TIDE(sample)", [0.2] * 5, [0.93] * 5),
+        )
+    }
+    verdict = table1.verdict_of({"same pairs": figures, "equal tokens": figures})
+    assert verdict.startswith(
+        "TIDE's validation MSE (0.2600) is below SAE's (0.3000) on average and ahead in 4 of 5 seeds; SAE(sample)'s "
+        "validation cosine (0.9060) is above SAE's (0.9000) on average and ahead in 4 of 5 seeds on the same pairs"
+    )
+    figures["TIDE"]["val_mse"] = [0.35] * 5
+    verdict = table1.verdict_of({"same pairs": figures, "equal tokens": figures})
+    assert "TIDE's validation MSE (0.3500) is not below SAE's (0.3000) on average and ahead in 0 of 5" in verdict
+
+
+def test_the_sentence_of_fig4_is_of_its_numbers():
+    from tide.studies.scaling import ScalingLaw
+
+    law = ScalingLaw(0.0, 0.0, -0.5, -0.25, 0.0, 0.99)
+    row = {"recovered": [0.99, 0.98, 0.97], "loss": [1.0] * 3}
+    other = {"recovered": [0.98, 0.99, None], "loss": [1.0] * 3}
+    none = {"recovered": [None] * 3, "loss": [None] * 3}
+    table = {name: {"8": other} for name in fig4.MODELS} | {"TIDE": {"8": row}, "Gated": {"8": none}}
+    sizes = replace(fig4.FAST, matched=(8,), n=(32, 64), k=(4, 16))
+    assert fig4.verdict_of({"mse": law, "1-cosine": law}, table, sizes) == (
+        "MSE scales as n^-0.50 at k = 16 and as k^-0.25 at n = 64 (R2 0.990); at L0 = 8 TIDE recovers 98.00% of the "
+        "diffusion loss, more than TopK in 1 of 2 seeds, BatchTopK in 1 of 2, JumpReLU in 1 of 2, ReLU + L1 in 1 of "
+        "2; no setting of Gated reaches it; there TIDE + JumpReLU 98.50%."
+    )
+
+
+def test_convergence_is_from_where_the_error_stays_low():
+    curve = [(10, 0.5), (20, 0.2), (30, 0.4), (40, 0.3), (50, 0.1)]
+    assert ablation.converged_at(curve, 0.3) == 40
+    assert ablation.converged_at(curve, 0.5) == 10
+    assert ablation.converged_at(curve, 0.05) is None
+
+
+def test_every_variant_changes_what_it_names():
+    options = Options(Path("x"))
+    configs = {name: ablation.variant_config(name, 0, ablation.DEFAULT, options) for name in ablation.VARIANTS}
+    assert len({repr(config) for config in configs.values()}) == len(configs)
+    assert configs["AuxK"].loss.auxk > 0
+    assert configs["AuxK"].revival.every == configs["no revival"].revival.every == 0
+    assert configs["temporal off"].loss == replace(configs["default"].loss, temporal=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fig9"], "argument study: invalid choice: 'fig9'"),
+        (["table1", "--seeds", "0"], "argument --seeds: '0' is no number of seeds; give a whole number, 1 to 1000"),
+        (["fig4", "--steps", "0"], "argument --steps: '0' is no count; give a whole number, 1 to 2147483647"),
+        (["ablation", "--threads", "0"], "argument --threads: '0' is no number of threads; give a whole number, 1"),
+        (["table1", "--backend", "fpga"], "fpga"),
+        (["table1", "--seeds", "many"], "argument --seeds: 'many' is no number of seeds; give"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
+    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_was_found(monkeypatch, capsys, tmp_path):
+    given = []
+
+    def reproduce(options: Options) -> str:
+        given.append(options)
+        return "It holds."
+
+    monkeypatch.setattr(ablation, "reproduce", reproduce)
+    out = tmp_path / "a"
+    assert main(["reproduce", "ablation", "--fast", "--seeds", "2", "--seed", "4", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["It holds.", f"Tables and pictures are in {out}."]
+    assert (given[0].out, given[0].fast, given[0].seeds, given[0].seed, given[0].steps) == (out, True, 2, 4, None)
+    assert given[0].each_seed(3) == [4, 5]
+    run = json.loads((out / "run.json").read_text())
+    assert run["arguments"]["study"] == "ablation"
+    assert {"versions", "machine"} <= run.keys()
+
+
+def test_interrupted(monkeypatch, capsys, tmp_path):
+    def interrupted(options: Options) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "reproduce", interrupted)
+    assert main(["reproduce", "ablation", "--out", str(tmp_path)]) == 130
+    assert "finished cells are kept: the same command goes on with the others" in capsys.readouterr().err

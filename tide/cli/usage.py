@@ -1,0 +1,95 @@
+"""Which options a command uses in each of its modes; what a mode has no use for is refused."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+from tide.errors import TideError
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One way in which runs of a command differ.
+
+    ``modes`` maps each mode, in the words of a refusal ("with --store"), to the options that it uses, by their names
+    in the parsed arguments, separated by blanks; ``of`` says the mode of a run. An option that some mode uses is
+    refused in the others.
+    """
+
+    of: Callable[[argparse.Namespace], str]
+    modes: dict[str, str]
+
+    @property
+    def options(self) -> set[str]:
+        """The options that only some of the modes use."""
+        return {name for uses in self.modes.values() for name in uses.split()}
+
+    def unused(self, mode: str) -> set[str]:
+        return self.options - set(self.modes[mode].split())
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The options that a command uses in ``every`` mode, and the aspects that decide over the others."""
+
+    every: str
+    aspects: tuple[Aspect, ...] = ()
+
+    def check(self, args: argparse.Namespace, given: Set[str], flags: dict[str, str]) -> None:
+        """Raises :class:`~tide.errors.TideError` for the first of the ``given`` options that this run does not use.
+
+        Args:
+            args: the parsed arguments.
+            given: names in ``args`` of the options that the command line gives, in its order where there is one.
+            flags: how each of them is written on a command line.
+        """
+        for aspect in self.aspects:
+            mode = aspect.of(args)
+            for name in sorted(given & aspect.unused(mode)):
+                raise TideError(f"{flags[name]} is not used {mode}; leave it off")
+
+
+#: What :func:`tide.cli.arguments.add_pipeline` adds and every run of a pipeline uses; the size of images may be
+#: another's.
+PIPELINE = "pipeline trust_remote_code device dtype offload"
+
+_FOLDER, _NAMED, _SCENES = "with a folder of images", "with a named data set", "with --data scenes"
+_NOTHING = "without --data"
+
+
+def _kind_of_data(args: argparse.Namespace) -> str:
+    from tide.activations.data import is_folder
+
+    if args.data is None:
+        return _NOTHING
+    return _SCENES if args.data == "scenes" else _FOLDER if is_folder(args.data) else _NAMED
+
+
+def kind_of_data(*, without: str = "") -> Aspect:
+    """What ``--data`` names; the options ``without`` are used where it is not given, too."""
+    named = "size skip_unreadable split image_column caption_column"
+    return Aspect(_kind_of_data, {_FOLDER: "size skip_unreadable", _NAMED: named, _SCENES: "", _NOTHING: without})
+
+
+def with_option(name: str, *, uses: str = "", leaves_out: str = "") -> Aspect:
+    """Whether the option ``name`` is given (is not None or False): ``uses`` are used with it alone, ``leaves_out``
+    without it alone."""
+    flag = f"--{name.replace('_', '-')}"
+
+    def of(args: argparse.Namespace) -> str:
+        value = getattr(args, name)
+        return f"without {flag}" if value is None or value is False else f"with {flag}"
+
+    return Aspect(of, {f"with {flag}": uses, f"without {flag}": leaves_out})
+
+
+def fast_beside(*names: str) -> Aspect:
+    """``--fast`` sets these options, unless all of them are given; for commands where it does nothing else."""
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+
+    def of(args: argparse.Namespace) -> str:
+        return f"{'without' if any(getattr(args, name) is None for name in names) else 'with'} {flags}"
+
+    return Aspect(of, {f"with {flags}": "", f"without {flags}": "fast"})

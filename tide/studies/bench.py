@@ -1,0 +1,267 @@
+"""What the cells of a grid share: the pipeline, its activations (collected once, when first needed), measurements."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from tide.activations import Prepared, collect, prepare
+from tide.activations.collect import draw_tokens, sample_generator
+from tide.activations.memory import ActivationPool
+from tide.adapters import Adapter, adapter_for
+from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.reconstruction import Reconstruct, evaluate_reconstruction, with_sae
+from tide.fingerprint import fingerprint
+from tide.sae.model import TIDE, inference
+from tide.scenes.pipeline import MAX_CAPTION_TOKENS, load_pipeline
+from tide.scenes.scene import prompts
+from tide.studies.demo import loss_timesteps
+from tide.studies.reconstruction import prepared_scenes, scene_pool
+from tide.studies.shifted import shifted_images, shifted_scenes
+from tide.training import TrainConfig, Trainer, build_model
+
+#: A cell is trained in one go, so that only its last state is written.
+NEVER = 10**9
+#: Rows of a pool that figures are measured on at a time.
+EVALUATION_ROWS = 4096
+#: Steps that are timed for an estimate, after one that is not.
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """How many images a grid sees. ``token_fraction`` is of the training tokens of :attr:`Bench.train`."""
+
+    train_images: int
+    held_out_images: int
+    token_fraction: float = 1.0
+    wide_images: int = 0
+    sample_fraction: float = 1 / 16
+    loss_prompts: int = 48
+    loss_timesteps: int = 10
+    train_rows: int = 16384
+    batch_tokens: int = 1024
+
+
+#: What the studies that compare variants of one model are of, in full and fast.
+VARIANT_DATA = DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6)
+FAST_VARIANT_DATA = DataSizes(
+    train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
+)
+
+
+@dataclass
+class Bench:
+    """The bundled pipeline's penultimate block and its activations, all drawn from ``seed``."""
+
+    sizes: DataSizes
+    seed: int = 0
+    say: Callable[[str], None] = print
+    adapter: Adapter = field(default_factory=lambda: adapter_for(load_pipeline()))
+    progress: bool = False
+
+    @cached_property
+    def block(self) -> int:
+        return self.adapter.resolve_block("penultimate")
+
+    @cached_property
+    def pipeline(self) -> str:
+        """The weights that activations come from."""
+        parts = self.adapter.pipe.components
+        return fingerprint(parts[name] for name in sorted(parts) if isinstance(parts[name], nn.Module))
+
+    def config(self) -> dict[str, Any]:
+        """What the activations and the measurements depend on."""
+        return {**asdict(self.sizes), "seed": self.seed, "block": self.block, "pipeline": self.pipeline}
+
+    # -- activations --------------------------------------------------------------------------------------
+
+    def _collected(self, name: str, make: Callable[[], ActivationPool]) -> ActivationPool:
+        started = time.perf_counter()
+        pool = make()
+        self.say(f"Collected {len(pool)} {name} in {time.perf_counter() - started:.0f} s.")
+        return pool
+
+    def _scenes(self, split: Any, n_images: int, fraction: float, seed: int) -> ActivationPool:
+        rows = self.sizes.batch_tokens
+        return scene_pool(self.adapter, split, n_images, self.block, rows, token_fraction=fraction, seed=seed)
+
+    @cached_property
+    def train(self) -> ActivationPool:
+        """Tokens of the training scenes, ``token_fraction`` of each image's."""
+        sizes = self.sizes
+        return self._collected(
+            "training tokens", lambda: self._scenes("train", sizes.train_images, sizes.token_fraction, self.seed)
+        )
+
+    @cached_property
+    def wide(self) -> ActivationPool:
+        """``sample_fraction`` of the tokens of ``wide_images`` other training scenes."""
+        sizes = self.sizes
+        return self._collected(
+            "training tokens of more images",
+            lambda: self._scenes("train", sizes.wide_images, sizes.sample_fraction, self.seed + 3),
+        )
+
+    @cached_property
+    def held_out(self) -> ActivationPool:
+        """All tokens of scenes of the test split, drawn and worded as the training scenes are."""
+        return self._collected(
+            "tokens of held-out scenes",
+            lambda: self._scenes("test", self.sizes.held_out_images, 1.0, self.seed + 1),
+        )
+
+    @cached_property
+    def shifted(self) -> ActivationPool:
+        """All tokens of the differently distributed scenes of :mod:`tide.studies.shifted`."""
+
+        def make() -> ActivationPool:
+            items = shifted_scenes(self.sizes.held_out_images, self.seed + 2)
+            parts = (items[i : i + 64] for i in range(0, len(items), 64))
+            data = ((shifted_images(part), [caption for _, caption, _ in part]) for part in parts)
+            encoded = prepare(self.adapter, data, batch_size=64, max_sequence_length=MAX_CAPTION_TOKENS)
+            batches = collect(
+                self.adapter, list(encoded), [self.block], token_fraction=1.0, batch_size=32, seed=self.seed + 2
+            )
+            return ActivationPool((batch[self.block] for batch in batches), self.sizes.batch_tokens)
+
+        return self._collected("tokens of shifted scenes", make)
+
+    def sampled(self, seed: int) -> ActivationPool:
+        """Of each image of :attr:`train` a random ``sample_fraction`` of its tokens, at both timesteps of a pair."""
+        rows = self.train.all
+        n_tokens = int(rows.token.max()) + 1
+        chosen = torch.zeros(int(rows.sample.max()) + 1, n_tokens, dtype=torch.bool)
+        for image, kept in enumerate(chosen):
+            kept[draw_tokens(n_tokens, self.sizes.sample_fraction, sample_generator(seed, image, 2))] = True
+        mask = chosen[rows.sample, rows.token.long()]
+        return ActivationPool([rows.take(mask).compacted()], self.sizes.batch_tokens, seed=seed)
+
+    # -- training and measuring ---------------------------------------------------------------------------
+
+    def fit(
+        self, config: TrainConfig, pool: ActivationPool, watch: Callable[[TIDE, int], None] | None = None
+    ) -> tuple[TIDE, list[dict[str, float]]]:
+        """A model trained on ``pool`` in the order that the configuration's seed gives, and its curves. ``watch`` is
+        called before every step."""
+        model = build_model(self.adapter, self.block, config)
+        with TemporaryDirectory() as folder:
+            trainer = Trainer(model, config, Path(folder) / "cell", progress=self.progress)
+            trainer.fit(reordered(pool, config.seed).from_step, watch=watch)
+        return model, trainer.history
+
+    def seconds(self, config: TrainConfig, pool: ActivationPool) -> float:
+        """What :meth:`fit` will take, from a few steps of the kind that most are: after k has fallen to its end."""
+        key = repr((config.modulation, config.pre_norm, config.undo, config.activation, config.sizes(1), id(pool)))
+        key += repr((config.expansion, config.density, config.loss.auxk))
+        if key not in self._step_seconds:
+            model = build_model(self.adapter, self.block, config)
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+            ticks: list[float] = []
+            for batch in islice(pool.from_step(0), 1 + TIMED_STEPS):
+                if not ticks:
+                    model.calibrate(batch.x, batch.timestep, batch.conditioning, batch.group)
+                ticks.append(time.perf_counter())
+                loss = model.loss(batch.x, batch.timestep, batch.conditioning, batch.group, paired=batch.paired)
+                loss.total.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            self._step_seconds[key] = (time.perf_counter() - ticks[1]) / TIMED_STEPS
+        return config.steps * self._step_seconds[key]
+
+    _step_seconds: dict[str, float] = field(default_factory=dict)
+
+    def reconstruction(self, model: TIDE, pool: ActivationPool, rows: int | None = None) -> dict[str, Any]:
+        """Figures of the model on ``pool``, or on its first ``rows`` rows."""
+        return measured(with_sae(model), pool, model.n_latents, self.scale, rows)
+
+    @cached_property
+    def scale(self) -> float:
+        """The root mean square of the training activations: the unit of every model's error. A model's own scale is of
+        its first batch, and differs by a few thousandths from seed to seed."""
+        return float(self.train.all.x.float().square().mean().sqrt())
+
+    @cached_property
+    def loss_data(self) -> list[Prepared]:
+        return prepared_scenes(self.adapter, prompts("test", self.sizes.loss_prompts, self.seed + 4))
+
+    @cached_property
+    def timesteps(self) -> torch.Tensor:
+        return loss_timesteps(self.adapter, self.sizes.loss_timesteps)
+
+    @cached_property
+    def diffusion_seconds(self) -> float:
+        """What :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
+        _ = self.loss_data
+        started = time.perf_counter()
+        _ = self.unedited
+        return time.perf_counter() - started
+
+    def _losses(self, name: str, intervention: Any) -> dict[str, Any]:
+        return diffusion_loss(
+            self.adapter,
+            self.loss_data,
+            self.block,
+            {name: intervention},
+            timesteps=self.timesteps,
+            seed=self.seed,
+        )
+
+    @cached_property
+    def unedited(self) -> dict[str, Any]:
+        """The diffusion loss clean and with the block's output set to zero."""
+        return self._losses("ablated", zero_ablation)
+
+    def diffusion(self, model: TIDE) -> dict[str, Any]:
+        """The diffusion loss of held-out scenes with the model's reconstruction in place (eq. 4), the share of the
+        loss that it recovers, and both at each timestep."""
+        with inference(model):
+            found = self._losses("model", sae_intervention(model))["model"]
+        clean, ablated = self.unedited["clean"], self.unedited["ablated"]
+        by_timestep = {
+            t: {"loss": loss, "recovered": recovered(clean["timestep"][t], loss, ablated["timestep"][t])}
+            for t, loss in found["timestep"].items()
+        }
+        return {
+            "loss": found["loss"],
+            "clean": clean["loss"],
+            "recovered": recovered(clean["loss"], found["loss"], ablated["loss"]),
+            "timestep": by_timestep,
+        }
+
+
+def reordered(pool: ActivationPool, seed: int) -> ActivationPool:
+    """The same rows in the order of another seed."""
+    other = copy.copy(pool)
+    other.seed = seed
+    return other
+
+
+def measured(
+    reconstruct: Reconstruct,
+    pool: ActivationPool,
+    n_latents: int | None,
+    scale: float,
+    rows: int | None = None,
+) -> dict[str, Any]:
+    """MSE (normalised and raw), cosine, explained variance and, of a model, L0, the share of dead latents, and under
+    ``"l0 at"`` the L0 of each bin of timesteps."""
+    batches = pool.once(EVALUATION_ROWS)
+    if rows is not None:
+        batches = islice(batches, max(1, rows // EVALUATION_ROWS))
+    found = evaluate_reconstruction(reconstruct, batches, n_latents=n_latents, scale=scale)
+    named = {"mse": "mse_normalised", "mse_raw": "mse"}
+    named |= {name: name for name in ("cosine", "explained_variance", "l0", "dead") if name in found}
+    figures: dict[str, Any] = {ours: float(found[theirs]) for ours, theirs in named.items()}
+    at = {name: float(of_bin["l0"]) for name, of_bin in found["timestep"].items() if "l0" in of_bin}
+    return figures | ({"l0 at": at} if at else {})
