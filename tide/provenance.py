@@ -44,6 +44,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def provenance(
+    command: str | None = None, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None
+) -> dict[str, Any]:
+    """What made a result, to write beside it: the command with its options, the versions and the machine."""
+    return {
+        "command": command,
+        "arguments": dict(sorted((arguments or {}).items())),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": machine(),
+    }
+
+
 class Difference(NamedTuple):
     """An option that is another one now; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -71,6 +71,9 @@ class Samples(ABC):
 
     ``samples`` holds a :class:`~tide.activations.identity.Sample` for every one that the last iteration came past.
     """
+
+    #: Whether samples that are left out cost no more than reading their files.
+    skips: ClassVar[bool] = True
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -228,6 +231,8 @@ def open_data(
 class _NamedData(Samples):
     """A data set of the ``datasets`` library, streamed anew at every iteration. What is read of it are its pixels as
     they are taken."""
+
+    skips = False
 
     def __init__(
         self, name: str, size: Size, batch_size: int, on_error: OnError, split: str, image: str, caption: str

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
 import torch
 
+from tide.devices import device_memory
 from tide.errors import TideError
 from tide.training.config import TrainConfig
-
-#: Where Linux says how much memory a container may use.
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def check_memory(config: TrainConfig, d_model: int) -> None:
@@ -33,21 +27,6 @@ def check_memory(config: TrainConfig, d_model: int) -> None:
         f"training with {size} of width {d_model} takes {_gigabytes(weights + rows)} of memory at least and "
         f"{config.device} has {_gigabytes(memory)}; lower {remedy}"
     )
-
-
-def device_memory(device: torch.device) -> int | None:
-    """The memory of a device in bytes, or None where it cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
-        return None
-    known = []
-    with contextlib.suppress(OSError, ValueError):
-        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):
-            known.append(int(limit.read_text()))
-    return min((size for size in known if size > 0), default=None)
 
 
 def _gigabytes(size: int) -> str:
