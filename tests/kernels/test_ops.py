@@ -121,7 +121,7 @@ def test_more_tokens_than_one_chunk_holds(regime, monkeypatch):
     whole = encode_topk(p.x, p.W_enc, p.b_enc, p.k, regime=regime)
     x_hat = decode(*whole, p.W_dec, p.b_dec, regime=regime)
     wanted = gradients(x_hat.square().sum(), p.parameters())
-    monkeypatch.setattr("tide_kernels.functional._CHUNK_ELEMENTS_CPU", 7 * 40)
+    monkeypatch.setattr("tide_kernels.options._CHUNK_ELEMENTS_CPU", 7 * 40)
     split = encode_topk(p.x, p.W_enc, p.b_enc, p.k, regime=regime)
     assert torch.equal(split[1], whole[1])
     actual = decode(*split, p.W_dec, p.b_dec, regime=regime)
