@@ -1,0 +1,1 @@
+"""What tests of several folders share: samples, tiny models, damaged files."""
