@@ -29,6 +29,8 @@ from tide_kernels.dispatch import choose
 __all__ = ["STAGES", "Check", "interpreted"]
 
 ROOT = Path(__file__).parent.parent
+TESTS = "tests/kernels"
+DRY_TESTS = ["--collect-only", "-qq", f"{TESTS}/test_reference_gpu.py"]
 PAPER = Shape(16384, 1152, 18432, 922)
 SPARSE = Shape(16384, 1152, 18432, 32)
 LARGE = Shape(65536, 1152, 73728, 3686)
@@ -103,7 +105,7 @@ def _pytest(check: Check, *arguments: str) -> None:
         "pytest",
         "-q",
         "-x" if check.dry_run else "--maxfail=20",
-        "--confcutdir=tests/kernels",
+        f"--confcutdir={TESTS}",
     ]
     limit = max(30.0, min(check.left() / 2, 480.0))
     try:
@@ -120,17 +122,13 @@ def _pytest(check: Check, *arguments: str) -> None:
 
 def gpu_tests(check: Check) -> None:
     """The tests marked gpu."""
-    _pytest(
-        check,
-        *(["--collect-only", "tests/kernels/test_gpu.py"] if check.dry_run else ["-m", "gpu", "tests/kernels"]),
-    )
+    _pytest(check, *(DRY_TESTS if check.dry_run else ["-m", "gpu", TESTS]))
 
 
 def kernel_tests(check: Check) -> None:
     """The tests that run in the interpreter elsewhere, with compiled kernels."""
-    folder = "tests/kernels/triton"
-    ignored = f"--ignore={folder}/test_aot.py"
-    _pytest(check, ignored, *(["--collect-only", "-qq", "tests/kernels/test_gpu.py"] if check.dry_run else [folder]))
+    folder = f"{TESTS}/triton"
+    _pytest(check, *(DRY_TESTS if check.dry_run else [f"--ignore={folder}/test_aot.py", folder]))
 
 
 def gradients(check: Check) -> None:

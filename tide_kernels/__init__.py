@@ -6,9 +6,11 @@ Importing this package needs torch alone, touches no device and prints nothing.
 from tide_kernels.dispatch import BackendError, backend_status, register_backend
 from tide_kernels.functional import decode, encode_topk, modulate, tide_loss
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.options import LossOptions
 
 __all__ = [
     "BackendError",
+    "LossOptions",
     "LossTerms",
     "LossWeights",
     "backend_status",

@@ -52,7 +52,7 @@ def count(name: str, value: Any, low: int, high: int | None = None) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} = {value} is out of range: pass a finite number above 0")
 
 

@@ -24,23 +24,12 @@ import torch
 from torch import Tensor
 
 from tide_kernels import autograd, checks
-from tide_kernels.dispatch import PATHS, choose
-from tide_kernels.fused import Settings
+from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.options import LossArguments, LossOptions, Parameters, default_chunk
 from tide_kernels.reference import accumulator
 
-# Elements of a chunk's [tokens, n_latents] tensor. CPU: 16 MB of float32; a step gains nothing above that.
-# Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
-_CHUNK_ELEMENTS_CPU = 2**22
-_CHUNK_ELEMENTS = 2**29
-
 DEFAULT_WEIGHTS = LossWeights()
-
-
-def default_chunk(n_latents: int, device: torch.device) -> int:
-    """Tokens per chunk where the caller does not say."""
-    elements = _CHUNK_ELEMENTS_CPU if device.type == "cpu" else _CHUNK_ELEMENTS
-    return max(2, elements // n_latents)
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -243,51 +232,29 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("soft_eps", soft_eps)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
-    if chunk is None:
-        chunk = default_chunk(n_latents, x.device)
-    checks.count("chunk", chunk, 1)
+    if chunk is not None:
+        checks.count("chunk", chunk, 1)
 
-    parameters = (W_enc, b_enc, W_dec, b_dec, scale, shift)
-    s_target = 0.8 * k / n_latents if s_target is None else s_target
-    chunk = chunk + chunk % 2 if paired else chunk
-    dtype = _compute_dtype(W_enc)
-    if gradients is not None:
-        named = dict(zip(autograd.PARAMETERS, parameters, strict=True))
-        checks.gradients(gradients, named, {"x": x, "group": group, "dead": dead}, accumulator(dtype))
-        choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
-        settings = Settings(
-            k=k,
-            k_aux=k_aux,
-            layer_norm=layer_norm,
-            paired=paired,
-            weights=weights,
-            s_target=s_target,
-            delta=delta,
-            soft_eps=soft_eps,
-            chunk=chunk,
-            dtype=dtype,
-            choice=choice,
-        )
-        return autograd.accumulate_gradients(x, named, group, dead, settings, gradients)
-    wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
-    results = autograd.tide_loss(
-        x,
-        *parameters,
-        group,
-        dead,
-        k,
-        k_aux,
-        layer_norm,
-        paired,
-        list(weights),
-        s_target,
-        delta,
-        soft_eps,
-        chunk,
-        dtype,
-        backend,
-        regime,
-        wanted,
+    parameters = Parameters(W_enc, b_enc, W_dec, b_dec, scale, shift)
+    options = LossOptions(
+        k=k,
+        k_aux=k_aux,
+        layer_norm=layer_norm,
+        paired=paired,
+        weights=weights,
+        s_target=s_target,
+        delta=delta,
+        soft_eps=soft_eps,
+        chunk=chunk,
+        backend=backend,
+        regime=regime,
     )
+    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
+    if gradients is not None:
+        others = {"x": x, "group": group, "dead": dead}
+        checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
+        return autograd.accumulate_gradients(arguments, gradients)
+    wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
+    results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]
     return LossTerms(total, *(term.detach() for term in others))

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import count
 from typing import Any
 
-import naive
 import pytest
 import torch
-from layouts import dyadic
 from torch import Tensor
 
+from tests.helpers import naive
+from tests.helpers.layouts import dyadic
 from tide_kernels import LossWeights, backend_status, decode, encode_topk, tide_loss
-from tide_kernels.testing import Problem, assert_close
+from tide_kernels.testing import Problem, adversarial_rows, assert_close
 
 # Of what is not exact, relative to the RMS: some hundred roundings of 6e-8 (1e-16 in float64), in terms that may cancel
 # to a hundredth where a problem has one token and one latent. A wrong result is off by a part of the RMS that shows.
@@ -213,6 +214,29 @@ def check_all(seeds: range, backend: str) -> None:
 
 def test_backends_agree_with_float64(backend):
     check_all(range(12 if backend == "triton" else 100), backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_all_backends_select_the_same_bits(dtype):
+    """One input for every backend that runs here, in Triton's case by the interpreter."""
+    serving = [name for name, reason in backend_status().items() if reason is None]
+    assert "reference" in serving
+    generator = torch.Generator().manual_seed(0)
+    cases = [
+        (torch.stack(list(adversarial_rows(n, dtype).values())), k) for n, k in ((1, 1), (33, 33), (257, 1), (300, 60))
+    ]
+    for _ in range(10):  # few levels, so that ties decide
+        n = int(torch.randint(1, 400, (), generator=generator))
+        k = int(torch.randint(1, n + 1, (), generator=generator))
+        cases.append((torch.randint(-3, 9, (5, n), generator=generator).to(dtype) / 4, k))
+    for pre, k in cases:
+        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in serving}
+        values, indices = results.pop("reference")
+        for name, (got_values, got_indices) in results.items():
+            assert torch.equal(got_indices, indices), (name, pre.shape, k)
+            nan = values.isnan()
+            assert torch.equal(got_values.isnan(), nan), name
+            assert torch.equal(got_values[~nan].view(torch.uint8), values[~nan].view(torch.uint8)), name
 
 
 @pytest.mark.slow

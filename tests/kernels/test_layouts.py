@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import LAYOUTS, dyadic, overlaps_itself, plain, tensor_arguments
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tide_kernels
+from tests.helpers.layouts import LAYOUTS, Calls, dyadic, overlaps_itself, plain, tensor_arguments
 from tide_kernels import LossWeights, backend_status
 from tide_kernels.testing import assert_close
 
@@ -213,18 +212,6 @@ def test_every_tensor_argument_of_every_public_op_has_its_case():
     for case in CASES.values():
         covered.setdefault(case.op, set()).update(case.tensors(), {"gradients"} if case.buffers else ())
     assert covered == {name: set(tensor_arguments(op)) for name, op in OPS.items()}
-
-
-class Calls(TorchDispatchMode):
-    """The names of the ops that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.names.add(op.name())
-        return op(*args, **(kwargs or {}))
 
 
 def test_the_cases_call_every_op_of_the_library():

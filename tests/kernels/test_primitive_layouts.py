@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import LAYOUTS, dyadic, overlaps_itself, plain, tensor_arguments
-from test_layouts import Calls
 from torch import Tensor
 
+from tests.helpers.layouts import LAYOUTS, Calls, dyadic, overlaps_itself, plain, tensor_arguments
 from tide_kernels import backend_status
 from tide_kernels.dispatch import Primitives
 from tide_kernels.testing import assert_close
@@ -235,17 +234,3 @@ def test_they_launch_every_kernel(monkeypatch):
     monkeypatch.setattr(launch, "launch", recorded)
     every_call(module)
     assert launched >= {record.kernel.__name__ for record in specs.collect()}
-
-
-def test_contiguous_tensors_are_not_copied():
-    backend_of("triton")
-    from tide_kernels import native
-    from tide_kernels.triton import launch
-
-    whole = torch.zeros(4, 6)
-    apart = whole[:, :5]
-    for prepare in (launch.contiguous, launch.rows_contiguous, launch.strided, native._whole_rows):
-        assert prepare(whole) is whole
-    for prepare in (launch.rows_contiguous, launch.strided, native._whole_rows):
-        assert prepare(apart) is apart
-    assert launch.strided(apart.T).data_ptr() == apart.data_ptr()

@@ -37,7 +37,7 @@ def test_the_loss_holds_one_chunk_of_pre_activations(regime):
 
 def test_the_ops_hold_one_chunk_of_pre_activations(regime, monkeypatch):
     n_tokens, n_latents, chunk = 512, 1024, 32
-    monkeypatch.setattr("tide_kernels.functional._CHUNK_ELEMENTS_CPU", chunk * n_latents)
+    monkeypatch.setattr("tide_kernels.options._CHUNK_ELEMENTS_CPU", chunk * n_latents)
     p = random_problem(n_tokens, 8, n_latents, 16, dtype=torch.float32)
     with LargestTensor() as largest:
         values, indices = encode_topk(p.x, p.W_enc, p.b_enc, p.k, scale=p.scale, regime=regime)

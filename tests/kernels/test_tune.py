@@ -129,17 +129,6 @@ def test_break_even_lies_where_the_lines_cross():
     assert tune.break_even({0.1: (1.0, 2.0), 0.2: (1.0, 2.0)}) is None
 
 
-def test_every_configuration_in_use_has_a_runner():
-    # "fold" runs inside of scatter and backward_latents, and is looked up for float32 sums alone.
-    assert set(configs._TABLE) - set(tune.KERNELS) <= {"fold"}
-
-
-def test_shapes_are_read_from_the_command_line():
-    assert tune.Shape.parse("8,16,64,4") == tune.Shape(8, 16, 64, 4)
-    with pytest.raises(Exception, match="write N,d,n,k"):
-        tune.Shape.parse("8,16")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_without_a_gpu_one_line_says_so(capsys):
     assert tune.main([]) == 2

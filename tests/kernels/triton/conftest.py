@@ -37,3 +37,48 @@ def normal(device, generator):
         return values.to(device=device, dtype=dtype)
 
     return make
+
+
+@pytest.fixture(params=["scale and shift by group", "a single group", "shift alone", "nothing"])
+def modulation(request, normal, device, generator):
+    """Makes scale, shift and group; group 3 of 4 has no token."""
+
+    def make(n_tokens, d_model, dtype):
+        scale, shift = normal(4, d_model, dtype=dtype, size=0.3), normal(4, d_model, dtype=dtype, size=0.3)
+        group = torch.randint(3, (n_tokens,), generator=generator).to(device)
+        return {
+            "scale and shift by group": (scale, shift, group),
+            "a single group": (scale[1:2], shift[1:2], None),
+            "shift alone": (None, shift, group),
+            "nothing": (None, None, None),
+        }[request.param]
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((1, 1, 1, 1), id="one of everything"),
+        pytest.param((5, 3, 17, 70), id="d of one full and one masked tile"),
+        pytest.param((33, 5, 23, 130), id="popular latents: several pieces of places"),
+        pytest.param((3, 9, 4, 16), id="k above n: every latent repeated"),
+    ]
+)
+def sizes(request):
+    """Of a code and its products: n_tokens, k, n_latents, d_model."""
+    return request.param
+
+
+@pytest.fixture
+def code(normal, device, generator):
+    """Makes a code in any order, with repeats and with unused places anywhere, whose values are NaN."""
+
+    def make(n_tokens, k, n_latents, dtype):
+        indices = torch.randint(-1, n_latents, (n_tokens, k), generator=generator, dtype=torch.int32)
+        indices[:, 0] = 0  # popular
+        indices[n_tokens // 2] = -1
+        values = normal(n_tokens, k, dtype=dtype)
+        values[indices.to(device) < 0] = torch.nan
+        return values, indices.to(device)
+
+    return make

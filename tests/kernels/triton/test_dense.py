@@ -92,17 +92,6 @@ def test_plain_products(n_tokens, n_latents, d_model, dtype, masked, normal):
     assert_close(out, expected, 1e-5, "add_product_")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-def test_pre_activations(bias, dtype, normal):
-    x_mod, W = normal(37, 70, dtype=dtype), normal(45, 70, dtype=dtype)
-    b = normal(45, dtype=dtype) if bias else None
-    x_mod[3, 5] = torch.nan
-    out = triton.pre_activations(x_mod, W, b)
-    expected = x_mod.double() @ W.double().T + (0 if b is None else b.double())
-    assert_close(out, expected, TOLERANCE[dtype])
-
-
 def test_no_tokens(normal, device):
     z, grad, W = normal(0, 33), normal(0, 20), normal(33, 20)
     bias, fired, out = normal(33), torch.ones(33, dtype=torch.int64, device=device), normal(33, 20)
@@ -110,7 +99,6 @@ def test_no_tokens(normal, device):
     assert triton.masked_gradient(grad, W, z, 0.5, None, SOFT_EPS, bias, fired).shape == (0, 33)
     assert [float(total) for total in triton.code_sums(z, True, SOFT_EPS)] == [0, 0]
     assert triton.decode_dense(z, W).shape == (0, 20)
-    assert triton.pre_activations(grad, W, bias).shape == (0, 33)
     triton.add_product_(out, z, grad)
     for after, was in zip((bias, fired, out), before, strict=True):
         assert torch.equal(after, was)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tide_kernels.testing import poisoned
 
@@ -86,3 +87,15 @@ def dyadic(*shape: int, seed: int, eighths: int = 12, dtype: torch.dtype = torch
     """Multiples of 1/8 up to ``eighths``: sums of products are exact, in any order, and ties are real ties."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(-eighths, eighths + 1, shape, generator=generator) / 8).to(dtype)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the ops that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.add(op.name())
+        return op(*args, **(kwargs or {}))

@@ -1,15 +1,13 @@
-"""The selection contract, which is the same for every backend."""
+"""The reference's primitives, above all its selection, whose contract is the same for every backend."""
 
-from importlib import import_module
-
-import naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_kernels import backend_status, encode_topk, reference
-from tide_kernels.testing import adversarial_rows
+from tests.helpers import naive
+from tide_kernels import reference
+from tide_kernels.testing import adversarial_rows, assert_close
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -59,45 +57,45 @@ def test_any_rows(data):
     check(torch.tensor(rows, dtype=torch.float64).to(dtype), k)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_all_backends_select_the_same_bits(dtype):
-    """One input for every backend that runs here, in Triton's case by the interpreter."""
-    serving = [name for name, reason in backend_status().items() if reason is None]
-    assert "reference" in serving
-    generator = torch.Generator().manual_seed(0)
-    cases = [
-        (torch.stack(list(adversarial_rows(n, dtype).values())), k) for n, k in ((1, 1), (33, 33), (257, 1), (300, 60))
-    ]
-    for _ in range(10):  # few levels, so that ties decide
-        n = int(torch.randint(1, 400, (), generator=generator))
-        k = int(torch.randint(1, n + 1, (), generator=generator))
-        cases.append((torch.randint(-3, 9, (5, n), generator=generator).to(dtype) / 4, k))
-    for pre, k in cases:
-        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in serving}
-        values, indices = results.pop("reference")
-        for name, (got_values, got_indices) in results.items():
-            assert torch.equal(got_indices, indices), (name, pre.shape, k)
-            nan = values.isnan()
-            assert torch.equal(got_values.isnan(), nan), name
-            assert torch.equal(got_values[~nan].view(torch.uint8), values[~nan].view(torch.uint8)), name
-
-
 def test_non_contiguous_rows():
     check(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).T, 4)
     check(torch.randn(8, 100, generator=torch.Generator().manual_seed(0))[:, ::2], 4)
 
 
-def test_nan_tokens_show_in_the_code():
-    x = torch.ones(3, 4)
-    x[1, 2] = float("nan")
-    values, _ = encode_topk(x, torch.ones(20, 4), None, 2)
-    assert values[1].isnan().all()
-    assert values[[0, 2]].isfinite().all()
+@pytest.fixture
+def code():
+    """In any order, with a latent twice and unused places, whose values are NaN; and written out."""
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(-1, 9, (6, 4), generator=generator, dtype=torch.int32)
+    indices[0] = 2
+    values = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    z = torch.zeros(6, 9, dtype=torch.float64)
+    z.scatter_add_(1, indices.clamp(min=0).long(), values.masked_fill(indices < 0, 0))
+    return values.masked_fill(indices < 0, torch.nan), indices, z
 
 
-def test_pre_activations_are_rounded_before_the_selection():
-    # 1 + 2^-10 is 1 in bfloat16: a tie there, which goes to the lower index, and none in float32.
-    x, W_enc = torch.tensor([[1, 2**-10]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    assert encode_topk(x, W_enc, None, 1)[1].item() == 1
-    with torch.autocast("cpu", torch.bfloat16):
-        assert encode_topk(x, W_enc, None, 1)[1].item() == 0
+def test_sparse_products_are_those_of_the_matrix(code):
+    values, indices, z = code
+    W, rows = torch.randn(9, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    assert_close(reference.gather(values, indices, W), z @ W, 1e-12, "gather")
+    expected = (rows @ W.T).gather(1, indices.clamp(min=0).long()).masked_fill(indices < 0, 0)
+    assert_close(reference.sampled(rows, W, indices), expected, 1e-12, "sampled")
+    out = torch.ones(9, 5, dtype=torch.float64)
+    reference.scatter(values, reference.transpose(indices, 9), rows, out)
+    assert_close(out, 1 + z.T @ rows, 1e-12, "scatter")
+
+
+def test_transpose_is_ordered_by_latent_and_token():
+    indices = torch.tensor([[3, 0, 3], [-1, 3, 1], [0, -1, -1]], dtype=torch.int32)
+    order, tokens, offsets = reference.transpose(indices, 5)
+    assert offsets.tolist() == [0, 2, 3, 3, 6, 6]
+    assert tokens[:6].tolist() == [0, 2, 1, 0, 0, 1]
+    assert order[:6].tolist() == [1, 6, 5, 0, 2, 4]
+
+
+def test_keep_top_keeps_what_select_takes():
+    pre = torch.stack(list(adversarial_rows(60, torch.float32).values()))
+    expected = naive.topk(pre, 7)
+    reference.keep_top_(pre, 7)
+    assert torch.equal(pre.isnan(), expected.isnan())
+    assert torch.equal(pre.nan_to_num(1.0), expected.nan_to_num(1.0))

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tide_kernels import LossWeights, native, tide_loss
-from tide_kernels.losses import full_sum
 from tide_kernels.testing import random_problem
 
 WEIGHTS = LossWeights(mse=1.5, cosine=0.7, temporal=0.3, sparsity=20.0, auxk=0.4)
@@ -41,26 +40,3 @@ def test_a_step_is_the_same_for_any_number_of_threads(threads, n_tokens, d_model
         steps.append([*terms, *(parameter.grad for parameter in p.parameters().values())])
     for step in steps[1:]:
         assert all(torch.equal(a, b) for a, b in zip(step, steps[0], strict=True))
-
-
-@pytest.mark.parametrize("shape", [(100_000,), (40_000, 3), (7, 9000), (70, 80, 90), (5,), (0,), (0, 4)], ids=str)
-def test_a_full_sum_is_the_same_for_any_number_of_threads(threads, shape):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    sums = []
-    for number in COUNTS:
-        threads(number)
-        sums.append(full_sum(values))
-    assert all(torch.equal(found, sums[0]) for found in sums)
-    # A sum in any order is this close: 2^-24 of the sum of sizes for each of the at most 400 additions in a row.
-    exact, size = values.double().sum(), values.double().abs().sum()
-    assert abs(float(sums[0]) - float(exact)) <= 400 * 2**-24 * float(size)
-
-
-def test_pytorchs_own_sum_is_not(threads):
-    """Else `full_sum` could go."""
-    values = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
-    sums = set()
-    for number in COUNTS:
-        threads(number)
-        sums.add(float(values.sum()))
-    assert len(sums) > 1

@@ -1,9 +1,9 @@
 """modulate, encode_topk and decode: values and gradients, against the naive equations and by gradcheck."""
 
-import naive
 import pytest
 import torch
 
+from tests.helpers import naive
 from tide_kernels import decode, encode_topk, modulate
 from tide_kernels.testing import assert_close, random_problem
 
@@ -121,7 +121,7 @@ def test_more_tokens_than_one_chunk_holds(regime, monkeypatch):
     whole = encode_topk(p.x, p.W_enc, p.b_enc, p.k, regime=regime)
     x_hat = decode(*whole, p.W_dec, p.b_dec, regime=regime)
     wanted = gradients(x_hat.square().sum(), p.parameters())
-    monkeypatch.setattr("tide_kernels.functional._CHUNK_ELEMENTS_CPU", 7 * 40)
+    monkeypatch.setattr("tide_kernels.options._CHUNK_ELEMENTS_CPU", 7 * 40)
     split = encode_topk(p.x, p.W_enc, p.b_enc, p.k, regime=regime)
     assert torch.equal(split[1], whole[1])
     actual = decode(*split, p.W_dec, p.b_dec, regime=regime)
@@ -214,3 +214,19 @@ def test_tokens_are_cast_to_the_dtype_of_the_weights():
     expected = encode_topk(x.float(), p.W_enc, p.b_enc, 2)
     assert torch.equal(values, expected[0])
     assert torch.equal(indices, expected[1])
+
+
+def test_nan_tokens_show_in_the_code():
+    x = torch.ones(3, 4)
+    x[1, 2] = float("nan")
+    values, _ = encode_topk(x, torch.ones(20, 4), None, 2)
+    assert values[1].isnan().all()
+    assert values[[0, 2]].isfinite().all()
+
+
+def test_pre_activations_are_rounded_before_the_selection():
+    # 1 + 2^-10 is 1 in bfloat16: a tie there, which goes to the lower index, and none in float32.
+    x, W_enc = torch.tensor([[1, 2**-10]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    assert encode_topk(x, W_enc, None, 1)[1].item() == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encode_topk(x, W_enc, None, 1)[1].item() == 0

@@ -1,9 +1,9 @@
 """tide_loss: every term and every gradient against the naive equations, and by gradcheck."""
 
-import naive
 import pytest
 import torch
 
+from tests.helpers import naive
 from tide_kernels import LossTerms, LossWeights, decode, encode_topk, tide_loss
 from tide_kernels.testing import assert_close, random_problem
 

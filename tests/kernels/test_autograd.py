@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from tide_kernels import LossWeights, autograd, decode, encode_topk, modulate, tide_loss
+from tide_kernels import LossOptions, LossWeights, autograd, decode, encode_topk, modulate, tide_loss
+from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.testing import assert_close, random_problem
 
 ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=10.0, auxk=0.1)
@@ -39,9 +40,11 @@ def test_decode_keeps_the_rules_of_the_library(problem, regime):
 def test_tide_loss_keeps_the_rules_of_the_library(problem, regime):
     p = problem
     dead = torch.arange(20) % 4 == 0
-    numbers = (3, 2, True, True, list(ALL_TERMS), 0.1, 0.01, 0.1, 4, DTYPE)
-    parameters = (p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift)
-    opcheck(autograd.tide_loss, (p.x, *parameters, p.group, dead, *numbers, "reference", regime, [True] * 6))
+    parameters = Parameters(**p.parameters())
+    options = LossOptions(3, 2, True, True, ALL_TERMS, 0.1, 0.01, 0.1, 4, "reference", regime)
+    for given in (options, options._replace(s_target=None, chunk=None)):
+        arguments = LossArguments(p.x, parameters, p.group, dead, DTYPE, given)
+        opcheck(autograd.tide_loss, (*arguments.flat(), [True] * 6))
 
 
 def test_backward_ops_have_the_shapes_their_fakes_say(problem, regime):
@@ -76,11 +79,12 @@ class Autoencoder(torch.nn.Module):
         return tide_loss(x, *parameters, self.k, **modulation, paired=True, weights=weights).total
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["", "dynamic shapes"])
 @pytest.mark.parametrize("method", ["forward", "loss"])
-def test_a_module_compiles_whole(problem, method):
+def test_a_module_compiles_whole(problem, method, dynamic):
     module = Autoencoder(problem)
     run = getattr(module, method)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     plain, traced = run(problem.x, problem.group), compiled(problem.x, problem.group)
     assert_close(traced, plain, 1e-6)
     parameters = list(module.parameters())

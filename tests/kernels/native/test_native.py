@@ -55,6 +55,14 @@ def test_pre_activations(dtype, biased):
     assert native.pre_activations(x[:0], W, bias).shape == (0, 70)
 
 
+def test_rows_that_lie_whole_are_not_copied():
+    whole = torch.zeros(4, 6)
+    apart = whole[:, :5]
+    assert native._whole_rows(whole) is whole
+    assert native._whole_rows(apart) is apart
+    assert native._whole_rows(whole.T).is_contiguous()
+
+
 @pytest.mark.parametrize("regime", ["sparse", "dense"])
 def test_gradients_of_a_whole_step(regime):
     gradients = {}
@@ -95,8 +103,9 @@ class TestVariants:
         if "does not have it" in asked.stdout:
             pytest.skip(asked.stdout)
         assert asked.stdout.split() == ["None", isa], asked.stderr
-        folder = str(Path(__file__).parent)
-        done = self.run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--confcutdir={folder}", folder)
+        folder = Path(__file__).parent
+        options = ["-q", "-x", "-p", "no:cacheprovider", f"--confcutdir={folder.parent}"]
+        done = self.run(isa, "-m", "pytest", *options, str(folder))
         assert done.returncode == 0, done.stdout
 
     def test_an_unknown_variant_makes_the_backend_unavailable(self):
