@@ -16,6 +16,7 @@ from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.loading import load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.runs import Contents
 from tide.sae import TIDE
 
 
@@ -57,6 +58,21 @@ def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
 
     folder = str(Path(autoencoder.sae).resolve())
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
+
+
+def contents_of(
+    kind: str, adapter: Adapter, model: TIDE, autoencoder: Autoencoder, pipeline: str, **further: Any
+) -> Contents:
+    """What ``run.json`` says of a result of a checkpoint on a pipeline."""
+    assert model.config.block is not None
+    return Contents(
+        kind=kind,
+        blocks=[adapter.resolve_block(model.config.block)],
+        family=adapter.family,
+        pipeline=pipeline_name(pipeline),
+        autoencoder=about_sae(autoencoder, model),
+        **further,
+    )
 
 
 def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train") -> Source:
