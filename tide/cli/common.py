@@ -60,21 +60,6 @@ def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
 
 
-def contents_of(
-    kind: str, adapter: Adapter, model: TIDE, autoencoder: Autoencoder, pipeline: str, **further: Any
-) -> Contents:
-    """What ``run.json`` says of a result of a checkpoint on a pipeline."""
-    assert model.config.block is not None
-    return Contents(
-        kind=kind,
-        blocks=[adapter.resolve_block(model.config.block)],
-        family=adapter.family,
-        pipeline=pipeline_name(pipeline),
-        autoencoder=about_sae(autoencoder, model),
-        **further,
-    )
-
-
 def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train") -> Source:
     """The images that the options name; rendered scenes are of combinations of ``split``."""
     assert source.data is not None
@@ -90,6 +75,20 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
         split=source.split,
         image_column=source.image_column,
         caption_column=source.caption_column,
+    )
+
+
+def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
+    :class:`~tide.runs.Contents`."""
+    assert model.config.block is not None
+    return Contents(
+        kind=kind,
+        blocks=[adapter.resolve_block(model.config.block)],
+        family=adapter.family,
+        pipeline=pipeline_name(pipeline),
+        autoencoder=about_sae(autoencoder, model),
+        **found,
     )
 
 

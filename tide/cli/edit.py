@@ -22,7 +22,7 @@ class Edit(EditOptions):
 
     def run(self) -> None:
         from tide.cli import edit_scores
-        from tide.cli.common import adapter_of, contents_of, output_folder, pipeline_of, sae_of
+        from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
 
         self.check()
         texts = {"prompt": self.prompt, **({} if self.target_prompt is None else {"towards": self.target_prompt})}
@@ -42,7 +42,7 @@ class Edit(EditOptions):
             sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
             used = {"pipeline": pipeline, "n_steps": self.steps_drawn, "strength": self.strengths}
             run = self.made_by(**used, towards=self.target_prompt)
-            holds = contents_of("edit", adapter, model, self.autoencoder, pipeline, measured={"edits": rows})
+            holds = about("edit", adapter, pipeline, model, self.autoencoder, measured={"edits": rows})
             self._write(before, after, {"edits": rows, **scores.report, "sae": sae, "run": run}, holds)
         where = "in {tokens} tokens" if self.altered else "at strength {strength:g}"
         moved = ", ".join(f"{row['mean_pixel_change']:.1f} {where.format(**row)}" for row in rows)

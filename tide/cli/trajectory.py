@@ -29,7 +29,7 @@ class Trajectory(Drawing):
 
     def run(self) -> None:
         from tide.charts import check_matplotlib
-        from tide.cli.common import adapter_of, contents_of, output_folder, pipeline_of, sae_of
+        from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
         from tide.interpretation.following import check_length, follow
 
         check_matplotlib()
@@ -50,7 +50,7 @@ class Trajectory(Drawing):
                 size=self.size,
             )
             run = self.made_by(pipeline=pipeline, n_steps=self.steps_drawn, towards=towards)
-            self._write(adapter, found, contents_of("trajectory", adapter, model, self.autoencoder, pipeline), run)
+            self._write(adapter, found, about("trajectory", adapter, pipeline, model, self.autoencoder), run)
         print(f"Latents of block {model.config.block} {_in_words(found)}; see {Path(self.out) / 'trajectory.png'}.")
 
     def _write(self, adapter: Adapter, found: Followed, holds: Contents, run: dict[str, Any]) -> None:
