@@ -282,7 +282,7 @@ def test_masks(refused, checkpoint, tmp_path):
         f"{tmp_path}/small.png is 32 x 32 pixels and the image 64 x 64; make the mask of the image's size"
     )
     assert refused(*edit, tmp_path / "dark.png") == (
-        f"{tmp_path}/dark.png covers more than half of no token; make the mask larger or brighter"
+        f"{tmp_path}/dark.png covers no token by more than half; make the mask larger or brighter"
     )
     (tmp_path / "text.png").write_text("no picture")
     assert refused(*edit, tmp_path / "text.png").startswith(f"{tmp_path}/text.png is not a readable image (")

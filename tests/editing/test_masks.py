@@ -63,7 +63,7 @@ def test_a_picture(alpha, tmp_path):
 def test_pictures_that_are_no_mask(alpha, tmp_path):
     path = tmp_path / "mask.png"
     Image.new("L", (64, 64), 127).save(path)
-    with pytest.raises(TideError, match="covers more than half of no token; make the mask larger or brighter"):
+    with pytest.raises(TideError, match="covers no token by more than half; make the mask larger or brighter"):
         read_mask(path, adapter_for(alpha))
     with pytest.raises(TideError, match="is 64 x 64 pixels and the image 64 x 128; make the mask of the image's size"):
         read_mask(path, adapter_for(alpha), (64, 128))

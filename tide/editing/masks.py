@@ -49,7 +49,7 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, int] | None =
         )
     tokens = token_mask(torch.from_numpy(np.asarray(picture) > 127), image_grid(adapter, size))
     if not tokens.any():
-        raise TideError(f"{path} covers more than half of no token; make the mask larger or brighter")
+        raise TideError(f"{path} covers no token by more than half; make the mask larger or brighter")
     return tokens
 
 
