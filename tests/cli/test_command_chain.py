@@ -13,6 +13,7 @@ from tests.helpers.cli_samples import N_IMAGES
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.interpretation.abrupt_change import abrupt_change
+from tide.runs import contents
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -114,6 +115,11 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     assert [each["strength"] for each in report["edits"]] == [0, 1, 2]
     assert report["run"]["seed"] == 5
     assert report["run"]["arguments"]["erase_top"] == 8
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.family) == ("edit", [6], "pixart")
+    assert holds.autoencoder["folder"] == str(checkpoint)
+    assert holds.measured == {"edits": report["edits"]}
+    assert holds.files == {**{f"{name}.png": "picture" for name in (*names, "strip")}, "edit.json": "figures"}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +210,10 @@ def test_trajectory(cli, checkpoint, tmp_path):
     assert len((tmp_path / "trajectory.csv").read_text().splitlines()) == 8
     with Image.open(tmp_path / "trajectory.png") as picture:
         assert min(picture.size) > 200
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.measured) == ("trajectory", [6], {"abrupt_change": report["abrupt_change"]})
+    assert holds.autoencoder["folder"] == str(checkpoint)
+    assert all((tmp_path / name).is_file() for name in holds.files)
 
 
 def test_towards_its_own_prompt_changes_nothing_but_rounding(cli, checkpoint, tmp_path):

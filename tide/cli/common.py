@@ -16,6 +16,7 @@ from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.loading import load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.runs import Contents
 from tide.sae import TIDE
 
 
@@ -74,6 +75,20 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
         split=source.split,
         image_column=source.image_column,
         caption_column=source.caption_column,
+    )
+
+
+def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
+    :class:`~tide.runs.Contents`."""
+    assert model.config.block is not None
+    return Contents(
+        kind=kind,
+        blocks=[adapter.resolve_block(model.config.block)],
+        family=adapter.family,
+        pipeline=pipeline_name(pipeline),
+        autoencoder=about_sae(autoencoder, model),
+        **found,
     )
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import tyro
 
@@ -65,8 +65,8 @@ def _parsed(kind: type[Command], argv: Sequence[str]) -> Command:
     if any(word in ("-h", "--help") for word in argv):
         return tyro.cli(kind, prog=prog, args=argv, config=STYLE)  # exits
     said = io.StringIO()
-    try:
-        with _wide(), redirect_stderr(said):
+    try:  # the encoding of stdout decides over the frame of tyro's messages
+        with _wide(), redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), redirect_stderr(said):
             return tyro.cli(kind, prog=prog, args=argv, config=STYLE)
     except SystemExit:
         raise TideError(f"{_in_a_line(said.getvalue())}; see `{prog} --help`") from None
@@ -88,9 +88,12 @@ def _wide() -> Iterator[None]:
 
 def _in_a_line(box: str) -> str:
     """What tyro's box of text says, without its frame, its hints and the options' help."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    title, *inside, _ = lines
+    framed = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    title, *inside, _ = (line.strip("│ ") for line in framed)
     ruled = next((i for i, line in enumerate(inside) if line and not line.strip("─")), len(inside))
     if "Required options" in title:
-        return f"required: {', '.join(line.split()[0] for line in inside[:ruled] if line.startswith('--'))}"
+        names = [re.match(r"│ {5}(\S+)", line) for line in framed[1 : ruled + 1]]  # their help is further in
+        return f"required: {', '.join(name[1] for name in names if name)}"
+    if "Required mutex group" in title:
+        return f"one of these is required: {inside[1].strip('• ')}"
     return " ".join(line for line in inside[:ruled] if line).removeprefix("Error parsing ").rstrip(".!")

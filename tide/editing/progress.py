@@ -33,6 +33,16 @@ def is_within(step: int, n_steps: int, part: tuple[float, float]) -> bool:
     return first - ROUNDING <= step / n_steps < last - ROUNDING
 
 
+def check_steps(steps: tuple[float, float] | None, n_steps: int) -> None:
+    """Raises :class:`~tide.errors.TideError` where the part ``steps`` of a run holds none of its ``n_steps`` steps."""
+    first, last = step_range(steps)
+    if not any(is_within(step, n_steps, (first, last)) for step in range(n_steps)):
+        raise TideError(
+            f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
+            "apart or more"
+        )
+
+
 def run_position(scheduler: Any, timestep: float) -> tuple[int, int]:
     """(step, number of steps) of a call at ``timestep`` in the run that the scheduler is set to.
 

@@ -11,6 +11,7 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.interpretation.following import Followed, follow
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes
@@ -19,6 +20,7 @@ __all__ = [
     "Annotated",
     "Atlas",
     "ConceptProfiles",
+    "Followed",
     "Found",
     "Label",
     "Monosemanticity",
@@ -29,6 +31,7 @@ __all__ = [
     "concept_scores",
     "dense_latents",
     "find_concepts",
+    "follow",
     "label_latents",
     "mean_latents",
     "pooled_latents",

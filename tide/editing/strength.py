@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tide.editing import Edit
-from tide.editing.edits import Place
+from tide.editing.edits import Edit, Place
 
 
 @dataclass(frozen=True)
 class Strength(Edit):
-    """``z <- z + strength * (edit(z) - z)``: 0 leaves the latents as they are, 1 is the edit itself."""
+    """``z' = z + strength * (edit(z) - z)``: at strength 0 the latents stay as they are, at 1 it is ``edit`` itself.
+
+    Edits towards a target have a strength of their own: :class:`~tide.editing.Replace`,
+    :class:`~tide.editing.ScaleTarget`, :class:`~tide.editing.Contrast`.
+    """
 
     edit: Edit
     strength: float
