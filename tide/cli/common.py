@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tide.activations.options import CollectOptions
 from tide.adapters import Adapter
 from tide.cli.command import left_behind
-from tide.cli.options import Autoencoder, Data, Model
+from tide.cli.options import Activations, Autoencoder, Data, Model
 from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
@@ -91,3 +92,13 @@ def writing(out: Path) -> Iterator[None]:
     left_behind.set(f"some of its files are in {out}, the same command writes them anew")
     yield
     left_behind.set(f"its files are in {out}")
+
+
+def collect_options(activations: Activations) -> CollectOptions:
+    return CollectOptions(
+        tensor=activations.tensor,
+        n_timesteps=activations.timesteps,
+        token_fraction=activations.token_fraction,
+        paired=not activations.no_pairs,
+        batch_size=activations.batch_size,
+    )

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tide.cli.arguments import MOST, MOST_SEED
+from tide.cli.values import MOST, MOST_SEED
+from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
 from tide.training.config import TrainConfig
 
 
-def assigned(args: argparse.Namespace) -> list[str]:
-    """All that ``--set`` was given, which may be given several times."""
-    return [each for group in args.assignments for each in group]
-
-
 def train_config(
-    file: str | Path | None, assignments: Sequence[str], options: dict[str, Any] | None = None, *, plain: bool = False
+    file: str | Path | None,
+    assignments: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    plain: bool = False,
 ) -> TrainConfig:
     """Defaults, then the YAML ``file``, then ``assignments`` (``loss.temporal=1e-3``), then ``options`` not None, then
-    no modulation if ``plain``.
+    no modulation if ``plain``. Where none of them names a device, it is the GPU if there is one.
 
-    Raises :class:`~tide.errors.TideError` for what is given and has no effect: an assignment whatever its value, what
-    the file says unless it is the default, since a file may list everything.
+    Raises :class:`~tide.errors.TideError` for what is given and has no effect: an assignment whatever its value, an
+    entry of the file unless it is the default, since a file may list everything.
     """
     defaults = TrainConfig().to_dict()
     said = {} if file is None else dict(_entries(read_yaml(Path(file))))
@@ -49,7 +49,8 @@ def train_config(
     for name, reason in _without_effect(config):
         if name in given:
             raise TideError(f"{given[name]} is not used {reason}; leave it off")
-    return config
+    named = "device" in said or "device" in given or "device" in given_options
+    return replace(config, device=str(device_of(config.device if named else None)))
 
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
