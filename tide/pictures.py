@@ -1,4 +1,4 @@
-"""Pictures of others, opened with care: few formats, bounded memory, and every mode brought to 8-bit RGB.
+"""Pictures: those of others are opened with care, our own are made.
 
 Only :data:`FORMATS` are decoded, whatever a file is called: other decoders of Pillow start programs (Ghostscript for
 EPS) or read what nobody needs here. A picture is upright as its EXIF says, what is transparent shows
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -16,6 +17,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
 
 from tide.errors import TideError
 from tide.messages import one_line
@@ -164,3 +166,25 @@ def _orientation(exif: object) -> int:
     except struct.error:  # truncated
         pass
     return 1
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """``[3, H, W]`` in [-1, 1] to an image."""
+    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def image_writer(image: Image.Image) -> Callable[[Path], None]:
+    """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
+    return lambda path: image.save(path, "PNG")
+
+
+def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Images of one height in a row on white."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    x = 0
+    for image in images:
+        strip.paste(image, (x, 0))
+        x += image.width + gap
+    return strip
