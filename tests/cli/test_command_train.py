@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.cli_samples import SMALL
-from tide import TIDE, loading
+from tide import TIDE
 from tide.activations import ActivationStore
-from tide.cli import settings
+from tide.cli import common, settings
 from tide.cli.app import main
 from tide.cli.settings import train_config
 from tide.errors import TideError
@@ -236,13 +236,13 @@ def test_a_second_training_into_a_folder_is_refused_before_anything_is_loaded(cl
 
 def test_a_training_that_another_one_overtakes_is_refused(cli, store, checkpoint, tmp_path, monkeypatch):
     """The other one finished while this one loaded the pipeline."""
-    load = loading.load_adapter
+    load = common.load_adapter
 
     def slow(*args, **kwargs):
         shutil.copytree(checkpoint, tmp_path / "t", dirs_exist_ok=True)
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(loading, "load_adapter", slow)
+    monkeypatch.setattr(common, "load_adapter", slow)
     result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL, "--steps", 8)
     assert (result.code, result.err) == (
         2,

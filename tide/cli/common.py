@@ -20,8 +20,9 @@ from tide.loading import load_adapter, load_sae, pipeline_name, recorded_pipelin
 from tide.sae import TIDE
 
 
-def adapter_of(model: Model, pipeline: str | None = None) -> Adapter:
-    """The pipeline that the options name, or ``pipeline`` where they name none."""
+def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
+    """The pipeline that the options name, or ``pipeline`` where they name none; ``denoiser_only`` leaves text encoders
+    and VAE out."""
     name = model.pipeline or pipeline
     if name is None:
         raise TideError("no pipeline is named; give --pipeline")
@@ -31,6 +32,7 @@ def adapter_of(model: Model, pipeline: str | None = None) -> Adapter:
         dtype=model.dtype,
         offload=model.offload,
         trust_remote_code=model.trust_remote_code,
+        denoiser_only=denoiser_only,
     )
 
 

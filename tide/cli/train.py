@@ -24,6 +24,7 @@ from tide.cli.values import (
 )
 
 if TYPE_CHECKING:
+    from tide.adapters import Adapter
     from tide.training import Job, TrainConfig, Trainer
 
 
@@ -120,16 +121,17 @@ class Train(Command):
         return train_config(self.config, assignments, options, plain=self.sae)
 
     def _from_stores(self, config: TrainConfig) -> Job:
+        from dataclasses import replace
+
+        from tide.cli.common import adapter_of
         from tide.cli.trust import followed
-        from tide.loading import load_adapter
         from tide.training import from_stores
 
         assert self.store
-        stores, trust = self.store, self.model.trust_remote_code
+        stores, model = self.store, replace(self.model, device="cpu", dtype="fp32")
 
-        def opened(name: str) -> Any:
-            pipeline = self.model.pipeline or followed(name, stores[0])
-            return load_adapter(pipeline, device="cpu", dtype="fp32", trust_remote_code=trust, denoiser_only=True)
+        def opened(name: str) -> Adapter:
+            return adapter_of(model, model.pipeline or followed(name, stores[0]), denoiser_only=True)
 
         return from_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
 
