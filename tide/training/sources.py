@@ -171,12 +171,11 @@ def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callabl
     if open_pipeline is None:
         raise TideError(f"a TIDE copies its modulation from the pipeline of {store.path}; give open_pipeline")
     adapter = open_pipeline(store.info["pipeline"] or "")
-    for name, stored, own in (
-        ("family", store.info["family"], adapter.family),
-        ("width", store.d_model, adapter.d_model),
-    ):
+    family, width = (store.info["family"], adapter.family), (store.d_model, adapter.d_model)
+    for name, (stored, own) in {"family": family, "width": width}.items():
         if stored != own:
-            raise TideError(f"{store.path} is of {name} {stored} and {adapter.name} of {own}; use its own pipeline")
+            opened = adapter.name or "the pipeline"
+            raise TideError(f"{store.path} is of {name} {stored} and {opened} of {own}; use its own pipeline")
     return _fresh(adapter, store.info["block"], config, store.info["tensor"])
 
 
