@@ -371,7 +371,7 @@ def test_every_field_can_be_set():
             "--set loss names a group; set one of loss.mse, loss.cosine, loss.temporal, loss.sparsity, "
             "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta",
         ),
-        ("lr", "--set lr is no assignment; write it as --set loss.temporal=1e-3"),
+        ("lr", "--set lr is not an assignment; write it as --set loss.temporal=1e-3"),
         ("lr=[", "--set lr=[ could not be read; write a number, a word or a list"),
     ],
 )
@@ -382,7 +382,7 @@ def test_bad_settings(assignment, message):
 
 
 def test_unknown_setting_lists_the_known():
-    with pytest.raises(TideError, match=r"--set loss.tempo is no option .* known: modulation, .*loss.temporal"):
+    with pytest.raises(TideError, match=r"--set loss.tempo is not an option .* known: modulation, .*loss.temporal"):
         train_config(None, ["loss.tempo=1"], {})
 
 

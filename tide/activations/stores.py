@@ -169,8 +169,8 @@ def _collect(
 
 
 def _segments(writers: dict[int, StoreWriter], n: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Ranges of samples, first and end, and the blocks whose stores lack them. Passes of a store are cut where they
-    were: no range goes over the end of a damaged shard or of a store."""
+    """Ranges of samples, first and end, and the blocks whose stores lack them. None extends over the end of a damaged
+    shard or of a store, so that passes are cut where they were."""
     wanted = {block: writer.wanted(n) for block, writer in writers.items()}
     edges = sorted({edge for ranges in wanted.values() for ends in ranges for edge in ends})
     for start, stop in pairwise(edges):

@@ -36,7 +36,7 @@ def train_config(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise TideError(f"--set {assignment} is no assignment; write it as --set loss.temporal=1e-3")
+            raise TideError(f"--set {assignment} is not an assignment; write it as --set loss.temporal=1e-3")
         _assign(raw, key, text)
         given[key] = f"--set {key}"
     given_options = {name: value for name, value in (options or {}).items() if value is not None}
@@ -54,7 +54,7 @@ def train_config(
 
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """Options that change nothing beside the others, and why."""
+    """Options that have no effect given the others, and why."""
     if not config.modulation:
         for name in ("init", "chunk", "trainable", "lr"):
             yield f"modulation_{name}", "without modulation"
@@ -90,7 +90,7 @@ def _losses_without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    """Numbers that nothing can be counted or seeded with."""
+    """Raises for numbers that cannot be a count or a seed."""
     for name, value in _entries(config.to_dict()):
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
@@ -109,7 +109,7 @@ def _assign(raw: dict[str, Any], key: str, text: str) -> None:
         at = at.get(parent) if isinstance(at, dict) else None
     if not isinstance(at, dict) or name not in at:
         known = ", ".join(key for key, _ in _entries(raw))
-        raise TideError(f"--set {key} is no option of the training configuration; known: {known}")
+        raise TideError(f"--set {key} is not an option of the training configuration; known: {known}")
     if isinstance(at[name], dict):
         raise TideError(f"--set {key} names a group; set one of {', '.join(f'{key}.{each}' for each in at[name])}")
     try:

@@ -115,7 +115,10 @@ class Train(Command):
     def configuration(self) -> TrainConfig:
         """Of the file, of ``--set`` and of the other options."""
         from tide.cli.settings import train_config
+        from tide.errors import TideError
 
+        if () in self.set:
+            raise TideError("--set has no value; give it one or leave it off")
         options = {"steps": self.steps, "backend": self.backend, "seed": self.seed, "device": self.model.device}
         assignments = [each for group in self.set for each in group]
         return train_config(self.config, assignments, options, plain=self.sae)
