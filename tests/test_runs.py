@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tide.errors import TideError
 from tide.provenance import provenance
-from tide.runs import Contents, contents, read_run, write_run
+from tide.runs import Contents, contents, read_run, record_measured, write_run
 
 ATLAS = Contents(
     kind="atlas",
@@ -43,6 +44,23 @@ def test_earlier_runs_are_kept_the_oldest_first(tmp_path):
     run = read_run(tmp_path)
     assert (run["seed"], [each["seed"] for each in run["earlier"]]) == (2, [0, 1])
     assert all("earlier" not in each for each in run["earlier"])
+
+
+def test_figures_are_added_to_the_last_run(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path, ATLAS, provenance("atlas", seed=seed))
+    record_measured(tmp_path, {"dead": 0.5})
+    assert contents(tmp_path) == replace(ATLAS, measured={"dead": 0.5})
+    run = read_run(tmp_path)
+    assert (run["seed"], run["earlier"][0]["holds"]["measured"]) == (1, {"dead": 0.25})
+
+
+def test_figures_of_an_older_run_are_not_added(tmp_path):
+    record_measured(tmp_path, {"dead": 0.5})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run.json").write_text('{"command": "train"}')
+    record_measured(tmp_path, {"dead": 0.5})
+    assert (tmp_path / "run.json").read_text() == '{"command": "train"}'
 
 
 def test_a_folder_without_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Devices and number types by name, and how much memory a device has."""
+"""Devices, number types and kernel backends by name, and how much memory a device has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from tide.errors import TideError
+from tide.messages import one_line
+from tide_kernels.dispatch import choose
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -46,3 +48,11 @@ def device_memory(device: torch.device) -> int | None:
         with contextlib.suppress(OSError, ValueError):
             known.append(int(limit.read_text()))
     return min((size for size in known if size > 0), default=None)
+
+
+def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int = 4) -> None:
+    """Raises before any work is done if a backend asked for by name is unknown or cannot serve."""
+    try:
+        choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
+    except ValueError as error:  # a name that the library's caller would have to correct
+        raise TideError(one_line(error)) from None

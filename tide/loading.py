@@ -14,12 +14,11 @@ import torch
 from tide import scenes
 from tide.adapters import Adapter, Block, adapter_for
 from tide.adapters.trust import check_folder
-from tide.devices import DTYPES, device_of
+from tide.devices import DTYPES, check_backend, device_of
 from tide.errors import TideError
 from tide.messages import one_line
 from tide.sae import TIDE
 from tide.scenes.pipeline import DATA
-from tide_kernels.dispatch import choose
 
 #: The name of the pipeline, and of the images, that the package ships.
 BUNDLED = "scenes"
@@ -60,6 +59,7 @@ def load_adapter(
         parts = _left_out(name) if denoiser_only else {}
         pipe = _from_pretrained(name, kind, parts, trust=trust_remote_code)
     adapter = adapter_for(pipe)
+    adapter.name = pipeline_name(name)
     _check_whole(name, pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if offload:
@@ -136,14 +136,6 @@ def recorded_pipeline(model: TIDE) -> str | None:
         return None
     path = Path(name).parent if Path(name).name == "transformer" else Path(name)
     return BUNDLED if path.resolve() == (DATA / "pipeline").resolve() else str(path)
-
-
-def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int = 4) -> None:
-    """Raises before any work is done if a backend asked for by name is unknown or cannot serve."""
-    try:
-        choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
-    except ValueError as error:  # a name that the library's caller would have to correct
-        raise TideError(one_line(error)) from None
 
 
 def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", block: Block | None = None) -> TIDE:

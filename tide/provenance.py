@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tide.errors import TideError
+
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that its results depend on."""
@@ -87,6 +89,15 @@ def first_difference(before: Any, now: Any, defaults: Any = None, name: str = ""
         same = before == now and isinstance(before, bool) == isinstance(now, bool)
         return None if same else Difference(name, before, now)
     return next((found for found in inner if found is not None), None)
+
+
+def check_unchanged(before: Any, now: Any, what: str, *, remedy: str, defaults: Any = None) -> None:
+    """Raises :class:`~tide.errors.TideError` unless both describe the same (:func:`first_difference`).
+
+    The message is ``{what} ({option} {before}, now {now}); {remedy}``.
+    """
+    if found := first_difference(before, now, defaults):
+        raise TideError(f"{what} ({found}); {remedy}")
 
 
 def _shown(value: Any) -> str:

@@ -79,3 +79,10 @@ def write_run(folder: Path, holds: Contents, made_by: Mapping[str, Any] | None =
     earlier = [*before.pop("earlier", []), before] if before else []
     now = {**(made_by or provenance()), "holds": {k: v for k, v in asdict(holds).items() if v not in (None, [], {})}}
     write_json(folder / FILE, {**now, **({"earlier": earlier} if earlier else {})})
+
+
+def record_measured(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Adds the headline figures to the last run of ``run.json`` once they are known."""
+    run: Any = read_run(folder)
+    if run is not None and "holds" in run:
+        write_json(folder / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})

@@ -192,7 +192,7 @@ def test_a_resumed_collection_equals_an_uninterrupted_one(alpha, tmp_path):
 def test_refuses_to_mix(filled):
     with pytest.raises(TideError, match="already holds activations; resume"):
         StoreWriter(filled)
-    with pytest.raises(TideError, match="was collected with block 6, not 2; use the same options or another folder"):
+    with pytest.raises(TideError, match=r"with other options \(block 6, now 2\); use the same options or another"):
         StoreWriter(filled, info={"block": 2}, resume=True)
     writer = StoreWriter(filled, resume=True)
     for batch, match in [

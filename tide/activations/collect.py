@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.options import check_amounts
 from tide.adapters.base import Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
 from tide.errors import TideError
@@ -115,13 +116,6 @@ def _grid(adapter: Adapter, n_timesteps: int, timesteps: Sequence[int] | Tensor 
     return grid
 
 
-def _check(token_fraction: float, batch_size: int) -> None:
-    if not 0 < token_fraction <= 1:
-        raise TideError(f"token_fraction {token_fraction} is not in (0, 1]; 1/16 is usual")
-    if batch_size < 1:
-        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
-
-
 @torch.no_grad()
 def collect(
     adapter: Adapter,
@@ -159,7 +153,7 @@ def collect(
     Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
     Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
     """
-    _check(token_fraction, batch_size)
+    check_amounts(token_fraction, batch_size)
     grid = _grid(adapter, n_timesteps, timesteps, paired)
     indices = [adapter.resolve_block(block) for block in blocks]
     sample = start
@@ -254,7 +248,7 @@ def collect_sampling(
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
-    _check(token_fraction, batch_size)
+    check_amounts(token_fraction, batch_size)
     if rows not in ("conditional", "both"):
         raise TideError(f"rows {rows!r} is unknown; use conditional or both")
     if paired and n_steps < 2:

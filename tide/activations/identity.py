@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -20,9 +21,9 @@ class Sample(NamedTuple):
 
 def digest(content: bytes | str | Tensor) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of bytes, a text or a tensor's values."""
+    data: Any = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     if isinstance(content, Tensor):
-        content = content.detach().cpu().contiguous().numpy().tobytes()
-    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        data = content.detach().cpu().flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
     return hashlib.sha256(data).hexdigest()[:16]
 
 

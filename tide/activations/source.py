@@ -1,14 +1,17 @@
-"""A known number of images with captions, and what tells them apart from others."""
+"""What is collected from: a known number of images with captions, or prompts, and what tells them apart from others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
 from tide.activations.data import Samples
 from tide.activations.identity import Sample, digest, digest_of
+from tide.errors import TideError
+from tide.files import read_text
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Source:
             if left <= 0:
                 return
 
-    def captions(self) -> list[str]:
-        return [caption for _, captions in self for caption in captions]
+    def prompts(self, size: tuple[int, int]) -> Prompts:
+        """The captions, to sample images of ``size`` from."""
+        texts = tuple(caption for _, captions in self for caption in captions)
+        return Prompts(self.name, size, texts, self.limited, self.options)
 
     def samples(self) -> list[Sample]:
         """What the last iteration came past."""
@@ -62,3 +67,35 @@ class Source:
         if self.batches.skips:
             return digest_of(self.samples_before(self.n_images)[: self.n_images])
         return digest(repr((self.name, sorted(self.options.items()), self.n_images)))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts ``texts``, from which images of ``size`` (height, width in pixels) are sampled.
+
+    ``name``, ``limited`` and ``options`` are those of :class:`Source`.
+    """
+
+    name: str
+    size: tuple[int, int]
+    texts: tuple[str, ...]
+    limited: bool = False
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_images(self) -> int:
+        return len(self.texts)
+
+    def samples(self) -> list[Sample]:
+        return [Sample(f"prompt {i}", "", digest(text)) for i, text in enumerate(self.texts)]
+
+    def samples_before(self, n: int) -> list[Sample]:
+        return self.samples()
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises :class:`~tide.errors.TideError` if there are none."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if not any(lines):
+        raise TideError(f"{path} holds no prompts; write one a line")
+    return [line for line in lines if line]

@@ -29,6 +29,7 @@ from tide.activations.manifest import (
 )
 from tide.errors import TideError
 from tide.files import file_digest, lock_folder, new_folders, replace_file, tensors_writer, write_json
+from tide.provenance import check_unchanged
 
 #: Entries of ``info`` that may differ when a store is resumed: they say how values were rounded, not what they are of.
 ROUNDING = ("threads",)
@@ -161,12 +162,9 @@ class StoreWriter:
 
     def _check_info(self, info: dict[str, Any]) -> None:
         before = self.manifest["info"]
-        for name in [*before, *(name for name in info if name in before)]:
-            if before[name] != info.get(name) and name not in ROUNDING:
-                raise TideError(
-                    f"{self.path} was collected with {_entry(name, before[name], info.get(name))}; "
-                    "use the same options or another folder"
-                )
+        fixed = {name: value for name, value in before.items() if name not in ROUNDING}
+        what, remedy = f"{self.path} was collected with other options", "use the same options or another folder"
+        check_unchanged(fixed, {name: info.get(name) for name in fixed}, what, remedy=remedy)
         self.unrecorded = sorted(info.keys() - before.keys())
         self.manifest["info"] = {**info, **before}
 
@@ -405,11 +403,3 @@ def _range(sample: Tensor) -> dict[str, int]:
     place = places(sample)
     first = int(place.min())
     return {"first_sample": first, "samples": int(place.max()) + 1 - first}
-
-
-def _entry(name: str, before: Any, now: Any) -> str:
-    """How an entry of ``info`` differs, for a message: of a mapping the part that does."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        part = next(key for key in [*before, *now] if before.get(key) != now.get(key))
-        return f"other {name}: {part} {before.get(part)!r}, not {now.get(part)!r}"
-    return f"{name} {before!r}, not {now!r}"

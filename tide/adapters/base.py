@@ -68,6 +68,8 @@ class Adapter(ABC):
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.transformer: Any = unwrapped(pipe.transformer)
+        #: How results record the pipeline: the name or folder that it was loaded from, as far as that is known.
+        self.name: str | None = _loaded_from(self.transformer)
         self._signature = inspect.signature(type(self.transformer).forward)
 
     # -- blocks -------------------------------------------------------------------------------------------
@@ -298,6 +300,12 @@ class Adapter(ABC):
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
         """What the pipeline passes to its scheduler besides the number of steps."""
         return {}
+
+
+def _loaded_from(transformer: Any) -> str | None:
+    """The pipeline's name or folder; its transformer lies in a folder of it."""
+    path: str | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
+    return (path or "").removesuffix("/transformer") or None
 
 
 def check_tensor(tensor: str) -> None:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tide.activations.options import CollectOptions
 from tide.adapters import Adapter
 from tide.cli.command import left_behind
-from tide.cli.options import Autoencoder, Data, Model
+from tide.cli.options import Activations, Autoencoder, Data, Model
 from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
@@ -20,8 +21,9 @@ from tide.runs import Contents
 from tide.sae import TIDE
 
 
-def adapter_of(model: Model, pipeline: str | None = None) -> Adapter:
-    """The pipeline that the options name, or ``pipeline`` where they name none."""
+def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
+    """The pipeline that the options name, or ``pipeline`` where they name none; ``denoiser_only`` leaves text encoders
+    and VAE out."""
     name = model.pipeline or pipeline
     if name is None:
         raise TideError("no pipeline is named; give --pipeline")
@@ -31,6 +33,7 @@ def adapter_of(model: Model, pipeline: str | None = None) -> Adapter:
         dtype=model.dtype,
         offload=model.offload,
         trust_remote_code=model.trust_remote_code,
+        denoiser_only=denoiser_only,
     )
 
 
@@ -106,3 +109,13 @@ def writing(out: Path) -> Iterator[None]:
     left_behind.set(f"some of its files are in {out}, the same command writes them anew")
     yield
     left_behind.set(f"its files are in {out}")
+
+
+def collect_options(activations: Activations) -> CollectOptions:
+    return CollectOptions(
+        tensor=activations.tensor,
+        n_timesteps=activations.timesteps,
+        token_fraction=activations.token_fraction,
+        paired=not activations.no_pairs,
+        batch_size=activations.batch_size,
+    )

@@ -24,7 +24,7 @@ from tide.files import (
 )
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
-from tide.provenance import first_difference
+from tide.provenance import check_unchanged, first_difference
 from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.model import TIDE, TIDEConfig
 from tide.sae.modulation import ModulationConfig
@@ -222,14 +222,15 @@ def check_same(out: Path, record: Record, config: TrainConfig, model: TIDEConfig
     That is one by ``config``, but for the options of :data:`FREE`, of a model like ``model``, on ``source``; a source
     that either of them does not state is not compared.
     """
-    if found := first_difference(_fixed(record["config"]), _fixed(config.to_dict()), former_defaults()):
-        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
-    before = _model_options(record.get("model") or read_config(out))
-    if found := first_difference(before, _model_options(asdict(model)), _model_defaults(before)):
-        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
+    other = f"{out} was started with other options"
+    fixed = _fixed(record["config"]), _fixed(config.to_dict())
+    check_unchanged(*fixed, other, remedy=_SAME, defaults=former_defaults())
+    before, now = _model_options(record.get("model") or read_config(out)), _model_options(asdict(model))
+    check_unchanged(before, now, other, remedy=_SAME, defaults=_model_defaults(before))
     made = record.get("source")
-    if made is not None and source is not None and (found := first_difference(made, source)):
-        raise TideError(f"{out} was trained on other data ({found}); give the same data, or train into another folder")
+    if made is not None and source is not None:
+        remedy = "give the same data, or train into another folder"
+        check_unchanged(made, source, f"{out} was trained on other data", remedy=remedy)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:

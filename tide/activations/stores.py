@@ -1,10 +1,9 @@
-"""Writing activation stores, one a block, in one pass over the data; resumed, repaired and extended."""
+"""Activation stores, one a block, written in one pass over the data; resumed, repaired and extended."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from tide.activations import ActivationBatch, StoreWriter
+from tide.activations.batch import ActivationBatch
 from tide.activations.identity import Sample, what_changed
 from tide.activations.manifest import places
-from tide.activations.writer import check_disk, existing_parent
-from tide.cli import common
+from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 
@@ -24,12 +22,12 @@ from tide.files import lock_folder, new_folders
 SHARDS = 20
 SMALLEST_SHARD = 2**20
 
-#: Activations of the samples from the first number on and before the second, a pass at a time.
+#: ``activations(start, stop)``: those of the samples ``start`` to ``stop - 1``, a pass at a time.
 Activations = Callable[[int, int], Iterable[dict[int, ActivationBatch]]]
 
 
-class Data(Protocol):
-    """What is collected from, as far as it is recorded: see :class:`tide.cli.data.Source`."""
+class Recorded(Protocol):
+    """What is collected from, as far as it is recorded: :class:`~tide.activations.source.Source` or ``Prompts``."""
 
     @property
     def limited(self) -> bool: ...
@@ -45,18 +43,35 @@ def write_stores(
     info: dict[str, Any],
     *,
     n: int,
-    data: Data | None = None,
+    data: Recorded | None = None,
     expected: int = 0,
     quota: int | None = None,
     resume: bool = False,
-    run: tuple[Path, argparse.Namespace] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> tuple[int, int]:
-    """Writes ``activations(start, stop)`` to one store a block; returns the rows of all and the images in each.
+    """Writes ``activations(start, stop)`` to one store a block.
 
-    All stores are locked before anything is written. Resumed, it refuses ``data`` that are not what the stores were
-    collected from; damaged shards are collected again, and a store that stands behind the others after a crash catches
-    up. ``info`` names ``batch_size``, the images of a pass, if a store may be extended. ``run`` is where to write which
-    arguments made it, as soon as there is a shard.
+    All stores are locked before anything is written. When resuming, ``data`` must be those that the stores were
+    collected from; damaged shards are collected again, and a store that is behind the others after a crash catches up.
+    What is found in a resumed store is noted on stderr.
+
+    Args:
+        activations: yields block -> batch.
+        folders: block -> the folder of its store.
+        info: kept in the manifests (:class:`StoreWriter`); a store can be extended only if it names ``batch_size``, the
+            images of a pass.
+        n: images.
+        data: what is collected from; recorded in the shards.
+        expected: bytes that each store is going to take.
+        quota: the most bytes that each store may take.
+        resume: resume or extend the stores that are there.
+        begun: called once, as soon as there is a shard.
+
+    Returns:
+        The rows of all stores together, and the images in each.
+
+    Raises:
+        TideError: the folders hold stores of something else, or their disk does not suffice.
     """
     shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
     with ExitStack() as stack:
@@ -77,15 +92,13 @@ def write_stores(
             for block, folder in folders.items()
         }
         _check_disks(writers.values(), expected)
-        if run is not None:
-            common.earlier_runs(run[0])  # a damaged one is found before the work
         for writer in writers.values():
             _tell(writer, info)
             if data is not None:
                 _check_data(writer, data)
             if writer.next_sample < n:
                 writer.align(info.get("batch_size", 1))
-        _collect(activations, writers, data, n, run)
+        _collect(activations, writers, data, n, begun)
     return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
 
 
@@ -112,7 +125,7 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _check_data(writer: StoreWriter, data: Data) -> None:
+def _check_data(writer: StoreWriter, data: Recorded) -> None:
     """Raises unless the data begin with what the store was collected from."""
     if not writer.recorded:
         return
@@ -130,12 +143,13 @@ def _check_data(writer: StoreWriter, data: Data) -> None:
 def _collect(
     activations: Activations,
     writers: dict[int, StoreWriter],
-    data: Data | None,
+    data: Recorded | None,
     n: int,
-    run: tuple[Path, argparse.Namespace] | None,
+    begun: Callable[[], None],
 ) -> None:
     segments = list(_segments(writers, n))
     missing = sum(stop - start for start, stop, _ in segments)
+    is_first = True
     with tqdm(total=n, initial=max(0, n - missing), unit="image", disable=None) as bar:
         for start, stop, takers in segments:
             for batches in activations(start, stop):
@@ -143,20 +157,20 @@ def _collect(
                 samples = () if data is None else data.samples()[first:end]
                 for block in takers:
                     writers[block].add(batches[block], samples)
-                if run is not None and any(writer.n_written for writer in writers.values()):
-                    common.record_run(*run)
-                    run = None
+                if is_first and any(writer.n_written for writer in writers.values()):
+                    begun()
+                    is_first = False
                 bar.update(end - first)
     _check_mended(writers.values())
     for writer in writers.values():
         writer.flush()
-    if run is not None:
-        common.record_run(*run)
+    if is_first:
+        begun()
 
 
 def _segments(writers: dict[int, StoreWriter], n: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Ranges of samples, first and end, and the blocks whose stores lack them. Passes of a store are cut where they
-    were: no range goes over the end of a damaged shard or of a store."""
+    """Ranges of samples, first and end, and the blocks whose stores lack them. None extends over the end of a damaged
+    shard or of a store, so that passes are cut where they were."""
     wanted = {block: writer.wanted(n) for block, writer in writers.items()}
     edges = sorted({edge for ranges in wanted.values() for ends in ranges for edge in ends})
     for start, stop in pairwise(edges):
@@ -177,8 +191,3 @@ def _check_mended(writers: Iterable[StoreWriter]) -> None:
                 f"{writer.path / writer.manifest['shards'][index]['file']} is damaged, and the data hold fewer images "
                 "than when it was collected; restore the data, or collect into another folder"
             )
-
-
-def collected_bytes(folders: Sequence[Path]) -> int:
-    """What the shards of some stores take on disk."""
-    return sum(file.stat().st_size for folder in folders for file in folder.glob("shard-*"))
