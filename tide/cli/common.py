@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tide.adapters import Adapter
 from tide.cli.command import left_behind
@@ -15,7 +16,8 @@ from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
-from tide.loading import load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.runs import Contents
 from tide.sae import TIDE
 
 
@@ -51,8 +53,6 @@ def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
 
 def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
     """The checkpoint's part of ``run.json`` (:class:`tide.runs.Contents`)."""
-    from dataclasses import asdict
-
     from tide.fingerprint import fingerprint
 
     folder = str(Path(autoencoder.sae).resolve())
@@ -74,6 +74,31 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
         split=source.split,
         image_column=source.image_column,
         caption_column=source.caption_column,
+    )
+
+
+D = TypeVar("D", bound=Data)
+
+
+def data_or_scenes(source: D, pipeline: str, what: str, images: int) -> D:
+    """``source``, or rendered scenes where it names none and the pipeline is the bundled one; ``images`` of them.
+    ``what`` is what stays open without either."""
+    if source.data is None and pipeline != BUNDLED:
+        raise TideError(f"{what} is not clear; give --data")
+    return replace(source, data=source.data or BUNDLED, images=images)
+
+
+def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
+    :class:`~tide.runs.Contents`."""
+    assert model.config.block is not None
+    return Contents(
+        kind=kind,
+        blocks=[adapter.resolve_block(model.config.block)],
+        family=adapter.family,
+        pipeline=pipeline_name(pipeline),
+        autoencoder=about_sae(autoencoder, model),
+        **found,
     )
 
 
