@@ -1,4 +1,4 @@
-"""Pictures of others, opened with care: few formats, bounded memory, and every mode brought to 8-bit RGB.
+"""Pictures: those of others are opened with care, our own are made.
 
 Only :data:`FORMATS` are decoded, whatever a file is called: other decoders of Pillow start programs (Ghostscript for
 EPS) or read what nobody needs here. A picture is upright as its EXIF says, what is transparent shows
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -20,7 +20,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.files import Write
 from tide.messages import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -175,7 +174,7 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def image_writer(image: Image.Image) -> Write:
+def image_writer(image: Image.Image) -> Callable[[Path], None]:
     """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
     return lambda path: image.save(path, "PNG")
 

@@ -1,4 +1,4 @@
-"""Where a result came from: the versions and the machine that it was made with, and whether options are the same."""
+"""Where a result came from: the command, versions and machine that made it, and whether two configurations agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what its results depend on."""
+    """Versions of this package and of the libraries that its results depend on."""
     found = {"torch": str(torch.__version__)}
     for name in ("tide-sae", "diffusers", "transformers", "safetensors"):
         try:
@@ -33,7 +33,7 @@ def _processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
+    """The machine that a figure was measured on."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
@@ -58,7 +58,7 @@ def provenance(
 
 
 class Difference(NamedTuple):
-    """An option that is another one now; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
+    """An option whose value has changed; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
 
     name: str
     before: Any
@@ -69,9 +69,9 @@ class Difference(NamedTuple):
 
 
 def first_difference(before: Any, now: Any, defaults: Any = None, name: str = "") -> Difference | None:
-    """The first option in which two descriptions, as JSON has them, differ; None if they describe the same.
+    """The first option in which two JSON descriptions differ, or None if they agree.
 
-    An option that one of them lacks, inner ones too, has its value of ``defaults``, or null if there is none.
+    An option that one of them lacks, at any depth, takes its value from ``defaults``, or null if there is none.
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         usual = defaults if isinstance(defaults, Mapping) else {}

@@ -60,13 +60,19 @@ def class_of(name: str) -> type[Command]:
     return found
 
 
+OVERVIEW = """usage: tide COMMAND [OPTIONS]
+
+Temporal-aware sparse autoencoders for diffusion transformers.
+
+commands:
+{commands}
+
+`tide COMMAND --help` lists a command's options."""
+
+
 def overview() -> str:
     """What ``tide --help`` prints."""
-    lines = [f"  {name:12}{what}" for name, what in COMMANDS.items()]
-    head = (
-        "usage: tide COMMAND [OPTIONS]\n\nTemporal-aware sparse autoencoders for diffusion transformers.\n\ncommands:\n"
-    )
-    return head + "\n".join(lines) + "\n\n`tide COMMAND --help` lists a command's options."
+    return OVERVIEW.format(commands="\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

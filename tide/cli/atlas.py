@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -40,8 +40,8 @@ class Atlas(Command):
     )
 
     autoencoder: Autoencoder
-    model: Model = Model()
-    source: Images = Images()
+    model: Model = field(default_factory=Model)
+    source: Images = field(default_factory=Images)
     top_images: Count = 6
     """kept of each latent"""
     timesteps: MaybeCount = None

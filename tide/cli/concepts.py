@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,8 +47,8 @@ class Concepts(Command):
     )
 
     autoencoder: Autoencoder
-    model: Model = Model()
-    source: Images = Images()
+    model: Model = field(default_factory=Model)
+    source: Images = field(default_factory=Images)
     concepts: MaybeWords = None
     """words of the captions"""
     images_per_concept: MaybeCount = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +30,8 @@ class Evaluate(Command):
     )
 
     autoencoder: Autoencoder
-    model: Model = Model()
-    source: Images = Images()
+    model: Model = field(default_factory=Model)
+    source: Images = field(default_factory=Images)
     fit: Fraction = 0.5
     """first part of the images, for PCA and mean"""
     token_fraction: Fraction = 1 / 16

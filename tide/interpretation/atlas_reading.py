@@ -94,7 +94,7 @@ class _Kept:
     def latents(self) -> Tensor:
         if self.filled < len(self.rows):
             raise TideError(
-                f"the masks are of {len(self.rows)} tokens and the images have {self.filled}; give masks of these images"
+                f"the masks are of {len(self.rows)} tokens and the images have {self.filled}; give masks of them"
             )
         return self.rows
 
