@@ -9,6 +9,7 @@ from itertools import islice
 
 import pytest
 import torch
+from tide.cli.data import open_source
 
 from tests.helpers.cli_samples import N_IMAGES
 from tide.activations import ActivationStore, StoreWriter
@@ -17,7 +18,6 @@ from tide.activations.identity import Sample
 from tide.adapters import adapter_for
 from tide.cli import collect, stores
 from tide.cli.app import build_parser
-from tide.cli.data import open_source
 
 
 def all_rows(path) -> ActivationBatch:

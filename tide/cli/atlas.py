@@ -80,8 +80,8 @@ class Atlas(Command):
         n = self.timesteps or (4 if self.fast else 10)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
         masks = _masks(adapter, model, images, self.seed)
-        timesteps, options = adapter.sampling_timesteps(n), {"top_images": self.top_images, "seed": self.seed}
-        atlas, thumbnails = read_atlas(adapter, model, images, timesteps, **options, **masks, progress=True)
+        options = {"top_images": self.top_images, "seed": self.seed, "progress": True, **masks}
+        atlas, thumbnails = read_atlas(adapter, model, images, adapter.sampling_timesteps(n), **options)
         block = model.config.block
         title = f"What the latents of block {block} respond to"
         note = f"Pipeline {pipeline_name(pipeline)}, images of {images.name}.{_about_labels(masks)}"

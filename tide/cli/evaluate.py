@@ -69,11 +69,15 @@ class Evaluate(Command):
         adapter = common.adapter_of(self.model, pipeline)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
-        used = {
+        used: dict[str, Any] = {
             "loss_timesteps": self.loss_timesteps or (3 if self.fast else 10),
             "loss_images": self.loss_images or (8 if self.fast else 64),
         }
-        options = {"fit": self.fit, "token_fraction": self.token_fraction, "batch_size": self.batch_size}
+        options: dict[str, Any] = {
+            "fit": self.fit,
+            "token_fraction": self.token_fraction,
+            "batch_size": self.batch_size,
+        }
         figures = evaluate(adapter, model, images, **used, **options, seed=self.seed)
         holds = common.about(
             "evaluation",
