@@ -90,19 +90,11 @@ class Concepts(Command):
         timesteps = self.timesteps or (2 if self.fast else 3)
         find = self._in_scenes if self.source.data is None else self._in_captions
         found, pictures, data = find(adapter, model, timesteps)
-        latents = {concept: row["latent"] for concept, row in found["concepts"].items()}
         drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
         files = {"concepts.json": "figures", **dict.fromkeys(drawn, "picture")}
-        holds = common.about(
-            "concepts",
-            adapter,
-            pipeline,
-            model,
-            self.autoencoder,
-            data=data,
-            measured={"latents": latents},
-            files=files,
-        )
+        measured = {"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}}
+        options = {"data": data, "measured": measured, "files": files}
+        holds = common.contents_of("concepts", adapter, model, self.autoencoder, pipeline, **options)
         made_by = self.made_by(pipeline=pipeline, timesteps=timesteps)
         with common.writing(out):
             report = json_writer({**found, "run": made_by})
