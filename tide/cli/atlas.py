@@ -85,12 +85,12 @@ class Atlas(Command):
         block = model.config.block
         title = f"What the latents of block {block} respond to"
         note = f"Pipeline {pipeline_name(pipeline)}, images of {images.name}.{_about_labels(masks)}"
-        holds = common.contents_of(
+        holds = common.about(
             "atlas",
             adapter,
+            pipeline,
             model,
             self.autoencoder,
-            pipeline,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": atlas.n_images},
             measured=_headline(atlas),

@@ -61,19 +61,17 @@ def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
 
 
-def contents_of(
-    kind: str, adapter: Adapter, model: TIDE, autoencoder: Autoencoder, pipeline: str, **further: Any
-) -> Contents:
-    """What ``run.json`` says of a result of a checkpoint on a pipeline."""
-    assert model.config.block is not None
-    return Contents(
-        kind=kind,
-        blocks=[adapter.resolve_block(model.config.block)],
-        family=adapter.family,
-        pipeline=pipeline_name(pipeline),
-        autoencoder=about_sae(autoencoder, model),
-        **further,
-    )
+D = TypeVar("D", bound=Data)
+
+
+def data_or_scenes(source: D, pipeline: str, what: str, images: int) -> D:
+    """The data that the options name, or rendered scenes with the bundled pipeline, in either case ``images`` of them.
+
+    ``what``: the question that stays open without data, for the message.
+    """
+    if source.data is None and pipeline != BUNDLED:
+        raise TideError(f"{what} is not clear; give --data")
+    return replace(source, data=source.data or BUNDLED, images=images)
 
 
 def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train") -> Source:
@@ -94,17 +92,18 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
     )
 
 
-D = TypeVar("D", bound=Data)
-
-
-def data_or_scenes(source: D, pipeline: str, what: str, images: int) -> D:
-    """The data that the options name, or rendered scenes with the bundled pipeline, in either case ``images`` of them.
-
-    ``what``: the question that stays open without data, for the message.
-    """
-    if source.data is None and pipeline != BUNDLED:
-        raise TideError(f"{what} is not clear; give --data")
-    return replace(source, data=source.data or BUNDLED, images=images)
+def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
+    :class:`~tide.runs.Contents`."""
+    assert model.config.block is not None
+    return Contents(
+        kind=kind,
+        blocks=[adapter.resolve_block(model.config.block)],
+        family=adapter.family,
+        pipeline=pipeline_name(pipeline),
+        autoencoder=about_sae(autoencoder, model),
+        **found,
+    )
 
 
 @contextmanager

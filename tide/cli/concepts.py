@@ -94,7 +94,7 @@ class Concepts(Command):
         files = {"concepts.json": "figures", **dict.fromkeys(drawn, "picture")}
         measured = {"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}}
         options = {"data": data, "measured": measured, "files": files}
-        holds = common.contents_of("concepts", adapter, model, self.autoencoder, pipeline, **options)
+        holds = common.about("concepts", adapter, pipeline, model, self.autoencoder, **options)
         made_by = self.made_by(pipeline=pipeline, timesteps=timesteps)
         with common.writing(out):
             report = json_writer({**found, "run": made_by})

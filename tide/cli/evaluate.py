@@ -79,12 +79,12 @@ class Evaluate(Command):
             "batch_size": self.batch_size,
         }
         figures = evaluate(adapter, model, images, **used, **options, seed=self.seed)
-        holds = common.contents_of(
+        holds = common.about(
             "evaluation",
             adapter,
+            pipeline,
             model,
             self.autoencoder,
-            pipeline,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": sum(figures["images"].values())},
             measured=_headline(figures),
