@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tide.errors import TideError
-from tide.pictures import MAX_PIXELS, MAX_SIDE, open_picture, to_rgb
+from tide.pictures import MAX_PIXELS, MAX_SIDE, open_picture, tiled, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -279,3 +279,13 @@ def test_exif_that_states_no_orientation_turns_nothing(block):
     plain = png(8, 6)
     content = plain[:33] + chunk(b"eXIf", block.removeprefix(b"Exif\0\0")) + plain[33:]
     assert open_picture(content).size == (8, 6)
+
+
+def test_tiles_stand_under_their_names():
+    red, blue = (np.full((4, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    picture = np.asarray(tiled(("a", "b"), [[red, blue], [blue, red]]))
+    assert picture.shape == (20 + 2 * 128 + 4, 2 * 256 + 4, 3)
+    corners = {(20, 0): red, (20, 260): blue, (20 + 132, 0): blue, (20 + 132, 260): red}
+    for (y, x), tile in corners.items():
+        assert (picture[y : y + 128, x : x + 256] == tile[0, 0]).all()
+    assert (picture[20:, 256:260] == 255).all()

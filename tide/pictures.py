@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -188,3 +188,38 @@ def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
         strip.paste(image, (x, 0))
         x += image.width + gap
     return strip
+
+
+#: Colours of the heat, from just firing to the strongest: perceptually ordered, dark to light.
+HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
+
+
+def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
+    """``heat [H, W]`` in colour over the greyed ``image``; ``top`` is the heat drawn brightest, 0 shows the grey."""
+    share = np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape)
+    position = share * (len(HEAT) - 1)
+    colour = np.stack([np.interp(position, np.arange(len(HEAT)), channel) for channel in HEAT.T], axis=-1)
+    grey = (image @ np.array([0.299, 0.587, 0.114]) / 255 * 0.62 + 0.10)[..., None]
+    # Weak firing must show, so opacity rises faster than the heat does.
+    alpha = (0.94 * share**0.6)[..., None]
+    return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
+
+
+#: Pixels of the width of a tile.
+TILE = 256
+
+
+def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """``rows`` of images of one size, uint8 ``[H, W, 3]``, as tiles :data:`TILE` pixels wide under the ``header`` of
+    their column."""
+    height = round(TILE * rows[0][0].shape[0] / rows[0][0].shape[1])
+    gap, line = 4, 20
+    picture = Image.new("RGB", (len(header) * (TILE + gap) - gap, line + len(rows) * (height + gap) - gap), "white")
+    draw = ImageDraw.Draw(picture)
+    for column, name in enumerate(header):
+        draw.text((column * (TILE + gap) + 2, 4), name, fill="black")
+        for row, tiles in enumerate(rows):
+            tile = Image.fromarray(np.ascontiguousarray(tiles[column]))
+            at = (column * (TILE + gap), line + row * (height + gap))
+            picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
+    return picture

@@ -52,14 +52,16 @@ def test_unknown_block(refused, pipeline, images, checkpoint):
         assert refused(*command, "--block", 99) == message
 
 
-def test_options_of_the_other_evaluation(refused, checkpoint, images):
-    """Measures on rendered scenes have sizes of their own: what would be left unread is refused."""
-    scenes = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes"]
-    for option, value in (("--images", 8), ("--fit", 0), ("--token-fraction", "1/4"), ("--device", "cpu")):
-        assert refused(*scenes, option, value) == f"{option} is not used without --data; leave it off"
-    data = ["evaluate", "--sae", checkpoint, "--data", images]
-    assert refused(*data, "--fit", 0).startswith("0 of ")  # and is not taken for the default
-    assert refused(*data, "--edit-prompts", 4) == "--edit-prompts is not used with --data; leave it off"
+def test_images_to_evaluate_on(refused, checkpoint, images):
+    evaluate = ["evaluate", "--sae", checkpoint]
+    assert refused(*evaluate) == "what to evaluate on is not clear; give --data"
+    scenes = [*evaluate, "--pipeline", "scenes"]
+    assert refused(*scenes, "--size", 64) == "--size is not used without --data; leave it off"
+    assert refused(*evaluate, "--data", "scenes", "--size", 64) == "--size is not used with --data scenes; leave it off"
+    for fit, n in ((0, 0), (1, 8)):  # 0 is not taken for the default
+        assert refused(*evaluate, "--data", images, "--images", 8, "--fit", fit) == (
+            f"{n} of 8 images are for fitting the baselines; give more images or another fit"
+        )
 
 
 def test_scenes_with_a_block_that_the_checkpoint_is_not_of(refused, checkpoint):

@@ -199,7 +199,7 @@ def test_nothing_to_read():
     with pytest.raises(TideError, match="there are no images to make an atlas of; give at least one"):
         build_atlas(model(), TIMESTEPS, [], (2, 3))
     for timesteps, top_images in ((TIMESTEPS[:0], 6), (TIMESTEPS, 0)):
-        with pytest.raises(TideError, match="make no atlas; give at least 1 of both"):
+        with pytest.raises(TideError, match="are too few for an atlas; give at least 1 of both"):
             build_atlas(model(), timesteps, [], (2, 3), top_images=top_images)
 
 

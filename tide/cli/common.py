@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tide.activations.options import CollectOptions
 from tide.adapters import Adapter
@@ -16,7 +17,7 @@ from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
-from tide.loading import load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
 from tide.runs import Contents
 from tide.sae import TIDE
 
@@ -61,6 +62,19 @@ def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
 
     folder = str(Path(autoencoder.sae).resolve())
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
+
+
+D = TypeVar("D", bound=Data)
+
+
+def data_or_scenes(source: D, pipeline: str, what: str, images: int) -> D:
+    """The data that the options name, or rendered scenes with the bundled pipeline, in either case ``images`` of them.
+
+    ``what``: the question that stays open without data, for the message.
+    """
+    if source.data is None and pipeline != BUNDLED:
+        raise TideError(f"{what} is not clear; give --data")
+    return replace(source, data=source.data or BUNDLED, images=images)
 
 
 def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train") -> Source:

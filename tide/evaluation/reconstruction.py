@@ -77,7 +77,7 @@ def evaluate_reconstruction(
     activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
     same tokens (NaN where they do not vary), is the one to compare models by that divide by scales of their own, as
     with and without ``centre``; ``l0`` counts latents after selection; ``dead``, for which ``n_latents``
-    is needed, is the share of latents that never fired. Warns where one channel rules the figures.
+    is needed, is the share of latents that never fired. Warns where one channel dominates the figures.
     """
     whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
     fired: Tensor | None = None

@@ -13,7 +13,7 @@ from tide.errors import TideError
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (95 % by default); of no trials, all of [0, 1]."""
     if not 0 <= successes <= n:
-        raise TideError(f"{successes:g} successes of {n} trials are no proportion; give 0..{n}")
+        raise TideError(f"{successes:g} successes of {n} trials are not a proportion; give 0..{n}")
     if n == 0:
         return 0.0, 1.0
     p = successes / n

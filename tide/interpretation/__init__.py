@@ -2,6 +2,7 @@
 
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
+from tide.interpretation.atlas_reading import read_atlas
 from tide.interpretation.concepts import (
     Annotated,
     Found,
@@ -35,6 +36,7 @@ __all__ = [
     "label_latents",
     "mean_latents",
     "pooled_latents",
+    "read_atlas",
     "record_trajectory",
     "run_distances",
     "step_changes",

@@ -25,7 +25,7 @@ def abrupt_change(similarity: Sequence[float]) -> AbruptChange | None:
     """The deepest dip of ``similarity``, of each step with the next: where the run changes and then settles again.
 
     A dip's depth is its prominence: how far the curve rises on both sides before it falls below the dip again. What
-    falls up to the end, as similarity does when the last steps remove the last noise, is no dip. None where there is
+    falls up to the end, as similarity does when the last steps remove the last noise, is not a dip. None where there is
     none.
 
     Raises :class:`~tide.errors.TideError` for fewer than three values or one that is not finite.

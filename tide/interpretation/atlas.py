@@ -196,7 +196,7 @@ def build_atlas(
     """
     if len(timesteps) == 0 or top_images < 1:
         raise TideError(
-            f"{len(timesteps)} timesteps and {top_images} top images make no atlas; give at least 1 of both"
+            f"{len(timesteps)} timesteps and {top_images} top images are too few for an atlas; give at least 1 of both"
         )
     gathered = _Gathered(model, timesteps, grid, top_images, on_latents)
     for x, conditioning in batches:

@@ -116,8 +116,8 @@ class Found:
 def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU.
 
-    Every way to part the distinct scores is tried, since the quantiles of a latent that is silent on most tokens are
-    nearly all 0. The threshold lies half way between the lowest score above it and the highest below.
+    Every way to separate the distinct scores is tried, since nearly all quantiles of a latent that is silent on most
+    tokens are 0. The threshold lies half way between the lowest score above it and the highest below.
     """
     ordered, order = scores.float().sort(descending=True)
     hits = torch.arange(1, len(ordered) + 1, device=scores.device)
