@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,12 @@ def test_python_names_are_there(page):
         name = span.split("(")[0]
         if re.fullmatch(r"[\w.]+", name) and name.split(".")[0] in PACKAGES:
             assert resolved(name), name
+
+
+def test_the_layers_are_those_of_the_contract():
+    """CONTRIBUTING.md's table and the contract that ``make lint`` checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    table = text_of("CONTRIBUTING.md").split("| layer | what it holds |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    assert [set(row) for row in rows] == [set(re.findall(r"\w+", layer)) for layer in layers]
