@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,22 @@ from tide.scenes import combinations, images_of
 CLASSES = ("house", "tree")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Iterator[Path]:
-    """The current folder while a module's tests run: ``photos/`` with captions, ``prompts.txt``."""
-    path = tmp_path_factory.mktemp("pages")
-    photos = path / "photos"
-    photos.mkdir()
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("photos")
     scenes = [next(s for s in combinations("train")[i::7] if s.cls == CLASSES[i % 2]) for i in range(12)]
-    captions = [f"a {scene.colour} {scene.cls}, {scene.depth}" for scene in scenes]
-    for i, image in enumerate(images_of(scenes)):
-        to_image(image).save(photos / f"{i:02d}.png")
-    lines = [json.dumps({"file_name": f"{i:02d}.png", "text": text}) for i, text in enumerate(captions)]
-    (photos / "metadata.jsonl").write_text("\n".join(lines))
-    to_image(image).save(path / "blue.png")
-    (path / "prompts.txt").write_text("\n".join(captions))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        yield path
+    lines = []
+    for i, (scene, image) in enumerate(zip(scenes, images_of(scenes), strict=True)):
+        to_image(image).save(path / f"{i:02d}.png")
+        caption = f"a {scene.colour} {scene.cls}, {scene.depth}"
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "text": caption}))
+    (path / "metadata.jsonl").write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def folder(photos, tmp_path, monkeypatch) -> Path:
+    """The current folder while a test runs; it holds ``photos/``."""
+    shutil.copytree(photos, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

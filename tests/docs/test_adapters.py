@@ -18,10 +18,13 @@ PAGE = ROOT / "docs" / "adapters.md"
 
 
 @pytest.fixture(scope="module")
-def example(folder) -> Iterator[dict[str, Any]]:
+def example(tmp_path_factory) -> Iterator[dict[str, Any]]:
     """The names that the page's code defines; its family is known only while these tests run."""
     before = dict(base._ADAPTERS)
-    yield run_page("docs/adapters.md")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("example"))
+        names = run_page("docs/adapters.md")
+    yield names
     base._ADAPTERS.clear()
     base._ADAPTERS.update(before)
 
