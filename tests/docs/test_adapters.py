@@ -1,27 +1,29 @@
-"""The example of docs/adapters.md: a model of one's own, run as it stands."""
+"""docs/adapters.md: its example of a model of your own runs as it stands, and its tables name everything."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers.families import FAMILIES, adapter, hooks_of
+from tests.helpers.pages import ROOT, run_page
 from tide.adapters import base, tap
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 
-PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+PAGE = ROOT / "docs" / "adapters.md"
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory) -> dict[str, Any]:
+def example(tmp_path_factory) -> Iterator[dict[str, Any]]:
     """The names that the page's code defines; its family is known only while these tests run."""
-    names: dict[str, Any] = {"out": tmp_path_factory.mktemp("example"), "__name__": "example"}
     before = dict(base._ADAPTERS)
-    exec("\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)), names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("example"))
+        names = run_page("docs/adapters.md")
     yield names
     base._ADAPTERS.clear()
     base._ADAPTERS.update(before)
