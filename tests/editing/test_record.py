@@ -72,7 +72,7 @@ def test_nothing_to_record(alpha, sae, plain):
 
 # -- arithmetic -------------------------------------------------------------------------------------------------
 
-PLACE = Place(500.0, torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1]), 3)
+PLACE = Place(500.0, token=torch.tensor([0, 2, 1]), image=torch.tensor([0, 1, 1]), n_tokens=3)
 
 
 def concept(*values: float) -> Target:
@@ -98,13 +98,13 @@ def concept(*values: float) -> Target:
 def test_swap(z, factor, expected):
     """s = (4, 0, 0), t = (0, 2, 0)."""
     swap = Swap(concept(4.0, 0.0, 0.0), concept(0.0, 2.0, 0.0), factor)
-    place = Place(500.0, torch.tensor([0]), torch.tensor([0]))
+    place = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
     torch.testing.assert_close(swap.latents(torch.tensor([z]), place), torch.tensor([expected]))
 
 
 def test_swap_of_nothing_changes_nothing():
     nothing, z = concept(0.0, 0.0, 0.0), torch.tensor([[1.0, 2.0, 3.0]])
-    place = Place(500.0, torch.tensor([0]), torch.tensor([0]))
+    place = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
     assert torch.equal(Swap(nothing, nothing).latents(z, place), z)
     for swap in (Swap(nothing, concept(0.0, 1.0)), Swap(concept(0.0, 1.0), nothing)):
         with pytest.raises(TideError, match="the target has 2 latents and the SAE 3"):

@@ -25,7 +25,7 @@ from tide.editing.masks import image_mask
 from tide.errors import TideError
 from tide.interpretation import concept_scores, dense_latents
 from tide.interpretation.reading import PIECE, noised_activations
-from tide.sae import TIDE, inference
+from tide.sae import TIDE, Position, inference
 from tide.study.figures import heat_overlay
 from tide.study.run import concept_timesteps
 
@@ -159,7 +159,7 @@ def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | No
         total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
         for i, t in enumerate(timesteps.tolist()):
             with inference(model):
-                total += dense_latents(model, part[i], t, conditioning)
+                total += dense_latents(model, part[i], Position(t, conditioning))
         yield total / len(timesteps)
 
 

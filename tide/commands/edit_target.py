@@ -121,12 +121,7 @@ def _record(
 
     def record(x: torch.Tensor, call: Call) -> None:
         with inference(model):
-            z = torch.cat(
-                [
-                    model.encode(part.float(), call.timestep, call.conditioning).dense(model.n_latents)
-                    for part in x[0].split(512)
-                ]
-            )
+            z = torch.cat([model.encode(part.float(), call).dense(model.n_latents) for part in x[0].split(512)])
         timesteps.append(float(call.timestep[0]))
         values.append((z.mean(0) if args.towards_pooled else z).cpu())
 

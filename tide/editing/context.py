@@ -101,25 +101,9 @@ class Met:
         return f"its {calls} of the block had no {branch} rows{hint}"
 
 
-def edited_activations(
-    sae: TIDE,
-    edit: Edit,
-    x: Tensor,
-    place: Place,
-    *,
-    conditioning: Tensor | None = None,
-    group: Tensor | None = None,
-    renorm: bool = False,
-) -> Tensor:
-    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at one timestep; rows with ``z' = z`` keep their bits.
-
-    ``conditioning [groups, d_embedding]`` with ``group [N]`` as in :meth:`tide.TIDE.encode`.
-    """
-    n_groups = 1 if conditioning is None else len(conditioning)
-    if group is None or conditioning is None:
-        group = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-    timestep = torch.full((n_groups,), place.timestep, device=x.device)
-    z = sae.encode(x.float(), timestep, conditioning, group).dense(sae.n_latents)
+def edited_activations(sae: TIDE, edit: Edit, x: Tensor, place: Place, *, renorm: bool = False) -> Tensor:
+    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at ``place``; rows with ``z' = z`` keep their bits."""
+    z = sae.encode(x.float(), place).dense(sae.n_latents)
     changed = edit.latents(z, place)
     if renorm:
         changed = renormalise(changed, z)
@@ -264,13 +248,12 @@ def _apply(
         here = (call.timestep[row] == timestep).nonzero().flatten()
         for part in here.split(n_rows):
             rows, positions = row[part], position[part]
-            place = Place(timestep, positions, image[rows], x.shape[1])
+            group = None if call.conditioning is None else rows.int()
+            place = Place(timestep, call.conditioning, group, token=positions, image=image[rows], n_tokens=x.shape[1])
             tokens = x[rows, positions]
             if isinstance(change, Steer):
                 out[rows, positions] = change.activations(tokens, place).to(x.dtype)
             else:
                 assert sae is not None
-                out[rows, positions] = edited_activations(
-                    sae, change, tokens, place, conditioning=call.conditioning, group=rows.int(), renorm=renorm
-                )
+                out[rows, positions] = edited_activations(sae, change, tokens, place, renorm=renorm)
     return out

@@ -15,6 +15,7 @@ from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
+from tide.sae.position import Position
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Rec
 
     def keep(x: Tensor, call: Call) -> None:
         with inference(model):
-            codes = model.encode(x.float(), call.timestep, call.conditioning)
+            codes = model.encode(x.float(), call)
         timesteps.append(float(call.timestep[0]))
         latents.append(codes.dense(model.n_latents).view(*x.shape[:2], -1).half().cpu())
         raw.append(x.float().cpu())
@@ -91,11 +92,10 @@ class ContrastRecording:
         n_images, n_references, n_tokens = x.shape[1:4]
         device = model.W_enc.device
         given = None if conditioning is None else conditioning.to(device)
-        n_groups = 1 if given is None else len(given)
         steps = []
         with inference(model):
             for t, rows in zip(self.timesteps.tolist(), x, strict=True):
-                codes = model.encode(rows.float().to(device), torch.full((n_groups,), t, device=device), given)
+                codes = model.encode(rows.float().to(device), Position(t, given))
                 z = codes.dense(model.n_latents).view(n_images, n_references, n_tokens, -1)
                 steps.append(z.mean(1).half().cpu())
         return torch.stack(steps)

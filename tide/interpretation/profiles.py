@@ -73,7 +73,7 @@ def concept_profiles(
 
             def add(x: Tensor, call: Call, *, i: int = i, tokens: Tensor = tokens) -> None:
                 with inference(model):
-                    z = model.encode(x.float(), call.timestep, call.conditioning).dense(model.n_latents)
+                    z = model.encode(x.float(), call).dense(model.n_latents)
                 latents[:, i] += tokens @ z.cpu()
                 raw[:, i] += tokens @ x.float().flatten(0, 1).cpu()
 

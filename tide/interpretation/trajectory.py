@@ -80,7 +80,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
     def keep(x: Tensor, call: Call) -> None:
         with inference(model):
-            values, indices = model.encode(x.float(), call.timestep, call.conditioning)
+            values, indices = model.encode(x.float(), call)
         timesteps.append(float(call.timestep[0]))
         codes.append(Codes(values.half().cpu(), indices.cpu()))
         raw.append(x.half().cpu())

@@ -214,7 +214,6 @@ class Trainer:
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         config, model = self.config, self.model
         x = batch.x.float()
-        where = (batch.timestep, batch.conditioning, batch.group)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
@@ -223,7 +222,7 @@ class Trainer:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             terms = model.loss(
                 x,
-                *where,
+                batch.position,
                 paired=batch.paired,
                 k=k,
                 weights=LossWeights(
@@ -268,7 +267,7 @@ class Trainer:
         if not every or late or (self.step + 1) % every or not bool(self.revival.dead.any()):
             return
         with torch.no_grad():
-            x_hat = self.model(x, batch.timestep, batch.conditioning, batch.group)
+            x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
@@ -298,11 +297,8 @@ class Trainer:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
-        write(
-            self.out,
-            self.model,
-            State(self.step, self.revived, record, weights, moments, self.revival.silent_for),
-        )
+        state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for)
+        write(self.out, self.model.config, state)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:
