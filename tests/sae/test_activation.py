@@ -176,8 +176,7 @@ def test_gated_gradients_go_where_the_paper_sends_them():
     assert sae.activation.b_mag.grad.any()
     second = Gated(N).auxiliary_latents(sae.pre_activations(x, sae.modulation_of(len(x), 5.0)))
     sae.zero_grad()
-    shift = sae.modulation_of(len(x), 5.0)
-    sae.reconstruct_dense(second, place, frozen=True).sum().backward()
+    sae.reconstruct_dense(second, sae.modulation_of(len(x), 5.0), frozen=True).sum().backward()
     assert sae.W_dec.grad is None or not sae.W_dec.grad.any()
     assert sae.b_enc.grad.any()
 

@@ -62,7 +62,7 @@ def test_yaml_reads_off_as_false(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"lrr": 1}, r"^unknown option 'lrr' in the training configuration; known: modulation, .*checkpoint_every$"),
+        ({"lrr": 1}, r"^unknown option 'lrr' in the training configuration; known: pre_norm, .*checkpoint_every$"),
         ({"loss": {"mae": 1}}, r"^unknown option 'mae' in loss; known: mse, cosine, "),
         ({"revival": 3}, r"^revival = 3 must be a group of options: after_tokens, every$"),
         ({"loss": None}, r"^loss = None must be a group of options: mse"),
@@ -102,7 +102,7 @@ def test_bad_mappings(raw, message):
         ),
         (
             lambda: TrainConfig(modulation_trainable=False),
-            "a modulation that starts as the identity and is not trained is none; set modulation_init = adaln",
+            "a modulation that starts as the identity and is not trained has no effect; set modulation_init = adaln",
         ),
         (lambda: ProgressiveK(start=0.5), "start = 0.5 must be at least 1"),
         (lambda: ProgressiveK(length=1.2), "length = 1.2 must be between 0 and 1"),

@@ -207,10 +207,9 @@ def _from_stores(args: argparse.Namespace, config: TrainConfig) -> Job:
                     f"{store.path} is of {name} {store.info[name]!r} and {stores[0].path} of {info[name]!r}; "
                     "train on stores of one block"
                 )
-    n_latents, k = config.sizes(stores[0].d_model)
     if args.pipeline is None:  # a plain SAE records the name and loads nothing
         args.pipeline = followed(info["pipeline"], args.store[0]) if config.modulation else info["pipeline"]
-    model = _model(args, config, info, stores[0].d_model, n_latents, k)
+    model = _model(args, config, info, stores[0].d_model)
 
     def batches(step: int) -> Iterator[ActivationBatch]:
         return mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=args.buffer_rows, start=step)
@@ -238,33 +237,20 @@ def _open_store(path: str) -> ActivationStore:
     return store
 
 
-def _model(
-    args: argparse.Namespace, config: TrainConfig, info: dict[str, Any], d_model: int, n_latents: int, k: int
-) -> TIDE:
+def _model(args: argparse.Namespace, config: TrainConfig, info: dict[str, Any], d_model: int) -> TIDE:
     """The fresh model for a store: with modulation, from the pipeline's transformer, which is dropped again."""
     from dataclasses import replace
 
     from tide.commands import common
     from tide.errors import TideError
-    from tide.sae import TIDE, TIDEConfig
+    from tide.sae import TIDE
     from tide.training import build_model
     from tide.training.memory import check_memory
 
     check_memory(config, d_model)
     pipeline, block, tensor = common.pipeline_name(args.pipeline), info["block"], info["tensor"]
     if not config.modulation:
-        plain = TIDEConfig(
-            d_model,
-            n_latents,
-            k,
-            activation=config.activation,
-            bandwidth=config.bandwidth,
-            centre=config.centre,
-            family=info["family"],
-            pipeline=pipeline,
-            block=block,
-            tensor=tensor,
-        )
+        plain = config.model_config(d_model, None, family=info["family"], pipeline=pipeline, block=block, tensor=tensor)
         return TIDE(plain, backend=config.backend, seed=config.seed)
     on_cpu = argparse.Namespace(
         pipeline=args.pipeline, trust_remote_code=args.trust_remote_code, device="cpu", dtype="fp32", offload=False
