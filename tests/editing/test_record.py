@@ -57,7 +57,7 @@ def test_steering_all_the_way_towards_a_recording_arrives(alpha, sae):
 
 def test_nothing_to_record(alpha, sae, plain):
     adapter = adapter_for(alpha)
-    with pytest.raises(TideError, match="the pipeline made no step while the target was recorded"):
+    with pytest.raises(TideError, match="the block met no row of the prompts while the target was recorded"):
         record_targets(adapter, sae, lambda: None)
     with pytest.raises(TideError, match="does not know its block"):
         record_targets(adapter, TIDE(TIDEConfig(192, N, 4)), lambda: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +14,16 @@ import torch
 from torch import Tensor
 
 from tide.activations.data import to_tensor
-from tide.adapters import Adapter, Call, of_prompt, tap
+from tide.adapters import Adapter
 from tide.commands import common
 from tide.editing import Contrast, Edit, Keep, Replace, ScaleTarget, Target
 from tide.editing.masks import token_mask
 from tide.editing.progress import is_within, step_range
-from tide.editing.record import record_contrast
+from tide.editing.record import check_target_size, record_contrast, record_targets, run_noised
 from tide.editing.target_file import load_target, save_target
 from tide.errors import TideError
 from tide.pictures import open_picture
-from tide.sae import TIDE, inference
-
-#: Bytes that a recorded target may take in memory.
-TARGET_BYTES = 8 * 10**9
+from tide.sae import TIDE
 
 #: Draws a prompt at the run's seed, size and steps.
 Run = Callable[[str], Any]
@@ -114,34 +112,13 @@ def _record(
 ) -> Target:
     """A prompt's latents at every step: along its own sampling run from the same seed, or on the target image."""
     steps = adapter.sampling_timesteps(args.n_steps)
-    tokens = 1 if args.towards_pooled else common.n_tokens(adapter, size)
-    _check_bytes(len(steps), tokens, model.n_latents * 4, "add --towards-pooled or lower --n-steps")
-    timesteps: list[float] = []
-    values: list[torch.Tensor] = []
-
-    def record(x: torch.Tensor, call: Call) -> None:
-        with inference(model):
-            z = torch.cat([model.encode(part.float(), call).dense(model.n_latents) for part in x[0].split(512)])
-        timesteps.append(float(call.timestep[0]))
-        values.append((z.mean(0) if args.towards_pooled else z).cpu())
-
-    block = model.config.block
-    assert block is not None
-    with tap(adapter, {block: of_prompt(record)}, model.config.tensor):
-        if args.towards_image:
-            _noised(adapter, args, size, steps, prompt)
-        else:
-            run(prompt)
-    if not timesteps:
-        raise TideError(f"the model met no row of the prompt {prompt!r}, so there is no target; give another prompt")
-    return Target(torch.tensor(timesteps), torch.stack(values))
-
-
-def _check_bytes(n_steps: int, n_tokens: int, each: int, remedy: str) -> None:
-    if (n_bytes := n_steps * n_tokens * each) > TARGET_BYTES:
-        raise TideError(
-            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
-        )
+    n_tokens = 1 if args.towards_pooled else common.n_tokens(adapter, size)
+    check_target_size(len(steps), n_tokens, model.n_latents, "add --towards-pooled or lower --n-steps")
+    draw = partial(run, prompt)
+    if args.towards_image:
+        image, length = _reference(adapter, args, size), common.caption_length(adapter)
+        draw = partial(run_noised, adapter, image, [prompt], steps, seed=args.seed, max_sequence_length=length)
+    return record_targets(adapter, model, draw, pooled=args.towards_pooled, dtype=torch.float32).targets[0]
 
 
 def _record_contrast(
@@ -149,9 +126,8 @@ def _record_contrast(
 ) -> tuple[Target, Target]:
     """The latents of ``--towards-image``, in half precision, under the prompt ``--towards`` and under ``--prompt``."""
     steps = adapter.sampling_timesteps(args.n_steps)
-    _check_bytes(len(steps), common.n_tokens(adapter, size), model.n_latents * 4, "lower --n-steps")
-    block = model.config.block
-    assert block is not None
+    check_target_size(len(steps), common.n_tokens(adapter, size), model.n_latents, "lower --n-steps")
+    block = model.config.trained_block
     found = record_contrast(
         adapter,
         [block],
@@ -163,16 +139,6 @@ def _record_contrast(
         max_sequence_length=common.caption_length(adapter),
     )
     return found[adapter.resolve_block(block)].targets(model)[0]
-
-
-def _noised(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int], steps: Tensor, prompt: str) -> None:
-    """Runs the model on the target image at every timestep, noised from ``--seed`` (Algorithm 1)."""
-    text = adapter.encode_prompts([prompt], common.caption_length(adapter))
-    latents = _reference(adapter, args, size)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed))
-    for t in steps.tolist():
-        with torch.no_grad():
-            adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
 
 
 def _reference(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ images with and without it in the prompt."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
+from tide.editing.context import CHUNK_ELEMENTS
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
 from tide.sae.position import Position
+
+#: Bytes that a recorded target may take in memory.
+TARGET_BYTES = 8 * 10**9
 
 
 @dataclass(frozen=True)
@@ -30,32 +34,85 @@ class Recording:
         return self.targets[0].timesteps
 
 
-def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Recording:
-    """Calls ``run``, which draws the target prompts with the pipeline in one batch, and keeps the latents and the
-    activations of the conditional rows at every step ("for every timestep, a directed vector exists between the latent
-    feature and the target feature", appendix C). Latents are kept as float16.
+def check_target_size(n_steps: int, n_tokens: int, n_latents: int, remedy: str) -> None:
+    """Raises :class:`~tide.errors.TideError`, with ``remedy``, for a map of latents above :data:`TARGET_BYTES`."""
+    if (n_bytes := 4 * n_steps * n_tokens * n_latents) > TARGET_BYTES:
+        raise TideError(
+            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
+        )
+
+
+@torch.no_grad()
+def run_noised(
+    adapter: Adapter,
+    latents: Tensor,
+    prompts: Sequence[str],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+    max_sequence_length: int | None = None,
+) -> None:
+    """Runs the transformer on encoded images ``latents [images, c, h, w]`` at each of ``timesteps [timesteps]``, with
+    one noise for all of them (Algorithm 1)."""
+    text = adapter.encode_prompts(list(prompts), max_sequence_length)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    for t in timesteps.tolist():
+        adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
+
+
+def record_targets(
+    adapter: Adapter,
+    model: TIDE,
+    run: Callable[[], Any],
+    *,
+    pooled: bool = False,
+    dtype: torch.dtype = torch.float16,
+) -> Recording:
+    """Calls ``run`` and keeps, of the prompts' rows at every step, the latents in ``dtype`` and the activations in
+    float32 ("for every timestep, a directed vector exists between the latent feature and the target feature",
+    appendix C).
+
+    ``run`` draws the target prompts with the pipeline in one batch, or runs the transformer on images that show the
+    target (:func:`run_noised`). ``pooled`` keeps their mean over the tokens alone: targets ``[timesteps, n_latents]``
+    and ``raw [timesteps, images, 1, d_model]``.
+
+    Raises :class:`~tide.errors.TideError` for a model that does not know its block, and for a run without rows of the
+    prompts.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
     timesteps: list[float] = []
     latents: list[Tensor] = []
     raw: list[Tensor] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        with inference(model):
-            codes = model.encode(x.float(), call)
         timesteps.append(float(call.timestep[0]))
-        latents.append(codes.dense(model.n_latents).view(*x.shape[:2], -1).half().cpu())
-        raw.append(x.float().cpu())
+        z = _latents_of(model, x, call)
+        latents.append((z.mean(1) if pooled else z).to(dtype).cpu())
+        raw.append((x.float().mean(1, keepdim=True) if pooled else x.float()).cpu())
 
-    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor):
+    with tap(adapter, {model.config.trained_block: of_prompt(keep)}, model.config.tensor):
         run()
     if not timesteps:
-        raise TideError("the pipeline made no step while the target was recorded; let it draw at least one")
+        raise TideError(
+            "the block met no row of the prompts while the target was recorded; draw at least one step, with a prompt "
+            "that is not empty"
+        )
     steps = torch.tensor(timesteps)
     per_image = torch.stack(latents, dim=1)
     return Recording([Target(steps, values) for values in per_image], torch.stack(raw))
+
+
+def _latents_of(model: TIDE, x: Tensor, call: Call) -> Tensor:
+    """Latents ``[images, tokens, n_latents]`` of a call's ``x [images, tokens, d_model]``. They are encoded in parts,
+    because activations other than TopK hold several dense copies."""
+    rows = x.flatten(0, 1)
+    group = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(x.shape[1])
+    n_rows = max(1, CHUNK_ELEMENTS // model.n_latents)
+    with inference(model):
+        parts = [
+            model.encode(part.float(), replace(call, group=own)).dense(model.n_latents)
+            for part, own in zip(rows.split(n_rows), group.split(n_rows), strict=True)
+        ]
+    return torch.cat(parts).view(*x.shape[:2], -1)
 
 
 @dataclass(frozen=True)

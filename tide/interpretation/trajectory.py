@@ -70,9 +70,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
     Raises :class:`~tide.errors.TideError` if the pipeline made fewer than two steps.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
+    block = model.config.trained_block
     timesteps: list[float] = []
     codes: list[Codes] = []
     raw: list[Tensor] = []

@@ -59,6 +59,13 @@ class TIDEConfig(ModelOptions):
     block: int | None = None
     tensor: str = "output"
 
+    @property
+    def trained_block(self) -> int:
+        """The block of the diffusion model; raises :class:`~tide.errors.TideError` if the config does not name it."""
+        if self.block is None:
+            raise TideError("this SAE does not know its block; train it with `tide train`")
+        return self.block
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.k <= self.n_latents:
