@@ -11,7 +11,7 @@ import pytest
 from cli_samples import N_IMAGES, SMALL
 
 from tide.cli import main
-from tide.commands.common import to_image
+from tide.pictures import to_image
 from tide.scenes import images_of, prompts
 
 

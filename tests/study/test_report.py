@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from tide.errors import TideError
+from tide.pictures import heat_overlay
 from tide.scenes.judge import NO_OBJECT
 from tide.scenes.render import render
 from tide.scenes.scene import Scene
-from tide.study.figures import MINUS, Series, heat_overlay, line_chart, linear_ticks, log_ticks, outline_path, thin
+from tide.study.figures import MINUS, Series, line_chart, linear_ticks, log_ticks, outline_path, thin
 from tide.study.page import MISSING, Column, fixed, table
 from tide.study.report import EditStrip, HeatMaps, best_frame, hero, verdict_list, write_report
 

@@ -142,9 +142,10 @@ def _batches(
 
     from tide.activations import prepare
     from tide.activations.collect import sample_noise
-    from tide.commands.common import caption_length, to_image
+    from tide.commands.common import caption_length
     from tide.interpretation.atlas_page import thumbnail
     from tide.interpretation.reading import noised_activations
+    from tide.pictures import to_image
 
     for images, captions in source:
         (encoded,) = prepare(

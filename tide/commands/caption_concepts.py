@@ -13,24 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from tide.activations import Prepared, prepare
 from tide.activations.collect import sample_generator
 from tide.adapters import Adapter
-from tide.commands.common import caption_length, image_size, to_image
+from tide.commands.common import caption_length, image_size
 from tide.commands.data import Source, open_source
 from tide.editing.masks import image_mask
 from tide.errors import TideError
 from tide.interpretation import concept_scores, dense_latents
 from tide.interpretation.reading import PIECE, noised_activations
+from tide.pictures import TILE, grid_of, heat_overlay, to_image
 from tide.sae import TIDE, Position, inference
-from tide.study.figures import heat_overlay
 from tide.study.run import concept_timesteps
 
-#: Pixels of a picture's tiles.
-TILE = 256
 #: Latents listed for a concept, and how many of them are drawn.
 LISTED, DRAWN = 10, 2
 
@@ -197,18 +195,3 @@ def _picture(
         heat = image_mask(tokens, grid, (small.shape[0], small.shape[1])).numpy()
         rows.append([small, *(heat_overlay(small, each, top) for each, top in zip(heat, tops, strict=True))])
     return grid_of(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows)
-
-
-def grid_of(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Tiles of one size (enlarged to :data:`TILE`) under their column's name."""
-    height = round(TILE * rows[0][0].shape[0] / rows[0][0].shape[1])
-    gap, line = 4, 20
-    picture = Image.new("RGB", (len(header) * (TILE + gap) - gap, line + len(rows) * (height + gap) - gap), "white")
-    draw = ImageDraw.Draw(picture)
-    for column, name in enumerate(header):
-        draw.text((column * (TILE + gap) + 2, 4), name, fill="black")
-        for row, tiles in enumerate(rows):
-            tile = Image.fromarray(np.ascontiguousarray(tiles[column]))
-            at = (column * (TILE + gap), line + row * (height + gap))
-            picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
-    return picture

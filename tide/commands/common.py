@@ -6,19 +6,18 @@ import argparse
 import platform
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tide.adapters import Adapter, adapter_for
 from tide.commands.trust import check_folder, followed
 from tide.errors import TideError
-from tide.files import Write, lock_folder, new_folders, read_json, write_json
+from tide.files import lock_folder, new_folders, read_json, write_json
 from tide.messages import one_line
 from tide.provenance import machine, versions
 from tide.sae.model import TIDE
@@ -277,25 +276,3 @@ def record_run(out: Path, args: argparse.Namespace) -> None:
     ``earlier``."""
     earlier = earlier_runs(out)
     write_json(out / "run.json", {**provenance(args), **({"earlier": earlier} if earlier else {})})
-
-
-def to_image(image: Tensor) -> Image.Image:
-    """``[3, H, W]`` in [-1, 1] to an image."""
-    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
-def image_writer(image: Image.Image) -> Write:
-    """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
-    return lambda path: image.save(path, "PNG")
-
-
-def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images of one height in a row on white."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    x = 0
-    for image in images:
-        strip.paste(image, (x, 0))
-        x += image.width + gap
-    return strip

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def _draw(args: argparse.Namespace, out: Path) -> None:
     from tide.commands import common
     from tide.files import json_writer, replace_files
+    from tide.pictures import image_writer
 
     adapter = common.load_adapter(args)
     model = common.load_sae(args, adapter)
@@ -72,7 +73,7 @@ def _draw(args: argparse.Namespace, out: Path) -> None:
 
         found, pictures = study(adapter, model, args)
     with common.writing(args):
-        files = {out / f"{concept}.png": common.image_writer(picture) for concept, picture in pictures.items()}
+        files = {out / f"{concept}.png": image_writer(picture) for concept, picture in pictures.items()}
         report = json_writer({**found, "run": common.provenance(args)})
         replace_files({**files, out / "concepts.json": report})
     rows = found["concepts"].items()

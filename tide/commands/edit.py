@@ -136,6 +136,7 @@ def _run(args: argparse.Namespace, out: Path, scorers: edit_scores.Scorers) -> N
     from tide.commands import common
     from tide.editing import edit
     from tide.errors import TideError
+    from tide.pictures import beside
 
     adapter = common.load_adapter(args)
     adapter.check_steps(args.n_steps)
@@ -163,7 +164,7 @@ def _run(args: argparse.Namespace, out: Path, scorers: edit_scores.Scorers) -> N
     names = [name for name, _, _ in variants]
     moved = [float(np.abs(np.asarray(before, float) - np.asarray(image, float)).mean()) for image in after]
     pictures = {"before": before, **{f"after-{name}": image for name, image in zip(names, after, strict=True)}}
-    pictures["strip"] = common.beside([before, *after])
+    pictures["strip"] = beside([before, *after])
     scores = scorers.score(before, after)
     settings: list[dict[str, float]] = [{"strength": strength} for strength in args.strength]
     if args.altered:
@@ -184,9 +185,10 @@ def _write(args: argparse.Namespace, out: Path, pictures: dict[str, Image], repo
     """All files or none."""
     from tide.commands import common
     from tide.files import json_writer, replace_files
+    from tide.pictures import image_writer
 
     with common.writing(args):
-        files = {out / f"{name}.png": common.image_writer(picture) for name, picture in pictures.items()}
+        files = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
         replace_files({**files, out / "edit.json": json_writer(report)})
 
 
@@ -246,10 +248,11 @@ def _latents(adapter: Adapter, prompt: str, *, args: argparse.Namespace, size: t
 
 def _draw(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Image:
     from tide.commands import common
+    from tide.pictures import to_image
 
     remedy = "lower the edit's factor, --strength or --guidance, or use --dtype fp32"
     latents = _latents(adapter, args.prompt, args=args, size=size)
     common.check_drawn(latents, remedy)
     image = adapter.decode_latents(latents)[0]
     common.check_drawn(image, remedy)
-    return common.to_image(image)
+    return to_image(image)

@@ -9,12 +9,11 @@ import numpy as np
 from PIL import Image
 
 from tide.adapters import Adapter
-from tide.commands.caption_concepts import grid_of
 from tide.errors import TideError
+from tide.pictures import grid_of, heat_overlay
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
 from tide.study.concepts import heat_map, study_concepts
-from tide.study.figures import heat_overlay
 from tide.study.run import concept_timesteps
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.study.figures import HEAT as HEAT
+from tide.pictures import HEAT
 
 #: Pixels of the longer side of a thumbnail at most.
 THUMBNAIL = 96

@@ -21,6 +21,7 @@ from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
+from tide.pictures import heat_overlay
 from tide.reproduce import charts
 from tide.reproduce.bench import Bench
 from tide.reproduce.models import DATA, FAST_DATA, Models
@@ -32,7 +33,6 @@ from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.study.concepts import study_concepts, to_uint8
-from tide.study.figures import heat_overlay
 from tide.study.run import concept_timesteps, loss_timesteps
 from tide.tables import text_table
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tide.files import replace_file
+from tide.pictures import heat_key, heat_overlay
 from tide.scenes.judge import NO_OBJECT
-from tide.study.figures import heat_key, heat_overlay, pixel_image
+from tide.study.figures import pixel_image
 from tide.study.page import Column, document, get, number, percent, table
 from tide.study.sections import (
     NAMES,
