@@ -8,7 +8,7 @@ from edit_samples import BLOCK, STEPS, N, assert_untouched, draw
 
 from tide.adapters import adapter_for, tap
 from tide.editing import PerImage, Place, Replace, Steer, SteerTowards, Swap, Target, edit
-from tide.editing.record import record_targets
+from tide.editing.record import record_targets, run_noised
 from tide.errors import TideError
 from tide.sae import TIDE, TIDEConfig
 
@@ -33,6 +33,41 @@ def test_a_recording_holds_the_conditional_rows_of_every_step(alpha, sae, plain,
             # Kept as float16: 11 bits, and what lies below its smallest number is lost.
             torch.testing.assert_close(found.targets[image].values[i].float(), z[image], rtol=2**-10, atol=1e-4)
     assert_untouched(alpha, plain)
+
+
+def test_a_pooled_recording_is_the_mean_over_the_tokens(alpha, sae):
+    adapter = adapter_for(alpha)
+    whole = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS), dtype=torch.float32)
+    pooled = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS), pooled=True, dtype=torch.float32)
+    for found, expected in zip(pooled.targets, whole.targets, strict=True):
+        torch.testing.assert_close(found.values, expected.pooled().values)
+    torch.testing.assert_close(pooled.raw, whole.raw.mean(2, keepdim=True))
+
+
+def test_images_with_noise_are_a_target(alpha, sae):
+    """Each image under its own prompt, at every timestep with the same noise."""
+    adapter, seen = adapter_for(alpha), []
+    latents = torch.randn(2, adapter.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    steps = adapter.sampling_timesteps(3)
+
+    def run(seed: int) -> None:
+        run_noised(adapter, latents, PROMPTS, steps, seed=seed, max_sequence_length=20)
+
+    found = record_targets(adapter, sae, lambda: run(5))
+    assert found.timesteps.tolist() == steps.tolist()
+    with tap(adapter, {BLOCK: lambda x, call: seen.append(x.clone())}):
+        run(5)
+    assert torch.equal(found.raw, torch.stack(seen))
+    assert not torch.equal(found.raw, record_targets(adapter, sae, lambda: run(6)).raw)
+
+
+def test_latents_that_are_encoded_in_parts(alpha, sae, monkeypatch):
+    adapter = adapter_for(alpha)
+    whole = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
+    monkeypatch.setattr("tide.editing.record.CHUNK_ELEMENTS", 50 * N)  # parts that cross from one image to the next
+    parts = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
+    for found, expected in zip(parts.targets, whole.targets, strict=True):
+        torch.testing.assert_close(found.values, expected.values, rtol=2**-10, atol=1e-4)
 
 
 def test_replacing_by_ones_own_recording_changes_little(alpha, sae):
