@@ -147,21 +147,9 @@ def edit(
     """
     adapter = adapter_for(pipe)
     part = step_range(steps)
-    if branch not in ("conditional", "unconditional", "both"):
-        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
-        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+    _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
-    if isinstance(change, Steer):
-        change.check(adapter.d_model)
-    elif not isinstance(change, Edit):
-        raise TideError(f"{type(change).__name__} is no edit; give one of tide.editing, or a sum of them")
-    elif sae is None:
-        raise TideError("an edit of latents needs sae=; only Steer works without one")
-    else:
-        _check_sae(adapter, sae)
-        change.check(sae.n_latents)
-
+    _check_change(adapter, sae, change)
     met = Met()
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
@@ -178,6 +166,25 @@ def edit(
         yield met
     if met.calls and not met.rows:
         warnings.warn(f"the pipeline ran and nothing was edited: {met.reason(part, branch)}", TideWarning, stacklevel=3)
+
+
+def _check_rows(tokens: Tensor | None, branch: Branch) -> None:
+    if branch not in ("conditional", "unconditional", "both"):
+        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
+    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
+        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+
+
+def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> None:
+    if isinstance(change, Steer):
+        change.check(adapter.d_model)
+    elif not isinstance(change, Edit):
+        raise TideError(f"{type(change).__name__} is not an edit; give one of tide.editing, or a sum of them")
+    elif sae is None:
+        raise TideError("an edit of latents needs sae=; only Steer works without one")
+    else:
+        _check_sae(adapter, sae)
+        change.check(sae.n_latents)
 
 
 def _tensor(sae: TIDE | None) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
+from tide.adapters.base import Text
 from tide.editing.context import CHUNK_ELEMENTS
 from tide.editing.edits import Target
 from tide.errors import TideError
@@ -185,31 +186,48 @@ def record_contrast(
             "each image and two prompts for each reference"
         )
     wanted = [adapter.resolve_block(block) for block in blocks]
-    kept: dict[int, list[list[Tensor]]] = {block: [] for block in wanted}
-    conditioning: dict[int, dict[int, Tensor]] = {block: {} for block in wanted}
+    kept: dict[int, list[tuple[Tensor, Tensor | None]]] = {block: [] for block in wanted}
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, batch_size):
         part = slice(start, start + batch_size)
-        latents = references[part]
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(references[part].shape, generator=generator)
         text = adapter.encode_prompts([*prompts[0][part], *prompts[1][part]], max_sequence_length)
-        here: dict[int, list[Tensor]] = {block: [] for block in wanted}
-
-        def keep(x: Tensor, call: Call, *, block: int, at: list[Tensor], first: int = start) -> None:
-            at.append(x.cpu())
-            if call.conditioning is not None:  # of both prompts; the same at every timestep
-                conditioning[block][first] = call.conditioning.unflatten(0, (2, -1)).cpu()
-
-        for t in timesteps.tolist():
-            noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
-            taps = {block: partial(keep, block=block, at=here[block]) for block in wanted}
-            run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
-        for block in wanted:
-            kept[block].append(here[block])
+        for block, found in _under_both(adapter, wanted, references[part], noise, text, timesteps, tensor).items():
+            kept[block].append(found)
     out = {}
-    for block in wanted:
-        given = torch.cat(list(conditioning[block].values()), dim=1) if conditioning[block] else None
-        halves = [torch.stack(rows).unflatten(1, (2, -1)) for rows in kept[block]]  # [timesteps, 2, rows, ...]
-        both = torch.cat(halves, dim=2).unflatten(2, (-1, per_image))
-        out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], given)
+    for block, batches in kept.items():
+        both = torch.cat([x for x, _ in batches], dim=2).unflatten(2, (-1, per_image))
+        given = [conditioning for _, conditioning in batches if conditioning is not None]
+        conditioning = torch.cat(given, dim=1) if given else None
+        out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], conditioning)
+    return out
+
+
+def _under_both(
+    adapter: Adapter,
+    blocks: Sequence[int],
+    latents: Tensor,
+    noise: Tensor,
+    text: Text,
+    timesteps: Tensor,
+    tensor: str,
+) -> dict[int, tuple[Tensor, Tensor | None]]:
+    """Block -> what it holds of references ``latents [rows, c, h, w]`` under the two prompts of each in ``text``:
+    activations ``[timesteps, 2, rows, tokens, d_model]`` and conditioning ``[2, rows, d_embedding]`` or None."""
+    rows: dict[int, list[Tensor]] = {block: [] for block in blocks}
+    calls: dict[int, Call] = {}
+
+    def keep(x: Tensor, call: Call, *, block: int) -> None:
+        rows[block].append(x.cpu())
+        calls[block] = call
+
+    for t in timesteps.tolist():
+        noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
+        taps = {block: partial(keep, block=block) for block in blocks}
+        run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
+    out = {}
+    for block in blocks:
+        given = calls[block].conditioning  # the same at every timestep
+        conditioning = None if given is None else given.unflatten(0, (2, -1)).cpu()
+        out[block] = torch.stack(rows[block]).unflatten(1, (2, -1)), conditioning
     return out
