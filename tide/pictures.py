@@ -1,12 +1,14 @@
-"""Pictures: those of others are opened with care, our own are made.
+"""Pictures: foreign ones opened safely, and own ones drawn (heat maps, strips, grids).
 
-Only :data:`FORMATS` are decoded, whatever a file is called: other decoders of Pillow start programs (Ghostscript for
-EPS) or read what nobody needs here. A picture is upright as its EXIF says, what is transparent shows
-:class:`Background`'s colour, 16-bit greys keep their high byte, and of an animation the first frame counts.
+:func:`open_picture` reads few formats with bounded memory and converts every mode to 8-bit RGB. It decodes only
+:data:`FORMATS`, whatever a file is called: other decoders of Pillow start programs (Ghostscript for EPS) or read what
+nobody needs here. A picture is turned upright as its EXIF says, transparent pixels show :data:`Background`'s colour,
+16-bit greys keep their high byte, and of an animation the first frame counts.
 """
 
 from __future__ import annotations
 
+import base64
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +34,9 @@ MAX_BYTES = 4 * MAX_PIXELS + 2**20
 
 #: What shows where a picture is transparent.
 Background = Literal["white", "black"]
+
+#: Pixels of the width of a tile of :func:`tiled`.
+TILE = 256
 
 _ORIENTATION = 0x0112
 #: What makes a picture upright, by its EXIF orientation.
@@ -168,6 +173,9 @@ def _orientation(exif: object) -> int:
     return 1
 
 
+# -- drawing -----------------------------------------------------------------------------------------------------
+
+
 def to_image(image: Tensor) -> Image.Image:
     """``[3, H, W]`` in [-1, 1] to an image."""
     pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -190,7 +198,14 @@ def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
     return strip
 
 
-#: Colours of the heat, from just firing to the strongest: perceptually ordered, dark to light.
+def png_data(image: np.ndarray) -> str:
+    """``image`` uint8 ``[H, W, 3]`` or ``[H, W, 4]`` as a ``data:`` address of a PNG."""
+    buffer = BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+#: Colours of a heat map, from just firing to the strongest: perceptually ordered, dark to light.
 HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
 
 
@@ -203,10 +218,6 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
     # Weak firing must show, so opacity rises faster than the heat does.
     alpha = (0.94 * share**0.6)[..., None]
     return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
-
-
-#: Pixels of the width of a tile.
-TILE = 256
 
 
 def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
@@ -223,3 +234,8 @@ def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.
             at = (column * (TILE + gap), line + row * (height + gap))
             picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
     return picture
+
+
+def heat_key() -> str:
+    """The colours of :func:`heat_overlay` as a CSS gradient."""
+    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"

@@ -270,7 +270,7 @@ def test_edits(refused, checkpoint):
 
 
 def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
-    monkeypatch.setattr("tide.editing.targets.TARGET_BYTES", 10**5)
+    monkeypatch.setattr("tide.editing.record.TARGET_BYTES", 10**5)
     assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
         "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
     )

@@ -190,7 +190,7 @@ def watching() -> Iterator[set[str]]:
     found: set[str] = set()
 
     def watched(self: Any, name: str) -> Any:
-        if sys._getframe(1).f_code.co_name != "value_of":
+        if sys._getframe(1).f_code.co_name != "_value":
             found.add(name)
         return object.__getattribute__(self, name)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tide.errors import TideError
 from tide.interpretation import dense_latents
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 TIMESTEPS = torch.tensor([900.0, 600.0, 300.0, 100.0])
 D_MODEL, N_LATENTS, DEAD = 5, 11, 4
@@ -175,7 +175,7 @@ def test_each_image_has_its_own_conditioning():
     mean = torch.zeros(4, 20)
     for i, t in enumerate(TIMESTEPS.tolist()):
         for image in range(5):
-            mean[i] += dense_latents(sae, x[i, image], t, conditioning[image : image + 1]).mean(0) / 5
+            mean[i] += dense_latents(sae, x[i, image], Position(t, conditioning[image : image + 1])).mean(0) / 5
     torch.testing.assert_close(found.mean, mean, rtol=1e-4, atol=1e-6)
     other = build_atlas(sae, TIMESTEPS, in_batches(x, 5, conditioning=conditioning.flip(0)), (2, 3), top_images=2)
     assert not torch.allclose(other.mean, mean, rtol=1e-2)

@@ -86,7 +86,5 @@ def test_a_word_is_whole_and_of_any_case(adapter, model):
 
 
 def test_a_word_of_every_caption(adapter, model):
-    with pytest.raises(
-        TideError, match="every caption of scenes holds 'facing'; add images without it"
-    ):
+    with pytest.raises(TideError, match="every caption of scenes holds 'facing'; add images without it"):
         find(adapter, model, ["facing"])

@@ -113,9 +113,9 @@ def test_centring_tells_what_the_moved_channel_hides(bench):
     assert pool.all.x[:, 0].mean() > 250
     assert torch.equal(pool.all.x[:, 1:], bench.held_out.all.x[:, 1:])
     model = build_model(bench.adapter, bench.block, TrainConfig(n_latents=64, k=8))
-    model.calibrate(pool.all.x, pool.all.timestep, None, pool.all.group)
+    model.calibrate(pool.all.x, pool.all.position)
     with torch.no_grad():
-        error = (pool.all.x - model(pool.all.x, pool.all.timestep, None, pool.all.group))[:, 1:]
+        error = (pool.all.x - model(pool.all.x, pool.all.position))[:, 1:]
     expected = 1 - error.square().sum() / (pool.all.x - pool.all.x.mean(0))[:, 1:].square().sum()
     assert centring.explained_without(model, pool, 0) == pytest.approx(float(expected), rel=1e-4)
 

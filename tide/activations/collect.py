@@ -159,21 +159,15 @@ def collect(
     sample = start
     for items in _batches(_items_between(data, start, stop), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
+        numbers = range(sample, sample + len(items))
         n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
-        steps, tokens, noise = [], [], []
-        for i in range(sample, sample + len(items)):
-            generator = sample_generator(seed, i)
-            step = int(torch.randint(len(grid) - paired, (), generator=generator))
-            steps.append(grid[step : step + 1 + paired])
-            tokens.append(draw_tokens(n_tokens, token_fraction, generator))
-            noise.append(torch.randn(latents.shape[1:], generator=generator))
         repeats = 1 + paired  # rows of one image stand next to each other
-        timestep = torch.cat(steps)
-        noised = adapter.add_noise(
-            latents.repeat_interleave(repeats, 0), torch.stack(noise).repeat_interleave(repeats, 0), timestep
-        )
+        draws = [_Draw.of(seed, i, grid, paired, n_tokens, token_fraction, latents.shape[1:]) for i in numbers]
+        timestep = torch.cat([draw.timesteps for draw in draws])
+        noise = torch.stack([draw.noise for draw in draws])
+        noised = adapter.add_noise(latents.repeat_interleave(repeats, 0), noise.repeat_interleave(repeats, 0), timestep)
         text = {name: value.repeat_interleave(repeats, 0) for name, value in text.items()}
-        kept = _Kept(torch.stack(tokens), repeats)
+        kept = _Kept(torch.stack([draw.tokens for draw in draws]), repeats)
         taps = {index: partial(kept.keep, index) for index in indices}
         run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), tensor)
         batches = {index: kept.batch(index, sample, dtype) for index in indices}
@@ -183,6 +177,30 @@ def collect(
         sample += len(items)
     if sample == 0:
         raise TideError("the data hold no images; check the folder or the iterator")
+
+
+class _Draw(NamedTuple):
+    """What chance decides for a sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
+
+    timesteps: Tensor
+    tokens: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        seed: int,
+        sample: int,
+        grid: Tensor,
+        paired: bool,
+        n_tokens: int,
+        token_fraction: float,
+        shape: Sequence[int],
+    ) -> _Draw:
+        generator = sample_generator(seed, sample)
+        step = int(torch.randint(len(grid) - paired, (), generator=generator))
+        tokens = draw_tokens(n_tokens, token_fraction, generator)
+        return cls(grid[step : step + 1 + paired], tokens, torch.randn(shape, generator=generator))
 
 
 @dataclass
@@ -218,6 +236,13 @@ class _Kept:
         )
 
 
+def _check_run(rows: str, paired: bool, n_steps: int) -> None:
+    if rows not in ("conditional", "both"):
+        raise TideError(f"rows {rows!r} is unknown; use conditional or both")
+    if paired and n_steps < 2:
+        raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
+
+
 @torch.no_grad()
 def collect_sampling(
     adapter: Adapter,
@@ -249,10 +274,7 @@ def collect_sampling(
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
     check_amounts(token_fraction, batch_size)
-    if rows not in ("conditional", "both"):
-        raise TideError(f"rows {rows!r} is unknown; use conditional or both")
-    if paired and n_steps < 2:
-        raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
+    _check_run(rows, paired, n_steps)
     indices = [adapter.resolve_block(block) for block in blocks]
     prompts = prompts[:stop]
     for first in range(start, len(prompts), batch_size):

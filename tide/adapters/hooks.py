@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,20 @@ from tide.adapters.compiled import eagerly
 from tide.adapters.guidance import Guidance, watch_guidance
 from tide.adapters.skips import check_nothing_skips
 from tide.errors import TideError, TideWarning
+from tide.sae.position import Position
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the transformer, read from its own arguments.
+class Call(Position):
+    """One call of the transformer, read from its own arguments: the position of its image tokens, and more.
 
     ``timestep [B]`` float32, the scheduler's; ``conditioning [B, d_embedding]`` float32, or None where the model
     adds nothing to its timestep embedding; ``conditional [B]`` bool, on the CPU: the rows that belong to the prompt
-    rather than to guidance. B counts the rows of this call, guidance included.
+    rather than to guidance. B counts the rows of this call, guidance included; each row is the group of its tokens.
     """
 
     timestep: Tensor
-    conditioning: Tensor | None
+    _: KW_ONLY
     conditional: Tensor
 
     @property
@@ -40,7 +41,7 @@ class Call:
         """The call's ``rows``, bool ``[B]``."""
         there = rows.to(self.timestep.device)
         conditioning = None if self.conditioning is None else self.conditioning[there]
-        return Call(self.timestep[there], conditioning, self.conditional[rows.to(self.conditional.device)])
+        return Call(self.timestep[there], conditioning, conditional=self.conditional[rows.to(self.conditional.device)])
 
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
@@ -155,7 +156,7 @@ class _Passes:
         self.view = adapter.token_view(args, kwargs)
         timestep = adapter.timestep_of(args, kwargs)
         self.calls = {
-            index: Call(timestep, conditioning, conditional)
+            index: Call(timestep, conditioning, conditional=conditional)
             for index, conditioning in adapter.conditioning_of_blocks(self.functions, args, kwargs).items()
         }
         self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())

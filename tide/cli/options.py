@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
@@ -106,7 +105,7 @@ class Option:
         return get_args(self.type)[:1] == (bool,)
 
     @property
-    def n_words(self) -> int | str:
+    def n_words(self) -> Any:
         """How many words its value has: a number, or "*" for any number of them."""
         for spec in self.notes:
             if isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
@@ -119,7 +118,6 @@ class Option:
         return get_args(self.type)[1:]
 
 
-@cache
 def options_of(command: type) -> dict[str, Option]:
     """Every option of a command's class, by name and in order."""
     return {each.name: each for each in _walk(command, ())}
@@ -137,11 +135,15 @@ def _walk(kind: type, groups: tuple[str, ...]) -> Iterator[Option]:
 
 def value_of(command: Any, name: str) -> Any:
     """The value of a parsed command's option."""
-    for group in options_of(type(command))[name].groups:
-        command = getattr(command, group)
-    return getattr(command, name)
+    return _value(command, options_of(type(command))[name])
 
 
 def values_of(command: Any) -> dict[str, Any]:
     """All values of a parsed command, by their options' names."""
-    return {name: value_of(command, name) for name in options_of(type(command))}
+    return {name: _value(command, option) for name, option in options_of(type(command)).items()}
+
+
+def _value(at: Any, option: Option) -> Any:
+    for group in option.groups:
+        at = getattr(at, group)
+    return getattr(at, option.name)

@@ -101,25 +101,9 @@ class Met:
         return f"its {calls} of the block had no {branch} rows{hint}"
 
 
-def edited_activations(
-    sae: TIDE,
-    edit: Edit,
-    x: Tensor,
-    place: Place,
-    *,
-    conditioning: Tensor | None = None,
-    group: Tensor | None = None,
-    renorm: bool = False,
-) -> Tensor:
-    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at one timestep; rows with ``z' = z`` keep their bits.
-
-    ``conditioning [groups, d_embedding]`` with ``group [N]`` as in :meth:`tide.TIDE.encode`.
-    """
-    n_groups = 1 if conditioning is None else len(conditioning)
-    if group is None or conditioning is None:
-        group = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-    timestep = torch.full((n_groups,), place.timestep, device=x.device)
-    z = sae.encode(x.float(), timestep, conditioning, group).dense(sae.n_latents)
+def edited_activations(sae: TIDE, edit: Edit, x: Tensor, place: Place, *, renorm: bool = False) -> Tensor:
+    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at ``place``; rows with ``z' = z`` keep their bits."""
+    z = sae.encode(x.float(), place).dense(sae.n_latents)
     changed = edit.latents(z, place)
     if renorm:
         changed = renormalise(changed, z)
@@ -163,21 +147,9 @@ def edit(
     """
     adapter = adapter_for(pipe)
     part = step_range(steps)
-    if branch not in ("conditional", "unconditional", "both"):
-        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
-        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+    _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
-    if isinstance(change, Steer):
-        change.check(adapter.d_model)
-    elif not isinstance(change, Edit):
-        raise TideError(f"{type(change).__name__} is no edit; give one of tide.editing, or a sum of them")
-    elif sae is None:
-        raise TideError("an edit of latents needs sae=; only Steer works without one")
-    else:
-        _check_sae(adapter, sae)
-        change.check(sae.n_latents)
-
+    _check_change(adapter, sae, change)
     met = Met()
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
@@ -194,6 +166,25 @@ def edit(
         yield met
     if met.calls and not met.rows:
         warnings.warn(f"the pipeline ran and nothing was edited: {met.reason(part, branch)}", TideWarning, stacklevel=3)
+
+
+def _check_rows(tokens: Tensor | None, branch: Branch) -> None:
+    if branch not in ("conditional", "unconditional", "both"):
+        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
+    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
+        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+
+
+def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> None:
+    if isinstance(change, Steer):
+        change.check(adapter.d_model)
+    elif not isinstance(change, Edit):
+        raise TideError(f"{type(change).__name__} is not an edit; give one of tide.editing, or a sum of them")
+    elif sae is None:
+        raise TideError("an edit of latents needs sae=; only Steer works without one")
+    else:
+        _check_sae(adapter, sae)
+        change.check(sae.n_latents)
 
 
 def _tensor(sae: TIDE | None) -> str:
@@ -264,13 +255,12 @@ def _apply(
         here = (call.timestep[row] == timestep).nonzero().flatten()
         for part in here.split(n_rows):
             rows, positions = row[part], position[part]
-            place = Place(timestep, positions, image[rows], x.shape[1])
+            group = None if call.conditioning is None else rows.int()
+            place = Place(timestep, call.conditioning, group, token=positions, image=image[rows], n_tokens=x.shape[1])
             tokens = x[rows, positions]
             if isinstance(change, Steer):
                 out[rows, positions] = change.activations(tokens, place).to(x.dtype)
             else:
                 assert sae is not None
-                out[rows, positions] = edited_activations(
-                    sae, change, tokens, place, conditioning=call.conditioning, group=rows.int(), renorm=renorm
-                )
+                out[rows, positions] = edited_activations(sae, change, tokens, place, renorm=renorm)
     return out

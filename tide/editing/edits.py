@@ -10,29 +10,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tide.errors import TideError
+from tide.sae.position import Position
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where latents come from: the timestep of the model's own call, and each row's token place and image ``[N]``.
+class Place(Position):
+    """Where rows of latents come from: their position in the diffusion, at a single timestep, and in the images.
 
     Images are numbered within the batch that the pipeline draws, whatever rows guidance adds.
+
+    Attributes:
+        timestep: of the model's own call.
+        token: each row's place in the token grid, ``[N]``.
+        image: each row's image, ``[N]``.
+        n_tokens: of one image, where known.
     """
 
     timestep: float
+    _: KW_ONLY
     token: Tensor
     image: Tensor
-    n_tokens: int | None = None  #: of one image, where known
+    n_tokens: int | None = None
 
     def take(self, rows: Tensor) -> Place:
-        return Place(self.timestep, self.token[rows], self.image[rows], self.n_tokens)
+        """The place of ``rows``, indices or bool."""
+        group = None if self.group is None else self.group[rows]
+        return replace(self, group=group, token=self.token[rows], image=self.image[rows])
 
 
 @dataclass(frozen=True)

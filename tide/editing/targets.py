@@ -6,25 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from tide.activations.data import to_tensor
-from tide.adapters import Adapter, Block, Call, of_prompt, tap
+from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_size, n_tokens
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target
-from tide.editing.record import record_contrast
-from tide.errors import TideError
-from tide.sae.model import TIDE, inference
-
-#: Bytes that a recorded target may take in memory.
-TARGET_BYTES = 8 * 10**9
+from tide.editing.record import check_target_size, record_contrast, record_targets, run_noised
+from tide.sae.model import TIDE
 
 
 def prompt_target(
@@ -48,12 +42,13 @@ def prompt_target(
         on the CPU.
 
     Raises:
-        TideError: the latents would take more than :data:`TARGET_BYTES`, or the steps or the size do not fit the
-            pipeline.
+        TideError: the latents would take more than :data:`~tide.editing.record.TARGET_BYTES`, or the
+            steps or the size do not fit the pipeline.
     """
     size = image_size(adapter, size)
+    _check_size(adapter, model, n_steps, size, pooled)
     draw = partial(draw_latents, adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
-    return _record(adapter, model, prompt, draw, n_steps=n_steps, size=size, pooled=pooled)
+    return record_targets(adapter, model, draw, pooled=pooled, dtype=torch.float32).targets[0]
 
 
 def image_target(
@@ -70,8 +65,17 @@ def image_target(
     """The latents that ``model``'s block has on ``image`` under ``prompt``, noised to every timestep of a run
     (Algorithm 1). ``image`` is fitted to ``size``. Returns and raises as :func:`prompt_target`."""
     size = image_size(adapter, size)
-    run = partial(_noised, adapter, prompt, image, n_steps=n_steps, seed=seed, size=size)
-    return _record(adapter, model, prompt, run, n_steps=n_steps, size=size, pooled=pooled)
+    _check_size(adapter, model, n_steps, size, pooled)
+    run = partial(
+        run_noised,
+        adapter,
+        _encoded(adapter, image, size),
+        [prompt],
+        adapter.sampling_timesteps(n_steps),
+        seed=seed,
+        max_sequence_length=caption_length(adapter),
+    )
+    return record_targets(adapter, model, run, pooled=pooled, dtype=torch.float32).targets[0]
 
 
 def image_contrast(
@@ -96,8 +100,8 @@ def image_contrast(
     """
     size = image_size(adapter, size)
     steps = adapter.sampling_timesteps(n_steps)
-    _check_bytes(len(steps), n_tokens(adapter, size), model.n_latents * 4, "lower --n-steps")
-    block = _block_of(model)
+    check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower --n-steps")
+    block = model.config.trained_block
     found = record_contrast(
         adapter,
         [block],
@@ -111,62 +115,10 @@ def image_contrast(
     return found[adapter.resolve_block(block)].targets(model)[0]
 
 
-def _record(
-    adapter: Adapter,
-    model: TIDE,
-    prompt: str,
-    run: Callable[[], Any],
-    *,
-    n_steps: int,
-    size: tuple[int, int],
-    pooled: bool,
-) -> Target:
-    """The latents of the prompt's rows at every step of ``run``."""
-    steps = adapter.sampling_timesteps(n_steps)
+def _check_size(adapter: Adapter, model: TIDE, n_steps: int, size: tuple[int, int], pooled: bool) -> None:
     tokens = 1 if pooled else n_tokens(adapter, size)
-    _check_bytes(len(steps), tokens, model.n_latents * 4, "add --towards-pooled or lower --n-steps")
-    timesteps: list[float] = []
-    values: list[torch.Tensor] = []
-
-    def record(x: torch.Tensor, call: Call) -> None:
-        with inference(model):
-            z = torch.cat(
-                [
-                    model.encode(part.float(), call.timestep, call.conditioning).dense(model.n_latents)
-                    for part in x[0].split(512)
-                ]
-            )
-        timesteps.append(float(call.timestep[0]))
-        values.append((z.mean(0) if pooled else z).cpu())
-
-    with tap(adapter, {_block_of(model): of_prompt(record)}, model.config.tensor):
-        run()
-    if not timesteps:
-        raise TideError(f"the model met no row of the prompt {prompt!r}, so there is no target; give another prompt")
-    return Target(torch.tensor(timesteps), torch.stack(values))
-
-
-def _block_of(model: TIDE) -> Block:
-    if model.config.block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
-    return model.config.block
-
-
-def _check_bytes(n_steps: int, n_tokens: int, each: int, remedy: str) -> None:
-    if (n_bytes := n_steps * n_tokens * each) > TARGET_BYTES:
-        raise TideError(
-            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
-        )
-
-
-def _noised(adapter: Adapter, prompt: str, image: Image, *, n_steps: int, seed: int, size: tuple[int, int]) -> None:
-    """Runs the model on the image at every timestep, noised from ``seed`` (Algorithm 1)."""
-    text = adapter.encode_prompts([prompt], caption_length(adapter))
-    latents = _encoded(adapter, image, size)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    for t in adapter.sampling_timesteps(n_steps).tolist():
-        with torch.no_grad():
-            adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
+    steps = len(adapter.sampling_timesteps(n_steps))
+    check_target_size(steps, tokens, model.n_latents, "add --towards-pooled or lower --n-steps")
 
 
 def _encoded(adapter: Adapter, image: Image, size: tuple[int, int]) -> Tensor:

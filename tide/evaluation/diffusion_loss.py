@@ -22,7 +22,7 @@ def sae_intervention(model: TIDE) -> Intervention:
     """Replaces the tokens by their reconstruction."""
 
     def reconstruct(x: Tensor, call: Call) -> Tensor:
-        return model(x.float(), call.timestep, call.conditioning).to(x.dtype)
+        return model(x.float(), call).to(x.dtype)
 
     return reconstruct
 

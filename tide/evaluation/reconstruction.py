@@ -27,9 +27,8 @@ def with_sae(model: TIDE) -> Reconstruct:
     """The model's reconstruction and its latents."""
 
     def reconstruct(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
-        where = (batch.timestep, batch.conditioning, batch.group)
-        codes = model.encode(batch.x.float(), *where)
-        return model.decode(codes, *where), codes
+        codes = model.encode(batch.x.float(), batch.position)
+        return model.decode(codes, batch.position), codes
 
     return reconstruct
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.studies.figures import HEAT as HEAT
+from tide.pictures import HEAT
 
 #: Pixels of the longer side of a thumbnail at most.
 THUMBNAIL = 96
@@ -66,6 +66,33 @@ def write_atlas(
         if given is not None and len(given) != atlas.n_latents:
             raise TideError(f"{name} has {len(given)} entries for {atlas.n_latents} latents; give one a latent")
     latents = _most_active(atlas, limit)
+    data = _data(atlas, latents, images, labels, monosemanticity)
+    dead = int(atlas.dead.sum())
+    alive = atlas.n_latents - dead
+    cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
+    parts = {
+        "title": escape(title),
+        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
+        "latents": f"{atlas.n_latents:,}",
+        "dead": f"{dead:,}",
+        "images": f"{atlas.n_images:,}",
+        "timesteps": str(len(atlas.timesteps)),
+        # A name that ends the script element would end the data.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
+    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _data(
+    atlas: Atlas,
+    latents: Tensor,
+    images: Sequence[np.ndarray],
+    labels: Sequence[Label | None] | None,
+    monosemanticity: Tensor | None,
+) -> dict[str, Any]:
+    """What the page's script draws: ``latents`` of the atlas, and thumbnails of the images that they name."""
     top = atlas.top_images[latents]
     used, place = torch.unique(top[top >= 0], return_inverse=True)
     if int(used[-1]) >= len(images):
@@ -76,7 +103,7 @@ def write_atlas(
     sprites[top >= 0] = place
     concepts, named = _named(labels, latents.tolist())
     order = atlas.timesteps.argsort(descending=True)  # noise first, as the denoising goes
-    data = {
+    return {
         "n": atlas.n_latents,
         "timesteps": atlas.timesteps[order].tolist(),
         "top": top.shape[1],
@@ -97,22 +124,6 @@ def write_atlas(
             **({} if monosemanticity is None else {"monosemanticity": _packed(monosemanticity[latents], "<f4")}),
         },
     }
-    dead = int(atlas.dead.sum())
-    alive = atlas.n_latents - dead
-    cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
-    parts = {
-        "title": escape(title),
-        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
-        "latents": f"{atlas.n_latents:,}",
-        "dead": f"{dead:,}",
-        "images": f"{atlas.n_images:,}",
-        "timesteps": str(len(atlas.timesteps)),
-        # A name that ends the script element would end the data.
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
-    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def _most_active(atlas: Atlas, limit: int) -> Tensor:

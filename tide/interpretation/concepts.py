@@ -11,6 +11,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.sae.model import TIDE, inference
+from tide.sae.position import At, Position
 
 
 @dataclass
@@ -56,15 +57,10 @@ class Annotated:
         return torch.stack([self.masks[c].flatten() for c in concepts], dim=1)
 
 
-def dense_latents(model: TIDE, x: Tensor, timestep: float, conditioning: Tensor | None = None) -> Tensor:
-    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` at one timestep, on the device of x.
-
-    The rows of ``conditioning [groups, d_embedding]`` are shared evenly, as images are by their tokens.
-    """
-    n_groups = 1 if conditioning is None else len(conditioning)
-    device = model.W_enc.device
+def dense_latents(model: TIDE, x: Tensor, position: At = None) -> Tensor:
+    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]``, on the device of x."""
     with inference(model):
-        codes = model.encode(x.float().to(device), torch.full((n_groups,), timestep, device=device), conditioning)
+        codes = model.encode(x.float().to(model.W_enc.device), position)
         return codes.dense(model.n_latents).view(*x.shape[:-1], model.n_latents).to(x.device)
 
 
@@ -72,7 +68,7 @@ def mean_latents(model: TIDE, data: Annotated) -> Tensor:
     """Latents averaged over the timesteps: ``[images * tokens, n_latents]``."""
     total: Tensor | None = None
     for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = dense_latents(model, x.flatten(0, 1), t, data.conditioning)
+        z = dense_latents(model, x.flatten(0, 1), Position(t, data.conditioning))
         total = z if total is None else total + z
     if total is None:
         raise TideError("no timesteps to read concepts at; give at least one")

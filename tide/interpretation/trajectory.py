@@ -70,9 +70,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
     Raises :class:`~tide.errors.TideError` if the pipeline made fewer than two steps.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
+    block = model.config.trained_block
     timesteps: list[float] = []
     codes: list[Codes] = []
     raw: list[Tensor] = []
@@ -80,7 +78,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
     def keep(x: Tensor, call: Call) -> None:
         with inference(model):
-            values, indices = model.encode(x.float(), call.timestep, call.conditioning)
+            values, indices = model.encode(x.float(), call)
         timesteps.append(float(call.timestep[0]))
         codes.append(Codes(values.half().cpu(), indices.cpu()))
         raw.append(x.half().cpu())

@@ -29,7 +29,7 @@ from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.studies.bench import Bench
 from tide.studies.concepts import study_concepts, to_uint8
 from tide.studies.demo import concept_timesteps, loss_timesteps
-from tide.studies.figures import heat_overlay
+from tide.pictures import heat_overlay
 from tide.studies.grid import Result
 from tide.studies.models import DATA, FAST_DATA, Models
 from tide.studies.options import Options, write_results

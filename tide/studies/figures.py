@@ -1,4 +1,4 @@
-"""Pictures of the report: 64 x 64 images as PNG data, heat maps, and charts as inline SVG.
+"""Figures of the report: images with outlines, and charts as inline SVG.
 
 Charts are SVG rather than pixels so that their text and colours follow the reader's light or dark page through the
 CSS variables of :data:`CHART_STYLE`. Colours are Okabe and Ito's, which colour-blind readers can tell apart, and
@@ -7,8 +7,6 @@ lines differ in their dashes too.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,8 @@ from html import escape
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image
+
+from tide.pictures import png_data
 
 #: Series name -> CSS colour variable and dash pattern. Anything else is drawn in the muted text colour.
 INKS: dict[str, tuple[str, str]] = {
@@ -55,13 +54,6 @@ MAX_POINTS = 240
 MINUS = "\N{MINUS SIGN}"
 
 
-def png_data(image: np.ndarray) -> str:
-    """``image`` uint8 ``[H, W, 3]`` or ``[H, W, 4]`` as a ``data:`` address of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def pixel_image(image: np.ndarray, alt: str, outline: np.ndarray | None = None) -> str:
     """An ``<img>`` that grows without blurring, with the border of the mask ``outline`` drawn over it if it has one."""
     path = "" if outline is None else outline_path(outline)
@@ -89,26 +81,6 @@ def _runs(flags: np.ndarray) -> Iterable[tuple[int, int]]:
     """Half-open ranges in which ``flags`` is True."""
     edges = np.flatnonzero(np.diff(np.pad(flags.astype(np.int8), 1)))
     return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-
-
-#: Colours of the heat, from just firing to the strongest: perceptually ordered, dark to light.
-HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
-
-
-def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
-    """``heat [H, W]`` in colour over the greyed ``image``; ``top`` is the heat drawn brightest, 0 shows the grey."""
-    share = np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape)
-    position = share * (len(HEAT) - 1)
-    colour = np.stack([np.interp(position, np.arange(len(HEAT)), channel) for channel in HEAT.T], axis=-1)
-    grey = (image @ np.array([0.299, 0.587, 0.114]) / 255 * 0.62 + 0.10)[..., None]
-    # Weak firing must show, so opacity rises faster than the heat does.
-    alpha = (0.94 * share**0.6)[..., None]
-    return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
-
-
-def heat_key() -> str:
-    """The colours of :func:`heat_overlay` as a CSS gradient."""
-    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ def started(model: TIDE, batches: Iterator[ActivationBatch], steps: int) -> Iter
     if not first:
         return batches
     start = first[0].to(model.W_enc.device)
-    where = (start.timestep, start.conditioning, start.group)
-    moments = model.calibrate(start.x, *where, more=[batch.x for batch in first[1:]])
+    moments = model.calibrate(start.x, start.position, more=[batch.x for batch in first[1:]])
     if warning := moments.warning(centre=model.config.centre):
         warnings.warn(warning, stacklevel=3)
     return chain(first, batches)

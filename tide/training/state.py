@@ -26,7 +26,7 @@ from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
 from tide.provenance import check_unchanged, first_difference
 from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
-from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide.training.config import TrainConfig, former_defaults
 
@@ -85,7 +85,7 @@ def holds_training(out: Path) -> bool:
     return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE))
 
 
-def write(out: Path, model: TIDE, state: State) -> None:
+def write(out: Path, config: TIDEConfig, state: State) -> None:
     """Writes everything in one step.
 
     The resume state, which is whole in itself, gets its name first and ``training.json`` last: a run that is killed
@@ -104,7 +104,7 @@ def write(out: Path, model: TIDE, state: State) -> None:
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
-    replace_files({**files, **checkpoint_files(model, out), out / TRAINING: json_writer(state.record)})
+    replace_files({**files, **checkpoint_files(config, state.model, out), out / TRAINING: json_writer(state.record)})
 
 
 def _named(state: State) -> dict[str, Tensor]:

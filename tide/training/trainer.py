@@ -20,7 +20,7 @@ from tide.adapters.base import Adapter
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
-from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
@@ -31,7 +31,7 @@ from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
-from tide_kernels import LossWeights
+from tide_kernels import LossTerms, LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
@@ -40,7 +40,6 @@ Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
     check_memory(config, adapter.d_model)
-    n_latents, k = config.sizes(adapter.d_model)
     modulation: Modulation | None = None
     if config.modulation:
         modulation = adapter.modulation(block, chunk=config.modulation_chunk)
@@ -48,26 +47,15 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
             modulation.start_as_identity()
         elif config.modulation_init == "random":
             modulation = Modulation.random(modulation.config, torch.Generator().manual_seed(config.seed))
-    model = TIDE(
-        TIDEConfig(
-            d_model=adapter.d_model,
-            n_latents=n_latents,
-            k=k,
-            modulation=None if modulation is None else modulation.config,
-            pre_norm=config.pre_norm if config.modulation else "none",
-            undo=config.undo and config.modulation,
-            activation=config.activation,
-            bandwidth=config.bandwidth,
-            centre=config.centre,
-            family=adapter.family,
-            pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
-            block=block,
-            tensor=tensor,
-        ),
-        modulation,
-        backend=config.backend,
-        seed=config.seed,
+    model_config = config.model_config(
+        adapter.d_model,
+        None if modulation is None else modulation.config,
+        family=adapter.family,
+        pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
+        block=block,
+        tensor=tensor,
     )
+    model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
     if model.modulation is not None:
         model.modulation.requires_grad_(config.modulation_trainable)
     return model
@@ -212,40 +200,19 @@ class Trainer:
         return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
 
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
+        """One update of the weights; the step's figures."""
         config, model = self.config, self.model
-        x = batch.x.float()
-        where = (batch.timestep, batch.conditioning, batch.group)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        weights = config.loss
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            terms = model.loss(
-                x,
-                *where,
-                paired=batch.paired,
-                k=k,
-                weights=LossWeights(
-                    mse=weights.mse,
-                    cosine=weights.cosine,
-                    temporal=weights.temporal if batch.paired else 0.0,
-                    sparsity=weights.sparsity,
-                    auxk=weights.auxk,
-                ),
-                s_target=weights.s_target * k / model.n_latents,
-                delta=weights.delta,
-                dead=self.revival.dead.to(x.device) if weights.auxk else None,
-                k_aux=weights.k_aux if weights.auxk else 0,
-            )
-        loss = terms.total + weights.reg * model.regularisation() if weights.reg else terms.total
+        x = batch.x.float()
+        terms = self._loss(x, batch, k)
+        loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
-            batch.check_finite(f"block {model.config.block}")
-            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
-            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+        self._check_finite(batch, loss, norm)
         self.optimizer.step()
         self._revive(batch, terms.fired, x)
         return {
@@ -260,6 +227,34 @@ class Trainer:
             "silent": (terms.fired == 0).float().mean(),
         }
 
+    def _loss(self, x: Tensor, batch: ActivationBatch, k: int) -> LossTerms:
+        """The loss of ``x``, the batch's rows in float32, without its regularisation."""
+        weights = self.config.loss
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model.loss(
+                x,
+                batch.position,
+                paired=batch.paired,
+                k=k,
+                weights=LossWeights(
+                    mse=weights.mse,
+                    cosine=weights.cosine,
+                    temporal=weights.temporal if batch.paired else 0.0,
+                    sparsity=weights.sparsity,
+                    auxk=weights.auxk,
+                ),
+                s_target=weights.s_target * k / self.model.n_latents,
+                delta=weights.delta,
+                dead=self.revival.dead.to(x.device) if weights.auxk else None,
+                k_aux=weights.k_aux if weights.auxk else 0,
+            )
+
+    def _check_finite(self, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> None:
+        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
+            batch.check_finite(f"block {self.model.config.block}")
+            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
+            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
         self.revival.count(fired, len(x))
         every = self.config.revival.every
@@ -268,7 +263,7 @@ class Trainer:
         if not every or late or (self.step + 1) % every or not bool(self.revival.dead.any()):
             return
         with torch.no_grad():
-            x_hat = self.model(x, batch.timestep, batch.conditioning, batch.group)
+            x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
@@ -298,11 +293,8 @@ class Trainer:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
-        write(
-            self.out,
-            self.model,
-            State(self.step, self.revived, record, weights, moments, self.revival.silent_for),
-        )
+        state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for)
+        write(self.out, self.model.config, state)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:
