@@ -22,6 +22,7 @@ from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
+from tide.pictures import heat_overlay
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.judge import Judge, load_judge
@@ -29,7 +30,6 @@ from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.studies.bench import Bench
 from tide.studies.concepts import study_concepts, to_uint8
 from tide.studies.demo import concept_timesteps, loss_timesteps
-from tide.pictures import heat_overlay
 from tide.studies.grid import Result
 from tide.studies.models import DATA, FAST_DATA, Models
 from tide.studies.options import Options, write_results

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tide.files import replace_file
-from tide.scenes.judge import NO_OBJECT
 from tide.pictures import heat_key, heat_overlay
+from tide.scenes.judge import NO_OBJECT
 from tide.studies.figures import pixel_image
 from tide.studies.page import Column, document, get, number, percent, table
 from tide.studies.sections import (
