@@ -41,7 +41,7 @@ def earlier(out: Path) -> dict[str, Any]:
         return {}
     try:
         if not out.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         record: dict[str, Any] = json.loads(out.read_text())
         report(record)
     except Exception as error:  # a damaged record fails in many ways
