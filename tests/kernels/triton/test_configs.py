@@ -94,4 +94,4 @@ def test_every_kernel_has_a_configuration_everywhere(arch):
             for size in (1, 192, 1152, 4608, 73728):
                 config = configs.static(kernel, arch, dtype, size)
                 assert config["num_warps"] > 0
-                assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler knows no such option
+                assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler does not have this option
