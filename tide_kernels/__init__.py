@@ -1,6 +1,6 @@
 """Kernels of TopK sparse autoencoders with timestep modulation: tensors in, tensors out.
 
-Importing this package needs torch alone, touches no device and prints nothing.
+Importing this package needs only torch, touches no device and prints nothing.
 """
 
 from tide_kernels.dispatch import BackendError, backend_status, register_backend

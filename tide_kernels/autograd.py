@@ -1,14 +1,14 @@
-"""The ops as PyTorch sees them: ``torch.library`` ops, their shapes, and the backward, written once.
+"""The ops as PyTorch sees them: ``torch.library`` ops, their shapes, and one backward for all backends.
 
 A backend brings primitives and no backward of its own. With g = dL/dx_hat, z the sparse code and x_mod the
 encoder's input (eqs 1, 2, 8):
 
-* decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected places;
-* encode:  dpre = dz there and 0 elsewhere (TopK and ReLU both pass what they select),
-  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc, and from there as `tide_kernels.modulation`.
+* decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected latents;
+* encode:  dpre = dz there and 0 elsewhere (TopK and ReLU pass the selected gradients unchanged),
+  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc; `tide_kernels.modulation` continues from there.
 
-Operands of matrix products are rounded to the compute dtype; sums are held in float32 (float64 for float64)
-and returned in the dtype of the tensor they belong to. Derivatives of derivatives are not provided.
+Operands of matrix products are rounded to the compute dtype; sums are accumulated in float32 (float64 for float64)
+and returned in the dtype of the tensor they belong to. There are no second derivatives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _explicit_dtypes(function: _F) -> _F:
-    """Runs ``function(tensor, ...)`` without autocast: every dtype in here is chosen already."""
+    """Runs ``function(tensor, ...)`` without autocast: all dtypes have been chosen already."""
 
     @wraps(function)
     def wrapped(first: Tensor, *rest: Any) -> Any:
@@ -44,7 +44,7 @@ def _explicit_dtypes(function: _F) -> _F:
 
 
 def _op(name: str, schema: str | None = None) -> Callable[[_F], Any]:
-    """Registers ``tide_kernels::name``, by its annotations if no schema is given. Nothing is mutated; outputs are fresh
+    """Registers ``tide_kernels::name``, by its annotations if no schema is given. It mutates nothing and returns fresh
     tensors."""
 
     def register(function: _F) -> Any:
@@ -63,12 +63,12 @@ def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _sums(wanted: bool, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Where the gradient of ``parameter`` is summed up, if it is wanted."""
+    """Zeros to accumulate the gradient of ``parameter`` in, if it is wanted."""
     return parameter.new_zeros(parameter.shape, dtype=dtype) if wanted and parameter is not None else None
 
 
 def _finished(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | None]) -> list[Tensor]:
-    """Gradients in their parameters' dtypes; an op returns tensors, so an empty one stands for none."""
+    """Gradients in their parameters' dtypes. An op has to return tensors, so an empty one stands for None."""
     return [
         torch.zeros(0) if gradient is None or parameter is None else gradient.to(parameter.dtype)
         for gradient, parameter in zip(gradients, parameters, strict=True)
@@ -76,7 +76,7 @@ def _finished(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | 
 
 
 def _faked(wanted: Sequence[bool], parameters: Sequence[Tensor | None]) -> list[Tensor]:
-    """What `_finished` looks like."""
+    """Tensors of the shapes and dtypes that `_finished` returns."""
     return [
         torch.empty_like(p, memory_format=torch.contiguous_format) if want and p is not None else torch.zeros(0)
         for want, p in zip(wanted, parameters, strict=True)
@@ -84,7 +84,7 @@ def _faked(wanted: Sequence[bool], parameters: Sequence[Tensor | None]) -> list[
 
 
 def _spread(ctx: Any, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """As `_padded`, with None in the places of gradients that are not wanted."""
+    """As `_padded`, with None for gradients that are not wanted."""
     return _padded(ctx, [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)])
 
 
@@ -126,7 +126,7 @@ def modulate_backward(
     grad = grad.to(sum_dtype)
     sums = [_sums(want, p, sum_dtype) for want, p in zip(wanted[1:], (scale, shift), strict=True)]
     add_modulation_gradients(choice.ops, grad, x, group, layer_norm, *sums)
-    # A clone: without scale and norm that is the incoming gradient itself, which an op must not return.
+    # A clone: without scale and norm it is the incoming gradient itself, which an op must not return.
     grad_x = input_gradient(grad, x, scale, group, layer_norm).clone() if wanted[0] else None
     return _finished([grad_x, *sums], [x, scale, shift])
 
@@ -380,7 +380,7 @@ decode.register_autograd(_decode_backward, setup_context=_decode_setup)
 
 @_op("tide_loss", f"({LOSS_SCHEMA}, bool[] wanted) -> Tensor[]")
 def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
-    """The terms and the gradients times `FusedStep.gain_of`; an empty tensor for one that is not wanted."""
+    """The terms, and the gradients times `FusedStep.gain_of`; an empty tensor for each gradient that is not wanted."""
     *flat, wanted = rest
     arguments = LossArguments.restored(x, *flat)
     choice = _loss_choice(arguments)
@@ -401,7 +401,7 @@ def _loss_choice(arguments: LossArguments) -> Choice:
 
 @torch.no_grad()
 def accumulate_gradients(arguments: LossArguments, gradients: dict[str, Tensor]) -> LossTerms:
-    """The terms, with their gradients added to ``gradients``, which hold true gradients before and after."""
+    """The terms. Their gradients are added to ``gradients``, which are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
         step = FusedStep(arguments, _loss_choice(arguments), gradients)
         for gradient in gradients.values() if step.gain != 1 else ():
@@ -432,7 +432,9 @@ def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None
     ctx.dtypes = [None if p is None else p.dtype for p in arguments.parameters]
     n_tokens, d_model = arguments.x.shape
     ctx.gain = FusedStep.gain_of(n_tokens, d_model, arguments.dtype)
-    ctx.set_materialize_grads(False)  # or zeros as large as the weights would come in for the gradients
+    ctx.set_materialize_grads(
+        False
+    )  # else zeros as large as the weights would come in as the gradients of the gradients
     ctx.save_for_backward(*output[len(LossTerms._fields) :])
 
 
@@ -450,8 +452,8 @@ def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | N
 
 
 def _is_spent(factor: Tensor) -> bool:
-    """Whether the graph, and with it all that it has saved, ends with this backward pass."""
-    if type(factor) is not Tensor:  # a stand-in, for which a compiler traces this
+    """Whether this backward pass frees the graph, and with it all saved tensors."""
+    if type(factor) is not Tensor:  # a compiler is tracing
         return False
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps is not None and not keeps()
@@ -462,9 +464,9 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def _scaled_in_place(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Gradients are as large as the weights: a second copy of them would be the largest tensors of the step."""
+    """Gradients are as large as the weights: copies of them would be the largest tensors of the step."""
     if factor.device.type == "cpu" and float(factor) == 1:
-        return gradient.detach()  # an alias: what is returned must be free to become a parameter's .grad
+        return gradient.detach()  # an alias, which may become a parameter's .grad
     return gradient.detach().mul_(factor)
 
 

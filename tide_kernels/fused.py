@@ -1,14 +1,13 @@
 """The fused training step: encode, decode, all loss terms and gradients, one chunk of tokens at a time.
 
-No ``[n_tokens, n_latents]`` tensor exists for more than a chunk of tokens. Gradients are formed along with
-the loss, as if the loss were the end of the graph, and scaled by its incoming gradient in the backward pass.
+No ``[n_tokens, n_latents]`` tensor exists for more than a chunk of tokens. Gradients are computed along with
+the loss, as if the loss were the end of the graph, and the backward pass scales them by the incoming gradient.
 Until then they carry a common factor, the gain, which matters in float16.
 
 All terms but one are sums over tokens (or over pairs, which no chunk splits). The exception is the sparsity
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
-on the codes alone, so with a sparsity weight and several chunks all of them are encoded first, and what is kept
-of them is the compact codes and the modulated tokens: ``O(n_tokens (k + d_model))`` memory, and nothing
-computed twice.
+only on the codes. With a sparsity weight and several chunks, all chunks are therefore encoded first, and their
+compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. ``gradients`` are the buffers, of the sums' dtype, that the gradients are added to."""
+    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums."""
 
     def __init__(self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor]) -> None:
         self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
@@ -49,7 +48,7 @@ class FusedStep:
         self.chunk = self.options.tokens_per_chunk(self.n_latents, self.x.device)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
-        # Dense products round their operands anyway; gathers keep what the loss computed.
+        # Dense products round their operands anyway; gathers keep the loss's precision.
         self.grad_dtype = self.dtype if choice.regime == "dense" else self.sum_dtype
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.sums = {
@@ -59,10 +58,10 @@ class FusedStep:
 
     @staticmethod
     def gain_of(n_tokens: int, d_model: int, dtype: torch.dtype) -> float:
-        """The common factor of the gradients until they are handed out.
+        """The common factor of the gradients until the backward pass.
 
         In float16 the gradient of a mean over millions of elements would vanish before the matrix products see
-        it: a power of two, so that it costs no rounding, brings the gradients of all terms near 1.
+        it. The gain brings the gradients of all terms near 1; it is a power of two, which costs no rounding.
         """
         return 2.0 ** round(math.log2(max(n_tokens, 1) * d_model**0.5)) if dtype == torch.float16 else 1.0
 
@@ -97,7 +96,7 @@ class FusedStep:
         return tokens, ops.pre_activations(x_mod, self.W_enc, self.b_enc)
 
     def dead_pre_activations(self, pre: Tensor) -> Tensor | None:
-        # Masking instead of compressing keeps shapes free of the data: nothing is read back from a GPU.
+        # Masked rather than compressed: shapes do not depend on data, so nothing is read back from a GPU.
         return pre.masked_fill(~self.dead, 0) if self.dead is not None and self.options.k_aux else None
 
     def encode(self, start: int) -> Chunk:
@@ -108,15 +107,15 @@ class FusedStep:
         return Chunk(tokens, code, None if dead is None else encode(self.choice, dead, options.k_aux))
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
-        """As `encode`, in a form that is small in both regimes."""
+        """As `encode`, but in a form that is small in both regimes."""
         options, select = self.options, self.choice.ops.select
         tokens, pre = self.tokens_and_pre_activations(start)
         dead = self.dead_pre_activations(pre)
         return tokens, Compact(*select(pre, options.k)), None if dead is None else Compact(*select(dead, options.k_aux))
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
-        """Adds a chunk's part of every sum and every gradient. Without a ``sparsity_slope`` the chunk is the
-        whole batch, or needs none."""
+        """Adds a chunk's part of every sum and every gradient. ``sparsity_slope`` may be None if the chunk is the whole
+        batch or the sparsity term has no weight."""
         options, weights, tokens = self.options, self.options.weights, chunk.tokens
         temporal, count = chunk.code.sums(options.paired, options.soft_eps)
         self.sums["temporal"] += temporal
@@ -147,8 +146,8 @@ class FusedStep:
             self.accumulate_auxk(chunk.dead_code, loss.error, tokens)
 
     def accumulate_auxk(self, code: Code, error: Tensor, tokens: Tokens) -> None:
-        """The dead latents' reconstruction of what is missing, x - x_hat, a constant to this term."""
-        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction less (x - x_hat)
+        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term."""
+        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
         self.sums["auxk"] += full_sum(misfit.square())
         factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
         if self.gradients and factor:
@@ -168,6 +167,6 @@ class FusedStep:
             auxk = torch.where(self.dead.any(), auxk, 0)  # without dead latents there is nothing to revive
         total = torch.zeros_like(mse)
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
-            if weight:  # a term that is not asked for must not bring its NaN into the total
+            if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
         return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk)

@@ -1,4 +1,4 @@
-"""Tensors of every layout in memory: views of memory in which what belongs to others shows."""
+"""Tensors in every memory layout: views of poisoned memory, which exposes reads and writes outside the view."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OFFSET = 3  # elements in front
 
 
 def laid_out(values: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A view of ``strides`` that starts inside of its memory. Where elements share memory, the last value is theirs."""
+    """A view with ``strides`` at an offset into its memory. Elements that share memory get the last value."""
     last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
-    # As much again behind the last element: what reads on as if the tensor were contiguous meets the poison.
+    # As much again after the last element: a read as if the tensor were contiguous hits the poison.
     memory = _poison(_OFFSET + last + 1 + values.numel(), values.dtype)
     view = memory.as_strided(values.shape, strides, _OFFSET)
     memory[places(view).flatten()] = values.detach().flatten()
@@ -46,7 +46,7 @@ def _negated(values: Tensor) -> Tensor:
     return torch._neg_view(-values.detach())
 
 
-#: Each takes a tensor and returns a view of its shape, with its values where no elements share their memory.
+#: Each takes a tensor and returns a view of its shape, with its values unless elements share memory.
 LAYOUTS: dict[str, Layout] = {
     "at an offset": _by_dimensions((1,), lambda rows, columns: (columns, 1)),
     "every other element": _by_dimensions((2,), lambda rows, columns: (2 * columns, 2)),
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def places(tensor: Tensor) -> Tensor:
-    """Where in its memory each element lies."""
+    """The position of each element in memory."""
     out = torch.full(tensor.shape, tensor.storage_offset())
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         out += (torch.arange(size) * stride).view([-1 if d == dim else 1 for d in range(tensor.dim())])
@@ -78,19 +78,19 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def tensor_arguments(function: Callable[..., Any]) -> list[str]:
-    """The names of the arguments that may be tensors or hold some, by the annotations."""
+    """The names of the arguments that are annotated as tensors or as containers of tensors."""
     hints = typing.get_type_hints(inspect.unwrap(function))
     return [name for name in inspect.signature(function).parameters if "Tensor" in str(hints.get(name))]
 
 
 def dyadic(*shape: int, seed: int, eighths: int = 12, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Multiples of 1/8 up to ``eighths``: sums of products are exact, in any order, and ties are real ties."""
+    """Multiples of 1/8 up to ``eighths``: sums of products are exact in any order, so ties are real."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(-eighths, eighths + 1, shape, generator=generator) / 8).to(dtype)
 
 
 class Calls(TorchDispatchMode):
-    """The names of the ops that are called."""
+    """Records the names of the ops that are called."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The equations as they are written, with plain autograd: what the kernels are compared with."""
+"""The equations as written in the paper, with plain autograd: the standard for the kernels."""
 
 from __future__ import annotations
 

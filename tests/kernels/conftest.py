@@ -11,7 +11,7 @@ def regime(request):
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads; the old one comes back."""
+    """A function that sets the number of threads; the old number is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

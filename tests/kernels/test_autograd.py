@@ -1,4 +1,4 @@
-"""The ops as PyTorch's own machinery uses them: schemas, fakes, autograd registration, ``torch.compile``."""
+"""The ops as PyTorch uses them: schemas, fake tensors, autograd registration, ``torch.compile``."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the ops refuse: the type of the error, and one line that names the thing and the remedy."""
+"""What the ops refuse: the type of the error, and its message, one line that names the argument and the remedy."""
 
 import pytest
 import torch

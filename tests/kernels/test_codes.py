@@ -1,4 +1,4 @@
-"""The code of a chunk inside the fused step, in both regimes, against the code written out and autograd."""
+"""The code of a chunk inside the fused step, in both regimes, against the dense code and autograd."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def problem():
 
 
 def encoded(p, regime):
-    """The tokens, and their code as `encode` makes it."""
+    """The tokens, their dense code, and their code as `encode` makes it."""
     x_mod = naive.modulate(p.x, p.scale, p.shift, p.group).detach()
     tokens = Tokens(p.x, x_mod, p.scale.detach(), p.shift.detach(), p.group, False)
     pre = (x_mod @ p.W_enc.T + p.b_enc).detach()

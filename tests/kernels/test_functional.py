@@ -1,4 +1,4 @@
-"""modulate, encode_topk and decode: values and gradients, against the naive equations and by gradcheck."""
+"""modulate, encode_topk and decode: values and gradients against the naive equations, and gradcheck."""
 
 import pytest
 import torch
@@ -168,14 +168,14 @@ def test_non_contiguous_arguments(regime):
 def test_narrow_dtypes_lose_rounding_only(dtype, regime):
     p = random_problem(64, 24, 200, 10, dtype=dtype)
     eps = torch.finfo(dtype).eps
-    # The operands are exact in float32, so one rounding of the pre-activations, at most 2^3 in size, is left.
+    # The operands are exact in float32. What remains is one rounding of the pre-activations, which are at most 2^3.
     values, indices = encode_topk(p.x, p.W_enc, p.b_enc, p.k, regime=regime)
     pre = p.x.float() @ p.W_enc.float().T + p.b_enc.float()
     assert values.dtype == dtype
     used = indices >= 0
     assert used.all()
     assert (values.float() - pre.gather(1, indices.long())).abs().max() <= 8 * eps
-    # In the same code: one rounding of the result, two in the dense regime, which rounds before the bias.
+    # For the same code: one rounding of the result, or two in the dense regime, which rounds before the bias.
     x_hat = decode(values, indices, p.W_dec, p.b_dec, regime=regime)
     exact = naive.decode(values.double(), indices, p.W_dec.double(), p.b_dec.double())
     assert x_hat.dtype == dtype
@@ -225,7 +225,7 @@ def test_nan_tokens_show_in_the_code():
 
 
 def test_pre_activations_are_rounded_before_the_selection():
-    # 1 + 2^-10 is 1 in bfloat16: a tie there, which goes to the lower index, and none in float32.
+    # 1 + 2^-10 is 1 in bfloat16, which makes a tie that goes to the lower index; in float32 there is no tie.
     x, W_enc = torch.tensor([[1, 2**-10]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     assert encode_topk(x, W_enc, None, 1)[1].item() == 1
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""tide_loss: every term and every gradient against the naive equations, and by gradcheck."""
+"""tide_loss: every term and every gradient against the naive equations, and gradcheck."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_agrees_with_the_naive_equations(term, modulation, layer_norm, regime):
 @pytest.mark.parametrize("term", [term for term in TERMS if term != "auxk"])
 def test_gradcheck(term, regime):
     p = random_problem(4, 3, 11, 2, groups=2)
-    # Not the auxiliary term: to it the residual is a constant, which finite differences cannot know.
+    # Without the auxiliary term: it takes the residual as a constant, which finite differences do not.
     options = EVERYTHING | {"weights": TERMS[term]._replace(auxk=0.0), "chunk": 2, "regime": regime}
 
     def total(*parameters):
@@ -66,7 +66,7 @@ def test_gradcheck(term, regime):
 
 
 def test_gradcheck_of_the_auxiliary_term(regime):
-    # One latent takes every token and decodes to nothing, so that the residual really is a constant.
+    # One latent is active on every token and decodes to 0, so the residual really is a constant.
     p = random_problem(4, 3, 11, 1, groups=2)
     p.b_enc.data[1] = 1000.0
     constants = {"x": p.x, "k": 1, "group": p.group, "b_dec": p.b_dec.detach()}
@@ -83,7 +83,7 @@ def test_gradcheck_of_the_auxiliary_term(regime):
 def test_the_auxiliary_term_reaches_the_encoder_of_dead_latents():
     p = random_problem(16, 5, 11, 3)
     p.b_enc.data[DEAD] -= 5  # they do not fire
-    p.b_enc.data[DEAD] += 5 * (torch.arange(11)[DEAD] > 0)  # but for one that no token can reach
+    p.b_enc.data[DEAD] += 5 * (torch.arange(11)[DEAD] > 0)  # except one that no token can reach
     weights = LossWeights(mse=0, cosine=0, auxk=1.0)
     tide_loss(**p.arguments(), weights=weights, dead=DEAD, k_aux=2).total.backward()
     assert p.W_enc.grad[DEAD].abs().sum(1).bool().tolist() == [False, True, True, True]
@@ -154,7 +154,7 @@ def test_pairs_that_share_all_some_and_no_latents(regime):
     p.shift.data.zero_()
     check(p, regime=regime, weights=TERMS["temporal"], paired=True)
     same = tide_loss(**p.arguments() | {"x": p.x[2:4]}, weights=TERMS["temporal"], paired=True, regime=regime)
-    assert same.temporal < 1e-25  # a matrix product may round equal rows unequally
+    assert same.temporal < 1e-25  # a matrix product may round equal rows differently
 
 
 @pytest.mark.parametrize("case", ["all tokens", "some tokens"])
@@ -275,12 +275,12 @@ def test_two_adamw_steps_lower_the_loss(regime):
 
 @pytest.mark.parametrize("factor", [1.0, 0.5], ids=["handed out as they are", "scaled"])
 def test_backward_passes_over_a_graph_that_is_kept_add_up(factor):
-    """Only the last one may give the saved gradients away."""
+    """Only the last one may hand out the saved gradients without a copy."""
     p = random_problem(8, 5, 11, 3, groups=3)
     expected = torch.autograd.grad(tide_loss(**p.arguments()).total, list(p.parameters().values()))
     total = tide_loss(**p.arguments()).total * factor
     total.backward(retain_graph=True)
-    p.W_enc.grad.mul_(2)  # whoever owns a gradient may change it
+    p.W_enc.grad.mul_(2)  # the owner of a gradient may change it
     total.backward(retain_graph=True)
     total.backward()
     for (name, parameter), want in zip(p.parameters().items(), expected, strict=True):
@@ -301,7 +301,7 @@ def test_gradients_are_not_copied_on_their_way_out():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_gradients_are_added_to_buffers(regime, dtype):
-    """In float16, too, whose gradients are scaled on the way."""
+    """This includes float16, whose gradients are scaled on the way."""
     p = random_problem(8, 5, 11, 3, groups=3, dtype=dtype)
     options = {"weights": TERMS["all"], "regime": regime, "chunk": 4, **EVERYTHING}
     terms = tide_loss(**p.arguments(), **options)

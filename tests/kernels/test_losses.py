@@ -25,13 +25,13 @@ def test_a_full_sum_is_the_same_for_any_number_of_threads(threads, shape):
         threads(number)
         sums.append(full_sum(values))
     assert all(torch.equal(found, sums[0]) for found in sums)
-    # A sum in any order is this close: 2^-24 of the sum of sizes for each of the at most 400 additions in a row.
+    # The bound for any order: 2^-24 of the sum of magnitudes for each of the at most 400 additions in a row.
     exact, size = values.double().sum(), values.double().abs().sum()
     assert abs(float(sums[0]) - float(exact)) <= 400 * 2**-24 * float(size)
 
 
 def test_pytorchs_own_sum_is_not(threads):
-    """Else `full_sum` could go."""
+    """If it were, `full_sum` would not be needed."""
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
     sums = set()
     for number in COUNTS:

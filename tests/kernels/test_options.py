@@ -1,4 +1,4 @@
-"""The options of the loss as one value: their defaults, and a call that is flattened for the op and restored."""
+"""The options of the loss as one value: their defaults, and how a call is flattened for the op and restored."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""The products of a caller's compact code, in both regimes, against the code written out."""
+"""The products of a caller's compact code, in both regimes, against the dense code."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def normal(*shape, seed=0):
 
 @pytest.fixture
 def code():
-    """In any order, with a latent twice and unused places, whose values are NaN; and written out."""
+    """A code in any order, with repeated latents and unused places (whose values are NaN), and the dense code."""
     generator = torch.Generator().manual_seed(3)
     indices = torch.randint(-1, LATENTS, (N, K), generator=generator, dtype=torch.int32)
     indices[0] = 2

@@ -1,4 +1,4 @@
-"""The reference's primitives, above all its selection, whose contract is the same for every backend."""
+"""The reference's primitives, in particular its selection, whose contract all backends share."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_adversarial_rows(n_latents, k, dtype):
             check(row[None], k)
         except AssertionError as error:
             raise AssertionError(f"row {name!r}") from error
-    check(torch.stack(list(rows.values())), k)  # rows of unlike kinds side by side do not disturb each other
+    check(torch.stack(list(rows.values())), k)  # different kinds of rows in one batch do not disturb each other
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,7 +64,7 @@ def test_non_contiguous_rows():
 
 @pytest.fixture
 def code():
-    """In any order, with a latent twice and unused places, whose values are NaN; and written out."""
+    """A code in any order, with repeated latents and unused places (whose values are NaN), and the dense code."""
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(-1, 9, (6, 4), generator=generator, dtype=torch.int32)
     indices[0] = 2

@@ -1,4 +1,4 @@
-"""The search for launch configurations, with a clock that is made up."""
+"""The search for launch configurations, with invented times."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def fake_job(result=lambda config: torch.ones(3)):
-    """A kernel whose run depends on the configuration that is looked up for it, as a real one's does."""
+    """A kernel whose result depends on the configuration that is looked up for it, like a real one's."""
 
     def look_up():
         return configs.lookup("gather", "sm_90", torch.bfloat16, 1152)
@@ -90,7 +90,7 @@ def test_a_candidate_that_raises_does_not_count(cache):
     (outcome,) = tune.tune_all([job], timer, cache)
     assert outcome.after == outcome.before == start
     assert not cache.exists()
-    assert "as it was" in tune.show(outcome)
+    assert "unchanged" in tune.show(outcome)
 
 
 def test_the_start_is_what_the_file_says(cache):

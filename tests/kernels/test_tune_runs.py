@@ -1,4 +1,4 @@
-"""How kernels are run to be timed: every one of them, repeatably."""
+"""The runs that are timed: every kernel has one, and it is repeatable."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ configs = pytest.importorskip("tide_kernels.triton.configs", reason="needs Trito
 
 
 def test_every_configuration_in_use_has_a_runner():
-    # "fold" runs inside of scatter and backward_latents, and is looked up for float32 sums alone.
+    # "fold" runs inside scatter and backward_latents, and is looked up only for float32 sums.
     assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold"}
 
 

@@ -1,4 +1,4 @@
-"""These tests need the compiled library; where it is not built they are skipped with the reason."""
+"""These tests need the compiled library; where it is not built they are skipped with a reason."""
 
 import pytest
 

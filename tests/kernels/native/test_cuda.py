@@ -1,4 +1,4 @@
-"""The CUDA kernels' block algorithms, run on the CPU by an emulation; they need a C++ compiler, no GPU."""
+"""The CUDA kernels' block algorithms, emulated on the CPU: this needs a C++ compiler but no GPU."""
 
 import ctypes
 import shutil

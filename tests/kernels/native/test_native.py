@@ -1,4 +1,4 @@
-"""The library as a backend: when it cannot serve, and what it says then; the variants; a whole step."""
+"""The library as a backend: when it cannot serve and the reasons it gives; its variants; a whole step."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_pre_activations(dtype, biased):
     expected = reference.pre_activations(x.double(), W.double(), None if bias is None else bias.double())
     actual = native.pre_activations(x, W, bias)
     assert actual.dtype == dtype
-    # Whether negative values are cut off is open: the selection does it.
+    # A backend may apply the ReLU here or leave it to the selection.
     assert_close(actual.relu(), expected.relu(), 1e-5 if dtype == torch.float32 else 3e-2)
     assert native.pre_activations(x[:0], W, bias).shape == (0, 70)
 
@@ -77,7 +77,7 @@ def test_gradients_of_a_whole_step(regime):
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000)], ids=str)
 def test_memory_from_large_pages_is_memory(shape):
-    for _ in range(2):  # the second time over what the first has left behind
+    for _ in range(2):  # the second time in memory that the first has used
         fresh = native.empty(shape, torch.float32, torch.device("cpu"))
         assert fresh.shape == shape
         assert bool((fresh.fill_(1) == 1).all())

@@ -22,7 +22,7 @@ KINDS = ["ascending", "any order"]
 
 
 def code(n_tokens, n_latents, k, kind, dtype):
-    """Values and indices: as a selection leaves them, or repeated, unsorted, with unused places anywhere."""
+    """Values and indices as a selection returns them, or unsorted, with repeats and unused places anywhere."""
     generator = torch.Generator().manual_seed(n_latents)
     if kind == "ascending":
         return reference.select(torch.randn(n_tokens, n_latents, generator=generator).to(dtype), k)
@@ -75,7 +75,7 @@ class TestAgainstFloat64:
         layout = native.transpose(indices, n_latents)
         actual = native.backward_latents(values, indices, layout, grad, x_mod, W_dec, extra, *sums.values())
         assert_close(actual, grad_values, 1e-5, "grad_values")
-        # In bfloat16 a product at a rounding boundary may fall on either side of it.
+        # In bfloat16 a product at a rounding boundary may be rounded either way.
         loose = {"grad_W_enc": 1e-5 if dtype == torch.float32 else 3e-2}
         for name, total in sums.items():
             assert_close(total, expected[name], loose.get(name, 1e-5), name)
@@ -163,7 +163,7 @@ def test_strided_and_misaligned_operands():
 def test_weights_further_apart_than_int32():
     stride = 2**30 + 25
     try:
-        store = torch.empty(2 * stride + 40, dtype=torch.bfloat16)  # pages that nobody writes take no memory
+        store = torch.empty(2 * stride + 40, dtype=torch.bfloat16)  # pages that are never written take no memory
     except RuntimeError:
         pytest.skip("not enough address space")
     W = store.as_strided((3, 40), (stride, 1))

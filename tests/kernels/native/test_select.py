@@ -15,7 +15,7 @@ SHAPES = [
     pytest.param(16, 16, id="k=n, one whole group of keys"),
     pytest.param(97, 5, id="n odd, below the length that is sampled"),
     pytest.param(2049, 1, id="k=1, sampled"),
-    pytest.param(2500, 125, id="5 % density, sampled, n no multiple of 16"),
+    pytest.param(2500, 125, id="5 % density, sampled, n not a multiple of 16"),
     pytest.param(2500, 2499, id="k just below n"),
     pytest.param(4609, 4609, id="k=n, sampled"),
     pytest.param(20000, 40, id="the longest sample"),
@@ -40,7 +40,7 @@ def test_adversarial_rows(n_latents, k, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_sample_that_misleads(dtype):
-    """The bound comes from the columns looked at; here they hold all large values, or none."""
+    """The bound comes from sampled columns, which here hold all of the large values, or none."""
     n_latents, groups = 4096, 32
     seen = torch.zeros(n_latents, dtype=torch.bool)
     for group in range(groups):
@@ -114,7 +114,7 @@ def test_threads_make_no_difference(threads):
 
 def test_rows_further_apart_than_int32():
     try:
-        store = torch.empty(2**31 + 200, dtype=torch.bfloat16)  # pages that nobody writes take no memory
+        store = torch.empty(2**31 + 200, dtype=torch.bfloat16)  # pages that are never written take no memory
     except RuntimeError:
         pytest.skip("not enough address space")
     pre = store.as_strided((2, 100), (2**31 + 50, 1))

@@ -1,4 +1,4 @@
-"""What the number of threads does not change: every bit of a training step but of PyTorch's own matrix product."""
+"""The number of threads does not change any bit of a training step, except in PyTorch's own matrix product."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Source distribution, wheel and install, in an environment of their own outside the source tree."""
+"""Source distribution, wheel and install, in a separate environment outside the source tree."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ if native.unavailable() is None:
 
 @pytest.fixture
 def python(tmp_path):
-    """An environment that sees this one's packages, but not this source tree."""
+    """An environment that sees this one's packages but not this source tree."""
     venv.create(tmp_path / "venv", symlinks=True)
     site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     (site / "outer.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
@@ -48,7 +48,7 @@ def wheel(python, source, folder, path=None):
 
 
 def sdist(python, folder):
-    """Built from a copy, so that nothing is left in the source tree."""
+    """Builds from a copy, so that nothing is left in the source tree."""
     files = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "tide_kernels", "csrc"]
     copy = folder / "copy"
     copy.mkdir()

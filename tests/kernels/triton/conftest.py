@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU where there is one, else in Triton's interpreter."""
+"""The Triton backend: on a GPU if there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ collect_ignore_glob = [] if launch.INTERPRETED or torch.cuda.is_available() else
 
 @pytest.fixture(autouse=True)
 def _results_start_as_nan(monkeypatch):
-    """An element of a result that no kernel writes shows."""
+    """Exposes elements of a result that no kernel writes."""
     monkeypatch.setattr(launch, "empty", lambda *shape, dtype, device: poisoned(shape, dtype, device))
 
 
@@ -30,7 +30,7 @@ def generator():
 
 @pytest.fixture
 def normal(device, generator):
-    """Normal tensors, made in float64 so that all dtypes see the same numbers."""
+    """Makes normally distributed tensors, in float64 first, so that all dtypes see the same numbers."""
 
     def make(*shape, dtype=torch.float32, size=1.0):
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * size
@@ -65,13 +65,13 @@ def modulation(request, normal, device, generator):
     ]
 )
 def sizes(request):
-    """Of a code and its products: n_tokens, k, n_latents, d_model."""
+    """The sizes n_tokens, k, n_latents, d_model of a code and its products."""
     return request.param
 
 
 @pytest.fixture
 def code(normal, device, generator):
-    """Makes a code in any order, with repeats and with unused places anywhere, whose values are NaN."""
+    """Makes a code in any order, with repeats and with unused places (whose values are NaN) anywhere."""
 
     def make(n_tokens, k, n_latents, dtype):
         indices = torch.randint(-1, n_latents, (n_tokens, k), generator=generator, dtype=torch.int32)

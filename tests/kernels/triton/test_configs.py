@@ -46,14 +46,14 @@ def test_the_file_overrides_the_table(cache_file):
 def test_a_broken_file_is_named(cache_file, content):
     cache_file.write_bytes(content)
     configs.reload()
-    with pytest.raises(BackendError, match=r"tuned\.json .*delete it and measure anew") as caught:
+    with pytest.raises(BackendError, match=r"tuned\.json .*delete it and measure again") as caught:
         configs.lookup("select", "sm_90", torch.bfloat16, 18432)
     assert "\n" not in str(caught.value)
 
 
 def test_a_pipe_in_its_place_is_not_waited_for(cache_file):
     os.mkfifo(cache_file)
-    with pytest.raises(BackendError, match=r"tuned\.json .*no regular file"):
+    with pytest.raises(BackendError, match=r"tuned\.json .*not a regular file"):
         configs.lookup("select", "sm_90", torch.bfloat16, 18432)
 
 
@@ -94,4 +94,4 @@ def test_every_kernel_has_a_configuration_everywhere(arch):
             for size in (1, 192, 1152, 4608, 73728):
                 config = configs.static(kernel, arch, dtype, size)
                 assert config["num_warps"] > 0
-                assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler knows no such option
+                assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler does not have this option

@@ -6,8 +6,8 @@ import torch
 from tide_kernels import triton
 from tide_kernels.testing import assert_close
 
-# Sums in float32; float16 results are rounded once more, half a unit in the last of 11 bits, on entries of up
-# to some four times the RMS.
+# Sums in float32; float16 results are rounded once more, by half a unit in the last of 11 bits, on entries of up to
+# about four times the RMS.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4 * 2**-11}
 
 DTYPES = [torch.float16, torch.float32]
@@ -63,7 +63,7 @@ def test_nan_is_selected_and_stays_in_its_place(masked, device):
     z[1, 7] = torch.nan
     fired = torch.zeros(40, dtype=torch.int64, device=device)
     out = triton.masked_gradient(grad, W, z, 0.5, None, SOFT_EPS, None, fired)
-    # The pair's other row faces it too, if that latent is on there.
+    # It also reaches the pair's other row, if that latent is active there.
     shows = torch.zeros(4, 40, dtype=torch.bool, device=device)
     shows[1, 7], shows[0, 7] = True, z[0, 7] != 0
     assert torch.equal(out.isnan(), shows)

@@ -1,4 +1,4 @@
-"""`pre_activations`, and the single-launch encoder against modulation, product and selection apart."""
+"""`pre_activations`, and the single-launch encoder against separate modulation, product and selection."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from tide_kernels import reference, triton
 from tide_kernels.testing import assert_close
 
-# Sums in float32; float16 results are rounded once more, half a unit in the last of 11 bits, on entries of up
-# to some four times the RMS.
+# Sums in float32; float16 results are rounded once more, by half a unit in the last of 11 bits, on entries of up to
+# about four times the RMS.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4 * 2**-11}
 
 DTYPES = [torch.float16, torch.float32]
@@ -48,10 +48,10 @@ def test_pre_activations(bias, dtype, normal):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("n_tokens", "n_latents", "d_model", "k"), SHAPES)
 def test_exact_products(n_tokens, n_latents, d_model, k, bias, dtype, integers):
-    # Integers: full of ties, and equal bits are due.
+    # Integers make many ties, and results have to be equal in every bit.
     x, W = integers(n_tokens, d_model, dtype=dtype), integers(n_latents, d_model, dtype=dtype)
     b = integers(n_latents, dtype=dtype) if bias else None
-    x[n_tokens // 2, 0] = torch.nan  # a token of NaN, all tied, beside tokens of none
+    x[n_tokens // 2, 0] = torch.nan  # a token of NaN, all tied, next to tokens without NaN
     pre = x.double() @ W.double().T + (0 if b is None else b.double())
     expected = reference.select(pre.to(dtype), k)
     actual = triton.encode(x, None, None, None, False, W, b, k)
@@ -72,7 +72,7 @@ def test_modulation(grouped, integers, device, generator):
 
 
 def test_layer_norm_equals_the_split_path(normal):
-    # One latent clearly first in each token: rounding of the products cannot change the choice.
+    # One latent is clearly the largest of each token, so rounding cannot change the selection.
     x, W = normal(21, 40), normal(90, 40, size=0.1)
     x_mod = triton.modulate(x, None, None, None, True, torch.float32)
     W[:21] += x_mod

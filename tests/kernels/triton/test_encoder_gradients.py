@@ -1,4 +1,4 @@
-"""`encoder_gradients` against float64, by either of its two ways to the gradients of scale and shift."""
+"""`encoder_gradients` against float64, for both ways of computing the gradients of scale and shift."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_agrees_with_float64(way, modulation, layer_norm, dtype, normal, monkeyp
     expected = [None if t is None else t.double() for t in sums]
     triton.encoder_gradients(grad_pre, x, x_mod, scale, shift, group, layer_norm, W, *sums)
 
-    # In terms of x_mod before its rounding, which the way by group never sees.
+    # From x_mod before its rounding, which the computation by group does not have.
     u = reference.normalised(x.double(), layer_norm)
     exact = reference.modulate(
         x.double(), *(None if t is None else t.double() for t in (scale, shift)), group, layer_norm, torch.float64

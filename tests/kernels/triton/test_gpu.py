@@ -1,4 +1,4 @@
-"""On a GPU: bfloat16 at the sizes of training, equal bits from run to run, and no wait for the device."""
+"""On a GPU: bfloat16 at training sizes, equal bits from run to run, and no synchronisation with the device."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ pytestmark = [
 
 N_TOKENS, N_LATENTS, D_MODEL, K, GROUPS = 4096, 18432, 1152, 922, 16
 
-# Sums of up to N_LATENTS terms in float32, in any order; half a unit in the last of 8 bits, on entries of up
-# to some six times the RMS, where a result is rounded to bfloat16.
+# Sums of up to N_LATENTS terms in float32, in any order; for results rounded to bfloat16, half a unit in the last of 8
+# bits, on entries of up to about six times the RMS.
 SUM, ROUNDED = 1e-4, 8 * 2**-9
 
 
@@ -24,7 +24,7 @@ def normal(*shape, seed, dtype=torch.bfloat16, size=1.0):
 
 
 def twice(function):
-    """The function's result, after asserting that a second run gives the same bits and that neither waits."""
+    """The function's result. Asserts that a second run gives the same bits and that neither waits for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         runs = [function(), function()]
@@ -73,7 +73,7 @@ def test_select_of_many_rows(pre, z):
     expected = torch.zeros_like(pre).scatter_(1, indices.long().clamp(min=0), values)
     assert torch.equal(z, expected)
     assert bool(((z != 0).sum(1) == K).all())
-    # No entry left out is larger than one that is kept.
+    # No discarded entry is larger than a kept one.
     assert bool((pre.masked_fill(z != 0, -torch.inf).amax(1) <= values.amin(1)).all())
 
 
@@ -81,7 +81,7 @@ def test_sparse_products():
     k, n_latents = 64, N_LATENTS
     W, grad, x = (normal(n, D_MODEL, seed=i) for i, n in enumerate((n_latents, N_TOKENS, N_TOKENS)))
     values, indices = triton.select(normal(N_TOKENS, n_latents, seed=3), k)
-    indices[:, 0] = 5  # one latent on in every token, in two places of some
+    indices[:, 0] = 5  # one latent is active on every token, in two places of some
     layout = triton.transpose(indices, n_latents)
     expected = reference.gather(values.float(), indices, W.float())
     assert_close(twice(lambda: triton.gather(values, indices, W)), expected, SUM, "gather")
@@ -121,7 +121,7 @@ def test_dense_products(z):
     expected = grad.float() @ W.float().T + 0.3 * (code - code.view(-1, 2, N_LATENTS).flip(1).view_as(code))
     expected += 0.7 * 2 * 0.01 * code / (N_LATENTS * (code.square() + 0.01).square())
     expected *= z != 0
-    assert_close(out, expected, 4 * ROUNDED)  # relative to an RMS that 19 of 20 zeros pull down
+    assert_close(out, expected, 4 * ROUNDED)  # relative to an RMS that is small because 19 of 20 entries are 0
     assert_close(bias, out.double().sum(0), SUM)
     assert torch.equal(fired, (z != 0).sum(0))
     assert_close(twice(lambda: triton.decode_dense(z, W)), code @ W.float(), SUM, "decode_dense")
@@ -168,7 +168,7 @@ def test_encode_is_the_split_path_up_to_rounding(k):
     pre = triton.pre_activations(x_mod, W, bias)
     expected_values, expected_indices = triton.select(pre, k)
     assert bool((indices.diff(dim=1) > 0).all())
-    # The same latents but for those whose products round differently: values near the threshold.
+    # The same latents, except for values near the threshold whose products round differently.
     z, expected = (
         torch.zeros_like(pre).scatter_(1, i.long(), v)
         for v, i in ((values, indices), (expected_values, expected_indices))

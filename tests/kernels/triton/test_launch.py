@@ -1,4 +1,4 @@
-"""What every launch shares: how operands have to lie in memory, and small choices of sizes."""
+"""What all launches share: the layout of operands, and small choices of sizes."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 8 * 2**-11}
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_agrees_with_the_reference(modulation, layer_norm, dtype, normal):
-    x = normal(11, 70, dtype=dtype) + 3  # a mean far from 0, which a one-pass variance would lose digits to
+    x = normal(11, 70, dtype=dtype) + 3  # a mean far from 0, with which a one-pass variance would lose digits
     scale, shift, group = modulation(11, 70, dtype)
     out = triton.modulate(x, scale, shift, group, layer_norm, dtype)
     assert out.dtype == dtype

@@ -1,4 +1,4 @@
-"""`select` and `keep_top_` against the reference, whose contract is on the bits of the pre-activations."""
+"""`select` and `keep_top_` against the reference, to the bit."""
 
 import importlib
 
@@ -8,7 +8,11 @@ import torch
 from tide_kernels import reference, triton
 from tide_kernels.testing import adversarial_rows
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]  # integers all the way: the interpreter has no say
+DTYPES = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+]  # kernels compute with integers only, which the interpreter does right
 
 SHAPES = [
     pytest.param(1, 1, id="one latent"),
@@ -40,7 +44,7 @@ def check(pre: torch.Tensor, k: int, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n_latents", "k"), SHAPES)
 def test_adversarial_rows(n_latents, k, dtype, device):
-    # All in one batch: a row starts from the threshold of the one before, whatever that was.
+    # All in one batch, since the search in a row starts from the threshold of the row before.
     check(torch.stack(list(adversarial_rows(n_latents, dtype).values())), k, device)
 
 
@@ -57,7 +61,7 @@ def test_rows_whose_columns_lie_apart(device, generator):
 
 
 def test_more_tokens_than_programs(device, monkeypatch):
-    # So many tokens that a program serves several rows, the last one fewer.
+    # So many tokens that each program serves several rows, and the last one fewer.
     rows = torch.randint(-3, 9, (2048 + 1, 16), generator=torch.Generator().manual_seed(1)).half()
     if device.type == "cpu":
         monkeypatch.setattr(importlib.import_module("tide_kernels.triton.select"), "_ROWS_BUSY", 2)

@@ -22,7 +22,7 @@ def test_a_record_takes_blocks_and_options_from_the_configuration():
     config = {"PLACES": 8, "COLUMNS": 512, "rows": 3, "num_warps": 2, "num_stages": 1}
     signature = {"values": "*fp32", "d": "i32"}
     record = specs.spec("gather", "sm_90", gather_kernel, signature, {"COLUMNS": 256}, config, ("d",))
-    assert record.constexprs == {"PLACES": 8, "COLUMNS": 256}  # what is said beats the configuration
+    assert record.constexprs == {"PLACES": 8, "COLUMNS": 256}  # an explicit constexpr overrides the configuration
     assert record.options == {"num_warps": 2, "num_stages": 1}
     assert record.aligned == ("values", "d")  # pointers always are
     assert set(record.options) <= set(configs.OPTIONS)

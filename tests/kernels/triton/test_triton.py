@@ -1,4 +1,4 @@
-"""The backend as a whole: what it says of itself."""
+"""The backend as a whole: what it can and cannot serve."""
 
 import torch
 
