@@ -382,7 +382,7 @@ def test_bad_settings(assignment, message):
 
 
 def test_unknown_setting_lists_the_known():
-    with pytest.raises(TideError, match=r"--set loss.tempo is not an option .* known: modulation, .*loss.temporal"):
+    with pytest.raises(TideError, match=r"--set loss.tempo is not an option .* known: pre_norm, .*loss.temporal"):
         train_config(None, ["loss.tempo=1"], {})
 
 

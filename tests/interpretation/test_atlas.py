@@ -292,7 +292,7 @@ def test_what_an_atlas_says_of_latents_that_it_has_not(atlas, tmp_path):
     facts = json.loads((tmp_path / "atlas.json").read_text())
     for change, match in (
         ({"n_latents": 10**15}, r"holds no maps of 1000000000000000 latents"),
-        ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 is of none of the 11 latents"),
+        ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 belongs to none of the 11 latents"),
         ({"labels": {"1": {"concept": "roof", "level": "part"}}}, r"labels is .* and must be an object or null"),
     ):
         (tmp_path / "atlas.json").write_text(json.dumps({**facts, **change}))

@@ -295,7 +295,7 @@ def constant_channel() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        pytest.param(torch.zeros(20, D), "are all 0, so that there is nothing to learn", id="zeros"),
+        pytest.param(torch.zeros(20, D), "are all 0, so there is nothing to learn", id="zeros"),
         pytest.param(rows() * 1e-30, "float32 holds the squares of 1e-19 to 2e[+]19", id="squares vanish"),
         pytest.param(rows() * 1e-15, None, id="small"),
         pytest.param(rows() * 1e15, None, id="large"),

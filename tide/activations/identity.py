@@ -1,4 +1,4 @@
-"""What tells the samples of one collection from those of another, so that it is not resumed on other data."""
+"""Identifies the samples of a collection, so that it is not resumed on other data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One image with its caption as it was read: its name, and digests of 16 hexadecimal digits (or empty)."""
+    """One image with its caption as read: its name, and digests of 16 hexadecimal digits (or empty)."""
 
     name: str
     image: str
@@ -33,7 +33,7 @@ def digest_of(samples: Iterable[Sample]) -> str:
 
 
 def what_changed(before: Mapping[int, Sample], now: Sequence[Sample]) -> str | None:
-    """How the samples ``now`` differ from those recorded of their places ``before``, or None.
+    """How the samples ``now`` differ from those recorded ``before`` (place in the data -> sample), or None.
 
     Places beyond the end of ``now`` are not compared.
     """

@@ -66,7 +66,7 @@ def _where_it_runs(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments on the device of the call. accelerate's offloading moves weights and arguments there inside
     ``forward``, which starts after a forward pre-hook, and the conditioning is made by the transformer's own layers;
-    moving twice changes nothing."""
+    moving them twice changes nothing."""
     offload = getattr(transformer, "_hf_hook", None)
     return (args, kwargs) if offload is None else offload.pre_forward(transformer, *args, **kwargs)
 
@@ -84,10 +84,10 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     last tapped block has run: use :func:`run_until`. Hooks are removed when the context closes, however it
     closes and whatever other contexts are still open.
 
-    A transformer that torch.compile has compiled runs eagerly meanwhile: compiled code does not look for hooks. Raises
+    A compiled transformer runs eagerly meanwhile, because compiled code does not call hooks. Raises
     :class:`~tide.errors.TideError` if something skips blocks (the caches of diffusers, see
-    :mod:`tide.adapters.skips`), also where that shows during a pass only; warns (:class:`~tide.errors.TideWarning`) if
-    the pipeline ran and never called this transformer.
+    :mod:`tide.adapters.skips`), even if that shows only during a pass; warns (:class:`~tide.errors.TideWarning`) if the
+    pipeline ran and never called this transformer.
     """
     check_tensor(tensor)
     resolved = _resolved(adapter, taps)
@@ -120,7 +120,7 @@ def _resolved(adapter: Adapter, taps: Taps) -> dict[int, Tap]:
 
 @dataclass
 class _Passes:
-    """The hooks of one :func:`tap`, and what they know of the pass that is being made."""
+    """The hooks of one :func:`tap`, and what they know about the current pass."""
 
     adapter: Adapter
     functions: dict[int, Tap]
@@ -128,15 +128,15 @@ class _Passes:
     guidance: Guidance
     last: int | None
     view: TokenView | None = None
-    #: Of the pass being made: tapped block -> its call; empty between passes.
+    #: Tapped block -> its call in the current pass; empty between passes.
     calls: dict[int, Call] = field(default_factory=dict)
-    #: The tapped blocks that have yet to run in this pass.
+    #: The tapped blocks that have not run yet in this pass.
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self) -> None:
-        """Registers the hooks; :meth:`remove` takes away as many as there are, should an interrupt come between."""
+        """Registers the hooks; :meth:`remove` also removes a part of them, if an interrupt comes in between."""
         transformer = self.adapter.transformer
         self.handles.append(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True))
         for index in self.functions:

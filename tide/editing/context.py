@@ -83,9 +83,9 @@ class SteerTowards(Steer):
 
 @dataclass
 class Met:
-    """How many rows of the transformer's calls were of the edit's steps and branch: none, and nothing was edited.
+    """How many rows of the transformer's calls belonged to the edit's steps and branch; with 0, nothing was edited.
 
-    ``calls`` are those in which the block ran, ``in_steps`` those of them that belong to the steps.
+    ``calls`` counts the calls in which the block ran, ``in_steps`` those of them within the steps.
     """
 
     rows: int = 0
@@ -93,7 +93,7 @@ class Met:
     in_steps: int = 0
 
     def reason(self, steps: tuple[float, float], branch: Branch) -> str:
-        """Why there were no rows."""
+        """Why there were no rows, in words."""
         calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"
         if not self.in_steps:
             return f"none of its {calls} of the block was of the steps {steps[0]:g} to {steps[1]:g}"
@@ -123,27 +123,27 @@ def edit(
     branch: Branch = "conditional",
     renormalise: bool = False,
 ) -> Iterator[Met]:
-    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` names what was met so far.
+    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives the :class:`Met` rows so far.
 
     Args:
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
         change: an :class:`~tide.editing.edits.Edit`, or :class:`Steer`.
         block: where to edit; by default the block the SAE was trained on.
-        steps: part of the sampling run, as fractions of the steps that it makes (from an image, fewer than were asked
-            for; of a second-order scheduler, steps of two calls), the first included and the last not; ``None`` is all
-            of it.
-        tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of the batch (of each prompt
-            ``num_images_per_prompt``, one after the other): edit only these image tokens.
-        branch: the rows of classifier-free guidance to edit. A run without guidance has conditional rows only.
+        steps: part of the sampling run, as fractions of the steps that it makes (an image-to-image run makes fewer than
+            asked for; a step of a second-order scheduler is two calls), the first included and the last not; ``None``
+            is all of it.
+        tokens: edit only these image tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of
+            the batch (``num_images_per_prompt`` of each prompt, one after the other).
+        branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
     (:class:`~tide.errors.TideWarning`) at the end if the pipeline ran and no row was of these steps and this branch.
     Raises :class:`~tide.errors.TideError` for features out of range, a target of another
-    SAE, steps outside the run, or an SAE of another width, family or block; and, once the pipeline runs and the size
-    of the image is known, for a mask or a map of another size; for caches that skip blocks; and where a call's rows
-    cannot be told apart.
+    SAE, steps outside the run, or an SAE of another width, family or block; once the pipeline runs and the size of the
+    image is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot
+    be assigned to prompts.
     """
     adapter = adapter_for(pipe)
     part = step_range(steps)
@@ -215,7 +215,7 @@ def _check_sae(adapter: Adapter, sae: TIDE) -> None:
 
 
 def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
-    """Of each row of a call ``[B]``: its image, and whether ``branch`` has it edited.
+    """For each row of a call ``[B]``: its image, and whether it is edited under ``branch``.
 
     Conditional and unconditional rows each come in the order of the images.
     """
@@ -226,7 +226,7 @@ def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tenso
 
 
 def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -> Tensor:
-    """bool ``[B, T]``: what to edit of the ``rows [B]`` that show the images ``image [B]``."""
+    """bool ``[B, T]``: the tokens to edit of the ``rows [B]``, which show the images ``image [B]``."""
     batch, n_tokens = x.shape[:2]
     if tokens is None:
         return rows[:, None].expand(batch, n_tokens)

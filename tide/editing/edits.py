@@ -1,9 +1,8 @@
 """Edits of sparse latents as small composable objects (section 6 and C.1).
 
-An edit maps the latents ``z [N, n_latents]`` of tokens to new ones. It is told which tokens they are and at what
-timestep by a :class:`Place`. It never sees activations: :func:`tide.editing.context.edit` turns the change of
-latents into a change of activations, ``x + decode(z') - decode(z)``, so that an edit that changes nothing returns
-the activation bit for bit.
+An edit maps the latents ``z [N, n_latents]`` of tokens to new ones. A :class:`Place` tells it which tokens they are and
+at what timestep. It never sees activations: :func:`tide.editing.context.edit` turns the change of latents into a change
+of activations, ``x + decode(z') - decode(z)``, so an edit that changes nothing returns the activation bit for bit.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
 
 
 def check_map(n_tokens: int, place: Place, what: str) -> None:
-    """A map over ``n_tokens`` places fits images of just as many."""
+    """Raises unless a map over ``n_tokens`` tokens fits the images at ``place``."""
     found = place.n_tokens
     if (found is not None and found != n_tokens) or (len(place.token) and int(place.token.max()) >= n_tokens):
         raise TideError(
@@ -287,14 +286,14 @@ class ScaleTarget(Edit):
 
 @dataclass(frozen=True)
 class Swap(Edit):
-    """Exchanges a source concept's latents for a target's, as much as there is of either in each token::
+    """Exchanges a source concept's latents for a target's, to the degree that each token holds either::
 
         g  = clamp(max(<z, s> / <s, s>, <z, t> / <t, t>), 0, 1)
         z' = max(z - factor * g * s, 0) + factor * g * t
 
     with s and t the (non-negative) latents of source and target at this timestep. A token that holds neither has
-    g = 0 and is left alone, so that the edit finds its own place in the image; counting the target keeps it there
-    once the source is gone.
+    g = 0 and is left alone, so the edit finds its own place in the image; counting the target keeps it there once the
+    source is gone.
     """
 
     source: Target
@@ -324,5 +323,5 @@ Branch = Literal["conditional", "unconditional", "both"]
 def renormalise(edited: Tensor, original: Tensor) -> Tensor:
     """Eqs 9 and 19, per token over the latents: ``edited * |original| / |edited|``, and 0 where all was erased."""
     norm = edited.norm(dim=-1, keepdim=True)
-    # Of a row that did not change, the factor is a norm over itself: exactly 1, and its bits stay.
+    # For a row that did not change, the factor is a norm over itself: exactly 1, so its bits stay.
     return edited * (original.norm(dim=-1, keepdim=True) / torch.where(norm == 0, 1.0, norm))

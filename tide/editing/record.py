@@ -1,5 +1,5 @@
-"""Records what edits towards a target need: what blocks hold while the pipeline draws its prompt, or on reference
-images with and without it in the prompt."""
+"""Records targets to edit towards: the latents of a block while the pipeline draws the target's prompt, or on images
+that show the target, with and without it in the prompt."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ContrastRecording:
         return self.present.float().mean(2)
 
     def targets(self, model: TIDE) -> list[tuple[Target, Target]]:
-        """For each image the latents (present, absent), averaged over its references."""
+        """For each image, the latents (present, absent) averaged over its references."""
         given = (None, None) if self.conditioning is None else self.conditioning.unbind()
         present, absent = self._latents(model, self.present, given[0]), self._latents(model, self.absent, given[1])
         return [
@@ -173,8 +173,8 @@ def record_contrast(
     max_sequence_length: int | None = None,
     batch_size: int = 32,
 ) -> dict[int, ContrastRecording]:
-    """Block -> what it holds on noised reference images (Algorithm 1) when the prompt names the target, and when it
-    names the source instead. Both see the same noise, so the difference is what the words change.
+    """Block -> its activations on noised reference images (Algorithm 1) under a prompt that names the target, and under
+    one that names the source instead. Both see the same noise, so they differ only by what the words change.
 
     ``references`` are encoded images ``[images * per_image, c, h, w]`` that show the target, ``per_image`` for each
     image to be edited, one after the other; ``prompts`` are (with the target, with the source), one a reference.

@@ -1,4 +1,4 @@
-"""An atlas as one HTML file that needs nothing else: images, maps and numbers inside, drawn by its own script."""
+"""An atlas as one self-contained HTML file: images, maps and numbers, drawn by its own script."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tide.pictures import HEAT
 
 #: Pixels of the longer side of a thumbnail at most.
 THUMBNAIL = 96
-#: Thumbnails in a row and in a column of a sheet; a sheet stays below every browser's limit of a canvas.
+#: Thumbnails in a row and in a column of a sheet, which stays below the size limit of a canvas in every browser.
 SHEET_SIDE = 8
 JPEG_QUALITY = 88
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """``image`` uint8 ``[H, W, 3]`` with its longer side at most :data:`THUMBNAIL`; a smaller one as it is."""
+    """``image`` uint8 ``[H, W, 3]``, shrunk so that its longer side is at most :data:`THUMBNAIL`."""
     height, width = image.shape[:2]
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
@@ -127,7 +127,7 @@ def _data(
 
 
 def _most_active(atlas: Atlas, limit: int) -> Tensor:
-    """The ``limit`` latents that fire most, by number, of equally active ones the first; int64."""
+    """The ``limit`` latents that fire most, in ascending order, int64; of equally active ones the first."""
     if limit < 1:
         raise TideError(f"a page of {limit} latents shows nothing; give a limit of at least 1")
     activity = atlas.activity
@@ -166,7 +166,7 @@ def _sheets(images: list[np.ndarray]) -> dict[str, Any]:
     """The thumbnails of images of one size on sheets, with where to find them."""
     small = [thumbnail(image) for image in images]
     height, width = small[0].shape[:2]
-    # JPEG codes blocks of 8 pixels: the repeated border fills a thumbnail's last ones, so that none bleeds into it.
+    # JPEG codes blocks of 8 pixels: the repeated border fills the last blocks, so that no neighbour bleeds in.
     pitch = (8 * ceil(height / 8), 8 * ceil(width / 8))
     padding = ((0, pitch[0] - height), (0, pitch[1] - width), (0, 0))
     sheets = []

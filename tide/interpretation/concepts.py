@@ -19,8 +19,8 @@ class Annotated:
     """Activations of every token of labelled images.
 
     ``x [timesteps, images, tokens, d_model]`` at ``timesteps [timesteps]``; ``masks[concept]`` bool
-    ``[images, tokens]`` where a concept is known token by token; ``labels[concept]`` bool ``[images]`` where it is
-    only known whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
+    ``[images, tokens]`` if a concept is known token by token; ``labels[concept]`` bool ``[images]`` if it is only known
+    whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
     d_embedding]`` is what the model adds to its timestep embedding, or None.
     """
 
@@ -88,8 +88,8 @@ def pooled_latents(latents: Tensor, labels: Tensor, n_tokens: int) -> Tensor:
 def concept_scores(latents: Tensor, pooled: Tensor, background: Tensor | None = None) -> Tensor:
     """Cosine similarity of each token's latents ``[rows, n_latents]`` with a concept's pooled latents (section 5.4).
 
-    ``background``, the pooled latents of images in general, is subtracted from the concept's if given, so that what
-    all images share does not score.
+    ``background``, the pooled latents of images in general, is subtracted from the concept's if given, so that features
+    shared by all images do not score.
     """
     direction = pooled if background is None else pooled - background
     return F.cosine_similarity(latents, direction[None], dim=1)
@@ -112,8 +112,8 @@ class Found:
 def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU.
 
-    Every way to separate the distinct scores is tried, since nearly all quantiles of a latent that is silent on most
-    tokens are 0. The threshold lies half way between the lowest score above it and the highest below.
+    Every threshold that separates the distinct scores is tried, since the quantiles of a latent that is silent on most
+    tokens are nearly all 0. The result lies half way between the lowest score above it and the highest below.
     """
     ordered, order = scores.float().sort(descending=True)
     hits = torch.arange(1, len(ordered) + 1, device=scores.device)
@@ -146,8 +146,8 @@ def find_concepts(
 
     ``selection`` and ``held_out`` are ``(features [rows, n_features], masks [rows, concepts])``. The feature, its
     sign (only if ``signed``: raw neurons have two) and the IoU threshold are chosen on ``selection`` alone; AUROC and
-    IoU are measured on ``held_out``. Raises :class:`~tide.errors.TideError` for a concept that all rows of
-    ``selection`` show, or none; where that is so of ``held_out``, its AUROC is NaN.
+    IoU are measured on ``held_out``. Raises :class:`~tide.errors.TideError` for a concept on all or none of the rows of
+    ``selection``; if that is so in ``held_out``, its AUROC is NaN.
     """
     for _, masks in (selection, held_out):
         if masks.shape[1] != len(concepts):

@@ -1,4 +1,4 @@
-"""What a concept looks like in the latents: their mean over the concept's own tokens, per timestep."""
+"""The profile of a concept: the mean latents of its own tokens, per timestep."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ConceptProfiles:
         return self.concepts.index(concept)
 
     def contrast(self, source: str, target: str) -> tuple[Target, Target]:
-        """What the source has more of than the target, and what the target has more of than the source. Both are
-        non-negative, and what the two share is in neither."""
+        """The surplus of the source over the target, and that of the target over the source. Both are non-negative and
+        contain nothing that the two share."""
         difference = self.latents[self._index(target)] - self.latents[self._index(source)]
         return Target(self.timesteps, (-difference).clamp(min=0)), Target(self.timesteps, difference.clamp(min=0))
 

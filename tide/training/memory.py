@@ -1,4 +1,4 @@
-"""Whether a machine can hold a training, before anything of it is built."""
+"""Checks that a training fits in memory before anything of it is built."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tide.training.config import TrainConfig
 
 
 def check_memory(config: TrainConfig, d_model: int) -> None:
-    """Raises :class:`~tide.errors.TideError` where training cannot fit the memory of ``config.device``.
+    """Raises :class:`~tide.errors.TideError` if training cannot fit the memory of ``config.device``.
 
-    Counted is what no backend can do without: in float32 both weights ``[n_latents, d_model]``, their gradient and
-    their two moments, and of a step's rows the activations and their reconstruction. So what passes may still not fit.
+    It counts only what every backend needs: in float32, both weights ``[n_latents, d_model]`` with their gradients and
+    two moments, and the activations and reconstruction of a step's rows. A training that passes may still not fit.
     """
     n_latents, _ = config.sizes(d_model)
     weights, rows = 4 * 4 * 2 * n_latents * d_model, 2 * 4 * config.batch_tokens * d_model

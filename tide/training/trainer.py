@@ -33,7 +33,7 @@ from tide.training.state import RESUME, Length, Record, State, check_same, find,
 from tide.training.stopping import Stop, stop_signals
 from tide_kernels import LossTerms, LossWeights
 
-#: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
+#: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 
@@ -76,7 +76,7 @@ class Trainer:
     """Trains ``model`` and writes it to the folder ``out``.
 
     ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
-    curves), ``tensorboard/`` and, beside them, ``resume/`` (optimiser state), from which :meth:`fit` goes on.
+    curves), ``tensorboard/`` and ``resume/`` (optimiser state), from which :meth:`fit` resumes.
     """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
@@ -113,23 +113,22 @@ class Trainer:
     ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
-        With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
-        run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
-        beginning. A resumed run may have more steps: from where it goes on, learning rate and k follow the schedules
-        of the new number, and ``training.json`` says so (``lengths``). The first batches, which the model starts from,
-        are read ahead.
+        With ``resume`` it resumes from the last checkpoint in ``out``, if there is one. If ``batches`` is a function of
+        the first step, the result equals that of an uninterrupted run; an iterable is read from its beginning. A
+        resumed run may have more steps: from then on learning rate and k follow the schedules of the new number, which
+        ``training.json`` records (``lengths``). The first batches, which calibrate the model, are read ahead.
 
         ``watch`` is called before every step with the model and the number of steps made.
 
-        ``source`` describes the data, as JSON (of a store, for example, its fingerprint). It is kept in
-        ``training.json``, and resuming on data that are described otherwise is refused.
+        ``source`` describes the data, as JSON (for a store, for example, its fingerprint). It is kept in
+        ``training.json``, and resuming on other data is refused.
 
-        Ctrl-C and SIGTERM end it after the step, with a checkpoint; a second one ends it at once. ``out`` is locked
-        while it runs.
+        After Ctrl-C or SIGTERM the step is finished and a checkpoint written; a second signal ends the training at
+        once. ``out`` is locked meanwhile.
 
         Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, if the batches end
         early, if another training writes to ``out``, and for a state that does not fit;
-        :class:`~tide.errors.Interrupted` after a signal. What was checkpointed before an error stays.
+        :class:`~tide.errors.Interrupted` after a signal. The last checkpoint before an error stays.
         """
         refuse_ranks()
         with new_folders(self.out), lock_folder(self.out), stop_signals() as stop:
@@ -169,7 +168,7 @@ class Trainer:
             curves: Curves | None = None
             while self.step < self.config.steps:
                 batch = self._next(stream, stop).to(self.config.device)
-                if curves is None:  # not before the first batch: faulty data leave no half-made folder
+                if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
                 if watch is not None:
                     watch(self.model, self.step)
@@ -326,5 +325,5 @@ class Trainer:
 
 
 def _finite(entry: dict[str, float]) -> dict[str, float | None]:
-    """What is no number, as the explained variance of rows that do not vary, is null in JSON."""
+    """A value that is not finite, such as the explained variance of rows that do not vary, is null in JSON."""
     return {name: value if math.isfinite(value) else None for name, value in entry.items()}
