@@ -15,9 +15,9 @@ from torch import nn
 
 from tests.helpers.scorer_inputs import TEXTS, random_images
 from tests.helpers.tiny_clip import LONGEST, save_tiny_clip
-from tide.cli.common import to_image
 from tide.errors import TideError
 from tide.evaluation.scorers import CLIPScorer
+from tide.pictures import to_image
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is in the extras dev and scores")
 from torchmetrics.multimodal import CLIPScore
