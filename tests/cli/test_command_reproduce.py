@@ -9,7 +9,7 @@ import torch
 
 from tide import TIDE
 from tide.cli.reproduce import STUDIES
-from tide.runs import contents
+from tide.runs import contents, read_run
 from tide.sae import TIDEConfig
 
 
@@ -35,8 +35,12 @@ def test_a_study(cli, study, tmp_path):
     assert result.out == f"\nIt scales.\nTables and pictures are in {tmp_path}/out.\n"
     (options,) = study
     assert (options.out, options.seeds, options.seed, options.steps) == (tmp_path / "out", 2, 5, 7)
+    assert options.each_seed(3) == [5, 6]
     assert (options.fast, options.models, options.sae, options.prompts) == (False, None, None, None)
     holds = contents(tmp_path / "out")
+    run = read_run(tmp_path / "out")
+    assert (run["command"], run["arguments"]["study"], run["seed"]) == ("reproduce", "fig4", 5)
+    assert {"versions", "machine"} <= run.keys()
     assert (holds.kind, holds.pipeline, holds.autoencoder) == ("study", "scenes", {})
     assert holds.measured == {"verdict": "It scales."}
     assert holds.files == {"fig4.csv": "table", "fig4.png": "chart"}
@@ -64,11 +68,26 @@ def test_the_bars_name_their_checkpoint(cli, study, tmp_path):
     assert holds.autoencoder["config"]["n_latents"] == 16
 
 
+def test_interrupted(cli, study, tmp_path, monkeypatch):
+    def interrupted(options) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tide.studies.fig4.reproduce", interrupted)
+    result = cli("reproduce", "fig4", "--out", tmp_path)
+    assert result.code == 130
+    assert "finished cells are kept: the same command resumes with the others" in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "required: STUDY; see `tide reproduce --help`"),
         (["fig9"], f"STUDY: 'fig9' is not a study; the studies are {', '.join(STUDIES)}; see `tide reproduce --help`"),
+        (["table1", "--seeds", "0"], "--seeds: '0' is not a number of seeds; give a whole number, 1 to 1000"),
+        (["table1", "--seeds", "many"], "--seeds: 'many' is not a number of seeds; give a whole number, 1 to 1000"),
+        (["fig4", "--steps", "0"], "--steps: '0' is not a count; give a whole number, 1 to 2147483647"),
+        (["ablation", "--threads", "0"], "--threads: '0' is not a number of threads; give a whole number, 1 to "),
+        (["table1", "--backend", "fpga"], "fpga"),
         (["bars"], "bars measures a checkpoint; give --sae"),
         (["bars", "--sae", "/none/tide", "--out", "out"], "/none/tide/config.json does not exist; check the path"),
         (["bars", "--sae", "s", "--seeds", "2"], "--seeds is not used by bars; leave it off"),
@@ -78,6 +97,8 @@ def test_the_bars_name_their_checkpoint(cli, study, tmp_path):
 )
 def test_what_is_refused(cli, study, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert cli("reproduce", *words) == (2, "", f"tide: error: {message}\n")
+    result = cli("reproduce", *words)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert message in result.err
     assert not study
     assert not list(tmp_path.iterdir())
