@@ -316,7 +316,7 @@ def test_foreign_and_missing_shards(filled):
         ActivationStore(filled)
     (filled / "shard-00001.safetensors").replace(shard)
     with pytest.raises(
-        TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); go on with `tide collect --r"
+        TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); run `tide collect --r"
     ):
         ActivationStore(filled)
     write(filled.parent / "other", 1)
@@ -324,7 +324,7 @@ def test_foreign_and_missing_shards(filled):
     with pytest.raises(TideError, match=r"is not the shard that the manifest lists \(1\d+ bytes, not 2\d+\)"):
         ActivationStore(filled)
     shard.unlink()
-    with pytest.raises(TideError, match=r"shard-00000\.safetensors does not exist; go on with"):
+    with pytest.raises(TideError, match=r"shard-00000\.safetensors does not exist; run"):
         ActivationStore(filled)
 
 

@@ -35,7 +35,7 @@ _Item = tuple[Tensor, str | Text]
 
 
 def sample_generator(seed: int, *place: int) -> torch.Generator:
-    """Random numbers by place alone: those of a sample by its place in the data, whatever batch it is in."""
+    """Random numbers that depend on ``seed`` and place alone: a sample's on its place in the data, not on its batch."""
     (state,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) % 2**63)
 
@@ -85,7 +85,7 @@ def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
 
 
 def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
-    """Latents and prompt embeddings of a batch of items, computed where they are not given."""
+    """Latents and prompt embeddings of a batch of items; those that are missing are computed."""
     latents = torch.stack([image for image, _ in items])
     if latents.shape[1] != adapter.latent_channels:
         if latents.shape[1] != 3:
@@ -145,7 +145,7 @@ def collect(
     A sample's timestep, tokens and noise depend on ``seed`` and on its place in ``data`` alone;
     ``batch_size`` (images a pass; twice as many rows when paired) changes them by the model's rounding at
     most. ``start`` leaves out the first samples without running anything, and ``stop`` ends before that sample, so
-    that an interrupted collection can go on. The same call gives the same bits with the same versions, machine and
+    that an interrupted collection can be resumed. The same call gives the same bits with the same versions, machine and
     number of threads (PyTorch's products on a CPU are rounded differently by another number). So does a call with
     ``start``, if a pass of the whole collection began there: at a multiple of ``batch_size`` where all images are of
     one size.
@@ -324,7 +324,7 @@ class _Trajectory:
         if paired:
             n = len(steps[0])
             if any(len(step) != n for step in steps):
-                raise TideError("steps of this run hold different rows and make no pairs; set paired=False")
+                raise TideError("steps of this run hold different rows and cannot be paired; set paired=False")
             earlier = torch.arange((len(steps) - 1) * n)
             whole = whole.take(torch.stack([earlier, earlier + n], 1).reshape(-1))
             whole.paired = True

@@ -67,9 +67,9 @@ def _opened(source: Path | bytes, name: str, on_error: OnError) -> Image.Image |
 
 
 class Samples(ABC):
-    """Batches of images and captions, read anew at every iteration, that says what it read.
+    """Batches of images and captions, read again at every iteration, with a record of what was read.
 
-    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every one that the last iteration came past.
+    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every one that the last iteration reached.
     """
 
     #: Whether samples that are left out cost no more than reading their files.
@@ -229,7 +229,7 @@ def open_data(
 
 
 class _NamedData(Samples):
-    """A data set of the ``datasets`` library, streamed anew at every iteration. What is read of it are its pixels as
+    """A data set of the ``datasets`` library, streamed again at every iteration. Its record is of the pixels as
     they are taken."""
 
     skips = False

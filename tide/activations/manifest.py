@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples"
 SHARD = "shard-{:05d}.safetensors"
 _SHARD_NAME = re.compile(r"shard-([0-9]{5,9})\.safetensors")
-_REMEDY = "go on with `tide collect --resume`, which collects it anew, or copy the whole folder again"
+_REMEDY = "run `tide collect --resume`, which collects it again, or copy the whole folder again"
 
 #: dtypes of activations -> how safetensors calls them.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_schema(found, Manifest, str(path))
     manifest: Manifest = found  # type: ignore[assignment]
     if fault := _manifest_fault(manifest):
-        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect anew")
+        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect again")
     return manifest
 
 
@@ -82,7 +82,7 @@ def _manifest_fault(manifest: Manifest) -> str | None:
     shards = manifest["shards"]
     for shard in shards:
         if not _SHARD_NAME.fullmatch(shard["file"]):
-            return f"{shard['file']!r} is no name of a shard"
+            return f"{shard['file']!r} is not the name of a shard"
         if min(shard["rows"], shard["groups"], shard["bytes"], shard.get("samples", 1)) < 1:
             return f"{shard['file']} holds nothing"
         if shard.get("first_sample", 0) < 0:
@@ -169,7 +169,7 @@ def _header_fault(file: Any, manifest: Manifest, shard: Shard) -> str | None:
 
 
 def _place_fault(file: Any, shard: Shard) -> str | None:
-    """Also tells two shards apart that were swapped, or one that stands there twice."""
+    """Also detects shards that were swapped, or one that is there twice."""
     samples = file.get_slice("sample")
     return _sample_fault(torch.cat([samples[:1], samples[-1:]]), shard)
 

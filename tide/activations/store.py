@@ -33,7 +33,7 @@ class ActivationStore:
 
     It can be pickled and used by several processes: each opens the shards for itself.
 
-    Raises :class:`~tide.errors.TideError` for a folder that is no store and for shards that are missing, truncated,
+    Raises :class:`~tide.errors.TideError` for a folder that is not a store and for shards that are missing, truncated,
     pickled, foreign or another shard of the store, as far as their headers tell; :meth:`verify` reads everything.
     Shards that the manifest does not list are ignored.
     """
@@ -107,7 +107,7 @@ class ActivationStore:
             raise TideError(f"{self.path / self.shards[shard]['file']} has no rows {start}..{stop}; read others")
         if int(used[0]) < 0 or int(used[-1]) >= self.shards[shard]["groups"]:
             raise TideError(
-                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect anew"
+                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect again"
             )
         groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start
@@ -138,11 +138,11 @@ class ActivationStore:
         on each other without a gap, so only the very last batch may be smaller.
 
         Batch number b depends on the arguments and on b alone. So b is the whole state of a reader: a run
-        that has used b batches goes on with ``start=b``, and only the buffer in question is read again.
+        that has used b batches resumes with ``start=b``, and only the buffer in question is read again.
 
         ``shard=(i, n)`` is reader i of n that divide the pieces among them: together they visit every row once an
         epoch. In a worker of a ``torch.utils.data.DataLoader`` the workers divide what is the process's own (its
-        ``shard``), and ``start`` counts the batches of the loader: with as many workers it goes on where it stopped. A
+        ``shard``), and ``start`` counts the batches of the loader: with as many workers it resumes where it stopped. A
         reader that gets no piece, since there are fewer than readers, yields nothing.
         """
         unit = 2 if self.paired else 1

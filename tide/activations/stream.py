@@ -41,11 +41,11 @@ def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatc
 class LiveStream:
     """Endless batches straight from collection, of which every one can be made again.
 
-    Every epoch collects all samples anew. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
+    Every epoch collects all samples again. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
     at least one pass each; the rows of a window are shuffled, and batches are cut from the windows in a row. A window
     depends on ``seed``, its epoch and its place alone. So batch b is the same bits whether the stream began at 0 or at
     b (on one machine, with one version of everything and one number of threads): :meth:`from_step` collects the window
-    of batch b anew and nothing before it.
+    of batch b again and nothing before it.
 
     Args:
         collect: ``collect(seed, start)`` yields the batches of one epoch from sample ``start`` on, a pass at a time, as
@@ -120,7 +120,7 @@ class LiveStream:
             )
         whole = ActivationBatch.cat(taken)
         if whole.paired and self.rows % 2:
-            raise TideError(f"a batch of {self.rows} rows would part a pair; give an even number")
+            raise TideError(f"a batch of {self.rows} rows would split a pair; give an even number")
         return whole
 
 
@@ -184,7 +184,7 @@ def stream(
         empty = True
         for batch in source(epoch) if callable(source) else source:
             if batch.paired and batch_size % 2:
-                raise TideError(f"batch_size {batch_size} would part a pair; give an even one")
+                raise TideError(f"batch_size {batch_size} would split a pair; give an even one")
             empty = False
             buffer.add(batch)
             if len(buffer) >= buffer_rows:

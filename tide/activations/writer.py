@@ -96,7 +96,7 @@ class StoreWriter:
 
     The folder is this writer's alone from here to its end: a second one is refused. Every file appears under its name
     when it is whole and on the disk, and the manifest, written after it, lists whole shards only. So what a crash or a
-    power loss leaves behind is a readable store, and with ``resume=True`` a writer goes on with it: every shard is read
+    power loss leaves behind is a readable store, and with ``resume=True`` a writer resumes from it: every shard is read
     and compared with its SHA-256 and its values are checked. Collect ``wanted`` again with the same seed: samples of
     shards that are :attr:`damaged` take their place, and those from :attr:`next_sample` on are appended. A shard holds
     whole batches, as many as fit ``shard_bytes`` (one at least).
@@ -210,7 +210,7 @@ class StoreWriter:
 
     @property
     def next_sample(self) -> int:
-        """The first sample after those in the store: where a resumed collection goes on."""
+        """The first sample after those in the store: where a resumed collection continues."""
         return self.manifest["next_sample"] if self._outdated is None else self._outdated["first_sample"]
 
     @property
@@ -281,7 +281,7 @@ class StoreWriter:
         return len(batch) * per_row + len(batch.timestep) * 4 * (1 + self.manifest["d_conditioning"])
 
     def _damaged_place(self, batch: ActivationBatch) -> int | None:
-        """The damaged shard that the batch belongs into."""
+        """The damaged shard that the batch belongs to."""
         first = int(places(batch.sample).min())
         for index in self.damaged:
             shard = self.manifest["shards"][index]

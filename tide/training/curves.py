@@ -63,7 +63,7 @@ class Curves:
     def _end(self, error: OSError) -> None:
         self.close()
         warnings.warn(
-            f"the curves in {self.folder} end here ({error.strerror or error}); the training goes on, and "
+            f"the curves in {self.folder} end here ({error.strerror or error}); the training continues, and "
             "training.json holds them, too",
             stacklevel=2,
         )

@@ -15,9 +15,9 @@ MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
 def started(model: TIDE, batches: Iterator[ActivationBatch], steps: int) -> Iterator[ActivationBatch]:
-    """Calibrates ``model`` on the first of ``batches``, at most ``steps``, and hands them and the others on.
+    """Calibrates ``model`` on the first of ``batches``, at most ``steps``, and returns them and the others.
 
-    Of no batches nothing is known, and the model stays as it is. Warns where one channel rules the activations.
+    Without a batch the model stays as it is. Warns where one channel dominates the activations.
     """
     first = list(_first(batches, steps, centre=model.config.centre))
     if not first:

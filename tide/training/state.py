@@ -1,4 +1,4 @@
-"""What a training leaves on disk: the checkpoint, ``training.json``, and the state that it goes on from."""
+"""What a training leaves on disk: the checkpoint, ``training.json``, and the state that it resumes from."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Progress(TypedDict):
 
 @dataclass
 class State:
-    """All that a training goes on from.
+    """All that a training resumes from.
 
     ``moments`` are AdamW's ``step``, ``exp_avg`` and ``exp_avg_sq`` by the number of the parameter, of those that have
     had a gradient; ``silent_for`` is int64 ``[n_latents]``.
@@ -89,7 +89,7 @@ def write(out: Path, model: TIDE, state: State) -> None:
     """Writes everything in one step.
 
     The resume state, which is whole in itself, gets its name first and ``training.json`` last: a run that is killed
-    between two of them goes on from the state, and one that ``training.json`` calls finished is.
+    between two of them resumes from the state, and one that ``training.json`` calls finished is.
 
     Raises :class:`~tide.errors.TideError`, and leaves everything as it was, for numbers that are not finite.
     """
@@ -133,7 +133,7 @@ def find(out: Path) -> Found | None:
     path = out / STATE
     if not path.exists():
         if holds_training(out):
-            raise TideError(f"{out} holds a checkpoint and no {STATE} to go on from; train into another folder")
+            raise TideError(f"{out} holds a checkpoint and no {STATE} to resume from; train into another folder")
         return None
     with open_tensors(path) as file:
         stored = file.get_tensor("record") if "record" in file.keys() else None

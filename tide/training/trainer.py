@@ -33,7 +33,7 @@ from tide.training.state import RESUME, Length, Record, State, check_same, find,
 from tide.training.stopping import Stop, stop_signals
 from tide_kernels import LossWeights
 
-#: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
+#: Batches, or a function of the first step that yields them, so that a resumed run continues where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 
@@ -88,7 +88,7 @@ class Trainer:
     """Trains ``model`` and writes it to the folder ``out``.
 
     ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
-    curves), ``tensorboard/`` and, beside them, ``resume/`` (optimiser state), from which :meth:`fit` goes on.
+    curves), ``tensorboard/`` and, beside them, ``resume/`` (optimiser state), from which :meth:`fit` resumes.
     """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
@@ -125,9 +125,9 @@ class Trainer:
     ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
-        With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
+        With ``resume`` it continues from ``out``'s last checkpoint, if there is one, and the result is the same as of a
         run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
-        beginning. A resumed run may have more steps: from where it goes on, learning rate and k follow the schedules
+        beginning. A resumed run may have more steps: from there on, learning rate and k follow the schedules
         of the new number, and ``training.json`` says so (``lengths``). The first batches, which the model starts from,
         are read ahead.
 
