@@ -1,4 +1,4 @@
-"""What a training goes on from: states that are damaged, lie, are of another training, or of an older version."""
+"""What a training resumes from: states that are damaged, lie, are of another training, or of an older version."""
 
 from __future__ import annotations
 

@@ -345,7 +345,7 @@ class _Trajectory:
         if paired:
             n = len(steps[0])
             if any(len(step) != n for step in steps):
-                raise TideError("steps of this run hold different rows and make no pairs; set paired=False")
+                raise TideError("steps of this run hold different rows and cannot be paired; set paired=False")
             earlier = torch.arange((len(steps) - 1) * n)
             whole = whole.take(torch.stack([earlier, earlier + n], 1).reshape(-1))
             whole.paired = True

@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_schema(found, Manifest, str(path))
     manifest: Manifest = found  # type: ignore[assignment]
     if fault := _manifest_fault(manifest):
-        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect anew")
+        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect again")
     return manifest
 
 

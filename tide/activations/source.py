@@ -16,10 +16,10 @@ from tide.files import read_text
 
 @dataclass(frozen=True)
 class Source:
-    """Batches of images ``[B, 3, H, W]`` in [-1, 1] with captions, read anew at every iteration.
+    """Batches of images ``[B, 3, H, W]`` in [-1, 1] with captions, read again at every iteration.
 
     ``name`` is how results record it, with ``options`` where they matter; ``n_images`` is the most that it gives, and
-    how many it gives if ``exact``; ``limited`` says that there may be more, which were not asked for.
+    exactly how many if ``exact``; ``limited`` says that there may be more, which were not asked for.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Source:
         return Prompts(self.name, size, texts, self.limited, self.options)
 
     def samples(self) -> list[Sample]:
-        """What the last iteration came past."""
+        """What the last iteration read."""
         return self.batches.samples[: self.n_images]
 
     def samples_before(self, n: int) -> list[Sample]:

@@ -107,7 +107,7 @@ class ActivationStore:
             raise TideError(f"{self.path / self.shards[shard]['file']} has no rows {start}..{stop}; read others")
         if int(used[0]) < 0 or int(used[-1]) >= self.shards[shard]["groups"]:
             raise TideError(
-                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect anew"
+                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect again"
             )
         groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start

@@ -227,7 +227,7 @@ def live(
     buffer_rows: int = BUFFER_ROWS,
     cache: bool = False,
 ) -> Job:
-    """Training on a live stream: every epoch collects the activations of all images anew (Algorithm 1).
+    """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     Args:
         adapter: the pipeline's.
@@ -288,7 +288,7 @@ def live_stream(
     seed: int = 0,
     data: Data | None = None,
 ) -> LiveStream:
-    """Endless batches of ``rows`` rows of one block, collected anew every epoch.
+    """Endless batches of ``rows`` rows of one block, collected again every epoch.
 
     ``data`` are ``source``'s images encoded (:func:`~tide.activations.prepare`); default ``source`` itself. They are
     read once to be counted where ``source`` does not know how many there are.
