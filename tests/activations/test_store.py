@@ -315,9 +315,7 @@ def test_foreign_and_missing_shards(filled):
     with pytest.raises(TideError, match="a safetensors file of another kind"):
         ActivationStore(filled)
     (filled / "shard-00001.safetensors").replace(shard)
-    with pytest.raises(
-        TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); run `tide collect --r"
-    ):
+    with pytest.raises(TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); run `tide collect --r"):
         ActivationStore(filled)
     write(filled.parent / "other", 1)
     (filled.parent / "other" / "shard-00000.safetensors").replace(shard)
