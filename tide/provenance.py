@@ -44,6 +44,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_in_words() -> str:
+    """What a figure was measured on, for a sentence."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {device}"
+
+
 class Difference(NamedTuple):
     """An option that is another one now; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
 

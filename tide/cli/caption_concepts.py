@@ -25,8 +25,8 @@ from tide.editing.masks import image_mask
 from tide.errors import TideError
 from tide.interpretation import concept_scores, dense_latents
 from tide.interpretation.reading import PIECE, noised_activations
+from tide.interpretation.timesteps import concept_timesteps
 from tide.sae import TIDE, inference
-from tide.studies.demo import concept_timesteps
 from tide.studies.figures import heat_overlay
 
 #: Pixels of a picture's tiles.

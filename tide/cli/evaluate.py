@@ -113,25 +113,23 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
 
     from tide.cli import common
     from tide.files import write_json
-    from tide.studies.bars import evaluate, verdicts
+    from tide.studies.bars import reproduce
+    from tide.studies.options import Options
 
     common.check_backend(args.backend, torch.device("cpu"))
-    args.interrupted = "the stages that it measured are kept: add --resume to go on after them"
+    options = Options(
+        out=out,
+        fast=args.fast,
+        seed=args.seed,
+        backend=args.backend,
+        sae=Path(args.sae),
+        prompts=args.prompts,
+        edit_prompts=args.edit_prompts,
+    )
     with common.quiet():
-        figures = evaluate(
-            Path(args.sae),
-            out,
-            prompts=args.prompts or (4 if args.fast else 200),
-            seed=args.seed,
-            fast=args.fast,
-            edit_prompts=args.edit_prompts,
-            backend=args.backend,
-            block=args.block,
-            resume=args.resume,
-        )
+        verdict = reproduce(options)
     write_json(out / "run.json", common.provenance(args))
-    print("\n".join(verdicts(figures)))
-    print(f"Measured {args.sae} on rendered scenes; the figures are in {out}, the report is {out / 'report.html'}.")
+    print(f"{verdict}\nTables and pictures are in {out}.")
 
 
 def measure(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from PIL import Image
 from tide.adapters import Adapter
 from tide.cli.caption_concepts import grid_of
 from tide.errors import TideError
+from tide.interpretation.timesteps import concept_timesteps
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
-from tide.studies.concepts import heat_map, study_concepts
-from tide.studies.demo import concept_timesteps
 from tide.studies.figures import heat_overlay
+from tide.studies.mask_concepts import heat_map, measure_concepts
 
 
 def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Image.Image]]:
@@ -25,7 +25,7 @@ def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict
     n = args.images_per_concept or (64 if args.fast else 192)
     selection, held_out = list(scenes("dev", n, args.seed)), list(scenes("test", n, args.seed))
     timesteps = concept_timesteps(adapter, args.timesteps)
-    found = study_concepts(adapter, model, selection, held_out, timesteps, seed=args.seed)
+    found = measure_concepts(adapter, model, selection, held_out, timesteps, seed=args.seed)
     chosen = [concept for concept in found.concepts if concept in (args.concepts or LEVEL_OF)]
     if missing := [concept for concept in args.concepts or () if concept not in chosen]:
         raise TideError(f"none of {n} scenes shows {missing[0]!r}; raise --images-per-concept")

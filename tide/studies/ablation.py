@@ -18,7 +18,7 @@ from tide import charts
 from tide.activations.memory import ActivationPool
 from tide.interpretation.abrupt_change import settles_at
 from tide.sae.model import TIDE, inference
-from tide.studies.bench import FAST_VARIANT_DATA, NEVER, VARIANT_DATA, Bench, DataSizes
+from tide.studies.bench import FAST_VARIANTS, Bench, VariantSizes
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.options import Options, write_results
 from tide.tables import known, mean, spread, text_table, with_spread, write_csv
@@ -65,39 +65,15 @@ FIGURES = ("mse", "cosine", "explained_variance", "dead", "recovered", "roughnes
 
 
 @dataclass(frozen=True)
-class Sizes:
-    data: DataSizes
-    n_latents: int
-    k: int
-    seeds: int
-    steps: int
-    #: Held-out rows, of all images, that a curve's points are of, and the number of points.
-    curve_rows: int
-    curve_points: int
-    #: Tokens of silence after which a latent is revived.
-    after_tokens: int
+class Sizes(VariantSizes):
+    """``curve_rows``: held-out rows, of all images, that each of a curve's ``curve_points`` is measured on."""
+
+    curve_rows: int = 1024
+    curve_points: int = 25
 
 
-DEFAULT = Sizes(
-    data=VARIANT_DATA,
-    n_latents=3072,
-    k=154,
-    seeds=3,
-    steps=1000,
-    curve_rows=1024,
-    curve_points=25,
-    after_tokens=50_000,
-)
-FAST = Sizes(
-    data=FAST_VARIANT_DATA,
-    n_latents=384,
-    k=19,
-    seeds=2,
-    steps=30,
-    curve_rows=256,
-    curve_points=6,
-    after_tokens=500,
-)
+DEFAULT = Sizes()
+FAST = Sizes(**FAST_VARIANTS, curve_rows=256, curve_points=6)
 
 
 def reproduce(options: Options) -> str:
@@ -113,17 +89,7 @@ def reproduce(options: Options) -> str:
 
 
 def variant_config(name: str, seed: int, sizes: Sizes, options: Options) -> TrainConfig:
-    steps = options.steps or sizes.steps
-    base = TrainConfig(
-        n_latents=sizes.n_latents,
-        k=sizes.k,
-        steps=steps,
-        batch_tokens=sizes.data.batch_tokens,
-        seed=seed,
-        backend=options.backend,
-        checkpoint_every=NEVER,
-        revival=RevivalConfig(after_tokens=sizes.after_tokens),
-    )
+    base = replace(sizes.training(options), seed=seed)
     changes = dict(VARIANTS[name])
     groups: dict[str, LossConfig | ProgressiveK | RevivalConfig] = {
         "loss": base.loss,

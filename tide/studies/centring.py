@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tide import charts
 from tide.activations.memory import ActivationPool
+from tide.interpretation.timesteps import concept_timesteps
 from tide.sae.model import TIDE, inference
 from tide.sae.normalisation import Moments
 from tide.scenes.scene import scenes
-from tide.studies.bench import FAST_VARIANT_DATA, NEVER, VARIANT_DATA, Bench, DataSizes
-from tide.studies.concepts import study_concepts
-from tide.studies.demo import concept_timesteps
+from tide.studies.bench import FAST_VARIANTS, Bench, VariantSizes
 from tide.studies.grid import Cell, Result, run_cells
+from tide.studies.mask_concepts import measure_concepts
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 from tide.training import TrainConfig
@@ -40,37 +40,13 @@ OF_TRANSFORMER = ("recovered", "auroc")
 
 
 @dataclass(frozen=True)
-class Sizes:
-    data: DataSizes
-    n_latents: int
-    k: int
-    seeds: int
-    steps: int
-    after_tokens: int
-    concept_images: int
-    concept_timesteps: int
+class Sizes(VariantSizes):
+    concept_images: int = 200
+    concept_timesteps: int = 4
 
 
-DEFAULT = Sizes(
-    data=VARIANT_DATA,
-    n_latents=3072,
-    k=154,
-    seeds=3,
-    steps=1000,
-    after_tokens=50_000,
-    concept_images=200,
-    concept_timesteps=4,
-)
-FAST = Sizes(
-    data=FAST_VARIANT_DATA,
-    n_latents=384,
-    k=19,
-    seeds=2,
-    steps=30,
-    after_tokens=500,
-    concept_images=16,
-    concept_timesteps=2,
-)
+DEFAULT = Sizes()
+FAST = Sizes(**FAST_VARIANTS, concept_images=16, concept_timesteps=2)
 
 
 def reproduce(options: Options) -> str:
@@ -79,15 +55,7 @@ def reproduce(options: Options) -> str:
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
-    base = TrainConfig(
-        n_latents=sizes.n_latents,
-        k=sizes.k,
-        steps=options.steps or sizes.steps,
-        batch_tokens=sizes.data.batch_tokens,
-        backend=options.backend,
-        checkpoint_every=NEVER,
-    )
-    base = replace(base, revival=replace(base.revival, after_tokens=sizes.after_tokens))
+    base = sizes.training(options)
     cells = [
         _cell(bench, replace(base, modulation=model == "TIDE", centre=centre, seed=seed), data, model, sizes)
         for seed in seeds
@@ -135,7 +103,7 @@ def concept_auroc(bench: Bench, model: TIDE, sizes: Sizes) -> float:
     selection, held_out = list(scenes("train", n, seed)), list(scenes("test", n, seed))
     at = concept_timesteps(bench.adapter, sizes.concept_timesteps)
     with inference(model):
-        found = study_concepts(bench.adapter, model, selection, held_out, at, seed=seed)
+        found = measure_concepts(bench.adapter, model, selection, held_out, at, seed=seed)
     return mean([row["auroc"] for row in found.concepts.values()])
 
 

@@ -22,16 +22,16 @@ from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
+from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.studies.bench import Bench
-from tide.studies.concepts import study_concepts, to_uint8
-from tide.studies.demo import concept_timesteps, loss_timesteps
 from tide.studies.figures import heat_overlay
 from tide.studies.grid import Result
-from tide.studies.models import DATA, FAST_DATA, Models
+from tide.studies.mask_concepts import measure_concepts, to_uint8
+from tide.studies.models import Models
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 
@@ -70,14 +70,17 @@ FAST = Sizes(images=64, timesteps=2, atlas_images=32, seeds=1)
 
 
 @dataclass
-class Study:
+class ConceptStudy:
     """What the cells of all seeds share: ``selection`` chooses latents, ``held_out`` measures them. Each seed has its
     own scenes, of which none served to choose how autoencoders are trained."""
 
-    bench: Bench
     models: Models
     sizes: Sizes
     judge: Judge = field(default_factory=load_judge)
+
+    @property
+    def bench(self) -> Bench:
+        return self.models.bench
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -94,7 +97,7 @@ class Study:
 
     def measure(self, seed: int) -> Result:
         model = self.models.of(seed)
-        found = study_concepts(
+        found = measure_concepts(
             self.bench.adapter, model, self.selection(seed), self.held_out(seed), self.timesteps, seed=seed
         )
         concentration = self._monosemanticity(model, seed)
@@ -162,7 +165,7 @@ class Study:
         """All latents of one seed's model over other held-out scenes and the whole sampling run."""
         bench, model = self.bench, self.models.of(seed)
         items = list(scenes("test", self.sizes.atlas_images, bench.seed + 9))
-        timesteps = loss_timesteps(bench.adapter, self.sizes.timesteps)
+        timesteps = spread_timesteps(bench.adapter, self.sizes.timesteps)
         data = annotated_scenes(bench.adapter, items, [bench.block], timesteps, seed=bench.seed)[bench.block]
         running = Monosemanticity(model.n_latents, self.judge.embed_images(images_of(items[:1])).shape[1])
         side = round(data.n_tokens**0.5)
@@ -198,9 +201,8 @@ def reproduce(options: Options) -> str:
     charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
-    bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
-    models = Models.of_study(bench, options)
-    study = Study(bench, models, sizes)
+    models = Models.of_study(options)
+    study = ConceptStudy(models, sizes)
     by = {**vars(sizes), "judge": fingerprint([study.judge])}
     results = models.measure(seeds, study.measure, study.seconds, by, options)
     return _report(options, study, results, seeds)
@@ -237,7 +239,7 @@ def verdict_of(results: list[Result]) -> str:
     )
 
 
-def _report(options: Options, study: Study, results: list[Result], seeds: list[int]) -> str:
+def _report(options: Options, study: ConceptStudy, results: list[Result], seeds: list[int]) -> str:
     levels = list(results[0]["levels"])
     shown = [
         (

@@ -3,7 +3,7 @@
 (c, d) compare TIDE with plain autoencoders of other activation functions: TopK, BatchTopK, JumpReLU, ReLU with an L1
 penalty and Gated, of one n, on the same tokens for the same steps, with the same loss but for its sparsity term. Each
 is trained at several settings of its sparsity knob; the diffusion loss is then read off at equal numbers of active
-latents, between the settings around it (:mod:`tide.studies.matched`), over all timesteps and at each. TIDE with
+latents, between the settings around it (:func:`tide.studies.compare.at_l0`), over all timesteps and at each. TIDE with
 JumpReLU in place of TopK is there too, to tell the modulation's share from the activation's.
 
 Every figure is of held-out scenes and of equal steps; how far from convergence those are is told by two of the runs of
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tide import charts
-from tide.studies.bench import NEVER, Bench, DataSizes
+from tide.studies.bench import FAST_DATA, NEVER, Bench, DataSizes
+from tide.studies.compare import at_l0
 from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.matched import at_l0
 from tide.studies.options import Options, write_results
 from tide.studies.scaling import ScalingLaw, fit_scaling_law
 from tide.tables import known, mean, spread, write_csv
@@ -58,9 +58,7 @@ DEFAULT = Sizes(
     steps=1000,
 )
 FAST = Sizes(
-    data=DataSizes(
-        train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
-    ),
+    data=FAST_DATA,
     n=(96, 192, 384),
     k=(8, 32),
     n_compared=192,

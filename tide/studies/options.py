@@ -1,8 +1,10 @@
-"""What every study is given, and what it leaves in its folder beside its pictures."""
+"""What every study is given, how it announces its stages, and the results that it leaves in its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,18 @@ from tide.errors import TideError
 from tide.files import write_json
 from tide.provenance import machine, versions
 
+#: The options that the results of every study state.
+RECORDED = ("fast", "seed", "seeds", "steps", "backend")
+
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a study; ``seeds`` and ``steps`` None are the study's own. ``models`` is where the figures that
-    look into trained models keep them (None: in ``out``)."""
+    """The options of a study; where ``seeds`` or ``steps`` is None, the study has its own.
+
+    ``models`` is the folder in which the figures that look into trained models keep them (None: in ``out``). ``sae``,
+    ``prompts`` and ``edit_prompts`` are for the bars alone: the checkpoint that they measure, and the number of prompts
+    of the diffusion loss and of the edits.
+    """
 
     out: Path
     fast: bool = False
@@ -25,21 +34,39 @@ class Options:
     backend: str = "auto"
     progress: bool = False
     models: Path | None = None
+    sae: Path | None = None
+    prompts: int | None = None
+    edit_prompts: int | None = None
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps"):
+        for name in ("seeds", "steps", "prompts", "edit_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise TideError(f"--{name} {value} is too few; give at least 1")
+                raise TideError(f"--{name.replace('_', '-')} {value} is too few; give at least 1")
 
     def each_seed(self, default: int) -> list[int]:
         return [self.seed + i for i in range(self.seeds or default)]
 
 
+class Stages:
+    """Names, times and announces the stages of a run."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self.seconds: dict[str, float] = {}
+        self.say = say
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.say(f"[{len(self.seconds) + 1}] {name} ...")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
 def write_results(options: Options, name: str, found: dict[str, Any]) -> Path:
-    """``<name>.json``: the results with what they were made by and on."""
+    """Writes ``<name>.json``: the results, the options, the versions and the machine."""
     path = options.out / f"{name}.json"
-    own = {key: value for key, value in asdict(options).items() if key not in ("out", "models", "progress", "say")}
+    own = {key: value for key, value in asdict(options).items() if key in RECORDED}
     write_json(path, {"study": name, "options": own, "versions": versions(), "machine": machine(), **found})
     return path

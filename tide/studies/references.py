@@ -19,12 +19,11 @@ from tide.scenes.render import render
 from tide.scenes.scene import ATTRIBUTES, Scene, scenes
 from tide.studies.tasks import DRAW_BATCH, EditTask, draw
 
-#: Scenes among which a reference is looked for, each of one combination of attributes and a seed of its own.
+#: Seeds of the scenes among which a reference is looked for, all of one combination of attributes.
 CANDIDATE_SEEDS = range(10_000, 10_120)
 
 #: Attributes in which a reference may differ from the edited scene where no training scene shows all of them.
 YIELDING = ("shadow", "ground", "colour", "class")
-
 
 #: Attributes that move nothing, each at one value, so that a layout is computed once.
 _STILL = {"colour": "red", "shadow": "without", "ground": "grass", "style": "plain", "age": "new"}
@@ -102,3 +101,8 @@ def reference_scenes(task: EditTask, layout: Tensor, n: int) -> list[Scene]:
     away = (layouts - layout).square()
     distance = away[:, 0] if task.attribute == "depth" else away.sum(1)
     return [candidates[i] for i in distance.argsort(stable=True)[:n].tolist()]
+
+
+def nearest_references(tasks: Sequence[EditTask], layouts: Tensor) -> dict[EditTask, Scene]:
+    """The nearest reference scene of each task, from the layouts ``[tasks, 3]`` of the unedited images."""
+    return {task: reference_scenes(task, at, 1)[0] for task, at in zip(tasks, layouts, strict=True)}
