@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from tide.errors import TideError
 from tide.files import replace_file
+
+P = ParamSpec("P")
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -63,13 +66,15 @@ def style(i: int) -> dict[str, Any]:
 
 
 def log_scale(axes: Any, *which: str) -> None:
-    """Logarithmic axes ("x", "y") with ticks at 1, 2 and 5 times the powers of ten, written out."""
+    """Logarithmic axes ("x", "y") with ticks at 1, 2 and 5 times the powers of ten, or at the powers alone where the
+    axis spans more than three of them."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for name in which:
         axes.set(**{f"{name}scale": "log"})
         axis = getattr(axes, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,), numticks=12))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
         axis.set_tick_params(labelsize="small")
@@ -134,10 +139,29 @@ def save(figure: Any, path: Path) -> None:
 # -- charts of a page ---------------------------------------------------------------------------------------
 
 
+def _theme() -> Any:
+    muted = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
+    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    theme = {**dict.fromkeys(muted, INKS["muted"][0]), **dict.fromkeys(clear, "none")}
+    return {**theme, "font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "tide", "text.parse_math": False}
+
+
+def _themed(draw: Callable[P, str]) -> Callable[P, str]:
+    """What ``draw`` draws is transparent and in a page's colours; nothing in it is read as a formula."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> str:
+        import matplotlib
+
+        with matplotlib.rc_context(_theme()):
+            return draw(*args, **options)
+
+    return drawn
+
+
 @dataclass(frozen=True)
 class Series:
-    """A curve in a colour of :data:`INKS`, by default with dots at its points; ``notes``, one a point, stand beside
-    them."""
+    """A curve in a colour of :data:`INKS`; ``notes``, one for each point, stand beside the points."""
 
     name: str
     ink: str
@@ -147,6 +171,7 @@ class Series:
     notes: Sequence[str] = ()
 
 
+@_themed
 def line_svg(
     series: Iterable[Series],
     *,
@@ -156,12 +181,15 @@ def line_svg(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """A line chart as :func:`svg_data`; empty text where nothing can be drawn. Points that are not finite, or not
-    positive on a log scale, are left out; the axes named in ``percent`` ("y", "xy") are written as percentages."""
+    """A line chart as the ``data:`` address of an SVG image; empty text where nothing can be drawn.
+
+    Points that are not finite, or not positive on a log scale, are left out. The axes named in ``percent`` ("y", "xy")
+    are written as percentages.
+    """
     drawn = [(each, kept) for each in series if (kept := _drawable(each.points, log_y))]
     if not drawn:
         return ""
-    figure, axis = _themed(2.75 + 0.19 * math.ceil(len(drawn) / 2))
+    figure, axis = _panel(2.75 + 0.19 * math.ceil(len(drawn) / 2))
     for each, kept in drawn:
         marker = each.marker or ("o" if len(kept) == 1 else "")
         xs, ys = zip(*(each.points[i] for i in kept), strict=True)
@@ -173,22 +201,23 @@ def line_svg(
         log_scale(axis, "y")
     _percent(axis, percent)
     axis.set(xlabel=x_label, **{f"{name}lim": limits for name, limits in (("x", x_range), ("y", y_range)) if limits})
-    figure.legend(loc="outside lower left", frameon=False, ncols=2)
-    return svg_data(figure)
+    _legend(figure, 2)
+    return _svg_data(figure)
 
 
 def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> list[int]:
     return [i for i, xy in enumerate(points) if all(map(math.isfinite, xy)) and (not log_y or xy[1] > 0)]
 
 
+@_themed
 def bars_svg(
     rows: Sequence[str], series: Sequence[tuple[str, str, Sequence[float]]], *, base: float, top: float
 ) -> str:
-    """Horizontal bars from ``base`` as :func:`svg_data`: a group for each row, in it a bar for each ``(name, ink,
-    values)``; empty text without any."""
+    """Horizontal bars from ``base`` to ``top``, in the form of :func:`line_svg`: a group for each row, and in it a bar
+    for each ``(name, ink, values)``; empty text without any."""
     if not rows or not series:
         return ""
-    figure, axis = _themed(0.75 + 0.16 * len(rows) * (len(series) + 1))
+    figure, axis = _panel(0.75 + 0.16 * len(rows) * (len(series) + 1))
     for i, (name, ink, values) in enumerate(series):
         places = [row + (i - (len(series) - 1) / 2) / (len(series) + 1) for row in range(len(rows))]
         known = [(at, value) for at, value in zip(places, values, strict=True) if math.isfinite(value)]
@@ -199,27 +228,21 @@ def bars_svg(
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlim=(base, base + 1.1 * (top - base)), ylim=(len(rows) - 0.45, -0.55))
     axis.grid(False, axis="y")
-    figure.legend(loc="outside lower left", frameon=False, ncols=3)
-    return svg_data(figure)
+    _legend(figure, 3)
+    return _svg_data(figure)
 
 
-def _themed(height: float) -> tuple[Any, Any]:
-    """A figure of one panel in a page's colours."""
-    import matplotlib
+def _panel(height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_theme()):
-        figure = Figure(figsize=(4.4, height), layout="constrained")
-        axis = figure.add_subplot()
-        _plain([axis], INKS["line"][0])
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    axis = figure.add_subplot()
+    _plain([axis], INKS["line"][0])
     return figure, axis
 
 
-def _theme() -> Any:
-    muted = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
-    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    theme = {**dict.fromkeys(muted, INKS["muted"][0]), **dict.fromkeys(clear, "none")}
-    return {**theme, "font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "tide", "text.parse_math": False}
+def _legend(figure: Any, columns: int) -> None:
+    figure.legend(loc="outside lower left", frameon=False, ncols=columns)
 
 
 def _percent(axis: Any, which: str) -> None:
@@ -229,14 +252,11 @@ def _percent(axis: Any, which: str) -> None:
         getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1, 0, symbol=" %"))
 
 
-def svg_data(figure: Any) -> str:
+def _svg_data(figure: Any) -> str:
     """The figure as the ``data:`` address of an SVG image, transparent, in the colours of a light or a dark page as
     its reader prefers."""
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context(_theme()):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for name, (light, _) in INKS.items():

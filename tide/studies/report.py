@@ -256,8 +256,8 @@ LOSS_ROWS = {
     "clean": "untouched model",
     "tide": "reconstructed by TIDE",
     "sae": "reconstructed by the SAE",
-    "pca_k": "reconstructed by PCA, k components",
-    "pca_k/4": "reconstructed by PCA, k/4 components",
+    "pca_k": "by PCA, k components",
+    "pca_k/4": "by PCA, k/4 components",
     "mean": "replaced by the mean",
     "ablated": "set to zero",
 }
@@ -279,7 +279,7 @@ def loss_figures(metrics: Metrics) -> dict[str, Any] | None:
         [LOSS_ROWS.get(name, name) for name in names],
         [
             Column("denoising loss", values, fixed(values)),
-            Column("relative to untouched", [figure_of(v) / clean if clean else math.nan for v in values], number),
+            Column("relative", [figure_of(v) / clean if clean else math.nan for v in values], number),
             Column("recovered", [get(variants, n, "recovered") for n in names], partial(percent, decimals=1), "high"),
         ],
         ["" if name in ("tide", "sae") else "minor" for name in names],
