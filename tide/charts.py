@@ -34,7 +34,7 @@ INKS = {
 
 
 def check_matplotlib() -> None:
-    """Raises before any work is done where no chart could be drawn after it."""
+    """Raises :class:`~tide.errors.TideError` where no chart can be drawn: call it before hours of work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -95,7 +95,7 @@ def legend_beside(figure: Any, axes: Any) -> None:
 
 
 def dots(axes: Any, names: Sequence[str], values: Sequence[Sequence[float]]) -> None:
-    """One column a name: a dot for each seed, a line at their mean."""
+    """A column for each name: a dot for each seed, and a line at their mean."""
     for i, each in enumerate(values):
         colour = COLOURS[i % len(COLOURS)]
         offsets = [i + 0.12 * (j - (len(each) - 1) / 2) for j in range(len(each))]
@@ -120,7 +120,7 @@ def strip_over_panels(rows: int, columns: int, n: int) -> tuple[Any, Any, list[A
 
 
 def pictures(axes: Any, images: Any, row: int) -> None:
-    """Images ``[n, H, W, 3]`` in [0, 1] side by side in a row of :func:`strip_over_panels`, a unit each."""
+    """Images ``[n, H, W, 3]`` in [0, 1] side by side in a row of :func:`strip_over_panels`, each one unit wide."""
     for i, image in enumerate(images):
         axes.imshow(image, extent=(i - 0.48, i + 0.48, 0.02 - row, 0.98 - row), interpolation="nearest", aspect="equal")
 

@@ -38,7 +38,7 @@ def test_the_sentence_of_fig1_is_of_its_numbers():
     assert fig1.verdict_of(results) == (
         "Over 2 concepts the best latent's AUROC on held-out scenes is 0.850 on average and the best raw neuron's "
         "0.875 (latents ahead in 1 of 2 seeds, on the levels colour); among the objects' own tokens 0.750 against "
-        "0.650; the paper's pooled latents reach 0.400, less those of all images 0.800, and 50% of their most "
+        "0.650; the paper's pooled latents reach 0.400, minus those of all images 0.800, and 50% of their most "
         "similar tokens lie in the mask; monosemanticity is 0.700 for latents and 0.600 for neurons."
     )
 

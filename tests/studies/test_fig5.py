@@ -31,7 +31,7 @@ def test_the_sentence_of_fig5_is_of_its_numbers():
     assert fig5.verdict_of(changes, results) == (
         "The cosine of consecutive latents dips before step 8 of 20 (by 100% of its range, in 2 of 2 seeds), the "
         "predicted image's contours have half risen at step 8.5, within 2 steps of its own dip in 75% of the images; "
-        "the judge's reading settles from class (median step 0) to orientation (7), and source and target part from a "
+        "the judge's reading settles from class (median step 0) to orientation (7), and source and target drift from a "
         "cosine of 0.990 at the first step to 0.500 at the last."
     )
     none = fig5.abrupt_of([[0.9, 0.8], [0.95, 0.85], [0.97, 0.9]])

@@ -1,10 +1,10 @@
 """What the paper leaves open, one choice at a time: modulation, losses, learning rates, progressive k and revival.
 
 Every variant differs from the library's defaults (the row "default") in one choice, and is trained on the same tokens
-in the same order. Beside the final figures each has a curve: the MSE of the same held-out tokens, at the final k, along
-the training. Fig. 3's claim, that the timestep makes for faster convergence, is read off it: the step at which a
-variant first reaches what the plain SAE of its seed reaches at the end, within a tenth, and the step from which on it
-stays there, which is later where revived latents raise the error for a while.
+in the same order. Besides its final figures each has a curve: the MSE of the same held-out tokens during training, at
+the final k. It tests the claim of Fig. 3 that the timestep speeds up convergence: the step at which a variant first
+comes within a tenth of the final error of its seed's plain SAE, and the step from which on it stays there, which is
+later where revived latents raise the error for a while.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
 
 
 def roughness(model: TIDE, pool: ActivationPool) -> float:
-    """|F_t - F_t+1|^2 over |F_t|^2: how much of the latents' energy changes from one timestep to its neighbour."""
+    """|F_t - F_t+1|^2 over |F_t|^2: the share of the latents' energy that changes between neighbouring timesteps."""
     moved, energy = 0.0, 0.0
     with inference(model):
         for batch in pool.once():
@@ -161,7 +161,7 @@ def converged_at(curve: list[tuple[int, float]], goal: float) -> int | None:
 
 
 def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[str, list[float | None]]]:
-    """Variant -> figure -> one value a seed; ``reached at`` and ``converged at`` are None where it was not."""
+    """Variant -> figure -> one value for each seed; ``reached at`` and ``converged at`` are None if it never did."""
     table: dict[str, dict[str, list[float | None]]] = {}
     for variant in VARIANTS:
         row: dict[str, list[float | None]] = {name: [] for name in FIGURES}
@@ -202,8 +202,8 @@ def verdict_of(table: dict[str, dict[str, list[Any]]]) -> str:
 
 
 def differs(variant: list[float], base: list[float]) -> int:
-    """1 or -1 where the variant is above or below in every seed and by more, on average, than the difference varies
-    from seed to seed: seeds share their data, so a difference is that of one seed."""
+    """1 (or -1) where the variant is above (or below) in every seed, on average by more than the difference varies from
+    seed to seed, else 0. The variants of a seed share their data, so differences are taken within seeds."""
     differences = [a - b for a, b in zip(variant, base, strict=True)]
     if all(d > 0 for d in differences) and mean(differences) > spread(differences):
         return 1

@@ -33,9 +33,9 @@ from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
 from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
 
-#: A cell is trained in one go, so that only its last state is written.
+#: A cell is trained without interruption, so only its last state is written.
 NEVER = 10**9
-#: Rows of a pool that figures are measured on at a time.
+#: Rows of a pool that are measured at a time.
 EVALUATION_ROWS = 4096
 #: Steps that are timed for an estimate, after one that is not.
 TIMED_STEPS = 3
@@ -43,7 +43,7 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class DataSizes:
-    """How many images a grid sees. ``token_fraction`` is of the training tokens of :attr:`Bench.train`."""
+    """How many images a grid sees. :attr:`Bench.train` keeps ``token_fraction`` of the tokens."""
 
     train_images: int
     held_out_images: int
@@ -141,7 +141,7 @@ class Bench:
 
     @cached_property
     def wide(self) -> ActivationPool:
-        """``sample_fraction`` of the tokens of ``wide_images`` other training scenes."""
+        """``sample_fraction`` of the tokens of ``wide_images`` further training scenes."""
         sizes = self.sizes
         return self._collected(
             "training tokens of more images",
@@ -150,7 +150,7 @@ class Bench:
 
     @cached_property
     def held_out(self) -> ActivationPool:
-        """All tokens of scenes of the test split, drawn and worded as the training scenes are."""
+        """All tokens of scenes of the test split, rendered and captioned as the training scenes are."""
         return self._collected(
             "tokens of held-out scenes",
             lambda: self._scenes("test", self.sizes.held_out_images, 1.0, self.seed + 1),
@@ -173,7 +173,7 @@ class Bench:
         return self._collected("tokens of shifted scenes", make)
 
     def sampled(self, seed: int) -> ActivationPool:
-        """Of each image of :attr:`train` a random ``sample_fraction`` of its tokens, at both timesteps of a pair."""
+        """A random ``sample_fraction`` of the tokens of each image of :attr:`train`, at both timesteps of a pair."""
         rows = self.train.all
         n_tokens = int(rows.token.max()) + 1
         chosen = torch.zeros(int(rows.sample.max()) + 1, n_tokens, dtype=torch.bool)
@@ -187,8 +187,8 @@ class Bench:
     def fit(
         self, config: TrainConfig, pool: ActivationPool, watch: Callable[[TIDE, int], None] | None = None
     ) -> tuple[TIDE, list[dict[str, float]]]:
-        """A model trained on ``pool`` in the order that the configuration's seed gives, and its curves. ``watch`` is
-        called before every step."""
+        """A model trained on ``pool``, in the order of the configuration's seed, and its curves. ``watch`` is called
+        before every step."""
         model = build_model(self.adapter, self.block, config)
         with TemporaryDirectory() as folder:
             trainer = Trainer(model, config, Path(folder) / "cell", progress=self.progress)
@@ -196,7 +196,7 @@ class Bench:
         return model, trainer.history
 
     def seconds(self, config: TrainConfig, pool: ActivationPool) -> float:
-        """What :meth:`fit` will take, from a few steps of the kind that most are: after k has fallen to its end."""
+        """How long :meth:`fit` will take, from a few steps at the final k, as most steps are."""
         key = repr((config.modulation, config.pre_norm, config.undo, config.activation, config.sizes(1), id(pool)))
         key += repr((config.expansion, config.density, config.loss.auxk))
         if key not in self._step_seconds:
@@ -222,8 +222,8 @@ class Bench:
 
     @cached_property
     def scale(self) -> float:
-        """The root mean square of the training activations: the unit of every model's error. A model's own scale is of
-        its first batch, and differs by a few thousandths from seed to seed."""
+        """The root mean square of the training activations: the unit of every model's error. A model's own scale comes
+        from its first batch and varies by a few thousandths from seed to seed."""
         return float(self.train.all.x.float().square().mean().sqrt())
 
     @cached_property
@@ -236,7 +236,7 @@ class Bench:
 
     @cached_property
     def diffusion_seconds(self) -> float:
-        """What :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
+        """How long :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
         _ = self.loss_data
         started = time.perf_counter()
         _ = self.unedited
@@ -254,12 +254,12 @@ class Bench:
 
     @cached_property
     def unedited(self) -> dict[str, Any]:
-        """The diffusion loss clean and with the block's output set to zero."""
+        """The diffusion loss of the untouched model, and with the block's output set to zero."""
         return self._losses("ablated", zero_ablation)
 
     def diffusion(self, model: TIDE) -> dict[str, Any]:
         """The diffusion loss of held-out scenes with the model's reconstruction in place (eq. 4), the share of the
-        loss that it recovers, and both at each timestep."""
+        loss that it recovers, and both for each timestep."""
         with inference(model):
             found = self._losses("model", sae_intervention(model))["model"]
         clean, ablated = self.unedited["clean"], self.unedited["ablated"]
@@ -294,7 +294,7 @@ def scene_pool(
 
 
 def reordered(pool: ActivationPool, seed: int) -> ActivationPool:
-    """The same rows in the order of another seed."""
+    """The same rows in the order of ``seed``."""
     other = copy.copy(pool)
     other.seed = seed
     return other
@@ -307,8 +307,8 @@ def measured(
     scale: float,
     rows: int | None = None,
 ) -> dict[str, Any]:
-    """MSE (normalised and raw), cosine, explained variance and, of a model, L0, the share of dead latents, and under
-    ``"l0 at"`` the L0 of each bin of timesteps."""
+    """MSE (normalised and raw), cosine and explained variance; of a model also L0, the share of dead latents and, under
+    ``"l0 at"``, the L0 of each bin of timesteps."""
     batches = pool.once(EVALUATION_ROWS)
     if rows is not None:
         batches = islice(batches, max(1, rows // EVALUATION_ROWS))

@@ -1,5 +1,5 @@
-"""What centring costs and gives: SAE and TIDE with and without it, on the bundled pipeline's activations as they are,
-and with one channel moved to where large diffusion transformers have some of theirs."""
+"""The effect of centring: SAE and TIDE with and without it, on the bundled pipeline's activations as they are, and with
+one channel moved as far off as some channels of large diffusion transformers are."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 from tide.training import TrainConfig
 
-#: The channel that is moved, and by how many root mean squares of the activations.
+#: The channel that is moved, and how far, in root mean squares of the activations.
 CHANNEL, MOVED_BY = 0, 300.0
 
 DATA = ("as collected", "one channel moved")
 MODELS = ("SAE", "TIDE")
 CENTRED = {False: "", True: ", centred"}
 
-#: ``others`` is the explained variance of all channels but the moved one.
+#: ``others`` is the explained variance of all channels except the moved one.
 FIGURES = ("mse", "explained_variance", "others", "cosine", "dead", "recovered", "auroc")
-#: Where the chart ends: a model that explains less than nothing has diverged.
+#: The chart's lower end: a model below it has diverged.
 LOWEST = -0.5
-#: What needs the transformer, which knows nothing of a moved channel. ``auroc`` is the best latent's, the mean over
-#: concepts.
+#: What needs the transformer, which has no moved channel. ``auroc`` is that of the best latent, the mean over concepts.
 OF_TRANSFORMER = ("recovered", "auroc")
 
 
@@ -98,7 +97,7 @@ def _cell(bench: Bench, config: TrainConfig, data: str, model: str, sizes: Sizes
 
 
 def concept_auroc(bench: Bench, model: TIDE, sizes: Sizes) -> float:
-    """The held-out AUROC of each concept's best latent, the mean over concepts; scenes and noise are of the data."""
+    """The held-out AUROC of each concept's best latent, averaged over concepts."""
     n, seed = sizes.concept_images, bench.seed
     selection, held_out = list(scenes("train", n, seed)), list(scenes("test", n, seed))
     at = concept_timesteps(bench.adapter, sizes.concept_timesteps)
@@ -115,7 +114,7 @@ def moved(pool: ActivationPool, shift: Tensor) -> ActivationPool:
 
 
 def explained_without(model: TIDE, pool: ActivationPool, channel: int) -> float:
-    """The explained variance of all channels but one."""
+    """The explained variance of all channels except ``channel``."""
     kept = torch.arange(model.d_model) != channel
     error, moments = 0.0, Moments.of([])
     with inference(model):
@@ -127,7 +126,7 @@ def explained_without(model: TIDE, pool: ActivationPool, channel: int) -> float:
 
 
 def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Data -> model -> figure -> one value a seed."""
+    """Data -> model -> figure -> one value for each seed."""
     return {
         data: {
             f"{model}{name}": {

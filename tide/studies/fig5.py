@@ -1,12 +1,12 @@
-"""Fig. 5: coarse to fine. Latents of consecutive steps and of source and target along the sampling run.
+"""Fig. 5: coarse to fine. Latents of consecutive steps, and of source and target, along the sampling run.
 
 Held-out prompts are drawn, each beside its target: the same seed under the prompt with one attribute changed. At every
 step the sparse latents are compared with those of the next step, and the source's with the target's, by cosine and mean
 squared difference; so are the raw activations, as the baseline. The abrupt change is the deepest dip of the consecutive
-cosines (:mod:`tide.interpretation.abrupt_change`). Beside it stands when the picture forms: the
-contours of the image that the model predicts at each step, compared with the final image's, and the step from which on
-a judge reads each attribute as in the final image. The share of the active latents that belongs to each level of
-concepts is counted at every step; a latent belongs to the level of the concept whose masks it fits best.
+cosines (:mod:`tide.interpretation.abrupt_change`). It is compared with when
+the picture forms: the contours of the image that the model predicts at each step against those of the final image, and
+the step from which on a judge reads each attribute as in the final image. The share of the active latents that belong
+to each level of concepts is counted at every step; a latent's level is that of the concept whose masks it fits best.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tide.studies.tasks import DRAW_BATCH, EditTask, tasks_of
 from tide.tables import known, mean, spread, write_csv
 
 LEVELS = (*CONCEPTS, "other")
-#: Steps within which the abrupt change and the contours' rise count as one.
+#: The abrupt change and the contours' rise coincide if they are at most so many steps apart.
 NEAR = 2
 
 
@@ -160,8 +160,8 @@ def reproduce(options: Options) -> str:
 
 @dataclass(frozen=True)
 class Abrupt:
-    """Of one seed: the abrupt change of the mean curve and each image's, as the number of the step that comes after it
-    (None: no dip), and its strength."""
+    """The abrupt change of one seed's mean curve and of each image's curve, as the number of the step after it (None: no
+    dip), and the strength of the former."""
 
     step: int | None
     strength: float
@@ -169,7 +169,7 @@ class Abrupt:
 
 
 def abrupt_of(curve: list[list[float]]) -> Abrupt:
-    """``curve [steps - 1, images]``: pair i is step i and step i + 1."""
+    """From ``curve [steps - 1, images]``, where row i compares steps i and i + 1."""
     table = np.asarray(curve)
     found, *each = (abrupt_change(values) for values in (table.mean(1).tolist(), *table.T.tolist()))
     steps = [None if dip is None else dip.index + 1 for dip in (found, *each)]
@@ -198,7 +198,7 @@ def verdict_of(changes: list[Abrupt], results: list[Result]) -> str:
     return (
         f"{found}, the predicted image's contours have half risen at step {median(contour):g}, within {NEAR} steps of "
         f"its own dip in {near:.0%} of the images; the judge's reading settles from {order[0]} (median step "
-        f"{settled[order[0]]:g}) to {order[-1]} ({settled[order[-1]]:g}), and source and target part from a cosine of "
+        f"{settled[order[0]]:g}) to {order[-1]} ({settled[order[-1]]:g}), and source and target drift from a cosine of "
         f"{mean(apart[0]):.3f} at the first step to {mean(apart[1]):.3f} at the last."
     )
 
@@ -256,7 +256,7 @@ def _curves(result: Result) -> dict[str, np.ndarray]:
 
 
 def _rows(results: list[Result], seeds: list[int]) -> list[dict[str, Any]]:
-    """Curve, step -> mean over images, and its spread over seeds."""
+    """For each curve and step the mean over images, and its spread over seeds."""
     tables = [_curves(result) for result in results]
     rows: list[dict[str, Any]] = []
     for name in tables[0]:

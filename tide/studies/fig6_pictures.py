@@ -58,7 +58,7 @@ GALLERY = (
 
 
 def gallery_task(attribute: str, source: str, target: str, seed: int) -> EditTask:
-    """A held-out prompt of a house where the edit allows, near if it can be, so that details show."""
+    """A held-out prompt, of a near and new house where the edit allows, so that details are visible."""
     fitting = [(s, c) for s, c in prompts("test", 1500, seed + 60) if s[attribute] == source]
     scene, caption = max(
         fitting, key=lambda pair: (pair[0].depth == "near", pair[0].cls == "house", pair[0].age == "new")
