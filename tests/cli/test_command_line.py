@@ -82,21 +82,19 @@ def test_demo_prints_what_was_found(cli, tmp_path, monkeypatch):
 
 
 def test_evaluate_on_scenes_is_the_study(cli, checkpoint, tmp_path, monkeypatch):
-    given = {}
+    given = []
 
-    def evaluate(sae, out, **options):
-        given.update(options, sae=sae, out=out)
-        return {"headline": "It reconstructs.", "models": {}}
+    def reproduce(options):
+        given.append(options)
+        return "met  It reconstructs."
 
-    verdicts = SimpleNamespace(evaluate=evaluate, verdicts=lambda figures: [f"met  {figures['headline']}"])
-    monkeypatch.setitem(sys.modules, "tide.studies.bars", verdicts)
+    monkeypatch.setattr("tide.studies.bars.reproduce", reproduce)
     options = ["--sae", checkpoint, "--pipeline", "scenes", "--fast", "--out", tmp_path / "e"]
     result = cli("evaluate", *options)
     assert result.code == 0
     assert "met  It reconstructs." in result.out
-    options = {"prompts": 4, "edit_prompts": None, "seed": 0, "fast": True, "resume": False}
-    options |= {"backend": "auto", "block": None}
-    assert given == {"sae": checkpoint, "out": tmp_path / "e", **options}
+    shown = (given[0].out, given[0].sae, given[0].fast, given[0].seed, given[0].prompts, given[0].edit_prompts)
+    assert shown == (tmp_path / "e", checkpoint, True, 0, None, None)
 
 
 def test_interrupted_with_nothing_written(cli, monkeypatch):
@@ -219,7 +217,7 @@ def no_work(monkeypatch):
 
     monkeypatch.setattr("tide.cli.common._from_pretrained", work)
     monkeypatch.setattr("tide.studies.demo.demo", work)
-    monkeypatch.setattr("tide.studies.bars.evaluate", work)
+    monkeypatch.setattr("tide.studies.bars.reproduce", work)
     monkeypatch.setattr("tide.studies.fig4.reproduce", work)
 
 
@@ -266,7 +264,7 @@ def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch,
         assert (tmp_path / "new/out").is_dir()
         raise stop
 
-    for place in ("tide.cli.common._from_pretrained", "tide.studies.demo.demo", "tide.studies.bars.evaluate"):
+    for place in ("tide.cli.common._from_pretrained", "tide.studies.demo.demo", "tide.studies.bars.reproduce"):
         monkeypatch.setattr(place, work)
     monkeypatch.setattr("tide.studies.fig4.reproduce", work)
     monkeypatch.chdir(tmp_path)
@@ -274,7 +272,7 @@ def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch,
     assert (result.code, result.err.count("\n")) == (code, 1)
     kept = {
         "demo": "checkpoints of its trainings are kept, if it got to any",
-        "evaluate on scenes": "the stages that it measured are kept",
+        "evaluate on scenes": "finished cells are kept",
         "reproduce": "finished cells are kept",
     }
     assert result.err.startswith(f"tide: interrupted; {kept.get(command, 'nothing was written')}")

@@ -341,11 +341,13 @@ def test_heat_is_on_the_scale_given():
 
 
 def test_the_best_figure_is_marked_and_ties_are_shared():
-    low = Column("error", [0.12, 0.1, math.nan], better="low")
-    assert low.cells() == [Cell("0.120"), Cell("0.100", best=True), Cell(MISSING)]
-    assert Column("error", [0.1, 0.1 + 1e-9], better="low").cells() == [Cell("0.100", best=True)] * 2
-    assert Column("error", [0.1], better="low").cells() == [Cell("0.100")]  # nothing to be better than
-    assert table("", ["a"], [Column("nothing", [None])]) is None
+    def cells(*values: float) -> list[Cell]:
+        return Column("error", "error", better="low").cells([{"error": value} for value in values])
+
+    assert cells(0.12, 0.1, math.nan) == [Cell("0.120"), Cell("0.100", best=True), Cell(MISSING)]
+    assert cells(0.1, 0.1 + 1e-9) == [Cell("0.100", best=True)] * 2
+    assert cells(0.1) == [Cell("0.100")]  # nothing to be better than
+    assert table("", [("a", {})], [Column("nothing", "nothing")]) is None
 
 
 def test_the_best_figure_is_bold_on_the_page(tmp_path):

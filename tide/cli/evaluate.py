@@ -126,6 +126,7 @@ def _scenes(args: argparse.Namespace, out: Path) -> None:
         prompts=args.prompts,
         edit_prompts=args.edit_prompts,
     )
+    args.interrupted = "finished cells are kept: the same command resumes with the others"
     with common.quiet():
         verdict = reproduce(options)
     write_json(out / "run.json", common.provenance(args))

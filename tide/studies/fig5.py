@@ -160,7 +160,7 @@ def reproduce(options: Options) -> str:
 
 @dataclass(frozen=True)
 class Abrupt:
-    """The abrupt change of one seed's mean curve and of each image's curve, as the number of the step after it (None: no
+    """The abrupt change of a seed's mean curve and of each image's curve, as the number of the step after it (None: no
     dip), and the strength of the former."""
 
     step: int | None

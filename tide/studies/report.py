@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,10 @@ from tide.studies.methods import METHODS
 from tide.studies.report_tables import Column, Table, digits, figure_of, fixed, get, number, percent, settings, table
 
 Metrics = dict[str, Any]
+
+
+def tenths(value: Any) -> str:
+    return percent(value, 1)
 
 
 @dataclass(frozen=True)
@@ -199,25 +202,22 @@ def _curve(name: str, label: str, points: Sequence[tuple[float, float]]) -> Seri
 def models_table(metrics: Metrics) -> Table | None:
     models = metrics.get("models") or {}
     names = in_order(models, list(MODELS))
-
-    def column(head: str, key: str, better: str, write: Any) -> Column:
-        return Column(head, [get(models[name], key) for name in names], write, better)
-
     error = fixed([get(models[name], key) for name in names for key in ("train_mse", "val_mse")])
-    return table(
-        "model",
-        [MODELS.get(name, name) for name in names],
-        [
-            column("error, training", "train_mse", "low", error),
-            column("error, held out", "val_mse", "low", error),
-            column("cosine, training", "train_cosine", "high", digits(4)),
-            column("cosine, held out", "val_cosine", "high", digits(4)),
-            column("variance explained", "explained_variance", "high", partial(percent, decimals=1)),
-            column("active latents", "l0", "", digits(0)),
-            column("dead latents", "dead", "low", partial(percent, decimals=1)),
-        ],
-        ["" if name in ("sae", "tide") else "minor" for name in names],
-    )
+    columns = [
+        Column("error, training", "train_mse", error, "low"),
+        Column("error, held out", "val_mse", error, "low"),
+        Column("cosine, training", "train_cosine", digits(4), "high"),
+        Column("cosine, held out", "val_cosine", digits(4), "high"),
+        Column("variance explained", "explained_variance", tenths, "high"),
+        Column("active latents", "l0", digits(0)),
+        Column("dead latents", "dead", tenths, "low"),
+    ]
+    return table("model", [(MODELS.get(name, name), models[name]) for name in names], columns, _kinds(names))
+
+
+def _kinds(names: Sequence[str]) -> list[str]:
+    """Baselines are set apart from the autoencoders."""
+    return ["" if name in ("sae", "tide") else "minor" for name in names]
 
 
 def timestep_charts(metrics: Metrics) -> list[Chart]:
@@ -266,24 +266,17 @@ LOSS_ROWS = {
 def loss_figures(metrics: Metrics) -> dict[str, Any] | None:
     """The block, the table of losses and the chart by timestep."""
     data = metrics.get("diffusion_loss") or {}
-    variants = get(data, "variants") or {
-        "tide": {"loss": data.get("reconstructed"), "recovered": data.get("recovered")}
-    }
-    losses = {name: get(row, "loss") for name, row in variants.items()}
-    losses |= {"clean": data.get("clean"), "ablated": data.get("ablated")}
-    names = [n for n in in_order(losses, list(LOSS_ROWS)) if not math.isnan(figure_of(losses[n]))]
-    clean = figure_of(data.get("clean"))
-    values = [losses[name] for name in names]
-    figures = table(
-        "the block's output is",
-        [LOSS_ROWS.get(name, name) for name in names],
-        [
-            Column("denoising loss", values, fixed(values)),
-            Column("relative", [figure_of(v) / clean if clean else math.nan for v in values], number),
-            Column("recovered", [get(variants, n, "recovered") for n in names], partial(percent, decimals=1), "high"),
-        ],
-        ["" if name in ("tide", "sae") else "minor" for name in names],
-    )
+    tide = {"loss": data.get("reconstructed"), "recovered": data.get("recovered")}
+    rows = {**(data.get("variants") or {"tide": tide}), **{n: {"loss": data.get(n)} for n in ("clean", "ablated")}}
+    names = [n for n in in_order(rows, list(LOSS_ROWS)) if not math.isnan(figure_of(get(rows[n], "loss")))]
+    clean = figure_of(data.get("clean")) or math.nan
+    shown = [(LOSS_ROWS.get(n, n), {**rows[n], "relative": figure_of(rows[n]["loss"]) / clean}) for n in names]
+    columns = [
+        Column("denoising loss", "loss", fixed([row["loss"] for _, row in shown])),
+        Column("relative", "relative"),
+        Column("recovered", "recovered", tenths, "high"),
+    ]
+    figures = table("the block's output is", shown, columns, _kinds(names))
     steps = get(data, "timestep") or {}
     curves = [
         _curve(name, label, [(_number(t), figure_of(v)) for t, v in (steps.get(name) or {}).items()])
@@ -328,20 +321,20 @@ def concept_table(concepts: dict[str, Any]) -> Table | None:
     names = [n for lv in in_order(dict.fromkeys(level.values()), LEVELS) for n in concepts if level[n] == lv]
     starts = [i > 0 and level[n] != level[names[i - 1]] for i, n in enumerate(names)]
 
-    def column(head: str, key: str) -> Column:
-        write = (lambda v: number(v, 0).replace(",", "")) if key in ("latent", "neuron") else digits(2)
-        return Column(head, [get(concepts[n], key) for n in names], write)
+    def index(value: Any) -> str:
+        return number(value, 0).replace(",", "")
 
-    heads = {
-        "latent": "latent", "auroc": "AUROC, latent", "neuron_auroc": "AUROC, neuron", "recipe_auroc": "AUROC, pooled",
-        "iou": "IoU, latent", "neuron_iou": "IoU, neuron", "neuron": "neuron",
-    }  # fmt: skip
-    return table(
-        "concept",
-        [f"{n} ({level[n]})" if level[n] else n for n in names],
-        [column(head, key) for key, head in heads.items()],
-        ["group" if start else "" for start in starts],
-    )
+    columns = [
+        Column("latent", "latent", index),
+        Column("AUROC, latent", "auroc", digits(2)),
+        Column("AUROC, neuron", "neuron_auroc", digits(2)),
+        Column("AUROC, pooled", "recipe_auroc", digits(2)),
+        Column("IoU, latent", "iou", digits(2)),
+        Column("IoU, neuron", "neuron_iou", digits(2)),
+        Column("neuron", "neuron", index),
+    ]
+    rows = [(f"{n} ({level[n]})" if level[n] else n, concepts[n]) for n in names]
+    return table("concept", rows, columns, ["group" if start else "" for start in starts])
 
 
 # -- edits ----------------------------------------------------------------------------------------------------
@@ -362,44 +355,29 @@ def _label(method: str) -> str:
     return METHODS[method].label if method in METHODS else method
 
 
-def _shares(rows: Sequence[Any]) -> list[Column]:
-    heads = {"success": "changed to the target", "preserved": "all else kept", "both": "both"}
-    return [
-        Column(head, [get(row, key) for row in rows], percent, "high" if key == "both" else "")
-        for key, head in heads.items()
-    ]
-
-
-def _intervals(rows: Sequence[Any], *keys: str) -> list[str]:
-    found = [get(row, *keys) for row in rows]
-    return [f"{100 * low_high[0]:.0f} to {100 * low_high[1]:.0f}" if low_high else "" for low_high in found]
+SHARES = [
+    Column("changed to the target", "success", percent),
+    Column("all else kept", "preserved", percent),
+    Column("both", "both", percent, "high"),
+]
 
 
 def edit_table(edits: dict[str, Any]) -> Table | None:
-    rows = list(edits.values())
-
-    def share(head: str, key: str) -> Column:
-        return Column(head, [get(row, key) for row in rows], percent, notes=_intervals(rows, "interval", key))
-
-    columns = [
-        share("changed to the target", "success"),
-        share("all else kept", "preserved"),
-        share("both", "both"),
-        share("still a scene", "valid"),
-        Column("pictures", [get(row, "images") for row in rows], digits(0)),
-    ]
-    return table("edit", list(edits), columns)
+    heads = {
+        "success": "changed to the target", "preserved": "all else kept", "both": "both", "valid": "still a scene"
+    }  # fmt: skip
+    shares = [Column(head, key, percent, interval=("interval", key)) for key, head in heads.items()]
+    return table("edit", list(edits.items()), [*shares, Column("pictures", "images", digits(0))])
 
 
 def trade_off(metrics: Metrics) -> dict[str, Any] | None:
     """Change against preservation: the chart, its table, the table at equal preservation, and what was tried."""
     data = metrics.get("trade_off") or {}
-    series, labels, rows = [], [], []
+    series, rows = [], []
     for name in in_order(data, list(METHODS)):
         points = [data[name]] if isinstance(data[name], dict) else list(data[name] or [])
         notes = ["" if name == PROMPT or get(p, "factor") is None else f"{p['factor']:g}" for p in points]
-        labels += [f"{_label(name)} {note}".strip() for note in notes]
-        rows += points
+        rows += [(f"{_label(name)} {note}".strip(), row) for note, row in zip(notes, points, strict=True)]
         spots = [(figure_of(get(p, "preserved")), figure_of(get(p, "success"))) for p in points]
         dashes, marker = ("--", "s") if name in METHODS and METHODS[name].raw else ("-", "o")
         ink = METHOD_INKS.get(name, "purple")
@@ -411,9 +389,9 @@ def trade_off(metrics: Metrics) -> dict[str, Any] | None:
         return None
     return {
         "chart": chart,
-        "table": table("edit, strength", labels, _shares(rows)),
+        "table": table("edit, strength", rows, SHARES),
         "levels": preservation_table(metrics.get("equal_preservation") or {}),
-        "tried": table("edit, part of the run, strength", [_setting(row) for row in tried], _shares(tried)),
+        "tried": table("edit, part of the run, strength", [(_setting(row), row) for row in tried], SHARES),
         "n_tried": len(tried),
     }
 
@@ -425,17 +403,10 @@ def _setting(row: dict[str, Any]) -> str:
 
 def preservation_table(levels: dict[str, Any]) -> Table | None:
     """The most that each method changes while a given share of the pictures keeps all else."""
-    rows = list(levels.values())
-    names = in_order({name: None for row in rows for name in row}, list(METHODS))
-    return table(
-        "changed to the target, where",
-        [f"all else kept in {percent(_number(level))} or more" for level in levels],
-        [
-            Column(_label(name), [get(row, name, "success") for row in rows], percent,
-                   notes=_intervals(rows, name, "interval"))
-            for name in names
-        ],
-    )  # fmt: skip
+    rows = [(f"all else kept in {percent(_number(level))} or more", row) for level, row in levels.items()]
+    names = in_order({name: None for row in levels.values() for name in row}, list(METHODS))
+    columns = [Column(_label(n), (n, "success"), percent, interval=(n, "interval")) for n in names]
+    return table("changed to the target, where", rows, columns)
 
 
 # -- training and making --------------------------------------------------------------------------------------
@@ -470,12 +441,12 @@ def training_charts(histories: dict[str, list[dict[str, float]]]) -> list[Chart]
 def made(metrics: Metrics) -> dict[str, Any] | None:
     """How long the run took, on what, and with which settings."""
     stages = metrics.get("stages") or {}
-    named = {name: list(settings(metrics.get(name.lower()))) for name in ("Configuration", "Versions", "Sizes")}
-    named["Configuration"] = list(settings(metrics.get("config")))
+    keys = {"Configuration": "config", "Versions": "versions", "Sizes": "sizes"}
+    named = {name: list(settings(metrics.get(key))) for name, key in keys.items()}
     found = {
         "seconds": "" if math.isnan(figure_of(metrics.get("seconds"))) else number(metrics["seconds"], 0),
         "machine": metrics.get("machine") or "",
-        "stages": table("stage", list(stages), [Column("seconds", list(stages.values()), digits(1))]),
+        "stages": table("stage", list(stages.items()), [Column("seconds", (), digits(1))]),
         "settings": {name: values for name, values in named.items() if values},
     }
     return found if any(found.values()) else None

@@ -56,23 +56,32 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: ``better`` ("high" or "low") marks its best figure; ``notes`` follow in small type."""
+    """A table's column: the figure under ``key`` of each row's data, a path where data are nested.
+
+    ``better`` ("high" or "low") marks the best figure; ``interval`` is the path of an interval that follows in small
+    type.
+    """
 
     head: str
-    values: Sequence[Any]
+    key: str | tuple[str, ...]
     write: Callable[[Any], str] = number
     better: str = ""
-    notes: Sequence[str] = ()
+    interval: tuple[str, ...] = ()
 
-    def cells(self) -> list[Cell]:
-        figures = [figure_of(value) for value in self.values]
-        texts = [self.write(value) for value in self.values]
-        known = [f for f in figures if not math.isnan(f)]
-        best = (max if self.better == "high" else min)(known) if self.better and len(known) > 1 else None
+    def values(self, rows: Sequence[Any]) -> list[Any]:
+        path = (self.key,) if isinstance(self.key, str) else self.key
+        return [get(row, *path) for row in rows]
+
+    def cells(self, rows: Sequence[Any]) -> list[Cell]:
+        values = self.values(rows)
+        texts = [self.write(value) for value in values]
+        known = {f: text for f, text in zip(map(figure_of, values), texts, strict=True) if not math.isnan(f)}
         # Compared as written: two figures that read the same are equally good.
-        shown = None if best is None else texts[figures.index(best)]
-        notes = self.notes or [""] * len(texts)
-        return [Cell(text, text == shown, note) for text, note in zip(texts, notes, strict=True)]
+        best = known[(max if self.better == "high" else min)(known)] if self.better and known else None
+        marked = best if sum(text != MISSING for text in texts) > 1 else None
+        ranges = [get(row, *self.interval) if self.interval else None for row in rows]
+        notes = [f"{100 * each[0]:.0f} to {100 * each[1]:.0f}" if each else "" for each in ranges]
+        return [Cell(text, text == marked, note) for text, note in zip(texts, notes, strict=True)]
 
 
 class Row(NamedTuple):
@@ -88,15 +97,18 @@ class Table:
     rows: list[Row]
 
 
-def table(corner: str, labels: Sequence[str], columns: Sequence[Column], kinds: Sequence[str] = ()) -> Table | None:
-    """Rows of figures under their heads; columns without any figure are left out, and so is a table without columns.
-    ``kinds`` are the rows' classes."""
-    shown = [c for c in columns if any(not math.isnan(figure_of(v)) for v in c.values)]
+def table(
+    corner: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column], kinds: Sequence[str] = ()
+) -> Table | None:
+    """Labelled data under the heads of ``columns``; columns without any figure are left out, and so is a table without
+    columns. ``kinds`` are the rows' classes."""
+    data = [each for _, each in rows]
+    shown = [c for c in columns if any(not math.isnan(figure_of(value)) for value in c.values(data))]
     if not shown:
         return None
-    cells = zip(*(c.cells() for c in shown), strict=True)
-    rows = [Row(*each) for each in zip(labels, kinds or [""] * len(labels), cells, strict=True)]
-    return Table(corner, [c.head for c in shown], rows)
+    cells = zip(*(c.cells(data) for c in shown), strict=True)
+    named = zip((label for label, _ in rows), kinds or [""] * len(rows), cells, strict=True)
+    return Table(corner, [c.head for c in shown], [Row(*each) for each in named])
 
 
 def settings(values: dict[str, Any] | None, prefix: str = "") -> Iterator[tuple[str, str]]:
