@@ -1,8 +1,8 @@
 """Trains the bundled pipeline and its judge: ``python scripts/train_scenes.py [vae|transformer|judge|all]``.
 
 Every stage draws from ``--seed`` alone, works in ``--work`` (default ``runs/scenes``), resumes from its last
-checkpoint there, and writes the finished part to ``--out`` (default: the package data). ``--start`` goes on from the
-weights of an earlier pipeline, of other words and scenes perhaps, in place of fresh ones.
+checkpoint there, and writes the finished part to ``--out`` (default: the package data). ``--start`` begins with the
+weights of an earlier pipeline, possibly of other words and scenes, instead of fresh ones.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             _, i, key = name.split(".")
             state.setdefault(int(i), {})[key] = value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, entry in state.items():  # the fused optimiser would read and write beyond moments of another shape
+    for number, entry in state.items():  # the fused optimiser would access memory beyond moments of another shape
         moments = [value for key, value in entry.items() if key != "step"]
         if number >= len(parameters) or any(value.shape != parameters[number].shape for value in moments):
             raise TideError("the state holds moments of another model; delete it to train the stage anew")
@@ -158,7 +158,7 @@ def _draw_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _text_encoder_of(start: Path) -> T5EncoderModel:
-    """The text encoder of an earlier pipeline, the embeddings of the words that both know kept by word."""
+    """The text encoder of an earlier pipeline; words that both vocabularies have keep their embeddings."""
     earlier = T5EncoderModel.from_pretrained(start / "text_encoder").float()
     before = PreTrainedTokenizerFast.from_pretrained(start / "tokenizer").get_vocab()
     encoder = bundled.build_text_encoder()
@@ -182,7 +182,7 @@ def train_transformer(
     lr: float = 8e-4,
     start: Path | None = None,
 ) -> None:
-    """v-prediction MSE, text encoder trained along, exponential average of the weights kept and saved."""
+    """Minimises the MSE of the v-prediction, text encoder included; saves the exponential average of the weights."""
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     torch.manual_seed(seed)
     tokenizer = bundled.build_tokenizer()
@@ -221,7 +221,7 @@ def train_transformer(
         t = (1000 * torch.rand(batch, generator=noise_source) ** 0.7).long().clamp(max=999)
         noise = torch.randn(x0.shape, generator=noise_source)
         a, s = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-        # bf16 flash attention is slow in backward on a CPU; the plain products are not.
+        # On a CPU the backward pass of bf16 flash attention is slower than that of plain products.
         attention = sdpa_kernel(SDPBackend.MATH) if BF16 else nullcontext()
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16), attention:
             text = model["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
@@ -262,7 +262,7 @@ def save_pipeline(vae: AutoencoderKL, model: nn.ModuleDict, path: Path) -> None:
         transformer=copy.deepcopy(model["transformer"]),
         scheduler=bundled.build_scheduler(),
     )
-    pipe.vae.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
+    pipe.vae.register_to_config(_name_or_path="")  # without the folder that it was trained in
     pipe.to(torch.float16).save_pretrained(path)
 
 
@@ -296,7 +296,7 @@ def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batc
     images = to_tensor(np.stack([to_uint8(each.image) for each in rendered]))
     regions, targets = torch.from_numpy(np.stack([each.regions for each in rendered])), _targets(items)
     third = len(images) // 3
-    for start in range(0, third, 250):  # a third of the scenes is seen as the pipeline would decode it
+    for start in range(0, third, 250):  # a third of the scenes are seen as the pipeline would decode them
         images[start : start + 250] = _through(vae, images[start : start + 250], 0.1, start)
     wrecked = torch.cat([_through(vae, images[-500:], spread, 5) for spread in (1.5, 2.5)])
     n_wrecked = batch // 4
@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="override the number of steps of the stage")
     parser.add_argument("--batch", type=int, help="override the images of a step")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier pipeline's folder to go on from")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="folder of an earlier pipeline to start from")
     args = parser.parse_args()
     if args.start is not None and args.stage == "judge":
         parser.error("--start is not used by the judge; leave it off")

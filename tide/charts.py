@@ -1,21 +1,40 @@
-"""Charts as PNG. Matplotlib is loaded when the first one is drawn."""
+"""Charts as PNG files, and as SVG for light and dark pages. Matplotlib is loaded when the first one is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from tide.errors import TideError
 from tide.files import replace_file
+
+P = ParamSpec("P")
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
+#: Colours of a page's charts: on light and on dark pages. Readers without full colour vision can tell them apart.
+INKS = {
+    "blue": ("#0072b2", "#5cb8ef"),
+    "orange": ("#c85200", "#f0a03c"),
+    "green": ("#00805d", "#3fc59b"),
+    "purple": ("#a8487e", "#e39bc3"),
+    "text": ("#22252a", "#e6e4df"),
+    "muted": ("#676c75", "#9ba0a9"),
+    "line": ("#e4e1da", "#30343b"),
+}
+
+
 def check_matplotlib() -> None:
-    """Raises before any work is done where no chart could be drawn after it."""
+    """Raises :class:`~tide.errors.TideError` where no chart can be drawn: call it before hours of work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -30,11 +49,15 @@ def panels(n: int, *, width: float = 4.2, height: float = 3.4, columns: int | No
     rows = -(-n // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = [figure.add_subplot(rows, columns, 1 + i) for i in range(n)]
+    _plain(axes, "#dddddd")
+    return figure, axes
+
+
+def _plain(axes: Sequence[Any], grid: str) -> None:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
-        each.grid(True, color="#dddddd", linewidth=0.6)
+        each.grid(True, color=grid, linewidth=0.6)
         each.set_axisbelow(True)
-    return figure, axes
 
 
 def style(i: int) -> dict[str, Any]:
@@ -43,13 +66,15 @@ def style(i: int) -> dict[str, Any]:
 
 
 def log_scale(axes: Any, *which: str) -> None:
-    """Logarithmic axes ("x", "y") with ticks at 1, 2 and 5 times the powers of ten, written out."""
+    """Logarithmic axes ("x", "y") with ticks at 1, 2 and 5 times the powers of ten, or at the powers alone where the
+    axis spans more than three of them."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for name in which:
         axes.set(**{f"{name}scale": "log"})
         axis = getattr(axes, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,), numticks=12))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
         axis.set_tick_params(labelsize="small")
@@ -70,7 +95,7 @@ def legend_beside(figure: Any, axes: Any) -> None:
 
 
 def dots(axes: Any, names: Sequence[str], values: Sequence[Sequence[float]]) -> None:
-    """One column a name: a dot for each seed, a line at their mean."""
+    """A column for each name: a dot for each seed, and a line at their mean."""
     for i, each in enumerate(values):
         colour = COLOURS[i % len(COLOURS)]
         offsets = [i + 0.12 * (j - (len(each) - 1) / 2) for j in range(len(each))]
@@ -90,15 +115,12 @@ def strip_over_panels(rows: int, columns: int, n: int) -> tuple[Any, Any, list[A
     strip.set(xlim=(-1.5, columns), ylim=(-rows + 1, 1), aspect="equal")
     strip.set_axis_off()
     axes = [bottom.add_subplot(1, n, 1 + i) for i in range(n)]
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(True, color="#dddddd", linewidth=0.6)
-        each.set_axisbelow(True)
+    _plain(axes, "#dddddd")
     return figure, strip, axes
 
 
 def pictures(axes: Any, images: Any, row: int) -> None:
-    """Images ``[n, H, W, 3]`` in [0, 1] side by side in a row of :func:`strip_over_panels`, a unit each."""
+    """Images ``[n, H, W, 3]`` in [0, 1] side by side in a row of :func:`strip_over_panels`, each one unit wide."""
     for i, image in enumerate(images):
         axes.imshow(image, extent=(i - 0.48, i + 0.48, 0.02 - row, 0.98 - row), interpolation="nearest", aspect="equal")
 
@@ -112,3 +134,139 @@ def band(axes: Any, x: Any, values: Any, colour: str, label: str) -> None:
 
 def save(figure: Any, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+# -- charts of a page ---------------------------------------------------------------------------------------
+
+
+def _theme() -> Any:
+    muted = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
+    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    theme = {**dict.fromkeys(muted, INKS["muted"][0]), **dict.fromkeys(clear, "none")}
+    return {**theme, "font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "tide", "text.parse_math": False}
+
+
+def _themed(draw: Callable[P, str]) -> Callable[P, str]:
+    """What ``draw`` draws is transparent and in a page's colours; nothing in it is read as a formula."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> str:
+        import matplotlib
+
+        with matplotlib.rc_context(_theme()):
+            return draw(*args, **options)
+
+    return drawn
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve in a colour of :data:`INKS`; ``notes``, one for each point, stand beside the points."""
+
+    name: str
+    ink: str
+    points: Sequence[tuple[float, float]]
+    dashes: Any = "-"
+    marker: str = ""
+    notes: Sequence[str] = ()
+
+
+@_themed
+def line_svg(
+    series: Iterable[Series],
+    *,
+    x_label: str,
+    log_y: bool = False,
+    percent: str = "",
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """A line chart as the ``data:`` address of an SVG image; empty text where nothing can be drawn.
+
+    Points that are not finite, or not positive on a log scale, are left out. The axes named in ``percent`` ("y", "xy")
+    are written as percentages.
+    """
+    drawn = [(each, kept) for each in series if (kept := _drawable(each.points, log_y))]
+    if not drawn:
+        return ""
+    figure, axis = _panel(2.75 + 0.19 * math.ceil(len(drawn) / 2))
+    for each, kept in drawn:
+        marker = each.marker or ("o" if len(kept) == 1 else "")
+        xs, ys = zip(*(each.points[i] for i in kept), strict=True)
+        axis.plot(xs, ys, color=INKS[each.ink][0], linestyle=each.dashes, linewidth=1.8, marker=marker, markersize=5,
+                  label=each.name)  # fmt: skip
+        for i in kept if each.notes else []:
+            axis.annotate(each.notes[i], each.points[i], (4, 3), textcoords="offset points", fontsize=7)
+    if log_y:
+        log_scale(axis, "y")
+    _percent(axis, percent)
+    axis.set(xlabel=x_label, **{f"{name}lim": limits for name, limits in (("x", x_range), ("y", y_range)) if limits})
+    _legend(figure, 2)
+    return _svg_data(figure)
+
+
+def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> list[int]:
+    return [i for i, xy in enumerate(points) if all(map(math.isfinite, xy)) and (not log_y or xy[1] > 0)]
+
+
+@_themed
+def bars_svg(
+    rows: Sequence[str], series: Sequence[tuple[str, str, Sequence[float]]], *, base: float, top: float
+) -> str:
+    """Horizontal bars from ``base`` to ``top``, in the form of :func:`line_svg`: a group for each row, and in it a bar
+    for each ``(name, ink, values)``; empty text without any."""
+    if not rows or not series:
+        return ""
+    figure, axis = _panel(0.75 + 0.16 * len(rows) * (len(series) + 1))
+    for i, (name, ink, values) in enumerate(series):
+        places = [row + (i - (len(series) - 1) / 2) / (len(series) + 1) for row in range(len(rows))]
+        known = [(at, value) for at, value in zip(places, values, strict=True) if math.isfinite(value)]
+        lengths = [max(0.0, min(value, top) - base) for _, value in known]
+        bars = axis.barh([at for at, _ in known], lengths, 0.85 / (len(series) + 1), left=base,
+                         color=INKS[ink][0], label=name)  # fmt: skip
+        axis.bar_label(bars, [f"{value:.2f}" for _, value in known], padding=3, fontsize=7.5)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlim=(base, base + 1.1 * (top - base)), ylim=(len(rows) - 0.45, -0.55))
+    axis.grid(False, axis="y")
+    _legend(figure, 3)
+    return _svg_data(figure)
+
+
+def _panel(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    axis = figure.add_subplot()
+    _plain([axis], INKS["line"][0])
+    return figure, axis
+
+
+def _legend(figure: Any, columns: int) -> None:
+    figure.legend(loc="outside lower left", frameon=False, ncols=columns)
+
+
+def _percent(axis: Any, which: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    for name in which:
+        getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1, 0, symbol=" %"))
+
+
+def _svg_data(figure: Any) -> str:
+    """The figure as the ``data:`` address of an SVG image, transparent, in the colours of a light or a dark page as
+    its reader prefers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for name, (light, _) in INKS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    on_light, on_dark = (
+        ":root {" + "".join(f"--{name}: {colours[i]};" for name, colours in INKS.items()) + "}" for i in range(2)
+    )
+    head, _, body = svg.partition(">")
+    text = (
+        f"{head}><style>text {{ font-family: system-ui, sans-serif !important }} {on_light} "
+        f"@media (prefers-color-scheme: dark) {{ {on_dark} }}</style>{body}"
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -176,10 +176,14 @@ def _orientation(exif: object) -> int:
 # -- drawing -----------------------------------------------------------------------------------------------------
 
 
+def to_uint8(image: Tensor) -> np.ndarray:
+    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
+    return ((image.float().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+
+
 def to_image(image: Tensor) -> Image.Image:
     """``[3, H, W]`` in [-1, 1] to an image."""
-    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_uint8(image))
 
 
 def image_writer(image: Image.Image) -> Callable[[Path], None]:
@@ -239,3 +243,23 @@ def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.
 def heat_key() -> str:
     """The colours of :func:`heat_overlay` as a CSS gradient."""
     return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"
+
+
+def outline_path(mask: np.ndarray) -> str:
+    """SVG path along the pixel edges between the True and the False of ``mask [H, W]``; empty for an empty mask.
+
+    Holes of one pixel, which anti-aliased seams leave, are not outlined.
+    """
+    padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    padded[1:-1, 1:-1] |= padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    horizontal = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [H + 1, W]: an edge above row y
+    vertical = padded[1:-1, 1:] != padded[1:-1, :-1]  # [H, W + 1]: an edge left of column x
+    steps = [f"M{x0} {y}H{x1}" for y, row in enumerate(horizontal) for x0, x1 in _runs(row)]
+    steps += [f"M{x} {y0}V{y1}" for x, column in enumerate(vertical.T) for y0, y1 in _runs(column)]
+    return "".join(steps)
+
+
+def _runs(flags: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Half-open ranges in which ``flags`` is True."""
+    edges = np.flatnonzero(np.diff(np.pad(flags.astype(np.int8), 1)))
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -46,6 +46,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_in_words() -> str:
+    """What a figure was measured on, for a sentence."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {device}"
+
+
 def provenance(
     command: str | None = None, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def known(values: Iterable[T | None]) -> list[T]:
-    """Those that are not None, which stands for what was not reached."""
+    """The values that are not None; None stands for what was not reached."""
     return [value for value in values if value is not None]
 
 
@@ -24,7 +24,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The standard deviation over seeds (n - 1); 0 of a single one."""
+    """The standard deviation over seeds (n - 1); 0 for a single one."""
     if len(values) < 2:
         return 0.0
     centre = mean(values)
@@ -37,7 +37,7 @@ def with_spread(values: Sequence[float], digits: int = 4) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of one set of columns, those of the first; None is left empty."""
+    """Writes rows that all have the columns of the first; None is left empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -47,7 +47,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A compact table, the first column to the left."""
+    """A compact table with its first column aligned to the left."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))

@@ -29,7 +29,6 @@ from tide.interpretation.atlas import Atlas, Label
 from tide.pictures import open_picture
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge
-from tide.studies.bars import _earlier
 from tide.studies.grid import Cell, run_cells
 from tide.studies.models import Models
 from tide.training import TrainConfig, Trainer, is_trained
@@ -92,7 +91,6 @@ def read_data(folder: Path) -> None:
     Models(bench, TrainConfig(), folder)._check_data(folder / "data.json")
 
 
-MEASURED = {"checkpoint": "runs/tide", "sae": {"k": 8}, "weights": "0a", "config": {"seed": 0, "sizes": [1, 2]}}
 CONFIG = TrainConfig(steps=2, n_latents=12, k=3, batch_tokens=8, log_every=1, checkpoint_every=1)
 
 
@@ -193,10 +191,6 @@ KINDS: dict[str, Kind] = {
     "judge": Kind(lambda folder: Judge(width=8).save_pretrained(folder), load_judge),
     "cells": Kind(make_cells, read_cells),
     "models' data": Kind(lambda folder: write_json(folder / "data.json", DATA), read_data),
-    "evaluation": Kind(
-        lambda folder: write_sealed(folder / "metrics.json", {**MEASURED, "agreement": {"class": {"share": 1.0}}}),
-        lambda folder: _earlier(folder, MEASURED),
-    ),
     "training": Kind(make_training, lambda folder: is_trained(folder, CONFIG)),
     "options": Kind(make_options, lambda folder: TrainConfig.from_yaml(folder / "options.yaml")),
     "images": Kind(make_images, read_images),

@@ -1,4 +1,4 @@
-"""Every strategy of editing draws through the pipeline: it changes the images, and at strength zero it does not."""
+"""Every method of editing draws through the pipeline: it changes the images, and at strength zero it does not."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import torch
 
 from tide.adapters import adapter_for
 from tide.scenes.pipeline import DATA, load_pipeline
-from tide.studies.edit_study import tasks_of
-from tide.studies.fig6 import STRATEGIES
-from tide.studies.methods import Contrasts, Methods, scene_profiles
-from tide.studies.references import layout_of, reference_scenes
-from tide.studies.tasks import draw
+from tide.studies.methods import METHODS, RIVALS, Editor, scene_profiles
+from tide.studies.references import layout_of, nearest_references
+from tide.studies.tasks import KINDS, draw, tasks_of
 from tide.training import TrainConfig, build_model
 
-pytestmark = pytest.mark.skipif(not (DATA / "pipeline").is_dir(), reason="needs the bundled pipeline")
+needs_pipeline = pytest.mark.skipif(not (DATA / "pipeline").is_dir(), reason="needs the bundled pipeline")
+
+
+def test_every_method_has_strengths_that_grow_and_rivals_that_know_the_same():
+    for spec in METHODS.values():
+        assert spec.middle in spec.strengths
+        assert list(spec.strengths) == sorted(spec.strengths)
+        assert spec.tasks in KINDS
+    for ours, others in RIVALS.items():
+        assert not METHODS[ours].raw
+        assert all(METHODS[other].raw and METHODS[other].knows == METHODS[ours].knows for other in others)
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +32,32 @@ def trial():
     torch.manual_seed(0)
     model = build_model(adapter, 6, TrainConfig(n_latents=64, k=8))
     tasks = tasks_of("dev", 2, 3)
-    references = {t: reference_scenes(t, torch.tensor(layout_of(t.scene)), 1) for t in tasks}
-    profiles = scene_profiles(adapter, model, n_images=48)
-    methods = Methods(adapter, model, profiles, Contrasts(adapter, (6,), references))
-    return adapter, tasks, methods, draw(adapter, tasks)
+    references = nearest_references(tasks, torch.tensor([layout_of(t.scene) for t in tasks]))
+    editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=48))
+    return adapter, tasks, editor, draw(adapter, tasks)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_changes_each_image(trial, name):
-    adapter, tasks, methods, before = trial
-    make = getattr(methods, name.replace(" ", "_"))
-    after = draw(adapter, tasks, make(STRATEGIES[name].factors[-1], (0.0, 1.0)))
+@needs_pipeline
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_changes_each_image(trial, name):
+    adapter, tasks, editor, before = trial
+    after = draw(adapter, tasks, editor.method(name, METHODS[name].strengths[-1], (0.0, 1.0)))
     assert after.isfinite().all()
     assert ((after - before).abs().flatten(1).amax(1) > 0).all()
 
 
+@needs_pipeline
 @pytest.mark.parametrize("name", ["contrast", "steer contrast", "steer bounded", "transfer", "steer transfer bounded"])
 def test_no_strength_is_no_edit(trial, name):
-    adapter, tasks, methods, before = trial
-    after = draw(adapter, tasks, getattr(methods, name.replace(" ", "_"))(0.0, (0.0, 1.0)))
+    adapter, tasks, editor, before = trial
+    after = draw(adapter, tasks, editor.method(name, 0.0, (0.0, 1.0)))
     assert torch.equal(after, before)
 
 
+@needs_pipeline
 def test_altered_is_of_as_many_tokens_as_asked(trial):
     """All tokens are the contrast itself, and fewer are another edit."""
-    adapter, tasks, methods, _ = trial
-    whole = draw(adapter, tasks, methods.contrast(2.0))
-    assert torch.equal(draw(adapter, tasks, methods.altered(64)), whole)
-    assert not torch.equal(draw(adapter, tasks, methods.altered(4)), whole)
+    adapter, tasks, editor, _ = trial
+    whole = draw(adapter, tasks, editor.method("contrast", 2.0))
+    assert torch.equal(draw(adapter, tasks, editor.method("altered", 64)), whole)
+    assert not torch.equal(draw(adapter, tasks, editor.method("altered", 4)), whole)

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tide.charts import INKS
 from tide.errors import TideError
+from tide.pictures import heat_overlay, outline_path
 from tide.scenes.judge import NO_OBJECT
 from tide.scenes.render import render
 from tide.scenes.scene import Scene
-from tide.studies.figures import MINUS, Series, heat_overlay, line_chart, linear_ticks, log_ticks, outline_path, thin
-from tide.studies.page import MISSING, Column, fixed, table
-from tide.studies.report import EditStrip, HeatMaps, best_frame, hero, verdict_list, write_report
+from tide.studies.compare import LEVELS, equal_preservation
+from tide.studies.report import EditStrip, HeatMaps, hero, trade_off, write_report
+from tide.studies.report_tables import MINUS, MISSING, Cell, Column, fixed, table
 
 ANCHORS = ("rebuild", "time", "loss", "where", "concepts", "edits", "trade-off", "training", "made")
-VOID = {"meta", "img", "br", "path", "polyline", "circle", "line", "rect", "i"}
+VOID = {"meta", "img", "br", "path", "i"}
 RED_HOUSE = Scene("house", "red", "near", "with", "grass", seed=3)
 
 
@@ -132,6 +134,10 @@ class Balance(HTMLParser):
         self.text += data
 
 
+def decoded(address: str) -> bytes:
+    return base64.b64decode(address.partition(",")[2])
+
+
 def written(tmp_path: Path, metrics: dict, **parts: object) -> tuple[str, Balance]:
     path = tmp_path / "report.html"
     inputs: dict = {"heat_maps": [], "strips": [], "histories": {}, **parts}
@@ -147,16 +153,38 @@ def test_everything_is_there_and_nothing_is_fetched(tmp_path):
     text, page = written(tmp_path, full_metrics(), heat_maps=[heat()], strips=[strip()], histories=histories)
     assert tuple(page.sections) == ANCHORS
     assert page.loaded
-    assert all(address.startswith("data:image/png;base64,") for address in page.loaded)
+    kinds = re.compile(r"data:image/(png|svg\+xml);base64,")
+    assert all(kinds.match(address) for address in page.loaded)
     assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe", text)
+    for chart in (decoded(address).decode() for address in page.loaded if "svg" in address[:20]):
+        assert not re.search(r"(href|src)=\"(?!#)|url\((?!#)|@import|<script", chart)
     assert "TIDE turns a red house blue" in page.text
     assert "loss.mse" in page.text  # nested options by their dotted names
+
+
+def test_charts_have_the_colours_of_light_and_dark_pages(tmp_path):
+    _, page = written(tmp_path, full_metrics())
+    charts = [decoded(address).decode() for address in page.loaded if "svg" in address[:20]]
+    assert len(charts) == 6
+    for chart in charts:
+        drawn = chart.partition("</style>")[2]
+        assert "var(--muted)" in drawn
+        assert not any(light in drawn for light, _ in INKS.values())
+        assert all(dark in chart.partition("prefers-color-scheme: dark")[2] for _, dark in INKS.values())
+        assert "#000000" not in drawn  # black would vanish on a dark page
+
+
+def test_every_image_says_what_it_shows(tmp_path):
+    text, _ = written(tmp_path, full_metrics(), heat_maps=[heat()], strips=[strip()])
+    images = re.findall(r"<img[^>]*>", text)
+    assert images
+    assert all(re.search(r'alt="[^"]{3,}"', image) for image in images)
 
 
 def test_pictures_survive_bit_for_bit(tmp_path):
     shown = strip()
     _, page = written(tmp_path, {}, strips=[shown])
-    first = Image.open(io.BytesIO(base64.b64decode(page.loaded[0].partition(",")[2])))
+    first = Image.open(io.BytesIO(decoded(page.loaded[0])))
     np.testing.assert_array_equal(np.asarray(first), shown.images[0])
 
 
@@ -238,24 +266,56 @@ def test_the_old_report_stays_when_writing_fails(tmp_path, monkeypatch):
     assert "first" in (tmp_path / "report.html").read_text()
 
 
-def test_verdicts_tell_reached_lost_and_wrecked():
-    shown = strip()
-    assert "<b>" not in verdict_list(shown, 1)
-    assert "<b>blue</b>" in verdict_list(shown, 2)
-    assert "<s>" not in verdict_list(shown, 2)
-    assert "<s>near</s> far" in verdict_list(shown, 3)
-    assert NO_OBJECT in verdict_list(shown, 4)
-    assert "blue" not in verdict_list(shown, 4)  # wreckage is never counted as a change
-    assert best_frame(shown) == 2
+def verdict_lists(tmp_path: Path, shown: EditStrip) -> list[str]:
+    text, _ = written(tmp_path, {}, strips=[shown])
+    return re.findall(r'<ul class="verdict">(.*?)</ul>', text, re.DOTALL)
 
 
-def test_the_hero_is_the_edit_that_cost_least():
+def test_verdicts_tell_reached_lost_and_wrecked(tmp_path):
+    lists = verdict_lists(tmp_path, strip())
+    assert "<b>" not in lists[1]
+    assert "<b>blue</b>" in lists[2]
+    assert "<s>" not in lists[2]
+    assert "<s>near</s> far" in lists[3]
+    assert NO_OBJECT in lists[4]
+    assert "blue" not in lists[4]  # wreckage is never counted as a change
+    assert strip().best == 2
+
+
+def test_the_hero_is_the_edit_that_cost_least(tmp_path):
     costly = strip(title="costly", images=strip().images[:4], strengths=[0, 0.5, 1, 2], verdicts=[])
     lossy = strip(title="lossy", verdicts=[*strip().verdicts[:2], *[strip().verdicts[3]] * 2, strip().verdicts[4]])
-    assert "<b>red to blue</b>" in hero([costly, lossy, strip()])
-    assert "<b>lossy</b>" in hero([costly, lossy])
-    assert "<b>costly</b>" in hero([costly])
-    assert hero([]) == ""
+
+    def shown(strips: list[EditStrip]) -> str:
+        text, _ = written(tmp_path, {}, strips=strips)
+        return re.findall(r'<figure class="hero">.*?<b>(.*?)</b>', text, re.DOTALL)[0]
+
+    assert shown([costly, lossy, strip()]) == "red to blue"
+    assert shown([costly, lossy]) == "lossy"
+    assert shown([costly]) == "costly"
+    assert hero([]) is None
+
+
+def test_bars_are_listed_with_their_verdicts(tmp_path):
+    text, page = written(tmp_path, {"verdicts": ["met     loss recovered: 0.99", "MISSED  80 % changed"]})
+    assert page.sections == ["verdicts"]
+    assert "<li><b>met</b>loss recovered: 0.99</li>" in text
+    assert '<li class="missed"><b>missed</b>80 % changed</li>' in text
+
+
+def test_levels_of_preservation_and_every_setting_tried_are_shown():
+    interval = {"success": [0.8, 1.0]}
+    curve = [{"factor": 2, "success": 0.9, "preserved": 0.9, "both": 0.8, "interval": interval}]
+    other = [{"factor": 1, "success": 0.6, "preserved": 0.8, "both": 0.5, "interval": interval}]
+    curves = {"contrast": curve, "steer contrast": other}
+    tried = [{"method": "contrast", "steps": [0.3, 1.0], **curve[0]}]
+    found = trade_off({"trade_off": curves, "equal_preservation": equal_preservation(curves), "tried": tried})
+    assert found is not None
+    assert found["levels"].heads == ["contrast of latents", "contrast, raw"]
+    assert len(found["levels"].rows) == len(LEVELS)
+    assert found["levels"].rows[1].cells[0] == Cell("90 %", note="80 to 100")
+    assert [row.label for row in found["tried"].rows] == ["contrast of latents, 30 % to 100 %, 2"]
+    assert trade_off({}) is None
 
 
 def test_the_outline_follows_the_pixel_edges():
@@ -280,35 +340,20 @@ def test_heat_is_on_the_scale_given():
     assert brightness[2] == brightness[3]
 
 
-def test_charts_leave_out_what_cannot_be_drawn():
-    points = [(0.0, 1.0), (1.0, math.nan), (2.0, 0.0), (3.0, 0.1)]
-    assert line_chart([Series("a", "tide", points)], title="", x_label="", log_y=True).count(",") == 2
-    assert line_chart([Series("a", "tide", [(0.0, 0.0)])], title="", x_label="", log_y=True) == ""
-    assert line_chart([], title="", x_label="") == ""
-    assert "polyline" in line_chart([Series("a", "tide", [(5.0, 5.0)])], title="", x_label="")
+def test_the_best_figure_is_marked_and_ties_are_shared():
+    def cells(*values: float) -> list[Cell]:
+        return Column("error", "error", better="low").cells([{"error": value} for value in values])
+
+    assert cells(0.12, 0.1, math.nan) == [Cell("0.120"), Cell("0.100", best=True), Cell(MISSING)]
+    assert cells(0.1, 0.1 + 1e-9) == [Cell("0.100", best=True)] * 2
+    assert cells(0.1) == [Cell("0.100")]  # nothing to be better than
+    assert table("", [("a", {})], [Column("nothing", "nothing")]) is None
 
 
-def test_ticks_are_round_and_inside():
-    np.testing.assert_allclose(linear_ticks(0, 1.04), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    np.testing.assert_allclose(linear_ticks(-3, 7), [-2, 0, 2, 4, 6])
-    np.testing.assert_allclose(log_ticks(0.02, 30), [0.1, 1, 10])
-    np.testing.assert_allclose(log_ticks(0.03, 0.4), [0.05, 0.1, 0.2])
-    assert len(log_ticks(0.031, 0.039)) > 1  # a range without a round number of one digit
-
-
-def test_long_curves_are_averaged_in_order():
-    points = [(float(i), float(i % 2)) for i in reversed(range(1000))]
-    short = thin(points)
-    assert len(short) <= 240
-    assert [x for x, _ in short] == sorted(x for x, _ in short)
-
-
-def test_the_best_figure_is_bold_and_ties_are_shared():
-    low = Column("error", [0.12, 0.1, math.nan], better="low")
-    assert low.cells() == ["0.120", "<b>0.100</b>", MISSING]
-    assert Column("error", [0.1, 0.1 + 1e-9], better="low").cells() == ["<b>0.100</b>"] * 2
-    assert Column("error", [0.1], better="low").cells() == ["0.100"]  # nothing to be better than
-    assert table("", ["a"], [Column("nothing", [None])]) == ""
+def test_the_best_figure_is_bold_on_the_page(tmp_path):
+    text, _ = written(tmp_path, full_metrics())
+    assert "<b>0.0280</b>" in text
+    assert "<b>0.0330</b>" not in text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from importlib import import_module
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 
 from tide.errors import TideError
-from tide.studies import ablation, centring, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
+from tide.studies import ablation, bars, centring, edit_study, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
 from tide.studies.bench import Bench, DataSizes
 from tide.studies.options import Options
+from tide.studies.scaling import ScalingLaw
 from tide.training import TrainConfig, build_model
 
 TINY = DataSizes(
@@ -28,6 +30,7 @@ FILES = {
     "fig1": {"fig1.png", "fig1-levels.png", "fig1.csv", "fig1.json", "atlas.html", "models"},
     "fig5": {"fig5.png", "fig5-settling.png", "fig5.csv", "fig5.json", "models"},
     "fig6": {"fig6.png", "fig6-gallery.png", "fig6.csv", "fig6.json", "models"},
+    "bars": {"bars.json", "report.html"},
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
              "fig4.json"},
@@ -53,22 +56,30 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
     monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
     few = ("contrast", "steer contrast", "steer bounded", "erase top")
-    short = {name: replace(fig6.STRATEGIES[name], factors=(fig6.STRATEGIES[name].middle,)) for name in few}
-    for module in (fig6, fig6_pictures):
-        monkeypatch.setattr(module, "STRATEGIES", short)
-    monkeypatch.setattr(fig6, "RIVALS", {"contrast": fig6.RIVALS["contrast"]})
+    short = {name: replace(fig6.METHODS[name], strengths=(fig6.METHODS[name].middle,)) for name in few}
+    for module in (fig6, fig6_pictures, edit_study):
+        monkeypatch.setattr(module, "METHODS", short)
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
-    for module in (fig1, fig5, fig6):
-        monkeypatch.setattr(module, "FAST_DATA", TINY)
+    monkeypatch.setattr(bars, "EDITS", few[:3])
+    monkeypatch.setattr(bars, "FAST", bars.Sizes(2, 16, 16, 2, 2, 12, 1, replace(fig6.FAST, test=2)))
+    monkeypatch.setattr(models, "FAST_DATA", TINY)
     monkeypatch.setattr(models, "FAST_STEPS", 2)
 
     def shared(sizes: DataSizes, seed: int, say, progress: bool) -> Bench:
-        assert (sizes, seed) == (TINY, 0)
+        assert sizes == TINY or sizes.train_images == 16
+        assert seed == 0
         bench.say = say
         return bench
 
-    for module in (table1, fig4, ablation, centring, fig1, fig5, fig6):
+    for module in (table1, fig4, ablation, centring, models, bars):
         monkeypatch.setattr(module, "Bench", shared)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(bench, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    build_model(bench.adapter, bench.block, TrainConfig(n_latents=64, k=8)).save_pretrained(folder)
+    return folder
 
 
 def study(name: str, out: Path, **options) -> tuple[str, list[str]]:
@@ -78,8 +89,9 @@ def study(name: str, out: Path, **options) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_study_and_its_resumption(tiny, tmp_path, name):
-    verdict, said = study(name, tmp_path)
+def test_a_study_and_its_resumption(tiny, tmp_path, name, checkpoint):
+    sae = checkpoint if name == "bars" else None
+    verdict, said = study(name, tmp_path, sae=sae)
     assert {path.name for path in tmp_path.iterdir()} == FILES[name] | {"cells"}
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["verdict"] == verdict
@@ -95,14 +107,17 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name):
     cells = sorted((tmp_path / "cells").iterdir())
     times = [path.stat().st_mtime_ns for path in cells]
     cells[0].unlink()
-    again, said = study(name, tmp_path)
+    again, said = study(name, tmp_path, sae=sae)
     computed = [re.match(r"(\d+) of \d+ cells to compute", line) for line in said]
     assert [int(found[1]) for found in computed if found] == [1]
     assert [path.stat().st_mtime_ns for path in cells[1:]] == times[1:]
     # The same cell anew gives the same numbers, and so the same sentence.
     assert again == verdict
-    with pytest.raises(TideError, match=r"was made with another training \(steps 2, now 3\); use the same options"):
-        study(name, tmp_path, steps=3)
+    another = "training (steps 2, now 3)"
+    if name == "bars":
+        another = "study (prompts 2, now 3)"
+    with pytest.raises(TideError, match=rf"was made with another {re.escape(another)}; use the same options"):
+        study(name, tmp_path, sae=sae, steps=3, prompts=3)
 
 
 def test_centring_tells_what_the_moved_channel_hides(bench):
@@ -139,8 +154,6 @@ def test_the_sentence_of_table1_is_of_its_numbers():
 
 
 def test_the_sentence_of_fig4_is_of_its_numbers():
-    from tide.studies.scaling import ScalingLaw
-
     law = ScalingLaw(0.0, 0.0, -0.5, -0.25, 0.0, 0.99)
     row = {"recovered": [0.99, 0.98, 0.97], "loss": [1.0] * 3}
     other = {"recovered": [0.98, 0.99, None], "loss": [1.0] * 3}
@@ -152,6 +165,25 @@ def test_the_sentence_of_fig4_is_of_its_numbers():
         "diffusion loss, more than TopK in 1 of 2 seeds, BatchTopK in 1 of 2, JumpReLU in 1 of 2, ReLU + L1 in 1 of "
         "2; no setting of Gated reaches it; there TIDE + JumpReLU 98.50%."
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ([1.2, 1.3, 1.4], 1),  # above in every seed, by about as much
+        ([0.8, 0.9, 1.0], -1),
+        ([1.2, 1.3, 1.1], 0),  # below in one
+        ([1.01, 1.11, 3.0], 0),  # above in every seed, but by what one seed alone makes of it
+    ],
+)
+def test_a_difference_is_one_of_every_seed(variant, expected):
+    assert ablation.differs(variant, [1.0, 1.1, 1.2]) == expected
+
+
+def test_the_l0_of_a_bin_of_timesteps():
+    bins = {"0-100": 20.0, "100-200": 30.0}
+    assert [fig4.l0_at(bins, t) for t in (0.0, 99.5, 100.0)] == [20.0, 20.0, 30.0]
+    assert math.isnan(fig4.l0_at(bins, 999.0))
 
 
 def test_convergence_is_from_where_the_error_stays_low():

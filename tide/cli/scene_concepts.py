@@ -14,7 +14,7 @@ from tide.interpretation.timesteps import concept_timesteps
 from tide.pictures import heat_overlay, tiled
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
-from tide.studies.concepts import ConceptStudy, heat_map, study_concepts
+from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
 
 
 def scene_concepts(
@@ -32,7 +32,7 @@ def scene_concepts(
         raise TideError(f"scenes have no concept {unknown[0]!r}; they have {', '.join(LEVEL_OF)}")
     selection, held_out = list(scenes("dev", n_images, seed)), list(scenes("test", n_images, seed))
     at = concept_timesteps(adapter, timesteps)
-    found = study_concepts(adapter, model, selection, held_out, at, seed=seed)
+    found = measure_concepts(adapter, model, selection, held_out, at, seed=seed)
     chosen = [concept for concept in found.concepts if concept in (wanted or LEVEL_OF)]
     if missing := [concept for concept in wanted or () if concept not in chosen]:
         raise TideError(f"none of {n_images} scenes shows {missing[0]!r}; raise --images-per-concept")
@@ -41,7 +41,7 @@ def scene_concepts(
     return {"concepts": table, "levels": found.levels, "timesteps": at.tolist()}, pictures
 
 
-def _picture(found: ConceptStudy, concept: str, top_images: int) -> Image.Image:
+def _picture(found: MeasuredConcepts, concept: str, top_images: int) -> Image.Image:
     side = round(found.maps.shape[1] ** 0.5)
     drawn = heat_map(found, concept, (side, side), top_images)
     top = max(float(heat.max()) for heat in drawn["maps"])

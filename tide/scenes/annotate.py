@@ -1,4 +1,4 @@
-"""Scenes run through the bundled pipeline: activations with ground truth, and images with the judge's verdict."""
+"""Scenes run through the bundled pipeline: their activations with masks, and images drawn from captions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tide.scenes.render import render
 from tide.scenes.scene import LEVEL_OF, Scene
 
 N_SAMPLING_STEPS = 20
-#: Low guidance is enough for the pipeline to follow its prompts, and an edit has less to pull against.
+#: The pipeline follows its prompts at low guidance already, and low guidance opposes edits less.
 GUIDANCE_SCALE = 2.0
 
 

@@ -1,8 +1,8 @@
 """The judge: a small network that reads every attribute off an image, finds where its object, shadow, ground and sky
-are, and tells wreckage from a scene.
+are, and distinguishes scenes from wrecked images.
 
-Its class head has one more answer, "no valid object", learnt on destroyed images (:func:`destroy`), so that an
-edit that wrecks the image is never counted as a change of class.
+Its class head has one more answer, "no valid object", learned from destroyed images (:func:`destroy`), so that an
+edit that wrecks the image never counts as a change of class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tide.scenes.render import REGIONS
 from tide.scenes.scene import ATTRIBUTES, Scene
 
 NO_OBJECT = "no valid object"
-#: The widest judge that is read; the shipped one has a width of 32.
+#: The largest width that is accepted; the shipped judge has 32.
 WIDEST = 1024
 HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "class": (*ATTRIBUTES["class"], NO_OBJECT)}
 
@@ -98,7 +98,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Verdict]:
-        """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]. NaN or inf make an image wreckage."""
+        """Verdicts on a batch of images ``[B, 3, 64, 64]`` in [-1, 1]. An image with NaN or inf is wreckage."""
         images = self._checked(images)
         broken = ~images.isfinite().flatten(1).all(1)
         logits, _ = self(torch.nan_to_num(images))
@@ -135,7 +135,7 @@ class _Config(TypedDict):
 def load_judge(path: str | Path | None = None) -> Judge:
     """The trained judge of the package, or the one saved at ``path``.
 
-    Raises :class:`~tide.errors.TideError` if there is none, or one that is damaged or of other attributes than
+    Raises :class:`~tide.errors.TideError` if there is none, or if it is damaged or has other attributes than
     :data:`HEADS`.
     """
     folder = DATA / "judge" if path is None else Path(path)
@@ -161,7 +161,7 @@ def load_judge(path: str | Path | None = None) -> Judge:
 def destroy(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Wrecks each image ``[B, 3, H, W]`` in one of six ways that a broken edit may produce.
 
-    Images are blended with others of the batch, so it takes two or more to wreck that way.
+    One way blends an image with others of the batch and so needs at least two images.
     """
     return torch.stack([_WRECKERS[rng.integers(len(_WRECKERS))](images, i, rng) for i in range(len(images))])
 

@@ -1,4 +1,4 @@
-"""The bundled pipeline: a small ``PixArtAlphaPipeline`` of diffusers, its parts real and its size 6 M parameters.
+"""The bundled pipeline: a real but small ``PixArtAlphaPipeline`` of diffusers, with 6 M parameters.
 
 ``build_*`` make the parts with fresh weights; :func:`load_pipeline` loads the trained ones that the package ships
 (``tide/scenes/data/pipeline``, written by ``python scripts/train_scenes.py``).
@@ -29,7 +29,7 @@ MAX_CAPTION_TOKENS = 24
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, over :data:`tide.scenes.scene.VOCABULARY`; unknown words map to ``<unk>``."""
+    """One token for each word of :data:`tide.scenes.scene.VOCABULARY`; unknown words map to ``<unk>``."""
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *VOCABULARY))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -144,7 +144,7 @@ def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAl
     if not (path / "model_index.json").is_file():
         raise TideError(f"{path} holds no pipeline: reinstall tide-sae, or run `python scripts/train_scenes.py`")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is deprecated, not gone
         pipe = PixArtAlphaPipeline.from_pretrained(path, torch_dtype=dtype, **kwargs)
     # Checkpoints and results record this name, not the folder that the package happens to be installed in.
     pipe.transformer.register_to_config(_name_or_path="scenes")

@@ -48,7 +48,7 @@ PAPER = (0.95, 0.92, 0.85)
 Y_GRID, X_GRID = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 
 
-#: What every pixel belongs to, in the order of :attr:`Rendering.regions`.
+#: What a pixel belongs to, in the order of :attr:`Rendering.regions`.
 REGIONS = ("sky", "ground", "shadow", "object")
 
 
@@ -95,18 +95,18 @@ class _Canvas:
         for name in self.visible:
             self.visible[name] = self.visible[name] * (1 - coverage)
         for name in names:
-            # What was visible is dimmed above: two faces that share a pixel between them cover it together.
+            # What was visible has been dimmed above, so the shares of two faces in one pixel add up.
             self.visible[name] = self.visible.get(name, np.float32(0.0)) + coverage
 
     def tint(self, coverage: Array, colour: Array | tuple[float, float, float]) -> None:
-        """Colours what is there; it stays what it is called."""
+        """Recolours pixels; what they belong to stays the same."""
         alpha = coverage[..., None]
         self.image = self.image * (1 - alpha) + np.asarray(colour, dtype=np.float32) * alpha
 
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where the object stands: its foot (cx, base) and height in pixels; ``facing`` is 1 for left, -1 for right."""
+    """Where the object stands: its foot (cx, base) and its height in pixels; ``facing`` is 1 for left, -1 for right."""
 
     cx: float
     base: float
@@ -181,7 +181,7 @@ def _tree(canvas: _Canvas, pose: _Pose, colour: Array) -> None:
 
 
 def _smooth_noise(u: Array, v: Array, rng: np.random.Generator) -> Array:
-    """Normal values at knots an eighth of the object's height apart, between them by bilinear interpolation."""
+    """Normal values at knots an eighth of the object's height apart, interpolated bilinearly between them."""
     knots = rng.normal(size=(12, 14)).astype(np.float32)
     row, column = np.clip(8 * v + 1, 0, 10.999), np.clip(8 * u + 6.5, 0, 12.999)
     i, j = row.astype(int), column.astype(int)
@@ -224,8 +224,8 @@ _DRAW = {"sphere": _sphere, "cube": _cube, "cone": _cone, "house": _house, "tree
 def render(scene: Scene) -> Rendering:
     """The image of ``scene`` and its masks; the same scene gives the same bits.
 
-    A mask is where a concept covers more than half of a pixel. ``grass``, ``sand`` or ``snow`` cover the visible
-    ground, ``sketched`` the whole image, parts and ``shadow`` themselves, every other attribute's value the object.
+    A mask is True where a concept covers more than half of a pixel. ``grass``, ``sand`` and ``snow`` cover the visible
+    ground, ``sketched`` the whole image, parts and ``shadow`` themselves, and all other concepts the object.
     """
     rng = np.random.default_rng([scene.seed, 11])
     near = scene.depth == "near"

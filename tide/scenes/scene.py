@@ -1,7 +1,7 @@
-"""What a scene is: its attributes, its caption, its place in the train / dev / test split.
+"""What a scene is: its attributes, its caption, and its split (train, dev or test).
 
 A scene holds one object on a ground. Eight attributes are named in its caption; position, size, the exact tint and
-the pattern of wear are not, so that two scenes of one caption differ.
+the pattern of wear are not, so two scenes with the same caption differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
 
 LEVEL_OF: dict[str, str] = {concept: level for level, names in CONCEPTS.items() for concept in names}
 
-#: Caption templates. Every one names every attribute, in another order.
+#: Caption templates. Each names every attribute, in an order of its own.
 TEMPLATES: tuple[str, ...] = (
     "a {style} {age} {colour} {cls}, facing {orientation}, {depth}, on {ground}, {shadow} a shadow",
     "a {depth} {colour} {cls}, {age}, {style}, {shadow} a shadow on {ground}, facing {orientation}",
@@ -121,12 +121,11 @@ class Scene:
 
 
 def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
-    """The split a combination of class, colour, depth and shadow belongs to, whatever the ground, style, age and
-    orientation.
+    """The split of a combination of class, colour, depth and shadow, for any ground, style, age and orientation.
 
     Of the 120 combinations, 10 are kept for development and 14 for the test: one (depth, shadow) cell of
-    24 of the 30 (class, colour) pairs. So every pair of attribute values is seen in training and every
-    held-out prompt asks for a combination that never was.
+    24 of the 30 (class, colour) pairs. So training sees every pair of attribute values, and every held-out prompt
+    asks for a combination that it never saw.
     """
     i_class = ATTRIBUTES["class"].index(cls)
     i_colour = ATTRIBUTES["colour"].index(colour)
@@ -137,7 +136,7 @@ def split_of(cls: str, colour: str, depth: str, shadow: str) -> Split:
     return "dev" if (i_class + i_colour) % 2 == 0 else "test"
 
 
-#: Every combination of the training split comes a hundred times in as many.
+#: The most scenes of one call: every combination of the training split some hundred times.
 MOST_SCENES = 10**6
 
 
@@ -151,9 +150,9 @@ def combinations(split: Split) -> list[Scene]:
 
 
 def scenes(split: Split, n: int, seed: int = 0) -> Iterator[Scene]:
-    """``n`` scenes of ``split`` in a random order in which every combination comes equally often.
+    """``n`` scenes of ``split`` in a random order; every combination comes equally often.
 
-    Raises :class:`~tide.errors.TideError` for more than :data:`MOST_SCENES`, of which no list should be made.
+    Raises :class:`~tide.errors.TideError` for more than :data:`MOST_SCENES`.
     """
     if n > MOST_SCENES:
         raise TideError(f"{n} scenes are asked for; {MOST_SCENES} are the most")

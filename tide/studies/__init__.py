@@ -1,1 +1,13 @@
-"""The study of the bundled pipeline: the demo, the bars, and their report."""
+"""Studies of the bundled pipeline: the demo, the paper's tables and figures, and the bars.
+
+Only the command line imports them. Each study is a module with ``reproduce(options)``: ``fig1``, ``table1``, ``fig4``,
+``fig5``, ``fig6``, ``ablation``, ``centring`` and ``bars``; ``demo`` has a function of that name. They share
+
+- ``options`` (what a study is given and leaves), ``grid`` (resumable cells), ``bench`` (activations and measurements),
+  ``models`` (trained ones, or a given one), ``compare`` (fair comparisons);
+- ``mask_concepts`` (concepts against the renderer's masks);
+- ``tasks``, ``methods``, ``references`` and ``regions`` (edits of single prompts), ``edit_study`` (their protocol);
+- ``report`` and ``report_tables`` with the template ``report.html`` (the page of the demo and of the bars).
+
+``scaling``, ``orderings``, ``emergence``, ``shifted`` and ``fig6_pictures`` each serve one study.
+"""

@@ -1,10 +1,10 @@
 """What the paper leaves open, one choice at a time: modulation, losses, learning rates, progressive k and revival.
 
 Every variant differs from the library's defaults (the row "default") in one choice, and is trained on the same tokens
-in the same order. Beside the final figures each has a curve: the MSE of the same held-out tokens, at the final k, along
-the training. Fig. 3's claim, that the timestep makes for faster convergence, is read off it: the step at which a
-variant first reaches what the plain SAE of its seed reaches at the end, within a tenth, and the step from which on it
-stays there, which is later where revived latents raise the error for a while.
+in the same order. Besides its final figures each has a curve: the MSE of the same held-out tokens during training, at
+the final k. It tests the claim of Fig. 3 that the timestep speeds up convergence: the step at which a variant first
+comes within a tenth of the final error of its seed's plain SAE, and the step from which on it stays there, which is
+later where revived latents raise the error for a while.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tide import charts
 from tide.activations.memory import ActivationPool
 from tide.interpretation.abrupt_change import settles_at
 from tide.sae.model import TIDE, inference
-from tide.studies.bench import FAST_VARIANT_DATA, NEVER, VARIANT_DATA, Bench, DataSizes
+from tide.studies.bench import FAST_VARIANTS, Bench, VariantSizes
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.options import Options, write_results
 from tide.tables import known, mean, spread, text_table, with_spread, write_csv
@@ -65,39 +65,15 @@ FIGURES = ("mse", "cosine", "explained_variance", "dead", "recovered", "roughnes
 
 
 @dataclass(frozen=True)
-class Sizes:
-    data: DataSizes
-    n_latents: int
-    k: int
-    seeds: int
-    steps: int
-    #: Held-out rows, of all images, that a curve's points are of, and the number of points.
-    curve_rows: int
-    curve_points: int
-    #: Tokens of silence after which a latent is revived.
-    after_tokens: int
+class Sizes(VariantSizes):
+    """``curve_rows``: held-out rows, of all images, that each of a curve's ``curve_points`` is measured on."""
+
+    curve_rows: int = 1024
+    curve_points: int = 25
 
 
-DEFAULT = Sizes(
-    data=VARIANT_DATA,
-    n_latents=3072,
-    k=154,
-    seeds=3,
-    steps=1000,
-    curve_rows=1024,
-    curve_points=25,
-    after_tokens=50_000,
-)
-FAST = Sizes(
-    data=FAST_VARIANT_DATA,
-    n_latents=384,
-    k=19,
-    seeds=2,
-    steps=30,
-    curve_rows=256,
-    curve_points=6,
-    after_tokens=500,
-)
+DEFAULT = Sizes()
+FAST = Sizes(**FAST_VARIANTS, curve_rows=256, curve_points=6)
 
 
 def reproduce(options: Options) -> str:
@@ -113,17 +89,7 @@ def reproduce(options: Options) -> str:
 
 
 def variant_config(name: str, seed: int, sizes: Sizes, options: Options) -> TrainConfig:
-    steps = options.steps or sizes.steps
-    base = TrainConfig(
-        n_latents=sizes.n_latents,
-        k=sizes.k,
-        steps=steps,
-        batch_tokens=sizes.data.batch_tokens,
-        seed=seed,
-        backend=options.backend,
-        checkpoint_every=NEVER,
-        revival=RevivalConfig(after_tokens=sizes.after_tokens),
-    )
+    base = replace(sizes.training(options), seed=seed)
     changes = dict(VARIANTS[name])
     groups: dict[str, LossConfig | ProgressiveK | RevivalConfig] = {
         "loss": base.loss,
@@ -178,7 +144,7 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
 
 
 def roughness(model: TIDE, pool: ActivationPool) -> float:
-    """|F_t - F_t+1|^2 over |F_t|^2: how much of the latents' energy changes from one timestep to its neighbour."""
+    """|F_t - F_t+1|^2 over |F_t|^2: the share of the latents' energy that changes between neighbouring timesteps."""
     moved, energy = 0.0, 0.0
     with inference(model):
         for batch in pool.once():
@@ -195,7 +161,7 @@ def converged_at(curve: list[tuple[int, float]], goal: float) -> int | None:
 
 
 def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[str, list[float | None]]]:
-    """Variant -> figure -> one value a seed; ``reached at`` and ``converged at`` are None where it was not."""
+    """Variant -> figure -> one value for each seed; ``reached at`` and ``converged at`` are None if it never did."""
     table: dict[str, dict[str, list[float | None]]] = {}
     for variant in VARIANTS:
         row: dict[str, list[float | None]] = {name: [] for name in FIGURES}
@@ -236,8 +202,8 @@ def verdict_of(table: dict[str, dict[str, list[Any]]]) -> str:
 
 
 def differs(variant: list[float], base: list[float]) -> int:
-    """1 or -1 where the variant is above or below in every seed and by more, on average, than the difference varies
-    from seed to seed: seeds share their data, so a difference is that of one seed."""
+    """1 (or -1) where the variant is above (or below) in every seed, on average by more than the difference varies from
+    seed to seed, else 0. The variants of a seed share their data, so differences are taken within seeds."""
     differences = [a - b for a, b in zip(variant, base, strict=True)]
     if all(d > 0 for d in differences) and mean(differences) > spread(differences):
         return 1

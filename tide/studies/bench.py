@@ -1,10 +1,10 @@
-"""What the cells of a grid share: the pipeline, its activations (collected once, when first needed), measurements."""
+"""What the cells of a grid share: the bundled pipeline, its activations (collected when first needed), measurements."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,21 +18,24 @@ from torch import nn
 from tide.activations import Prepared, collect, prepare
 from tide.activations.collect import draw_tokens, sample_generator
 from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter, Block, adapter_for
+from tide.evaluation.baselines import PCA
+from tide.evaluation.comparison import baseline_ranks
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import Reconstruct, evaluate_reconstruction, with_sae
 from tide.fingerprint import fingerprint
+from tide.interpretation.timesteps import spread_timesteps
 from tide.sae.model import TIDE, inference
+from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS, load_pipeline
-from tide.scenes.scene import prompts
-from tide.studies.demo import loss_timesteps
-from tide.studies.reconstruction import prepared_scenes, scene_pool
+from tide.scenes.scene import Scene, Split, prompts
+from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
-from tide.training import TrainConfig, Trainer, build_model
+from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
 
-#: A cell is trained in one go, so that only its last state is written.
+#: A cell is trained without interruption, so only its last state is written.
 NEVER = 10**9
-#: Rows of a pool that figures are measured on at a time.
+#: Rows of a pool that are measured at a time.
 EVALUATION_ROWS = 4096
 #: Steps that are timed for an estimate, after one that is not.
 TIMED_STEPS = 3
@@ -40,7 +43,7 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class DataSizes:
-    """How many images a grid sees. ``token_fraction`` is of the training tokens of :attr:`Bench.train`."""
+    """How many images a grid sees. :attr:`Bench.train` keeps ``token_fraction`` of the tokens."""
 
     train_images: int
     held_out_images: int
@@ -53,26 +56,58 @@ class DataSizes:
     batch_tokens: int = 1024
 
 
-#: What the studies that compare variants of one model are of, in full and fast.
-VARIANT_DATA = DataSizes(train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6)
-FAST_VARIANT_DATA = DataSizes(
+FAST_DATA = DataSizes(
     train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
 )
 
 
+@dataclass(frozen=True)
+class VariantSizes:
+    """The sizes of a study that compares variants of one model."""
+
+    data: DataSizes = DataSizes(
+        train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6
+    )
+    n_latents: int = 3072
+    k: int = 154
+    seeds: int = 3
+    steps: int = 1000
+    #: Tokens of silence after which a latent is revived.
+    after_tokens: int = 50_000
+
+    def training(self, options: Options) -> TrainConfig:
+        """What the variants differ from."""
+        return TrainConfig(
+            n_latents=self.n_latents,
+            k=self.k,
+            steps=options.steps or self.steps,
+            batch_tokens=self.data.batch_tokens,
+            backend=options.backend,
+            checkpoint_every=NEVER,
+            revival=RevivalConfig(after_tokens=self.after_tokens),
+        )
+
+
+#: The fast ones' arguments.
+FAST_VARIANTS: dict[str, Any] = {
+    "data": FAST_DATA, "n_latents": 384, "k": 19, "seeds": 2, "steps": 30, "after_tokens": 500
+}  # fmt: skip
+
+
 @dataclass
 class Bench:
-    """The bundled pipeline's penultimate block and its activations, all drawn from ``seed``."""
+    """One block of the bundled pipeline and its activations, all drawn from ``seed``."""
 
     sizes: DataSizes
     seed: int = 0
     say: Callable[[str], None] = print
     adapter: Adapter = field(default_factory=lambda: adapter_for(load_pipeline()))
     progress: bool = False
+    at: Block = "penultimate"
 
     @cached_property
     def block(self) -> int:
-        return self.adapter.resolve_block("penultimate")
+        return self.adapter.resolve_block(self.at)
 
     @cached_property
     def pipeline(self) -> str:
@@ -92,7 +127,7 @@ class Bench:
         self.say(f"Collected {len(pool)} {name} in {time.perf_counter() - started:.0f} s.")
         return pool
 
-    def _scenes(self, split: Any, n_images: int, fraction: float, seed: int) -> ActivationPool:
+    def _scenes(self, split: Split, n_images: int, fraction: float, seed: int) -> ActivationPool:
         rows = self.sizes.batch_tokens
         return scene_pool(self.adapter, split, n_images, self.block, rows, token_fraction=fraction, seed=seed)
 
@@ -106,7 +141,7 @@ class Bench:
 
     @cached_property
     def wide(self) -> ActivationPool:
-        """``sample_fraction`` of the tokens of ``wide_images`` other training scenes."""
+        """``sample_fraction`` of the tokens of ``wide_images`` further training scenes."""
         sizes = self.sizes
         return self._collected(
             "training tokens of more images",
@@ -115,7 +150,7 @@ class Bench:
 
     @cached_property
     def held_out(self) -> ActivationPool:
-        """All tokens of scenes of the test split, drawn and worded as the training scenes are."""
+        """All tokens of scenes of the test split, rendered and captioned as the training scenes are."""
         return self._collected(
             "tokens of held-out scenes",
             lambda: self._scenes("test", self.sizes.held_out_images, 1.0, self.seed + 1),
@@ -138,7 +173,7 @@ class Bench:
         return self._collected("tokens of shifted scenes", make)
 
     def sampled(self, seed: int) -> ActivationPool:
-        """Of each image of :attr:`train` a random ``sample_fraction`` of its tokens, at both timesteps of a pair."""
+        """A random ``sample_fraction`` of the tokens of each image of :attr:`train`, at both timesteps of a pair."""
         rows = self.train.all
         n_tokens = int(rows.token.max()) + 1
         chosen = torch.zeros(int(rows.sample.max()) + 1, n_tokens, dtype=torch.bool)
@@ -152,8 +187,8 @@ class Bench:
     def fit(
         self, config: TrainConfig, pool: ActivationPool, watch: Callable[[TIDE, int], None] | None = None
     ) -> tuple[TIDE, list[dict[str, float]]]:
-        """A model trained on ``pool`` in the order that the configuration's seed gives, and its curves. ``watch`` is
-        called before every step."""
+        """A model trained on ``pool``, in the order of the configuration's seed, and its curves. ``watch`` is called
+        before every step."""
         model = build_model(self.adapter, self.block, config)
         with TemporaryDirectory() as folder:
             trainer = Trainer(model, config, Path(folder) / "cell", progress=self.progress)
@@ -161,7 +196,7 @@ class Bench:
         return model, trainer.history
 
     def seconds(self, config: TrainConfig, pool: ActivationPool) -> float:
-        """What :meth:`fit` will take, from a few steps of the kind that most are: after k has fallen to its end."""
+        """How long :meth:`fit` will take, from a few steps at the final k, as most steps are."""
         key = repr((config.modulation, config.pre_norm, config.undo, config.activation, config.sizes(1), id(pool)))
         key += repr((config.expansion, config.density, config.loss.auxk))
         if key not in self._step_seconds:
@@ -187,8 +222,8 @@ class Bench:
 
     @cached_property
     def scale(self) -> float:
-        """The root mean square of the training activations: the unit of every model's error. A model's own scale is of
-        its first batch, and differs by a few thousandths from seed to seed."""
+        """The root mean square of the training activations: the unit of every model's error. A model's own scale comes
+        from its first batch and varies by a few thousandths from seed to seed."""
         return float(self.train.all.x.float().square().mean().sqrt())
 
     @cached_property
@@ -197,11 +232,11 @@ class Bench:
 
     @cached_property
     def timesteps(self) -> torch.Tensor:
-        return loss_timesteps(self.adapter, self.sizes.loss_timesteps)
+        return spread_timesteps(self.adapter, self.sizes.loss_timesteps)
 
     @cached_property
     def diffusion_seconds(self) -> float:
-        """What :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
+        """How long :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
         _ = self.loss_data
         started = time.perf_counter()
         _ = self.unedited
@@ -219,12 +254,12 @@ class Bench:
 
     @cached_property
     def unedited(self) -> dict[str, Any]:
-        """The diffusion loss clean and with the block's output set to zero."""
+        """The diffusion loss of the untouched model, and with the block's output set to zero."""
         return self._losses("ablated", zero_ablation)
 
     def diffusion(self, model: TIDE) -> dict[str, Any]:
         """The diffusion loss of held-out scenes with the model's reconstruction in place (eq. 4), the share of the
-        loss that it recovers, and both at each timestep."""
+        loss that it recovers, and both for each timestep."""
         with inference(model):
             found = self._losses("model", sae_intervention(model))["model"]
         clean, ablated = self.unedited["clean"], self.unedited["ablated"]
@@ -240,8 +275,26 @@ class Bench:
         }
 
 
+def prepared_scenes(adapter: Adapter, pairs: Sequence[tuple[Scene, str]], *, batch_size: int = 64) -> list[Prepared]:
+    """Rendered scenes with their captions, through the VAE and the text encoder once."""
+    data = (
+        (images_of([s for s, _ in pairs[i : i + batch_size]]), [c for _, c in pairs[i : i + batch_size]])
+        for i in range(0, len(pairs), batch_size)
+    )
+    return list(prepare(adapter, data, batch_size=batch_size, max_sequence_length=MAX_CAPTION_TOKENS))
+
+
+def scene_pool(
+    adapter: Adapter, split: Split, n_images: int, block: int, rows: int, *, token_fraction: float, seed: int
+) -> ActivationPool:
+    """Activations of rendered scenes (Algorithm 1, neighbouring timesteps in pairs) in memory."""
+    prepared = prepared_scenes(adapter, prompts(split, n_images, seed))
+    batches = collect(adapter, prepared, [block], token_fraction=token_fraction, batch_size=32, seed=seed)
+    return ActivationPool((batch[block] for batch in batches), rows, seed=seed)
+
+
 def reordered(pool: ActivationPool, seed: int) -> ActivationPool:
-    """The same rows in the order of another seed."""
+    """The same rows in the order of ``seed``."""
     other = copy.copy(pool)
     other.seed = seed
     return other
@@ -254,8 +307,8 @@ def measured(
     scale: float,
     rows: int | None = None,
 ) -> dict[str, Any]:
-    """MSE (normalised and raw), cosine, explained variance and, of a model, L0, the share of dead latents, and under
-    ``"l0 at"`` the L0 of each bin of timesteps."""
+    """MSE (normalised and raw), cosine and explained variance; of a model also L0, the share of dead latents and, under
+    ``"l0 at"``, the L0 of each bin of timesteps."""
     batches = pool.once(EVALUATION_ROWS)
     if rows is not None:
         batches = islice(batches, max(1, rows // EVALUATION_ROWS))
@@ -265,3 +318,35 @@ def measured(
     figures: dict[str, Any] = {ours: float(found[theirs]) for ours, theirs in named.items()}
     at = {name: float(of_bin["l0"]) for name, of_bin in found["timestep"].items() if "l0" in of_bin}
     return figures | ({"l0 at": at} if at else {})
+
+
+def fit_pca(pool: ActivationPool) -> PCA:
+    with torch.no_grad():
+        return PCA.fit(pool.once())
+
+
+def reconstruction_table(
+    models: dict[str, TIDE], pca: PCA, k: int, train_pool: ActivationPool, held_out: ActivationPool
+) -> dict[str, Any]:
+    """Training and held-out figures of every model, and held-out figures of the baselines, in the models' units."""
+    scale = float(next(iter(models.values())).activation_scale)
+    table: dict[str, Any] = {}
+    for name, model in models.items():
+        n, scale = model.n_latents, float(model.activation_scale)
+        seen = evaluate_reconstruction(with_sae(model), train_pool.once(), n_latents=n, scale=scale)
+        unseen = evaluate_reconstruction(with_sae(model), held_out.once(), n_latents=n, scale=scale)
+        trained = {"train_mse": seen["mse_normalised"], "train_cosine": seen["cosine"]}
+        table[name] = {**trained, **_held_out(unseen), "l0": unseen["l0"], "dead": unseen["dead"]}
+    for name, rank in baseline_ranks(k).items():
+        table[name] = _held_out(evaluate_reconstruction(pca.reconstruct(rank), held_out.once(), scale=scale))
+    return table
+
+
+def _held_out(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "val_mse": figures["mse_normalised"],
+        "val_mse_raw": figures["mse"],
+        "val_cosine": figures["cosine"],
+        "explained_variance": figures["explained_variance"],
+        "timestep": figures["timestep"],
+    }

@@ -1,5 +1,5 @@
-"""What centring costs and gives: SAE and TIDE with and without it, on the bundled pipeline's activations as they are,
-and with one channel moved to where large diffusion transformers have some of theirs."""
+"""The effect of centring: SAE and TIDE with and without it, on the bundled pipeline's activations as they are, and with
+one channel moved as far off as some channels of large diffusion transformers are."""
 
 from __future__ import annotations
 
@@ -12,65 +12,40 @@ from torch import Tensor
 
 from tide import charts
 from tide.activations.memory import ActivationPool
+from tide.interpretation.timesteps import concept_timesteps
 from tide.sae.model import TIDE, inference
 from tide.sae.normalisation import Moments
 from tide.scenes.scene import scenes
-from tide.studies.bench import FAST_VARIANT_DATA, NEVER, VARIANT_DATA, Bench, DataSizes
-from tide.studies.concepts import study_concepts
-from tide.studies.demo import concept_timesteps
+from tide.studies.bench import FAST_VARIANTS, Bench, VariantSizes
 from tide.studies.grid import Cell, Result, run_cells
+from tide.studies.mask_concepts import measure_concepts
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 from tide.training import TrainConfig
 
-#: The channel that is moved, and by how many root mean squares of the activations.
+#: The channel that is moved, and how far, in root mean squares of the activations.
 CHANNEL, MOVED_BY = 0, 300.0
 
 DATA = ("as collected", "one channel moved")
 MODELS = ("SAE", "TIDE")
 CENTRED = {False: "", True: ", centred"}
 
-#: ``others`` is the explained variance of all channels but the moved one.
+#: ``others`` is the explained variance of all channels except the moved one.
 FIGURES = ("mse", "explained_variance", "others", "cosine", "dead", "recovered", "auroc")
-#: Where the chart ends: a model that explains less than nothing has diverged.
+#: The chart's lower end: a model below it has diverged.
 LOWEST = -0.5
-#: What needs the transformer, which knows nothing of a moved channel. ``auroc`` is the best latent's, the mean over
-#: concepts.
+#: What needs the transformer, which has no moved channel. ``auroc`` is that of the best latent, the mean over concepts.
 OF_TRANSFORMER = ("recovered", "auroc")
 
 
 @dataclass(frozen=True)
-class Sizes:
-    data: DataSizes
-    n_latents: int
-    k: int
-    seeds: int
-    steps: int
-    after_tokens: int
-    concept_images: int
-    concept_timesteps: int
+class Sizes(VariantSizes):
+    concept_images: int = 200
+    concept_timesteps: int = 4
 
 
-DEFAULT = Sizes(
-    data=VARIANT_DATA,
-    n_latents=3072,
-    k=154,
-    seeds=3,
-    steps=1000,
-    after_tokens=50_000,
-    concept_images=200,
-    concept_timesteps=4,
-)
-FAST = Sizes(
-    data=FAST_VARIANT_DATA,
-    n_latents=384,
-    k=19,
-    seeds=2,
-    steps=30,
-    after_tokens=500,
-    concept_images=16,
-    concept_timesteps=2,
-)
+DEFAULT = Sizes()
+FAST = Sizes(**FAST_VARIANTS, concept_images=16, concept_timesteps=2)
 
 
 def reproduce(options: Options) -> str:
@@ -79,15 +54,7 @@ def reproduce(options: Options) -> str:
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
-    base = TrainConfig(
-        n_latents=sizes.n_latents,
-        k=sizes.k,
-        steps=options.steps or sizes.steps,
-        batch_tokens=sizes.data.batch_tokens,
-        backend=options.backend,
-        checkpoint_every=NEVER,
-    )
-    base = replace(base, revival=replace(base.revival, after_tokens=sizes.after_tokens))
+    base = sizes.training(options)
     cells = [
         _cell(bench, replace(base, modulation=model == "TIDE", centre=centre, seed=seed), data, model, sizes)
         for seed in seeds
@@ -130,12 +97,12 @@ def _cell(bench: Bench, config: TrainConfig, data: str, model: str, sizes: Sizes
 
 
 def concept_auroc(bench: Bench, model: TIDE, sizes: Sizes) -> float:
-    """The held-out AUROC of each concept's best latent, the mean over concepts; scenes and noise are of the data."""
+    """The held-out AUROC of each concept's best latent, averaged over concepts."""
     n, seed = sizes.concept_images, bench.seed
     selection, held_out = list(scenes("train", n, seed)), list(scenes("test", n, seed))
     at = concept_timesteps(bench.adapter, sizes.concept_timesteps)
     with inference(model):
-        found = study_concepts(bench.adapter, model, selection, held_out, at, seed=seed)
+        found = measure_concepts(bench.adapter, model, selection, held_out, at, seed=seed)
     return mean([row["auroc"] for row in found.concepts.values()])
 
 
@@ -147,7 +114,7 @@ def moved(pool: ActivationPool, shift: Tensor) -> ActivationPool:
 
 
 def explained_without(model: TIDE, pool: ActivationPool, channel: int) -> float:
-    """The explained variance of all channels but one."""
+    """The explained variance of all channels except ``channel``."""
     kept = torch.arange(model.d_model) != channel
     error, moments = 0.0, Moments.of([])
     with inference(model):
@@ -159,7 +126,7 @@ def explained_without(model: TIDE, pool: ActivationPool, channel: int) -> float:
 
 
 def figures_of(results: dict[str, Result], seeds: list[int]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Data -> model -> figure -> one value a seed."""
+    """Data -> model -> figure -> one value for each seed."""
     return {
         data: {
             f"{model}{name}": {

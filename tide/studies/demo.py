@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +12,22 @@ import torch
 
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, adapter_for
-from tide.errors import TideError
+from tide.evaluation.comparison import compare_losses
 from tide.files import write_json
-from tide.provenance import versions
+from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
+from tide.pictures import to_uint8
+from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
-from tide.scenes.annotate import N_SAMPLING_STEPS
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.pipeline import load_pipeline
 from tide.scenes.scene import prompts, scenes
-from tide.studies.concepts import ConceptStudy, heat_map, study_concepts, to_uint8
-from tide.studies.levels import equal_preservation
-from tide.studies.methods import Contrasts, Methods, target_prompt
-from tide.studies.reconstruction import (
-    check_replaceable,
-    diffusion_loss_table,
-    fit_pca,
-    reconstruction_table,
-    scene_pool,
-    train,
-)
-from tide.studies.references import LayoutProbe, reference_scenes
+from tide.studies.bench import fit_pca, prepared_scenes, reconstruction_table, scene_pool
+from tide.studies.compare import equal_preservation
+from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
+from tide.studies.methods import Editor
+from tide.studies.models import check_replaceable, train
+from tide.studies.options import Stages
+from tide.studies.references import LayoutProbe, nearest_references
 from tide.studies.report import EditStrip, HeatMaps, write_report
 from tide.studies.tasks import DRAW_BATCH, EditOutcome, EditTask, draw, judge_edits, summarise
 from tide.training import TrainConfig
@@ -58,7 +51,7 @@ SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass", "ornate", "old", "l
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything a demo takes; the default fits ten minutes on two CPU cores with room to spare."""
+    """How much of everything a demo uses; the default takes less than ten minutes on two CPU cores."""
 
     train_images: int = 2048
     held_out_images: int = 256
@@ -72,7 +65,7 @@ class Sizes:
     edit_prompts: int = 4
     probe_images: int = 384
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    #: The one of them that development prompts chose (``tide evaluate``).
+    #: The one of them that development prompts chose.
     strength: float = 1.5
     steer_strengths: tuple[float, ...] = (1.0, 1.5, 2.0)
     towards_strengths: tuple[float, ...] = (1.0,)
@@ -93,42 +86,6 @@ FAST = Sizes(
 )
 
 
-class Stages:
-    """Names, times and announces the stages of a run."""
-
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        self.seconds: dict[str, float] = {}
-        self.say = say
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.say(f"[{len(self.seconds) + 1}] {name} ...")
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 2)
-
-
-def machine_in_words() -> str:
-    """What a figure was measured on, in words."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {device}"
-
-
-def concept_timesteps(adapter: Adapter, n: int) -> torch.Tensor:
-    """``n`` timesteps of the later half of the sampling run, in which the scene can be seen in the noise."""
-    grid = adapter.sampling_timesteps(N_SAMPLING_STEPS)
-    later = grid[len(grid) // 2 :]
-    if n > len(later):
-        raise TideError(f"{n} timesteps are more than the later half of a sampling run has; give 1..{len(later)}")
-    return later[torch.linspace(0, len(later) - 1, n).round().long()]
-
-
-def loss_timesteps(adapter: Adapter, n: int) -> torch.Tensor:
-    """``n`` timesteps spread over the whole sampling run."""
-    grid = adapter.sampling_timesteps(N_SAMPLING_STEPS)
-    return grid[torch.linspace(0, len(grid) - 1, n).round().long()]
-
-
 def demo(
     out: Path,
     *,
@@ -140,7 +97,7 @@ def demo(
 ) -> dict[str, Any]:
     """Runs the whole demo into the folder ``out`` and returns its metrics.
 
-    Writes ``sae/`` and ``tide/`` (checkpoints), ``metrics.json`` and ``report.html``. ``resume`` goes on with the
+    Writes ``sae/`` and ``tide/`` (checkpoints), ``metrics.json`` and ``report.html``. ``resume`` continues the
     trainings that an interrupted run left. Raises :class:`~tide.errors.TideError` if ``sae/`` or ``tide/`` holds a
     training of another command.
     """
@@ -175,8 +132,8 @@ def demo(
     with stage("measure reconstruction"):
         metrics = _reconstruction(adapter, models, pool, held_out, block, sizes, seed)
     with stage("find concepts"):
-        study, maps = _concepts(adapter, models["tide"], sizes, seed)
-        metrics |= {"concepts": study.concepts, "levels": study.levels}
+        found, maps = _concepts(adapter, models["tide"], sizes, seed)
+        metrics |= {"concepts": found.concepts, "levels": found.levels}
     with stage("edit images and judge them"):
         edits, strips = _edits(adapter, judge, models["tide"], sizes, seed)
         metrics |= edits
@@ -204,8 +161,9 @@ def _reconstruction(
 ) -> dict[str, Any]:
     config = models["tide"].config
     pca = fit_pca(pool)
-    pairs = prompts("test", sizes.loss_prompts, seed + 2)
-    timesteps = loss_timesteps(adapter, sizes.loss_timesteps)
+    data = prepared_scenes(adapter, prompts("test", sizes.loss_prompts, seed + 2))
+    timesteps = spread_timesteps(adapter, sizes.loss_timesteps)
+    losses = compare_losses(adapter, models, pca, config.k, data, block, timesteps, seed=seed)
     return {
         "sizes": {
             "d_model": config.d_model,
@@ -215,13 +173,13 @@ def _reconstruction(
             "n_blocks": adapter.n_blocks,
         },
         "models": reconstruction_table(models, pca, config.k, pool, held_out),
-        "diffusion_loss": diffusion_loss_table(adapter, models, pca, config.k, pairs, block, timesteps, seed=seed),
+        "diffusion_loss": losses | {"ratio": losses["reconstructed"] / losses["clean"]},
     }
 
 
-def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[ConceptStudy, list[HeatMaps]]:
+def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[MeasuredConcepts, list[HeatMaps]]:
     n = sizes.concept_images
-    study = study_concepts(
+    found = measure_concepts(
         adapter,
         model,
         list(scenes("train", n, seed)),
@@ -229,14 +187,14 @@ def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[C
         concept_timesteps(adapter, sizes.concept_timesteps),
         seed=seed,
     )
-    side = int(study.maps.shape[1] ** 0.5)
+    side = int(found.maps.shape[1] ** 0.5)
     maps = []
     for concept in SHOWN_CONCEPTS:
-        if concept in study.concepts:
-            row = study.concepts[concept]
-            pictures = heat_map(study, concept, (side, side))
+        if concept in found.concepts:
+            row = found.concepts[concept]
+            pictures = heat_map(found, concept, (side, side))
             maps.append(HeatMaps(concept, row["level"], row["latent"], row["auroc"], row["iou"], **pictures))
-    return study, maps
+    return found, maps
 
 
 def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) -> list[EditTask]:
@@ -256,22 +214,22 @@ def _edits(
     probe = LayoutProbe.fit(adapter, block, n_images=sizes.probe_images, seed=seed)
     before_images, layouts = probe.draw(adapter, tasks)
     before = judge.read(before_images)
-    references = {task: reference_scenes(task, layout, 1) for task, layout in zip(tasks, layouts, strict=True)}
-    methods = Methods(adapter, model, contrasts=Contrasts(adapter, (block,), references, seed))
-    ceiling_images = draw(adapter, tasks, prompts=[target_prompt(t) for t in tasks])
-    makers = {
-        "contrast": (methods.contrast, sizes.strengths),
-        "steer contrast": (methods.steer_contrast, sizes.steer_strengths),
-        "steer bounded": (methods.steer_bounded, sizes.steer_strengths),
-        "towards": (methods.towards, sizes.towards_strengths),
-        "steer towards": (methods.steer_towards, sizes.towards_strengths),
+    editor = Editor(adapter, model, nearest_references(tasks, layouts), seed=seed)
+    ceiling_images = draw(adapter, tasks, prompts=[t.target_prompt for t in tasks])
+    tried = {
+        "contrast": sizes.strengths,
+        "steer contrast": sizes.steer_strengths,
+        "steer bounded": sizes.steer_strengths,
+        "towards": sizes.towards_strengths,
+        "steer towards": sizes.towards_strengths,
     }
     # A recording serves one batch of tasks, whatever the method and its strength.
-    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in makers}
+    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in tried}
     for start in range(0, len(tasks), DRAW_BATCH):
         part = tasks[start : start + DRAW_BATCH]
-        for name, (make, strengths) in makers.items():
-            drawn[name].append(torch.stack([draw(adapter, part, make(factor)) for factor in strengths]))
+        for name, strengths in tried.items():
+            edited = [draw(adapter, part, editor.method(name, factor)) for factor in strengths]
+            drawn[name].append(torch.stack(edited))
     images = {name: torch.cat(batches, dim=1) for name, batches in drawn.items()}  # [strengths, tasks, ...]
 
     def score(images: torch.Tensor) -> list[EditOutcome]:
@@ -279,7 +237,7 @@ def _edits(
 
     curves: dict[str, Any] = {
         name: [{"factor": f, **summarise(score(i))} for f, i in zip(strengths, images[name], strict=True)]
-        for name, (_, strengths) in makers.items()
+        for name, strengths in tried.items()
     }
     levels = equal_preservation(curves)
     curves["prompt"] = summarise(score(ceiling_images))

@@ -1,263 +1,365 @@
-"""The edits of ``tide evaluate``: blocks, step ranges and strengths chosen on development prompts, measured on test.
+"""The study of edits: methods on prompts of every attribute, judged, each at its best step range and strength.
 
-Each group of methods is given the same knowledge of the target (:mod:`tide.studies.methods`), so that within a group
-only the SAE differs.
+Each seed has prompts of its own, and a model of its own where the models are trained for it. On development prompts the
+step range and the strength of every method are chosen; on held-out prompts every strength is measured at that step
+range: images changed to the target, all other attributes kept, still a scene, and the distance of the pixels outside
+the region that the edit should change. Replacing the prompt is the ceiling. Erasing and inverting know no target: they
+are measured on removing the ornate style, as the paper does, and style transfer on taking a style from one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from torch import Tensor
 
-from tide.activations import collect
-from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter
-from tide.sae.model import TIDE
-from tide.scenes import scene as scene_module
-from tide.scenes.judge import Judge, Verdict
+from tide.fingerprint import fingerprint
+from tide.interpretation.profiles import ConceptProfiles
+from tide.scenes.judge import Judge, Verdict, load_judge
 from tide.scenes.scene import ATTRIBUTES, Split
-from tide.studies.levels import best, equal_preservation, paired
-from tide.studies.methods import Contrasts, Methods, References, Steps, scene_profiles, target_prompt
-from tide.studies.reconstruction import prepared_scenes, train
-from tide.studies.references import LayoutProbe, reference_scenes
-from tide.studies.tasks import DRAW_BATCH, EditOutcome, EditTask, Method, draw, edit_tasks, judge_edits, summarise
-from tide.training import TrainConfig, is_trained
+from tide.studies.bench import Bench
+from tide.studies.compare import best, equal_preservation, paired
+from tide.studies.grid import Cell, Result, Say, run_cells
+from tide.studies.methods import METHODS, RIVALS, Editor, Steps, scene_profiles
+from tide.studies.models import Checkpoint, Models
+from tide.studies.references import LayoutProbe, nearest_references
+from tide.studies.regions import outside_distance
+from tide.studies.tasks import (
+    DRAW_BATCH,
+    EVERYTHING,
+    KINDS,
+    EditOutcome,
+    EditTask,
+    draw,
+    judge_edits,
+    style_tasks,
+    summarise,
+    tasks_of,
+)
 
-#: Strengths of each method.
-STRENGTHS: dict[str, tuple[float, ...]] = {
-    "contrast": (0.5, 1.0, 1.5, 2.0, 3.0),
-    "steer contrast": (0.5, 1.0, 1.25, 1.5, 2.0),
-    "steer bounded": (1.0, 1.5, 2.0, 3.0),
-    "towards": (0.75, 1.0),
-    "steer towards": (0.75, 1.0),
-    "swap": (1.0, 2.0),
-    "steer": (0.25, 0.5),
-}
-
-#: Methods that know one reference image; the first is the one of latents.
-BY_REFERENCE = ("contrast", "steer contrast", "steer bounded")
-
-#: The strength at which block and step range are chosen.
-SWEPT: dict[str, float] = {
-    "contrast": 1.5,
-    "steer contrast": 1.5,
-    "steer bounded": 1.5,
-    "towards": 1.0,
-    "steer towards": 1.0,
-    "swap": 2.0,
-    "steer": 0.5,
-}
-STEP_RANGES: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.3, 1.0), (0.0, 0.8))
+#: Added to a seed, the seed of its development tasks.
+DEVELOPMENT = 5000
+PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
-class EditSizes:
-    """How much the edit stages take. ``blocks`` count from the SAE's own backwards."""
+class Sizes:
+    """Tasks of each seed: of ``dev`` and ``test`` there are as many of every attribute; ``special`` are those of the
+    methods that serve edits of style alone."""
 
-    sweep_prompts: int = 20
-    test_prompts: int = 100
-    blocks: tuple[int, ...] = (0, 1, 2)
-    train_images: int = 640
-    train_steps: int = 500
-    probe_images: int = 384
-    profile_images: int = 192
-    more_references: int = 4
-    step_ranges: tuple[tuple[float, float], ...] = STEP_RANGES
+    dev: int
+    test: int
+    special: int
+    step_ranges: tuple[Steps, ...]
+    #: How many of a method's strengths are tried, the first ones.
+    strengths: int
+    probe_images: int
+    profile_images: int
+    seeds: int
 
-
-FAST = EditSizes(2, 2, (0, 1), 64, 4, 32, 16, 2, STEP_RANGES[:1])
-
-
-def tasks_of(split: Split, n: int, seed: int) -> list[EditTask]:
-    """``n`` prompts, each edited in one attribute, the attributes taking turns."""
-    pairs = scene_module.prompts(split, n, seed)
-    turns = len(ATTRIBUTES)
-    return [
-        task
-        for turn, attribute in enumerate(ATTRIBUTES)
-        for task in edit_tasks(pairs[turn::turns], attribute, seed * turns + turn)
-    ]
+    def factors(self, name: str) -> tuple[float, ...]:
+        return METHODS[name].strengths[: self.strengths]
 
 
-def block_models(
-    adapter: Adapter, model: TIDE, blocks: list[int], out: Path, sizes: EditSizes, seed: int
-) -> dict[int, TIDE]:
-    """The SAE itself and one of its shape for every other block: loaded from ``out`` if trained there before."""
-    found = {_own_block(adapter, model): model}
-    config = TrainConfig(
-        modulation=model.modulation is not None,
-        n_latents=model.n_latents,
-        k=model.config.k,
-        steps=sizes.train_steps,
-        checkpoint_every=sizes.train_steps,
-        seed=seed,
-        centre=model.config.centre,
-    )
-    others = [block for block in blocks if block not in found]
-    for block in [block for block in others if is_trained(out / f"block-{block}", config)]:
-        folder = out / f"block-{block}"
-        found[block] = TIDE.from_pretrained(folder, family=adapter.family, d_model=adapter.d_model, block=block)
-    if missing := [block for block in others if block not in found]:
-        prepared = prepared_scenes(adapter, scene_module.prompts("train", sizes.train_images, seed))
-        passes = list(collect(adapter, prepared, missing, token_fraction=0.5, batch_size=32, seed=seed))
-        for block in missing:
-            pool = ActivationPool((batch[block] for batch in passes), config.batch_tokens, seed=seed)
-            folder = out / f"block-{block}"
-            found[block] = train(adapter, block, config, pool, folder, progress=False, resume=False).model
-    return {block: found[block] for block in blocks}
+class Setting(NamedTuple):
+    """A method at one strength, in a part of the sampling run."""
+
+    method: str
+    factor: float
+    steps: Steps
+
+    @property
+    def tasks(self) -> str:
+        return EVERYTHING if self.method == PROMPT else METHODS[self.method].tasks
+
+    def __str__(self) -> str:
+        return f"{self.method} x{self.factor:g} steps {self.steps[0]:g}-{self.steps[1]:g}"
 
 
-def _own_block(adapter: Adapter, model: TIDE) -> int:
-    return adapter.resolve_block("penultimate" if model.config.block is None else model.config.block)
+ASKED = Setting(PROMPT, 1.0, (0.0, 1.0))
+
+
+class Batch(NamedTuple):
+    """Which tasks: at most :data:`~tide.studies.tasks.DRAW_BATCH` of a seed, a split and a kind."""
+
+    seed: int
+    split: Split
+    kind: str
+    part: int
+
+    def cell(self, setting: Setting) -> str:
+        return f"seed {self.seed} {self.split} {setting}" + (f" part {self.part}" if self.part else "")
 
 
 @dataclass
 class Trial:
-    """Tasks of one split with their unedited images judged and their reference images chosen."""
+    """A batch's tasks, their unedited images and what the judge reads off them, and what edits them."""
 
     tasks: list[EditTask]
-    before: list[Verdict]
-    layouts: torch.Tensor
-    outcomes: dict[str, list[EditOutcome]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, adapter: Adapter, judge: Judge, probe: LayoutProbe, tasks: list[EditTask]) -> Trial:
-        images, layouts = probe.draw(adapter, tasks)
-        return cls(tasks, judge.read(images), layouts)
-
-    def references(self, n: int = 1) -> References:
-        return {task: reference_scenes(task, at, n) for task, at in zip(self.tasks, self.layouts, strict=True)}
-
-    def run(self, adapter: Adapter, judge: Judge, methods: dict[str, Method | None]) -> None:
-        """Judges every method on every task; ``None`` is prompt replacement."""
-        read: dict[str, list[Verdict]] = {name: [] for name in methods}
-        for start in range(0, len(self.tasks), DRAW_BATCH):  # all methods on one batch: they share its recordings
-            part = self.tasks[start : start + DRAW_BATCH]
-            for name, method in methods.items():
-                swapped = None if method else [target_prompt(t) for t in part]
-                read[name] += judge.read(draw(adapter, part, method, prompts=swapped))
-        for name, after in read.items():
-            self.outcomes[name] = judge_edits(self.tasks, self.before, after)
-
-    def summary(self, name: str) -> dict[str, Any]:
-        found = self.outcomes[name]
-        return {
-            **summarise(found),
-            "attributes": {
-                attribute: summarise([o for o in found if o.task.attribute == attribute])
-                for attribute in ATTRIBUTES
-                if any(t.attribute == attribute for t in self.tasks)
-            },
-        }
+    images: Tensor
+    verdicts: list[Verdict]
+    regions: Tensor
+    editor: Editor
 
 
-@dataclass(frozen=True)
-class Point:
-    """One setting of a method."""
-
-    method: str
-    block: int
-    steps: tuple[float, float]
-    factor: float
-
-    @property
-    def name(self) -> str:
-        first, last = self.steps
-        return f"{self.method}, block {self.block}, steps {first:g}-{last:g}, x{self.factor:g}"
-
-    def make(self, books: dict[int, Methods]) -> Method:
-        book = books[self.block]
-        made: Callable[[float, Steps], Method] = getattr(book, self.method.replace(" ", "_"))
-        return made(self.factor, self.steps)
-
-    @classmethod
-    def of(cls, method: str, setting: dict[str, Any]) -> Point:
-        first, last = setting["steps"]
-        return cls(method, setting["block"], (first, last), setting["factor"])
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        return {"block": self.block, "steps": list(self.steps), "factor": self.factor}
-
-    def row(self, trial: Trial) -> dict[str, Any]:
-        return {"method": self.method, **self.setting, **trial.summary(self.name)}
-
-
+@dataclass
 class EditStudy:
-    """An SAE of each block, the layout probe and the concepts' means; then the sweep, then the measurement."""
+    """Draws and judges edits, a cell for each setting and batch; ``methods`` are those of the study."""
 
-    def __init__(
-        self, adapter: Adapter, judge: Judge, model: TIDE, saes: Path, sizes: EditSizes, *, seed: int = 0
-    ) -> None:
-        self.adapter, self.judge, self.sizes, self.seed = adapter, judge, sizes, seed
-        self.own = _own_block(adapter, model)
-        self.blocks = [self.own - back for back in sizes.blocks if self.own >= back]
-        self.models = block_models(adapter, model, self.blocks, saes, sizes, seed)
-        self.probe = LayoutProbe.fit(adapter, self.own, n_images=sizes.probe_images, seed=seed)
-        self.profiles = scene_profiles(adapter, model, n_images=sizes.profile_images, seed=seed)
+    bench: Bench
+    models: Models | Checkpoint
+    sizes: Sizes
+    methods: Sequence[str] = tuple(METHODS)
+    judge: Judge = field(default_factory=load_judge)
+    _tasks: dict[tuple[str, Split, int], list[EditTask]] = field(default_factory=dict)
+    _trial: tuple[Batch, Trial] | None = None
+    _profiles: dict[int, ConceptProfiles] = field(default_factory=dict)
 
-    def _books(self, references: References, blocks: Iterable[int]) -> dict[int, Methods]:
-        at = sorted(set(blocks))
-        contrasts = Contrasts(self.adapter, tuple(at), references, self.seed)
-        return {block: Methods(self.adapter, self.models[block], self.profiles, contrasts) for block in at}
+    @cached_property
+    def judged_by(self) -> str:
+        return fingerprint([self.judge])
 
-    def _trial(self, split: Split, n: int, seed: int) -> Trial:
-        return Trial.of(self.adapter, self.judge, self.probe, tasks_of(split, n, seed))
+    @cached_property
+    def probe(self) -> LayoutProbe:
+        bench = self.bench
+        return LayoutProbe.fit(bench.adapter, bench.block, n_images=self.sizes.probe_images, seed=bench.seed)
 
-    def sweep(self) -> dict[str, Any]:
-        """Of every method, on development prompts, the best block and step range, then the best strength there.
+    def tasks(self, kind: str, split: Split, seed: int) -> list[EditTask]:
+        """Development tasks have prompts and noise that no test task has."""
+        key = (kind, split, seed)
+        if key not in self._tasks:
+            sizes, test = self.sizes, split == "test"
+            if not test:
+                seed += DEVELOPMENT
+            if kind == EVERYTHING:
+                self._tasks[key] = tasks_of(split, sizes.test if test else sizes.dev, seed)
+            else:
+                self._tasks[key] = style_tasks(kind, split, max(1, sizes.special // (1 if test else 2)), seed)
+        return self._tasks[key]
 
-        Methods that know the target's own recording, or its mean, stay at the SAE's own block. What the methods that
-        know one reference image do with more of them is measured, not chosen.
-        """
-        trial = self._trial("dev", self.sizes.sweep_prompts, self.seed + 3)
-        books = self._books(trial.references(), self.blocks)
-        chosen: dict[str, Point] = {}
-        tried: list[Point] = []
+    def batches(self, kind: str, split: Split, seed: int) -> list[Batch]:
+        n = len(self.tasks(kind, split, seed))
+        return [Batch(seed, split, kind, part) for part in range(math.ceil(n / DRAW_BATCH))]
 
-        def run(points: list[Point]) -> None:
-            fresh = [point for point in points if point.name not in trial.outcomes]
-            trial.run(self.adapter, self.judge, {point.name: point.make(books) for point in fresh})
-            tried.extend(fresh)
+    def tasks_in(self, batch: Batch) -> list[EditTask]:
+        first = batch.part * DRAW_BATCH
+        return self.tasks(batch.kind, batch.split, batch.seed)[first : first + DRAW_BATCH]
 
-        for method, strengths in STRENGTHS.items():
-            blocks = self.blocks if method in BY_REFERENCE else [self.own]
-            swept = [Point(method, b, steps, SWEPT[method]) for steps in self.sizes.step_ranges for b in blocks]
-            run(swept)
-            at = best(swept, lambda point: trial.summary(point.name))
-            curve = [Point(method, at.block, at.steps, factor) for factor in strengths]
-            run(curve)
-            chosen[method] = best(curve, lambda point: trial.summary(point.name))
-        found = {
-            "points": [point.row(trial) for point in tried],
-            "chosen": {name: point.setting for name, point in chosen.items()},
-            "images": len(trial.tasks),
+    def profiles(self, seed: int) -> ConceptProfiles:
+        if seed not in self._profiles:
+            self._profiles.clear()
+            model, n_images = self.models.of(seed), self.sizes.profile_images
+            self._profiles[seed] = scene_profiles(self.bench.adapter, model, n_images=n_images, seed=seed)
+        return self._profiles[seed]
+
+    def trial(self, batch: Batch) -> Trial:
+        """Kept until another batch is asked for: recordings are large."""
+        if self._trial is None or self._trial[0] != batch:
+            self._trial = None
+            self._trial = batch, self._made(batch)
+        return self._trial[1]
+
+    def _made(self, batch: Batch) -> Trial:
+        adapter, model, tasks = self.bench.adapter, self.models.of(batch.seed), self.tasks_in(batch)
+        images, layouts = self.probe.draw(adapter, tasks)
+        profiles = self.profiles(batch.seed) if batch.kind == EVERYTHING else None  # class means are of that kind alone
+        editor = Editor(adapter, model, nearest_references(tasks, layouts), profiles, batch.seed)
+        return Trial(tasks, images, self.judge.read(images), self.judge.regions(images), editor)
+
+    def measure(self, setting: Setting, batch: Batch) -> Result:
+        """Outcomes of the batch's tasks: changed, kept, valid, and the distance of the pixels outside. Tasks whose
+        unedited image does not show the source have none."""
+        trial = self.trial(batch)
+        asked = setting.method == PROMPT
+        after = draw(
+            self.bench.adapter,
+            trial.tasks,
+            None if asked else trial.editor.method(*setting),
+            prompts=[task.target_prompt for task in trial.tasks] if asked else None,
+        )
+        outcomes = judge_edits(trial.tasks, trial.verdicts, self.judge.read(after))
+        regions, place = self.judge.regions(after), {task: i for i, task in enumerate(trial.tasks)}
+        rows = []
+        for outcome in outcomes:
+            i = place[outcome.task]
+            away = outside_distance(outcome.task, (trial.images[i], after[i]), (trial.regions[i], regions[i]))
+            rows.append(
+                {
+                    "task": i,
+                    "changed": outcome.changed,
+                    "kept": outcome.kept,
+                    "valid": outcome.valid,
+                    "outside": None if math.isnan(away) else round(away, 3),
+                }
+            )
+        return {"outcomes": rows, "tasks": len(trial.tasks)}
+
+    # -- cells --------------------------------------------------------------------------------------------
+
+    def config(self, seed: int) -> dict[str, Any]:
+        study = {**vars(self.sizes), "judge": self.judged_by}
+        return {"data": self.bench.config(), **self.models.described(seed), "study": study}
+
+    def cell(self, setting: Setting, batch: Batch) -> Cell:
+        config: dict[str, Any] = {
+            **self.config(batch.seed),
+            "strategy": setting.method,
+            "factor": setting.factor,
+            "steps": list(setting.steps),
+            "split": batch.split,
         }
-        more = [chosen[method] for method in BY_REFERENCE]
-        books = self._books(trial.references(self.sizes.more_references), [point.block for point in more])
-        trial.run(self.adapter, self.judge, {point.name: point.make(books) for point in more})
-        rows = [point.row(trial) for point in more]
-        return {"edit_sweep": found | {"more_references": {"n": self.sizes.more_references, "points": rows}}}
+        if batch.part:
+            config["part"] = batch.part
+        run = partial(self.measure, setting, batch)
+        return Cell(batch.cell(setting), config, run, lambda: 0.6 * len(self.tasks_in(batch)))
 
-    def measure(self, sweep: dict[str, Any]) -> dict[str, Any]:
-        """Every strength of every method on test prompts, at the block and steps that :meth:`sweep`, whose
-        ``"edit_sweep"`` is given, chose; at equal preservation, too, the strengths are those of development prompts."""
-        trial = self._trial("test", self.sizes.test_prompts, self.seed + 4)
-        at = {method: Point.of(method, setting) for method, setting in sweep["chosen"].items()}
-        books = self._books(trial.references(), [point.block for point in at.values()])
-        curves = {m: [Point(m, p.block, p.steps, f) for f in STRENGTHS[m]] for m, p in at.items()}
-        methods = {point.name: point.make(books) for points in curves.values() for point in points}
-        trial.run(self.adapter, self.judge, {**methods, "prompt": None})
-        rows = {method: [point.row(trial) for point in points] for method, points in curves.items()}
-        ours = trial.outcomes[at[BY_REFERENCE[0]].name]
-        tried = {(row["method"], row["block"], tuple(row["steps"]), row["factor"]): row for row in sweep["points"]}
-        development = {m: [tried[m, p.block, p.steps, f] for f in STRENGTHS[m]] for m, p in at.items()}
+    def run(self, seeds: Sequence[int], out: Path, say: Say) -> Edits:
+        """Chooses on development prompts and measures on held-out ones; finished cells in ``out`` are kept."""
+        edits = Edits(self, seeds, out, say)
+        edits.swept = {
+            (n, seed): [Setting(n, METHODS[n].middle, steps) for steps in self.sizes.step_ranges]
+            for n in self.methods
+            for seed in seeds
+        }
+        edits.compute(edits.swept, "dev", "step ranges on development prompts")
+        edits.curves = {
+            key: [Setting(key[0], factor, edits.best(settings, key[1]).steps) for factor in self.sizes.factors(key[0])]
+            for key, settings in edits.swept.items()
+        }
+        edits.compute(edits.curves, "dev", "strengths on development prompts")
+        edits.chosen = {key: edits.best(curve, key[1]) for key, curve in edits.curves.items()}
+        asked = {(PROMPT, seed): [ASKED] for seed in seeds}
+        edits.compute({**edits.curves, **asked}, "test", "all strengths on held-out prompts")
+        return edits
+
+
+# -- results --------------------------------------------------------------------------------------------------
+
+
+def counts(results: Iterable[Result]) -> dict[str, int]:
+    """What a setting did, in images: all settings of a choice have the same ones."""
+    rows = [row for result in results for row in result["outcomes"]]
+    return {
+        "both": sum(r["changed"] and r["kept"] for r in rows),
+        "success": sum(r["changed"] for r in rows),
+        "preserved": sum(r["kept"] for r in rows),
+    }
+
+
+def point(
+    results: list[Result], tasks: list[list[EditTask]], factor: float
+) -> tuple[dict[str, Any], list[EditOutcome]]:
+    """One setting over all seeds: shares with Wilson intervals, and the outcomes that they summarise."""
+    outcomes = [
+        EditOutcome(own[row["task"]], row["changed"], row["kept"], row["valid"])
+        for result, own in zip(results, tasks, strict=True)
+        for row in result["outcomes"]
+    ]
+    away = [row["outside"] for result in results for row in result["outcomes"] if row["outside"] is not None]
+    return {"factor": factor, **summarise(outcomes), "outside": float(np.mean(away)) if away else None}, outcomes
+
+
+@dataclass
+class Edits:
+    """What the study found. For each method and seed, ``swept`` has a setting for each step range, ``curves`` one for
+    each strength at the best step range, and ``chosen`` is the best of those, by development prompts."""
+
+    study: EditStudy
+    seeds: Sequence[int]
+    out: Path
+    say: Say
+    found: dict[str, Result] = field(default_factory=dict)
+    swept: dict[tuple[str, int], list[Setting]] = field(default_factory=dict)
+    curves: dict[tuple[str, int], list[Setting]] = field(default_factory=dict)
+    chosen: dict[tuple[str, int], Setting] = field(default_factory=dict)
+
+    def compute(self, settings: dict[tuple[str, int], list[Setting]], split: Split, what: str) -> None:
+        self.say(f"\n{what[0].upper()}{what[1:]}:")
+        wanted = [
+            (setting, batch)
+            for (_, seed), each in settings.items()
+            for setting in each
+            for batch in self.study.batches(setting.tasks, split, seed)
+        ]
+        # All settings of one batch follow one another: they share its recordings.
+        wanted.sort(key=lambda each: (self.seeds.index(each[1].seed), KINDS.index(each[1].kind), each[1].part))
+        self.found |= run_cells([self.study.cell(*each) for each in wanted], self.out, self.say)
+
+    def results(self, setting: Setting, split: Split, seed: int) -> list[Result]:
+        batches = self.study.batches(setting.tasks, split, seed)
+        return [self.found[batch.cell(setting)] for batch in batches]
+
+    def best(self, settings: Sequence[Setting], seed: int) -> Setting:
+        return best(settings, lambda setting: counts(self.results(setting, "dev", seed)))
+
+    def point(
+        self, of: Callable[[int], Setting], factor: float, split: Split = "test", seeds: Sequence[int] | None = None
+    ) -> tuple[dict[str, Any], list[EditOutcome]]:
+        """:func:`point` of the setting ``of`` each seed."""
+        results: list[Result] = []
+        tasks: list[list[EditTask]] = []
+        for seed in seeds or self.seeds:
+            results += self.results(of(seed), split, seed)
+            tasks += [self.study.tasks_in(batch) for batch in self.study.batches(of(seed).tasks, split, seed)]
+        return point(results, tasks, factor)
+
+    def curve(self, name: str, split: Split) -> list[dict[str, Any]]:
+        """A point for each strength."""
+        factors = enumerate(self.study.sizes.factors(name))
+        return [self.point(lambda seed, i=i: self.curves[name, seed][i], f, split)[0] for i, f in factors]  # type: ignore[misc]
+
+    def tried(self) -> list[dict[str, Any]]:
+        """The figures of every setting that was tried on the first seed's development prompts."""
+        first = self.seeds[:1]
+        settings = [
+            s for name in self.study.methods for each in (self.swept, self.curves) for s in each[name, first[0]]
+        ]
+        rows = []
+        for setting in dict.fromkeys(settings):
+            figures, _ = self.point(lambda seed, setting=setting: setting, setting.factor, "dev", first)  # type: ignore[misc]
+            rows.append({"method": setting.method, "steps": list(setting.steps), **figures})
+        return rows
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of all methods, as JSON has them."""
+        methods = self.study.methods
+        curves = {name: self.curve(name, "test") for name in methods}
+        everything = [name for name in methods if METHODS[name].tasks == EVERYTHING]
+        development = {name: self.curve(name, "dev") for name in everything}
+        chosen: dict[str, dict[str, Any]] = {}
+        outcomes: dict[str, list[EditOutcome]] = {}
+        for name in methods:
+            chosen[name], outcomes[name] = self.point(lambda seed, name=name: self.chosen[name, seed], math.nan)  # type: ignore[misc]
+            chosen[name]["factor"] = [self.chosen[name, seed].factor for seed in self.seeds]
+        chosen[PROMPT], outcomes[PROMPT] = self.point(lambda seed: ASKED, ASKED.factor)
+        rivals = {ours: [name for name in RIVALS[ours] if name in methods] for ours in RIVALS if ours in methods}
         return {
-            "trade_off": {**rows, "prompt": trial.summary("prompt")},
-            "equal_preservation": equal_preservation(rows, development),
-            "paired": {method: paired(ours, trial.outcomes[at[method].name]) for method in BY_REFERENCE[1:]},
+            "step_ranges": {f"{name} seed {seed}": list(s.steps) for (name, seed), s in self.chosen.items()},
+            "chosen": chosen,
+            "by_attribute": {name: _by_attribute(each) for name, each in outcomes.items()},
+            "curves": curves,
+            "equal_preservation": equal_preservation({name: curves[name] for name in everything}, development),
+            "paired": {a: {b: paired(outcomes[a], outcomes[b]) for b in others} for a, others in rivals.items()},
         }
+
+
+def _by_attribute(outcomes: list[EditOutcome]) -> dict[str, Any]:
+    found = {a: [o for o in outcomes if o.task.attribute == a] for a in ATTRIBUTES}
+    return {a: summarise(each) for a, each in found.items() if each}
+
+
+def say_chosen(chosen: dict[str, dict[str, Any]], say: Say) -> None:
+    """One line a method: its figures at the strength chosen."""
+    for name, row in chosen.items():
+        label = "the prompt replaced" if name == PROMPT else METHODS[name].label
+        away = "" if row["outside"] is None else f", outside {row['outside']:.1f}"
+        say(
+            f"  {label:26} changed {row['success']:4.0%}, kept {row['preserved']:4.0%}, both {row['both']:4.0%}, "
+            f"a scene {row['valid']:4.0%}{away} ({row['images']} images)"
+        )

@@ -1,4 +1,4 @@
-"""When a picture takes shape along a sampling run: its contours, and what a judge reads off the predicted image."""
+"""When a picture takes shape during a sampling run: its contours, and what a judge reads off the predicted image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def contour_likeness(images: Tensor, final: Tensor) -> Tensor:
 
 
 def half_risen(curve: Tensor) -> Tensor:
-    """The first step at which ``curve [steps, n]`` has come half of the way from its first value to its highest."""
+    """The first step at which ``curve [steps, n]`` is half way from its first value to its maximum."""
     goal = (curve[0] + curve.amax(0)) / 2
     return (curve >= goal).int().argmax(0)
 
@@ -39,7 +39,7 @@ def half_risen(curve: Tensor) -> Tensor:
 class Emergence:
     """``likeness [steps, n]`` of the contours with the final image's; ``contour_step [n]``, where it has half risen;
     ``agrees[attribute] [steps, n]``, whether the judge reads off the predicted image what it reads off the final one;
-    ``settled[attribute]``, one an image, the step from which on it does."""
+    ``settled[attribute]``, for each image the step from which on it agrees."""
 
     likeness: Tensor
     contour_step: Tensor
@@ -48,7 +48,7 @@ class Emergence:
 
 
 def emergence(judge: Judge, images: Tensor, final: Tensor) -> Emergence:
-    """Of the images ``[steps, n, 3, H, W]`` that were predicted at each step, in [-1, 1], and the final ones."""
+    """From ``images [steps, n, 3, H, W]``, predicted at each step, and ``final [n, 3, H, W]``, all in [-1, 1]."""
     at_end = judge.read(final)
     along = [judge.read(step) for step in images]
     agrees = {

@@ -1,10 +1,10 @@
-"""Fig. 1: concepts at the paper's three levels, and of the scenes' other attributes, in latents and in raw neurons.
+"""Fig. 1: concepts of the paper's three levels and of the scenes' other attributes, in latents and in raw neurons.
 
 For each concept (section 5.4) the latents of all images that show it are pooled; tokens of held-out images are scored
-by their similarity with the pooled latents, and the most similar ones are kept. Beyond the paper, where the renderer's
-masks tell the truth: AUROC and IoU of that score, of the single latent and of the single raw neuron that fit the
-concept best on training scenes, over all tokens and among the objects' own; and the monosemanticity score of every
-latent and neuron over held-out images, by the embeddings of the judge. The atlas of all latents is of the first seed.
+by their similarity with the pooled latents, and the most similar ones are kept. Beyond the paper, with the renderer's
+masks as the truth: AUROC and IoU of that score, and of the single latent and the single raw neuron that fit the concept
+best on training scenes, over all tokens and among the objects' own; and the monosemanticity score of every latent and
+neuron over held-out images, by the embeddings of the judge. The atlas shows all latents of the first seed's model.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
-from tide.pictures import heat_overlay
+from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
+from tide.pictures import heat_overlay, to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.studies.bench import Bench
-from tide.studies.concepts import study_concepts, to_uint8
-from tide.studies.demo import concept_timesteps, loss_timesteps
 from tide.studies.grid import Result
-from tide.studies.models import DATA, FAST_DATA, Models
+from tide.studies.mask_concepts import measure_concepts
+from tide.studies.models import Models
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 
-#: What the picture shows: concepts of the paper's three levels, then one of each other attribute.
+#: Concepts in the picture: those of the paper's three levels, then one of each other attribute.
 SHOWN = ("near", "far", "shadow", "house", "tree", "door", "roof", "red", "snow", "ornate", "old", "left")
-#: Held-out images of each in the picture.
+#: How many held-out images of each concept it shows.
 SHOWN_IMAGES = 3
-#: Added to a seed, the seeds of its scenes.
+#: Added to a seed, they give the seeds of its scenes.
 SELECTION, HELD_OUT = 7000, 8000
-#: The share of the tokens that the picture marks as the most similar ones, of each image.
+#: How many of each image's tokens the picture marks as the most similar ones.
 MARKED = 8
 
 FIGURES = {
@@ -70,14 +70,17 @@ FAST = Sizes(images=64, timesteps=2, atlas_images=32, seeds=1)
 
 
 @dataclass
-class Study:
-    """What the cells of all seeds share: ``selection`` chooses latents, ``held_out`` measures them. Each seed has its
-    own scenes, of which none served to choose how autoencoders are trained."""
+class ConceptStudy:
+    """What the cells of all seeds share: latents are chosen on ``selection`` and measured on ``held_out``. Each seed
+    has its own scenes, and none of them was used to choose how autoencoders are trained."""
 
-    bench: Bench
     models: Models
     sizes: Sizes
     judge: Judge = field(default_factory=load_judge)
+
+    @property
+    def bench(self) -> Bench:
+        return self.models.bench
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -94,20 +97,20 @@ class Study:
 
     def measure(self, seed: int) -> Result:
         model = self.models.of(seed)
-        found = study_concepts(
+        found = measure_concepts(
             self.bench.adapter, model, self.selection(seed), self.held_out(seed), self.timesteps, seed=seed
         )
         concentration = self._monosemanticity(model, seed)
         return {"concepts": found.concepts, "levels": found.levels, "monosemanticity": concentration}
 
     def annotated(self, seed: int) -> Annotated:
-        """The held-out scenes with other noise than :meth:`measure` saw."""
+        """The held-out scenes with different noise than :meth:`measure` saw."""
         bench = self.bench
         found = annotated_scenes(bench.adapter, self.held_out(seed), [bench.block], self.timesteps, seed=seed + 2)
         return found[bench.block]
 
     def _monosemanticity(self, model: TIDE, seed: int) -> dict[str, Any]:
-        """Means over latents that fire and over neurons, and how the latents are spread."""
+        """The score's mean and quantiles over the latents that fire, and over neurons."""
         data, embeddings = self.annotated(seed), self.judge.embed_images(images_of(self.held_out(seed)))
         shape = (len(embeddings), data.n_tokens, -1)
         features = {"latents": mean_latents(model, data).view(shape).mean(1), "neurons": data.x.mean((0, 2))}
@@ -128,7 +131,7 @@ class Study:
 
     def tiles(self, seed: int, table: dict[str, dict[str, Any]]) -> dict[str, list[list[np.ndarray]]]:
         """Concept -> for each of :data:`SHOWN_IMAGES` images: the image, the pooled latents' score with the most
-        similar tokens marked, the best latent; heat in one scale a concept."""
+        similar tokens marked, and the best latent; all heat of a concept is on one scale."""
         model, chosen = self.models.of(seed), [c for c in SHOWN if c in table]
         bench, held_out = self.bench, self.held_out(seed)
         first = annotated_scenes(bench.adapter, self.selection(seed), [bench.block], self.timesteps, seed=seed)[
@@ -159,10 +162,10 @@ class Study:
         return out
 
     def atlas(self, seed: int) -> tuple[Atlas, list[np.ndarray]]:
-        """All latents of one seed's model over other held-out scenes and the whole sampling run."""
+        """All latents of one seed's model, over further held-out scenes and the whole sampling run."""
         bench, model = self.bench, self.models.of(seed)
         items = list(scenes("test", self.sizes.atlas_images, bench.seed + 9))
-        timesteps = loss_timesteps(bench.adapter, self.sizes.timesteps)
+        timesteps = spread_timesteps(bench.adapter, self.sizes.timesteps)
         data = annotated_scenes(bench.adapter, items, [bench.block], timesteps, seed=bench.seed)[bench.block]
         running = Monosemanticity(model.n_latents, self.judge.embed_images(images_of(items[:1])).shape[1])
         side = round(data.n_tokens**0.5)
@@ -176,7 +179,7 @@ class Study:
 
 
 def enlarged(tokens: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    """``[h, w]`` to the image's pixels, bilinear."""
+    """``tokens [h, w]`` at the image's size, interpolated bilinearly."""
     height, width = image.shape[:2]
     return image_mask(tokens.flatten(), (tokens.shape[0], tokens.shape[1]), (height, width)).numpy()
 
@@ -198,9 +201,8 @@ def reproduce(options: Options) -> str:
     charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
-    bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
-    models = Models.of_study(bench, options)
-    study = Study(bench, models, sizes)
+    models = Models.of_study(options)
+    study = ConceptStudy(models, sizes)
     by = {**vars(sizes), "judge": fingerprint([study.judge])}
     results = models.measure(seeds, study.measure, study.seconds, by, options)
     return _report(options, study, results, seeds)
@@ -210,7 +212,7 @@ def reproduce(options: Options) -> str:
 
 
 def over_concepts(results: list[Result], figure: str) -> list[float]:
-    """The mean over all concepts that have the figure, one a seed."""
+    """For each seed the mean over all concepts that have the figure."""
     return [mean([row[figure] for row in r["concepts"].values() if figure in row]) for r in results]
 
 
@@ -230,14 +232,14 @@ def verdict_of(results: list[Result]) -> str:
         f"on average and the best raw neuron's {mean(neuron):.3f} (latents ahead in {won} of {len(results)} seeds, on "
         f"the levels {', '.join(ahead) or 'none'}); among the objects' own tokens {mean(within[0]):.3f} against "
         f"{mean(within[1]):.3f}; the paper's pooled latents reach "
-        f"{mean(over_concepts(results, 'recipe_literal_auroc')):.3f}, less those of all images "
+        f"{mean(over_concepts(results, 'recipe_literal_auroc')):.3f}, minus those of all images "
         f"{mean(over_concepts(results, 'recipe_auroc')):.3f}, and "
         f"{mean(over_concepts(results, 'recipe_precision')):.0%} of their most similar tokens lie in the mask; "
         f"monosemanticity is {scores[0]:.3f} for latents and {scores[1]:.3f} for neurons."
     )
 
 
-def _report(options: Options, study: Study, results: list[Result], seeds: list[int]) -> str:
+def _report(options: Options, study: ConceptStudy, results: list[Result], seeds: list[int]) -> str:
     levels = list(results[0]["levels"])
     shown = [
         (
@@ -305,7 +307,7 @@ def _draw_levels(options: Options, results: list[Result]) -> None:
 
 
 def _draw_maps(options: Options, tiles: dict[str, list[list[np.ndarray]]], table: dict[str, dict[str, Any]]) -> None:
-    """Four concepts a row; of each, images in rows: the image, the pooled latents' score, the best latent."""
+    """Four concepts to a row; each has its images in rows: the image, the pooled latents' score, the best latent."""
     figure, axes = charts.panels(len(tiles), width=4.4, height=4.9, columns=4)
     for axis, (concept, rows) in zip(axes, tiles.items(), strict=True):
         sheet = np.concatenate([np.concatenate([_framed(tile) for tile in row], 1) for row in rows], 0)

@@ -1,13 +1,13 @@
 """Fig. 4: (a, b) MSE and 1 - cosine against n and k, with the fitted law; (c, d) diffusion loss against both errors.
 
 (c, d) compare TIDE with plain autoencoders of other activation functions: TopK, BatchTopK, JumpReLU, ReLU with an L1
-penalty and Gated, of one n, on the same tokens for the same steps, with the same loss but for its sparsity term. Each
-is trained at several settings of its sparsity knob; the diffusion loss is then read off at equal numbers of active
-latents, between the settings around it (:mod:`tide.studies.matched`), over all timesteps and at each. TIDE with
-JumpReLU in place of TopK is there too, to tell the modulation's share from the activation's.
+penalty and Gated, all with the same n, tokens and steps, and the same loss except its sparsity term. Each is trained at
+several settings of its sparsity knob; the diffusion loss is then read off at equal numbers of active latents, between
+the settings around it (:func:`tide.studies.compare.at_l0`), over all timesteps and at each. TIDE with
+JumpReLU in place of TopK separates the effect of the modulation from that of the activation.
 
-Every figure is of held-out scenes and of equal steps; how far from convergence those are is told by two of the runs of
-(a, b), trained twice as long. The rate and its warm-up were chosen for TopK and TIDE and serve the others, too.
+Every figure is of held-out scenes after equal numbers of steps; two runs of (a, b), trained twice as long, show how far
+from convergence that is. The learning rate and its warm-up were chosen for TopK and TIDE, and all others use them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tide import charts
-from tide.studies.bench import NEVER, Bench, DataSizes
+from tide.studies.bench import FAST_DATA, NEVER, Bench, DataSizes
+from tide.studies.compare import at_l0
 from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.matched import at_l0
 from tide.studies.options import Options, write_results
 from tide.studies.scaling import ScalingLaw, fit_scaling_law
 from tide.tables import known, mean, spread, write_csv
@@ -58,9 +58,7 @@ DEFAULT = Sizes(
     steps=1000,
 )
 FAST = Sizes(
-    data=DataSizes(
-        train_images=64, held_out_images=16, token_fraction=0.5, loss_prompts=4, loss_timesteps=3, batch_tokens=128
-    ),
+    data=FAST_DATA,
     n=(96, 192, 384),
     k=(8, 32),
     n_compared=192,
@@ -82,8 +80,7 @@ MODELS = {
     "Gated": "gated",
     "TIDE + JumpReLU": "jumprelu",
 }
-#: What TIDE is compared with: plain autoencoders. The last of the models tells what is due to the modulation from what
-#: is due to TopK's fixed number of active latents.
+#: The plain autoencoders that TIDE is compared with.
 PLAIN = ("TopK", "BatchTopK", "JumpReLU", "ReLU + L1", "Gated")
 #: Activations whose knob is the weight of the penalty.
 WEIGHED = ("relu", "gated")
@@ -113,7 +110,7 @@ def reproduce(options: Options) -> str:
         for n in sizes.n:
             for k in sizes.k:
                 name = _law_name(n, k, seed)
-                # Those of TIDE in (c, d) serve (a, b) as well.
+                # The runs of TIDE in (c, d) serve (a, b) as well.
                 cells.setdefault(name, _cell(bench, replace(seeded, n_latents=n, k=k), name, False))
     for n, k in _longer(sizes):
         name = _longer_name(n, k, seeds[0])
@@ -128,7 +125,7 @@ def _law_name(n: int, k: int, seed: int) -> str:
 
 
 def _longer(sizes: Sizes) -> tuple[tuple[int, int], ...]:
-    """n and k of the runs that are trained twice as long, too."""
+    """n and k of the runs that are also trained twice as long."""
     return (max(sizes.n), min(sizes.k)), (max(sizes.n), max(sizes.k))
 
 
@@ -147,7 +144,7 @@ def _knobs(model: str, sizes: Sizes) -> tuple[float, ...]:
 
 
 def _config(base: TrainConfig, model: str, knob: float, sizes: Sizes) -> TrainConfig:
-    """Of ReLU and Gated the knob is the penalty's weight and k has no say."""
+    """The knob of ReLU and Gated is the penalty's weight; k does not affect them."""
     config = replace(
         base,
         modulation=model not in PLAIN,
@@ -181,7 +178,7 @@ def error_of(result: Result, error: str) -> float:
 
 
 def fit_laws(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict[str, ScalingLaw]:
-    """One law an error, fitted to every cell of (a, b)."""
+    """A law for each error, fitted to all cells of (a, b)."""
     points = [(n, k, results[_law_name(n, k, seed)]) for n in sizes.n for k in sizes.k for seed in seeds]
     return {
         error: fit_scaling_law([n for n, _, _ in points], [k for _, k, _ in points],
@@ -194,7 +191,7 @@ def fit_laws(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict
 
 
 def compare(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict[str, Any]:
-    """Model -> L0 -> figures at that L0, one a seed; None where a model's settings do not reach that L0."""
+    """Model -> L0 -> figures at that L0, one for each seed; None where a model's settings do not reach that L0."""
     table: dict[str, Any] = {}
     for model in MODELS:
         table[model] = {}
@@ -210,7 +207,7 @@ def compare(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict[
                 for error in ERRORS:
                     row.setdefault(error, []).append(at_l0(l0, [error_of(r, error) for r in runs], target))
                 for t in runs[0]["diffusion"]["timestep"]:
-                    # An activation may spend its latents on some timesteps: each is compared at its own L0.
+                    # An activation may use more latents at some timesteps: each timestep is compared at its own L0.
                     at_t = [r["diffusion"]["timestep"][t]["recovered"] for r in runs]
                     spent = [l0_at(r["held_out"]["l0 at"], float(t)) for r in runs]
                     row.setdefault(f"recovered at {t}", []).append(_rest(spent, at_t, target))
@@ -219,7 +216,7 @@ def compare(results: dict[str, Result], sizes: Sizes, seeds: list[int]) -> dict[
 
 
 def _rest(l0: list[float], shares: list[float], target: int) -> float | None:
-    """Shares that approach one, at ``target``."""
+    """Shares that approach one, read off at ``target`` active latents."""
     missing = at_l0(l0, [1 - share for share in shares], target)
     return None if missing is None else 1 - missing
 

@@ -1,12 +1,12 @@
-"""Fig. 5: coarse to fine. Latents of consecutive steps and of source and target along the sampling run.
+"""Fig. 5: coarse to fine. Latents of consecutive steps, and of source and target, along the sampling run.
 
 Held-out prompts are drawn, each beside its target: the same seed under the prompt with one attribute changed. At every
 step the sparse latents are compared with those of the next step, and the source's with the target's, by cosine and mean
 squared difference; so are the raw activations, as the baseline. The abrupt change is the deepest dip of the consecutive
-cosines (:mod:`tide.interpretation.abrupt_change`). Beside it stands when the picture forms: the
-contours of the image that the model predicts at each step, compared with the final image's, and the step from which on
-a judge reads each attribute as in the final image. The share of the active latents that belongs to each level of
-concepts is counted at every step; a latent belongs to the level of the concept whose masks it fits best.
+cosines (:mod:`tide.interpretation.abrupt_change`). It is compared with when
+the picture forms: the contours of the image that the model predicts at each step against those of the final image, and
+the step from which on a judge reads each attribute as in the final image. The share of the active latents that belong
+to each level of concepts is counted at every step; a latent's level is that of the concept whose masks it fits best.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tide.fingerprint import fingerprint
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import label_latents
 from tide.interpretation.concepts import mean_latents
+from tide.interpretation.timesteps import spread_timesteps
 from tide.interpretation.trajectory import (
     Change,
     active_shares,
@@ -37,18 +38,15 @@ from tide.scenes.annotate import N_SAMPLING_STEPS, annotated_scenes, generate_la
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import ATTRIBUTES, CONCEPTS, LEVEL_OF, scenes
 from tide.studies.bench import Bench
-from tide.studies.demo import loss_timesteps
-from tide.studies.edit_study import tasks_of
 from tide.studies.emergence import emergence
 from tide.studies.grid import Result
-from tide.studies.methods import target_prompt
-from tide.studies.models import DATA, FAST_DATA, Models
+from tide.studies.models import Models
 from tide.studies.options import Options, write_results
-from tide.studies.tasks import DRAW_BATCH, EditTask
+from tide.studies.tasks import DRAW_BATCH, EditTask, tasks_of
 from tide.tables import known, mean, spread, write_csv
 
 LEVELS = (*CONCEPTS, "other")
-#: Steps within which the abrupt change and the contours' rise count as one.
+#: The abrupt change and the contours' rise coincide if they are at most so many steps apart.
 NEAR = 2
 
 
@@ -65,13 +63,16 @@ FAST = Sizes(prompts=8, level_images=32, level_timesteps=2, seeds=1)
 
 
 @dataclass
-class Study:
+class TrajectoryStudy:
     """What the cells of all seeds share."""
 
-    bench: Bench
     models: Models
     sizes: Sizes
     judge: Judge = field(default_factory=load_judge)
+
+    @property
+    def bench(self) -> Bench:
+        return self.models.bench
 
     def tasks(self, seed: int) -> list[EditTask]:
         return tasks_of("test", self.sizes.prompts, seed + 5)
@@ -79,7 +80,7 @@ class Study:
     def levels(self, model: TIDE, seed: int) -> torch.Tensor:
         """The index in :data:`LEVELS` of every latent, by training scenes at timesteps of the whole run."""
         items = list(scenes("train", self.sizes.level_images, seed + 6))
-        timesteps = loss_timesteps(self.bench.adapter, self.sizes.level_timesteps)
+        timesteps = spread_timesteps(self.bench.adapter, self.sizes.level_timesteps)
         data = annotated_scenes(self.bench.adapter, items, [self.bench.block], timesteps)[self.bench.block]
         masks = {concept: mask.flatten() for concept, mask in data.masks.items()}
         labels = label_latents(mean_latents(model, data), masks, LEVEL_OF)
@@ -115,7 +116,7 @@ class Study:
         adapter, seeds = self.bench.adapter, [task.seed for task in tasks]
         source, target = (
             record_trajectory(adapter, model, partial(generate_latents, adapter, prompts, seeds))
-            for prompts in ([t.caption for t in tasks], [target_prompt(t) for t in tasks])
+            for prompts in ([t.caption for t in tasks], [t.target_prompt for t in tasks])
         )
         images = torch.stack([adapter.decode_latents(step) for step in source.clean])
         formed = emergence(self.judge, images, adapter.decode_latents(source.final))
@@ -137,7 +138,7 @@ class Study:
     def example(self, seed: int, task: EditTask) -> torch.Tensor:
         """The images predicted at each step, ``[2, steps, 3, 64, 64]``, of the task's source and target."""
         adapter = self.bench.adapter
-        prompts, model = [task.caption, target_prompt(task)], self.models.of(seed)
+        prompts, model = [task.caption, task.target_prompt], self.models.of(seed)
         run = record_trajectory(adapter, model, partial(generate_latents, adapter, prompts, [task.seed] * 2))
         return torch.stack([adapter.decode_latents(step) for step in run.clean], dim=1)
 
@@ -147,9 +148,8 @@ def reproduce(options: Options) -> str:
     charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
-    bench = Bench(FAST_DATA if options.fast else DATA, options.seed, options.say, progress=options.progress)
-    models = Models.of_study(bench, options)
-    study = Study(bench, models, sizes)
+    models = Models.of_study(options)
+    study = TrajectoryStudy(models, sizes)
     by = {**vars(sizes), "judge": fingerprint([study.judge])}
     results = models.measure(seeds, study.measure, study.seconds, by, options)
     return _report(options, study, results, seeds)
@@ -160,8 +160,8 @@ def reproduce(options: Options) -> str:
 
 @dataclass(frozen=True)
 class Abrupt:
-    """Of one seed: the abrupt change of the mean curve and each image's, as the number of the step that comes after it
-    (None: no dip), and its strength."""
+    """The abrupt change of a seed's mean curve and of each image's curve, as the number of the step after it (None: no
+    dip), and the strength of the former."""
 
     step: int | None
     strength: float
@@ -169,7 +169,7 @@ class Abrupt:
 
 
 def abrupt_of(curve: list[list[float]]) -> Abrupt:
-    """``curve [steps - 1, images]``: pair i is step i and step i + 1."""
+    """From ``curve [steps - 1, images]``, where row i compares steps i and i + 1."""
     table = np.asarray(curve)
     found, *each = (abrupt_change(values) for values in (table.mean(1).tolist(), *table.T.tolist()))
     steps = [None if dip is None else dip.index + 1 for dip in (found, *each)]
@@ -198,7 +198,7 @@ def verdict_of(changes: list[Abrupt], results: list[Result]) -> str:
     return (
         f"{found}, the predicted image's contours have half risen at step {median(contour):g}, within {NEAR} steps of "
         f"its own dip in {near:.0%} of the images; the judge's reading settles from {order[0]} (median step "
-        f"{settled[order[0]]:g}) to {order[-1]} ({settled[order[-1]]:g}), and source and target part from a cosine of "
+        f"{settled[order[0]]:g}) to {order[-1]} ({settled[order[-1]]:g}), and source and target drift from a cosine of "
         f"{mean(apart[0]):.3f} at the first step to {mean(apart[1]):.3f} at the last."
     )
 
@@ -210,7 +210,7 @@ def median(values: list[int]) -> float:
 # -- results ----------------------------------------------------------------------------------------------
 
 
-def _report(options: Options, study: Study, results: list[Result], seeds: list[int]) -> str:
+def _report(options: Options, study: TrajectoryStudy, results: list[Result], seeds: list[int]) -> str:
     changes = [abrupt_of(r["latents"]["cosine"]) for r in results]
     raw_changes = [abrupt_of(r["raw"]["cosine"]) for r in results]
     for seed, found, raw in zip(seeds, changes, raw_changes, strict=True):
@@ -256,7 +256,7 @@ def _curves(result: Result) -> dict[str, np.ndarray]:
 
 
 def _rows(results: list[Result], seeds: list[int]) -> list[dict[str, Any]]:
-    """Curve, step -> mean over images, and its spread over seeds."""
+    """For each curve and step the mean over images, and its spread over seeds."""
     tables = [_curves(result) for result in results]
     rows: list[dict[str, Any]] = []
     for name in tables[0]:
@@ -271,7 +271,7 @@ def _rows(results: list[Result], seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def _draw(
-    options: Options, study: Study, task: EditTask, seed: int, results: list[Result], changes: list[Abrupt]
+    options: Options, study: TrajectoryStudy, task: EditTask, seed: int, results: list[Result], changes: list[Abrupt]
 ) -> None:
     predicted = study.example(seed, task)
     pictures = ((predicted.permute(0, 1, 3, 4, 2) + 1) / 2).clamp(0, 1).numpy()

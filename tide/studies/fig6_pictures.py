@@ -1,20 +1,17 @@
-"""Fig. 6's pictures: the trade-off of every strategy, and a gallery of images under growing strength."""
+"""Fig. 6's pictures: the trade-off of every method, and a gallery of images under growing strength."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tide import charts
+from tide.pictures import to_uint8
 from tide.scenes.scene import prompts
-from tide.studies.concepts import to_uint8
-from tide.studies.methods import Contrasts, Methods, swap_word
+from tide.studies.edit_study import Edits
+from tide.studies.methods import METHODS, Editor
 from tide.studies.options import Options
-from tide.studies.references import reference_scenes
-from tide.studies.strategies import STRATEGIES
+from tide.studies.references import nearest_references
 from tide.studies.tasks import EditTask, draw
-
-if TYPE_CHECKING:
-    from tide.studies.fig6 import Steps, Study
 
 
 def draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
@@ -32,8 +29,8 @@ def draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], promp
     figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
     for column, (title, names) in enumerate(groups.items()):
         for i, name in enumerate(name for name in names if name in curves):
-            curve, line = curves[name], "--" if STRATEGIES[name].raw else "-"
-            style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": STRATEGIES[name].label}
+            curve, line = curves[name], "--" if METHODS[name].raw else "-"
+            style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": METHODS[name].label}
             axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
             known = [p for p in curve if p["outside"] is not None]
             axes[3 + column].plot([p["outside"] for p in known], [p["success"] for p in known], **style)
@@ -47,7 +44,7 @@ def draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], promp
     charts.save(figure, options.out / "fig6.png")
 
 
-#: The gallery: strategy, attribute, source, target, and what the row is called.
+#: The gallery: method, attribute, source, target, and what the row is called.
 GALLERY = (
     ("erase top", "style", "ornate", "plain", "top K erased"),
     ("contrast", "style", "ornate", "plain", "contrast, ornate to plain"),
@@ -61,7 +58,7 @@ GALLERY = (
 
 
 def gallery_task(attribute: str, source: str, target: str, seed: int) -> EditTask:
-    """A held-out prompt of a house where the edit allows, near if it can be, so that details show."""
+    """A held-out prompt, of a near and new house where the edit allows, so that details are visible."""
     fitting = [(s, c) for s, c in prompts("test", 1500, seed + 60) if s[attribute] == source]
     scene, caption = max(
         fitting, key=lambda pair: (pair[0].depth == "near", pair[0].cls == "house", pair[0].age == "new")
@@ -69,27 +66,21 @@ def gallery_task(attribute: str, source: str, target: str, seed: int) -> EditTas
     return EditTask(scene, caption, seed + 7, attribute, target)
 
 
-def draw_gallery(
-    options: Options,
-    study: Study,
-    ranges: dict[tuple[str, int], Steps],
-    chosen: dict[tuple[str, int], tuple[float, Steps]],
-    seed: int,
-) -> None:
+def draw_gallery(options: Options, edits: Edits, seed: int) -> None:
+    study = edits.study
     adapter, model = study.bench.adapter, study.models.of(seed)
-    columns = 1 + max(len(study.sizes.factors(name)) for name, *_ in GALLERY) + 1
+    columns = 1 + max(len(edits.curves[name, seed]) for name, *_ in GALLERY) + 1
     figure, axes = charts.panels(len(GALLERY), width=1.25 * columns, height=1.75, columns=2)
     for axis, (name, attribute, source, target, title) in zip(axes, GALLERY, strict=True):
         task = gallery_task(attribute, source, target, study.bench.seed)
         before, layouts = study.probe.draw(adapter, [task])
-        contrasts = Contrasts(adapter, (study.bench.block,), {task: reference_scenes(task, layouts[0], 1)}, seed)
-        methods = Methods(adapter, model, contrasts=contrasts)
-        make = getattr(methods, name.replace(" ", "_"))
-        factors = study.sizes.factors(name)
-        frames = [before[0], *(draw(adapter, [task], make(f, ranges[name, seed]))[0] for f in factors)]
-        frames.append(draw(adapter, [task], prompts=[swap_word(task.caption, source, target)])[0])
-        counted = all(isinstance(f, int) for f in STRATEGIES[name].factors)  # tokens or latents
-        labels = ["unedited", *(f"{f:g}" if counted else f"x{f:g}" for f in factors), "prompt"]
+        editor = Editor(adapter, model, nearest_references([task], layouts), seed=seed)
+        settings = edits.curves[name, seed]
+        frames = [before[0], *(draw(adapter, [task], editor.method(*setting))[0] for setting in settings)]
+        frames.append(draw(adapter, [task], prompts=[task.target_prompt])[0])
+        counted = all(isinstance(f, int) for f in METHODS[name].strengths)  # tokens or latents
+        strengths = [f"{each.factor:g}" if counted else f"x{each.factor:g}" for each in settings]
+        labels = ["unedited", *strengths, "prompt"]
         for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
             at = i if label != "prompt" else columns - 1
             axis.imshow(to_uint8(frame), extent=(at + 0.02, at + 0.98, 0, 0.96), interpolation="nearest")
@@ -98,5 +89,5 @@ def draw_gallery(
         axis.set_title(title, fontsize="small", loc="left")
         axis.set_axis_off()
     charts.save(figure, options.out / "fig6-gallery.png")
-    strength = {name: chosen[name, seed][0] for name, *_ in GALLERY}
+    strength = {name: edits.chosen[name, seed].factor for name, *_ in GALLERY}
     options.say(f"Gallery of seed {seed}; development prompts chose the strengths {strength}.")

@@ -1,4 +1,4 @@
-"""A grid of named cells: each one's result is on disk as soon as it is known, so that an interrupted grid goes on."""
+"""A grid of named cells: each result is written as soon as it is known, so that an interrupted grid can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cell:
     """One result of a grid.
 
     ``config`` is all that the result depends on, as JSON has it; ``run`` computes the result, a JSON object;
-    ``estimate`` the seconds that will take.
+    ``estimate`` the seconds that it will take.
     """
 
     name: str
@@ -37,14 +37,14 @@ def cell_path(out: Path, name: str) -> Path:
 
 
 def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, Result]:
-    """Computes the cells that ``out`` does not hold yet and returns every result by its cell's name.
+    """Computes the cells that ``out`` does not hold yet, and returns every result under its cell's name.
 
     Raises :class:`~tide.errors.TideError`, before anything is computed, if ``out`` holds a cell of another
-    configuration or one that is damaged. A cell that is interrupted leaves nothing.
+    configuration or a damaged one. An interrupted cell leaves nothing.
     """
     paths = [cell_path(out, cell.name) for cell in cells]
     if len(set(paths)) < len(paths):
-        raise TideError("two cells have the same name; name each of a grid differently")
+        raise TideError("two cells have the same name; give each cell of a grid its own")
     found = {c.name: _finished(c, path) for c, path in zip(cells, paths, strict=True) if path.exists()}
     left = [(cell, path) for cell, path in zip(cells, paths, strict=True) if cell.name not in found]
     if not left:
@@ -82,7 +82,7 @@ class _Kept(TypedDict):
 
 
 def _finished(cell: Cell, path: Path) -> Result:
-    kept = read_sealed(path, _Kept, remedy="delete it to have it computed anew, or choose another --out")
+    kept = read_sealed(path, _Kept, remedy="delete it to compute it again, or choose another --out")
     defaults = {"training": former_defaults()} if "training" in cell.config else None
     if found := first_difference(kept["config"], cell.config, defaults):
         group, _, option = found.name.partition(".")

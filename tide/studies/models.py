@@ -1,22 +1,26 @@
-"""The TIDEs that Figs 1, 5 and 6 look into: one a seed, trained once into a folder that the figures share."""
+"""The models that studies look into: trained once into a folder, or given as a checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from tide.activations.memory import ActivationPool
+from tide.adapters import Adapter
 from tide.errors import TideError
 from tide.files import read_json, write_json
+from tide.fingerprint import fingerprint
 from tide.provenance import first_difference
 from tide.sae.model import TIDE
 from tide.studies.bench import Bench, DataSizes, reordered
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.options import Options
-from tide.studies.reconstruction import train
-from tide.training import TrainConfig, is_trained
+from tide.training import TrainConfig, Trainer, build_model, is_trained
+from tide.training.state import TRAINING, Record, holds_training
 
 #: The tokens and the steps of the demo's TIDE.
 DATA = DataSizes(train_images=2048, held_out_images=256, token_fraction=0.5)
@@ -27,15 +31,20 @@ FAST_STEPS = 80
 
 @dataclass(frozen=True)
 class Models:
-    """``<folder>/seed-<i>`` holds the TIDE of seed i as :class:`~tide.training.Trainer` leaves it, and in ``data.json``
-    what it was trained on; an interrupted training goes on from its last checkpoint."""
+    """The TIDEs that Figs 1, 5 and 6 share, one for each seed.
+
+    ``<folder>/seed-<i>`` holds that of seed i as :class:`~tide.training.Trainer` leaves it, and in ``data.json`` what
+    it was trained on; an interrupted training resumes from its last checkpoint.
+    """
 
     bench: Bench
     config: TrainConfig
     folder: Path
 
     @classmethod
-    def of_study(cls, bench: Bench, options: Options) -> Models:
+    def of_study(cls, options: Options) -> Models:
+        data = FAST_DATA if options.fast else DATA
+        bench = Bench(data, options.seed, options.say, progress=options.progress)
         steps = options.steps or (FAST_STEPS if options.fast else STEPS)
         config = TrainConfig(
             steps=steps,
@@ -47,6 +56,10 @@ class Models:
 
     def config_of(self, seed: int) -> TrainConfig:
         return replace(self.config, seed=seed)
+
+    def described(self, seed: int) -> dict[str, Any]:
+        """What results on the model of ``seed`` depend on, as JSON has it."""
+        return {"training": self.config_of(seed).to_dict()}
 
     def of(self, seed: int) -> TIDE:
         """Raises :class:`~tide.errors.TideError` if the folder holds a training by another configuration or on other
@@ -87,7 +100,7 @@ class Models:
         cells = [
             Cell(
                 f"seed {seed}",
-                {"data": self.bench.config(), "training": self.config_of(seed).to_dict(), "study": by},
+                {"data": self.bench.config(), **self.described(seed), "study": by},
                 partial(measure, seed),
                 partial(seconds, seed),
             )
@@ -102,3 +115,53 @@ class Models:
         if is_trained(self.folder / f"seed-{seed}", config):
             return 0.0
         return self.bench.seconds(config, self.bench.train)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One given model, in the place of those that :class:`Models` trains: the same for every seed."""
+
+    model: TIDE
+
+    def of(self, seed: int) -> TIDE:
+        return self.model
+
+    def described(self, seed: int) -> dict[str, Any]:
+        return {"sae": asdict(self.model.config), "weights": self._weights}
+
+    @cached_property
+    def _weights(self) -> str:
+        return fingerprint([self.model])
+
+
+def train(
+    adapter: Adapter, block: int, config: TrainConfig, pool: ActivationPool, out: Path, *, progress: bool, resume: bool
+) -> Trainer:
+    """Trains on the pool into ``out``: with ``resume`` an earlier training on a pool is continued, else replaced.
+
+    Raises :class:`~tide.errors.TideError` if there is a training of another kind (:func:`check_replaceable`).
+    """
+    if not resume:
+        check_replaceable(out)
+    trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
+    trainer.fit(pool.from_step, resume=resume, source=_source(pool))
+    return trainer
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises :class:`~tide.errors.TideError` if ``out`` holds a training that was not made on a pool, such as one of
+    `tide train`: a study could not make it again."""
+    if not holds_training(out):
+        return
+    source = read_json(out / TRAINING, Record).get("source") if (out / TRAINING).exists() else None
+    if not source or "places" not in source:
+        raise TideError(f"{out} holds a training of another command; choose another folder")
+
+
+def _source(pool: ActivationPool) -> dict[str, Any]:
+    """What a pool's batches are: which tokens of which images at which timesteps, and their order. The values are left
+    out, since their last bits depend on the machine."""
+    rows = pool.all
+    places = (rows.sample, rows.token, rows.timestep[rows.group.long()])
+    digest = hashlib.sha256(b"".join(each.cpu().numpy().tobytes() for each in places)).hexdigest()[:16]
+    return {"rows": len(pool), "places": digest, "d_model": rows.d_model, "paired": rows.paired, "seed": pool.seed}

@@ -1,8 +1,10 @@
-"""What every study is given, and what it leaves in its folder beside its pictures."""
+"""What every study is given, how it announces its stages, and the results that it leaves in its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,23 @@ class Options:
         return [self.seed + i for i in range(self.seeds or default)]
 
 
+class Stages:
+    """Names, times and announces the stages of a run."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self.seconds: dict[str, float] = {}
+        self.say = say
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.say(f"[{len(self.seconds) + 1}] {name} ...")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
 def write_results(options: Options, name: str, found: dict[str, Any]) -> Path:
-    """``<name>.json``: the results with what they were made by and on."""
+    """Writes ``<name>.json``: the results, the options, the versions and the machine."""
     path = options.out / f"{name}.json"
     own = {key: value for key, value in asdict(options).items() if key in RECORDED}
     write_json(path, {"study": name, "options": own, "versions": versions(), "machine": machine(), **found})

@@ -21,16 +21,16 @@ METRICS = {
     "val_cosine": "validation cosine",
 }
 
-#: Share of the seeds from which on an ordering counts as held; 4 of 5.
+#: An ordering holds if at least this share of the seeds agrees: 4 of 5.
 HELD = 0.8
 
-#: model -> metric -> one figure a seed, the seeds in one order.
+#: model -> metric -> one figure for each seed, in the order of the seeds.
 Figures = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """The paper has ``better`` ahead of ``worse`` in ``metric``; so it is here in ``agree`` of ``seeds`` seeds."""
+    """The paper has ``better`` ahead of ``worse`` in ``metric``; ``agree`` of ``seeds`` seeds agree."""
 
     metric: str
     better: str
@@ -54,7 +54,7 @@ def ahead(metric: str, first: float, second: float) -> bool:
 
 
 def paper_orderings(figures: Figures) -> list[Ordering]:
-    """Every pair of models that the paper's table orders (ties are none), beside what ``figures`` say."""
+    """Every pair of models that the paper's table orders (ties do not count), with what ``figures`` say."""
     found = []
     for metric in METRICS:
         for better, worse in permutations(PAPER, 2):
@@ -70,7 +70,7 @@ def count_ahead(metric: str, first: Sequence[float], second: Sequence[float]) ->
 
 
 def in_words(orderings: Iterable[Ordering]) -> str:
-    """``of the paper's 22 orderings 9 hold``, with the metrics in which all or none do."""
+    """``9 of the paper's 21 orderings hold``, with how many of each metric."""
     each = list(orderings)
     parts = []
     for metric, name in METRICS.items():

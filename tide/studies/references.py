@@ -1,7 +1,7 @@
 """Reference images for an edit: training scenes that show the target and stand where the source's object stands.
 
-Where that is, is read off the block's own activations of the unedited image by a linear probe, fitted on rendered
-training scenes whose layout is known. The target's own image is never looked at.
+A linear probe reads that place off the block's own activations of the unedited image. It is fitted on rendered training
+scenes, whose layout is known. The target's own image is never used.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from tide.scenes.render import render
 from tide.scenes.scene import ATTRIBUTES, Scene, scenes
 from tide.studies.tasks import DRAW_BATCH, EditTask, draw
 
-#: Scenes among which a reference is looked for, each of one combination of attributes and a seed of its own.
+#: Seeds of the scenes among which a reference is looked for, all of one combination of attributes.
 CANDIDATE_SEEDS = range(10_000, 10_120)
 
 #: Attributes in which a reference may differ from the edited scene where no training scene shows all of them.
 YIELDING = ("shadow", "ground", "colour", "class")
 
-
-#: Attributes that move nothing, each at one value, so that a layout is computed once.
+#: Attributes that do not affect the layout, each at one value, so that a layout is computed once.
 _STILL = {"colour": "red", "shadow": "without", "ground": "grass", "style": "plain", "age": "new"}
 
 
@@ -42,7 +41,7 @@ def _layout(scene: Scene) -> tuple[float, float, float]:
 
 
 def layout_timesteps(adapter: Adapter) -> Tensor:
-    """Steps in the middle of the run, where the layout stands and the noise still hides the details."""
+    """Steps in the middle of the run, where the layout is settled and noise still hides the details."""
     grid = adapter.sampling_timesteps(N_SAMPLING_STEPS)
     return grid[len(grid) // 2 : 4 * len(grid) // 5]
 
@@ -69,7 +68,7 @@ class LayoutProbe:
         return cls(block, (x - mean).T @ torch.linalg.solve(gram + penalty, y - offset), mean, offset)
 
     def draw(self, adapter: Adapter, tasks: Sequence[EditTask]) -> tuple[Tensor, Tensor]:
-        """The unedited images of ``tasks``, and their layouts ``[tasks, 3]`` as the block held them meanwhile."""
+        """The unedited images of ``tasks``, and their layouts ``[tasks, 3]``, read off the block during the drawing."""
         wanted = {round(t) for t in layout_timesteps(adapter).tolist()}
         images, layouts = [], []
         for start in range(0, len(tasks), DRAW_BATCH):
@@ -89,9 +88,9 @@ class LayoutProbe:
 def reference_scenes(task: EditTask, layout: Tensor, n: int) -> list[Scene]:
     """The ``n`` training scenes that show the target where the source's object stands, the nearest first.
 
-    All other attributes are those of the edited scene, except where its combination with the target is kept for
-    development or test: then one of :data:`YIELDING` differs. Of an edit in depth only the place across the image
-    counts, since near and far objects stand at other heights.
+    All other attributes are those of the edited scene, except where its combination with the target is held out for
+    development or test: then one of :data:`YIELDING` differs. For an edit of depth only the horizontal place counts,
+    since near and far objects stand at different heights.
     """
     wanted = task.scene.changed(task.attribute, task.target)
     others = [name for name in YIELDING if name != task.attribute]
@@ -102,3 +101,8 @@ def reference_scenes(task: EditTask, layout: Tensor, n: int) -> list[Scene]:
     away = (layouts - layout).square()
     distance = away[:, 0] if task.attribute == "depth" else away.sum(1)
     return [candidates[i] for i in distance.argsort(stable=True)[:n].tolist()]
+
+
+def nearest_references(tasks: Sequence[EditTask], layouts: Tensor) -> dict[EditTask, Scene]:
+    """The nearest reference scene of each task, from the layouts ``[tasks, 3]`` of the unedited images."""
+    return {task: reference_scenes(task, at, 1)[0] for task, at in zip(tasks, layouts, strict=True)}

@@ -1,4 +1,4 @@
-"""What an edit changes where it has no business: the pixels outside the region of what it edits."""
+"""What an edit changes outside the region that it should change."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REGIONS_OF: dict[str, tuple[str, ...]] = {
     "orientation": ("object", "shadow"),
 }
 
-#: Pixels around a region that its edge, drawn anew, may reach.
+#: Pixels around a region that its redrawn edge may reach.
 MARGIN = 2
 
 
 def edited_region(task: EditTask, before: Tensor, after: Tensor) -> Tensor:
-    """bool ``[H, W]``, from the regions ``[H, W]`` (indices in :data:`~tide.scenes.render.REGIONS`) of the image before
-    and after the edit. All of it where a style of the whole image is added or removed."""
+    """Where the edit may change pixels: bool ``[H, W]``, from the regions ``[H, W]`` (indices in
+    :data:`~tide.scenes.render.REGIONS`) of the image before and after it. A style of the whole image may change all."""
     if "sketched" in (task.source, task.target):
         return torch.ones_like(before, dtype=torch.bool)
     wanted = torch.tensor([REGIONS.index(name) for name in REGIONS_OF[task.attribute]], device=before.device)

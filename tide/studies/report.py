@@ -1,31 +1,33 @@
-"""The report of a study: one HTML file that holds its images, works offline, and follows light and dark pages."""
+"""The report of the demo and of the bars: one HTML file that holds its images, works offline, in light and in dark.
+
+Its words are in the template ``report.html``; this module prepares the figures, tables and pictures.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tide import charts
+from tide.charts import Series
 from tide.files import replace_file
-from tide.pictures import heat_key, heat_overlay
+from tide.pictures import heat_key, heat_overlay, outline_path, png_data
 from tide.scenes.judge import NO_OBJECT
-from tide.studies.figures import pixel_image
-from tide.studies.page import Column, document, get, number, percent, table
-from tide.studies.sections import (
-    NAMES,
-    concepts_section,
-    loss_section,
-    made_section,
-    models_section,
-    timestep_section,
-    trade_off_section,
-    training_section,
-)
+from tide.studies.edit_study import PROMPT
+from tide.studies.methods import METHODS
+from tide.studies.report_tables import Column, Table, digits, figure_of, fixed, get, number, percent, settings, table
+
+Metrics = dict[str, Any]
+
+
+def tenths(value: Any) -> str:
+    return percent(value, 1)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,18 @@ class HeatMaps:
     truth: list[np.ndarray]
     maps: list[np.ndarray]
 
+    @property
+    def overlays(self) -> list[np.ndarray]:
+        top = max((float(np.nanmax(m, initial=0.0)) for m in self.maps), default=0.0)
+        return [heat_overlay(image, heat, top) for image, heat in zip(self.images, self.maps, strict=True)]
+
 
 @dataclass(frozen=True)
 class EditStrip:
     """One prompt edited with growing strength; ``strengths[0] == 0`` is the unedited image.
 
-    ``images`` uint8 and ``verdicts`` (attribute -> value, and ``"valid"``), one a strength; ``ceiling`` is the image
-    drawn from the prompt that names the target.
+    ``images`` uint8 and ``verdicts`` (attribute -> value, and ``"valid"``), one for each strength; ``ceiling`` is the
+    image drawn from the prompt that names the target.
     """
 
     title: str
@@ -60,7 +67,7 @@ class EditStrip:
     target: str
     strengths: list[float]
     images: list[np.ndarray]
-    verdicts: list[dict]
+    verdicts: list[dict[str, Any]]
     ceiling: np.ndarray | None = None
 
     def valid(self, i: int) -> bool:
@@ -76,200 +83,370 @@ class EditStrip:
         names = [name for name in before if name not in ("valid", self.attribute)]
         return [name for name in names if self.verdicts[i].get(name) != before[name]]
 
+    @property
+    def best(self) -> int | None:
+        """The weakest edit that reached the target, those that lost nothing first; None if none did."""
+        reached = [i for i in range(1, min(len(self.images), len(self.verdicts))) if self.reached(i)]
+        return min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
+
+    def readings(self, i: int) -> list[dict[str, Any]]:
+        """What the judge reads off image i, a line each: its text, what stood there before if it was lost, and whether
+        it is the target."""
+        verdict, lost = self.verdicts[i], self.lost(i)
+        return [
+            {
+                "text": _in_words(name, value),
+                "was": _in_words(name, self.verdicts[0][name]) if name in lost else "",
+                "target": name == self.attribute and self.reached(i),
+            }
+            for name, value in verdict.items()
+            if name != "valid"
+        ]
+
+
+def _in_words(attribute: str, value: Any) -> str:
+    return f"{value} {attribute}" if value in ("with", "without") else str(value)
+
 
 def write_report(
     path: Path,
-    metrics: dict,
+    metrics: Metrics,
     *,
     heat_maps: list[HeatMaps],
     strips: list[EditStrip],
-    histories: dict[str, list[dict]],
+    histories: dict[str, list[dict[str, float]]],
 ) -> None:
     """Writes the page to ``path`` in one step; a section whose figures are missing is left out.
 
     ``histories[name]`` are the logged steps of the training of ``name`` ("sae", "tide"). Raises
     :class:`~tide.errors.TideError` if the file cannot be written.
     """
-    sections = [
-        ("rebuild", "Reconstruction", models_section(metrics)),
-        ("time", "Through the denoising", timestep_section(metrics)),
-        ("loss", "Drawing with the copy", loss_section(metrics)),
-        ("where", "What latents stand for", heat_section(heat_maps)),
-        ("concepts", "Concepts", concepts_section(metrics)),
-        ("edits", "Edits", edits_section(metrics, strips)),
-        ("trade-off", "Strength against damage", trade_off_section(metrics)),
-        ("training", "Training", training_section(histories)),
-        ("made", "How it was made", made_section(metrics)),
-    ]
-    kept = [(anchor, title, body) for anchor, title, body in sections if body]
-    links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in kept)
-    main = "".join(f'<section id="{anchor}"><h2>{escape(title)}</h2>{body}</section>' for anchor, title, body in kept)
-    headline = str(metrics.get("headline") or "Sparse latents of a diffusion transformer")
-    size = ' class="long"' if len(headline) > 160 else ""
-    page = document(
-        title=f"TIDE: {headline}",
-        header=f'<p class="kicker">TIDE study</p><h1{size}>{escape(headline)}</h1>{hero(strips)}'
-        f"{introduction(metrics.get('sizes') or {})}<nav>{links}</nav>",
-        main=main,
+    environment = Environment(
+        loader=PackageLoader("tide.studies", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "percent": percent, "png": png_data, "outline": outline_path}
+    strips = [strip for strip in strips if strip.images]
+    page = environment.get_template("report.html").render(
+        headline=str(metrics.get("headline") or "Sparse latents of a diffusion transformer"),
+        hero=hero(strips),
+        sizes=metrics.get("sizes") or {},
+        verdicts=metrics.get("verdicts") or [],
+        models=models_table(metrics),
+        timesteps=timestep_charts(metrics),
+        loss=loss_figures(metrics),
+        heat_maps=[found for found in heat_maps if found.images],
+        heat_key=heat_key(),
+        levels=level_charts(metrics),
+        concepts=concept_table(metrics.get("concepts") or {}),
+        edits=edit_table(metrics.get("edits") or {}),
+        strips=strips,
+        no_object=NO_OBJECT,
+        trade_off=trade_off(metrics),
+        training=training_charts(histories),
+        made=made(metrics),
     )
     replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-# -- the top of the page ----------------------------------------------------------------------------------
+def hero(strips: Sequence[EditStrip]) -> EditStrip | None:
+    """The strip whose edit reached its target at the least cost."""
+
+    def cost(strip: EditStrip) -> float:
+        return math.inf if strip.best is None else len(strip.lost(strip.best))
+
+    return min(strips, key=cost, default=None)
 
 
-def best_frame(strip: EditStrip) -> int | None:
-    """The weakest edit that reached the target, those that lost nothing first; None if none did."""
-    reached = [i for i in range(1, min(len(strip.images), len(strip.verdicts))) if strip.reached(i)]
-    return min(reached, key=lambda i: (len(strip.lost(i)), i), default=None)
+def in_order(data: dict[str, Any] | None, order: Sequence[str]) -> list[str]:
+    """The keys of ``data``: those of ``order`` first and in that order, then the others."""
+    data = data or {}
+    return [name for name in order if name in data] + [name for name in data if name not in order]
 
 
-def hero(strips: Sequence[EditStrip]) -> str:
-    """The strip whose edit reached its target at the least cost, as the page's picture."""
-    ranked = [(best_frame(strip), strip) for strip in strips if strip.images]
-    if not ranked:
-        return ""
-    best, strip = min(ranked, key=lambda pair: math.inf if pair[0] is None else len(pair[1].lost(pair[0])))
-    frames = "".join(
-        f"<figure>{pixel_image(image, f'{strip.prompt}, {strip.title}, strength {strength:g}')}"
-        f'<div class="strength">{"unedited" if strength == 0 else f"strength {strength:g}"}</div></figure>'
-        for image, strength in zip(strip.images, strip.strengths, strict=True)
-    )
-    found = ""
-    if best is not None:
-        kept = "everything else it reads stays as it was" if not strip.lost(best) else "not all else stays as it was"
-        found = f" At strength {strip.strengths[best]:g} a judge network reads “{escape(strip.target)}”, and {kept}."
-    return (
-        f'<figure class="hero"><div class="frames" style="--n:{len(strip.images)}">{frames}</div><figcaption>'
-        f"One prompt, one seed, <b>{escape(strip.title)}</b>: “{escape(strip.prompt)}”, the latents moved further "
-        f"towards the target from left to right while the image is drawn.{found}</figcaption></figure>"
-    )
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title and caption; ``alt`` says what it shows."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    alt: str = ""
 
 
-def introduction(sizes: dict) -> str:
-    """What the page is about, in three sentences."""
-
-    def count(name: str, otherwise: str) -> str:
-        value = sizes.get(name)
-        return otherwise if value is None else f"{value:,}"
-
-    return (
-        "<p>A diffusion transformer draws a picture by taking noise away step by step, and at every step it holds, for "
-        f"each patch of the picture, a list of {count('d_model', 'many')} numbers that no one can read. A sparse "
-        "autoencoder (SAE) rewrites each list as a few active <em>latents</em>, "
-        f"{count('k', 'a handful')} out of {count('n_latents', 'many')}, in the hope that one latent stands for one "
-        "thing with a name: a roof, a shadow, the colour red. TIDE is an SAE that is also told how far the denoising "
-        "has come; this page shows how well both keep what the model holds, what their latents stand for, and what "
-        "happens to the picture when latents are changed.</p>"
-    )
+def _chart(title: str, series: Sequence[Series], caption: str = "", **options: Any) -> Chart | None:
+    """A chart of lines; None where nothing can be drawn."""
+    svg = charts.line_svg(series, **options)
+    return Chart(title, svg, caption, f"{title}: {', '.join(s.name for s in series)}") if svg else None
 
 
-# -- where latents fire ---------------------------------------------------------------------------------------------
+# -- reconstruction -------------------------------------------------------------------------------------------
+
+MODELS = {"sae": "SAE", "tide": "TIDE", "pca_k": "PCA, k components", "pca_k/4": "PCA, k/4 components", "mean": "mean"}
+#: Colour and dashes of curves.
+CURVES: dict[str, tuple[str, Any]] = {
+    "tide": ("blue", "-"),
+    "sae": ("orange", "--"),
+    "pca_k": ("green", ":"),
+    "pca_k/4": ("green", (0, (1, 3))),
+    "clean": ("text", "-"),
+}
+BY_TIMESTEP: dict[str, Any] = {"x_label": "timestep (1000: pure noise)", "x_range": (0, 1000)}
 
 
-def heat_section(heat_maps: Sequence[HeatMaps]) -> str:
-    rows = "".join(concept_row(found) for found in heat_maps if found.images)
-    return rows and (
-        "<p>For each concept, the one latent that best tells its patches from all others, on pictures that took no "
-        "part in choosing it. Above, the picture with the concept's true place outlined; below, where the latent "
-        "fires. Pictures without the concept have no outline, and the latent should stay dark there.</p>"
-        f'<div class="key quiet">silent <i style="background:{heat_key()}"></i> fires most '
-        f"(one scale per concept)</div>{rows}"
-    )
+def _curve(name: str, label: str, points: Sequence[tuple[float, float]]) -> Series:
+    ink, dashes = CURVES.get(name, ("muted", "-."))
+    return Series(label, ink, points, dashes)
 
 
-def concept_row(found: HeatMaps) -> str:
-    top = max((float(np.nanmax(m, initial=0.0)) for m in found.maps), default=0.0)
-    pairs = []
-    for image, truth, heat in zip(found.images, found.truth, found.maps, strict=True):
-        present = bool(truth.any())
-        pairs.append(
-            f'<figure class="pair">{pixel_image(image, "picture", truth)}'
-            f"{pixel_image(heat_overlay(image, heat, top), f'where latent {found.latent} fires', truth)}"
-            f"<figcaption>{'' if present else f'no {escape(found.concept)} here'}</figcaption></figure>"
-        )
-    return (
-        f'<div class="concept"><div><h3>{escape(found.concept)}</h3><dl><dt>latent</dt><dd>{found.latent}</dd>'
-        f"<dt>AUROC</dt><dd>{number(found.auroc, 2)}</dd><dt>overlap</dt><dd>{percent(found.iou)}</dd></dl></div>"
-        f'<div class="pairs">{"".join(pairs)}</div></div>'
-    )
+def models_table(metrics: Metrics) -> Table | None:
+    models = metrics.get("models") or {}
+    names = in_order(models, list(MODELS))
+    error = fixed([get(models[name], key) for name in names for key in ("train_mse", "val_mse")])
+    columns = [
+        Column("error, training", "train_mse", error, "low"),
+        Column("error, held out", "val_mse", error, "low"),
+        Column("cosine, training", "train_cosine", digits(4), "high"),
+        Column("cosine, held out", "val_cosine", digits(4), "high"),
+        Column("variance explained", "explained_variance", tenths, "high"),
+        Column("active latents", "l0", digits(0)),
+        Column("dead latents", "dead", tenths, "low"),
+    ]
+    return table("model", [(MODELS.get(name, name), models[name]) for name in names], columns, _kinds(names))
 
 
-# -- edits ------------------------------------------------------------------------------------------------
+def _kinds(names: Sequence[str]) -> list[str]:
+    """Baselines are set apart from the autoencoders."""
+    return ["" if name in ("sae", "tide") else "minor" for name in names]
 
 
-VERDICT_KEY = (
-    '<p class="verdict">Under each picture stands what the judge reads: <b>the target</b>, where it was reached; '
-    "<s>what was lost</s>, followed by what stands there instead.</p>"
+def timestep_charts(metrics: Metrics) -> list[Chart]:
+    models = metrics.get("models") or {}
+
+    def curves(key: str) -> list[Series]:
+        bins = {name: get(models, name, "timestep") or {} for name in in_order(models, list(MODELS)) if name != "mean"}
+        return [
+            _curve(name, MODELS.get(name, name), [(_middle(b), figure_of(get(v, key))) for b, v in data.items()])
+            for name, data in bins.items()
+        ]
+
+    found = (
+        _chart("Error by timestep", curves("mse_normalised"), "Mean squared error, log scale; lower is better.",
+               log_y=True, **BY_TIMESTEP),
+        _chart("Variance explained", curves("explained_variance"),
+               "Share of the differences between patches; higher is better.", percent="y", **BY_TIMESTEP),
+    )  # fmt: skip
+    return [each for each in found if each]
+
+
+def _middle(name: str) -> float:
+    """The middle of a bin such as "100-200"."""
+    low, _, high = name.partition("-")
+    return (_number(low) + _number(high)) / 2
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+LOSS_ROWS = {
+    "clean": "untouched model",
+    "tide": "reconstructed by TIDE",
+    "sae": "reconstructed by the SAE",
+    "pca_k": "by PCA, k components",
+    "pca_k/4": "by PCA, k/4 components",
+    "mean": "replaced by the mean",
+    "ablated": "set to zero",
+}
+
+
+def loss_figures(metrics: Metrics) -> dict[str, Any] | None:
+    """The block, the table of losses and the chart by timestep."""
+    data = metrics.get("diffusion_loss") or {}
+    tide = {"loss": data.get("reconstructed"), "recovered": data.get("recovered")}
+    rows = {**(data.get("variants") or {"tide": tide}), **{n: {"loss": data.get(n)} for n in ("clean", "ablated")}}
+    names = [n for n in in_order(rows, list(LOSS_ROWS)) if not math.isnan(figure_of(get(rows[n], "loss")))]
+    clean = figure_of(data.get("clean")) or math.nan
+    shown = [(LOSS_ROWS.get(n, n), {**rows[n], "relative": figure_of(rows[n]["loss"]) / clean}) for n in names]
+    columns = [
+        Column("denoising loss", "loss", fixed([row["loss"] for _, row in shown])),
+        Column("relative", "relative"),
+        Column("recovered", "recovered", tenths, "high"),
+    ]
+    figures = table("the block's output is", shown, columns, _kinds(names))
+    steps = get(data, "timestep") or {}
+    curves = [
+        _curve(name, label, [(_number(t), figure_of(v)) for t, v in (steps.get(name) or {}).items()])
+        for name, label in {"clean": "untouched", "sae": "SAE", "tide": "TIDE", "ablated": "set to zero"}.items()
+    ]
+    chart = _chart("Denoising loss by timestep", curves, "Log scale; lower is better.", log_y=True, **BY_TIMESTEP)
+    return {"table": figures, "chart": chart} if names or chart else None
+
+
+# -- concepts -------------------------------------------------------------------------------------------------
+
+LEVELS = ("3d", "class", "part", "colour", "ground")
+
+
+def level_charts(metrics: Metrics) -> list[Chart]:
+    levels = metrics.get("levels") or {}
+    rows = in_order(levels, LEVELS)
+    kinds = ["3D" if row == "3d" else row for row in rows]
+
+    def bars(keys: dict[str, tuple[str, str]]) -> list[tuple[str, str, list[float]]]:
+        series = [(name, ink, [figure_of(get(levels[r], key)) for r in rows]) for key, (name, ink) in keys.items()]
+        return [s for s in series if any(not math.isnan(v) for v in s[2])]
+
+    latent, neuron, pooled = ("latent", "blue"), ("neuron", "muted"), ("pooled latents", "purple")
+    finding = bars({"auroc": latent, "neuron_auroc": neuron, "recipe_auroc": pooled})
+    covering = bars({"iou": latent, "neuron_iou": neuron})
+    # A mean below chance would vanish on an axis that starts at 0.5.
+    base = 0.5 if all(not v < 0.5 for _, _, values in finding for v in values) else 0.0
+    found = (
+        Chart("Finding the concept (AUROC)", charts.bars_svg(kinds, finding, base=base, top=1.0),
+              "The chance that a patch of the concept scores above a patch outside it: 0.5 is guessing, 1 perfect.",
+              "AUROC of each level of concepts"),
+        Chart("Covering it exactly (IoU)", charts.bars_svg(kinds, covering, base=0.0, top=1.0),
+              "Patches in both the map and the mask over patches in either: 1 is a perfect fit.",
+              "IoU of each level of concepts"),
+    )  # fmt: skip
+    return [each for each in found if each.svg]
+
+
+def concept_table(concepts: dict[str, Any]) -> Table | None:
+    level = {name: str(get(row, "level") or "") for name, row in concepts.items()}
+    names = [n for lv in in_order(dict.fromkeys(level.values()), LEVELS) for n in concepts if level[n] == lv]
+    starts = [i > 0 and level[n] != level[names[i - 1]] for i, n in enumerate(names)]
+
+    def index(value: Any) -> str:
+        return number(value, 0).replace(",", "")
+
+    columns = [
+        Column("latent", "latent", index),
+        Column("AUROC, latent", "auroc", digits(2)),
+        Column("AUROC, neuron", "neuron_auroc", digits(2)),
+        Column("AUROC, pooled", "recipe_auroc", digits(2)),
+        Column("IoU, latent", "iou", digits(2)),
+        Column("IoU, neuron", "neuron_iou", digits(2)),
+        Column("neuron", "neuron", index),
+    ]
+    rows = [(f"{n} ({level[n]})" if level[n] else n, concepts[n]) for n in names]
+    return table("concept", rows, columns, ["group" if start else "" for start in starts])
+
+
+# -- edits ----------------------------------------------------------------------------------------------------
+
+#: Colours of the methods' curves; raw activations are dashed.
+METHOD_INKS = {
+    "contrast": "blue",
+    "steer contrast": "orange",
+    "steer bounded": "green",
+    "towards": "text",
+    "steer towards": "muted",
+    "swap": "purple",
+    "steer": "purple",
+}
+
+
+def _label(method: str) -> str:
+    return METHODS[method].label if method in METHODS else method
+
+
+SHARES = [
+    Column("changed to the target", "success", percent),
+    Column("all else kept", "preserved", percent),
+    Column("both", "both", percent, "high"),
+]
+
+
+def edit_table(edits: dict[str, Any]) -> Table | None:
+    heads = {
+        "success": "changed to the target", "preserved": "all else kept", "both": "both", "valid": "still a scene"
+    }  # fmt: skip
+    shares = [Column(head, key, percent, interval=("interval", key)) for key, head in heads.items()]
+    return table("edit", list(edits.items()), [*shares, Column("pictures", "images", digits(0))])
+
+
+def trade_off(metrics: Metrics) -> dict[str, Any] | None:
+    """Change against preservation: the chart, its table, the table at equal preservation, and what was tried."""
+    data = metrics.get("trade_off") or {}
+    series, rows = [], []
+    for name in in_order(data, list(METHODS)):
+        points = [data[name]] if isinstance(data[name], dict) else list(data[name] or [])
+        notes = ["" if name == PROMPT or get(p, "factor") is None else f"{p['factor']:g}" for p in points]
+        rows += [(f"{_label(name)} {note}".strip(), row) for note, row in zip(notes, points, strict=True)]
+        spots = [(figure_of(get(p, "preserved")), figure_of(get(p, "success"))) for p in points]
+        dashes, marker = ("--", "s") if name in METHODS and METHODS[name].raw else ("-", "o")
+        ink = METHOD_INKS.get(name, "purple")
+        series.append(Series(_label(name), ink, spots, dashes, "*" if name == PROMPT else marker, notes))
+    chart = _chart("Changed to the target against all else kept", series, x_label="all else kept", percent="xy",
+                   x_range=(-0.03, 1.06), y_range=(-0.03, 1.08))  # fmt: skip
+    tried = metrics.get("tried") or []
+    if chart is None:
+        return None
+    return {
+        "chart": chart,
+        "table": table("edit, strength", rows, SHARES),
+        "levels": preservation_table(metrics.get("equal_preservation") or {}),
+        "tried": table("edit, part of the run, strength", [(_setting(row), row) for row in tried], SHARES),
+        "n_tried": len(tried),
+    }
+
+
+def _setting(row: dict[str, Any]) -> str:
+    first, last = (percent(step) for step in row["steps"])
+    return f"{_label(row['method'])}, {first} to {last}, {row['factor']:g}"
+
+
+def preservation_table(levels: dict[str, Any]) -> Table | None:
+    """The most that each method changes while a given share of the pictures keeps all else."""
+    rows = [(f"all else kept in {percent(_number(level))} or more", row) for level, row in levels.items()]
+    names = in_order({name: None for row in levels.values() for name in row}, list(METHODS))
+    columns = [Column(_label(n), (n, "success"), percent, interval=(n, "interval")) for n in names]
+    return table("changed to the target, where", rows, columns)
+
+
+# -- training and making --------------------------------------------------------------------------------------
+
+TRAINING = (
+    ("mse", "Reconstruction error", "Mean squared error, log scale.", True),
+    ("explained_variance", "Variance explained", "Share of the differences between a batch's patches.", False),
+    ("cosine", "Direction error", "1 minus the cosine similarity, log scale.", True),
+    ("temporal", "Drift over time", "How far latents move between neighbouring timesteps, log scale.", True),
+    ("loss", "Total loss", "The weighted sum that training minimises, log scale.", True),
+    ("silent", "Silent latents", "Share that did not fire in a batch.", False),
+    ("k", "Latents allowed to fire", "For each patch: many at first, then fewer, down to k.", False),
 )
 
 
-def edits_section(metrics: dict, strips: Sequence[EditStrip]) -> str:
-    edits = metrics.get("edits") or {}
-    names = list(edits)
+def training_charts(histories: dict[str, list[dict[str, float]]]) -> list[Chart]:
+    def curves(key: str) -> list[Series]:
+        return [
+            _curve(name, MODELS.get(name, name), [(figure_of(get(e, "step")), figure_of(get(e, key))) for e in steps])
+            for name in in_order(histories, ["sae", "tide"])
+            if (steps := histories[name])
+        ]
 
-    def share(head: str, key: str) -> Column:
-        intervals = [get(edits[n], "interval", key) for n in names]
-        notes = [f"{100 * i[0]:.0f} to {100 * i[1]:.0f}" if i else "" for i in intervals]
-        return Column(head, [get(edits[n], key) for n in names], percent, notes=notes)
-
-    figures = table(
-        "edit",
-        [NAMES.get(name, name) for name in names],
-        [
-            share("changed to the target", "success"),
-            share("all else kept", "preserved"),
-            share("both", "both"),
-            share("still a scene", "valid"),
-            Column("pictures", [get(edits[n], "images") for n in names], lambda v: number(v, 0)),
-        ],
-    )
-    rows = "".join(strip_figure(strip) for strip in strips if strip.images)
-    if not figures and not rows:
-        return ""
-    counted = '<p class="quiet">In small type, the range in which the true share lies with 95&nbsp;% confidence.</p>'
-    return (
-        "<p>While the model draws from an unchanged prompt, its latents are moved the way that the target's word moves "
-        "them on one other picture. A judge, a small network trained on scenes with known contents, then reads every "
-        "attribute off the result and may also answer that no valid object is left.</p>"
-        + (figures + counted if figures else "")
-        + (rows and f"{VERDICT_KEY}{rows}")
-    )
+    found = [
+        _chart(title, curves(key), caption, x_label="step", log_y=log_y,
+               percent="y" if key in ("explained_variance", "silent") else "")
+        for key, title, caption, log_y in TRAINING
+    ]  # fmt: skip
+    return [each for each in found if each]
 
 
-def strip_figure(strip: EditStrip) -> str:
-    frames = []
-    for i, (image, strength) in enumerate(zip(strip.images, strip.strengths, strict=True)):
-        label = "unedited" if strength == 0 else f"strength {strength:g}"
-        reading = verdict_list(strip, i) if i < len(strip.verdicts) else ""
-        picture = pixel_image(image, f"{strip.title}, {label}")
-        frames.append(f'<figure>{picture}<div class="strength">{label}</div>{reading}</figure>')
-    if strip.ceiling is not None:
-        frames.append(
-            f'<figure class="ceiling">{pixel_image(strip.ceiling, f"drawn from a prompt that says {strip.target}")}'
-            f'<div class="strength">prompt says “{escape(strip.target)}”</div></figure>'
-        )
-    return (
-        f'<figure class="strip"><figcaption><b>{escape(strip.title)}</b> “{escape(strip.prompt)}”</figcaption>'
-        f'<div class="frames" style="--n:{len(frames)}">{"".join(frames)}</div></figure>'
-    )
-
-
-def verdict_list(strip: EditStrip, i: int) -> str:
-    if not strip.valid(i):
-        return f'<ul class="verdict"><li class="bad">{NO_OBJECT}</li></ul>'
-    lost, items = strip.lost(i), []
-    for name, value in strip.verdicts[i].items():
-        if name == "valid":
-            continue
-        text = escape(in_words(name, value))
-        if name == strip.attribute and strip.reached(i):
-            text = f"<b>{text}</b>"
-        elif name in lost:
-            text = f"<s>{escape(in_words(name, strip.verdicts[0][name]))}</s> {text}"
-        items.append(f"<li>{text}</li>")
-    return f'<ul class="verdict">{"".join(items)}</ul>'
-
-
-def in_words(attribute: str, value: Any) -> str:
-    return f"{value} {attribute}" if value in ("with", "without") else str(value)
+def made(metrics: Metrics) -> dict[str, Any] | None:
+    """How long the run took, on what, and with which settings."""
+    stages = metrics.get("stages") or {}
+    keys = {"Configuration": "config", "Versions": "versions", "Sizes": "sizes"}
+    named = {name: list(settings(metrics.get(key))) for name, key in keys.items()}
+    found = {
+        "seconds": "" if math.isnan(figure_of(metrics.get("seconds"))) else number(metrics["seconds"], 0),
+        "machine": metrics.get("machine") or "",
+        "stages": table("stage", list(stages.items()), [Column("seconds", (), digits(1))]),
+        "settings": {name: values for name, values in named.items() if values},
+    }
+    return found if any(found.values()) else None

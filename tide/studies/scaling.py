@@ -58,7 +58,7 @@ def _features(n: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def fit_scaling_law(n: Sequence[float], k: Sequence[float], loss: Sequence[float]) -> ScalingLaw:
-    """Least squares in ln(loss): linear in all but the floor, for which a grid is searched.
+    """Least squares in ln(loss). The fit is linear in all but the floor, for which a grid is searched.
 
     Raises :class:`~tide.errors.TideError` unless there are at least five points, two different n and two different k,
     and every loss is positive.
@@ -75,7 +75,7 @@ def fit_scaling_law(n: Sequence[float], k: Sequence[float], loss: Sequence[float
     best: tuple[float, float, np.ndarray] | None = None
     for floor in _FLOORS * loss_.min():
         coefficients = np.linalg.lstsq(features, np.log(loss_ - floor), rcond=None)[0]
-        # Compared in ln(loss) for every floor: in ln(loss - floor) the smallest points would outweigh the rest.
+        # Floors are compared in ln(loss): in ln(loss - floor) the smallest points would outweigh the others.
         error = float(np.square(np.log(floor + np.exp(features @ coefficients)) - log_loss).sum())
         if best is None or error < best[0]:
             best = error, float(floor), coefficients

@@ -1,16 +1,15 @@
 """Validation scenes that differ from the training scenes in what they combine, in palette, in layout and in wording.
 
-A shifted scene starts as a rendered scene of the test split, a combination of attributes that training never shows.
-Its image is then changed as no training image is:
+A shifted scene starts as a rendered scene of the test split: a combination of attributes that training never shows.
+Its image is then changed in ways that no training image is:
 
 * palette: the hues are turned by 20 to 50 degrees to either side, saturation is multiplied by 0.6 to 1.3, brightness
   by 0.8 to 1.15;
-* layout: mirrored, so that light falls from the right and shadows to the left; moved by up to 8 pixels in either
-  direction, the border's colours continued; zoomed by 0.85 to 1.2;
-* prompt: worded by one of :data:`WORDINGS`, none of which training uses, out of the tokenizer's words.
+* layout: mirrored, so that light falls from the right and shadows to the left; moved by up to 8 pixels in each
+  direction, with the border's colours continued; zoomed by 0.85 to 1.2;
+* prompt: worded by one of :data:`WORDINGS`, which training does not use, in words that the tokenizer knows.
 
-The caption names the attributes of the image, mirrored as it is; only a turned hue may be one that no palette of
-training shows.
+The caption names the attributes of the mirrored image; only a turned hue may be one that no training palette has.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ MIRRORED = {"left": "right", "right": "left"}
 #: From RGB to luma and two colour differences (ITU-R BT.601).
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
-_PLACE = 5  # keeps these random numbers apart from those of collecting
+_PLACE = 5  # separates these random numbers from those of collecting
 
 
 def shifted_scenes(n: int, seed: int) -> list[tuple[Scene, str, int]]:
-    """``n`` scenes of the test split with a new wording each, and the seed of what is done to the image."""
+    """``n`` scenes of the test split, each with a new wording and the seed of the changes to its image."""
     rng = np.random.default_rng([seed, 13])
     items = []
     for scene in scenes("test", n, seed):
@@ -77,7 +76,7 @@ def _recoloured(image: Tensor, seed: int) -> Tensor:
 
 
 def _moved(image: Tensor, seed: int) -> Tensor:
-    """``image`` mirrored, moved and zoomed, the border's colours continued."""
+    """``image`` mirrored, moved and zoomed, with the border's colours continued."""
     across, down, zoom = _uniform(seed, 3, 1)
     size = image.shape[-1]
     scale = 0.85 + 0.35 * zoom

@@ -1,11 +1,11 @@
-"""Table 1: SAE, SAE(sample), TIDE and TIDE(sample) in training and on differently distributed scenes.
+"""Table 1: SAE, SAE(sample), TIDE and TIDE(sample), in training and on differently distributed scenes.
 
 "Same pairs" trains all four on the activations of the same image-prompt pairs at the same noise, for the same number
-of steps of the same size. The sampled ones are left 1/16 of the tokens and so see each 16 times as often. "Equal
-tokens" gives the sampled ones as many different tokens as the others have, from 16 times as many images.
+of steps of the same size. The sampled ones get 1/16 of the tokens and so see each 16 times as often. "Equal tokens"
+gives the sampled ones as many different tokens as the others have, from 16 times as many images.
 
-Training figures are of the tokens that a model was trained on, validation figures of :mod:`tide.studies.shifted`;
-held-out figures, of unseen combinations drawn as in training, are beside them.
+Training figures are measured on the tokens that a model was trained on, validation figures on the scenes of
+:mod:`tide.studies.shifted`, and held-out figures on unseen combinations that are rendered as in training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _pool(bench: Bench, name: str, kind: str, seed: int) -> ActivationPool:
 
 def _cell(bench: Bench, config: TrainConfig, name: str, kind: str, seed: int) -> Cell:
     def estimate() -> float:
-        # Every pool that a cell needs is collected before the estimate is said: they are not part of it.
+        # Collects every pool that a cell needs: the estimate that is announced does not include collecting.
         _ = bench.wide if kind == "equal tokens" else bench.train
         return bench.seconds(config, bench.train)
 
@@ -96,7 +96,8 @@ def _measure(bench: Bench, config: TrainConfig, name: str, kind: str, seed: int)
 
 
 def _baselines(bench: Bench, base: TrainConfig) -> Cell:
-    """The mean activation and PCAs of the training tokens: at 5 % of 16 d, k is near d, and a cosine proves little."""
+    """The mean activation and PCAs of the training tokens: at 5 % of 16 d latents, k is near d, and a high cosine
+    proves little."""
     _, k = base.sizes(bench.adapter.d_model)
 
     def run() -> Result:
@@ -113,12 +114,12 @@ def _baselines(bench: Bench, base: TrainConfig) -> Cell:
 
 
 def _result(results: dict[str, Result], name: str, kind: str, seed: int) -> Result:
-    """What the model of one table and seed gave: without sampling both tables have the same one."""
+    """The result of a model in one table and seed; without sampling both tables share it."""
     return results[_cell_name(name, kind if "sample" in name else "same pairs", seed)]
 
 
 def _figures(results: dict[str, Result], kind: str, seeds: list[int]) -> Figures:
-    """The table's figures: in "equal tokens" the models without sampling are those of "same pairs"."""
+    """The figures of one table."""
     table: Figures = {}
     for name in PAPER:
         rows = [_result(results, name, kind, seed) for seed in seeds]

@@ -1,7 +1,8 @@
-"""Edits on held-out prompts, judged: did the target change, was everything else kept, is it still a scene."""
+"""Edits of single prompts, judged: did the target change, was everything else kept, is it still a scene."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tide.adapters import Adapter
 from tide.evaluation.statistics import wilson_interval
 from tide.scenes.annotate import generate_images
 from tide.scenes.judge import Verdict
-from tide.scenes.scene import ATTRIBUTES, Scene
+from tide.scenes.scene import ATTRIBUTES, Scene, Split, prompts, with_articles
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class EditTask:
     def source(self) -> str:
         return self.scene[self.attribute]
 
+    @property
+    def target_prompt(self) -> str:
+        """The caption with the target's word in place of the source's."""
+        return swap_word(self.caption, self.source, self.target)
+
+
+def swap_word(caption: str, source: str, target: str) -> str:
+    return with_articles(re.sub(rf"\b{source}\b", target, caption))
+
+
+#: Kinds of tasks: every attribute in turn, the ornate style removed, one style changed into another.
+EVERYTHING = "every attribute"
+UNGILDING = "ornate to plain"
+STYLES = "to another style"
+KINDS = (EVERYTHING, UNGILDING, STYLES)
 
 #: Images that the pipeline draws at once.
 DRAW_BATCH = 32
@@ -40,15 +56,43 @@ DRAW_BATCH = 32
 Method = Callable[[list[EditTask]], AbstractContextManager[Any]]
 
 
-def edit_tasks(prompts: Sequence[tuple[Scene, str]], attribute: str, seed: int = 0) -> list[EditTask]:
+def edit_tasks(pairs: Sequence[tuple[Scene, str]], attribute: str, seed: int = 0) -> list[EditTask]:
     """One task a prompt: ``attribute`` to another of its values, drawn at random; task i samples from seed i."""
     rng = np.random.default_rng([seed, list(ATTRIBUTES).index(attribute)])
     tasks = []
-    for i, (scene, caption) in enumerate(prompts):
+    for i, (scene, caption) in enumerate(pairs):
         others = [value for value in ATTRIBUTES[attribute] if value != scene[attribute]]
         target = others[rng.integers(len(others))]
         tasks.append(EditTask(scene, caption, seed * 100_003 + i, attribute, target))
     return tasks
+
+
+def tasks_of(split: Split, n: int, seed: int) -> list[EditTask]:
+    """``n`` prompts, each edited in one attribute, the attributes taking turns."""
+    pairs = prompts(split, n, seed)
+    turns = len(ATTRIBUTES)
+    return [
+        task
+        for turn, attribute in enumerate(ATTRIBUTES)
+        for task in edit_tasks(pairs[turn::turns], attribute, seed * turns + turn)
+    ]
+
+
+def style_tasks(kind: str, split: Split, n: int, seed: int) -> list[EditTask]:
+    """``n`` edits of the kind :data:`UNGILDING` or :data:`STYLES` on prompts of ``split``."""
+    pairs = prompts(split, 40 * n + 40, seed + 50)
+    if kind == UNGILDING:
+        fitting = [(scene, caption, "plain") for scene, caption in pairs if scene.style == "ornate"]
+    else:
+        styles = ATTRIBUTES["style"]
+        fitting = [
+            (scene, caption, styles[(styles.index(scene.style) + 1 + i % 2) % len(styles)])
+            for i, (scene, caption) in enumerate(pairs)
+        ]
+    return [
+        EditTask(scene, caption, seed * 100_003 + 50_000 + i, "style", target)
+        for i, (scene, caption, target) in enumerate(fitting[:n])
+    ]
 
 
 def draw(
@@ -74,7 +118,7 @@ def draw(
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """What became of one task. ``kept``: every other attribute reads as it did before the edit."""
+    """The outcome of one task. ``kept``: every other attribute reads as it did before the edit."""
 
     task: EditTask
     changed: bool

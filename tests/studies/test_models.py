@@ -1,14 +1,41 @@
-"""Which earlier trainings a study replaces."""
+"""The models that studies share, and which earlier trainings a study replaces."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 
 from tide.errors import TideError
+from tide.studies.bench import Bench
 from tide.studies.demo import demo
-from tide.studies.reconstruction import check_replaceable
+from tide.studies.models import Models, check_replaceable
+from tide.training import TrainConfig
+
+
+def test_models_are_trained_once_and_shared(bench, tmp_path):
+    config = TrainConfig(n_latents=64, k=8, steps=2, batch_tokens=64, checkpoint_every=2)
+    models = Models(bench, config, tmp_path)
+    first = models.of(3)
+    weights = tmp_path / "seed-3" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    again = Models(bench, config, tmp_path)
+    assert again.seconds(3) == 0.0
+    assert torch.equal(again.of(3).W_dec, first.W_dec)
+    assert weights.stat().st_mtime_ns == written
+    assert not torch.equal(again.of(4).W_dec, first.W_dec)
+    other = Models(bench, TrainConfig(n_latents=32, k=8, steps=2, batch_tokens=64), tmp_path)
+    with pytest.raises(TideError, match=r"was started with other options \(n_latents 64, now 32\)"):
+        other.of(3)
+
+
+def test_models_of_other_data_are_refused(bench, tmp_path):
+    config = TrainConfig(n_latents=64, k=8, steps=2, batch_tokens=64, checkpoint_every=2)
+    Models(bench, config, tmp_path).of(3)
+    moved = Bench(bench.sizes, seed=1, adapter=bench.adapter)
+    with pytest.raises(TideError, match=r"seed-3 was trained on other data \(seed 0, now 1\); use the same options"):
+        Models(moved, config, tmp_path).of(3)
 
 
 def training(folder, source) -> None:

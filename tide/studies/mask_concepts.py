@@ -1,4 +1,4 @@
-"""Which latents carry which concept, measured against the masks of the renderer, beside raw neurons and the recipe."""
+"""How well latents, raw neurons and the paper's pooled latents find concepts, measured with the renderer's masks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.pictures import to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.render import render
@@ -28,13 +29,13 @@ from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene
 
 #: The share of tokens that count as the most similar ones.
 TOP_SHARE = 0.01
-#: The least share of the objects' tokens that must show a concept, and must not, for it to part them.
+#: The least share of the objects' tokens that must show a concept, and must not, for it to separate them.
 WITHIN_SHARE = 0.01
 
 
 @dataclass
-class ConceptStudy:
-    """Figures for ``metrics.json``, and what the pictures need."""
+class MeasuredConcepts:
+    """Figures of each concept and their means over each level, and what the pictures need."""
 
     concepts: dict[str, dict[str, Any]]
     levels: dict[str, dict[str, float]]
@@ -48,7 +49,7 @@ def _features(model: TIDE, data: Annotated) -> tuple[Tensor, Tensor]:
     return mean_latents(model, data), data.x.mean(0).flatten(0, 1)
 
 
-def study_concepts(
+def measure_concepts(
     adapter: Adapter,
     model: TIDE,
     selection: Sequence[Scene],
@@ -56,14 +57,14 @@ def study_concepts(
     timesteps: Tensor,
     *,
     seed: int = 0,
-) -> ConceptStudy:
+) -> MeasuredConcepts:
     """For every concept: the latent and the raw neuron whose token maps fit the masks of ``selection`` best, and the
     paper's pooled-latent score, all measured on ``held_out``. A map is the mean over ``timesteps``.
 
-    ``within`` figures are AUROCs among the objects' own tokens, where what sets an object apart from its background
-    does not help: the latent and the neuron are chosen anew for them. ``recipe`` is the cosine with the concept's
-    pooled latents less those of all images, ``recipe_literal`` with the pooled latents as they are (section 5.4);
-    ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
+    ``within`` figures are AUROCs among the objects' own tokens, where telling objects from their background does not
+    help; the latent and the neuron are chosen separately for them. ``recipe`` is the cosine with the concept's pooled
+    latents minus those of all images, ``recipe_literal`` the cosine with the pooled latents as they are (section 5.4),
+    and ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
     """
     block = model.config.block
     assert block is not None
@@ -108,7 +109,7 @@ def study_concepts(
         for level in CONCEPTS
         if any(row["level"] == level for row in table.values())
     }
-    return ConceptStudy(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out))
+    return MeasuredConcepts(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out))
 
 
 def _within_objects(
@@ -118,46 +119,40 @@ def _within_objects(
     latents: tuple[Tensor, Tensor],
     neurons: tuple[Tensor, Tensor],
 ) -> dict[str, dict[str, float]]:
-    """Concept -> AUROCs among the tokens of objects, of the concepts that part them."""
+    """Concept -> AUROCs among the tokens of objects, for the concepts that separate these tokens."""
     objects = [data.flat_masks(list(CONCEPTS["class"])).any(1) for data in (first, second)]
     masks = [data.flat_masks(concepts)[rows] for data, rows in zip((first, second), objects, strict=True)]
-    # A concept that hardly any of the objects' tokens show, or hardly any do not, parts nothing: ground, shadow.
+    # A concept that nearly none or nearly all of the objects' tokens show, such as ground or shadow, separates nothing.
     shares = torch.stack([m.float().mean(0) for m in masks])
-    parting = ((shares > WITHIN_SHARE) & (shares < 1 - WITHIN_SHARE)).all(0).nonzero().flatten().tolist()
-    if not parting:
+    separating = ((shares > WITHIN_SHARE) & (shares < 1 - WITHIN_SHARE)).all(0).nonzero().flatten().tolist()
+    if not separating:
         return {}
-    names = [concepts[i] for i in parting]
+    names = [concepts[i] for i in separating]
     out: dict[str, dict[str, float]] = {name: {} for name in names}
     for figure, features, signed in (("within_auroc", latents, False), ("within_neuron_auroc", neurons, True)):
-        sides = [(f[rows], m[:, parting]) for f, rows, m in zip(features, objects, masks, strict=True)]
+        sides = [(f[rows], m[:, separating]) for f, rows, m in zip(features, objects, masks, strict=True)]
         for name, found in find_concepts(names, sides[0], sides[1], signed=signed).items():
             out[name][figure] = found.auroc
     return out
 
 
 def heat_map(
-    study: ConceptStudy, concept: str, grid: tuple[int, int], n_images: int = 4
+    found: MeasuredConcepts, concept: str, grid: tuple[int, int], n_images: int = 4
 ) -> dict[str, list[np.ndarray]]:
-    """Held-out images with their ground truth and the concept's latent drawn over pixels: ``n_images`` that show the
-    concept, the strongest of which come from the middle of the ranking rather than from its top, and one that does
-    not."""
-    maps = study.maps[:, :, study.latents[concept].index]
-    shows = torch.tensor([concept in render(s).masks for s in study.scenes])
+    """Held-out images, the concept's mask and the map of its latent at the image's size: ``n_images`` that show the
+    concept, taken evenly from their ranking by the map's maximum, and one that does not."""
+    maps = found.maps[:, :, found.latents[concept].index]
+    shows = torch.tensor([concept in render(s).masks for s in found.scenes])
     if not shows.any() or shows.all():
-        chosen = list(range(min(n_images + 1, len(study.scenes))))
+        chosen = list(range(min(n_images + 1, len(found.scenes))))
     else:
         ranked = sorted(shows.nonzero().flatten().tolist(), key=lambda i: -float(maps[i].max()))
         stride = max(1, len(ranked) // n_images)
         chosen = [*ranked[stride // 2 :: stride][:n_images], int((~shows).nonzero()[0])]
-    images = images_of([study.scenes[i] for i in chosen])
+    images = images_of([found.scenes[i] for i in chosen])
     size = (images.shape[-2], images.shape[-1])
     return {
         "images": [to_uint8(image) for image in images],
-        "truth": [render(study.scenes[i]).masks.get(concept, np.zeros(size, bool)) for i in chosen],
+        "truth": [render(found.scenes[i]).masks.get(concept, np.zeros(size, bool)) for i in chosen],
         "maps": [image_mask(maps[i], grid, size).numpy() for i in chosen],
     }
-
-
-def to_uint8(image: Tensor) -> np.ndarray:
-    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
-    return ((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
