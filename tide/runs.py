@@ -54,14 +54,14 @@ class Run(TypedDict):
     earlier: NotRequired[list[dict[str, Any]]]
 
 
-def read_run(folder: Path) -> Run | None:
+def read_run(folder: str | Path) -> Run | None:
     """The folder's ``run.json``, or None where there is none. Raises :class:`~tide.errors.TideError` for a damaged
     one."""
-    path = folder / FILE
+    path = Path(folder) / FILE
     return read_json(path, Run) if path.exists() else None
 
 
-def contents(folder: Path) -> Contents | None:
+def contents(folder: str | Path) -> Contents | None:
     """What a folder holds, or None where nothing says so. Raises :class:`~tide.errors.TideError` for a damaged
     ``run.json``."""
     run: Any = read_run(folder)
@@ -70,7 +70,7 @@ def contents(folder: Path) -> Contents | None:
     return Contents(**{each.name: run["holds"][each.name] for each in fields(Contents) if each.name in run["holds"]})
 
 
-def write_run(folder: Path, holds: Contents, made_by: Mapping[str, Any] | None = None) -> None:
+def write_run(folder: str | Path, holds: Contents, made_by: Mapping[str, Any] | None = None) -> None:
     """Writes ``run.json``; the entries of earlier runs into this folder are kept under ``earlier``, the oldest first.
 
     ``made_by``: what :func:`tide.provenance.provenance` says; default that of a caller from Python.
@@ -78,11 +78,11 @@ def write_run(folder: Path, holds: Contents, made_by: Mapping[str, Any] | None =
     before: dict[str, Any] = dict(read_run(folder) or {})
     earlier = [*before.pop("earlier", []), before] if before else []
     now = {**(made_by or provenance()), "holds": {k: v for k, v in asdict(holds).items() if v not in (None, [], {})}}
-    write_json(folder / FILE, {**now, **({"earlier": earlier} if earlier else {})})
+    write_json(Path(folder) / FILE, {**now, **({"earlier": earlier} if earlier else {})})
 
 
-def record_measured(folder: Path, measured: Mapping[str, Any]) -> None:
+def record_measured(folder: str | Path, measured: Mapping[str, Any]) -> None:
     """Adds the headline figures to the last run of ``run.json`` once they are known."""
     run: Any = read_run(folder)
     if run is not None and "holds" in run:
-        write_json(folder / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})
+        write_json(Path(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})

@@ -284,6 +284,16 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(begin, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.usefixtures("no_work")
+def test_a_damaged_record_of_the_folder_is_found_before_any_work(begin, tmp_path, command):
+    (tmp_path / "run.json").write_text("{")
+    result = begin(command, tmp_path)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith(f"tide: error: {tmp_path}/run.json is not valid JSON")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 @pytest.mark.usefixtures("no_work")
 def test_a_place_for_the_target_that_cannot_be_written_is_found_before_any_work(cli, checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")

@@ -18,7 +18,7 @@ from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
-from tide.runs import Contents
+from tide.runs import Contents, read_run
 from tide.sae import TIDE
 
 
@@ -114,6 +114,7 @@ def output_folder(folder: Path, *further: Path) -> Iterator[None]:
     """Makes ``folder`` and ``further`` ones to be written before any work is done, and holds ``folder`` for this
     process alone. If the block raises, those that were made and are empty are removed."""
     with new_folders(folder, *further), lock_folder(folder):
+        read_run(folder)  # a damaged one is found before the work
         yield
 
 

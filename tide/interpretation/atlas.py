@@ -102,8 +102,9 @@ class Atlas:
         """Latents that never fired, bool ``[n_latents]``."""
         return (self.frequency == 0).all(0)
 
-    def save(self, folder: Path, **notes: Any) -> None:
+    def save(self, folder: str | Path, **notes: Any) -> None:
         """Writes ``atlas.safetensors`` and ``atlas.json``; ``notes`` (JSON values) go into the latter."""
+        folder = Path(folder)
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         named = None if self.labels is None else {i: asdict(each) for i, each in enumerate(self.labels) if each}
         facts = {
@@ -119,8 +120,9 @@ class Atlas:
         replace_files({folder / TENSORS: tensors_writer(tensors), folder / FACTS: json_writer(facts)})
 
     @classmethod
-    def load(cls, folder: Path) -> Atlas:
+    def load(cls, folder: str | Path) -> Atlas:
         """Reads what :meth:`save` wrote; raises :class:`~tide.errors.TideError` for anything else."""
+        folder = Path(folder)
         facts = read_json(folder / FACTS)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise TideError(f"{folder / FACTS} is not of an atlas; give the folder that `tide atlas` wrote")

@@ -41,7 +41,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def write_atlas(
-    path: Path,
+    path: str | Path,
     atlas: Atlas,
     images: Sequence[np.ndarray],
     *,
@@ -82,7 +82,7 @@ def write_atlas(
     }
     template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
-    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def _data(

@@ -9,7 +9,7 @@ from tide.adapters import Adapter
 from tide.interpretation.following import Followed
 
 
-def draw_trajectory(path: Path, adapter: Adapter, followed: Followed) -> None:
+def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> None:
     """Writes a PNG: the predicted images of each run, and below them how latents and raw activations change from step
     to step, with a line at the abrupt change."""
     runs = [run for run in (followed.source, followed.target) if run is not None]
@@ -31,4 +31,4 @@ def draw_trajectory(path: Path, adapter: Adapter, followed: Followed) -> None:
     if followed.target is not None:
         axes[2].plot(range(steps), columns["cosine with the target"], **charts.style(2))
         axes[2].set(title="cosine with the target", xlabel="step")
-    charts.save(figure, path)
+    charts.save(figure, Path(path))
