@@ -1,1 +1,1 @@
-"""Benchmarks: this package beside its peers, in one run, each figure behind a correctness gate."""
+"""Benchmarks of this package and its peers in one run. Each figure has to pass a correctness gate first."""

@@ -1,7 +1,7 @@
-"""Fixtures of the benchmarks, and the table at their end.
+"""Fixtures of the benchmarks, and the table at the end.
 
-A benchmark keeps in ``extra_info`` what its time is compared with: ``name``, ``kind`` ("ours" or "peer"),
-``floor_seconds``, ``peak_extra_bytes`` and ``gate_error``. Within a group the fastest peer is the measure of all.
+A benchmark stores in ``extra_info`` what its time is compared with: ``name``, ``kind`` ("ours" or "peer"),
+``floor_seconds``, ``peak_extra_bytes`` and ``gate_error``. Within a group, all are compared with the fastest peer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _measured(config: pytest.Config) -> list[Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What needs the whole group; runs before the JSON is written."""
+    """Adds what depends on the whole group, before the JSON is written."""
     for benchmark in _measured(session.config):
         median, extra = benchmark.stats.median, benchmark.extra_info
         rivals = {
@@ -58,5 +58,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
     if rows:
         header = ["what", "by", "median ms", "extra MB", "share of floor", "x best peer", "best peer"]
-        terminalreporter.write_sep("=", "figures behind a green gate")
+        terminalreporter.write_sep("=", "figures that passed their gate")
         terminalreporter.write_line(markdown(header, rows))

@@ -1,8 +1,8 @@
-"""The bars for a CPU: ``python -m benchmarks.cpu_bars``.
+"""The performance bars for a CPU: ``python -m benchmarks.cpu_bars``.
 
-Everything a ratio compares is timed in one run, its repetitions taken in turn, and only after its gradients or its
-result were found right. Float32, d_model = 1152. Run it on a machine that does nothing else; ``OMP_NUM_THREADS`` sets
-the threads. Writes ``benchmarks/results/cpu-<date>.json``.
+All times in a ratio are from one run, with interleaved repetitions, and are taken only after the gradients or the
+result were found to be right. Float32, d_model = 1152. Run it on a machine that does nothing else;
+``OMP_NUM_THREADS`` sets the threads. Writes ``benchmarks/results/cpu-<date>.json``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ DTYPE = torch.float32
 class Plan:
     """The shapes of the bars."""
 
-    steps: dict[Shape, tuple[float, float]]  # how many times faster than dense torch, than the best peer
-    products: dict[Shape, float]  # at most so many times the encoder's product
+    steps: dict[Shape, tuple[float, float]]  # times faster than dense torch, and than the best peer
+    products: dict[Shape, float]  # at most this many times the encoder's product
     selects: tuple[Shape, ...]
     repetitions: int
 
@@ -59,7 +59,7 @@ TOY = Plan(
 
 
 def step_bars(shape: Shape, wanted: tuple[float, float], plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
-    """Forward and backward beside the peers, and the memory it takes."""
+    """Forward and backward against the peers, and the memory needed."""
     problem = gate.clear_problem(shape, CPU, DTYPE, all_terms=False)
     truth = gate.truth(problem, DTYPE, all_terms=False)
     steps, figures = {}, {}
@@ -76,7 +76,7 @@ def step_bars(shape: Shape, wanted: tuple[float, float], plan: Plan) -> tuple[di
         figures[name] |= timings[name].record() | peak(step.run, CPU, before=step.clear).record()
     ours, dense = timings["tide auto"].median, timings["dense torch"].median
     rivals = {name: t.median for name, t in timings.items() if name not in ("tide auto", "dense torch")}
-    # Onto gradients that are there already: fresh ones are the same memory for everybody.
+    # Adds to existing gradients: fresh ones would be the same memory for all contenders.
     extra = {
         "dense torch": peak(steps["dense torch"].accumulate, CPU).extra,
         "tide gradients=": peak(accumulating_step(problem), CPU).extra,
@@ -93,7 +93,7 @@ def step_bars(shape: Shape, wanted: tuple[float, float], plan: Plan) -> tuple[di
 
 
 def accumulating_step(problem: Problem) -> Callable[[], object]:
-    """The whole step, its gradients added to buffers that are there, as training adds them to ``.grad``."""
+    """The whole step, with gradients added to existing buffers, as training adds them to ``.grad``."""
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     W_enc, b_enc, W_dec, b_dec = (problem.weights()[name].detach() for name in names)
     tensors = (W_enc, b_enc, W_dec, b_dec)
@@ -102,7 +102,7 @@ def accumulating_step(problem: Problem) -> Callable[[], object]:
 
 
 def product_bars(shape: Shape, wanted: float, plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
-    """The whole step against the product that any exact TopK has to compute, in the fastest way PyTorch has."""
+    """The whole step against the product that any exact TopK has to compute, by PyTorch's fastest way."""
     problem = make_problem(shape, CPU, DTYPE)
     products = linears(problem.x, problem.W_enc, problem.b_enc)
     runs = {"step": accumulating_step(problem), **products}
@@ -120,7 +120,7 @@ def select_bars(shape: Shape, plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
     ops = choose("auto", "auto", device=CPU, dtype=DTYPE, n_latents=shape.n_latents, k=shape.k).ops
     for got, exact in zip(ops.select(pre, shape.k), reference.select(pre, shape.k), strict=True):
         if not torch.equal(got, exact):
-            raise gate.GateError(f"select at n={shape.n_latents} takes other entries than the contract says")
+            raise gate.GateError(f"select at n={shape.n_latents} selects entries that the contract does not")
     runs: dict[str, Callable[[], object]] = {
         "select": lambda: ops.select(pre, shape.k),
         "torch.topk": lambda: pre.topk(shape.k, dim=1, sorted=False),
@@ -132,7 +132,7 @@ def select_bars(shape: Shape, plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
 
 
 def measure(plan: Plan, out: Path) -> None:
-    """Takes all figures, prints and writes them."""
+    """Measures, prints and writes all figures."""
     chosen = choose("auto", "auto", device=CPU, dtype=DTYPE, n_latents=4608, k=230)
     record: dict[str, Any] = {**environment(CPU), "backend": chosen.backend, "figures": {}, "bars": []}
     print(f"{record['processor']}, {record['threads']} threads, backend {chosen.backend}")
@@ -155,7 +155,7 @@ def measure(plan: Plan, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_bars", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{date.today().isoformat()}.json")
-    parser.add_argument("--dry-run", action="store_true", help="toy sizes, to see that everything runs")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes, to check that everything runs")
     options = parser.parse_args(arguments)
     measure(TOY if options.dry_run else PLAN, options.out)
     return 0

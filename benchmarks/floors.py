@@ -1,8 +1,8 @@
-"""What a step is measured against: this machine's own products, copies and gathers, timed in the same run.
+"""Lower bounds for a step: this machine's own products, copies and gathers, timed in the same run.
 
 A step in the dense regime needs five products and the selection; one in the sparse regime the encoder's product,
-the selection and four gathers. On a CPU, whose caches serve the gathers, the sparse floor is the product and the
-selection alone: what any exact TopK has to do. A selection's floor is reading and writing its chunk once.
+the selection and four gathers. On a CPU, whose caches serve the gathers, the sparse floor is only the product and
+the selection, which any exact TopK has to do. A selection's floor is reading and writing its chunk once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.shapes import Shape
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds, and what they are the sum of."""
+    """Seconds, and their parts."""
 
     regime: str
     parts: dict[str, float] = field(default_factory=dict)
@@ -33,12 +33,12 @@ class Floor:
 
 
 def fastest(runs: list[Callable[[], object]], device: torch.device) -> float:
-    """The median time of the fastest of several ways to do one thing."""
+    """The median time of the fastest of several ways to do the same thing."""
     return min(time_of(run, device).median for run in runs)
 
 
 def linears(x: Tensor, W: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The ways PyTorch has to compute ``x W^T + b`` on this device."""
+    """PyTorch's ways to compute ``x W^T + b`` on this device."""
     found: dict[str, Callable[[], Tensor]] = {"linear": lambda: F.linear(x, W, b)}
     if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # PyTorch gives float32 to MKL, which is not the fastest on every processor.
@@ -74,7 +74,7 @@ def select_seconds(shape: Shape, device: torch.device, dtype: torch.dtype) -> fl
 
 @cache
 def step_floors(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Floor, Floor]:
-    """Of the dense and of the sparse regime."""
+    """The floors of the dense and of the sparse regime."""
     encode, select = encoder_seconds(shape, device, dtype), select_seconds(shape, device, dtype)
     products = product_seconds(shape, device, dtype)
     dense = Floor(

@@ -1,8 +1,8 @@
-"""No figure before the result is right: gradients against float64 autograd.
+"""The correctness gate before each figure: gradients against float64 autograd.
 
-The truth is the equations, written out in float64 over the operands that the compute dtype leaves: tokens,
-weights and pre-activations are rounded to it, and gradients pass through the rounding. What is left to
-disagree about is the rounding of sums and, for contenders that break ties as they like, the tied latents.
+The truth is computed from the equations in float64, with operands rounded to the compute dtype: tokens, weights and
+pre-activations are rounded to it, and gradients pass through the rounding. Contenders can then differ only in the
+rounding of sums and, if they break ties differently, in the tied latents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK_ELEMENTS = 2**25  # of a float64 [tokens, n_latents] tensor
 
 
 class GateError(AssertionError):
-    """A contender's gradients are wrong: it gets no figure."""
+    """A contender's gradients are wrong, so it gets no figure."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Truth:
     gradients: dict[str, Tensor]
 
     def errors(self, step: Step) -> dict[str, float]:
-        """Runs the step; the error of each whole gradient, relative to its norm."""
+        """Runs the step. Returns the error of each gradient, relative to its norm."""
         step.run()
         errors = {}
         for name, gradient in step.gradients().items():
@@ -42,8 +42,8 @@ class Truth:
 
 
 def tolerance(contender: Contender, dtype: torch.dtype) -> float:
-    """Allowed errors. The peers' 0.3 in bfloat16 covers ties at the k-th value, some 2 % of a code at n = 18432,
-    which `torch.topk` breaks as it likes; float32 problems are chosen without near-ties."""
+    """Allowed errors. The peers' 0.3 in bfloat16 allows for ties at the k-th value, about 2 % of a code at n = 18432,
+    which `torch.topk` breaks in any way; float32 problems have no near-ties."""
     if dtype == torch.float32:
         return 1e-5 if contender.name.startswith("tide") else 1e-4
     return 2 * torch.finfo(dtype).eps if contender.name.startswith("tide") else 0.3
@@ -53,7 +53,7 @@ def check(contender: Contender, step: Step, truth: Truth, dtype: torch.dtype) ->
     """The worst error of a contender's gradients.
 
     Raises:
-        GateError: it is above the tolerance, or not a number.
+        GateError: the error is above the tolerance or NaN.
     """
     allowed = tolerance(contender, dtype)
     errors = truth.errors(step)
@@ -66,7 +66,7 @@ def check(contender: Contender, step: Step, truth: Truth, dtype: torch.dtype) ->
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float64 with the digits of ``dtype``; the gradient passes."""
+    """Rounds float64 to the precision of ``dtype``; the gradient passes through unchanged."""
     wide = tensor.double()
     return wide + (wide.to(dtype).double() - wide).detach()
 
@@ -83,7 +83,7 @@ class _Forward:
 
     def __init__(self, problem: Problem, leaves: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.problem, self.leaves, self.dtype = problem, leaves, dtype
-        # Float32 problems keep every digit, so that the errors are those of float32 arithmetic.
+        # Float32 problems are not rounded, so that the errors are those of float32 arithmetic.
         self.narrow = dtype in (torch.bfloat16, torch.float16)
 
     def round(self, tensor: Tensor) -> Tensor:
@@ -152,10 +152,10 @@ def _chunk_loss(problem: Problem, forward: _Forward, rows: slice, weights: LossW
 
 
 def clear_problem(shape: Shape, device: torch.device, dtype: torch.dtype, *, all_terms: bool) -> Problem:
-    """A problem without near-ties at the places where float32 selections are cut, so that float64 makes the same.
+    """A problem without near-ties at the k-th value of float32 selections, so that float64 selects the same latents.
 
-    A quarter more pairs are drawn than are kept, those with the widest gaps. Narrower dtypes need none of this:
-    their pre-activations are rounded, and equal ones are told apart by index.
+    A quarter more pairs are drawn than needed, and those with the widest gaps are kept. Narrower dtypes do not need
+    this: their pre-activations are rounded, and ties are broken by index.
     """
     if dtype != torch.float32:
         return make_problem(shape, device, dtype)
@@ -179,6 +179,6 @@ def _gap(pre: Tensor, k: int) -> Tensor:
     top = latents.topk(min(k + 1, latents.shape[1]), dim=1).values
     if top.shape[1] == k:
         return torch.full_like(top[:, 0], torch.inf)
-    # Fewer than k + 1 positives: what is near 0 decides.
+    # Fewer than k + 1 positives: the distance to 0 counts.
     least = pre.abs().amin(1)
     return torch.where(top[:, k] > 0, top[:, k - 1] - top[:, k], least)

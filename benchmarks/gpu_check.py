@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check``.
 
-Needs torch and Triton, no diffusers and no network. Stages run in the order of their importance, each by itself: one
-that fails is recorded and the next begins. Results are written as they come, to ``benchmarks/results/<device>-<date>``
-as JSON and as a markdown table; a file of the same day is completed, so that ``--stages`` may split a long run.
-``--dry-run`` runs the same code at toy sizes on the CPU with the reference backend.
+It needs torch and Triton, but no diffusers and no network. Stages run in the order of their importance and
+independently: a failure is recorded and the next stage begins. Results are written after each stage, to
+``benchmarks/results/<device>-<date>`` as JSON and as a markdown table; a file of the same day is completed, so that
+``--stages`` may split a long run. ``--dry-run`` runs the same code at toy sizes on the CPU with the reference backend.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ def refusal(dry_run: bool) -> str | None:
 
 
 def earlier(out: Path) -> dict[str, Any]:
-    """The record of the day so far. Raises `ValueError` for what is none: it would be lost, or spoil the report."""
+    """The record of the day so far. Raises `ValueError` for a file that is not a record, which would be lost."""
     if not out.exists():
         return {}
     try:
         if not out.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         record: dict[str, Any] = json.loads(out.read_text())
         report(record)
-    except Exception as error:  # a damaged record fails in many ways
+    except Exception as error:  # a damaged record may fail in many ways
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{out} is no record of gpu-check ({reason}); move it away or give another --out") from error
+        raise ValueError(
+            f"{out} is not a record of gpu-check ({reason}); move it away or give another --out"
+        ) from error
     return record
 
 
@@ -57,7 +59,7 @@ def run(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
     stages = record.setdefault("stages", {})
     for i, name in enumerate(names):
         if check.left() <= 0:
-            stages.setdefault(name, {"error": "no time was left for it"})
+            stages.setdefault(name, {"error": "no time was left for this stage"})
             continue
         print(f"\n== {name} ({check.left() / 60:.1f} minutes left)", flush=True)
         begin = time.monotonic()
@@ -73,13 +75,13 @@ def run(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
         save(out, record)
         print(stage_text(stages[name]), flush=True)
         if error is not None and not check.alive():
-            # A fault on the device ends every later call of this process.
+            # After a fault on the device every later call of this process fails.
             return continue_elsewhere(check, names[i + 1 :], out)
     return record
 
 
 def continue_elsewhere(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """The remaining stages in a process of their own."""
+    """Runs the remaining stages in a separate process."""
     if names:
         minutes = str(max(check.left(), 0) / 60)
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--minutes", minutes, "--out", str(out), "--stages"]
@@ -121,12 +123,14 @@ def report(record: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=25.0, help="begin no stage after this long (default: 25)")
+    parser.add_argument(
+        "--minutes", type=float, default=25.0, help="start no stage after this many minutes (default: 25)"
+    )
     parser.add_argument(
         "--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="only these, in this order"
     )
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/<device>-<date>.json)")
-    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, by the reference backend")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, with the reference backend")
     options = parser.parse_args(arguments)
     if reason := refusal(options.dry_run):
         print(reason, file=sys.stderr)

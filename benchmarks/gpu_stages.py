@@ -1,4 +1,4 @@
-"""The stages of `benchmarks.gpu_check`: what is tested and measured on a GPU, the most important first."""
+"""The stages of `benchmarks.gpu_check`: tests and measurements on a GPU, the most important first."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from tide_kernels.dispatch import choose
 __all__ = ["STAGES", "Check", "interpreted"]
 
 ROOT = Path(__file__).parent.parent
+TESTS = "tests/kernels"
+DRY_TESTS = ["--collect-only", "-qq", f"{TESTS}/test_reference_gpu.py"]
 PAPER = Shape(16384, 1152, 18432, 922)
 SPARSE = Shape(16384, 1152, 18432, 32)
 LARGE = Shape(65536, 1152, 73728, 3686)
 WIDE = Shape(16384, 4608, 18432, 922)
-GATE_TOKENS = 2048  # of the grid's gates; the paper's shape is checked in full
+GATE_TOKENS = 2048  # for the grid's gates; the paper's shape is checked in full
 
 Figures = dict[str, dict[str, Any]]
 
 
 class Check:
-    """Where and how long to measure, and what a stage has found so far."""
+    """Where and how long to measure, and the results of the current stage."""
 
     def __init__(self, device: torch.device, dry_run: bool, deadline: float) -> None:
         self.device, self.dry_run, self.deadline = device, dry_run, deadline
@@ -56,7 +58,7 @@ class Check:
         return {"figures": self.figures, "bars": [bar.record() for bar in self.bars], "notes": self.notes}
 
     def left(self) -> float:
-        """Seconds until no more stage begins."""
+        """Seconds during which further stages may start."""
         return self.deadline - time.monotonic()
 
     def alive(self) -> bool:
@@ -70,7 +72,7 @@ class Check:
         return True
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape itself, or a toy of about its density."""
+        """The shape itself, or in a dry run a small one of about its density."""
         if not self.dry_run:
             return shape
         return Shape(64, 32, 256, max(1, round(256 * shape.density)))
@@ -95,15 +97,15 @@ class Check:
 
 
 def _pytest(check: Check, *arguments: str) -> None:
-    """Runs tests in a process of their own; their failure is this stage's."""
-    # The tests' own conftest, above, is for pipelines and wants diffusers.
+    """Runs tests in a separate process; if they fail, the stage fails."""
+    # tests/conftest.py is for pipelines and needs diffusers.
     command = [
         sys.executable,
         "-m",
         "pytest",
         "-q",
         "-x" if check.dry_run else "--maxfail=20",
-        "--confcutdir=tests/kernels",
+        f"--confcutdir={TESTS}",
     ]
     limit = max(30.0, min(check.left() / 2, 480.0))
     try:
@@ -120,17 +122,13 @@ def _pytest(check: Check, *arguments: str) -> None:
 
 def gpu_tests(check: Check) -> None:
     """The tests marked gpu."""
-    _pytest(
-        check,
-        *(["--collect-only", "tests/kernels/test_gpu.py"] if check.dry_run else ["-m", "gpu", "tests/kernels"]),
-    )
+    _pytest(check, *(DRY_TESTS if check.dry_run else ["-m", "gpu", TESTS]))
 
 
 def kernel_tests(check: Check) -> None:
-    """The tests that run in the interpreter elsewhere, with compiled kernels."""
-    folder = "tests/kernels/triton"
-    ignored = f"--ignore={folder}/test_aot.py"
-    _pytest(check, ignored, *(["--collect-only", "-qq", "tests/kernels/test_gpu.py"] if check.dry_run else [folder]))
+    """The tests of Triton kernels, which elsewhere run in the interpreter."""
+    folder = f"{TESTS}/triton"
+    _pytest(check, *(DRY_TESTS if check.dry_run else [f"--ignore={folder}/test_aot.py", folder]))
 
 
 def gradients(check: Check) -> None:
@@ -170,7 +168,7 @@ def _parts(parts: dict[str, float]) -> str:
 
 
 def _contest(check: Check, shape: Shape, contenders: list[Contender], gate_tokens: int) -> Figures:
-    """Times and memory of those whose gradients are right; the reason stands where there is no figure."""
+    """Times and memory of contenders whose gradients are right; for the others, the reason why there is no figure."""
     figures = check.figures.setdefault(f"step {shape}", {})
     checked = shape.with_tokens(min(gate_tokens, shape.n_tokens))
     problem = make_problem(shape, check.device, check.dtype)
@@ -208,13 +206,13 @@ def selection(check: Check) -> None:
         pre, k, ops = check.normal(shape.n_tokens, shape.n_latents), shape.k, check.ops(shape)
         exact = reference.select(pre[:1024], k)
         if not all(torch.equal(a, b) for a, b in zip(ops.select(pre[:1024], k), exact, strict=True)):
-            raise gate.GateError(f"select at {shape} takes other entries than the contract says")
+            raise gate.GateError(f"select at {shape} selects entries that the contract does not")
         z = pre[:1024].clone()
         ops.keep_top_(z, k)
         if not torch.equal(z.gather(1, exact[1].clamp(min=0).long()), exact[0]) or int((z != 0).sum()) != int(
             (exact[1] >= 0).sum()
         ):
-            raise gate.GateError(f"keep_top_ at {shape} takes other entries than the contract says")
+            raise gate.GateError(f"keep_top_ at {shape} selects entries that the contract does not")
         scratch = torch.empty_like(pre)
         restore = partial(scratch.copy_, pre)
         times = check.times(
@@ -249,7 +247,7 @@ def products(check: Check) -> None:
         "d latents": lambda: x @ W.T,
         "d W_dec": lambda: z.T @ x,
     }
-    if check.device.type == "cuda":  # the form in which chunks are summed up
+    if check.device.type == "cuda":  # the form that sums over chunks
         runs["d W_enc, float32 result"] = lambda: torch.mm(z.T, x, out_dtype=torch.float32)
     flops = 2 * n_tokens * d_model * n_latents
     figures: Figures = {name: dict(timing.record()) for name, timing in check.times(runs).items()}
@@ -259,7 +257,7 @@ def products(check: Check) -> None:
 
 
 def gathers(check: Check) -> None:
-    """The bandwidth of row gathers from tables of 10, 42 and 170 MB: it sets where the regimes break even."""
+    """The bandwidth of row gathers from tables of 10, 42 and 170 MB, which determines where the regimes break even."""
     figures = {}
     for n_latents in (4608, 18432, 73728):
         shape = check.shape(Shape(16384, 1152, n_latents, 64))
@@ -270,7 +268,7 @@ def gathers(check: Check) -> None:
 
 
 def masked_product(check: Check) -> None:
-    """d latents with its mask, against the plain product and an elementwise pass."""
+    """The masked gradient of the latents, against the plain product and an elementwise pass."""
     shape = check.shape(PAPER)
     ops = check.ops(shape)
     grad, W = check.normal(shape.n_tokens, shape.d_model), check.normal(shape.n_latents, shape.d_model)
@@ -287,7 +285,7 @@ def masked_product(check: Check) -> None:
 
 
 def encoders(check: Check) -> None:
-    """`encode_topk` by one launch and by several."""
+    """`encode_topk` in one launch and in several."""
     shape = check.shape(PAPER)
     if reason := tune.refusal():
         check.notes.append(reason)
@@ -316,7 +314,7 @@ def dispatch(check: Check) -> None:
 
 
 def tuning(check: Check) -> None:
-    """Launch configurations, in at most a third of the time that is left."""
+    """Tunes launch configurations, in at most a third of the remaining time."""
     printed = io.StringIO()
     minutes = max(check.left() / 60 / 3, 0.1)
     with redirect_stdout(printed), redirect_stderr(printed):

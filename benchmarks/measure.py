@@ -37,8 +37,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of a run. ``extra`` is the most that was held beside what was there before and what the run left
-    behind (a step leaves its gradients); ``total`` counts what it left too."""
+    """Bytes of a run. ``extra`` is the peak, not counting what was there before or what the run leaves behind (a step
+    leaves its gradients); ``total`` includes the latter."""
 
     extra: int
     total: int
@@ -78,9 +78,9 @@ def interleaved(
     budget: float = 60.0,
     before: dict[str, Run] | None = None,
 ) -> dict[str, Timing]:
-    """Times of several runs, one repetition of each in turn, so that a machine that slows down slows all.
+    """Times of several runs, with interleaved repetitions, so that a machine that slows down slows all of them.
 
-    Stops early, after three repetitions at least, once ``budget`` seconds are spent.
+    Stops after at least three repetitions once ``budget`` seconds are spent.
     """
     prepare = before or {}
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -99,13 +99,13 @@ def interleaved(
 def time_of(
     run: Run, device: torch.device, *, repetitions: int = 7, warmup: int = 2, before: Run | None = None
 ) -> Timing:
-    """The times of one run alone."""
+    """The times of a single run."""
     prepare = {} if before is None else {"run": before}
     return interleaved({"run": run}, device, repetitions=repetitions, warmup=warmup, before=prepare)["run"]
 
 
 def peak(run: Run, device: torch.device, before: Run | None = None) -> Peak:
-    """The memory of one run, as the allocator counts it. The run is warmed up already; ``before`` prepares it."""
+    """The memory of one run, as counted by the allocator. The run has to be warm; ``before`` prepares it."""
     if before is not None:
         before()
     if device.type == "cuda":
@@ -123,7 +123,7 @@ def peak(run: Run, device: torch.device, before: Run | None = None) -> Peak:
 
 
 def _peak_of(changes: Iterable[int]) -> Peak:
-    """From the allocator's steps, in order; a negative one gives back."""
+    """The memory from the allocator's steps, in order; negative steps free memory."""
     held = most = 0
     for change in changes:
         held += change

@@ -1,7 +1,7 @@
-"""One adapter for each contender: a training step, forward and backward, on given tokens and parameters.
+"""An adapter for each contender: a training step, forward and backward, on given tokens and parameters.
 
 All of them get the same problem and, on a GPU, the same bfloat16 autocast around the forward pass. The peers
-compute the mean squared error; this package does so too, and once more with all of its loss terms, timestep
+compute the mean squared error. This package computes that, and in a second step all of its loss terms, with timestep
 modulation and the auxiliary term, which no peer has.
 """
 
@@ -25,7 +25,7 @@ from tide_kernels.dispatch import choose
 
 @dataclass
 class Step:
-    """A prepared training step. ``leaves`` are its parameters by the names this package has for them."""
+    """A prepared training step. ``leaves`` are its parameters, by this package's names."""
 
     loss: Callable[[], Tensor]
     leaves: dict[str, Tensor]
@@ -42,13 +42,13 @@ class Step:
         self.accumulate()
 
     def accumulate(self) -> None:
-        """Forward and backward, onto the gradients that are there."""
+        """Forward and backward, adding to existing gradients."""
         with self._precision():
             loss = self.loss()
         loss.backward()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Those of the last run, in our layout."""
+        """The gradients of the last run, in this package's layout."""
         found = {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
         return {name: grad.T if name in self.transposed else grad for name, grad in found.items()}
 
@@ -64,7 +64,7 @@ class Contender(Protocol):
 
     @property
     def all_terms(self) -> bool:
-        """Whether it computes the whole loss of this package, and not the squared error alone."""
+        """Whether it computes this package's whole loss, not only the squared error."""
 
     def refuses(self, shape: Shape, device: torch.device) -> str | None:
         """Why it cannot run this shape here, or None."""
@@ -78,13 +78,13 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels would run in its interpreter, which nobody should time."""
+    """Whether Triton kernels would run in its interpreter, which is not to be timed."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 @dataclass(frozen=True)
 class Ours:
-    """The fused step of this package by one backend."""
+    """This package's fused step, by one backend."""
 
     backend: str
     all_terms: bool = False
@@ -119,7 +119,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class DenseTorch:
-    """The step as one would write it: dense products, ``torch.topk``, scatter."""
+    """The step written in plain PyTorch: dense products, ``torch.topk``, scatter."""
 
     name: str = "dense torch"
     all_terms: bool = False
@@ -150,17 +150,17 @@ def _missing(module: str, package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Sparsify:
-    """EleutherAI's sparsify: its Triton decoder on a GPU, embedding bags without one."""
+    """EleutherAI's sparsify: its Triton decoder on a GPU, embedding bags elsewhere."""
 
     name: str = "eai-sparsify"
     all_terms: bool = False
 
     def refuses(self, shape: Shape, device: torch.device) -> str | None:
         if device.type == "cpu":
-            os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported
+            os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read at import
         missing = _missing("sparsify", "eai-sparsify")
         if missing is None and shape.n_latents % 8 and device.type != "cpu":
-            return "its kernels want a multiple of 8 latents"
+            return "its kernels need a multiple of 8 latents"
         # Its encoder's backward holds a float32 tensor of this many bytes.
         expanded = 4 * shape.n_tokens * shape.k * shape.d_model
         if missing is None and expanded > _memory(device):
@@ -176,9 +176,9 @@ class Sparsify:
         coder = SparseCoder(d_model, config, device=str(x.device), dtype=torch.float32)
         names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
         leaves = _load(coder, {theirs: problem.weights()[ours] for ours, theirs in names.items()})
-        # The squared error over this is the mean squared error.
+        # The squared error divided by this is the mean squared error.
         elements = torch.tensor(float(x.numel()), device=x.device)
-        # Not b_dec: it is subtracted from the input as well, so its gradient is that of another function.
+        # Without b_dec, which is also subtracted from the input, so its gradient is that of another function.
         step = {ours: leaves[theirs] for ours, theirs in names.items() if ours != "b_dec"}
         return Step(lambda: coder(x, total_variance=elements).fvu, step, autocast)
 
@@ -222,7 +222,7 @@ class SaeLens:
             sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
         return Step(
-            lambda: sae.training_forward_pass(batch).loss / d_model,  # its loss sums over the width
+            lambda: sae.training_forward_pass(batch).loss / d_model,  # its loss is a sum over the width
             {name: leaves[name] for name in weights},
             autocast,
             frozenset({"W_enc"}),
@@ -230,7 +230,7 @@ class SaeLens:
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Puts ``tensors`` into the module's parameters, which are returned."""
+    """Copies ``tensors`` into the module's parameters and returns these."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -245,7 +245,7 @@ def _memory(device: torch.device) -> int:
 
 
 def ours() -> list[Contender]:
-    """Every backend this package knows, those too that cannot run here, with the squared error and all terms."""
+    """Every backend of this package, including those that cannot run here, with the squared error and all terms."""
     return [Ours(backend, all_terms) for all_terms in (False, True) for backend in backend_status()]
 
 

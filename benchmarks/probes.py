@@ -1,4 +1,4 @@
-"""What a device gives: the bandwidth of row gathers, which sets the density where the regimes break even."""
+"""Properties of a device: the bandwidth of row gathers, which determines the density where the regimes break even."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if triton is not None:
 
     @triton.jit
     def _sum_rows(table, indices, out, k, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-        """Sums k rows of the table, which a gather does and nothing else: [ROWS, WIDTH] at a time."""
+        """Only sums k rows of the table, as a gather does: [ROWS, WIDTH] at a time."""
         i_token, i_slice = tl.program_id(0), tl.program_id(1)
         o_row = tl.arange(0, ROWS)
         o_d = i_slice * WIDTH + tl.arange(0, WIDTH)
@@ -48,7 +48,7 @@ def _gather(table: Tensor, indices: Tensor, out: Tensor) -> Callable[[], Any]:
 
 @cache
 def gather_bandwidth(n_latents: int, d_model: int, k: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes of a table's rows that a gather reads in a second, rows drawn at random, ascending in each token."""
+    """Bytes per second of a gather that reads random rows of a table, ascending for each token."""
     generator = torch.Generator(device).manual_seed(0)
     n_tokens = 64 if device.type == "cpu" else 16384
     table = torch.randn(n_latents, d_model, device=device, generator=generator).to(dtype)

@@ -1,4 +1,4 @@
-"""The shapes that are measured, and the tensors of a problem of such a shape."""
+"""The shapes that are measured, and the tensors of a problem of a given shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tide_kernels import LossWeights
 
-# All terms, with the auxiliary one; the weights are of the size that training uses.
+# All terms, including the auxiliary one, with weights of the size that training uses.
 ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=1.0, auxk=1 / 32)
 MSE = LossWeights(mse=1.0, cosine=0.0)
 
@@ -61,7 +61,7 @@ def row_shapes(device: torch.device) -> list[Shape]:
 
 @dataclass
 class Problem:
-    """Parameters in float32, tokens in the compute dtype; fields are named as arguments of `tide_loss`."""
+    """Parameters in float32, tokens in the compute dtype; the fields have the names of `tide_loss`'s arguments."""
 
     x: Tensor  # rows 2i and 2i + 1 are a pair
     W_enc: Tensor
@@ -85,7 +85,7 @@ class Problem:
         return {"scale": self.scale, "shift": self.shift}
 
     def first(self, n_tokens: int) -> Problem:
-        """The same parameters with the first tokens alone."""
+        """The same parameters with only the first tokens."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Problem(**parts | {"x": self.x[:n_tokens], "group": self.group[:n_tokens]})
 
@@ -96,8 +96,8 @@ class Problem:
 
 
 def make_problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Problem:
-    """A problem of this shape, equal for equal arguments on one device. An eighth of the latents is dead, that
-    is, offered to the auxiliary term. The decoder's bias is 0: peers subtract it from the input."""
+    """A problem of this shape; equal arguments make equal problems on one device. An eighth of the latents is dead, so
+    the auxiliary term may use them. The decoder's bias is 0, since peers subtract it from the input."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
@@ -117,7 +117,7 @@ def make_problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: i
         k=shape.k,
         scale=0.1 * normal(groups, d_model),
         shift=0.1 * normal(groups, d_model),
-        group=torch.arange(n_tokens, device=device) * groups // n_tokens,  # a sample's tokens lie together
+        group=torch.arange(n_tokens, device=device) * groups // n_tokens,  # a sample's tokens are adjacent
         dead=torch.arange(n_latents, device=device) % 8 == 0,
     )
 

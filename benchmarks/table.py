@@ -1,4 +1,4 @@
-"""Tables, and the record of a run: where, with what, when."""
+"""Tables, and the record of a run: on what machine, with what versions, when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "triton", "numpy", "eai-sparsify", "sae-lens")
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure and what it should be: at least ``bar`` or, if ``at_most``, at most."""
+    """A figure and its bar: it should be at least ``bar`` or, if ``at_most``, at most ``bar``."""
 
     what: str
     value: float
@@ -37,7 +37,7 @@ class Bar:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns line up in a terminal too."""
+    """A markdown table whose columns also line up in a terminal."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     padded = [
@@ -63,7 +63,7 @@ def ratio(value: float | None) -> str:
 
 
 def bar_table(bars: Iterable[dict[str, Any]]) -> str:
-    """From the bars' records."""
+    """A table of bars, from their records."""
     rows = [
         [b["what"], f"{b['value']:.3g}", f"{'<=' if b['at_most'] else '>='} {b['bar']:g}", "yes" if b["met"] else "no"]
         for b in bars
@@ -72,7 +72,7 @@ def bar_table(bars: Iterable[dict[str, Any]]) -> str:
 
 
 def figure_table(figures: dict[str, dict[str, Any]]) -> str:
-    """Of figures by name; what a figure does not have stays empty."""
+    """A table of figures by name; missing entries stay empty."""
     rows = [
         [
             name,
@@ -89,14 +89,14 @@ def figure_table(figures: dict[str, dict[str, Any]]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """As file names have it: ``nvidia-h200``, ``cpu``."""
+    """The device's name for file names: ``nvidia-h200``, ``cpu``."""
     if device.type != "cuda":
         return device.type
     return "-".join(torch.cuda.get_device_name(device).lower().split())
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What has to be known to believe a figure."""
+    """What one has to know to judge a figure."""
     found: dict[str, Any] = {
         "date": date.today().isoformat(),
         "commit": _commit(),
@@ -118,7 +118,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Replaces the file at once, so that a run that is cut off leaves what it had."""
+    """Replaces the file atomically, so that an interrupted run keeps its results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(record, indent=2) + "\n")

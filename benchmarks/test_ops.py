@@ -1,4 +1,4 @@
-"""Single ops: this package's backends beside PyTorch's own, the same result checked first."""
+"""Single ops: this package's backends against PyTorch's own, after checking that results are equal."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _need(name: str, shape: Shape, device: torch.device) -> None:
 
 
 def _close(got: Tensor, want: Tensor, dtype: torch.dtype, terms: int, what: str) -> float:
-    """The error relative to the norm: at most that of rounding the result and of adding up ``terms`` in float32."""
+    """The error relative to the norm, which may be that of rounding the result and of adding ``terms`` in float32."""
     error = float((got.double() - want.double()).norm() / want.double().norm())
     allowed = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * terms**0.5
     if not error <= allowed:
@@ -82,7 +82,7 @@ def _measure(
 @pytest.mark.parametrize("name", [*BACKENDS, PEER])
 @by_shape
 def test_select(benchmark: Any, name: str, shape: Shape, device: torch.device) -> None:
-    """Against ``torch.topk`` of the same pre-activations, which leaves indices unsorted and zeros in."""
+    """Against ``torch.topk`` of the same pre-activations, which neither sorts indices nor drops zeros."""
     _need(name, shape, device)
     pre, k = _pre_activations(shape, device), shape.k
     if name == PEER:
@@ -91,7 +91,7 @@ def test_select(benchmark: Any, name: str, shape: Shape, device: torch.device) -
         select = choose(name, "auto", device=device, dtype=pre.dtype, n_latents=shape.n_latents, k=k).ops.select
         run = lambda: select(pre, k)  # noqa: E731
         if not all(torch.equal(a, b) for a, b in zip(select(pre, k), _code(shape, device), strict=True)):
-            raise GateError(f"{name} selects other entries than the contract says")
+            raise GateError(f"{name} selects entries that the contract does not")
     _measure(benchmark, f"select {shape}", name, run, device, 0.0, select_seconds(shape, device, pre.dtype))
 
 
@@ -99,7 +99,7 @@ def test_select(benchmark: Any, name: str, shape: Shape, device: torch.device) -
 @pytest.mark.parametrize("name", [*BACKENDS, PEER])
 @by_shape
 def test_encode(benchmark: Any, name: str, path: str, shape: Shape, device: torch.device) -> None:
-    """Modulation, product and selection; the peer is PyTorch's `linear` and `topk` on modulated tokens."""
+    """Modulation, product and selection. The peer is PyTorch's `linear` and `topk` on modulated tokens."""
     _need(name, shape, device)
     p, dtype = _problem(shape, device), compute_dtype(device)
     weight, bias = p.W_enc.to(dtype), p.b_enc.to(dtype)
@@ -122,7 +122,7 @@ def test_encode(benchmark: Any, name: str, path: str, shape: Shape, device: torc
             values, indices = encode_topk(p.x, weight, bias, p.k, **modulation, backend=name, path=path)
         except BackendError as refusal:
             pytest.skip(str(refusal))
-        # Near-ties may fall either way, so the gate is on what the code decodes to.
+        # Near-ties may go either way, so the gate compares what the code decodes to.
         exact = encode_topk(p.x.double(), weight.double(), bias.double(), p.k, **modulation, backend="reference")
         got = decode(values.double(), indices, p.W_dec.double())
         error = float((got - decode(*exact, p.W_dec.double())).norm() / got.norm())
@@ -136,7 +136,7 @@ def test_encode(benchmark: Any, name: str, path: str, shape: Shape, device: torc
 @pytest.mark.parametrize("name", [*BACKENDS, PEER])
 @by_shape
 def test_decode(benchmark: Any, name: str, shape: Shape, device: torch.device) -> None:
-    """Against the better known way of PyTorch's: a sum of embedding rows."""
+    """Against PyTorch's usual way: a sum of embedding rows."""
     _need(name, shape, device)
     p, dtype = _problem(shape, device), compute_dtype(device)
     (values, indices), weight = _code(shape, device), p.W_dec.to(dtype)
@@ -152,7 +152,7 @@ def test_decode(benchmark: Any, name: str, shape: Shape, device: torch.device) -
 
     exact = reference.gather(values.double(), indices, weight.double())
     error = _close(run(), exact, dtype, shape.k, f"{name}'s reconstruction")
-    # Either regime's: the dense product, or reading the rows at the rate of the device's gathers.
+    # That of the faster regime: the dense product, or reading the rows at the device's gather bandwidth.
     rows = shape.n_tokens * shape.k * shape.d_model * dtype.itemsize
     bandwidth = gather_bandwidth(shape.n_latents, shape.d_model, shape.k, device, dtype)
     floor = min(product_seconds(shape, device, dtype)["decode"], rows / bandwidth)

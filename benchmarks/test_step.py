@@ -1,7 +1,7 @@
-"""The training step, forward and backward: this package's backends beside their peers.
+"""The training step, forward and backward: this package's backends and their peers.
 
-The peers compute the mean squared error, this package that and, once more, all of its loss terms. A time is taken
-only after the gradients were compared with float64. Run with ``pytest benchmarks --benchmark-only``.
+The peers compute the mean squared error; this package computes that and, in a second step, all of its loss terms.
+Steps are timed only after their gradients were compared with float64. Run with ``pytest benchmarks --benchmark-only``.
 """
 
 from __future__ import annotations

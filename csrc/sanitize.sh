@@ -46,6 +46,6 @@ if grep -qw avx512_bf16 /proc/cpuinfo; then isas+=(avx512bf16); elif grep -qw av
 for isa in "${isas[@]}"; do
   export TIDE_NATIVE_ISA=$isa
   echo "sanitizers: $isa"
-  LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --confcutdir=tests/kernels/native tests/kernels/native \
-    --ignore=tests/kernels/native/test_native_cuda.py
+  LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --confcutdir=tests/kernels tests/kernels/native \
+    --ignore=tests/kernels/native/test_cuda.py
 done

@@ -137,7 +137,7 @@ def test_a_record_that_is_damaged_is_neither_overwritten_nor_used(tmp_path, caps
     out = tmp_path / "check.json"
     out.write_text(content)
     assert gpu_check.main(["--dry-run", "--out", str(out), "--stages", "products"]) == 2
-    assert f"{out} is no record of gpu-check (" in capsys.readouterr().err
+    assert f"{out} is not a record of gpu-check (" in capsys.readouterr().err
     assert out.read_text() == content
 
 

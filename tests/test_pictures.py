@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tide.errors import TideError
-from tide.pictures import MAX_PIXELS, MAX_SIDE, open_picture, to_rgb
+from tide.pictures import MAX_PIXELS, MAX_SIDE, heat_overlay, open_picture, outline_path, tiled, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -279,3 +279,35 @@ def test_exif_that_states_no_orientation_turns_nothing(block):
     plain = png(8, 6)
     content = plain[:33] + chunk(b"eXIf", block.removeprefix(b"Exif\0\0")) + plain[33:]
     assert open_picture(content).size == (8, 6)
+
+
+def test_tiles_stand_under_their_names():
+    red, blue = (np.full((4, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    picture = np.asarray(tiled(("a", "b"), [[red, blue], [blue, red]]))
+    assert picture.shape == (20 + 2 * 128 + 4, 2 * 256 + 4, 3)
+    corners = {(20, 0): red, (20, 260): blue, (20 + 132, 0): blue, (20 + 132, 260): red}
+    for (y, x), tile in corners.items():
+        assert (picture[y : y + 128, x : x + 256] == tile[0, 0]).all()
+    assert (picture[20:, 256:260] == 255).all()
+
+
+def test_the_outline_follows_the_pixel_edges():
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 0:2] = True
+    assert outline_path(mask) == "M0 1H2M0 3H2M0 1V3M2 1V3"
+    assert outline_path(np.zeros((4, 4), bool)) == ""
+    ring = np.ones((3, 3), bool)
+    full = outline_path(ring)
+    ring[1, 1] = False
+    assert outline_path(ring) == full
+
+
+def test_heat_is_on_the_scale_given():
+    grey, zero = np.full((2, 2, 3), 128, np.uint8), np.zeros((2, 2))
+    cold = heat_overlay(grey, zero, 1.0)
+    np.testing.assert_array_equal(cold, heat_overlay(grey, zero, 0.0))
+    np.testing.assert_array_equal(cold, heat_overlay(grey, np.full((2, 2), np.nan), 1.0))
+    assert np.ptp(cold.reshape(-1, 3), axis=1).max() == 0  # no colour where the latent is silent
+    brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
+    assert brightness == sorted(brightness)
+    assert brightness[2] == brightness[3]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tide.provenance import first_difference
+from tide.errors import TideError
+from tide.provenance import check_unchanged, first_difference
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,9 @@ def test_first_difference(before, now, defaults, difference):
 
 def test_long_values_are_shortened():
     assert str(first_difference({"a": "x" * 99}, {"a": 1})) == f'a "{"x" * 56}..., now 1'
+
+
+def test_a_change_is_refused_in_one_line():
+    check_unchanged({"lr": 1}, {}, "runs/a was made with other options", remedy="use the same", defaults={"lr": 1})
+    with pytest.raises(TideError, match=r"^runs/a was made with other options \(lr 1, now 2\); use the same$"):
+        check_unchanged({"lr": 1}, {"lr": 2}, "runs/a was made with other options", remedy="use the same")

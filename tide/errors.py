@@ -1,4 +1,4 @@
-"""The errors that bad input, an interruption and a machine that is too small raise; a warning."""
+"""Errors for bad input, interruptions and too little memory, and the package's warning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TideWarning(UserWarning):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, once what was to be kept has been kept; the message says what that is.
+    """Ctrl-C or SIGTERM, raised after everything worth keeping was saved; the message says what that is.
 
     ``signal`` is the signal's number, to which a shell's exit code adds 128.
     """
@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = int(number)
 
 
-#: What PyTorch's allocators for the CPU say, and its arithmetic of sizes; for a GPU they have an error of their own.
+#: Messages of PyTorch's CPU allocators and of its size arithmetic; a GPU's allocator has its own error type.
 _NO_MEMORY = (
     *("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
     "Storage size calculation overflowed",
@@ -33,7 +33,7 @@ _NO_MEMORY = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that the memory of the CPU or of a GPU does not suffice."""
+    """Whether ``error`` means that a CPU or GPU ran out of memory."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True

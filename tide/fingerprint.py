@@ -1,4 +1,4 @@
-"""What tells two networks of one shape apart: a digest of their weights."""
+"""Digests of weights, which distinguish networks of the same shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tide.errors import TideError
 def fingerprint(modules: Iterable[nn.Module]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of all parameters and buffers, by name and in order.
 
-    Offloaded weights are brought in, and what wraps a model does not count. Raises :class:`~tide.errors.TideError`
+    Offloaded weights are loaded for it, and wrappers of a model do not count. Raises :class:`~tide.errors.TideError`
     for weights that are not loaded.
     """
     digest = hashlib.sha256()
@@ -36,8 +36,8 @@ def _add(digest: Any, module: nn.Module) -> None:
 
 
 def pipeline_fingerprints(pipe: Any) -> dict[str, str]:
-    """What tells two pipelines of one name apart: component -> :func:`fingerprint` of every network, and of the
-    scheduler's configuration. Reads all weights once, about a second a GB."""
+    """Distinguishes pipelines of the same name: component -> :func:`fingerprint` of every network and the
+    scheduler's configuration. Reads all weights once, which takes about a second per GB."""
     found = {name: fingerprint([part]) for name, part in sorted(pipe.components.items()) if isinstance(part, nn.Module)}
     # Entries with a leading underscore say by which version and from where it was loaded.
     config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}

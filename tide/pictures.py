@@ -1,21 +1,25 @@
-"""Pictures of others, opened with care: few formats, bounded memory, and every mode brought to 8-bit RGB.
+"""Pictures: foreign ones opened safely, and own ones drawn (heat maps, strips, grids).
 
-Only :data:`FORMATS` are decoded, whatever a file is called: other decoders of Pillow start programs (Ghostscript for
-EPS) or read what nobody needs here. A picture is upright as its EXIF says, what is transparent shows
-:class:`Background`'s colour, 16-bit greys keep their high byte, and of an animation the first frame counts.
+:func:`open_picture` reads few formats with bounded memory and converts every mode to 8-bit RGB. It decodes only
+:data:`FORMATS`, whatever a file is called: other decoders of Pillow start programs (Ghostscript for EPS) or read what
+nobody needs here. A picture is turned upright as its EXIF says, transparent pixels show :data:`Background`'s colour,
+16-bit greys keep their high byte, and of an animation the first frame counts.
 """
 
 from __future__ import annotations
 
+import base64
 import struct
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
 
 from tide.errors import TideError
 from tide.messages import one_line
@@ -30,6 +34,9 @@ MAX_BYTES = 4 * MAX_PIXELS + 2**20
 
 #: What shows where a picture is transparent.
 Background = Literal["white", "black"]
+
+#: Pixels of the width of a tile of :func:`tiled`.
+TILE = 256
 
 _ORIENTATION = 0x0112
 #: What makes a picture upright, by its EXIF orientation.
@@ -164,3 +171,96 @@ def _orientation(exif: object) -> int:
     except struct.error:  # truncated
         pass
     return 1
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
+    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """``[3, H, W]`` in [-1, 1] to an image."""
+    return Image.fromarray(to_uint8(image))
+
+
+def image_writer(image: Image.Image) -> Callable[[Path], None]:
+    """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
+    return lambda path: image.save(path, "PNG")
+
+
+def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Images of one height in a row on white."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    x = 0
+    for image in images:
+        strip.paste(image, (x, 0))
+        x += image.width + gap
+    return strip
+
+
+def png_data(image: np.ndarray) -> str:
+    """``image`` uint8 ``[H, W, 3]`` or ``[H, W, 4]`` as a ``data:`` address of a PNG."""
+    buffer = BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+#: Colours of a heat map, from just firing to the strongest: perceptually ordered, dark to light.
+HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
+
+
+def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
+    """``heat [H, W]`` in colour over the greyed ``image``; ``top`` is the heat drawn brightest, 0 shows the grey."""
+    share = np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape)
+    position = share * (len(HEAT) - 1)
+    colour = np.stack([np.interp(position, np.arange(len(HEAT)), channel) for channel in HEAT.T], axis=-1)
+    grey = (image @ np.array([0.299, 0.587, 0.114]) / 255 * 0.62 + 0.10)[..., None]
+    # Weak firing must show, so opacity rises faster than the heat does.
+    alpha = (0.94 * share**0.6)[..., None]
+    return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
+
+
+def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """``rows`` of images of one size, uint8 ``[H, W, 3]``, as tiles :data:`TILE` pixels wide under the ``header`` of
+    their column."""
+    height = round(TILE * rows[0][0].shape[0] / rows[0][0].shape[1])
+    gap, line = 4, 20
+    picture = Image.new("RGB", (len(header) * (TILE + gap) - gap, line + len(rows) * (height + gap) - gap), "white")
+    draw = ImageDraw.Draw(picture)
+    for column, name in enumerate(header):
+        draw.text((column * (TILE + gap) + 2, 4), name, fill="black")
+        for row, tiles in enumerate(rows):
+            tile = Image.fromarray(np.ascontiguousarray(tiles[column]))
+            at = (column * (TILE + gap), line + row * (height + gap))
+            picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
+    return picture
+
+
+def heat_key() -> str:
+    """The colours of :func:`heat_overlay` as a CSS gradient."""
+    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"
+
+
+def outline_path(mask: np.ndarray) -> str:
+    """SVG path along the pixel edges between the True and the False of ``mask [H, W]``; empty for an empty mask.
+
+    Holes of one pixel, which anti-aliased seams leave, are not outlined.
+    """
+    padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    padded[1:-1, 1:-1] |= padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    horizontal = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [H + 1, W]: an edge above row y
+    vertical = padded[1:-1, 1:] != padded[1:-1, :-1]  # [H, W + 1]: an edge left of column x
+    steps = [f"M{x0} {y}H{x1}" for y, row in enumerate(horizontal) for x0, x1 in _runs(row)]
+    steps += [f"M{x} {y0}V{y1}" for x, column in enumerate(vertical.T) for y0, y1 in _runs(column)]
+    return "".join(steps)
+
+
+def _runs(flags: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Half-open ranges in which ``flags`` is True."""
+    edges = np.flatnonzero(np.diff(np.pad(flags.astype(np.int8), 1)))
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

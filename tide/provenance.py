@@ -1,4 +1,4 @@
-"""Where a result came from: the versions and the machine that it was made with, and whether options are the same."""
+"""Where a result came from: the command, versions and machine that made it, and whether two configurations agree."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tide.errors import TideError
+
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what its results depend on."""
+    """Versions of this package and of the libraries that its results depend on."""
     found = {"torch": str(torch.__version__)}
     for name in ("tide-sae", "diffusers", "transformers", "safetensors"):
         try:
@@ -33,7 +35,7 @@ def _processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
+    """The machine that a figure was measured on."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
@@ -50,8 +52,21 @@ def machine_in_words() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {device}"
 
 
+def provenance(
+    command: str | None = None, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None
+) -> dict[str, Any]:
+    """What made a result, to write beside it: the command with its options, the versions and the machine."""
+    return {
+        "command": command,
+        "arguments": dict(sorted((arguments or {}).items())),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": machine(),
+    }
+
+
 class Difference(NamedTuple):
-    """An option that is another one now; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
+    """An option whose value has changed; ``name`` is its path, such as ``loss.mse`` or ``stores[0].rows``."""
 
     name: str
     before: Any
@@ -62,9 +77,9 @@ class Difference(NamedTuple):
 
 
 def first_difference(before: Any, now: Any, defaults: Any = None, name: str = "") -> Difference | None:
-    """The first option in which two descriptions, as JSON has them, differ; None if they describe the same.
+    """The first option in which two JSON descriptions differ, or None if they agree.
 
-    An option that one of them lacks, inner ones too, has its value of ``defaults``, or null if there is none.
+    An option that one of them lacks, at any depth, takes its value from ``defaults``, or null if there is none.
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         usual = defaults if isinstance(defaults, Mapping) else {}
@@ -80,6 +95,15 @@ def first_difference(before: Any, now: Any, defaults: Any = None, name: str = ""
         same = before == now and isinstance(before, bool) == isinstance(now, bool)
         return None if same else Difference(name, before, now)
     return next((found for found in inner if found is not None), None)
+
+
+def check_unchanged(before: Any, now: Any, what: str, *, remedy: str, defaults: Any = None) -> None:
+    """Raises :class:`~tide.errors.TideError` unless both describe the same (:func:`first_difference`).
+
+    The message is ``{what} ({option} {before}, now {now}); {remedy}``.
+    """
+    if found := first_difference(before, now, defaults):
+        raise TideError(f"{what} ({found}); {remedy}")
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Several processes of one run (``torchrun``, ``mpirun``): refused, since each would do all of the work anew."""
+"""Several processes of one run (``torchrun``, ``mpirun``): refused, because each would repeat all of the work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from tide.errors import TideError
 
-#: Where launchers say how many processes they started. SLURM's count is also set where only one of them runs.
+#: Variables in which launchers say how many processes they started. SLURM also sets its count where only one runs.
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 

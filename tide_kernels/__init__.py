@@ -1,14 +1,16 @@
 """Kernels of TopK sparse autoencoders with timestep modulation: tensors in, tensors out.
 
-Importing this package needs torch alone, touches no device and prints nothing.
+Importing this package needs only torch, touches no device and prints nothing.
 """
 
 from tide_kernels.dispatch import BackendError, backend_status, register_backend
 from tide_kernels.functional import decode, encode_topk, modulate, tide_loss
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.options import LossOptions
 
 __all__ = [
     "BackendError",
+    "LossOptions",
     "LossTerms",
     "LossWeights",
     "backend_status",

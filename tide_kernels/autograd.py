@@ -1,14 +1,14 @@
-"""The ops as PyTorch sees them: ``torch.library`` ops, their shapes, and the backward, written once.
+"""The ops as PyTorch sees them: ``torch.library`` ops, their shapes, and one backward for all backends.
 
 A backend brings primitives and no backward of its own. With g = dL/dx_hat, z the sparse code and x_mod the
 encoder's input (eqs 1, 2, 8):
 
-* decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected places;
-* encode:  dpre = dz there and 0 elsewhere (TopK and ReLU both pass what they select),
-  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc, and from there as `tide_kernels.modulation`.
+* decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected latents;
+* encode:  dpre = dz there and 0 elsewhere (TopK and ReLU pass the selected gradients unchanged),
+  dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc; `tide_kernels.modulation` continues from there.
 
-Operands of matrix products are rounded to the compute dtype; sums are held in float32 (float64 for float64)
-and returned in the dtype of the tensor they belong to. Derivatives of derivatives are not provided.
+Operands of matrix products are rounded to the compute dtype; sums are accumulated in float32 (float64 for float64)
+and returned in the dtype of the tensor they belong to. There are no second derivatives.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from torch import Tensor
 
 from tide_kernels import checks
 from tide_kernels.dispatch import BackendError, Choice, choose
-from tide_kernels.fused import FusedStep, Settings
-from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.fused import FusedStep
+from tide_kernels.losses import LossTerms
 from tide_kernels.modulation import add_modulation_gradients, input_gradient
+from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters
 from tide_kernels.products import products
 from tide_kernels.reference import accumulator
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "scale", "shift")
-
 
 def _explicit_dtypes(function: _F) -> _F:
-    """Runs ``function(tensor, ...)`` without autocast: every dtype in here is chosen already."""
+    """Runs ``function(tensor, ...)`` without autocast: all dtypes have been chosen already."""
 
     @wraps(function)
     def wrapped(first: Tensor, *rest: Any) -> Any:
@@ -44,11 +43,13 @@ def _explicit_dtypes(function: _F) -> _F:
     return wrapped  # type: ignore[return-value]
 
 
-def _op(name: str) -> Callable[[_F], Any]:
-    """Registers ``tide_kernels::name``. Nothing is mutated; outputs are fresh tensors."""
+def _op(name: str, schema: str | None = None) -> Callable[[_F], Any]:
+    """Registers ``tide_kernels::name``, by its annotations if no schema is given. It mutates nothing and returns fresh
+    tensors."""
 
     def register(function: _F) -> Any:
-        return torch.library.custom_op(f"tide_kernels::{name}", _explicit_dtypes(function), mutates_args=())
+        function = _explicit_dtypes(function)
+        return torch.library.custom_op(f"tide_kernels::{name}", function, mutates_args=(), schema=schema)
 
     return register
 
@@ -62,12 +63,12 @@ def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _sums(wanted: bool, parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Where the gradient of ``parameter`` is summed up, if it is wanted."""
+    """Zeros to accumulate the gradient of ``parameter`` in, if it is wanted."""
     return parameter.new_zeros(parameter.shape, dtype=dtype) if wanted and parameter is not None else None
 
 
 def _finished(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | None]) -> list[Tensor]:
-    """Gradients in their parameters' dtypes; an op returns tensors, so an empty one stands for none."""
+    """Gradients in their parameters' dtypes. An op has to return tensors, so an empty one stands for None."""
     return [
         torch.zeros(0) if gradient is None or parameter is None else gradient.to(parameter.dtype)
         for gradient, parameter in zip(gradients, parameters, strict=True)
@@ -75,15 +76,21 @@ def _finished(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | 
 
 
 def _faked(wanted: Sequence[bool], parameters: Sequence[Tensor | None]) -> list[Tensor]:
-    """What `_finished` looks like."""
+    """Tensors of the shapes and dtypes that `_finished` returns."""
     return [
         torch.empty_like(p, memory_format=torch.contiguous_format) if want and p is not None else torch.zeros(0)
         for want, p in zip(wanted, parameters, strict=True)
     ]
 
 
-def _spread(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+def _spread(ctx: Any, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """As `_padded`, with None for gradients that are not wanted."""
+    return _padded(ctx, [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)])
+
+
+def _padded(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """What the backward of an op returns: the gradients of its first arguments, None for the others."""
+    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 # -- modulate ------------------------------------------------------------------------------------------------
@@ -119,14 +126,15 @@ def modulate_backward(
     grad = grad.to(sum_dtype)
     sums = [_sums(want, p, sum_dtype) for want, p in zip(wanted[1:], (scale, shift), strict=True)]
     add_modulation_gradients(choice.ops, grad, x, group, layer_norm, *sums)
-    # A clone: without scale and norm that is the incoming gradient itself, which an op must not return.
+    # A clone: without scale and norm it is the incoming gradient itself, which an op must not return.
     grad_x = input_gradient(grad, x, scale, group, layer_norm).clone() if wanted[0] else None
     return _finished([grad_x, *sums], [x, scale, shift])
 
 
 @modulate_backward.register_fake
 def _(grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, *rest: Any) -> list[Tensor]:
-    return _faked(rest[-1], [x, scale, shift])
+    *_, wanted = rest
+    return _faked(wanted, [x, scale, shift])
 
 
 def _modulate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,7 +145,7 @@ def _modulate_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _modulate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
     gradients = modulate_backward(grad, *ctx.saved_tensors, ctx.layer_norm, ctx.backend, wanted)
-    return (*_spread(gradients, wanted), None, None, None)
+    return _spread(ctx, gradients, wanted)
 
 
 modulate.register_autograd(_modulate_backward, setup_context=_modulate_setup)
@@ -196,8 +204,18 @@ def _modulated(
 
 
 @encode_topk.register_fake
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    k, dtype = rest[6:8]
+def _(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    k: int,
+    dtype: torch.dtype,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), k, dtype=dtype), x.new_empty(len(x), k, dtype=torch.int32)
 
 
@@ -242,8 +260,18 @@ def encode_topk_backward(
 
 
 @encode_topk_backward.register_fake
-def _(grad_values: Tensor, indices: Tensor, *rest: Any) -> list[Tensor]:
-    return _faked(rest[-1], rest[:5])
+def _(
+    grad_values: Tensor,
+    indices: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    *rest: Any,
+) -> list[Tensor]:
+    *_, wanted = rest
+    return _faked(wanted, [x, scale, shift, W_enc, b_enc])
 
 
 def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -256,7 +284,7 @@ def _encode_backward(ctx: Any, grad_values: Tensor, _: Tensor | None) -> tuple[T
     wanted = ctx.needs_input_grad[:5]
     settings = (ctx.layer_norm, ctx.chunk, ctx.backend, ctx.regime, wanted)
     gradients = encode_topk_backward(grad_values, *ctx.saved_tensors, *settings)
-    return (*_spread(gradients, wanted), *[None] * 8)
+    return _spread(ctx, gradients, wanted)
 
 
 encode_topk.register_autograd(_encode_backward, setup_context=_encode_setup)
@@ -328,7 +356,8 @@ def decode_backward(
 
 @decode_backward.register_fake
 def _(grad: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor | None, *rest: Any) -> list[Tensor]:
-    return _faked(rest[-1], [values, W_dec, b_dec])
+    *_, wanted = rest
+    return _faked(wanted, [values, W_dec, b_dec])
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -340,7 +369,7 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
     settings = (ctx.dtype, ctx.chunk, ctx.backend, ctx.regime, wanted)
     gradients = decode_backward(grad, *ctx.saved_tensors, *settings)
-    return (*_spread(gradients, wanted), *[None] * 5)
+    return _spread(ctx, gradients, wanted)
 
 
 decode.register_autograd(_decode_backward, setup_context=_decode_setup)
@@ -349,116 +378,82 @@ decode.register_autograd(_decode_backward, setup_context=_decode_setup)
 # -- tide_loss -----------------------------------------------------------------------------------------------
 
 
-@_op("tide_loss")
-def tide_loss(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    group: Tensor | None,
-    dead: Tensor | None,
-    k: int,
-    k_aux: int,
-    layer_norm: bool,
-    paired: bool,
-    weights: Sequence[float],
-    s_target: float,
-    delta: float,
-    soft_eps: float,
-    chunk: int,
-    dtype: torch.dtype,
-    backend: str,
-    regime: str,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    """The terms and the gradients times `FusedStep.gain_of`; an empty tensor for one not wanted."""
-    checks.group_range(group, scale, shift)
-    choice = _encoder_choice(x, W_enc, k, dtype, backend, regime)
-    settings = Settings(
-        k=k,
-        k_aux=k_aux,
-        layer_norm=layer_norm,
-        paired=paired,
-        weights=LossWeights(*weights),
-        s_target=s_target,
-        delta=delta,
-        soft_eps=soft_eps,
-        chunk=chunk,
-        dtype=dtype,
-        choice=choice,
-    )
-    parameters = dict(zip(PARAMETERS, (W_enc, b_enc, W_dec, b_dec, scale, shift), strict=True))
+@_op("tide_loss", f"({LOSS_SCHEMA}, bool[] wanted) -> Tensor[]")
+def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
+    """The terms, and the gradients times `FusedStep.gain_of`; an empty tensor for each gradient that is not wanted."""
+    *flat, wanted = rest
+    arguments = LossArguments.restored(x, *flat)
+    choice = _loss_choice(arguments)
     gradients = {
-        name: choice.ops.empty(p.shape, accumulator(dtype), p.device).zero_()
-        for (name, p), want in zip(parameters.items(), wanted, strict=True)
+        name: choice.ops.empty(p.shape, accumulator(arguments.dtype), p.device).zero_()
+        for (name, p), want in zip(arguments.parameters._asdict().items(), wanted, strict=True)
         if want and p is not None
     }
-    terms = FusedStep(settings, x, parameters, group, dead, gradients).run()
-    return [*terms, *(gradients.get(name, torch.zeros(0)) for name in PARAMETERS)]
+    terms = FusedStep(arguments, choice, gradients).run()
+    return [*terms, *(gradients.get(name, torch.zeros(0)) for name in Parameters._fields)]
+
+
+def _loss_choice(arguments: LossArguments) -> Choice:
+    parameters, options = arguments.parameters, arguments.options
+    checks.group_range(arguments.group, parameters.scale, parameters.shift)
+    return _encoder_choice(arguments.x, parameters.W_enc, options.k, arguments.dtype, options.backend, options.regime)
 
 
 @torch.no_grad()
-@_explicit_dtypes
-def accumulate_gradients(
-    x: Tensor,
-    parameters: dict[str, Tensor | None],
-    group: Tensor | None,
-    dead: Tensor | None,
-    settings: Settings,
-    gradients: dict[str, Tensor],
-) -> LossTerms:
-    """The terms, with their gradients added to ``gradients``, which hold true gradients before and after."""
-    checks.group_range(group, parameters["scale"], parameters["shift"])
-    step = FusedStep(settings, x, parameters, group, dead, gradients)
-    for gradient in gradients.values() if step.gain != 1 else ():
-        gradient.mul_(step.gain)
-    terms = step.run()
-    for gradient in gradients.values() if step.gain != 1 else ():
-        gradient.div_(step.gain)
+def accumulate_gradients(arguments: LossArguments, gradients: dict[str, Tensor]) -> LossTerms:
+    """The terms. Their gradients are added to ``gradients``, which are not scaled by the gain before or after."""
+    with torch.autocast(arguments.x.device.type, enabled=False):
+        step = FusedStep(arguments, _loss_choice(arguments), gradients)
+        for gradient in gradients.values() if step.gain != 1 else ():
+            gradient.mul_(step.gain)
+        terms = step.run()
+        for gradient in gradients.values() if step.gain != 1 else ():
+            gradient.div_(step.gain)
     return terms
 
 
 @tide_loss.register_fake
-def _(x: Tensor, W_enc: Tensor, *rest: Any) -> list[Tensor]:
-    dtype, wanted = rest[-4], rest[-1]
-    sum_dtype = accumulator(dtype)
-    parameters = (W_enc, *rest[:5])
-    scalars = [x.new_empty((), dtype=sum_dtype) for _ in range(5)]
-    fired = x.new_empty(len(W_enc), dtype=torch.int64)
+def _(x: Tensor, *rest: Any) -> list[Tensor]:
+    *flat, wanted = rest
+    arguments = LossArguments.restored(x, *flat)
+    sum_dtype = accumulator(arguments.dtype)
+    terms = LossTerms(*(x.new_empty((), dtype=sum_dtype) for _ in LossTerms._fields))
+    fired = x.new_empty(len(arguments.parameters.W_enc), dtype=torch.int64)
     gradients = (
         p.new_empty(p.shape, dtype=sum_dtype) if want and p is not None else torch.zeros(0)
-        for want, p in zip(wanted, parameters, strict=True)
+        for want, p in zip(wanted, arguments.parameters, strict=True)
     )
-    return [*scalars, fired, x.new_empty((), dtype=sum_dtype), *gradients]
+    return [*terms._replace(fired=fired), *gradients]
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, *parameters = inputs[:7]
-    ctx.wanted = inputs[-1]
-    ctx.dtypes = [None if p is None else p.dtype for p in parameters]
-    ctx.gain = FusedStep.gain_of(len(x), x.shape[1], inputs[-4])
-    ctx.set_materialize_grads(False)  # or zeros as large as the weights would come in for the gradients
-    ctx.save_for_backward(*output[7:])
+    *flat, ctx.wanted = inputs
+    arguments = LossArguments.restored(*flat)
+    ctx.dtypes = [None if p is None else p.dtype for p in arguments.parameters]
+    n_tokens, d_model = arguments.x.shape
+    ctx.gain = FusedStep.gain_of(n_tokens, d_model, arguments.dtype)
+    ctx.set_materialize_grads(
+        False
+    )  # else zeros as large as the weights would come in as the gradients of the gradients
+    ctx.save_for_backward(*output[len(LossTerms._fields) :])
 
 
 def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    if grads[0] is None:
-        return (None,) * 22
-    factor = grads[0] / ctx.gain
+    total, *_ = grads
+    if total is None:
+        return _padded(ctx, [])
+    factor = total / ctx.gain
     scale = _scaled_in_place if _is_spent(factor) else _scaled
-    scaled = (
+    scaled = [
         scale(gradient, factor).to(dtype) if want else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    )
-    return (None, *scaled, *[None] * 15)
+    ]
+    return _padded(ctx, [None, *scaled])
 
 
 def _is_spent(factor: Tensor) -> bool:
-    """Whether the graph, and with it all that it has saved, ends with this backward pass."""
-    if type(factor) is not Tensor:  # a stand-in, for which a compiler traces this
+    """Whether this backward pass frees the graph, and with it all saved tensors."""
+    if type(factor) is not Tensor:  # a compiler is tracing
         return False
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return keeps is not None and not keeps()
@@ -469,9 +464,9 @@ def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def _scaled_in_place(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Gradients are as large as the weights: a second copy of them would be the largest tensors of the step."""
+    """Gradients are as large as the weights: copies of them would be the largest tensors of the step."""
     if factor.device.type == "cpu" and float(factor) == 1:
-        return gradient.detach()  # an alias: what is returned must be free to become a parameter's .grad
+        return gradient.detach()  # an alias, which may become a parameter's .grad
     return gradient.detach().mul_(factor)
 
 

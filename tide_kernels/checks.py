@@ -1,6 +1,6 @@
-"""The arguments of the public ops, checked: one line an error, naming the thing and the remedy.
+"""Checks of the public ops' arguments. Each error is one line that names the argument and the remedy.
 
-Nothing here reads a tensor's data unless it lies in the CPU's memory: that would wait for the device.
+Only data in the CPU's memory is read: reading a GPU's would wait for the device.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def count(name: str, value: Any, low: int, high: int | None = None) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} = {value} is out of range: pass a finite number above 0")
 
 
@@ -65,9 +65,9 @@ def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
 
 
 def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> Tensor | None:
-    """Checks the modulation of ``x``; returns each token's group, int64, or None for a single group.
+    """Checks the modulation of ``x``; returns each token's group as int64, or None for a single group.
 
-    On a GPU groups out of range are clamped; on a CPU `group_range` looks at them, inside the ops.
+    On a GPU, groups out of range are clamped; on a CPU, `group_range` checks them inside the ops.
     """
     for name, table in (("scale", scale), ("shift", shift)):
         if table is not None:
@@ -96,7 +96,7 @@ def group_range(group: Tensor | None, scale: Tensor | None, shift: Tensor | None
 
 
 def code(values: Tensor, indices: Tensor, device: torch.device) -> None:
-    """Checks a compact code; the range of its indices is looked at by `index_range`."""
+    """Checks a compact code, except for the range of its indices (see `index_range`)."""
     floating("values", values, ("n_tokens", "k"), device)
     if not values.shape[1]:
         raise ValueError("values has no places: pass at least one, index -1 where it is unused")
@@ -105,7 +105,7 @@ def code(values: Tensor, indices: Tensor, device: torch.device) -> None:
 
 
 def index_range(indices: Tensor, n_latents: int) -> Tensor:
-    """The indices as int32; out of range they raise on a CPU and become unused places elsewhere."""
+    """The indices as int32. Those out of range raise on a CPU and become unused places elsewhere."""
     if indices.device.type != "cpu":
         return indices.to(torch.int32).masked_fill((indices < 0) | (indices >= n_latents), -1)
     outside = _outside(indices, -1, n_latents)
@@ -139,8 +139,8 @@ def gradients(
     others: dict[str, Tensor | None],
     dtype: torch.dtype,
 ) -> None:
-    """Each buffer belongs to a parameter that is there, and is contiguous, of its shape and of ``dtype``; it is apart
-    from parameters, ``others`` and other buffers."""
+    """Checks that each buffer is named after a parameter that is there, has its shape, is contiguous and of ``dtype``,
+    and shares no memory with parameters, ``others`` or other buffers."""
     read = {name: tensor for name, tensor in (parameters | others).items() if tensor is not None}
     written: dict[str, Tensor] = {}
     for name, buffer in buffers.items():
@@ -161,14 +161,14 @@ def gradients(
 
 
 def _meet(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory that two tensors span, gaps included, has a common part."""
+    """Whether the memory ranges that two tensors span, gaps included, overlap."""
     if not a.numel() or not b.numel() or not {type(a), type(b)} <= {Tensor, torch.nn.Parameter}:
-        return False  # a compiler's stand-in, for one, has no memory
+        return False  # a compiler's fake tensor, for example, has no memory
     (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
     return a_first < b_end and b_first < a_end
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of that after the last."""
+    """The addresses of the first byte and of the byte after the last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -2,7 +2,7 @@
 
 `SparseCode` holds ``values`` and ``indices`` and multiplies by gathers. `DenseCode` holds the chunk's
 ``z [n_tokens, n_latents]``, zero where nothing is selected, and leaves the products to dense matrix kernels:
-twenty times the arithmetic at 5 % density, at a rate that on a GPU more than makes up for it.
+twenty times the arithmetic at 5 % density, which a GPU more than makes up for by its rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENCODER = ("W_enc", "b_enc", "scale", "shift")
 
 
 class Tokens(NamedTuple):
-    """A chunk of the batch, and what its code was computed from."""
+    """A chunk of the batch and all that its code was computed from."""
 
     x: Tensor
     x_mod: Tensor
@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """The gradient of the code that does not come through the decoder."""
+    """The part of the code's gradient that does not come through the decoder."""
 
     pair: float = 0.0  # times the difference from the pair's other row
     soft: Tensor | None = None  # times the derivative of the soft count, a scalar
@@ -45,10 +45,10 @@ class Code(Protocol):
         """``z W``, in the accumulation dtype."""
 
     def sums(self, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
-        """As `tide_kernels.reference.code_sums`."""
+        """See `tide_kernels.reference.code_sums`."""
 
     def count(self, fired: Tensor) -> None:
-        """Adds each latent's number of tokens to ``fired``."""
+        """Adds to ``fired`` the number of tokens on which each latent is active."""
 
     def backward(
         self,
@@ -60,12 +60,12 @@ class Code(Protocol):
         gradients: dict[str, Tensor],
         fired: Tensor | None,
     ) -> None:
-        """From ``grad``, the gradient of the decoder's output, adds to ``gradients`` those of W_dec, W_enc,
-        b_enc, scale and shift that it has; does `count`, too, if there is ``fired``. The code is spent."""
+        """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
+        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int) -> Code:
-    """The code of pre-activations, which the dense regime overwrites."""
+    """The code of pre-activations. The dense regime overwrites ``pre``."""
     if choice.regime == "sparse":
         return SparseCode(choice.ops, *choice.ops.select(pre, k), pre.shape[1])
     choice.ops.keep_top_(pre, k)
@@ -73,7 +73,7 @@ def encode(choice: Choice, pre: Tensor, k: int) -> Code:
 
 
 class Compact(NamedTuple):
-    """A code as it is kept until its turn comes."""
+    """The form in which a code is kept until its chunk is processed."""
 
     values: Tensor
     indices: Tensor
@@ -158,9 +158,9 @@ class SparseCode:
         grad_W_enc: Tensor | None,
         grad_b_enc: Tensor | None,
     ) -> Tensor:
-        """What a backend may do in one walk over the latents.
+        """What a backend may fuse into one walk over the latents.
 
-        For each place, of token i and latent l and with value v, ``dv = <grad_i, W_dec_l> + extra``;
+        For each place, with token i, latent l and value v, ``dv = <grad_i, W_dec_l> + extra``;
         ``grad_W_dec_l += v grad_i``, ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``. Returns dv,
         [n_tokens, k] in the accumulation dtype, 0 at unused places.
         """
@@ -188,7 +188,7 @@ class DenseCode:
         return self.ops.code_sums(self.z, paired, soft_eps)
 
     def count(self, fired: Tensor) -> None:
-        fired += (self.z != 0).sum(0, dtype=torch.int32)  # a chunk as int64 would be the largest tensor
+        fired += (self.z != 0).sum(0, dtype=torch.int32)  # summed as int64, the chunk would be the largest tensor
 
     def backward(
         self,
@@ -226,7 +226,7 @@ class DenseCode:
         grad_scale: Tensor | None,
         grad_shift: Tensor | None,
     ) -> None:
-        """Adds what follows from the gradient of the pre-activations: ``grad_W_enc += grad_pre^T x_mod`` and,
+        """Adds the gradients that follow from that of the pre-activations: ``grad_W_enc += grad_pre^T x_mod`` and,
         with ``grad_x_mod = grad_pre W_enc``, the gradients of the modulation."""
         if grad_W_enc is not None:
             self.ops.add_product_(grad_W_enc, grad_pre, x_mod)

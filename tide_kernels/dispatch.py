@@ -1,4 +1,4 @@
-"""Which backend and which regime serve a problem, and why the others do not.
+"""Chooses the backend and the regime for a problem, and says why other backends cannot serve.
 
 A backend is a module (or any object) that has
 
@@ -6,14 +6,14 @@ A backend is a module (or any object) that has
 * ``refuses(device, dtype, n_latents, k) -> str | None``: why it cannot serve this problem, or None;
 * optionally ``only_by_name() -> str | None``: why "auto" passes it over although it can run, or None;
 * optionally ``dense_above(device) -> float``: the density above which its dense regime wins;
-* optionally ``single_launch(device, dtype, n_tokens, n_latents, k) -> bool``: whether its ``encode`` beats
-  product and selection apart;
-* any of the primitives named in `Primitives`, with the contracts of `tide_kernels.reference`. A primitive it
-  lacks is taken from there; one whose ``transpose`` returns a layout of its own, with ``offsets`` as in
-  `tide_kernels.reference.Transposed`, brings ``scatter`` too.
+* optionally ``single_launch(device, dtype, n_tokens, n_latents, k) -> bool``: whether its ``encode`` is faster than
+  separate product and selection;
+* any of the primitives named in `Primitives`, with the contracts of `tide_kernels.reference`, which supplies those
+  that are missing. A backend whose ``transpose`` returns its own layout, with ``offsets`` as in
+  `tide_kernels.reference.Transposed`, has to bring ``scatter`` too.
 
-Adding one is one line in ``_SOURCES``, or a call of `register_backend`. Backends are imported when first
-asked for, never by ``import tide_kernels``.
+To add one, add a line to ``_SOURCES`` or call `register_backend`. Backends are imported on first use, never by
+``import tide_kernels``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tide_kernels import reference
 REGIMES = ("auto", "sparse", "dense")
 PATHS = ("auto", "split", "single")
 
-# In the order in which "auto" tries them; the reference serves everything, so it stands last.
+# In the order in which "auto" tries them; the reference serves everything, so it is last.
 _SOURCES: dict[str, Any] = {
     "triton": "tide_kernels.triton",
     "native": "tide_kernels.native",
@@ -41,7 +41,7 @@ _SOURCES: dict[str, Any] = {
 
 
 class BackendError(RuntimeError):
-    """A backend asked for by name cannot serve; the message says why in one line."""
+    """A backend that was asked for by name cannot serve. The message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Primitives:
 
     @classmethod
     def of(cls, backend: Any) -> Primitives:
-        """Those ``backend`` has, completed by the reference's."""
+        """The primitives of ``backend``, completed by the reference's."""
         names = cls.__dataclass_fields__
         found: dict[str, Any] = {n: getattr(backend, n, getattr(reference, n, None)) for n in names}
         return cls(**found)
@@ -79,12 +79,12 @@ class Primitives:
 
 @dataclass(frozen=True)
 class Choice:
-    """What serves a problem."""
+    """The backend and the regime that serve a problem."""
 
     backend: str
     regime: str  # "sparse" or "dense"
     ops: Primitives
-    single_launch: bool = False  # whether "auto" encodes by one kernel
+    single_launch: bool = False  # whether path="auto" encodes in one launch
     refused: dict[str, str] = field(default_factory=dict)  # backends that "auto" passed over, and why
 
 
@@ -108,7 +108,7 @@ def _load(name: str) -> tuple[Any, str | None]:
     return backend, reason or backend.unavailable()
 
 
-@cache  # a failing import is dear to repeat at every call
+@cache  # repeating a failing import at every call would be slow
 def _imported(source: str) -> tuple[Any, str | None]:
     try:
         return importlib.import_module(source), None
@@ -135,10 +135,10 @@ def choose(
     k: int,
     n_tokens: int = 0,
 ) -> Choice:
-    """The backend and the regime for a problem of this shape. The data are never looked at.
+    """The backend and the regime for a problem of this shape, whatever its data.
 
     Raises:
-        ValueError: ``backend`` or ``regime`` is no known name.
+        ValueError: the name of ``backend`` or ``regime`` is unknown.
         BackendError: ``backend`` was asked for by name and cannot serve.
     """
     if regime not in REGIMES:

@@ -1,4 +1,4 @@
-"""The public operations. Arguments are checked here and nowhere below.
+"""The public operations. Arguments are checked here, not in the layers below.
 
 Common to all of them:
 
@@ -6,15 +6,15 @@ Common to all of them:
   dtype of the weights, or in autocast's inside ``torch.autocast`` (float64 weights stay float64); tokens are
   cast to it. Gradients have the dtype of the tensor they belong to and are summed in float32 (float64 for
   float64).
-* Zero tokens are allowed: outputs are empty and losses 0.
+* Zero tokens are allowed: outputs are then empty and losses 0.
 * ``backend`` is "auto", "reference", "triton" or "native"; ``regime`` is "auto", "sparse" (gathers) or
-  "dense" (matrix products over a masked chunk). Both change speed and rounding, nothing else. "auto" goes by
-  shape and device. A backend asked for by name that cannot serve raises `BackendError`.
+  "dense" (matrix products over a masked chunk). Both change only speed and rounding. "auto" decides by shape
+  and device. A backend that is asked for by name and cannot serve raises `BackendError`.
 * Indices in a GPU's memory are not checked, since that would wait for the device: groups out of range are
-  clamped into it, code places out of range count as unused. On a CPU both raise ``ValueError``.
+  clamped, and code places out of range count as unused. On a CPU both raise ``ValueError``.
 * On one machine, with one version of PyTorch and one number of CPU threads, results are the same bits from run to
-  run. With another number of threads PyTorch's matrix products, of which pre-activations and the dense regime are
-  made, may differ in the last bits; all else is the same.
+  run. With another number of threads PyTorch's matrix products, which compute pre-activations and the dense regime,
+  may differ in the last bits; everything else is the same.
 * Misshaped or misplaced tensors and numbers out of range raise ``ValueError``, wrong types ``TypeError``.
 """
 
@@ -24,23 +24,12 @@ import torch
 from torch import Tensor
 
 from tide_kernels import autograd, checks
-from tide_kernels.dispatch import PATHS, choose
-from tide_kernels.fused import Settings
+from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.options import LossArguments, LossOptions, Parameters, default_chunk
 from tide_kernels.reference import accumulator
 
-# Elements of a chunk's [tokens, n_latents] tensor. CPU: 16 MB of float32; a step gains nothing above that.
-# Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
-_CHUNK_ELEMENTS_CPU = 2**22
-_CHUNK_ELEMENTS = 2**29
-
 DEFAULT_WEIGHTS = LossWeights()
-
-
-def default_chunk(n_latents: int, device: torch.device) -> int:
-    """Tokens per chunk where the caller does not say."""
-    elements = _CHUNK_ELEMENTS_CPU if device.type == "cpu" else _CHUNK_ELEMENTS
-    return max(2, elements // n_latents)
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -61,15 +50,15 @@ def modulate(
 ) -> Tensor:
     """Timestep modulation of tokens (eq. 8): ``x_mod_i = u_i * (1 + scale[group_i]) + shift[group_i]``.
 
-    u is x or, with ``layer_norm``, LayerNorm(x) without affine and with eps 1e-6, as inside a DiT block.
+    u is x or, with ``layer_norm``, LayerNorm(x) without affine parameters and with eps 1e-6, as inside a DiT block.
 
     Args:
         x: ``[n_tokens, d_model]``.
-        scale, shift: ``[groups, d_model]``; one that is None counts as zeros.
+        scale, shift: ``[groups, d_model]``; None counts as zeros.
         group: ``[n_tokens]`` int32 or int64, each token's row of scale and shift; None for a single group.
             Ignored where there is neither scale nor shift.
         layer_norm: normalise each token first.
-        backend: see the module's text.
+        backend: see the module's docstring.
 
     Returns:
         ``[n_tokens, d_model]`` in the dtype of x. Differentiable in x, scale and shift.
@@ -97,8 +86,8 @@ def encode_topk(
 ) -> tuple[Tensor, Tensor]:
     """The sparse code of tokens (eqs 1, 2, 8): ``TopK(ReLU(W_enc x_mod + b_enc))``, x_mod as in `modulate`.
 
-    At most k strictly positive pre-activations a token, the largest; ties at the k-th value go to the lowest
-    index; NaN counts as largest, so that it shows. Pre-activations are rounded to the compute dtype before
+    Selects at most k strictly positive pre-activations per token, the largest; ties at the k-th value go to the
+    lowest index; NaN counts as largest, so that it shows. Pre-activations are rounded to the compute dtype before
     the selection.
 
     Args:
@@ -106,11 +95,11 @@ def encode_topk(
         W_enc: ``[n_latents, d_model]``; b_enc: ``[n_latents]`` or None.
         k: places of a code, from 1 to n_latents.
         scale, shift, group, layer_norm: as in `modulate`.
-        backend, regime: see the module's text; the regime is that of the backward pass.
-        path: "single" for modulation, product and selection in one kernel launch, where no pre-activation
-            ever reaches the device's memory in full; "split" for one after the other, by chunks of tokens;
-            "auto" for the one that was measured to be faster. A backend without a single-launch encoder
-            raises `BackendError` for "single".
+        backend, regime: see the module's docstring; the regime is that of the backward pass.
+        path: "single" for modulation, product and selection in one kernel launch, which never writes a full row of
+            pre-activations to the device's memory; "split" for one after the other, by chunks of tokens; "auto"
+            for "single" only where it was measured to be faster. A backend without a single-launch encoder raises
+            `BackendError` for "single".
 
     Returns:
         ``values [n_tokens, k]`` in the compute dtype and ``indices [n_tokens, k]`` int32, ascending by index;
@@ -141,10 +130,10 @@ def decode(
 
     Args:
         values: ``[n_tokens, k]``, of any sign.
-        indices: ``[n_tokens, k]`` int32 or int64 in [-1, n_latents), in any order; a latent that a row names
-            twice is added twice, a place with index -1 is unused, whatever its value.
+        indices: ``[n_tokens, k]`` int32 or int64 in [-1, n_latents), in any order; a latent that occurs
+            twice in a row is added twice; a place with index -1 is unused, whatever its value.
         W_dec: ``[n_latents, d_model]``; b_dec: ``[d_model]`` or None.
-        backend, regime: see the module's text.
+        backend, regime: see the module's docstring.
 
     Returns:
         ``x_hat [n_tokens, d_model]`` in the compute dtype. Differentiable in values (0 at unused places),
@@ -182,27 +171,27 @@ def tide_loss(
     backend: str = "auto",
     regime: str = "auto",
 ) -> LossTerms:
-    """The training loss of a TopK sparse autoencoder with timestep modulation (eqs 1, 2, 7, 8, 13-16), fused.
+    """The fused training loss of a TopK sparse autoencoder with timestep modulation (eqs 1, 2, 7, 8, 13-16).
 
     With ``values, indices = encode_topk(x, ...)`` and ``x_hat = decode(values, indices, W_dec, b_dec)``:
 
     * ``mse``: the mean over all elements of (x - x_hat)^2 (eq. 13, as a mean);
     * ``cosine``: the mean over tokens of 1 - cos(x, x_hat) (eq. 14). A token where x or x_hat is zero
       contributes 1 and no gradient;
-    * ``temporal``: the mean over pairs of |F_2i - F_2i+1|^2, F the sparse latents (eq. 15); 0 unless paired;
-    * ``sparsity``: Huber(S - s_target; delta) (eq. 16), S the mean over tokens of
+    * ``temporal``: the mean over pairs of |F_2i - F_2i+1|^2, where F are the sparse latents (eq. 15); 0 unless paired;
+    * ``sparsity``: Huber(S - s_target; delta) (eq. 16), where S is the mean over tokens of
       ``(1 / n_latents) sum_j v_j^2 / (v_j^2 + soft_eps^2)``;
     * ``auxk``: the mean over all elements of (e - e_hat)^2 with e = x - x_hat taken as a constant and e_hat
-      its reconstruction from the top ``k_aux`` of the dead latents alone, without b_dec; 0 where no latent is
-      dead;
-    * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is the optimiser's.
+      its reconstruction from only the top ``k_aux`` dead latents, without b_dec; 0 if no latent is dead;
+    * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is left to the
+      optimiser.
 
     Forward and backward run together over chunks of tokens: no ``[n_tokens, n_latents]`` tensor exists, and
-    peak memory is set by ``chunk``, except that a nonzero sparsity weight keeps every token's compact code
-    and modulated token for the length of the call (its gradient needs the batch's mean S first).
+    peak memory is set by ``chunk``. The exception is a nonzero sparsity weight, whose gradient needs the batch's mean
+    S first: every token's compact code and modulated token are then kept for the length of the call.
 
     Args:
-        x: ``[n_tokens, d_model]``, without gradient: compose `encode_topk` and `decode` for one in x.
+        x: ``[n_tokens, d_model]``. It gets no gradient: for one, compose `encode_topk` and `decode`.
         W_enc, W_dec: ``[n_latents, d_model]``, of one dtype.
         b_enc: ``[n_latents]`` or None; b_dec: ``[d_model]`` or None.
         k: places of a code, from 1 to n_latents.
@@ -211,20 +200,20 @@ def tide_loss(
         weights: the terms' factors. A term of weight 0 is still reported.
         s_target: target of S; 0.8 k / n_latents by default (S never exceeds k / n_latents).
         delta: where Huber's function turns linear.
-        soft_eps: the activation that counts one half in S.
+        soft_eps: the activation that counts as one half in S.
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
-        k_aux: how many of them a token may use.
-        gradients: buffers to which the gradients of ``total`` are added at once, by the names of the parameters
-            (W_enc, b_enc, W_dec, b_dec, scale, shift): their ``.grad``, say. They are contiguous, in the
-            terms' dtype and share memory with no other argument. The result then carries no gradient, and no other
-            memory as large as the weights is needed. Without buffers, ``total.backward()`` hands the gradients out.
+        k_aux: how many dead latents a token may use.
+        gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
+            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
+            in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
+            no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
-        backend, regime: see the module's text.
+        backend, regime: see the module's docstring.
 
     Returns:
         `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
         the weights, biases, scale and shift. ``fired [n_latents]`` int64 is the number of tokens on which
-        each latent is active (the auxiliary term's use of it not counted).
+        each latent is active (its use by the auxiliary term does not count).
     """
     checks.encoder(x, W_enc, b_enc, k)
     checks.floating("W_dec", W_dec, tuple(W_enc.shape), x.device)
@@ -243,51 +232,29 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("soft_eps", soft_eps)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
-    if chunk is None:
-        chunk = default_chunk(n_latents, x.device)
-    checks.count("chunk", chunk, 1)
+    if chunk is not None:
+        checks.count("chunk", chunk, 1)
 
-    parameters = (W_enc, b_enc, W_dec, b_dec, scale, shift)
-    s_target = 0.8 * k / n_latents if s_target is None else s_target
-    chunk = chunk + chunk % 2 if paired else chunk
-    dtype = _compute_dtype(W_enc)
-    if gradients is not None:
-        named = dict(zip(autograd.PARAMETERS, parameters, strict=True))
-        checks.gradients(gradients, named, {"x": x, "group": group, "dead": dead}, accumulator(dtype))
-        choice = choose(backend, regime, device=x.device, dtype=dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
-        settings = Settings(
-            k=k,
-            k_aux=k_aux,
-            layer_norm=layer_norm,
-            paired=paired,
-            weights=weights,
-            s_target=s_target,
-            delta=delta,
-            soft_eps=soft_eps,
-            chunk=chunk,
-            dtype=dtype,
-            choice=choice,
-        )
-        return autograd.accumulate_gradients(x, named, group, dead, settings, gradients)
-    wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
-    results = autograd.tide_loss(
-        x,
-        *parameters,
-        group,
-        dead,
-        k,
-        k_aux,
-        layer_norm,
-        paired,
-        list(weights),
-        s_target,
-        delta,
-        soft_eps,
-        chunk,
-        dtype,
-        backend,
-        regime,
-        wanted,
+    parameters = Parameters(W_enc, b_enc, W_dec, b_dec, scale, shift)
+    options = LossOptions(
+        k=k,
+        k_aux=k_aux,
+        layer_norm=layer_norm,
+        paired=paired,
+        weights=weights,
+        s_target=s_target,
+        delta=delta,
+        soft_eps=soft_eps,
+        chunk=chunk,
+        backend=backend,
+        regime=regime,
     )
+    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
+    if gradients is not None:
+        others = {"x": x, "group": group, "dead": dead}
+        checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
+        return autograd.accumulate_gradients(arguments, gradients)
+    wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
+    results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]
     return LossTerms(total, *(term.detach() for term in others))

@@ -1,20 +1,18 @@
 """The fused training step: encode, decode, all loss terms and gradients, one chunk of tokens at a time.
 
-No ``[n_tokens, n_latents]`` tensor exists for more than a chunk of tokens. Gradients are formed along with
-the loss, as if the loss were the end of the graph, and scaled by its incoming gradient in the backward pass.
+No ``[n_tokens, n_latents]`` tensor exists for more than a chunk of tokens. Gradients are computed along with
+the loss, as if the loss were the end of the graph, and the backward pass scales them by the incoming gradient.
 Until then they carry a common factor, the gain, which matters in float16.
 
 All terms but one are sums over tokens (or over pairs, which no chunk splits). The exception is the sparsity
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
-on the codes alone, so with a sparsity weight and several chunks all of them are encoded first, and what is kept
-of them is the compact codes and the modulated tokens: ``O(n_tokens (k + d_model))`` memory, and nothing
-computed twice.
+only on the codes. With a sparsity weight and several chunks, all chunks are therefore encoded first, and their
+compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,25 +20,9 @@ from torch import Tensor
 
 from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
 from tide_kernels.dispatch import Choice
-from tide_kernels.losses import LossTerms, LossWeights, full_sum, huber, soft_count
+from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
+from tide_kernels.options import LossArguments
 from tide_kernels.reference import accumulator
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is not a tensor."""
-
-    k: int
-    k_aux: int
-    layer_norm: bool
-    paired: bool
-    weights: LossWeights
-    s_target: float
-    delta: float
-    soft_eps: float
-    chunk: int  # even if paired
-    dtype: torch.dtype  # of the operands of matrix products
-    choice: Choice
 
 
 class Chunk(NamedTuple):
@@ -52,57 +34,48 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. ``gradients`` are the buffers, of the sums' dtype, that the gradients are added to."""
+    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        x: Tensor,
-        parameters: dict[str, Tensor | None],
-        group: Tensor | None,
-        dead: Tensor | None,
-        gradients: dict[str, Tensor],
-    ) -> None:
-        self.gradients = gradients
-        self.settings, self.x, self.group, self.dead = settings, x, group, dead
-        self.sum_dtype = accumulator(settings.dtype)
-        self.scale, self.shift, self.b_dec = (parameters[name] for name in ("scale", "shift", "b_dec"))
-        cast = {name: p.to(settings.dtype) for name, p in parameters.items() if p is not None}
-        self.W_enc, self.W_dec, self.b_enc = cast["W_enc"], cast["W_dec"], cast.get("b_enc")
-        self.n_tokens, self.d_model = x.shape
+    def __init__(self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor]) -> None:
+        self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
+        self.choice, self.gradients = choice, gradients
+        self.sum_dtype = accumulator(self.dtype)
+        self.scale, self.shift, self.b_dec = parameters.scale, parameters.shift, parameters.b_dec
+        self.W_enc, self.W_dec = parameters.W_enc.to(self.dtype), parameters.W_dec.to(self.dtype)
+        self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
+        self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
-        self.gain = self.gain_of(len(x), x.shape[1], settings.dtype)
-        # Dense products round their operands anyway; gathers keep what the loss computed.
-        self.grad_dtype = settings.dtype if settings.choice.regime == "dense" else self.sum_dtype
-        self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=x.device)
+        self.chunk = self.options.tokens_per_chunk(self.n_latents, self.x.device)
+        self.s_target = self.options.sparsity_target(self.n_latents)
+        self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
+        # Dense products round their operands anyway; gathers keep the loss's precision.
+        self.grad_dtype = self.dtype if choice.regime == "dense" else self.sum_dtype
+        self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.sums = {
-            name: torch.zeros((), dtype=self.sum_dtype, device=x.device)
+            name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
             for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
         }
 
     @staticmethod
     def gain_of(n_tokens: int, d_model: int, dtype: torch.dtype) -> float:
-        """The common factor of the gradients until they are handed out.
+        """The common factor of the gradients until the backward pass.
 
         In float16 the gradient of a mean over millions of elements would vanish before the matrix products see
-        it: a power of two, so that it costs no rounding, brings the gradients of all terms near 1.
+        it. The gain brings the gradients of all terms near 1; it is a power of two, which costs no rounding.
         """
         return 2.0 ** round(math.log2(max(n_tokens, 1) * d_model**0.5)) if dtype == torch.float16 else 1.0
 
     def run(self) -> LossTerms:
         """The loss terms; afterwards ``gradients`` holds ``gain`` times the gradients of ``total``."""
-        s = self.settings
-        starts = range(0, self.n_tokens, s.chunk)
-        if s.weights.sparsity and self.gradients and len(starts) > 1:
+        options = self.options
+        starts = range(0, self.n_tokens, self.chunk)
+        if options.weights.sparsity and self.gradients and len(starts) > 1:
             kept = [self.keep(start) for start in starts]
-            counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, s.soft_eps) for _, c, _ in kept)
+            counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, options.soft_eps) for _, c, _ in kept)
             slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
-            unpacked = (
-                Chunk(tokens, code.unpack(s.choice, self.n_latents), dead and dead.unpack(s.choice, self.n_latents))
-                for tokens, code, dead in kept
-            )
-            for chunk in unpacked:
-                self.accumulate(chunk, slope)
+            for tokens, code, dead in kept:
+                dead_code = None if dead is None else dead.unpack(self.choice, self.n_latents)
+                self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
         else:
             for start in starts:
                 self.accumulate(self.encode(start), None)
@@ -110,47 +83,47 @@ class FusedStep:
 
     def sparsity_slope(self, count: Tensor) -> Tensor:
         """The factor of the soft count's gradient, from the sum of the batch's soft counts."""
-        s = self.settings
-        excess = count / self.n_tokens - s.s_target
-        return excess.clamp(-s.delta, s.delta) * (s.weights.sparsity * self.gain / self.n_tokens)
+        options = self.options
+        excess = count / self.n_tokens - self.s_target
+        return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / self.n_tokens)
 
     def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor]:
-        s, ops = self.settings, self.settings.choice.ops
-        rows = slice(start, start + s.chunk)
+        options, ops = self.options, self.choice.ops
+        rows = slice(start, start + self.chunk)
         x, group = self.x[rows], None if self.group is None else self.group[rows]
-        x_mod = ops.modulate(x, self.scale, self.shift, group, s.layer_norm, s.dtype)
-        tokens = Tokens(x, x_mod, self.scale, self.shift, group, s.layer_norm)
+        x_mod = ops.modulate(x, self.scale, self.shift, group, options.layer_norm, self.dtype)
+        tokens = Tokens(x, x_mod, self.scale, self.shift, group, options.layer_norm)
         return tokens, ops.pre_activations(x_mod, self.W_enc, self.b_enc)
 
     def dead_pre_activations(self, pre: Tensor) -> Tensor | None:
-        # Masking instead of compressing keeps shapes free of the data: nothing is read back from a GPU.
-        return pre.masked_fill(~self.dead, 0) if self.dead is not None and self.settings.k_aux else None
+        # Masked rather than compressed: shapes do not depend on data, so nothing is read back from a GPU.
+        return pre.masked_fill(~self.dead, 0) if self.dead is not None and self.options.k_aux else None
 
     def encode(self, start: int) -> Chunk:
-        s = self.settings
+        options = self.options
         tokens, pre = self.tokens_and_pre_activations(start)
         dead = self.dead_pre_activations(pre)
-        code = encode(s.choice, pre, s.k)
-        return Chunk(tokens, code, None if dead is None else encode(s.choice, dead, s.k_aux))
+        code = encode(self.choice, pre, options.k)
+        return Chunk(tokens, code, None if dead is None else encode(self.choice, dead, options.k_aux))
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
-        """As `encode`, in a form that is small in both regimes."""
-        s, select = self.settings, self.settings.choice.ops.select
+        """As `encode`, but in a form that is small in both regimes."""
+        options, select = self.options, self.choice.ops.select
         tokens, pre = self.tokens_and_pre_activations(start)
         dead = self.dead_pre_activations(pre)
-        return tokens, Compact(*select(pre, s.k)), None if dead is None else Compact(*select(dead, s.k_aux))
+        return tokens, Compact(*select(pre, options.k)), None if dead is None else Compact(*select(dead, options.k_aux))
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
-        """Adds a chunk's part of every sum and every gradient. Without a ``sparsity_slope`` the chunk is the
-        whole batch, or needs none."""
-        s, weights, tokens = self.settings, self.settings.weights, chunk.tokens
-        temporal, count = chunk.code.sums(s.paired, s.soft_eps)
+        """Adds a chunk's part of every sum and every gradient. ``sparsity_slope`` may be None if the chunk is the whole
+        batch or the sparsity term has no weight."""
+        options, weights, tokens = self.options, self.options.weights, chunk.tokens
+        temporal, count = chunk.code.sums(options.paired, options.soft_eps)
         self.sums["temporal"] += temporal
         self.sums["sparsity"] += count
         if weights.sparsity and sparsity_slope is None:
             sparsity_slope = self.sparsity_slope(count)
         x_hat = chunk.code.decode(self.W_dec)
-        loss = s.choice.ops.reconstruction_loss(
+        loss = self.choice.ops.reconstruction_loss(
             tokens.x,
             x_hat,
             self.b_dec,
@@ -161,22 +134,22 @@ class FusedStep:
         )
         self.sums["mse"] += loss.squared
         self.sums["cosine"] += loss.distance
-        pair = weights.temporal * self.gain * 4 / self.n_tokens if s.paired else 0.0
+        pair = weights.temporal * self.gain * 4 / self.n_tokens if options.paired else 0.0
         if loss.gradient is None:
             chunk.code.count(self.fired)
         else:
             if "b_dec" in self.gradients:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
-            slopes = Slopes(pair, sparsity_slope, s.soft_eps)
+            slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             self.backward(chunk.code, loss.gradient, tokens, slopes, self.fired)
         if chunk.dead_code is not None and loss.error is not None:
             self.accumulate_auxk(chunk.dead_code, loss.error, tokens)
 
     def accumulate_auxk(self, code: Code, error: Tensor, tokens: Tokens) -> None:
-        """The dead latents' reconstruction of what is missing, x - x_hat, a constant to this term."""
-        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction less (x - x_hat)
+        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term."""
+        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
         self.sums["auxk"] += full_sum(misfit.square())
-        factor = self.settings.weights.auxk * self.gain * 2 / self.x.numel()
+        factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
         if self.gradients and factor:
             self.backward(code, misfit.mul_(factor).to(self.grad_dtype), tokens, Slopes(), None)
 
@@ -184,16 +157,16 @@ class FusedStep:
         code.backward(grad, tokens, self.W_enc, self.W_dec, slopes, self.gradients, fired)
 
     def terms(self) -> LossTerms:
-        s, sums, n = self.settings, self.sums, max(self.n_tokens, 1)
+        options, sums, n = self.options, self.sums, max(self.n_tokens, 1)
         elements = max(self.x.numel(), 1)
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
-        sparsity = huber(sums["sparsity"] / n - s.s_target, s.delta) * (self.n_tokens > 0)
+        sparsity = huber(sums["sparsity"] / n - self.s_target, options.delta) * (self.n_tokens > 0)
         auxk = sums["auxk"] / elements
         if self.dead is not None:
             auxk = torch.where(self.dead.any(), auxk, 0)  # without dead latents there is nothing to revive
         total = torch.zeros_like(mse)
-        for weight, term in zip(s.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
-            if weight:  # a term that is not asked for must not bring its NaN into the total
+        for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
+            if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
         return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk)

@@ -1,4 +1,4 @@
-"""The terms of the training loss on one chunk of tokens: sums, and gradients where asked for.
+"""The terms of the training loss on one chunk of tokens: sums, and gradients on request.
 
 A chunk contributes plain sums; `tide_kernels.fused` divides by the counts of the whole batch.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SERIAL = 2**15  # elements that PyTorch adds up on one thread
+_SERIAL = 2**15  # PyTorch sums fewer elements than this on one thread
 _ROW = 2**8
 
 
@@ -38,9 +38,9 @@ class LossTerms(NamedTuple):
 
 
 def full_sum(values: Tensor) -> Tensor:
-    """The sum of all elements, of one dimension or more: the same bits for any number of CPU threads.
+    """The sum of all elements of a tensor of at least one dimension: the same bits for any number of CPU threads.
 
-    PyTorch gives each thread a part of a long sum. Sums of rows are whole: it shares out the rows.
+    PyTorch splits a long sum among threads. It does not split sums of rows: each row goes to one thread.
     """
     if values.device.type != "cpu":
         return values.sum()
@@ -60,8 +60,8 @@ def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
 def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
     """The sum over tokens of 1 - cos(x, x_hat) (eq. 14), and ``factor`` times its gradient in x_hat.
 
-    A token where x or x_hat is zero counts as cosine 0, that is 1, and has no gradient. The gradient is None
-    for a factor of 0.
+    A token where x or x_hat is zero has cosine 0, so it counts 1, and has no gradient. The gradient is None for a
+    factor of 0.
     """
     norm_x, norm_hat = (torch.linalg.vector_norm(t, dim=1, keepdim=True) for t in (x, x_hat))
     norms = norm_x * norm_hat
@@ -76,10 +76,10 @@ def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Te
 
 
 def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
-    """Compact latents against those of the other row of the pair (2i, 2i + 1) (eq. 15).
+    """Compares compact latents with those of the other row of the pair (2i, 2i + 1) (eq. 15).
 
-    Returns the sum over pairs of |F_2i - F_2i+1|^2, and for each active latent its value less the partner's
-    value of that latent (0 where the partner does not hold it): half the sum's gradient in ``values``. The
+    Returns the sum over pairs of |F_2i - F_2i+1|^2, and for each active latent its value minus the partner's
+    value of that latent (0 if it is not active there): half the sum's gradient in ``values``. The
     rows of ``indices`` have to ascend, unused places last with value 0, as `select` leaves them.
     """
     keys = torch.where(indices < 0, n_latents, indices)
@@ -89,10 +89,12 @@ def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[T
     shared = (second_keys.gather(1, place) == first_keys) & (first_keys < n_latents)
     differences = torch.empty_like(values)
     differences[0::2] = first - second.gather(1, place).masked_fill_(~shared, 0)
-    # What a place of the second row faces in the first. At most one shared latent comes to each place.
+    # For each place of the second row, the first row's value of that latent. No two write to the same place.
     facing = torch.zeros_like(second).scatter_add_(1, place, first.masked_fill(~shared, 0))
     differences[1::2] = second - facing
-    alone = second.masked_fill(facing != 0, 0)  # a selected value is positive: 0 means that nothing faces it
+    alone = second.masked_fill(
+        facing != 0, 0
+    )  # selected values are positive, so 0 means that the first row lacks the latent
     return full_sum(differences[0::2].square()) + full_sum(alone.square()), differences
 
 

@@ -1,7 +1,7 @@
 """The compiled kernels of csrc/ as a backend: CPU, float32 and bfloat16.
 
-The library is loaded when first asked for. The contracts of its primitives are those of `tide_kernels.reference`
-and `tide_kernels.codes`. `pre_activations` asks oneDNN where PyTorch's float32 products would go to another library.
+The library is loaded on first use. The contracts of its primitives are those of `tide_kernels.reference` and
+`tide_kernels.codes`. `pre_activations` calls oneDNN where PyTorch would use another library for float32 products.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Layout(NamedTuple):
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The loaded library, or why there is none."""
-    # The variable names a library built apart, by csrc/sanitize.sh for one.
+    """The loaded library, or the reason why there is none."""
+    # The variable names a library that was built separately, for example by csrc/sanitize.sh.
     named = os.environ.get("TIDE_NATIVE_LIBRARY")
     found = [Path(named)] if named else sorted(_FOLDER.glob("_native_cpu*"))
     if not found:
@@ -85,7 +85,7 @@ def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) ->
     if dtype not in (torch.float32, torch.bfloat16):
         return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if n_latents >= 2**31 - 64:
-        return f"{n_latents} latents are more than int32 indices name"
+        return f"{n_latents} latents are too many for int32 indices"
     return None
 
 
@@ -100,15 +100,15 @@ def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tenso
     """``x_mod W_enc^T + b_enc``."""
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if onednn and x_mod.dtype == torch.float32 and len(x_mod):
-        # PyTorch gives float32 products to MKL, whose AVX-512 kernels other makers' processors do not get. Of strides
-        # oneDNN takes some, and a bias as if it were contiguous.
+        # PyTorch gives float32 products to MKL, which withholds its AVX-512 kernels from other makers' processors.
+        # oneDNN supports only some strides, and reads a bias as if it were contiguous.
         bias = None if b_enc is None else b_enc.contiguous()
         return torch.ops.mkldnn._linear_pointwise(_whole_rows(x_mod), _whole_rows(W_enc), bias, "none", [], "")
     return F.linear(x_mod, W_enc, b_enc)
 
 
 def _whole_rows(tensor: Tensor) -> Tensor:
-    """The matrix itself if each of its rows lies whole and apart from the others, else a copy."""
+    """The matrix itself if its rows are contiguous and do not overlap, else a copy."""
     apart = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
     return tensor if apart else tensor.contiguous()
 
@@ -116,7 +116,7 @@ def _whole_rows(tensor: Tensor) -> Tensor:
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """As `torch.empty`, from large pages where the system has them.
 
-    A step's weight gradients are fresh memory, and mapping it in small pages takes longer than filling it.
+    A step's weight gradients are fresh memory, which takes longer to map in small pages than to fill.
     """
     fresh = torch.empty(tuple(shape), dtype=dtype)
     torch.ops.tide_native.advise_large_pages(fresh)

@@ -1,7 +1,7 @@
 """The products of a caller's compact code with a weight matrix, in two regimes behind one interface.
 
 With z the ``[n_tokens, n_latents]`` matrix that holds ``values`` at ``indices``, `encode_topk` and `decode`
-need of a chunk of tokens
+need these products for a chunk of tokens:
 
 ==============  ======================================  ==========================================
 ``gather``      ``z @ W``                               decode; the gradient of the encoder's input
@@ -10,10 +10,10 @@ need of a chunk of tokens
 ``column_sum``  ``out += z.sum(0)``                     the gradient of the encoder's bias
 ==============  ======================================  ==========================================
 
-`SparseProducts` computes them from the compact code by the backend's primitives. `DenseProducts` writes z
-out, masked, for the chunk at hand, and leaves the rest to dense matrix products. Both take and give compact
-values: a caller's code has any order, may repeat a latent and skip places. The fused step, which makes its
-codes itself, keeps them in the form of its regime instead (`tide_kernels.codes`).
+`SparseProducts` computes them from the compact code by the backend's primitives. `DenseProducts` writes
+z out for one chunk at a time and leaves the rest to dense matrix products. Both take and return compact values: a
+caller's code has any order, may repeat a latent and may have unused places. The fused step makes its codes itself
+and keeps them in the form of its regime (`tide_kernels.codes`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DenseProducts:
         self.shape, self.dtype = (len(indices), n_latents), dtype
 
     def operand(self, values: Tensor) -> Tensor:
-        # Adding, not writing: unused places put their 0 on latent 0, and a caller's code may repeat a latent.
+        # Adds rather than writes: unused places put their 0 on latent 0, and a caller's code may repeat a latent.
         values = values.to(self.dtype).masked_fill(self.unused, 0)
         return values.new_zeros(self.shape).scatter_add_(1, self.columns, values)
 

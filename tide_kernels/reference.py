@@ -1,19 +1,19 @@
-"""Every primitive in plain PyTorch, for any device and float dtype: what the other backends are held to.
+"""Every primitive in plain PyTorch, for any device and float dtype: the standard for the other backends.
 
 Conventions shared by all backends:
 
 * ``values [n_tokens, k]`` and ``indices [n_tokens, k]`` int32 are the compact code of a token. An unused
-  place has index -1; whatever value stands there is ignored.
+  place has index -1, and its value is ignored.
 * ``z [n_tokens, n_latents]``, in the compute dtype, is the same code written out; a latent is selected
   where z is not 0 (NaN included).
-* Products add up in the accumulation dtype (`accumulator`: float32, or float64 for float64 operands) and
-  return it; rounding to a narrower dtype is the caller's business.
+* Products are summed and returned in the accumulation dtype (`accumulator`: float32, or float64 for float64
+  operands); rounding to a narrower dtype is left to the caller.
 * Every result is the same, bit for bit, from run to run on one machine, with one version of PyTorch and one number of
-  CPU threads. What is not a matrix product of PyTorch's is the same for any number of threads.
-* No primitive holds ``[n_tokens, k, d_model]``.
+  CPU threads. All but PyTorch's matrix products is the same for any number of threads.
+* No primitive holds a tensor ``[n_tokens, k, d_model]``.
 
-A backend may also bring fusions of primitives, which the reference does not have since `tide_kernels.codes`
-composes them: ``encode``, ``backward_latents`` and ``encoder_gradients``.
+A backend may also bring fusions of primitives: ``encode``, ``backward_latents`` and ``encoder_gradients``. The
+reference has none, since `tide_kernels.codes` composes them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Transposed(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What `reconstruction_loss` returns, in the accumulation dtype where nothing else is said."""
+    """What `reconstruction_loss` returns, in the accumulation dtype unless stated otherwise."""
 
     squared: Tensor  # the sum over elements of (x_hat - x)^2
     distance: Tensor  # the sum over tokens of 1 - cos(x, x_hat)
@@ -55,7 +55,7 @@ class Reconstruction(NamedTuple):
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are held in for operands of ``dtype``."""
+    """The dtype of sums over operands of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -73,7 +73,7 @@ def dense_above(device: torch.device) -> float:
     """The density k / n_latents above which dense products beat gathers, by the kind of device alone."""
     # CPU: whole `tide_loss` steps, float32, one thread of an AVX-512 EPYC, torch 2.13, break even at a
     # density of 0.22 for d_model = 192, n_latents = 3072 and of 0.10 for d_model = 1152, n_latents = 18432.
-    # Elsewhere an estimate, not a measurement: an H200's gather bandwidth against its matrix products.
+    # Elsewhere this is an estimate, not a measurement, from an H200's bandwidth and rate of matrix products.
     return 0.15 if device.type == "cpu" else 0.006
 
 
@@ -90,7 +90,7 @@ def modulate(
     layer_norm: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """``u * (1 + scale[group]) + shift[group]`` with u = x or LayerNorm(x), rounded once, at the end."""
+    """``u * (1 + scale[group]) + shift[group]`` with u = x or LayerNorm(x), rounded once at the end."""
     out = normalised(x, layer_norm)
     if scale is not None:
         out = out * (1 + rows_of(scale, group).to(out.dtype))
@@ -106,13 +106,13 @@ def normalised(x: Tensor, layer_norm: bool) -> Tensor:
 
 
 def rows_of(table: Tensor, group: Tensor | None) -> Tensor:
-    """Each token's row of ``table [groups, d_model]``; without groups the single row, to be broadcast."""
+    """Each token's row of ``table [groups, d_model]``; without ``group`` the single row, to be broadcast."""
     return table if group is None else table.index_select(0, group)
 
 
 def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tensor:
-    """``x_mod W_enc^T + b_enc``, all in one dtype. The ReLU of eq. 1 is part of the selection; one in here
-    as well makes no difference."""
+    """``x_mod W_enc^T + b_enc``, all in one dtype. The ReLU of eq. 1 is part of the selection; a
+    backend may apply it here as well."""
     return F.linear(x_mod, W_enc, b_enc)
 
 
@@ -125,8 +125,8 @@ def reconstruction_loss(
     grad_dtype: torch.dtype | None,
     want_error: bool,
 ) -> Reconstruction:
-    """The sums of eqs 13 and 14 over tokens, x_hat without its bias, and the gradient in x_hat
-    ``mse_factor (x_hat - x) + cosine_factor d(1 - cos)/d(x_hat)``; none for a ``grad_dtype`` of None."""
+    """The sums of eqs 13 and 14 over tokens, with ``b_dec`` still to be added to x_hat, and the gradient in x_hat,
+    ``mse_factor (x_hat - x) + cosine_factor d(1 - cos)/d(x_hat)``; no gradient if ``grad_dtype`` is None."""
     x = x.to(x_hat.dtype)
     if b_dec is not None:
         x_hat = x_hat + b_dec.to(x_hat.dtype)
@@ -146,15 +146,15 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n_tokens = pre.shape[0]
     candidates, columns = _candidates(pre, k)
-    # The bits of non-negative floats are ordered as integers, which puts NaN where the contract wants it as
-    # soon as all NaNs share one key; negative floats are negative integers, so `> 0` is the ReLU.
+    # As integers, the bits of non-negative floats keep their order and NaN comes last; all NaNs get one key.
+    # Negative floats are negative integers, so `> 0` is the ReLU.
     keys = candidates.view(_KEYS[pre.dtype])
     keys = keys.masked_fill(candidates.isnan(), torch.iinfo(keys.dtype).max)
     threshold = keys.kthvalue(keys.shape[1] - k + 1, dim=1, keepdim=True).values
     above, tied = keys > threshold, keys == threshold
     room = k - above.sum(1, keepdim=True, dtype=torch.int32)
     keep = (above | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))) & (keys > 0)
-    place = torch.where(keep, keep.cumsum(1) - 1, k)  # what is not kept meets in a spare last column
+    place = torch.where(keep, keep.cumsum(1) - 1, k)  # all that is not kept goes to a spare last column
     values = candidates.new_zeros(n_tokens, k + 1).scatter_(1, place, candidates)
     indices = columns.new_full((n_tokens, k + 1), -1).scatter_(1, place, columns)
     return values[:, :k].contiguous(), indices[:, :k].contiguous()
@@ -163,10 +163,10 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _candidates(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """A superset of each row's top k that keeps their order, [n_tokens, at least k], and its columns, int32.
 
-    Of the maxima of n // (2 k) wide column groups the k-th largest bounds the k-th largest entry from below,
-    since k distinct entries reach it, and it is cheap to find; about 1.3 k entries pass. On a CPU that takes
-    two thirds of the time of `torch.topk` and a sort. Elsewhere the row itself is returned: the number of
-    candidates would have to be read back from the device.
+    The columns are divided into groups of n // (2 k). The k-th largest of the groups' maxima is cheap to find, and it
+    bounds the k-th largest entry from below, since k distinct entries reach it; about 1.3 k entries pass. On a CPU
+    this takes two thirds of the time of `torch.topk` and a sort. Elsewhere the row itself is returned: the number
+    of candidates would have to be read back from the device.
     """
     n_tokens, n_latents = pre.shape
     width = n_latents // (2 * k)
@@ -202,7 +202,7 @@ def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
     """``out_ij = <rows_i, W[indices_ij]>``, [n_tokens, k]; 0 at unused places."""
     dtype = accumulator(W.dtype)
     n_tokens, k = indices.shape
-    # The derivative of `gather` in its values, by PyTorch's own kernel.
+    # PyTorch's own kernel for the derivative of `gather` in its values.
     bag = torch.arange(n_tokens, dtype=indices.dtype, device=indices.device)
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         rows.to(dtype), W.to(dtype), indices.clamp(min=0).flatten(), bag * k, bag.repeat_interleave(k), mode=0
@@ -222,15 +222,15 @@ def scatter(values: Tensor, transposed: Transposed, rows: Tensor, out: Tensor) -
     """``out_l += sum over the tokens i that hold l of values_i rows_i``; out is [n_latents, d_model]."""
     order, tokens, offsets = transposed
     weights = values.to(out.dtype).flatten().index_select(0, order)
-    # The bag behind the last offset holds the unused places.
+    # The bag after the last offset holds the unused places.
     bags = F.embedding_bag(tokens, rows.to(out.dtype), offsets, mode="sum", per_sample_weights=weights)
     out += bags[:-1]
 
 
 def keep_top_(pre: Tensor, k: int) -> None:
-    """What `select` takes stays in ``pre``; everything else becomes 0."""
+    """Keeps what `select` takes of ``pre`` and sets everything else to 0."""
     values, indices = select(pre, k)
-    # Adding, not writing: unused places put their 0 on latent 0.
+    # Adds rather than writes: unused places put their 0 on latent 0.
     pre.zero_().scatter_add_(1, indices.clamp_(min=0).long(), values)
 
 
@@ -261,7 +261,7 @@ def masked_gradient(
     """The gradient of the pre-activations, [n_tokens, n_latents] in the dtype of z: where z is not 0,
     ``grad W_dec^T + pair_factor (z_i - z_partner(i)) + soft_factor d(soft count)/dz``, else 0.
 
-    Rows 2i and 2i + 1 are partners; ``pair_factor`` 0 and ``soft_factor`` None leave their terms out. Adds the
+    Rows 2i and 2i + 1 are partners; A ``pair_factor`` of 0 or a ``soft_factor`` of None leaves its term out. Adds the
     column sums of the result to ``grad_b_enc`` and those of z != 0 to ``fired``.
     """
     selected = z != 0
@@ -283,7 +283,7 @@ def masked_gradient(
 
 
 def add_product_(out: Tensor, z: Tensor, rows: Tensor) -> None:
-    """``out += z^T rows``; out is [n_latents, d_model] in the accumulation dtype, rows are rounded to z's."""
+    """``out += z^T rows``; out is [n_latents, d_model] in the accumulation dtype; rows are rounded to z.dtype."""
     rows = rows.to(z.dtype)
     if out.dtype == z.dtype:
         out.addmm_(z.T, rows)

@@ -1,4 +1,4 @@
-"""For tests of kernels: a comparison with a scale, empties that show what nobody wrote, and problems."""
+"""For tests of kernels: a scaled comparison, poisoned buffers that expose unwritten elements, and random problems."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "result") -> None:
     """Every element of ``actual`` lies within ``tolerance`` times the RMS of ``expected`` of its counterpart.
 
-    Dtypes may differ; shapes may not, and non-finite elements have to be the same in the same places. An
-    expected tensor of zeros has to be met exactly.
+    Dtypes may differ. Shapes may not, and non-finite elements have to be equal and in the same positions. If all
+    expected elements are 0, all actual ones have to be 0.
 
     Raises:
         AssertionError: naming the tensor, the worst element and the error in units of the RMS.
@@ -35,7 +35,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str =
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """An empty tensor in which an element nobody writes shows: NaN, or the least integer."""
+    """A buffer filled with NaN, or with the least integer, which exposes elements that are never written."""
     value = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
     return torch.full(shape, value, dtype=dtype, device=device)
 
@@ -76,10 +76,10 @@ def random_problem(
     requires_grad: bool = True,
     seed: int = 0,
 ) -> Problem:
-    """A problem with normal entries of the size of a trained autoencoder's, equal for equal arguments.
+    """A problem with normal entries of the size of a trained autoencoder's; equal arguments make equal problems.
 
     Args:
-        groups: rows of scale and shift, tokens spread over them at random; None for one row and no ``group``.
+        groups: rows of scale and shift, to which tokens are assigned at random; None for one row and no ``group``.
         modulated, biases: whether there are scale and shift, b_enc and b_dec.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -103,7 +103,7 @@ def random_problem(
 
 
 def adversarial_rows(n_latents: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Rows of pre-activations on which selections tend to go wrong, by what is special about them."""
+    """Rows of pre-activations on which selections tend to go wrong, named by what is special about them."""
     generator = torch.Generator().manual_seed(n_latents)
     normal = torch.randn(n_latents, generator=generator, dtype=torch.float64)
     place = torch.arange(n_latents)

@@ -1,10 +1,10 @@
-"""Measures launch configurations on the GPU at hand: ``python -m tide_kernels.tune``.
+"""Tunes launch configurations on this machine's GPU: ``python -m tide_kernels.tune``.
 
-Each kernel is run at the shapes given, from its configuration in use uphill: neighbours that change one entry are
-timed, the fastest becomes the next start, until none gains. A candidate counts only if its result equals that of the
-start. Winners go into the file that `tide_kernels.triton.configs` reads, after each kernel, so that a run that is cut
-off keeps what it found. Choices of the host (cuBLAS or Triton) are entries like the others. The break-even density
-of the regimes, and the single launch against the split encoder, are measured and printed.
+Each kernel is tuned at the given shapes by hill climbing from its current configuration: neighbours that change one
+entry are timed, and the fastest becomes the next start, until none is faster. A candidate counts only if its result
+equals that of the start. Winners are saved after each kernel to the file that `tide_kernels.triton.configs` reads, so
+that an interrupted run keeps what it found. Choices of the host (cuBLAS or Triton) are entries like the others. The
+break-even density of the regimes, and the times of the single-launch and the split encoder, are printed as well.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from tide_kernels.tune_runs import (
 
 Config = dict[str, int]
 
-GAIN = 0.97  # a candidate has to take at most this share of the best time so far
+GAIN = 0.97  # a candidate has to be below this share of the best time so far
 
-# Entries that are no sizes: what else they may be. Of group_tokens, either side of GROUP_TOKENS.
+# The choices for entries that are not sizes. For group_tokens, one on either side of GROUP_TOKENS.
 _CHOICES = {
     "cublas": (0, 1),
     "compiled": (0, 1),
@@ -60,7 +60,7 @@ _RANGE = {"num_warps": (1, 32), "num_stages": (1, 5)}
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel at a shape, and what `configs` looks its configuration up by."""
+    """A kernel at a shape, and the key by which `configs` looks up its configuration."""
 
     kernel: str
     arch: str
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
-    """The kernels at the shapes at which they would run: each regime's at its densities."""
+    """The kernels at the shapes at which they would run: those of each regime at its densities."""
     from tide_kernels.triton import launch
 
     arch = launch.architecture(device)
@@ -99,7 +99,7 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
 
 
 def neighbours(config: Config) -> list[Config]:
-    """Configurations that differ from this one in one entry: sizes halved or doubled, stages one more or less."""
+    """Configurations that differ from this one in one entry: a size halved or doubled, or one stage more or less."""
     found = []
     for name, value in config.items():
         if name in _CHOICES:
@@ -116,7 +116,7 @@ def neighbours(config: Config) -> list[Config]:
 def climb(
     start: Config, seconds_at_start: float, measure: Callable[[Config], float | None], deadline: float = math.inf
 ) -> tuple[Config, float, int]:
-    """The best configuration uphill from ``start``, its time, and how many were tried.
+    """Climbs from ``start``. Returns the best configuration, its time, and how many were tried.
 
     ``measure`` gives a configuration's time, or None if it fails; ``deadline`` is one of `time.monotonic`.
     """
@@ -136,7 +136,7 @@ def climb(
 
 
 def same(results: Results, expected: Results) -> bool:
-    """Whether results are equal: integers exactly, floats up to the rounding of another order of summation."""
+    """Whether results are equal: integers exactly, floats up to rounding in another order of summation."""
     for got, want in zip(results, expected, strict=True):
         if not want.dtype.is_floating_point:
             if not torch.equal(got, want):
@@ -151,7 +151,7 @@ def _allowed(tensor: Tensor) -> float:
 
 
 def save(path: Path, entries: dict[str, Config]) -> None:
-    """Adds entries to the file of configurations, which is replaced at once."""
+    """Adds entries to the file of configurations, which is replaced atomically."""
     from tide_kernels.triton import configs
 
     known = configs.read(path)
@@ -168,7 +168,7 @@ def save(path: Path, entries: dict[str, Config]) -> None:
 
 @contextmanager
 def _trial(key: str, config: Config) -> Iterator[None]:
-    """Has the kernels use ``config``, by way of a file of its own."""
+    """Makes the kernels use ``config``, by a temporary file."""
     from tide_kernels.triton import configs
 
     saved = os.environ.get("TIDE_KERNELS_CACHE")
@@ -204,7 +204,7 @@ def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) ->
         with _trial(key, config):
             try:
                 return timer(job.run) if same(clones(), expected) else None
-            except Exception:  # out of registers or shared memory, or the compiler gives up: no candidate
+            except Exception:  # out of registers or shared memory, or the compiler fails
                 return None
 
     after, seconds_after, trials = climb(before, seconds_before, measure, deadline)
@@ -214,7 +214,7 @@ def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) ->
 def tune_all(
     todo: Sequence[Job], timer: Callable[[Run], float], path: Path, minutes: float = math.inf
 ) -> Iterator[Outcome]:
-    """Tunes one job after the other, each in its share of the time, and saves each winner."""
+    """Tunes one job after another, each in its share of the time, and saves each winner."""
     from tide_kernels.triton import configs
 
     end = time.monotonic() + 60 * minutes
@@ -232,7 +232,7 @@ def tune_all(
 def break_even(times: dict[float, tuple[float, float]]) -> float | None:
     """The density at which the dense regime starts to win, from (sparse, dense) seconds by density.
 
-    Between two densities, straight in the logarithms; None if one regime wins everywhere.
+    Interpolates linearly in the logarithms; None if one regime wins everywhere.
     """
     ordered = sorted(times.items())
     for (low, (sparse_low, dense_low)), (high, (sparse_high, dense_high)) in pairwise(ordered):
@@ -270,7 +270,7 @@ def regimes(
 
 
 def encoders(shape: Shape, dtype: torch.dtype, device: torch.device, timer: Callable[[Run], float]) -> dict[str, float]:
-    """Seconds of the encoder, single launch and split."""
+    """Seconds of the single-launch and of the split encoder."""
     o = Operands(shape, dtype, device)
     modulation: dict[str, Any] = {"scale": o.scale, "shift": o.scale, "group": o.group, "backend": "triton"}
 
@@ -302,7 +302,7 @@ def show(outcome: Outcome) -> str:
     changed = {n: f"{outcome.before[n]}->{v}" for n, v in outcome.after.items() if outcome.before[n] != v}
     gain = outcome.seconds_before / outcome.seconds_after
     times = f"{outcome.seconds_before * 1e3:9.3f} {outcome.seconds_after * 1e3:9.3f} {gain:6.2f} {outcome.trials:6}"
-    return f"{outcome.job.label:52} {times}  {' '.join(f'{n} {v}' for n, v in changed.items()) or 'as it was'}"
+    return f"{outcome.job.label:52} {times}  {' '.join(f'{n} {v}' for n, v in changed.items()) or 'unchanged'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -335,14 +335,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def dispatch_lines(
     shape: Shape, dtype: torch.dtype, device: torch.device, timer: Callable[[Run], float]
 ) -> Iterator[str]:
-    """What was measured of the choices between regimes and between encoders."""
+    """The measurements that decide between regimes and between encoders."""
     times = regimes(shape, dtype, device, timer)
     for density, (sparse, dense) in times.items():
         yield f"density {density:.3%}: sparse {sparse * 1e3:.3f} ms, dense {dense * 1e3:.3f} ms"
     found = break_even(times)
     in_use = f"in use: {backend().dense_above(device):.3%}"
     yield (
-        f"dense wins above {found:.3%} ({in_use})" if found else f"one regime wins at all of these densities ({in_use})"
+        f"dense wins above {found:.3%} ({in_use})" if found else f"one regime wins at all these densities ({in_use})"
     )
     taken = encoders(shape, dtype, device, timer)
     yield f"encode_topk {shape}: " + ", ".join(f"{path} {seconds * 1e3:.3f} ms" for path, seconds in taken.items())

@@ -1,5 +1,5 @@
-"""How each kernel is run to be timed, for `tide_kernels.tune`: its operands at a shape, and a call that returns all
-that the kernel writes."""
+"""How `tide_kernels.tune` runs each kernel: its operands at a shape, and a call that returns everything that the
+kernel writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Shape:
         try:
             return cls(*map(int, text.split(",")))
         except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is no shape: write N,d,n,k") from error
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid shape: write N,d,n,k") from error
 
     def __str__(self) -> str:
         return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
@@ -41,7 +41,7 @@ SHAPES = (Shape(16384, 1152, 18432, 922), Shape(16384, 1152, 18432, 32))
 
 
 class Operands:
-    """The tensors of a shape, each made when first asked for."""
+    """The tensors of a shape, each made on first use."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -108,7 +108,7 @@ def _select(o: Operands) -> Run:
         return lambda: backend().select(o.pre, o.shape.k)
     scratch = torch.empty_like(o.pre)
 
-    def in_place() -> Results:  # the copy is the same for all candidates
+    def in_place() -> Results:  # every candidate pays for the same copy
         backend().keep_top_(scratch.copy_(o.pre), o.shape.k)
         return (scratch,)
 
@@ -179,7 +179,7 @@ def _loss(o: Operands) -> Run:
     return run
 
 
-# How each kernel is run, and which size `configs` goes by. In the order of what a step spends on them.
+# How to run each kernel, and the size by which `configs` looks it up; ordered by their share of a step's time.
 RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "select": (_select, "n_latents"),
     "masked_gradient": (_masked_gradient, "d_model"),

@@ -12,8 +12,8 @@ namespace tide {
 enum class Element : int { f32, bf16, f16 };
 
 // How d_model columns are cut into panels: `units` groups of `unit_columns` columns, spread evenly over `panels`.
-// A packed matrix holds panel after panel, each [rows][columns of the panel], zeros behind the last column, so that
-// the part of every row that a kernel works on lies together and stays in the second-level cache.
+// A packed matrix holds panel after panel, each [rows][columns of the panel], zeros after the last column, so that
+// the part of every row that a kernel works on is contiguous and stays in the second-level cache.
 struct Plan {
   int64_t unit_columns;
   int64_t units;

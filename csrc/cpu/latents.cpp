@@ -1,4 +1,4 @@
-// scatter and backward_latents: what a latent gets from the tokens that hold it.
+// scatter and backward_latents: sums over the tokens that hold a latent.
 #include "tensors.h"
 
 namespace tide {
@@ -37,7 +37,7 @@ Tensor packed(const Tensor& given, const char* name, int64_t n_tokens, int64_t d
   return out;
 }
 
-// f(first, last, scratch) over ranges of latents of like cost: a latent's own, and that of each of its places.
+// f(first, last, scratch) over ranges of latents of similar cost: a fixed cost per latent, and one per place.
 template <class F>
 void over_latents(const Layout& layout, int64_t n_latents, int64_t capacity, const F& f) {
   const int64_t ranges = 4 * static_cast<int64_t>(torch::stable::get_num_threads());

@@ -1,4 +1,4 @@
-// What a latent gets from the tokens that hold it: scatter, and the one walk that forms all gradients of a code.
+// Sums over the tokens that hold a latent: scatter, and the one walk that computes all gradients of a code.
 //
 // A latent belongs to one thread, and its tokens are added in ascending order, so sums do not depend on the number
 // of threads. Tokens are packed in panels that stay in the second-level cache; latents are walked in blocks, panel

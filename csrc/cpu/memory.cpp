@@ -11,11 +11,11 @@ namespace {
 void advise_large_pages(Tensor fresh) {
   require(fresh.is_cpu() && fresh.is_contiguous(), "fresh memory has to be contiguous and on the CPU");
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kLarge = 2 << 20;  // only whole large pages inside the tensor: its neighbours are others'
+  constexpr uintptr_t kLarge = 2 << 20;  // only whole large pages inside the tensor: other memory is around it
   const auto begin = reinterpret_cast<uintptr_t>(fresh.data_ptr());
   const uintptr_t end = begin + fresh.numel() * fresh.element_size();
   const uintptr_t first = (begin + kLarge - 1) / kLarge * kLarge, last = end / kLarge * kLarge;
-  // Where the system refuses, its pages are as they were.
+  // If the system refuses, the pages stay as they were.
   if (begin != 0 && first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }

@@ -163,7 +163,7 @@ TIDE_INLINE void select_row(const typename Key<E>::Bits* row, int64_t n, int64_t
         above = count;
       }
     }
-    room = k - above;  // for keys equal to low; where exactly k reach it, it is larger than they are many
+    room = k - above;  // for keys equal to low; if exactly k keys reach low, it is enough for all of them
     if (high - low > 1) room = k;
   }
   int64_t taken = 0;

@@ -46,7 +46,7 @@ inline Element element_of(const Tensor& t, const char* name, bool half = false) 
   return Element::f16;
 }
 
-// Rows may lie apart, columns not: anything else is copied.
+// Rows may be apart, columns may not: anything else is copied.
 inline Tensor adjacent_columns(const Tensor& t) {
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
 }

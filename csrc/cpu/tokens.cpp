@@ -1,10 +1,10 @@
-// gather and sampled: what a token gets from the latents it holds.
+// gather and sampled: products of tokens with the weight rows of their latents.
 #include "code.h"
 
 namespace tide {
 namespace {
 
-// Tokens that share a packing of W in `sampled`. Fixed, not by the number of threads: whether packing pays goes by it.
+// Tokens that share a packing of W in `sampled`. Not by the number of threads, since whether to pack depends on it.
 constexpr int64_t kGroupTokens = 128;
 
 Scratch<char> packing_scratch(int64_t tokens) { return Scratch<char>(kSegmentBytes + tokens * sizeof(int32_t)); }
@@ -28,8 +28,8 @@ Tensor gather(const Tensor& values, const Tensor& indices, const Tensor& given_W
   args.W = matrix(W);
   args.out = static_cast<float*>(out.data_ptr());
   if (code.ascending && dense_enough(n_tokens * k, n)) {
-    // A sum is one column's, so how columns and tokens are shared out does not show in it: as many panels as busy all
-    // threads evenly, and where a row has too few columns for that, parts of the tokens.
+    // A sum is one column's, so it does not depend on how columns and tokens are shared out: as many panels as keep all
+    // threads evenly busy and, if a row has too few columns for that, parts of the tokens.
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t even = (args.plan.panels + threads - 1) / threads * threads;
     const int64_t panels = args.plan.panels = even < args.plan.units ? even : args.plan.units;

@@ -149,7 +149,7 @@ TIDE_INLINE void with_units(int64_t units, F&& f) {
 }
 
 // Columns of one panel in a row of a plain matrix, complete: a row that ends inside the panel is copied and
-// continued by zeros.
+// padded with zeros.
 template <class T, int U>
 struct Piece {
   static constexpr int kColumns = U * Unit<T>::kColumns;

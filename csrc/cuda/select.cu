@@ -1,4 +1,4 @@
-// select and keep_top_ on CUDA: a block a row.
+// select and keep_top_ on CUDA: one block per row.
 #include "select.cuh"
 #include "tensors.cuh"
 

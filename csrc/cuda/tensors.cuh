@@ -1,4 +1,4 @@
-// What the CUDA operators need of torch, by its stable ABI.
+// What the CUDA operators need from torch, by its stable ABI.
 #pragma once
 
 #include <cuda_runtime.h>

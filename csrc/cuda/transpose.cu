@@ -1,4 +1,4 @@
-// transpose on CUDA. Nothing is read back, so tokens and slots have a place for every index; -1 behind the used ones.
+// transpose on CUDA. Nothing is read back, so tokens and slots have a place for every index; -1 after the used ones.
 #include "tensors.cuh"
 #include "transpose.cuh"
 

@@ -192,7 +192,7 @@ def test_a_resumed_collection_equals_an_uninterrupted_one(alpha, tmp_path):
 def test_refuses_to_mix(filled):
     with pytest.raises(TideError, match="already holds activations; resume"):
         StoreWriter(filled)
-    with pytest.raises(TideError, match="was collected with block 6, not 2; use the same options or another folder"):
+    with pytest.raises(TideError, match=r"with other options \(block 6, now 2\); use the same options or another"):
         StoreWriter(filled, info={"block": 2}, resume=True)
     writer = StoreWriter(filled, resume=True)
     for batch, match in [
@@ -315,16 +315,14 @@ def test_foreign_and_missing_shards(filled):
     with pytest.raises(TideError, match="a safetensors file of another kind"):
         ActivationStore(filled)
     (filled / "shard-00001.safetensors").replace(shard)
-    with pytest.raises(
-        TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); go on with `tide collect --r"
-    ):
+    with pytest.raises(TideError, match=r"the manifest lists \(samples 2\.\.3, not 0\.\.1\); run `tide collect --r"):
         ActivationStore(filled)
     write(filled.parent / "other", 1)
     (filled.parent / "other" / "shard-00000.safetensors").replace(shard)
     with pytest.raises(TideError, match=r"is not the shard that the manifest lists \(1\d+ bytes, not 2\d+\)"):
         ActivationStore(filled)
     shard.unlink()
-    with pytest.raises(TideError, match=r"shard-00000\.safetensors does not exist; go on with"):
+    with pytest.raises(TideError, match=r"shard-00000\.safetensors does not exist; run "):
         ActivationStore(filled)
 
 

@@ -68,10 +68,10 @@ def test_a_damaged_shard_is_found_and_collected_again_to_the_same_bits(store, wh
     DAMAGES[damage](store)
     if damage in HIDDEN:
         opened = ActivationStore(store)
-        with pytest.raises(TideError, match=r"another SHA-256\); go on with `tide collect --resume`"):
+        with pytest.raises(TideError, match=r"another SHA-256\); run `tide collect --resume`"):
             opened.verify()
     else:
-        with pytest.raises(TideError, match=r"safetensors.*; go on with `tide collect --resume`|is a link"):
+        with pytest.raises(TideError, match=r"safetensors.*; run `tide collect --resume`|is a link"):
             ActivationStore(store)
     untouched = {name: (store / name).stat().st_mtime_ns for name in ("shard-00002.safetensors",)}
     writer = go_on(store)

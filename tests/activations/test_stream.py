@@ -111,7 +111,7 @@ def test_buffer():
 
 def test_bad_input():
     for match, arguments, kwargs in [
-        ("would part a pair", (collected(3), 3), {}),
+        ("would separate a pair", (collected(3), 3), {}),
         ("batch_size 0 does not fit", (collected(3), 0), {}),
         (r"batch_size 40 does not fit; give 1\.\.32", (collected(3), 40), {"buffer_rows": 64}),
         ("a buffer of 1 rows", (collected(3), 1), {"buffer_rows": 1}),
@@ -196,9 +196,9 @@ def test_cut_keeps_the_order_and_every_row():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"rows": 0}, "rows = 0 gives no stream; give at least 1"),
-        ({"n_samples": 0}, "n_samples = 0 gives no stream"),
-        ({"rows": 5}, "a batch of 5 rows would part a pair; give an even number"),
+        ({"rows": 0}, "rows = 0 is too small; give at least 1"),
+        ({"n_samples": 0}, "n_samples = 0 is too small"),
+        ({"rows": 5}, "a batch of 5 rows would separate a pair; give an even number"),
         ({"n_samples": 11}, "the data gave 200 rows where 220 were announced"),
         ({"n_samples": 9}, "the data gave 200 rows where 180 were announced"),
         ({"rows_per_sample": 22}, "the data gave 200 rows where 220 were announced"),

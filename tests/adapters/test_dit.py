@@ -21,7 +21,7 @@ def test_prompts_are_classes_by_name_or_number():
         1000,
     ]
     for wrong in ("a red cube", "1000", "-1"):
-        with pytest.raises(TideError, match="is no class of this model"):
+        with pytest.raises(TideError, match="is not a class of this model"):
             own.encode_prompts([wrong])
 
 

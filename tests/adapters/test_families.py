@@ -60,8 +60,7 @@ def make_sae(name: str, block: int) -> TIDE:
     own = adapter(name)
     sae = build_model(own, block, TrainConfig(n_latents=96, k=12, modulation_init="adaln"))
     x, call = tapped(name, block)[1]
-    group = torch.arange(len(x), dtype=torch.int32).repeat_interleave(x.shape[1])
-    sae.calibrate(x.flatten(0, 1), call.timestep, call.conditioning, group)
+    sae.calibrate(x, call)
     with torch.no_grad():
         sae.b_enc[5] = -1e6
     return sae.eval()
@@ -322,9 +321,7 @@ def test_train_and_load(name, tmp_path):
     loaded = TIDE.from_pretrained(tmp_path, family=own.family, d_model=own.d_model, block=block)
     batch = batches[0]
     with torch.no_grad():
-        found, expected = (
-            model.eval()(batch.x.float(), batch.timestep, batch.conditioning, batch.group) for model in (loaded, sae)
-        )
+        found, expected = (model.eval()(batch.x.float(), batch.position) for model in (loaded, sae))
     torch.testing.assert_close(found, expected)
 
 
@@ -380,7 +377,7 @@ def test_record_contrast(name):
         seen: list[torch.Tensor] = []
 
         def keep(x, call, seen=seen):
-            seen.append(sae.encode(x.float(), call.timestep, call.conditioning).dense(sae.n_latents))
+            seen.append(sae.encode(x.float(), call).dense(sae.n_latents))
 
         text = own.encode_prompts(words, length)
         with torch.no_grad(), tap(own, {block: keep}):

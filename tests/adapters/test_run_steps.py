@@ -13,9 +13,8 @@ import torch
 
 from tests.helpers.families import FAMILIES, build_sd3, draw, pipeline, prepared
 from tide.adapters import adapter_for
-from tide.cli.edit_target import _check_steps
 from tide.editing import Steer, edit
-from tide.editing.progress import is_within, run_position
+from tide.editing.progress import check_steps, is_within, run_position
 from tide.errors import TideError, TideWarning
 
 #: diffusers' schedulers on NumPy 2.
@@ -250,7 +249,7 @@ def test_the_command_line_refuses_what_would_meet_no_step():
     for steps in ((0.0, 0.1), (0.26, 0.49), (0.25, 0.3), (1 - 1 / 4, 1.0), (0.76, 1.0)):
         reached, _ = edited_calls(pipe, steps, lambda: draw("sd3", pipe=pipe, n_steps=4))
         if reached:
-            _check_steps(steps, 4)
+            check_steps(steps, 4)
         else:
             with pytest.raises(TideError, match="holds none of the 4 sampling steps"):
-                _check_steps(steps, 4)
+                check_steps(steps, 4)

@@ -64,5 +64,5 @@ def test_schedules_that_do_not_fit():
     with pytest.raises(TideError, match="SCMScheduler"):
         SanaAdapter(SimpleNamespace(transformer=model, scheduler=SCMScheduler()))
     own = SanaAdapter(SimpleNamespace(transformer=model, scheduler=DDIMScheduler()))
-    with pytest.raises(TideError, match="DDIMScheduler is no flow-matching schedule"):
+    with pytest.raises(TideError, match="DDIMScheduler is not a flow-matching schedule"):
         own.add_noise(torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 4), 500)

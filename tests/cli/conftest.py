@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.cli_samples import N_IMAGES, SMALL
 from tide.cli.app import main
-from tide.cli.common import to_image
+from tide.pictures import to_image
 from tide.scenes import images_of, prompts
 
 

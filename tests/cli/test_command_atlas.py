@@ -18,6 +18,7 @@ from tide.adapters import adapter_for
 from tide.interpretation import Annotated, mean_latents
 from tide.interpretation.atlas import Atlas, label_latents
 from tide.interpretation.reading import noised_activations
+from tide.runs import contents
 from tide.scenes import LEVEL_OF, concept_masks, images_of, prompts
 
 N_LATENTS, N_SCENES = 96, 24
@@ -47,7 +48,12 @@ def test_scenes_are_labelled(cli, alpha, checkpoint, tmp_path, monkeypatch):
         rf"AUROC of 0.8 or more, the median of the others fires on {share} of the tokens; see {tmp_path}/atlas.html.\n",
         result.out,
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas.html", "atlas.json", "atlas.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "atlas.html",
+        "atlas.json",
+        "atlas.safetensors",
+        "run.json",
+    ]
     atlas = Atlas.load(tmp_path)
     assert (atlas.n_images, atlas.n_tokens, len(atlas.timesteps)) == (N_SCENES, 64, 2)
     assert atlas.maps.shape == (N_LATENTS, 3, 8, 8)
@@ -55,6 +61,9 @@ def test_scenes_are_labelled(cli, alpha, checkpoint, tmp_path, monkeypatch):
     assert atlas.timesteps.tolist() == adapter.sampling_timesteps(2).tolist()
     facts = json.loads((tmp_path / "atlas.json").read_text())
     assert (facts["data"], facts["block"], facts["run"]["arguments"]["images"]) == ("scenes", 6, N_SCENES)
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.data) == ("atlas", [6], {"name": "scenes", "images": N_SCENES})
+    assert holds.measured.keys() == {"dead", "labelled"}
     page = (tmp_path / "atlas.html").read_text()
     assert f"chosen and measured on the same {N_SCENES} scenes, so the AUROC is optimistic." in page
 
@@ -72,7 +81,7 @@ def test_scenes_are_labelled(cli, alpha, checkpoint, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("bundled")
 def test_labels_of_some_of_the_images(cli, checkpoint, tmp_path, monkeypatch):
     """Where the latents of all images would not fit into memory."""
-    monkeypatch.setattr("tide.cli.atlas.LABEL_BYTES", 4 * 64 * N_LATENTS * 10)
+    monkeypatch.setattr("tide.interpretation.atlas_reading.LABEL_BYTES", 4 * 64 * N_LATENTS * 10)
     options = ["--images", 16, "--timesteps", 1, "--batch-size", 6, "--out", tmp_path]
     assert cli("atlas", "--sae", checkpoint, "--pipeline", "scenes", *options).code == 0
     assert "measured on the same 10 scenes" in (tmp_path / "atlas.html").read_text()
@@ -120,7 +129,7 @@ def test_bad_input(cli, checkpoint, images, tmp_path):
     (tmp_path / "empty").mkdir()
     assert refused() == "what images to read is not clear; give --data"
     assert "holds no images" in refused("--data", tmp_path / "empty")
-    assert "argument --latents: '0' is no count; give a whole number" in refused("--data", images, "--latents", 0)
+    assert "--latents: '0' is not a count; give a whole number" in refused("--data", images, "--latents", 0)
     assert refused("--data", images, "--timesteps", 1001) == "1001 sampling steps asked for; give 1..1000"
     (tmp_path / "empty" / "a.png").write_text("no image")
     assert "is not a readable image" in refused("--data", tmp_path / "empty")

@@ -13,6 +13,7 @@ from tests.helpers.cli_samples import N_IMAGES
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.interpretation.abrupt_change import abrupt_change
+from tide.runs import contents
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -46,7 +47,7 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
     assert json.loads((checkpoint / "run.json").read_text())["seed"] == 0
 
 
-def test_evaluate(cli, checkpoint, images, tmp_path):
+def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     """The pipeline is the one that the checkpoint names."""
     result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
@@ -65,7 +66,31 @@ def test_evaluate(cli, checkpoint, images, tmp_path):
     loss = metrics["diffusion_loss"]
     share = (loss["ablated"] - loss["reconstructed"]) / (loss["ablated"] - loss["clean"])
     assert loss["recovered"] == pytest.approx(share)
-    assert metrics["run"]["arguments"]["fast"] is True
+    arguments = metrics["run"]["arguments"]
+    assert (arguments["fast"], arguments["images"], arguments["loss_timesteps"]) == (True, 32, 3)
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("evaluation", [6], "pixart", str(pipeline))
+    assert holds.data == {"name": str(images), "images": N_IMAGES}
+    assert holds.autoencoder["folder"] == str(checkpoint)
+    assert holds.autoencoder["config"]["k"] == 8
+    assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
+    assert holds.measured["recovered"] == loss["recovered"]
+
+
+def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp_path, monkeypatch):
+    """With the bundled pipeline; they are of the held-out combinations."""
+    monkeypatch.setattr("tide.scenes.pipeline.DATA", tmp_path)
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    options = ["--images", 6, "--loss-timesteps", 1, "--loss-images", 2]
+    for name, data in (("a", []), ("b", ["--data", "scenes"])):
+        command = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes", *data, *options]
+        assert cli(*command, "--out", tmp_path / name).code == 0
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert first["images"] == {"fit": 3, "held_out": 3}
+    assert [first[name] for name in ("models", "diffusion_loss")] == [
+        second[name] for name in ("models", "diffusion_loss")
+    ]
+    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == {"name": "scenes", "images": 6}
 
 
 def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
@@ -84,6 +109,10 @@ def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
         assert gains == sorted(gains, reverse=True)
         assert row["latent"] == row["latents"][0]["latent"]
         assert Image.open(tmp_path / f"{word}.png").width > 4 * 250
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks) == ("concepts", [6])
+    assert holds.measured["latents"] == {word: found["concepts"][word]["latent"] for word in words}
+    assert set(holds.files) == {"concepts.json", *(f"{word}.png" for word in words)}
 
 
 def test_concepts_of_scenes_are_measured(cli, checkpoint, pipeline, tmp_path, monkeypatch):
@@ -114,6 +143,11 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     assert [each["strength"] for each in report["edits"]] == [0, 1, 2]
     assert report["run"]["seed"] == 5
     assert report["run"]["arguments"]["erase_top"] == 8
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.family) == ("edit", [6], "pixart")
+    assert holds.autoencoder["folder"] == str(checkpoint)
+    assert holds.measured == {"edits": report["edits"]}
+    assert holds.files == {**{f"{name}.png": "picture" for name in (*names, "strip")}, "edit.json": "figures"}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +238,10 @@ def test_trajectory(cli, checkpoint, tmp_path):
     assert len((tmp_path / "trajectory.csv").read_text().splitlines()) == 8
     with Image.open(tmp_path / "trajectory.png") as picture:
         assert min(picture.size) > 200
+    holds = contents(tmp_path)
+    assert (holds.kind, holds.blocks, holds.measured) == ("trajectory", [6], {"abrupt_change": report["abrupt_change"]})
+    assert holds.autoencoder["folder"] == str(checkpoint)
+    assert all((tmp_path / name).is_file() for name in holds.files)
 
 
 def test_towards_its_own_prompt_changes_nothing_but_rounding(cli, checkpoint, tmp_path):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 from collections.abc import Sequence
-from itertools import islice
 
 import pytest
 import torch
 
 from tests.helpers.cli_samples import N_IMAGES
-from tide.activations import ActivationStore, StoreWriter
+from tide.activations import ActivationStore, StoreWriter, stores
 from tide.activations.batch import ActivationBatch
 from tide.activations.identity import Sample
-from tide.adapters import adapter_for
-from tide.cli import collect, stores
-from tide.cli.app import build_parser
-from tide.cli.data import open_source
+from tide.runs import contents
 
 
 def all_rows(path) -> ActivationBatch:
@@ -29,7 +25,7 @@ def same(a: ActivationBatch, b: ActivationBatch) -> bool:
     return torch.equal(a.x, b.x) and torch.equal(a.sample, b.sample) and torch.equal(a.token, b.token)
 
 
-def test_resume_goes_on_where_it_was_interrupted(cli, pipeline, images, store, tmp_path, monkeypatch):
+def test_resume_continues_where_it_was_interrupted(cli, pipeline, images, store, tmp_path, monkeypatch):
     """Ctrl-C falls between the stores of two blocks: the one that is behind catches up."""
     monkeypatch.setattr(stores, "SMALLEST_SHARD", 1)
     options = ["--token-fraction", "1/2", "--batch-size", "4", "--block", "3", "penultimate"]
@@ -46,9 +42,7 @@ def test_resume_goes_on_where_it_was_interrupted(cli, pipeline, images, store, t
         patch.setattr(StoreWriter, "add", interrupted)
         result = cli(*command)
     assert result.code == 130
-    assert result.err == (
-        "tide: interrupted; whole shards are kept: the same command with --resume goes on where it stopped\n"
-    )
+    assert result.err == "tide: interrupted; whole shards are kept; rerun with --resume to continue\n"
     assert len(ActivationStore(tmp_path / "store/block-3"))
     assert not (tmp_path / "store/block-6/manifest.json").exists()
     assert cli(*command, "--resume").code == 0
@@ -73,7 +67,8 @@ def test_resume_with_other_options_is_refused(cli, pipeline, images, tmp_path):
     assert cli(*command, "--resume", "--seed", 1) == (
         2,
         "2 images, block 1: about 12.6 KB on disk\n",
-        f"tide: error: {tmp_path} was collected with seed 0, not 1; use the same options or another folder\n",
+        f"tide: error: {tmp_path} was collected with other options (seed 0, now 1); "
+        "use the same options or another folder\n",
     )
     assert cli(*command).err == (
         f"tide: error: {tmp_path} already holds activations; resume, or choose another folder\n"
@@ -168,23 +163,10 @@ def test_json_of_a_run_names_every_option(store):
     assert {"pipeline", "data", "block", "timesteps", "no_pairs", "batch_size", "resume"} <= arguments.keys()
 
 
-@pytest.mark.parametrize("options", [[], ["--skip-unreadable"], ["--no-pairs", "--batch-size", "3"]], ids=str)
-def test_a_live_stream_gives_the_same_bits_from_any_step(alpha, images, options):
-    """Ten images of 32 rows, or 16 without pairs, in windows of at most 100 rows."""
-    args = build_parser().parse_args(
-        ["train", "--data", str(images), "--out", "x", "--token-fraction", "1/4", "--buffer-rows", "100", *options]
-    )
-    adapter = adapter_for(alpha)
-    source = open_source(args, (64, 64))
-    live = collect.live_stream(adapter, 2, args, source, source, rows=50, seed=1)
-    whole = list(islice(live.from_step(0), 9))
-    for step in (1, 3, 6):
-        for one, other in zip(islice(live.from_step(step), 3), whole[step:], strict=False):
-            assert len(one) == 50
-            assert one.paired is ("--no-pairs" not in options)
-            assert torch.equal(one.x, other.x)
-            assert torch.equal(one.sample, other.sample)
-    assert len(torch.cat([batch.sample for batch in whole]).unique()) == N_IMAGES
-    if not options:
-        other_seed = collect.live_stream(adapter, 2, args, source, source, rows=50, seed=2)
-        assert not torch.equal(next(other_seed.from_step(0)).x, whole[0].x)
+def test_json_of_a_run_says_what_it_holds(store, pipeline, images):
+    found = contents(store)
+    assert (found.kind, found.blocks, found.family, found.pipeline) == ("activations", [3, 6], "pixart", str(pipeline))
+    assert found.data == {"name": str(images), "images": N_IMAGES, "size": [64, 64]}
+    assert found.weights == ActivationStore(store / "block-3").info["weights"]
+    assert found.files == {"block-3": "activations", "block-6": "activations"}
+    assert found.measured["rows"] == 2 * N_IMAGES * 2 * 32

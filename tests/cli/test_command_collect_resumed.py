@@ -1,4 +1,4 @@
-"""`tide collect --resume`: what it goes on with is looked at, what it refuses to go on with, and what stays behind."""
+"""`tide collect --resume`: what is checked before it resumes, what it refuses, and what stays behind."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tide.activations import ActivationStore
+from tide.activations import ActivationStore, stores, to_disk
 from tide.activations.batch import ActivationBatch
-from tide.cli import collect, stores
 from tide.files import lock_folder
 
 N = 6
@@ -124,23 +123,25 @@ def test_images_after_those_collected_may_come_and_change(cli, command, begun, d
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--batch-size", 4], "batch_size 2, not 4"),
-        (["--seed", 3], "seed 0, not 3"),
-        (["--dtype", "bf16"], "dtype 'float32', not 'bfloat16'"),
-        (["--timesteps", 10], "timesteps 20, not 10"),
-        (["--token-fraction", "1/8"], "token_fraction 0.0625, not 0.125"),
-        (["--no-pairs"], "paired True, not False"),
-        (["--tensor", "attention"], "tensor 'output', not 'attention'"),
-        (["--block", 2], "block 1, not 2"),
-        (["--sampling"], "mode 'noised', not 'sampling'"),
-        (["--size", 72], "size [64, 64], not [72, 72]"),
+        (["--batch-size", 4], "batch_size 2, now 4"),
+        (["--seed", 3], "seed 0, now 3"),
+        (["--dtype", "bf16"], 'dtype "float32", now "bfloat16"'),
+        (["--timesteps", 10], "timesteps 20, now 10"),
+        (["--token-fraction", "1/8"], "token_fraction 0.0625, now 0.125"),
+        (["--no-pairs"], "paired true, now false"),
+        (["--tensor", "attention"], 'tensor "output", now "attention"'),
+        (["--block", 2], "block 1, now 2"),
+        (["--sampling"], 'mode "noised", now "sampling"'),
+        (["--size", 72], "size[0] 64, now 72"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_other_options_are_refused(cli, command, begun, options, what):
     result = cli(*command, "--resume", *options)
     assert result.code == 2
-    assert result.err == (f"tide: error: {begun} was collected with {what}; use the same options or another folder\n")
+    assert result.err == (
+        f"tide: error: {begun} was collected with other options ({what}); use the same options or another folder\n"
+    )
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "scheduler"])
@@ -161,7 +162,7 @@ def test_another_pipeline_of_the_same_name_is_refused(cli, command, begun, pipel
         shutil.rmtree(pipeline)
         shutil.copytree(kept, pipeline)
     assert result.code == 2
-    assert f"{begun} was collected with other weights: {part} '" in result.err
+    assert f"{begun} was collected with other options (weights.{part} " in result.err
     assert cli(*command, "--resume").code == 0
 
 
@@ -200,8 +201,8 @@ def test_another_part_of_a_named_data_set_is_refused(cli, pipeline, tmp_path, mo
     command = ["collect", "--pipeline", pipeline, "--data", "owner/pictures", "--block", 1, "--out", tmp_path / "s"]
     command += ["--batch-size", 2, "--images"]
     assert cli(*command, 2).code == 0
-    assert "split 'train', not 'test'" in cli(*command, 4, "--resume", "--split", "test").err
-    assert "caption_column 'text', not 'other'" in cli(*command, 4, "--resume", "--caption-column", "other").err
+    assert 'split "train", now "test"' in cli(*command, 4, "--resume", "--split", "test").err
+    assert 'caption_column "text", now "other"' in cli(*command, 4, "--resume", "--caption-column", "other").err
     rows[1]["image"] = Image.new("RGB", (64, 64), "white")
     assert "row 1 is another image" in cli(*command, 4, "--resume").err
     rows[1]["image"] = Image.new("RGB", (64, 64), (1, 0, 0))
@@ -282,7 +283,7 @@ def test_a_damaged_shard_is_not_made_of_fewer_images(cli, command, begun, data):
     assert "3 is gone" in cli(*command, "--resume").err or "is damaged, and the data" in cli(*command, "--resume").err
 
 
-def test_a_store_of_a_former_version_goes_on(cli, command, begun, tmp_path):
+def test_a_store_of_an_older_version_is_resumed(cli, command, begun, tmp_path):
     manifest = json.loads((begun / "manifest.json").read_text())
     for shard in manifest["shards"]:
         file = begun / shard["file"]
@@ -333,7 +334,7 @@ def test_only_empty_folders_of_this_run_are_removed(cli, command, tmp_path, monk
         (tmp_path / "runs" / "tide" / "model.safetensors").write_text("finished")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collect, "noised", interrupted)
+    monkeypatch.setattr(to_disk, "collect", interrupted)
     assert cli(*command[:-1], out).code == 130
     assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["tide", "model.safetensors"]
 

@@ -118,7 +118,7 @@ def test_no_scores(edit):
 
 
 def test_paths_are_checked_before_anything_is_loaded_or_drawn(cli, clip, sae, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.cli.common.load_adapter", lambda args: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.loading._from_pretrained", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
     none, out = tmp_path / "none", tmp_path / "out"
     command = ["edit", "--sae", sae, "--prompt", PROMPT, "--erase", 1, "--out", out]
     for options, message in (

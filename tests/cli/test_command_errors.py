@@ -52,14 +52,16 @@ def test_unknown_block(refused, pipeline, images, checkpoint):
         assert refused(*command, "--block", 99) == message
 
 
-def test_options_of_the_other_evaluation(refused, checkpoint, images):
-    """Measures on rendered scenes have sizes of their own: what would be left unread is refused."""
-    scenes = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes"]
-    for option, value in (("--images", 8), ("--fit", 0), ("--token-fraction", "1/4"), ("--device", "cpu")):
-        assert refused(*scenes, option, value) == f"{option} is not used without --data; leave it off"
-    data = ["evaluate", "--sae", checkpoint, "--data", images]
-    assert refused(*data, "--fit", 0).startswith("0 of ")  # and is not taken for the default
-    assert refused(*data, "--edit-prompts", 4) == "--edit-prompts is not used with --data; leave it off"
+def test_images_to_evaluate_on(refused, checkpoint, images):
+    evaluate = ["evaluate", "--sae", checkpoint]
+    assert refused(*evaluate) == "what to evaluate on is not clear; give --data"
+    scenes = [*evaluate, "--pipeline", "scenes"]
+    assert refused(*scenes, "--size", 64) == "--size is not used without --data; leave it off"
+    assert refused(*evaluate, "--data", "scenes", "--size", 64) == "--size is not used with --data scenes; leave it off"
+    for fit, n in ((0, 0), (1, 8)):  # 0 is not taken for the default
+        assert refused(*evaluate, "--data", images, "--images", 8, "--fit", fit) == (
+            f"{n} of 8 images are for fitting the baselines; give more images or another fit"
+        )
 
 
 def test_scenes_with_a_block_that_the_checkpoint_is_not_of(refused, checkpoint):
@@ -229,16 +231,16 @@ def test_edits(refused, checkpoint):
     )
     for option in ("--strength", "--guidance"):
         assert refused(*edit, "--erase", "1", option, "nan") == (
-            f"argument {option}: 'nan' is no number; give a finite one, at most 3e+38; see `tide edit --help`"
+            f"{option}: 'nan' is not a number; give a finite one, at most 3e+38; see `tide edit --help`"
         )
     assert refused(*edit, "--erase", "1", "--seed", "-1") == (
-        "argument --seed: '-1' is no seed; give a whole number, 0 to 4294967295; see `tide edit --help`"
+        "--seed: '-1' is not a seed; give a whole number, 0 to 4294967295; see `tide edit --help`"
     )
     assert refused(*edit, "--scale", "3=nan") == (
-        "argument --scale: '3=nan' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
+        "--scale: '3=nan' is not a scaling; write it as 12,40=3.0; see `tide edit --help`"
     )
     assert refused(*edit, "--scale", "12") == (
-        "argument --scale: '12' is no scaling; write it as 12,40=3.0; see `tide edit --help`"
+        "--scale: '12' is not a scaling; write it as 12,40=3.0; see `tide edit --help`"
     )
     assert refused(*edit, "--erase", "1", "--towards-pooled") == (
         "--towards-pooled is not used without a target; leave it off"
@@ -259,16 +261,16 @@ def test_edits(refused, checkpoint):
         "the prompt 'a red house' does not say 'blue'; name a word that it says"
     )
     assert refused(*edit, "--change", "red") == (
-        "argument --change: 'red' is no change of a word; write it as red=blue; see `tide edit --help`"
+        "--change: 'red' is not a change of a word; write it as red=blue; see `tide edit --help`"
     )
     assert refused(*edit, "--towards", "a tree", "--altered", "65", "--n-steps", "2") == (
         "65 tokens asked for; the image has 1..64"
     )
-    assert refused(*edit).startswith("one of the arguments --scale --erase --erase-top")
+    assert refused(*edit).startswith("one of these is required: --towards, --change, --scale, --erase, ")
 
 
 def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
-    monkeypatch.setattr("tide.cli.edit_target.TARGET_BYTES", 10**5)
+    monkeypatch.setattr("tide.editing.record.TARGET_BYTES", 10**5)
     assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
         "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
     )
@@ -282,7 +284,7 @@ def test_masks(refused, checkpoint, tmp_path):
         f"{tmp_path}/small.png is 32 x 32 pixels and the image 64 x 64; make the mask of the image's size"
     )
     assert refused(*edit, tmp_path / "dark.png") == (
-        f"{tmp_path}/dark.png covers more than half of no token; make the mask larger or brighter"
+        f"{tmp_path}/dark.png covers no token by more than half; make the mask larger or brighter"
     )
     (tmp_path / "text.png").write_text("no picture")
     assert refused(*edit, tmp_path / "text.png").startswith(f"{tmp_path}/text.png is not a readable image (")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -15,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.cli_samples import SMALL
 from tide import TIDE
 from tide.activations import ActivationStore
-from tide.cli import common
+from tide.cli import common, settings
 from tide.cli.app import main
 from tide.cli.settings import train_config
-from tide.cli.train import _device, mixed
 from tide.errors import TideError
 from tide.files import lock_folder
+from tide.runs import contents
 from tide.training import TrainConfig, Trainer
+from tide.training.sources import mixed
 
 
 def weights(path) -> dict[str, torch.Tensor]:
@@ -49,9 +49,7 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
         interrupt_at(patch, 5)
         result = cli(*command)
     assert result.code == 130
-    assert result.err == (
-        "tide: interrupted; the checkpoint of step 4 is kept: the same command with --resume goes on from it\n"
-    )
+    assert result.err == ("tide: interrupted; the checkpoint of step 4 is kept; rerun with --resume to continue\n")
     assert cli(*command).err == (
         f"tide: error: {tmp_path}/tide already holds a checkpoint; add --resume, or choose another folder\n"
     )
@@ -205,13 +203,13 @@ def test_a_store_may_move(cli, store, checkpoint, tmp_path):
     assert cli(*command, "--steps", 10, "--resume").code == 0
 
 
-def test_more_steps_go_on_by_the_new_schedules_and_it_is_said(cli, store, checkpoint, tmp_path):
+def test_more_steps_follow_the_new_schedules_and_it_is_said(cli, store, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "t")
     command = ["train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL]
     result = cli(*command, "--steps", 12, "--resume")
     assert result.code == 0
     assert result.out.startswith(
-        "Goes on from step 8 to 12 instead of 8: learning rate and k follow the new schedules.\nTrained a TIDE "
+        "Resumes from step 8 to 12 instead of 8: learning rate and k follow the new schedules.\nTrained a TIDE "
     )
     written = json.loads((tmp_path / "t/training.json").read_text())
     assert written["lengths"] == [{"at": 8, "before": 8, "steps": 12}]
@@ -229,7 +227,7 @@ def test_more_steps_go_on_by_the_new_schedules_and_it_is_said(cli, store, checkp
 
 
 def test_a_second_training_into_a_folder_is_refused_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.loading._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     with lock_folder(tmp_path / "t"):
         result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL)
     assert result.code == 2
@@ -254,7 +252,7 @@ def test_a_training_that_another_one_overtakes_is_refused(cli, store, checkpoint
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_anything_is_loaded(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.loading._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     (tmp_path / "file").write_text("")
     result = cli("train", "--store", store / "block-6", "--out", tmp_path / "file" / "t", *SMALL)
     assert result.code == 2
@@ -270,8 +268,19 @@ def test_a_failure_leaves_no_folder(cli, store, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_json_of_a_run_says_what_it_holds(checkpoint, store, pipeline, images):
+    found, stored = contents(checkpoint), ActivationStore(store / "block-6")
+    assert (found.kind, found.blocks, found.family, found.pipeline) == ("autoencoder", [6], "pixart", str(pipeline))
+    (about,) = found.data["stores"]
+    assert about == {"folder": str(store / "block-6"), "rows": len(stored), "fingerprint": stored.fingerprint}
+    assert found.data["name"] == str(images)
+    assert found.weights == stored.info["weights"]
+    assert found.configuration["n_latents"] == 96
+    assert 0 < found.measured["mse"]
+
+
 def test_plain_sae_needs_no_pipeline(cli, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("tide.cli.common._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("tide.loading._from_pretrained", lambda *_: pytest.fail("the pipeline was loaded"))
     options = ["--store", store / "block-3", "--sae", "--steps", 2, *SMALL]
     result = cli("train", *options, "--out", tmp_path / "sae")
     assert result.code == 0
@@ -362,7 +371,7 @@ def test_every_field_can_be_set():
             "--set loss names a group; set one of loss.mse, loss.cosine, loss.temporal, loss.sparsity, "
             "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta",
         ),
-        ("lr", "--set lr is no assignment; write it as --set loss.temporal=1e-3"),
+        ("lr", "--set lr is not an assignment; write it as --set loss.temporal=1e-3"),
         ("lr=[", "--set lr=[ could not be read; write a number, a word or a list"),
     ],
 )
@@ -373,7 +382,7 @@ def test_bad_settings(assignment, message):
 
 
 def test_unknown_setting_lists_the_known():
-    with pytest.raises(TideError, match=r"--set loss.tempo is no option .* known: modulation, .*loss.temporal"):
+    with pytest.raises(TideError, match=r"--set loss.tempo is not an option .* known: pre_norm, .*loss.temporal"):
         train_config(None, ["loss.tempo=1"], {})
 
 
@@ -410,14 +419,24 @@ def test_a_device_is_given_once(cli, store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "device"),
+    ("text", "assignments", "options", "device"),
     [
-        pytest.param("steps: 3", None, id="a file that names no device"),
-        pytest.param("device: cpu", "cpu", id="a file that names one"),
+        pytest.param("steps: 3", [], {}, None, id="a file that names no device"),
+        pytest.param("device: cpu", [], {}, "cpu", id="a file that names one"),
+        pytest.param("device: cuda", ["device=cpu"], {}, "cpu", id="an assignment"),
+        pytest.param("device: cuda", [], {"device": "cpu"}, "cpu", id="an option"),
     ],
 )
-def test_a_configuration_file_decides_over_the_device_if_it_names_one(tmp_path, text, device):
-    file = tmp_path / "train.yaml"
-    file.write_text(text)
-    args = argparse.Namespace(config=str(file), device=None)
-    assert _device(args, [], train_config(file, [])) == device
+def test_where_no_device_is_named_it_is_the_gpu_if_there_is_one(
+    tmp_path, monkeypatch, text, assignments, options, device
+):
+    asked = []
+
+    def device_of(name: str | None) -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(settings, "device_of", device_of)
+    (tmp_path / "train.yaml").write_text(text)
+    train_config(tmp_path / "train.yaml", assignments, options)
+    assert asked == [device]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -15,11 +14,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from tide import TIDE, Erase, adapter_for, edit
-from tide.activations import ActivationStore, Prepared
+from tide.activations import ActivationStore, Prepared, collect
+from tide.activations.stores import write_stores
 from tide.adapters import tap
-from tide.cli.collect import noised
-from tide.cli.common import pipeline_name
-from tide.cli.stores import write_stores
 
 GB = 1e9
 N_IMAGES = 6
@@ -79,13 +76,12 @@ def test_collect_train_and_edit(pipe, cli, tmp_path):
             "encoder_attention_mask": torch.ones(1, 120),
         }
         data.append(Prepared(torch.randn(1, 4, 128, 128, generator=generator), text))
-    options = argparse.Namespace(timesteps=20, token_fraction=1 / 16, no_pairs=False, batch_size=1, tensor="output")
-    info = {"pipeline": pipeline_name(str(tmp_path / "pipeline")), "family": "pixart", "tensor": "output", "seed": 0}
+    info = {"pipeline": str(tmp_path / "pipeline"), "family": "pixart", "tensor": "output", "seed": 0}
 
     # One pair of images through the block: a few tensors of [2, 4096, 4 x 1152] in fp32, 76 MB each.
     with PeakMemory() as collecting:
         rows, n_images = write_stores(
-            lambda start, stop: noised(adapter, [0], options, data, seed=0, start=start, stop=stop),
+            lambda start, stop: collect(adapter, data, [0], batch_size=1, start=start, stop=stop),
             {0: tmp_path / "store"},
             info,
             n=N_IMAGES,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from tide.cli import arguments
-from tide.cli.app import COMMANDS, command_parsers, parse, refusal
+from tide.cli import values
+from tide.cli.app import COMMANDS, class_of, command, refusal
+from tide.cli.options import options_of, value_of
 from tide.errors import TideError
-
-NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]
 
 #: The least that a command asks for.
 LEAST = {
@@ -59,63 +56,61 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("command", NAMES)
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
-def test_odd_values_are_taken_or_refused_in_a_line(command, value):
+def test_odd_values_are_taken_or_refused_in_a_line(name, value):
     """Whatever else is wrong (a file that is not there) is found later, by what reads it."""
-    for action in command_parsers()[command]._actions:
-        if not action.option_strings or action.nargs == 0:
+    for option in options_of(class_of(name)).values():
+        if option.is_flag or option.name == "study":
             continue
-        values = [value] * action.nargs if isinstance(action.nargs, int) else [value]
-        words = [action.option_strings[0], *values]
+        words = [option.flag, *([value] * (2 if option.n_words == 2 else 1))]
         try:
-            args = parse([command, *LEAST[command], *words])
+            asked = command([name, *LEAST[name], *words])
         except (TideError, OSError) as error:
             line = refusal(error)
             assert line
-            assert len(line) < 1100, action.dest
-            assert "\n" not in line, action.dest
+            assert len(line) < 1100, option.name
+            assert "\n" not in line, option.name
         else:
-            assert isinstance(args, argparse.Namespace)
-            assert vars(args)[action.dest] is not None
+            assert value_of(asked, option.name) is not None
 
 
 @pytest.mark.parametrize(
     ("convert", "text"),
     [
-        (arguments.fraction, "1e400"),
-        (arguments.fraction, "nan"),
-        (arguments.fraction, "1/nan"),
-        (arguments.fraction, "1e308/1e-308"),
-        (arguments.n_bytes, "9" * 400 + "GB"),
-        (arguments.n_bytes, "infGB"),
-        (arguments.size, "65537"),
-        (arguments.seed, str(10**30)),
-        (arguments.positive, str(10**12)),
-        (arguments.prompts, str(10**9)),
-        (arguments.seeds, str(10**9)),
-        (arguments.threads, "100000"),
-        (arguments.scaling, "1=1e308"),
-        (arguments.finite, "1e39"),
-        (arguments.words, "../x"),
-        (arguments.words, "x" * 200),
+        (values.fraction, "1e400"),
+        (values.fraction, "nan"),
+        (values.fraction, "1/nan"),
+        (values.fraction, "1e308/1e-308"),
+        (values.n_bytes, "9" * 400 + "GB"),
+        (values.n_bytes, "infGB"),
+        (values.size, "65537"),
+        (values.seed, str(10**30)),
+        (values.positive, str(10**12)),
+        (values.prompts, str(10**9)),
+        (values.seeds, str(10**9)),
+        (values.threads, "100000"),
+        (values.scaling, "1=1e308"),
+        (values.finite, "1e39"),
+        (values.words, "../x"),
+        (values.words, "x" * 200),
     ],
 )
 def test_numbers_beyond_what_anything_takes(convert, text):
-    with pytest.raises(argparse.ArgumentTypeError):
+    with pytest.raises(TideError):
         convert(text)
 
 
 def test_the_largest_values():
-    assert arguments.seed("4294967295") == 2**32 - 1
-    assert arguments.positive("2147483647") == 2**31 - 1
-    assert arguments.n_bytes("1000000 TB") == 10**18
-    assert arguments.finite("-3e38") == -3e38
+    assert values.seed("4294967295") == 2**32 - 1
+    assert values.positive("2147483647") == 2**31 - 1
+    assert values.n_bytes("1000000 TB") == 10**18
+    assert values.finite("-3e38") == -3e38
 
 
 def test_more_digits_of_a_fraction_than_a_float_tells_apart():
-    assert arguments.fraction("1/3") == 1 / 3
-    assert arguments.fraction("0.1") == 0.1
+    assert values.fraction("1/3") == 1 / 3
+    assert values.fraction("0.1") == 0.1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests.helpers.cli_samples import SMALL
+from tide import loading
 from tide.adapters import adapter_for
+from tide.adapters.trust import check_folder
 from tide.cli import common, trust
 from tide.errors import TideError
 
@@ -137,7 +139,7 @@ def test_code_of_a_folder_is_refused_and_named(cli, folder, images, tmp_path, ki
 @pytest.mark.parametrize("kind", ["pipeline", "component"])
 def test_code_runs_where_it_is_asked_for(folder, tmp_path, kind):
     TAMPERED[kind](folder)
-    pipe = common._from_pretrained(str(folder), torch.float32, {}, trust=True)
+    pipe = loading._from_pretrained(str(folder), torch.float32, {}, trust=True)
     assert (tmp_path / "ran").exists()
     assert adapter_for(pipe).family == "pixart"
     assert "Mine" in (type(pipe).__name__, type(pipe.transformer).__name__)
@@ -152,18 +154,18 @@ def test_the_bundled_pipeline_has_no_code_to_trust(cli, images, tmp_path):
 def test_a_part_that_is_not_loaded_may_be_anything(folder):
     auto_map("text_encoder", "config.json")(folder)
     with pytest.raises(TideError, match="auto_map"):
-        trust.check_folder(folder, trust=False)
-    trust.check_folder(folder, trust=False, left_out={"text_encoder": None})
+        check_folder(folder, trust=False)
+    check_folder(folder, trust=False, left_out={"text_encoder": None})
 
 
 def test_entries_that_are_no_parts_are_not_followed_out_of_the_folder(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Mine"}}')
     change(folder / "model_index.json", **{"..": ["diffusers", "Mine"], str(tmp_path): ["diffusers", "Mine"]})
-    trust.check_folder(folder, trust=False)
+    check_folder(folder, trust=False)
 
 
 def test_a_plain_folder_passes(folder):
-    trust.check_folder(folder, trust=False)
+    check_folder(folder, trust=False)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -176,10 +178,10 @@ def test_pickled_weights_are_never_read(folder, part, trusted, tmp_path):
     (weights,) = (folder / part).glob("*.safetensors")
     stem = "diffusion_pytorch_model" if part == "transformer" else "pytorch_model"
     (folder / part / f"{stem}.bin").write_bytes(pickle.dumps(Runs()))
-    common._from_pretrained(str(folder), torch.float32, {})  # beside safetensors they are not looked at
+    loading._from_pretrained(str(folder), torch.float32, {})  # beside safetensors they are not looked at
     weights.unlink()
     with pytest.raises(TideError, match=rf"{stem}.bin is pickled, which can run code .*; save the weights as safetens"):
-        common._from_pretrained(str(folder), torch.float32, {}, trust=trusted)
+        loading._from_pretrained(str(folder), torch.float32, {}, trust=trusted)
     assert not (tmp_path / "ran").exists()
 
 
@@ -191,11 +193,11 @@ def test_a_pipeline_of_a_hub_is_looked_at_before_it_is_loaded(folder, monkeypatc
         return str(folder)
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
-    assert common._from_pretrained("some/model", torch.float32, {}).transformer is not None
+    assert loading._from_pretrained("some/model", torch.float32, {}).transformer is not None
     assert given == {"name": "some/model", "use_safetensors": True, "trust_remote_code": False}
     pipelines_code(folder)
     with pytest.raises(TideError, match=r"mine\.py brings code of its own"):
-        common._from_pretrained("some/model", torch.float32, {})
+        loading._from_pretrained("some/model", torch.float32, {})
     assert not (tmp_path / "ran").exists()
 
 
@@ -207,8 +209,8 @@ def unloaded(monkeypatch) -> list[str]:
     """Names of the pipelines that would be loaded; loading one ends the command."""
     names: list[str] = []
 
-    def load(args: Any, **_: Any) -> None:
-        names.append(args.pipeline)
+    def load(name: str, **_: Any) -> None:
+        names.append(name)
         raise TideError("far enough")
 
     monkeypatch.setattr(common, "load_adapter", load)

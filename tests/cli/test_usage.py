@@ -1,24 +1,26 @@
-"""Every option of every command, in every mode: it is used, or refused in one line. What is walked is the parsers."""
+"""Every option of every command, in every mode: it is used, or refused in one line. What is walked is the classes."""
 
 from __future__ import annotations
 
-import argparse
+import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
+import tyro
 
 from tests.helpers.cli_samples import SMALL
-from tide.cli.app import COMMANDS, command_parsers, given_options, parse, usage_of
+from tide.cli.app import COMMANDS, class_of, command, main
+from tide.cli.command import Command
+from tide.cli.options import Activations, Autoencoder, Data, Model, Option, options_of
+from tide.cli.parsing import given_options
 from tide.cli.settings import train_config
 from tide.errors import TideError
 from tide.training import TrainConfig
-
-NAMES = [command.__name__.rsplit(".", 1)[1] for command in COMMANDS]
 
 #: Command lines that together have every mode of every aspect of every command. Those with ``{...}`` are run as well.
 LINES = {
@@ -40,7 +42,7 @@ LINES = {
         "--pipeline p --out o",
     ],
     "evaluate": [
-        "--sae {sae} --pipeline scenes --out {out}",
+        "--sae {sae} --pipeline scenes --images 8 --loss-timesteps 1 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data {images} --images 8 --loss-timesteps 1 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data scenes --images 8 --loss-timesteps 1 --out {out}",
         "--sae s --data a/name --out o",
@@ -75,22 +77,26 @@ LINES = {
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
     ],
     "reproduce": [
-        f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")
+        *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
+        "bars --sae {sae} --out {out}",
     ],
 }
 
-#: A value of every option that takes one and is no choice.
+#: A value of every option that takes one.
 VALUES = {
     **dict.fromkeys(("batch_size", "buffer_rows", "steps", "n_steps", "timesteps", "loss_timesteps"), "3"),
     **dict.fromkeys(("images", "loss_images", "images_per_concept", "top_images", "edit_prompts", "seeds"), "3"),
     **dict.fromkeys(("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed"), "2"),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
+    **dict.fromkeys(("dtype",), "fp32"),
+    **dict.fromkeys(("branch",), "both"),
+    **dict.fromkeys(("study",), "fig4"),
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
     **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend"), "name"),
     **dict.fromkeys(("fit", "token_fraction"), "1/4"),
     "prompts": "3",
-    "assignments": "k=3",
+    "set": "k=3",
     "change": "near=far",
     "scale": "1=2",
     "guidance": "2",
@@ -102,20 +108,15 @@ VALUES = {
 ALL_LINES = [(command, line) for command, lines in LINES.items() for line in lines]
 
 
-def options(command: str) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in command_parsers()[command]._actions if action.dest != "help"}
+def given(option: Option) -> list[str]:
+    if option.is_flag:
+        return [option.flag]
+    return [option.flag, *("0 1".split() if option.n_words == 2 else [VALUES[option.name]])]
 
 
-def given(action: argparse.Action) -> list[str]:
-    if action.nargs == 0:
-        return [action.option_strings[0]]
-    value = next(iter(action.choices)) if action.choices else "0 1" if action.dest == "steps" else VALUES[action.dest]
-    return [action.option_strings[0], *(value.split() if action.nargs == 2 else [value])]
-
-
-@pytest.mark.parametrize("command", NAMES)
-def test_every_option_is_declared_once(command):
-    usage, known = usage_of(command), set(options(command))
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_declared_once(name):
+    usage, known = class_of(name).usage, set(options_of(class_of(name)))
     every = usage.every.split()
     some = set().union(*(aspect.options for aspect in usage.aspects))
     assert len(every) == len(set(every))
@@ -123,11 +124,21 @@ def test_every_option_is_declared_once(command):
     assert not set(every) & some
 
 
-@pytest.mark.parametrize("command", NAMES)
-def test_the_lines_have_every_mode(command, images):
-    lines = [parse([command, *filled(line, images=str(images))]) for line in LINES[command]]
-    for aspect in usage_of(command).aspects:
-        modes = {aspect.of(args) for args in lines}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help(capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    for option in options_of(class_of(name)).values():
+        if option.name != "study":
+            assert re.search(rf"│ {option.flag}\b.*\n?.*[a-z]{{3}}", shown), option.flag
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_lines_have_every_mode(name, images):
+    lines = [command([name, *filled(line, images=str(images))]) for line in LINES[name]]
+    for aspect in class_of(name).usage.aspects:
+        modes = {aspect.of(each) for each in lines}
         # A plain SAE's and a TIDE's store are told apart by files that these lines do not have.
         assert modes == set(aspect.modes), modes ^ set(aspect.modes)
 
@@ -139,19 +150,19 @@ def filled(line: str, **names: str) -> list[str]:
     return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in known}))
 
 
-@pytest.mark.parametrize(("command", "line"), ALL_LINES, ids=[f"{c} {line}" for c, line in ALL_LINES])
-def test_what_a_mode_does_not_use_is_refused(cli, command, line, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "line"), ALL_LINES, ids=[f"{c} {line}" for c, line in ALL_LINES])
+def test_what_a_mode_does_not_use_is_refused(cli, name, line, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [command, *filled(line, images=str(images))]
-    args, usage = parse(words), usage_of(command)
-    unused = {name: aspect.of(args) for aspect in usage.aspects for name in aspect.unused(aspect.of(args))}
-    for name, action in options(command).items():
-        if name not in unused or name in given_options(command, words[1:]):
+    words = [name, *filled(line, images=str(images))]
+    asked, usage = command(words), class_of(name).usage
+    unused = {each: aspect.of(asked) for aspect in usage.aspects for each in aspect.unused(aspect.of(asked))}
+    there = given_options(class_of(name), words[1:])
+    for each, option in options_of(class_of(name)).items():
+        if each not in unused or each in there:
             continue
-        result = cli(*words, *given(action))
-        first = next(aspect.of(args) for aspect in usage.aspects if name in aspect.unused(aspect.of(args)))
-        flag = action.option_strings[0]
-        assert (result.code, result.err) == (2, f"tide: error: {flag} is not used {first}; leave it off\n")
+        result = cli(*words, *given(option))
+        first = next(aspect.of(asked) for aspect in usage.aspects if each in aspect.unused(aspect.of(asked)))
+        assert (result.code, result.err) == (2, f"tide: error: {option.flag} is not used {first}; leave it off\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,23 +172,32 @@ def test_a_default_that_is_given_counts_as_given(cli, store, tmp_path):
         assert result.err == f"tide: error: {option[0]} is not used with --store; leave it off\n"
 
 
-def beside_others(command: str, words: list[str]) -> set[str]:
+def beside_others(name: str, words: list[str]) -> set[str]:
     """Options of which a line gives another one: they exclude each other."""
-    found, there = set(), given_options(command, words)
-    for group in command_parsers()[command]._mutually_exclusive_groups:
-        names = {action.dest for action in group._group_actions}
-        found |= names - there.keys() if names & there.keys() else set()
-    return found
+    group_type = type(tyro.conf.create_mutex_group(required=False))
+    groups: dict[int, set[str]] = {}
+    for option in options_of(class_of(name)).values():
+        for note in option.notes:
+            if isinstance(note, group_type):
+                groups.setdefault(id(note), set()).add(option.name)
+    there = given_options(class_of(name), words).keys()
+    return {each for names in groups.values() if names & there for each in names - there}
 
 
-class Watched(argparse.Namespace):
-    """Remembers which of the arguments were read."""
+@contextmanager
+def watching() -> Iterator[set[str]]:
+    """The fields of commands and of groups of options that are read in the block, but for their being recorded."""
+    found: set[str] = set()
 
-    read: ClassVar[set[str]] = set()
+    def watched(self: Any, name: str) -> Any:
+        if sys._getframe(1).f_code.co_name != "_value":
+            found.add(name)
+        return object.__getattribute__(self, name)
 
-    def __getattribute__(self, name: str) -> Any:
-        Watched.read.add(name)
-        return super().__getattribute__(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (Command, Activations, Autoencoder, Data, Model):
+            patch.setattr(kind, "__getattribute__", watched, raising=False)
+        yield found
 
 
 @pytest.fixture
@@ -187,49 +207,35 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": ""})
-    figures = SimpleNamespace(evaluate=lambda *args, **options: {}, verdicts=lambda figures: [])
-    monkeypatch.setitem(sys.modules, "tide.studies.bars", figures)
-    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring"):
+    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring", "bars"):
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 
 
-RUN = [(command, line) for command, line in ALL_LINES if "{" in line or not line]
+RUN = [(name, line) for name, line in ALL_LINES if "{" in line or not line]
 
 
-@pytest.mark.parametrize(("command", "line"), RUN, ids=[f"{c} {line}" for c, line in RUN])
+@pytest.mark.parametrize(("name", "line"), RUN, ids=[f"{c} {line}" for c, line in RUN])
 @pytest.mark.usefixtures("stand_ins")
-def test_a_run_reads_what_it_is_said_to_use(command, line, pipeline, images, store, checkpoint, tmp_path, monkeypatch):
+def test_a_run_reads_what_it_is_said_to_use(name, line, pipeline, images, store, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").write_text("a red house, near\na blue cone, far\n")
     paths = {"pipeline": pipeline, "images": images, "image": images / "00.png", "store": store / "block-6"}
     paths |= {"sae": checkpoint, "out": tmp_path / "out", "prompts": tmp_path / "prompts"}
     words = filled(line, **{name: str(path) for name, path in paths.items()})
-    args, usage = parse([command, *words]), usage_of(command)
-    used = set(options(command)).difference(*(aspect.unused(aspect.of(args)) for aspect in usage.aspects))
-    used -= beside_others(command, words)
-    watched = Watched(**vars(args))
-    Watched.read = set()
-    args.run(watched)
-    assert used - Watched.read == set()
+    asked, usage = command([name, *words]), class_of(name).usage
+    used = set(options_of(class_of(name))).difference(*(aspect.unused(aspect.of(asked)) for aspect in usage.aspects))
+    used -= beside_others(name, words)
+    with watching() as read:
+        asked.run()
+    assert used - read == set()
 
 
 def test_the_watch_sees_what_is_read():
-    watched = Watched(one=1, two=2)
-    Watched.read = set()
-    vars(watched)
-    assert "one" not in Watched.read
-    assert watched.one == 1
-    assert "one" in Watched.read
-
-
-def test_the_commands_that_the_readme_shows_are_accepted(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("tide ")]
-    assert {words[0] for words in lines} >= {"collect", "train", "evaluate", "concepts", "atlas", "edit"}
-    for words in lines:
-        assert parse(words).command == words[0]
+    asked = command(["doctor"])
+    with watching() as read:
+        assert "json" not in read
+        assert asked.json is False
+    assert "json" in read
 
 
 @pytest.mark.parametrize(

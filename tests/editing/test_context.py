@@ -98,7 +98,7 @@ def test_edits_change_the_image(alpha, sae, plain, change):
 def test_edited_activations_keep_the_reconstruction_error(alpha, sae, renorm):
     """x + decode(z') - decode(z), by hand."""
     x = torch.randn(40, 192, generator=torch.Generator().manual_seed(1)) * sae.activation_scale
-    place = Place(700.0, torch.arange(40), torch.zeros(40, dtype=torch.int64))
+    place = Place(700.0, token=torch.arange(40), image=torch.zeros(40, dtype=torch.int64))
     with torch.no_grad():
         z = sae.encode(x, 700.0).dense(N)
         changed = z.clone()
@@ -117,7 +117,7 @@ def test_edited_activations_keep_the_reconstruction_error(alpha, sae, renorm):
 def test_erasing_everything_leaves_only_the_error(alpha, sae):
     """With all latents gone, renormalised or not (their norm is then 0), the code adds nothing."""
     x = torch.randn(10, 192, generator=torch.Generator().manual_seed(1)) * sae.activation_scale
-    place = Place(700.0, torch.arange(10), torch.zeros(10, dtype=torch.int64))
+    place = Place(700.0, token=torch.arange(10), image=torch.zeros(10, dtype=torch.int64))
     with torch.no_grad():
         expected = x - sae.decode_dense(sae.encode(x, 700.0).dense(N))
         for renorm in (False, True):
@@ -127,7 +127,7 @@ def test_erasing_everything_leaves_only_the_error(alpha, sae):
 
 def test_half_precision_activations_keep_their_dtype(sae):
     x = torch.randn(6, 192, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    place = Place(700.0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    place = Place(700.0, token=torch.arange(6), image=torch.zeros(6, dtype=torch.int64))
     with torch.no_grad():
         assert edited_activations(sae, EVERYTHING, x, place).dtype == torch.bfloat16
         assert torch.equal(edited_activations(sae, Erase([SILENT]), x, place), x)

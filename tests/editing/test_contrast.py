@@ -13,7 +13,7 @@ from tide.editing import Contrast, Keep, PerImage, Place, Steer, SteerBounded, T
 from tide.editing.record import record_contrast
 from tide.errors import TideError
 
-HERE = Place(500.0, torch.tensor([0]), torch.tensor([0]))
+HERE = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
 WITH, WITHOUT = ("a green tree", "a house, far"), ("a red tree", "a house, near")
 
 
@@ -60,7 +60,7 @@ def test_neurons_are_bounded_as_latents_are():
     t = torch.tensor([500.0])
     direction, present = torch.tensor([[2.0, -2.0, 0.0]]), torch.tensor([[1.0, -1.0, 5.0]])
     x = torch.tensor([[0.0, 0.0, 7.0], [3.0, -3.0, 7.0]])
-    place = Place(500.0, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    place = Place(500.0, token=torch.tensor([0, 1]), image=torch.tensor([0, 0]))
     bounded = SteerBounded(t, direction, 10.0, present)
     assert bounded.activations(x, place).tolist() == [[2.0, -2.0, 7.0], [3.0, -3.0, 7.0]]
     gentle = SteerBounded(t, direction, 0.5, present).activations(x[:1], place.take(torch.tensor([0])))

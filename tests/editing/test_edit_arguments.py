@@ -25,7 +25,7 @@ from tide.sae import TIDE, TIDEConfig
         (Scale([1], 2.0), {"tokens": torch.ones(64)}, r"tokens is torch.float32 \[64\]; it must be bool"),
         (Scale([1], 2.0), {"tokens": torch.ones(1, 8, 8, dtype=torch.bool)}, "it must be bool"),
         (Steer(torch.tensor([1.0]), torch.zeros(1, 7)), {}, "the direction has width 7 and the transformer 192"),
-        (lambda z, place: z, {}, "function is no edit; give one of tide.editing"),
+        (lambda z, place: z, {}, "function is not an edit; give one of tide.editing"),
     ],
     ids=[
         "feature", "target", "steps below 0", "steps above 1", "no steps", "branch", "another block",

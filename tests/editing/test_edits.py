@@ -23,7 +23,7 @@ from tide.editing import (
 from tide.errors import TideError
 
 Z = torch.tensor([[0.0, 1.0, 4.0, 0.0, 2.0], [3.0, 0.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-PLACE = Place(500.0, torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1]), 3)
+PLACE = Place(500.0, token=torch.tensor([0, 2, 1]), image=torch.tensor([0, 1, 1]), n_tokens=3)
 ONE = Target(torch.tensor([500.0]), torch.tensor([[0.0, 2.0, 0.0, 1.0, 6.0]]))
 
 
@@ -85,7 +85,7 @@ def test_arithmetic(edit, expected):
 def test_nothing_to_change_gives_equal_latents(edit):
     """Feature 3 is silent in this row."""
     z = Z[:1] if "Compose" not in type(edit).__name__ else Z[2:]
-    changed = edit.latents(z, Place(500.0, torch.tensor([0]), torch.tensor([0])))
+    changed = edit.latents(z, Place(500.0, token=torch.tensor([0]), image=torch.tensor([0])))
     assert not (changed != z).any()
 
 
@@ -126,7 +126,7 @@ def test_per_image_takes_each_rows_place_along():
 )
 def test_the_nearest_timestep_is_used(timestep, nearest):
     target = Target(torch.tensor([900.0, 400.0, 100.0]), torch.arange(6.0).view(3, 2))
-    found = target.at(Place(timestep, PLACE.token, PLACE.image))
+    found = target.at(Place(timestep, token=PLACE.token, image=PLACE.image))
     assert found.tolist() == [[2 * nearest, 2 * nearest + 1]]
 
 
@@ -137,14 +137,17 @@ def test_a_map_goes_by_the_token():
 
 @pytest.mark.parametrize(
     "place",
-    [Place(1.0, torch.tensor([0, 3]), torch.tensor([0, 0])), Place(1.0, torch.tensor([0]), torch.tensor([0]), 4)],
+    [
+        Place(1.0, token=torch.tensor([0, 3]), image=torch.tensor([0, 0])),
+        Place(1.0, token=torch.tensor([0]), image=torch.tensor([0]), n_tokens=4),
+    ],
     ids=["a token beyond the map", "a larger image, of which a covered token is edited"],
 )
 def test_a_map_of_another_size_is_refused(place):
     target = Target(torch.tensor([1.0]), torch.zeros(1, 3, 5))
     with pytest.raises(TideError, match=r"the target has 3 tokens and the image (more|4); make it at the same"):
         target.at(place)
-    smaller = Place(1.0, torch.tensor([0]), torch.tensor([0]), 2)
+    smaller = Place(1.0, token=torch.tensor([0]), image=torch.tensor([0]), n_tokens=2)
     with pytest.raises(TideError, match="the target has 3 tokens and the image 2"):
         target.at(smaller)
 

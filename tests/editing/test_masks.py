@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
-from tide.editing import image_mask, token_mask
+from tide.adapters import adapter_for
+from tide.editing import image_mask, read_mask, token_mask
 from tide.errors import TideError
 
 
@@ -46,3 +48,22 @@ def test_there_and_back():
     mask = torch.rand(5, 64, generator=torch.Generator().manual_seed(0)) > 0.5
     pixels = mask.view(5, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
     assert torch.equal(token_mask(pixels, (8, 8)), mask)
+
+
+def test_a_picture(alpha, tmp_path):
+    """Bright where it is above mid-grey; what is transparent is dark."""
+    path = tmp_path / "mask.png"
+    picture = Image.new("LA", (64, 64), (127, 255))
+    picture.paste((128, 255), (0, 0, 64, 16))
+    picture.paste((255, 0), (0, 48, 64, 64))
+    picture.save(path)
+    assert read_mask(path, adapter_for(alpha)).nonzero().flatten().tolist() == list(range(16))
+
+
+def test_pictures_that_are_no_mask(alpha, tmp_path):
+    path = tmp_path / "mask.png"
+    Image.new("L", (64, 64), 127).save(path)
+    with pytest.raises(TideError, match="covers no token by more than half; make the mask larger or brighter"):
+        read_mask(path, adapter_for(alpha))
+    with pytest.raises(TideError, match="is 64 x 64 pixels and the image 64 x 128; make the mask of the image's size"):
+        read_mask(path, adapter_for(alpha), (64, 128))

@@ -8,7 +8,7 @@ import torch
 from tests.helpers.edit_samples import BLOCK, STEPS, N, assert_untouched, draw
 from tide.adapters import adapter_for, tap
 from tide.editing import PerImage, Place, Replace, Steer, SteerTowards, Swap, Target, edit
-from tide.editing.record import record_targets
+from tide.editing.record import record_targets, run_noised
 from tide.errors import TideError
 from tide.sae import TIDE, TIDEConfig
 
@@ -35,6 +35,41 @@ def test_a_recording_holds_the_conditional_rows_of_every_step(alpha, sae, plain,
     assert_untouched(alpha, plain)
 
 
+def test_a_pooled_recording_is_the_mean_over_the_tokens(alpha, sae):
+    adapter = adapter_for(alpha)
+    whole = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS), dtype=torch.float32)
+    pooled = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS), pooled=True, dtype=torch.float32)
+    for found, expected in zip(pooled.targets, whole.targets, strict=True):
+        torch.testing.assert_close(found.values, expected.pooled().values)
+    torch.testing.assert_close(pooled.raw, whole.raw.mean(2, keepdim=True))
+
+
+def test_images_with_noise_are_a_target(alpha, sae):
+    """Each image under its own prompt, at every timestep with the same noise."""
+    adapter, seen = adapter_for(alpha), []
+    latents = torch.randn(2, adapter.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    steps = adapter.sampling_timesteps(3)
+
+    def run(seed: int) -> None:
+        run_noised(adapter, latents, PROMPTS, steps, seed=seed, max_sequence_length=20)
+
+    found = record_targets(adapter, sae, lambda: run(5))
+    assert found.timesteps.tolist() == steps.tolist()
+    with tap(adapter, {BLOCK: lambda x, call: seen.append(x.clone())}):
+        run(5)
+    assert torch.equal(found.raw, torch.stack(seen))
+    assert not torch.equal(found.raw, record_targets(adapter, sae, lambda: run(6)).raw)
+
+
+def test_latents_that_are_encoded_in_parts(alpha, sae, monkeypatch):
+    adapter = adapter_for(alpha)
+    whole = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
+    monkeypatch.setattr("tide.editing.record.CHUNK_ELEMENTS", 50 * N)  # parts that cross from one image to the next
+    parts = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
+    for found, expected in zip(parts.targets, whole.targets, strict=True):
+        torch.testing.assert_close(found.values, expected.values, rtol=2**-10, atol=1e-4)
+
+
 def test_replacing_by_ones_own_recording_changes_little(alpha, sae):
     """The target is the latents that are there, but for their rounding to float16; another image's is not."""
     adapter = adapter_for(alpha)
@@ -57,7 +92,7 @@ def test_steering_all_the_way_towards_a_recording_arrives(alpha, sae):
 
 def test_nothing_to_record(alpha, sae, plain):
     adapter = adapter_for(alpha)
-    with pytest.raises(TideError, match="the pipeline made no step while the target was recorded"):
+    with pytest.raises(TideError, match="the block met no row of the prompts while the target was recorded"):
         record_targets(adapter, sae, lambda: None)
     with pytest.raises(TideError, match="does not know its block"):
         record_targets(adapter, TIDE(TIDEConfig(192, N, 4)), lambda: None)
@@ -72,7 +107,7 @@ def test_nothing_to_record(alpha, sae, plain):
 
 # -- arithmetic -------------------------------------------------------------------------------------------------
 
-PLACE = Place(500.0, torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1]), 3)
+PLACE = Place(500.0, token=torch.tensor([0, 2, 1]), image=torch.tensor([0, 1, 1]), n_tokens=3)
 
 
 def concept(*values: float) -> Target:
@@ -98,13 +133,13 @@ def concept(*values: float) -> Target:
 def test_swap(z, factor, expected):
     """s = (4, 0, 0), t = (0, 2, 0)."""
     swap = Swap(concept(4.0, 0.0, 0.0), concept(0.0, 2.0, 0.0), factor)
-    place = Place(500.0, torch.tensor([0]), torch.tensor([0]))
+    place = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
     torch.testing.assert_close(swap.latents(torch.tensor([z]), place), torch.tensor([expected]))
 
 
 def test_swap_of_nothing_changes_nothing():
     nothing, z = concept(0.0, 0.0, 0.0), torch.tensor([[1.0, 2.0, 3.0]])
-    place = Place(500.0, torch.tensor([0]), torch.tensor([0]))
+    place = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
     assert torch.equal(Swap(nothing, nothing).latents(z, place), z)
     for swap in (Swap(nothing, concept(0.0, 1.0)), Swap(concept(0.0, 1.0), nothing)):
         with pytest.raises(TideError, match="the target has 2 latents and the SAE 3"):

@@ -35,7 +35,7 @@ def test_wilson_solves_its_own_equation():
 def test_wilson_of_no_trials_and_of_nonsense():
     assert wilson_interval(0, 0) == (0.0, 1.0)
     for successes, n in ((11, 10), (-1, 10), (1, 0)):
-        with pytest.raises(TideError, match="are no proportion"):
+        with pytest.raises(TideError, match="are not a proportion"):
             wilson_interval(successes, n)
 
 

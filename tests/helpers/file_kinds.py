@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.helpers.tiny_clip import save_tiny_clip
 from tide.activations import ActivationStore, StoreWriter, image_folder
 from tide.activations.batch import ActivationBatch
-from tide.cli.collect import read_prompts
+from tide.activations.source import read_prompts
 from tide.editing import Target
 from tide.editing.target_file import load_target, save_target
 from tide.evaluation.scorers import CLIPScorer

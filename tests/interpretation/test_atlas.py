@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tide.errors import TideError
 from tide.interpretation import dense_latents
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 TIMESTEPS = torch.tensor([900.0, 600.0, 300.0, 100.0])
 D_MODEL, N_LATENTS, DEAD = 5, 11, 4
@@ -175,7 +175,7 @@ def test_each_image_has_its_own_conditioning():
     mean = torch.zeros(4, 20)
     for i, t in enumerate(TIMESTEPS.tolist()):
         for image in range(5):
-            mean[i] += dense_latents(sae, x[i, image], t, conditioning[image : image + 1]).mean(0) / 5
+            mean[i] += dense_latents(sae, x[i, image], Position(t, conditioning[image : image + 1])).mean(0) / 5
     torch.testing.assert_close(found.mean, mean, rtol=1e-4, atol=1e-6)
     other = build_atlas(sae, TIMESTEPS, in_batches(x, 5, conditioning=conditioning.flip(0)), (2, 3), top_images=2)
     assert not torch.allclose(other.mean, mean, rtol=1e-2)
@@ -199,7 +199,7 @@ def test_nothing_to_read():
     with pytest.raises(TideError, match="there are no images to make an atlas of; give at least one"):
         build_atlas(model(), TIMESTEPS, [], (2, 3))
     for timesteps, top_images in ((TIMESTEPS[:0], 6), (TIMESTEPS, 0)):
-        with pytest.raises(TideError, match="make no atlas; give at least 1 of both"):
+        with pytest.raises(TideError, match="are too few for an atlas; give at least 1 of both"):
             build_atlas(model(), timesteps, [], (2, 3), top_images=top_images)
 
 
@@ -292,7 +292,7 @@ def test_what_an_atlas_says_of_latents_that_it_has_not(atlas, tmp_path):
     facts = json.loads((tmp_path / "atlas.json").read_text())
     for change, match in (
         ({"n_latents": 10**15}, r"holds no maps of 1000000000000000 latents"),
-        ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 is of none of the 11 latents"),
+        ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 belongs to none of the 11 latents"),
         ({"labels": {"1": {"concept": "roof", "level": "part"}}}, r"labels is .* and must be an object or null"),
     ):
         (tmp_path / "atlas.json").write_text(json.dumps({**facts, **change}))

@@ -15,7 +15,7 @@ from tide.interpretation import (
     pooled_latents,
 )
 from tide.interpretation.concepts import best_iou, iou
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 CONCEPTS = ["roof", "near", "snow"]
 PLANTED = {"roof": 7, "near": 2, "snow": 11}
@@ -191,7 +191,7 @@ def test_mean_latents_is_the_mean_over_timesteps(conditioned):
         for i, t in enumerate((900.0, 100.0)):
             for image in range(3):
                 own = None if conditioning is None else conditioning[image : image + 1]
-                expected[image] += sae.encode(data.x[i, image], t, own).dense(20) / 2
+                expected[image] += sae.encode(data.x[i, image], Position(t, own)).dense(20) / 2
     found = mean_latents(sae, data)
     assert not found.requires_grad
     torch.testing.assert_close(found.view(3, 4, 20), expected, rtol=1e-5, atol=1e-6)

@@ -61,7 +61,7 @@ def test_what_is_recorded(adapter, sae, run):
         rows = x[call.conditional]
         assert torch.equal(run.raw[i], rows.half())
         with inference(sae):
-            expected = sae.encode(rows, call.timestep[call.conditional], None)
+            expected = sae.encode(rows, call.timestep[call.conditional])
         assert torch.equal(run.codes[i].indices, expected.indices)
         assert torch.equal(run.codes[i].values, expected.values.half())
 

@@ -1,8 +1,17 @@
 """Fixtures of the kernel tests."""
 
 import pytest
+import torch
 
 
 @pytest.fixture(params=["sparse", "dense"])
 def regime(request):
     return request.param
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads; the old number is restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,27 +1,28 @@
 """Random calls of every op, by every backend, against the equations in float64: shapes, dtypes, options and odd values.
 
-Numbers are multiples of 1/8, of which float32 forms exact products and sums: what is selected is known for certain,
-ties included. Where tokens are normalised nothing is exact; there a problem with a near-tie is drawn again.
+Numbers are multiples of 1/8, whose products and sums are exact in float32, so the right selection is known for
+certain, ties included. Normalised tokens are not exact; a problem of theirs with a near-tie is drawn again.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import count
 from typing import Any
 
-import naive
 import pytest
 import torch
-from layouts import dyadic
 from torch import Tensor
 
+from tests.helpers import naive
+from tests.helpers.layouts import dyadic
 from tide_kernels import LossWeights, backend_status, decode, encode_topk, tide_loss
-from tide_kernels.testing import Problem, assert_close
+from tide_kernels.testing import Problem, adversarial_rows, assert_close
 
-# Of what is not exact, relative to the RMS: some hundred roundings of 6e-8 (1e-16 in float64), in terms that may cancel
-# to a hundredth where a problem has one token and one latent. A wrong result is off by a part of the RMS that shows.
+# For inexact results, relative to the RMS: some hundred roundings of 6e-8 (1e-16 in float64), in terms that may cancel
+# to a hundredth if a problem has one token and one latent. The error of a wrong result is far larger.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-4}
 DTYPES = {
     "reference": [torch.float64, torch.float32, torch.float16, torch.bfloat16],
@@ -40,7 +41,7 @@ class Call:
     chunk: int
     regime: str
     path: str
-    odd: str  # what is odd about its values
+    odd: str  # what is unusual about its values
 
     @property
     def modulation(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Call:
 
 
 def drawn(seed: int, backend: str) -> Call:
-    """The call of a seed."""
+    """The call that belongs to a seed."""
     for attempt in count():
         call = _drawn(random.Random(f"{seed}.{attempt}"), backend)
         if not call.layer_norm or not has_near_ties(call):
@@ -64,7 +65,7 @@ def _drawn(rng: random.Random, backend: str) -> Call:
     d_model, n_latents = rng.choice([1, 3, 5, 8, 17, 33]), rng.choice([1, 2, 7, 24, 40, 65])
     k = rng.choice([1, n_latents, rng.randint(1, n_latents)])
     odd = rng.choice(["nothing", "nothing", "ties", "NaN", "infinity", "negative zero", "no positive"])
-    # Powers of two and multiples of 1/8 alone keep narrow numbers from being rounded on the way.
+    # Only powers of two and multiples of 1/8 keep narrow numbers from being rounded on the way.
     layer_norm = dtype in (torch.float32, torch.float64) and odd in ("nothing", "negative zero") and rng.random() < 0.3
     groups = rng.choice([None, 1, 3, n_tokens + 2])
 
@@ -114,7 +115,7 @@ def make_odd(p: Problem, odd: str, rng: random.Random) -> None:
             if tensor is not None:
                 tensor[: rng.randint(0, len(tensor))] = -0.0
     elif odd == "no positive":
-        p.b_enc = torch.full((len(p.W_enc),), -(2.0**13), dtype=p.W_enc.dtype)  # further down than any product
+        p.b_enc = torch.full((len(p.W_enc),), -(2.0**13), dtype=p.W_enc.dtype)  # below any product
 
 
 def exact(p: Problem) -> Problem:
@@ -123,7 +124,7 @@ def exact(p: Problem) -> Problem:
 
 
 def pre_activations(call: Call) -> Tensor:
-    """In float64, of operands that were rounded to the dtype once."""
+    """The pre-activations in float64, from operands that were rounded to the dtype once."""
     p, dtype = exact(call.problem), call.problem.W_enc.dtype
     x_mod = naive.modulate(p.x, p.scale, p.shift, p.group, call.layer_norm).to(dtype).double()
     return x_mod @ p.W_enc.T + (0 if p.b_enc is None else p.b_enc)
@@ -146,7 +147,7 @@ def check_encoder(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def check_decoder(call: Call, backend: str, values: Tensor, indices: Tensor, rng: random.Random) -> None:
-    """The code as it was selected, and in another order with a latent twice."""
+    """Decodes the code as selected, and in another order with one latent twice."""
     p, dtype = call.problem, call.problem.W_dec.dtype
     order = rng.sample(range(p.k), p.k)
     for places in (list(range(p.k)), [*order, order[0]]):
@@ -154,8 +155,8 @@ def check_decoder(call: Call, backend: str, values: Tensor, indices: Tensor, rng
         x_hat = decode(v, i, p.W_dec, p.b_dec, backend=backend, regime=call.regime)
         expected = naive.decode(v.double(), i, p.W_dec.double(), None if p.b_dec is None else p.b_dec.double())
         if expected.numel():
-            # Two roundings at most: of the sum, before a bias of up to 1.5 is added, and of the result. Of tokens that
-            # were normalised each value brings one more.
+            # At most two roundings: of the sum, before a bias of up to 1.5 is added, and of the result. For normalised
+            # tokens each value adds one more.
             eps = torch.finfo(dtype).eps * (1 + p.k * call.layer_norm)
             bound = eps * (float(expected.abs().max()) + 1.5)
             assert float((x_hat - expected).abs().max()) <= bound, "x_hat"
@@ -213,6 +214,29 @@ def check_all(seeds: range, backend: str) -> None:
 
 def test_backends_agree_with_float64(backend):
     check_all(range(12 if backend == "triton" else 100), backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_all_backends_select_the_same_bits(dtype):
+    """The same input for every backend that runs here; Triton's runs in the interpreter."""
+    serving = [name for name, reason in backend_status().items() if reason is None]
+    assert "reference" in serving
+    generator = torch.Generator().manual_seed(0)
+    cases = [
+        (torch.stack(list(adversarial_rows(n, dtype).values())), k) for n, k in ((1, 1), (33, 33), (257, 1), (300, 60))
+    ]
+    for _ in range(10):  # few levels, so that ties decide
+        n = int(torch.randint(1, 400, (), generator=generator))
+        k = int(torch.randint(1, n + 1, (), generator=generator))
+        cases.append((torch.randint(-3, 9, (5, n), generator=generator).to(dtype) / 4, k))
+    for pre, k in cases:
+        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in serving}
+        values, indices = results.pop("reference")
+        for name, (got_values, got_indices) in results.items():
+            assert torch.equal(got_indices, indices), (name, pre.shape, k)
+            nan = values.isnan()
+            assert torch.equal(got_values.isnan(), nan), name
+            assert torch.equal(got_values[~nan].view(torch.uint8), values[~nan].view(torch.uint8)), name
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Which backend and regime serve, and what is said where one cannot."""
+"""The choice of backend and regime, and the reasons given by backends that cannot serve."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 @pytest.fixture(autouse=True)
 def only_the_reference(monkeypatch):
-    """Registrations of a test end with it, and no test depends on what this machine has."""
+    """A test's registrations end with it, and no test depends on the backends of this machine."""
     monkeypatch.setattr(dispatch, "_SOURCES", {"reference": "tide_kernels.reference"})
 
 
@@ -106,7 +106,7 @@ def test_a_backend_may_fuse_what_is_composed_elsewhere():
     for regime in ("sparse", "dense"):
         p = random_problem(6, 4, 10, 2, dtype=torch.float32)
         tide_loss(**p.arguments(), backend="fuses", regime=regime).total.backward()
-        assert not p.W_enc.grad.any()  # left to the fusion, which added nothing
+        assert not p.W_enc.grad.any()  # left to the fused primitive, which added nothing
     assert calls == ["backward_latents", "encoder_gradients"]
 
 

@@ -1,6 +1,6 @@
-"""Every tensor argument of every public op in every layout: results are the reference's for contiguous copies.
+"""Every tensor argument of every public op in every layout: results equal the reference's for contiguous copies.
 
-Ops and arguments come from `tide_kernels.__all__` and the signatures, so that a new one without a case fails here.
+Ops and arguments come from `tide_kernels.__all__` and the signatures, so a new one without a case fails here.
 Numbers are multiples of 1/8, which makes pre-activations exact: the selection cannot depend on the order of sums.
 """
 
@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import LAYOUTS, dyadic, overlaps_itself, plain, tensor_arguments
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tide_kernels
+from tests.helpers.layouts import LAYOUTS, Calls, dyadic, overlaps_itself, plain, tensor_arguments
 from tide_kernels import LossWeights, backend_status
 from tide_kernels.testing import assert_close
 
 N, D, LATENTS, K, GROUPS = 8, 5, 12, 3, 2
-# Float32, relative to the RMS: sums of at most N D LATENTS numbers, in another order at worst.
+# Float32, relative to the RMS: sums of at most N D LATENTS numbers, possibly in another order.
 TOLERANCE = 1e-5
 
 OPS = {
@@ -76,7 +75,7 @@ def training() -> dict[str, Tensor]:
     return tokens() | encoder() | decoder() | {"dead": torch.arange(LATENTS) % 3 == 0}
 
 
-# Normalised tokens are no multiples of 1/8: weights that tell latents apart keep ties from being made by rounding.
+# Normalised tokens are not multiples of 1/8: normal weights keep rounding from making ties.
 NORMALISED = {"W_enc": normal(LATENTS, D), "b_enc": normal(LATENTS)}
 TERMS = {
     "k": K,
@@ -101,7 +100,7 @@ CASES = {
 }
 
 
-#: Interpreted kernels take their time, and these runs launch no kernel that others do not.
+#: Interpreted kernels are slow, and these runs launch only kernels that others launch too.
 SLOW = {
     ("encode_topk, layer norm", "triton", "dense"),
     ("encode_topk, not modulated", "triton", "sparse"),
@@ -148,7 +147,7 @@ def results(
     if backend == "reference":
         options.pop("path", None)
     if case.buffers:
-        # What they held before shows if it is not added to.
+        # Not 0, so that the test notices if a buffer is overwritten instead of added to.
         buffers = {name: torch.full(t.shape, 0.5) for name, t in given.items()}
         terms = OPS[case.op](**tensors, **options, gradients=buffers)
         return terms._asdict() | {f"gradient of {name}": buffer for name, buffer in buffers.items()}
@@ -168,7 +167,7 @@ def laid(case: Case, layout_of: dict[str, str]) -> dict[str, Tensor]:
 
 
 def check(name: str, backend: str, regime: str | None, layout_of: dict[str, str]) -> None:
-    """``layout_of`` names the layouts of tensors, and of incoming gradients as "grad"."""
+    """``layout_of`` maps tensors' names to layouts; "grad" stands for incoming gradients."""
     case = CASES[name]
     tensors = laid(case, layout_of)
     incoming: dict[str, Tensor] = {}
@@ -188,7 +187,7 @@ def check(name: str, backend: str, regime: str | None, layout_of: dict[str, str]
 
 
 def together(case: Case) -> Iterator[dict[str, str]]:
-    """All tensors at once, each in another layout, until each has been in all."""
+    """All tensors at once, each in a different layout, until each has had every layout."""
     names, kinds = [*case.tensors(), "grad"], list(LAYOUTS)
     for turn in range(len(kinds)):
         yield {name: kinds[(turn + 2 * place) % len(kinds)] for place, name in enumerate(names)}
@@ -213,18 +212,6 @@ def test_every_tensor_argument_of_every_public_op_has_its_case():
     for case in CASES.values():
         covered.setdefault(case.op, set()).update(case.tensors(), {"gradients"} if case.buffers else ())
     assert covered == {name: set(tensor_arguments(op)) for name, op in OPS.items()}
-
-
-class Calls(TorchDispatchMode):
-    """The names of the ops that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.names.add(op.name())
-        return op(*args, **(kwargs or {}))
 
 
 def test_the_cases_call_every_op_of_the_library():

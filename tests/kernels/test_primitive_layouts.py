@@ -1,7 +1,7 @@
 """Every tensor argument of every backend's primitives in every layout.
 
-What a primitive reads may lie anyhow. What it writes to lies as it wants, or is refused: a wrong result without an
-error is what must not be. Primitives come from `Primitives`, arguments from the annotations of each backend.
+A primitive has to read any layout. It may refuse to write to some layouts, but must never return a wrong result
+without an error. Primitives come from `Primitives`, arguments from the annotations of each backend.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import LAYOUTS, dyadic, overlaps_itself, plain, tensor_arguments
-from test_layouts import Calls
 from torch import Tensor
 
+from tests.helpers.layouts import LAYOUTS, Calls, dyadic, overlaps_itself, plain, tensor_arguments
 from tide_kernels import backend_status
 from tide_kernels.dispatch import Primitives
 from tide_kernels.testing import assert_close
@@ -58,7 +57,7 @@ def encoder_gradients(groups: int | None) -> Callable[[Any], list[Any]]:
     return arguments
 
 
-#: The arguments of each primitive; a list of several where it has several ways.
+#: The arguments of each primitive; several lists for a primitive that takes several paths.
 ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "modulate": [modulation(False), modulation(True)],
     "pre_activations": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), dyadic(LATENTS, seed=3)]],
@@ -114,7 +113,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],
 }
 WITHOUT_TENSORS = {"empty"}
-#: The layout of a code is what the backend's own `transpose` made.
+#: A code's transposed form, which the backend's own `transpose` makes.
 OPAQUE = {"transposed", "layout"}
 
 MODULES = {name: f"tide_kernels.{name}" for name in ("reference", "native", "triton")}
@@ -132,7 +131,7 @@ def own_primitives(module: Any) -> list[str]:
 
 
 def run(function: Callable[..., Any], arguments: list[Any]) -> list[Tensor]:
-    """What it returns, and then what its tensor arguments hold."""
+    """The results, followed by the final contents of the tensor arguments."""
     returned = function(*arguments)
     outputs = [returned] if isinstance(returned, Tensor) else list(returned or ())
     return [plain(t) for t in (*outputs, *arguments) if isinstance(t, Tensor)]
@@ -147,7 +146,7 @@ def tensors(arguments: list[Any]) -> list[int]:
 
 
 def written(function: Callable[..., Any], arguments: list[Any]) -> list[int]:
-    """The places of the arguments that a call changes."""
+    """The positions of the arguments that a call changes."""
     after = copies(arguments)
     function(*after)
     return [place for place in tensors(arguments) if not torch.equal(after[place], arguments[place])]
@@ -185,7 +184,7 @@ def test_what_is_written_lies_well_or_is_refused(name, primitive):
         for place in written(function, build(module)):
             for kind in LAYOUTS:
                 if kind == "overlapping rows" and (name == "reference" or primitive == "encoder_gradients"):
-                    continue  # PyTorch's in-place ops do not notice, but public ops refuse it
+                    continue  # PyTorch's in-place ops do not notice it, but public ops refuse it
                 given = relaid(build(module), {place: kind})
                 fresh = copies(given)
                 with nullcontext() if kind == "at an offset" else suppress(ValueError, RuntimeError):
@@ -235,17 +234,3 @@ def test_they_launch_every_kernel(monkeypatch):
     monkeypatch.setattr(launch, "launch", recorded)
     every_call(module)
     assert launched >= {record.kernel.__name__ for record in specs.collect()}
-
-
-def test_contiguous_tensors_are_not_copied():
-    backend_of("triton")
-    from tide_kernels import native
-    from tide_kernels.triton import launch
-
-    whole = torch.zeros(4, 6)
-    apart = whole[:, :5]
-    for prepare in (launch.contiguous, launch.rows_contiguous, launch.strided, native._whole_rows):
-        assert prepare(whole) is whole
-    for prepare in (launch.rows_contiguous, launch.strided, native._whole_rows):
-        assert prepare(apart) is apart
-    assert launch.strided(apart.T).data_ptr() == apart.data_ptr()

@@ -10,7 +10,7 @@ ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=10.0, auxk=0
 
 
 class LargestTensor:
-    """Records the most float32 elements that one allocation has room for, those inside the ops included."""
+    """Records the largest allocation, in float32 elements, including those inside the ops."""
 
     elements = 0
 
@@ -37,7 +37,7 @@ def test_the_loss_holds_one_chunk_of_pre_activations(regime):
 
 def test_the_ops_hold_one_chunk_of_pre_activations(regime, monkeypatch):
     n_tokens, n_latents, chunk = 512, 1024, 32
-    monkeypatch.setattr("tide_kernels.functional._CHUNK_ELEMENTS_CPU", chunk * n_latents)
+    monkeypatch.setattr("tide_kernels.options._CHUNK_ELEMENTS_CPU", chunk * n_latents)
     p = random_problem(n_tokens, 8, n_latents, 16, dtype=torch.float32)
     with LargestTensor() as largest:
         values, indices = encode_topk(p.x, p.W_enc, p.b_enc, p.k, scale=p.scale, regime=regime)
@@ -97,9 +97,9 @@ def test_results_do_not_depend_on_uninitialised_memory(regime, monkeypatch):
 
 
 def narrow_error(dtype: torch.dtype, regime: str) -> dict[str, float]:
-    """RMS error of the total and the gradients in ``dtype``, relative to their RMS, float32 being the truth.
+    """RMS error of the total and the gradients in ``dtype``, relative to their RMS, against float32.
 
-    k = n takes every positive pre-activation, so that rounding moves values but hardly the selection.
+    k = n takes every positive pre-activation, so rounding changes values but hardly the selection.
     """
     wide = random_problem(64, 16, 48, 48, groups=3, dtype=dtype)
     exact = random_problem(64, 16, 48, 48, groups=3, dtype=torch.float32)
@@ -119,15 +119,15 @@ def narrow_error(dtype: torch.dtype, regime: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_narrow_parameters_lose_rounding_only(dtype, regime):
-    # Half an eps a rounding; on the way to a gradient lie the roundings of x_mod, the pre-activation, the
-    # reconstruction, its gradient, the code's and the result: six, independent, so about sqrt(6) halves in
-    # RMS. The factor 4 covers that a reconstruction's rounding weighs more where the error is small beside x.
+    # Half an eps per rounding. A gradient includes the roundings of x_mod, the pre-activation, the reconstruction,
+    # its gradient, the code's gradient and the result: six independent ones, so about sqrt(6) / 2 eps in RMS. The
+    # factor 4 allows for reconstructions whose error is small compared to x, where their rounding weighs more.
     errors = narrow_error(dtype, regime)
     assert max(errors.values()) <= 4 * 6**0.5 / 2 * torch.finfo(dtype).eps, errors
 
 
 def test_float16_gradients_of_large_batches_do_not_vanish(regime):
-    # 2 / (n_tokens d_model) times a typical error lies below the least float16, 6e-8, at this size.
+    # At this size, 2 / (n_tokens d_model) times a typical error is below the least float16, 6e-8.
     p = random_problem(4096, 32, 64, 4, dtype=torch.float32)
     p.x *= 1e-3
     p.b_dec.data *= 1e-3
@@ -144,12 +144,12 @@ def test_autocast(regime):
         terms.total.backward()
     narrow = random_problem(32, 8, 60, 6, groups=2, dtype=torch.float32)
     for parameter in (narrow.W_enc, narrow.W_dec):
-        parameter.data = parameter.detach().bfloat16().float()  # the operands that autocast sees
+        parameter.data = parameter.detach().bfloat16().float()  # the operands that autocast uses
     assert terms.total.dtype == torch.float32
     wide = tide_loss(**narrow.arguments(), weights=ALL_TERMS._replace(auxk=0), paired=True)
     assert_close(terms.total, wide.total, 0.02)
     for name, parameter in p.parameters().items():
         assert parameter.grad.dtype == torch.float32, name
-        # More digits than bfloat16 has: the sums were not rounded to it, sparse products not even once.
+        # It has more digits than bfloat16, so sparse products were never rounded to it.
         if regime == "sparse":
             assert not torch.equal(parameter.grad, parameter.grad.bfloat16().float()), name

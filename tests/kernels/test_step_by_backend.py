@@ -8,8 +8,8 @@ from tide_kernels.testing import assert_close, random_problem
 
 WEIGHTS = LossWeights(mse=1.5, cosine=0.7, temporal=0.3, sparsity=20.0, auxk=0.4)
 BACKENDS = ["triton", "native"]
-# Of gradients, relative to their RMS. Rounding is 6e-8 in float32 and 5e-4 in float16 an operation; some hundred are
-# summed up, at random signs, and the cosine's and the residual's gradients are small differences of larger numbers.
+# Of gradients, relative to their RMS. An operation rounds by 6e-8 in float32 and by 5e-4 in float16; some hundred add
+# up with random signs, and the gradients of cosine and residual are small differences of larger numbers.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-2}
 
 
@@ -22,7 +22,7 @@ def backend(request):
 
 
 def problem_without_near_ties(dtype, **shape):
-    """Narrow numbers, and the same ones in float64, that select the same latents: rounding alone tells them apart."""
+    """A narrow problem and the same one in float64, which select the same latents: they differ only by rounding."""
     for seed in range(100):
         narrow = random_problem(dtype=dtype, seed=seed, **shape)
         exact = random_problem(dtype=torch.float64, seed=seed, **shape)

@@ -174,10 +174,9 @@ def test_gated_gradients_go_where_the_paper_sends_them():
     # Zero but for rounding: the bias is added to the gate and taken off the magnitude again.
     assert float(sae.b_enc.grad.abs().max()) < 1e-6
     assert sae.activation.b_mag.grad.any()
-    second = Gated(N).auxiliary_latents(sae.pre_activations(x, sae._place(len(x), 5.0, None, None)))
+    second = Gated(N).auxiliary_latents(sae.pre_activations(x, sae.modulation_of(len(x), 5.0)))
     sae.zero_grad()
-    place = sae._place(len(x), 5.0, None, None)
-    sae.reconstruct_dense(second, place, frozen=True).sum().backward()
+    sae.reconstruct_dense(second, sae.modulation_of(len(x), 5.0), frozen=True).sum().backward()
     assert sae.W_dec.grad is None or not sae.W_dec.grad.any()
     assert sae.b_enc.grad.any()
 

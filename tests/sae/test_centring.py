@@ -14,7 +14,7 @@ from tide.activations import ActivationBatch
 from tide.editing.context import edited_activations
 from tide.editing.edits import Erase, Place, Scale
 from tide.errors import TideError
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import ACTIVATIONS
 from tide.sae.normalisation import Moments
 from tide.training import LossConfig, RevivalConfig, TrainConfig, Trainer
@@ -33,15 +33,15 @@ def rows(n: int = 20, seed: int = 0) -> torch.Tensor:
     return x
 
 
-def group(n: int = 20) -> torch.Tensor:
-    return torch.arange(n, dtype=torch.int32) % 2
+def position(n: int = 20) -> Position:
+    return Position(TIMESTEP, group=torch.arange(n, dtype=torch.int32) % 2)
 
 
 def model(*, centre: bool = True, modulated: bool = True, **options) -> TIDE:
     """Calibrated, every parameter moved off its start."""
     config = TIDEConfig(D, N, K, modulation=MODULATION if modulated else None, centre=centre, **options)
     made = TIDE(config, seed=1)
-    made.calibrate(rows(400, 9), TIMESTEP, group=group(400))
+    made.calibrate(rows(400, 9), position(400))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -74,14 +74,14 @@ def test_is_the_uncentred_model_of_deviations(options):
     sae, x = model(**options), rows()
     plain, deviations = without_centring(sae), x - sae.activation_mean
     with torch.no_grad():
-        codes, expected = sae.encode(x, TIMESTEP, group=group()), plain.encode(deviations, TIMESTEP, group=group())
+        codes, expected = sae.encode(x, position()), plain.encode(deviations, position())
         assert torch.equal(codes.values, expected.values)
         assert torch.equal(codes.indices, expected.indices)
-        x_hat = plain(deviations, TIMESTEP, group=group()) + sae.activation_mean
-        torch.testing.assert_close(sae(x, TIMESTEP, group=group()), x_hat, rtol=1e-6, atol=1e-5)
-    given = {"group": group(), "paired": True, "weights": LossWeights(1, 1, 1, 1), "s_target": 0.02}
+        x_hat = plain(deviations, position()) + sae.activation_mean
+        torch.testing.assert_close(sae(x, position()), x_hat, rtol=1e-6, atol=1e-5)
+    given = {"position": position(), "paired": True, "weights": LossWeights(1, 1, 1, 1), "s_target": 0.02}
     sae.train(), plain.train()
-    terms, others = sae.loss(x, TIMESTEP, **given), plain.loss(deviations, TIMESTEP, **given)
+    terms, others = sae.loss(x, **given), plain.loss(deviations, **given)
     assert torch.equal(terms.total, others.total)
     terms.total.backward(), others.total.backward()
     for (name, p), q in zip(sae.named_parameters(), plain.parameters(), strict=True):
@@ -127,7 +127,7 @@ def test_undo_round_trip(pre_norm):
     its place; through a LayerNorm it gives the normed rows, since only the modulation is undone."""
     sae = TIDE(TIDEConfig(D, 2 * D, 2 * D, modulation=MODULATION, pre_norm=pre_norm, undo=True, centre=True), seed=3)
     x = rows(30)
-    sae.calibrate(x, TIMESTEP, group=group(30))
+    sae.calibrate(x, position(30))
     with torch.no_grad():
         both = torch.cat([torch.eye(D), -torch.eye(D)])
         for parameter in (sae.W_enc, sae.W_dec):
@@ -141,7 +141,7 @@ def test_undo_round_trip(pre_norm):
             inner = torch.nn.functional.layer_norm(inner, (D,), eps=1e-6)
         expected = inner * sae.activation_scale + sae.activation_mean
         # Shift and factor cost a few roundings of normalised units; 300 leaves steps of 3e-5.
-        torch.testing.assert_close(sae(x, TIMESTEP, group=group(30)), expected, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(sae(x, position(30)), expected, rtol=1e-6, atol=1e-4)
 
 
 # -- edits ----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_undo_round_trip(pre_norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_an_edit_that_changes_nothing_keeps_the_bits(dtype):
     sae, x = model(), rows().to(dtype)
-    place = Place(500.0, None, torch.arange(len(x)))
+    place = Place(500.0, token=None, image=torch.arange(len(x)))
     with torch.no_grad():
         assert torch.equal(edited_activations(sae, Scale(range(N), 1.0), x, place), x)
 
@@ -158,7 +158,7 @@ def test_an_edit_that_changes_nothing_keeps_the_bits(dtype):
 def test_the_mean_drops_out_of_an_edit():
     """x + decode(z') - decode(z), whatever the mean is."""
     sae, x = model(), rows()
-    place = Place(500.0, None, torch.arange(len(x)))
+    place = Place(500.0, token=None, image=torch.arange(len(x)))
     with torch.no_grad():
         z = sae.encode(x, 500.0).dense(N)
         changed = z.clone()
@@ -182,8 +182,8 @@ def test_narrow_activations_lose_nothing_by_the_mean(dtype):
     step = torch.finfo(dtype).eps
     torch.testing.assert_close(sae.normalised(x), exact.to(dtype), rtol=step, atol=1e-5)
     with torch.no_grad():
-        assert sae(x, TIMESTEP, group=group()).dtype == dtype
-        codes = sae.encode(x.float(), TIMESTEP, group=group())
+        assert sae(x, position()).dtype == dtype
+        codes = sae.encode(x.float(), position())
         narrow = codes._replace(values=codes.values.to(dtype))
         # What is decoded is rounded once more where it is near 300; products are of narrow factors.
         wide, found = sae.decode(codes), sae.decode(narrow)
@@ -217,7 +217,7 @@ def test_a_checkpoint_keeps_the_mean(tmp_path):
     assert loaded.config.centre is True
     assert torch.equal(load_file(tmp_path / "model.safetensors")["activation_mean"], sae.activation_mean)
     with torch.no_grad():
-        assert torch.equal(loaded(x, TIMESTEP, group=group()), sae.eval()(x, TIMESTEP, group=group()))
+        assert torch.equal(loaded(x, position()), sae.eval()(x, position()))
 
 
 def test_without_centring_a_checkpoint_holds_what_it_always_held(tmp_path):
@@ -295,7 +295,7 @@ def constant_channel() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        pytest.param(torch.zeros(20, D), "are all 0, so that there is nothing to learn", id="zeros"),
+        pytest.param(torch.zeros(20, D), "are all 0, so there is nothing to learn", id="zeros"),
         pytest.param(rows() * 1e-30, "float32 holds the squares of 1e-19 to 2e[+]19", id="squares vanish"),
         pytest.param(rows() * 1e-15, None, id="small"),
         pytest.param(rows() * 1e15, None, id="large"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
 from tide.files import replace_file
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 MODULATION = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8, conditioned=True)
 
@@ -22,7 +22,9 @@ def model(*, seed: int = 0, **options) -> TIDE:
     where = {"family": "pixart", "pipeline": "some/model", "block": 6, "tensor": "attention"}
     sae = TIDE(TIDEConfig(6, 20, **{"k": 3, "modulation": MODULATION, **where, **options}), seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    sae.calibrate(torch.randn(30, 6, generator=generator), 3.0, torch.randn(1, 10) if sae.modulation else None)
+    sae.calibrate(
+        torch.randn(30, 6, generator=generator), Position(3.0, torch.randn(1, 10) if sae.modulation else None)
+    )
     return sae
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tide.sae import TIDE, ModulationConfig, TIDEConfig
+from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import ACTIVATIONS
 from tide.sae.composed import composed_loss
 from tide_kernels import LossWeights
@@ -25,7 +25,7 @@ def model(activation: str = "topk", **options) -> TIDE:
     """In float64, calibrated, every parameter moved off its initial value."""
     config = TIDEConfig(D, N, K, modulation=MODULATION, activation=activation, **options)
     sae = TIDE(config, backend="reference", seed=1)
-    sae.calibrate(rows(400, 9), TIMESTEP, group=torch.arange(400, dtype=torch.int32) % 2)
+    sae.calibrate(rows(400, 9), Position(TIMESTEP, group=torch.arange(400, dtype=torch.int32) % 2))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -35,7 +35,7 @@ def model(activation: str = "topk", **options) -> TIDE:
 
 def loss(sae: TIDE, x: torch.Tensor, **options):
     given = {"paired": True, "weights": WEIGHTS, "s_target": 0.02, "delta": 0.01, **options}
-    return sae.loss(x, TIMESTEP, group=GROUP, **given)
+    return sae.loss(x, Position(TIMESTEP, group=GROUP), **given)
 
 
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
@@ -48,11 +48,11 @@ def test_is_the_fused_loss(pre_norm, auxk):
         "paired": True, "weights": WEIGHTS._replace(auxk=auxk), "s_target": 0.02, "delta": 0.01,
         "dead": dead if auxk else None, "k_aux": 3 if auxk else 0,
     }  # fmt: skip
-    fused = sae.loss(x, TIMESTEP, group=GROUP, **options)
+    fused = sae.loss(x, Position(TIMESTEP, group=GROUP), **options)
     fused.total.backward()
     gradients = {name: p.grad.clone() for name, p in sae.named_parameters()}
     sae.zero_grad()
-    composed = composed_loss(sae, *sae._placed(x, TIMESTEP, None, GROUP), k=K, **options)
+    composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), k=K, **options)
     composed.total.backward()
     for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "fired"):
         torch.testing.assert_close(getattr(composed, name), getattr(fused, name), msg=lambda m, n=name: f"{n}: {m}")

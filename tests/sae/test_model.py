@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tide.errors import TideError
-from tide.sae import TIDE, Codes, Modulation, ModulationConfig, TIDEConfig, inference
+from tide.sae import TIDE, Codes, Modulation, ModulationConfig, Position, TIDEConfig, inference
 from tide_kernels import LossWeights, decode, encode_topk, modulate, tide_loss
 
 D, N, K = 12, 40, 5
@@ -58,10 +58,10 @@ def test_is_the_composition_of_the_kernels():
         scale, shift = sae.modulation(timestep)
         values, indices = encode_topk(x / 3, sae.W_enc, sae.b_enc, K, scale=scale, shift=shift, group=group)
         expected = 3 * decode(values, indices, sae.W_dec, sae.b_dec)
-        codes = sae.encode(x, timestep, group=group)
+        codes = sae.encode(x, Position(timestep, group=group))
         torch.testing.assert_close(codes.values, values, rtol=0, atol=0)
         assert torch.equal(codes.indices, indices)
-        torch.testing.assert_close(sae(x, timestep, group=group), expected, rtol=0, atol=0)
+        torch.testing.assert_close(sae(x, Position(timestep, group=group)), expected, rtol=0, atol=0)
 
 
 def test_groups_are_shared_evenly_where_none_are_given():
@@ -71,7 +71,7 @@ def test_groups_are_shared_evenly_where_none_are_given():
         for image, t in enumerate(timestep.tolist()):
             torch.testing.assert_close(found[image], sae(x[image], t), rtol=1e-6, atol=1e-6)
         assert (found - sae(x, 1.0)).abs().max() > 1e-3
-    with pytest.raises(TideError, match=r"^7 rows cannot be shared by 3 timesteps; pass group=$"):
+    with pytest.raises(TideError, match=r"^7 rows cannot be shared by 3 timesteps; pass Position\(.*group=...\)$"):
         sae.encode(rows(7), timestep)
 
 
@@ -133,7 +133,7 @@ def test_calibrate(pre_norm, undo):
     sae = model(pre_norm=pre_norm, undo=undo)
     x = 5 * rows(400) + torch.arange(D)
     timestep, group = torch.tensor([20.0, 800.0]), torch.arange(400, dtype=torch.int32) % 2
-    sae.calibrate(x, timestep, group=group)
+    sae.calibrate(x, Position(timestep, group=group))
     rms = x.double().square().mean().sqrt().float()
     torch.testing.assert_close(sae.activation_scale, rms)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_loss_is_the_fused_loss_of_normalised_rows(pre_norm):
     sae, x, timestep = model(pre_norm=pre_norm), rows(8), torch.tensor([40.0, 900.0])
     group = torch.tensor([0, 1] * 4, dtype=torch.int32)
     weights = LossWeights(mse=1.0, cosine=0.5, temporal=0.1, sparsity=0.2)
-    found = sae.loss(x, timestep, group=group, paired=True, weights=weights, k=3, s_target=0.01)
+    found = sae.loss(x, Position(timestep, group=group), paired=True, weights=weights, k=3, s_target=0.01)
     scale, shift = sae.modulation(timestep)
     expected = tide_loss(
         x / 3, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, 3,
@@ -211,12 +211,12 @@ def test_loss_is_the_fused_loss_of_normalised_rows(pre_norm):
 
 def test_loss_agrees_with_a_naive_composition():
     """Each term from its definition, over the model's own codes and reconstruction."""
-    sae, x, timestep = model(), rows(8), torch.tensor([40.0, 900.0])
-    group = torch.tensor([0, 1] * 4, dtype=torch.int32)
-    terms = sae.loss(x, timestep, group=group, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02, delta=0.01)
+    sae, x = model(), rows(8)
+    position = Position(torch.tensor([40.0, 900.0]), group=torch.tensor([0, 1] * 4, dtype=torch.int32))
+    terms = sae.loss(x, position, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02, delta=0.01)
     with torch.no_grad():
-        z = sae.encode(x, timestep, group=group).dense(N)
-        u, u_hat = x / 3, sae(x, timestep, group=group) / 3
+        z = sae.encode(x, position).dense(N)
+        u, u_hat = x / 3, sae(x, position) / 3
         mse = (u - u_hat).square().mean()
         cosine = (1 - torch.cosine_similarity(u, u_hat)).mean()
         temporal = (z[0::2] - z[1::2]).square().sum(1).mean()
@@ -276,7 +276,7 @@ def test_bad_input():
     sae = model()
     with pytest.raises(TideError, match=r"width 13 and this TIDE 12; use one trained on this block"):
         sae(torch.zeros(2, 13), 1.0)
-    with pytest.raises(TideError, match="pass timestep="):
+    with pytest.raises(TideError, match="pass a timestep, or a Position"):
         sae(rows(2))
 
 

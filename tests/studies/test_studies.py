@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tide.cli.app import main
 from tide.errors import TideError
 from tide.studies import ablation, bars, centring, edit_study, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
 from tide.studies.bench import Bench, DataSizes
@@ -127,9 +126,9 @@ def test_centring_tells_what_the_moved_channel_hides(bench):
     assert pool.all.x[:, 0].mean() > 250
     assert torch.equal(pool.all.x[:, 1:], bench.held_out.all.x[:, 1:])
     model = build_model(bench.adapter, bench.block, TrainConfig(n_latents=64, k=8))
-    model.calibrate(pool.all.x, pool.all.timestep, None, pool.all.group)
+    model.calibrate(pool.all.x, pool.all.position)
     with torch.no_grad():
-        error = (pool.all.x - model(pool.all.x, pool.all.timestep, None, pool.all.group))[:, 1:]
+        error = (pool.all.x - model(pool.all.x, pool.all.position))[:, 1:]
     expected = 1 - error.square().sum() / (pool.all.x - pool.all.x.mean(0))[:, 1:].square().sum()
     assert centring.explained_without(model, pool, 0) == pytest.approx(float(expected), rel=1e-4)
 
@@ -201,49 +200,3 @@ def test_every_variant_changes_what_it_names():
     assert configs["AuxK"].loss.auxk > 0
     assert configs["AuxK"].revival.every == configs["no revival"].revival.every == 0
     assert configs["temporal off"].loss == replace(configs["default"].loss, temporal=0.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["fig9"], "argument study: invalid choice: 'fig9'"),
-        (["table1", "--seeds", "0"], "argument --seeds: '0' is no number of seeds; give a whole number, 1 to 1000"),
-        (["fig4", "--steps", "0"], "argument --steps: '0' is no count; give a whole number, 1 to 2147483647"),
-        (["ablation", "--threads", "0"], "argument --threads: '0' is no number of threads; give a whole number, 1"),
-        (["table1", "--backend", "fpga"], "fpga"),
-        (["table1", "--seeds", "many"], "argument --seeds: 'many' is no number of seeds; give"),
-    ],
-)
-def test_bad_input_is_one_line(capsys, tmp_path, arguments, message):
-    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_says_what_was_found(monkeypatch, capsys, tmp_path):
-    given = []
-
-    def reproduce(options: Options) -> str:
-        given.append(options)
-        return "It holds."
-
-    monkeypatch.setattr(ablation, "reproduce", reproduce)
-    out = tmp_path / "a"
-    assert main(["reproduce", "ablation", "--fast", "--seeds", "2", "--seed", "4", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == ["It holds.", f"Tables and pictures are in {out}."]
-    assert (given[0].out, given[0].fast, given[0].seeds, given[0].seed, given[0].steps) == (out, True, 2, 4, None)
-    assert given[0].each_seed(3) == [4, 5]
-    run = json.loads((out / "run.json").read_text())
-    assert run["arguments"]["study"] == "ablation"
-    assert {"versions", "machine"} <= run.keys()
-
-
-def test_interrupted(monkeypatch, capsys, tmp_path):
-    def interrupted(options: Options) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ablation, "reproduce", interrupted)
-    assert main(["reproduce", "ablation", "--out", str(tmp_path)]) == 130
-    assert "finished cells are kept: the same command goes on with the others" in capsys.readouterr().err

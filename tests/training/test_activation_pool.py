@@ -80,7 +80,7 @@ def test_once_is_every_row_in_order(rows):
     [
         (22, True, "20 activations are fewer than a batch of 22; collect more or lower it"),
         (0, True, "20 activations are fewer than a batch of 0"),
-        (5, True, "a batch of 5 rows would part a pair; give an even number"),
+        (5, True, "a batch of 5 rows would separate a pair; give an even number"),
     ],
 )
 def test_batches_that_cannot_be_drawn(rows, paired, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tide.adapters import adapter_for
+from tide.sae import Position
 from tide.training import TrainConfig, build_model
 
 
@@ -24,7 +25,7 @@ def test_by_default_training_starts_from_the_plain_sae(alpha):
     sae, plain = (build_model(adapter, 6, TrainConfig(expansion=1, modulation=m)) for m in (True, False))
     x, timestep = torch.randn(8, 192), torch.tensor([10.0, 700.0])
     assert all(not each.any() for each in sae.modulation(timestep))
-    assert torch.equal(sae(x, timestep, None, torch.arange(8) % 2), plain(x))
+    assert torch.equal(sae(x, Position(timestep, group=torch.arange(8) % 2)), plain(x))
     own = adapter.modulation(6)
     assert torch.equal(sae.modulation.linear_1.weight, own.linear_1.weight)
     assert torch.equal(sae.modulation.linear_2.weight, own.linear_2.weight)

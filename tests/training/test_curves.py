@@ -51,7 +51,9 @@ def test_a_full_disk_ends_the_curves_with_a_warning(tmp_path, monkeypatch, code)
 
     monkeypatch.setattr(_Whole, "write", failing)
     job = trainer(tmp_path)
-    with pytest.warns(UserWarning, match=r"^the curves in .*tensorboard end here \(it is full\); the training goes on"):
+    with pytest.warns(
+        UserWarning, match=r"^the curves in .*tensorboard end here \(it is full\); the training continues"
+    ):
         job.fit(stream)
     assert len(written) == 4  # no attempt after the one that failed
     assert job.step == 60

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def at_step_4(out):
     job = trainer(out, steps=6, checkpoint_every=2)
     with pytest.raises(TideError, match="ended after 2"):
         job.fit(interrupted(2))
-    job.config.checkpoint_every = 100
+    job.config = replace(job.config, checkpoint_every=100)
     with pytest.raises(TideError, match="ended after 4"):
         job.fit(lambda start: interrupted(4)(2))
     assert (job.step, job.saved) == (4, 2)

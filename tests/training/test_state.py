@@ -1,4 +1,4 @@
-"""What a training goes on from: states that are damaged, lie, are of another training, or of an older version."""
+"""What a training resumes from: states that are damaged, lie, are of another training, or of an older version."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_the_state_alone_is_enough(out, whole, name, damage):
 
 def test_a_checkpoint_without_its_state_is_not_overwritten(out):
     shutil.rmtree(out / "resume")
-    message = r"out holds a checkpoint and no resume/state.safetensors to go on from; train into another folder$"
+    message = r"out holds a checkpoint and no resume/state.safetensors to resume from; train into another folder$"
     with pytest.raises(TideError, match=message):
         resume(out)
 

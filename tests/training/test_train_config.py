@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import yaml
 
 from tide.errors import TideError
+from tide.sae import ModelOptions, ModulationConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
 
 CHANGED = TrainConfig(
@@ -62,7 +65,7 @@ def test_yaml_reads_off_as_false(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"lrr": 1}, r"^unknown option 'lrr' in the training configuration; known: modulation, .*checkpoint_every$"),
+        ({"lrr": 1}, r"^unknown option 'lrr' in the training configuration; known: pre_norm, .*checkpoint_every$"),
         ({"loss": {"mae": 1}}, r"^unknown option 'mae' in loss; known: mse, cosine, "),
         ({"revival": 3}, r"^revival = 3 must be a group of options: after_tokens, every$"),
         ({"loss": None}, r"^loss = None must be a group of options: mse"),
@@ -102,7 +105,7 @@ def test_bad_mappings(raw, message):
         ),
         (
             lambda: TrainConfig(modulation_trainable=False),
-            "a modulation that starts as the identity and is not trained is none; set modulation_init = adaln",
+            "a modulation that starts as the identity and is not trained has no effect; set modulation_init = adaln",
         ),
         (lambda: ProgressiveK(start=0.5), "start = 0.5 must be at least 1"),
         (lambda: ProgressiveK(length=1.2), "length = 1.2 must be between 0 and 1"),
@@ -162,3 +165,15 @@ def test_the_default_rate_falls_with_the_width_as_the_entries_of_a_unit_row_do()
     assert TrainConfig().learning_rate(192) == pytest.approx(4e-3, rel=0.01)
     assert TrainConfig().learning_rate(4 * 192) == pytest.approx(TrainConfig().learning_rate(192) / 2)
     assert TrainConfig(lr=1e-3).learning_rate(192) == 1e-3
+
+
+def test_the_models_options_are_the_models():
+    """Every one of them reaches the model's config; a plain SAE has no use for those of the modulation."""
+    options = {"pre_norm": "layernorm", "undo": True, "activation": "gated", "bandwidth": 0.7, "centre": True}
+    assert options.keys() == {option.name for option in fields(ModelOptions)}
+    config = TrainConfig(n_latents=64, k=8, **options)
+    found = config.model_config(16, ModulationConfig(16, 8), block=3)
+    assert {name: getattr(found, name) for name in options} == options
+    assert (found.d_model, found.n_latents, found.k, found.block) == (16, 64, 8, 3)
+    plain = replace(config, modulation=False).model_config(16, None)
+    assert (plain.pre_norm, plain.undo, plain.activation) == ("none", False, "gated")

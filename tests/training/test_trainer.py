@@ -43,7 +43,7 @@ def test_learns_a_sparse_dictionary(tmp_path):
     assert last["cosine"] < 0.1 * first["cosine"]
     held_out = batch(10**6)
     with torch.no_grad():
-        x_hat = sae(held_out.x, held_out.timestep, group=held_out.group)
+        x_hat = sae(held_out.x, held_out.position)
     explained = 1 - (x_hat - held_out.x).square().sum() / (held_out.x - held_out.x.mean(0)).square().sum()
     assert explained > 0.95
 
@@ -132,9 +132,8 @@ def test_the_sparsity_target_is_a_share_of_the_scheduled_k(tmp_path):
     """Eq. 16: S cannot exceed k / n, and k starts at four times its last value."""
     expected = model()
     first = batch(0)
-    where = (first.timestep, None, first.group)
-    expected.calibrate(first.x, *where)
-    terms = expected.loss(first.x, *where, k=4 * K, s_target=0.8 * 4 * K / N, delta=0.01)
+    expected.calibrate(first.x, first.position)
+    terms = expected.loss(first.x, first.position, k=4 * K, s_target=0.8 * 4 * K / N, delta=0.01)
     job = trainer(tmp_path, steps=1, log_every=1, progressive_k=ProgressiveK(start=4.0, length=1.0))
     job.fit([first])
     assert job.history[0]["sparsity"] == pytest.approx(float(terms.sparsity), rel=1e-6)
@@ -169,7 +168,7 @@ def test_explained_variance_is_of_the_batch_that_mse_is_of(tmp_path):
     job.fit([first])
     start = model(centre=True)
     start.load_state_dict({**before, **{n: v for n, v in state(job.model).items() if n.startswith("activation_")}})
-    start.calibrate(first.x, first.timestep, None, first.group)
+    start.calibrate(first.x, first.position)
     error = job.history[0]["mse"] * float(start.activation_scale) ** 2
     assert job.history[0]["explained_variance"] == pytest.approx(1 - error / float(first.x.var(0, correction=0).mean()))
 
@@ -411,7 +410,7 @@ def test_revival_leaves_fewer_dead_latents(tmp_path):
         sae.calibrate = unreachable
         job.fit(stream())
         held_out = batch(10**6, rows=1024)
-        codes = sae.encode(held_out.x, held_out.timestep, group=held_out.group)
+        codes = sae.encode(held_out.x, held_out.position)
         dead = int((codes.dense(N) > 0).any(0).logical_not().sum())
         return dead, job.revived, job.history[-1]["mse"]
 

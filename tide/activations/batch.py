@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tide.errors import TideError
+from tide.sae.position import Position
 
 
 @dataclass
@@ -50,6 +51,11 @@ class ActivationBatch:
     @property
     def d_model(self) -> int:
         return self.x.shape[1]
+
+    @property
+    def position(self) -> Position:
+        """Where the rows stand in the diffusion, as the autoencoder takes it."""
+        return Position(self.timestep, self.conditioning, self.group)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationBatch:
         """On ``device``, with ``x`` (and only x) in ``dtype``."""

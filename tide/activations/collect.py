@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.options import check_amounts
 from tide.adapters.base import Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
 from tide.errors import TideError
@@ -34,13 +35,13 @@ _Item = tuple[Tensor, str | Text]
 
 
 def sample_generator(seed: int, *place: int) -> torch.Generator:
-    """Random numbers by place alone: those of a sample by its place in the data, whatever batch it is in."""
+    """A generator that depends on seed and place alone: a sample draws the same numbers in every batch."""
     (state,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
 def sample_noise(shape: Sequence[int], seed: int, first: int, *place: int) -> Tensor:
-    """Normal noise of ``shape``, whose rows are the samples ``first``, ``first + 1``, ...: each its own."""
+    """Normal noise of ``shape``; row i is that of the sample ``first + i``, by :func:`sample_generator`."""
     rows = (torch.randn(shape[1:], generator=sample_generator(seed, first + i, *place)) for i in range(shape[0]))
     return torch.stack(list(rows))
 
@@ -61,7 +62,7 @@ def _items(data: Data) -> Iterator[_Item]:
 
 
 def _items_between(data: Data, start: int, stop: int | None) -> Iterator[_Item]:
-    """The samples from ``start`` on and before ``stop``; those before are not even decoded where the data can do so."""
+    """The samples from ``start`` to ``stop``; earlier ones are not even decoded if the data can skip them."""
     from_sample = getattr(data, "from_sample", None)
     items = islice(_items(data), start, None) if from_sample is None else _items(from_sample(start))
     return items if stop is None else islice(items, max(0, stop - start))
@@ -84,7 +85,7 @@ def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
 
 
 def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
-    """Latents and prompt embeddings of a batch of items, computed where they are not given."""
+    """Latents and prompt embeddings of a batch of items, computed if they are not given."""
     latents = torch.stack([image for image, _ in items])
     if latents.shape[1] != adapter.latent_channels:
         if latents.shape[1] != 3:
@@ -115,13 +116,6 @@ def _grid(adapter: Adapter, n_timesteps: int, timesteps: Sequence[int] | Tensor 
     return grid
 
 
-def _check(token_fraction: float, batch_size: int) -> None:
-    if not 0 < token_fraction <= 1:
-        raise TideError(f"token_fraction {token_fraction} is not in (0, 1]; 1/16 is usual")
-    if batch_size < 1:
-        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
-
-
 @torch.no_grad()
 def collect(
     adapter: Adapter,
@@ -148,38 +142,31 @@ def collect(
     ``timesteps``. ``paired`` runs each image at a timestep and at the next (lower) one of the grid, with the
     same noise, and keeps the same tokens of both: rows 2i and 2i + 1.
 
-    A sample's timestep, tokens and noise depend on ``seed`` and on its place in ``data`` alone;
-    ``batch_size`` (images a pass; twice as many rows when paired) changes them by the model's rounding at
-    most. ``start`` leaves out the first samples without running anything, and ``stop`` ends before that sample, so
-    that an interrupted collection can go on. The same call gives the same bits with the same versions, machine and
-    number of threads (PyTorch's products on a CPU are rounded differently by another number). So does a call with
-    ``start``, if a pass of the whole collection began there: at a multiple of ``batch_size`` where all images are of
-    one size.
+    A sample's timestep, tokens and noise depend only on ``seed`` and its place in ``data``; ``batch_size`` (images a
+    pass; twice as many rows when paired) changes activations at most by the model's rounding. ``start`` skips the first
+    samples without running anything, and ``stop`` ends before that sample, so that an interrupted collection can be
+    resumed. The same call gives the same bits with the same versions, machine and number of threads (on a CPU, the
+    number of threads changes the rounding of PyTorch's products). So does a call with ``start`` if a pass of the whole
+    collection began there: at a multiple of ``batch_size`` if all images are of one size.
 
     Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
     Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
     """
-    _check(token_fraction, batch_size)
+    check_amounts(token_fraction, batch_size)
     grid = _grid(adapter, n_timesteps, timesteps, paired)
     indices = [adapter.resolve_block(block) for block in blocks]
     sample = start
     for items in _batches(_items_between(data, start, stop), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
+        numbers = range(sample, sample + len(items))
         n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
-        steps, tokens, noise = [], [], []
-        for i in range(sample, sample + len(items)):
-            generator = sample_generator(seed, i)
-            step = int(torch.randint(len(grid) - paired, (), generator=generator))
-            steps.append(grid[step : step + 1 + paired])
-            tokens.append(draw_tokens(n_tokens, token_fraction, generator))
-            noise.append(torch.randn(latents.shape[1:], generator=generator))
         repeats = 1 + paired  # rows of one image stand next to each other
-        timestep = torch.cat(steps)
-        noised = adapter.add_noise(
-            latents.repeat_interleave(repeats, 0), torch.stack(noise).repeat_interleave(repeats, 0), timestep
-        )
+        draws = [_Draw.of(seed, i, grid, paired, n_tokens, token_fraction, latents.shape[1:]) for i in numbers]
+        timestep = torch.cat([draw.timesteps for draw in draws])
+        noise = torch.stack([draw.noise for draw in draws])
+        noised = adapter.add_noise(latents.repeat_interleave(repeats, 0), noise.repeat_interleave(repeats, 0), timestep)
         text = {name: value.repeat_interleave(repeats, 0) for name, value in text.items()}
-        kept = _Kept(torch.stack(tokens), repeats)
+        kept = _Kept(torch.stack([draw.tokens for draw in draws]), repeats)
         taps = {index: partial(kept.keep, index) for index in indices}
         run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), tensor)
         batches = {index: kept.batch(index, sample, dtype) for index in indices}
@@ -189,6 +176,30 @@ def collect(
         sample += len(items)
     if sample == 0:
         raise TideError("the data hold no images; check the folder or the iterator")
+
+
+class _Draw(NamedTuple):
+    """What chance decides for a sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
+
+    timesteps: Tensor
+    tokens: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        seed: int,
+        sample: int,
+        grid: Tensor,
+        paired: bool,
+        n_tokens: int,
+        token_fraction: float,
+        shape: Sequence[int],
+    ) -> _Draw:
+        generator = sample_generator(seed, sample)
+        step = int(torch.randint(len(grid) - paired, (), generator=generator))
+        tokens = draw_tokens(n_tokens, token_fraction, generator)
+        return cls(grid[step : step + 1 + paired], tokens, torch.randn(shape, generator=generator))
 
 
 @dataclass
@@ -224,6 +235,13 @@ class _Kept:
         )
 
 
+def _check_run(rows: str, paired: bool, n_steps: int) -> None:
+    if rows not in ("conditional", "both"):
+        raise TideError(f"rows {rows!r} is unknown; use conditional or both")
+    if paired and n_steps < 2:
+        raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
+
+
 @torch.no_grad()
 def collect_sampling(
     adapter: Adapter,
@@ -250,15 +268,12 @@ def collect_sampling(
     i). ``paired`` pairs every step with the one that follows it, so that all but the first and the last occur
     twice. Without it, rows are ordered by step, then sample, then token. ``pipeline_arguments`` (height,
     width, negative_prompt, max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on
-    ``seed`` and its place in ``prompts`` alone; bits are equal where those of :func:`collect` are.
+    ``seed`` and its place in ``prompts`` alone; bits are equal under the same conditions as for :func:`collect`.
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
-    _check(token_fraction, batch_size)
-    if rows not in ("conditional", "both"):
-        raise TideError(f"rows {rows!r} is unknown; use conditional or both")
-    if paired and n_steps < 2:
-        raise TideError("pairs of sampling steps need at least 2 steps; raise n_steps or set paired=False")
+    check_amounts(token_fraction, batch_size)
+    _check_run(rows, paired, n_steps)
     indices = [adapter.resolve_block(block) for block in blocks]
     prompts = prompts[:stop]
     for first in range(start, len(prompts), batch_size):
@@ -296,7 +311,7 @@ class _Trajectory:
         if self.conditional and not n_samples:
             return  # a call for the negative prompt alone
         if self.tokens is None:
-            # Generators of their own: the pipeline draws the initial noise from the others.
+            # Separate generators: the pipeline draws the initial noise from the others.
             draw = [sample_generator(self.seed, self.first + i, 1) for i in range(max(n_samples, len(x) - n_samples))]
             self.tokens = torch.stack([draw_tokens(x.shape[1], self.token_fraction, each) for each in draw])
         # Conditional and unconditional rows each come in the order of the samples.
@@ -330,7 +345,7 @@ class _Trajectory:
         if paired:
             n = len(steps[0])
             if any(len(step) != n for step in steps):
-                raise TideError("steps of this run hold different rows and make no pairs; set paired=False")
+                raise TideError("steps of this run hold different rows and cannot be paired; set paired=False")
             earlier = torch.arange((len(steps) - 1) * n)
             whole = whole.take(torch.stack([earlier, earlier + n], 1).reshape(-1))
             whole.paired = True
@@ -338,6 +353,7 @@ class _Trajectory:
 
 
 def _of_one_step(first: ActivationBatch, second: ActivationBatch) -> bool:
-    """Whether two calls belong to one step: the prompts' and the negative prompts', for models that run them apart."""
+    """Whether two calls belong to one step: that of the prompts and that of the negative prompts, in models that run
+    them separately."""
     same = torch.equal(first.timestep[:1], second.timestep[:1])
     return same and not bool(torch.isin(first.sample, second.sample).any())

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def _batched(pairs: Iterable[_Pair], batch_size: int) -> Iterator[tuple[Tensor, 
 
 
 def _opened(source: Path | bytes, name: str, on_error: OnError) -> Image.Image | None:
-    """The picture, or None after a warning if it cannot be read and is to be skipped."""
+    """The picture; None, after a warning, if it is unreadable and ``on_error`` is "skip"."""
     try:
         return open_picture(source, name)
     except TideError as error:
@@ -67,10 +67,13 @@ def _opened(source: Path | bytes, name: str, on_error: OnError) -> Image.Image |
 
 
 class Samples(ABC):
-    """Batches of images and captions, read anew at every iteration, that says what it read.
+    """Batches of images and captions, read again at every iteration, with a record of what was read.
 
-    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every one that the last iteration came past.
+    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every image that the last iteration passed.
     """
+
+    #: Whether samples that are left out cost no more than reading their files.
+    skips: ClassVar[bool] = True
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -81,20 +84,20 @@ class Samples(ABC):
         return self.from_sample(0)
 
     def from_sample(self, start: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """As an iteration that leaves out the first ``start`` images. They are in ``samples`` all the same, as soon as
-        the first batch is."""
+        """An iteration without the first ``start`` images. ``samples`` records them, too, once the first batch is
+        read."""
         self.samples = []
         return _batched(self._pairs(start, self.samples), self.batch_size)
 
     @abstractmethod
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
-        """Images and captions from ``start`` on; appends every sample to ``samples``, those before as well."""
+        """Images and captions from ``start`` on; appends every sample to ``samples``, also those before ``start``."""
 
 
 class ImageFolder(Samples):
     """The images of a folder and their captions, sorted by file name; see :func:`image_folder`. Every iteration reads
-    them anew, and every file once more for its SHA-256. Images that are left out are not decoded, unless unreadable
-    ones are skipped, which only decoding tells."""
+    them again, and every file once more for its SHA-256. Images before the start of an iteration are not decoded,
+    except with ``on_error="skip"``, because only decoding shows which ones are unreadable."""
 
     def __init__(self, path: Path, size: Size, batch_size: int, on_error: OnError) -> None:
         super().__init__(batch_size)
@@ -179,15 +182,13 @@ def _check_size(size: Size, batch_size: int) -> None:
 
 
 def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise") -> ImageFolder:
-    """Images of a folder (and its subfolders), read when they are needed, cropped about the centre to
-    ``size``.
+    """Images of a folder (and its subfolders), read when they are needed, cropped about the centre to ``size``.
 
-    Captions come from ``metadata.jsonl`` (lines with ``file_name`` and ``text``), else from a ``.txt`` of the
-    same name beside the image; an image with neither has the empty prompt.
+    Captions come from ``metadata.jsonl`` (lines with ``file_name`` and ``text``), else from a ``.txt`` of the same name
+    next to the image; an image with neither has the empty prompt.
 
-    Raises :class:`~tide.errors.TideError` for a folder that is missing or holds no images, for faulty
-    metadata, and, when it comes to it, for an unreadable image; ``on_error="skip"`` warns and leaves that one
-    out.
+    Raises :class:`~tide.errors.TideError` for a folder that is missing or holds no images, for faulty metadata, and, on
+    reaching it, for an unreadable image; ``on_error="skip"`` warns and skips that image.
     """
     _check_size(size, batch_size)
     return ImageFolder(Path(path), size, batch_size, on_error)
@@ -196,7 +197,7 @@ def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error:
 def is_folder(spec: str | Path) -> bool:
     """Whether ``spec`` is read as a folder, and not as the name of a data set."""
     path = Path(spec)
-    # What can only be a path is treated as one, for the sake of the message.
+    # A string that can only be a path counts as one, which gives the clearer message.
     return path.is_dir() or path.is_absolute() or str(spec).startswith(".")
 
 
@@ -226,8 +227,10 @@ def open_data(
 
 
 class _NamedData(Samples):
-    """A data set of the ``datasets`` library, streamed anew at every iteration. What is read of it are its pixels as
-    they are taken."""
+    """A data set of the ``datasets`` library, streamed again at every iteration. Its samples are identified by the
+    pixels as they are used."""
+
+    skips = False
 
     def __init__(
         self, name: str, size: Size, batch_size: int, on_error: OnError, split: str, image: str, caption: str
@@ -271,7 +274,7 @@ class _NamedData(Samples):
                 yield image, caption
 
     def _picture(self, value: Any, name: str) -> Image.Image | None:
-        """Of a file's bytes, of where they are, or of a picture that somebody decoded already."""
+        """The picture in a file's bytes, at a path or address, or given decoded."""
         if isinstance(value, Image.Image):
             return value
         if isinstance(value, dict):

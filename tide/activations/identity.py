@@ -1,17 +1,18 @@
-"""What tells the samples of one collection from those of another, so that it is not resumed on other data."""
+"""Identifies the samples of a collection, so that it is not resumed on other data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One image with its caption as it was read: its name, and digests of 16 hexadecimal digits (or empty)."""
+    """One image with its caption as read: its name, and digests of 16 hexadecimal digits (or empty)."""
 
     name: str
     image: str
@@ -20,9 +21,9 @@ class Sample(NamedTuple):
 
 def digest(content: bytes | str | Tensor) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of bytes, a text or a tensor's values."""
+    data: Any = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     if isinstance(content, Tensor):
-        content = content.detach().cpu().contiguous().numpy().tobytes()
-    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        data = content.detach().cpu().flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -32,7 +33,7 @@ def digest_of(samples: Iterable[Sample]) -> str:
 
 
 def what_changed(before: Mapping[int, Sample], now: Sequence[Sample]) -> str | None:
-    """How the samples ``now`` differ from those recorded of their places ``before``, or None.
+    """How the samples ``now`` differ from those recorded ``before`` (place in the data -> sample), or None.
 
     Places beyond the end of ``now`` are not compared.
     """

@@ -19,20 +19,20 @@ from tide.files.tensors import is_finite
 
 FORMAT: Literal["tide-activations/1"] = "tide-activations/1"
 MANIFEST = "manifest.json"
-#: The tensor of a shard that holds, as JSON, what its samples are. No metadata: a second entry of these comes out in
-#: a random order, and equal shards are equal bits.
+#: The tensor of a shard that lists its samples as JSON. It is not in the file's metadata, because safetensors writes
+#: several metadata entries in random order, and equal shards must be equal bits.
 SAMPLES = "samples"
 SHARD = "shard-{:05d}.safetensors"
 _SHARD_NAME = re.compile(r"shard-([0-9]{5,9})\.safetensors")
-_REMEDY = "go on with `tide collect --resume`, which collects it anew, or copy the whole folder again"
+_REMEDY = "run `tide collect --resume`, which collects it again, or copy the whole folder again"
 
-#: dtypes of activations -> how safetensors calls them.
+#: dtypes of activations -> their names in safetensors.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
 class Shard(TypedDict):
-    """``samples`` are the places in the data from ``first_sample`` on that the shard holds; ``data`` is the digest of
-    what was read there. Stores of former versions lack what is not required."""
+    """The shard holds ``samples`` places of the data from ``first_sample`` on; ``data`` is the digest of what was read
+    there. Stores of earlier versions lack the fields that are not required."""
 
     file: str
     rows: int
@@ -45,7 +45,7 @@ class Shard(TypedDict):
 
 
 class Manifest(TypedDict):
-    """Those that are not required are there as soon as there is a shard."""
+    """The fields that are not required appear with the first shard."""
 
     format: Literal["tide-activations/1"]
     info: dict[str, Any]
@@ -64,7 +64,7 @@ def new_manifest(info: dict[str, Any]) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a store. Raises :class:`~tide.errors.TideError` for what is none."""
+    """The checked manifest of a store; raises :class:`~tide.errors.TideError` if there is none, or a damaged one."""
     path = folder / MANIFEST
     if not path.is_file():
         raise TideError(f"{folder} holds no {MANIFEST}; give the folder of an activation store")
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
     check_schema(found, Manifest, str(path))
     manifest: Manifest = found  # type: ignore[assignment]
     if fault := _manifest_fault(manifest):
-        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect anew")
+        raise TideError(f"{path}: {fault}; the file is damaged, copy the whole folder again or collect again")
     return manifest
 
 
@@ -82,7 +82,7 @@ def _manifest_fault(manifest: Manifest) -> str | None:
     shards = manifest["shards"]
     for shard in shards:
         if not _SHARD_NAME.fullmatch(shard["file"]):
-            return f"{shard['file']!r} is no name of a shard"
+            return f"{shard['file']!r} is not the name of a shard"
         if min(shard["rows"], shard["groups"], shard["bytes"], shard.get("samples", 1)) < 1:
             return f"{shard['file']} holds nothing"
         if shard.get("first_sample", 0) < 0:
@@ -121,9 +121,9 @@ def _kind_fault(manifest: Manifest) -> str | None:
 
 
 def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> Any:
-    """The memory-mapped file of a shard, after every check that reads no more than its header and two numbers: it lies
-    in the folder itself, is as long as the manifest says, holds tensors of the right shapes and dtypes, and its first
-    and last samples are those that it should hold.
+    """The memory-mapped file of a shard, after all checks that need only its header and two numbers: it is not a link,
+    has the size that the manifest says, holds tensors of the right shapes and dtypes, and has the right first and last
+    samples.
 
     Raises :class:`~tide.errors.TideError`.
     """
@@ -169,7 +169,7 @@ def _header_fault(file: Any, manifest: Manifest, shard: Shard) -> str | None:
 
 
 def _place_fault(file: Any, shard: Shard) -> str | None:
-    """Also tells two shards apart that were swapped, or one that stands there twice."""
+    """Also detects swapped and duplicated shards."""
     samples = file.get_slice("sample")
     return _sample_fault(torch.cat([samples[:1], samples[-1:]]), shard)
 

@@ -15,7 +15,7 @@ class ActivationPool:
     """All rows of some batches in memory; draws batches of ``rows`` rows in a random order, epoch after epoch.
 
     Pairs stay together. Batch ``i`` depends on ``seed`` and ``i`` alone, so that ``pool.from_step`` given to
-    :meth:`tide.training.Trainer.fit` goes on exactly where a run stopped.
+    :meth:`tide.training.Trainer.fit` resumes exactly where a run stopped.
     """
 
     def __init__(self, batches: Iterable[ActivationBatch], rows: int, *, seed: int = 0) -> None:
@@ -25,7 +25,7 @@ class ActivationPool:
         self.per_batch = rows // self.unit
         self.seed = seed
         if rows % self.unit:
-            raise TideError(f"a batch of {rows} rows would part a pair; give an even number")
+            raise TideError(f"a batch of {rows} rows would separate a pair; give an even number")
         if self.per_batch < 1 or self.units < self.per_batch:
             raise TideError(f"{len(self.all)} activations are fewer than a batch of {rows}; collect more or lower it")
 

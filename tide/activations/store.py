@@ -22,9 +22,9 @@ from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
 from tide.files import file_digest
 
-#: Rows of one shard that are read, and shuffled, as a piece. Even, so that no pair is parted.
+#: Rows of one shard that are read and shuffled as one piece. Even, so that no pair is separated.
 CHUNK_ROWS = 1024
-#: Shards that are kept open. A mapping costs address space only, yet there may be thousands of shards.
+#: Shards kept open. A mapping costs only address space, but there may be thousands of shards.
 _OPEN_FILES = 64
 
 
@@ -33,8 +33,8 @@ class ActivationStore:
 
     It can be pickled and used by several processes: each opens the shards for itself.
 
-    Raises :class:`~tide.errors.TideError` for a folder that is no store and for shards that are missing, truncated,
-    pickled, foreign or another shard of the store, as far as their headers tell; :meth:`verify` reads everything.
+    Raises :class:`~tide.errors.TideError` for a folder that is not a store, and for shards that are missing, truncated,
+    pickled, foreign or swapped, as far as their headers show; :meth:`verify` reads everything.
     Shards that the manifest does not list are ignored.
     """
 
@@ -79,13 +79,13 @@ class ActivationStore:
 
     @property
     def complete(self) -> bool:
-        """Whether the collection reached its end."""
+        """Whether the collection is finished."""
         return self.manifest["complete"]
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with what is read: from the SHA-256 and the rows of every shard, in
-        their order. Shards of a store that does not list them are read for it."""
+        """Sixteen hexadecimal digits that identify the contents: from the SHA-256 and the rows of every shard, in
+        order. If the manifest does not list the SHA-256, the shards are read."""
         digest = hashlib.sha256()
         for shard in self.shards:
             content = shard.get("sha256") or file_digest(self.path / shard["file"])
@@ -93,8 +93,8 @@ class ActivationStore:
         return digest.hexdigest()[:16]
 
     def verify(self) -> None:
-        """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not what was written, or
-        holds what no collection writes: groups that are not there, negative tokens, NaN or inf."""
+        """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not as written, or holds
+        values that no collection writes: missing groups, negative tokens, NaN or inf."""
         for shard in self.shards:
             verify_shard(self.path, self.manifest, shard)
 
@@ -107,7 +107,7 @@ class ActivationStore:
             raise TideError(f"{self.path / self.shards[shard]['file']} has no rows {start}..{stop}; read others")
         if int(used[0]) < 0 or int(used[-1]) >= self.shards[shard]["groups"]:
             raise TideError(
-                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect anew"
+                f"{self.path / self.shards[shard]['file']} names groups that it does not hold; collect again"
             )
         groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start
@@ -134,16 +134,16 @@ class ActivationStore:
         """Shuffled batches of ``batch_size`` rows, pairs together; without end if ``epochs`` is None.
 
         An epoch visits every row once: pieces of :data:`CHUNK_ROWS` rows are taken from all shards in a
-        random order, ``buffer_rows`` rows at a time, and the rows of each buffer are shuffled. Epochs follow
-        on each other without a gap, so only the very last batch may be smaller.
+        random order, ``buffer_rows`` rows at a time, and the rows of each buffer are shuffled. Epochs follow one
+        another without a gap, so only the very last batch may be smaller.
 
-        Batch number b depends on the arguments and on b alone. So b is the whole state of a reader: a run
-        that has used b batches goes on with ``start=b``, and only the buffer in question is read again.
+        Batch number b depends only on the arguments and on b. So b is the whole state of a reader: a run that has used
+        b batches resumes with ``start=b``, and only the buffer of that batch is read again.
 
         ``shard=(i, n)`` is reader i of n that divide the pieces among them: together they visit every row once an
         epoch. In a worker of a ``torch.utils.data.DataLoader`` the workers divide what is the process's own (its
-        ``shard``), and ``start`` counts the batches of the loader: with as many workers it goes on where it stopped. A
-        reader that gets no piece, since there are fewer than readers, yields nothing.
+        ``shard``), and ``start`` counts the batches of the loader: with as many workers it resumes where it stopped. If
+        there are fewer pieces than readers, a reader without a piece yields nothing.
         """
         unit = 2 if self.paired else 1
         if batch_size < 1 or batch_size % unit:
@@ -193,10 +193,10 @@ class ActivationStore:
 
 
 def _part_of_worker(shard: tuple[int, int], start: int) -> tuple[int, int, int]:
-    """The part (i, n) and the first batch of this process, of its ``shard`` divided by the workers of a DataLoader.
+    """The part (i, n) and the first batch of this process, its ``shard`` divided among the workers of a DataLoader.
 
-    The loader takes a batch of each worker in turn, beginning with the first. After ``start`` batches it was the turn
-    of worker ``start % n``: so that one's part goes to the first worker now.
+    The loader takes a batch from each worker in turn, beginning with the first. After ``start`` batches it is the turn
+    of worker ``start % n``, so the first worker now gets that part.
     """
     worker = get_worker_info()
     if worker is None:

@@ -21,7 +21,7 @@ def shuffled(batch: ActivationBatch, generator: torch.Generator) -> ActivationBa
 
 
 def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatch]:
-    """Batches of ``rows`` rows from pieces of any size, in order; the last batch may be smaller."""
+    """Batches of ``rows`` rows from pieces of any size, in order; the last one may be smaller."""
     held: list[ActivationBatch] = []
     n_held = 0
     for piece in pieces:
@@ -39,13 +39,13 @@ def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatc
 
 
 class LiveStream:
-    """Endless batches straight from collection, of which every one can be made again.
+    """Endless batches straight from collection, each of which can be reproduced.
 
     Every epoch collects all samples anew. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
-    at least one pass each; the rows of a window are shuffled, and batches are cut from the windows in a row. A window
-    depends on ``seed``, its epoch and its place alone. So batch b is the same bits whether the stream began at 0 or at
-    b (on one machine, with one version of everything and one number of threads): :meth:`from_step` collects the window
-    of batch b anew and nothing before it.
+    at least one pass each; the rows of a window are shuffled, and batches are cut from one window after the other. A
+    window depends only on ``seed``, its epoch and its place. So batch b is the same bits whether the stream began at 0
+    or at b (on one machine, with the same versions and number of threads): :meth:`from_step` collects the window of
+    batch b again and nothing before it.
 
     Args:
         collect: ``collect(seed, start)`` yields the batches of one epoch from sample ``start`` on, a pass at a time, as
@@ -54,10 +54,10 @@ class LiveStream:
         n_samples: images of an epoch.
         rows_per_sample: rows that each image gives.
         per_pass: images of a pass, the ``batch_size`` of the collection.
-        buffer_rows: the most rows that are mixed.
+        buffer_rows: the most rows that are mixed at a time.
         seed: of the order of rows, and with the epoch that of the collection.
 
-    Raises :class:`~tide.errors.TideError` for sizes that do not fit, and if an epoch gives other rows than announced.
+    Raises :class:`~tide.errors.TideError` for sizes that do not fit, and if an epoch yields fewer rows than announced.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LiveStream:
     ) -> None:
         for name, value in (("rows", rows), ("n_samples", n_samples), ("per_pass", per_pass)):
             if value < 1:
-                raise TideError(f"{name} = {value} gives no stream; give at least 1")
+                raise TideError(f"{name} = {value} is too small; give at least 1")
         self.collect = collect
         self.rows = rows
         self.rows_per_sample = rows_per_sample
@@ -120,16 +120,15 @@ class LiveStream:
             )
         whole = ActivationBatch.cat(taken)
         if whole.paired and self.rows % 2:
-            raise TideError(f"a batch of {self.rows} rows would part a pair; give an even number")
+            raise TideError(f"a batch of {self.rows} rows would separate a pair; give an even number")
         return whole
 
 
 class ActivationBuffer:
-    """Mixes activations: filled to ``capacity`` rows, shuffled, drawn from down to half of that, filled
-    again.
+    """Mixes activations: it is filled to ``capacity`` rows, shuffled, emptied to half of that, and filled again.
 
-    So a row shares its batch with rows collected up to ``capacity`` rows earlier or later. Holds at most
-    ``capacity`` rows and one collected batch, three times over for the moment of a shuffle.
+    So a row shares its batch with rows collected up to ``capacity`` rows earlier or later. The buffer holds at most
+    ``capacity`` rows and one collected batch; a shuffle briefly needs three times that memory.
     """
 
     def __init__(self, capacity: int, *, seed: int = 0) -> None:
@@ -149,8 +148,7 @@ class ActivationBuffer:
         self._added.append(batch)
 
     def draw(self, n: int) -> ActivationBatch:
-        """``n`` rows, taken out of the buffer, with the groups they use. Shuffles first if rows were
-        added."""
+        """Takes ``n`` rows out of the buffer, with the groups they use; shuffles first if rows were added."""
         if n > len(self):
             raise TideError(f"{n} rows asked for and the buffer holds {len(self)}; add more first")
         if self._added:
@@ -172,10 +170,10 @@ def stream(
 ) -> Iterator[ActivationBatch]:
     """Batches of exactly ``batch_size`` rows from collected batches of any size, mixed, pairs kept together.
 
-    ``source`` is one pass over the data, or a function of the epoch (0, 1, ...) that yields one: the stream
-    then has no end. At the end of a single pass, rows that do not fill a batch are left out. Each batch holds
-    only the groups that its rows use. The same source, seed and sizes give the same batches; a stream that is to be
-    resumed in the middle is a :class:`LiveStream`.
+    ``source`` is one pass over the data, or a function of the epoch (0, 1, ...) that returns one; the stream is then
+    endless. Rows that do not fill a batch at the end of a single pass are dropped. Each batch holds only the groups
+    that its rows use. The same source, seed and sizes give the same batches; use :class:`LiveStream` for a stream that
+    can be resumed in the middle.
     """
     buffer = ActivationBuffer(buffer_rows, seed=seed)
     if not 1 <= batch_size <= buffer_rows // 2:
@@ -184,7 +182,7 @@ def stream(
         empty = True
         for batch in source(epoch) if callable(source) else source:
             if batch.paired and batch_size % 2:
-                raise TideError(f"batch_size {batch_size} would part a pair; give an even one")
+                raise TideError(f"batch_size {batch_size} would separate a pair; give an even one")
             empty = False
             buffer.add(batch)
             if len(buffer) >= buffer_rows:

@@ -1,4 +1,4 @@
-"""Writing an activation store: whole at any moment, and resumed with every shard looked at."""
+"""Writes an activation store that is consistent at any moment; resuming checks every shard."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from tide.activations.manifest import (
 )
 from tide.errors import TideError
 from tide.files import file_digest, lock_folder, new_folders, replace_file, tensors_writer, write_json
+from tide.provenance import check_unchanged
 
-#: Entries of ``info`` that may differ when a store is resumed: they say how values were rounded, not what they are of.
+#: Entries of ``info`` that may differ when a store is resumed: they affect the rounding of values only.
 ROUNDING = ("threads",)
 #: Bytes of a row besides x: sample, token, group.
 _ROW_BYTES = 8 + 4 + 4
@@ -47,7 +48,7 @@ def estimate_bytes(
     dtype: torch.dtype = torch.bfloat16,
 ) -> int:
     """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
-    :func:`tide.activations.collect` takes them; 0.1 % and a few KB a shard are the error."""
+    :func:`tide.activations.collect` takes them; accurate to 0.1 % and a few KB a shard."""
     calls = n_samples * (1 + paired)
     rows = calls * max(1, round(n_tokens * token_fraction))
     return rows * (d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
@@ -77,7 +78,7 @@ def check_disk(n_bytes: int, path: Path, what: str) -> None:
 
 
 class _Pending:
-    """Batches on their way into one shard."""
+    """Batches that will be written to one shard."""
 
     def __init__(self) -> None:
         self.batches: list[ActivationBatch] = []
@@ -93,24 +94,24 @@ class _Pending:
 class StoreWriter:
     """Writes an activation store; use it as a context manager, or call :meth:`close`.
 
-    The folder is this writer's alone from here to its end: a second one is refused. Every file appears under its name
-    when it is whole and on the disk, and the manifest, written after it, lists whole shards only. So what a crash or a
-    power loss leaves behind is a readable store, and with ``resume=True`` a writer goes on with it: every shard is read
-    and compared with its SHA-256 and its values are checked. Collect ``wanted`` again with the same seed: samples of
-    shards that are :attr:`damaged` take their place, and those from :attr:`next_sample` on are appended. A shard holds
-    whole batches, as many as fit ``shard_bytes`` (one at least).
+    The writer locks the folder until it is closed: a second writer is refused. A file gets its name only when it is
+    complete and on the disk, and the manifest, written after it, lists complete shards only. So a crash or a power loss
+    leaves a readable store. With ``resume=True`` a writer continues it: it reads every shard, compares its SHA-256 and
+    checks its values. Then collect ``wanted`` again with the same seed: samples of :attr:`damaged` shards replace them,
+    and those from :attr:`next_sample` on are appended. A shard holds whole batches, as many as fit ``shard_bytes`` (at
+    least one).
 
     Args:
-        path: the folder; created, and removed again if this writer made it and leaves nothing in it. It must not hold a
-            store unless ``resume``.
-        info: what the activations are of (block, tensor, model, seed ...), JSON-able, kept in the manifest. When
-            resuming, what the manifest says already must be the same, but for :data:`ROUNDING`.
-        expected_bytes: what the store will take (:func:`estimate_bytes`), checked against quota and free disk at once.
-        quota: the most bytes that all shards in the folder may take, also those that a crash left unlisted; while a
-            damaged shard is replaced, the former one comes on top.
+        path: the folder; created if needed, and removed again if this writer made it and leaves it empty. It must not
+            hold a store unless ``resume``.
+        info: where the activations come from (block, tensor, model, seed ...), JSON-able, kept in the manifest. When
+            resuming, entries of the manifest must be the same, except for :data:`ROUNDING`.
+        expected_bytes: the expected size (:func:`estimate_bytes`), checked against quota and free disk at once.
+        quota: the most bytes that all shards in the folder may take, including those that a crash left unlisted; while
+            a damaged shard is replaced, both copies count on disk.
 
-    Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and
-    when they are used up; what was written before stays.
+    Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and when they
+    are used up; everything written before stays.
     """
 
     def __init__(
@@ -126,17 +127,17 @@ class StoreWriter:
         self.path = Path(path)
         self.quota = quota
         self.shard_bytes = shard_bytes
-        #: Index of a damaged shard -> what is wrong with it. It is left where it is until it is replaced.
+        #: Index of a damaged shard -> what is wrong with it. The file stays until it is replaced.
         self.damaged: dict[int, str] = {}
-        #: Entries of ``info`` that a resumed store did not hold so far.
+        #: Entries of ``info`` that a resumed store did not hold before.
         self.unrecorded: list[str] = []
         self._pending = _Pending()
         self._mending: dict[int, _Pending] = {}
-        #: Shards that this writer wrote.
+        #: Number of shards that this writer wrote.
         self.n_written = 0
-        #: The last shard, if the next one is to take its place.
+        #: The last shard, if the next one will replace it.
         self._outdated: Shard | None = None
-        #: Place in the data -> what is recorded of the sample there.
+        #: Place in the data -> the sample recorded there.
         self.recorded: dict[int, Sample] = {}
         with ExitStack() as held:
             held.enter_context(new_folders(self.path))
@@ -149,7 +150,7 @@ class StoreWriter:
         existing = (self.path / MANIFEST).exists()
         if existing and not resume:
             raise TideError(f"{self.path} already holds activations; resume, or choose another folder")
-        # The first shard alone is what a crash before the first manifest leaves.
+        # A crash before the first manifest leaves the first shard alone.
         if not existing and any(file.name != SHARD.format(0) for file in self.path.glob("shard-*.safetensors")):
             raise TideError(f"{self.path} holds shards and no {MANIFEST}; copy it back, or choose another folder")
         self.manifest = read_manifest(self.path) if existing else new_manifest(info or {})
@@ -161,17 +162,14 @@ class StoreWriter:
 
     def _check_info(self, info: dict[str, Any]) -> None:
         before = self.manifest["info"]
-        for name in [*before, *(name for name in info if name in before)]:
-            if before[name] != info.get(name) and name not in ROUNDING:
-                raise TideError(
-                    f"{self.path} was collected with {_entry(name, before[name], info.get(name))}; "
-                    "use the same options or another folder"
-                )
+        fixed = {name: value for name, value in before.items() if name not in ROUNDING}
+        what, remedy = f"{self.path} was collected with other options", "use the same options or another folder"
+        check_unchanged(fixed, {name: info.get(name) for name in fixed}, what, remedy=remedy)
         self.unrecorded = sorted(info.keys() - before.keys())
         self.manifest["info"] = {**info, **before}
 
     def _verify(self) -> None:
-        """Reads every shard; completes the entries that a former version wrote."""
+        """Reads every shard; completes entries written by an earlier version."""
         for index, shard in enumerate(self.manifest["shards"]):
             try:
                 file = verify_shard(self.path, self.manifest, shard)
@@ -185,8 +183,8 @@ class StoreWriter:
         self._place_damaged()
 
     def _place_damaged(self) -> None:
-        """Finds out from its neighbours what a damaged shard held where a former version did not write it down. Of
-        several in a row one takes the place of all."""
+        """Infers from its neighbours what a damaged shard held, if an earlier version did not record it. Several
+        damaged shards in a row become one."""
         shards = self.manifest["shards"]
         kept: list[Shard] = []
         damaged: dict[int, str] = {}
@@ -212,17 +210,17 @@ class StoreWriter:
 
     @property
     def next_sample(self) -> int:
-        """The first sample after those in the store: where a resumed collection goes on."""
+        """The first sample after those in the store: where a collection resumes."""
         return self.manifest["next_sample"] if self._outdated is None else self._outdated["first_sample"]
 
     @property
     def rows(self) -> int:
-        """Rows on disk; those of the unfinished shard are not among them."""
+        """Rows on disk, without those of the unfinished shard."""
         return self.manifest["rows"]
 
     @property
     def used(self) -> int:
-        """Bytes of all shards in the folder, listed or not, but for one that the next shard will take the place of."""
+        """Bytes of all shards in the folder, listed or not, except for one that the next shard will replace."""
         return self._bytes_without()
 
     def _bytes_without(self, *names: str) -> int:
@@ -236,21 +234,21 @@ class StoreWriter:
         return SHARD.format(1 + max(numbers, default=-1))
 
     def wanted(self, n_samples: int) -> list[tuple[int, int]]:
-        """Ranges of samples, first to end, that are missing of the first ``n_samples``."""
+        """Ranges ``(first, end)`` of samples that are missing from the first ``n_samples``."""
         shards = [self.manifest["shards"][index] for index in self.damaged]
         ranges = [(shard["first_sample"], shard["first_sample"] + shard["samples"]) for shard in shards]
         return [*ranges, *([(self.next_sample, n_samples)] if self.next_sample < n_samples else [])]
 
     def align(self, per_pass: int) -> None:
-        """Before more samples are appended: the last shard is to be made again if its last pass held fewer than
-        ``per_pass`` images because the data ended there, so that all values are those of a collection in one go. It
-        stays until the next one takes its place."""
+        """Call before more samples are appended. If the last pass of the last shard held fewer than ``per_pass``
+        images, because the data ended there, the shard will be collected again, so that all values equal those of one
+        uninterrupted collection. It stays until the next shard replaces it."""
         if self.next_sample % per_pass and self.manifest["shards"]:
             self.damaged.pop(len(self.manifest["shards"]) - 1, None)
             self._outdated = self.manifest["shards"][-1]
 
     def add(self, batch: ActivationBatch, samples: Sequence[Sample] = ()) -> None:
-        """Takes a batch; writes a shard when it is full. ``samples``: what was read at the batch's places, in order."""
+        """Takes a batch; writes a shard when it is full. ``samples`` are those read at the batch's places, in order."""
         if not len(batch):
             return
         self._check_kind(batch)
@@ -283,7 +281,7 @@ class StoreWriter:
         return len(batch) * per_row + len(batch.timestep) * 4 * (1 + self.manifest["d_conditioning"])
 
     def _damaged_place(self, batch: ActivationBatch) -> int | None:
-        """The damaged shard that the batch belongs into."""
+        """The damaged shard that the batch belongs to."""
         first = int(places(batch.sample).min())
         for index in self.damaged:
             shard = self.manifest["shards"][index]
@@ -292,7 +290,7 @@ class StoreWriter:
         return None
 
     def _mend(self, index: int) -> None:
-        """Replaces a damaged shard once all that it held is there."""
+        """Replaces a damaged shard once all its samples are there."""
         shard, mending = self.manifest["shards"][index], self._mending[index]
         held = torch.cat([places(batch.sample) for batch in mending.batches])
         if int(held.max()) + 1 < shard["first_sample"] + shard["samples"]:
@@ -312,8 +310,8 @@ class StoreWriter:
         self.n_written += 1
 
     def close(self) -> None:
-        """Writes what is left and marks the store complete, unless damaged shards are still there; gives the folder
-        back."""
+        """Writes the unfinished shard, marks the store complete unless it still has damaged shards, and unlocks the
+        folder."""
         with self._held:
             self.flush()
             complete = not self.damaged and self._outdated is None
@@ -323,7 +321,7 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # An interrupted collection keeps its whole shards and stays marked as incomplete.
+        # An interrupted collection keeps its complete shards and stays marked as incomplete.
         if kind is None:
             self.close()
         else:
@@ -365,7 +363,7 @@ class StoreWriter:
         return {**entry, "data": digest_of(pending.samples)} if pending.samples else entry
 
     def _save(self, shards: list[Shard], *, next_sample: int, complete: bool) -> None:
-        """Writes the manifest, then takes it for what is so."""
+        """Writes the manifest, then adopts it."""
         manifest = {
             **self.manifest,
             "shards": shards,
@@ -401,15 +399,7 @@ def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
 
 
 def _range(sample: Tensor) -> dict[str, int]:
-    """The places in the data that a shard's rows are of."""
+    """The places in the data of a shard's rows."""
     place = places(sample)
     first = int(place.min())
     return {"first_sample": first, "samples": int(place.max()) + 1 - first}
-
-
-def _entry(name: str, before: Any, now: Any) -> str:
-    """How an entry of ``info`` differs, for a message: of a mapping the part that does."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        part = next(key for key in [*before, *now] if before.get(key) != now.get(key))
-        return f"other {name}: {part} {before.get(part)!r}, not {now.get(part)!r}"
-    return f"{name} {before!r}, not {now!r}"

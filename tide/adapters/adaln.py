@@ -33,17 +33,17 @@ def copied_modulation(
 ) -> Modulation:
     """The modulation that a block gets from ``linear(SiLU(timestep_embedder(time_proj(t)) + conditioning))``.
 
-    What is copied is what runs: offloaded weights are brought in, active adapters (LoRA) merged in.
+    The copy is of what runs: offloaded weights are brought in, active adapters (LoRA) merged.
 
     Args:
-        transformer: the model that all the others are parts of.
+        transformer: the model that contains all the others.
         time_proj: the sinusoidal projection (``Timesteps`` of diffusers).
         timestep_embedder: the MLP behind it (``TimestepEmbedding``).
         linear: the adaLN projection, ``[chunks * d_model, d_embedding]``.
         scale, shift: their chunk of ``linear``'s rows, counted in widths; None where the model has none.
         table_of: the block whose ``scale_shift_table [chunks, d_model]`` is added to the projection (adaLN-single).
         conditioned: the model adds a vector to the timestep embedding.
-        timestep: (a, b) if ``time_proj`` is given a + b t for the scheduler's timestep t.
+        timestep: (a, b) if ``time_proj`` gets a + b t for the scheduler's timestep t.
     """
     with present(transformer, timestep_embedder, linear, *([] if table_of is None else [table_of])):
         weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table_of)

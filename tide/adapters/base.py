@@ -1,4 +1,4 @@
-"""All that the rest of the package knows of a diffusion transformer and its pipeline, behind one class."""
+"""Everything that the rest of the package knows about a diffusion transformer and its pipeline, in one class."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
-#: What can be hooked of a block: its output (the residual stream), its self-attention's output, its
-#: feed-forward's.
+#: What can be hooked of a block: its output (the residual stream), the output of its self-attention, or that of its
+#: feed-forward.
 TENSORS = ("output", "attention", "feed_forward")
-#: Which scale and shift of a block: those before the self-attention or those before the feed-forward.
+#: Which scale and shift of a block: those before its self-attention or those before its feed-forward.
 Chunk = Literal["msa", "mlp"]
 CHUNKS = get_args(Chunk)
-#: A number, negative from the end, or "penultimate".
+#: A number, counted from the end if negative, or "penultimate".
 Block = int | str
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
-#: What pipelines compute in.
+#: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ADAPTERS: dict[type, type[Adapter]] = {}
-#: Adapters of :data:`_ADAPTERS` that serve the pipeline classes of :mod:`tide.adapters.pipelines` only.
+#: Adapters of :data:`_ADAPTERS` that serve only the pipeline classes of :mod:`tide.adapters.pipelines`.
 _OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
 
 
@@ -47,9 +47,8 @@ class TokenView(Protocol):
 class Adapter(ABC):
     """One model family: where its blocks are, where their modulation comes from, how its pipeline runs it.
 
-    Subclasses serve one transformer class each and are found through :func:`adapter_for`. Timesteps are the
-    scheduler's everywhere outside of the transformer: in :class:`~tide.adapters.Call`, for the modulation and for
-    :meth:`denoise`.
+    Each subclass serves one transformer class and is found through :func:`adapter_for`. Outside of the transformer,
+    timesteps are always the scheduler's: in :class:`~tide.adapters.Call`, for the modulation and for :meth:`denoise`.
 
     Args:
         pipe: a diffusers pipeline. It is read, never changed.
@@ -58,7 +57,7 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
-    #: The transformer is given a + b t for the scheduler's timestep t.
+    #: The transformer gets a + b t for the scheduler's timestep t.
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     #: The attributes of a block that hold its self-attention and its feed-forward.
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
@@ -68,6 +67,8 @@ class Adapter(ABC):
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.transformer: Any = unwrapped(pipe.transformer)
+        #: How results record the pipeline: the name or folder that it was loaded from, as far as that is known.
+        self.name: str | None = _loaded_from(self.transformer)
         self._signature = inspect.signature(type(self.transformer).forward)
 
     # -- blocks -------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ class Adapter(ABC):
         return x
 
     def token_view(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TokenView:
-        """What finds the image tokens during this call: the adapter itself, unless their place depends on it."""
+        """What finds the image tokens during this call: the adapter itself, unless their place depends on the call."""
         return self
 
     def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
@@ -147,11 +148,11 @@ class Adapter(ABC):
     def conditioning_of_blocks(
         self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[int, Tensor | None]:
-        """Of each block, :meth:`conditioning_of`; for models whose blocks embed the call on their own."""
+        """:meth:`conditioning_of` for each block; overridden for models whose blocks embed the call on their own."""
         return dict.fromkeys(blocks, self.conditioning_of(args, kwargs))
 
     def modulated_block(self, block: Block, chunk: Chunk, next_block: bool) -> int:
-        """The number of the block whose modulation is asked for, the arguments of :meth:`modulation` checked."""
+        """The number of the block whose modulation is asked for; checks the arguments of :meth:`modulation`."""
         index = self.resolve_block(block) + next_block
         if index == self.n_blocks:
             raise TideError(f"block {block} is the last one and has no next block; use its own modulation")
@@ -161,18 +162,17 @@ class Adapter(ABC):
 
     @abstractmethod
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
-        """A :class:`Modulation` equal to the block's own adaLN, or with ``next_block`` the following
-        one's."""
+        """A :class:`Modulation` equal to the block's own adaLN, or with ``next_block`` to that of the next block."""
 
     # -- the pipeline -------------------------------------------------------------------------------------
 
     @abstractmethod
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        """Bool mask ``[batch_size]`` of the rows that belong to the prompt, in a call that holds both kinds of rows if
-        the run is guided."""
+        """Bool mask ``[batch_size]`` of the rows that belong to the prompt; under guidance (``do_cfg``) the call holds
+        both kinds of rows."""
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """Bool mask ``[B]`` of the rows of this very call that belong to the prompt, on the CPU; the arguments are the
+        """Bool mask ``[B]``, on the CPU, of the rows of this call that belong to the prompt; the arguments are the
         objects that the pipeline passed."""
         batch_size = len(self.arguments(args, kwargs)["hidden_states"])
         return self.conditional_rows(batch_size, guidance.holds_both(batch_size))
@@ -194,9 +194,8 @@ class Adapter(ABC):
         generators: list[torch.Generator],
         **kwargs: Any,
     ) -> Tensor:
-        """Runs the pipeline, one generator a prompt, and returns the final latents. ``kwargs`` go to the pipeline.
-
-        Pipelines that draw from a picture too need it among ``kwargs``, by the name of their own argument.
+        """Runs the pipeline, with one generator for each prompt, and returns the final latents. ``kwargs`` go to the
+        pipeline; a pipeline that also draws from a picture needs it there, by the name of its own argument.
         """
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
@@ -215,12 +214,12 @@ class Adapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformer computes in, whatever its weights are stored in; raises
-        :class:`~tide.errors.TideError` where that cannot be told."""
+        """The dtype that the transformer computes in, however its weights are stored; raises
+        :class:`~tide.errors.TideError` if it is unknown."""
         dtype = self.transformer.dtype
         if dtype not in _COMPUTE:
             raise TideError(
-                f"the transformer's weights are {dtype}, in which nothing is computed; load it in bfloat16, or store "
+                f"the transformer's weights are {dtype}, which is a storage format only; load it in bfloat16, or store "
                 "it smaller by enable_layerwise_casting"
             )
         return dtype
@@ -258,7 +257,7 @@ class Adapter(ABC):
 
     @property
     def pixels_per_latent(self) -> int:
-        """Side of the square of pixels that one latent stands for."""
+        """Side of the square of pixels that one latent represents."""
         scale = getattr(self.pipe, "vae_scale_factor", None)
         return int(scale or 2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
 
@@ -277,17 +276,17 @@ class Adapter(ABC):
         return signal * latents.float() + sigma * noise.to(latents.device, torch.float32)
 
     def predicted_noise(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
-        """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` stands for, float32."""
+        """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` implies, float32."""
         return schedule.noise_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
 
     def predicted_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
-        """The clean latents that a prediction for noisy ``latents [B, c, h, w]`` stands for, float32."""
+        """The clean latents that a prediction for noisy ``latents [B, c, h, w]`` implies, float32."""
         return schedule.clean_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
 
     def sampling_timesteps(self, n_steps: int) -> Tensor:
         """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the CPU.
 
-        Where the schedule depends on the image's size, those of :attr:`default_latents`.
+        If the schedule depends on the image's size, those for :attr:`default_latents`.
         """
         return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
 
@@ -296,8 +295,14 @@ class Adapter(ABC):
         self.sampling_timesteps(n_steps)
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
-        """What the pipeline passes to its scheduler besides the number of steps."""
+        """What the pipeline passes to its scheduler in addition to the number of steps."""
         return {}
+
+
+def _loaded_from(transformer: Any) -> str | None:
+    """The pipeline's name or folder; its transformer lies in a folder of it."""
+    path: str | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
+    return (path or "").removesuffix("/transformer") or None
 
 
 def check_tensor(tensor: str) -> None:
@@ -306,7 +311,7 @@ def check_tensor(tensor: str) -> None:
 
 
 def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last"]) -> Tensor:
-    """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds, one after the other."""
+    """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds in two halves."""
     if do_cfg and batch_size % 2:
         raise TideError(f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False")
     rows = torch.arange(batch_size)
@@ -323,7 +328,7 @@ def check_text_encoder(pipe: Any) -> None:
 def register(transformer: type, *, known_pipelines: bool = False) -> Callable[[type[Adapter]], type[Adapter]]:
     """Class decorator: the adapter serves this transformer class and its subclasses, in pipelines of any class.
 
-    With ``known_pipelines`` in those alone that :mod:`tide.adapters.pipelines` lists as supported.
+    With ``known_pipelines`` it serves only the pipelines that :mod:`tide.adapters.pipelines` lists as supported.
     """
 
     def add(adapter: type[Adapter]) -> type[Adapter]:
@@ -340,7 +345,7 @@ def adapter_for(pipe: Any) -> Adapter:
     ``PeftModel``) and by its own class.
 
     Raises :class:`~tide.errors.TideError` if none is registered for the transformer, or if the pipeline's class calls
-    it in a way that the adapter does not know; :func:`~tide.adapters.allow_pipeline` lets a class of one's own in.
+    it in a way that the adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
     """
     transformer = unwrapped(getattr(pipe, "transformer", None))
     for cls in type(transformer).__mro__:

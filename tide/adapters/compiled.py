@@ -1,4 +1,4 @@
-"""Transformers that torch.compile has compiled: their code was made without our hooks and does not look for them."""
+"""Transformers compiled by torch.compile: their code was made without our hooks and does not call them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tide.adapters.standins import beneath, replaced
 
 @contextmanager
 def eagerly(*modules: nn.Module) -> Iterator[None]:
-    """While open, the modules and all that is in them run as they are written, so that hooks run; afterwards the
-    compiled code that was there is back, without being compiled anew.
+    """While open, the modules and their submodules run eagerly, so that hooks run; afterwards the compiled code is
+    back, without another compilation.
 
-    ``module.compile()`` (``compile_repeated_blocks`` too), ``torch.compile(module)`` and a compiled ``forward``.
+    Covers ``module.compile()`` (and ``compile_repeated_blocks``), ``torch.compile(module)`` and a compiled ``forward``.
     """
     with ExitStack() as stack:
         for part in {id(part): part for module in modules for part in module.modules()}.values():
@@ -26,7 +26,7 @@ def eagerly(*modules: nn.Module) -> Iterator[None]:
 
 
 def _eager(part: nn.Module) -> list[tuple[str, Any]]:
-    """The attributes of a module by which compiled code is called, and what to call instead."""
+    """The attributes of a module through which compiled code is called, and what to call instead."""
     found: list[tuple[str, Any]] = []
     if beneath(part, "_compiled_call_impl") is not None:
         found.append(("_compiled_call_impl", None))

@@ -23,9 +23,9 @@ from tide.sae.modulation import Modulation
 class DiTAdapter(Adapter):
     """A prompt is a class: its number, or its name where the pipeline knows names.
 
-    The class embedding is added to the timestep embedding, by an embedder in each block (in the published models
-    they are all alike). A row is unconditional if its class is the one beyond the last, which stands for none. The
-    pipeline draws squares of one size.
+    An embedder in each block adds the class embedding to the timestep embedding (in the published models all embedders
+    are alike). A row is unconditional if its class is the one after the last, which means "no class". The pipeline
+    draws squares of one size.
     """
 
     family = "dit"
@@ -98,7 +98,7 @@ class DiTAdapter(Adapter):
             return self._no_class
         if not prompt.isdecimal() or int(prompt) >= self._no_class:
             raise TideError(
-                f"{prompt!r} is no class of this model; give a name in pipe.labels or 0..{self._no_class - 1}"
+                f"{prompt!r} is not a class of this model; give a name in pipe.labels or 0..{self._no_class - 1}"
             )
         return int(prompt)
 
@@ -126,7 +126,7 @@ class DiTAdapter(Adapter):
         generators: list[torch.Generator],
         **kwargs: Any,
     ) -> Tensor:
-        """The pipeline has but one size (``height`` and ``width`` are checked against it) and no negative prompt."""
+        """The pipeline has only one size (``height`` and ``width`` are checked against it) and no negative prompt."""
         self.check_steps(n_steps)
         own = tuple(side * self.pixels_per_latent for side in self.default_latents)
         asked = tuple(kwargs.pop(name, None) or side for name, side in zip(("height", "width"), own, strict=True))

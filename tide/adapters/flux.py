@@ -27,22 +27,23 @@ _PACK = 2
 
 @register(FluxTransformer2DModel, known_pipelines=True)
 class FluxAdapter(JointAdapter):
-    """Blocks are numbered through: the double-stream ones, then the single-stream ones; both return (text, image).
+    """Blocks are numbered consecutively: first the double-stream ones, then the single-stream ones; both return (text,
+    image).
 
     A single-stream block adds attention and feed-forward in one projection behind one norm: it has only an output to
     hook, and one modulation for both chunks. The timestep embedding gets the projected pooled prompt added, and in
     guidance-distilled models (dev) the embedded guidance scale. Latents are unpacked ``[B, c, h, w]`` everywhere
     outside of the transformer.
 
-    Kontext's reference pictures follow the image in the stream, as tokens whose first coordinate is not 0: they are no
-    image tokens. Where pictures are put beside the latents, channel by channel (Fill, Control), the pipeline draws and
-    is edited as any other, and :meth:`denoise` raises: it has no pictures.
+    Kontext's reference pictures follow the image in the stream, as tokens whose first coordinate is not 0; they do not
+    count as image tokens. If pictures are concatenated to the latents as channels (Fill, Control), the pipeline draws
+    and is edited like any other, but :meth:`denoise` raises, because it has no pictures.
     """
 
     family = "flux"
     flow_matching = True
     timestep_unit = (0.0, 1 / 1000)
-    #: What a distilled model is told by :meth:`encode_prompts`; the pipeline's default.
+    #: The guidance scale that :meth:`encode_prompts` gives a distilled model; the pipeline's default.
     guidance_scale = 3.5
 
     @property
@@ -99,16 +100,16 @@ class FluxAdapter(JointAdapter):
             scale=scale,
             shift=shift,
             conditioned=True,
-            timestep=(1000 * offset, 1000 * factor),  # the model multiplies what it is given by 1000
+            timestep=(1000 * offset, 1000 * factor),  # the model multiplies its input by 1000
         )
 
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        """No call holds both kinds of rows: guidance is embedded, and true guidance is a call of its own."""
+        """No call holds both kinds of rows: guidance is embedded, and true guidance is a separate call."""
         return torch.ones(batch_size, dtype=torch.bool)
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """All rows, or none in a call on the second text that this run encoded, which is the negative prompt. A text
-        that it did not encode is the prompt's: callbacks may exchange it, and no other."""
+        """All rows; none in a call on the second text that this run encoded, which is the negative prompt. A text that
+        the run did not encode is the prompt's, because callbacks can replace only that one."""
         arguments = self.arguments(args, kwargs)
         text = arguments["encoder_hidden_states"]
         places = [i for i, (embeds, *_) in enumerate(guidance.texts) if embeds is text]
@@ -182,7 +183,7 @@ class FluxAdapter(JointAdapter):
         own = (side * scale for side in self.default_latents)
         height, width = (kwargs.get(name) or side for name, side in zip(("height", "width"), own, strict=True))
         if "max_area" in inspect.signature(type(self.pipe).__call__).parameters:
-            # Kontext fits every size to this area; here the size asked for is drawn.
+            # Kontext fits every size to this area; the size asked for is drawn instead.
             kwargs = {"max_area": height * width, **kwargs, "height": height, "width": width}
         packed = super().generate(
             prompts, n_steps=n_steps, guidance_scale=guidance_scale, generators=generators, **kwargs

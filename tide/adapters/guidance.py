@@ -1,5 +1,5 @@
-"""Whether a call of the transformer is guided, and by which texts, read from what the pipeline does in this very run
-rather than guessed from its batches."""
+"""Whether a call of the transformer is guided, and by which texts, read from what the pipeline does in this run
+rather than guessed from the sizes of its batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from tide.errors import TideError
 
 @dataclass
 class Guidance:
-    """What was heard of the run that ``pipe`` is making.
+    """What is known about the current run of ``pipe``.
 
-    ``active`` is True if the prompts were encoded for classifier-free guidance in one batch. ``texts`` are the results
-    of ``encode_prompt`` for this run, in order. ``started`` is True once the transformer has run: what is encoded then
-    belongs to a new run. ``in_run`` tells texts that the pipeline encoded for its run from those that a caller did,
-    ``ran`` that there was such a run.
+    Attributes:
+        active: the prompts were encoded for classifier-free guidance in one batch.
+        texts: the results of ``encode_prompt`` in this run, in order.
+        started: the transformer has run; a text encoded afterwards belongs to a new run.
+        in_run: the pipeline, and not a caller, encoded the texts.
+        ran: the pipeline has made a run.
     """
 
     pipe: Any
@@ -48,10 +50,10 @@ class Guidance:
         self.ran |= self.in_run
 
     def holds_both(self, n_rows: int) -> bool:
-        """Whether a call of ``n_rows`` holds both kinds of rows, the prompts' and the negative prompts'. Outside of the
-        pipeline's runs, only where the caller encoded for guidance.
+        """Whether a call of ``n_rows`` holds both kinds of rows, those of the prompts and those of the negative
+        prompts. Outside of the pipeline's runs it does only if the caller encoded for guidance.
 
-        Raises :class:`~tide.errors.TideError` where the pipeline's run leaves it open.
+        Raises :class:`~tide.errors.TideError` if the pipeline's run does not determine it.
         """
         if not is_running(self.pipe):
             n_prompts = 0 if self.in_run or not self.active else self.n_prompts or 1
@@ -82,7 +84,8 @@ class Guidance:
 
     @property
     def n_prompts(self) -> int | None:
-        """Images of the run: rows of the prompts' embeddings, which pipelines of diffusers return first."""
+        """Number of images of the run: the rows of the prompts' embeddings, which pipelines of diffusers return
+        first."""
         text = self.texts[-1] if self.texts else None
         return len(text[0]) if isinstance(text, tuple | list) and isinstance(text[0], Tensor) else None
 
@@ -102,11 +105,12 @@ def is_running(pipe: Any) -> bool:
 
 @contextmanager
 def watch_guidance(pipe: Any) -> Iterator[Guidance]:
-    """Listens to the pipeline's ``check_inputs``, with which a run begins, and ``encode_prompt``, which every run calls
-    and, but for the families that guide by calls of their own, tells whether it is guided.
+    """Listens to the pipeline's ``check_inputs``, with which a run begins, and to ``encode_prompt``, which every run
+    calls, and whose arguments say whether the run is guided (except for families that guide by separate calls).
 
-    Any number of contexts may listen, and end in any order. A pipeline without ``encode_prompt``, or one that does
-    not say, is taken as unguided; without ``encode_prompt``, ``progress_bar`` tells that there was a run.
+    Any number of contexts may listen, and end in any order. A pipeline without ``encode_prompt``, or whose
+    ``encode_prompt`` does not say, counts as unguided; without ``encode_prompt``, ``progress_bar`` shows that a run was
+    made.
     """
     guidance = Guidance(pipe)
     with ExitStack() as stack:

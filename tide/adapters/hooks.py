@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,20 @@ from tide.adapters.compiled import eagerly
 from tide.adapters.guidance import Guidance, watch_guidance
 from tide.adapters.skips import check_nothing_skips
 from tide.errors import TideError, TideWarning
+from tide.sae.position import Position
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the transformer, read from its own arguments.
+class Call(Position):
+    """One call of the transformer, read from its own arguments: the position of its image tokens, and more.
 
     ``timestep [B]`` float32, the scheduler's; ``conditioning [B, d_embedding]`` float32, or None where the model
     adds nothing to its timestep embedding; ``conditional [B]`` bool, on the CPU: the rows that belong to the prompt
-    rather than to guidance. B counts the rows of this call, guidance included.
+    rather than to guidance. B counts the rows of this call, guidance included; each row is the group of its tokens.
     """
 
     timestep: Tensor
-    conditioning: Tensor | None
+    _: KW_ONLY
     conditional: Tensor
 
     @property
@@ -40,7 +41,7 @@ class Call:
         """The call's ``rows``, bool ``[B]``."""
         there = rows.to(self.timestep.device)
         conditioning = None if self.conditioning is None else self.conditioning[there]
-        return Call(self.timestep[there], conditioning, self.conditional[rows.to(self.conditional.device)])
+        return Call(self.timestep[there], conditioning, conditional=self.conditional[rows.to(self.conditional.device)])
 
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
@@ -65,7 +66,7 @@ def _where_it_runs(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments on the device of the call. accelerate's offloading moves weights and arguments there inside
     ``forward``, which starts after a forward pre-hook, and the conditioning is made by the transformer's own layers;
-    moving twice changes nothing."""
+    moving them twice changes nothing."""
     offload = getattr(transformer, "_hf_hook", None)
     return (args, kwargs) if offload is None else offload.pre_forward(transformer, *args, **kwargs)
 
@@ -83,10 +84,10 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     last tapped block has run: use :func:`run_until`. Hooks are removed when the context closes, however it
     closes and whatever other contexts are still open.
 
-    A transformer that torch.compile has compiled runs eagerly meanwhile: compiled code does not look for hooks. Raises
+    A compiled transformer runs eagerly meanwhile, because compiled code does not call hooks. Raises
     :class:`~tide.errors.TideError` if something skips blocks (the caches of diffusers, see
-    :mod:`tide.adapters.skips`), also where that shows during a pass only; warns (:class:`~tide.errors.TideWarning`) if
-    the pipeline ran and never called this transformer.
+    :mod:`tide.adapters.skips`), even if that shows only during a pass; warns (:class:`~tide.errors.TideWarning`) if the
+    pipeline ran and never called this transformer.
     """
     check_tensor(tensor)
     resolved = _resolved(adapter, taps)
@@ -119,7 +120,7 @@ def _resolved(adapter: Adapter, taps: Taps) -> dict[int, Tap]:
 
 @dataclass
 class _Passes:
-    """The hooks of one :func:`tap`, and what they know of the pass that is being made."""
+    """The hooks of one :func:`tap`, and what they know about the current pass."""
 
     adapter: Adapter
     functions: dict[int, Tap]
@@ -127,15 +128,15 @@ class _Passes:
     guidance: Guidance
     last: int | None
     view: TokenView | None = None
-    #: Of the pass being made: tapped block -> its call; empty between passes.
+    #: Tapped block -> its call in the current pass; empty between passes.
     calls: dict[int, Call] = field(default_factory=dict)
-    #: The tapped blocks that have yet to run in this pass.
+    #: The tapped blocks that have not run yet in this pass.
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self) -> None:
-        """Registers the hooks; :meth:`remove` takes away as many as there are, should an interrupt come between."""
+        """Registers the hooks; :meth:`remove` also removes a part of them, if an interrupt comes in between."""
         transformer = self.adapter.transformer
         self.handles.append(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True))
         for index in self.functions:
@@ -155,7 +156,7 @@ class _Passes:
         self.view = adapter.token_view(args, kwargs)
         timestep = adapter.timestep_of(args, kwargs)
         self.calls = {
-            index: Call(timestep, conditioning, conditional)
+            index: Call(timestep, conditioning, conditional=conditional)
             for index, conditioning in adapter.conditioning_of_blocks(self.functions, args, kwargs).items()
         }
         self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())

@@ -16,11 +16,11 @@ from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 
-#: Tokens of BERT's and of T5's part of the prompt, as the pipeline has them.
+#: Tokens of the prompt for BERT and for T5, as in the pipeline.
 _LENGTHS = (77, 256)
-#: Side of the images, in pixels, to whose grid of positions all others are fitted.
+#: Side, in pixels, of the images to whose grid of positions all others are fitted.
 _BASE_SIZE = 512
-#: What the pipeline tells the model of the image's original size, unless asked otherwise.
+#: The original size of the image that the pipeline tells the model by default.
 _ORIGINAL_SIZE = (1024, 1024)
 
 
@@ -29,8 +29,8 @@ class HunyuanDiTAdapter(Adapter):
     """The outputs of the first half of the blocks also enter the second half by long skips: an edit there changes
     both paths. The feed-forward is not modulated.
 
-    The timestep embedding gets a vector added that is made of the pooled T5 embeddings and, up to version 1.1, of
-    image sizes and a style.
+    A vector made of the pooled T5 embeddings and, up to version 1.1, of image sizes and a style is added to the
+    timestep embedding.
     """
 
     family = "hunyuan"
@@ -80,7 +80,7 @@ class HunyuanDiTAdapter(Adapter):
         """Embeddings, in the transformer's dtype, and masks of BERT and of T5: ``encoder_hidden_states [B, 77, c]``,
         ``text_embedding_mask [B, 77]``, and with ``_t5`` ``[B, 256, c']`` and ``[B, 256]``.
 
-        The model fixes both lengths: ``max_sequence_length`` changes nothing.
+        The model fixes both lengths; ``max_sequence_length`` has no effect.
         """
         check_text_encoder(self.pipe)
         text = {}

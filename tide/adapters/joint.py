@@ -26,7 +26,7 @@ class JointAdapter(Adapter):
         return int(config.out_channels or config.in_channels)
 
     def check_latents_alone(self, latents_per_token: int = 1) -> None:
-        """Raises :class:`~tide.errors.TideError` if the transformer is given pictures beside the latents."""
+        """Raises :class:`~tide.errors.TideError` if the transformer also takes pictures as channels of its input."""
         channels = int(self.transformer.config.in_channels) // latents_per_token
         if channels != self.latent_channels:
             raise TideError(

@@ -24,7 +24,7 @@ class Lumina2Adapter(Adapter):
     """Blocks are the joint ones (``layers``), not the refiners before them. Their norm is an RMSNorm with a scale only.
 
     A row of their output is its text, without padding, then its image, then padding up to the longest row. Guidance
-    is two calls, the prompt's and the negative prompt's.
+    takes two calls, one for the prompt and one for the negative prompt.
     """
 
     family = "lumina2"
@@ -71,7 +71,7 @@ class Lumina2Adapter(Adapter):
         return torch.ones(batch_size, dtype=torch.bool)
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
-        """All rows, or none in a call on the negative embeddings that ``encode_prompt`` returned."""
+        """All rows; none in a call on the negative embeddings that ``encode_prompt`` returned."""
         arguments = self.arguments(args, kwargs)
         negative = any(text[2] is arguments["encoder_hidden_states"] for text in guidance.texts)
         return torch.full((len(arguments["hidden_states"]),), not negative)
@@ -98,14 +98,14 @@ class Lumina2Adapter(Adapter):
         )[0].float()
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
-        # The pipeline takes the number of latent channels for the number of tokens.
+        # The pipeline mistakes the number of latent channels for the number of tokens.
         shift = schedule.resolution_shift(self.pipe.scheduler, self.latent_channels, max_shift=1.15)
         return {"sigmas": np.linspace(1, 1 / n_steps, n_steps), **shift}
 
 
 @dataclass(frozen=True)
 class _AfterText:
-    """Image tokens from ``lengths [B]``, the lengths of the texts, on."""
+    """Image tokens that start at ``lengths [B]``, the lengths of the texts."""
 
     lengths: Tensor
     n_tokens: int

@@ -15,14 +15,14 @@ from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, 
 from tide.adapters.weights import present
 from tide.sae.modulation import Modulation
 
-#: Side of the grid of positions that the pipeline hands to the model, of which it takes a corner.
+#: Side of the grid of positions that the pipeline passes to the model, which uses a corner of it.
 _POSITIONS = 384
 
 
 @register(LuminaNextDiT2DModel, known_pipelines=True)
 class LuminaNextAdapter(Adapter):
-    """Blocks norm with an RMSNorm that has a scale only. Their attention's output is per head, before the projection
-    that it shares with the cross-attention; here the heads are side by side.
+    """Blocks use an RMSNorm with a scale only. The output of their attention is per head, before the projection that it
+    shares with the cross-attention; its heads are concatenated here.
 
     The prompt's mean embedding is projected and added to the timestep embedding.
     """
@@ -81,8 +81,8 @@ class LuminaNextAdapter(Adapter):
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
         """``encoder_hidden_states [B, L, c]``, in the transformer's dtype, and ``encoder_mask [B, L]``.
 
-        L is ``max_sequence_length``, by default the pipeline's limit (256): the pipeline pads to the longest prompt of
-        its batch, and what the mask leaves out changes nothing.
+        L is ``max_sequence_length``, by default the pipeline's limit (256). The pipeline pads to the longest prompt of
+        its batch; masked tokens change nothing.
         """
         check_text_encoder(self.pipe)
         embeds, mask, *_ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)

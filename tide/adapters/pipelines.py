@@ -1,5 +1,4 @@
-"""Which pipeline classes run a transformer as its adapter takes it, by class name: the rows of a call, its image tokens
-and what else the pipeline draws from."""
+"""The pipeline classes, by name, that call their transformer as its adapter expects, and what they draw from."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ _PAG = "perturbed attention guidance puts rows of a third kind into each call"
 _SPRINT = "it counts angular timesteps (SCMScheduler), which the adapter does not"
 _GRID = "its image tokens are a grid of several pictures, of which one is drawn"
 
-#: Supported classes: what they draw from besides the prompt, by the name of the argument of their call.
+#: Supported classes: what they draw from besides the prompt, by the names of the arguments.
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "DiTPipeline": (),
     "FluxControlImg2ImgPipeline": ("image", "control_image"),
@@ -61,18 +60,18 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def allow_pipeline(cls: _Class) -> _Class:
-    """Lets the families of TIDE serve a pipeline class that they do not know, and its subclasses; a decorator, too.
+    """Admits a pipeline class that the families of TIDE do not know, and its subclasses; also a decorator.
 
-    It promises that the class calls the transformer as the family's own pipelines do: one row an image and branch of
-    guidance, in their order, and image tokens in theirs.
+    You thereby promise that the class calls the transformer as the family's own pipelines do: one row for each image
+    and branch of guidance, in their order, with image tokens in theirs.
     """
     _ALLOWED.add(cls)
     return cls
 
 
 def check_pipeline(pipe: Any, transformer: type) -> None:
-    """Raises :class:`~tide.errors.TideError` unless the class of ``pipe``, or the nearest of diffusers that it extends,
-    is supported or allowed."""
+    """Raises :class:`~tide.errors.TideError` unless the class of ``pipe``, or the nearest class of diffusers that it
+    extends, is supported or allowed."""
     cls = type(pipe)
     if any(base in _ALLOWED for base in cls.__mro__):
         return

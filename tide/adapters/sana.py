@@ -28,7 +28,7 @@ class SanaAdapter(Adapter):
     family = "sana"
     flow_matching = True
     call_defaults: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
-    #: What a model with ``guidance_embeds`` is told by :meth:`encode_prompts`; the pipeline's default.
+    #: The guidance scale that :meth:`encode_prompts` gives a model with ``guidance_embeds``; the pipeline's default.
     guidance_scale = 4.5
 
     def __init__(self, pipe: Any) -> None:

@@ -1,4 +1,4 @@
-"""Eqs 3 and 4 by the pipeline's noise schedule: diffusion (``alphas_cumprod``) or flow matching."""
+"""Eqs 3 and 4 with the pipeline's noise schedule: diffusion (``alphas_cumprod``) or flow matching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, 
 def _flow_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
     name, config = type(scheduler).__name__, scheduler.config
     if not name.startswith("FlowMatch") and not getattr(config, "use_flow_sigmas", False):
-        raise TideError(f"{name} is no flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas")
+        raise TideError(
+            f"{name} is not a flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas"
+        )
     steps = torch.as_tensor(timestep, device="cpu", dtype=torch.float32).reshape(-1)
     _check_range(steps, config.num_train_timesteps)
     return steps / config.num_train_timesteps
@@ -44,7 +46,7 @@ def _check_range(steps: Tensor, last: int) -> None:
 
 
 def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The noise in ``latents`` that a model's ``prediction`` stands for, float32.
+    """The noise in ``latents`` that a model's ``prediction`` implies, float32.
 
     Flow-matching models predict the velocity noise - image: noise = x_t + (1 - sigma) velocity.
     """
@@ -63,19 +65,19 @@ def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tens
 
 
 def clean_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The image in ``latents`` that a model's ``prediction`` stands for (eq. 3 solved for x_0), float32."""
+    """The image in ``latents`` that a model's ``prediction`` implies (eq. 3 solved for x_0), float32."""
     signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=flow)
-    if flow:  # also where no signal is left: x_0 = x_t - sigma velocity
+    if flow:  # also correct without any signal left: x_0 = x_t - sigma velocity
         return latents.float() - sigma * prediction.float()
     return (latents.float() - sigma * noise_of(scheduler, prediction, latents, timestep, flow=False)) / signal
 
 
 def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor:
-    """The timesteps of a run of ``n_steps`` steps, descending, on the CPU; ``arguments`` are what the pipeline passes
-    to ``set_timesteps`` besides."""
+    """The timesteps of a run of ``n_steps`` steps, descending, on the CPU; ``arguments`` are what else the
+    pipeline passes to ``set_timesteps``."""
     if not 1 <= n_steps <= scheduler.config.num_train_timesteps:
         raise TideError(f"{n_steps} sampling steps asked for; give 1..{scheduler.config.num_train_timesteps}")
-    # set_timesteps resets a scheduler's state, so a copy takes it.
+    # set_timesteps resets a scheduler's state, so it is called on a copy.
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(n_steps, **arguments)
     return torch.unique(scheduler.timesteps.cpu()).flip(0)  # second-order schedulers repeat timesteps

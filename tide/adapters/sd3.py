@@ -22,8 +22,8 @@ from tide.sae.modulation import Modulation
 class SD3Adapter(JointAdapter):
     """The blocks of 3.5 may have a second attention, whose chunks follow the six usual ones of the projection.
 
-    The timestep embedding gets the projected pooled prompt added. The third call of skip-layer guidance, which
-    guidance pushes away from, counts as unconditional.
+    The projected pooled prompt is added to the timestep embedding. The third call of skip-layer guidance, away from
+    which guidance steers, counts as unconditional.
     """
 
     family = "sd3"

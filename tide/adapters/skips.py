@@ -1,4 +1,4 @@
-"""What makes a transformer skip blocks, or hand out something else than they compute: it is refused."""
+"""Refuses whatever makes a transformer skip blocks or replace their outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from tide.errors import TideError
 
-#: Hooks of diffusers by the module that defines them, under which a block's output is not what the block computes.
+#: Modules of diffusers whose hooks replace a block's output by something else than the block computes.
 SKIPPING = {
     "context_parallel": "context parallelism",
     "faster_cache": "FasterCache",
@@ -20,13 +20,13 @@ SKIPPING = {
     "taylorseer_cache": "TaylorSeer",
     "text_kv_cache": "a cache of the text's keys and values",
 }
-#: Hooks under which every block still computes its own output: they move or cast weights, or change an attention.
+#: Modules whose hooks leave every block's output to the block: they move or cast weights, or change an attention.
 HARMLESS = ("group_offloading", "layerwise_casting", "smoothed_energy_guidance_utils")
 
 
 def check_nothing_skips(transformer: nn.Module) -> None:
-    """Raises :class:`~tide.errors.TideError` if hooks of diffusers that skip or replace outputs are in place, anywhere
-    in the transformer and however they came there."""
+    """Raises :class:`~tide.errors.TideError` if hooks of diffusers that skip or replace outputs are installed anywhere
+    in the transformer, by whatever means."""
     found = {
         name: what
         for module in transformer.modules()
@@ -47,7 +47,7 @@ def _hooks(module: nn.Module) -> dict[str, Any]:
 
 
 def _skipping(hook: Any) -> str | None:
-    """What the hook belongs to, if that may skip or replace outputs; an unknown hook that could is named itself."""
+    """The feature that a hook belongs to, if it may skip or replace outputs; for an unknown hook, its own name."""
     for cls in type(hook).__mro__:
         home = cls.__module__.rpartition(".")[2] if cls.__module__.startswith("diffusers.hooks.") else ""
         if home in SKIPPING:

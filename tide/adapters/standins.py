@@ -1,4 +1,4 @@
-"""Attributes of objects that are not ours, replaced for a while and put back, whatever the order in which uses end."""
+"""Replaces attributes of foreign objects temporarily; overlapping uses may end in any order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Stands in for no attribute (any more).
+#: Means that the object has no such attribute (any more).
 _ENDED = object()
 
 
 @dataclass(eq=False)
 class _Listener:
-    """What is told of a call: its arguments before it, its result after it."""
+    """Callbacks of a call: one gets its arguments before it, the other its result after it."""
 
     before: Callable[..., None] | None
     after: Callable[[Any], None] | None
@@ -22,12 +22,12 @@ class _Listener:
 
 @dataclass(eq=False)
 class _StandIn:
-    """What stands in an attribute's place for as long as it has users."""
+    """The replacement of an attribute, for as long as it has users."""
 
     owner: Any
     name: str
     original: Any
-    #: The object itself holds the original, rather than its class.
+    #: Whether the object itself, rather than its class, holds the original.
     own: bool
     value: Any = _ENDED
     n_users: int = 0
@@ -38,7 +38,7 @@ class _StandIn:
         return self.name in vars(self.owner) and vars(self.owner)[self.name] is self.value
 
     def put_back(self) -> None:
-        """Unless someone else has replaced the attribute meanwhile: theirs stays."""
+        """Restores the original, unless someone else has replaced the attribute meanwhile."""
         if not self.in_place:
             return
         if self.own:
@@ -47,7 +47,7 @@ class _StandIn:
             delattr(self.owner, self.name)
 
     def listening(self) -> Callable[..., Any]:
-        """The original, which tells the listeners of each call; its signature can still be inspected."""
+        """The original with listeners; its signature can still be inspected."""
 
         @functools.wraps(self.original)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -63,18 +63,18 @@ class _StandIn:
         return call
 
 
-#: By owner and name, the newest one of each.
+#: The newest stand-in by owner and name.
 _STAND_INS: dict[tuple[int, str], _StandIn] = {}
 
 
 def _current(owner: Any, name: str) -> _StandIn | None:
-    """The stand-in that is in place now."""
+    """The stand-in that is currently in place."""
     found = _STAND_INS.get((id(owner), name))
     return found if found is not None and found.in_place else None
 
 
 def beneath(owner: Any, name: str) -> Any:
-    """What the object itself holds as ``name``, or held before a stand-in took its place; None where it has nothing."""
+    """What the object itself holds as ``name``, beneath any stand-in; None if it holds nothing."""
     found = _current(owner, name)
     if found is not None:
         return found.original if found.own else None
@@ -104,7 +104,7 @@ def _used(owner: Any, name: str, make: Callable[[_StandIn], Any]) -> Iterator[_S
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While open, ``owner.name`` is ``value``. Of uses that overlap the first one's value stands until the last one
+    """While open, ``owner.name`` is ``value``. If uses overlap, the value of the first one holds until the last one
     ends."""
     with _used(owner, name, lambda _: value):
         yield
@@ -118,8 +118,8 @@ def listened(
     before: Callable[..., None] | None = None,
     after: Callable[[Any], None] | None = None,
 ) -> Iterator[None]:
-    """While open, every call of the method ``owner.name`` is told to ``before`` (its arguments) and to ``after`` (its
-    result). Uses may overlap in any way."""
+    """While open, every call of the method ``owner.name`` calls ``before`` with its arguments and ``after`` with its
+    result. Uses may overlap in any way."""
     listener = _Listener(before, after)
     with _used(owner, name, _StandIn.listening) as stand_in:
         stand_in.listeners.append(listener)

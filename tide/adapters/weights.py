@@ -1,4 +1,4 @@
-"""A transformer's weights where they are not simply there: in wrappers, offloaded, or changed by adapters (LoRA)."""
+"""Access to a transformer's weights inside wrappers, offloaded, or changed by adapters (LoRA)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tide.errors import TideError
 
-#: The name under which diffusers keeps the hook of a group that it offloads.
+#: The name of diffusers' hook for a group that it offloads.
 _GROUP_HOOK = "group_offloading"
 
 
@@ -39,7 +39,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
         raise TideError(
             f"a transformer in {type(model).__name__} has its weights or rows split; give the pipeline the plain one"
         )
-    # A PeftModel of a diffusion transformer injects its layers into the transformer, which stays what runs.
+    # A PeftModel injects its layers into the diffusion transformer, which remains the model that runs.
     base_model: Any = getattr(model, "get_base_model", None)
     return None if base_model is None or not hasattr(model, "peft_config") else base_model()
 
@@ -49,8 +49,8 @@ def present(model: nn.Module, *wanted: nn.Module) -> Iterator[None]:
     """While open, the weights of the ``wanted`` submodules of ``model`` can be read, wherever they are kept.
 
     Brings in what diffusers offloads by groups (block and leaf level, to memory and to disk) and what accelerate
-    keeps on the meta device (sequential offloading, to memory and to disk); afterwards all is where it was. Nothing
-    to do where whole models are offloaded: their weights are real ones, on the CPU.
+    keeps on the meta device (sequential offloading, to memory and to disk), and puts all back afterwards. Models that
+    are offloaded as a whole need nothing: their weights are on the CPU.
     """
     hooked = _hooked(model)
     if not hooked:  # the usual case, at every call of the transformer
@@ -126,8 +126,8 @@ def _accelerate_hooks(module: nn.Module) -> list[Any]:
 def linear_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
     """Weight ``[out, in]`` and bias ``[out]`` of what ``module`` computes, float32, its active adapters merged in.
 
-    Call it where the weights are :func:`present`. ``name`` is for errors: :class:`~tide.errors.TideError` where the
-    weights cannot be read (quantised, sharded, not loaded) or are not finite.
+    Call it while the weights are :func:`present`. Raises :class:`~tide.errors.TideError`, which calls the module
+    ``name``, if the weights cannot be read (quantised, sharded, not loaded) or are not finite.
     """
     linear = _merged(_chosen(module), name)
     weight, bias = _weight_of(linear, name), getattr(linear, "bias", None)
@@ -146,7 +146,7 @@ def _weight_of(linear: Any, name: str) -> Tensor:
 
 
 def _chosen(module: Any) -> Any:
-    """Of a module that peft trains as a whole (``modules_to_save``), the copy that runs."""
+    """The copy that runs of a module that peft trains as a whole (``modules_to_save``)."""
     copies, original = getattr(module, "modules_to_save", None), getattr(module, "original_module", None)
     if not isinstance(copies, nn.ModuleDict) or original is None:
         return module
@@ -155,7 +155,7 @@ def _chosen(module: Any) -> Any:
 
 
 def _merged(module: Any, name: str) -> Any:
-    """A linear layer with peft's active adapters in its weights: a copy, unless it is a plain layer already."""
+    """A linear layer with peft's active adapters merged into its weights: a copy, unless it is a plain layer."""
     if not hasattr(module, "base_layer"):
         return module
     _weight_of(module.get_base_layer(), name)
@@ -182,7 +182,7 @@ def _copied(module: nn.Module) -> Any:
 
 
 def readable(tensor: Tensor, name: str) -> Tensor:
-    """``tensor`` as float32; raises :class:`~tide.errors.TideError` where its values are not there or not finite."""
+    """``tensor`` as float32; raises :class:`~tide.errors.TideError` if its values are missing or not finite."""
     if tensor.is_meta:
         raise TideError(f"the weights of {name} are not loaded (they are on the meta device); load them first")
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():

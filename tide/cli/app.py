@@ -1,86 +1,78 @@
-"""The command line: ``tide demo``, ``collect``, ``train``, ``evaluate`` and the others of :data:`COMMANDS`."""
+"""The command line: ``tide demo``, ``collect``, ``train``, ``evaluate`` and the others of :data:`COMMANDS`.
+
+Torch and diffusers are imported inside a command's ``run``, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from difflib import get_close_matches
+from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from tide.cli import atlas, collect, concepts, demo, doctor, edit, evaluate, reproduce, train, trajectory
-from tide.cli.arguments import check_names, check_text
-from tide.cli.usage import Usage
+from tide.cli.command import Command, left_behind
+from tide.cli.parsing import check_text, parse
 from tide.errors import Interrupted, TideError, TideWarning, out_of_memory
 from tide.ranks import refuse_ranks
 
-COMMANDS = (demo, collect, train, evaluate, concepts, atlas, trajectory, edit, reproduce, doctor)
+#: Command -> what it does. Each is a class of its name in the module of its name.
+COMMANDS = {
+    "demo": "train, measure, interpret and edit on the bundled pipeline",
+    "collect": "collect activations into a store",
+    "train": "train a TIDE (or with --sae a plain SAE)",
+    "evaluate": "measure reconstruction and diffusion loss of a checkpoint",
+    "concepts": "find latents of concepts and draw where they fire",
+    "atlas": "draw all latents as one page to look through",
+    "trajectory": "follow the latents along a sampling run",
+    "edit": "draw a prompt before and after an edit of its latents",
+    "reproduce": "the paper's tables and figures",
+    "doctor": "versions, devices, kernel backends, bundled data",
+}
 
 #: Letters of a line on stderr: a path may be long, and somebody's slip much longer.
 LONGEST = 1000
 
 
-class Parser(argparse.ArgumentParser):
-    """Its errors are one line like all others."""
+def command(argv: Sequence[str]) -> Command | None:
+    """The command that a whole command line describes; None for ``tide --help``.
 
-    def error(self, message: str) -> NoReturn:
-        raise TideError(f"{message}; see `{self.prog} --help`")
-
-
-def build_parser() -> Parser:
-    parser = Parser(prog="tide", description="Temporal-aware sparse autoencoders for diffusion transformers.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(subparsers)
-    return parser
-
-
-def command_parsers() -> dict[str, argparse.ArgumentParser]:
-    """A fresh parser of every command, by the command's name."""
-    (subparsers,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
-    return dict(subparsers.choices)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line. Raises :class:`~tide.errors.TideError` for faulty ones, and for options that
-    the command, run like this, would not use."""
+    Raises :class:`~tide.errors.TideError` for what it does not describe.
+    """
     check_text(argv)
-    args = _parser().parse_args(argv)
-    options = _bare_parsers()[args.command]._actions
-    flags = {action.dest: action.option_strings[0] for action in options if action.option_strings}
-    given = given_options(args.command, argv[1:])
-    check_names(given, flags)
-    usage_of(args.command).check(args, given.keys(), flags)
-    return args
+    name, *words = argv or ["--help"]
+    if name in ("-h", "--help"):
+        return None
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise TideError(f"{name[:60]!r} is not a command; {meant}the commands are {', '.join(COMMANDS)}")
+    return parse(class_of(name), words)
 
 
-def given_options(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The options that a command's line itself gives, by name."""
-    return vars(_bare_parsers()[command].parse_args(argv))
+def class_of(name: str) -> type[Command]:
+    """The class of a command; imports its module."""
+    found: type[Command] = getattr(import_module(f"tide.cli.{name}"), name.capitalize())
+    return found
 
 
-_parser = cache(build_parser)
+OVERVIEW = """usage: tide COMMAND [OPTIONS]
+
+Temporal-aware sparse autoencoders for diffusion transformers.
+
+commands:
+{commands}
+
+`tide COMMAND --help` lists a command's options."""
 
 
-@cache
-def _bare_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The commands' parsers without any defaults."""
-    parsers = command_parsers()
-    for parser in parsers.values():
-        parser._defaults.clear()
-        for action in parser._actions:
-            action.default = argparse.SUPPRESS
-    return parsers
-
-
-def usage_of(command: str) -> Usage:
-    """Which options a command uses in which mode."""
-    return next(each.USAGE for each in COMMANDS if each.__name__.endswith(f".{command}"))
+def overview() -> str:
+    """What ``tide --help`` prints."""
+    return OVERVIEW.format(commands="\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,16 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
     """
-    args = argparse.Namespace()
+    asked = None
+    left_behind.set(None)
     try:
         with _terminable(), _warnings_in_a_line():
-            args = parse(sys.argv[1:] if argv is None else argv)
-            if args.command != "doctor":
+            asked = command(sys.argv[1:] if argv is None else argv)
+            if asked is None:
+                print(overview())
+                return 0
+            if asked.name != "doctor":
                 refuse_ranks()
-            args.run(args)
+            asked.run()
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        kept = getattr(args, "interrupted", "") or str(stop) or "nothing was written"
+        kept = left_behind.get() or str(stop) or (Command if asked is None else asked).interrupted
         print(f"tide: interrupted; {kept}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:

@@ -2,86 +2,154 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tide.cli import arguments
+from tide.cli.command import Command
+from tide.cli.options import Autoencoder, Data, Model
 from tide.cli.usage import PIPELINE, Usage, fast_beside, kind_of_data, with_option
-from tide.tables import text_table
+from tide.cli.values import Count, Flag, Folder, MaybeCount, MaybeWords, Seed
+from tide.errors import TideError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from PIL import Image
 
-#: Without --data rendered scenes with masks.
-USAGE = Usage(
-    f"{PIPELINE} sae block backend data concepts images_per_concept top_images timesteps out seed",
-    (with_option("data", uses="images batch_size"), kind_of_data(), fast_beside("images_per_concept", "timesteps")),
-)
+    from tide.adapters import Adapter
+    from tide.sae import TIDE
+
+#: The table for ``concepts.json``, a picture of each concept, and what they were found in.
+Found = tuple[dict[str, Any], dict[str, "Image.Image"], dict[str, Any]]
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "concepts",
-        help="find latents of concepts and draw where they fire",
-        description="With --pipeline scenes and no --data: rendered scenes with masks, so AUROC and IoU as well.",
+@dataclass(frozen=True, kw_only=True)
+class Images(Data):
+    """Images with captions; without --data and with the bundled pipeline rendered scenes with masks."""
+
+    images: MaybeCount = None
+    """how many to look through (default: all; 512 scenes)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concepts(Command):
+    """Find latents of concepts and draw where they fire.
+
+    With --pipeline scenes and no --data: rendered scenes with masks, so AUROC and IoU as well.
+    """
+
+    usage: ClassVar[Usage] = Usage(
+        f"{PIPELINE} sae block backend data concepts images_per_concept top_images timesteps out seed",
+        (
+            with_option("data", uses="images batch_size"),
+            kind_of_data(),
+            fast_beside("images_per_concept", "timesteps"),
+        ),
     )
-    arguments.add_sae(parser)
-    arguments.add_pipeline(parser, required=False, default="the checkpoint's")
-    arguments.add_data(parser, images="how many to look through (default: all; 512 scenes)")
-    parser.add_argument("--concepts", type=arguments.words, metavar="WORD,WORD", help="words of the captions")
-    parser.add_argument(
-        "--images-per-concept", type=arguments.positive, help="default 64, 16 with --fast (scenes: 192, 64)"
+
+    autoencoder: Autoencoder
+    model: Model = field(default_factory=Model)
+    source: Images = field(default_factory=Images)
+    concepts: MaybeWords = None
+    """words of the captions"""
+    images_per_concept: MaybeCount = None
+    """default 64, 16 with --fast (scenes: 192, 64)"""
+    top_images: Count = 4
+    """drawn for each concept"""
+    timesteps: MaybeCount = None
+    """that latents are averaged over (default 3, 2 with --fast)"""
+    batch_size: Count = 4
+    """images a pass"""
+    out: Folder
+    """folder of concepts.json and the pictures"""
+    fast: Flag = False
+    """fewer images and timesteps"""
+    seed: Seed = 0
+    """of everything that is drawn"""
+
+    def run(self) -> None:
+        from tide.cli import common
+        from tide.loading import BUNDLED
+
+        pipeline = common.pipeline_of(self.model, self.autoencoder)
+        if self.source.data is None and pipeline != BUNDLED:
+            raise TideError("what to look for concepts in is not clear; give --data")
+        if self.source.data is not None and self.concepts is None:
+            raise TideError("no concept is named; give --concepts word,word")
+        with common.output_folder(Path(self.out)):
+            self._draw(pipeline)
+
+    def _draw(self, pipeline: str) -> None:
+        from tide.cli import common
+        from tide.files import json_writer, replace_files
+        from tide.pictures import image_writer
+        from tide.runs import write_run
+
+        out = Path(self.out)
+        adapter = common.adapter_of(self.model, pipeline)
+        model = common.sae_of(self.autoencoder, adapter, pipeline)
+        timesteps = self.timesteps or (2 if self.fast else 3)
+        find = self._in_scenes if self.source.data is None else self._in_captions
+        found, pictures, data = find(adapter, model, timesteps)
+        drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
+        files = {"concepts.json": "figures", **dict.fromkeys(drawn, "picture")}
+        measured = {"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}}
+        options = {"data": data, "measured": measured, "files": files}
+        holds = common.about("concepts", adapter, pipeline, model, self.autoencoder, **options)
+        made_by = self.made_by(pipeline=pipeline, timesteps=timesteps)
+        with common.writing(out):
+            report = json_writer({**found, "run": made_by})
+            written = {out / name: image_writer(picture) for name, picture in drawn.items()}
+            replace_files({**written, out / "concepts.json": report})
+            write_run(out, holds, made_by)
+        print(_table(found["concepts"]))
+        print(f"{_in_a_sentence(found['concepts'], model.config.block)}; their maps are in {out}.")
+
+    def _in_scenes(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
+        from tide.cli.scene_concepts import scene_concepts
+
+        n = self.images_per_concept or (64 if self.fast else 192)
+        found, pictures = scene_concepts(
+            adapter, model, self.concepts, n_images=n, top_images=self.top_images, timesteps=timesteps, seed=self.seed
+        )
+        return found, pictures, {"name": "scenes", "images": 2 * n}
+
+    def _in_captions(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
+        from tide.cli.common import source_of
+        from tide.interpretation.caption_concepts import caption_concepts
+        from tide.interpretation.timesteps import concept_timesteps
+
+        source = source_of(self.source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
+        found = caption_concepts(
+            adapter,
+            model,
+            source,
+            self.concepts or (),
+            images_per_concept=self.images_per_concept or (16 if self.fast else 64),
+            top_images=self.top_images,
+            timesteps=concept_timesteps(adapter, timesteps),
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        table = {"concepts": found.concepts, "timesteps": found.timesteps.tolist(), "data": source.name}
+        pictures = {word: found.picture(word) for word in found.concepts}
+        return table, pictures, {"name": source.name, "images": found.n_images}
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    from tide.tables import text_table
+
+    first = next(iter(rows.values()))
+    columns = (*(name for name in ("images", "auroc", "iou") if name in first), "latent")
+    return text_table(
+        ("concept", *columns), [(concept, *(_cell(row[name]) for name in columns)) for concept, row in rows.items()]
     )
-    parser.add_argument("--top-images", type=arguments.positive, default=4, help="drawn for each concept (default 4)")
-    parser.add_argument("--timesteps", type=arguments.positive, help="latents are averaged over (default 3, 2 --fast)")
-    parser.add_argument("--batch-size", type=arguments.positive, default=4)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of concepts.json and the pictures")
-    parser.add_argument("--fast", action="store_true", help="fewer images and timesteps")
-    parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from tide.cli import common
-    from tide.errors import TideError
-
-    common.pipeline_of_sae(args)
-    if args.data is None and args.pipeline != common.BUNDLED:
-        raise TideError("what to look for concepts in is not clear; give --data")
-    if args.data is not None and args.concepts is None:
-        raise TideError("no concept is named; give --concepts word,word")
-    with common.output_folder(Path(args.out)):
-        _draw(args, Path(args.out))
-
-
-def _draw(args: argparse.Namespace, out: Path) -> None:
-    from tide.cli import common
-    from tide.files import json_writer, replace_files
-
-    adapter = common.load_adapter(args)
-    model = common.load_sae(args, adapter)
-    args.timesteps = args.timesteps or (2 if args.fast else 3)
-    if args.data is None:
-        from tide.cli.scene_concepts import study
-
-        found, pictures = study(adapter, model, args)
-    else:
-        from tide.cli.caption_concepts import study
-
-        found, pictures = study(adapter, model, args)
-    with common.writing(args):
-        files = {out / f"{concept}.png": common.image_writer(picture) for concept, picture in pictures.items()}
-        report = json_writer({**found, "run": common.provenance(args)})
-        replace_files({**files, out / "concepts.json": report})
-    rows = found["concepts"].items()
-    header = ("concept", *(name for name in ("images", "auroc", "iou") if name in next(iter(rows))[1]), "latent")
-    print(text_table(header, [(name, *(_cell(row[key]) for key in header[1:])) for name, row in rows]))
-    clearest = sorted(rows, key=lambda item: -item[1].get("auroc", 0.0))[:3]
-    named = ", ".join(f"{name} in latent {row['latent']}" for name, row in clearest)
-    print(f"Of {len(rows)} concepts on block {model.config.block}: {named}; their maps are in {out}.")
 
 
 def _cell(value: float | int) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _in_a_sentence(rows: dict[str, dict[str, Any]], block: int | str | None) -> str:
+    clearest = sorted(rows.items(), key=lambda item: -item[1].get("auroc", 0.0))[:3]
+    named = ", ".join(f"{concept} in latent {row['latent']}" for concept, row in clearest)
+    return f"Of {len(rows)} concepts on block {block}: {named}"

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from tide.cli import arguments
+from tide.cli.command import Command
 from tide.cli.usage import Usage
+from tide.cli.values import Flag, Folder, MaybeThreads, Seed, Text
 
-USAGE = Usage("out fast seed backend threads resume")
 
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Train, measure, interpret and edit on the bundled pipeline."""
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("demo", help="train, measure, interpret and edit on the bundled pipeline")
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default runs/demo")
-    parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the quality")
-    parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
-    parser.add_argument("--threads", type=arguments.threads, help="CPU threads of PyTorch (default: its own choice)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
-    parser.set_defaults(
-        run=run,
-        interrupted="checkpoints of its trainings are kept, if it got to any: the same command with --resume goes on "
-        "from them",
+    usage: ClassVar[Usage] = Usage("out fast seed backend threads resume")
+    interrupted: ClassVar[str] = (
+        "checkpoints of its trainings are kept, if it got to any: the same command with --resume resumes from them"
     )
 
+    out: Folder = "runs/demo"
+    """folder of the report"""
+    fast: Flag = False
+    """a minute's run that shows the path, not the quality"""
+    seed: Seed = 0
+    """of everything that is drawn"""
+    backend: Text = "auto"
+    """auto, reference, triton or native"""
+    threads: MaybeThreads = None
+    """CPU threads of PyTorch (default: its own choice)"""
+    resume: Flag = False
+    """resume an interrupted demo"""
 
-def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
+    def run(self) -> None:
+        from pathlib import Path
 
-    import torch
+        import torch
 
-    from tide.cli import common
-    from tide.files import write_json
-    from tide.studies.demo import demo
+        from tide.cli.common import output_folder
+        from tide.loading import check_backend, quiet
+        from tide.runs import Contents, write_run
+        from tide.studies.demo import demo
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    common.check_backend(args.backend, torch.device("cpu"))
-    out = Path(args.out)
-    with common.output_folder(out), common.quiet():
-        metrics = demo(out, fast=args.fast, seed=args.seed, backend=args.backend, resume=args.resume)
-        write_json(out / "run.json", common.provenance(args))
-    print(metrics["headline"])
-    print(f"The report is {out / 'report.html'}.")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        check_backend(self.backend, torch.device("cpu"))
+        out = Path(self.out)
+        with output_folder(out), quiet():
+            metrics = demo(out, fast=self.fast, seed=self.seed, backend=self.backend, resume=self.resume)
+            files = {"sae": "autoencoder", "tide": "autoencoder", "metrics.json": "figures", "report.html": "report"}
+            holds = Contents(kind="study", pipeline="scenes", measured={"headline": metrics["headline"]}, files=files)
+            write_run(out, holds, self.made_by())
+        print(metrics["headline"])
+        print(f"The report is {out / 'report.html'}.")

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from tide.cli.command import Command
 from tide.cli.usage import Usage
-
-USAGE = Usage("json")
-
-
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("doctor", help="versions, devices, kernel backends, bundled data")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(run=run)
+from tide.cli.values import Flag
 
 
-def run(args: argparse.Namespace) -> None:
-    import json
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Command):
+    """Versions, devices, kernel backends, bundled data."""
 
-    found = examine()
-    if args.json:
-        print(json.dumps(found, indent=2))
-        return
-    for name, version in found["versions"].items():
-        print(f"{name:14} {version}")
-    machine = found["machine"]
-    print(f"{'machine':14} {machine['platform']}, {machine['cpus']} CPUs, {machine['threads']} threads")
-    print(f"{'GPUs':14} {', '.join(machine['gpus']) or 'none'}")
-    for name, reason in found["backends"].items():
-        print(f"{name:14} {'available' if reason is None else f'not used: {reason}'}")
-    native = found["native"]
-    print(f"{'compiled CPU':14} {native['instructions'] or 'none'}")
-    print(f"{'compiled CUDA':14} {'available' if native['cuda'] is None else native['cuda']}")
-    for name, state in found["bundled"].items():
-        print(f"{name:14} {'there' if state is None else f'missing: {state}'}")
-    print(f"{'disk':14} {found['disk_free_gb']:.1f} GB free here")
+    usage: ClassVar[Usage] = Usage("json")
+
+    json: Flag = False
+    """as JSON"""
+
+    def run(self) -> None:
+        found = examine()
+        print(json.dumps(found, indent=2) if self.json else _in_words(found))
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    machine, native = found["machine"], found["native"]
+    rows = {
+        **found["versions"],
+        "machine": f"{machine['platform']}, {machine['cpus']} CPUs, {machine['threads']} threads",
+        "GPUs": ", ".join(machine["gpus"]) or "none",
+        **{name: "available" if why is None else f"not used: {why}" for name, why in found["backends"].items()},
+        "compiled CPU": native["instructions"] or "none",
+        "compiled CUDA": "available" if native["cuda"] is None else native["cuda"],
+        **{name: "there" if why is None else f"missing: {why}" for name, why in found["bundled"].items()},
+        "disk": f"{found['disk_free_gb']:.1f} GB free here",
+    }
     missing = [name for name, state in found["bundled"].items() if state is not None]
     ready = "the demo can run" if not missing else f"the demo cannot run: no {' and no '.join(missing)}"
-    print(f"Kernels run on the {found['used']} backend, and {ready}.")
+    last = f"Kernels run on the {found['used']} backend, and {ready}."
+    return "\n".join([*(f"{name:14} {what}" for name, what in rows.items()), last])
 
 
 def examine() -> dict[str, Any]:
@@ -48,13 +50,13 @@ def examine() -> dict[str, Any]:
 
     import torch
 
-    from tide.cli import common
+    from tide.devices import device_of
     from tide.provenance import machine, versions
     from tide.scenes.pipeline import DATA
     from tide_kernels import backend_status, native
     from tide_kernels.dispatch import choose
 
-    device = common.device_of(None)
+    device = device_of(None)
     used = choose("auto", "auto", device=device, dtype=torch.float32, n_latents=18432, k=922)
     backends = backend_status()
     parts = {"pipeline": DATA / "pipeline" / "model_index.json", "judge": DATA / "judge" / "model.safetensors"}

@@ -1,202 +1,113 @@
-"""What ``tide edit`` edits towards: a prompt's own run, an image, or latents that were kept."""
+"""The edits that the options of ``tide edit`` ask for."""
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from tide.activations.data import to_tensor
-from tide.adapters import Adapter, Call, of_prompt, tap
-from tide.cli import common
-from tide.editing import Contrast, Edit, Keep, Replace, ScaleTarget, Target
-from tide.editing.masks import token_mask
-from tide.editing.progress import is_within, step_range
-from tide.editing.record import record_contrast
-from tide.editing.target_file import load_target, save_target
-from tide.errors import TideError
+from tide import editing
+from tide.adapters import Adapter
+from tide.cli.command import left_behind
+from tide.cli.edit_options import EditOptions
+from tide.editing import Contrast, Keep, Replace, ScaleTarget, Strength, Target
 from tide.pictures import open_picture
-from tide.sae import TIDE, inference
-
-#: Bytes that a recorded target may take in memory.
-TARGET_BYTES = 8 * 10**9
-
-#: Draws a prompt at the run's seed, size and steps.
-Run = Callable[[str], Any]
+from tide.sae import TIDE
 
 
 class Change(NamedTuple):
     """From a strength to the edit, and the maps of latents that it moves between."""
 
-    edit: Callable[[float], Edit]
+    edit: Callable[[float], editing.Edit]
     maps: Callable[[], tuple[Target, Target]]
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises for options that do not go together; fills in ``--towards`` from ``--change``."""
-    if args.change is not None:
-        args.towards = changed_prompt(args.prompt, *args.change)
-    if args.contrast and args.towards_image is None:
-        raise TideError("--contrast records on an image; give --towards-image")
-    if args.altered and len(args.strength) > 1:
-        raise TideError("--altered goes with one --strength; give one")
-    _check_different("--strength", [f"{strength:g}" for strength in args.strength])
-    _check_different("--altered", [str(n) for n in args.altered or ()])
-    if args.save_target is not None and Path(args.save_target).is_dir():
-        raise TideError(f"{args.save_target} is a folder; give --save-target the name of a file")
-    if args.steps is not None:
-        _check_steps((args.steps[0], args.steps[1]), args.n_steps)
+def edits_of(
+    asked: EditOptions, adapter: Adapter, model: TIDE
+) -> tuple[dict[str, editing.Edit], Tensor | dict[str, Tensor] | None]:
+    """The edits by the names of their pictures, and the image tokens that they are of, as
+    :func:`tide.editing.draw_edits` takes them."""
+    mask = None if asked.mask is None else editing.read_mask(asked.mask, adapter, asked.size)
+    if asked.target_prompt is None and asked.target is None:
+        edit = _edit(asked)
+        return {name: Strength(edit, each["strength"]) for name, each in asked.settings.items()}, mask
+    change = _change_towards(asked, adapter, model)
+    edits = {name: change.edit(each["strength"]) for name, each in asked.settings.items()}
+    if not asked.altered:
+        return edits, mask
+    maps = change.maps()
+    tokens = {n: editing.most_different_tokens(*maps, each["tokens"]) for n, each in asked.settings.items()}
+    return edits, tokens
 
 
-def _check_different(option: str, names: list[str]) -> None:
-    """Each value of an option has a picture, which its six first digits name."""
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise TideError(f"{option} has {repeated[0]} twice, and each has one picture; give different ones")
+def _edit(asked: EditOptions) -> editing.Edit:
+    """What is asked of the prompt's own latents."""
+    if asked.scale is not None:
+        return editing.Scale(*asked.scale)
+    if asked.erase is not None:
+        return editing.Erase(asked.erase)
+    if asked.erase_top is not None:
+        return editing.Erase(top_k=asked.erase_top)
+    if asked.invert is not None:
+        return editing.Invert(asked.invert)
+    return editing.Invert(top_k=asked.invert_top)
 
 
-def _check_steps(steps: tuple[float, float], n_steps: int) -> None:
-    first, last = step_range(steps)
-    if not any(is_within(step, n_steps, (first, last)) for step in range(n_steps)):
-        raise TideError(
-            f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
-            "apart or more"
-        )
-
-
-def changed_prompt(prompt: str, source: str, target: str) -> str:
-    """The prompt with the word ``source`` replaced by ``target``."""
-    said = rf"(?<!\w)(?:([Aa])n? )?{re.escape(source)}(?!\w)"
-    changed, n = re.subn(said, lambda found: _in_place(found[1], target), prompt)
-    if not n:
-        raise TideError(f"the prompt {prompt!r} does not say {source!r}; name a word that it says")
-    return changed
-
-
-def _in_place(article: str | None, target: str) -> str:
-    """The word that takes another's place, after the article that goes with it if there was one."""
-    if article is None:
-        return target
-    vowel = re.match(r"(?!uni|us[aeiu]|eu|one)[aeiou]", target, re.IGNORECASE)
-    return f"{article}{'n' if vowel else ''} {target}"
-
-
-def change_towards(adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int], run: Run) -> Change:
+def _change_towards(asked: EditOptions, adapter: Adapter, model: TIDE) -> Change:
     """What ``--towards``, ``--change`` or ``--target`` ask for."""
-    if args.contrast:
-        pair = _record_contrast(adapter, model, args, size)
-        pair = (pair[0].pooled(), pair[1].pooled()) if args.towards_pooled else pair
+    if asked.contrast:
+        pair = _contrast(asked, adapter, model)
         return Change(lambda strength: Contrast(*pair, strength) + Keep(model.config.k), lambda: pair)
-    if args.target is not None:
-        target = load_target(args.target, model)
-        target = target.pooled() if args.towards_pooled else target
+    if asked.target is not None:
+        target = editing.load_target(asked.target, model)
+        target = target.pooled() if asked.towards_pooled else target
     else:
-        target = _record(adapter, model, args, size, run, args.towards)
-    if args.save_target is not None:
-        save_target(args.save_target, target, model)
-        args.interrupted = f"the target is kept in {args.save_target}"
+        assert asked.target_prompt is not None
+        target = _recorded(asked, adapter, model, asked.target_prompt)
+    if asked.save_target is not None:
+        editing.save_target(asked.save_target, target, model)
+        left_behind.set(f"the target is kept in {asked.save_target}")
 
     def maps() -> tuple[Target, Target]:
-        return _record(adapter, model, args, size, run, args.prompt), target
+        return _recorded(asked, adapter, model, asked.prompt), target
 
-    if args.towards_top is not None:
-        return Change(lambda strength: ScaleTarget(target, args.towards_top, strength), maps)
+    if (top := asked.towards_top) is not None:
+        return Change(lambda strength: ScaleTarget(target, top, strength), maps)
     return Change(lambda strength: Replace(target, strength), maps)
 
 
-def _record(
-    adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int], run: Run, prompt: str
-) -> Target:
+def _recorded(asked: EditOptions, adapter: Adapter, model: TIDE, prompt: str) -> Target:
     """A prompt's latents at every step: along its own sampling run from the same seed, or on the target image."""
-    steps = adapter.sampling_timesteps(args.n_steps)
-    tokens = 1 if args.towards_pooled else common.n_tokens(adapter, size)
-    _check_bytes(len(steps), tokens, model.n_latents * 4, "add --towards-pooled or lower --n-steps")
-    timesteps: list[float] = []
-    values: list[torch.Tensor] = []
-
-    def record(x: torch.Tensor, call: Call) -> None:
-        with inference(model):
-            z = torch.cat(
-                [
-                    model.encode(part.float(), call.timestep, call.conditioning).dense(model.n_latents)
-                    for part in x[0].split(512)
-                ]
-            )
-        timesteps.append(float(call.timestep[0]))
-        values.append((z.mean(0) if args.towards_pooled else z).cpu())
-
-    block = model.config.block
-    assert block is not None
-    with tap(adapter, {block: of_prompt(record)}, model.config.tensor):
-        if args.towards_image:
-            _noised(adapter, args, size, steps, prompt)
-        else:
-            run(prompt)
-    if not timesteps:
-        raise TideError(f"the model met no row of the prompt {prompt!r}, so there is no target; give another prompt")
-    return Target(torch.tensor(timesteps), torch.stack(values))
-
-
-def _check_bytes(n_steps: int, n_tokens: int, each: int, remedy: str) -> None:
-    if (n_bytes := n_steps * n_tokens * each) > TARGET_BYTES:
-        raise TideError(
-            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
-        )
-
-
-def _record_contrast(
-    adapter: Adapter, model: TIDE, args: argparse.Namespace, size: tuple[int, int]
-) -> tuple[Target, Target]:
-    """The latents of ``--towards-image``, in half precision, under the prompt ``--towards`` and under ``--prompt``."""
-    steps = adapter.sampling_timesteps(args.n_steps)
-    _check_bytes(len(steps), common.n_tokens(adapter, size), model.n_latents * 4, "lower --n-steps")
-    block = model.config.block
-    assert block is not None
-    found = record_contrast(
+    n_steps, seed, size, pooled = asked.steps_drawn, asked.seed, asked.size, asked.towards_pooled
+    if asked.towards_image is not None:
+        image = open_picture(Path(asked.towards_image))
+        return editing.image_target(adapter, model, prompt, image, n_steps=n_steps, seed=seed, size=size, pooled=pooled)
+    return editing.prompt_target(
         adapter,
-        [block],
-        _reference(adapter, args, size),
-        ([args.towards], [args.prompt]),
-        steps,
-        tensor=model.config.tensor,
-        seed=args.seed,
-        max_sequence_length=common.caption_length(adapter),
+        model,
+        prompt,
+        n_steps=n_steps,
+        guidance_scale=asked.guidance,
+        seed=seed,
+        size=size,
+        pooled=pooled,
     )
-    return found[adapter.resolve_block(block)].targets(model)[0]
 
 
-def _noised(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int], steps: Tensor, prompt: str) -> None:
-    """Runs the model on the target image at every timestep, noised from ``--seed`` (Algorithm 1)."""
-    text = adapter.encode_prompts([prompt], common.caption_length(adapter))
-    latents = _reference(adapter, args, size)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed))
-    for t in steps.tolist():
-        with torch.no_grad():
-            adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
-
-
-def _reference(adapter: Adapter, args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
-    """``--towards-image`` through the VAE, ``[1, c, h, w]``."""
-    pixels = to_tensor(open_picture(Path(args.towards_image)), size)[None]
-    return adapter.encode_images(pixels)
-
-
-def mask_of(path: str, adapter: Adapter, size: tuple[int, int]) -> Tensor:
-    """bool ``[tokens]``: where the picture ``path``, of the image's size, is bright. What is transparent is dark."""
-    picture = open_picture(Path(path), background="black").convert("L")
-    if (picture.height, picture.width) != size:
-        raise TideError(
-            f"{path} is {picture.height} x {picture.width} pixels and the image {size[0]} x {size[1]}; make the "
-            "mask of the image's size"
-        )
-    scale = adapter.pixels_per_latent
-    pixels = torch.from_numpy(np.asarray(picture) > 127)
-    tokens = token_mask(pixels, adapter.token_grid(size[0] // scale, size[1] // scale))
-    if not tokens.any():
-        raise TideError(f"{path} covers more than half of no token; make the mask larger or brighter")
-    return tokens
+def _contrast(asked: EditOptions, adapter: Adapter, model: TIDE) -> tuple[Target, Target]:
+    """The latents of the target image under the target's prompt and under ``--prompt``."""
+    assert asked.towards_image is not None
+    assert asked.target_prompt is not None
+    present, absent = editing.image_contrast(
+        adapter,
+        model,
+        open_picture(Path(asked.towards_image)),
+        asked.target_prompt,
+        asked.prompt,
+        n_steps=asked.steps_drawn,
+        seed=asked.seed,
+        size=asked.size,
+    )
+    return (present.pooled(), absent.pooled()) if asked.towards_pooled else (present, absent)

@@ -2,265 +2,115 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
-from tide.cli import arguments
-from tide.cli.usage import Usage, fast_beside, kind_of_data, with_option
-from tide.tables import text_table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tide.activations import ActivationBatch, Prepared
-    from tide.adapters import Adapter
-    from tide.evaluation.baselines import PCA
-    from tide.sae import TIDE
+from tide.cli.command import Command
+from tide.cli.options import Autoencoder, Data, Model
+from tide.cli.usage import PIPELINE, Usage, fast_beside, kind_of_data
+from tide.cli.values import Count, Flag, Folder, Fraction, MaybeCount, Seed
 
 
-#: Without --data the measures on rendered scenes, which have sizes of their own.
-USAGE = Usage(
-    "sae block backend pipeline data out seed",
-    (
-        with_option(
-            "data",
-            uses="device dtype offload images fit token_fraction loss_timesteps loss_images batch_size "
-            "trust_remote_code",
-            leaves_out="prompts edit_prompts resume",
-        ),
-        kind_of_data(),
-        fast_beside("images", "loss_timesteps", "loss_images"),
-    ),
-)
+@dataclass(frozen=True, kw_only=True)
+class Images(Data):
+    """Images with captions, default 'scenes' with the bundled pipeline."""
+
+    images: MaybeCount = None
+    """how many (default 256, 32 with --fast)"""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="reconstruction and diffusion loss of a checkpoint",
-        description="With --pipeline scenes and no --data: the project's own measures on rendered scenes.",
-    )
-    arguments.add_sae(parser)
-    arguments.add_pipeline(parser, required=False, default="the checkpoint's")
-    arguments.add_data(parser, images="how many (default 256, 32 with --fast)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of metrics.json")
-    parser.add_argument(
-        "--fit", type=arguments.fraction, help="first part of the images, for PCA and mean (default 1/2)"
-    )
-    parser.add_argument("--token-fraction", type=arguments.fraction, help="default 1/16")
-    parser.add_argument(
-        "--loss-timesteps", type=arguments.positive, help="of the diffusion loss (default 10, 3 with --fast)"
-    )
-    parser.add_argument("--loss-images", type=arguments.positive, help="of the diffusion loss (default 64, 8 --fast)")
-    parser.add_argument("--batch-size", type=arguments.positive, help="default 8")
-    parser.add_argument("--prompts", type=arguments.prompts, help="of the scenes (default 200, 4 with --fast)")
-    parser.add_argument(
-        "--edit-prompts",
-        type=arguments.prompts,
-        help="of the scenes, to measure edits on (default 100, 2 with --fast)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="of the scenes: keep the stages already measured in --out"
-    )
-    parser.add_argument("--fast", action="store_true", help="a quick look rather than a measurement")
-    parser.add_argument("--seed", type=arguments.seed, default=0)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Measure reconstruction and diffusion loss of a checkpoint, beside PCA and the mean activation."""
 
-
-def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from tide.cli import common
-    from tide.errors import TideError
-
-    common.pipeline_of_sae(args)
-    if args.data is None and args.pipeline != common.BUNDLED:
-        raise TideError("what to evaluate on is not clear; give --data")
-    with common.output_folder(Path(args.out)):
-        if args.data is None:
-            _scenes(args, Path(args.out))
-        else:
-            _data(args)
-
-
-def _data(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from tide.cli import common
-
-    for name, value in {"fit": 0.5, "token_fraction": 1 / 16, "batch_size": 8}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    adapter = common.load_adapter(args)
-    model = common.load_sae(args, adapter)
-    figures = measure(adapter, model, args)
-    losses = figures["diffusion_loss"]
-    print(_table(figures))
-    tide, pca = figures["models"]["tide"], figures["models"]["pca_k"]
-    print(
-        f"On {figures['images']['held_out']} held-out images the {_kind(model)} explains "
-        f"{tide['explained_variance']:.1%} of the variance (PCA of rank {pca['rank']}: "
-        f"{pca['explained_variance']:.1%}) and recovers {losses['recovered']:.1%} of the diffusion loss; "
-        f"see {Path(args.out) / 'metrics.json'}."
+    usage: ClassVar[Usage] = Usage(
+        f"{PIPELINE} sae block backend data images fit token_fraction loss_timesteps loss_images batch_size out seed",
+        (kind_of_data(), fast_beside("images", "loss_timesteps", "loss_images")),
     )
 
+    autoencoder: Autoencoder
+    model: Model = field(default_factory=Model)
+    source: Images = field(default_factory=Images)
+    fit: Fraction = 0.5
+    """first part of the images, for PCA and mean"""
+    token_fraction: Fraction = 1 / 16
+    """of each image's tokens"""
+    loss_timesteps: MaybeCount = None
+    """of the diffusion loss (default 10, 3 with --fast)"""
+    loss_images: MaybeCount = None
+    """of the diffusion loss (default 64, 8 with --fast)"""
+    batch_size: Count = 8
+    """images a pass"""
+    out: Folder
+    """folder of metrics.json"""
+    fast: Flag = False
+    """a quick look rather than a measurement"""
+    seed: Seed = 0
+    """of everything that is drawn"""
 
-def _scenes(args: argparse.Namespace, out: Path) -> None:
-    from pathlib import Path
+    def run(self) -> None:
+        from tide.cli import common
 
-    import torch
+        pipeline = common.pipeline_of(self.model, self.autoencoder)
+        images = self.source.images or (32 if self.fast else 256)
+        source = common.data_or_scenes(self.source, pipeline, "what to evaluate on", images)
+        with common.output_folder(Path(self.out)):
+            self._measure(pipeline, source)
 
-    from tide.cli import common
-    from tide.files import write_json
-    from tide.studies.bars import reproduce
-    from tide.studies.options import Options
+    def _measure(self, pipeline: str, source: Data) -> None:
+        from tide.cli import common
+        from tide.evaluation.table import evaluate, text
+        from tide.files import write_json
+        from tide.fingerprint import pipeline_fingerprints
+        from tide.runs import write_run
 
-    common.check_backend(args.backend, torch.device("cpu"))
-    options = Options(
-        out=out,
-        fast=args.fast,
-        seed=args.seed,
-        backend=args.backend,
-        sae=Path(args.sae),
-        prompts=args.prompts,
-        edit_prompts=args.edit_prompts,
-    )
-    args.interrupted = "finished cells are kept: the same command resumes with the others"
-    with common.quiet():
-        verdict = reproduce(options)
-    write_json(out / "run.json", common.provenance(args))
-    print(f"{verdict}\nTables and pictures are in {out}.")
-
-
-def measure(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures; writes them to ``metrics.json``."""
-    from pathlib import Path
-
-    from tide.activations import prepare
-    from tide.cli import common
-    from tide.cli.data import open_source
-    from tide.errors import TideError
-    from tide.evaluation.baselines import PCA
-    from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
-    from tide.files import write_json
-    from tide.sae.model import inference
-
-    args.images = args.images or (32 if args.fast else 256)
-    source = open_source(args, common.image_size(args, adapter), scene_split="test")
-    batches = prepare(adapter, source, batch_size=args.batch_size, max_sequence_length=common.caption_length(adapter))
-    n_fit = round(source.n_images * args.fit)
-    if not 0 < n_fit < source.n_images:
-        raise TideError(f"{n_fit} of {source.n_images} images are to fit the baselines; give more, or another --fit")
-    seen, unseen = _parted(list(batches), n_fit)
-    with inference(model):
-        pca = PCA.fit(_activations(adapter, model, seen, args, args.seed))
-        held_out = list(_activations(adapter, model, unseen, args, args.seed + 1))
-        scale, n, k = float(model.activation_scale), model.n_latents, model.config.k
-        models = {"tide": evaluate_reconstruction(with_sae(model), held_out, n_latents=n, scale=scale)}
-        for name, rank in {"pca_k": k, "pca_k/4": k // 4, "mean": 0}.items():
-            rank = min(rank, model.d_model)  # beyond that a PCA is the identity
-            models[name] = {**evaluate_reconstruction(pca.reconstruct(rank), held_out, scale=scale), "rank": rank}
-        losses = _losses(adapter, model, pca, _first(unseen, args.loss_images or (8 if args.fast else 64)), args)
-    figures = {
-        "images": {"fit": sum(len(p.latents) for p in seen), "held_out": sum(len(p.latents) for p in unseen)},
-        "sae": {"kind": _kind(model), "d_model": model.d_model, "n_latents": n, "k": k, "block": model.config.block},
-        "models": models,
-        "diffusion_loss": losses,
-        "run": common.provenance(args),
-    }
-    with common.writing(args):
-        write_json(Path(args.out) / "metrics.json", figures)
-    return figures
-
-
-def _parted(batches: list[Prepared], n: int) -> tuple[list[Prepared], list[Prepared]]:
-    """The first ``n`` images and the rest."""
-    return _first(batches, n), _first(batches, None, skip=n)
-
-
-def _first(batches: list[Prepared], n: int | None, *, skip: int = 0) -> list[Prepared]:
-    from tide.activations import Prepared
-
-    out, left = [], n
-    for latents, text in batches:
-        taken = slice(skip, None if left is None else skip + left)
-        rows = len(latents[taken])
-        if rows:
-            out.append(Prepared(latents[taken], {name: value[taken] for name, value in text.items()}))
-        skip = max(0, skip - len(latents))
-        left = None if left is None else left - rows
-    return out
-
-
-def _activations(
-    adapter: Adapter, model: TIDE, data: list[Prepared], args: argparse.Namespace, seed: int
-) -> Iterator[ActivationBatch]:
-    from tide.activations import collect
-
-    block = model.config.block
-    assert block is not None
-    options: dict[str, Any] = {"token_fraction": args.token_fraction, "batch_size": args.batch_size}
-    passes = collect(adapter, data, [block], paired=False, seed=seed, tensor=model.config.tensor, **options)
-    return (batches[adapter.resolve_block(block)].to(adapter.device) for batches in passes)
-
-
-def _losses(adapter: Adapter, model: TIDE, pca: PCA, data: list[Prepared], args: argparse.Namespace) -> dict[str, Any]:
-    """Eq. 4 clean, with each reconstruction in place and with zeros, and the share that each recovers."""
-    from tide.activations import Prepared
-    from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
-
-    interventions: dict[str, Any] = {"tide": sae_intervention(model), "ablated": zero_ablation}
-    for name, rank in {"pca_k": model.config.k, "pca_k/4": model.config.k // 4, "mean": 0}.items():
-        interventions[name] = lambda x, call, rank=rank: pca.project(x, rank)
-    timesteps = adapter.sampling_timesteps(args.loss_timesteps or (3 if args.fast else 10))
-    block = adapter.resolve_block(model.config.block)  # type: ignore[arg-type]
-    device = adapter.device
-    there = (Prepared(latents.to(device), {n: v.to(device) for n, v in text.items()}) for latents, text in data)
-    losses = diffusion_loss(
-        adapter, there, block, interventions, timesteps=timesteps, tensor=model.config.tensor, seed=args.seed
-    )
-    clean, ablated = losses["clean"]["loss"], losses["ablated"]["loss"]
-    shares = {
-        name: recovered(clean, value["loss"], ablated) if ablated != clean else float("nan")
-        for name, value in losses.items()
-        if name not in ("clean", "ablated")
-    }
-    return {
-        "clean": clean,
-        "reconstructed": losses["tide"]["loss"],
-        "ablated": ablated,
-        "recovered": shares["tide"],
-        "variants": {name: {"loss": losses[name]["loss"], "recovered": share} for name, share in shares.items()},
-        "timestep": {name: value["timestep"] for name, value in losses.items()},
-    }
-
-
-def _kind(model: TIDE) -> str:
-    return "TIDE" if model.modulation is not None else "SAE"
-
-
-def _table(figures: dict[str, Any]) -> str:
-
-    variants = figures["diffusion_loss"]["variants"]
-    names = {"tide": figures["sae"]["kind"], "pca_k": "PCA k", "pca_k/4": "PCA k/4", "mean": "mean"}
-    header = ("", "mse", "cosine", "variance", "l0", "dead", "loss", "recovered")
-    rows = [
-        (
-            names[name],
-            f"{row['mse_normalised']:.4f}",
-            f"{row['cosine']:.4f}",
-            f"{row['explained_variance']:.4f}",
-            f"{row['l0']:.1f}" if "l0" in row else "",
-            f"{row['dead']:.1%}" if "dead" in row else "",
-            f"{variants[name]['loss']:.4f}",
-            f"{variants[name]['recovered']:.4f}",
+        out = Path(self.out)
+        adapter = common.adapter_of(self.model, pipeline)
+        model = common.sae_of(self.autoencoder, adapter, pipeline)
+        images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
+        used: dict[str, Any] = {
+            "loss_timesteps": self.loss_timesteps or (3 if self.fast else 10),
+            "loss_images": self.loss_images or (8 if self.fast else 64),
+        }
+        options: dict[str, Any] = {
+            "fit": self.fit,
+            "token_fraction": self.token_fraction,
+            "batch_size": self.batch_size,
+        }
+        figures = evaluate(adapter, model, images, **used, **options, seed=self.seed)
+        holds = common.about(
+            "evaluation",
+            adapter,
+            pipeline,
+            model,
+            self.autoencoder,
+            weights=pipeline_fingerprints(adapter.pipe),
+            data={"name": images.name, "images": sum(figures["images"].values())},
+            measured=_headline(figures),
+            files={"metrics.json": "figures"},
         )
-        for name, row in figures["models"].items()
-    ]
-    bins = figures["models"]["tide"]["timestep"].items()
-    by_timestep = [
-        (f"t {name}", f"{row['mse_normalised']:.4f}", f"{row['cosine']:.4f}", f"{row['explained_variance']:.4f}")
-        for name, row in bins
-    ]
-    return text_table(header, rows) + "\n\n" + text_table(("", "mse", "cosine", "variance"), by_timestep)
+        made_by = self.made_by(pipeline=pipeline, data=source.data, images=source.images, **used)
+        with common.writing(out):
+            write_json(out / "metrics.json", {**figures, "run": made_by})
+            write_run(out, holds, made_by)
+        print(text(figures))
+        print(f"{_in_a_sentence(figures)}; see {out / 'metrics.json'}.")
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, float]:
+    tide = figures["models"]["tide"]
+    return {
+        **{name: tide[name] for name in ("explained_variance", "cosine", "l0", "dead")},
+        "recovered": figures["diffusion_loss"]["recovered"],
+    }
+
+
+def _in_a_sentence(figures: dict[str, Any]) -> str:
+    tide, pca = figures["models"]["tide"], figures["models"]["pca_k"]
+    return (
+        f"On {figures['images']['held_out']} held-out images the {figures['sae']['kind']} explains "
+        f"{tide['explained_variance']:.1%} of the variance (PCA of rank {pca['rank']}: "
+        f"{pca['explained_variance']:.1%}) and recovers {figures['diffusion_loss']['recovered']:.1%} of the diffusion "
+        "loss"
+    )

@@ -2,94 +2,169 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from tide.cli import arguments
+import tyro
+
+from tide.cli.command import Command
 from tide.cli.usage import Aspect, Usage
-
-#: Name -> what it is; each is a module of tide.studies.
-STUDIES = {
-    "fig1": "concepts at the paper's three levels, in latents and in raw neurons; the atlas of all latents",
-    "table1": "reconstruction of SAE and TIDE, with and without sampling of tokens",
-    "fig4": "scaling in n and k; diffusion loss against other activation functions",
-    "fig5": "coarse to fine: latents from step to step, between source and target, and when contours form",
-    "fig6": "edits by every strategy of the paper, against raw activations and the prompt",
-    "ablation": "what the paper leaves open: modulation, losses, learning rates, schedules, revival",
-    "centring": "with and without subtracting each channel's mean, also where one channel is far off",
-}
-
-#: Those that look into models which they share.
-OF_MODELS = ("fig1", "fig5", "fig6")
-
-USAGE = Usage(
-    "study out fast seeds seed steps backend threads",
-    (
-        Aspect(
-            lambda args: f"by {args.study}",
-            {f"by {study}": "models" if study in OF_MODELS else "" for study in STUDIES},
-        ),
-    ),
+from tide.cli.values import (
+    Flag,
+    MaybeCount,
+    MaybeFolder,
+    MaybePrompts,
+    MaybeSeeds,
+    MaybeThreads,
+    Seed,
+    Text,
+    option,
+    read_by,
 )
+from tide.errors import TideError
 
-
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "reproduce",
-        help="the paper's tables and figures",
-        description="Runs a grid of trainings and writes its table as CSV, JSON and PNG. Every finished cell of the "
-        "grid is kept: the same command goes on with an interrupted grid.",
-    )
-    parser.add_argument("study", choices=STUDIES, help="; ".join(f"{name}: {what}" for name, what in STUDIES.items()))
-    parser.add_argument("--out", metavar="DIR", help="default runs/reproduce/<study>, with --fast <study>-fast")
-    parser.add_argument("--fast", action="store_true", help="a minute's run that shows the path, not the result")
-    parser.add_argument(
-        "--seeds", type=arguments.seeds, metavar="N", help="how many (default: table1 5, others 3; with --fast fewer)"
-    )
-    parser.add_argument(
-        "--seed", type=arguments.seed, default=0, help="the first one, and that of the data (default 0)"
-    )
-    parser.add_argument("--steps", type=arguments.positive, help="of every training (default: the study's)")
-    parser.add_argument(
-        "--models",
-        metavar="DIR",
-        help="where fig1, fig5 and fig6 keep the models they share (default runs/reproduce/models, with --fast "
-        "models-fast)",
-    )
-    parser.add_argument("--backend", default="auto", help="auto, reference, triton or native (default auto)")
-    parser.add_argument("--threads", type=arguments.threads, help="CPU threads of PyTorch (default: its own choice)")
-    parser.set_defaults(run=run, interrupted="finished cells are kept: the same command goes on with the others")
-
-
-def run(args: argparse.Namespace) -> None:
-    import sys
-    from importlib import import_module
-    from pathlib import Path
-
-    import torch
-
-    from tide.cli import common
-    from tide.files import write_json
+if TYPE_CHECKING:
     from tide.studies.options import Options
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    common.check_backend(args.backend, torch.device("cpu"))
-    out = Path(args.out or f"runs/reproduce/{args.study}{'-fast' if args.fast else ''}")
-    models = Path(args.models or f"runs/reproduce/models{'-fast' if args.fast else ''}")
-    options = Options(
-        out=out,
-        fast=args.fast,
-        seed=args.seed,
-        seeds=args.seeds,
-        steps=args.steps,
-        backend=args.backend,
-        progress=sys.stderr.isatty(),
-        models=models,
-        say=lambda text: print(text, flush=True),
+
+class Study(NamedTuple):
+    """What a study shows, and the options that not every study uses."""
+
+    what: str
+    uses: str = "seeds steps"
+
+
+#: Each is a module of tide.studies.
+STUDIES = {
+    "fig1": Study(
+        "concepts at the paper's three levels, in latents and in raw neurons; the atlas of all latents",
+        "seeds steps models",
+    ),
+    "table1": Study("reconstruction of SAE and TIDE, with and without sampling of tokens"),
+    "fig4": Study("scaling in n and k; diffusion loss against other activation functions"),
+    "fig5": Study(
+        "coarse to fine: latents from step to step, between source and target, and when contours form",
+        "seeds steps models",
+    ),
+    "fig6": Study("edits by every strategy of the paper, against raw activations and the prompt", "seeds steps models"),
+    "ablation": Study("what the paper leaves open: modulation, losses, learning rates, schedules, revival"),
+    "centring": Study("with and without subtracting each channel's mean, also where one channel is far off"),
+    "bars": Study(
+        "what a checkpoint of the bundled pipeline must reach: diffusion loss, concepts, edits",
+        "sae prompts edit_prompts",
+    ),
+}
+
+#: What the files are that a study writes.
+_KINDS = {".csv": "table", ".json": "figures", ".png": "chart", ".html": "page"}
+
+
+def _study(text: str) -> str:
+    if text not in STUDIES:
+        raise TideError(f"{text[:60]!r} is not a study; the studies are {', '.join(STUDIES)}")
+    return text
+
+
+_HELP = "\n".join(f"{name}: {study.what}" for name, study in STUDIES.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Command):
+    """Reproduce the paper's tables and figures.
+
+    Runs a grid of trainings and writes its table as CSV, JSON and PNG. Every finished cell of the grid is kept: the
+    same command resumes an interrupted grid.
+    """
+
+    usage: ClassVar[Usage] = Usage(
+        "study out fast seed backend threads",
+        (Aspect(lambda asked: f"by {asked.study}", {f"by {name}": study.uses for name, study in STUDIES.items()}),),
     )
-    study = import_module(f"tide.studies.{args.study}")
-    with common.output_folder(out, *([models] if args.study in OF_MODELS else [])), common.quiet():
-        verdict = study.reproduce(options)
-        write_json(out / "run.json", common.provenance(args))
-    print(f"\n{verdict}\nTables and pictures are in {out}.")
+    interrupted: ClassVar[str] = "finished cells are kept: the same command resumes with the others"
+
+    study: Annotated[str, read_by(_study, "STUDY"), tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help=_HELP)]
+    out: MaybeFolder = None
+    """default: runs/reproduce/<study>, with --fast <study>-fast"""
+    fast: Flag = False
+    """a minute's run that shows the path, not the result"""
+    seeds: MaybeSeeds = None
+    """how many (default: table1 5, others 3; with --fast fewer)"""
+    seed: Seed = 0
+    """the first one, and that of the data"""
+    steps: MaybeCount = None
+    """of every training (default: the study's)"""
+    models: MaybeFolder = None
+    """where fig1, fig5 and fig6 keep the models they share (default: runs/reproduce/models, with --fast models-fast)"""
+    sae: Annotated[str | None, option("CHECKPOINT")] = None
+    """of bars: the checkpoint to measure"""
+    prompts: MaybePrompts = None
+    """of bars: prompts of the diffusion loss (default: 200, with --fast 4)"""
+    edit_prompts: MaybePrompts = None
+    """of bars: prompts of the edits (default: 100, with --fast 2)"""
+    backend: Text = "auto"
+    """auto, reference, triton or native"""
+    threads: MaybeThreads = None
+    """CPU threads of PyTorch (default: its own choice)"""
+
+    def run(self) -> None:
+        from importlib import import_module
+
+        import torch
+
+        from tide.cli.common import output_folder
+        from tide.loading import check_backend, quiet
+        from tide.runs import FILE, Contents, write_run
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        check_backend(self.backend, torch.device("cpu"))
+        if self.study == "bars" and self.sae is None:
+            raise TideError("bars measures a checkpoint; give --sae")
+        options = self._options()
+        shared = [] if options.models is None else [options.models]
+        with output_folder(options.out, *shared), quiet():
+            autoencoder = self._autoencoder()
+            verdict = import_module(f"tide.studies.{self.study}").reproduce(options)
+            written = (path for path in sorted(options.out.iterdir()) if path.name != FILE)
+            files = {path.name: _KINDS[path.suffix] for path in written if path.suffix in _KINDS}
+            holds = Contents(
+                kind="study",
+                pipeline="scenes",
+                autoencoder=autoencoder,
+                measured={"verdict": verdict},
+                files=files,
+            )
+            write_run(options.out, holds, self.made_by())
+        print(f"\n{verdict}\nTables and pictures are in {options.out}.")
+
+    def _options(self) -> Options:
+        """What the study is given; of the folders' defaults a fast run has its own."""
+        import sys
+
+        from tide.studies.options import Options
+
+        fast = "-fast" if self.fast else ""
+        models = Path(self.models or f"runs/reproduce/models{fast}")
+        return Options(
+            out=Path(self.out or f"runs/reproduce/{self.study}{fast}"),
+            fast=self.fast,
+            seed=self.seed,
+            seeds=self.seeds,
+            steps=self.steps,
+            backend=self.backend,
+            progress=sys.stderr.isatty(),
+            models=models if "models" in STUDIES[self.study].uses else None,
+            sae=None if self.sae is None else Path(self.sae),
+            prompts=self.prompts,
+            edit_prompts=self.edit_prompts,
+            say=lambda text: print(text, flush=True),
+        )
+
+    def _autoencoder(self) -> dict[str, Any]:
+        """What ``run.json`` says of the checkpoint of the bars."""
+        from tide.cli.common import about_sae
+        from tide.cli.options import Autoencoder
+        from tide.sae import TIDE
+
+        return {} if self.sae is None else about_sae(Autoencoder(sae=self.sae), TIDE.from_pretrained(self.sae))

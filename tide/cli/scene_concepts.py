@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tide.adapters import Adapter
-from tide.cli.caption_concepts import grid_of
 from tide.errors import TideError
 from tide.interpretation.timesteps import concept_timesteps
+from tide.pictures import heat_overlay, tiled
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
-from tide.studies.figures import heat_overlay
-from tide.studies.mask_concepts import heat_map, measure_concepts
+from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
 
 
-def study(adapter: Adapter, model: TIDE, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Image.Image]]:
-    """The concepts' table for ``concepts.json``, and a picture of each: image, truth, map of its latent."""
-    if unknown := sorted(set(args.concepts or ()) - set(LEVEL_OF)):
+def scene_concepts(
+    adapter: Adapter,
+    model: TIDE,
+    wanted: Sequence[str] | None,
+    *,
+    n_images: int,
+    top_images: int,
+    timesteps: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Image.Image]]:
+    """The table for ``concepts.json``, and a picture of each concept: image, truth, map of its latent."""
+    if unknown := sorted(set(wanted or ()) - set(LEVEL_OF)):
         raise TideError(f"scenes have no concept {unknown[0]!r}; they have {', '.join(LEVEL_OF)}")
-    n = args.images_per_concept or (64 if args.fast else 192)
-    selection, held_out = list(scenes("dev", n, args.seed)), list(scenes("test", n, args.seed))
-    timesteps = concept_timesteps(adapter, args.timesteps)
-    found = measure_concepts(adapter, model, selection, held_out, timesteps, seed=args.seed)
-    chosen = [concept for concept in found.concepts if concept in (args.concepts or LEVEL_OF)]
-    if missing := [concept for concept in args.concepts or () if concept not in chosen]:
-        raise TideError(f"none of {n} scenes shows {missing[0]!r}; raise --images-per-concept")
-    pictures = {}
-    side = round(found.maps.shape[1] ** 0.5)
-    for concept in chosen:
-        drawn = heat_map(found, concept, (side, side), args.top_images)
-        top = max(float(heat.max()) for heat in drawn["maps"])
-        rows = [
-            [image, _outlined(image, truth), heat_overlay(image, heat, top)]
-            for image, truth, heat in zip(drawn["images"], drawn["truth"], drawn["maps"], strict=True)
-        ]
-        pictures[concept] = grid_of(("image", "truth", f"latent {found.latents[concept].index}"), rows)
+    selection, held_out = list(scenes("dev", n_images, seed)), list(scenes("test", n_images, seed))
+    at = concept_timesteps(adapter, timesteps)
+    found = measure_concepts(adapter, model, selection, held_out, at, seed=seed)
+    chosen = [concept for concept in found.concepts if concept in (wanted or LEVEL_OF)]
+    if missing := [concept for concept in wanted or () if concept not in chosen]:
+        raise TideError(f"none of {n_images} scenes shows {missing[0]!r}; raise --images-per-concept")
     table = {concept: found.concepts[concept] for concept in chosen}
-    return {"concepts": table, "levels": found.levels, "timesteps": timesteps.tolist()}, pictures
+    pictures = {concept: _picture(found, concept, top_images) for concept in chosen}
+    return {"concepts": table, "levels": found.levels, "timesteps": at.tolist()}, pictures
+
+
+def _picture(found: MeasuredConcepts, concept: str, top_images: int) -> Image.Image:
+    side = round(found.maps.shape[1] ** 0.5)
+    drawn = heat_map(found, concept, (side, side), top_images)
+    top = max(float(heat.max()) for heat in drawn["maps"])
+    rows = [
+        [image, _outlined(image, truth), heat_overlay(image, heat, top)]
+        for image, truth, heat in zip(drawn["images"], drawn["truth"], drawn["maps"], strict=True)
+    ]
+    return tiled(("image", "truth", f"latent {found.latents[concept].index}"), rows)
 
 
 def _outlined(image: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tide.cli.arguments import MOST, MOST_SEED
+from tide.cli.values import MOST, MOST_SEED
+from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
 from tide.training.config import TrainConfig
 
 
-def assigned(args: argparse.Namespace) -> list[str]:
-    """All that ``--set`` was given, which may be given several times."""
-    return [each for group in args.assignments for each in group]
-
-
 def train_config(
-    file: str | Path | None, assignments: Sequence[str], options: dict[str, Any] | None = None, *, plain: bool = False
+    file: str | Path | None,
+    assignments: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    plain: bool = False,
 ) -> TrainConfig:
     """Defaults, then the YAML ``file``, then ``assignments`` (``loss.temporal=1e-3``), then ``options`` not None, then
-    no modulation if ``plain``.
+    no modulation if ``plain``. Where none of them names a device, it is the GPU if there is one.
 
-    Raises :class:`~tide.errors.TideError` for what is given and has no effect: an assignment whatever its value, what
-    the file says unless it is the default, since a file may list everything.
+    Raises :class:`~tide.errors.TideError` for what is given and has no effect: an assignment whatever its value, an
+    entry of the file unless it is the default, since a file may list everything.
     """
     defaults = TrainConfig().to_dict()
     said = {} if file is None else dict(_entries(read_yaml(Path(file))))
@@ -36,7 +36,7 @@ def train_config(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise TideError(f"--set {assignment} is no assignment; write it as --set loss.temporal=1e-3")
+            raise TideError(f"--set {assignment} is not an assignment; write it as --set loss.temporal=1e-3")
         _assign(raw, key, text)
         given[key] = f"--set {key}"
     given_options = {name: value for name, value in (options or {}).items() if value is not None}
@@ -49,11 +49,12 @@ def train_config(
     for name, reason in _without_effect(config):
         if name in given:
             raise TideError(f"{given[name]} is not used {reason}; leave it off")
-    return config
+    named = "device" in said or "device" in given or "device" in given_options
+    return replace(config, device=str(device_of(config.device if named else None)))
 
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """Options that change nothing beside the others, and why."""
+    """Options that have no effect given the others, and why."""
     if not config.modulation:
         for name in ("init", "chunk", "trainable", "lr"):
             yield f"modulation_{name}", "without modulation"
@@ -89,7 +90,7 @@ def _losses_without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    """Numbers that nothing can be counted or seeded with."""
+    """Raises for numbers that cannot be a count or a seed."""
     for name, value in _entries(config.to_dict()):
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
@@ -108,7 +109,7 @@ def _assign(raw: dict[str, Any], key: str, text: str) -> None:
         at = at.get(parent) if isinstance(at, dict) else None
     if not isinstance(at, dict) or name not in at:
         known = ", ".join(key for key, _ in _entries(raw))
-        raise TideError(f"--set {key} is no option of the training configuration; known: {known}")
+        raise TideError(f"--set {key} is not an option of the training configuration; known: {known}")
     if isinstance(at[name], dict):
         raise TideError(f"--set {key} names a group; set one of {', '.join(f'{key}.{each}' for each in at[name])}")
     try:

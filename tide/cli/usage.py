@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import Any
 
+from tide.cli.options import options_of, value_of
 from tide.errors import TideError
 
 
@@ -14,11 +15,11 @@ class Aspect:
     """One way in which runs of a command differ.
 
     ``modes`` maps each mode, in the words of a refusal ("with --store"), to the options that it uses, by their names
-    in the parsed arguments, separated by blanks; ``of`` says the mode of a run. An option that some mode uses is
+    fields' names, separated by blanks; ``of`` says the mode of a parsed command. An option that some mode uses is
     refused in the others.
     """
 
-    of: Callable[[argparse.Namespace], str]
+    of: Callable[[Any], str]
     modes: dict[str, str]
 
     @property
@@ -37,34 +38,29 @@ class Usage:
     every: str
     aspects: tuple[Aspect, ...] = ()
 
-    def check(self, args: argparse.Namespace, given: Set[str], flags: dict[str, str]) -> None:
-        """Raises :class:`~tide.errors.TideError` for the first of the ``given`` options that this run does not use.
-
-        Args:
-            args: the parsed arguments.
-            given: names in ``args`` of the options that the command line gives, in its order where there is one.
-            flags: how each of them is written on a command line.
-        """
+    def check(self, command: Any, given: Set[str]) -> None:
+        """Raises :class:`~tide.errors.TideError` for the first of the ``given`` options, by their names, that this
+        parsed command does not use."""
         for aspect in self.aspects:
-            mode = aspect.of(args)
+            mode = aspect.of(command)
             for name in sorted(given & aspect.unused(mode)):
-                raise TideError(f"{flags[name]} is not used {mode}; leave it off")
+                raise TideError(f"{options_of(type(command))[name].flag} is not used {mode}; leave it off")
 
 
-#: What :func:`tide.cli.arguments.add_pipeline` adds and every run of a pipeline uses; the size of images may be
-#: another's.
+#: What every run of a pipeline uses.
 PIPELINE = "pipeline trust_remote_code device dtype offload"
 
 _FOLDER, _NAMED, _SCENES = "with a folder of images", "with a named data set", "with --data scenes"
 _NOTHING = "without --data"
 
 
-def _kind_of_data(args: argparse.Namespace) -> str:
+def _kind_of_data(command: Any) -> str:
     from tide.activations.data import is_folder
 
-    if args.data is None:
+    data = value_of(command, "data")
+    if data is None:
         return _NOTHING
-    return _SCENES if args.data == "scenes" else _FOLDER if is_folder(args.data) else _NAMED
+    return _SCENES if data == "scenes" else _FOLDER if is_folder(data) else _NAMED
 
 
 def kind_of_data(*, without: str = "") -> Aspect:
@@ -78,8 +74,8 @@ def with_option(name: str, *, uses: str = "", leaves_out: str = "") -> Aspect:
     without it alone."""
     flag = f"--{name.replace('_', '-')}"
 
-    def of(args: argparse.Namespace) -> str:
-        value = getattr(args, name)
+    def of(command: Any) -> str:
+        value = value_of(command, name)
         return f"without {flag}" if value is None or value is False else f"with {flag}"
 
     return Aspect(of, {f"with {flag}": uses, f"without {flag}": leaves_out})
@@ -89,7 +85,7 @@ def fast_beside(*names: str) -> Aspect:
     """``--fast`` sets these options, unless all of them are given; for commands where it does nothing else."""
     flags = " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
-    def of(args: argparse.Namespace) -> str:
-        return f"{'without' if any(getattr(args, name) is None for name in names) else 'with'} {flags}"
+    def of(command: Any) -> str:
+        return f"{'without' if any(value_of(command, name) is None for name in names) else 'with'} {flags}"
 
     return Aspect(of, {f"with {flags}": "", f"without {flags}": "fast"})

@@ -83,9 +83,9 @@ class SteerTowards(Steer):
 
 @dataclass
 class Met:
-    """How many rows of the transformer's calls were of the edit's steps and branch: none, and nothing was edited.
+    """How many rows of the transformer's calls belonged to the edit's steps and branch; with 0, nothing was edited.
 
-    ``calls`` are those in which the block ran, ``in_steps`` those of them that belong to the steps.
+    ``calls`` counts the calls in which the block ran, ``in_steps`` those of them within the steps.
     """
 
     rows: int = 0
@@ -93,7 +93,7 @@ class Met:
     in_steps: int = 0
 
     def reason(self, steps: tuple[float, float], branch: Branch) -> str:
-        """Why there were no rows."""
+        """Why there were no rows, in words."""
         calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"
         if not self.in_steps:
             return f"none of its {calls} of the block was of the steps {steps[0]:g} to {steps[1]:g}"
@@ -101,25 +101,9 @@ class Met:
         return f"its {calls} of the block had no {branch} rows{hint}"
 
 
-def edited_activations(
-    sae: TIDE,
-    edit: Edit,
-    x: Tensor,
-    place: Place,
-    *,
-    conditioning: Tensor | None = None,
-    group: Tensor | None = None,
-    renorm: bool = False,
-) -> Tensor:
-    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at one timestep; rows with ``z' = z`` keep their bits.
-
-    ``conditioning [groups, d_embedding]`` with ``group [N]`` as in :meth:`tide.TIDE.encode`.
-    """
-    n_groups = 1 if conditioning is None else len(conditioning)
-    if group is None or conditioning is None:
-        group = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-    timestep = torch.full((n_groups,), place.timestep, device=x.device)
-    z = sae.encode(x.float(), timestep, conditioning, group).dense(sae.n_latents)
+def edited_activations(sae: TIDE, edit: Edit, x: Tensor, place: Place, *, renorm: bool = False) -> Tensor:
+    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at ``place``; rows with ``z' = z`` keep their bits."""
+    z = sae.encode(x.float(), place).dense(sae.n_latents)
     changed = edit.latents(z, place)
     if renorm:
         changed = renormalise(changed, z)
@@ -139,45 +123,33 @@ def edit(
     branch: Branch = "conditional",
     renormalise: bool = False,
 ) -> Iterator[Met]:
-    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` names what was met so far.
+    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives the :class:`Met` rows so far.
 
     Args:
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
         change: an :class:`~tide.editing.edits.Edit`, or :class:`Steer`.
         block: where to edit; by default the block the SAE was trained on.
-        steps: part of the sampling run, as fractions of the steps that it makes (from an image, fewer than were asked
-            for; of a second-order scheduler, steps of two calls), the first included and the last not; ``None`` is all
-            of it.
-        tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of the batch (of each prompt
-            ``num_images_per_prompt``, one after the other): edit only these image tokens.
-        branch: the rows of classifier-free guidance to edit. A run without guidance has conditional rows only.
+        steps: part of the sampling run, as fractions of the steps that it makes (an image-to-image run makes fewer than
+            asked for; a step of a second-order scheduler is two calls), the first included and the last not; ``None``
+            is all of it.
+        tokens: edit only these image tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of
+            the batch (``num_images_per_prompt`` of each prompt, one after the other).
+        branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
     (:class:`~tide.errors.TideWarning`) at the end if the pipeline ran and no row was of these steps and this branch.
     Raises :class:`~tide.errors.TideError` for features out of range, a target of another
-    SAE, steps outside the run, or an SAE of another width, family or block; and, once the pipeline runs and the size
-    of the image is known, for a mask or a map of another size; for caches that skip blocks; and where a call's rows
-    cannot be told apart.
+    SAE, steps outside the run, or an SAE of another width, family or block; once the pipeline runs and the size of the
+    image is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot
+    be assigned to prompts.
     """
     adapter = adapter_for(pipe)
     part = step_range(steps)
-    if branch not in ("conditional", "unconditional", "both"):
-        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
-        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+    _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
-    if isinstance(change, Steer):
-        change.check(adapter.d_model)
-    elif not isinstance(change, Edit):
-        raise TideError(f"{type(change).__name__} is no edit; give one of tide.editing, or a sum of them")
-    elif sae is None:
-        raise TideError("an edit of latents needs sae=; only Steer works without one")
-    else:
-        _check_sae(adapter, sae)
-        change.check(sae.n_latents)
-
+    _check_change(adapter, sae, change)
     met = Met()
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
@@ -194,6 +166,25 @@ def edit(
         yield met
     if met.calls and not met.rows:
         warnings.warn(f"the pipeline ran and nothing was edited: {met.reason(part, branch)}", TideWarning, stacklevel=3)
+
+
+def _check_rows(tokens: Tensor | None, branch: Branch) -> None:
+    if branch not in ("conditional", "unconditional", "both"):
+        raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
+    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
+        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+
+
+def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> None:
+    if isinstance(change, Steer):
+        change.check(adapter.d_model)
+    elif not isinstance(change, Edit):
+        raise TideError(f"{type(change).__name__} is not an edit; give one of tide.editing, or a sum of them")
+    elif sae is None:
+        raise TideError("an edit of latents needs sae=; only Steer works without one")
+    else:
+        _check_sae(adapter, sae)
+        change.check(sae.n_latents)
 
 
 def _tensor(sae: TIDE | None) -> str:
@@ -224,7 +215,7 @@ def _check_sae(adapter: Adapter, sae: TIDE) -> None:
 
 
 def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
-    """Of each row of a call ``[B]``: its image, and whether ``branch`` has it edited.
+    """For each row of a call ``[B]``: its image, and whether it is edited under ``branch``.
 
     Conditional and unconditional rows each come in the order of the images.
     """
@@ -235,7 +226,7 @@ def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tenso
 
 
 def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -> Tensor:
-    """bool ``[B, T]``: what to edit of the ``rows [B]`` that show the images ``image [B]``."""
+    """bool ``[B, T]``: the tokens to edit of the ``rows [B]``, which show the images ``image [B]``."""
     batch, n_tokens = x.shape[:2]
     if tokens is None:
         return rows[:, None].expand(batch, n_tokens)
@@ -264,13 +255,12 @@ def _apply(
         here = (call.timestep[row] == timestep).nonzero().flatten()
         for part in here.split(n_rows):
             rows, positions = row[part], position[part]
-            place = Place(timestep, positions, image[rows], x.shape[1])
+            group = None if call.conditioning is None else rows.int()
+            place = Place(timestep, call.conditioning, group, token=positions, image=image[rows], n_tokens=x.shape[1])
             tokens = x[rows, positions]
             if isinstance(change, Steer):
                 out[rows, positions] = change.activations(tokens, place).to(x.dtype)
             else:
                 assert sae is not None
-                out[rows, positions] = edited_activations(
-                    sae, change, tokens, place, conditioning=call.conditioning, group=rows.int(), renorm=renorm
-                )
+                out[rows, positions] = edited_activations(sae, change, tokens, place, renorm=renorm)
     return out

@@ -1,8 +1,8 @@
-"""Edits along a contrast: what the model holds with a concept in its prompt, against what it holds without.
+"""Edits along a contrast: latents with a concept in the prompt against latents without it.
 
 :func:`tide.editing.record.record_contrast` makes the two on reference images. :class:`Contrast` and :class:`Keep` act
-on latents; :class:`SteerBounded` does to raw activations, neuron by neuron, nearly what :class:`Contrast` does to
-latents: a neuron, which may be negative, is stopped half of the difference beyond its level, whichever way it moves.
+on latents; :class:`SteerBounded` does nearly the same to raw activations, neuron by neuron: a neuron, which may be
+negative, stops half of the difference beyond its level, whichever way it moves.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CEILING = 1.5
 
 
 def _bounded(z: Tensor, difference: Tensor, factor: float, upper: Tensor, lower: Tensor) -> Tensor:
-    """``z + factor * difference``, but what rises stops at ``upper`` and what falls at ``lower``; what already lies
-    beyond its bound stays where it is."""
+    """``z + factor * difference``, except that rising values stop at ``upper`` and falling ones at ``lower``; a value
+    already beyond its bound stays."""
     moved = z + factor * difference
     up = torch.minimum(moved, torch.maximum(z, upper))
     down = torch.maximum(moved, torch.minimum(z, lower))
@@ -48,8 +48,8 @@ class Contrast(Edit):
         d = 0:  z' = z
 
     ``present`` and ``absent`` are the latents of reference images under a prompt that names the target and under one
-    that names the source instead. A latent that already is where the target has it is left alone, so that the edit
-    does not go on pushing once the image has followed it; adding d to raw activations does.
+    that names the source instead. A latent that already has the target's level is left alone, so the edit stops pushing
+    once the image has followed it; adding d to raw activations does not stop.
     """
 
     present: Target
@@ -73,7 +73,7 @@ class Contrast(Edit):
 @dataclass(frozen=True)
 class Keep(Edit):
     """Keeps each token's ``top_k`` largest latents and sets the others to 0, as the SAE's own TopK does: after an edit
-    that raised many, a token is again made of as few as the decoder was trained on."""
+    that raised many latents, a token again consists of as few as in training."""
 
     top_k: int
 

@@ -1,38 +1,47 @@
 """Edits of sparse latents as small composable objects (section 6 and C.1).
 
-An edit maps the latents ``z [N, n_latents]`` of tokens to new ones. It is told which tokens they are and at what
-timestep by a :class:`Place`. It never sees activations: :func:`tide.editing.context.edit` turns the change of
-latents into a change of activations, ``x + decode(z') - decode(z)``, so that an edit that changes nothing returns
-the activation bit for bit.
+An edit maps the latents ``z [N, n_latents]`` of tokens to new ones. A :class:`Place` tells it which tokens they are and
+at what timestep. It never sees activations: :func:`tide.editing.context.edit` turns the change of latents into a change
+of activations, ``x + decode(z') - decode(z)``, so an edit that changes nothing returns the activation bit for bit.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tide.errors import TideError
+from tide.sae.position import Position
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where latents come from: the timestep of the model's own call, and each row's token place and image ``[N]``.
+class Place(Position):
+    """Where rows of latents come from: their position in the diffusion, at a single timestep, and in the images.
 
     Images are numbered within the batch that the pipeline draws, whatever rows guidance adds.
+
+    Attributes:
+        timestep: of the model's own call.
+        token: each row's place in the token grid, ``[N]``.
+        image: each row's image, ``[N]``.
+        n_tokens: of one image, where known.
     """
 
     timestep: float
+    _: KW_ONLY
     token: Tensor
     image: Tensor
-    n_tokens: int | None = None  #: of one image, where known
+    n_tokens: int | None = None
 
     def take(self, rows: Tensor) -> Place:
-        return Place(self.timestep, self.token[rows], self.image[rows], self.n_tokens)
+        """The place of ``rows``, indices or bool."""
+        group = None if self.group is None else self.group[rows]
+        return replace(self, group=group, token=self.token[rows], image=self.image[rows])
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
 
 
 def check_map(n_tokens: int, place: Place, what: str) -> None:
-    """A map over ``n_tokens`` places fits images of just as many."""
+    """Raises unless a map over ``n_tokens`` tokens fits the images at ``place``."""
     found = place.n_tokens
     if (found is not None and found != n_tokens) or (len(place.token) and int(place.token.max()) >= n_tokens):
         raise TideError(
@@ -277,14 +286,14 @@ class ScaleTarget(Edit):
 
 @dataclass(frozen=True)
 class Swap(Edit):
-    """Exchanges a source concept's latents for a target's, as much as there is of either in each token::
+    """Exchanges a source concept's latents for a target's, to the degree that each token holds either::
 
         g  = clamp(max(<z, s> / <s, s>, <z, t> / <t, t>), 0, 1)
         z' = max(z - factor * g * s, 0) + factor * g * t
 
     with s and t the (non-negative) latents of source and target at this timestep. A token that holds neither has
-    g = 0 and is left alone, so that the edit finds its own place in the image; counting the target keeps it there
-    once the source is gone.
+    g = 0 and is left alone, so the edit finds its own place in the image; counting the target keeps it there once the
+    source is gone.
     """
 
     source: Target
@@ -314,5 +323,5 @@ Branch = Literal["conditional", "unconditional", "both"]
 def renormalise(edited: Tensor, original: Tensor) -> Tensor:
     """Eqs 9 and 19, per token over the latents: ``edited * |original| / |edited|``, and 0 where all was erased."""
     norm = edited.norm(dim=-1, keepdim=True)
-    # Of a row that did not change, the factor is a norm over itself: exactly 1, and its bits stay.
+    # For a row that did not change, the factor is a norm over itself: exactly 1, so its bits stay.
     return edited * (original.norm(dim=-1, keepdim=True) / torch.where(norm == 0, 1.0, norm))

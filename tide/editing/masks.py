@@ -1,12 +1,18 @@
-"""From a mask over pixels to a mask over image tokens."""
+"""From a mask over pixels, in a tensor or in a picture, to a mask over image tokens."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tide.adapters import Adapter
+from tide.adapters.sizes import image_grid, image_size
 from tide.errors import TideError
+from tide.pictures import open_picture
 
 
 def token_mask(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -19,6 +25,32 @@ def token_mask(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     flat = pixels.reshape(-1, 1, height, width).float()
     share = F.avg_pool2d(flat, (height // h, width // w))
     return (share > 0.5).reshape(*pixels.shape[:-2], h * w)
+
+
+def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, int] | None = None) -> Tensor:
+    """Where the picture ``path`` is bright, as the ``tokens`` of :func:`tide.editing.edit`.
+
+    Args:
+        path: a picture of the image's size; what is transparent is dark.
+        size: height and width of the image in pixels; default the pipeline's own.
+
+    Returns:
+        bool ``[tokens]``: true where more than half of the token's pixels are brighter than mid-grey (127 of 255).
+
+    Raises:
+        TideError: the picture cannot be read, is of another size, or no token is more than half bright.
+    """
+    picture = open_picture(Path(path), background="black").convert("L")
+    size = image_size(adapter, size)
+    if (picture.height, picture.width) != size:
+        raise TideError(
+            f"{path} is {picture.height} x {picture.width} pixels and the image {size[0]} x {size[1]}; make the "
+            "mask of the image's size"
+        )
+    tokens = token_mask(torch.from_numpy(np.asarray(picture) > 127), image_grid(adapter, size))
+    if not tokens.any():
+        raise TideError(f"{path} covers no token by more than half; make the mask larger or brighter")
+    return tokens
 
 
 def image_mask(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

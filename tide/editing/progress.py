@@ -1,4 +1,4 @@
-"""How far a sampling run is, by the steps that it really makes, and which part of a run is asked for."""
+"""How far a sampling run has come, in the steps that it really makes, and which part of a run is asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALF_PRECISION = 2**-7
 
 
 def step_range(steps: tuple[float, float] | None) -> tuple[float, float]:
-    """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` for what is none."""
+    """The part of the run that ``steps`` asks for; raises :class:`~tide.errors.TideError` if it is not a valid part."""
     if steps is None:
         return 0.0, 1.0
     first, last = steps
@@ -33,13 +33,23 @@ def is_within(step: int, n_steps: int, part: tuple[float, float]) -> bool:
     return first - ROUNDING <= step / n_steps < last - ROUNDING
 
 
+def check_steps(steps: tuple[float, float] | None, n_steps: int) -> None:
+    """Raises :class:`~tide.errors.TideError` where the part ``steps`` of a run holds none of its ``n_steps`` steps."""
+    first, last = step_range(steps)
+    if not any(is_within(step, n_steps, (first, last)) for step in range(n_steps)):
+        raise TideError(
+            f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
+            "apart or more"
+        )
+
+
 def run_position(scheduler: Any, timestep: float) -> tuple[int, int]:
     """(step, number of steps) of a call at ``timestep`` in the run that the scheduler is set to.
 
-    The run begins where the scheduler was told to begin (image to image leaves out the noisiest steps). A scheduler of
-    second order is called twice in each step but the last one, at timesteps that it may repeat: calls are counted by
-    the scheduler's own index. A call at another timestep than the one that is due, outside of a run, has the step whose
-    timestep is nearest.
+    The run begins where the scheduler was told to begin (image to image skips the noisiest steps). A second-order
+    scheduler is called twice in each step except the last, possibly at repeated timesteps, so calls are counted by the
+    scheduler's own index. A call at another timestep than the due one, as outside of a run, belongs to the step with
+    the nearest timestep.
     """
     begin = getattr(scheduler, "begin_index", None) or 0
     run = torch.as_tensor(scheduler.timesteps).float().cpu()[begin:]

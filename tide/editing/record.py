@@ -1,10 +1,10 @@
-"""Records what edits towards a target need: what blocks hold while the pipeline draws its prompt, or on reference
-images with and without it in the prompt."""
+"""Records targets to edit towards: the latents of a block while the pipeline draws the target's prompt, or on images
+that show the target, with and without it in the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
+from tide.adapters.base import Text
+from tide.editing.context import CHUNK_ELEMENTS
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE, inference
+from tide.sae.position import Position
+
+#: Bytes that a recorded target may take in memory.
+TARGET_BYTES = 8 * 10**9
 
 
 @dataclass(frozen=True)
@@ -29,32 +35,85 @@ class Recording:
         return self.targets[0].timesteps
 
 
-def record_targets(adapter: Adapter, model: TIDE, run: Callable[[], Any]) -> Recording:
-    """Calls ``run``, which draws the target prompts with the pipeline in one batch, and keeps the latents and the
-    activations of the conditional rows at every step ("for every timestep, a directed vector exists between the latent
-    feature and the target feature", appendix C). Latents are kept as float16.
+def check_target_size(n_steps: int, n_tokens: int, n_latents: int, remedy: str) -> None:
+    """Raises :class:`~tide.errors.TideError`, with ``remedy``, for a map of latents above :data:`TARGET_BYTES`."""
+    if (n_bytes := 4 * n_steps * n_tokens * n_latents) > TARGET_BYTES:
+        raise TideError(
+            f"the target's latents take {n_bytes / 1e9:.0f} GB at {n_steps} steps of {n_tokens} tokens; {remedy}"
+        )
+
+
+@torch.no_grad()
+def run_noised(
+    adapter: Adapter,
+    latents: Tensor,
+    prompts: Sequence[str],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+    max_sequence_length: int | None = None,
+) -> None:
+    """Runs the transformer on encoded images ``latents [images, c, h, w]`` at each of ``timesteps [timesteps]``, with
+    one noise for all of them (Algorithm 1)."""
+    text = adapter.encode_prompts(list(prompts), max_sequence_length)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    for t in timesteps.tolist():
+        adapter.denoise(adapter.add_noise(latents, noise, t), t, text)
+
+
+def record_targets(
+    adapter: Adapter,
+    model: TIDE,
+    run: Callable[[], Any],
+    *,
+    pooled: bool = False,
+    dtype: torch.dtype = torch.float16,
+) -> Recording:
+    """Calls ``run`` and keeps, of the prompts' rows at every step, the latents in ``dtype`` and the activations in
+    float32 ("for every timestep, a directed vector exists between the latent feature and the target feature",
+    appendix C).
+
+    ``run`` draws the target prompts with the pipeline in one batch, or runs the transformer on images that show the
+    target (:func:`run_noised`). ``pooled`` keeps their mean over the tokens alone: targets ``[timesteps, n_latents]``
+    and ``raw [timesteps, images, 1, d_model]``.
+
+    Raises :class:`~tide.errors.TideError` for a model that does not know its block, and for a run without rows of the
+    prompts.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
     timesteps: list[float] = []
     latents: list[Tensor] = []
     raw: list[Tensor] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        with inference(model):
-            codes = model.encode(x.float(), call.timestep, call.conditioning)
         timesteps.append(float(call.timestep[0]))
-        latents.append(codes.dense(model.n_latents).view(*x.shape[:2], -1).half().cpu())
-        raw.append(x.float().cpu())
+        z = _latents_of(model, x, call)
+        latents.append((z.mean(1) if pooled else z).to(dtype).cpu())
+        raw.append((x.float().mean(1, keepdim=True) if pooled else x.float()).cpu())
 
-    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor):
+    with tap(adapter, {model.config.trained_block: of_prompt(keep)}, model.config.tensor):
         run()
     if not timesteps:
-        raise TideError("the pipeline made no step while the target was recorded; let it draw at least one")
+        raise TideError(
+            "the block met no row of the prompts while the target was recorded; draw at least one step, with a prompt "
+            "that is not empty"
+        )
     steps = torch.tensor(timesteps)
     per_image = torch.stack(latents, dim=1)
     return Recording([Target(steps, values) for values in per_image], torch.stack(raw))
+
+
+def _latents_of(model: TIDE, x: Tensor, call: Call) -> Tensor:
+    """Latents ``[images, tokens, n_latents]`` of a call's ``x [images, tokens, d_model]``. They are encoded in parts,
+    because activations other than TopK hold several dense copies."""
+    rows = x.flatten(0, 1)
+    group = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(x.shape[1])
+    n_rows = max(1, CHUNK_ELEMENTS // model.n_latents)
+    with inference(model):
+        parts = [
+            model.encode(part.float(), replace(call, group=own)).dense(model.n_latents)
+            for part, own in zip(rows.split(n_rows), group.split(n_rows), strict=True)
+        ]
+    return torch.cat(parts).view(*x.shape[:2], -1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +137,7 @@ class ContrastRecording:
         return self.present.float().mean(2)
 
     def targets(self, model: TIDE) -> list[tuple[Target, Target]]:
-        """For each image the latents (present, absent), averaged over its references."""
+        """For each image, the latents (present, absent) averaged over its references."""
         given = (None, None) if self.conditioning is None else self.conditioning.unbind()
         present, absent = self._latents(model, self.present, given[0]), self._latents(model, self.absent, given[1])
         return [
@@ -91,11 +150,10 @@ class ContrastRecording:
         n_images, n_references, n_tokens = x.shape[1:4]
         device = model.W_enc.device
         given = None if conditioning is None else conditioning.to(device)
-        n_groups = 1 if given is None else len(given)
         steps = []
         with inference(model):
             for t, rows in zip(self.timesteps.tolist(), x, strict=True):
-                codes = model.encode(rows.float().to(device), torch.full((n_groups,), t, device=device), given)
+                codes = model.encode(rows.float().to(device), Position(t, given))
                 z = codes.dense(model.n_latents).view(n_images, n_references, n_tokens, -1)
                 steps.append(z.mean(1).half().cpu())
         return torch.stack(steps)
@@ -115,8 +173,8 @@ def record_contrast(
     max_sequence_length: int | None = None,
     batch_size: int = 32,
 ) -> dict[int, ContrastRecording]:
-    """Block -> what it holds on noised reference images (Algorithm 1) when the prompt names the target, and when it
-    names the source instead. Both see the same noise, so the difference is what the words change.
+    """Block -> its activations on noised reference images (Algorithm 1) under a prompt that names the target, and under
+    one that names the source instead. Both see the same noise, so they differ only by what the words change.
 
     ``references`` are encoded images ``[images * per_image, c, h, w]`` that show the target, ``per_image`` for each
     image to be edited, one after the other; ``prompts`` are (with the target, with the source), one a reference.
@@ -128,31 +186,48 @@ def record_contrast(
             "each image and two prompts for each reference"
         )
     wanted = [adapter.resolve_block(block) for block in blocks]
-    kept: dict[int, list[list[Tensor]]] = {block: [] for block in wanted}
-    conditioning: dict[int, dict[int, Tensor]] = {block: {} for block in wanted}
+    kept: dict[int, list[tuple[Tensor, Tensor | None]]] = {block: [] for block in wanted}
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, batch_size):
         part = slice(start, start + batch_size)
-        latents = references[part]
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(references[part].shape, generator=generator)
         text = adapter.encode_prompts([*prompts[0][part], *prompts[1][part]], max_sequence_length)
-        here: dict[int, list[Tensor]] = {block: [] for block in wanted}
-
-        def keep(x: Tensor, call: Call, *, block: int, at: list[Tensor], first: int = start) -> None:
-            at.append(x.cpu())
-            if call.conditioning is not None:  # of both prompts; the same at every timestep
-                conditioning[block][first] = call.conditioning.unflatten(0, (2, -1)).cpu()
-
-        for t in timesteps.tolist():
-            noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
-            taps = {block: partial(keep, block=block, at=here[block]) for block in wanted}
-            run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
-        for block in wanted:
-            kept[block].append(here[block])
+        for block, found in _under_both(adapter, wanted, references[part], noise, text, timesteps, tensor).items():
+            kept[block].append(found)
     out = {}
-    for block in wanted:
-        given = torch.cat(list(conditioning[block].values()), dim=1) if conditioning[block] else None
-        halves = [torch.stack(rows).unflatten(1, (2, -1)) for rows in kept[block]]  # [timesteps, 2, rows, ...]
-        both = torch.cat(halves, dim=2).unflatten(2, (-1, per_image))
-        out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], given)
+    for block, batches in kept.items():
+        both = torch.cat([x for x, _ in batches], dim=2).unflatten(2, (-1, per_image))
+        given = [conditioning for _, conditioning in batches if conditioning is not None]
+        conditioning = torch.cat(given, dim=1) if given else None
+        out[block] = ContrastRecording(timesteps.float(), both[:, 0], both[:, 1], conditioning)
+    return out
+
+
+def _under_both(
+    adapter: Adapter,
+    blocks: Sequence[int],
+    latents: Tensor,
+    noise: Tensor,
+    text: Text,
+    timesteps: Tensor,
+    tensor: str,
+) -> dict[int, tuple[Tensor, Tensor | None]]:
+    """Block -> what it holds of references ``latents [rows, c, h, w]`` under the two prompts of each in ``text``:
+    activations ``[timesteps, 2, rows, tokens, d_model]`` and conditioning ``[2, rows, d_embedding]`` or None."""
+    rows: dict[int, list[Tensor]] = {block: [] for block in blocks}
+    calls: dict[int, Call] = {}
+
+    def keep(x: Tensor, call: Call, *, block: int) -> None:
+        rows[block].append(x.cpu())
+        calls[block] = call
+
+    for t in timesteps.tolist():
+        noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
+        taps = {block: partial(keep, block=block) for block in blocks}
+        run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
+    out = {}
+    for block in blocks:
+        given = calls[block].conditioning  # the same at every timestep
+        conditioning = None if given is None else given.unflatten(0, (2, -1)).cpu()
+        out[block] = torch.stack(rows[block]).unflatten(1, (2, -1)), conditioning
     return out

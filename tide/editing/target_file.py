@@ -15,7 +15,7 @@ from tide.fingerprint import fingerprint
 from tide.messages import one_line
 from tide.sae.model import TIDE
 
-#: Under which the SAE is described in the file's metadata.
+#: The entry of the file's metadata that describes the SAE.
 KEY = "tide_target"
 
 
@@ -40,8 +40,8 @@ def save_target(path: str | Path, target: Target, model: TIDE) -> None:
 def load_target(path: str | Path, model: TIDE) -> Target:
     """The target in ``path``, for edits with ``model``.
 
-    Raises :class:`~tide.errors.TideError` if the file is none or damaged, or holds latents of an SAE of another family,
-    block or size, or with other weights.
+    Raises :class:`~tide.errors.TideError` if the file does not hold a target or is damaged, or if its latents are of an
+    SAE with another family, block, size or other weights.
     """
     path = Path(path)
     with open_tensors(path, "the target") as file:

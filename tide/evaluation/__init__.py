@@ -1,14 +1,16 @@
-"""Evaluation: reconstruction and what it must beat, the diffusion loss, statistics for reports."""
+"""Evaluation: reconstruction and what it must beat, the diffusion loss, both as a table, statistics for reports."""
 
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, wilson_interval
+from tide.evaluation.table import evaluate
 
 __all__ = [
     "PCA",
     "auroc",
     "diffusion_loss",
+    "evaluate",
     "evaluate_reconstruction",
     "recovered",
     "sae_intervention",

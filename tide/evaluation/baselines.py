@@ -1,4 +1,4 @@
-"""What a reconstruction must beat to mean something: the mean activation and a PCA."""
+"""Baselines that a useful reconstruction must beat: the mean activation and a PCA."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def sae_intervention(model: TIDE) -> Intervention:
     """Replaces the tokens by their reconstruction."""
 
     def reconstruct(x: Tensor, call: Call) -> Tensor:
-        return model(x.float(), call.timestep, call.conditioning).to(x.dtype)
+        return model(x.float(), call).to(x.dtype)
 
     return reconstruct
 
@@ -45,8 +45,8 @@ def diffusion_loss(
 ) -> dict[str, Any]:
     """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
 
-    Every image of ``data`` meets every timestep once, with the same noise for all interventions: that of ``seed``, the
-    image's number and the timestep's, however ``data`` is batched. Returns
+    Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
+    depends on ``seed``, the image and the timestep, not on how ``data`` is batched. Returns
     ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
     """
     if "clean" in interventions:
@@ -78,8 +78,8 @@ def diffusion_loss(
 
 
 def recovered(clean: float, reconstructed: float, ablated: float) -> float:
-    """The share of the loss that the reconstruction recovers: (ablated - reconstructed) / (ablated - clean); NaN where
-    the ablation costs nothing."""
+    """The share of the loss that the reconstruction recovers, (ablated - reconstructed) / (ablated - clean); NaN if the
+    ablation costs nothing."""
     if ablated == clean:
         return float("nan")
     return (ablated - reconstructed) / (ablated - clean)

@@ -27,9 +27,8 @@ def with_sae(model: TIDE) -> Reconstruct:
     """The model's reconstruction and its latents."""
 
     def reconstruct(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
-        where = (batch.timestep, batch.conditioning, batch.group)
-        codes = model.encode(batch.x.float(), *where)
-        return model.decode(codes, *where), codes
+        codes = model.encode(batch.x.float(), batch.position)
+        return model.decode(codes, batch.position), codes
 
     return reconstruct
 
@@ -75,9 +74,9 @@ def evaluate_reconstruction(
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
     activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
-    same tokens (NaN where they do not vary), is the one to compare models by that divide by scales of their own, as
-    with and without ``centre``; ``l0`` counts latents after selection; ``dead``, for which ``n_latents``
-    is needed, is the share of latents that never fired. Warns where one channel rules the figures.
+    same tokens (NaN if they do not vary), is the figure to compare models with different activation scales by, such as
+    with and without ``centre``; ``l0`` counts latents after selection; ``dead``, which needs ``n_latents``, is the
+    share of latents that never fired. Warns if one channel dominates the figures.
     """
     whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
     fired: Tensor | None = None

@@ -11,9 +11,9 @@ from tide.errors import TideError
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95 % by default); of no trials, all of [0, 1]."""
+    """Wilson score interval of a proportion (95 % by default); without trials, all of [0, 1]."""
     if not 0 <= successes <= n:
-        raise TideError(f"{successes:g} successes of {n} trials are no proportion; give 0..{n}")
+        raise TideError(f"{successes:g} successes of {n} trials are not a proportion; give 0..{n}")
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -26,7 +26,7 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
     """Area under the ROC curve of every score for every mask, ties counted half.
 
     ``scores [rows, features]``, ``masks [rows, concepts]`` bool, on one device; returns float64 ``[features,
-    concepts]``, NaN where a mask holds all rows or none and where a score is NaN. From rank sums: AUROC = (sum of the
+    concepts]``, NaN for a mask of all rows or none and for a score that is NaN. From rank sums: AUROC = (sum of the
     positives' ranks - P (P + 1) / 2) / (P N), tied values sharing their mean rank.
     """
     if scores.ndim != 2 or masks.ndim != 2 or len(scores) != len(masks):

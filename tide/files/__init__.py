@@ -1,4 +1,4 @@
-"""Files that survive crashes and power loss, and files of others, read with care."""
+"""Files that survive crashes and power loss, and careful readers of files from elsewhere."""
 
 from tide.files.folders import new_folders, remove_leftovers
 from tide.files.lock import lock_folder

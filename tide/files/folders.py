@@ -1,4 +1,4 @@
-"""Folders: made durably, and removed only where this process made them and they are empty."""
+"""Folders that survive power loss; only empty ones that this process made are ever removed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from tide.errors import TideError
 
-#: The name of the folder in which a file is written before it gets its name; ``*`` stands for what makes it unique.
+#: The name of the folder in which a file is written before it is renamed into place; ``*`` makes it unique.
 TEMPORARY = ".{name}.{pid}-*.tmp"
 _TEMPORARY = re.compile(r"\..+\.\d+-\w+\.tmp")
 
 
 def sync(path: Path) -> None:
-    """Has the file's content on the disk before it returns."""
+    """Flushes the file's content to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the names in ``folder`` on the disk before it returns, where the file system can."""
+    """Flushes the names in ``folder`` to disk, where the file system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:  # a folder that may be written but not listed, or Windows, which opens no folders
@@ -68,7 +68,7 @@ def remove_empty(folders: list[Path]) -> None:
 def new_folders(*folders: Path) -> Iterator[None]:
     """Makes the folders at once, so that a place that cannot be written is found before any work is done.
 
-    If the block raises, those that were made here and are still empty are removed; nothing else ever is.
+    If the block raises, those that were made here and are still empty are removed, and nothing else.
     Raises :class:`~tide.errors.TideError` for a folder that cannot be made or written.
     """
     made: list[Path] = []

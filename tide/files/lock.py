@@ -22,9 +22,9 @@ LOCK = ".lock"
 def lock_folder(folder: Path) -> Iterator[None]:
     """Holds ``folder``, which is made if it is missing, for this process alone while the block runs.
 
-    The operating system gives the lock back when the process ends, however it ends. What a killed process left
-    half-written is removed. Raises :class:`~tide.errors.TideError`, naming the other process, if the folder is held,
-    by this process too: two writers of one process would overwrite each other as well.
+    The operating system releases the lock when the process ends, however it ends. Half-written files of killed
+    processes are removed. Raises :class:`~tide.errors.TideError`, naming the other process, if the folder is
+    locked, also by this process: two writers in one process would overwrite each other too.
     """
     path = folder / LOCK
     lock = filelock.FileLock(path, timeout=0, thread_local=False)
@@ -40,14 +40,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         remove_leftovers(folder)
         yield
     finally:
-        # While it is held: whoever opened this file meanwhile finds it gone and starts anew.
+        # While it is held: whoever opened this file meanwhile finds it gone and starts afresh.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
 
 
 def _sign(path: Path) -> None:
-    """Says in the lock's file who holds it. Only a help to the reader of a message: failing to say it is no harm."""
+    """Writes into the lock's file who holds it. This only helps the reader of a message, so failing is harmless."""
     with contextlib.suppress(OSError):
         path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}), encoding="utf-8")
 

@@ -12,14 +12,14 @@ from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.messages import one_line
 
-#: A file of text larger than this is none: the captions of ten million images are smaller.
+#: No text file that is read here is larger: the captions of ten million images are smaller.
 TEXT_BYTES = 2**30
-#: A YAML file of options larger than this is something else.
+#: No YAML file of options is larger.
 YAML_BYTES = 2**20
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text. Raises :class:`~tide.errors.TideError` for what is missing, unreadable or no text."""
+    """A UTF-8 file's text. Raises :class:`~tide.errors.TideError` if it is missing, unreadable or not text."""
     try:
         if path.exists() and not path.is_file():
             raise TideError(f"{path} is not a file; check the path")
@@ -37,13 +37,13 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, kind: Any = None) -> Any:
     """What a JSON file holds, checked against ``kind`` (:func:`~tide.files.schema.check_schema`) if one is given.
 
-    Raises :class:`~tide.errors.TideError` for a file that is missing, unreadable, no JSON or of another kind.
+    Raises :class:`~tide.errors.TideError` if the file is missing, unreadable, not JSON, or not of this kind.
     """
     return parse_json(read_text(path), str(path), kind)
 
 
 def parse_json(text: str, where: str, kind: Any = None) -> Any:
-    """:func:`read_json` of a text that stands in ``where``, a file or an entry of one."""
+    """:func:`read_json` for text from ``where``, a file or an entry of one."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
@@ -55,7 +55,7 @@ def parse_json(text: str, where: str, kind: Any = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can stand for more values than any memory holds."""
+    """YAML without aliases: a few lines of them can expand to more values than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises :class:`~tide.errors.TideError` for what is none, and for aliases."""
+    """The value of a YAML text. Raises :class:`~tide.errors.TideError` for text that is not YAML, and for aliases."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Checks of JSON values against types: what a file holds is what its reader was written for."""
+"""Checks JSON values against types, so that a file holds what its reader expects."""
 
 from __future__ import annotations
 

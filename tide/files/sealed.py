@@ -1,6 +1,6 @@
-"""JSON files whose contents are proved by a checksum among them: results that took hours, whose values no type tells.
+"""JSON files with a checksum of their contents: results that took hours and whose values no type can check.
 
-The checksum finds damage and hand-made changes. It is no signature: whoever wants to can compute it anew.
+The checksum finds damage and hand-made changes. It is not a signature: anyone can compute it again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
     """What :func:`write_sealed` was given, checked against ``kind`` as :func:`~tide.files.read_json` does.
 
     Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed. A file without a
-    checksum is of an earlier version, and taken as it is.
+    checksum comes from an earlier version and is accepted.
     """
     data: dict[str, Any] = read_json(path, kind)
     if SEAL in data and data.pop(SEAL) != _digest(data):
@@ -36,5 +36,5 @@ def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
 
 
 def _digest(data: dict[str, Any]) -> str:
-    plain = json.loads(json.dumps(data))  # keys are text from here on, so that they have an order
+    plain = json.loads(json.dumps(data))  # keys become text, which can be sorted
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -18,20 +18,20 @@ from tide.messages import one_line
 
 #: What :func:`what_is_wrong` says of a pickle.
 PICKLE = "a pickle, which is never loaded"
-#: What one may be cast from and to; torch has floats of 8 and of 4 bits, too, which it hardly computes with.
+#: Types that may be cast into each other; torch hardly computes with its floats of 8 and 4 bits.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensors_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Write:
-    """What writes ``tensors``, copied to the CPU, to the path that :func:`~tide.files.replace_files` gives it."""
+    """A function that writes ``tensors``, copied to the CPU, for :func:`~tide.files.replace_files`."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     return lambda path: save_file(plain, path, metadata=metadata)
 
 
 def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises :class:`~tide.errors.TideError` for what is none.
+    """The tensors of a safetensors file. Raises :class:`~tide.errors.TideError` for any other file.
 
-    ``what`` says, for the message, what is incomplete if the file is missing.
+    ``what`` is what the message calls incomplete if the file is missing.
     """
     if not path.is_file():
         raise TideError(f"{path} does not exist; {what} is incomplete")
@@ -64,9 +64,9 @@ def check_tensors(
     Args:
         path: the file they are of, for the message.
         tensors: what was read.
-        like: what it must be like; tensors on the meta device will do.
+        like: what it must be like; they may be on the meta device.
         remedy: the end of the message.
-        any_float: where a floating point tensor is asked for, one of another precision will do.
+        any_float: accept another precision where a floating point tensor is expected.
     """
     if missing := sorted(like.keys() - tensors.keys()):
         raise TideError(f"{path} lacks {one_line(', '.join(missing))}; {remedy}")
@@ -99,7 +99,7 @@ def file_digest(path: Path) -> str:
 
 
 def what_is_wrong(path: Path) -> str:
-    """Why a file is no safetensors file: it is a pickle (bare, or torch.save's zip), or truncated or foreign."""
+    """Why a file is not a safetensors file: it is a pickle (bare, or torch.save's zip), truncated or foreign."""
     try:
         with path.open("rb") as file:
             start = file.read(8)

@@ -1,4 +1,4 @@
-"""Writing: every file is whole under its name at any moment, power loss included."""
+"""Writing files that are complete at every moment, even after power loss."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from safetensors import SafetensorError
 from tide.errors import TideError
 from tide.files.folders import TEMPORARY, make_folder, remove_temporary, sync, sync_folder
 
-#: Writes one file to the path that it is given.
+#: Writes one file to a given path.
 Write = Callable[[Path], Any]
 
 
 def replace_files(files: dict[Path, Write]) -> None:
-    """Writes every file beside its place, then renames them all.
+    """Writes every file beside its final place, then renames all of them.
 
-    What was there stays until every new file is whole and on the disk: each file is synced before it gets its name, and
-    its folder is synced before this returns. So after a power loss each name holds the former file or the new one, and
-    whoever writes a list of files after the files themselves never lists what is not there.
+    The former files stay until every new one is complete and on disk: each file is synced before it is renamed, and its
+    folder before this returns. After a power loss each name holds the former file or the new one, and a list of files
+    that is written after the files never names one that is missing.
 
-    Raises :class:`~tide.errors.TideError` if a file cannot be written; all of them stay as they were, unless the
-    renaming itself fails. Nothing half-written stays behind, except after a kill
+    Raises :class:`~tide.errors.TideError` if a file cannot be written; all stay as they were, unless the renaming
+    itself fails. No half-written file is left, except after a kill
     (:func:`~tide.files.remove_leftovers`).
     """
     written: dict[Path, Path] = {}
@@ -48,7 +48,7 @@ def replace_files(files: dict[Path, Write]) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """The place of the new file: a folder of its own, so that what a library leaves half-written is in there, too."""
+    """The new file's path in a folder of its own, which also catches what a library leaves half-written."""
     make_folder(path.parent)
     name = TEMPORARY.format(name=path.name, pid=os.getpid())
     prefix, suffix = name.split("*")
@@ -70,7 +70,7 @@ def replace_file(path: Path, write: Write) -> None:
 
 
 def json_writer(data: object) -> Write:
-    """What writes ``data`` to the path that :func:`replace_files` gives it."""
+    """A function that writes ``data`` as JSON, for :func:`replace_files`."""
     text = json.dumps(data, indent=2) + "\n"
     return lambda path: path.write_text(text, encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
+from tide.interpretation.atlas_reading import read_atlas
 from tide.interpretation.concepts import (
     Annotated,
     Found,
@@ -11,6 +12,7 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.interpretation.following import Followed, follow
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes
@@ -19,6 +21,7 @@ __all__ = [
     "Annotated",
     "Atlas",
     "ConceptProfiles",
+    "Followed",
     "Found",
     "Label",
     "Monosemanticity",
@@ -29,9 +32,11 @@ __all__ = [
     "concept_scores",
     "dense_latents",
     "find_concepts",
+    "follow",
     "label_latents",
     "mean_latents",
     "pooled_latents",
+    "read_atlas",
     "record_trajectory",
     "run_distances",
     "step_changes",

@@ -1,4 +1,4 @@
-"""Where a curve changes: the abrupt change of a sampling run (Fig. 5), and from when on something stays as it is."""
+"""Where a curve changes: the abrupt change of a sampling run (Fig. 5), and when something settles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tide.errors import TideError
 
-#: Values that have an inner one.
+#: The fewest values with an inner one.
 SHORTEST = 3
 
 
@@ -24,9 +24,9 @@ class AbruptChange:
 def abrupt_change(similarity: Sequence[float]) -> AbruptChange | None:
     """The deepest dip of ``similarity``, of each step with the next: where the run changes and then settles again.
 
-    A dip's depth is its prominence: how far the curve rises on both sides before it falls below the dip again. What
-    falls up to the end, as similarity does when the last steps remove the last noise, is no dip. None where there is
-    none.
+    A dip's depth is its prominence: how far the curve rises on both sides before it falls below the dip again. A fall
+    up to the end, as similarity shows when the last steps remove the last noise, is not a dip. Returns None without a
+    dip.
 
     Raises :class:`~tide.errors.TideError` for fewer than three values or one that is not finite.
     """

@@ -18,13 +18,14 @@ from tide.files.schema import check_schema
 from tide.interpretation.concepts import dense_latents
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
+from tide.sae.position import Position
 
 #: Rows and columns of a map at most; larger token grids are pooled by area.
 MAP_SIDE = 16
 #: A latent gets a concept's name from this AUROC on.
 LEAST_AUROC = 0.8
-#: Tokens that a concept needs to name latents. An unrelated score's AUROC of P tokens varies by 1 / sqrt(12 P): of 10
-#: tokens, the luckiest of thousands of latents reaches 0.8 by chance.
+#: Tokens that a concept needs to name latents. The AUROC of an unrelated score over P tokens varies by 1 / sqrt(12 P):
+#: with 10 tokens, the best of thousands of latents reaches 0.8 by chance.
 LEAST_TOKENS = 50
 
 TENSORS = "atlas.safetensors"
@@ -50,10 +51,10 @@ class Atlas:
         timesteps: ``[T]`` float32.
         frequency: share of the tokens on which the latent is positive, at each timestep, ``[T, n_latents]`` float32.
         mean: its mean value over all tokens, silent ones included, ``[T, n_latents]`` float32.
-        top_images: the images on which it peaks highest, ``[n_latents, m]`` int64, the strongest first, of equal ones
-            the earliest; -1 where it fires on fewer than m images.
+        top_images: the images on which it peaks highest, ``[n_latents, m]`` int64, the strongest first, the earliest of
+            equal ones first; -1 if it fires on fewer than m images.
         top_values: the peak over the tokens of its map averaged over the timesteps, ``[n_latents, m]`` float32; 0
-            where there is no image.
+            without an image.
         maps: that map for each top image, ``[n_latents, m, h, w]`` uint8, pooled by area to at most :data:`MAP_SIDE`
             rows and columns; 255 is the strongest place of all the latent's maps.
         n_images, n_tokens: how many images were read, and the tokens of each.
@@ -131,7 +132,7 @@ class Atlas:
 
 
 class _Facts(TypedDict):
-    """What :meth:`Atlas.load` needs of the file."""
+    """The part of the file that :meth:`Atlas.load` needs."""
 
     n_latents: int
     n_images: int
@@ -166,7 +167,7 @@ def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int
 def _labels(path: Path, named: dict[str, dict[str, Any]], n_latents: int) -> tuple[Label | None, ...]:
     places = {str(i): i for i in range(n_latents)}
     if unknown := named.keys() - places.keys():
-        raise TideError(f"{path}: labels.{min(unknown)} is of none of the {n_latents} latents; {_REMEDY}")
+        raise TideError(f"{path}: labels.{min(unknown)} belongs to none of the {n_latents} latents; {_REMEDY}")
     found: list[Label | None] = [None] * n_latents
     for name, each in named.items():
         found[places[name]] = Label(each["concept"], each["level"], each["auroc"])
@@ -182,21 +183,21 @@ def build_atlas(
     top_images: int = 6,
     on_latents: Callable[[Tensor], None] | None = None,
 ) -> Atlas:
-    """Reads all images once and keeps of each latent only what :class:`Atlas` holds.
+    """Reads all images once and keeps only what :class:`Atlas` holds of each latent.
 
     ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [images, d_embedding] or None)`` in the
-    order of the images, which are numbered from 0; their tokens form ``grid`` (rows, columns), row by row. No more than
-    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many of the maps.
+    order of the images, which are numbered from 0; their tokens form ``grid`` (rows, columns), row by row. At most
+    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
 
-    ``on_latents`` is given the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a
-    time: whole images, or some of one image's tokens, in order.
+    ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
+    in order: whole images, or some of the tokens of one image.
 
     Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
     or that are not finite.
     """
     if len(timesteps) == 0 or top_images < 1:
         raise TideError(
-            f"{len(timesteps)} timesteps and {top_images} top images make no atlas; give at least 1 of both"
+            f"{len(timesteps)} timesteps and {top_images} top images are too few for an atlas; give at least 1 of both"
         )
     gathered = _Gathered(model, timesteps, grid, top_images, on_latents)
     for x, conditioning in batches:
@@ -243,7 +244,7 @@ class _Gathered:
             self._add_images(x[:, part], None if conditioning is None else conditioning[part])
 
     def _add_images(self, x: Tensor, conditioning: Tensor | None) -> None:
-        """Images that together are one piece, or one image that is many."""
+        """Images that together form one piece, or one image of several pieces."""
         n_images, n_latents = x.shape[1], self.model.n_latents
         peaks = torch.zeros(n_images, n_latents, device=x.device)
         maps = torch.zeros(n_images, self.maps.shape[2], n_latents, device=x.device)
@@ -266,7 +267,7 @@ class _Gathered:
         """Latents ``[images, tokens, n_latents]`` averaged over the timesteps, each of which is counted."""
         total = torch.zeros(*x.shape[1:3], self.model.n_latents, device=x.device)
         for i, t in enumerate(self.timesteps.tolist()):
-            z = dense_latents(self.model, x[i], t, conditioning)
+            z = dense_latents(self.model, x[i], Position(t, conditioning))
             self.fired[i] += (z > 0).sum((0, 1)).cpu()
             self.total[i] += z.sum((0, 1)).cpu()
             total += z
@@ -281,7 +282,7 @@ class _Gathered:
         order = order[:, :n_top]
         self.top_values = values[:, :n_top].contiguous()
         self.top_images = torch.cat([self.top_images, numbers], dim=1).gather(1, order)
-        changed = (order >= n_top).any(1).nonzero().flatten()  # few, once the first images are read
+        changed = (order >= n_top).any(1).nonzero().flatten()  # few, after the first images
         order = order[changed]
         kept = order.clamp(max=n_top - 1)[..., None].expand(-1, -1, maps.shape[1])
         own = self.maps[changed].gather(1, kept)
@@ -305,7 +306,7 @@ class _Gathered:
 
 
 def _area_pooling(grid: tuple[int, int]) -> tuple[tuple[int, int], Tensor | None]:
-    """The size of a map and the matrix ``[cells, tokens]`` that makes one; None where every token is a cell."""
+    """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
     factor = max(*grid, MAP_SIDE) / MAP_SIDE
     rows, columns = (max(1, round(side / factor)) for side in grid)
     if (rows, columns) == tuple(grid):
@@ -326,9 +327,9 @@ def label_latents(
 ) -> tuple[Label | None, ...]:
     """For each latent the concept whose mask it fits best, where its AUROC is at least ``least``.
 
-    ``latents [rows, n_latents]``, ``masks[concept] [rows]`` bool, a row a token. Choice and AUROC are of the same rows,
-    so the AUROC is optimistic. Concepts on fewer than :data:`LEAST_TOKENS` rows, or on all of them, label nothing.
-    """
+    ``latents [rows, n_latents]`` and ``masks[concept] [rows]`` bool have one row for each token. Choice and AUROC use
+    the same rows, so the AUROC is optimistic. Concepts on fewer than :data:`LEAST_TOKENS` rows, or on all of them,
+    label nothing."""
     concepts = [concept for concept, mask in masks.items() if LEAST_TOKENS <= int(mask.sum()) < len(mask)]
     if not concepts:
         return (None,) * latents.shape[1]

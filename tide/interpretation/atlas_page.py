@@ -1,4 +1,4 @@
-"""An atlas as one HTML file that needs nothing else: images, maps and numbers inside, drawn by its own script."""
+"""An atlas as one self-contained HTML file: images, maps and numbers, drawn by its own script."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.studies.figures import HEAT as HEAT
+from tide.pictures import HEAT
 
 #: Pixels of the longer side of a thumbnail at most.
 THUMBNAIL = 96
-#: Thumbnails in a row and in a column of a sheet; a sheet stays below every browser's limit of a canvas.
+#: Thumbnails in a row and in a column of a sheet, which stays below the size limit of a canvas in every browser.
 SHEET_SIDE = 8
 JPEG_QUALITY = 88
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """``image`` uint8 ``[H, W, 3]`` with its longer side at most :data:`THUMBNAIL`; a smaller one as it is."""
+    """``image`` uint8 ``[H, W, 3]``, shrunk so that its longer side is at most :data:`THUMBNAIL`."""
     height, width = image.shape[:2]
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
@@ -66,6 +66,33 @@ def write_atlas(
         if given is not None and len(given) != atlas.n_latents:
             raise TideError(f"{name} has {len(given)} entries for {atlas.n_latents} latents; give one a latent")
     latents = _most_active(atlas, limit)
+    data = _data(atlas, latents, images, labels, monosemanticity)
+    dead = int(atlas.dead.sum())
+    alive = atlas.n_latents - dead
+    cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
+    parts = {
+        "title": escape(title),
+        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
+        "latents": f"{atlas.n_latents:,}",
+        "dead": f"{dead:,}",
+        "images": f"{atlas.n_images:,}",
+        "timesteps": str(len(atlas.timesteps)),
+        # A name that ends the script element would end the data.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
+    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def _data(
+    atlas: Atlas,
+    latents: Tensor,
+    images: Sequence[np.ndarray],
+    labels: Sequence[Label | None] | None,
+    monosemanticity: Tensor | None,
+) -> dict[str, Any]:
+    """What the page's script draws: ``latents`` of the atlas, and thumbnails of the images that they name."""
     top = atlas.top_images[latents]
     used, place = torch.unique(top[top >= 0], return_inverse=True)
     if int(used[-1]) >= len(images):
@@ -76,7 +103,7 @@ def write_atlas(
     sprites[top >= 0] = place
     concepts, named = _named(labels, latents.tolist())
     order = atlas.timesteps.argsort(descending=True)  # noise first, as the denoising goes
-    data = {
+    return {
         "n": atlas.n_latents,
         "timesteps": atlas.timesteps[order].tolist(),
         "top": top.shape[1],
@@ -97,26 +124,10 @@ def write_atlas(
             **({} if monosemanticity is None else {"monosemanticity": _packed(monosemanticity[latents], "<f4")}),
         },
     }
-    dead = int(atlas.dead.sum())
-    alive = atlas.n_latents - dead
-    cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
-    parts = {
-        "title": escape(title),
-        "note": escape(" ".join(filter(None, (cut if len(latents) < alive else "", note)))),
-        "latents": f"{atlas.n_latents:,}",
-        "dead": f"{dead:,}",
-        "images": f"{atlas.n_images:,}",
-        "timesteps": str(len(atlas.timesteps)),
-        # A name that ends the script element would end the data.
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = files("tide.interpretation").joinpath("atlas.html").read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # once: no part is searched for others
-    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def _most_active(atlas: Atlas, limit: int) -> Tensor:
-    """The ``limit`` latents that fire most, by number, of equally active ones the first; int64."""
+    """The ``limit`` latents that fire most, in ascending order, int64; of equally active ones the first."""
     if limit < 1:
         raise TideError(f"a page of {limit} latents shows nothing; give a limit of at least 1")
     activity = atlas.activity
@@ -155,7 +166,7 @@ def _sheets(images: list[np.ndarray]) -> dict[str, Any]:
     """The thumbnails of images of one size on sheets, with where to find them."""
     small = [thumbnail(image) for image in images]
     height, width = small[0].shape[:2]
-    # JPEG codes blocks of 8 pixels: the repeated border fills a thumbnail's last ones, so that none bleeds into it.
+    # JPEG codes blocks of 8 pixels: the repeated border fills the last blocks, so that no neighbour bleeds in.
     pitch = (8 * ceil(height / 8), 8 * ceil(width / 8))
     padding = ((0, pitch[0] - height), (0, pitch[1] - width), (0, 0))
     sheets = []

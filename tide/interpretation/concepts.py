@@ -11,6 +11,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.sae.model import TIDE, inference
+from tide.sae.position import At, Position
 
 
 @dataclass
@@ -18,8 +19,8 @@ class Annotated:
     """Activations of every token of labelled images.
 
     ``x [timesteps, images, tokens, d_model]`` at ``timesteps [timesteps]``; ``masks[concept]`` bool
-    ``[images, tokens]`` where a concept is known token by token; ``labels[concept]`` bool ``[images]`` where it is
-    only known whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
+    ``[images, tokens]`` if a concept is known token by token; ``labels[concept]`` bool ``[images]`` if it is only known
+    whether the image shows it. A concept with a mask needs no label. ``conditioning [images,
     d_embedding]`` is what the model adds to its timestep embedding, or None.
     """
 
@@ -56,15 +57,10 @@ class Annotated:
         return torch.stack([self.masks[c].flatten() for c in concepts], dim=1)
 
 
-def dense_latents(model: TIDE, x: Tensor, timestep: float, conditioning: Tensor | None = None) -> Tensor:
-    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` at one timestep, on the device of x.
-
-    The rows of ``conditioning [groups, d_embedding]`` are shared evenly, as images are by their tokens.
-    """
-    n_groups = 1 if conditioning is None else len(conditioning)
-    device = model.W_enc.device
+def dense_latents(model: TIDE, x: Tensor, position: At = None) -> Tensor:
+    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]``, on the device of x."""
     with inference(model):
-        codes = model.encode(x.float().to(device), torch.full((n_groups,), timestep, device=device), conditioning)
+        codes = model.encode(x.float().to(model.W_enc.device), position)
         return codes.dense(model.n_latents).view(*x.shape[:-1], model.n_latents).to(x.device)
 
 
@@ -72,7 +68,7 @@ def mean_latents(model: TIDE, data: Annotated) -> Tensor:
     """Latents averaged over the timesteps: ``[images * tokens, n_latents]``."""
     total: Tensor | None = None
     for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = dense_latents(model, x.flatten(0, 1), t, data.conditioning)
+        z = dense_latents(model, x.flatten(0, 1), Position(t, data.conditioning))
         total = z if total is None else total + z
     if total is None:
         raise TideError("no timesteps to read concepts at; give at least one")
@@ -92,8 +88,8 @@ def pooled_latents(latents: Tensor, labels: Tensor, n_tokens: int) -> Tensor:
 def concept_scores(latents: Tensor, pooled: Tensor, background: Tensor | None = None) -> Tensor:
     """Cosine similarity of each token's latents ``[rows, n_latents]`` with a concept's pooled latents (section 5.4).
 
-    ``background``, the pooled latents of images in general, is subtracted from the concept's if given, so that what
-    all images share does not score.
+    ``background``, the pooled latents of images in general, is subtracted from the concept's if given, so that features
+    shared by all images do not score.
     """
     direction = pooled if background is None else pooled - background
     return F.cosine_similarity(latents, direction[None], dim=1)
@@ -116,8 +112,8 @@ class Found:
 def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     """The threshold on ``scores [rows]`` with the highest IoU for ``mask [rows]``, and that IoU.
 
-    Every way to part the distinct scores is tried, since the quantiles of a latent that is silent on most tokens are
-    nearly all 0. The threshold lies half way between the lowest score above it and the highest below.
+    Every threshold that separates the distinct scores is tried, since the quantiles of a latent that is silent on most
+    tokens are nearly all 0. The result lies half way between the lowest score above it and the highest below.
     """
     ordered, order = scores.float().sort(descending=True)
     hits = torch.arange(1, len(ordered) + 1, device=scores.device)
@@ -150,8 +146,8 @@ def find_concepts(
 
     ``selection`` and ``held_out`` are ``(features [rows, n_features], masks [rows, concepts])``. The feature, its
     sign (only if ``signed``: raw neurons have two) and the IoU threshold are chosen on ``selection`` alone; AUROC and
-    IoU are measured on ``held_out``. Raises :class:`~tide.errors.TideError` for a concept that all rows of
-    ``selection`` show, or none; where that is so of ``held_out``, its AUROC is NaN.
+    IoU are measured on ``held_out``. Raises :class:`~tide.errors.TideError` for a concept on all or none of the rows of
+    ``selection``; if that is so in ``held_out``, its AUROC is NaN.
     """
     for _, masks in (selection, held_out):
         if masks.shape[1] != len(concepts):

@@ -1,4 +1,4 @@
-"""How alike the images are that a feature fires on: the monosemanticity score, in one pass over the images.
+"""The monosemanticity score: how similar the images are on which a feature fires, in one pass over the images.
 
 Pach et al., "Sparse Autoencoders Learn Monosemantic Features in Vision-Language Models" (arXiv 2504.02821): over all
 pairs of images i < j, with embeddings e of unit length and the feature's activations a scaled to [0, 1]::
@@ -6,7 +6,7 @@ pairs of images i < j, with embeddings e of unit length and the feature's activa
     MS = sum_{i<j} a_i a_j <e_i, e_j> / sum_{i<j} a_i a_j
 
 Both sums follow from sums over single images, sum_{i<j} a_i a_j <e_i, e_j> = (|sum_i a_i e_i|^2 - sum_i a_i^2) / 2 and
-sum_{i<j} a_i a_j = ((sum_i a_i)^2 - sum_i a_i^2) / 2 (arXiv 2602.12403), so that no pair is ever formed.
+sum_{i<j} a_i a_j = ((sum_i a_i)^2 - sum_i a_i^2) / 2 (arXiv 2602.12403), so pairs are never formed.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""What a concept looks like in the latents: their mean over the concept's own tokens, per timestep."""
+"""The profile of a concept: the mean latents of its own tokens, per timestep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from tide.activations import Prepared
-from tide.adapters import Adapter, Call, run_until
+from tide.adapters import Adapter
 from tide.editing.edits import Target
 from tide.errors import TideError
-from tide.sae.model import TIDE, inference
+from tide.interpretation.concepts import dense_latents
+from tide.interpretation.reading import noised_calls
+from tide.sae.model import TIDE
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class ConceptProfiles:
         return self.concepts.index(concept)
 
     def contrast(self, source: str, target: str) -> tuple[Target, Target]:
-        """What the source has more of than the target, and what the target has more of than the source. Both are
-        non-negative, and what the two share is in neither."""
+        """The surplus of the source over the target, and that of the target over the source. Both are non-negative and
+        contain nothing that the two share."""
         difference = self.latents[self._index(target)] - self.latents[self._index(source)]
         return Target(self.timesteps, (-difference).clamp(min=0)), Target(self.timesteps, difference.clamp(min=0))
 
@@ -55,9 +56,6 @@ def concept_profiles(
 ) -> ConceptProfiles:
     """Runs Algorithm 1 over prepared images, each at every timestep with one noise, and averages the block's tokens
     under each of ``masks[concept]`` (bool ``[images, tokens]``)."""
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
     names, n_images = tuple(masks), sum(len(images.latents) for images in data)
     if not names or any(len(mask) != n_images for mask in masks.values()):
         raise TideError(f"a profile needs masks [{n_images}, tokens] of one concept or more, one an image")
@@ -69,21 +67,9 @@ def concept_profiles(
     for images in data:
         tokens = member[:, start : start + len(images.latents)].flatten(1)
         noise = torch.randn(images.latents.shape, generator=generator)
-        for i, t in enumerate(timesteps.tolist()):
-
-            def add(x: Tensor, call: Call, *, i: int = i, tokens: Tensor = tokens) -> None:
-                with inference(model):
-                    z = model.encode(x.float(), call.timestep, call.conditioning).dense(model.n_latents)
-                latents[:, i] += tokens @ z.cpu()
-                raw[:, i] += tokens @ x.float().flatten(0, 1).cpu()
-
-            noisy = adapter.add_noise(images.latents, noise, t)
-            run_until(
-                adapter,
-                {block: add},
-                partial(adapter.denoise, noisy, t, images.text),
-                model.config.tensor,
-            )
+        for i, (x, call) in enumerate(noised_calls(adapter, model, images, noise, timesteps)):
+            latents[:, i] += tokens @ dense_latents(model, x, call).flatten(0, 1).cpu()
+            raw[:, i] += tokens @ x.float().flatten(0, 1).cpu()
         start += len(images.latents)
     counts = member.sum((1, 2))
     scale = 1 / counts.clamp(min=1).view(-1, 1, 1)

@@ -1,7 +1,8 @@
-"""Whole images read at several timesteps: the activations that latents are then computed of."""
+"""Reads the activations of whole images at several timesteps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from tide.activations import Prepared
 from tide.adapters import Adapter, Call, run_until
-from tide.errors import TideError
 from tide.sae.model import TIDE
 
 #: Elements of a piece of dense latents; an image of 4096 tokens and 73728 latents is read in nine pieces.
@@ -17,25 +17,31 @@ PIECE = 2**25
 
 
 @torch.no_grad()
-def noised_activations(
+def noised_calls(
     adapter: Adapter, model: TIDE, images: Prepared, noise: Tensor, timesteps: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Activations of every token of ``images`` with ``noise [images, c, h, w]`` mixed in at each of ``timesteps
-    [timesteps]`` (eq. 3), at the block and tensor that ``model`` was trained on.
+) -> Iterator[tuple[Tensor, Call]]:
+    """For each of ``timesteps [timesteps]``, what the block and tensor that ``model`` was trained on hold of ``images``
+    with ``noise [images, c, h, w]`` mixed in (eq. 3): the tokens ``[images, tokens, d_model]``, in the pipeline's dtype
+    on its device, and the call of the transformer.
 
-    Returns ``x [timesteps, images, tokens, d_model]`` in the pipeline's dtype, on its device, and what the
-    transformer adds to its timestep embedding, ``[images, d_embedding]`` or None, which no timestep changes. Raises
-    :class:`~tide.errors.TideError` for a model that does not know its block.
+    Raises :class:`~tide.errors.TideError` for a model that does not know its block.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
-    kept: list[tuple[Tensor, Tensor | None]] = []
+    seen: list[tuple[Tensor, Call]] = []
 
     def keep(x: Tensor, call: Call) -> None:
-        kept.append((x.clone(), call.conditioning))
+        seen.append((x.clone(), call))
 
     for t in timesteps.tolist():
         noisy = adapter.add_noise(images.latents, noise, t)
-        run_until(adapter, {block: keep}, partial(adapter.denoise, noisy, t, images.text), model.config.tensor)
-    return torch.stack([x for x, _ in kept]), kept[0][1]
+        run = partial(adapter.denoise, noisy, t, images.text)
+        run_until(adapter, {model.config.trained_block: keep}, run, model.config.tensor)
+        yield seen.pop()
+
+
+def noised_activations(
+    adapter: Adapter, model: TIDE, images: Prepared, noise: Tensor, timesteps: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """All that :func:`noised_calls` yields: ``x [timesteps, images, tokens, d_model]``, and the conditioning
+    ``[images, d_embedding]`` or None, which is the same at all timesteps."""
+    found, calls = zip(*noised_calls(adapter, model, images, noise, timesteps), strict=True)
+    return torch.stack(found), calls[0].conditioning

@@ -1,4 +1,4 @@
-"""Latents along a sampling run (section 5.5, Fig. 5): how they change from step to step, how far two runs are apart."""
+"""Latents along a sampling run (section 5.5, Fig. 5): changes from step to step, and distances between two runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tide.adapters.standins import listened
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes, inference
 
-#: Elements of dense latents that are compared at a time.
+#: Elements of dense latents compared at a time.
 PIECE = 2**24
 
 
@@ -55,7 +55,7 @@ class Change(NamedTuple):
 
 
 def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
-    """Shows ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
+    """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
 
     def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
         keep(model_output, timestep, sample)
@@ -65,14 +65,12 @@ def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], Non
 
 @torch.no_grad()
 def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) -> Trajectory:
-    """Calls ``run``, which draws with the pipeline and returns its final latents, and keeps what the SAE's block holds
-    at every step.
+    """Calls ``run``, which draws with the pipeline and returns its final latents, and records the SAE's block at every
+    step.
 
     Raises :class:`~tide.errors.TideError` if the pipeline made fewer than two steps.
     """
-    block = model.config.block
-    if block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
+    block = model.config.trained_block
     timesteps: list[float] = []
     codes: list[Codes] = []
     raw: list[Tensor] = []
@@ -80,14 +78,14 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
     def keep(x: Tensor, call: Call) -> None:
         with inference(model):
-            values, indices = model.encode(x.float(), call.timestep, call.conditioning)
+            values, indices = model.encode(x.float(), call)
         timesteps.append(float(call.timestep[0]))
         codes.append(Codes(values.half().cpu(), indices.cpu()))
         raw.append(x.half().cpu())
 
     def predicted(prediction: Tensor, timestep: Any, sample: Tensor) -> None:
         n_images = len(raw[-1])
-        if len(sample) == 2 * n_images:  # a pipeline that steps the rows of both branches
+        if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches
             rows = adapter.conditional_rows(len(sample), True).to(sample.device)
             prediction, sample = prediction[rows], sample[rows]
         steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
@@ -111,7 +109,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
 
 
 def _compared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row: cosine (1 for two rows of zeros, 0 for one) and mean squared difference."""
+    """For each row: cosine (1 for two rows of zeros, 0 for one) and mean squared difference."""
     cosine = F.cosine_similarity(first, second, dim=1)
     both_empty = ~(first.any(1) | second.any(1))
     return torch.where(both_empty, 1.0, cosine), (first - second).square().mean(1)
@@ -160,7 +158,7 @@ def run_distances(first: Trajectory, second: Trajectory) -> Change:
 
 
 def active_shares(run: Trajectory, level: Tensor, n_levels: int) -> Tensor:
-    """Of the active latents of each step the share of every level, ``[steps, n_levels]``.
+    """The share of every level among the active latents of each step, ``[steps, n_levels]``.
 
     ``level [n_latents]`` is each latent's level, 0 to ``n_levels - 1``.
     """

@@ -1,6 +1,18 @@
 """The autoencoder: TIDE (and the plain TopK SAE as the same model without modulation)."""
 
-from tide.sae.model import TIDE, Codes, TIDEConfig, inference
+from tide.sae.codes import Codes
+from tide.sae.config import ModelOptions, TIDEConfig
+from tide.sae.model import TIDE, inference
 from tide.sae.modulation import Modulation, ModulationConfig
+from tide.sae.position import Position
 
-__all__ = ["TIDE", "Codes", "Modulation", "ModulationConfig", "TIDEConfig", "inference"]
+__all__ = [
+    "TIDE",
+    "Codes",
+    "ModelOptions",
+    "Modulation",
+    "ModulationConfig",
+    "Position",
+    "TIDEConfig",
+    "inference",
+]

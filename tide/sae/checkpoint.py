@@ -1,10 +1,13 @@
-"""A TIDE on disk: a folder with ``config.json`` and ``model.safetensors``; each file replaced in one step."""
+"""A TIDE on disk: a folder with ``config.json`` and ``model.safetensors``, each replaced atomically."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from tide.errors import TideError
 from tide.files import (
@@ -14,12 +17,11 @@ from tide.files import (
     open_tensors,
     read_json,
     read_tensors,
-    replace_files,
     tensors_writer,
 )
 from tide.files.schema import check_schema
 from tide.provenance import versions
-from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 
 CONFIG = "config.json"
@@ -28,23 +30,17 @@ FORMAT = "tide-sae/1"
 _MIXED = "config.json and model.safetensors are of different checkpoints, or damaged"
 
 
-def save(model: TIDE, path: Path) -> None:
-    """Writes both files of the checkpoint; if one cannot be written, both stay as they were."""
-    replace_files(checkpoint_files(model, path))
+def checkpoint_files(config: TIDEConfig, tensors: Mapping[str, Tensor], path: Path) -> dict[Path, Write]:
+    """The files of a checkpoint in the folder ``path``, for :func:`tide.files.replace_files`."""
+    described = {"format": FORMAT, **asdict(config), "versions": versions()}
+    return {path / WEIGHTS: tensors_writer(tensors), path / CONFIG: json_writer(described)}
 
 
-def checkpoint_files(model: TIDE, path: Path) -> dict[Path, Write]:
-    """What :func:`save` writes, for whoever writes more in the same step."""
-    config = {"format": FORMAT, **asdict(model.config), "versions": versions()}
-    return {path / WEIGHTS: tensors_writer(model.state_dict()), path / CONFIG: json_writer(config)}
+def load_config(path: Path, **expected: Any) -> TIDEConfig:
+    """The config of a checkpoint, checked against ``expected`` fields; None, on either side, fits anything.
 
-
-def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:
-    """Reads a checkpoint and checks it against ``expected`` fields of its config; None, on either side, fits anything.
-
-    Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, for tensors that are missing,
-    surplus, misshaped, mistyped or not finite, and for a checkpoint trained on another width, block, tensor or model
-    family.
+    Raises :class:`~tide.errors.TideError` for a missing or damaged file, and for a checkpoint trained on another width,
+    block, tensor or model family.
     """
     known = {f.name for f in fields(TIDEConfig)}
     if unknown := sorted(expected.keys() - known):
@@ -55,23 +51,25 @@ def load(path: Path, *, backend: str = "auto", **expected: Any) -> TIDE:
             raise TideError(
                 f"{path} was trained on {name} {raw[name]!r}, not {value!r}; use a checkpoint made for this {name}"
             )
-    config = TIDEConfig(
-        **{
-            **{name: value for name, value in raw.items() if name in known},
-            "modulation": ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None,
-        }
-    )
+    given = {name: value for name, value in raw.items() if name in known}
+    modulation = ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None
+    config = TIDEConfig(**{**given, "modulation": modulation})
+    _check_sizes(path / WEIGHTS, config)
+    return config
+
+
+def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, for a model whose own are ``like``.
+
+    Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, and for tensors that are missing,
+    surplus, misshaped, mistyped or not finite.
+    """
     weights = path / WEIGHTS
-    _check_sizes(weights, config)
-    model = TIDE(config, backend=backend)
     tensors = read_tensors(weights, "the checkpoint")
-    check_tensors(weights, tensors, model.state_dict(), remedy=_MIXED, any_float=True)
-    model.load_state_dict(tensors)
-    if not model.activation_scale > 0:
-        raise TideError(
-            f"{weights}: activation_scale is {float(model.activation_scale):g} and must be positive; {_MIXED}"
-        )
-    return model.eval()
+    check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
+    if not (scale := float(tensors["activation_scale"])) > 0:
+        raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
+    return tensors
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -88,8 +86,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_sizes(weights: Path, config: TIDEConfig) -> None:
-    """That the file holds tensors of the config's sizes, read from its header: a model is built of them next, and a
-    config that lies must not ask for more memory than there is."""
+    """Checks, from the file's header, that it holds tensors of the config's sizes: a model of these sizes is built
+    next, and a false config must not ask for more memory than there is."""
     wanted = {name: (config.n_latents, config.d_model) for name in ("W_enc", "W_dec")}
     if (own := config.modulation) is not None:
         rows = (own.has_scale + own.has_shift) * own.d_model

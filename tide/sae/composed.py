@@ -1,31 +1,28 @@
-"""The training loss composed of the ops, for what the fused one does not compute: ``undo`` and other activations.
+"""The training loss composed of single ops, for what the fused op does not compute: ``undo`` and other activations.
 
-Every token's latents exist at once here, ``[N, n_latents]``, forward and backward: slower than ``tide_loss``, and
+It holds the latents of all tokens, ``[N, n_latents]``, forward and backward. It is slower than ``tide_loss``, and meant
 for baselines and ablations.
 
-On one machine, with one version of PyTorch and one number of CPU threads, results are the same bits from run to run.
-With another number of threads they may differ in the last bits: PyTorch's matrix products of some shapes do.
+On one machine, with one version of PyTorch and one number of CPU threads, every run gives the same bits. Another number
+of threads may change the last bits, because it does so in PyTorch's matrix products of some shapes.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tide.sae.activation import Firing, soft_count_penalty
+from tide.sae.autoencoder import Autoencoder
+from tide.sae.modulation import ScaleShift
 from tide_kernels import LossTerms, LossWeights, decode, encode_topk
 from tide_kernels.losses import full_sum
 
-if TYPE_CHECKING:
-    from tide.sae.model import TIDE, Place
-
 
 def composed_loss(
-    model: TIDE,
+    model: Autoencoder,
     x: Tensor,
-    place: Place,
+    modulation: ScaleShift,
     *,
     paired: bool,
     k: int,
@@ -41,13 +38,13 @@ def composed_loss(
     Gated's auxiliary reconstruction is part of ``total`` with the weight of the MSE.
     """
     if model.activation is None:
-        codes = model.select(x, place, k)
-        z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, place)
+        codes = model.select(x, modulation, k)
+        z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, modulation)
         sparsity = soft_count_penalty(z, s_target, delta)
     else:
-        pre = model.pre_activations(x, place).to(x.dtype)  # products under autocast are narrower
+        pre = model.pre_activations(x, modulation).to(x.dtype)  # products under autocast are narrower
         z = model.activation.training_latents(pre, model.b_enc, k)
-        x_hat = model.reconstruct_dense(z, place)
+        x_hat = model.reconstruct_dense(z, modulation)
         sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, delta))
     x_hat = x_hat.to(x.dtype)
     mse = _mean((x - x_hat).square())
@@ -55,13 +52,13 @@ def composed_loss(
     temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if paired else x.new_zeros(())
     auxk = x.new_zeros(())
     if weights.auxk and dead is not None and bool(dead.any()):
-        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), place, dead, k_aux)
+        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), modulation, dead, k_aux)
     total = x.new_zeros(())
     for weight, term in zip(weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
         if weight:
             total = total + weight * term
     if model.activation is not None and (second := model.activation.auxiliary_latents(pre)) is not None:
-        total = total + weights.mse * _mean((x - model.reconstruct_dense(second, place, frozen=True)).square())
+        total = total + weights.mse * _mean((x - model.reconstruct_dense(second, modulation, frozen=True)).square())
     fired = (z.detach() != 0).sum(0)
     return LossTerms(total, mse.detach(), cosine.detach(), temporal.detach(), sparsity.detach(), fired, auxk.detach())
 
@@ -71,18 +68,20 @@ def _mean(values: Tensor) -> Tensor:
     return full_sum(values) / max(1, values.numel())
 
 
-def _dead_latents_loss(model: TIDE, x: Tensor, error: Tensor, place: Place, dead: Tensor, k_aux: int) -> Tensor:
+def _dead_latents_loss(
+    model: Autoencoder, x: Tensor, error: Tensor, modulation: ScaleShift, dead: Tensor, k_aux: int
+) -> Tensor:
     """AuxK (Gao et al., arXiv 2406.04093): the error as the top ``k_aux`` dead latents alone reconstruct it."""
     values, indices = encode_topk(
         x,
         model.W_enc[dead],
         None if model.b_enc is None else model.b_enc[dead],
         min(k_aux, int(dead.sum())),
-        layer_norm=model.config.pre_norm == "layernorm",
+        layer_norm=model.layer_norm,
         backend=model.backend,
-        **place._asdict(),
+        **modulation._asdict(),
     )
     found = decode(values, indices, model.W_dec[dead], backend=model.backend)
     if model.config.undo:
-        found = model.unscaled(found, place)
+        found = model.unscaled(found, modulation)
     return _mean((error - found).square())

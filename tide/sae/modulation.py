@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +44,29 @@ class ModulationConfig:
             raise TideError("a modulation needs a scale or a shift; set has_scale or has_shift")
 
 
+class ScaleShift(NamedTuple):
+    """The modulation of rows as the kernels take it: ``scale, shift [groups, d_model]`` of eq. 8, and each row's
+    ``group [N]`` int32, None where all are of a single group. All three are None without modulation."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    group: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> ScaleShift:
+        """Scale and shift in ``dtype``."""
+        scale, shift = (None if each is None else each.to(dtype) for each in (self.scale, self.shift))
+        return ScaleShift(scale, shift, self.group)
+
+
 class Modulation(nn.Module):
     """(scale, shift) of a block as a function of the timestep, in the model's own parametrisation::
 
         temb  = linear_2(SiLU(linear_1(sinusoid(timestep_offset + timestep_factor * t)))) + conditioning
         scale, shift = linear(SiLU(temb))
 
-    ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model
-    has a table per block besides (adaLN-single of PixArt), its rows are part of the bias. All parameters are
-    fp32. Without arguments to copy from, they are initialised as PixArt's own are.
+    ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model also has
+    a table per block (adaLN-single of PixArt), the table's rows are part of the bias. All parameters are fp32. Without
+    arguments to copy from, they are initialised as PixArt's own are.
     """
 
     def __init__(self, config: ModulationConfig, generator: torch.Generator | None = None) -> None:
@@ -85,8 +100,7 @@ class Modulation(nn.Module):
 
         Args:
             linear_1, linear_2: weight and bias of the two layers of the model's timestep MLP.
-            weight, bias: rows of the adaLN projection, ``[rows, d_embedding]`` and ``[rows]``: those of the
-            scale,
+            weight, bias: rows of the adaLN projection, ``[rows, d_embedding]`` and ``[rows]``: those of the scale,
                 then those of the shift (the ones the model has). A table is added into the bias.
         """
         modulation = cls(config)
@@ -106,13 +120,12 @@ class Modulation(nn.Module):
         return self
 
     def forward(self, timestep: Tensor, conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups,
-        d_model]``.
+        """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups, d_model]``.
 
-        Computed in the parameters' precision, whatever the autocast state: there are few groups, and a
-        sinusoid of the timestep rounded to bf16 no longer tells neighbouring timesteps apart.
+        Computed in the parameters' precision, whatever the autocast state: there are few groups, and a sinusoid of the
+        timestep rounded to bf16 no longer distinguishes neighbouring timesteps.
 
-        Raises :class:`~tide.errors.TideError` if conditioning is missing, or given where the model has none.
+        Raises :class:`~tide.errors.TideError` if conditioning is missing, or given although the model has none.
         """
         config = self.config
         if config.conditioned != (conditioning is not None):

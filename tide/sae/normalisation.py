@@ -1,4 +1,4 @@
-"""Mean and variance of each channel of activations, and which activations are no basis to normalise by."""
+"""Mean and variance of each channel of activations, and which activations cannot serve as a basis of normalisation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tide.errors import TideError
 
-#: Rows of which a float64 copy is made at a time.
+#: Rows that are copied to float64 at a time.
 ROWS_AT_ONCE = 8192
-#: What training squares in float32 must neither overflow nor vanish: magnitudes of 1e-19 to 1.8e19.
+#: Training squares values in float32, which must neither overflow nor vanish: magnitudes of 1e-19 to 1.8e19.
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 SMALLEST = math.sqrt(torch.finfo(torch.float32).tiny)
-#: A channel with more than this share of all channels' energy or variance rules every figure.
+#: A channel with more than this share of all channels' energy or variance dominates every figure.
 RULING = 0.5
 
 
@@ -33,7 +33,7 @@ class Moments:
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> Moments:
-        """Of all rows of ``batches``, each ``[N, d_model]``; ``n`` is 0 where there are none."""
+        """The moments of all rows of ``batches``, each ``[N, d_model]``; ``n`` is 0 without rows."""
         found = cls(0, torch.zeros(()).double(), torch.zeros(()).double())
         for batch in batches:
             for part in batch.detach().split(ROWS_AT_ONCE):
@@ -47,7 +47,7 @@ class Moments:
         return cls(len(x), mean.cpu(), ((x - mean).square().sum(0) / n).cpu())
 
     def __add__(self, other: Moments) -> Moments:
-        """Of the rows of both (Chan, Golub and LeVeque, 1979)."""
+        """The moments of the rows of both (Chan, Golub and LeVeque, 1979)."""
         if 0 in (self.n, other.n):
             return self if other.n == 0 else other
         n = self.n + other.n
@@ -61,21 +61,21 @@ class Moments:
         return self.variance + self.mean.square()
 
     def warning(self, *, centre: bool = False) -> str | None:
-        """One line where one channel holds more than half of all channels' variance, or, without ``centre``, where one
-        channel or all channels' means hold more than half of the energy; else None. Of one or two channels one always
-        does."""
+        """One line if a single channel holds more than half of all channels' variance, or, without ``centre``, if a
+        single channel or all channels' means hold more than half of the energy; else None. Fewer than three channels
+        get no warning: one of them always holds half."""
         if len(self.mean) < 3:
             return None
         channel, share = _largest(self.variance)
         if share > RULING:
             return (
-                f"channel {channel} holds {share:.0%} of the variance of the activations, so that every figure tells "
-                "mostly of it; look at the other channels on their own, or take another block"
+                f"channel {channel} holds {share:.0%} of the variance of the activations, so every figure describes "
+                "mostly this channel; look at the other channels on their own, or take another block"
             )
         holder = None if centre else self._holder_of_energy()
         return holder and (
-            f"{holder} of the energy (mean square) of the activations, so that a cosine, or an MSE over the energy, "
-            "tells mostly of that; compare explained variances (training with centre=true subtracts the means)"
+            f"{holder} of the energy (mean square) of the activations, so a cosine, or an MSE over the energy, "
+            "describes mostly that; compare explained variances (training with centre=true subtracts the means)"
         )
 
     def _holder_of_energy(self) -> str | None:
@@ -97,8 +97,8 @@ def measured(batches: Iterable[Tensor], *, centre: bool) -> tuple[Moments, float
     """The first activations' moments, and the scale to divide them by: the root of the mean over channels of their
     energy, or with ``centre`` of their variance.
 
-    Raises :class:`~tide.errors.TideError` where there are no rows, or values that are not finite, or so large or so
-    small that float32 does not hold their squares, or nothing but zeros, or with ``centre`` rows that are all equal.
+    Raises :class:`~tide.errors.TideError` without rows, for values that are not finite or whose squares float32 cannot
+    hold, for nothing but zeros, and with ``centre`` for rows that are all equal.
     """
     batches = list(batches)
     peak = max((_peak(batch) for batch in batches), default=math.nan)
@@ -110,10 +110,10 @@ def measured(batches: Iterable[Tensor], *, centre: bool) -> tuple[Moments, float
     moments = Moments.of(batches)
     scale = float((moments.variance if centre else moments.energy).mean().sqrt())
     if peak == 0:
-        raise TideError("the first activations are all 0, so that there is nothing to learn; take another block")
+        raise TideError("the first activations are all 0, so there is nothing to learn; take another block")
     if scale == 0:
         raise TideError(
-            f"the first activations ({moments.n} rows) are all equal, so that centring leaves nothing; "
+            f"the first activations ({moments.n} rows) are all equal, so centring leaves nothing; "
             "collect from more images or timesteps, or train with centre=false"
         )
     if peak > LARGEST or scale < SMALLEST:
@@ -125,7 +125,7 @@ def measured(batches: Iterable[Tensor], *, centre: bool) -> tuple[Moments, float
 
 
 def _peak(x: Tensor) -> float:
-    """The largest magnitude; NaN or inf if a value is none, NaN of no values."""
+    """The largest magnitude; inf if a value is not finite, NaN without values."""
     if x.numel() == 0:
         return math.nan
     # A maximum does not always pass NaN on to Python's max.

@@ -13,7 +13,7 @@ class Revival:
     """Keeps, per latent, the number of tokens since it last fired, and resets latents silent for too long.
 
     A dead latent restarts at the direction of the residual of a token of the batch, drawn with a probability in
-    proportion to its squared error, so that badly reconstructed tokens are served first and yet no two latents start
+    proportion to its squared error, so that badly reconstructed tokens are served first, and no two latents start
     alike. Its decoder row is that unit direction; its encoder row is tied to it, at a fifth of the living rows' mean
     norm, and its bias is zero, so that it enters the code gently; its optimiser moments are cleared.
     """

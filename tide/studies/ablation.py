@@ -113,7 +113,7 @@ def _cell(bench: Bench, config: TrainConfig, variant: str, seed: int, sizes: Siz
 
         def error(model: TIDE) -> float:
             with inference(model):
-                x_hat = model(rows.x, rows.timestep, rows.conditioning, rows.group)
+                x_hat = model(rows.x, rows.position)
             return float((rows.x - x_hat).square().mean()) / bench.scale**2
 
         def watch(model: TIDE, step: int) -> None:
@@ -148,7 +148,7 @@ def roughness(model: TIDE, pool: ActivationPool) -> float:
     moved, energy = 0.0, 0.0
     with inference(model):
         for batch in pool.once():
-            z = model.encode(batch.x, batch.timestep, batch.conditioning, batch.group).dense(model.n_latents)
+            z = model.encode(batch.x, batch.position).dense(model.n_latents)
             moved += float((z[::2] - z[1::2]).square().sum())
             energy += float(z[::2].square().sum())
     return moved / energy

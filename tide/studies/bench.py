@@ -205,9 +205,9 @@ class Bench:
             ticks: list[float] = []
             for batch in islice(pool.from_step(0), 1 + TIMED_STEPS):
                 if not ticks:
-                    model.calibrate(batch.x, batch.timestep, batch.conditioning, batch.group)
+                    model.calibrate(batch.x, batch.position)
                 ticks.append(time.perf_counter())
-                loss = model.loss(batch.x, batch.timestep, batch.conditioning, batch.group, paired=batch.paired)
+                loss = model.loss(batch.x, batch.position, paired=batch.paired)
                 loss.total.backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -119,7 +119,7 @@ def explained_without(model: TIDE, pool: ActivationPool, channel: int) -> float:
     error, moments = 0.0, Moments.of([])
     with inference(model):
         for batch in pool.once():
-            x_hat = model(batch.x, batch.timestep, batch.conditioning, batch.group)
+            x_hat = model(batch.x, batch.position)
             error += float((batch.x - x_hat)[:, kept].double().square().sum())
             moments = moments + Moments.of([batch.x[:, kept]])
     return 1 - error / moments.n / float(moments.variance.sum())

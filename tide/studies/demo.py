@@ -15,6 +15,7 @@ from tide.adapters import Adapter, adapter_for
 from tide.evaluation.comparison import compare_losses
 from tide.files import write_json
 from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
+from tide.pictures import to_uint8
 from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
 from tide.scenes.judge import Judge, load_judge
@@ -22,7 +23,7 @@ from tide.scenes.pipeline import load_pipeline
 from tide.scenes.scene import prompts, scenes
 from tide.studies.bench import fit_pca, prepared_scenes, reconstruction_table, scene_pool
 from tide.studies.compare import equal_preservation
-from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts, to_uint8
+from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
 from tide.studies.methods import Editor
 from tide.studies.models import check_replaceable, train
 from tide.studies.options import Stages

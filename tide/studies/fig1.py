@@ -23,14 +23,14 @@ from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
+from tide.pictures import heat_overlay, to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
 from tide.studies.bench import Bench
-from tide.studies.figures import heat_overlay
 from tide.studies.grid import Result
-from tide.studies.mask_concepts import measure_concepts, to_uint8
+from tide.studies.mask_concepts import measure_concepts
 from tide.studies.models import Models
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tide import charts
+from tide.pictures import to_uint8
 from tide.scenes.scene import prompts
 from tide.studies.edit_study import Edits
-from tide.studies.mask_concepts import to_uint8
 from tide.studies.methods import METHODS, Editor
 from tide.studies.options import Options
 from tide.studies.references import nearest_references

@@ -21,6 +21,7 @@ from tide.interpretation.concepts import (
     mean_latents,
     pooled_latents,
 )
+from tide.pictures import to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.render import render
@@ -155,8 +156,3 @@ def heat_map(
         "truth": [render(found.scenes[i]).masks.get(concept, np.zeros(size, bool)) for i in chosen],
         "maps": [image_mask(maps[i], grid, size).numpy() for i in chosen],
     }
-
-
-def to_uint8(image: Tensor) -> np.ndarray:
-    """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
-    return ((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()

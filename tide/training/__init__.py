@@ -1,7 +1,22 @@
-"""Training: configuration, schedules and the trainer."""
+"""Training: configuration, schedules, the trainer, and what it trains on."""
 
 from tide.training.config import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
+from tide.training.sources import Job, from_pool, from_stores, live
 from tide.training.state import is_trained
+from tide.training.to_checkpoint import train
 from tide.training.trainer import Trainer, build_model
 
-__all__ = ["LossConfig", "ProgressiveK", "RevivalConfig", "TrainConfig", "Trainer", "build_model", "is_trained"]
+__all__ = [
+    "Job",
+    "LossConfig",
+    "ProgressiveK",
+    "RevivalConfig",
+    "TrainConfig",
+    "Trainer",
+    "build_model",
+    "from_pool",
+    "from_stores",
+    "is_trained",
+    "live",
+    "train",
+]

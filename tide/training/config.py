@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.messages import one_line
+from tide.sae.config import ModelOptions, TIDEConfig
+from tide.sae.modulation import ModulationConfig
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
@@ -66,19 +68,18 @@ class RevivalConfig:
         _check_range(self, ("every",), 0)
 
 
-@dataclass
-class TrainConfig:
-    """How a TIDE is trained.
+@dataclass(frozen=True)
+class TrainConfig(ModelOptions):
+    """How a TIDE is trained: the model's own options (:class:`~tide.sae.ModelOptions`), its sizes, and the schedule.
 
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
-    ``modulation=False`` trains the plain SAE. ``modulation_init`` "identity" copies the embedding of the timestep from
-    the model and starts with scale and shift zero, as the plain SAE; "adaln" copies the block's scale and shift, too;
-    "random" copies nothing. ``undo`` inverts the modulation at the output, and ``activation`` replaces TopK
-    (:mod:`tide.sae.activation`), whose penalty then has the weight ``loss.sparsity`` (``bandwidth`` is JumpReLU's);
-    both train more slowly. ``centre`` subtracts each channel's mean over the first batches (docs/normalisation.md).
+    ``modulation=False`` trains the plain SAE; ``pre_norm`` and ``undo`` then have no effect. ``modulation_init``
+    "identity" copies the timestep embedding from the diffusion model and starts with scale and shift zero, like the
+    plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An ``activation`` other than
+    TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as ``undo`` does.
     ``batch_tokens`` is the number of rows of a step.
 
-    ``lr`` None is :data:`LR_SHARE` / sqrt(d); the modulation, whose embedding is trained already, learns at
+    ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
     ``modulation_lr`` times that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence
     more than half of them.
     """
@@ -87,11 +88,6 @@ class TrainConfig:
     modulation_init: Literal["identity", "adaln", "random"] = "identity"
     modulation_chunk: Literal["msa", "mlp"] = "msa"
     modulation_trainable: bool = True
-    pre_norm: Literal["none", "layernorm"] = "none"
-    undo: bool = False
-    activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
-    bandwidth: float = 0.3
-    centre: bool = False
     expansion: int = 16
     density: float = 0.05
     n_latents: int | None = None
@@ -116,11 +112,12 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_choices(self)
         _check_range(self, ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"), 1)
         _check_range(self, ("warmup", "final_lr"), 0, 1)
         _check_range(self, ("weight_decay",), 0)
-        for name in ("lr", "modulation_lr", "clip", "bandwidth"):
+        for name in ("lr", "modulation_lr", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TideError(f"{name} = {value} must be positive")
@@ -128,8 +125,8 @@ class TrainConfig:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
         if self.modulation and self.modulation_init == "identity" and not self.modulation_trainable:
             raise TideError(
-                "a modulation that starts as the identity and is not trained is none; set modulation_init = adaln, or "
-                "modulation = false"
+                "a modulation that starts as the identity and is not trained has no effect; "
+                "set modulation_init = adaln, or modulation = false"
             )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")
@@ -142,12 +139,21 @@ class TrainConfig:
             raise TideError(f"k = {k} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
         return n_latents, k
 
+    def model_config(self, d_model: int, modulation: ModulationConfig | None, **trained_on: Any) -> TIDEConfig:
+        """The config of the model to train, for activations of width ``d_model``; ``trained_on`` says where they come
+        from (family, pipeline, block, tensor)."""
+        n_latents, k = self.sizes(d_model)
+        options = {option.name: getattr(self, option.name) for option in fields(ModelOptions)}
+        if modulation is None:
+            options |= {"pre_norm": "none", "undo": False}
+        return TIDEConfig(d_model, n_latents, k, modulation, **options, **trained_on)
+
     def learning_rate(self, d_model: int) -> float:
         """The highest of the schedule, for activations of width ``d_model``."""
         return self.lr if self.lr is not None else LR_SHARE / math.sqrt(d_model)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as :meth:`from_dict` takes them."""
+        """Plain values, those of each group in a dictionary of its own, as :meth:`from_dict` takes them."""
         return asdict(self)
 
     @classmethod
@@ -165,7 +171,7 @@ class TrainConfig:
 
 
 def former_defaults() -> dict[str, Any]:
-    """What options were that a configuration lacks because they are newer than it."""
+    """The values of options that a configuration lacks because it is older than they are."""
     return TrainConfig().to_dict()
 
 

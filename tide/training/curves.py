@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written in this thread: a disk that is full ends the curves and nothing else."""
+"""TensorBoard's event files, written in this thread: a full disk ends the curves, not the training."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NUMBERS = itertools.count()
 class Curves:
     """Writes scalars by step to a new event file in ``folder``.
 
-    The file says that what earlier ones hold from ``step`` on is void: whoever was killed logged it after its last
-    checkpoint. A failure to write is a warning, given once; what was written whole before can be read.
+    The file voids what earlier files hold from ``step`` on: a run that was killed logged it after its last checkpoint.
+    A failure to write gives one warning; everything written before stays readable.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -63,14 +63,14 @@ class Curves:
     def _end(self, error: OSError) -> None:
         self.close()
         warnings.warn(
-            f"the curves in {self.folder} end here ({error.strerror or error}); the training goes on, and "
+            f"the curves in {self.folder} end here ({error.strerror or error}); the training continues, and "
             "training.json holds them, too",
             stacklevel=2,
         )
 
 
 class _Whole:
-    """A file each of whose writes is whole or an error."""
+    """A file that writes all bytes of a call, or raises."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,25 +1,19 @@
-"""Whether a machine can hold a training, before anything of it is built."""
+"""Checks that a training fits in memory before anything of it is built."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
 import torch
 
+from tide.devices import device_memory
 from tide.errors import TideError
 from tide.training.config import TrainConfig
 
-#: Where Linux says how much memory a container may use.
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-
 
 def check_memory(config: TrainConfig, d_model: int) -> None:
-    """Raises :class:`~tide.errors.TideError` where training cannot fit the memory of ``config.device``.
+    """Raises :class:`~tide.errors.TideError` if training cannot fit the memory of ``config.device``.
 
-    Counted is what no backend can do without: in float32 both weights ``[n_latents, d_model]``, their gradient and
-    their two moments, and of a step's rows the activations and their reconstruction. So what passes may still not fit.
+    It counts only what every backend needs: in float32, both weights ``[n_latents, d_model]`` with their gradients and
+    two moments, and the activations and reconstruction of a step's rows. A training that passes may still not fit.
     """
     n_latents, _ = config.sizes(d_model)
     weights, rows = 4 * 4 * 2 * n_latents * d_model, 2 * 4 * config.batch_tokens * d_model
@@ -33,21 +27,6 @@ def check_memory(config: TrainConfig, d_model: int) -> None:
         f"training with {size} of width {d_model} takes {_gigabytes(weights + rows)} of memory at least and "
         f"{config.device} has {_gigabytes(memory)}; lower {remedy}"
     )
-
-
-def device_memory(device: torch.device) -> int | None:
-    """The memory of a device in bytes, or None where it cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
-        return None
-    known = []
-    with contextlib.suppress(OSError, ValueError):
-        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):
-            known.append(int(limit.read_text()))
-    return min((size for size in known if size > 0), default=None)
 
 
 def _gigabytes(size: int) -> str:

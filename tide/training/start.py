@@ -1,4 +1,4 @@
-"""What a training starts from: mean and scale of the first batches, which are then trained on like all others."""
+"""Calibrates a model on the first batches, which are then trained on like all others."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from itertools import chain, islice
 from tide.activations.batch import ActivationBatch
 from tide.sae.model import TIDE
 
-#: A channel's mean is of the first batches: this many, and more until they hold this many rows. It is then off by a
-#: hundredth of the channel's deviation where rows are independent.
+#: A channel's mean is taken over the first batches: at least this many, and enough to hold this many rows. If rows are
+#: independent, its error is then a hundredth of the channel's deviation.
 MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
 def started(model: TIDE, batches: Iterator[ActivationBatch], steps: int) -> Iterator[ActivationBatch]:
-    """Calibrates ``model`` on the first of ``batches``, at most ``steps``, and hands them and the others on.
+    """Calibrates ``model`` on the first of ``batches``, at most ``steps``; returns all batches, these included.
 
-    Of no batches nothing is known, and the model stays as it is. Warns where one channel rules the activations.
+    Without batches the model stays as it is. Warns if one channel dominates the activations.
     """
     first = list(_first(batches, steps, centre=model.config.centre))
     if not first:
         return batches
     start = first[0].to(model.W_enc.device)
-    where = (start.timestep, start.conditioning, start.group)
-    moments = model.calibrate(start.x, *where, more=[batch.x for batch in first[1:]])
+    moments = model.calibrate(start.x, start.position, more=[batch.x for batch in first[1:]])
     if warning := moments.warning(centre=model.config.centre):
         warnings.warn(warning, stacklevel=3)
     return chain(first, batches)

@@ -1,4 +1,4 @@
-"""What a training leaves on disk: the checkpoint, ``training.json``, and the state that it goes on from."""
+"""What a training leaves on disk: the checkpoint, ``training.json``, and the state that it resumes from."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tide.files import (
 )
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
-from tide.provenance import first_difference
+from tide.provenance import check_unchanged, first_difference
 from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
-from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide.training.config import TrainConfig, former_defaults
 
@@ -34,7 +34,7 @@ TRAINING = "training.json"
 RESUME = "resume"
 STATE = Path(RESUME, "state.safetensors")
 
-#: Options that a resumed training may have otherwise. Another number of steps changes the schedules.
+#: Options that may differ in a resumed training. Another number of steps changes the schedules.
 FREE = ("device", "log_every", "checkpoint_every", "steps")
 _REMEDY = "the resume state is damaged or of another run, train into another folder"
 _SAME = "use the same configuration or another folder"
@@ -49,7 +49,7 @@ class Length(TypedDict):
 
 
 class Record(TypedDict):
-    """``training.json``: configuration, curves, the model's shape, what it is trained on, and changed lengths."""
+    """``training.json``: configuration, curves, the model's config, the data, and changes of length."""
 
     config: dict[str, Any]
     history: list[dict[str, float | None]]
@@ -66,7 +66,7 @@ class _Progress(TypedDict):
 
 @dataclass
 class State:
-    """All that a training goes on from.
+    """Everything that a training resumes from.
 
     ``moments`` are AdamW's ``step``, ``exp_avg`` and ``exp_avg_sq`` by the number of the parameter, of those that have
     had a gradient; ``silent_for`` is int64 ``[n_latents]``.
@@ -85,11 +85,11 @@ def holds_training(out: Path) -> bool:
     return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE))
 
 
-def write(out: Path, model: TIDE, state: State) -> None:
+def write(out: Path, config: TIDEConfig, state: State) -> None:
     """Writes everything in one step.
 
-    The resume state, which is whole in itself, gets its name first and ``training.json`` last: a run that is killed
-    between two of them goes on from the state, and one that ``training.json`` calls finished is.
+    The resume state, which is complete in itself, is renamed into place first and ``training.json`` last: a run that is
+    killed in between resumes from the state, and a run that ``training.json`` calls finished is finished.
 
     Raises :class:`~tide.errors.TideError`, and leaves everything as it was, for numbers that are not finite.
     """
@@ -104,7 +104,7 @@ def write(out: Path, model: TIDE, state: State) -> None:
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
-    replace_files({**files, **checkpoint_files(model, out), out / TRAINING: json_writer(state.record)})
+    replace_files({**files, **checkpoint_files(config, state.model, out), out / TRAINING: json_writer(state.record)})
 
 
 def _named(state: State) -> dict[str, Tensor]:
@@ -116,24 +116,24 @@ def _named(state: State) -> dict[str, Tensor]:
 
 
 class Found(NamedTuple):
-    """What a state says of itself, before its tensors are read."""
+    """What a state says about itself, before its tensors are read."""
 
     step: int
     revived: int
-    #: The numbers of the parameters with moments; in states of older versions, which do not list them, all have some.
+    #: The numbers of the parameters with moments; None in states of older versions, where all parameters have them.
     moments: list[int] | None
     record: Record
 
 
 def find(out: Path) -> Found | None:
-    """The state in ``out``, or None where no training has saved anything.
+    """The state in ``out``, or None if no training has saved anything there.
 
     Raises :class:`~tide.errors.TideError` for a state that is damaged, and for a checkpoint whose state is gone.
     """
     path = out / STATE
     if not path.exists():
         if holds_training(out):
-            raise TideError(f"{out} holds a checkpoint and no {STATE} to go on from; train into another folder")
+            raise TideError(f"{out} holds a checkpoint and no {STATE} to resume from; train into another folder")
         return None
     with open_tensors(path) as file:
         stored = file.get_tensor("record") if "record" in file.keys() else None
@@ -146,7 +146,7 @@ def find(out: Path) -> Found | None:
 
 
 def _record(out: Path, stored: Tensor | None) -> Record:
-    """What ``training.json`` held when the state was written; states of older versions leave it to that file."""
+    """What ``training.json`` held when the state was written; for states of older versions, what it holds now."""
     if stored is None:
         where, record = out / TRAINING, read_json(out / TRAINING, Record)
     else:
@@ -161,8 +161,8 @@ def _record(out: Path, stored: Tensor | None) -> Record:
 def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
     """The state that was found in ``out``.
 
-    ``model`` and ``parameters``, those of the optimiser in its order, say what its tensors must be like. Raises
-    :class:`~tide.errors.TideError` for others.
+    Its tensors must match ``model`` and ``parameters``, those of the optimiser in its order. Raises
+    :class:`~tide.errors.TideError` if they do not.
     """
     path = out / STATE
     tensors = read_tensors(path)
@@ -219,17 +219,18 @@ def _parsed(text: str | bytes, kind: Any, where: str) -> Any:
 def check_same(out: Path, record: Record, config: TrainConfig, model: TIDEConfig, source: Any) -> None:
     """Raises :class:`~tide.errors.TideError`, naming what changed, unless ``record`` is of the same training.
 
-    That is one by ``config``, but for the options of :data:`FREE`, of a model like ``model``, on ``source``; a source
-    that either of them does not state is not compared.
+    The same training has the options of ``config``, except for :data:`FREE`, a model like ``model``, and the same
+    ``source``; sources are compared only if both are stated.
     """
-    if found := first_difference(_fixed(record["config"]), _fixed(config.to_dict()), former_defaults()):
-        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
-    before = _model_options(record.get("model") or read_config(out))
-    if found := first_difference(before, _model_options(asdict(model)), _model_defaults(before)):
-        raise TideError(f"{out} was started with other options ({found}); {_SAME}")
+    other = f"{out} was started with other options"
+    fixed = _fixed(record["config"]), _fixed(config.to_dict())
+    check_unchanged(*fixed, other, remedy=_SAME, defaults=former_defaults())
+    before, now = _model_options(record.get("model") or read_config(out)), _model_options(asdict(model))
+    check_unchanged(before, now, other, remedy=_SAME, defaults=_model_defaults(before))
     made = record.get("source")
-    if made is not None and source is not None and (found := first_difference(made, source)):
-        raise TideError(f"{out} was trained on other data ({found}); give the same data, or train into another folder")
+    if made is not None and source is not None:
+        remedy = "give the same data, or train into another folder"
+        check_unchanged(made, source, f"{out} was trained on other data", remedy=remedy)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_trained(out: Path, config: TrainConfig) -> bool:
-    """Whether ``out`` holds a training by ``config``, but for device and the like, that came to its end."""
+    """Whether ``out`` holds a finished training with the options of ``config``, except for device and the like."""
     if not (out / TRAINING).is_file():
         return False
     record: Record = read_json(out / TRAINING, Record)
@@ -247,7 +248,7 @@ def is_trained(out: Path, config: TrainConfig) -> bool:
 
 
 def _model_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a model's config what has to stay the same: a pipeline may move to another folder."""
+    """The part of a model's config that must stay the same: a pipeline may move to another folder."""
     return {
         each.name: config[each.name] for each in fields(TIDEConfig) if each.name in config and each.name != "pipeline"
     }

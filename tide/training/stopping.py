@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: the step is finished first, and a second signal ends at once."""
+"""Ctrl-C and SIGTERM during a training: the first signal lets the step finish, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """What the signals have asked for. ``asked`` is the first one's number."""
+    """What the signals have asked for. ``asked`` is the number of the first signal."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -27,7 +27,7 @@ class Stop:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A time in which nothing is half done: the first signal ends it at once."""
+        """A time in which no step is half done, so the first signal ends it at once."""
         self.check()
         self._waits = True
         try:
@@ -45,7 +45,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Handles both signals while the block runs, and gives their former handlers back.
+    """Handles both signals while the block runs, then restores their former handlers.
 
     A signal that is ignored stays ignored. Outside the main thread, where Python allows no handlers, none is set.
     """

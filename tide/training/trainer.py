@@ -20,7 +20,7 @@ from tide.adapters.base import Adapter
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
-from tide.sae.model import TIDE, TIDEConfig
+from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
@@ -31,16 +31,15 @@ from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
-from tide_kernels import LossWeights
+from tide_kernels import LossTerms, LossWeights
 
-#: Batches, or a function of the first step that yields them, so that a resumed run goes on where it stopped.
+#: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 
 def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
     check_memory(config, adapter.d_model)
-    n_latents, k = config.sizes(adapter.d_model)
     modulation: Modulation | None = None
     if config.modulation:
         modulation = adapter.modulation(block, chunk=config.modulation_chunk)
@@ -48,26 +47,15 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
             modulation.start_as_identity()
         elif config.modulation_init == "random":
             modulation = Modulation.random(modulation.config, torch.Generator().manual_seed(config.seed))
-    model = TIDE(
-        TIDEConfig(
-            d_model=adapter.d_model,
-            n_latents=n_latents,
-            k=k,
-            modulation=None if modulation is None else modulation.config,
-            pre_norm=config.pre_norm if config.modulation else "none",
-            undo=config.undo and config.modulation,
-            activation=config.activation,
-            bandwidth=config.bandwidth,
-            centre=config.centre,
-            family=adapter.family,
-            pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
-            block=block,
-            tensor=tensor,
-        ),
-        modulation,
-        backend=config.backend,
-        seed=config.seed,
+    model_config = config.model_config(
+        adapter.d_model,
+        None if modulation is None else modulation.config,
+        family=adapter.family,
+        pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
+        block=block,
+        tensor=tensor,
     )
+    model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
     if model.modulation is not None:
         model.modulation.requires_grad_(config.modulation_trainable)
     return model
@@ -88,7 +76,7 @@ class Trainer:
     """Trains ``model`` and writes it to the folder ``out``.
 
     ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
-    curves), ``tensorboard/`` and, beside them, ``resume/`` (optimiser state), from which :meth:`fit` goes on.
+    curves), ``tensorboard/`` and ``resume/`` (optimiser state), from which :meth:`fit` resumes.
     """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
@@ -125,23 +113,22 @@ class Trainer:
     ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
 
-        With ``resume`` it goes on from ``out``'s last checkpoint, if there is one, and the result is the same as of a
-        run that was not interrupted where ``batches`` is a function of the first step. An iterable is read from its
-        beginning. A resumed run may have more steps: from where it goes on, learning rate and k follow the schedules
-        of the new number, and ``training.json`` says so (``lengths``). The first batches, which the model starts from,
-        are read ahead.
+        With ``resume`` it resumes from the last checkpoint in ``out``, if there is one. If ``batches`` is a function of
+        the first step, the result equals that of an uninterrupted run; an iterable is read from its beginning. A
+        resumed run may have more steps: from then on learning rate and k follow the schedules of the new number, which
+        ``training.json`` records (``lengths``). The first batches, which calibrate the model, are read ahead.
 
         ``watch`` is called before every step with the model and the number of steps made.
 
-        ``source`` describes the data, as JSON (of a store, for example, its fingerprint). It is kept in
-        ``training.json``, and resuming on data that are described otherwise is refused.
+        ``source`` describes the data, as JSON (for a store, for example, its fingerprint). It is kept in
+        ``training.json``, and resuming on other data is refused.
 
-        Ctrl-C and SIGTERM end it after the step, with a checkpoint; a second one ends it at once. ``out`` is locked
-        while it runs.
+        After Ctrl-C or SIGTERM the step is finished and a checkpoint written; a second signal ends the training at
+        once. ``out`` is locked meanwhile.
 
         Raises :class:`~tide.errors.TideError` for activations or losses that are not finite, if the batches end
         early, if another training writes to ``out``, and for a state that does not fit;
-        :class:`~tide.errors.Interrupted` after a signal. What was checkpointed before an error stays.
+        :class:`~tide.errors.Interrupted` after a signal. The last checkpoint before an error stays.
         """
         refuse_ranks()
         with new_folders(self.out), lock_folder(self.out), stop_signals() as stop:
@@ -181,7 +168,7 @@ class Trainer:
             curves: Curves | None = None
             while self.step < self.config.steps:
                 batch = self._next(stream, stop).to(self.config.device)
-                if curves is None:  # not before the first batch: faulty data leave no half-made folder
+                if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
                 if watch is not None:
                     watch(self.model, self.step)
@@ -212,40 +199,19 @@ class Trainer:
         return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
 
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
+        """One update of the weights; the step's figures."""
         config, model = self.config, self.model
-        x = batch.x.float()
-        where = (batch.timestep, batch.conditioning, batch.group)
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        weights = config.loss
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            terms = model.loss(
-                x,
-                *where,
-                paired=batch.paired,
-                k=k,
-                weights=LossWeights(
-                    mse=weights.mse,
-                    cosine=weights.cosine,
-                    temporal=weights.temporal if batch.paired else 0.0,
-                    sparsity=weights.sparsity,
-                    auxk=weights.auxk,
-                ),
-                s_target=weights.s_target * k / model.n_latents,
-                delta=weights.delta,
-                dead=self.revival.dead.to(x.device) if weights.auxk else None,
-                k_aux=weights.k_aux if weights.auxk else 0,
-            )
-        loss = terms.total + weights.reg * model.regularisation() if weights.reg else terms.total
+        x = batch.x.float()
+        terms = self._loss(x, batch, k)
+        loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
-            batch.check_finite(f"block {model.config.block}")
-            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
-            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+        self._check_finite(batch, loss, norm)
         self.optimizer.step()
         self._revive(batch, terms.fired, x)
         return {
@@ -260,6 +226,34 @@ class Trainer:
             "silent": (terms.fired == 0).float().mean(),
         }
 
+    def _loss(self, x: Tensor, batch: ActivationBatch, k: int) -> LossTerms:
+        """The loss of ``x``, the batch's rows in float32, without its regularisation."""
+        weights = self.config.loss
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model.loss(
+                x,
+                batch.position,
+                paired=batch.paired,
+                k=k,
+                weights=LossWeights(
+                    mse=weights.mse,
+                    cosine=weights.cosine,
+                    temporal=weights.temporal if batch.paired else 0.0,
+                    sparsity=weights.sparsity,
+                    auxk=weights.auxk,
+                ),
+                s_target=weights.s_target * k / self.model.n_latents,
+                delta=weights.delta,
+                dead=self.revival.dead.to(x.device) if weights.auxk else None,
+                k_aux=weights.k_aux if weights.auxk else 0,
+            )
+
+    def _check_finite(self, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> None:
+        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
+            batch.check_finite(f"block {self.model.config.block}")
+            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
+            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
         self.revival.count(fired, len(x))
         every = self.config.revival.every
@@ -268,7 +262,7 @@ class Trainer:
         if not every or late or (self.step + 1) % every or not bool(self.revival.dead.any()):
             return
         with torch.no_grad():
-            x_hat = self.model(x, batch.timestep, batch.conditioning, batch.group)
+            x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
@@ -298,11 +292,8 @@ class Trainer:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
-        write(
-            self.out,
-            self.model,
-            State(self.step, self.revived, record, weights, moments, self.revival.silent_for),
-        )
+        state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for)
+        write(self.out, self.model.config, state)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:
@@ -334,5 +325,5 @@ class Trainer:
 
 
 def _finite(entry: dict[str, float]) -> dict[str, float | None]:
-    """What is no number, as the explained variance of rows that do not vary, is null in JSON."""
+    """A value that is not finite, such as the explained variance of rows that do not vary, is null in JSON."""
     return {name: value if math.isfinite(value) else None for name, value in entry.items()}

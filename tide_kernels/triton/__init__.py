@@ -1,7 +1,7 @@
 """The Triton backend: CUDA and ROCm GPUs, and Triton's interpreter for tests.
 
-One file a family of primitives, kernels above the functions that launch them; the contracts are those of
-`tide_kernels.reference`. `configs` has the launch configurations, `specs` what is compiled ahead of time.
+Each file holds a family of primitives: first the kernels, then the functions that launch them. The contracts are
+those of `tide_kernels.reference`. `configs` has the launch configurations, `specs` what is compiled ahead of time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MOST_LATENTS = 2**20  # offsets within a tile of 128 rows are 32 bits wide
 
 
 def unavailable() -> str | None:
-    """Why no kernel can run on this machine, or None."""
+    """Why this backend cannot run on this machine at all, or None."""
     if launch.INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no CUDA or ROCm device (TRITON_INTERPRET=1, set before Python starts, runs tests without one)"
@@ -58,7 +58,7 @@ def only_by_name() -> str | None:
 
 
 def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) -> str | None:
-    """Why such a problem cannot be served, or None."""
+    """Why this backend cannot serve such a problem, or None."""
     if dtype == torch.float64:
         return "it has no float64 kernels: use float32 or backend='reference'"
     if n_latents > _MOST_LATENTS:
@@ -76,5 +76,5 @@ def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) ->
 
 def dense_above(device: torch.device) -> float:
     """The density k / n_latents above which masked matrix products beat gathers."""
-    # Where an H200's gather bandwidth and matrix products should break even: an estimate, not a measurement.
+    # An estimate, not a measurement, from an H200's gather bandwidth and rate of matrix products.
     return 0.006

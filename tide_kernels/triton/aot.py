@@ -1,9 +1,9 @@
-"""Compiles the kernels for GPUs that need not be there, and reads what became of them.
+"""Compiles the kernels ahead of time, without a GPU, and checks the results.
 
 ``python -m tide_kernels.triton.aot`` takes one record of each kernel for sm_90 and a sample for the other
-architectures; ``--all`` takes the whole table. It fails if a kernel does not compile, spills registers, wants
-more shared memory than there is (Triton compiles such kernels without a word), drops a NaN in a float maximum
-or minimum, or adds floats atomically, whose order changes from run to run.
+architectures; ``--all`` takes the whole table. It fails if a kernel does not compile, spills registers, needs
+more shared memory than there is (Triton compiles such kernels silently), drops a NaN in a float maximum
+or minimum, or adds floats atomically, in an order that changes from run to run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from tide_kernels.triton.launch import INTERPRETED
 from tide_kernels.triton.specs import ARCHS, Spec, collect
 
-# Bytes of shared memory that a program may have.
+# Bytes of shared memory that a program may use.
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 _TARGETS = {
@@ -45,7 +45,7 @@ _FLOAT_ATOMIC = re.compile(rf"\b(?:red|atom)\.[\w.:]*add[\w.:]*\.{_FLOATS}\b")
 
 @dataclass(frozen=True)
 class Report:
-    """What one record compiled to."""
+    """The outcome of compiling one record."""
 
     name: str
     arch: str
@@ -74,7 +74,7 @@ def examine(spec: Spec) -> Report:
     begin = time.perf_counter()
     try:
         kernel = compile_spec(spec)
-    except Exception as error:  # the compiler raises what it likes, and that is a finding
+    except Exception as error:  # the compiler may raise anything, and that is a finding
         reason = " ".join(str(error).split()) or type(error).__name__
         return Report(spec.name, spec.arch, spec.options, complaints=(f"does not compile: {reason[:300]}",))
     if spec.arch.startswith("gfx"):
@@ -86,7 +86,7 @@ def examine(spec: Spec) -> Report:
     if spills:
         complaints.append(f"spills {spills} {'registers' if spec.arch.startswith('gfx') else 'bytes a thread'}")
     if shared > SHARED_LIMIT[spec.arch]:
-        complaints.append(f"wants {shared} bytes of shared memory, {spec.arch} has {SHARED_LIMIT[spec.arch]}")
+        complaints.append(f"needs {shared} bytes of shared memory, {spec.arch} has {SHARED_LIMIT[spec.arch]}")
     seconds = time.perf_counter() - begin
     return Report(spec.name, spec.arch, spec.options, registers, spills, shared, seconds, tuple(complaints))
 
@@ -99,7 +99,7 @@ def _complaints_about_ptx(ptx: str) -> Iterator[str]:
 
 
 def _resources_of_cubin(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory, of a thread: these kernels have none but for spills."""
+    """Registers of a thread, and its bytes of stack and local memory, which these kernels use only for spills."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -120,8 +120,8 @@ def _resources_of_amdgcn(assembly: str) -> tuple[int, int]:
 
 
 def sample(specs: Sequence[Spec]) -> list[Spec]:
-    """One record of each kernel for sm_90, and of every third kernel, another third each, for the other
-    architectures."""
+    """One record of each kernel for sm_90; for each other architecture, one of every third kernel, a different third
+    each."""
     by_kernel: dict[str, dict[str, list[Spec]]] = {}
     for spec in specs:
         by_kernel.setdefault(spec.kernel.__name__, {}).setdefault(spec.arch, []).append(spec)
@@ -139,11 +139,11 @@ def _examine_at(place: int) -> Report:
 
 
 def examine_all(specs: Sequence[Spec], processes: int) -> Iterator[Report]:
-    """The reports, in order, as they are ready."""
+    """The reports in order, each as soon as it is ready."""
     if processes == 1:
         yield from map(examine, specs)
         return
-    # Kernels do not travel between processes, their places in the whole table do.
+    # Kernels cannot be sent to other processes; their positions in the whole table can.
     place = {id(record): i for i, record in enumerate(collect())}
     places = [place[id(spec)] for spec in specs]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -163,7 +163,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tide_kernels.triton.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every record instead of one of each kernel")
     parser.add_argument("--arch", nargs="+", choices=ARCHS, default=list(ARCHS), help="only these architectures")
-    parser.add_argument("--kernel", help="only records whose name has this in it")
+    parser.add_argument("--kernel", help="only records whose names contain this")
     parser.add_argument("--processes", type=int, default=1, help="how many compile at once (default: 1)")
     options = parser.parse_args(None if arguments is None else list(arguments))
     if INTERPRETED:
@@ -181,7 +181,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         print(_row(report), flush=True)
         for complaint in report.complaints:
             print(f"        FAILED: {complaint}", flush=True)
-    print(f"{len(specs) - failed} of {len(specs)} records are fine")
+    print(f"{len(specs) - failed} of {len(specs)} records passed")
     return 1 if failed else 0
 
 

@@ -1,8 +1,8 @@
-"""Launch configurations: a static table, and a file of measured ones that overrides it.
+"""Launch configurations: a static table, and a file of measured entries that override it.
 
 A configuration holds the block sizes of a kernel (upper case: its constexprs), choices of the host (lower
-case) and the compiler's `OPTIONS`. The table is coarse on purpose: by architecture, width of the dtype
-and the one size that matters most, the number of latents for `select` and the width of a token for the rest.
+case) and the compiler's `OPTIONS`. The table is deliberately coarse: it goes by architecture, width of
+the dtype and the one size that matters most: the number of latents for `select`, the width of a token for the rest.
 
 The file is ``$TIDE_KERNELS_CACHE``, or ``tide-kernels/tuned.json`` in the user's cache directory: a JSON
 object of configurations by `key`. It is read when a kernel is first launched, never at import.
@@ -23,12 +23,12 @@ from tide_kernels.dispatch import BackendError
 
 Config = dict[str, int]
 
-OPTIONS = ("num_warps", "num_stages", "maxnreg")  # the compiler's; maxnreg only where given, and not on ROCm
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler; maxnreg is optional, and unknown to ROCm
 INTERPRETER = "interpreter"  # the architecture of Triton's interpreter
 
 
 class Rule(NamedTuple):
-    """Serves architectures that begin with ``arch``, dtypes of ``bits`` (0: any) and sizes up to ``up_to``."""
+    """Applies to architectures that begin with ``arch``, dtypes of ``bits`` (0: any) and sizes up to ``up_to``."""
 
     arch: str
     bits: int
@@ -55,11 +55,11 @@ _PRODUCT = (
     Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3)),
 )
 
-# The first rule that applies is taken. Those of the interpreter are small, so that small tests have several
-# tiles. None of the others was measured: they compile without spills within the shared memory there is.
+# The first rule that applies is taken. The interpreter's blocks are small, so that small tests have several tiles.
+# None of the others was measured: they compile without spills and within the available shared memory.
 _TABLE: dict[str, tuple[Rule, ...]] = {
     # WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
-    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda where it is there.
+    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda if it was built.
     "select": (
         Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
         Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
@@ -75,8 +75,8 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
         Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
     ),
-    # PLACES: weight rows a program has on their way at once; COLUMNS: at most so wide pieces of them, the
-    # width that pads d_model the least.
+    # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
+    # one that pads d_model the least is used.
     "gather": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
         Rule("", 0, 256, _config(1, PLACES=8, COLUMNS=256)),
@@ -102,7 +102,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
     "masked_gradient": (Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3)), *_PRODUCT),
-    # The tile of the product, then ROWS of WORDS candidates at a time.
+    # The tile of the product; then, ROWS by WORDS candidates at a time.
     "encode": (
         Rule(INTERPRETER, 0, _ANY, _tile(16, 32, 32, 4, 1, ROWS=8, WORDS=32)),
         Rule("gfx", 16, _ANY, _tile(64, 64, 64, 8, 2, ROWS=8, WORDS=256)),
@@ -112,16 +112,16 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("gfx", 32, _ANY, _tile(64, 64, 32, 8, 2, ROWS=8, WORDS=128)),
         Rule("", 32, _ANY, _tile(64, 64, 16, 8, 2, ROWS=8, WORDS=128, maxnreg=240)),
     ),
-    # cublas: whether PyTorch's own product is taken where there is one.
+    # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
-    # group_tokens: of fewer tokens a group on average, scale and shift have their gradients by way of x_mod's.
+    # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's.
     "encoder_gradients": (
         Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, group_tokens=4)),
         Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=128)),
         Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=128)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=128)),
     ),
-    # ROWS of COLUMNS at a time.
+    # ROWS by COLUMNS elements at a time.
     "modulate": (
         Rule(INTERPRETER, 0, _ANY, _config(4, ROWS=8, COLUMNS=64)),
         Rule("", 0, _ANY, _config(4, ROWS=4, COLUMNS=512)),
@@ -139,7 +139,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
 
 
 def key(kernel: str, arch: str, dtype: torch.dtype, size: int) -> str:
-    """The name of a configuration in the file. Sizes up to the same power of two share one."""
+    """The name of a configuration in the file. Sizes that round up to the same power of two share one."""
     bucket = 1 << max(size - 1, 0).bit_length()
     return f"{kernel}/{arch}/{str(dtype).removeprefix('torch.')}/{bucket}"
 
@@ -155,20 +155,20 @@ def static(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
 
 @cache
 def lookup(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
-    """The configuration of a launch: the table's, with what the file says about it put in its place.
+    """The configuration of a launch: the table's, overridden by the file's entries.
 
-    Raises `BackendError` for a file that is no such file, or says what no kernel can be launched with.
+    Raises `BackendError` for a file that does not hold launch configurations, or holds an impossible one.
     """
     table, name = static(kernel, arch, dtype, size), key(kernel, arch, dtype, size)
     measured = _measured().get(name, {})
     for entry, value in measured.items():
         if not _is_possible(entry, value, table):
-            raise BackendError(f"{cache_file()}: {entry} of {name} is {value}: delete the file and measure anew")
+            raise BackendError(f"{cache_file()}: {entry} of {name} is {value}: delete the file and measure again")
     return {**table, **measured}
 
 
 def _is_possible(entry: str, value: int, table: Config) -> bool:
-    """Whether a kernel of the table can be launched with the entry: sizes are powers of two, of tensor cores 16 up."""
+    """Whether a kernel can be launched with the entry: sizes are powers of two, at least 16 for tensor cores."""
     if entry == "maxnreg":
         return 16 <= value <= 255
     if entry == "num_stages":
@@ -182,13 +182,13 @@ def _is_possible(entry: str, value: int, table: Config) -> bool:
 
 
 def reload() -> None:
-    """Forgets what was read from the file, for whoever has just written it."""
+    """Forgets what was read from the file. Call this after writing to it."""
     _measured.cache_clear()
     lookup.cache_clear()
 
 
 def cache_file() -> Path:
-    """Where measured configurations are kept."""
+    """The file of measured configurations."""
     if path := os.environ.get("TIDE_KERNELS_CACHE"):
         return Path(path)
     if sys.platform == "darwin":
@@ -206,19 +206,19 @@ def _measured() -> dict[str, Config]:
 
 
 def read(path: Path) -> dict[str, Config]:
-    """The configurations in a file; none if there is no file. Raises `BackendError` for one of another kind."""
+    """The configurations in a file; none if there is no file. Raises `BackendError` if it holds anything else."""
     if not path.exists():
         return {}
     try:
         if not path.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         entries = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise BackendError(f"{path} holds no launch configurations ({reason}): delete it and measure anew") from error
+        raise BackendError(f"{path} holds no launch configurations ({reason}): delete it and measure again") from error
     valid = isinstance(entries, dict) and all(
         isinstance(entry, dict) and all(type(value) is int for value in entry.values()) for entry in entries.values()
     )
     if not valid:
-        raise BackendError(f"{path} is no JSON object of launch configurations: delete it and measure anew")
+        raise BackendError(f"{path} is not a JSON object of launch configurations: delete it and measure again")
     return entries

@@ -1,7 +1,7 @@
 """Products with a masked chunk z ``[C, n]``: an entry is selected where it is not 0, NaN included.
 
 `masked_gradient` is the one product that cuBLAS cannot finish: its epilogue masks, adds the gradients of the
-latents' own loss terms and leaves column sums. A program leaves the sums of its tile, and these are added up
+latents' own loss terms and computes column sums. Each program stores the sums of its tile, and these are added up
 in a fixed order. `decode_dense` and `add_product_` are plain products into float32.
 """
 
@@ -48,8 +48,8 @@ def masked_gradient_kernel(
     mask = (o_token < n_tokens - first_token)[:, None] & m_latent[None, :]
     p_z = z + first_token.to(tl.int64) * n
     o_tile = o_token[:, None] * n + o_latent[None, :]
-    # The latents' own terms come first, one after the other, and the product on top of them: together, at the
-    # end, they would need more registers than there are.
+    # The latents' own terms come first, one after another, and the product is added to them: all at the end would
+    # need more registers than there are.
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if PAIRED:
         code = tl.load(p_z + o_tile, mask=mask, other=0).to(tl.float32)

@@ -1,16 +1,16 @@
-"""The encoder: pre-activations alone (`pre_activations`), and down to the code in one launch (`encode`).
+"""The encoder: the pre-activations alone (`pre_activations`), or the code in a single launch (`encode`).
 
-`encode` keeps of the pre-activations only what may still be selected. A program owns a block of tokens: it
-modulates them, then walks over tiles of latents, and of each tile appends the candidates to a buffer of its
-tokens' own. A candidate is one word, its key (`select`) above its index, inverted: words are distinct, and
-their order is that of the selection contract, ties to the lowest index included. When a tile might not fit
-any more, each row's buffer is cut down to its k largest words, and the least of them sets the bound that
-later words have to exceed. The bound only rises and never passes the k-th largest word of the whole row, so
-nothing is lost: the result is exact for any data. Buffers stay ascending by index all along.
+`encode` keeps only the pre-activations that may still be selected. A program owns a block of tokens: it modulates
+them, then walks over tiles of latents and appends the candidates of each tile to its tokens' buffers. A candidate is
+one word: its key (see `select`) in the high bits, its inverted index in the low ones. Words are distinct, and their
+order is that of the selection contract, ties to the lowest index included. When the next tile might not fit, each
+row's buffer is cut down to its k largest words, and the least of them sets the bound that later words have to exceed.
+The bound only rises and never passes the k-th largest word of the whole row, so the result is exact for any data.
+Buffers stay ascending by index throughout.
 
-Memory: about 1.5 k words a token in flight, where the whole row would be n. Time: the matrix product runs at
-Triton's rate, and appending and cutting are not free, so that product and selection apart are expected to be
-faster wherever a chunk of pre-activations fits the memory; `single_launch` says so until it is measured.
+Memory: about 1.5 k words per token in flight, instead of n for the whole row. Time: the matrix product runs at Triton's
+rate, and appending and cutting take time, so a separate product and selection are expected to be faster wherever a
+chunk of pre-activations fits into memory. It was not measured; until then `single_launch` is never true.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tenso
 
 @triton.jit
 def _pack(pre, o_latent, INFINITY: tl.constexpr, WIDE: tl.constexpr):
-    """Words of pre-activations: the key in the high bits, the index, inverted, in the low ones."""
+    """Words of pre-activations: the key in the high bits, the inverted index in the low ones."""
     NARROW_KEY: tl.constexpr = INFINITY < 0x10000
     SIZE: tl.constexpr = 0x7FFF if NARROW_KEY else 0x7FFFFFFF
     bits = pre.to(tl.int16 if NARROW_KEY else tl.int32, bitcast=True).to(tl.int32)
@@ -87,7 +87,7 @@ def _cut_rows(
             t = low
             searching = fill > k
             while tl.max(searching.to(tl.int32), 0) > 0:
-                probe = (low >> 1) + (high >> 1) + (low & high & 1)  # their mean, without their sum
+                probe = (low >> 1) + (high >> 1) + (low & high & 1)  # their mean, without an overflow
                 count = tl.zeros([ROWS], tl.int32)
                 for start in range(0, longest, WORDS):
                     m_word = start + o_word[None, :] < fill[:, None]
@@ -103,7 +103,7 @@ def _cut_rows(
                 chunk = tl.load(p_rows + start + o_word[None, :], mask=m_word, other=0)
                 kept = m_word & (chunk >= t[:, None])
                 ranks = tl.cumsum(kept.to(tl.int32), 1)
-                # In place: a rank depends on all words up to its own, so these have been read.
+                # In place: a rank depends on all words up to its own, so they have been read by now.
                 tl.store(p_rows + place[:, None] + ranks - 1, chunk, mask=kept)
                 place += tl.sum(kept.to(tl.int32), 1)
             tl.store(bounds + o_row, tl.where(fill > k, t - 1, bound))
@@ -125,7 +125,7 @@ def _write_code(
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Unpacks the words of the rows from ``first`` on, and writes the unused places."""
+    """Unpacks the words of the rows from ``first`` on and fills the unused places."""
     o_row = first + tl.arange(0, ROWS)
     o_token = tl.cast(first_token, tl.int64) + o_row
     fill = tl.load(fills + o_row)
@@ -174,8 +174,8 @@ def encode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr,  # cut together
-    WORDS: tl.constexpr,  # of each of them at a time
+    ROWS: tl.constexpr,  # rows cut at once
+    WORDS: tl.constexpr,  # words of each at a time
 ):
     i_program = tl.program_id(0)
     o_row = tl.arange(0, BLOCK_M)
@@ -205,7 +205,7 @@ def encode_kernel(
                 tl.store(p_out, tile.to(x_mod.dtype.element_ty), mask=(o_column < d)[None, :])
         tl.store(fills + o_row, tl.zeros([BLOCK_M], tl.int32))
         tl.store(bounds + o_row, tl.full([BLOCK_M], LEAST, bounds.dtype.element_ty))
-        # What one thread leaves in memory is another's to read, here and below.
+        # Other threads read what one thread has written, here and below.
         tl.debug_barrier()
 
         for i_n in range(tl.cdiv(n, BLOCK_N)):
@@ -245,7 +245,7 @@ def encode_kernel(
             tl.debug_barrier()
             tl.store(fills + o_row, fill)
             tl.debug_barrier()
-            # Read again: a reduction of one made from a product is more than Triton 3.7 can lower on sm_100.
+            # Read again: Triton 3.7 cannot lower, on sm_100, a reduction of what was computed from a product.
             if tl.max(tl.load(fills + o_row), 0) + BLOCK_N > capacity:
                 _cut_rows(words, fills, bounds, k, capacity, BLOCK_M, ROWS, WORDS)
                 tl.debug_barrier()
@@ -269,7 +269,7 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """``select(x_mod W_enc^T + b_enc)`` with x_mod as `modulate` gives it, in one launch.
 
-    Pre-activations are rounded to the dtype of W_enc, then selected from. Returns values ``[n_tokens, k]`` in
+    Pre-activations are rounded to the dtype of W_enc before the selection. Returns values ``[n_tokens, k]`` in
     that dtype and indices in int32, as `select` does.
     """
     (n_tokens, d_model), n_latents = x.shape, len(W_enc)
@@ -322,7 +322,8 @@ def encode(
 
 
 def single_launch(device: torch.device, dtype: torch.dtype, n_tokens: int, n_latents: int, k: int) -> bool:
-    """Whether `encode` beats product and selection apart: not measured, so not taken unless asked for."""
+    """Whether `encode` is faster than separate product and selection. It was not measured, so it is never chosen
+    automatically (see benchmarks/NOTES.md)."""
     return False
 
 

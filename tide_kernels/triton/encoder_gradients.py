@@ -1,4 +1,4 @@
-"""The encoder's weight gradient, and those of scale and shift out of the same pass.
+"""The gradients of the encoder's weight, of scale and of shift, in one pass.
 
 Within a group g of tokens, ``x_mod = u (1 + s_g) + b_g``. With ``M_g = dpre_g^T u`` and ``S_g`` the column sums
 of the group's rows of dpre,
@@ -6,9 +6,9 @@ of the group's rows of dpre,
     dW_enc  = sum_g (1 + s_g) M_g + S_g b_g^T,
     dscale_g = sum over latents of W_enc * M_g,     dshift_g = S_g W_enc,
 
-so that no product is needed for the gradient of x_mod. One kernel walks over the tokens ordered by group and,
-where a group ends, folds its sum into the total: worth it where groups are large enough to pay for the folds.
-Otherwise the gradient of x_mod is formed, and added up by group.
+so that no product is needed for the gradient of x_mod. One kernel walks over the tokens ordered by group and adds
+each group's sum to the total where the group ends. That pays off if groups are large enough; otherwise the gradient
+of x_mod is computed and summed by group.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def encoder_gradients(
     grad_scale: Tensor | None,
     grad_shift: Tensor | None,
 ) -> None:
-    """Adds what ``grad_pre [C, n]`` contributes to those of the three gradients that are given, all float32."""
+    """Adds the contribution of ``grad_pre [C, n]`` to each of the three gradients that is not None, all float32."""
     if grad_scale is None and grad_shift is None:
         if grad_W_enc is not None:
             add_product_(grad_W_enc, grad_pre, x_mod)
@@ -151,7 +151,7 @@ def _by_group(
     grad_scale: Tensor | None,
     grad_shift: Tensor | None,
 ) -> None:
-    """The kernel's launch."""
+    """Launches the kernel."""
     (n_tokens, n_latents), d_model, device = grad_pre.shape, x.shape[1], x.device
     u = modulate(x, None, None, None, True, grad_pre.dtype) if layer_norm else x.to(grad_pre.dtype)
     u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), launch.contiguous(grad_pre)

@@ -1,7 +1,7 @@
 """Products of a compact code with rows of a weight matrix: `gather` (decode) and `sampled` (its gradient in values).
 
-Both walk a token's code a few places at a time, so that as many weight rows are on their way from memory at
-once. Sums are in float32. An unused place (index -1) reads nothing and adds nothing, whatever its value.
+Both walk over a token's code a few places at a time, so that as many weight rows are loaded at once.
+Sums are in float32. An unused place (index -1) reads nothing and adds nothing, whatever its value.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def sampled_kernel(
         row = tl.load(rows + i_token * stride_rows + o_column, mask=m_column, other=0).to(tl.float32)
         mask = used[:, None] & m_column[None, :]
         acc += row[None, :] * tl.load(p_weights[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
-    # A NaN or an infinity in the row must not reach an unused place through 0 times it.
+    # NaN or infinity in the row, times 0, must not reach an unused place.
     tl.store(out + i_token * k + o_place, tl.where(used, tl.sum(acc, 1), 0), mask=o_place < k)
 
 

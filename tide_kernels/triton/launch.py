@@ -1,4 +1,4 @@
-"""What every launch shares: the device it happens on, its architecture, its memory and its precision."""
+"""What all launches share: the device, its architecture, the layout of operands and the precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tide_kernels.triton.configs import INTERPRETER, OPTIONS, Config, lookup
 
 _FARTHEST = 2**24  # elements of a stride: offsets within a tile of 128 rows are 32 bits wide
 
-# Decided by Triton when a kernel is defined, from TRITON_INTERPRET.
+# Triton decides it when a kernel is defined, by TRITON_INTERPRET.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -31,12 +31,12 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of the device; a few in the interpreter."""
+    """The number of multiprocessors of the device; a few in the interpreter."""
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def config(kernel: str, tensor: Tensor, size: int) -> Config:
-    """The launch configuration of ``kernel`` for operands like ``tensor``; which size counts: see `configs`."""
+    """The launch configuration of ``kernel`` for operands like ``tensor``; `configs` says which size it goes by."""
     return lookup(kernel, architecture(tensor.device), tensor.dtype, size)
 
 
@@ -49,8 +49,8 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
     """``kernel[grid](...)`` on ``device``; an empty grid launches nothing.
 
     Raises:
-        ValueError: a tensor lies in memory as the kernel does not expect it. What a kernel only reads passes through
-            `contiguous` or `rows_contiguous` first; what it writes has to lie well.
+        ValueError: a tensor has strides that the kernel does not support. Inputs pass through `contiguous`,
+            `rows_contiguous` or `strided` first; outputs have to be as the kernel expects them.
     """
     if 0 in grid:
         return
@@ -64,7 +64,7 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
 
 @cache
 def _arguments(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Each argument's name, and which of its strides its kernel is told: "none", "row" or "all"."""
+    """Each argument's name, and which of its strides the kernel takes: "none", "row" or "all"."""
 
     def told(name: str) -> str:
         return "row" if f"stride_{name}" in names else "all" if f"{name}_inner" in names else "none"
@@ -79,23 +79,23 @@ def _lies_well(tensor: Tensor, strides: str) -> bool:
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a result, all of which a kernel writes. Tests put NaN into it."""
+    """Memory for a result, all of which a kernel writes. Tests fill it with NaN."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """What a kernel reads without strides: the tensor itself if it is contiguous, else a copy."""
+    """For a kernel that takes no strides: the tensor itself if it is contiguous, else a copy."""
     return tensor.resolve_neg().contiguous()
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if the elements of a row lie side by side, else a copy. Rows may lie apart."""
+    """For a kernel that takes the stride of rows: the tensor itself if each row is contiguous, else a copy."""
     tensor = strided(tensor)
     return tensor if _has_whole_rows(tensor) else tensor.contiguous()
 
 
 def strided(tensor: Tensor) -> Tensor:
-    """What a kernel reads by all of its strides: a copy only where these are too long for it."""
+    """For a kernel that takes all strides: a copy only if a stride is too long for it."""
     tensor = tensor.resolve_neg()
     return tensor.contiguous() if max(tensor.stride()) > _FARTHEST else tensor
 
@@ -105,12 +105,12 @@ def _has_whole_rows(tensor: Tensor) -> bool:
 
 
 def cover(size: int, largest: int) -> int:
-    """The block of at most ``largest``, a power of two, that pads ``size`` the least; the larger of equals."""
+    """The block, at most ``largest`` (a power of two), that pads ``size`` the least; of equals the larger."""
     blocks = [largest >> i for i in range(4)]
     return min(blocks, key=lambda block: (triton.cdiv(size, block) * block, -block))
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How float32 products are computed: as PyTorch's own on the same machine."""
+    """How float32 products are computed: as PyTorch computes its own."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"

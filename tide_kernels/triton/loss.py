@@ -1,4 +1,4 @@
-"""The reconstruction loss of a token and its gradient, one row a program (eqs 13, 14).
+"""The reconstruction loss of a token and its gradient, one row per program (eqs 13, 14).
 
 With e = x_hat - x, the row's sums are ``|e|^2`` and ``1 - cos(x, x_hat)``, and its gradient in x_hat is
 ``mse_factor e + cosine_factor (cos x_hat / |x_hat|^2 - x / (|x| |x_hat|))``.
@@ -87,15 +87,15 @@ def reconstruction_loss(
     grad_dtype: torch.dtype | None,
     want_error: bool,
 ) -> Reconstruction:
-    """The sums over tokens of ``|e|^2`` and ``1 - cos``, the gradient in x_hat and the error, as asked for.
+    """The sums over tokens of ``|e|^2`` and ``1 - cos``, and on request the gradient in x_hat and the error.
 
     Args:
-        x: ``[n_tokens, d_model]``; x_hat: the same in float32, to which b_dec ``[d_model]`` is still to be added.
+        x: ``[n_tokens, d_model]``.
+        x_hat: ``[n_tokens, d_model]`` float32, to which b_dec ``[d_model]`` is still to be added.
         mse_factor, cosine_factor: the factors of the two sums in the gradient. A token where x or x_hat is zero
             has distance 1 and no cosine gradient.
-        grad_dtype: that of the gradient; None for no gradient.
-
-        want_error: whether ``x_hat + b_dec - x`` is returned too, in float32.
+        grad_dtype: dtype of the gradient; None for no gradient.
+        want_error: whether to return ``x_hat + b_dec - x`` as well, in float32.
     """
     n_tokens, d_model = x.shape
     x, x_hat = launch.rows_contiguous(x), launch.rows_contiguous(x_hat)

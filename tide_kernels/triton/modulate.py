@@ -15,7 +15,7 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 @triton.jit
 def row_statistics(p_rows, m_row, d, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Mean and reciprocal standard deviation of rows; the second pass and the caller's find them in the cache."""
+    """Mean and reciprocal standard deviation of rows, in two passes; the second and the caller's hit the cache."""
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, d, COLUMNS):
         o_column = start + tl.arange(0, COLUMNS)
@@ -33,7 +33,7 @@ def row_statistics(p_rows, m_row, d, eps, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask):
-    """A tile of tokens, modulated in float32. ``p_scale`` and ``p_shift`` point to each token's row, or are None."""
+    """Modulates a tile of tokens in float32. ``p_scale`` and ``p_shift`` point to each token's row, or are None."""
     out = tile.to(tl.float32)
     if mean is not None:
         out = (out - mean[:, None]) * inverse[:, None]

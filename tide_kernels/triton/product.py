@@ -1,6 +1,6 @@
-"""A matrix product with float32 sums: the fallback for what cuBLAS does not offer, and a rival where it does.
+"""A matrix product with float32 sums: the fallback for what cuBLAS does not offer, and an alternative to it elsewhere.
 
-`product` is ``out = a b + bias``, optionally through a ReLU, optionally on top of what is in ``out``.
+`product` is ``out = a b + bias``, optionally followed by a ReLU, optionally added to what ``out`` holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 @triton.jit
 def tile_of(i_program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr):
-    """The tile of a program: bands of SWIZZLE rows of tiles, so that programs in flight share their operands."""
+    """The tile of a program, in bands of SWIZZLE rows of tiles, so that concurrent programs share their operands."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     band = i_program // (SWIZZLE * tiles_n)
     height = tl.minimum(tiles_m - band * SWIZZLE, SWIZZLE)
@@ -44,11 +44,11 @@ def accumulate(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``acc`` and the tile (i_m, i_n) of ``a b`` in float32; strides are named by operand and direction."""
-    # Wide offsets are for the tile as a whole: inside of it 32 bits are enough, and half the registers.
+    """``acc`` plus the tile (i_m, i_n) of ``a b`` in float32; strides are named by operand and direction."""
+    # 64-bit offsets are for the tile as a whole: inside it 32 bits are enough, and need half the registers.
     first_row, first_column = i_m * BLOCK_M, i_n * BLOCK_N
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    # Rows and columns outside are read from the tile's first instead: their sums are not stored.
+    # Rows and columns out of range read the tile's first one instead: their sums are not stored.
     o_row = tl.where(o_row < rows - first_row, o_row, 0)
     o_column = tl.where(o_column < columns - first_column, o_column, 0)
     p_a = a + tl.cast(first_row, tl.int64) * a_row + (o_row[:, None] * a_row + o_inner[None, :] * a_inner)
@@ -109,7 +109,7 @@ def product_kernel(
     if bias is not None:
         acc += tl.load(bias + o_column, mask=o_column < columns, other=0).to(tl.float32)[None, :]
     if RELU:
-        acc = tl.where(acc < 0, 0, acc)  # and not a maximum, which drops a NaN
+        acc = tl.where(acc < 0, 0, acc)  # not a maximum, which would drop NaN
     if ADD:
         acc += tl.load(p_out, mask=mask, other=0).to(tl.float32)
     tl.store(p_out, acc.to(out.dtype.element_ty), mask=mask)
@@ -151,7 +151,7 @@ def blocks(config: dict[str, int]) -> dict[str, int]:
 
 
 def has_mixed_products(tensor: Tensor) -> bool:
-    """Whether PyTorch multiplies such operands into float32 without rounding on the way."""
+    """Whether PyTorch multiplies such operands into float32 without intermediate rounding."""
     return tensor.is_cuda and (tensor.dtype == torch.float32 or torch.version.hip is None)
 
 
@@ -162,7 +162,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
     if layout == "encode":  # x W^T + b: both operands run along the inner dimension
         signature |= {"out": f"*{kind}", "bias": f"*{kind}", "a_row": "i32", "b_column": "i32"}
         constants |= {"a_inner": 1, "b_inner": 1}
-    else:  # z^T rows: neither does
+    else:  # z^T rows: neither operand does
         signature |= {"out": "*fp32", "a_inner": "i32", "b_inner": "i32"}
         constants |= {"bias": None, "a_row": 1, "b_column": 1}
     config = static("product", arch, dtype, 1152)

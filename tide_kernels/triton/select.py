@@ -3,13 +3,13 @@
 The bits of non-negative floats are ordered as integers, so a row becomes a row of integer keys: 15 bits of
 a 16-bit float, 31 of a float32; 0 where the entry is not positive, the largest of all for a NaN of either
 sign. The k-th largest key t is the largest number that at least k keys reach, found by bisection: each step
-counts the keys that reach a probe. The search starts at the threshold of the row before, from which a few
-steps of growing width bracket it. Kept is ``key > t``, and of ``key == t`` the first so many by index.
+counts the keys that reach a probe. The search starts at the threshold of the row before and brackets t in a few
+steps of growing width. Kept are all keys above t and, of those equal to t, as many of the first as there is room for.
 
-A row is walked in chunks, of which as many as registers hold are loaded once; only the last one is padded.
+A row is read in chunks; as many as fit into registers are loaded only once, and only the last one is padded.
 16-bit keys are counted two to a 32-bit word, the first half of a chunk in the low halves and the second in
 the high ones: ``(word | 0x80008000) - t * 0x10001`` leaves bit 15 of a half set where its key reaches t, and
-no borrow crosses from half to half.
+no borrow crosses between the halves.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
-# The bits of +infinity, the key after which all NaNs share; of 1.0, where a first search starts; and of the
-# search's first step, some 3 % of a value.
+# As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
+# first step, about 3 % of a value.
 _INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 _ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
 _STEP = {torch.float16: 32, torch.bfloat16: 4, torch.float32: 1 << 18}
@@ -74,7 +74,7 @@ def _resident(
     FULL: tl.constexpr,
     INFINITY: tl.constexpr,
 ):
-    """The row's first chunks, for the registers."""
+    """The row's first chunks, which stay in registers."""
     chunks = ()
     for i in tl.static_range(RESIDENT):
         chunks += (_words(p_row, i * SPAN, n, i >= FULL, WORDS, INFINITY),)  # type: ignore[assignment]
@@ -111,7 +111,7 @@ def _threshold(
         for i_chunk in range(RESIDENT, CHUNKS):
             counts += _reach(_words(p_row, i_chunk * SPAN, n, True, WORDS, INFINITY), probe, INFINITY)
         count = tl.sum(((counts & 0xFFFF) + (counts >> 16)).to(tl.int32), 0)
-        # Exactly k: these are the ones, as if the threshold were just below with nothing equal to it.
+        # Exactly k reach the probe, so it ends the search: no key that equals a threshold just below would be kept.
         falls = count <= k
         low = tl.where(count == k, probe - 1, tl.where(falls, low, probe))
         high = tl.where(falls, probe, high)
@@ -155,7 +155,7 @@ def _cut(
 
 @triton.jit
 def _pass_ties(words, begin, t, room, start, before, seen, WORDS: tl.constexpr, INFINITY: tl.constexpr):
-    """Walks over one chunk in the search for the run that holds the ``room``-th key equal to ``t``."""
+    """Searches one chunk for the run that holds the ``room``-th key equal to ``t``."""
     # A chunk has at most 2^15 words, so a half cannot overflow into the other.
     counts = tl.sum((_reach(words, t, INFINITY) - _reach(words, t + 1, INFINITY)).to(tl.int32), 0)
     first = counts & 0xFFFF
@@ -189,7 +189,7 @@ def _write_in_place(p_row, n, t, cut, WORDS: tl.constexpr, INFINITY: tl.constexp
 
 @triton.jit
 def _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN: tl.constexpr, INFINITY: tl.constexpr):
-    """Writes the kept entries side by side, and after them the unused places."""
+    """Writes the kept entries next to each other, and then the unused places."""
     place = 0
     for start in range(0, n, SPAN):
         o_latent = start + tl.arange(0, SPAN)
@@ -234,7 +234,7 @@ def select_kernel(
         t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
         cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
         guess = tl.maximum(t, 1)
-        # The row again, from the cache: its chunks and what is written do not fit the registers together.
+        # The row is read again, from the cache: registers do not hold its chunks and the output together.
         if COMPACT:
             o_place = tl.cast(i_token, tl.int64) * k
             _write_compact(values + o_place, indices + o_place, p_row, n, k, t, cut, SPAN, INFINITY)
@@ -246,7 +246,7 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest strictly positive entries of each row of ``pre [n_tokens, n_latents]``, ascending by index.
 
     Returns values in the dtype of pre and indices in int32, ``[n_tokens, k]``; unused places come last, with
-    value 0 and index -1. A NaN comes back as some NaN.
+    value 0 and index -1. The payload of a NaN may change.
     """
     pre = launch.rows_contiguous(pre)
     if _compiled(pre):
@@ -258,7 +258,7 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def keep_top_(pre: Tensor, k: int) -> None:
-    """Zeros all of ``pre [n_tokens, n_latents]`` but the entries that `select` takes.
+    """Sets all of ``pre [n_tokens, n_latents]`` to 0 except the entries that `select` takes.
 
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
@@ -272,7 +272,7 @@ def keep_top_(pre: Tensor, k: int) -> None:
 
 
 def _compiled(pre: Tensor) -> bool:
-    """Whether csrc/cuda selects instead: where it was built, and measured to be faster (`tide_kernels.tune`)."""
+    """Whether to use the kernel of csrc/cuda: if it was built and measured to be faster (`tide_kernels.tune`)."""
     wanted = launch.config("select", pre, pre.shape[1])["compiled"]
     return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
@@ -280,7 +280,7 @@ def _compiled(pre: Tensor) -> bool:
 def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) -> None:
     n_tokens, n_latents = pre.shape
     config = launch.config("select", pre, n_latents)
-    # A program's first row has no neighbour to start from, but a short batch needs all the programs it can get.
+    # A program's first row has no predecessor to start from, but a short batch needs as many programs as possible.
     rows = max(1, min(config["rows"], n_tokens // _ROWS_BUSY))
     integers = _BITS[pre.dtype]
     launch.launch(

@@ -1,6 +1,6 @@
-"""What ahead-of-time compilation needs to know of a kernel: one record for each specialisation in use.
+"""What ahead-of-time compilation needs to know about a kernel: one record for each specialisation in use.
 
-Each file of kernels ends with a list ``AOT`` of them, for every architecture of `ARCHS`; `collect` joins them.
+Each file of kernels ends with a list ``AOT`` of records for every architecture of `ARCHS`; `collect` joins them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 @dataclass(frozen=True)
 class Spec:
-    """One specialisation of a kernel, in the words of `triton.compiler.ASTSource`."""
+    """One specialisation of a kernel, in the terms of `triton.compiler.ASTSource`."""
 
     name: str  # of the kernel, dtype and shape, for reports
     arch: str  # one of ARCHS
     kernel: Any  # a triton.JITFunction
-    signature: dict[str, str]  # the type of each argument that is no constexpr
+    signature: dict[str, str]  # the type of each argument that is not a constexpr
     constexprs: dict[str, Any]
     options: dict[str, int]  # num_warps, num_stages and, where given, maxnreg
     aligned: tuple[str, ...]  # arguments that are multiples of 16: all pointers, and sizes where they are

@@ -1,12 +1,12 @@
-"""A code seen from the latents: its layout, `scatter`, and all gradients of the sparse regime in one walk.
+"""A code ordered by latent: its layout, `scatter`, and all gradients of the sparse regime in one walk.
 
 `transpose` orders the places of a code by latent and, within one, by token. A popular latent would keep one
 program busy long after all others are done, so a latent's places are cut into pieces of a fixed length. A
-latent of one piece adds its sum straight to the result; the pieces of the others leave theirs in a table, and
-a second launch adds these up in the order of the pieces. Nothing depends on which program comes first.
+latent of one piece adds its sum directly to the result; the pieces of the others store theirs in a table, and a
+second launch adds these up in the order of the pieces. Nothing depends on the order in which programs run.
 
-How many pieces there are is known on the device alone. Launches are sized by bounds: every latent may have
-one piece that is not full, and a latent of several pieces has at most two for each full one.
+Only the device knows how many pieces there are. Launches are sized by bounds: every latent may have one piece that
+is not full, and a latent of several pieces has at most two for each full one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Layout(NamedTuple):
     order: Tensor  # [places] int64: flat places, ascending by (latent, token); unused ones last
     offsets: Tensor  # [n_latents + 1] int64: latent l owns order[offsets[l]:offsets[l + 1]]
     pieces: Tensor  # [n_latents + 1] int64: l owns the pieces pieces[l]:pieces[l + 1]
-    slots: Tensor  # [n_latents + 1] int64: l owns these rows of the table of partial sums; none if one piece
-    latent: Tensor  # [bound of pieces] int64: whose each piece is; n_latents beyond the last
+    slots: Tensor  # [n_latents + 1] int64: l owns these rows of the table of partial sums; none if it has one piece
+    latent: Tensor  # [bound of pieces] int64: each piece's latent; n_latents beyond the last piece
 
 
 def transpose(indices: Tensor, n_latents: int) -> Layout:
@@ -117,7 +117,7 @@ def fold_kernel(
     width,
     COLUMNS: tl.constexpr,
 ):
-    """Adds to each latent of several pieces its partial sums, in their order."""
+    """Adds the partial sums of each latent of several pieces, in their order."""
     i_latent = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(slots + i_latent), tl.load(slots + i_latent + 1)
     if end > begin:
@@ -160,7 +160,7 @@ def _add_weighted(sums, weights, rows, TILES: tl.constexpr):
 
 @triton.jit
 def _add_row(sums, out, table, i_latent, slot, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Adds a piece's sums to its latent's row, or leaves them in the table."""
+    """Adds a piece's sums to its latent's row, or stores them in the table."""
     for i in tl.static_range(TILES):
         o_column = i * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < d

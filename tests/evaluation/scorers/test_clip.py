@@ -15,9 +15,9 @@ from torch import nn
 
 from tests.helpers.scorer_inputs import TEXTS, random_images
 from tests.helpers.tiny_clip import LONGEST, save_tiny_clip
-from tide.cli.common import to_image
 from tide.errors import TideError
 from tide.evaluation.scorers import CLIPScorer
+from tide.pictures import to_image
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is in the extras dev and scores")
 from torchmetrics.multimodal import CLIPScore
@@ -160,7 +160,7 @@ def changed(source: Path, folder: Path, name: str, *keys: str, to: object) -> Pa
             "a size beyond 4096",
         ),
         ("processor_config.json", ("image_processor", "crop_size"), {"height": 8, "width": 8}, "embeds nothing"),
-        ("processor_config.json", ("image_processor", "image_std"), [0, 0, 0], "embeds what is not finite"),
+        ("processor_config.json", ("image_processor", "image_std"), [0, 0, 0], "gives embeddings that are not finite"),
     ],
 )
 def test_clip_folders_that_lie(clip_folder, tmp_path, name, keys, value, message):

@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU where there is one, else in Triton's interpreter."""
+"""The Triton backend: on a GPU if there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ collect_ignore_glob = [] if launch.INTERPRETED or torch.cuda.is_available() else
 
 @pytest.fixture(autouse=True)
 def _results_start_as_nan(monkeypatch):
-    """An element of a result that no kernel writes shows."""
+    """Exposes elements of a result that no kernel writes."""
     monkeypatch.setattr(launch, "empty", lambda *shape, dtype, device: poisoned(shape, dtype, device))
 
 
@@ -30,10 +30,55 @@ def generator():
 
 @pytest.fixture
 def normal(device, generator):
-    """Normal tensors, made in float64 so that all dtypes see the same numbers."""
+    """Makes normally distributed tensors, in float64 first, so that all dtypes see the same numbers."""
 
     def make(*shape, dtype=torch.float32, size=1.0):
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * size
         return values.to(device=device, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture(params=["scale and shift by group", "a single group", "shift alone", "nothing"])
+def modulation(request, normal, device, generator):
+    """Makes scale, shift and group; group 3 of 4 has no token."""
+
+    def make(n_tokens, d_model, dtype):
+        scale, shift = normal(4, d_model, dtype=dtype, size=0.3), normal(4, d_model, dtype=dtype, size=0.3)
+        group = torch.randint(3, (n_tokens,), generator=generator).to(device)
+        return {
+            "scale and shift by group": (scale, shift, group),
+            "a single group": (scale[1:2], shift[1:2], None),
+            "shift alone": (None, shift, group),
+            "nothing": (None, None, None),
+        }[request.param]
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((1, 1, 1, 1), id="one of everything"),
+        pytest.param((5, 3, 17, 70), id="d of one full and one masked tile"),
+        pytest.param((33, 5, 23, 130), id="popular latents: several pieces of places"),
+        pytest.param((3, 9, 4, 16), id="k above n: every latent repeated"),
+    ]
+)
+def sizes(request):
+    """The sizes n_tokens, k, n_latents, d_model of a code and its products."""
+    return request.param
+
+
+@pytest.fixture
+def code(normal, device, generator):
+    """Makes a code in any order, with repeats and with unused places (whose values are NaN) anywhere."""
+
+    def make(n_tokens, k, n_latents, dtype):
+        indices = torch.randint(-1, n_latents, (n_tokens, k), generator=generator, dtype=torch.int32)
+        indices[:, 0] = 0  # popular
+        indices[n_tokens // 2] = -1
+        values = normal(n_tokens, k, dtype=dtype)
+        values[indices.to(device) < 0] = torch.nan
+        return values, indices.to(device)
 
     return make

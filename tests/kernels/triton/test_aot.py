@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: one record of each kernel, and that the checks find what they look for."""
+"""Ahead-of-time compilation: one record of each kernel compiles, and the checks find what they look for."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ atom.global.gpu.acq_rel.add.u32 %r4, [%rd1], 1;
 
 
 def test_each_kernel_compiles_within_the_limits_of_its_architecture():
-    # In a process of its own: this one may have its kernels defined for the interpreter.
+    # In a separate process: in this one kernels may be defined for the interpreter.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tide_kernels.triton.aot"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

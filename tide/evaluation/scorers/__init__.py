@@ -5,6 +5,7 @@ Nothing is downloaded. Importing this package loads no library of the extra ``sc
 
 from tide.evaluation.scorers.base import ImageEmbedder, ImageTextScorer, Scorer, TextEmbedder, check_images
 from tide.evaluation.scorers.clip import CLIPScorer
+from tide.evaluation.scorers.edits import score_edits
 from tide.evaluation.scorers.fid import FIDScorer
 from tide.evaluation.scorers.lpips import LPIPSScorer
 from tide.evaluation.scorers.stub import StubScorer
@@ -19,4 +20,5 @@ __all__ = [
     "StubScorer",
     "TextEmbedder",
     "check_images",
+    "score_edits",
 ]

@@ -1,4 +1,4 @@
-"""What scorers share: their protocols, the checks of what they are given, and where a score came from."""
+"""What scorers share: their protocols, checks of their input, and the provenance of scores."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageTextScorer(ImageEmbedder, TextEmbedder, Protocol):
     def similarity(self, images: Tensor, texts: list[str]) -> Tensor:
         """Cosine of each image's embedding with that of its own text: ``[B]`` in [-1, 1].
 
-        Raises :class:`~tide.errors.TideError` where there are not as many texts as images.
+        Raises :class:`~tide.errors.TideError` unless there are as many texts as images.
         """
         check_images(images)
         check_texts(texts)
@@ -125,7 +125,7 @@ def read_weights(path: Path, key: str, expected: str) -> dict[str, Tensor]:
 
 
 def _conversion(path: Path) -> str:
-    """The command that reads tensors alone out of a pickle, and writes them as safetensors."""
+    """The command that reads only tensors out of a pickle and writes them as safetensors."""
     loaded = f"torch.load({str(path)!r}, 'cpu', weights_only=True)"
     code = f"import torch, safetensors.torch as s; s.save_file({loaded}, {str(path.with_suffix('.safetensors'))!r})"
     return f'python -c "{code}"'
@@ -133,7 +133,7 @@ def _conversion(path: Path) -> str:
 
 @contextmanager
 def as_pickle(tensors: dict[str, Tensor], name: str) -> Iterator[Path]:
-    """A file ``name`` in a folder of its own, for a library that reads nothing but torch's pickles: one made here."""
+    """A file ``name`` in a folder of its own, for a library that reads only torch's pickles; it is written here."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.parent.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def as_pickle(tensors: dict[str, Tensor], name: str) -> Iterator[Path]:
 
 
 def provenance(scorer: object, model: str, weights: Path | None, hashes: object, *libraries: str) -> dict[str, Any]:
-    """What every scorer states: its class, its model's, the weights' path and SHA-256, versions of libraries."""
+    """What every scorer states: its class, the class of its model, path and SHA-256 of the weights, and versions."""
     return {
         "scorer": type(scorer).__name__,
         "model": model,

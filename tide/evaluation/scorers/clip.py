@@ -79,14 +79,14 @@ class CLIPScorer(ImageTextScorer):
         return dict(loading)
 
     def _try(self) -> None:
-        """Embeds one image and one text: a processor or weights that cannot serve are found here."""
+        """Embeds one image and one text, to find a processor or weights that do not work."""
         try:
             found = [self.embed_images(torch.zeros(1, 3, 64, 64)), self.embed_texts(["a"])]
         except Exception as error:
             reason = one_line(error)
             raise TideError(f"{self.folder} embeds nothing ({reason}); give {EXPECTED}") from error
         if not all(bool(each.isfinite().all()) for each in found):
-            raise TideError(f"{self.folder} embeds what is not finite; give {EXPECTED}")
+            raise TideError(f"{self.folder} gives embeddings that are not finite; give {EXPECTED}")
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_sizes(folder: Path, files: list[Path]) -> None:
-    """That the weights are as many as the config asks for: a model is built of it next, and one that lies must not ask
-    for more memory than there is."""
+    """Checks that there are as many weights as the config asks for: a model is built from it next, and a false config
+    must not ask for more memory than there is."""
     from transformers.models.clip import modeling_clip
 
     shapes: list[list[int]] = []

@@ -19,8 +19,8 @@ EXPECTED = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth as safete
 class FIDScorer:
     """Fréchet distance between Gaussians fitted to the features of real and of fake images, by torchmetrics.
 
-    ``|m_r - m_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2))`` with means m and unbiased covariances C, which are summed up
-    in float64 as images come.
+    ``|m_r - m_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2))`` with means m and unbiased covariances C, which are
+    summed in float64 as images come.
 
     ``features`` is the safetensors file of Inception v3's weights, for the FID of the literature (2048 features of
     images resized to 299 x 299). ``https://github.com/toshas/torch-fidelity/releases`` has them as a pickle; the error

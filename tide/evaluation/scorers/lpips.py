@@ -15,7 +15,7 @@ from tide.evaluation.scorers.base import as_pickle, check_images, provenance, re
 from tide.files import file_digest
 from tide.messages import one_line
 
-#: Of each network of LPIPS, torchvision's model, the file of its weights, and a tensor that no other one has.
+#: For each network of LPIPS: torchvision's model, the file of its weights, and a tensor that only it has.
 FILES = {
     "alex": ("alexnet", "alexnet-owt-7be5be79.pth", "features.10.weight"),
     "vgg": ("vgg16", "vgg16-397923af.pth", "features.28.weight"),
@@ -23,7 +23,7 @@ FILES = {
 }
 EXPECTED = f"one of torchvision's {', '.join(name for _, name, _ in FILES.values())} as safetensors"
 
-#: The smallest side in pixels that every network has room for.
+#: The smallest side, in pixels, that every network accepts.
 SMALLEST = 32
 
 
@@ -32,9 +32,9 @@ class LPIPSScorer:
 
     ``weights`` is a safetensors file of torchvision's AlexNet ("alex", what papers on editing report), VGG-16 ("vgg")
     or SqueezeNet 1.1 ("squeeze"), from ``https://download.pytorch.org/models/``, where they are pickles: the error for
-    one says how to convert it. Which network it is is told by the names of its tensors; whether they are those that
-    torchvision publishes is not known, so that the file's SHA-256 is among what :attr:`provenance` states. torchmetrics
-    brings the linear layers on top.
+    one says how to convert it. The names of its tensors determine the network; whether its values are those that
+    torchvision publishes is not known, so :attr:`provenance` states the file's SHA-256. torchmetrics brings the linear
+    layers on top.
 
     Raises :class:`~tide.errors.TideError` for a file that is missing or is none of these, and where torchmetrics or
     torchvision is missing.

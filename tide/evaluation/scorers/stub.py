@@ -17,7 +17,7 @@ SIDE = 8
 
 
 class StubScorer(ImageTextScorer):
-    """Stands where CLIP or LPIPS would: the same shapes, the same on every machine, and no meaning at all.
+    """Replaces CLIP or LPIPS: the same shapes, the same values on every machine, and no meaning.
 
     An image is a fixed random projection of its 8 x 8 average; a text the sum of a random vector for each of its words,
     drawn from the word's hash. ``width`` is that of the embeddings.

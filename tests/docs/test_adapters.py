@@ -1,0 +1,82 @@
+"""docs/adapters.md: its example of a model of your own runs as it stands, and its tables name everything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.families import FAMILIES, adapter, hooks_of
+from tests.helpers.pages import ROOT, run_page
+from tide.adapters import base, tap
+from tide.adapters.pipelines import REFUSED, SUPPORTED
+
+PAGE = ROOT / "docs" / "adapters.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> Iterator[dict[str, Any]]:
+    """The names that the page's code defines; its family is known only while these tests run."""
+    before = dict(base._ADAPTERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("example"))
+        names = run_page("docs/adapters.md")
+    yield names
+    base._ADAPTERS.clear()
+    base._ADAPTERS.update(before)
+
+
+def test_the_example_runs(example):
+    own, images = example["adapter"], example["images"]
+    assert own.family == "mine"
+    assert images.shape == (2, 4, 8, 8)
+    plain = own.generate(
+        ["a house", "a tree"],
+        n_steps=5,
+        guidance_scale=3.0,
+        generators=[torch.Generator().manual_seed(i) for i in (0, 1)],
+    )
+    assert torch.isfinite(images).all()
+    assert not torch.allclose(images, plain, atol=1e-3)
+    assert hooks_of(example["pipe"]) == 0
+
+
+def test_the_examples_modulation_and_rows_are_right(example):
+    own, seen = example["adapter"], {}
+    block = own.blocks[1]
+    hooks = [
+        block.norm.register_forward_hook(lambda _m, _a, output: seen.update(normed=output)),
+        block.mix.register_forward_pre_hook(lambda _m, args: seen.update(read=args[0])),
+    ]
+    with tap(own, {1: lambda x, call: seen.update(call=call)}):
+        own.generate(["a house"], n_steps=2, guidance_scale=3.0, generators=[torch.Generator()])
+    for hook in hooks:
+        hook.remove()
+    scale, shift = own.modulation(1)(seen["call"].timestep)
+    expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(seen["read"], expected, rtol=1e-4, atol=1e-4)
+    assert seen["call"].conditional.tolist() == [True, False]
+    torch.testing.assert_close(seen["call"].timestep, own.pipe.scheduler.timesteps[-1:].float().expand(2))
+
+
+def test_the_page_names_every_pipeline_class_with_what_it_draws_from():
+    """A row of the tables begins with classes; their inputs, if they need any, follow."""
+    rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if re.match(r"\| \w+Pipeline\b", line)]
+    named = {name: inputs for names, inputs in rows for name in re.findall(r"\w+Pipeline\b", names)}
+    assert named.keys() == SUPPORTED.keys() | REFUSED.keys()
+    for name, inputs in SUPPORTED.items():
+        assert re.findall(r"`(\w+)`", named[name]) == list(inputs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tables_name_every_family_and_its_transformer(name):
+    own = adapter(name)
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{own.family}` |")]
+    assert len(rows) == 2
+    assert type(own.transformer).__name__ in rows[0]
+    config = own.modulation(0).config
+    kind = ["scale"] * config.has_scale + ["shift"] * config.has_shift
+    assert rows[1].split("|")[2].split(";")[0].split(", of")[0].strip() == ", ".join(kind)

@@ -1,0 +1,100 @@
+"""The equations as written in the paper, with plain autograd: the standard for the kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NaiveLoss(NamedTuple):
+    total: Tensor
+    mse: Tensor
+    cosine: Tensor
+    temporal: Tensor
+    sparsity: Tensor
+    auxk: Tensor
+    fired: Tensor
+
+
+def modulate(x, scale, shift, group=None, layer_norm=False):
+    """Eq. 8."""
+    if layer_norm:
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+    group = torch.zeros(len(x), dtype=torch.long, device=x.device) if group is None else group.long()
+    if scale is not None:
+        x = x * (1 + scale[group])
+    return x if shift is None else x + shift[group]
+
+
+def topk(pre: Tensor, k: int) -> Tensor:
+    """Eqs 1, 2: the k largest of ReLU(pre) in a dense matrix. The sort is stable: ties keep their order."""
+    latents = torch.where(pre > 0, pre, torch.where(pre.isnan(), pre, torch.zeros_like(pre)))
+    order = latents.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.where(torch.zeros_like(pre).scatter(1, order, 1.0) > 0, latents, torch.zeros_like(pre))
+
+
+def compact(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The code of a dense matrix: its nonzero entries by ascending index, then value 0 and index -1."""
+    values, indices = z.new_zeros(len(z), k), torch.full((len(z), k), -1, dtype=torch.int32, device=z.device)
+    for row, (out, place) in enumerate(zip(values, indices, strict=True)):
+        used = (z[row] != 0).nonzero().flatten()
+        out[: len(used)], place[: len(used)] = z[row, used], used.to(torch.int32)
+    return values, indices
+
+
+def latents(x, W_enc, b_enc, k, scale=None, shift=None, group=None, layer_norm=False) -> Tensor:
+    pre = modulate(x, scale, shift, group, layer_norm) @ W_enc.T
+    return topk(pre if b_enc is None else pre + b_enc, k)
+
+
+def decode(values, indices, W_dec, b_dec=None):
+    used = (indices >= 0).unsqueeze(-1)
+    terms = torch.where(used, values.unsqueeze(-1) * W_dec[indices.clamp(min=0).long()], 0)
+    return terms.sum(1) if b_dec is None else terms.sum(1) + b_dec
+
+
+def tide_loss(
+    x,
+    W_enc,
+    b_enc,
+    W_dec,
+    b_dec,
+    k,
+    *,
+    scale=None,
+    shift=None,
+    group=None,
+    layer_norm=False,
+    paired=False,
+    weights=(1.0, 1.0, 0.0, 0.0, 0.0),
+    s_target=None,
+    delta=0.01,
+    soft_eps=0.1,
+    dead=None,
+    k_aux=0,
+) -> NaiveLoss:
+    n_latents = len(W_enc)
+    pre = modulate(x, scale, shift, group, layer_norm) @ W_enc.T
+    pre = pre if b_enc is None else pre + b_enc
+    z = topk(pre, k)
+    x_hat = z @ W_dec if b_dec is None else z @ W_dec + b_dec
+
+    mse = (x - x_hat).square().mean()
+    norms = x.norm(dim=1) * x_hat.norm(dim=1)
+    defined = norms > 0
+    cosine = (1 - (x * x_hat).sum(1)[defined] / norms[defined]).sum() / len(x) + (~defined).to(x.dtype).mean()
+    zero = mse.new_zeros(())
+    temporal = (z[0::2] - z[1::2]).square().sum(1).mean() if paired else zero
+    s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents
+    target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype)
+    sparsity = torch.nn.functional.huber_loss(s, target, delta=delta)
+    auxk = zero
+    if dead is not None and k_aux and dead.any():
+        missing = (x - x_hat).detach()
+        revived = topk(torch.where(dead, pre, torch.zeros_like(pre)), k_aux)
+        auxk = (missing - revived @ W_dec).square().mean()
+    terms = (mse, cosine, temporal, sparsity, auxk)
+    total = sum((weight * term for weight, term in zip(weights, terms, strict=True)), zero)
+    return NaiveLoss(total, *terms, (z != 0).sum(0))

@@ -1,0 +1,101 @@
+"""The ops as PyTorch uses them: schemas, fake tensors, autograd registration, ``torch.compile``."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from tide_kernels import LossOptions, LossWeights, autograd, decode, encode_topk, modulate, tide_loss
+from tide_kernels.options import LossArguments, Parameters
+from tide_kernels.testing import assert_close, random_problem
+
+ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=10.0, auxk=0.1)
+DTYPE = torch.float32
+
+
+@pytest.fixture
+def problem():
+    return random_problem(8, 6, 20, 3, groups=2, dtype=DTYPE)
+
+
+def encode_arguments(p, regime):
+    return (p.x, p.scale, p.shift, p.W_enc, p.b_enc, p.group, True, 3, DTYPE, 4, "reference", regime, "split")
+
+
+def test_modulate_keeps_the_rules_of_the_library(problem):
+    p = problem
+    opcheck(autograd.modulate, (p.x.requires_grad_(), p.scale, p.shift, p.group, True, "reference"))
+    opcheck(autograd.modulate, (p.x, None, p.shift, p.group, False, "reference"))
+
+
+def test_encode_topk_keeps_the_rules_of_the_library(problem, regime):
+    opcheck(autograd.encode_topk, encode_arguments(problem, regime))
+
+
+def test_decode_keeps_the_rules_of_the_library(problem, regime):
+    p = problem
+    values, indices = autograd.encode_topk(*encode_arguments(p, regime))
+    opcheck(autograd.decode, (values.detach(), p.W_dec, p.b_dec, indices, DTYPE, 4, "reference", regime))
+
+
+def test_tide_loss_keeps_the_rules_of_the_library(problem, regime):
+    p = problem
+    dead = torch.arange(20) % 4 == 0
+    parameters = Parameters(**p.parameters())
+    options = LossOptions(3, 2, True, True, ALL_TERMS, 0.1, 0.01, 0.1, 4, "reference", regime)
+    for given in (options, options._replace(s_target=None, chunk=None)):
+        arguments = LossArguments(p.x, parameters, p.group, dead, DTYPE, given)
+        opcheck(autograd.tide_loss, (*arguments.flat(), [True] * 6))
+
+
+def test_backward_ops_have_the_shapes_their_fakes_say(problem, regime):
+    p = problem
+    values, indices = autograd.encode_topk(*encode_arguments(p, regime))
+    tensors = (p.x, p.scale, p.shift, p.W_enc, p.b_enc, p.group)
+    wanted = [True, False, True, True, False]
+    tests = ("test_schema", "test_faketensor")
+    arguments = (values.detach(), indices, *tensors, True, 4, "reference", regime, wanted)
+    opcheck(autograd.encode_topk_backward, arguments, test_utils=tests)
+    decoder = (values.detach(), p.W_dec, p.b_dec, indices, DTYPE, 4, "reference", regime, [True, True, False])
+    opcheck(autograd.decode_backward, (p.x, *decoder), test_utils=tests)
+    opcheck(autograd.modulate_backward, (p.x, *tensors[:3], p.group, True, "reference", [True] * 3), test_utils=tests)
+
+
+class Autoencoder(torch.nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        for name, parameter in p.parameters().items():
+            setattr(self, name, torch.nn.Parameter(parameter.detach()))
+        self.k = p.k
+
+    def forward(self, x, group):
+        x_mod = modulate(x, self.scale, self.shift, group)
+        values, indices = encode_topk(x_mod, self.W_enc, self.b_enc, self.k, layer_norm=True)
+        return decode(values, indices, self.W_dec, self.b_dec)
+
+    def loss(self, x, group):
+        weights = ALL_TERMS._replace(auxk=0.0)
+        parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        modulation = {"scale": self.scale, "shift": self.shift, "group": group}
+        return tide_loss(x, *parameters, self.k, **modulation, paired=True, weights=weights).total
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["", "dynamic shapes"])
+@pytest.mark.parametrize("method", ["forward", "loss"])
+def test_a_module_compiles_whole(problem, method, dynamic):
+    module = Autoencoder(problem)
+    run = getattr(module, method)
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    plain, traced = run(problem.x, problem.group), compiled(problem.x, problem.group)
+    assert_close(traced, plain, 1e-6)
+    parameters = list(module.parameters())
+    expected = torch.autograd.grad(plain.square().sum(), parameters)
+    got = torch.autograd.grad(traced.square().sum(), parameters)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_autocast_reaches_compiled_code(problem):
+    module = Autoencoder(problem)
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert compiled(problem.x, problem.group).dtype == torch.bfloat16

@@ -1,0 +1,66 @@
+"""The options of the loss as one value: their defaults, and how a call is flattened for the op and restored."""
+
+import inspect
+
+import pytest
+import torch
+
+from tide_kernels import LossOptions, LossWeights, autograd, tide_loss
+from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters, default_chunk
+from tide_kernels.testing import random_problem
+
+CPU = torch.device("cpu")
+
+
+def test_they_are_the_arguments_of_tide_loss_with_the_same_defaults():
+    parameters = inspect.signature(tide_loss).parameters
+    for name in LossOptions._fields:
+        default = LossOptions._field_defaults.get(name, inspect.Parameter.empty)
+        assert parameters[name].default == default, name
+    tensors = {"x", *Parameters._fields, "group", "dead", "gradients"}
+    assert set(parameters) == tensors | set(LossOptions._fields)
+
+
+def test_one_value_serves_as_the_arguments_of_tide_loss():
+    p = random_problem(6, 4, 10, 2)
+    options = LossOptions(k=2, weights=LossWeights(sparsity=1.0), delta=0.5)
+    tensors = {name: value for name, value in p.arguments().items() if name != "k"}
+    expected = tide_loss(**p.arguments(), weights=LossWeights(sparsity=1.0), delta=0.5)
+    assert torch.equal(tide_loss(**tensors, **options._asdict()).total, expected.total)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_call_is_restored_as_it_was(biases):
+    p = random_problem(6, 4, 10, 2, groups=3, biases=biases)
+    parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift)
+    options = LossOptions(2, 1, True, True, LossWeights(1.0, 2.0, 3.0, 4.0, 5.0), 0.25, 0.5, 0.75, 8, "native", "dense")
+    call = LossArguments(p.x, parameters, p.group, None, torch.float32, options)
+    restored = LossArguments.restored(*call.flat())
+    assert restored.options == options
+    assert isinstance(restored.options.weights, LossWeights)
+    assert all(a is b for a, b in zip(restored.flat()[:9], call.flat()[:9], strict=True))
+    assert restored.dtype == torch.float32
+
+
+def test_the_op_takes_the_call_and_which_gradients_are_wanted():
+    names = [argument.split()[1] for argument in LOSS_SCHEMA.split(", ")]
+    op = torch.ops.tide_kernels.tide_loss.default._schema
+    assert [argument.name for argument in op.arguments] == [*names, "wanted"]
+    assert names == ["x", *Parameters._fields, "group", "dead", "dtype", *LossOptions._fields]
+    assert autograd.tide_loss._opoverload._schema == op
+
+
+def test_the_default_target_is_four_fifths_of_the_largest_density():
+    assert LossOptions(k=5).sparsity_target(100) == pytest.approx(0.04)
+    assert LossOptions(k=5, s_target=0.0).sparsity_target(100) == 0.0
+
+
+def test_a_chunk_holds_whole_pairs():
+    assert LossOptions(k=1, chunk=5).tokens_per_chunk(100, CPU) == 5
+    assert LossOptions(k=1, chunk=5, paired=True).tokens_per_chunk(100, CPU) == 6
+    assert LossOptions(k=1).tokens_per_chunk(100, CPU) == default_chunk(100, CPU)
+
+
+def test_the_default_chunk_has_at_least_two_tokens():
+    assert default_chunk(2**30, CPU) == 2
+    assert default_chunk(2**10, CPU) < default_chunk(2**10, torch.device("cuda"))

@@ -1,0 +1,36 @@
+"""The runs that are timed: every kernel has one, and it is repeatable."""
+
+import pytest
+import torch
+
+from tide_kernels import backend_status, tune_runs
+from tide_kernels.tune_runs import Operands, Shape
+
+configs = pytest.importorskip("tide_kernels.triton.configs", reason="needs Triton")
+
+
+def test_every_configuration_in_use_has_a_runner():
+    # "fold" runs inside scatter and backward_latents, and is looked up only for float32 sums.
+    assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold"}
+
+
+def test_shapes_are_read_from_the_command_line():
+    assert Shape.parse("8,16,64,4") == Shape(8, 16, 64, 4)
+    with pytest.raises(Exception, match="write N,d,n,k"):
+        Shape.parse("8,16")
+
+
+@pytest.mark.parametrize("k", [1, 8], ids=["compact codes", "masked codes"])
+@pytest.mark.parametrize("kernel", tune_runs.KERNELS)
+def test_a_run_gives_the_same_bits_each_time(kernel, k):
+    reason = backend_status()["triton"]
+    if reason is not None:
+        pytest.skip(f"triton: {reason}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    runner, size = tune_runs.RUNNERS[kernel]
+    shape = Shape(6, 20, 200, k)
+    assert hasattr(shape, size)
+    run = runner(Operands(shape, torch.float32, device))
+    first = [result.clone() for result in run()]
+    assert first
+    assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))

@@ -1,0 +1,93 @@
+"""`select` and `keep_top_` against the reference, to the bit."""
+
+import importlib
+
+import pytest
+import torch
+
+from tide_kernels import reference, triton
+from tide_kernels.testing import adversarial_rows
+
+DTYPES = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+]  # kernels compute with integers only, which the interpreter does right
+
+SHAPES = [
+    pytest.param(1, 1, id="one latent"),
+    pytest.param(97, 5, id="odd n: the last chunk is mostly mask"),
+    pytest.param(300, 15, id="5 % of more chunks than stay in registers"),
+    pytest.param(131, 130, id="k just below n: fewer positives than k"),
+]
+
+
+def same(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    nan = expected.isnan()
+    return torch.equal(actual.isnan(), nan) and torch.equal(actual[~nan], expected[~nan])
+
+
+def check(pre: torch.Tensor, k: int, device: torch.device) -> None:
+    values, indices = triton.select(pre.to(device), k)
+    expected_values, expected_indices = reference.select(pre, k)
+    assert values.dtype == pre.dtype
+    assert indices.dtype == torch.int32
+    assert torch.equal(indices.cpu(), expected_indices)
+    assert same(values.cpu(), expected_values)
+    z = pre.to(device, copy=True)
+    triton.keep_top_(z, k)
+    places = torch.where(expected_indices < 0, pre.shape[1], expected_indices).long()
+    dense = pre.new_zeros(len(pre), pre.shape[1] + 1).scatter_(1, places, expected_values)
+    assert same(z.cpu(), dense[:, :-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n_latents", "k"), SHAPES)
+def test_adversarial_rows(n_latents, k, dtype, device):
+    # All in one batch, since the search in a row starts from the threshold of the row before.
+    check(torch.stack(list(adversarial_rows(n_latents, dtype).values())), k, device)
+
+
+def test_rows_that_lie_apart(device, generator):
+    check(torch.randn(6, 80, generator=generator)[::2], 4, device)
+
+
+def test_rows_whose_columns_lie_apart(device, generator):
+    pre = torch.randn(40, 6, generator=generator).T
+    values, indices = triton.select(pre.to(device), 4)
+    expected = reference.select(pre, 4)
+    assert torch.equal(values.cpu(), expected[0])
+    assert torch.equal(indices.cpu(), expected[1])
+
+
+def test_more_tokens_than_programs(device, monkeypatch):
+    # So many tokens that each program serves several rows, and the last one fewer.
+    rows = torch.randint(-3, 9, (2048 + 1, 16), generator=torch.Generator().manual_seed(1)).half()
+    if device.type == "cpu":
+        monkeypatch.setattr(importlib.import_module("tide_kernels.triton.select"), "_ROWS_BUSY", 2)
+        rows = rows[:8]
+    check(rows, 3, device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_latents", [18432, 73728])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_wide_rows(n_latents, dtype, device, generator):
+    rows = torch.randn(2, n_latents, generator=generator)
+    rows[1] = (rows[1] * 4).round()  # ties everywhere
+    check(rows.to(dtype), n_latents // 20, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_tokens(dtype, device):
+    values, indices = triton.select(torch.empty(0, 50, dtype=dtype, device=device), 3)
+    assert values.shape == indices.shape == (0, 3)
+    triton.keep_top_(torch.empty(0, 50, dtype=dtype, device=device), 3)
+
+
+def test_the_choice_of_the_compiled_kernel_needs_one(device, monkeypatch):
+    """A file of measured configurations may come from a machine that has it."""
+    launch = importlib.import_module("tide_kernels.triton.launch")
+    config = launch.config
+    monkeypatch.setattr(launch, "config", lambda *arguments: {**config(*arguments), "compiled": 1})
+    check(torch.stack(list(adversarial_rows(97, torch.float32).values())), 5, device)

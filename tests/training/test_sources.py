@@ -1,0 +1,157 @@
+"""Where batches come from: stores, memory, a live stream; the fresh model and the description beside them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tide.activations import ActivationBatch, ActivationStore, collect
+from tide.activations.memory import ActivationPool
+from tide.activations.options import CollectOptions
+from tide.activations.source import Source
+from tide.activations.to_disk import collect_to_disk
+from tide.adapters import Adapter, adapter_for
+from tide.data import open_source
+from tide.errors import TideError
+from tide.files import read_json, write_json
+from tide.fingerprint import fingerprint, pipeline_fingerprints
+from tide.training import TrainConfig, build_model, from_pool, from_stores, live
+from tide.training.sources import live_stream
+
+N = 10
+OPTIONS = CollectOptions(token_fraction=1 / 4)
+CONFIG = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4)
+PLAIN = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4, modulation=False)
+
+
+@pytest.fixture(scope="module")
+def adapter(alpha) -> Adapter:
+    return adapter_for(alpha)
+
+
+@pytest.fixture(scope="module")
+def source(adapter) -> Source:
+    return open_source("scenes", adapter, images=N)
+
+
+@pytest.fixture(scope="module")
+def stores(adapter, source, tmp_path_factory) -> Path:
+    """Of blocks 3 and 6."""
+    path = tmp_path_factory.mktemp("stores")
+    collect_to_disk(adapter, source, path, blocks=(3, 6), options=OPTIONS)
+    return path
+
+
+def changed(store: Path, to: Path, **info: object) -> Path:
+    """A copy of a store that says something else of itself."""
+    to.mkdir()
+    for file in store.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    manifest = read_json(to / "manifest.json")
+    write_json(to / "manifest.json", {**manifest, "info": {**manifest["info"], **info}})
+    return to
+
+
+# -- stores ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tide_from_stores_starts_from_the_pipeline_that_they_name(adapter, stores, tmp_path):
+    path = changed(stores / "block-3", tmp_path / "s", pipeline="some/model")
+    named = []
+    job = from_stores([path], CONFIG, open_pipeline=lambda name: named.append(name) or adapter, buffer_rows=1024)
+    assert named == ["some/model"]
+    assert fingerprint([job.model]) == fingerprint([build_model(adapter, 3, CONFIG)])
+    assert (job.model.config.block, job.model.config.family) == (3, "pixart")
+    store = ActivationStore(path)
+    about = {"rows": len(store), "fingerprint": store.fingerprint}
+    assert job.described == {"stores": [about], "buffer_rows": 1024}
+    assert job.data == {"name": "scenes", "stores": [{"folder": str(path), **about}]}
+    assert job.weights == pipeline_fingerprints(adapter.pipe)
+    batches = store.batches(64, seed=0, epochs=None, buffer_rows=1024, start=2)
+    assert torch.equal(next(job.batches(2)).x, next(batches).x)
+
+
+def test_a_plain_sae_opens_no_pipeline(stores):
+    job = from_stores([stores / "block-3"], PLAIN)
+    assert job.model.modulation is None
+    assert (job.model.n_latents, job.model.config.k, job.model.config.block) == (96, 8, 3)
+    with pytest.raises(TideError, match=r"copies its modulation from the pipeline of .*block-3; give open_pipeline"):
+        from_stores([stores / "block-3"], CONFIG)
+
+
+def test_stores_that_do_not_fit(adapter, alpha_with_sizes, stores, tmp_path):
+    with pytest.raises(TideError, match=r"block-6 is of block 6 and .*block-3 of 3; train on stores of one block"):
+        from_stores([stores / "block-3", stores / "block-6"], PLAIN)
+    with pytest.raises(TideError, match=r"holds stores of several blocks; give one of them: .*block-3$"):
+        from_stores([stores], PLAIN)
+    with pytest.raises(TideError, match=r"block-3 is of width 192 and the pipeline of 48; use its own pipeline"):
+        from_stores([stores / "block-3"], CONFIG, open_pipeline=lambda name: adapter_for(alpha_with_sizes))
+    flux = changed(stores / "block-3", tmp_path / "s", family="flux")
+    with pytest.raises(TideError, match=r"s is of family flux and the pipeline of pixart; use its own pipeline"):
+        from_stores([flux], CONFIG, open_pipeline=lambda name: adapter)
+
+
+def test_a_damaged_store_is_found_first(stores, tmp_path):
+    path = changed(stores / "block-3", tmp_path / "s")
+    content = bytearray((path / "shard-00000.safetensors").read_bytes())
+    content[-3] ^= 4
+    (path / "shard-00000.safetensors").write_bytes(content)
+    with pytest.raises(TideError, match="another SHA-256"):
+        from_stores([path], PLAIN)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def collected(adapter: Adapter, source: Source) -> list[ActivationBatch]:
+    return [each[3] for each in collect(adapter, source, [3], token_fraction=1 / 4)]
+
+
+def test_from_a_pool(adapter, source):
+    batches = collected(adapter, source)
+    job = from_pool(batches, adapter, CONFIG, block=3)
+    pool = ActivationPool(batches, 64, seed=0)
+    assert torch.equal(next(job.batches(3)).x, next(pool.from_step(3)).x)
+    assert fingerprint([job.model]) == fingerprint([build_model(adapter, 3, CONFIG)])
+    assert job.described["rows"] == len(pool) == N * 2 * 16
+    again = from_pool((batch.to(dtype=torch.bfloat16) for batch in batches), adapter, CONFIG, block=3)
+    assert again.described["fingerprint"] != job.described["fingerprint"]
+
+
+# -- live ------------------------------------------------------------------------------------------------------------
+
+
+def test_live(adapter, source):
+    job = live(adapter, source, CONFIG, block=3, options=OPTIONS)
+    batch = next(job.batches(1))
+    assert (len(batch), batch.paired) == (64, True)
+    cached = live(adapter, source, CONFIG, block=3, options=OPTIONS, cache=True)
+    assert torch.equal(next(cached.batches(1)).x, batch.x)
+    assert cached.described == job.described
+    assert job.described["pipeline"] == job.weights == pipeline_fingerprints(adapter.pipe)
+    assert (job.described["block"], job.described["token_fraction"], job.described["images"]) == (3, 0.25, N)
+    assert job.data == {"name": "scenes", "images": N, "size": [64, 64], "fingerprint": source.fingerprint()}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    "options", [OPTIONS, CollectOptions(token_fraction=1 / 4, paired=False, batch_size=3)], ids=str
+)
+def test_a_live_stream_gives_the_same_bits_from_any_step(adapter, options, exact):
+    """Ten images of 32 rows, or 16 without pairs, in windows of at most 100 rows."""
+    images = open_source("scenes", adapter, images=N)
+    known = Source(images.name, images.size, N if exact else N + 5, images.batches, exact=exact)
+    stream = live_stream(adapter, known, 2, options, rows=50, buffer_rows=100, seed=1)
+    whole = list(islice(stream.from_step(0), 9))
+    for step in (1, 3, 6):
+        for one, other in zip(islice(stream.from_step(step), 3), whole[step:], strict=False):
+            assert len(one) == 50
+            assert one.paired is options.paired
+            assert torch.equal(one.x, other.x)
+            assert torch.equal(one.sample, other.sample)
+    assert len(torch.cat([batch.sample for batch in whole]).unique()) == N
+    other_seed = live_stream(adapter, known, 2, options, rows=50, buffer_rows=100, seed=2)
+    assert not torch.equal(next(other_seed.from_step(0)).x, whole[0].x)

@@ -1,0 +1,45 @@
+"""What of an image's activations is taken, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tide.adapters.base import check_tensor
+from tide.errors import TideError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """What of an image's activations is taken; the names are those of :func:`tide.activations.collect`.
+
+    Attributes:
+        tensor: "output", "attention" or "feed_forward" of a block.
+        n_timesteps: steps of the grid that timesteps are drawn from, or of the sampling run.
+        token_fraction: share of an image's tokens, in (0, 1]; at least one token.
+        paired: take neighbouring timesteps of the same image, noise and tokens, rather than single ones.
+        batch_size: images a pass.
+
+    Raises :class:`~tide.errors.TideError` for values that are not valid.
+    """
+
+    tensor: str = "output"
+    n_timesteps: int = 20
+    token_fraction: float = 1 / 16
+    paired: bool = True
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_tensor(self.tensor)
+        check_amounts(self.token_fraction, self.batch_size)
+
+    def rows_per_image(self, n_tokens: int) -> int:
+        """Rows that Algorithm 1 takes of an image of ``n_tokens`` tokens."""
+        return (1 + self.paired) * max(1, round(n_tokens * self.token_fraction))
+
+
+def check_amounts(token_fraction: float, batch_size: int) -> None:
+    """Raises :class:`~tide.errors.TideError` for a share of tokens or a number of images that is not valid."""
+    if not 0 < token_fraction <= 1:
+        raise TideError(f"token_fraction {token_fraction} is not in (0, 1]; 1/16 is usual")
+    if batch_size < 1:
+        raise TideError(f"batch_size {batch_size} is too small; give at least 1")

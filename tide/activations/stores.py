@@ -1,0 +1,193 @@
+"""Activation stores, one a block, written in one pass over the data; resumed, repaired and extended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.identity import Sample, what_changed
+from tide.activations.manifest import places
+from tide.activations.writer import StoreWriter, check_disk, existing_parent
+from tide.errors import TideError
+from tide.files import lock_folder, new_folders
+
+#: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
+SHARDS = 20
+SMALLEST_SHARD = 2**20
+
+#: ``activations(start, stop)``: those of the samples ``start`` to ``stop - 1``, a pass at a time.
+Activations = Callable[[int, int], Iterable[dict[int, ActivationBatch]]]
+
+
+class Recorded(Protocol):
+    """What is collected from, as far as it is recorded: :class:`~tide.activations.source.Source` or ``Prompts``."""
+
+    @property
+    def limited(self) -> bool: ...
+
+    def samples(self) -> list[Sample]: ...
+
+    def samples_before(self, n: int) -> list[Sample]: ...
+
+
+def write_stores(
+    activations: Activations,
+    folders: dict[int, Path],
+    info: dict[str, Any],
+    *,
+    n: int,
+    data: Recorded | None = None,
+    expected: int = 0,
+    quota: int | None = None,
+    resume: bool = False,
+    begun: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
+    """Writes ``activations(start, stop)`` to one store a block.
+
+    All stores are locked before anything is written. When resuming, ``data`` must be those that the stores were
+    collected from; damaged shards are collected again, and a store that is behind the others after a crash catches up.
+    What is found in a resumed store is noted on stderr.
+
+    Args:
+        activations: yields block -> batch.
+        folders: block -> the folder of its store.
+        info: kept in the manifests (:class:`StoreWriter`); a store can be extended only if it names ``batch_size``, the
+            images of a pass.
+        n: images.
+        data: what is collected from; recorded in the shards.
+        expected: bytes that each store is going to take.
+        quota: the most bytes that each store may take.
+        resume: resume or extend the stores that are there.
+        begun: called once, as soon as there is a shard.
+
+    Returns:
+        The rows of all stores together, and the images in each.
+
+    Raises:
+        TideError: the folders hold stores of something else, or their disk does not suffice.
+    """
+    shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
+    with ExitStack() as stack:
+        stack.enter_context(new_folders(*folders.values()))
+        if len(folders) > 1:
+            stack.enter_context(lock_folder(next(iter(folders.values())).parent))
+        writers = {
+            block: stack.enter_context(
+                StoreWriter(
+                    folder,
+                    info={**info, "block": block},
+                    expected_bytes=expected,
+                    quota=quota,
+                    shard_bytes=shard_bytes,
+                    resume=resume,
+                )
+            )
+            for block, folder in folders.items()
+        }
+        _check_disks(writers.values(), expected)
+        for writer in writers.values():
+            _tell(writer, info)
+            if data is not None:
+                _check_data(writer, data)
+            if writer.next_sample < n:
+                writer.align(info.get("batch_size", 1))
+        _collect(activations, writers, data, n, begun)
+    return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
+
+
+def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:
+    """Raises unless what is still to come of all stores together fits their disks."""
+    needed: dict[int, int] = {}
+    for writer in writers:
+        disk = existing_parent(writer.path).stat().st_dev
+        needed[disk] = needed.get(disk, 0) + max(0, expected - writer.used)
+        check_disk(needed[disk], writer.path, "are expected")
+
+
+def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
+    """Says on stderr what was found in a store that is resumed."""
+    threads = writer.manifest["info"].get("threads", info.get("threads"))
+    notes = [f"{reason.split('; ')[0]}: its images are collected again" for reason in writer.damaged.values()]
+    if writer.unrecorded:
+        notes.append(f"{writer.path} does not record {', '.join(writer.unrecorded)}: taken to be the same")
+    if threads != info.get("threads"):
+        notes.append(f"{writer.path} was collected with {threads} threads, not {info['threads']}: roundings can differ")
+    if writer.next_sample and not writer.recorded:
+        notes.append(f"{writer.path} does not record its images and captions: taken to be the same")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _check_data(writer: StoreWriter, data: Recorded) -> None:
+    """Raises unless the data begin with what the store was collected from."""
+    if not writer.recorded:
+        return
+    now = data.samples_before(writer.next_sample)
+    changed = what_changed(writer.recorded, now)
+    if changed is None and len(now) < writer.next_sample and not data.limited:
+        last = writer.recorded.get(len(now))
+        changed = f"{last.name if last else f'image {len(now)}'} is gone"
+    if changed is not None:
+        raise TideError(
+            f"{writer.path} was collected from other data: {changed}; restore the data, or collect into another folder"
+        )
+
+
+def _collect(
+    activations: Activations,
+    writers: dict[int, StoreWriter],
+    data: Recorded | None,
+    n: int,
+    begun: Callable[[], None],
+) -> None:
+    segments = list(_segments(writers, n))
+    missing = sum(stop - start for start, stop, _ in segments)
+    is_first = True
+    with tqdm(total=n, initial=max(0, n - missing), unit="image", disable=None) as bar:
+        for start, stop, takers in segments:
+            for batches in activations(start, stop):
+                first, end = _ends(batches)
+                samples = () if data is None else data.samples()[first:end]
+                for block in takers:
+                    writers[block].add(batches[block], samples)
+                if is_first and any(writer.n_written for writer in writers.values()):
+                    begun()
+                    is_first = False
+                bar.update(end - first)
+    _check_mended(writers.values())
+    for writer in writers.values():
+        writer.flush()
+    if is_first:
+        begun()
+
+
+def _segments(writers: dict[int, StoreWriter], n: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Ranges of samples, first and end, and the blocks whose stores lack them. None extends over the end of a damaged
+    shard or of a store, so that passes are cut where they were."""
+    wanted = {block: writer.wanted(n) for block, writer in writers.items()}
+    edges = sorted({edge for ranges in wanted.values() for ends in ranges for edge in ends})
+    for start, stop in pairwise(edges):
+        takers = [b for b, ranges in wanted.items() if any(first <= start and stop <= end for first, end in ranges)]
+        if takers:
+            yield start, stop, takers
+
+
+def _ends(batches: dict[int, ActivationBatch]) -> tuple[int, int]:
+    place = places(next(iter(batches.values())).sample)
+    return int(place.min()), int(place.max()) + 1
+
+
+def _check_mended(writers: Iterable[StoreWriter]) -> None:
+    for writer in writers:
+        for index in writer.damaged:
+            raise TideError(
+                f"{writer.path / writer.manifest['shards'][index]['file']} is damaged, and the data hold fewer images "
+                "than when it was collected; restore the data, or collect into another folder"
+            )

@@ -1,0 +1,189 @@
+"""What ``tide collect`` does: activations of images, or of sampling runs, into a store for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.collect import collect, collect_sampling
+from tide.activations.options import CollectOptions
+from tide.activations.source import Prompts, Source
+from tide.activations.stores import write_stores
+from tide.activations.writer import estimate_bytes, readable_size
+from tide.adapters.base import Adapter, Block
+from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
+from tide.fingerprint import pipeline_fingerprints
+from tide.runs import Contents, read_run, record_measured, write_run
+
+#: Guidance scale of sampling runs unless told otherwise.
+GUIDANCE = 4.5
+
+
+class Collected(NamedTuple):
+    """What the stores of ``folders`` (block -> folder) hold: ``rows`` and ``bytes`` together, ``images`` each."""
+
+    folders: dict[int, Path]
+    rows: int
+    images: int
+    bytes: int
+
+
+def collect_to_disk(
+    adapter: Adapter,
+    source: Source | Prompts,
+    out: str | Path,
+    *,
+    blocks: Sequence[Block] = ("penultimate",),
+    options: CollectOptions | None = None,
+    guidance_scale: float = GUIDANCE,
+    seed: int = 0,
+    quota: int | None = None,
+    resume: bool = False,
+    made_by: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> Collected:
+    """Collects activations in one pass over the data and writes them to a store for each block.
+
+    Whole shards are on disk at any moment; after an interruption the same call with ``resume=True`` gives the stores of
+    an uninterrupted one, bit for bit, on the same machine with the same number of threads.
+
+    Args:
+        adapter: the pipeline's.
+        source: images with captions (:func:`tide.data.open_source`), which are noised as in Algorithm 1
+            (:func:`~tide.activations.collect`), or :class:`Prompts`, whose sampling runs are followed
+            (:func:`~tide.activations.collect_sampling`).
+        out: the folder of the store; with several blocks that of the stores ``block-N``. Gets a ``run.json``.
+        blocks: numbers, negative from the end, or "penultimate".
+        options: what of an image's activations is taken; default :class:`CollectOptions`.
+        guidance_scale: of sampling runs.
+        seed: of timesteps, noise and tokens.
+        quota: the most bytes that each store may take.
+        resume: resume an interrupted collection, or extend one: ``source`` begins with the same images.
+        made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
+        say: is told what will be collected.
+
+    Raises:
+        TideError: a block does not exist, the disk or the quota does not suffice, ``out`` holds a store that is not to
+            be resumed or is of other options or other data, or activations are not finite.
+    """
+    options = options or CollectOptions()
+    folder = Path(out)
+    indices = list(dict.fromkeys(adapter.resolve_block(block) for block in blocks))
+    folders = {block: folder if len(indices) == 1 else folder / f"block-{block}" for block in indices}
+    expected = expected_bytes(adapter, source, options)
+    each = " each" if len(indices) > 1 else ""
+    say(f"{source.n_images} images, {blocks_in_words(indices)}: about {readable_size(expected)} on disk{each}")
+    info = _info(adapter, source, options, guidance_scale, seed)
+    read_run(folder)  # a damaged one is found before the work
+
+    def activations(start: int, stop: int) -> Iterator[dict[int, ActivationBatch]]:
+        if isinstance(source, Prompts):
+            return _sampled(adapter, source, indices, options, guidance_scale, seed=seed, start=start, stop=stop)
+        length = caption_length(adapter)
+        given = {**asdict(options), "seed": seed, "start": start, "stop": stop, "max_sequence_length": length}
+        return collect(adapter, source, indices, **given)
+
+    def begun() -> None:
+        write_run(folder, _contents(info, folders, source.n_images), made_by)
+
+    rows, images = write_stores(
+        activations,
+        folders,
+        info,
+        n=source.n_images,
+        data=source,
+        expected=expected,
+        quota=quota,
+        resume=resume,
+        begun=begun,
+    )
+    n_bytes = sum(file.stat().st_size for each in folders.values() for file in each.glob("shard-*"))
+    record_measured(folder, {"rows": rows, "images": images, "bytes": n_bytes})
+    return Collected(folders, rows, images, n_bytes)
+
+
+def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectOptions) -> int:
+    """What one block's store is going to take on disk, within 0.1 % and a few KB a shard."""
+    config = adapter.modulation(0).config
+    n, paired = source.n_images, options.paired
+    if isinstance(source, Prompts):  # every step of every run; pairs hold all but the first and the last twice
+        n, paired = n * (2 * (options.n_timesteps - 1) if paired else options.n_timesteps), False
+    return estimate_bytes(
+        n,
+        n_tokens(adapter, source.size),
+        adapter.d_model,
+        token_fraction=options.token_fraction,
+        paired=paired,
+        d_conditioning=config.d_embedding if config.conditioned else 0,
+        dtype=adapter.dtype,
+    )
+
+
+def blocks_in_words(blocks: Sequence[int]) -> str:
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
+
+
+def _info(
+    adapter: Adapter, source: Source | Prompts, options: CollectOptions, guidance_scale: float, seed: int
+) -> dict[str, Any]:
+    """What the activations are of: all that must be the same when a store is resumed, and the number of threads."""
+    sampling = isinstance(source, Prompts)
+    return {
+        "pipeline": adapter.name,
+        "family": adapter.family,
+        "tensor": options.tensor,
+        "mode": "sampling" if sampling else "noised",
+        "data": source.name,
+        **source.options,
+        "size": list(source.size),
+        "timesteps": options.n_timesteps,
+        "token_fraction": options.token_fraction,
+        "paired": options.paired,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "device": adapter.device.type,
+        "seed": seed,
+        "batch_size": options.batch_size,
+        "threads": torch.get_num_threads(),
+        **({"guidance": guidance_scale} if sampling else {}),
+        "weights": pipeline_fingerprints(adapter.pipe),
+    }
+
+
+def _contents(info: dict[str, Any], folders: dict[int, Path], n_images: int) -> Contents:
+    """``run.json``'s."""
+    several = len(folders) > 1
+    return Contents(
+        kind="activations",
+        blocks=list(folders),
+        family=info["family"],
+        pipeline=info["pipeline"],
+        weights=info["weights"],
+        data={"name": info["data"], "images": n_images, "size": info["size"]},
+        files={folder.name: "activations" for folder in folders.values()} if several else {"manifest.json": "index"},
+    )
+
+
+def _sampled(
+    adapter: Adapter,
+    prompts: Prompts,
+    blocks: Sequence[int],
+    options: CollectOptions,
+    guidance_scale: float,
+    **where: Any,
+) -> Iterator[dict[int, ActivationBatch]]:
+    taken = asdict(options)
+    return collect_sampling(
+        adapter,
+        prompts.texts,
+        blocks,
+        n_steps=taken.pop("n_timesteps"),
+        guidance_scale=guidance_scale,
+        **taken,
+        **where,
+        **sampling_arguments(adapter, prompts.size),
+    )

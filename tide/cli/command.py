@@ -1,0 +1,38 @@
+"""What a command is: its options as a dataclass, and ``run()``."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tide.cli.options import values_of
+from tide.cli.usage import Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Its subclasses' docstrings are the commands' help, their fields the options."""
+
+    usage: ClassVar[Usage]
+    #: What an interruption leaves, for the line that reports it.
+    interrupted: ClassVar[str] = "nothing was written"
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def made_by(self, **used: Any) -> dict[str, Any]:
+        """This command with its options, to write beside the result; ``used``: values of options that were left off,
+        as far as they were found later."""
+        from tide.provenance import provenance
+
+        arguments = {**values_of(self), **used}
+        return provenance(self.name, arguments, seed=arguments.get("seed"))
+
+
+#: What an interruption would leave right now, where it is not the command's ``interrupted``.
+left_behind: ContextVar[str | None] = ContextVar("left_behind", default=None)

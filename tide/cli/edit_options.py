@@ -1,0 +1,148 @@
+"""The options of ``tide edit``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from tide.cli.drawing import Drawing, Prompt
+from tide.cli.usage import PIPELINE, Aspect, Usage, fast_beside, with_option
+from tide.cli.values import (
+    Flag,
+    MaybeCount,
+    MaybeCounts,
+    MaybeFeatures,
+    MaybeFile,
+    MaybeFolder,
+    MaybeRange,
+    MaybeReplacement,
+    MaybeScaling,
+    Numbers,
+    option,
+)
+from tide.errors import TideError
+
+#: The factor of ``--towards-top`` where none is given: the one that Fig. 6's development prompts chose.
+SCALED_BY = 3.0
+
+_WHAT = tyro.conf.create_mutex_group(required=True, title="edit (one of)")
+_WHERE = tyro.conf.create_mutex_group(required=False, title="where in the image (at most one of)")
+
+
+def _target(asked: EditOptions) -> str:
+    if asked.target is not None:
+        return "with --target"
+    return "without a target" if asked.towards is None and asked.change is None else "with --towards or --change"
+
+
+#: A guidance scale of at most 1 leaves out the second half of each batch.
+_ONE_BRANCH = Aspect(
+    lambda asked: "with --guidance at most 1" if asked.guidance <= 1 else "with --guidance above 1",
+    {"with --guidance at most 1": "", "with --guidance above 1": "branch"},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(Drawing):
+    """What to edit, towards what, where and when."""
+
+    usage: ClassVar[Usage] = Usage(
+        f"{PIPELINE} size sae block backend prompt scale erase erase_top invert invert_top towards change target mask "
+        "strength steps renormalise seed n_steps guidance clip lpips out",
+        (
+            Aspect(
+                _target,
+                {
+                    "without a target": "",
+                    "with --target": "towards_top towards_pooled altered",
+                    "with --towards or --change": "towards_image towards_top towards_pooled contrast save_target "
+                    "altered",
+                },
+            ),
+            with_option("contrast", leaves_out="towards_top save_target"),
+            with_option("altered", leaves_out="towards_pooled"),
+            _ONE_BRANCH,
+            fast_beside("n_steps"),
+        ),
+    )
+
+    scale: Annotated[MaybeScaling, _WHAT] = None
+    """multiply latents"""
+    erase: Annotated[MaybeFeatures, _WHAT] = None
+    """set latents to zero"""
+    erase_top: Annotated[MaybeCount, _WHAT] = None
+    """set each token's N strongest to zero"""
+    invert: Annotated[MaybeFeatures, _WHAT] = None
+    """flip the sign of latents"""
+    invert_top: Annotated[MaybeCount, _WHAT] = None
+    """flip the sign of each token's N strongest"""
+    towards: Annotated[Prompt, _WHAT] = None
+    """move towards the latents that this prompt gives at the same seed"""
+    change: Annotated[MaybeReplacement, _WHAT] = None
+    """move towards this prompt with a word replaced, such as red=blue"""
+    target: Annotated[MaybeFile, _WHAT] = None
+    """move towards latents that --save-target kept"""
+
+    towards_image: MaybeFile = None
+    """record the target on this image, under the prompt of --towards"""
+    towards_top: MaybeCount = None
+    """scale the target's N strongest latents instead (appendix C.1)"""
+    towards_pooled: Flag = False
+    """average the target over the image"""
+    contrast: Flag = False
+    """move along what --towards in place of --prompt changes on --towards-image (try strengths of 1 to 2)"""
+    save_target: MaybeFile = None
+    """keep the latents of --towards, for --target"""
+
+    mask: Annotated[MaybeFile, _WHERE] = None
+    """edit where this picture of the image's size is bright"""
+    altered: Annotated[MaybeCounts, _WHERE] = None
+    """edit the N tokens at which source and target differ most; one image for each N"""
+
+    strength: Numbers = ()
+    """one image each; 1 is the edit as written, 0 none (default: 1; with --towards-top the factor, 3)"""
+    steps: MaybeRange = None
+    """part of the sampling run to edit, such as 0.2 0.8"""
+    branch: Annotated[Literal["conditional", "unconditional", "both"], option()] = "conditional"
+    """the rows of guidance to edit"""
+    renormalise: Flag = False
+    """keep each token's latent norm (eq. 19)"""
+
+    clip: MaybeFolder = None
+    """a CLIP model: score the images against --prompt and --towards (nothing is downloaded)"""
+    lpips: MaybeFile = None
+    """torchvision's AlexNet, VGG-16 or SqueezeNet: score LPIPS to the unedited image"""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        return self.strength or (SCALED_BY if self.towards_top else 1.0,)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The name of each edited picture, and what its row in edit.json says of the edit."""
+        if self.altered:
+            return {f"{n}-tokens": {"strength": self.strengths[0], "tokens": n} for n in self.altered}
+        return {f"{strength:g}": {"strength": strength} for strength in self.strengths}
+
+    def check(self) -> None:
+        """Raises for options that do not go together."""
+        from tide.editing.progress import check_steps
+
+        if self.contrast and self.towards_image is None:
+            raise TideError("--contrast records on an image; give --towards-image")
+        if self.altered and len(self.strengths) > 1:
+            raise TideError("--altered goes with one --strength; give one")
+        _check_different("--strength", [f"{strength:g}" for strength in self.strengths])
+        _check_different("--altered", [str(n) for n in self.altered or ()])
+        if self.save_target is not None and Path(self.save_target).is_dir():
+            raise TideError(f"{self.save_target} is a folder; give --save-target the name of a file")
+        check_steps(self.steps, self.steps_drawn)
+
+
+def _check_different(option: str, names: list[str]) -> None:
+    """Each value of an option has a picture, which its first six digits name."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise TideError(f"{option} has {repeated[0]} twice, and each has one picture; give different ones")

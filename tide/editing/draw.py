@@ -1,0 +1,120 @@
+"""A prompt drawn without an edit, and with edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from tide.adapters import Adapter
+from tide.adapters.sizes import image_size, sampling_arguments
+from tide.editing.context import edit
+from tide.editing.edits import Branch, Edit
+from tide.editing.progress import check_steps
+from tide.errors import TideError
+from tide.pictures import to_image
+from tide.sae.model import TIDE
+
+#: What helps where an edited image has overflowed.
+REMEDY = "lower the edit's factor, --strength or --guidance, or use --dtype fp32"
+
+
+def draw_latents(
+    adapter: Adapter,
+    prompt: str,
+    *,
+    n_steps: int = 20,
+    guidance_scale: float = 4.5,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """The pipeline's final latents of one prompt, scaled, ``[1, c, h, w]``. The arguments are those of
+    :func:`draw_edits`."""
+    return adapter.generate(
+        [prompt],
+        n_steps=n_steps,
+        guidance_scale=guidance_scale,
+        generators=[torch.Generator().manual_seed(seed)],
+        **sampling_arguments(adapter, image_size(adapter, size)),
+    )
+
+
+def check_drawn(drawn: Tensor, remedy: str) -> None:
+    """Raises :class:`~tide.errors.TideError` for latents or an image that are not finite: numbers have overflowed."""
+    if not torch.isfinite(drawn).all():
+        raise TideError(f"what the pipeline draws is not finite; {remedy}")
+
+
+def draw_edits(
+    adapter: Adapter,
+    model: TIDE,
+    prompt: str,
+    edits: Mapping[str, Edit],
+    *,
+    n_steps: int = 20,
+    guidance_scale: float = 4.5,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    steps: tuple[float, float] | None = None,
+    tokens: Tensor | Mapping[str, Tensor] | None = None,
+    branch: Branch = "conditional",
+    renormalise: bool = False,
+) -> tuple[Image, dict[str, Image]]:
+    """Draws a prompt without an edit and with each of ``edits``, from the same noise.
+
+    Args:
+        adapter: the pipeline.
+        model: the TIDE whose latents are edited, on the pipeline's device.
+        prompt: what is drawn.
+        edits: name -> edit; for one edit at several strengths see :class:`~tide.editing.Strength`.
+        n_steps: sampling steps.
+        guidance_scale: of classifier-free guidance; at most 1 is without.
+        seed: of the noise.
+        size: height and width in pixels; default the pipeline's own.
+        steps: the part of the run to edit, as fractions, first <= step / n_steps < last; default all of it.
+        tokens: bool ``[tokens]``, the image tokens to edit (:func:`~tide.editing.read_mask`), or a mask by the name of
+            each edit; default all.
+        branch: the rows of guidance to edit, "conditional", "unconditional" or "both".
+        renormalise: keep each token's latent norm (eqs 9, 19).
+
+    Returns:
+        The unedited image, and the edited images by the names of their edits.
+
+    Raises:
+        TideError: an edit, the steps, the tokens or the size do not fit the model or the pipeline; nothing of the run
+            is of ``branch``; what is drawn is not finite.
+    """
+    adapter.check_steps(n_steps)
+    check_steps(steps, n_steps)
+    for each in edits.values():
+        each.check(model.n_latents)
+    draw = partial(
+        _draw,
+        adapter,
+        prompt,
+        n_steps=n_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        size=image_size(adapter, size),
+    )
+    before, after = draw(), {}
+    for name, each in edits.items():
+        mask = tokens[name] if isinstance(tokens, Mapping) else tokens
+        with edit(adapter.pipe, model, each, steps=steps, tokens=mask, branch=branch, renormalise=renormalise) as met:
+            after[name] = draw()
+            if not met.rows:
+                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another --branch")
+    return before, after
+
+
+def _draw(
+    adapter: Adapter, prompt: str, *, n_steps: int, guidance_scale: float, seed: int, size: tuple[int, int]
+) -> Image:
+    latents = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
+    check_drawn(latents, REMEDY)
+    image = adapter.decode_latents(latents)[0]
+    check_drawn(image, REMEDY)
+    return to_image(image)

@@ -1,0 +1,156 @@
+"""Pipelines by name or folder, behind their adapters, and checkpoints beside them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tide import scenes
+from tide.adapters import Adapter, Block, adapter_for
+from tide.adapters.trust import check_folder
+from tide.devices import DTYPES, check_backend, device_of
+from tide.errors import TideError
+from tide.messages import one_line
+from tide.sae import TIDE
+from tide.scenes.pipeline import DATA
+
+#: The name of the pipeline, and of the images, that the package ships.
+BUNDLED = "scenes"
+
+
+def load_adapter(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    offload: bool = False,
+    trust_remote_code: bool = False,
+    denoiser_only: bool = False,
+) -> Adapter:
+    """A pipeline behind its adapter.
+
+    Args:
+        name: a diffusers id or folder, or "scenes" for the bundled pipeline.
+        device: "cpu", "cuda" or "cuda:<number>"; default the GPU if there is one.
+        dtype: "bf16", "fp16" or "fp32"; default bf16 on a GPU and fp32 on the CPU.
+        offload: keep on the GPU only the model that runs (diffusers' model offload).
+        trust_remote_code: run code that comes with the pipeline.
+        denoiser_only: leave text encoders and VAE out.
+
+    Raises:
+        TideError: the pipeline cannot be loaded, lacks weights, brings code or pickled weights, or the device is not
+            there.
+    """
+    on = device_of(device)
+    kind = DTYPES[dtype] if dtype else torch.float32 if on.type == "cpu" else torch.bfloat16
+    if offload and on.type == "cpu":
+        raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+    if trust_remote_code and name == BUNDLED:
+        raise TideError(
+            "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
+        )
+    with quiet():
+        parts = _left_out(name) if denoiser_only else {}
+        pipe = _from_pretrained(name, kind, parts, trust=trust_remote_code)
+    adapter = adapter_for(pipe)
+    adapter.name = pipeline_name(name)
+    _check_whole(name, pipe)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    if offload:
+        pipe.enable_model_cpu_offload(device=on)
+    else:
+        pipe.to(on)
+    return adapter
+
+
+def _left_out(name: str) -> dict[str, None]:
+    """The components, each as None, that a denoiser does without: every text encoder and tokenizer, and the VAE."""
+    from diffusers import DiffusionPipeline
+
+    if name == BUNDLED:
+        return dict.fromkeys(("text_encoder", "tokenizer", "vae"))
+    try:
+        components = DiffusionPipeline.load_config(name)
+    except (OSError, ValueError):
+        return {}  # loading the pipeline itself says what is wrong
+    return {part: None for part in components if part.startswith(("text_encoder", "tokenizer", "vae"))}
+
+
+def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, trust: bool = False) -> Any:
+    """Safetensors only, and no code of the pipeline's own unless ``trust``."""
+    from diffusers import DiffusionPipeline
+
+    if name == BUNDLED:
+        return scenes.load_pipeline(dtype, **parts)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
+    options = {"use_safetensors": True, "trust_remote_code": trust, **parts}
+    try:
+        folder = name if Path(name).is_dir() else DiffusionPipeline.download(name, **options)
+        check_folder(Path(folder), trust=trust, left_out=parts)
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **options)
+    except TideError:
+        raise
+    except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
+        reason = one_line(error)
+        raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
+
+
+def _check_whole(name: str, pipe: Any) -> None:
+    """Raises for weights that the files lack: diffusers leaves them on the meta device and says nothing."""
+    for part, model in pipe.components.items():
+        tensors = (*model.named_parameters(), *model.named_buffers()) if isinstance(model, torch.nn.Module) else ()
+        if missing := next((key for key, value in tensors if value.is_meta), None):
+            raise TideError(f"pipeline {name} lacks the weight {missing} of its {part}; copy or download it anew")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading without the libraries' progress bars and notes: stderr is for errors and our own progress."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype= is what all supported diffusers take
+        for log in (diffusers_logging, transformers_logging):
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+
+
+def pipeline_name(name: str) -> str:
+    """How results record a pipeline or data set: a folder by its absolute path, anything else as it is."""
+    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+
+
+def recorded_pipeline(model: TIDE) -> str | None:
+    """The pipeline that a checkpoint names. One trained outside the command line names its transformer's folder."""
+    name = model.config.pipeline
+    if name is None:
+        return None
+    path = Path(name).parent if Path(name).name == "transformer" else Path(name)
+    return BUNDLED if path.resolve() == (DATA / "pipeline").resolve() else str(path)
+
+
+def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", block: Block | None = None) -> TIDE:
+    """A checkpoint beside the pipeline it is for, on the pipeline's device.
+
+    Raises :class:`~tide.errors.TideError` for one of another width or family, of another ``block`` than the one asked
+    for, or of none.
+    """
+    check_backend(backend, adapter.device)
+    expected = adapter.resolve_block(block) if block is not None else None
+    model = TIDE.from_pretrained(
+        folder, backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
+    )
+    if model.config.block is None:
+        raise TideError(f"{folder} does not name its block; make it with `tide train`")
+    adapter.resolve_block(model.config.block)
+    check_backend(backend, adapter.device, model.n_latents, model.config.k)
+    return model.to(adapter.device)

@@ -1,0 +1,130 @@
+"""The sparse autoencoder of normalised rows: TopK or another activation, its input modulated by a scale and a shift."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tide.errors import TideError
+from tide.sae.activation import ACTIVATIONS, Activation, JumpReLU
+from tide.sae.codes import Codes
+from tide.sae.config import TIDEConfig
+from tide.sae.modulation import ScaleShift
+from tide_kernels import decode, encode_topk, modulate
+from tide_kernels.reference import select
+
+#: |1 + scale| is kept at least this far from zero when the modulation is undone (values of 6e-4 occur).
+UNDO_FLOOR = 0.05
+
+
+class Autoencoder(nn.Module):
+    """``l = ReLU(W_enc x_mod + b_enc)``, ``z = TopK(l)``, ``x_hat = W_dec^T z + b_dec`` (eqs 1, 2).
+
+    ``x_mod = x * (1 + scale) + shift`` (eq. 8) with the scale and shift that every method is given: where they come
+    from, and the units of ``x``, are :class:`~tide.sae.TIDE`'s. Both weights are ``[n_latents, d_model]``; the encoder
+    starts as the decoder's transpose. Rows are ``[N, d_model]``.
+    """
+
+    def __init__(self, config: TIDEConfig, generator: torch.Generator, backend: str) -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        directions = torch.randn(config.n_latents, config.d_model, generator=generator)
+        directions = F.normalize(directions, dim=1)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
+        self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
+        self.activation = _activation(config)
+
+    @property
+    def d_model(self) -> int:
+        return self.config.d_model
+
+    @property
+    def n_latents(self) -> int:
+        return self.config.n_latents
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether the modulation is of the rows' LayerNorm."""
+        return self.config.pre_norm == "layernorm"
+
+    def latents(self, rows: Tensor, modulation: ScaleShift, k: int | None = None) -> Codes:
+        """Sparse latents of the rows; ``k`` None is the config's.
+
+        Raises :class:`~tide.errors.TideError` if ``k`` is given and the activation is not TopK.
+        """
+        if self.activation is None:
+            return self.select(rows, modulation, self.config.k if k is None else k)
+        if k is not None:
+            raise TideError(f"k cannot be set for one call of a {self.config.activation} autoencoder; leave it out")
+        z = self.activation(self.pre_activations(rows, modulation), self.b_enc)
+        if len(z) == 0:
+            return Codes(z[:, :1], z[:, :1].int())
+        _, indices = select(z.detach(), max(1, int((z != 0).sum(1).max())))
+        return Codes(z.gather(1, indices.clamp(min=0).long()).masked_fill(indices < 0, 0), indices)
+
+    def select(self, rows: Tensor, modulation: ScaleShift, k: int) -> Codes:
+        """The TopK codes of the rows, by the kernels."""
+        dtype = rows.dtype
+        values, indices = encode_topk(
+            rows,
+            self.W_enc.to(dtype),
+            None if self.b_enc is None else self.b_enc.to(dtype),
+            k,
+            **modulation.to(dtype)._asdict(),
+            layer_norm=self.layer_norm,
+            backend=self.backend,
+        )
+        return Codes(values, indices)
+
+    def pre_activations(self, rows: Tensor, modulation: ScaleShift) -> Tensor:
+        """``W_enc x_mod + b_enc`` ``[N, n_latents]``."""
+        bias = None if self.b_enc is None else self.b_enc.to(rows.dtype)
+        return F.linear(self.modulated(rows, modulation), self.W_enc.to(rows.dtype), bias)
+
+    def modulated(self, rows: Tensor, modulation: ScaleShift) -> Tensor:
+        """``x_mod``; the rows themselves without modulation."""
+        scale, shift, group = modulation.to(rows.dtype)
+        if scale is None:
+            return rows
+        return modulate(rows, scale, shift, group, layer_norm=self.layer_norm, backend=self.backend)
+
+    def reconstruct(self, codes: Codes, modulation: ScaleShift) -> Tensor:
+        """The reconstruction ``[N, d_model]`` of sparse latents."""
+        dtype = codes.values.dtype
+        bias = None if self.b_dec is None else self.b_dec.to(dtype)
+        x_hat = decode(codes.values, codes.indices, self.W_dec.to(dtype), bias, backend=self.backend)
+        return self._undone(x_hat, modulation)
+
+    def reconstruct_dense(self, latents: Tensor, modulation: ScaleShift, *, frozen: bool = False) -> Tensor:
+        """:meth:`reconstruct` of ``latents [N, n_latents]``; ``frozen`` keeps gradients from the decoder."""
+        W_dec: Tensor = self.W_dec.detach() if frozen else self.W_dec
+        x_hat = latents @ W_dec.to(latents.dtype)
+        if self.b_dec is not None:
+            x_hat = x_hat + (self.b_dec.detach() if frozen else self.b_dec)
+        return self._undone(x_hat, modulation)
+
+    def _undone(self, x_hat: Tensor, modulation: ScaleShift) -> Tensor:
+        """With ``undo`` ``(x_hat - shift) / (1 + scale)``, else ``x_hat``."""
+        if not self.config.undo:
+            return x_hat
+        assert modulation.shift is not None
+        shift, group = modulation.shift.to(x_hat.dtype), modulation.group
+        return self.unscaled(x_hat - (shift if group is None else shift[group.long()]), modulation)
+
+    def unscaled(self, x_hat: Tensor, modulation: ScaleShift) -> Tensor:
+        """``x_hat / (1 + scale)``, the divisor kept :data:`UNDO_FLOOR` away from zero."""
+        assert modulation.scale is not None
+        factor = 1 + modulation.scale.to(x_hat.dtype)
+        factor = torch.where(factor < 0, -1.0, 1.0).to(factor.dtype) * factor.abs().clamp(min=UNDO_FLOOR)
+        return x_hat / (factor if modulation.group is None else factor[modulation.group.long()])
+
+
+def _activation(config: TIDEConfig) -> Activation | None:
+    """The activation's own parameters; None for TopK, which has none and is the kernels' own."""
+    if config.activation == "jumprelu":
+        return JumpReLU(config.n_latents, config.bandwidth)
+    return None if config.activation == "topk" else ACTIVATIONS[config.activation](config.n_latents)

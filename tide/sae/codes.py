@@ -1,0 +1,23 @@
+"""Sparse latents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Codes(NamedTuple):
+    """Sparse latents: ``values [N, k]``, ``indices [N, k]`` int32 ascending, unused entries 0 and -1.
+
+    Where the activation is not TopK, k is the largest number of active latents of a row.
+    """
+
+    values: Tensor
+    indices: Tensor
+
+    def dense(self, n_latents: int) -> Tensor:
+        """The latents as ``[N, n_latents]``, zeros where nothing fired."""
+        out = self.values.new_zeros(len(self.values), n_latents)
+        # Unused entries hold the value 0, so adding them to latent 0 changes nothing.
+        return out.scatter_add_(1, self.indices.clamp(min=0).long(), self.values)

@@ -1,0 +1,82 @@
+"""What a TIDE is: its sizes, its options, and where it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tide.errors import TideError
+from tide.sae.activation import ACTIVATIONS
+from tide.sae.modulation import ModulationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The choices of a model that its training makes: :class:`TIDEConfig` and
+    :class:`~tide.training.TrainConfig` share them.
+
+    Attributes:
+        pre_norm: the input of the modulation: the activation as collected (eq. 8 literally), or its LayerNorm, as
+            inside the diffusion model.
+        undo: also inverts the modulation at the output: ``(x_hat - shift) / (1 + scale)``.
+        activation: "topk", or one of :mod:`tide.sae.activation`. BatchTopK and JumpReLU aim at ``k`` active latents on
+            average; ReLU and Gated ignore ``k``.
+        bandwidth: that of JumpReLU's straight-through estimators.
+        centre: subtracts each channel's mean before all else (docs/normalisation.md).
+    """
+
+    pre_norm: Literal["none", "layernorm"] = "none"
+    undo: bool = False
+    activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
+    bandwidth: float = 0.3
+    centre: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pre_norm not in ("none", "layernorm"):
+            raise TideError(f"pre_norm = {self.pre_norm!r} is unknown; use one of none, layernorm")
+        if self.activation not in ("topk", *ACTIVATIONS):
+            known = ", ".join(("topk", *ACTIVATIONS))
+            raise TideError(f"activation = {self.activation!r} is unknown; use one of {known}")
+        if not self.bandwidth > 0:
+            raise TideError(f"bandwidth = {self.bandwidth} must be positive")
+
+
+@dataclass(frozen=True)
+class TIDEConfig(ModelOptions):
+    """Everything needed to rebuild a :class:`~tide.sae.TIDE`, and where it was trained.
+
+    ``modulation=None`` is the plain TopK SAE. The defaults are those of checkpoints that are older than an option.
+    """
+
+    d_model: int
+    n_latents: int
+    k: int
+    modulation: ModulationConfig | None = None
+    encoder_bias: bool = True
+    decoder_bias: bool = True
+    family: str | None = None
+    pipeline: str | None = None
+    block: int | None = None
+    tensor: str = "output"
+
+    @property
+    def trained_block(self) -> int:
+        """The block of the diffusion model; raises :class:`~tide.errors.TideError` if the config does not name it."""
+        if self.block is None:
+            raise TideError("this SAE does not know its block; train it with `tide train`")
+        return self.block
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.k <= self.n_latents:
+            raise TideError(
+                f"k = {self.k} must lie between 1 and n_latents = {self.n_latents}; lower k or raise n_latents"
+            )
+        if self.d_model < 1:
+            raise TideError(f"d_model = {self.d_model} must be positive")
+        if self.modulation is None and (self.undo or self.pre_norm != "none"):
+            raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
+        if self.modulation is not None and self.modulation.d_model != self.d_model:
+            raise TideError(
+                f"the modulation has width {self.modulation.d_model} and the model {self.d_model}; they must be equal"
+            )

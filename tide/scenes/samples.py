@@ -1,0 +1,29 @@
+"""Rendered scenes as a set of images with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from tide.activations.data import Samples
+from tide.activations.identity import Sample, digest
+from tide.scenes.annotate import images_of
+from tide.scenes.scene import Split, prompts
+
+#: Height and width of a scene.
+PIXELS = 64
+
+
+class SceneSamples(Samples):
+    """``n`` scenes of combinations of ``split``, drawn from ``seed``."""
+
+    def __init__(self, split: Split, n: int, seed: int, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.pairs = prompts(split, n, seed)
+
+    def _pairs(self, start: int, samples: list[Sample]) -> Iterator[tuple[Tensor, str]]:
+        for i, (scene, caption) in enumerate(self.pairs):
+            samples.append(Sample(f"scene {i}", digest(repr(scene)), digest(caption)))
+            if i >= start:
+                yield images_of([scene])[0], caption

@@ -1,0 +1,311 @@
+"""Where a training's batches come from: activation stores, activations in memory, or a live stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.collect import Data, collect, prepare
+from tide.activations.identity import digest
+from tide.activations.memory import ActivationPool
+from tide.activations.options import CollectOptions
+from tide.activations.source import Source
+from tide.activations.store import ActivationStore
+from tide.activations.stream import LiveStream
+from tide.adapters.base import Adapter, Block, check_tensor
+from tide.adapters.sizes import caption_length, n_tokens
+from tide.errors import TideError
+from tide.files.schema import check_schema
+from tide.fingerprint import pipeline_fingerprints
+from tide.sae import TIDE, TIDEConfig
+from tide.training.config import TrainConfig
+from tide.training.memory import check_memory
+from tide.training.trainer import build_model
+
+#: Rows that are mixed at a time, of a store or of a live stream.
+BUFFER_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that :func:`tide.training.train` needs.
+
+    Attributes:
+        config: how it is trained.
+        model: a fresh one.
+        batches: ``batches(step)`` yields batches of ``config.batch_tokens`` rows from number ``step`` on, endlessly.
+        described: all besides the configuration and the machine that the batches' bits depend on, as JSON. It is kept
+            in ``training.json``, and resuming on what is described otherwise is refused.
+        data: of ``run.json`` (:class:`tide.runs.Contents`).
+        weights: of the pipeline, as far as known: component -> fingerprint.
+    """
+
+    config: TrainConfig
+    model: TIDE
+    batches: Callable[[int], Iterator[ActivationBatch]]
+    described: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+
+
+class StoreInfo(TypedDict):
+    """What a store says of itself, as far as a training needs it."""
+
+    pipeline: str | None
+    family: str
+    block: int
+    tensor: str
+    weights: NotRequired[dict[str, str]]
+
+
+#: What a store has to name, and what stores that are mixed have in common.
+_OF = ("pipeline", "family", "block", "tensor")
+
+
+# -- stores ----------------------------------------------------------------------------------------------------------
+
+
+def from_stores(
+    paths: Sequence[str | Path],
+    config: TrainConfig,
+    *,
+    open_pipeline: Callable[[str], Adapter] | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+) -> Job:
+    """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first.
+
+    Args:
+        paths: the stores' folders.
+        config: how it is trained.
+        open_pipeline: gives the pipeline that the stores name (such as :func:`tide.loading.load_adapter`), whose
+            transformer the modulation is copied from; a plain SAE (``modulation=False``) needs none.
+        buffer_rows: rows mixed at a time.
+
+    Raises:
+        TideError: a store is damaged, the stores are not of one block, they are not of the pipeline that was opened, or
+            the model does not fit the device.
+    """
+    stores = [open_store(path) for path in paths]
+    first, info = stores[0], stores[0].info
+    for store in stores[1:]:
+        for name in _OF:
+            if store.info[name] != info[name]:
+                raise TideError(
+                    f"{store.path} is of {name} {store.info[name]!r} and {first.path} of {info[name]!r}; "
+                    "train on stores of one block"
+                )
+    check_memory(config, first.d_model)
+    model = _adapted(first, config, open_pipeline) if config.modulation else _plain(first, config)
+    about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
+    folders = [{"folder": str(store.path.resolve()), **each} for store, each in zip(stores, about, strict=True)]
+    return Job(
+        config,
+        model,
+        lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
+        {"stores": about, "buffer_rows": buffer_rows},
+        data={"name": info.get("data"), "stores": folders},
+        weights=info.get("weights", {}),
+    )
+
+
+def open_store(path: str | Path) -> ActivationStore:
+    """A store to train on, every value of it checked.
+
+    Raises :class:`~tide.errors.TideError` for one that is damaged or does not say what it is of, and for the folder of
+    several stores.
+    """
+    if several := sorted(folder.name for folder in Path(path).glob("block-*") if folder.is_dir()):
+        raise TideError(f"{path} holds stores of several blocks; give one of them: {path}/{several[0]}")
+    store = ActivationStore(path)
+    if missing := [name for name in _OF if name not in store.info]:
+        raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
+    check_schema(store.info, StoreInfo, f"{path}/manifest.json (info)")
+    check_tensor(store.info["tensor"])
+    store.verify()  # a flipped bit is a value like any other to a training
+    return store
+
+
+def mixed(
+    stores: Sequence[ActivationStore], batch_size: int, *, seed: int, buffer_rows: int, start: int
+) -> Iterator[ActivationBatch]:
+    """Endless batches from number ``start`` on, each of one store, drawn in proportion to the stores' rows.
+
+    Which store serves batch number b depends on ``seed`` and b alone, so that a resumed run draws the same.
+    """
+    rng = np.random.default_rng([seed, len(stores)])
+    shares = np.cumsum([len(store) for store in stores]) / sum(map(len, stores))
+    used = np.bincount(np.searchsorted(shares, rng.random(start), side="right"), minlength=len(stores))
+    readers = [
+        store.batches(batch_size, seed=seed, epochs=None, buffer_rows=buffer_rows, start=int(n))
+        for store, n in zip(stores, used, strict=True)
+    ]
+    while True:
+        yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
+
+
+def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
+    info = store.info
+    n_latents, k = config.sizes(store.d_model)
+    plain = TIDEConfig(
+        store.d_model,
+        n_latents,
+        k,
+        activation=config.activation,
+        bandwidth=config.bandwidth,
+        centre=config.centre,
+        family=info["family"],
+        pipeline=info["pipeline"],
+        block=info["block"],
+        tensor=info["tensor"],
+    )
+    return TIDE(plain, backend=config.backend, seed=config.seed)
+
+
+def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callable[[str], Adapter] | None) -> TIDE:
+    """A TIDE whose modulation is the transformer's; the pipeline is dropped again."""
+    if open_pipeline is None:
+        raise TideError(f"a TIDE copies its modulation from the pipeline of {store.path}; give open_pipeline")
+    adapter = open_pipeline(store.info["pipeline"] or "")
+    family, width = (store.info["family"], adapter.family), (store.d_model, adapter.d_model)
+    for name, (stored, own) in {"family": family, "width": width}.items():
+        if stored != own:
+            opened = adapter.name or "the pipeline"
+            raise TideError(f"{store.path} is of {name} {stored} and {opened} of {own}; use its own pipeline")
+    return _fresh(adapter, store.info["block"], config, store.info["tensor"])
+
+
+def _fresh(adapter: Adapter, block: Block, config: TrainConfig, tensor: str) -> TIDE:
+    model = build_model(adapter, adapter.resolve_block(block), config, tensor=tensor)
+    model.config = replace(model.config, pipeline=adapter.name)
+    return model
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def from_pool(
+    activations: Iterable[ActivationBatch],
+    adapter: Adapter,
+    config: TrainConfig,
+    *,
+    block: Block = "penultimate",
+    tensor: str = "output",
+) -> Job:
+    """Training on activations in memory, in a random order, epoch after epoch.
+
+    Args:
+        activations: of ``tensor`` of the ``block`` of the ``adapter``'s transformer
+            (:func:`tide.activations.collect`).
+        adapter: the pipeline's, whose transformer the modulation is copied from.
+        config: how it is trained.
+        block: a number, negative from the end, or "penultimate".
+        tensor: "output", "attention" or "feed_forward".
+
+    Raises:
+        TideError: they are fewer than a batch, the block does not exist, or the model does not fit the device.
+    """
+    pool = ActivationPool(activations, config.batch_tokens, seed=config.seed)
+    about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
+    return Job(config, _fresh(adapter, block, config, tensor), pool.from_step, about, data=about)
+
+
+# -- live ------------------------------------------------------------------------------------------------------------
+
+
+def live(
+    adapter: Adapter,
+    source: Source,
+    config: TrainConfig,
+    *,
+    block: Block = "penultimate",
+    options: CollectOptions | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+    cache: bool = False,
+) -> Job:
+    """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
+
+    Args:
+        adapter: the pipeline's.
+        source: images with captions (:func:`tide.data.open_source`).
+        config: how it is trained.
+        block: a number, negative from the end, or "penultimate".
+        options: what of an image's activations is taken; default :class:`CollectOptions`.
+        buffer_rows: rows mixed at a time.
+        cache: keep the encoded images and captions in memory.
+
+    Raises:
+        TideError: the block does not exist, an image cannot be read, or the model does not fit the device.
+    """
+    options = options or CollectOptions()
+    model = _fresh(adapter, block, config, options.tensor)
+    assert model.config.block is not None
+    data: Data = source
+    if cache:
+        length = caption_length(adapter)
+        data = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
+    stream = live_stream(
+        adapter,
+        source,
+        model.config.block,
+        options,
+        rows=config.batch_tokens,
+        buffer_rows=buffer_rows,
+        seed=config.seed,
+        data=data,
+    )
+    size, weights = list(source.size), pipeline_fingerprints(adapter.pipe)
+    described = {
+        "images": source.n_images,
+        "size": size,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "block": model.config.block,
+        "tensor": options.tensor,
+        "timesteps": options.n_timesteps,
+        "token_fraction": options.token_fraction,
+        "paired": options.paired,
+        "batch_size": options.batch_size,
+        "buffer_rows": buffer_rows,
+        "data": source.fingerprint(),
+        "pipeline": weights,
+    }
+    about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
+    return Job(config, model, stream.from_step, described, data=about, weights=weights)
+
+
+def live_stream(
+    adapter: Adapter,
+    source: Source,
+    block: int,
+    options: CollectOptions,
+    *,
+    rows: int,
+    buffer_rows: int = BUFFER_ROWS,
+    seed: int = 0,
+    data: Data | None = None,
+) -> LiveStream:
+    """Endless batches of ``rows`` rows of one block, collected again every epoch.
+
+    ``data`` are ``source``'s images encoded (:func:`~tide.activations.prepare`); default ``source`` itself. They are
+    read once to be counted where ``source`` does not know how many there are.
+    """
+    images: Data = source if data is None else data
+    length = caption_length(adapter)
+
+    def collected(epoch_seed: int, start: int) -> Iterator[ActivationBatch]:
+        given = {**asdict(options), "seed": epoch_seed, "start": start, "max_sequence_length": length}
+        return (each[block] for each in collect(adapter, images, [block], **given))
+
+    return LiveStream(
+        collected,
+        rows,
+        n_samples=source.n_images if source.exact else sum(len(batch) for batch, _ in images),
+        rows_per_sample=options.rows_per_image(n_tokens(adapter, source.size)),
+        per_pass=options.batch_size,
+        buffer_rows=buffer_rows,
+        seed=seed,
+    )
