@@ -104,7 +104,7 @@ def test_a_cell_that_was_changed_is_not_used(tmp_path, change):
     run_cells(cells(ran), tmp_path, lambda _: None)
     path = cell_path(tmp_path, "b")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(TideError, match=r"b\.json .* checksum.*; delete it to have it computed anew, or choose"):
+    with pytest.raises(TideError, match=r"b\.json .* checksum.*; delete it to compute it again, or choose"):
         run_cells(cells(ran), tmp_path, lambda _: None)
     path.unlink()
     run_cells(cells(ran), tmp_path, lambda _: None)
