@@ -178,8 +178,7 @@ def _orientation(exif: object) -> int:
 
 def to_uint8(image: Tensor) -> np.ndarray:
     """``[3, H, W]`` in [-1, 1] to uint8 ``[H, W, 3]``."""
-    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(1, 2, 0).cpu().numpy()
+    return ((image.float().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def to_image(image: Tensor) -> Image.Image:

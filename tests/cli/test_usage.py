@@ -131,7 +131,7 @@ def test_every_option_has_help(capsys, name):
     shown = capsys.readouterr().out
     for option in options_of(class_of(name)).values():
         if option.name != "study":
-            assert re.search(rf"│ {option.flag}\b.*\n?.*[a-z]{{3}}", shown), option.flag
+            assert re.search(rf"^\W*{option.flag}\b.*\n?.*[a-z]{{3}}", shown, re.MULTILINE), option.flag
 
 
 @pytest.mark.parametrize("name", COMMANDS)

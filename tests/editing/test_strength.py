@@ -8,7 +8,7 @@ import torch
 from tide.editing import Erase, Place, Scale, Strength
 from tide.errors import TideError
 
-PLACE = Place(500.0, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+PLACE = Place(500.0, token=torch.zeros(2, dtype=torch.long), image=torch.zeros(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5, 1.0, 2.0])

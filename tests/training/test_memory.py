@@ -48,11 +48,3 @@ def test_the_estimate(monkeypatch, room, fits):
 def test_a_machine_that_does_not_say(monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda device: None)
     check_memory(TrainConfig(n_latents=10**9, k=4), 16)
-
-
-def test_a_container_has_what_it_may_use(monkeypatch, tmp_path):
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "unlimited").write_text("max\n")
-    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "none", tmp_path / "unlimited", tmp_path / "memory.max"))
-    with pytest.raises(TideError, match=r"cpu has 0\.001 GB"):
-        check_memory(TrainConfig(n_latents=64, k=4, batch_tokens=10**5), 16)

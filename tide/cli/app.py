@@ -48,7 +48,7 @@ def command(argv: Sequence[str]) -> Command | None:
     if name in ("-h", "--help"):
         return None
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, 1)
+        near = get_close_matches(name, COMMANDS, 1, cutoff=0.7)
         meant = f"did you mean {near[0]}? " if near else ""
         raise TideError(f"{name[:60]!r} is not a command; {meant}the commands are {', '.join(COMMANDS)}")
     return parse(class_of(name), words)

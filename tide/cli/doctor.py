@@ -18,7 +18,7 @@ class Doctor(Command):
     usage: ClassVar[Usage] = Usage("json")
 
     json: Flag = False
-    """as JSON"""
+    """print it as JSON"""
 
     def run(self) -> None:
         found = examine()

@@ -113,7 +113,7 @@ class Reproduce(Command):
         import torch
 
         from tide.cli.common import output_folder
-        from tide.loading import check_backend, quiet
+        from tide.loading import BUNDLED, check_backend, quiet
         from tide.runs import FILE, Contents, write_run
 
         if self.threads is not None:
@@ -130,7 +130,7 @@ class Reproduce(Command):
             files = {path.name: _KINDS[path.suffix] for path in written if path.suffix in _KINDS}
             holds = Contents(
                 kind="study",
-                pipeline="scenes",
+                pipeline=BUNDLED,
                 autoencoder=autoencoder,
                 measured={"verdict": verdict},
                 files=files,

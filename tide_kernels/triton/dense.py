@@ -15,7 +15,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.product import accumulate, blocks, has_mixed_products, product, tile_of
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -242,12 +242,7 @@ def _code_sums_spec(arch: str, dtype: torch.dtype) -> Spec:
 AOT = [
     record
     for arch in ARCHS
-    for dtype, precision in (
-        (torch.bfloat16, "ieee"),
-        (torch.float16, "ieee"),
-        (torch.float32, "ieee"),
-        (torch.float32, "tf32"),
-    )
+    for dtype, precision in PRECISIONS
     for record in (
         _masked_gradient_spec(arch, dtype, precision, False),
         _masked_gradient_spec(arch, dtype, precision, True),

@@ -26,10 +26,9 @@ from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.modulate import group_rows, modulated, row_statistics
 from tide_kernels.triton.product import accumulate, product
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.select import INFINITY_BITS, INTEGERS
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
-_INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
-_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _NARROW_LATENTS = 2**17  # as many as fit a 32-bit word beside a 15-bit key
 
 
@@ -299,7 +298,7 @@ def encode(
         launch.empty(rows, capacity, dtype=word, device=device),
         launch.empty(rows, dtype=torch.int32, device=device),
         launch.empty(rows, dtype=word, device=device),
-        values.view(_BITS[dtype]),
+        values.view(INTEGERS[dtype]),
         indices,
         n_tokens,
         n_latents,
@@ -312,7 +311,7 @@ def encode(
         W_enc.stride(0),
         LAYER_NORM_EPS,
         LAYER_NORM=layer_norm,
-        INFINITY=_INFINITY[dtype],
+        INFINITY=INFINITY_BITS[dtype],
         WIDE=wide,
         PRECISION=launch.dot_precision(dtype),
         **_tiles(config),
@@ -343,7 +342,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, altered: bool) -> Spec:
     signature |= {"words": word, "fills": "*i32", "bounds": word, "values": bits, "indices": "*i32", "eps": "fp32"}
     aligned = ("n", "d", "stride_x", "stride_scale", "stride_shift", "stride_W_enc")
     signature |= {name: "i32" for name in (*aligned, "n_tokens", "k", "capacity")}
-    constants: dict[str, object] = {"INFINITY": _INFINITY[dtype], "WIDE": _wide(dtype, 18432)}
+    constants: dict[str, object] = {"INFINITY": INFINITY_BITS[dtype], "WIDE": _wide(dtype, 18432)}
     constants |= {"PRECISION": precision, "LAYER_NORM": altered}
     if altered:
         signature |= {"scale": f"*{kind}", "shift": f"*{kind}", "group": "*i64", "x_mod": f"*{kind}"}
@@ -357,11 +356,6 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, altered: bool) -> Spec:
 AOT = [
     _spec(arch, dtype, precision, altered)
     for arch in ARCHS
-    for dtype, precision in (
-        (torch.bfloat16, "ieee"),
-        (torch.float16, "ieee"),
-        (torch.float32, "ieee"),
-        (torch.float32, "tf32"),
-    )
+    for dtype, precision in PRECISIONS
     for altered in (False, True)
 ]

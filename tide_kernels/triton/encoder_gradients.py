@@ -23,7 +23,7 @@ from tide_kernels.triton.configs import static
 from tide_kernels.triton.dense import add_product_, decode_dense
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.product import blocks, tile_of
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 from tide_kernels.triton.transpose import scatter, transpose
 
 
@@ -210,13 +210,4 @@ def _spec(arch: str, dtype: torch.dtype, precision: str) -> Spec:
     return spec(name, arch, encoder_gradients_kernel, signature, {"PRECISION": precision}, config, aligned)
 
 
-AOT = [
-    _spec(arch, dtype, precision)
-    for arch in ARCHS
-    for dtype, precision in (
-        (torch.bfloat16, "ieee"),
-        (torch.float16, "ieee"),
-        (torch.float32, "ieee"),
-        (torch.float32, "tf32"),
-    )
-]
+AOT = [_spec(arch, dtype, precision) for arch in ARCHS for dtype, precision in PRECISIONS]

@@ -1,6 +1,6 @@
 """A matrix product with float32 sums: the fallback for what cuBLAS does not offer, and an alternative to it elsewhere.
 
-`product` is ``out = a b + bias``, optionally followed by a ReLU, optionally added to what ``out`` holds.
+`product` is ``out = a b + bias``, optionally added to what ``out`` holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
 
 @triton.jit
@@ -76,7 +76,6 @@ def product_kernel(
     a_inner,
     b_inner,
     b_column,
-    RELU: tl.constexpr,
     ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -108,16 +107,12 @@ def product_kernel(
     p_out = out + (i_m * BLOCK_M).to(tl.int64) * columns + (o_row[:, None] * columns + o_column[None, :])
     if bias is not None:
         acc += tl.load(bias + o_column, mask=o_column < columns, other=0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0, acc)  # not a maximum, which would drop NaN
     if ADD:
         acc += tl.load(p_out, mask=mask, other=0).to(tl.float32)
     tl.store(p_out, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def product(
-    a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, relu: bool = False, add: bool = False
-) -> None:
+def product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, add: bool = False) -> None:
     """``out = a b + bias`` or, with ``add``, ``out += a b + bias``; operands may be transposed, out is contiguous."""
     rows, inner = a.shape
     columns = b.shape[1]
@@ -137,7 +132,6 @@ def product(
         inner,
         *a.stride(),
         *b.stride(),
-        RELU=relu,
         ADD=add,
         PRECISION=launch.dot_precision(a.dtype),
         **blocks(config),
@@ -158,7 +152,7 @@ def has_mixed_products(tensor: Tensor) -> bool:
 def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
     kind = TYPES[dtype]
     signature = {"a": f"*{kind}", "b": f"*{kind}", "rows": "i32", "columns": "i32", "inner": "i32"}
-    constants: dict[str, object] = {"PRECISION": precision, "RELU": layout == "encode", "ADD": layout == "add"}
+    constants: dict[str, object] = {"PRECISION": precision, "ADD": layout == "add"}
     if layout == "encode":  # x W^T + b: both operands run along the inner dimension
         signature |= {"out": f"*{kind}", "bias": f"*{kind}", "a_row": "i32", "b_column": "i32"}
         constants |= {"a_inner": 1, "b_inner": 1}
@@ -176,11 +170,6 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
 AOT = [
     _spec(arch, dtype, precision, layout)
     for arch in ARCHS
-    for dtype, precision in (
-        (torch.bfloat16, "ieee"),
-        (torch.float16, "ieee"),
-        (torch.float32, "ieee"),
-        (torch.float32, "tf32"),
-    )
+    for dtype, precision in PRECISIONS
     for layout in ("encode", "add")
 ]

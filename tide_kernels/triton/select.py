@@ -26,11 +26,11 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 # As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
 # first step, about 3 % of a value.
-_INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 _ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
 _STEP = {torch.float16: 32, torch.bfloat16: 4, torch.float32: 1 << 18}
 _ROWS_BUSY = 1024  # programs that keep a large GPU busy
-_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 @triton.jit
@@ -282,7 +282,7 @@ def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) 
     config = launch.config("select", pre, n_latents)
     # A program's first row has no predecessor to start from, but a short batch needs as many programs as possible.
     rows = max(1, min(config["rows"], n_tokens // _ROWS_BUSY))
-    integers = _BITS[pre.dtype]
+    integers = INTEGERS[pre.dtype]
     launch.launch(
         select_kernel,
         (triton.cdiv(n_tokens, rows),),
@@ -304,7 +304,7 @@ def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool
     span = config["WORDS"] * (2 if dtype.itemsize == 2 else 1)
     chunks = triton.cdiv(n_latents, span)
     return {
-        "INFINITY": _INFINITY[dtype],
+        "INFINITY": INFINITY_BITS[dtype],
         "ONE": _ONE[dtype],
         "STEP": _STEP[dtype],
         "COMPACT": compact,
