@@ -15,7 +15,6 @@ from PIL import Image
 
 from tide.charts import INKS
 from tide.errors import TideError
-from tide.pictures import heat_overlay, outline_path
 from tide.scenes.judge import NO_OBJECT
 from tide.scenes.render import render
 from tide.scenes.scene import Scene
