@@ -53,7 +53,7 @@ FAST = Sizes(20, 96, 64, 4, 2, 48, 2, EditSizes(2, 2, 0, ((0.0, 1.0),), 2, 32, 1
 
 @dataclass
 class Bars:
-    """Measures everything but the edits, a cell each; the pipeline, its judge and the checkpoint are the edits'."""
+    """Measures all but the edits, in a cell each, with the pipeline, the judge and the checkpoint of the edits."""
 
     edits: EditStudy
     model: TIDE
@@ -126,8 +126,11 @@ class Bars:
 
 
 def reproduce(options: Options) -> str:
-    """Measures the checkpoint ``options.sae`` into ``options.out`` and returns one line a bar: what was asked, what was
-    reached. Writes ``bars.json`` and ``report.html``; finished cells are kept."""
+    """Measures the checkpoint ``options.sae`` and returns a line for each bar: what was asked, what was reached.
+
+    Writes ``bars.json`` and ``report.html`` into ``options.out``, where finished cells are kept. Raises
+    :class:`~tide.errors.TideError` without a checkpoint, or for one of another pipeline or without a block.
+    """
     charts.check_matplotlib()
     if options.sae is None:
         raise TideError("the bars measure a checkpoint; give its folder with --sae")
@@ -174,7 +177,7 @@ def reproduce(options: Options) -> str:
 
 
 def verdicts(metrics: dict[str, Any]) -> list[str]:
-    """One line a bar: what was asked, what was reached."""
+    """A line for each bar: what was asked, what was reached."""
     loss = metrics["diffusion_loss"]
     tide, smaller, full = (metrics["models"][name] for name in ("tide", "pca_k/4", "pca_k"))
     asked = {"class": 0.90, "colour": 0.90, "depth": 0.85, "shadow": 0.85}
