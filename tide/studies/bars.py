@@ -19,7 +19,15 @@ from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
 from tide.scenes.annotate import generate_images
 from tide.scenes.scene import ATTRIBUTES, prompts, scenes
-from tide.studies.bench import Bench, DataSizes, fit_pca, prepared_scenes, reconstruction_table, scene_pool
+from tide.studies.bench import (
+    Bench,
+    DataSizes,
+    fit_pca,
+    prepared_scenes,
+    reconstruction_table,
+    scene_pool,
+    sizes_of,
+)
 from tide.studies.edit_study import PROMPT, EditStudy, say_chosen
 from tide.studies.edit_study import Sizes as EditSizes
 from tide.studies.grid import Cell, Result, run_cells
@@ -165,6 +173,7 @@ def reproduce(options: Options) -> str:
     config = {"seed": options.seed, "fast": options.fast, "sizes": {**vars(sizes), "edits": vars(sizes.edits)}}
     shown = {
         "headline": f"{options.sae} on the bundled pipeline",
+        "sizes": sizes_of(bench.adapter, model, bench.block),
         **metrics,
         "trade_off": {**metrics["curves"], PROMPT: metrics["chosen"][PROMPT]},
         "verdicts": verdict.splitlines(),
