@@ -41,5 +41,6 @@ def test_values_and_not_namespaces_travel_below_the_command_line():
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_a_kernel_file_has_a_test_of_its_name(path):
-    inside = path.relative_to(ROOT / "tide_kernels")
-    assert (ROOT / "tests/kernels" / inside.parent / f"test_{path.name}").is_file()
+    folder = ROOT / "tests/kernels" / path.relative_to(ROOT / "tide_kernels").parent
+    places = (folder, folder / path.stem)  # a folder of its name where it has several test files
+    assert any((place / f"test_{path.name}").is_file() for place in places)

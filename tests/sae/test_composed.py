@@ -8,7 +8,7 @@ import torch
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import ACTIVATIONS
 from tide.sae.composed import composed_loss
-from tide_kernels import LossWeights
+from tide_kernels import LossOptions, LossWeights
 
 D, N, K = 8, 24, 4
 MODULATION = ModulationConfig(d_model=D, d_embedding=6, n_frequencies=4)
@@ -52,7 +52,8 @@ def test_is_the_fused_loss(pre_norm, auxk):
     fused.total.backward()
     gradients = {name: p.grad.clone() for name, p in sae.named_parameters()}
     sae.zero_grad()
-    composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), k=K, **options)
+    dead = options.pop("dead")
+    composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), LossOptions(k=K, **options), dead)
     composed.total.backward()
     for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "fired"):
         torch.testing.assert_close(getattr(composed, name), getattr(fused, name), msg=lambda m, n=name: f"{n}: {m}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tide.sae.activation import Firing, soft_count_penalty
 from tide.sae.autoencoder import Autoencoder
 from tide.sae.modulation import ScaleShift
-from tide_kernels import LossTerms, LossWeights, decode, encode_topk
+from tide_kernels import LossOptions, LossTerms, decode, encode_topk
 from tide_kernels.losses import full_sum
 
 
@@ -23,20 +23,16 @@ def composed_loss(
     model: Autoencoder,
     x: Tensor,
     modulation: ScaleShift,
-    *,
-    paired: bool,
-    k: int,
-    weights: LossWeights,
-    s_target: float,
-    delta: float,
+    options: LossOptions,
     dead: Tensor | None,
-    k_aux: int,
 ) -> LossTerms:
     """The terms of ``tide_loss`` on normalised rows ``x [N, d_model]``, by autograd.
 
     ``sparsity`` is the activation's own penalty (eq. 16 for TopK and BatchTopK). ``auxk`` is 0 where it has no weight.
     Gated's auxiliary reconstruction is part of ``total`` with the weight of the MSE.
     """
+    k, weights, delta = options.k, options.weights, options.delta
+    s_target = options.sparsity_target(model.n_latents)
     if model.activation is None:
         codes = model.select(x, modulation, k)
         z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, modulation)
@@ -49,10 +45,10 @@ def composed_loss(
     x_hat = x_hat.to(x.dtype)
     mse = _mean((x - x_hat).square())
     cosine = _mean(1 - F.cosine_similarity(x, x_hat))
-    temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if paired else x.new_zeros(())
+    temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if options.paired else x.new_zeros(())
     auxk = x.new_zeros(())
     if weights.auxk and dead is not None and bool(dead.any()):
-        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), modulation, dead, k_aux)
+        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), modulation, dead, options.k_aux)
     total = x.new_zeros(())
     for weight, term in zip(weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
         if weight:

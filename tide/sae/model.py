@@ -20,7 +20,8 @@ from tide.sae.config import TIDEConfig
 from tide.sae.modulation import Modulation, ScaleShift
 from tide.sae.normalisation import Moments, measured
 from tide.sae.position import At, Position
-from tide_kernels import LossTerms, LossWeights, tide_loss
+from tide_kernels import LossOptions, LossTerms, LossWeights, tide_loss
+from tide_kernels.functional import DEFAULT_WEIGHTS
 
 
 class TIDE(Autoencoder):
@@ -147,7 +148,7 @@ class TIDE(Autoencoder):
         *,
         paired: bool = False,
         k: int | None = None,
-        weights: LossWeights | None = None,
+        weights: LossWeights = DEFAULT_WEIGHTS,
         s_target: float | None = None,
         delta: float = 0.01,
         dead: Tensor | None = None,
@@ -159,38 +160,20 @@ class TIDE(Autoencoder):
         and holds ``[N, n_latents]`` (:mod:`tide.sae.composed`).
         """
         rows, modulation = self._entering(x, position)
-        k = self.config.k if k is None else k
-        weights = LossWeights() if weights is None else weights
-        if self.config.undo or self.activation is not None:
-            return composed_loss(
-                self,
-                rows,
-                modulation,
-                paired=paired,
-                k=k,
-                weights=weights,
-                s_target=0.8 * k / self.n_latents if s_target is None else s_target,
-                delta=delta,
-                dead=dead,
-                k_aux=k_aux,
-            )
-        return tide_loss(
-            rows,
-            self.W_enc,
-            self.b_enc,
-            self.W_dec,
-            self.b_dec,
-            k,
-            **modulation._asdict(),
+        options = LossOptions(
+            k=self.config.k if k is None else k,
+            k_aux=k_aux,
             layer_norm=self.layer_norm,
             paired=paired,
             weights=weights,
             s_target=s_target,
             delta=delta,
-            dead=dead,
-            k_aux=k_aux,
             backend=self.backend,
         )
+        if self.config.undo or self.activation is not None:
+            return composed_loss(self, rows, modulation, options, dead)
+        given = modulation._asdict() | options._asdict() | {"dead": dead}
+        return tide_loss(rows, self.W_enc, self.b_enc, self.W_dec, self.b_dec, **given)
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""

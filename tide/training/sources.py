@@ -22,7 +22,7 @@ from tide.adapters.sizes import caption_length, n_tokens
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
-from tide.sae import TIDE, TIDEConfig
+from tide.sae import TIDE
 from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
 from tide.training.trainer import build_model
@@ -149,21 +149,8 @@ def mixed(
 
 
 def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
-    info = store.info
-    n_latents, k = config.sizes(store.d_model)
-    plain = TIDEConfig(
-        store.d_model,
-        n_latents,
-        k,
-        activation=config.activation,
-        bandwidth=config.bandwidth,
-        centre=config.centre,
-        family=info["family"],
-        pipeline=info["pipeline"],
-        block=info["block"],
-        tensor=info["tensor"],
-    )
-    return TIDE(plain, backend=config.backend, seed=config.seed)
+    of = {name: store.info[name] for name in _OF}
+    return TIDE(config.model_config(store.d_model, None, **of), backend=config.backend, seed=config.seed)
 
 
 def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callable[[str], Adapter] | None) -> TIDE:
