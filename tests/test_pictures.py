@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tide.errors import TideError
-from tide.pictures import MAX_PIXELS, MAX_SIDE, open_picture, tiled, to_rgb
+from tide.pictures import MAX_PIXELS, MAX_SIDE, heat_overlay, open_picture, outline_path, tiled, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -289,3 +289,25 @@ def test_tiles_stand_under_their_names():
     for (y, x), tile in corners.items():
         assert (picture[y : y + 128, x : x + 256] == tile[0, 0]).all()
     assert (picture[20:, 256:260] == 255).all()
+
+
+def test_the_outline_follows_the_pixel_edges():
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 0:2] = True
+    assert outline_path(mask) == "M0 1H2M0 3H2M0 1V3M2 1V3"
+    assert outline_path(np.zeros((4, 4), bool)) == ""
+    ring = np.ones((3, 3), bool)
+    full = outline_path(ring)
+    ring[1, 1] = False
+    assert outline_path(ring) == full
+
+
+def test_heat_is_on_the_scale_given():
+    grey, zero = np.full((2, 2, 3), 128, np.uint8), np.zeros((2, 2))
+    cold = heat_overlay(grey, zero, 1.0)
+    np.testing.assert_array_equal(cold, heat_overlay(grey, zero, 0.0))
+    np.testing.assert_array_equal(cold, heat_overlay(grey, np.full((2, 2), np.nan), 1.0))
+    assert np.ptp(cold.reshape(-1, 3), axis=1).max() == 0  # no colour where the latent is silent
+    brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
+    assert brightness == sorted(brightness)
+    assert brightness[2] == brightness[3]

@@ -15,7 +15,6 @@ from PIL import Image
 
 from tide.charts import INKS
 from tide.errors import TideError
-from tide.pictures import heat_overlay, outline_path
 from tide.scenes.judge import NO_OBJECT
 from tide.scenes.render import render
 from tide.scenes.scene import Scene
@@ -316,28 +315,6 @@ def test_levels_of_preservation_and_every_setting_tried_are_shown():
     assert found["levels"].rows[1].cells[0] == Cell("90 %", note="80 to 100")
     assert [row.label for row in found["tried"].rows] == ["contrast of latents, 30 % to 100 %, 2"]
     assert trade_off({}) is None
-
-
-def test_the_outline_follows_the_pixel_edges():
-    mask = np.zeros((4, 4), bool)
-    mask[1:3, 0:2] = True
-    assert outline_path(mask) == "M0 1H2M0 3H2M0 1V3M2 1V3"
-    assert outline_path(np.zeros((4, 4), bool)) == ""
-    ring = np.ones((3, 3), bool)
-    full = outline_path(ring)
-    ring[1, 1] = False
-    assert outline_path(ring) == full
-
-
-def test_heat_is_on_the_scale_given():
-    grey, zero = np.full((2, 2, 3), 128, np.uint8), np.zeros((2, 2))
-    cold = heat_overlay(grey, zero, 1.0)
-    np.testing.assert_array_equal(cold, heat_overlay(grey, zero, 0.0))
-    np.testing.assert_array_equal(cold, heat_overlay(grey, np.full((2, 2), np.nan), 1.0))
-    assert np.ptp(cold.reshape(-1, 3), axis=1).max() == 0  # no colour where the latent is silent
-    brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
-    assert brightness == sorted(brightness)
-    assert brightness[2] == brightness[3]
 
 
 def test_the_best_figure_is_marked_and_ties_are_shared():

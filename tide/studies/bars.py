@@ -19,7 +19,15 @@ from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
 from tide.scenes.annotate import generate_images
 from tide.scenes.scene import ATTRIBUTES, prompts, scenes
-from tide.studies.bench import Bench, DataSizes, fit_pca, prepared_scenes, reconstruction_table, scene_pool
+from tide.studies.bench import (
+    Bench,
+    DataSizes,
+    fit_pca,
+    prepared_scenes,
+    reconstruction_table,
+    scene_pool,
+    sizes_of,
+)
 from tide.studies.edit_study import PROMPT, EditStudy, say_chosen
 from tide.studies.edit_study import Sizes as EditSizes
 from tide.studies.grid import Cell, Result, run_cells
@@ -53,7 +61,7 @@ FAST = Sizes(20, 96, 64, 4, 2, 48, 2, EditSizes(2, 2, 0, ((0.0, 1.0),), 2, 32, 1
 
 @dataclass
 class Bars:
-    """Measures everything but the edits, a cell each; the pipeline, its judge and the checkpoint are the edits'."""
+    """Measures all but the edits, in a cell each, with the pipeline, the judge and the checkpoint of the edits."""
 
     edits: EditStudy
     model: TIDE
@@ -126,8 +134,11 @@ class Bars:
 
 
 def reproduce(options: Options) -> str:
-    """Measures the checkpoint ``options.sae`` into ``options.out`` and returns one line a bar: what was asked, what was
-    reached. Writes ``bars.json`` and ``report.html``; finished cells are kept."""
+    """Measures the checkpoint ``options.sae`` and returns a line for each bar: what was asked, what was reached.
+
+    Writes ``bars.json`` and ``report.html`` into ``options.out``, where finished cells are kept. Raises
+    :class:`~tide.errors.TideError` without a checkpoint, or for one of another pipeline or without a block.
+    """
     charts.check_matplotlib()
     if options.sae is None:
         raise TideError("the bars measure a checkpoint; give its folder with --sae")
@@ -162,6 +173,7 @@ def reproduce(options: Options) -> str:
     config = {"seed": options.seed, "fast": options.fast, "sizes": {**vars(sizes), "edits": vars(sizes.edits)}}
     shown = {
         "headline": f"{options.sae} on the bundled pipeline",
+        "sizes": sizes_of(bench.adapter, model, bench.block),
         **metrics,
         "trade_off": {**metrics["curves"], PROMPT: metrics["chosen"][PROMPT]},
         "verdicts": verdict.splitlines(),
@@ -174,7 +186,7 @@ def reproduce(options: Options) -> str:
 
 
 def verdicts(metrics: dict[str, Any]) -> list[str]:
-    """One line a bar: what was asked, what was reached."""
+    """A line for each bar: what was asked, what was reached."""
     loss = metrics["diffusion_loss"]
     tide, smaller, full = (metrics["models"][name] for name in ("tide", "pca_k/4", "pca_k"))
     asked = {"class": 0.90, "colour": 0.90, "depth": 0.85, "shadow": 0.85}

@@ -320,6 +320,13 @@ def measured(
     return figures | ({"l0 at": at} if at else {})
 
 
+def sizes_of(adapter: Adapter, model: TIDE, block: int) -> dict[str, int]:
+    """The sizes of a model and of its transformer, for a report."""
+    config = model.config
+    sizes = {"d_model": config.d_model, "n_latents": config.n_latents, "k": config.k}
+    return {**sizes, "block": block, "n_blocks": adapter.n_blocks}
+
+
 def fit_pca(pool: ActivationPool) -> PCA:
     with torch.no_grad():
         return PCA.fit(pool.once())

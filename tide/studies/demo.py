@@ -21,7 +21,7 @@ from tide.sae.model import TIDE
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.pipeline import load_pipeline
 from tide.scenes.scene import prompts, scenes
-from tide.studies.bench import fit_pca, prepared_scenes, reconstruction_table, scene_pool
+from tide.studies.bench import fit_pca, prepared_scenes, reconstruction_table, scene_pool, sizes_of
 from tide.studies.compare import equal_preservation
 from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
 from tide.studies.methods import Editor
@@ -165,13 +165,7 @@ def _reconstruction(
     timesteps = spread_timesteps(adapter, sizes.loss_timesteps)
     losses = compare_losses(adapter, models, pca, config.k, data, block, timesteps, seed=seed)
     return {
-        "sizes": {
-            "d_model": config.d_model,
-            "n_latents": config.n_latents,
-            "k": config.k,
-            "block": block,
-            "n_blocks": adapter.n_blocks,
-        },
+        "sizes": sizes_of(adapter, models["tide"], block),
         "models": reconstruction_table(models, pca, config.k, pool, held_out),
         "diffusion_loss": losses | {"ratio": losses["reconstructed"] / losses["clean"]},
     }

@@ -10,7 +10,7 @@ are measured on removing the ornate style, as the paper does, and style transfer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,15 +43,15 @@ from tide.studies.tasks import (
     tasks_of,
 )
 
-#: Added to a seed, the seed of its development tasks.
+#: Added to a seed, it gives the seed of the development tasks.
 DEVELOPMENT = 5000
 PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tasks of each seed: of ``dev`` and ``test`` there are as many of every attribute; ``special`` are those of the
-    methods that serve edits of style alone."""
+    """How many tasks each seed has: ``dev`` and ``test`` are spread over the attributes, ``special`` are the held-out
+    ones of methods that serve edits of style alone (half as many for development)."""
 
     dev: int
     test: int
@@ -227,15 +227,15 @@ class EditStudy:
             for n in self.methods
             for seed in seeds
         }
-        edits.compute(edits.swept, "dev", "step ranges on development prompts")
+        edits.compute(edits.swept, "dev", "Step ranges on development prompts")
         edits.curves = {
             key: [Setting(key[0], factor, edits.best(settings, key[1]).steps) for factor in self.sizes.factors(key[0])]
             for key, settings in edits.swept.items()
         }
-        edits.compute(edits.curves, "dev", "strengths on development prompts")
+        edits.compute(edits.curves, "dev", "Strengths on development prompts")
         edits.chosen = {key: edits.best(curve, key[1]) for key, curve in edits.curves.items()}
         asked = {(PROMPT, seed): [ASKED] for seed in seeds}
-        edits.compute({**edits.curves, **asked}, "test", "all strengths on held-out prompts")
+        edits.compute({**edits.curves, **asked}, "test", "All strengths on held-out prompts")
         return edits
 
 
@@ -243,7 +243,7 @@ class EditStudy:
 
 
 def counts(results: Iterable[Result]) -> dict[str, int]:
-    """What a setting did, in images: all settings of a choice have the same ones."""
+    """What a setting did, as numbers of images; the settings that are compared have the same images."""
     rows = [row for result in results for row in result["outcomes"]]
     return {
         "both": sum(r["changed"] and r["kept"] for r in rows),
@@ -255,7 +255,7 @@ def counts(results: Iterable[Result]) -> dict[str, int]:
 def point(
     results: list[Result], tasks: list[list[EditTask]], factor: float
 ) -> tuple[dict[str, Any], list[EditOutcome]]:
-    """One setting over all seeds: shares with Wilson intervals, and the outcomes that they summarise."""
+    """Results on their ``tasks`` pooled: shares with Wilson intervals, and the outcomes that they summarise."""
     outcomes = [
         EditOutcome(own[row["task"]], row["changed"], row["kept"], row["valid"])
         for result, own in zip(results, tasks, strict=True)
@@ -280,7 +280,7 @@ class Edits:
     chosen: dict[tuple[str, int], Setting] = field(default_factory=dict)
 
     def compute(self, settings: dict[tuple[str, int], list[Setting]], split: Split, what: str) -> None:
-        self.say(f"\n{what[0].upper()}{what[1:]}:")
+        self.say(f"\n{what}:")
         wanted = [
             (setting, batch)
             for (_, seed), each in settings.items()
@@ -299,32 +299,31 @@ class Edits:
         return best(settings, lambda setting: counts(self.results(setting, "dev", seed)))
 
     def point(
-        self, of: Callable[[int], Setting], factor: float, split: Split = "test", seeds: Sequence[int] | None = None
+        self, settings: Mapping[int, Setting], factor: float, split: Split = "test"
     ) -> tuple[dict[str, Any], list[EditOutcome]]:
-        """:func:`point` of the setting ``of`` each seed."""
+        """:func:`point` of a setting for each seed."""
         results: list[Result] = []
         tasks: list[list[EditTask]] = []
-        for seed in seeds or self.seeds:
-            results += self.results(of(seed), split, seed)
-            tasks += [self.study.tasks_in(batch) for batch in self.study.batches(of(seed).tasks, split, seed)]
+        for seed, setting in settings.items():
+            results += self.results(setting, split, seed)
+            tasks += [self.study.tasks_in(batch) for batch in self.study.batches(setting.tasks, split, seed)]
         return point(results, tasks, factor)
 
     def curve(self, name: str, split: Split) -> list[dict[str, Any]]:
         """A point for each strength."""
-        factors = enumerate(self.study.sizes.factors(name))
-        return [self.point(lambda seed, i=i: self.curves[name, seed][i], f, split)[0] for i, f in factors]  # type: ignore[misc]
+        return [
+            self.point({seed: self.curves[name, seed][i] for seed in self.seeds}, factor, split)[0]
+            for i, factor in enumerate(self.study.sizes.factors(name))
+        ]
 
     def tried(self) -> list[dict[str, Any]]:
         """The figures of every setting that was tried on the first seed's development prompts."""
-        first = self.seeds[:1]
-        settings = [
-            s for name in self.study.methods for each in (self.swept, self.curves) for s in each[name, first[0]]
+        seed = self.seeds[0]
+        keys = [(name, seed) for name in self.study.methods]
+        settings = dict.fromkeys(setting for key in keys for setting in (*self.swept[key], *self.curves[key]))
+        return [
+            {"method": s.method, "steps": list(s.steps), **self.point({seed: s}, s.factor, "dev")[0]} for s in settings
         ]
-        rows = []
-        for setting in dict.fromkeys(settings):
-            figures, _ = self.point(lambda seed, setting=setting: setting, setting.factor, "dev", first)  # type: ignore[misc]
-            rows.append({"method": setting.method, "steps": list(setting.steps), **figures})
-        return rows
 
     def summary(self) -> dict[str, Any]:
         """The figures of all methods, as JSON has them."""
@@ -335,9 +334,10 @@ class Edits:
         chosen: dict[str, dict[str, Any]] = {}
         outcomes: dict[str, list[EditOutcome]] = {}
         for name in methods:
-            chosen[name], outcomes[name] = self.point(lambda seed, name=name: self.chosen[name, seed], math.nan)  # type: ignore[misc]
-            chosen[name]["factor"] = [self.chosen[name, seed].factor for seed in self.seeds]
-        chosen[PROMPT], outcomes[PROMPT] = self.point(lambda seed: ASKED, ASKED.factor)
+            settings = {seed: self.chosen[name, seed] for seed in self.seeds}
+            chosen[name], outcomes[name] = self.point(settings, math.nan)
+            chosen[name]["factor"] = [setting.factor for setting in settings.values()]
+        chosen[PROMPT], outcomes[PROMPT] = self.point(dict.fromkeys(self.seeds, ASKED), ASKED.factor)
         rivals = {ours: [name for name in RIVALS[ours] if name in methods] for ours in RIVALS if ours in methods}
         return {
             "step_ranges": {f"{name} seed {seed}": list(s.steps) for (name, seed), s in self.chosen.items()},
@@ -355,7 +355,7 @@ def _by_attribute(outcomes: list[EditOutcome]) -> dict[str, Any]:
 
 
 def say_chosen(chosen: dict[str, dict[str, Any]], say: Say) -> None:
-    """One line a method: its figures at the strength chosen."""
+    """Says one line for each method: its figures at the strength chosen."""
     for name, row in chosen.items():
         label = "the prompt replaced" if name == PROMPT else METHODS[name].label
         away = "" if row["outside"] is None else f", outside {row['outside']:.1f}"
