@@ -32,6 +32,7 @@ from tide.errors import TideError
 from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
 from tide.training.schedules import progressive_k
+from tide_kernels import LossOptions
 
 
 def test_learns_a_sparse_dictionary(tmp_path):
@@ -133,7 +134,7 @@ def test_the_sparsity_target_is_a_share_of_the_scheduled_k(tmp_path):
     expected = model()
     first = batch(0)
     expected.calibrate(first.x, first.position)
-    terms = expected.loss(first.x, first.position, k=4 * K, s_target=0.8 * 4 * K / N, delta=0.01)
+    terms = expected.loss(first.x, first.position, LossOptions(4 * K, s_target=0.8 * 4 * K / N, delta=0.01))
     job = trainer(tmp_path, steps=1, log_every=1, progressive_k=ProgressiveK(start=4.0, length=1.0))
     job.fit([first])
     assert job.history[0]["sparsity"] == pytest.approx(float(terms.sparsity), rel=1e-6)

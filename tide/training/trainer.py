@@ -31,7 +31,6 @@ from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
-from tide_kernels import LossTerms, LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
@@ -206,7 +205,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         x = batch.x.float()
-        terms = self._loss(x, batch, k)
+        options = config.loss.options(k, model.n_latents, paired=batch.paired)
+        dead = self.revival.dead.to(x.device) if config.loss.auxk else None
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -225,28 +227,6 @@ class Trainer:
             "lr": lr,
             "silent": (terms.fired == 0).float().mean(),
         }
-
-    def _loss(self, x: Tensor, batch: ActivationBatch, k: int) -> LossTerms:
-        """The loss of ``x``, the batch's rows in float32, without its regularisation."""
-        weights = self.config.loss
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model.loss(
-                x,
-                batch.position,
-                paired=batch.paired,
-                k=k,
-                weights=LossWeights(
-                    mse=weights.mse,
-                    cosine=weights.cosine,
-                    temporal=weights.temporal if batch.paired else 0.0,
-                    sparsity=weights.sparsity,
-                    auxk=weights.auxk,
-                ),
-                s_target=weights.s_target * k / self.model.n_latents,
-                delta=weights.delta,
-                dead=self.revival.dead.to(x.device) if weights.auxk else None,
-                k_aux=weights.k_aux if weights.auxk else 0,
-            )
 
     def _check_finite(self, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> None:
         if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
