@@ -19,7 +19,7 @@ from tide_kernels import LossOptions, LossWeights
 LR_SHARE = 0.055
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of eqs 13-17 in normalised units, and the options of eq. 16.
 
@@ -55,7 +55,7 @@ class LossConfig:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProgressiveK:
     """k falls from ``start`` x k to k over the first ``length`` of the steps; ``shape="off"`` keeps it constant."""
 
@@ -69,7 +69,7 @@ class ProgressiveK:
         _check_range(self, ("length",), 0, 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RevivalConfig:
     """A latent silent for ``after_tokens`` tokens is reset, checked ``every`` steps; ``every=0`` turns it off."""
 
