@@ -47,7 +47,7 @@ def test_is_the_recipe(adapter, model, monkeypatch):
     x, conditioning = noised_activations(adapter, model, whole, noise, TIMESTEPS)
     latents = mean_latents(model, Annotated(TIMESTEPS, x, conditioning=conditioning))
     pooled = latents.view(N_IMAGES, N_TOKENS, -1).mean(1)
-    captions = source.captions()
+    captions = source.prompts(source.size).texts
     assert found.n_images == N_IMAGES
     for word in ("near", "far"):
         shows = torch.tensor([word in re.findall(r"\w+", caption) for caption in captions])

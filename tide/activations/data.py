@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tide.activations.identity import Sample, digest
+from tide.activations.options import check_count
 from tide.errors import TideError
 from tide.files import file_digest, read_text
 from tide.files.schema import check_schema
@@ -177,8 +178,7 @@ def _is_file(path: Path) -> bool:
 def _check_size(size: Size, batch_size: int) -> None:
     if min((size,) if isinstance(size, int) else size) < 1:
         raise TideError(f"size {size} has no pixels; give the side in pixels or (height, width)")
-    if batch_size < 1:
-        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
+    check_count("batch_size", batch_size)
 
 
 def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise") -> ImageFolder:

@@ -48,7 +48,7 @@ def write_stores(
     quota: int | None = None,
     resume: bool = False,
     begun: Callable[[], None] = lambda: None,
-) -> tuple[int, int]:
+) -> tuple[dict[int, int], int]:
     """Writes ``activations(start, stop)`` to one store a block.
 
     All stores are locked before anything is written. When resuming, ``data`` must be those that the stores were
@@ -68,7 +68,7 @@ def write_stores(
         begun: called once, as soon as there is a shard.
 
     Returns:
-        The rows of all stores together, and the images in each.
+        The rows of each store, and the images in each.
 
     Raises:
         TideError: the folders hold stores of something else, or their disk does not suffice.
@@ -99,7 +99,9 @@ def write_stores(
             if writer.next_sample < n:
                 writer.align(info.get("batch_size", 1))
         _collect(activations, writers, data, n, begun)
-    return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
+    return {block: writer.rows for block, writer in writers.items()}, min(
+        writer.next_sample for writer in writers.values()
+    )
 
 
 def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:

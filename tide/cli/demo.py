@@ -39,7 +39,7 @@ class Demo(Command):
 
         from tide.cli.common import output_folder
         from tide.loading import check_backend, quiet
-        from tide.runs import Contents, write_run
+        from tide.runs import Contents, FileKind, write_run
         from tide.studies.demo import demo
 
         if self.threads is not None:
@@ -48,7 +48,12 @@ class Demo(Command):
         out = Path(self.out)
         with output_folder(out), quiet():
             metrics = demo(out, fast=self.fast, seed=self.seed, backend=self.backend, resume=self.resume)
-            files = {"sae": "autoencoder", "tide": "autoencoder", "metrics.json": "figures", "report.html": "report"}
+            files: dict[str, FileKind] = {
+                "sae": "autoencoder",
+                "tide": "autoencoder",
+                "metrics.json": "figures",
+                "report.html": "report",
+            }
             holds = Contents(kind="study", pipeline="scenes", measured={"headline": metrics["headline"]}, files=files)
             write_run(out, holds, self.made_by())
         print(metrics["headline"])

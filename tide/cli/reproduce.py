@@ -25,6 +25,7 @@ from tide.cli.values import (
 from tide.errors import TideError
 
 if TYPE_CHECKING:
+    from tide.runs import FileKind
     from tide.studies.options import Options
 
 
@@ -57,7 +58,7 @@ STUDIES = {
 }
 
 #: What the files are that a study writes.
-_KINDS = {".csv": "table", ".json": "figures", ".png": "chart", ".html": "page"}
+_KINDS: dict[str, FileKind] = {".csv": "table", ".json": "figures", ".png": "chart", ".html": "page"}
 
 
 def _study(text: str) -> str:

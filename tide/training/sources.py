@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -287,8 +287,8 @@ def live_stream(
     length = caption_length(adapter)
 
     def collected(epoch_seed: int, start: int) -> Iterator[ActivationBatch]:
-        given = {**asdict(options), "seed": epoch_seed, "start": start, "max_sequence_length": length}
-        return (each[block] for each in collect(adapter, images, [block], **given))
+        passes = collect(adapter, images, [block], options, seed=epoch_seed, start=start, max_sequence_length=length)
+        return (each[block] for each in passes)
 
     return LiveStream(
         collected,
