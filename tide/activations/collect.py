@@ -179,7 +179,7 @@ def collect(
 
 
 class _Draw(NamedTuple):
-    """What chance decides for a sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
+    """The random draws of one sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
 
     timesteps: Tensor
     tokens: Tensor

@@ -36,7 +36,7 @@ _Pair = tuple[Tensor, str]
 def to_tensor(image: Image.Image, size: Size) -> Tensor:
     """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1].
 
-    What is transparent shows white; EXIF's orientation counts (:func:`tide.pictures.to_rgb`).
+    Transparent pixels become white and the EXIF orientation is applied (:func:`tide.pictures.to_rgb`).
     """
     height, width = (size, size) if isinstance(size, int) else size
     fitted = ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)

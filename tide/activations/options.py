@@ -18,7 +18,7 @@ class CollectOptions:
         n_timesteps: steps of the grid that timesteps are drawn from, or of the sampling run.
         token_fraction: share of an image's tokens, in (0, 1]; at least one token.
         paired: take neighbouring timesteps of the same image, noise and tokens, rather than single ones.
-        batch_size: images a pass.
+        batch_size: images per pass.
 
     Raises :class:`~tide.errors.TideError` for values that are not valid.
     """

@@ -60,7 +60,7 @@ def collect_to_disk(
         options: which activations of each image to keep; default :class:`CollectOptions`.
         guidance_scale: of sampling runs.
         seed: of timesteps, noise and tokens.
-        quota: the most bytes that each store may take.
+        quota: disk limit of each store in bytes.
         resume: resume an interrupted collection, or extend one: ``source`` begins with the same images.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
         say: called with one line of text when it is known what will be collected.
@@ -111,7 +111,7 @@ def collect_to_disk(
 
 
 def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectOptions) -> int:
-    """What one block's store is going to take on disk, within 0.1 % and a few KB a shard."""
+    """What one block's store is going to take on disk, within 0.1 % and a few KB per shard."""
     config = adapter.modulation(0).config
     n, paired = source.n_images, options.paired
     if isinstance(source, Prompts):  # every step of every run; pairs hold all but the first and the last twice
@@ -134,7 +134,7 @@ def blocks_in_words(blocks: Sequence[int]) -> str:
 def _info(
     adapter: Adapter, source: Source | Prompts, options: CollectOptions, guidance_scale: float, seed: int
 ) -> dict[str, Any]:
-    """What the activations are of: all that must be the same when a store is resumed, and the number of threads."""
+    """What a manifest records: all that must be the same when a store is resumed, and the number of threads."""
     sampling = isinstance(source, Prompts)
     return {
         "pipeline": adapter.name,
