@@ -42,13 +42,13 @@ def pipeline_of(model: Model, autoencoder: Autoencoder) -> str:
     """The pipeline that the options name, or that of the checkpoint, as far as it is :func:`followed`."""
     if model.pipeline is not None:
         return model.pipeline
-    return followed(recorded_pipeline(TIDE.from_pretrained(autoencoder.sae)), autoencoder.sae)
+    return followed(recorded_pipeline(autoencoder.sae), autoencoder.sae)
 
 
 def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
     """The checkpoint; says on stderr if it was trained on another pipeline."""
     model = load_sae(autoencoder.sae, adapter, backend=autoencoder.backend, block=autoencoder.block)
-    trained_on = recorded_pipeline(model)
+    trained_on = recorded_pipeline(autoencoder.sae)
     if trained_on and trained_on != pipeline_name(pipeline):
         print(f"note: {autoencoder.sae} was trained on {trained_on}, and the pipeline is {pipeline}", file=sys.stderr)
     return model

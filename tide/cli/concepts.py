@@ -115,7 +115,7 @@ class Concepts(Command):
 
     def _in_captions(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
         from tide.cli.common import source_of
-        from tide.interpretation.caption_concepts import caption_concepts
+        from tide.interpretation.captions import caption_concepts
         from tide.interpretation.timesteps import concept_timesteps
 
         source = source_of(self.source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")

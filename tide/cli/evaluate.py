@@ -60,7 +60,7 @@ class Evaluate(Command):
 
     def _measure(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
-        from tide.evaluation.table import evaluate, text
+        from tide.evaluation import evaluate, evaluation_text
         from tide.files import write_json
         from tide.fingerprint import pipeline_fingerprints
         from tide.runs import write_run
@@ -94,7 +94,7 @@ class Evaluate(Command):
         with common.writing(out):
             write_json(out / "metrics.json", {**figures, "run": made_by})
             write_run(out, holds, made_by)
-        print(text(figures))
+        print(evaluation_text(figures))
         print(f"{_in_a_sentence(figures)}; see {out / 'metrics.json'}.")
 
 
