@@ -47,7 +47,7 @@ def test_is_the_recipe(adapter, model, monkeypatch):
     x, conditioning = noised_activations(adapter, model, whole, noise, TIMESTEPS)
     latents = mean_latents(model, Annotated(TIMESTEPS, x, conditioning=conditioning))
     pooled = latents.view(N_IMAGES, N_TOKENS, -1).mean(1)
-    captions = source.captions()
+    captions = [caption for _, batch in source for caption in batch]
     assert found.n_images == N_IMAGES
     for word in ("near", "far"):
         shows = torch.tensor([word in re.findall(r"\w+", caption) for caption in captions])
@@ -88,3 +88,17 @@ def test_a_word_is_whole_and_of_any_case(adapter, model):
 def test_a_word_of_every_caption(adapter, model):
     with pytest.raises(TideError, match="every caption of scenes holds 'facing'; add images without it"):
         find(adapter, model, ["facing"])
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ("house", {}, r"words = 'house' must be a list of one word or more"),
+        ([], {}, r"words = \[\] must be a list of one word or more"),
+        (["house"], {"images_per_concept": 0}, "images_per_concept = 0 and top_images = 4 must both be at least 1"),
+        (["house"], {"top_images": 0}, "images_per_concept = 64 and top_images = 0 must both be at least 1"),
+    ],
+)
+def test_what_is_refused(adapter, model, words, options, message):
+    with pytest.raises(TideError, match=message):
+        caption_concepts(adapter, model, open_source("scenes", adapter, images=2), words, **options)

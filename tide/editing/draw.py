@@ -19,7 +19,7 @@ from tide.pictures import to_image
 from tide.sae.model import TIDE
 
 #: What helps where an edited image has overflowed.
-REMEDY = "lower the edit's factor, --strength or --guidance, or use --dtype fp32"
+REMEDY = "lower the edit's strength or the guidance scale, or load the pipeline in fp32"
 
 
 def draw_latents(
@@ -89,8 +89,10 @@ def draw_edits(
     """
     adapter.check_steps(n_steps)
     check_steps(steps, n_steps)
-    for each in edits.values():
+    for name, each in edits.items():
         each.check(model.n_latents)
+        if isinstance(tokens, Mapping) and name not in tokens:
+            raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
     draw = partial(
         _draw,
         adapter,
@@ -106,7 +108,7 @@ def draw_edits(
         with edit(adapter.pipe, model, each, steps=steps, tokens=mask, branch=branch, renormalise=renormalise) as met:
             after[name] = draw()
             if not met.rows:
-                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another --branch")
+                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
     return before, after
 
 

@@ -100,7 +100,7 @@ def image_contrast(
     """
     size = image_size(adapter, size)
     steps = adapter.sampling_timesteps(n_steps)
-    check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower --n-steps")
+    check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower n_steps")
     block = model.config.trained_block
     found = record_contrast(
         adapter,
@@ -118,7 +118,7 @@ def image_contrast(
 def _check_size(adapter: Adapter, model: TIDE, n_steps: int, size: tuple[int, int], pooled: bool) -> None:
     tokens = 1 if pooled else n_tokens(adapter, size)
     steps = len(adapter.sampling_timesteps(n_steps))
-    check_target_size(steps, tokens, model.n_latents, "add --towards-pooled or lower --n-steps")
+    check_target_size(steps, tokens, model.n_latents, "pool the target or lower n_steps")
 
 
 def _encoded(adapter: Adapter, image: Image, size: tuple[int, int]) -> Tensor:

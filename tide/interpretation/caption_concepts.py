@@ -108,13 +108,19 @@ def caption_concepts(
         images_per_concept: the most images for each word, and the most without any of the words.
         top_images: how many images to draw for each word.
         timesteps: ``[T]``; default three of :func:`~tide.interpretation.timesteps.concept_timesteps`.
-        seed: of the noise, which each image has its own of.
+        seed: random seed; every image has its own noise.
         batch_size: images a pass.
 
     Raises:
-        TideError: no caption holds a word or every one does, the source cannot be read, or the model does not know its
-            block.
+        TideError: there are no words or no images for them, no caption holds a word or every one does, the source
+            cannot be read, or the model does not know its block.
     """
+    if isinstance(words, str) or not words:
+        raise TideError(f"words = {words!r} must be a list of one word or more, such as ['house']")
+    if images_per_concept < 1 or top_images < 1:
+        raise TideError(
+            f"images_per_concept = {images_per_concept} and top_images = {top_images} must both be at least 1"
+        )
     timesteps = concept_timesteps(adapter, 3) if timesteps is None else timesteps
     picked = _pick(adapter, source, words, images_per_concept)
     read = partial(_activations, adapter, model, picked, timesteps=timesteps, seed=seed, batch_size=batch_size)

@@ -62,7 +62,7 @@ class Followed:
 def check_length(n_steps: int) -> None:
     """Raises :class:`~tide.errors.TideError` for fewer steps than an abrupt change can be found in."""
     if n_steps <= SHORTEST:
-        raise TideError(f"--n-steps {n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
+        raise TideError(f"n_steps = {n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
 
 
 def follow(
@@ -96,11 +96,11 @@ def follow(
     size = image_size(adapter, size)
     n_bytes = n_steps * n_tokens(adapter, size) * (6 * model.config.k + 2 * model.d_model)
     if n_bytes > RUN_BYTES:
-        raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower --n-steps or --size")
+        raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower n_steps or the size")
 
     def draw(prompt: str) -> Tensor:
         drawn = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
-        check_drawn(drawn, "lower --guidance or use --dtype fp32")
+        check_drawn(drawn, "lower the guidance scale or load the pipeline in fp32")
         return drawn
 
     source = record_trajectory(adapter, model, partial(draw, prompt))
