@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tide.cli.command import Command
 from tide.cli.options import Autoencoder, Data, Model
-from tide.cli.usage import PIPELINE, Usage, fast_beside, kind_of_data
+from tide.cli.usage import Aspect, fast_beside, kind_of_data
 from tide.cli.values import Count, Flag, Folder, MaybeCount, Seed, option
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ class Atlas(Command):
     (the default with --pipeline scenes) also the concept whose masks it fits best.
     """
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} sae block backend data images top_images timesteps latents batch_size out seed",
-        (kind_of_data(), fast_beside("images", "timesteps")),
-    )
+    usage: ClassVar[tuple[Aspect, ...]] = (kind_of_data(), fast_beside("images", "timesteps"))
 
     autoencoder: Autoencoder
     model: Model = field(default_factory=Model)
@@ -94,6 +91,7 @@ class Atlas(Command):
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": atlas.n_images},
+            configuration={"timesteps": n, "top_images": self.top_images},
             measured=_headline(atlas),
             files={"atlas.html": "page", "atlas.safetensors": "index", "atlas.json": "labels"},
         )

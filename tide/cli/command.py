@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tide.cli.options import values_of
-from tide.cli.usage import Usage
+from tide.cli.usage import Aspect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Its subclasses' docstrings are the commands' help, their fields the options."""
 
-    usage: ClassVar[Usage]
+    #: What decides over the options that only some runs use.
+    usage: ClassVar[tuple[Aspect, ...]] = ()
     #: What an interruption leaves, for the line that reports it.
     interrupted: ClassVar[str] = "nothing was written"
 
@@ -26,8 +27,8 @@ class Command:
         raise NotImplementedError
 
     def made_by(self, **used: Any) -> dict[str, Any]:
-        """This command with its options, to write beside the result; ``used``: values of options that were left off,
-        as far as they were found later."""
+        """This command with its options, for ``run.json``; ``used``: values that stand for options that were left off.
+        The command line that they make must be one that the command takes."""
         from tide.provenance import provenance
 
         arguments = {**values_of(self), **used}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
-from tide.runs import Contents, read_run
+from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 
 
@@ -56,10 +57,6 @@ def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
 
 def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
     """The checkpoint's part of ``run.json`` (:class:`tide.runs.Contents`)."""
-    from dataclasses import asdict
-
-    from tide.fingerprint import fingerprint
-
     folder = str(Path(autoencoder.sae).resolve())
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
 
@@ -95,16 +92,32 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
     )
 
 
-def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
-    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
-    :class:`~tide.runs.Contents`."""
-    assert model.config.block is not None
+def about(kind: Kind, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents.
+
+    ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit`` and ``trajectory`` leave ``weights`` out: reading
+    those of a large pipeline takes longer than drawing a picture.
+    """
     return Contents(
         kind=kind,
-        blocks=[adapter.resolve_block(model.config.block)],
+        blocks=[adapter.resolve_block(model.config.trained_block)],
         family=adapter.family,
         pipeline=pipeline_name(pipeline),
         autoencoder=about_sae(autoencoder, model),
+        **found,
+    )
+
+
+def about_study(block: int | str = "penultimate", **found: Any) -> Contents:
+    """What a folder holds that a study of the bundled pipeline wrote; ``found``: the rest."""
+    adapter = load_adapter(BUNDLED, device="cpu")
+    return Contents(
+        kind="study",
+        blocks=[adapter.resolve_block(block)],
+        family=adapter.family,
+        pipeline=BUNDLED,
+        weights=pipeline_fingerprints(adapter.pipe),
+        data={"name": BUNDLED},
         **found,
     )
 
@@ -120,7 +133,7 @@ def output_folder(folder: Path, *further: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """The time in which a run writes its files: what an interruption says is true before, during and after it."""
+    """Sets the interruption message while files are written and afterwards."""
     left_behind.set(f"some of its files are in {out}, the same command writes them anew")
     yield
     left_behind.set(f"its files are in {out}")
