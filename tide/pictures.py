@@ -51,14 +51,16 @@ _TURNS = {
 }
 
 
-def open_picture(source: Path | bytes, name: str = "", *, background: Background = "white") -> Image.Image:
+def open_picture(source: str | Path | bytes, name: str = "", *, background: Background = "white") -> Image.Image:
     """The picture in a file, or in a file's bytes, in mode RGB.
 
     ``name`` is what messages call it, by default its path.
 
-    Raises :class:`~tide.errors.TideError`, before anything is decoded, for what is no regular file, of no format of
-    :data:`FORMATS`, or larger than :data:`MAX_PIXELS`, :data:`MAX_SIDE` or :data:`MAX_BYTES`; and for damaged ones.
+    Raises :class:`~tide.errors.TideError`, before anything is decoded, for anything but a regular file in one of
+    :data:`FORMATS`, and for one larger than :data:`MAX_PIXELS`, :data:`MAX_SIDE` or :data:`MAX_BYTES`; and for damaged
+    ones.
     """
+    source = Path(source) if isinstance(source, str) else source
     name = name or str(source if isinstance(source, Path) else "the picture")
     try:
         if isinstance(source, Path):

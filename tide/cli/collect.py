@@ -53,8 +53,9 @@ class Collect(Command):
     def run(self) -> None:
         from pathlib import Path
 
-        from tide.activations.to_disk import GUIDANCE, blocks_in_words, collect_to_disk
+        from tide.activations.to_disk import blocks_in_words, collect_to_disk
         from tide.activations.writer import readable_size
+        from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
         from tide.files import new_folders
 

@@ -19,7 +19,7 @@ from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
-from tide.runs import Contents, read_run
+from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 
 
@@ -92,7 +92,7 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
     )
 
 
-def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+def about(kind: Kind, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
     """What a folder holds that a command made of a checkpoint's latents.
 
     ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit`` and ``trajectory`` leave ``weights`` out: reading

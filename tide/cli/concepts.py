@@ -96,11 +96,11 @@ class Concepts(Command):
         from tide.cli.common import writing
         from tide.files import json_writer, replace_files
         from tide.pictures import image_writer
-        from tide.runs import write_run
+        from tide.runs import FileKind, write_run
 
         out = Path(self.out)
         drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
-        files = {"concepts.json": "figures", **dict.fromkeys(drawn, "picture")}
+        files: dict[str, FileKind] = {"concepts.json": "figures", **{name: "picture" for name in drawn}}
         with writing(out):
             written = {out / name: image_writer(picture) for name, picture in drawn.items()}
             replace_files({**written, out / "concepts.json": json_writer(found)})
@@ -126,7 +126,7 @@ class Concepts(Command):
 
     def _in_captions(self, adapter: Adapter, model: TIDE) -> Found:
         from tide.cli.common import source_of
-        from tide.interpretation.caption_concepts import caption_concepts
+        from tide.interpretation.captions import caption_concepts
         from tide.interpretation.timesteps import concept_timesteps
 
         source = source_of(self.source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")

@@ -73,12 +73,12 @@ class Edit(EditOptions):
         from tide.cli.common import writing
         from tide.files import json_writer, replace_files
         from tide.pictures import beside, image_writer
-        from tide.runs import write_run
+        from tide.runs import FileKind, write_run
 
         out = Path(self.out)
         pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}}
         pictures["strip"] = beside([before, *after.values()])
-        files = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
+        files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
         with writing(out):
             writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
             replace_files({**writers, out / "edit.json": json_writer(report)})

@@ -55,7 +55,7 @@ class Evaluate(Command):
 
     def _measure(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
-        from tide.evaluation.table import evaluate, text
+        from tide.evaluation import evaluate, evaluation_text
         from tide.fingerprint import pipeline_fingerprints
 
         adapter = common.adapter_of(self.model, pipeline)
@@ -82,7 +82,7 @@ class Evaluate(Command):
             files={"metrics.json": "figures"},
         )
         self._write(figures, holds)
-        print(text(figures))
+        print(evaluation_text(figures))
         print(f"{_in_a_sentence(figures)}; see {Path(self.out) / 'metrics.json'}.")
 
     def _write(self, figures: dict[str, Any], holds: Contents) -> None:

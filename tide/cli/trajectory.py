@@ -45,12 +45,16 @@ class Trajectory(Drawing):
         from tide.cli.common import writing
         from tide.files import json_writer, replace_files
         from tide.interpretation.trajectory_chart import draw_trajectory
-        from tide.runs import write_run
+        from tide.runs import FileKind, write_run
         from tide.tables import csv_writer
 
         out = Path(self.out)
         change = None if found.change is None else {"step": found.changed_at, "strength": found.change.strength}
-        files = {"trajectory.csv": "table", "trajectory.json": "figures", "trajectory.png": "chart"}
+        files: dict[str, FileKind] = {
+            "trajectory.csv": "table",
+            "trajectory.json": "figures",
+            "trajectory.png": "chart",
+        }
         with writing(out):
             replace_files(
                 {

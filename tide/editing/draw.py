@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, sampling_arguments
 from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
@@ -27,7 +28,7 @@ def draw_latents(
     prompt: str,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -55,7 +56,7 @@ def draw_edits(
     edits: Mapping[str, Edit],
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     steps: tuple[float, float] | None = None,

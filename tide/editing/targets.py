@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide.activations.data import to_tensor
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import caption_length, image_size, n_tokens
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target
@@ -27,7 +28,7 @@ def prompt_target(
     prompt: str,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     pooled: bool = False,

@@ -84,7 +84,7 @@ def evaluate(
     }
 
 
-def text(figures: dict[str, Any]) -> str:
+def evaluation_text(figures: dict[str, Any]) -> str:
     """The figures of :func:`evaluate` as two tables: a row a model, then a row a bin of timesteps of the SAE."""
     variants = figures["diffusion_loss"]["variants"]
     names = {"tide": figures["sae"]["kind"], "pca_k": "PCA k", "pca_k/4": "PCA k/4", "mean": "mean"}

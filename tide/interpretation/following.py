@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, n_tokens
 from tide.editing.draw import check_drawn, draw_latents
 from tide.errors import TideError
@@ -72,7 +73,7 @@ def follow(
     towards: str | None = None,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Followed:

@@ -22,7 +22,7 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.editing.masks import image_mask
 from tide.errors import TideError
-from tide.interpretation.concepts import concept_scores, dense_latents
+from tide.interpretation.concepts import concept_scores
 from tide.interpretation.reading import PIECE, noised_activations
 from tide.interpretation.timesteps import concept_timesteps
 from tide.pictures import TILE, heat_overlay, tiled, to_image
@@ -236,7 +236,7 @@ def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | No
     for part in x.split(max(1, PIECE // model.n_latents), dim=1):
         total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
         for i, t in enumerate(timesteps.tolist()):
-            total += dense_latents(model, part[i], Position(t, conditioning))
+            total += model.dense(part[i], Position(t, conditioning))
         yield total / len(timesteps)
 
 

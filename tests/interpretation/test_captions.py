@@ -13,7 +13,7 @@ from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
 from tide.interpretation import Annotated, concept_scores, mean_latents
-from tide.interpretation.caption_concepts import caption_concepts
+from tide.interpretation.captions import caption_concepts
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig
 
@@ -39,7 +39,7 @@ def find(adapter, model, words, **options):
 
 def test_is_the_recipe(adapter, model, monkeypatch):
     """Images of one batch or several, latents of all tokens or of a few at a time."""
-    monkeypatch.setattr("tide.interpretation.caption_concepts.PIECE", 10 * N_LATENTS)
+    monkeypatch.setattr("tide.interpretation.captions.PIECE", 10 * N_LATENTS)
     found = find(adapter, model, ["near", "far"], top_images=2)
     source = open_source("scenes", adapter, images=N_IMAGES, batch_size=N_IMAGES)
     (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
