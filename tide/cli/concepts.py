@@ -117,7 +117,7 @@ class Concepts(Command):
         return self.images_per_concept or (fast if self.fast else whole)
 
     def _in_scenes(self, adapter: Adapter, model: TIDE) -> Found:
-        from tide.cli.scene_concepts import scene_concepts
+        from tide.studies.scene_concepts import scene_concepts
 
         n = self.images_searched
         options = {"n_images": n, "top_images": self.top_images, "timesteps": self.timesteps_read, "seed": self.seed}
