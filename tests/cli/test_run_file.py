@@ -51,7 +51,7 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     assert (holds.kind, holds.blocks, holds.family) == (kind, [6], "pixart")
     assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
     assert holds.data
-    assert holds.configuration or kind in ("activations", "atlas")
+    assert holds.configuration or kind == "activations"
     assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("trajectory", "edit")
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)
