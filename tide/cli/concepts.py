@@ -104,7 +104,7 @@ class Concepts(Command):
         with writing(out):
             written = {out / name: image_writer(picture) for name, picture in drawn.items()}
             replace_files({**written, out / "concepts.json": json_writer(found)})
-            write_run(out, replace(holds, files=files), self.made_by(pipeline=holds.pipeline))
+            write_run(out, replace(holds, files=files), self.made_by())
 
     @property
     def timesteps_read(self) -> int:
