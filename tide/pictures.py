@@ -188,6 +188,14 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image))
 
 
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``image`` uint8 ``[H, W, 3]`` in another ``size``, width and height: smoothed if it shrinks, in blocks if it
+    grows."""
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    resample = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize(size, resample))
+
+
 def image_writer(image: Image.Image) -> Callable[[Path], None]:
     """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
     return lambda path: image.save(path, "PNG")

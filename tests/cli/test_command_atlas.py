@@ -116,7 +116,7 @@ def test_the_batch_size_changes_rounding_alone(cli, checkpoint, images, tmp_path
 def test_fast_reads_less(cli, checkpoint, images, tmp_path):
     assert cli("atlas", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path).code == 0
     facts = json.loads((tmp_path / "atlas.json").read_text())
-    assert read_run(tmp_path)["arguments"]["images"] == 64
+    assert contents(tmp_path).configuration["images"] == 64
     assert len(facts["timesteps"]) == 4
 
 

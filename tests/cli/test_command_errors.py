@@ -308,7 +308,7 @@ def test_targets(refused, cli, checkpoint, copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"block": 5}))
     assert refused("edit", "--sae", copy, *edit, "--target", kept) == (
-        f"{kept} was recorded with another SAE (block 6, this one has 5); record it with this SAE"
+        f"{kept} was recorded with another SAE (block 6, now 5); record it with this SAE"
     )
     assert refused("edit", "--sae", checkpoint, *edit, "--target", kept, "--size", 128) == (
         "the target has 64 tokens and the image 256; make it at the same resolution"

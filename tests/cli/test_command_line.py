@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tide.cli import doctor, values
+from tide.cli import doctor
 from tide.cli.app import COMMANDS, main
 from tide.errors import Interrupted
 from tide.files import lock_folder
@@ -180,18 +180,6 @@ def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("TIDE_TRACEBACK", "1")
     with pytest.raises(ValueError, match="required: --out"):
         main(["train"])
-
-
-def test_values():
-    assert values.size("64") == (64, 64)
-    assert values.size("768x1024") == (768, 1024)
-    assert values.n_bytes("50GB") == 50 * 10**9
-    assert values.n_bytes("1.5 kb") == 1500
-    assert values.fraction("1/16") == 0.0625 == values.fraction("0.0625")
-    assert values.block("-2") == -2
-    assert values.block("penultimate") == "penultimate"
-    assert values.scaling("12,40=3.0") == ((12, 40), 3.0)
-    assert values.words("House, tree,house") == ("house", "tree")
 
 
 @pytest.mark.parametrize(

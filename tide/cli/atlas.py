@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tide.cli.command import Command
-from tide.cli.options import Autoencoder, Data, Model
+from tide.cli.options import Autoencoder, Data, Images, Model
 from tide.cli.usage import Aspect, fast_beside, kind_of_data
 from tide.cli.values import Count, Flag, Folder, MaybeCount, Seed, option
 
 if TYPE_CHECKING:
     from tide.interpretation.atlas import Atlas as Read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images(Data):
-    """Images with captions, default 'scenes' with the bundled pipeline."""
-
-    images: MaybeCount = None
-    """how many to read at most (default 512, 64 with --fast)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +29,17 @@ class Atlas(Command):
     model: Model = field(default_factory=Model)
     source: Images = field(default_factory=Images)
     top_images: Count = 6
-    """kept of each latent"""
+    """number of images to show for each latent"""
     timesteps: MaybeCount = None
     """steps of a sampling run to read at (default 10, 4 with --fast)"""
     latents: Annotated[Count, option("LIMIT")] = 4096
-    """most active ones that the page holds; the numbers are written of all"""
+    """how many of the most active latents the page shows; the other files hold all"""
     batch_size: Count = 8
-    """images a pass"""
+    """images per pass"""
     out: Folder
-    """folder of atlas.html, atlas.safetensors and atlas.json"""
+    """folder for atlas.html, atlas.safetensors and atlas.json"""
     fast: Flag = False
-    """fewer images and timesteps"""
+    """read 64 images instead of 512, at fewer timesteps"""
     seed: Seed = 0
     """random seed"""
 
@@ -91,10 +83,11 @@ class Atlas(Command):
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": atlas.n_images},
+            configuration={"images": source.images, "timesteps": n, "top_images": self.top_images},
             measured=_headline(atlas),
             files={"atlas.html": "page", "atlas.safetensors": "index", "atlas.json": "labels"},
         )
-        write_run(out, holds, self.made_by(pipeline=pipeline, data=source.data, images=source.images, timesteps=n))
+        write_run(out, holds, self.made_by())
         print(f"{_in_a_sentence(atlas, model.config.trained_block)}; see {out / 'atlas.html'}.")
 
 

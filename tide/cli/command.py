@@ -26,13 +26,13 @@ class Command:
     def run(self) -> None:
         raise NotImplementedError
 
-    def made_by(self, **used: Any) -> dict[str, Any]:
-        """This command with its options, for ``run.json``; ``used``: values that stand for options that were left off.
-        The command line that they make must be one that the command takes."""
+    def made_by(self, *, seed: int | None = None) -> dict[str, Any]:
+        """This command with its options as they were given, for ``run.json``. Values that stand for options that were
+        left off belong into its contents. ``seed``: the one that was used, if ``--seed`` does not say it."""
         from tide.provenance import provenance
 
-        arguments = {**values_of(self), **used}
-        return provenance(self.name, arguments, seed=arguments.get("seed"))
+        arguments = values_of(self)
+        return provenance(self.name, arguments, seed=arguments.get("seed") if seed is None else seed)
 
 
 #: What an interruption would leave right now, where it is not the command's ``interrupted``.

@@ -104,7 +104,7 @@ class Concepts(Command):
         with writing(out):
             written = {out / name: image_writer(picture) for name, picture in drawn.items()}
             replace_files({**written, out / "concepts.json": json_writer(found)})
-            write_run(out, replace(holds, files=files), self.made_by(pipeline=holds.pipeline))
+            write_run(out, replace(holds, files=files), self.made_by())
 
     @property
     def timesteps_read(self) -> int:
@@ -117,7 +117,7 @@ class Concepts(Command):
         return self.images_per_concept or (fast if self.fast else whole)
 
     def _in_scenes(self, adapter: Adapter, model: TIDE) -> Found:
-        from tide.cli.scene_concepts import scene_concepts
+        from tide.studies.scene_concepts import scene_concepts
 
         n = self.images_searched
         options = {"n_images": n, "top_images": self.top_images, "timesteps": self.timesteps_read, "seed": self.seed}

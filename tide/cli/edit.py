@@ -82,7 +82,7 @@ class Edit(EditOptions):
         with writing(out):
             writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
             replace_files({**writers, out / "edit.json": json_writer(report)})
-            write_run(out, replace(holds, files=files), self.made_by(pipeline=holds.pipeline))
+            write_run(out, replace(holds, files=files), self.made_by())
 
 
 def _mean_change(before: Image, after: Image) -> float:

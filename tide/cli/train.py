@@ -102,9 +102,7 @@ class Train(Command):
         with reserved(out, resume=self.resume):
             config = self.configuration()
             job = self._from_stores(config) if self.store else self._live(config)
-            pipeline = self.model.pipeline or job.model.config.pipeline
-            made_by = self.made_by(seed=config.seed, device=config.device, pipeline=pipeline)
-            trainer = train(job, out, resume=self.resume, made_by=made_by)
+            trainer = train(job, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
         print(_in_a_line(trainer))
 
     def configuration(self) -> TrainConfig:

@@ -64,7 +64,7 @@ class Trajectory(Drawing):
                 }
             )
             holds = replace(holds, measured={"abrupt_change": change}, files=files)
-            write_run(out, holds, self.made_by(pipeline=holds.pipeline))
+            write_run(out, holds, self.made_by())
 
 
 def _in_words(found: Followed) -> str:

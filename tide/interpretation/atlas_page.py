@@ -21,7 +21,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.pictures import HEAT
+from tide.pictures import HEAT, resized
 
 #: The page's file in the folder of an atlas.
 PAGE = "atlas.html"
@@ -38,8 +38,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
         return image
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
 
 
 def write_atlas(

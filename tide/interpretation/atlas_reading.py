@@ -22,7 +22,7 @@ from tide.errors import TideError
 from tide.interpretation.atlas import LEAST_AUROC, Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
 from tide.interpretation.reading import noised_activations
-from tide.pictures import to_image
+from tide.pictures import to_uint8
 from tide.sae.model import TIDE
 
 #: Bytes of the latents that labels are measured on. 2700 scenes at 3072 latents.
@@ -180,6 +180,6 @@ def _batches(
     for images, captions in source:
         (encoded,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
         noise = sample_noise(encoded.latents.shape, seed, len(thumbnails))
-        thumbnails += [thumbnail(np.asarray(to_image(image))) for image in images]
+        thumbnails += [thumbnail(to_uint8(image)) for image in images]
         yield noised_activations(adapter, model, encoded, noise, timesteps)
         bar.update(len(images))

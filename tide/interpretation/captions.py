@@ -25,7 +25,7 @@ from tide.errors import TideError
 from tide.interpretation.concepts import concept_scores
 from tide.interpretation.reading import PIECE, noised_activations
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import TILE, heat_overlay, tiled, to_image
+from tide.pictures import TILE, heat_overlay, resized, tiled, to_uint8
 from tide.sae import TIDE, Position
 
 #: Latents listed for a concept, and how many of them are drawn.
@@ -175,7 +175,8 @@ def _pick(adapter: Adapter, source: Source, words: Sequence[str], wanted: int) -
         if chosen:
             kept = [captions[i] for i in chosen]
             rows = _encoded(adapter, images[chosen], kept)
-            small = [_thumbnail(images[i]) for i in chosen]
+            size = (TILE, max(1, round(TILE * images.shape[2] / images.shape[3])))
+            small = [resized(to_uint8(images[i]), size) for i in chosen]
             picked += [_Picked(*each) for each in zip(rows, kept, held, small, strict=True)]
         if not any(left.values()):
             break
@@ -196,13 +197,6 @@ def _encoded(adapter: Adapter, images: Tensor, captions: Sequence[str]) -> list[
         Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()})
         for i in range(len(batch.latents))
     ]
-
-
-def _thumbnail(image: Tensor) -> np.ndarray:
-    height, width = image.shape[1:]
-    shape = (TILE, max(1, round(TILE * height / width)))
-    resample = Image.Resampling.LANCZOS if width > TILE else Image.Resampling.NEAREST
-    return np.asarray(to_image(image).resize(shape, resample))
 
 
 def _activations(
