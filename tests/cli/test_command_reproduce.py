@@ -88,7 +88,6 @@ def test_interrupted(cli, study, tmp_path, monkeypatch):
         (["fig4", "--steps", "0"], "--steps: '0' is not a count; give a whole number, 1 to 2147483647"),
         (["ablation", "--threads", "0"], "--threads: '0' is not a number of threads; give a whole number, 1 to "),
         (["table1", "--backend", "fpga"], "fpga"),
-        (["bars"], "bars measures a checkpoint; give --sae"),
         (["bars", "--sae", "/none/tide", "--out", "out"], "/none/tide/config.json does not exist; check the path"),
         (["bars", "--sae", "s", "--seeds", "2"], "--seeds is not used by bars; leave it off"),
         (["fig4", "--prompts", "2"], "--prompts is not used by fig4; leave it off"),

@@ -105,7 +105,7 @@ class Concepts(Command):
         print(f"{_in_a_sentence(found['concepts'], model.config.block)}; their maps are in {out}.")
 
     def _in_scenes(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
-        from tide.cli.scene_concepts import scene_concepts
+        from tide.studies.scene_concepts import scene_concepts
 
         n = self.images_per_concept or (64 if self.fast else 192)
         found, pictures = scene_concepts(

@@ -119,8 +119,6 @@ class Reproduce(Command):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         check_backend(self.backend, torch.device("cpu"))
-        if self.study == "bars" and self.sae is None:
-            raise TideError("bars measures a checkpoint; give --sae")
         options = self._options()
         shared = [] if options.models is None else [options.models]
         with output_folder(options.out, *shared), quiet():

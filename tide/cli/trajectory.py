@@ -28,11 +28,9 @@ class Trajectory(Drawing):
     )
 
     def run(self) -> None:
-        from tide.charts import check_matplotlib
         from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
         from tide.interpretation.following import check_length, follow
 
-        check_matplotlib()
         check_length(self.steps_drawn)
         towards, pipeline = self.target_prompt, pipeline_of(self.model, self.autoencoder)
         with output_folder(Path(self.out)):

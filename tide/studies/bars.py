@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tide import charts
 from tide.errors import TideError
 from tide.evaluation.comparison import compare_losses
 from tide.evaluation.statistics import wilson_interval
@@ -139,7 +138,6 @@ def reproduce(options: Options) -> str:
     Writes ``bars.json`` and ``report.html`` into ``options.out``, where finished cells are kept. Raises
     :class:`~tide.errors.TideError` without a checkpoint, or for one of another pipeline or without a block.
     """
-    charts.check_matplotlib()
     if options.sae is None:
         raise TideError("the bars measure a checkpoint; give its folder with --sae")
     sizes = FAST if options.fast else Sizes()

@@ -50,7 +50,6 @@ FAST = Sizes(**FAST_VARIANTS, concept_images=16, concept_timesteps=2)
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)

@@ -198,7 +198,6 @@ def marked(image: np.ndarray, score: torch.Tensor) -> np.ndarray:
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     models = Models.of_study(options)

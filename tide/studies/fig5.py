@@ -145,7 +145,6 @@ class TrajectoryStudy:
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     models = Models.of_study(options)

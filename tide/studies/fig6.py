@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tide import charts
 from tide.studies.compare import LEVELS
 from tide.studies.edit_study import PROMPT, EditStudy, Sizes, say_chosen
 from tide.studies.fig6_pictures import draw_curves, draw_gallery
@@ -24,7 +23,6 @@ FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     models = Models.of_study(options)

@@ -8,7 +8,7 @@ from tide import charts
 from tide.pictures import to_uint8
 from tide.scenes.scene import prompts
 from tide.studies.edit_study import Edits
-from tide.studies.methods import METHODS, Editor
+from tide.studies.methods import MEANS, METHODS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS, Editor
 from tide.studies.options import Options
 from tide.studies.references import nearest_references
 from tide.studies.tasks import EditTask, draw
@@ -16,19 +16,14 @@ from tide.studies.tasks import EditTask, draw
 
 def draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
     groups = {
-        "one reference image": ("contrast", "steer contrast", "steer bounded", "altered"),
-        "the target's own run, or class means": ("towards", "steer towards", "scale target", "swap", "steer"),
-        "style transfer; nothing known": (
-            "transfer",
-            "steer transfer",
-            "steer transfer bounded",
-            "erase top",
-            "invert top",
-        ),
+        "one reference image": (ONE_IMAGE,),
+        "the target's own run, or class means": (OWN_RUN, MEANS),
+        "style transfer; nothing known": (PLACELESS, NOTHING),
     }
     figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
-    for column, (title, names) in enumerate(groups.items()):
-        for i, name in enumerate(name for name in names if name in curves):
+    for column, (title, known) in enumerate(groups.items()):
+        names = [name for what in known for name in curves if METHODS[name].knows == what]
+        for i, name in enumerate(names):
             curve, line = curves[name], "--" if METHODS[name].raw else "-"
             style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": METHODS[name].label}
             axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)

@@ -66,8 +66,7 @@ def measure_concepts(
     latents minus those of all images, ``recipe_literal`` the cosine with the pooled latents as they are (section 5.4),
     and ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
     """
-    block = model.config.block
-    assert block is not None
+    block = model.config.trained_block
     first = annotated_scenes(adapter, selection, [block], timesteps, seed=seed)[block]
     second = annotated_scenes(adapter, held_out, [block], timesteps, seed=seed + 1)[block]
     concepts = [c for c in LEVEL_OF if first.masks[c].any() and second.masks[c].any()]

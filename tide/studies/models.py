@@ -14,7 +14,7 @@ from tide.adapters import Adapter
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint
-from tide.provenance import first_difference
+from tide.provenance import check_unchanged
 from tide.sae.model import TIDE
 from tide.studies.bench import Bench, DataSizes, reordered
 from tide.studies.grid import Cell, Result, run_cells
@@ -82,10 +82,9 @@ class Models:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, now)
-        elif found := first_difference(read_json(path, dict[str, Any]), now):
-            raise TideError(
-                f"{path.parent} was trained on other data ({found}); use the same options, or another --models"
-            )
+            return
+        remedy = "use the same options, or another --models"
+        check_unchanged(read_json(path, dict[str, Any]), now, f"{path.parent} was trained on other data", remedy=remedy)
 
     def measure(
         self,
