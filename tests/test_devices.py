@@ -20,7 +20,7 @@ def test_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of(None) == device_of("cuda") == torch.device("cuda")
     assert device_of("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(TideError, match="device 'cuda:2' is not there: PyTorch sees 2 GPUs; use --device cpu"):
+    with pytest.raises(TideError, match="device 'cuda:2' is not there: PyTorch sees 2 GPUs; use device cpu"):
         device_of("cuda:2")
 
 

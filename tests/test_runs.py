@@ -55,6 +55,17 @@ def test_figures_are_added_to_the_last_run(tmp_path):
     assert (run["seed"], run["earlier"][0]["holds"]["measured"]) == (1, {"dead": 0.25})
 
 
+def test_a_figure_that_is_not_finite_is_null(tmp_path):
+    """NaN is not JSON: a browser would not read the file."""
+    write_run(tmp_path, replace(ATLAS, data={"shares": [1.0, float("inf")]}), provenance("atlas", {"x": float("nan")}))
+    record_measured(tmp_path, {"explained": float("nan"), "mse": 0.5})
+    text = (tmp_path / "run.json").read_text()
+    run = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert run["arguments"] == {"x": None}
+    assert contents(tmp_path).data == {"shares": [1.0, None]}
+    assert contents(tmp_path).measured == {"explained": None, "mse": 0.5}
+
+
 def test_figures_of_an_older_run_are_not_added(tmp_path):
     record_measured(tmp_path, {"dead": 0.5})
     assert not list(tmp_path.iterdir())

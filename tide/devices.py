@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from tide.errors import TideError
-from tide.messages import one_line
-from tide_kernels.dispatch import choose
+from tide_kernels.dispatch import backend_names, choose
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -30,7 +29,7 @@ def device_of(name: str | None) -> torch.device:
         raise TideError(f"device {name!r} is not supported; use cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise TideError(
-            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use --device cpu"
+            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use device cpu"
         )
     return device
 
@@ -52,7 +51,6 @@ def device_memory(device: torch.device) -> int | None:
 
 def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int = 4) -> None:
     """Raises before any work is done if a backend asked for by name is unknown or cannot serve."""
-    try:
-        choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
-    except ValueError as error:  # a name that the library's caller would have to correct
-        raise TideError(one_line(error)) from None
+    if name not in backend_names():
+        raise TideError(f"backend {name!r} is unknown: use one of {', '.join(backend_names())}")
+    choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from tide.files import read_json, write_json
 from tide.provenance import provenance
 
 FILE = "run.json"
+
+Kind = Literal["activations", "autoencoder", "evaluation", "concepts", "atlas", "trajectory", "edit", "study"]
+FileKind = Literal[
+    "activations", "autoencoder", "chart", "curves", "data", "figures", "index", "labels", "model", "page", "picture",
+    "report", "table", "weights",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,7 @@ class Contents:
     """What a folder holds.
 
     Attributes:
-        kind: "activations", "autoencoder", "evaluation", "concepts", "atlas", "trajectory", "edit" or "study".
+        kind: the command that made it, in a word.
         blocks: numbers of the transformer's blocks that it is of.
         family: of the transformer, as the adapter names it.
         pipeline: its name or folder.
@@ -26,11 +33,11 @@ class Contents:
         autoencoder: ``folder``, ``weights`` (their fingerprint) and ``config`` of the checkpoint that was used.
         data: ``name``, ``images`` and whatever else tells them apart.
         configuration: of a training or a study; options of a command stand under ``arguments``.
-        measured: the headline figures.
-        files: name of a file or folder beside ``run.json`` -> what it is ("index", "labels", "figures" ...).
+        measured: the headline figures; one that is not finite is None once written.
+        files: name of a file or folder beside ``run.json`` -> what it is.
     """
 
-    kind: str
+    kind: Kind
     blocks: list[int] = field(default_factory=list)
     family: str | None = None
     pipeline: str | None = None
@@ -39,7 +46,7 @@ class Contents:
     data: dict[str, Any] = field(default_factory=dict)
     configuration: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileKind] = field(default_factory=dict)
 
 
 class Run(TypedDict):
@@ -78,11 +85,20 @@ def write_run(folder: str | Path, holds: Contents, made_by: Mapping[str, Any] | 
     before: dict[str, Any] = dict(read_run(folder) or {})
     earlier = [*before.pop("earlier", []), before] if before else []
     now = {**(made_by or provenance()), "holds": {k: v for k, v in asdict(holds).items() if v not in (None, [], {})}}
-    write_json(Path(folder) / FILE, {**now, **({"earlier": earlier} if earlier else {})})
+    write_json(Path(folder) / FILE, finite({**now, **({"earlier": earlier} if earlier else {})}))
 
 
 def record_measured(folder: str | Path, measured: Mapping[str, Any]) -> None:
     """Adds the headline figures to the last run of ``run.json`` once they are known."""
     run: Any = read_run(folder)
     if run is not None and "holds" in run:
-        write_json(Path(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})
+        write_json(Path(folder) / FILE, finite({**run, "holds": {**run["holds"], "measured": dict(measured)}}))
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None, JSON's null, for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

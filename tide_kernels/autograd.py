@@ -432,9 +432,8 @@ def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None
     ctx.dtypes = [None if p is None else p.dtype for p in arguments.parameters]
     n_tokens, d_model = arguments.x.shape
     ctx.gain = FusedStep.gain_of(n_tokens, d_model, arguments.dtype)
-    ctx.set_materialize_grads(
-        False
-    )  # else zeros as large as the weights would come in as the gradients of the gradients
+    # Otherwise zeros as large as the weights would come in as the gradients of the gradients.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[len(LossTerms._fields) :])
 
 

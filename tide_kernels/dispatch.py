@@ -120,6 +120,11 @@ def _imported(source: str) -> tuple[Any, str | None]:
         return None, f"{source} cannot be imported: {' '.join(str(error).split())}"
 
 
+def backend_names() -> list[str]:
+    """What ``backend`` can be."""
+    return ["auto", *_SOURCES]
+
+
 def backend_status() -> dict[str, str | None]:
     """Each backend's name, and why it cannot run on this machine; None where it can."""
     return {name: _load(name)[1] for name in _SOURCES}
@@ -143,8 +148,8 @@ def choose(
     """
     if regime not in REGIMES:
         raise ValueError(f"regime {regime!r} is unknown: use one of {', '.join(REGIMES)}")
-    if backend != "auto" and backend not in _SOURCES:
-        raise ValueError(f"backend {backend!r} is unknown: use one of auto, {', '.join(_SOURCES)}")
+    if backend not in backend_names():
+        raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(backend_names())}")
     refused: dict[str, str] = {}
     for name in _SOURCES if backend == "auto" else (backend,):
         module, reason = _load(name)

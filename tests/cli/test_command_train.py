@@ -49,9 +49,9 @@ def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp
         interrupt_at(patch, 5)
         result = cli(*command)
     assert result.code == 130
-    assert result.err == ("tide: interrupted; the checkpoint of step 4 is kept; rerun with --resume to continue\n")
+    assert result.err == ("tide: interrupted; the checkpoint of step 4 is kept; rerun with resume to continue\n")
     assert cli(*command).err == (
-        f"tide: error: {tmp_path}/tide already holds a checkpoint; add --resume, or choose another folder\n"
+        f"tide: error: {tmp_path}/tide already holds a checkpoint; resume, or choose another folder\n"
     )
     assert cli(*command, "--resume").code == 0
     assert equal(weights(tmp_path / "tide"), weights(checkpoint))
@@ -246,7 +246,7 @@ def test_a_training_that_another_one_overtakes_is_refused(cli, store, checkpoint
     result = cli("train", "--store", store / "block-6", "--out", tmp_path / "t", *SMALL, "--steps", 8)
     assert (result.code, result.err) == (
         2,
-        f"tide: error: {tmp_path}/t already holds a checkpoint; add --resume, or choose another folder\n",
+        f"tide: error: {tmp_path}/t already holds a checkpoint; resume, or choose another folder\n",
     )
     assert equal(weights(tmp_path / "t"), weights(checkpoint))
 

@@ -166,11 +166,11 @@ def test_gated_is_its_definition():
 
 def test_gated_gradients_go_where_the_paper_sends_them():
     """The gate's bias learns from penalty and auxiliary reconstruction alone, the decoder from neither."""
-    from tide_kernels import LossWeights
+    from tide_kernels import LossOptions, LossWeights
 
     sae, x = model("gated"), rows()
     sae.activation.train()
-    sae.loss(x, 5.0, weights=LossWeights(mse=0.0, cosine=1.0, sparsity=0.0)).total.backward()
+    sae.loss(x, 5.0, LossOptions(K, weights=LossWeights(mse=0.0, cosine=1.0, sparsity=0.0))).total.backward()
     # Zero but for rounding: the bias is added to the gate and taken off the magnitude again.
     assert float(sae.b_enc.grad.abs().max()) < 1e-6
     assert sae.activation.b_mag.grad.any()
@@ -272,6 +272,7 @@ TRAINING = """
 import hashlib, sys
 import torch
 from tide.sae import TIDE, TIDEConfig
+from tide_kernels import LossOptions
 
 torch.set_num_threads(2)
 sae = TIDE(TIDEConfig(33, 77, 5, activation=sys.argv[1]))
@@ -280,7 +281,7 @@ sae.calibrate(x[0])
 optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
 for rows in x:
     optimiser.zero_grad()
-    sae.loss(rows, paired=True).total.backward()
+    sae.loss(rows, None, LossOptions(5, paired=True)).total.backward()
     optimiser.step()
 for name, value in sae.state_dict().items():
     print(name, hashlib.sha256(value.numpy().tobytes()).hexdigest())

@@ -18,7 +18,7 @@ from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import ACTIVATIONS
 from tide.sae.normalisation import Moments
 from tide.training import LossConfig, RevivalConfig, TrainConfig, Trainer
-from tide_kernels import LossWeights
+from tide_kernels import LossOptions, LossWeights
 
 D, N, K = 12, 40, 5
 MODULATION = ModulationConfig(d_model=D, d_embedding=16, n_frequencies=8)
@@ -79,9 +79,9 @@ def test_is_the_uncentred_model_of_deviations(options):
         assert torch.equal(codes.indices, expected.indices)
         x_hat = plain(deviations, position()) + sae.activation_mean
         torch.testing.assert_close(sae(x, position()), x_hat, rtol=1e-6, atol=1e-5)
-    given = {"position": position(), "paired": True, "weights": LossWeights(1, 1, 1, 1), "s_target": 0.02}
+    given = (position(), LossOptions(K, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02))
     sae.train(), plain.train()
-    terms, others = sae.loss(x, **given), plain.loss(deviations, **given)
+    terms, others = sae.loss(x, *given), plain.loss(deviations, *given)
     assert torch.equal(terms.total, others.total)
     terms.total.backward(), others.total.backward()
     for (name, p), q in zip(sae.named_parameters(), plain.parameters(), strict=True):

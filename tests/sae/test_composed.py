@@ -33,9 +33,11 @@ def model(activation: str = "topk", **options) -> TIDE:
     return sae.double()
 
 
-def loss(sae: TIDE, x: torch.Tensor, **options):
-    given = {"paired": True, "weights": WEIGHTS, "s_target": 0.02, "delta": 0.01, **options}
-    return sae.loss(x, Position(TIMESTEP, group=GROUP), **given)
+OPTIONS = LossOptions(K, paired=True, weights=WEIGHTS, s_target=0.02, delta=0.01)
+
+
+def loss(sae: TIDE, x: torch.Tensor, *, dead: torch.Tensor | None = None, **options):
+    return sae.loss(x, Position(TIMESTEP, group=GROUP), OPTIONS._replace(**options), dead=dead)
 
 
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
@@ -43,17 +45,13 @@ def loss(sae: TIDE, x: torch.Tensor, **options):
 def test_is_the_fused_loss(pre_norm, auxk):
     """Terms and gradients, AuxK included."""
     sae, x = model(pre_norm=pre_norm), rows().double()
-    dead = torch.arange(N) % 3 == 0
-    options = {
-        "paired": True, "weights": WEIGHTS._replace(auxk=auxk), "s_target": 0.02, "delta": 0.01,
-        "dead": dead if auxk else None, "k_aux": 3 if auxk else 0,
-    }  # fmt: skip
-    fused = sae.loss(x, Position(TIMESTEP, group=GROUP), **options)
+    dead = torch.arange(N) % 3 == 0 if auxk else None
+    options = OPTIONS._replace(weights=WEIGHTS._replace(auxk=auxk), k_aux=3 if auxk else 0)
+    fused = sae.loss(x, Position(TIMESTEP, group=GROUP), options, dead=dead)
     fused.total.backward()
     gradients = {name: p.grad.clone() for name, p in sae.named_parameters()}
     sae.zero_grad()
-    dead = options.pop("dead")
-    composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), LossOptions(k=K, **options), dead)
+    composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), options, dead)
     composed.total.backward()
     for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "fired"):
         torch.testing.assert_close(getattr(composed, name), getattr(fused, name), msg=lambda m, n=name: f"{n}: {m}")
@@ -128,6 +126,6 @@ def test_under_bf16_autocast_the_terms_stay_float32(activation):
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "topk"])
 def test_no_rows(activation):
     sae = model(activation, undo=True)
-    terms = sae.loss(torch.zeros(0, D).double(), 5.0, paired=True, weights=WEIGHTS)
+    terms = sae.loss(torch.zeros(0, D).double(), 5.0, LossOptions(K, paired=True, weights=WEIGHTS))
     assert float(terms.mse) == 0
     assert len(sae.encode(torch.zeros(0, D).double(), 5.0).values) == 0

@@ -7,7 +7,7 @@ import torch
 
 from tide.errors import TideError
 from tide.sae import TIDE, Codes, Modulation, ModulationConfig, Position, TIDEConfig, inference
-from tide_kernels import LossWeights, decode, encode_topk, modulate, tide_loss
+from tide_kernels import LossOptions, LossWeights, decode, encode_topk, modulate, tide_loss
 
 D, N, K = 12, 40, 5
 MODULATION = ModulationConfig(d_model=D, d_embedding=16, n_frequencies=8)
@@ -199,7 +199,7 @@ def test_loss_is_the_fused_loss_of_normalised_rows(pre_norm):
     sae, x, timestep = model(pre_norm=pre_norm), rows(8), torch.tensor([40.0, 900.0])
     group = torch.tensor([0, 1] * 4, dtype=torch.int32)
     weights = LossWeights(mse=1.0, cosine=0.5, temporal=0.1, sparsity=0.2)
-    found = sae.loss(x, Position(timestep, group=group), paired=True, weights=weights, k=3, s_target=0.01)
+    found = sae.loss(x, Position(timestep, group=group), LossOptions(3, paired=True, weights=weights, s_target=0.01))
     scale, shift = sae.modulation(timestep)
     expected = tide_loss(
         x / 3, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, 3,
@@ -213,7 +213,9 @@ def test_loss_agrees_with_a_naive_composition():
     """Each term from its definition, over the model's own codes and reconstruction."""
     sae, x = model(), rows(8)
     position = Position(torch.tensor([40.0, 900.0]), group=torch.tensor([0, 1] * 4, dtype=torch.int32))
-    terms = sae.loss(x, position, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02, delta=0.01)
+    terms = sae.loss(
+        x, position, LossOptions(K, paired=True, weights=LossWeights(1, 1, 1, 1), s_target=0.02, delta=0.01)
+    )
     with torch.no_grad():
         z = sae.encode(x, position).dense(N)
         u, u_hat = x / 3, sae(x, position) / 3

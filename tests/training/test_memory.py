@@ -45,6 +45,11 @@ def test_the_estimate(monkeypatch, room, fits):
             check_memory(config, 16)
 
 
+def test_a_device_that_is_not_there():
+    with pytest.raises(TideError, match="device 'tpu' is not supported"):
+        check_memory(TrainConfig(device="tpu"), 16)
+
+
 def test_a_machine_that_does_not_say(monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda device: None)
     check_memory(TrainConfig(n_latents=10**9, k=4), 16)

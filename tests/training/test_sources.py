@@ -74,6 +74,13 @@ def test_a_tide_from_stores_starts_from_the_pipeline_that_they_name(adapter, sto
     assert torch.equal(next(job.batches(2)).x, next(batches).x)
 
 
+def test_one_folder_is_one_store(stores):
+    for path in (stores / "block-3", str(stores / "block-3")):
+        assert len(from_stores(path, PLAIN).data["stores"]) == 1
+    with pytest.raises(TideError, match="no store is given; give at least one folder"):
+        from_stores([], PLAIN)
+
+
 def test_a_plain_sae_opens_no_pipeline(stores):
     job = from_stores([stores / "block-3"], PLAIN)
     assert job.model.modulation is None
@@ -117,6 +124,10 @@ def test_from_a_pool(adapter, source):
     assert torch.equal(next(job.batches(3)).x, next(pool.from_step(3)).x)
     assert fingerprint([job.model]) == fingerprint([build_model(adapter, 3, CONFIG)])
     assert job.described["rows"] == len(pool) == N * 2 * 16
+    assert job.data == job.described
+    assert job.weights == pipeline_fingerprints(adapter.pipe)
+    named = from_pool(batches, adapter, CONFIG, block=3, name="scenes")
+    assert (named.data, named.described) == ({"name": "scenes", **job.described}, job.described)
     again = from_pool((batch.to(dtype=torch.bfloat16) for batch in batches), adapter, CONFIG, block=3)
     assert again.described["fingerprint"] != job.described["fingerprint"]
 

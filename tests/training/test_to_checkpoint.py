@@ -63,7 +63,7 @@ def test_what_was_trained_is_written_down(adapter, batches, tmp_path):
 
 def test_a_folder_that_holds_a_training(adapter, batches, tmp_path):
     train(job_of(batches, adapter), tmp_path / "t")
-    with pytest.raises(TideError, match="already holds a checkpoint; add --resume, or choose another folder"):
+    with pytest.raises(TideError, match="already holds a checkpoint; resume, or choose another folder"):
         train(job_of(batches, adapter), tmp_path / "t")
     said: list[str] = []
     train(job_of(batches, adapter, steps=6), tmp_path / "t", resume=True, say=said.append)
@@ -84,7 +84,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_bits(adapter, batches, t
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", interrupted)
-        with pytest.raises(Interrupted, match=r"^the checkpoint of step 2 is kept; rerun with --resume to continue$"):
+        with pytest.raises(Interrupted, match=r"^the checkpoint of step 2 is kept; rerun with resume to continue$"):
             train(job_of(batches, adapter), tmp_path / "t")
     assert contents(tmp_path / "t").measured == {}
     parts = train(job_of(batches, adapter), tmp_path / "t", resume=True)

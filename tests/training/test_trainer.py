@@ -29,9 +29,12 @@ from tests.helpers.trainings import (
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
 from tide.errors import TideError
+from tide.provenance import provenance
+from tide.runs import contents, read_run
 from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
 from tide.training.schedules import progressive_k
+from tide_kernels import LossOptions
 
 
 def test_learns_a_sparse_dictionary(tmp_path):
@@ -78,7 +81,7 @@ def test_what_is_written(tmp_path):
     job.fit(stream())
     out = tmp_path / "run"
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.json", "model.safetensors", "resume", "tensorboard", "training.json",
+        "config.json", "model.safetensors", "resume", "run.json", "tensorboard", "training.json",
     ]  # fmt: skip
     assert_same(state(TIDE.from_pretrained(out)), state(job.model))
     written = json.loads((out / "training.json").read_text())
@@ -94,6 +97,31 @@ def test_what_is_written(tmp_path):
     logged = events.Scalars("train/mse")
     assert [event.step for event in logged] == [10, 20, 30, 40, 50, 60]
     assert [event.value for event in logged] == pytest.approx([entry["mse"] for entry in written["history"]])
+
+
+def test_its_folder_says_what_it_holds(tmp_path):
+    job = trainer(tmp_path / "run", steps=20)
+    job.fit(stream, data={"name": "dictionary"}, weights={"transformer": "00"}, made_by=provenance("study", seed=3))
+    holds, run = contents(tmp_path / "run"), read_run(tmp_path / "run")
+    assert (holds.kind, holds.blocks, holds.family) == ("autoencoder", [6], "pixart")
+    assert (holds.data, holds.weights) == ({"name": "dictionary"}, {"transformer": "00"})
+    assert holds.configuration == json.loads(json.dumps(job.config.to_dict()))
+    assert holds.measured["mse"] == job.history[-1]["mse"]
+    assert (run["command"], run["seed"]) == ("study", 3)
+    assert all((tmp_path / "run" / name).exists() for name in holds.files)
+
+
+def test_a_damaged_run_json_is_found_before_the_work(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{")
+    with pytest.raises(TideError, match=r"run\.json is not valid JSON"):
+        trainer(tmp_path / "run").fit(lambda step: pytest.fail("trained"))
+    assert (tmp_path / "run/run.json").read_text() == "{"
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    with pytest.raises(TideError, match="device 'tpu' is not supported; use cpu, cuda or cuda:<number>"):
+        trainer(tmp_path / "run", device="tpu")
 
 
 def test_k_and_learning_rate_follow_their_schedules(tmp_path):
@@ -133,7 +161,7 @@ def test_the_sparsity_target_is_a_share_of_the_scheduled_k(tmp_path):
     expected = model()
     first = batch(0)
     expected.calibrate(first.x, first.position)
-    terms = expected.loss(first.x, first.position, k=4 * K, s_target=0.8 * 4 * K / N, delta=0.01)
+    terms = expected.loss(first.x, first.position, LossOptions(4 * K, s_target=0.8 * 4 * K / N, delta=0.01))
     job = trainer(tmp_path, steps=1, log_every=1, progressive_k=ProgressiveK(start=4.0, length=1.0))
     job.fit([first])
     assert job.history[0]["sparsity"] == pytest.approx(float(terms.sparsity), rel=1e-6)

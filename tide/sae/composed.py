@@ -20,28 +20,23 @@ from tide_kernels.losses import full_sum
 
 
 def composed_loss(
-    model: Autoencoder,
-    x: Tensor,
-    modulation: ScaleShift,
-    options: LossOptions,
-    dead: Tensor | None,
+    model: Autoencoder, x: Tensor, modulation: ScaleShift, options: LossOptions, dead: Tensor | None
 ) -> LossTerms:
     """The terms of ``tide_loss`` on normalised rows ``x [N, d_model]``, by autograd.
 
-    ``sparsity`` is the activation's own penalty (eq. 16 for TopK and BatchTopK). ``auxk`` is 0 where it has no weight.
+    ``sparsity`` is the activation's own penalty (eq. 16 for TopK and BatchTopK). ``auxk`` is 0 if it has no weight.
     Gated's auxiliary reconstruction is part of ``total`` with the weight of the MSE.
     """
-    k, weights, delta = options.k, options.weights, options.delta
-    s_target = options.sparsity_target(model.n_latents)
+    k, weights, s_target = options.k, options.weights, options.sparsity_target(model.n_latents)
     if model.activation is None:
         codes = model.select(x, modulation, k)
         z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, modulation)
-        sparsity = soft_count_penalty(z, s_target, delta)
+        sparsity = soft_count_penalty(z, s_target, options.delta)
     else:
         pre = model.pre_activations(x, modulation).to(x.dtype)  # products under autocast are narrower
         z = model.activation.training_latents(pre, model.b_enc, k)
         x_hat = model.reconstruct_dense(z, modulation)
-        sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, delta))
+        sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, options.delta))
     x_hat = x_hat.to(x.dtype)
     mse = _mean((x - x_hat).square())
     cosine = _mean(1 - F.cosine_similarity(x, x_hat))

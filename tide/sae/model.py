@@ -20,8 +20,7 @@ from tide.sae.config import TIDEConfig
 from tide.sae.modulation import Modulation, ScaleShift
 from tide.sae.normalisation import Moments, measured
 from tide.sae.position import At, Position
-from tide_kernels import LossOptions, LossTerms, LossWeights, tide_loss
-from tide_kernels.functional import DEFAULT_WEIGHTS
+from tide_kernels import LossOptions, LossTerms, tide_loss
 
 
 class TIDE(Autoencoder):
@@ -142,38 +141,35 @@ class TIDE(Autoencoder):
         return self.decode(self.encode(x, position), position).view_as(x)
 
     def loss(
-        self,
-        x: Tensor,
-        position: At = None,
-        *,
-        paired: bool = False,
-        k: int | None = None,
-        weights: LossWeights = DEFAULT_WEIGHTS,
-        s_target: float | None = None,
-        delta: float = 0.01,
-        dead: Tensor | None = None,
-        k_aux: int = 0,
+        self, x: Tensor, position: At = None, options: LossOptions | None = None, *, dead: Tensor | None = None
     ) -> LossTerms:
         """The training loss (eqs 13-16) on rows in activation units; every term in normalised units.
 
         TopK has one fused op. With ``undo`` or another activation the loss is composed of single ops, which is slower
         and holds ``[N, n_latents]`` (:mod:`tide.sae.composed`).
+
+        Args:
+            x: activations ``[..., d_model]``.
+            position: as for :meth:`encode`.
+            options: k, the weights of the terms and what else the loss depends on, by default those of
+                :class:`tide_kernels.LossOptions` at the config's k. Its ``layer_norm`` and ``backend`` are the model's.
+            dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         """
         rows, modulation = self._entering(x, position)
-        options = LossOptions(
-            k=self.config.k if k is None else k,
-            k_aux=k_aux,
-            layer_norm=self.layer_norm,
-            paired=paired,
-            weights=weights,
-            s_target=s_target,
-            delta=delta,
-            backend=self.backend,
-        )
+        options = LossOptions(self.config.k) if options is None else options
         if self.config.undo or self.activation is not None:
             return composed_loss(self, rows, modulation, options, dead)
-        given = modulation._asdict() | options._asdict() | {"dead": dead}
-        return tide_loss(rows, self.W_enc, self.b_enc, self.W_dec, self.b_dec, **given)
+        options = options._replace(layer_norm=self.layer_norm, backend=self.backend)
+        return tide_loss(
+            rows,
+            W_enc=self.W_enc,
+            b_enc=self.b_enc,
+            W_dec=self.W_dec,
+            b_dec=self.b_dec,
+            dead=dead,
+            **modulation._asdict(),
+            **options._asdict(),
+        )
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""

@@ -32,6 +32,7 @@ from tide.scenes.scene import Scene, Split, prompts
 from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
 from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
+from tide_kernels import LossOptions
 
 #: A cell is trained without interruption, so only its last state is written.
 NEVER = 10**9
@@ -207,7 +208,7 @@ class Bench:
                 if not ticks:
                     model.calibrate(batch.x, batch.position)
                 ticks.append(time.perf_counter())
-                loss = model.loss(batch.x, batch.position, paired=batch.paired)
+                loss = model.loss(batch.x, batch.position, LossOptions(model.config.k, paired=batch.paired))
                 loss.total.backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -13,12 +13,13 @@ from tide.files import read_yaml
 from tide.messages import one_line
 from tide.sae.config import ModelOptions, TIDEConfig
 from tide.sae.modulation import ModulationConfig
+from tide_kernels import LossOptions, LossWeights
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of eqs 13-17 in normalised units, and the options of eq. 16.
 
@@ -41,8 +42,20 @@ class LossConfig:
         if not self.delta > 0:
             raise TideError(f"delta = {self.delta} must be positive; it is where Huber's function turns linear")
 
+    def options(self, k: int, n_latents: int, *, paired: bool) -> LossOptions:
+        """The loss of a step at the scheduled ``k``; without pairs the temporal term has no weight."""
+        temporal = self.temporal if paired else 0.0
+        return LossOptions(
+            k,
+            k_aux=self.k_aux if self.auxk else 0,
+            paired=paired,
+            weights=LossWeights(self.mse, self.cosine, temporal, self.sparsity, self.auxk),
+            s_target=self.s_target * k / n_latents,
+            delta=self.delta,
+        )
 
-@dataclass
+
+@dataclass(frozen=True)
 class ProgressiveK:
     """k falls from ``start`` x k to k over the first ``length`` of the steps; ``shape="off"`` keeps it constant."""
 
@@ -56,7 +69,7 @@ class ProgressiveK:
         _check_range(self, ("length",), 0, 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RevivalConfig:
     """A latent silent for ``after_tokens`` tokens is reset, checked ``every`` steps; ``every=0`` turns it off."""
 

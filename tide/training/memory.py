@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
-from tide.devices import device_memory
+from tide.devices import device_memory, device_of
 from tide.errors import TideError
 from tide.training.config import TrainConfig
 
 
 def check_memory(config: TrainConfig, d_model: int) -> None:
-    """Raises :class:`~tide.errors.TideError` if training cannot fit the memory of ``config.device``.
+    """Raises :class:`~tide.errors.TideError` if ``config.device`` is not there, or training cannot fit its memory.
 
     It counts only what every backend needs: in float32, both weights ``[n_latents, d_model]`` with their gradients and
     two moments, and the activations and reconstruction of a step's rows. A training that passes may still not fit.
     """
     n_latents, _ = config.sizes(d_model)
     weights, rows = 4 * 4 * 2 * n_latents * d_model, 2 * 4 * config.batch_tokens * d_model
-    memory = device_memory(torch.device(config.device))
+    memory = device_memory(device_of(config.device))
     if memory is None or weights + rows <= memory:
         return
     size, remedy = f"n_latents = {n_latents}", "n_latents (or expansion)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -22,6 +22,7 @@ from tide.adapters.sizes import caption_length, n_tokens
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
+from tide.provenance import first_difference
 from tide.sae import TIDE
 from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
@@ -71,7 +72,7 @@ _OF = ("pipeline", "family", "block", "tensor")
 
 
 def from_stores(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     config: TrainConfig,
     *,
     open_pipeline: Callable[[str], Adapter] | None = None,
@@ -80,7 +81,7 @@ def from_stores(
     """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first.
 
     Args:
-        paths: the stores' folders.
+        paths: the stores' folders, or one.
         config: how it is trained.
         open_pipeline: gives the pipeline that the stores name (such as :func:`tide.loading.load_adapter`), whose
             transformer the modulation is copied from; a plain SAE (``modulation=False``) needs none.
@@ -90,15 +91,19 @@ def from_stores(
         TideError: a store is damaged, the stores are not of one block, they are not of the pipeline that was opened, or
             the model does not fit the device.
     """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise TideError("no store is given; give at least one folder")
     stores = [open_store(path) for path in paths]
     first, info = stores[0], stores[0].info
+    of = {name: info[name] for name in _OF}
     for store in stores[1:]:
-        for name in _OF:
-            if store.info[name] != info[name]:
-                raise TideError(
-                    f"{store.path} is of {name} {store.info[name]!r} and {first.path} of {info[name]!r}; "
-                    "train on stores of one block"
-                )
+        if found := first_difference(of, {name: store.info[name] for name in _OF}):
+            raise TideError(
+                f"{store.path} is of {found.name} {found.now!r} and {first.path} of {found.before!r}; "
+                "train on stores of one block"
+            )
     check_memory(config, first.d_model)
     model = _adapted(first, config, open_pipeline) if config.modulation else _plain(first, config)
     about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
@@ -163,13 +168,7 @@ def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callabl
         if stored != own:
             opened = adapter.name or "the pipeline"
             raise TideError(f"{store.path} is of {name} {stored} and {opened} of {own}; use its own pipeline")
-    return _fresh(adapter, store.info["block"], config, store.info["tensor"])
-
-
-def _fresh(adapter: Adapter, block: Block, config: TrainConfig, tensor: str) -> TIDE:
-    model = build_model(adapter, adapter.resolve_block(block), config, tensor=tensor)
-    model.config = replace(model.config, pipeline=adapter.name)
-    return model
+    return build_model(adapter, store.info["block"], config, tensor=store.info["tensor"])
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
@@ -182,6 +181,7 @@ def from_pool(
     *,
     block: Block = "penultimate",
     tensor: str = "output",
+    name: str | None = None,
 ) -> Job:
     """Training on activations in memory, in a random order, epoch after epoch.
 
@@ -192,13 +192,16 @@ def from_pool(
         config: how it is trained.
         block: a number, negative from the end, or "penultimate".
         tensor: "output", "attention" or "feed_forward".
+        name: of the data, for ``run.json``.
 
     Raises:
         TideError: they are fewer than a batch, the block does not exist, or the model does not fit the device.
     """
     pool = ActivationPool(activations, config.batch_tokens, seed=config.seed)
     about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
-    return Job(config, _fresh(adapter, block, config, tensor), pool.from_step, about, data=about)
+    model = build_model(adapter, block, config, tensor=tensor)
+    data = {"name": name, **about} if name else about
+    return Job(config, model, pool.from_step, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
 
 # -- live ------------------------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ def live(
         source: images with captions (:func:`tide.data.open_source`).
         config: how it is trained.
         block: a number, negative from the end, or "penultimate".
-        options: what of an image's activations is taken; default :class:`CollectOptions`.
+        options: which activations of each image to keep; default :class:`CollectOptions`.
         buffer_rows: rows mixed at a time.
         cache: keep the encoded images and captions in memory.
 
@@ -229,8 +232,8 @@ def live(
         TideError: the block does not exist, an image cannot be read, or the model does not fit the device.
     """
     options = options or CollectOptions()
-    model = _fresh(adapter, block, config, options.tensor)
-    assert model.config.block is not None
+    model = build_model(adapter, block, config, tensor=options.tensor)
+    index = model.config.trained_block
     data: Data = source
     if cache:
         length = caption_length(adapter)
@@ -238,7 +241,7 @@ def live(
     stream = live_stream(
         adapter,
         source,
-        model.config.block,
+        index,
         options,
         rows=config.batch_tokens,
         buffer_rows=buffer_rows,
@@ -250,7 +253,7 @@ def live(
         "images": source.n_images,
         "size": size,
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        "block": model.config.block,
+        "block": index,
         "tensor": options.tensor,
         "timesteps": options.n_timesteps,
         "token_fraction": options.token_fraction,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tide.activations.batch import ActivationBatch
-from tide.devices import check_backend
+from tide.devices import check_backend, device_of
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders
-from tide.runs import Contents, record_measured, write_run
 from tide.training.sources import Job
 from tide.training.state import holds_training
-from tide.training.trainer import Trainer
+from tide.training.trainer import Batches, Trainer
 
 
 def train(
@@ -39,10 +34,10 @@ def train(
 
     Args:
         job: what is trained on what: :func:`from_stores`, :func:`from_pool` or :func:`live`.
-        out: the folder of the checkpoint; also gets ``run.json`` and what :class:`Trainer` writes.
+        out: the folder of the checkpoint; gets what :class:`Trainer` writes.
         resume: resume the training that ``out`` holds, if it holds one.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
-        say: is told when the number of steps of a resumed training has changed.
+        say: called with one line of text when a resumed training has another number of steps.
 
     Returns:
         The trainer: ``model`` is the trained one, ``history`` the figures along the way.
@@ -54,15 +49,20 @@ def train(
     """
     config, model, folder = job.config, job.model, Path(out)
     with reserved(folder, resume=resume):
-        check_backend(config.backend, torch.device(config.device), model.n_latents, model.config.k)
+        check_backend(config.backend, device_of(config.device), model.n_latents, model.config.k)
         trainer = Trainer(model, config, folder, progress=sys.stderr.isatty())
         try:
-            trainer.fit(_announced(job, trainer, resume, made_by, say), resume=resume, source=job.described)
+            trainer.fit(
+                _announced(job, trainer, resume, say),
+                resume=resume,
+                source=job.described,
+                data=job.data,
+                weights=job.weights,
+                made_by=made_by,
+            )
         except Interrupted as stop:
-            again = "; rerun with --resume to continue" if trainer.saved else ""
+            again = "; rerun with resume to continue" if trainer.saved else ""
             raise Interrupted(f"{stop}{again}", stop.signal) from None
-    last = {name: trainer.history[-1].get(name, math.nan) for name in ("mse", "cosine", "explained_variance")}
-    record_measured(folder, {name: value for name, value in last.items() if math.isfinite(value)})
     return trainer
 
 
@@ -79,37 +79,17 @@ def reserved(out: Path, *, resume: bool) -> Iterator[None]:
 
 def _check_new(out: Path, resume: bool) -> None:
     if holds_training(out) and not resume:
-        raise TideError(f"{out} already holds a checkpoint; add --resume, or choose another folder")
+        raise TideError(f"{out} already holds a checkpoint; resume, or choose another folder")
 
 
-def _announced(
-    job: Job, trainer: Trainer, resume: bool, made_by: Mapping[str, Any] | None, say: Callable[[str], None]
-) -> Callable[[int], Iterator[ActivationBatch]]:
-    """``job.batches``, with what has to be done once the first is there and the trainer holds the folder: faulty data
-    leave no half-made folder."""
+def _announced(job: Job, trainer: Trainer, resume: bool, say: Callable[[str], None]) -> Batches:
+    """``job.batches``, with what has to be done once the trainer holds the folder and knows what it resumes."""
 
     def from_step(step: int) -> Iterator[ActivationBatch]:
         _check_new(trainer.out, resume)  # another training may have come and gone meanwhile
-        source = job.batches(step)
-        first = next(source)
-        write_run(trainer.out, _contents(job), made_by)
         if trainer.lengths and trainer.lengths[-1]["at"] == step:
             before, now = trainer.lengths[-1]["before"], job.config.steps
             say(f"Resumes from step {step} to {now} instead of {before}: learning rate and k follow the new schedules.")
-        return chain([first], source)
+        return job.batches(step)
 
     return from_step
-
-
-def _contents(job: Job) -> Contents:
-    config = job.model.config
-    return Contents(
-        kind="autoencoder",
-        blocks=[] if config.block is None else [config.block],
-        family=config.family,
-        pipeline=config.pipeline,
-        weights=job.weights,
-        data=job.data,
-        configuration=job.config.to_dict(),
-        files={"model.safetensors": "weights", "config.json": "model", "training.json": "curves"},
-    )

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
-from tide.adapters.base import Adapter
+from tide.adapters.base import Adapter, Block
+from tide.devices import device_of
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
+from tide.runs import Contents, finite, read_run, record_measured, write_run
 from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
@@ -31,18 +33,18 @@ from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
-from tide_kernels import LossTerms, LossWeights
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 
-def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: str = "output") -> TIDE:
+def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
     check_memory(config, adapter.d_model)
+    index = adapter.resolve_block(block)
     modulation: Modulation | None = None
     if config.modulation:
-        modulation = adapter.modulation(block, chunk=config.modulation_chunk)
+        modulation = adapter.modulation(index, chunk=config.modulation_chunk)
         if config.modulation_init == "identity":
             modulation.start_as_identity()
         elif config.modulation_init == "random":
@@ -51,8 +53,8 @@ def build_model(adapter: Adapter, block: int, config: TrainConfig, *, tensor: st
         adapter.d_model,
         None if modulation is None else modulation.config,
         family=adapter.family,
-        pipeline=getattr(adapter.transformer.config, "_name_or_path", None) or None,
-        block=block,
+        pipeline=adapter.name,
+        block=index,
         tensor=tensor,
     )
     model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
@@ -76,11 +78,12 @@ class Trainer:
     """Trains ``model`` and writes it to the folder ``out``.
 
     ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
-    curves), ``tensorboard/`` and ``resume/`` (optimiser state), from which :meth:`fit` resumes.
+    curves), ``run.json`` (what made it, :mod:`tide.runs`), ``tensorboard/`` and ``resume/`` (optimiser state), from
+    which :meth:`fit` resumes.
     """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
-        self.model = model.to(config.device)
+        self.model = model.to(device_of(config.device))
         self.config = config
         self.out = Path(out)
         self.progress = progress
@@ -109,6 +112,9 @@ class Trainer:
         *,
         resume: bool = False,
         source: dict[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        weights: Mapping[str, str] | None = None,
+        made_by: Mapping[str, Any] | None = None,
         watch: Callable[[TIDE, int], None] | None = None,
     ) -> TIDE:
         """Runs the remaining steps and returns the model in evaluation mode.
@@ -121,7 +127,9 @@ class Trainer:
         ``watch`` is called before every step with the model and the number of steps made.
 
         ``source`` describes the data, as JSON (for a store, for example, its fingerprint). It is kept in
-        ``training.json``, and resuming on other data is refused.
+        ``training.json``, and resuming on other data is refused. ``data`` and ``weights`` of the pipeline go into
+        ``run.json`` as they are (:class:`tide.runs.Contents`), and so does ``made_by``
+        (:func:`tide.provenance.provenance`).
 
         After Ctrl-C or SIGTERM the step is finished and a checkpoint written; a second signal ends the training at
         once. ``out`` is locked meanwhile.
@@ -134,8 +142,11 @@ class Trainer:
         with new_folders(self.out), lock_folder(self.out), stop_signals() as stop:
             remove_leftovers(self.out / RESUME)
             try:
+                read_run(self.out)  # a damaged one is found before the work
                 self._start(source, resume)
-                self._run(batches, stop, watch)
+                self._run(batches, stop, watch, lambda: write_run(self.out, self._contents(data, weights), made_by))
+                last = self.history[-1]
+                record_measured(self.out, {n: last.get(n) for n in ("mse", "cosine", "explained_variance")})
                 stop.check()
             except KeyboardInterrupt as error:
                 if not self._in_step and not stop.at_once and self.step > (self.saved or 0):
@@ -153,7 +164,26 @@ class Trainer:
         if source is not None:
             self.source = json.loads(json.dumps(source))
 
-    def _run(self, batches: Batches, stop: Stop, watch: Callable[[TIDE, int], None] | None) -> None:
+    def _contents(self, data: Mapping[str, Any] | None, weights: Mapping[str, str] | None) -> Contents:
+        config = self.model.config
+        return Contents(
+            kind="autoencoder",
+            blocks=[] if config.block is None else [config.block],
+            family=config.family,
+            pipeline=config.pipeline,
+            weights=dict(weights or {}),
+            data=dict(data or {}),
+            configuration=self.config.to_dict(),
+            files={"model.safetensors": "weights", "config.json": "model", "training.json": "curves"},
+        )
+
+    def _run(
+        self,
+        batches: Batches,
+        stop: Stop,
+        watch: Callable[[TIDE, int], None] | None,
+        begun: Callable[[], None],
+    ) -> None:
         if self.step == self.config.steps:
             return
         with stop.waiting():
@@ -169,6 +199,7 @@ class Trainer:
             while self.step < self.config.steps:
                 batch = self._next(stream, stop).to(self.config.device)
                 if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
+                    begun()
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
                 if watch is not None:
                     watch(self.model, self.step)
@@ -206,7 +237,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         x = batch.x.float()
-        terms = self._loss(x, batch, k)
+        options = config.loss.options(k, model.n_latents, paired=batch.paired)
+        dead = self.revival.dead.to(x.device) if config.loss.auxk else None
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -225,28 +259,6 @@ class Trainer:
             "lr": lr,
             "silent": (terms.fired == 0).float().mean(),
         }
-
-    def _loss(self, x: Tensor, batch: ActivationBatch, k: int) -> LossTerms:
-        """The loss of ``x``, the batch's rows in float32, without its regularisation."""
-        weights = self.config.loss
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model.loss(
-                x,
-                batch.position,
-                paired=batch.paired,
-                k=k,
-                weights=LossWeights(
-                    mse=weights.mse,
-                    cosine=weights.cosine,
-                    temporal=weights.temporal if batch.paired else 0.0,
-                    sparsity=weights.sparsity,
-                    auxk=weights.auxk,
-                ),
-                s_target=weights.s_target * k / self.model.n_latents,
-                delta=weights.delta,
-                dead=self.revival.dead.to(x.device) if weights.auxk else None,
-                k_aux=weights.k_aux if weights.auxk else 0,
-            )
 
     def _check_finite(self, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> None:
         if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
@@ -285,7 +297,7 @@ class Trainer:
         """
         record: Record = {
             "config": self.config.to_dict(),
-            "history": [_finite(entry) for entry in self.history],
+            "history": finite(self.history),
             "model": asdict(self.model.config),
             "source": self.source,
             "lengths": self.lengths,
@@ -322,8 +334,3 @@ class Trainer:
         self.history = [{n: math.nan if v is None else v for n, v in entry.items()} for entry in entries]
         if self.step == self.config.steps:
             self.save()  # a kill may have come between the files of the last checkpoint
-
-
-def _finite(entry: dict[str, float]) -> dict[str, float | None]:
-    """A value that is not finite, such as the explained variance of rows that do not vary, is null in JSON."""
-    return {name: value if math.isfinite(value) else None for name, value in entry.items()}
