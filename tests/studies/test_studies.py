@@ -61,7 +61,7 @@ def tiny(monkeypatch, bench):
         monkeypatch.setattr(module, "METHODS", short)
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     monkeypatch.setattr(bars, "EDITS", few[:3])
-    monkeypatch.setattr(bars, "FAST", bars.Sizes(2, 16, 16, 2, 2, 12, 1, replace(fig6.FAST, test=2)))
+    monkeypatch.setattr(bars, "FAST", bars.Sizes(16, 16, 2, 2, 12, 1, 2, replace(fig6.FAST, test=2)))
     monkeypatch.setattr(models, "FAST_DATA", TINY)
     monkeypatch.setattr(models, "FAST_STEPS", 2)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint
+from tide.loading import BUNDLED
 from tide.provenance import check_unchanged
 from tide.sae.model import TIDE
 from tide.studies.bench import Bench, DataSizes, reordered
@@ -40,6 +40,7 @@ class Models:
     bench: Bench
     config: TrainConfig
     folder: Path
+    made_by: Mapping[str, Any] | None = None
 
     @classmethod
     def of_study(cls, options: Options) -> Models:
@@ -52,7 +53,7 @@ class Models:
             backend=options.backend,
             checkpoint_every=500,
         )
-        return cls(bench, config, options.models or options.out / "models")
+        return cls(bench, config, options.models or options.out / "models", options.made_by)
 
     def config_of(self, seed: int) -> TrainConfig:
         return replace(self.config, seed=seed)
@@ -75,7 +76,7 @@ class Models:
                 block=bench.block,
             )
         pool = reordered(bench.train, seed)
-        return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
+        return train(bench, config, pool, folder, resume=True, made_by=self.made_by).model
 
     def _check_data(self, path: Path) -> None:
         now = self.bench.config()
@@ -134,16 +135,31 @@ class Checkpoint:
 
 
 def train(
-    adapter: Adapter, block: int, config: TrainConfig, pool: ActivationPool, out: Path, *, progress: bool, resume: bool
+    bench: Bench,
+    config: TrainConfig,
+    pool: ActivationPool,
+    out: Path,
+    *,
+    resume: bool,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """Trains on the pool into ``out``: with ``resume`` an earlier training on a pool is continued, else replaced.
 
-    Raises :class:`~tide.errors.TideError` if there is a training of another kind (:func:`check_replaceable`).
+    ``made_by`` is for ``run.json``. Raises :class:`~tide.errors.TideError` if there is a training of another kind
+    (:func:`check_replaceable`).
     """
     if not resume:
         check_replaceable(out)
-    trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
-    trainer.fit(pool.from_step, resume=resume, source=_source(pool))
+    sizes = bench.sizes
+    trainer = Trainer(build_model(bench.adapter, bench.block, config), config, out, progress=bench.progress)
+    trainer.fit(
+        pool.from_step,
+        resume=resume,
+        source=_source(pool),
+        data={"name": BUNDLED, "images": sizes.train_images, "tokens": sizes.token_fraction, "seed": bench.seed},
+        weights=bench.weights,
+        made_by=made_by,
+    )
     return trainer
 
 

@@ -19,9 +19,9 @@ from tide.charts import Series
 from tide.files import replace_file
 from tide.pictures import heat_key, heat_overlay, outline_path, png_data
 from tide.scenes.judge import NO_OBJECT
-from tide.studies.edit_study import PROMPT
 from tide.studies.methods import METHODS
 from tide.studies.report_tables import Column, Table, digits, figure_of, fixed, get, number, percent, settings, table
+from tide.studies.trial import PROMPT
 
 Metrics = dict[str, Any]
 
