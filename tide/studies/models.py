@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tide.fingerprint import fingerprint
 from tide.loading import BUNDLED
 from tide.provenance import check_unchanged
 from tide.sae.model import TIDE
+from tide.scenes.judge import Judge, load_judge
 from tide.studies.bench import Bench, DataSizes, reordered
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.options import Options
@@ -87,34 +89,48 @@ class Models:
         remedy = "use the same options, or another --models"
         check_unchanged(read_json(path, dict[str, Any]), now, f"{path.parent} was trained on other data", remedy=remedy)
 
-    def measure(
-        self,
-        seeds: Sequence[int],
-        measure: Callable[[int], Result],
-        seconds: Callable[[int], float],
-        by: dict[str, Any],
-        options: Options,
-    ) -> list[Result]:
-        """What ``measure`` finds for each seed, a cell each in ``options.out``; ``by`` is what it depends on besides
-        the model."""
-        cells = [
-            Cell(
-                f"seed {seed}",
-                {"data": self.bench.config(), **self.described(seed), "study": by},
-                partial(measure, seed),
-                partial(seconds, seed),
-            )
-            for seed in seeds
-        ]
-        found = run_cells(cells, options.out, options.say)
-        return [found[cell.name] for cell in cells]
-
     def seconds(self, seed: int) -> float:
         """What :meth:`of` will take."""
         config = self.config_of(seed)
         if is_trained(self.folder / f"seed-{seed}", config):
             return 0.0
         return self.bench.seconds(config, self.bench.train)
+
+
+@dataclass
+class SeedStudy(ABC):
+    """A study of the model of each seed, a cell each; ``sizes`` is a dataclass with the study's own."""
+
+    models: Models
+    sizes: Any
+    judge: Judge = field(default_factory=load_judge)
+
+    @property
+    def bench(self) -> Bench:
+        return self.models.bench
+
+    @abstractmethod
+    def measure(self, seed: int) -> Result:
+        """What the cell holds."""
+
+    @abstractmethod
+    def seconds(self, seed: int) -> float:
+        """What :meth:`measure` will take."""
+
+    def run(self, seeds: Sequence[int], options: Options) -> list[Result]:
+        """The cells of all seeds, in ``options.out``."""
+        by = {"data": self.bench.config(), "study": {**vars(self.sizes), "judge": fingerprint([self.judge])}}
+        cells = [
+            Cell(
+                f"seed {seed}",
+                {**by, **self.models.described(seed)},
+                partial(self.measure, seed),
+                partial(self.seconds, seed),
+            )
+            for seed in seeds
+        ]
+        found = run_cells(cells, options.out, options.say)
+        return [found[cell.name] for cell in cells]
 
 
 @dataclass(frozen=True)
