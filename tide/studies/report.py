@@ -85,9 +85,10 @@ class EditStrip:
 
     @property
     def best(self) -> int | None:
-        """The weakest edit that reached the target, those that lost nothing first; None if none did."""
-        reached = [i for i in range(1, min(len(self.images), len(self.verdicts))) if self.reached(i)]
-        return min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
+        """The weakest edit that reached the target, those that lost nothing first; None if none did, or if the unedited
+        image already reads as the target."""
+        reached = [i for i in range(min(len(self.images), len(self.verdicts))) if self.reached(i)]
+        return None if 0 in reached else min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
 
     def readings(self, i: int) -> list[dict[str, Any]]:
         """What the judge reads off image i, a line each: its text, what stood there before if it was lost, and whether
