@@ -11,7 +11,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from tide.errors import TideError
 from tide.files import replace_file
 
 P = ParamSpec("P")
@@ -31,14 +30,6 @@ INKS = {
     "muted": ("#676c75", "#9ba0a9"),
     "line": ("#e4e1da", "#30343b"),
 }
-
-
-def check_matplotlib() -> None:
-    """Raises :class:`~tide.errors.TideError` where no chart can be drawn: call it before hours of work."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise TideError("charts need matplotlib; install it with `pip install matplotlib`") from None
 
 
 def panels(n: int, *, width: float = 4.2, height: float = 3.4, columns: int | None = None) -> tuple[Any, list[Any]]:

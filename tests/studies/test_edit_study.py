@@ -12,9 +12,10 @@ from tide.scenes.scene import ATTRIBUTES
 from tide.studies import edit_study, fig6
 from tide.studies.bars import EDITS
 from tide.studies.bench import Bench
-from tide.studies.edit_study import PROMPT, Batch, EditStudy, Setting, Sizes, counts, point
+from tide.studies.edit_study import Batch, EditStudy, Sizes, counts, point
 from tide.studies.models import Checkpoint
 from tide.studies.tasks import EVERYTHING, STYLES, UNGILDING, style_tasks, tasks_of
+from tide.studies.trial import PROMPT, Setting
 from tide.training import TrainConfig, build_model
 
 

@@ -56,9 +56,9 @@ def test_finished_cells_are_skipped(tmp_path):
 def test_a_changed_configuration_is_refused_before_anything_runs(tmp_path):
     ran: list[str] = []
     run_cells(cells(ran, names=("b",)), tmp_path, lambda _: None)
-    with pytest.raises(TideError, match=r"b\.json was made with another training \(lr 0\.001, now 0\.01\)"):
+    with pytest.raises(TideError, match=r"b\.json was made with other options \(training\.lr 0\.001, now 0\.01\)"):
         run_cells(cells(ran, lr=1e-2), tmp_path, lambda _: None)
-    with pytest.raises(TideError, match=r"another training \(steps 1000, now 5\)"):
+    with pytest.raises(TideError, match=r"other options \(training\.steps 1000, now 5\)"):
         run_cells(cells(ran, steps=5), tmp_path, lambda _: None)
     assert ran == ["b"]
 
@@ -75,7 +75,7 @@ def test_a_cell_from_before_an_option_has_its_default(tmp_path):
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
     run_cells(cells(ran, names=("a",), centre=False), tmp_path, lambda _: None)
     assert ran == ["a"]
-    with pytest.raises(TideError, match=r"another training \(centre false, now true\)"):
+    with pytest.raises(TideError, match=r"other options \(training\.centre false, now true\)"):
         run_cells(cells(ran, names=("a",), centre=True), tmp_path, lambda _: None)
 
 
@@ -112,7 +112,7 @@ def test_a_cell_that_was_changed_is_not_used(tmp_path, change):
 
 
 def test_names_that_meet_on_disk_are_refused(tmp_path):
-    with pytest.raises(TideError, match="two cells have the same name"):
+    with pytest.raises(ValueError, match="two cells have the same name"):
         run_cells(cells([], names=("a b", "a/b")), tmp_path, lambda _: None)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tide.errors import TideError
+from tide.runs import contents
 from tide.studies.bench import Bench
 from tide.studies.demo import demo
 from tide.studies.models import Models, check_replaceable
@@ -18,6 +19,10 @@ def test_models_are_trained_once_and_shared(bench, tmp_path):
     config = TrainConfig(n_latents=64, k=8, steps=2, batch_tokens=64, checkpoint_every=2)
     models = Models(bench, config, tmp_path)
     first = models.of(3)
+    run = contents(tmp_path / "seed-3")
+    assert run.kind == "autoencoder"
+    assert run.data == {"name": "scenes", "images": 12, "tokens": 1.0, "seed": 0}
+    assert set(run.weights) >= {"transformer", "vae", "scheduler"}
     weights = tmp_path / "seed-3" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     again = Models(bench, config, tmp_path)

@@ -279,6 +279,7 @@ def test_verdicts_tell_reached_lost_and_wrecked(tmp_path):
     assert NO_OBJECT in lists[4]
     assert "blue" not in lists[4]  # wreckage is never counted as a change
     assert strip().best == 2
+    assert strip(attribute="ground", target="grass").best is None  # as it was before the edit
 
 
 def test_the_hero_is_the_edit_that_cost_least(tmp_path):

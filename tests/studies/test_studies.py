@@ -61,7 +61,7 @@ def tiny(monkeypatch, bench):
         monkeypatch.setattr(module, "METHODS", short)
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     monkeypatch.setattr(bars, "EDITS", few[:3])
-    monkeypatch.setattr(bars, "FAST", bars.Sizes(2, 16, 16, 2, 2, 12, 1, replace(fig6.FAST, test=2)))
+    monkeypatch.setattr(bars, "FAST", bars.Sizes(16, 16, 2, 2, 12, 1, 2, replace(fig6.FAST, test=2)))
     monkeypatch.setattr(models, "FAST_DATA", TINY)
     monkeypatch.setattr(models, "FAST_STEPS", 2)
 
@@ -113,10 +113,10 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name, checkpoint):
     assert [path.stat().st_mtime_ns for path in cells[1:]] == times[1:]
     # The same cell anew gives the same numbers, and so the same sentence.
     assert again == verdict
-    another = "training (steps 2, now 3)"
+    another = "training.steps 2, now 3"
     if name == "bars":
-        another = "study (prompts 2, now 3)"
-    with pytest.raises(TideError, match=rf"was made with another {re.escape(another)}; use the same options"):
+        another = "study.prompts 2, now 3"
+    with pytest.raises(TideError, match=rf"was made with other options \({another}\); use the same options"):
         study(name, tmp_path, sae=sae, steps=3, prompts=3)
 
 

@@ -43,10 +43,13 @@ class Demo(Command):
         check_backend(self.backend, torch.device("cpu"))
         out = Path(self.out)
         with output_folder(out), quiet():
-            metrics = demo(out, fast=self.fast, seed=self.seed, backend=self.backend, resume=self.resume)
+            made_by = self.made_by()
+            metrics = demo(
+                out, fast=self.fast, seed=self.seed, backend=self.backend, resume=self.resume, made_by=made_by
+            )
             files = {"sae": "autoencoder", "tide": "autoencoder", "metrics.json": "figures", "report.html": "report"}
             measured = {"headline": metrics["headline"]}
             holds = about_study(configuration=metrics["config"], measured=measured, files=files)
-            write_run(out, holds, self.made_by())
+            write_run(out, holds, made_by)
         print(metrics["headline"])
         print(f"The report is {out / 'report.html'}.")

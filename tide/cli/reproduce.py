@@ -143,6 +143,7 @@ class Reproduce(Command):
             steps=self.steps,
             backend=self.backend,
             progress=sys.stderr.isatty(),
+            made_by=self.made_by(),
             models=models if "models" in STUDIES[self.study].uses else None,
             sae=None if self.sae is None else Path(self.sae),
             prompts=self.prompts,

@@ -78,7 +78,6 @@ FAST = Sizes(**FAST_VARIANTS, curve_rows=256, curve_points=6)
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)

@@ -10,32 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tide import charts
 from tide.errors import TideError
-from tide.evaluation.comparison import compare_losses
 from tide.evaluation.statistics import wilson_interval
-from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
 from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
 from tide.scenes.annotate import generate_images
-from tide.scenes.scene import ATTRIBUTES, prompts, scenes
-from tide.studies.bench import (
-    Bench,
-    DataSizes,
-    fit_pca,
-    prepared_scenes,
-    reconstruction_table,
-    scene_pool,
-    sizes_of,
-)
-from tide.studies.edit_study import PROMPT, EditStudy, say_chosen
+from tide.scenes.scene import ATTRIBUTES, prompts
+from tide.studies import measurements
+from tide.studies.bench import Bench, DataSizes
+from tide.studies.edit_study import EditStudy, say_chosen
 from tide.studies.edit_study import Sizes as EditSizes
 from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.mask_concepts import measure_concepts
+from tide.studies.measurements import sizes_of
 from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Checkpoint
 from tide.studies.options import Options, write_results
 from tide.studies.report import write_report
+from tide.studies.trial import PROMPT
 
 #: Edits of latents and the edits of raw activations that know the same.
 EDITS = ("contrast", "steer contrast", "steer bounded", "towards", "steer towards", "swap", "steer")
@@ -45,18 +36,13 @@ EDIT_SIZES = EditSizes(20, 100, 0, ((0.0, 1.0), (0.3, 1.0), (0.0, 0.8)), 4, 384,
 
 
 @dataclass(frozen=True)
-class Sizes:
-    agreement_images: int = 500
-    train_images: int = 1024
-    held_out_images: int = 512
-    loss_prompts: int = 200
-    loss_timesteps: int = 10
-    concept_images: int = 420
-    concept_timesteps: int = 10
-    edits: EditSizes = EDIT_SIZES
+class Sizes(measurements.Sizes):
+    agreement_images: int
+    edits: EditSizes
 
 
-FAST = Sizes(20, 96, 64, 4, 2, 48, 2, EditSizes(2, 2, 0, ((0.0, 1.0),), 2, 32, 16, 1))
+DEFAULT = Sizes(1024, 512, 200, 10, 420, 10, 500, EDIT_SIZES)
+FAST = Sizes(96, 64, 4, 2, 48, 2, 20, EditSizes(2, 2, 0, ((0.0, 1.0),), 2, 32, 16, 1))
 
 
 @dataclass
@@ -106,30 +92,11 @@ class Bars:
         return {**shares, "images": n}
 
     def reconstruction(self) -> Result:
-        """Reconstruction and diffusion loss of the model, of PCAs and of the mean, on held-out scenes."""
-        sizes, bench, k = self.sizes, self.bench, self.model.config.k
-        adapter, block, seed = bench.adapter, bench.block, bench.seed
-        pool = scene_pool(adapter, "train", sizes.train_images, block, 1024, token_fraction=0.5, seed=seed)
-        held_out = scene_pool(adapter, "test", sizes.held_out_images, block, 1024, token_fraction=0.5, seed=seed + 1)
-        pca, models = fit_pca(pool), {"tide": self.model}
-        data = prepared_scenes(adapter, prompts("test", sizes.loss_prompts, seed + 2))
-        timesteps = spread_timesteps(adapter, sizes.loss_timesteps)
-        losses = compare_losses(adapter, models, pca, k, data, block, timesteps, seed=seed)
-        return {
-            "models": reconstruction_table(models, pca, k, pool, held_out),
-            "diffusion_loss": losses | {"ratio": losses["reconstructed"] / losses["clean"]},
-        }
+        return measurements.reconstruction(self.bench, {"tide": self.model}, self.sizes)
 
     def concepts(self) -> Result:
-        n, bench = self.sizes.concept_images, self.bench
-        found = measure_concepts(
-            bench.adapter,
-            self.model,
-            list(scenes("train", n, bench.seed)),  # development scenes have too few combinations to separate causes
-            list(scenes("test", n, bench.seed)),
-            concept_timesteps(bench.adapter, self.sizes.concept_timesteps),
-            seed=bench.seed,
-        )
+        sizes = self.sizes
+        found = measurements.concepts(self.bench, self.model, sizes.concept_images, sizes.concept_timesteps)
         return {"concepts": found.concepts, "levels": found.levels}
 
 
@@ -139,19 +106,16 @@ def reproduce(options: Options) -> str:
     Writes ``bars.json`` and ``report.html`` into ``options.out``, where finished cells are kept. Raises
     :class:`~tide.errors.TideError` without a checkpoint, or for one of another pipeline or without a block.
     """
-    charts.check_matplotlib()
     if options.sae is None:
         raise TideError("the bars measure a checkpoint; give its folder with --sae")
-    sizes = FAST if options.fast else Sizes()
+    sizes = FAST if options.fast else DEFAULT
     n_edits = options.edit_prompts or sizes.edits.test
     sizes = replace(sizes, loss_prompts=options.prompts or sizes.loss_prompts, edits=replace(sizes.edits, test=n_edits))
     data = DataSizes(sizes.train_images, sizes.held_out_images, token_fraction=0.5)
     bench = Bench(data, options.seed, options.say, progress=options.progress)
     family, d_model = bench.adapter.family, bench.adapter.d_model
     model = TIDE.from_pretrained(options.sae, backend=options.backend, family=family, d_model=d_model)
-    if model.config.block is None:
-        raise TideError(f"{options.sae} does not know its block; train it with `tide train`")
-    bench.at = model.config.block
+    bench.at = model.config.trained_block
     study = EditStudy(bench, Checkpoint(model), sizes.edits, EDITS)
     found = run_cells(Bars(study, model, sizes).cells(), options.out, options.say)
     seeds = options.each_seed(sizes.edits.seeds)

@@ -19,11 +19,9 @@ from tide.activations import Prepared, collect, prepare
 from tide.activations.collect import draw_tokens, sample_generator
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, Block, adapter_for
-from tide.evaluation.baselines import PCA
-from tide.evaluation.comparison import baseline_ranks
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import Reconstruct, evaluate_reconstruction, with_sae
-from tide.fingerprint import fingerprint
+from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.interpretation.timesteps import spread_timesteps
 from tide.sae.model import TIDE, inference
 from tide.scenes.annotate import images_of
@@ -116,6 +114,11 @@ class Bench:
         parts = self.adapter.pipe.components
         return fingerprint(parts[name] for name in sorted(parts) if isinstance(parts[name], nn.Module))
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Those of ``run.json``, for each component."""
+        return pipeline_fingerprints(self.adapter.pipe)
+
     def config(self) -> dict[str, Any]:
         """What the activations and the measurements depend on."""
         return {**asdict(self.sizes), "seed": self.seed, "block": self.block, "pipeline": self.pipeline}
@@ -155,6 +158,14 @@ class Bench:
         return self._collected(
             "tokens of held-out scenes",
             lambda: self._scenes("test", self.sizes.held_out_images, 1.0, self.seed + 1),
+        )
+
+    @cached_property
+    def thinned(self) -> ActivationPool:
+        """As many of those tokens of each image as of a training scene."""
+        sizes = self.sizes
+        return self._collected(
+            "held-out tokens", lambda: self._scenes("test", sizes.held_out_images, sizes.token_fraction, self.seed + 1)
         )
 
     @cached_property
@@ -319,42 +330,3 @@ def measured(
     figures: dict[str, Any] = {ours: float(found[theirs]) for ours, theirs in named.items()}
     at = {name: float(of_bin["l0"]) for name, of_bin in found["timestep"].items() if "l0" in of_bin}
     return figures | ({"l0 at": at} if at else {})
-
-
-def sizes_of(adapter: Adapter, model: TIDE, block: int) -> dict[str, int]:
-    """The sizes of a model and of its transformer, for a report."""
-    config = model.config
-    sizes = {"d_model": config.d_model, "n_latents": config.n_latents, "k": config.k}
-    return {**sizes, "block": block, "n_blocks": adapter.n_blocks}
-
-
-def fit_pca(pool: ActivationPool) -> PCA:
-    with torch.no_grad():
-        return PCA.fit(pool.once())
-
-
-def reconstruction_table(
-    models: dict[str, TIDE], pca: PCA, k: int, train_pool: ActivationPool, held_out: ActivationPool
-) -> dict[str, Any]:
-    """Training and held-out figures of every model, and held-out figures of the baselines, in the models' units."""
-    scale = float(next(iter(models.values())).activation_scale)
-    table: dict[str, Any] = {}
-    for name, model in models.items():
-        n, scale = model.n_latents, float(model.activation_scale)
-        seen = evaluate_reconstruction(with_sae(model), train_pool.once(), n_latents=n, scale=scale)
-        unseen = evaluate_reconstruction(with_sae(model), held_out.once(), n_latents=n, scale=scale)
-        trained = {"train_mse": seen["mse_normalised"], "train_cosine": seen["cosine"]}
-        table[name] = {**trained, **_held_out(unseen), "l0": unseen["l0"], "dead": unseen["dead"]}
-    for name, rank in baseline_ranks(k).items():
-        table[name] = _held_out(evaluate_reconstruction(pca.reconstruct(rank), held_out.once(), scale=scale))
-    return table
-
-
-def _held_out(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "val_mse": figures["mse_normalised"],
-        "val_mse_raw": figures["mse"],
-        "val_cosine": figures["cosine"],
-        "explained_variance": figures["explained_variance"],
-        "timestep": figures["timestep"],
-    }

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from tide import charts
 from tide.activations.memory import ActivationPool
-from tide.interpretation.timesteps import concept_timesteps
 from tide.sae.model import TIDE, inference
 from tide.sae.normalisation import Moments
-from tide.scenes.scene import scenes
 from tide.studies.bench import FAST_VARIANTS, Bench, VariantSizes
 from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.mask_concepts import measure_concepts
+from tide.studies.measurements import concepts
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 from tide.training import TrainConfig
@@ -50,7 +48,6 @@ FAST = Sizes(**FAST_VARIANTS, concept_images=16, concept_timesteps=2)
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
@@ -98,11 +95,8 @@ def _cell(bench: Bench, config: TrainConfig, data: str, model: str, sizes: Sizes
 
 def concept_auroc(bench: Bench, model: TIDE, sizes: Sizes) -> float:
     """The held-out AUROC of each concept's best latent, averaged over concepts."""
-    n, seed = sizes.concept_images, bench.seed
-    selection, held_out = list(scenes("train", n, seed)), list(scenes("test", n, seed))
-    at = concept_timesteps(bench.adapter, sizes.concept_timesteps)
     with inference(model):
-        found = measure_concepts(bench.adapter, model, selection, held_out, at, seed=seed)
+        found = concepts(bench, model, sizes.concept_images, sizes.concept_timesteps)
     return mean([row["auroc"] for row in found.concepts.values()])
 
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter, adapter_for
-from tide.evaluation.comparison import compare_losses
 from tide.files import write_json
-from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
 from tide.pictures import to_uint8
 from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
-from tide.scenes.judge import Judge, load_judge
-from tide.scenes.pipeline import load_pipeline
-from tide.scenes.scene import prompts, scenes
-from tide.studies.bench import fit_pca, prepared_scenes, reconstruction_table, scene_pool, sizes_of
+from tide.scenes.judge import Judge, Verdict, load_judge
+from tide.scenes.scene import prompts
+from tide.studies import measurements
+from tide.studies.bench import Bench, DataSizes
 from tide.studies.compare import equal_preservation
-from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
-from tide.studies.methods import Editor
+from tide.studies.mask_concepts import MeasuredConcepts, heat_map
 from tide.studies.models import check_replaceable, train
 from tide.studies.options import Stages
-from tide.studies.references import LayoutProbe, nearest_references
+from tide.studies.references import LayoutProbe
 from tide.studies.report import EditStrip, HeatMaps, write_report
-from tide.studies.tasks import DRAW_BATCH, EditOutcome, EditTask, draw, judge_edits, summarise
+from tide.studies.tasks import DRAW_BATCH, EditOutcome, EditTask, summarise
+from tide.studies.trial import ASKED, PROMPT, Setting, Trial
 from tide.training import TrainConfig
 
 #: Edits shown in the report: (attribute, source, target).
@@ -50,40 +47,33 @@ SHOWN_CONCEPTS = ("shadow", "house", "roof", "red", "grass", "ornate", "old", "l
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much of everything a demo uses; the default takes less than ten minutes on two CPU cores."""
+class Sizes(measurements.Sizes):
+    """The whole demo takes less than ten minutes on two CPU cores."""
 
-    train_images: int = 2048
-    held_out_images: int = 256
-    token_fraction: float = 0.5
-    steps: int = 2500
-    batch_tokens: int = 1024
-    loss_prompts: int = 64
-    loss_timesteps: int = 10
-    concept_images: int = 200
-    concept_timesteps: int = 10
-    edit_prompts: int = 4
-    probe_images: int = 384
-    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    #: The one of them that development prompts chose.
-    strength: float = 1.5
-    steer_strengths: tuple[float, ...] = (1.0, 1.5, 2.0)
+    steps: int
+    edit_prompts: int
+    probe_images: int
+    strengths: tuple[float, ...]
+    steer_strengths: tuple[float, ...]
     towards_strengths: tuple[float, ...] = (1.0,)
+    #: The one of ``strengths`` that development prompts chose.
+    strength: float = 1.5
+    token_fraction: float = 0.5
+    batch_tokens: int = 1024
+
+    def tried(self) -> dict[str, tuple[float, ...]]:
+        """Method -> its strengths."""
+        return {
+            "contrast": self.strengths,
+            "steer contrast": self.steer_strengths,
+            "steer bounded": self.steer_strengths,
+            "towards": self.towards_strengths,
+            "steer towards": self.towards_strengths,
+        }
 
 
-FAST = Sizes(
-    train_images=192,
-    held_out_images=64,
-    steps=80,
-    loss_prompts=8,
-    loss_timesteps=3,
-    concept_images=64,
-    concept_timesteps=2,
-    edit_prompts=2,
-    probe_images=48,
-    strengths=(1.0, 1.5),
-    steer_strengths=(1.5,),
-)
+DEFAULT = Sizes(2048, 256, 64, 10, 200, 10, 2500, 4, 384, (0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0))
+FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,))
 
 
 def demo(
@@ -93,49 +83,52 @@ def demo(
     seed: int = 0,
     backend: str = "auto",
     resume: bool = False,
+    made_by: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Runs the whole demo into the folder ``out`` and returns its metrics.
 
     Writes ``sae/`` and ``tide/`` (checkpoints), ``metrics.json`` and ``report.html``. ``resume`` continues the
-    trainings that an interrupted run left. Raises :class:`~tide.errors.TideError` if ``sae/`` or ``tide/`` holds a
+    trainings that an interrupted run left; ``made_by`` is for their ``run.json``
+    (:func:`tide.provenance.provenance`). Raises :class:`~tide.errors.TideError` if ``sae/`` or ``tide/`` holds a
     training of another command.
     """
     if not resume:
         for name in ("sae", "tide"):
             check_replaceable(out / name)
-    sizes = FAST if fast else Sizes()
+    sizes = FAST if fast else DEFAULT
     stage = Stages(say)
     started = time.perf_counter()
     with stage("load the bundled pipeline"):
-        adapter = adapter_for(load_pipeline())
-        judge = load_judge()
-        block = adapter.resolve_block("penultimate")
-    with stage("collect activations"):
-        rows = sizes.batch_tokens
-        fraction = sizes.token_fraction
-        pool = scene_pool(adapter, "train", sizes.train_images, block, rows, token_fraction=fraction, seed=seed)
-        held_out = scene_pool(
-            adapter, "test", sizes.held_out_images, block, rows, token_fraction=fraction, seed=seed + 1
+        data = DataSizes(
+            sizes.train_images, sizes.held_out_images, sizes.token_fraction, batch_tokens=sizes.batch_tokens
         )
-        say(f"    {len(pool)} training and {len(held_out)} held-out tokens of block {block}")
+        bench = Bench(data, seed, say, progress=True)
+        judge = load_judge()
+    with stage("collect activations"):
+        _ = bench.train, bench.thinned
     models: dict[str, TIDE] = {}
     histories: dict[str, list[dict[str, float]]] = {}
     configs: dict[str, TrainConfig] = {}
     for name in ("sae", "tide"):
         with stage(f"train the {'TIDE' if name == 'tide' else 'plain SAE'}"):
             configs[name] = TrainConfig(
-                modulation=name == "tide", steps=sizes.steps, batch_tokens=rows, seed=seed, backend=backend
+                modulation=name == "tide",
+                steps=sizes.steps,
+                batch_tokens=sizes.batch_tokens,
+                seed=seed,
+                backend=backend,
             )
-            trainer = train(adapter, block, configs[name], pool, out / name, progress=True, resume=resume)
+            trainer = train(bench, configs[name], bench.train, out / name, resume=resume, made_by=made_by)
             models[name], histories[name] = trainer.model, trainer.history
     with stage("measure reconstruction"):
-        metrics = _reconstruction(adapter, models, pool, held_out, block, sizes, seed)
+        metrics = measurements.reconstruction(bench, models, sizes)
+        metrics["sizes"] = measurements.sizes_of(bench.adapter, models["tide"], bench.block)
     with stage("find concepts"):
-        found, maps = _concepts(adapter, models["tide"], sizes, seed)
+        found = measurements.concepts(bench, models["tide"], sizes.concept_images, sizes.concept_timesteps)
         metrics |= {"concepts": found.concepts, "levels": found.levels}
     with stage("edit images and judge them"):
-        edits, strips = _edits(adapter, judge, models["tide"], sizes, seed)
+        edits, strips = _edits(bench, models["tide"], judge, sizes)
         metrics |= edits
     metrics |= {
         "seconds": round(time.perf_counter() - started, 1),
@@ -146,49 +139,18 @@ def demo(
     }
     metrics["headline"] = headline(metrics)
     write_json(out / "metrics.json", metrics)
-    write_report(out / "report.html", metrics, heat_maps=maps, strips=strips, histories=histories)
+    write_report(out / "report.html", metrics, heat_maps=_heat_maps(found), strips=strips, histories=histories)
     return metrics
 
 
-def _reconstruction(
-    adapter: Adapter,
-    models: dict[str, TIDE],
-    pool: ActivationPool,
-    held_out: ActivationPool,
-    block: int,
-    sizes: Sizes,
-    seed: int,
-) -> dict[str, Any]:
-    config = models["tide"].config
-    pca = fit_pca(pool)
-    data = prepared_scenes(adapter, prompts("test", sizes.loss_prompts, seed + 2))
-    timesteps = spread_timesteps(adapter, sizes.loss_timesteps)
-    losses = compare_losses(adapter, models, pca, config.k, data, block, timesteps, seed=seed)
-    return {
-        "sizes": sizes_of(adapter, models["tide"], block),
-        "models": reconstruction_table(models, pca, config.k, pool, held_out),
-        "diffusion_loss": losses | {"ratio": losses["reconstructed"] / losses["clean"]},
-    }
-
-
-def _concepts(adapter: Adapter, model: TIDE, sizes: Sizes, seed: int) -> tuple[MeasuredConcepts, list[HeatMaps]]:
-    n = sizes.concept_images
-    found = measure_concepts(
-        adapter,
-        model,
-        list(scenes("train", n, seed)),
-        list(scenes("test", n, seed)),
-        concept_timesteps(adapter, sizes.concept_timesteps),
-        seed=seed,
-    )
-    side = int(found.maps.shape[1] ** 0.5)
+def _heat_maps(found: MeasuredConcepts) -> list[HeatMaps]:
     maps = []
     for concept in SHOWN_CONCEPTS:
         if concept in found.concepts:
             row = found.concepts[concept]
-            pictures = heat_map(found, concept, (side, side))
+            pictures = heat_map(found, concept)
             maps.append(HeatMaps(concept, row["level"], row["latent"], row["auroc"], row["iou"], **pictures))
-    return found, maps
+    return maps
 
 
 def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) -> list[EditTask]:
@@ -198,69 +160,66 @@ def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) ->
     ]
 
 
-def _edits(
-    adapter: Adapter, judge: Judge, model: TIDE, sizes: Sizes, seed: int
-) -> tuple[dict[str, Any], list[EditStrip]]:
+@dataclass
+class _Drawn:
+    """The images and readings of every task, unedited (None) and at every setting."""
+
+    tasks: list[EditTask]
+    images: dict[Setting | None, list[Tensor]]
+    verdicts: list[Verdict]
+    outcomes: dict[Setting, list[EditOutcome]]
+
+
+def _drawn(bench: Bench, model: TIDE, judge: Judge, sizes: Sizes, settings: Sequence[Setting]) -> _Drawn:
+    tasks = [task for edit in SHOWN_EDITS for task in _shown_tasks(*edit, sizes.edit_prompts, bench.seed)]
+    probe = LayoutProbe.fit(bench.adapter, bench.block, n_images=sizes.probe_images, seed=bench.seed)
+    drawn = _Drawn(tasks, {s: [] for s in (None, *settings)}, [], {s: [] for s in settings})
+    for start in range(0, len(tasks), DRAW_BATCH):
+        trial = Trial.of(bench.adapter, model, tasks[start : start + DRAW_BATCH], judge, probe, seed=bench.seed)
+        drawn.images[None] += trial.images
+        drawn.verdicts += trial.verdicts
+        for setting in settings:
+            edited = trial.draw(setting)
+            drawn.images[setting] += edited
+            drawn.outcomes[setting] += trial.outcomes(edited)
+    return drawn
+
+
+def _edits(bench: Bench, model: TIDE, judge: Judge, sizes: Sizes) -> tuple[dict[str, Any], list[EditStrip]]:
     """Every shown edit on held-out prompts: by one reference image at every strength (the strips), beside raw
     activations moved by the same image, and both moved to what the block holds while the target's prompt is drawn."""
-    block = adapter.resolve_block("penultimate" if model.config.block is None else model.config.block)
-    tasks = [t for edit in SHOWN_EDITS for t in _shown_tasks(*edit, sizes.edit_prompts, seed)]
-    probe = LayoutProbe.fit(adapter, block, n_images=sizes.probe_images, seed=seed)
-    before_images, layouts = probe.draw(adapter, tasks)
-    before = judge.read(before_images)
-    editor = Editor(adapter, model, nearest_references(tasks, layouts), seed=seed)
-    ceiling_images = draw(adapter, tasks, prompts=[t.target_prompt for t in tasks])
-    tried = {
-        "contrast": sizes.strengths,
-        "steer contrast": sizes.steer_strengths,
-        "steer bounded": sizes.steer_strengths,
-        "towards": sizes.towards_strengths,
-        "steer towards": sizes.towards_strengths,
-    }
-    # A recording serves one batch of tasks, whatever the method and its strength.
-    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in tried}
-    for start in range(0, len(tasks), DRAW_BATCH):
-        part = tasks[start : start + DRAW_BATCH]
-        for name, strengths in tried.items():
-            edited = [draw(adapter, part, editor.method(name, factor)) for factor in strengths]
-            drawn[name].append(torch.stack(edited))
-    images = {name: torch.cat(batches, dim=1) for name, batches in drawn.items()}  # [strengths, tasks, ...]
-
-    def score(images: torch.Tensor) -> list[EditOutcome]:
-        return judge_edits(tasks, before, judge.read(images))
-
+    settings = {name: [Setting(name, factor) for factor in factors] for name, factors in sizes.tried().items()}
+    drawn = _drawn(bench, model, judge, sizes, [s for each in settings.values() for s in each] + [ASKED])
     curves: dict[str, Any] = {
-        name: [{"factor": f, **summarise(score(i))} for f, i in zip(strengths, images[name], strict=True)]
-        for name, strengths in tried.items()
+        name: [{"factor": s.factor, **summarise(drawn.outcomes[s])} for s in each] for name, each in settings.items()
     }
     levels = equal_preservation(curves)
-    curves["prompt"] = summarise(score(ceiling_images))
-    chosen = score(images["contrast"][sizes.strengths.index(sizes.strength)])
+    curves[PROMPT] = summarise(drawn.outcomes[ASKED])
     edits, strips = {}, []
-    for edit in SHOWN_EDITS:
-        found = [o for o in chosen if (o.task.attribute, o.task.source) == edit[:2]]
-        edits[_name(*edit)] = {**summarise(found), "strength": sizes.strength}
-        shown = next((i for i, t in enumerate(tasks) if (t.attribute, t.source) == edit[:2] and before[i].valid), None)
-        if shown is None:
-            continue
-        strip = [before_images[shown], *images["contrast"][:, shown]]
-        strips.append(
-            EditStrip(
-                title=_name(*edit),
-                prompt=tasks[shown].caption,
-                attribute=edit[0],
-                target=edit[2],
-                strengths=[0.0, *sizes.strengths],
-                images=[to_uint8(image) for image in strip],
-                verdicts=[{**v.attributes, "valid": v.valid} for v in judge.read(torch.stack(strip))],
-                ceiling=to_uint8(ceiling_images[shown]),
+    for attribute, source, target in SHOWN_EDITS:
+        title = "shadow to no shadow" if attribute == "shadow" else f"{source} to {target}"
+        chosen = [o for o in drawn.outcomes[Setting("contrast", sizes.strength)] if _is(o.task, attribute, source)]
+        edits[title] = {**summarise(chosen), "strength": sizes.strength}
+        fitting = (i for i, task in enumerate(drawn.tasks) if _is(task, attribute, source) and drawn.verdicts[i].valid)
+        if (shown := next(fitting, None)) is not None:
+            strip = [drawn.images[s][shown] for s in (None, *settings["contrast"])]
+            strips.append(
+                EditStrip(
+                    title=title,
+                    prompt=drawn.tasks[shown].caption,
+                    attribute=attribute,
+                    target=target,
+                    strengths=[0.0, *sizes.strengths],
+                    images=[to_uint8(image) for image in strip],
+                    verdicts=[{**v.attributes, "valid": v.valid} for v in judge.read(torch.stack(strip))],
+                    ceiling=to_uint8(drawn.images[ASKED][shown]),
+                )
             )
-        )
     return {"edits": edits, "trade_off": curves, "equal_preservation": levels}, strips
 
 
-def _name(attribute: str, source: str, target: str) -> str:
-    return "shadow to no shadow" if attribute == "shadow" else f"{source} to {target}"
+def _is(task: EditTask, attribute: str, source: str) -> bool:
+    return (task.attribute, task.source) == (attribute, source)
 
 
 def headline(metrics: dict[str, Any]) -> str:

@@ -17,35 +17,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from tide.fingerprint import fingerprint
 from tide.interpretation.profiles import ConceptProfiles
-from tide.scenes.judge import Judge, Verdict, load_judge
+from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import ATTRIBUTES, Split
 from tide.studies.bench import Bench
 from tide.studies.compare import best, equal_preservation, paired
 from tide.studies.grid import Cell, Result, Say, run_cells
-from tide.studies.methods import METHODS, RIVALS, Editor, Steps, scene_profiles
+from tide.studies.methods import METHODS, RIVALS, Steps, scene_profiles
 from tide.studies.models import Checkpoint, Models
-from tide.studies.references import LayoutProbe, nearest_references
+from tide.studies.references import LayoutProbe
 from tide.studies.regions import outside_distance
-from tide.studies.tasks import (
-    DRAW_BATCH,
-    EVERYTHING,
-    KINDS,
-    EditOutcome,
-    EditTask,
-    draw,
-    judge_edits,
-    style_tasks,
-    summarise,
-    tasks_of,
-)
+from tide.studies.tasks import DRAW_BATCH, EVERYTHING, KINDS, EditOutcome, EditTask, style_tasks, summarise, tasks_of
+from tide.studies.trial import ASKED, PROMPT, Setting, Trial
 
 #: Added to a seed, it gives the seed of the development tasks.
 DEVELOPMENT = 5000
-PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
@@ -67,24 +55,6 @@ class Sizes:
         return METHODS[name].strengths[: self.strengths]
 
 
-class Setting(NamedTuple):
-    """A method at one strength, in a part of the sampling run."""
-
-    method: str
-    factor: float
-    steps: Steps
-
-    @property
-    def tasks(self) -> str:
-        return EVERYTHING if self.method == PROMPT else METHODS[self.method].tasks
-
-    def __str__(self) -> str:
-        return f"{self.method} x{self.factor:g} steps {self.steps[0]:g}-{self.steps[1]:g}"
-
-
-ASKED = Setting(PROMPT, 1.0, (0.0, 1.0))
-
-
 class Batch(NamedTuple):
     """Which tasks: at most :data:`~tide.studies.tasks.DRAW_BATCH` of a seed, a split and a kind."""
 
@@ -95,17 +65,6 @@ class Batch(NamedTuple):
 
     def cell(self, setting: Setting) -> str:
         return f"seed {self.seed} {self.split} {setting}" + (f" part {self.part}" if self.part else "")
-
-
-@dataclass
-class Trial:
-    """A batch's tasks, their unedited images and what the judge reads off them, and what edits them."""
-
-    tasks: list[EditTask]
-    images: Tensor
-    verdicts: list[Verdict]
-    regions: Tensor
-    editor: Editor
 
 
 @dataclass
@@ -166,27 +125,18 @@ class EditStudy:
         return self._trial[1]
 
     def _made(self, batch: Batch) -> Trial:
-        adapter, model, tasks = self.bench.adapter, self.models.of(batch.seed), self.tasks_in(batch)
-        images, layouts = self.probe.draw(adapter, tasks)
         profiles = self.profiles(batch.seed) if batch.kind == EVERYTHING else None  # class means are of that kind alone
-        editor = Editor(adapter, model, nearest_references(tasks, layouts), profiles, batch.seed)
-        return Trial(tasks, images, self.judge.read(images), self.judge.regions(images), editor)
+        adapter, model, tasks = self.bench.adapter, self.models.of(batch.seed), self.tasks_in(batch)
+        return Trial.of(adapter, model, tasks, self.judge, self.probe, seed=batch.seed, profiles=profiles)
 
     def measure(self, setting: Setting, batch: Batch) -> Result:
         """Outcomes of the batch's tasks: changed, kept, valid, and the distance of the pixels outside. Tasks whose
         unedited image does not show the source have none."""
         trial = self.trial(batch)
-        asked = setting.method == PROMPT
-        after = draw(
-            self.bench.adapter,
-            trial.tasks,
-            None if asked else trial.editor.method(*setting),
-            prompts=[task.target_prompt for task in trial.tasks] if asked else None,
-        )
-        outcomes = judge_edits(trial.tasks, trial.verdicts, self.judge.read(after))
+        after = trial.draw(setting)
         regions, place = self.judge.regions(after), {task: i for i, task in enumerate(trial.tasks)}
         rows = []
-        for outcome in outcomes:
+        for outcome in trial.outcomes(after):
             i = place[outcome.task]
             away = outside_distance(outcome.task, (trial.images[i], after[i]), (trial.regions[i], regions[i]))
             rows.append(

@@ -9,7 +9,7 @@ neuron over held-out images, by the embeddings of the judge. The atlas shows all
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import torch
 
 from tide import charts
 from tide.editing.masks import image_mask
-from tide.fingerprint import fingerprint
 from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
@@ -26,12 +25,10 @@ from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
 from tide.pictures import heat_overlay, to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
-from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
-from tide.studies.bench import Bench
 from tide.studies.grid import Result
 from tide.studies.mask_concepts import measure_concepts
-from tide.studies.models import Models
+from tide.studies.models import Models, SeedStudy
 from tide.studies.options import Options, write_results
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 
@@ -70,17 +67,11 @@ FAST = Sizes(images=64, timesteps=2, atlas_images=32, seeds=1)
 
 
 @dataclass
-class ConceptStudy:
+class ConceptStudy(SeedStudy):
     """What the cells of all seeds share: latents are chosen on ``selection`` and measured on ``held_out``. Each seed
     has its own scenes, and none of them was used to choose how autoencoders are trained."""
 
-    models: Models
     sizes: Sizes
-    judge: Judge = field(default_factory=load_judge)
-
-    @property
-    def bench(self) -> Bench:
-        return self.models.bench
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -198,14 +189,10 @@ def marked(image: np.ndarray, score: torch.Tensor) -> np.ndarray:
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
-    models = Models.of_study(options)
-    study = ConceptStudy(models, sizes)
-    by = {**vars(sizes), "judge": fingerprint([study.judge])}
-    results = models.measure(seeds, study.measure, study.seconds, by, options)
-    return _report(options, study, results, seeds)
+    study = ConceptStudy(Models.of_study(options), sizes)
+    return _report(options, study, study.run(seeds, options), seeds)
 
 
 # -- results ----------------------------------------------------------------------------------------------

@@ -89,7 +89,6 @@ ERRORS = {"mse": "MSE", "1-cosine": "1 - cosine"}
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     steps = options.steps or sizes.steps

@@ -12,7 +12,7 @@ to each level of concepts is counted at every step; a latent's level is that of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from tide import charts
-from tide.fingerprint import fingerprint
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import label_latents
 from tide.interpretation.concepts import mean_latents
@@ -35,12 +34,10 @@ from tide.interpretation.trajectory import (
 )
 from tide.sae.model import TIDE
 from tide.scenes.annotate import N_SAMPLING_STEPS, annotated_scenes, generate_latents
-from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import ATTRIBUTES, CONCEPTS, LEVEL_OF, scenes
-from tide.studies.bench import Bench
 from tide.studies.emergence import emergence
 from tide.studies.grid import Result
-from tide.studies.models import Models
+from tide.studies.models import Models, SeedStudy
 from tide.studies.options import Options, write_results
 from tide.studies.tasks import DRAW_BATCH, EditTask, tasks_of
 from tide.tables import known, mean, spread, write_csv
@@ -63,16 +60,10 @@ FAST = Sizes(prompts=8, level_images=32, level_timesteps=2, seeds=1)
 
 
 @dataclass
-class TrajectoryStudy:
+class TrajectoryStudy(SeedStudy):
     """What the cells of all seeds share."""
 
-    models: Models
     sizes: Sizes
-    judge: Judge = field(default_factory=load_judge)
-
-    @property
-    def bench(self) -> Bench:
-        return self.models.bench
 
     def tasks(self, seed: int) -> list[EditTask]:
         return tasks_of("test", self.sizes.prompts, seed + 5)
@@ -145,14 +136,10 @@ class TrajectoryStudy:
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
-    models = Models.of_study(options)
-    study = TrajectoryStudy(models, sizes)
-    by = {**vars(sizes), "judge": fingerprint([study.judge])}
-    results = models.measure(seeds, study.measure, study.seconds, by, options)
-    return _report(options, study, results, seeds)
+    study = TrajectoryStudy(Models.of_study(options), sizes)
+    return _report(options, study, study.run(seeds, options), seeds)
 
 
 # -- what is read off the curves --------------------------------------------------------------------------

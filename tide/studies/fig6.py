@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tide import charts
 from tide.studies.compare import LEVELS
-from tide.studies.edit_study import PROMPT, EditStudy, Sizes, say_chosen
+from tide.studies.edit_study import EditStudy, Sizes, say_chosen
 from tide.studies.fig6_pictures import draw_curves, draw_gallery
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Models
 from tide.studies.options import Options, write_results
 from tide.studies.tasks import EVERYTHING
+from tide.studies.trial import PROMPT
 from tide.tables import write_csv
 
 DEFAULT = Sizes(16, 24, 16, ((0.0, 1.0), (0.0, 0.8)), 4, 384, 192, 3)
@@ -24,7 +24,6 @@ FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     models = Models.of_study(options)

@@ -8,27 +8,22 @@ from tide import charts
 from tide.pictures import to_uint8
 from tide.scenes.scene import prompts
 from tide.studies.edit_study import Edits
-from tide.studies.methods import METHODS, Editor
+from tide.studies.methods import MEANS, METHODS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS
 from tide.studies.options import Options
-from tide.studies.references import nearest_references
-from tide.studies.tasks import EditTask, draw
+from tide.studies.tasks import EditTask
+from tide.studies.trial import ASKED, Trial
 
 
 def draw_curves(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
     groups = {
-        "one reference image": ("contrast", "steer contrast", "steer bounded", "altered"),
-        "the target's own run, or class means": ("towards", "steer towards", "scale target", "swap", "steer"),
-        "style transfer; nothing known": (
-            "transfer",
-            "steer transfer",
-            "steer transfer bounded",
-            "erase top",
-            "invert top",
-        ),
+        "one reference image": (ONE_IMAGE,),
+        "the target's own run, or class means": (OWN_RUN, MEANS),
+        "style transfer; nothing known": (PLACELESS, NOTHING),
     }
     figure, axes = charts.panels(6, width=4.4, height=3.5, columns=3)
-    for column, (title, names) in enumerate(groups.items()):
-        for i, name in enumerate(name for name in names if name in curves):
+    for column, (title, kinds) in enumerate(groups.items()):
+        names = [name for knows in kinds for name in curves if METHODS[name].knows == knows]
+        for i, name in enumerate(names):
             curve, line = curves[name], "--" if METHODS[name].raw else "-"
             style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": METHODS[name].label}
             axes[column].plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
@@ -73,11 +68,9 @@ def draw_gallery(options: Options, edits: Edits, seed: int) -> None:
     figure, axes = charts.panels(len(GALLERY), width=1.25 * columns, height=1.75, columns=2)
     for axis, (name, attribute, source, target, title) in zip(axes, GALLERY, strict=True):
         task = gallery_task(attribute, source, target, study.bench.seed)
-        before, layouts = study.probe.draw(adapter, [task])
-        editor = Editor(adapter, model, nearest_references([task], layouts), seed=seed)
+        trial = Trial.of(adapter, model, [task], study.judge, study.probe, seed=seed)
         settings = edits.curves[name, seed]
-        frames = [before[0], *(draw(adapter, [task], editor.method(*setting))[0] for setting in settings)]
-        frames.append(draw(adapter, [task], prompts=[task.target_prompt])[0])
+        frames = [trial.images[0], *(trial.draw(setting)[0] for setting in (*settings, ASKED))]
         counted = all(isinstance(f, int) for f in METHODS[name].strengths)  # tokens or latents
         strengths = [f"{each.factor:g}" if counted else f"x{each.factor:g}" for each in settings]
         labels = ["unedited", *strengths, "prompt"]

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from tide.errors import TideError
 from tide.files import read_sealed, write_sealed
-from tide.provenance import first_difference
+from tide.provenance import check_unchanged
 from tide.training.config import former_defaults
 
 Result = dict[str, Any]
@@ -44,7 +44,7 @@ def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, R
     """
     paths = [cell_path(out, cell.name) for cell in cells]
     if len(set(paths)) < len(paths):
-        raise TideError("two cells have the same name; give each cell of a grid its own")
+        raise ValueError("two cells have the same name")
     found = {c.name: _finished(c, path) for c, path in zip(cells, paths, strict=True) if path.exists()}
     left = [(cell, path) for cell, path in zip(cells, paths, strict=True) if cell.name not in found]
     if not left:
@@ -84,12 +84,10 @@ class _Kept(TypedDict):
 def _finished(cell: Cell, path: Path) -> Result:
     kept = read_sealed(path, _Kept, remedy="delete it to compute it again, or choose another --out")
     defaults = {"training": former_defaults()} if "training" in cell.config else None
-    if found := first_difference(kept["config"], cell.config, defaults):
-        group, _, option = found.name.partition(".")
-        raise TideError(
-            f"{path} was made with another {group} ({found._replace(name=option or group)}); "
-            "use the same options, or another --out"
-        )
+    remedy = "use the same options, or another --out"
+    check_unchanged(
+        kept["config"], cell.config, f"{path} was made with other options", remedy=remedy, defaults=defaults
+    )
     result: Result = kept["result"]
     return result
 

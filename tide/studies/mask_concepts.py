@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,7 @@ def measure_concepts(
     latents minus those of all images, ``recipe_literal`` the cosine with the pooled latents as they are (section 5.4),
     and ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
     """
-    block = model.config.block
-    assert block is not None
+    block = model.config.trained_block
     first = annotated_scenes(adapter, selection, [block], timesteps, seed=seed)[block]
     second = annotated_scenes(adapter, held_out, [block], timesteps, seed=seed + 1)[block]
     concepts = [c for c in LEVEL_OF if first.masks[c].any() and second.masks[c].any()]
@@ -136,9 +136,7 @@ def _within_objects(
     return out
 
 
-def heat_map(
-    found: MeasuredConcepts, concept: str, grid: tuple[int, int], n_images: int = 4
-) -> dict[str, list[np.ndarray]]:
+def heat_map(found: MeasuredConcepts, concept: str, n_images: int = 4) -> dict[str, list[np.ndarray]]:
     """Held-out images, the concept's mask and the map of its latent at the image's size: ``n_images`` that show the
     concept, taken evenly from their ranking by the map's maximum, and one that does not."""
     maps = found.maps[:, :, found.latents[concept].index]
@@ -150,9 +148,9 @@ def heat_map(
         stride = max(1, len(ranked) // n_images)
         chosen = [*ranked[stride // 2 :: stride][:n_images], int((~shows).nonzero()[0])]
     images = images_of([found.scenes[i] for i in chosen])
-    size = (images.shape[-2], images.shape[-1])
+    size, side = (images.shape[-2], images.shape[-1]), math.isqrt(found.maps.shape[1])
     return {
         "images": [to_uint8(image) for image in images],
         "truth": [render(found.scenes[i]).masks.get(concept, np.zeros(size, bool)) for i in chosen],
-        "maps": [image_mask(maps[i], grid, size).numpy() for i in chosen],
+        "maps": [image_mask(maps[i], (side, side), size).numpy() for i in chosen],
     }

@@ -92,8 +92,7 @@ class Editor:
 
     @property
     def block(self) -> int:
-        assert self.model.config.block is not None
-        return self.adapter.resolve_block(self.model.config.block)
+        return self.adapter.resolve_block(self.model.config.trained_block)
 
     def _once(self, kind: str, tasks: Tasks, make: Callable[[Tasks], T]) -> T:
         """What ``make`` records for ``tasks``; of each kind only the last is kept, since a recording is large."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint
-from tide.provenance import first_difference
+from tide.loading import BUNDLED
+from tide.provenance import check_unchanged
 from tide.sae.model import TIDE
+from tide.scenes.judge import Judge, load_judge
 from tide.studies.bench import Bench, DataSizes, reordered
 from tide.studies.grid import Cell, Result, run_cells
 from tide.studies.options import Options
@@ -40,6 +42,7 @@ class Models:
     bench: Bench
     config: TrainConfig
     folder: Path
+    made_by: Mapping[str, Any] | None = None
 
     @classmethod
     def of_study(cls, options: Options) -> Models:
@@ -52,7 +55,7 @@ class Models:
             backend=options.backend,
             checkpoint_every=500,
         )
-        return cls(bench, config, options.models or options.out / "models")
+        return cls(bench, config, options.models or options.out / "models", options.made_by)
 
     def config_of(self, seed: int) -> TrainConfig:
         return replace(self.config, seed=seed)
@@ -75,39 +78,16 @@ class Models:
                 block=bench.block,
             )
         pool = reordered(bench.train, seed)
-        return train(bench.adapter, bench.block, config, pool, folder, progress=bench.progress, resume=True).model
+        return train(bench, config, pool, folder, resume=True, made_by=self.made_by).model
 
     def _check_data(self, path: Path) -> None:
         now = self.bench.config()
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, now)
-        elif found := first_difference(read_json(path, dict[str, Any]), now):
-            raise TideError(
-                f"{path.parent} was trained on other data ({found}); use the same options, or another --models"
-            )
-
-    def measure(
-        self,
-        seeds: Sequence[int],
-        measure: Callable[[int], Result],
-        seconds: Callable[[int], float],
-        by: dict[str, Any],
-        options: Options,
-    ) -> list[Result]:
-        """What ``measure`` finds for each seed, a cell each in ``options.out``; ``by`` is what it depends on besides
-        the model."""
-        cells = [
-            Cell(
-                f"seed {seed}",
-                {"data": self.bench.config(), **self.described(seed), "study": by},
-                partial(measure, seed),
-                partial(seconds, seed),
-            )
-            for seed in seeds
-        ]
-        found = run_cells(cells, options.out, options.say)
-        return [found[cell.name] for cell in cells]
+            return
+        remedy = "use the same options, or another --models"
+        check_unchanged(read_json(path, dict[str, Any]), now, f"{path.parent} was trained on other data", remedy=remedy)
 
     def seconds(self, seed: int) -> float:
         """What :meth:`of` will take."""
@@ -115,6 +95,42 @@ class Models:
         if is_trained(self.folder / f"seed-{seed}", config):
             return 0.0
         return self.bench.seconds(config, self.bench.train)
+
+
+@dataclass
+class SeedStudy(ABC):
+    """A study of the model of each seed, a cell each; ``sizes`` is a dataclass with the study's own."""
+
+    models: Models
+    sizes: Any
+    judge: Judge = field(default_factory=load_judge)
+
+    @property
+    def bench(self) -> Bench:
+        return self.models.bench
+
+    @abstractmethod
+    def measure(self, seed: int) -> Result:
+        """What the cell holds."""
+
+    @abstractmethod
+    def seconds(self, seed: int) -> float:
+        """What :meth:`measure` will take."""
+
+    def run(self, seeds: Sequence[int], options: Options) -> list[Result]:
+        """The cells of all seeds, in ``options.out``."""
+        by = {"data": self.bench.config(), "study": {**vars(self.sizes), "judge": fingerprint([self.judge])}}
+        cells = [
+            Cell(
+                f"seed {seed}",
+                {**by, **self.models.described(seed)},
+                partial(self.measure, seed),
+                partial(self.seconds, seed),
+            )
+            for seed in seeds
+        ]
+        found = run_cells(cells, options.out, options.say)
+        return [found[cell.name] for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -135,16 +151,31 @@ class Checkpoint:
 
 
 def train(
-    adapter: Adapter, block: int, config: TrainConfig, pool: ActivationPool, out: Path, *, progress: bool, resume: bool
+    bench: Bench,
+    config: TrainConfig,
+    pool: ActivationPool,
+    out: Path,
+    *,
+    resume: bool,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """Trains on the pool into ``out``: with ``resume`` an earlier training on a pool is continued, else replaced.
 
-    Raises :class:`~tide.errors.TideError` if there is a training of another kind (:func:`check_replaceable`).
+    ``made_by`` is for ``run.json``. Raises :class:`~tide.errors.TideError` if there is a training of another kind
+    (:func:`check_replaceable`).
     """
     if not resume:
         check_replaceable(out)
-    trainer = Trainer(build_model(adapter, block, config), config, out, progress=progress)
-    trainer.fit(pool.from_step, resume=resume, source=_source(pool))
+    sizes = bench.sizes
+    trainer = Trainer(build_model(bench.adapter, bench.block, config), config, out, progress=bench.progress)
+    trainer.fit(
+        pool.from_step,
+        resume=resume,
+        source=_source(pool),
+        data={"name": BUNDLED, "images": sizes.train_images, "tokens": sizes.token_fraction, "seed": bench.seed},
+        weights=bench.weights,
+        made_by=made_by,
+    )
     return trainer
 
 

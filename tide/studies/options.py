@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ RECORDED = ("fast", "seed", "seeds", "steps", "backend")
 class Options:
     """The options of a study; where ``seeds`` or ``steps`` is None, the study has its own.
 
-    ``models`` is the folder in which the figures that look into trained models keep them (None: in ``out``). ``sae``,
-    ``prompts`` and ``edit_prompts`` are for the bars alone: the checkpoint that they measure, and the number of prompts
-    of the diffusion loss and of the edits.
+    ``models`` is the folder in which the figures that look into trained models keep them (None: in ``out``);
+    ``made_by``, of :func:`tide.provenance.provenance`, is for their ``run.json``. ``sae``, ``prompts`` and
+    ``edit_prompts`` are for the bars alone: the checkpoint that they measure, and the number of prompts of the
+    diffusion loss and of the edits.
     """
 
     out: Path
@@ -34,6 +35,7 @@ class Options:
     backend: str = "auto"
     progress: bool = False
     models: Path | None = None
+    made_by: Mapping[str, Any] | None = None
     sae: Path | None = None
     prompts: int | None = None
     edit_prompts: int | None = None

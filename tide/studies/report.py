@@ -19,9 +19,9 @@ from tide.charts import Series
 from tide.files import replace_file
 from tide.pictures import heat_key, heat_overlay, outline_path, png_data
 from tide.scenes.judge import NO_OBJECT
-from tide.studies.edit_study import PROMPT
 from tide.studies.methods import METHODS
 from tide.studies.report_tables import Column, Table, digits, figure_of, fixed, get, number, percent, settings, table
+from tide.studies.trial import PROMPT
 
 Metrics = dict[str, Any]
 
@@ -85,9 +85,10 @@ class EditStrip:
 
     @property
     def best(self) -> int | None:
-        """The weakest edit that reached the target, those that lost nothing first; None if none did."""
-        reached = [i for i in range(1, min(len(self.images), len(self.verdicts))) if self.reached(i)]
-        return min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
+        """The weakest edit that reached the target, those that lost nothing first; None if none did, or if the unedited
+        image already reads as the target."""
+        reached = [i for i in range(min(len(self.images), len(self.verdicts))) if self.reached(i)]
+        return None if 0 in reached else min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
 
     def readings(self, i: int) -> list[dict[str, Any]]:
         """What the judge reads off image i, a line each: its text, what stood there before if it was lost, and whether

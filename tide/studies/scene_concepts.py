@@ -42,8 +42,7 @@ def scene_concepts(
 
 
 def _picture(found: MeasuredConcepts, concept: str, top_images: int) -> Image.Image:
-    side = round(found.maps.shape[1] ** 0.5)
-    drawn = heat_map(found, concept, (side, side), top_images)
+    drawn = heat_map(found, concept, top_images)
     top = max(float(heat.max()) for heat in drawn["maps"])
     rows = [
         [image, _outlined(image, truth), heat_overlay(image, heat, top)]

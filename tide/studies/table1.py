@@ -35,7 +35,6 @@ BASELINES = {"mean": 0, "PCA k/4": 0.25, "PCA k": 1.0}
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
-    charts.check_matplotlib()
     seeds = options.each_seed(2 if options.fast else SEEDS)
     steps = options.steps or (FAST_STEPS if options.fast else STEPS)
     bench = Bench(FAST if options.fast else SIZES, options.seed, options.say, progress=options.progress)
