@@ -1,4 +1,4 @@
-# make demo | test | lint | fast ...: each sets up what it needs in .venv first.
+# make demo | test | lint | bench ...: each sets up what it needs in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 setup: $(VENV)/.installed
 
-# torch goes first: with it in place nothing else resolves another one. No build isolation, for the same reason.
+# torch is installed first, so that nothing else pulls in another one. No build isolation, for the same reason.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja torch
@@ -22,7 +22,7 @@ demo: setup
 demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
 
-# The paper's tables and figures: hours. Stopped, it goes on where it was; what it finds is kept in benchmarks/results.
+# The paper's tables and figures: hours. Rerun it to resume; its results are kept in benchmarks/results.
 STUDIES ?= fig1 table1 fig4 fig5 fig6 ablation centring
 reproduce: setup
 	set -e; for study in $(STUDIES); do \

@@ -60,7 +60,7 @@ def build_arguments() -> dict[str, Any]:
                 super().build_extension(ext)
             except Exception as error:
                 say(f"{ext.name}: {str(error).strip().splitlines()[0]}")
-                raise CompileError(str(error)) from error  # an optional extension's: setuptools goes on
+                raise CompileError(str(error)) from error  # the extension is optional: setuptools continues
 
         def variants(self) -> list[str]:
             objects: list[str] = []

@@ -311,3 +311,11 @@ def test_heat_is_on_the_scale_given():
     brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
     assert brightness == sorted(brightness)
     assert brightness[2] == brightness[3]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_is_a_string_or_a_path(tmp_path, kind):
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "red.png")
+    assert open_picture(kind(tmp_path / "red.png")).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(TideError, match=f"^{tmp_path}/none.png does not exist"):
+        open_picture(kind(tmp_path / "none.png"))

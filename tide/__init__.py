@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tide import scenes
+    from tide.activations import CollectOptions, Prompts, collect, collect_to_disk
     from tide.adapters import adapter_for
+    from tide.data import open_source
     from tide.editing import (
         Contrast,
         Erase,
@@ -22,54 +24,54 @@ if TYPE_CHECKING:
         Scale,
         ScaleTarget,
         Steer,
+        Strength,
         Swap,
         Target,
+        changed_prompt,
+        draw_edits,
         edit,
+        image_contrast,
+        image_target,
+        prompt_target,
     )
     from tide.errors import TideError, TideWarning
+    from tide.evaluation import evaluate, evaluation_text
+    from tide.interpretation import caption_concepts, follow, make_atlas
+    from tide.loading import load_adapter, load_sae
     from tide.sae import TIDE, TIDEConfig
-    from tide.training import TrainConfig, Trainer
+    from tide.training import TrainConfig, Trainer, from_pool, from_stores, live, train
 
-_HOME = {
-    "TIDE": "tide.sae",
-    "TIDEConfig": "tide.sae",
-    "TideError": "tide.errors",
-    "TideWarning": "tide.errors",
-    "TrainConfig": "tide.training",
-    "Trainer": "tide.training",
-    "adapter_for": "tide.adapters",
-    **dict.fromkeys(
-        (
-            "Contrast",
-            "Erase",
-            "Inject",
-            "Invert",
-            "Keep",
-            "PerImage",
-            "Replace",
-            "Scale",
-            "ScaleTarget",
-            "Steer",
-            "Swap",
-            "Target",
-            "edit",
-        ),
-        "tide.editing",
-    ),
+#: Module -> the names that are taken from it.
+_NAMES = {
+    "tide.activations": "CollectOptions Prompts collect collect_to_disk",
+    "tide.adapters": "adapter_for",
+    "tide.data": "open_source",
+    "tide.editing": "Contrast Erase Inject Invert Keep PerImage Replace Scale ScaleTarget Steer Strength Swap Target "
+    "changed_prompt draw_edits edit image_contrast image_target prompt_target",
+    "tide.errors": "TideError TideWarning",
+    "tide.evaluation": "evaluate evaluation_text",
+    "tide.interpretation": "caption_concepts follow make_atlas",
+    "tide.loading": "load_adapter load_sae",
+    "tide.sae": "TIDE TIDEConfig",
+    "tide.training": "TrainConfig Trainer from_pool from_stores live train",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "TIDE",
+    "CollectOptions",
     "Contrast",
     "Erase",
     "Inject",
     "Invert",
     "Keep",
     "PerImage",
+    "Prompts",
     "Replace",
     "Scale",
     "ScaleTarget",
     "Steer",
+    "Strength",
     "Swap",
     "TIDEConfig",
     "Target",
@@ -78,8 +80,27 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "adapter_for",
+    "caption_concepts",
+    "changed_prompt",
+    "collect",
+    "collect_to_disk",
+    "draw_edits",
     "edit",
+    "evaluate",
+    "evaluation_text",
+    "follow",
+    "from_pool",
+    "from_stores",
+    "image_contrast",
+    "image_target",
+    "live",
+    "load_adapter",
+    "load_sae",
+    "make_atlas",
+    "open_source",
+    "prompt_target",
     "scenes",
+    "train",
 ]
 
 

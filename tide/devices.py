@@ -28,9 +28,7 @@ def device_of(name: str | None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise TideError(f"device {name!r} is not supported; use cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TideError(
-            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use device cpu"
-        )
+        raise TideError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use device cpu")
     return device
 
 

@@ -18,6 +18,7 @@ from tide.devices import DTYPES, check_backend, device_of
 from tide.errors import TideError
 from tide.messages import one_line
 from tide.sae import TIDE
+from tide.sae.checkpoint import load_config
 from tide.scenes.pipeline import DATA
 
 #: The name of the pipeline, and of the images, that the package ships.
@@ -25,7 +26,7 @@ BUNDLED = "scenes"
 
 
 def load_adapter(
-    name: str,
+    name: str | Path,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -47,14 +48,14 @@ def load_adapter(
         TideError: the pipeline cannot be loaded, lacks weights, brings code or pickled weights, or the device is not
             there.
     """
-    on = device_of(device)
+    name, on = str(name), device_of(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise TideError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if dtype else torch.float32 if on.type == "cpu" else torch.bfloat16
     if offload and on.type == "cpu":
-        raise TideError("--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
+        raise TideError("offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
     if trust_remote_code and name == BUNDLED:
-        raise TideError(
-            "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
-        )
+        raise TideError("trust_remote_code is for pipelines that bring code, not the bundled one; leave it off")
     with quiet():
         parts = _left_out(name) if denoiser_only else {}
         pipe = _from_pretrained(name, kind, parts, trust=trust_remote_code)
@@ -91,12 +92,18 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, t
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
     options = {"use_safetensors": True, "trust_remote_code": trust, **parts}
-    try:
+    with _loading(name):
         folder = name if Path(name).is_dir() else DiffusionPipeline.download(name, **options)
-        check_folder(Path(folder), trust=trust, left_out=parts)
+    check_folder(Path(folder), trust=trust, left_out=parts)
+    with _loading(name):
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **options)
-    except TideError:
-        raise
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """diffusers raises errors of all these kinds for a wrong name and for damaged files."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, ImportError) as error:
         reason = one_line(error)
         raise TideError(f"pipeline {name} could not be loaded ({reason}); check the name or give a folder") from error
@@ -124,14 +131,17 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def pipeline_name(name: str) -> str:
+def pipeline_name(name: str | Path) -> str:
     """How results record a pipeline or data set: a folder by its absolute path, anything else as it is."""
-    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else str(name)
 
 
-def recorded_pipeline(model: TIDE) -> str | None:
-    """The pipeline that a checkpoint names. One trained outside the command line names its transformer's folder."""
-    name = model.config.pipeline
+def recorded_pipeline(checkpoint: str | Path) -> str | None:
+    """The pipeline that the checkpoint's config names, read without its weights; None if it names none.
+
+    Old checkpoints may name the folder of the pipeline's transformer.
+    """
+    name = load_config(Path(checkpoint)).pipeline
     if name is None:
         return None
     path = Path(name).parent if Path(name).name == "transformer" else Path(name)
@@ -145,12 +155,10 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     for, or of none.
     """
     check_backend(backend, adapter.device)
-    expected = adapter.resolve_block(block) if block is not None else None
+    expected = None if block is None else adapter.resolve_block(block)
     model = TIDE.from_pretrained(
         folder, backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
     )
-    if model.config.block is None:
-        raise TideError(f"{folder} does not name its block; make it with `tide train`")
-    adapter.resolve_block(model.config.block)
+    adapter.resolve_block(model.config.trained_block)
     check_backend(backend, adapter.device, model.n_latents, model.config.k)
     return model.to(adapter.device)

@@ -51,14 +51,16 @@ _TURNS = {
 }
 
 
-def open_picture(source: Path | bytes, name: str = "", *, background: Background = "white") -> Image.Image:
+def open_picture(source: str | Path | bytes, name: str = "", *, background: Background = "white") -> Image.Image:
     """The picture in a file, or in a file's bytes, in mode RGB.
 
     ``name`` is what messages call it, by default its path.
 
-    Raises :class:`~tide.errors.TideError`, before anything is decoded, for what is no regular file, of no format of
-    :data:`FORMATS`, or larger than :data:`MAX_PIXELS`, :data:`MAX_SIDE` or :data:`MAX_BYTES`; and for damaged ones.
+    Raises :class:`~tide.errors.TideError`, before anything is decoded, for anything but a regular file in one of
+    :data:`FORMATS`, and for one larger than :data:`MAX_PIXELS`, :data:`MAX_SIDE` or :data:`MAX_BYTES`; and for damaged
+    ones.
     """
+    source = Path(source) if isinstance(source, str) else source
     name = name or str(source if isinstance(source, Path) else "the picture")
     try:
         if isinstance(source, Path):
@@ -184,6 +186,14 @@ def to_uint8(image: Tensor) -> np.ndarray:
 def to_image(image: Tensor) -> Image.Image:
     """``[3, H, W]`` in [-1, 1] to an image."""
     return Image.fromarray(to_uint8(image))
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``image`` uint8 ``[H, W, 3]`` in another ``size``, width and height: smoothed if it shrinks, in blocks if it
+    grows."""
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    resample = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize(size, resample))
 
 
 def image_writer(image: Image.Image) -> Callable[[Path], None]:

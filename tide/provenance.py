@@ -55,7 +55,7 @@ def machine_in_words() -> str:
 def provenance(
     command: str | None = None, arguments: Mapping[str, Any] | None = None, *, seed: int | None = None
 ) -> dict[str, Any]:
-    """What made a result, to write beside it: the command with its options, the versions and the machine."""
+    """The command with its options, the versions and the machine that made a result, to be written beside it."""
     return {
         "command": command,
         "arguments": dict(sorted((arguments or {}).items())),

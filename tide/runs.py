@@ -26,7 +26,7 @@ class Contents:
 
     Attributes:
         kind: the command that made it, in a word.
-        blocks: numbers of the transformer's blocks that it is of.
+        blocks: numbers of the transformer's blocks that it covers.
         family: of the transformer, as the adapter names it.
         pipeline: its name or folder.
         weights: component of the pipeline -> fingerprint (:func:`tide.fingerprint.pipeline_fingerprints`).

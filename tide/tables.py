@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tide.files import replace_file
+from tide.files import Write, replace_file
 
 T = TypeVar("T")
 
@@ -38,12 +38,17 @@ def with_spread(values: Sequence[float], digits: int = 4) -> str:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows that all have the columns of the first; None is left empty."""
+    replace_file(path, csv_writer(rows))
+
+
+def csv_writer(rows: Sequence[Mapping[str, Any]]) -> Write:
+    """A function that writes the rows of :func:`write_csv`, for :func:`tide.files.replace_files`."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     text = buffer.getvalue()
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -224,7 +224,7 @@ def test_activations_that_are_not_finite(alpha, prepared):
         ({"token_fraction": 1.5}, "token_fraction 1.5"),
         ({"batch_size": 0}, "batch_size 0 is too small"),
         ({"timesteps": [5]}, "1 timesteps are too few to draw 2 from"),
-        ({"n_timesteps": 0}, "0 sampling steps"),
+        ({"n_timesteps": 0}, "n_timesteps 0 is too small; give at least 1"),
         ({"timesteps": [5, 1000]}, "timestep 1000 does not exist"),
         ({"tensor": "residual"}, "tensor 'residual' is unknown"),
         ({"blocks": [12]}, "block 12 does not exist"),

@@ -67,7 +67,15 @@ def test_several_blocks_have_a_store_each(adapter, source, tmp_path):
     found = collect_to_disk(adapter, source, tmp_path / "s", blocks=(1, "penultimate", 6), options=OPTIONS)
     assert found.folders == {1: tmp_path / "s/block-1", 6: tmp_path / "s/block-6"}
     assert found.rows == 2 * N * 2 * 16
-    assert contents(tmp_path / "s").files == {"block-1": "activations", "block-6": "activations"}
+    whole = contents(tmp_path / "s")
+    assert whole is not None
+    assert (whole.blocks, whole.files) == ([1, 6], {"block-1": "activations", "block-6": "activations"})
+    assert whole.measured == {"rows": found.rows, "images": N, "bytes": found.bytes}
+    for block, folder in found.folders.items():  # each store is what a training is given
+        holds = contents(folder)
+        assert holds is not None
+        assert (holds.kind, holds.blocks, holds.files) == ("activations", [block], {"manifest.json": "index"})
+        assert holds.measured["rows"] == N * 2 * 16
     collect_to_disk(adapter, source, tmp_path / "one", blocks=(6,), options=OPTIONS)
     assert torch.equal(rows(tmp_path / "s/block-6").x, rows(tmp_path / "one").x)
 
@@ -121,6 +129,8 @@ def test_what_cannot_be_collected_leaves_no_folder(adapter, source, tmp_path):
         ({"tensor": "logits"}, "tensor 'logits' is unknown; use one of output, attention, feed_forward"),
         ({"token_fraction": 0.0}, "token_fraction 0.0 is not in (0, 1]; 1/16 is usual"),
         ({"batch_size": 0}, "batch_size 0 is too small; give at least 1"),
+        ({"batch_size": 2.5}, "batch_size 2.5 is not a whole number; give at least 1"),
+        ({"n_timesteps": 0}, "n_timesteps 0 is too small; give at least 1"),
     ],
 )
 def test_options_that_are_not_valid(values, message):

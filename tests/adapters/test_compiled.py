@@ -134,7 +134,7 @@ def test_code_stays_eager_until_the_last_of_overlapping_contexts_has_closed(imag
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [whole, wrapped, blocks])
 def test_compiling_inside_the_context(images, way):
-    """The edit goes on, and what was compiled with hooks does not edit after them."""
+    """The edit continues, and what was compiled with hooks does not edit after them."""
     plain, edited = images
     pipe = prepared(build_sd3_like_the_shared_one())
     with edit(pipe, None, STEER, block=BLOCK):

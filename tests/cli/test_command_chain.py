@@ -13,7 +13,7 @@ from tests.helpers.cli_samples import N_IMAGES
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.interpretation.abrupt_change import abrupt_change
-from tide.runs import contents
+from tide.runs import contents, read_run
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -66,9 +66,9 @@ def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     loss = metrics["diffusion_loss"]
     share = (loss["ablated"] - loss["reconstructed"]) / (loss["ablated"] - loss["clean"])
     assert loss["recovered"] == pytest.approx(share)
-    arguments = metrics["run"]["arguments"]
-    assert (arguments["fast"], arguments["images"], arguments["loss_timesteps"]) == (True, 32, 3)
     holds = contents(tmp_path)
+    assert read_run(tmp_path)["arguments"]["fast"] is True
+    assert (holds.configuration["images"], holds.configuration["loss_timesteps"]) == (32, 3)
     assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("evaluation", [6], "pixart", str(pipeline))
     assert holds.data == {"name": str(images), "images": N_IMAGES}
     assert holds.autoencoder["folder"] == str(checkpoint)
@@ -111,6 +111,8 @@ def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
         assert Image.open(tmp_path / f"{word}.png").width > 4 * 250
     holds = contents(tmp_path)
     assert (holds.kind, holds.blocks) == ("concepts", [6])
+    assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
+    assert holds.configuration == {"images_per_concept": N_IMAGES, "timesteps": 2}
     assert holds.measured["latents"] == {word: found["concepts"][word]["latent"] for word in words}
     assert set(holds.files) == {"concepts.json", *(f"{word}.png" for word in words)}
 
@@ -141,11 +143,13 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     assert Image.open(tmp_path / "strip.png").size == (4 * 64 + 3 * 4, 64)
     report = json.loads((tmp_path / "edit.json").read_text())
     assert [each["strength"] for each in report["edits"]] == [0, 1, 2]
-    assert report["run"]["seed"] == 5
-    assert report["run"]["arguments"]["erase_top"] == 8
+    run = read_run(tmp_path)
+    assert (run["seed"], run["arguments"]["erase_top"]) == (5, 8)
     holds = contents(tmp_path)
     assert (holds.kind, holds.blocks, holds.family) == ("edit", [6], "pixart")
     assert holds.autoencoder["folder"] == str(checkpoint)
+    assert holds.data == {"prompt": "a red house"}
+    assert holds.configuration["strength"] == [0, 1, 2]
     assert holds.measured == {"edits": report["edits"]}
     assert holds.files == {**{f"{name}.png": "picture" for name in (*names, "strip")}, "edit.json": "figures"}
 
@@ -217,7 +221,7 @@ def test_a_fast_edit_takes_eight_steps(cli, checkpoint, tmp_path):
     assert cli(*edit, "--n-steps", 8, "--out", tmp_path / "eight").code == 0
     fast, eight = ((tmp_path / name / "before.png").read_bytes() for name in ("fast", "eight"))
     assert fast == eight
-    assert json.loads((tmp_path / "fast/edit.json").read_text())["run"]["arguments"]["n_steps"] == 8
+    assert contents(tmp_path / "fast").configuration["n_steps"] == 8
 
 
 def test_trajectory(cli, checkpoint, tmp_path):
@@ -241,6 +245,8 @@ def test_trajectory(cli, checkpoint, tmp_path):
     holds = contents(tmp_path)
     assert (holds.kind, holds.blocks, holds.measured) == ("trajectory", [6], {"abrupt_change": report["abrupt_change"]})
     assert holds.autoencoder["folder"] == str(checkpoint)
+    assert holds.data == {"prompt": "a red house", "towards": "a blue house"}
+    assert holds.configuration["n_steps"] == 7
     assert all((tmp_path / name).is_file() for name in holds.files)
 
 

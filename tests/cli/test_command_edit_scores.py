@@ -112,7 +112,7 @@ def test_lpips_alone(edit):
 
 def test_no_scores(edit):
     report, line = edit("--erase-top", 8)
-    assert set(report) == {"edits", "sae", "run"}
+    assert set(report) == {"edits", "sae"}
     assert set(report["edits"][0]) == {"strength", "mean_pixel_change"}
     assert "(mean, of 255); see " in line
 

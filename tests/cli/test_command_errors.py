@@ -214,11 +214,11 @@ def test_edits(refused, checkpoint):
         "steps = (0.8, 0.2) must be two fractions of the sampling run, 0 <= first < last <= 1"
     )
     assert refused(*edit, "--erase", "1", "--steps", "0.96", "1", "--n-steps", "4") == (
-        "--steps 0.96 1 holds none of the 4 sampling steps; give fractions 0.25 apart or more"
+        "steps 0.96 1 holds none of the 4 sampling steps; give fractions 0.25 apart or more"
     )
     # Steps are judged by the run that --fast makes: of 20 one lies in here, of 8 none.
     assert refused(*edit, "--erase", "1", "--steps", "0.3", "0.35", "--fast") == (
-        "--steps 0.3 0.35 holds none of the 8 sampling steps; give fractions 0.125 apart or more"
+        "steps 0.3 0.35 holds none of the 8 sampling steps; give fractions 0.125 apart or more"
     )
     assert refused(*edit, "--erase", "1", "--branch", "unconditional", "--guidance", "1") == (
         "--branch is not used with --guidance at most 1; leave it off"
@@ -272,7 +272,7 @@ def test_edits(refused, checkpoint):
 def test_target_that_does_not_fit_in_memory(refused, checkpoint, monkeypatch):
     monkeypatch.setattr("tide.editing.record.TARGET_BYTES", 10**5)
     assert refused("edit", "--sae", checkpoint, "--prompt", "a", "--towards", "a house") == (
-        "the target's latents take 0 GB at 20 steps of 64 tokens; add --towards-pooled or lower --n-steps"
+        "the target's latents take 0 GB at 20 steps of 64 tokens; pool the target or lower n_steps"
     )
 
 
@@ -308,7 +308,7 @@ def test_targets(refused, cli, checkpoint, copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"block": 5}))
     assert refused("edit", "--sae", copy, *edit, "--target", kept) == (
-        f"{kept} was recorded with another SAE (block 6, this one has 5); record it with this SAE"
+        f"{kept} was recorded with another SAE (block 6, now 5); record it with this SAE"
     )
     assert refused("edit", "--sae", checkpoint, *edit, "--target", kept, "--size", 128) == (
         "the target has 64 tokens and the image 256; make it at the same resolution"
@@ -317,7 +317,7 @@ def test_targets(refused, cli, checkpoint, copy, tmp_path):
 
 def test_trajectories(refused, checkpoint):
     trajectory = ["trajectory", "--sae", checkpoint, "--prompt", "a red house"]
-    assert refused(*trajectory, "--n-steps", 3) == "--n-steps 3 is too few to find a change in; give at least 4"
+    assert refused(*trajectory, "--n-steps", 3) == "n_steps = 3 is too few to find a change in; give at least 4"
     assert refused(*trajectory, "--change", "blue=red") == (
         "the prompt 'a red house' does not say 'blue'; name a word that it says"
     )
@@ -346,7 +346,7 @@ def test_arguments(refused, pipeline, images, store):
             f"device '{device}' is not supported; use cpu, cuda or cuda:<number>"
         )
     assert refused(*collect, "--device", "cpu", "--offload") == (
-        "--offload moves models between a GPU and the CPU, and the device is the CPU; leave it off"
+        "offload moves models between a GPU and the CPU, and the device is the CPU; leave it off"
     )
     assert refused(*collect, "--prompts", "x.txt") == "--prompts belongs to --sampling; add it, or give --data"
     assert refused("train") == "what to train on is not clear; give --store, or --pipeline and --data"

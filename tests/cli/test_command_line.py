@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tide.cli import doctor, values
+from tide.cli import doctor
 from tide.cli.app import COMMANDS, main
 from tide.errors import Interrupted
 from tide.files import lock_folder
+from tide.runs import contents, read_run
 
 QUIET_HELP = """
 import sys
@@ -122,14 +123,18 @@ def test_demo_prints_what_was_found(cli, tmp_path, monkeypatch):
 
     def demo(out, **options):
         given.update(options, out=out)
-        return {"headline": "It works."}
+        return {"headline": "It works.", "config": {"seed": 3}}
 
     monkeypatch.setattr("tide.studies.demo.demo", demo)
     result = cli("demo", "--fast", "--out", tmp_path / "d", "--seed", 3, "--backend", "reference")
     assert result.code == 0
     assert result.out == f"It works.\nThe report is {tmp_path}/d/report.html.\n"
     assert given == {"out": tmp_path / "d", "fast": True, "seed": 3, "backend": "reference", "resume": False}
-    assert json.loads((tmp_path / "d/run.json").read_text())["seed"] == 3
+    holds = contents(tmp_path / "d")
+    assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("study", [6], "pixart", "scenes")
+    assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
+    assert (holds.configuration, holds.measured) == ({"seed": 3}, {"headline": "It works."})
+    assert read_run(tmp_path / "d")["seed"] == 3
 
 
 def test_the_bars_are_a_study(cli, checkpoint, tmp_path, monkeypatch):
@@ -175,18 +180,6 @@ def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("TIDE_TRACEBACK", "1")
     with pytest.raises(ValueError, match="required: --out"):
         main(["train"])
-
-
-def test_values():
-    assert values.size("64") == (64, 64)
-    assert values.size("768x1024") == (768, 1024)
-    assert values.n_bytes("50GB") == 50 * 10**9
-    assert values.n_bytes("1.5 kb") == 1500
-    assert values.fraction("1/16") == 0.0625 == values.fraction("0.0625")
-    assert values.block("-2") == -2
-    assert values.block("penultimate") == "penultimate"
-    assert values.scaling("12,40=3.0") == ((12, 40), 3.0)
-    assert values.words("House, tree,house") == ("house", "tree")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +314,7 @@ def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch,
     result = begin(command, tmp_path / "new/out")
     assert (result.code, result.err.count("\n")) == (code, 1)
     kept = {
-        "demo": "checkpoints of its trainings are kept, if it got to any",
+        "demo": "training checkpoints already written are kept; rerun with --resume to continue",
         "reproduce the bars": "finished cells are kept",
         "reproduce": "finished cells are kept",
     }
@@ -385,7 +378,7 @@ def test_memory_that_is_used_up_is_one_line(cli, monkeypatch, error):
 
 
 def test_a_value_error_of_a_library_is_a_bug(monkeypatch):
-    """What bad input brings about is a TideError; a length that does not fit is a fault of the program."""
+    """What bad input causes is a TideError; a length that does not fit is a fault of the program."""
 
     def broken() -> None:
         list(zip([1], [1, 2], strict=True))

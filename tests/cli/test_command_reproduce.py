@@ -42,6 +42,9 @@ def test_a_study(cli, study, tmp_path):
     assert (run["command"], run["arguments"]["study"], run["seed"]) == ("reproduce", "fig4", 5)
     assert {"versions", "machine"} <= run.keys()
     assert (holds.kind, holds.pipeline, holds.autoencoder) == ("study", "scenes", {})
+    assert (holds.blocks, holds.family, holds.data) == ([6], "pixart", {"name": "scenes"})
+    assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
+    assert (holds.configuration["study"], holds.configuration["steps"]) == ("fig4", 7)
     assert holds.measured == {"verdict": "It scales."}
     assert holds.files == {"fig4.csv": "table", "fig4.png": "chart"}
 
@@ -58,14 +61,22 @@ def test_folders_of_its_own(cli, study, tmp_path, monkeypatch, fast, suffix):
 
 def test_the_bars_name_their_checkpoint(cli, study, tmp_path):
     torch.manual_seed(0)
-    TIDE(TIDEConfig(8, 16, 2, block=6)).save_pretrained(tmp_path / "tide")
+    TIDE(TIDEConfig(8, 16, 2, block=5)).save_pretrained(tmp_path / "tide")
     words = ["--sae", tmp_path / "tide", "--prompts", 4, "--edit-prompts", 2]
     assert cli("reproduce", "bars", *words, "--out", tmp_path / "out").code == 0
     (options,) = study
     assert (options.sae, options.prompts, options.edit_prompts) == (tmp_path / "tide", 4, 2)
     holds = contents(tmp_path / "out")
+    assert holds.blocks == [5]
     assert holds.autoencoder["folder"] == str(tmp_path / "tide")
     assert holds.autoencoder["config"]["n_latents"] == 16
+
+
+def test_bars_need_a_checkpoint(cli, tmp_path):
+    result = cli("reproduce", "bars", "--out", tmp_path / "out")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "measure a checkpoint; give its folder with --sae" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupted(cli, study, tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_code_runs_where_it_is_asked_for(folder, tmp_path, kind):
 
 def test_the_bundled_pipeline_has_no_code_to_trust(cli, images, tmp_path):
     command = ["collect", "--pipeline", "scenes", "--data", images, "--trust-remote-code", "--out", tmp_path / "out"]
-    message = "--trust-remote-code is for pipelines that bring code, and the bundled one does not; leave it off"
+    message = "trust_remote_code is for pipelines that bring code, not the bundled one; leave it off"
     assert cli(*command) == (2, "", f"tide: error: {message}\n")
 
 

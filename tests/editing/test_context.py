@@ -247,7 +247,7 @@ def test_steering_by_hand(alpha):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_nested_edits_of_two_blocks(alpha, sae, plain, guidance):
-    """Both see the right rows; after the inner one closes the outer one goes on, also over another guidance."""
+    """Both see the right rows; after the inner one closes the outer one still edits, also with another guidance."""
     outer, inner = Watch(), Watch()
     other = make_sae(alpha, 3)
     with edit(alpha, sae, Scale(range(20), 2.0) + outer):

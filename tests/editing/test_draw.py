@@ -52,13 +52,18 @@ def test_tokens_steps_branch_and_norm_reach_the_edit(adapter, sae):
     ("edits", "options", "message"),
     [
         ({"a": Scale([N], 2.0)}, {}, f"feature {N} does not exist"),
-        ({}, {"steps": (0.9, 1.0)}, "--steps 0.9 1 holds none of the 3 sampling steps; give fractions 0.33"),
+        ({}, {"steps": (0.9, 1.0)}, "steps 0.9 1 holds none of the 3 sampling steps; give fractions 0.33"),
         ({}, {"n_steps": 0}, "0 sampling steps asked for"),
+        (
+            {"a": Erase([1])},
+            {"tokens": {"b": torch.ones(64, dtype=torch.bool)}},
+            "tokens holds no mask for the edit 'a'",
+        ),
         ({}, {"size": (65, 64)}, "65 x 64 pixels does not divide into tokens"),
         (
             {"a": Erase([1])},
             {"guidance_scale": 1.0, "branch": "unconditional"},
-            "this pipeline's calls have no unconditional rows at these steps; choose another --branch",
+            "this pipeline's calls have no unconditional rows at these steps; choose another branch",
         ),
     ],
 )
@@ -69,5 +74,5 @@ def test_what_does_not_fit(adapter, sae, edits, options, message):
 
 
 def test_an_image_that_is_not_finite(adapter, sae):
-    with pytest.raises(TideError, match="what the pipeline draws is not finite; lower the edit's factor"):
+    with pytest.raises(TideError, match="what the pipeline draws is not finite; lower the edit's strength"):
         draw_edits(adapter, sae, "a red house", {"a": Scale(range(N), 3e38)}, **RUN)

@@ -59,10 +59,10 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block": 3}, r"\(block 6, this one has 3\)"),
-        ({"n_latents": 5}, r"\(n_latents 4, this one has 5\)"),
-        ({"family": "flux"}, r"\(family pixart, this one has flux\)"),
-        ({"d_model": 16}, r"\(d_model 8, this one has 16\)"),
+        ({"block": 3}, r"\(block 6, now 3\)"),
+        ({"n_latents": 5}, r"\(n_latents 4, now 5\)"),
+        ({"family": "flux"}, r'\(family "pixart", now "flux"\)'),
+        ({"d_model": 16}, r"\(d_model 8, now 16\)"),
     ],
 )
 def test_a_target_of_another_sae(tmp_path, changes, message):
@@ -111,5 +111,5 @@ def test_a_target_of_other_weights(tmp_path):
     with torch.no_grad():
         other.W_dec[1, 2] += 1e-3
     save_target(tmp_path / "target", MAP, model())
-    with pytest.raises(TideError, match=r"was recorded with another SAE \(weights \w{16}, this one has \w{16}\)"):
+    with pytest.raises(TideError, match=r'was recorded with another SAE \(weights "\w{16}", now "\w{16}"\)'):
         load_target(tmp_path / "target", other)

@@ -60,9 +60,9 @@ def test_the_contrast_is_that_of_one_reference(adapter, sae):
 def test_what_cannot_be_recorded(adapter, sae, monkeypatch):
     with pytest.raises(TideError, match="this SAE does not know its block"):
         prompt_target(adapter, TIDE(TIDEConfig(192, N, 4)), "a tree", **RUN)
-    monkeypatch.setattr("tide.editing.targets.TARGET_BYTES", 10**4)
+    monkeypatch.setattr("tide.editing.record.TARGET_BYTES", 10**4)
     for record in (prompt_target, lambda *given, **run: image_target(*given, IMAGE, **run)):
-        with pytest.raises(TideError, match="at 3 steps of 64 tokens; add --towards-pooled or lower --n-steps"):
+        with pytest.raises(TideError, match="at 3 steps of 64 tokens; pool the target or lower n_steps"):
             record(adapter, sae, "a tree", **RUN)
-    with pytest.raises(TideError, match="at 3 steps of 64 tokens; lower --n-steps"):
+    with pytest.raises(TideError, match="at 3 steps of 64 tokens; lower n_steps"):
         image_contrast(adapter, sae, IMAGE, "a tree", "a house", **RUN)

@@ -9,8 +9,7 @@ from tide.activations import collect, prepare
 from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
-from tide.evaluation import PCA, evaluate_reconstruction, with_sae
-from tide.evaluation.table import evaluate, text
+from tide.evaluation import PCA, evaluate, evaluate_reconstruction, evaluation_text, with_sae
 from tide.sae import TIDE, TIDEConfig
 
 N_FIT, N_IMAGES = 3, 10
@@ -70,7 +69,7 @@ def test_the_loss_is_of_as_many_images_and_timesteps_as_asked_for(figures):
 
 
 def test_as_text(figures):
-    first, second = text(figures).split("\n\n")
+    first, second = evaluation_text(figures).split("\n\n")
     assert [line.split("  ")[0] for line in first.splitlines()[1:]] == ["SAE", "PCA k", "PCA k/4", "mean"]
     assert first.splitlines()[0].split() == ["mse", "cosine", "variance", "l0", "dead", "loss", "recovered"]
     bins = figures["models"]["tide"]["timestep"]

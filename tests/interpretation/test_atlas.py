@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
-from tide.interpretation import dense_latents
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
@@ -51,7 +50,7 @@ def equal(first: Atlas, second: Atlas) -> bool:
 
 def brute_force(sae: TIDE, x: torch.Tensor, grid: tuple[int, int], n_top: int, pool: int = 1) -> Atlas:
     """Of ``latents [timesteps, images, tokens, n_latents]``, image by image and latent by latent."""
-    latents = torch.stack([dense_latents(sae, each, t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True)])
+    latents = torch.stack([sae.dense(each, t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True)])
     maps = latents.mean(0)
     n_images, n_tokens, n = maps.shape
     images, values = torch.full((n, n_top), -1), torch.zeros(n, n_top)
@@ -147,7 +146,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch, piece):
                 on_latents=lambda z, rows=rows: rows.append(z.flatten(0, 1)),
             )
         assert equal(found, whole)
-        expected = sum(dense_latents(sae, each.flatten(0, 1), t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True))
+        expected = sum(sae.dense(each.flatten(0, 1), t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True))
         assert torch.equal(torch.cat(rows), expected / len(TIMESTEPS))
         assert max(map(len, rows)) <= max(1, piece // N_LATENTS)
 
@@ -158,7 +157,7 @@ def test_a_grid_that_does_not_divide_is_pooled_by_area():
     x = activations(1, grid)
     found = build_atlas(sae, TIMESTEPS, in_batches(x, 1), grid, top_images=1)
     assert found.maps.shape == (N_LATENTS, 1, 16, 8)
-    maps = sum(dense_latents(sae, each[0], t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True)) / 4
+    maps = sum(sae.dense(each[0], t) for each, t in zip(x, TIMESTEPS.tolist(), strict=True)) / 4
     fine = maps.T.view(-1, 1, *grid).repeat_interleave(4, 2).repeat_interleave(4, 3)  # quarters of a token
     pooled = F.avg_pool2d(fine, 5)
     scaled = pooled / pooled.amax((1, 2, 3), keepdim=True).clamp(min=1e-9) * 255
@@ -175,7 +174,7 @@ def test_each_image_has_its_own_conditioning():
     mean = torch.zeros(4, 20)
     for i, t in enumerate(TIMESTEPS.tolist()):
         for image in range(5):
-            mean[i] += dense_latents(sae, x[i, image], Position(t, conditioning[image : image + 1])).mean(0) / 5
+            mean[i] += sae.dense(x[i, image], Position(t, conditioning[image : image + 1])).mean(0) / 5
     torch.testing.assert_close(found.mean, mean, rtol=1e-4, atol=1e-6)
     other = build_atlas(sae, TIMESTEPS, in_batches(x, 5, conditioning=conditioning.flip(0)), (2, 3), top_images=2)
     assert not torch.allclose(other.mean, mean, rtol=1e-2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +13,8 @@ from tide.activations.collect import sample_noise
 from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
-from tide.interpretation import build_atlas
-from tide.interpretation.atlas_reading import most_labelled, read_atlas
+from tide.interpretation import Atlas, build_atlas, make_atlas, read_atlas
+from tide.interpretation.atlas_reading import most_labelled
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig
 
@@ -78,3 +81,31 @@ def test_how_many_images_are_labelled(monkeypatch):
     assert most_labelled(3072, 64) == 2730
     monkeypatch.setattr("tide.interpretation.atlas_reading.LABEL_BYTES", 100)
     assert most_labelled(3072, 64) == 1
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_atlas_in_one_call(adapter, model, monkeypatch, tmp_path, kind):
+    """Labelled where the images know their concepts; the files hold what is returned."""
+    monkeypatch.setattr("tide.interpretation.atlas.LEAST_TOKENS", 1)
+    source = open_source("scenes", adapter, images=N_IMAGES, batch_size=4)
+    entered = []
+
+    @contextmanager
+    def writing():
+        entered.append(not list(tmp_path.iterdir()))
+        yield
+
+    made = make_atlas(adapter, model, source, kind(tmp_path), timesteps=TIMESTEPS, seed=5, writing=writing())
+    assert entered == [True]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["atlas.html", "atlas.json", "atlas.safetensors"]
+    loaded = Atlas.load(tmp_path)
+    assert torch.equal(loaded.mean, made.mean)
+    masks = source.batches.masks(N_IMAGES, (8, 8))
+    atlas, _ = read(adapter, model, masks=masks, level_of=source.batches.level_of)
+    assert loaded.labels == atlas.labels
+    assert loaded.labels is not None
+
+
+def test_the_timesteps_are_those_of_a_short_run(adapter, model):
+    atlas, _ = read_atlas(adapter, model, open_source("scenes", adapter, images=2))
+    assert torch.equal(atlas.timesteps, adapter.sampling_timesteps(10).float())

@@ -9,7 +9,6 @@ from tide.errors import TideError
 from tide.interpretation import (
     Annotated,
     concept_scores,
-    dense_latents,
     find_concepts,
     mean_latents,
     pooled_latents,
@@ -201,7 +200,7 @@ def test_mean_latents_is_the_mean_over_timesteps(conditioned):
 
 def test_dense_latents_keep_the_shape_and_the_mode():
     sae = model().train()
-    assert dense_latents(sae, torch.randn(2, 3, 6), 5.0).shape == (2, 3, 20)
+    assert sae.dense(torch.randn(2, 3, 6), 5.0).shape == (2, 3, 20)
     assert sae.training
 
 

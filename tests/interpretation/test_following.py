@@ -63,10 +63,10 @@ def test_without_a_target(adapter, sae, followed):
 
 
 def test_what_does_not_fit(adapter, sae, monkeypatch):
-    with pytest.raises(TideError, match=r"^--n-steps 3 is too few to find a change in; give at least 4$"):
+    with pytest.raises(TideError, match=r"^n_steps = 3 is too few to find a change in; give at least 4$"):
         follow(adapter, sae, "a", n_steps=3)
     with pytest.raises(TideError, match="does not divide into tokens"):
         follow(adapter, sae, "a", size=(65, 64))
     monkeypatch.setattr("tide.interpretation.following.RUN_BYTES", 1000)
-    with pytest.raises(TideError, match="the run's latents take 0 GB; lower --n-steps or --size"):
+    with pytest.raises(TideError, match="the run's latents take 0 GB; lower n_steps or the size"):
         follow(adapter, sae, "a", **RUN)

@@ -38,7 +38,7 @@ def test_round_trip_through_save_pretrained(alpha, tmp_path):
 
 def test_load_pipeline_reads_what_the_package_ships(alpha, tmp_path, monkeypatch):
     monkeypatch.setattr(bundled, "DATA", tmp_path)
-    with pytest.raises(TideError, match=r"pipeline holds no pipeline: reinstall tide-sae, or run `python -m"):
+    with pytest.raises(TideError, match=r"pipeline holds no pipeline: reinstall tide-sae, or run `python scripts"):
         load_pipeline()
     alpha.save_pretrained(tmp_path / "pipeline")
     with warnings.catch_warnings():

@@ -39,7 +39,7 @@ def test_a_run_that_starts_anew_voids_all(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_disk_ends_the_curves_with_a_warning(tmp_path, monkeypatch, code):
-    """At every write of a training; the training itself goes on."""
+    """At every write of a training; the training itself continues."""
     write, written = _Whole.write, []
 
     def failing(file: _Whole, data: bytes) -> None:

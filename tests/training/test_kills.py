@@ -67,7 +67,7 @@ def finishes(store: Path, out: Path, whole: Path, steps: int = STEPS) -> None:
 
 
 def test_kills_at_random_moments(store, whole, tmp_path):
-    """Every killed run goes on from where the one before it came to."""
+    """Every killed run resumes from where the one before it stopped."""
     rng = random.Random(0)
     out, environment = tmp_path / "out", {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = 0

@@ -1,4 +1,4 @@
-"""A save that fails, or is killed, at any of its calls: what was there before loads, and goes on to the same bits."""
+"""A save that fails, or is killed, at any of its calls: what was there before loads and resumes to the same bits."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +21,6 @@ from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.training import TrainConfig, build_model, from_pool, from_stores, live
-from tide.training.sources import live_stream
 
 N = 10
 OPTIONS = CollectOptions(token_fraction=1 / 4)
@@ -155,14 +156,17 @@ def test_a_live_stream_gives_the_same_bits_from_any_step(adapter, options, exact
     """Ten images of 32 rows, or 16 without pairs, in windows of at most 100 rows."""
     images = open_source("scenes", adapter, images=N)
     known = Source(images.name, images.size, N if exact else N + 5, images.batches, exact=exact)
-    stream = live_stream(adapter, known, 2, options, rows=50, buffer_rows=100, seed=1)
-    whole = list(islice(stream.from_step(0), 9))
+
+    def batches(step: int, seed: int = 1) -> Iterator[ActivationBatch]:
+        config = replace(PLAIN, batch_tokens=50, seed=seed)
+        return live(adapter, known, config, block=2, options=options, buffer_rows=100).batches(step)
+
+    whole = list(islice(batches(0), 9))
     for step in (1, 3, 6):
-        for one, other in zip(islice(stream.from_step(step), 3), whole[step:], strict=False):
+        for one, other in zip(islice(batches(step), 3), whole[step:], strict=False):
             assert len(one) == 50
             assert one.paired is options.paired
             assert torch.equal(one.x, other.x)
             assert torch.equal(one.sample, other.sample)
     assert len(torch.cat([batch.sample for batch in whole]).unique()) == N
-    other_seed = live_stream(adapter, known, 2, options, rows=50, buffer_rows=100, seed=2)
-    assert not torch.equal(next(other_seed.from_step(0)).x, whole[0].x)
+    assert not torch.equal(next(batches(0, seed=2)).x, whole[0].x)

@@ -275,7 +275,7 @@ def test_one_channel_that_rules_is_said_once(tmp_path):
 @pytest.mark.parametrize("centre", [False, True], ids=["not centred", "centred"])
 @pytest.mark.parametrize("stop", [35, 40], ids=["after a checkpoint and a log", "at a checkpoint"])
 def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, stop, centre):
-    """Steps after the last checkpoint are run again; revival and progressive k go on where they were."""
+    """Steps after the last checkpoint are run again; revival and progressive k resume where they were."""
     pool = ActivationPool(islice(stream(), 5), ROWS, seed=4)
     whole = trainer(tmp_path / "whole", model(centre=centre))
     whole.fit(pool.from_step)

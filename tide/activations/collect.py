@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.options import check_amounts
-from tide.adapters.base import Adapter, Block, Text
+from tide.activations.options import CollectOptions, check_count, check_fraction
+from tide.adapters.base import GUIDANCE, Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
 from tide.errors import TideError
 
@@ -121,22 +121,22 @@ def collect(
     adapter: Adapter,
     data: Data,
     blocks: Sequence[Block],
+    options: CollectOptions | None = None,
     *,
-    n_timesteps: int = 20,
     timesteps: Sequence[int] | Tensor | None = None,
-    token_fraction: float = 1 / 16,
-    paired: bool = True,
-    batch_size: int = 8,
     seed: int = 0,
     start: int = 0,
     stop: int | None = None,
-    tensor: str = "output",
     dtype: torch.dtype | None = None,
     max_sequence_length: int | None = None,
+    **changed: Any,
 ) -> Iterator[dict[int, ActivationBatch]]:
     """Algorithm 1 of the paper: noise each image at a random timestep (eq. 3), run the model once, keep a
     random ``token_fraction`` of the image tokens of ``blocks``. Tokens are chosen inside the hook, and the
     pass ends after the last block asked for.
+
+    ``options`` say which activations of each image to keep; single ones can be given by name, as in
+    ``token_fraction=1 / 4`` (:class:`~tide.activations.CollectOptions`).
 
     Timesteps are drawn from the grid of the pipeline's own schedule with ``n_timesteps`` steps, or from
     ``timesteps``. ``paired`` runs each image at a timestep and at the next (lower) one of the grid, with the
@@ -152,23 +152,23 @@ def collect(
     Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
     Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
     """
-    check_amounts(token_fraction, batch_size)
-    grid = _grid(adapter, n_timesteps, timesteps, paired)
+    options = replace(options or CollectOptions(), **changed)
+    grid = _grid(adapter, options.n_timesteps, timesteps, options.paired)
     indices = [adapter.resolve_block(block) for block in blocks]
     sample = start
-    for items in _batches(_items_between(data, start, stop), batch_size):
+    for items in _batches(_items_between(data, start, stop), options.batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         numbers = range(sample, sample + len(items))
         n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
-        repeats = 1 + paired  # rows of one image stand next to each other
-        draws = [_Draw.of(seed, i, grid, paired, n_tokens, token_fraction, latents.shape[1:]) for i in numbers]
+        repeats = 1 + options.paired  # rows of one image stand next to each other
+        draws = [_Draw.of(seed, i, grid, n_tokens, options, latents.shape[1:]) for i in numbers]
         timestep = torch.cat([draw.timesteps for draw in draws])
         noise = torch.stack([draw.noise for draw in draws])
         noised = adapter.add_noise(latents.repeat_interleave(repeats, 0), noise.repeat_interleave(repeats, 0), timestep)
         text = {name: value.repeat_interleave(repeats, 0) for name, value in text.items()}
         kept = _Kept(torch.stack([draw.tokens for draw in draws]), repeats)
         taps = {index: partial(kept.keep, index) for index in indices}
-        run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), tensor)
+        run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), options.tensor)
         batches = {index: kept.batch(index, sample, dtype) for index in indices}
         for index, batch in batches.items():
             batch.check_finite(f"block {index}")
@@ -179,7 +179,7 @@ def collect(
 
 
 class _Draw(NamedTuple):
-    """What chance decides for a sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
+    """The random draws of one sample: its one or two ``timesteps``, its ``tokens [n]``, its ``noise [c, h, w]``."""
 
     timesteps: Tensor
     tokens: Tensor
@@ -187,19 +187,12 @@ class _Draw(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        seed: int,
-        sample: int,
-        grid: Tensor,
-        paired: bool,
-        n_tokens: int,
-        token_fraction: float,
-        shape: Sequence[int],
+        cls, seed: int, sample: int, grid: Tensor, n_tokens: int, options: CollectOptions, shape: Sequence[int]
     ) -> _Draw:
         generator = sample_generator(seed, sample)
-        step = int(torch.randint(len(grid) - paired, (), generator=generator))
-        tokens = draw_tokens(n_tokens, token_fraction, generator)
-        return cls(grid[step : step + 1 + paired], tokens, torch.randn(shape, generator=generator))
+        step = int(torch.randint(len(grid) - options.paired, (), generator=generator))
+        tokens = draw_tokens(n_tokens, options.token_fraction, generator)
+        return cls(grid[step : step + 1 + options.paired], tokens, torch.randn(shape, generator=generator))
 
 
 @dataclass
@@ -249,7 +242,7 @@ def collect_sampling(
     blocks: Sequence[Block],
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     token_fraction: float = 1 / 16,
     rows: Literal["conditional", "both"] = "conditional",
     paired: bool = False,
@@ -272,7 +265,8 @@ def collect_sampling(
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
-    check_amounts(token_fraction, batch_size)
+    check_fraction(token_fraction)
+    check_count("batch_size", batch_size)
     _check_run(rows, paired, n_steps)
     indices = [adapter.resolve_block(block) for block in blocks]
     prompts = prompts[:stop]

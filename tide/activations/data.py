@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tide.activations.identity import Sample, digest
+from tide.activations.options import check_count
 from tide.errors import TideError
 from tide.files import file_digest, read_text
 from tide.files.schema import check_schema
@@ -35,7 +36,7 @@ _Pair = tuple[Tensor, str]
 def to_tensor(image: Image.Image, size: Size) -> Tensor:
     """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1].
 
-    What is transparent shows white; EXIF's orientation counts (:func:`tide.pictures.to_rgb`).
+    Transparent pixels become white and the EXIF orientation is applied (:func:`tide.pictures.to_rgb`).
     """
     height, width = (size, size) if isinstance(size, int) else size
     fitted = ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)
@@ -177,8 +178,7 @@ def _is_file(path: Path) -> bool:
 def _check_size(size: Size, batch_size: int) -> None:
     if min((size,) if isinstance(size, int) else size) < 1:
         raise TideError(f"size {size} has no pixels; give the side in pixels or (height, width)")
-    if batch_size < 1:
-        raise TideError(f"batch_size {batch_size} is too small; give at least 1")
+    check_count("batch_size", batch_size)
 
 
 def image_folder(path: str | Path, size: Size, *, batch_size: int = 8, on_error: OnError = "raise") -> ImageFolder:

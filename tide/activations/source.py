@@ -1,4 +1,4 @@
-"""What is collected from: a known number of images with captions, or prompts, and what tells them apart from others."""
+"""What activations are collected from: images with captions, or prompts, and the fingerprints that identify them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tide.files import read_text
 class Source:
     """Batches of images ``[B, 3, H, W]`` in [-1, 1] with captions, read again at every iteration.
 
-    ``name`` is how results record it, with ``options`` where they matter; ``n_images`` is the most that it gives, and
-    exactly how many if ``exact``; ``limited`` says that there may be more, which were not asked for.
+    Results record it as ``name``, with ``options`` where they matter. It gives at most ``n_images`` images, and exactly
+    that many if ``exact``; ``limited`` means that there may be more images than were asked for.
     """
 
     name: str

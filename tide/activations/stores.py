@@ -1,4 +1,4 @@
-"""Activation stores, one a block, written in one pass over the data; resumed, repaired and extended."""
+"""Activation stores, one per block, written in one pass over the data; resumed, repaired and extended."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import Sample, what_changed
+from tide.activations.identity import what_changed
 from tide.activations.manifest import places
+from tide.activations.source import Prompts, Source
 from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
@@ -26,30 +27,19 @@ SMALLEST_SHARD = 2**20
 Activations = Callable[[int, int], Iterable[dict[int, ActivationBatch]]]
 
 
-class Recorded(Protocol):
-    """What is collected from, as far as it is recorded: :class:`~tide.activations.source.Source` or ``Prompts``."""
-
-    @property
-    def limited(self) -> bool: ...
-
-    def samples(self) -> list[Sample]: ...
-
-    def samples_before(self, n: int) -> list[Sample]: ...
-
-
 def write_stores(
     activations: Activations,
     folders: dict[int, Path],
     info: dict[str, Any],
     *,
     n: int,
-    data: Recorded | None = None,
+    data: Source | Prompts | None = None,
     expected: int = 0,
     quota: int | None = None,
     resume: bool = False,
     begun: Callable[[], None] = lambda: None,
-) -> tuple[int, int]:
-    """Writes ``activations(start, stop)`` to one store a block.
+) -> tuple[dict[int, int], int]:
+    """Writes ``activations(start, stop)`` to one store per block.
 
     All stores are locked before anything is written. When resuming, ``data`` must be those that the stores were
     collected from; damaged shards are collected again, and a store that is behind the others after a crash catches up.
@@ -63,12 +53,12 @@ def write_stores(
         n: images.
         data: what is collected from; recorded in the shards.
         expected: bytes that each store is going to take.
-        quota: the most bytes that each store may take.
+        quota: disk limit of each store in bytes.
         resume: resume or extend the stores that are there.
         begun: called once, as soon as there is a shard.
 
     Returns:
-        The rows of all stores together, and the images in each.
+        The rows of each store, and the images in each.
 
     Raises:
         TideError: the folders hold stores of something else, or their disk does not suffice.
@@ -99,7 +89,9 @@ def write_stores(
             if writer.next_sample < n:
                 writer.align(info.get("batch_size", 1))
         _collect(activations, writers, data, n, begun)
-    return sum(writer.rows for writer in writers.values()), min(writer.next_sample for writer in writers.values())
+    return {block: writer.rows for block, writer in writers.items()}, min(
+        writer.next_sample for writer in writers.values()
+    )
 
 
 def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:
@@ -125,7 +117,7 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _check_data(writer: StoreWriter, data: Recorded) -> None:
+def _check_data(writer: StoreWriter, data: Source | Prompts) -> None:
     """Raises unless the data begin with what the store was collected from."""
     if not writer.recorded:
         return
@@ -143,7 +135,7 @@ def _check_data(writer: StoreWriter, data: Recorded) -> None:
 def _collect(
     activations: Activations,
     writers: dict[int, StoreWriter],
-    data: Recorded | None,
+    data: Source | Prompts | None,
     n: int,
     begun: Callable[[], None],
 ) -> None:

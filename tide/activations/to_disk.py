@@ -15,17 +15,14 @@ from tide.activations.options import CollectOptions
 from tide.activations.source import Prompts, Source
 from tide.activations.stores import write_stores
 from tide.activations.writer import estimate_bytes, readable_size
-from tide.adapters.base import Adapter, Block
+from tide.adapters.base import GUIDANCE, Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
 from tide.fingerprint import pipeline_fingerprints
 from tide.runs import Contents, read_run, record_measured, write_run
 
-#: Guidance scale of sampling runs unless told otherwise.
-GUIDANCE = 4.5
-
 
 class Collected(NamedTuple):
-    """What the stores of ``folders`` (block -> folder) hold: ``rows`` and ``bytes`` together, ``images`` each."""
+    """The stores (block -> folder), their rows and bytes in total, and the images in each."""
 
     folders: dict[int, Path]
     rows: int
@@ -57,15 +54,16 @@ def collect_to_disk(
         source: images with captions (:func:`tide.data.open_source`), which are noised as in Algorithm 1
             (:func:`~tide.activations.collect`), or :class:`Prompts`, whose sampling runs are followed
             (:func:`~tide.activations.collect_sampling`).
-        out: the folder of the store; with several blocks that of the stores ``block-N``. Gets a ``run.json``.
+        out: the folder of the store; with several blocks that of the stores ``block-N``. Each folder gets a
+            ``run.json``.
         blocks: numbers, negative from the end, or "penultimate".
-        options: what of an image's activations is taken; default :class:`CollectOptions`.
+        options: which activations of each image to keep; default :class:`CollectOptions`.
         guidance_scale: of sampling runs.
         seed: of timesteps, noise and tokens.
-        quota: the most bytes that each store may take.
+        quota: disk limit of each store in bytes.
         resume: resume an interrupted collection, or extend one: ``source`` begins with the same images.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
-        say: is told what will be collected.
+        say: called with one line of text when it is known what will be collected.
 
     Raises:
         TideError: a block does not exist, the disk or the quota does not suffice, ``out`` holds a store that is not to
@@ -79,17 +77,20 @@ def collect_to_disk(
     each = " each" if len(indices) > 1 else ""
     say(f"{source.n_images} images, {blocks_in_words(indices)}: about {readable_size(expected)} on disk{each}")
     info = _info(adapter, source, options, guidance_scale, seed)
-    read_run(folder)  # a damaged one is found before the work
+    #: Folder -> the stores in it.
+    described = {folder: folders, **{path: {block: path} for block, path in folders.items()}}
+    for path in described:
+        read_run(path)  # a damaged one is found before the work
 
     def activations(start: int, stop: int) -> Iterator[dict[int, ActivationBatch]]:
         if isinstance(source, Prompts):
             return _sampled(adapter, source, indices, options, guidance_scale, seed=seed, start=start, stop=stop)
         length = caption_length(adapter)
-        given = {**asdict(options), "seed": seed, "start": start, "stop": stop, "max_sequence_length": length}
-        return collect(adapter, source, indices, **given)
+        return collect(adapter, source, indices, options, seed=seed, start=start, stop=stop, max_sequence_length=length)
 
     def begun() -> None:
-        write_run(folder, _contents(info, folders, source.n_images), made_by)
+        for path, stores in described.items():
+            write_run(path, _contents(info, path, stores, source.n_images), made_by)
 
     rows, images = write_stores(
         activations,
@@ -102,13 +103,15 @@ def collect_to_disk(
         resume=resume,
         begun=begun,
     )
-    n_bytes = sum(file.stat().st_size for each in folders.values() for file in each.glob("shard-*"))
-    record_measured(folder, {"rows": rows, "images": images, "bytes": n_bytes})
-    return Collected(folders, rows, images, n_bytes)
+    sizes = {block: sum(file.stat().st_size for file in path.glob("shard-*")) for block, path in folders.items()}
+    for path, stores in described.items():
+        found = {"rows": sum(rows[block] for block in stores), "bytes": sum(sizes[block] for block in stores)}
+        record_measured(path, {**found, "images": images})
+    return Collected(folders, sum(rows.values()), images, sum(sizes.values()))
 
 
 def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectOptions) -> int:
-    """What one block's store is going to take on disk, within 0.1 % and a few KB a shard."""
+    """What one block's store is going to take on disk, within 0.1 % and a few KB per shard."""
     config = adapter.modulation(0).config
     n, paired = source.n_images, options.paired
     if isinstance(source, Prompts):  # every step of every run; pairs hold all but the first and the last twice
@@ -131,7 +134,7 @@ def blocks_in_words(blocks: Sequence[int]) -> str:
 def _info(
     adapter: Adapter, source: Source | Prompts, options: CollectOptions, guidance_scale: float, seed: int
 ) -> dict[str, Any]:
-    """What the activations are of: all that must be the same when a store is resumed, and the number of threads."""
+    """What a manifest records: all that must be the same when a store is resumed, and the number of threads."""
     sampling = isinstance(source, Prompts)
     return {
         "pipeline": adapter.name,
@@ -154,17 +157,18 @@ def _info(
     }
 
 
-def _contents(info: dict[str, Any], folders: dict[int, Path], n_images: int) -> Contents:
-    """``run.json``'s."""
-    several = len(folders) > 1
+def _contents(info: dict[str, Any], folder: Path, stores: dict[int, Path], n_images: int) -> Contents:
+    """``run.json``'s of a folder that is a store or holds several."""
     return Contents(
         kind="activations",
-        blocks=list(folders),
+        blocks=list(stores),
         family=info["family"],
         pipeline=info["pipeline"],
         weights=info["weights"],
         data={"name": info["data"], "images": n_images, "size": info["size"]},
-        files={folder.name: "activations" for folder in folders.values()} if several else {"manifest.json": "index"},
+        files={"manifest.json": "index"}
+        if folder in stores.values()
+        else {path.name: "activations" for path in stores.values()},
     )
 
 

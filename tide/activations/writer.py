@@ -48,7 +48,7 @@ def estimate_bytes(
     dtype: torch.dtype = torch.bfloat16,
 ) -> int:
     """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
-    :func:`tide.activations.collect` takes them; accurate to 0.1 % and a few KB a shard."""
+    :func:`tide.activations.collect` takes them; accurate to 0.1 % and a few KB per shard."""
     calls = n_samples * (1 + paired)
     rows = calls * max(1, round(n_tokens * token_fraction))
     return rows * (d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)

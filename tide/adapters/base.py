@@ -20,6 +20,8 @@ from tide.sae.modulation import Modulation
 #: What can be hooked of a block: its output (the residual stream), the output of its self-attention, or that of its
 #: feed-forward.
 TENSORS = ("output", "attention", "feed_forward")
+#: Guidance scale of sampling runs unless told otherwise.
+GUIDANCE = 4.5
 #: Which scale and shift of a block: those before its self-attention or those before its feed-forward.
 Chunk = Literal["msa", "mlp"]
 CHUNKS = get_args(Chunk)

@@ -35,7 +35,7 @@ def _check_fits(size: tuple[int, int], adapter: Adapter) -> None:
     if there is not None and least > there:
         raise TideError(
             f"a block of an image of {size[0]} x {size[1]} pixels takes {least / 1e9:.0f} GB of memory at least and "
-            f"{adapter.device} has {there / 1e9:.0f} GB; lower --size"
+            f"{adapter.device} has {there / 1e9:.0f} GB; lower the size"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``tide demo``, ``collect``, ``train``, ``evaluate`` and the others of :data:`COMMANDS`.
+"""The command line: ``tide demo``, ``collect``, ``train``, ``evaluate`` and the other :data:`COMMANDS`.
 
 Torch and diffusers are imported inside a command's ``run``, so that ``--help`` answers at once."""
 
@@ -24,24 +24,24 @@ from tide.ranks import refuse_ranks
 COMMANDS = {
     "demo": "train, measure, interpret and edit on the bundled pipeline",
     "collect": "collect activations into a store",
-    "train": "train a TIDE (or with --sae a plain SAE)",
+    "train": "train a TIDE, or with --sae a plain SAE",
     "evaluate": "measure reconstruction and diffusion loss of a checkpoint",
     "concepts": "find latents of concepts and draw where they fire",
     "atlas": "draw all latents as one page to look through",
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
-    "reproduce": "the paper's tables and figures",
-    "doctor": "versions, devices, kernel backends, bundled data",
+    "reproduce": "reproduce the paper's tables and figures",
+    "doctor": "show versions, devices, kernel backends and bundled data",
 }
 
-#: Letters of a line on stderr: a path may be long, and somebody's slip much longer.
+#: Letters of a line on stderr: a path may be long, and a mistyped argument can be very long.
 LONGEST = 1000
 
 
 def command(argv: Sequence[str]) -> Command | None:
     """The command that a whole command line describes; None for ``tide --help``.
 
-    Raises :class:`~tide.errors.TideError` for what it does not describe.
+    Raises :class:`~tide.errors.TideError` for words that describe none.
     """
     check_text(argv)
     name, *words = argv or ["--help"]
@@ -76,8 +76,8 @@ def overview() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 once
-    nobody reads.
+    """Runs a command. Returns 0, 2 after bad input (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 if
+    stdout was closed.
 
     With ``TIDE_TRACEBACK=1`` in the environment errors are raised instead.
     """
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tide: interrupted; {kept}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
-        # Whoever reads, such as `head`, has seen enough; what is still buffered must not fail at exit.
+        # The reader, such as `head`, has closed the pipe; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that whoever opened something can close it; a second one at once."""
+    """SIGTERM raises like Ctrl-C, so that resources are closed; a second one kills."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -134,7 +134,7 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Our own warnings are for users, who have no use for the line of code that gave them."""
+    """Prints our own warnings without the line of code that gave them, which is of no use to users."""
     former = warnings.formatwarning
 
     def format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
@@ -150,7 +150,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def refusal(error: Exception) -> str | None:
-    """The line for an error that the input or the machine brought about; None for a bug, which keeps its traceback."""
+    """The line for an error that the input or the machine caused; None for a bug, which keeps its traceback."""
     kernels = sys.modules.get("tide_kernels")
     if out_of_memory(error):
         return (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
-from tide.cli.usage import PIPELINE, Usage, kind_of_data, with_option
+from tide.cli.usage import Aspect, kind_of_data, with_option
 from tide.cli.values import Blocks, Flag, MaybeBytes, MaybeFile, MaybeNumber, Seed, option
 
 if TYPE_CHECKING:
@@ -27,27 +27,23 @@ class LoadedModel(Model):
 class Collect(Command):
     """Collect activations into a store."""
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} data images tensor token_fraction timesteps no_pairs batch_size out block sampling prompts quota "
-        "seed resume",
-        (with_option("sampling", uses="guidance"), kind_of_data(without="size")),
-    )
+    usage: ClassVar[tuple[Aspect, ...]] = (with_option("sampling", uses="guidance"), kind_of_data(without="size"))
     interrupted: ClassVar[str] = "whole shards are kept; rerun with --resume to continue"
 
     out: Annotated[str, option("STORE")]
-    """folder; with several blocks, STORE/block-N each"""
+    """folder of the store; with several blocks each has its own, STORE/block-N"""
     block: Blocks = ("penultimate",)
-    """numbers or 'penultimate'; several are collected in one pass"""
+    """numbers of blocks, or 'penultimate'; several are collected in one pass"""
     sampling: Flag = False
-    """collect along the sampling process of the captions"""
+    """collect along sampling runs of the captions instead of from noised images"""
     prompts: MaybeFile = None
-    """with --sampling: one prompt a line, instead of --data"""
+    """text file with one prompt per line, for --sampling instead of --data"""
     guidance: MaybeNumber = None
-    """guidance scale of --sampling (default 4.5)"""
+    """guidance scale for --sampling (default 4.5)"""
     quota: MaybeBytes = None
-    """most disk that each store may take"""
+    """disk limit of each store"""
     seed: Seed = 0
-    """of timesteps, noise and tokens"""
+    """random seed"""
     resume: Flag = False
     """resume an interrupted collection, or extend it"""
     model: LoadedModel
@@ -57,8 +53,9 @@ class Collect(Command):
     def run(self) -> None:
         from pathlib import Path
 
-        from tide.activations.to_disk import GUIDANCE, blocks_in_words, collect_to_disk
+        from tide.activations.to_disk import blocks_in_words, collect_to_disk
         from tide.activations.writer import readable_size
+        from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
         from tide.files import new_folders
 

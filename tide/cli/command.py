@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tide.cli.options import values_of
-from tide.cli.usage import Usage
+from tide.cli.usage import Aspect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Its subclasses' docstrings are the commands' help, their fields the options."""
 
-    usage: ClassVar[Usage]
+    #: What decides over the options that only some runs use.
+    usage: ClassVar[tuple[Aspect, ...]] = ()
     #: What an interruption leaves, for the line that reports it.
     interrupted: ClassVar[str] = "nothing was written"
 
@@ -25,13 +26,13 @@ class Command:
     def run(self) -> None:
         raise NotImplementedError
 
-    def made_by(self, **used: Any) -> dict[str, Any]:
-        """This command with its options, to write beside the result; ``used``: values of options that were left off,
-        as far as they were found later."""
+    def made_by(self, *, seed: int | None = None) -> dict[str, Any]:
+        """This command with its options as they were given, for ``run.json``. Values that stand for options that were
+        left off belong into its contents. ``seed``: the one that was used, if ``--seed`` does not say it."""
         from tide.provenance import provenance
 
-        arguments = {**values_of(self), **used}
-        return provenance(self.name, arguments, seed=arguments.get("seed"))
+        arguments = values_of(self)
+        return provenance(self.name, arguments, seed=arguments.get("seed") if seed is None else seed)
 
 
 #: What an interruption would leave right now, where it is not the command's ``interrupted``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
-from tide.runs import Contents, read_run
+from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 
 
@@ -42,13 +43,13 @@ def pipeline_of(model: Model, autoencoder: Autoencoder) -> str:
     """The pipeline that the options name, or that of the checkpoint, as far as it is :func:`followed`."""
     if model.pipeline is not None:
         return model.pipeline
-    return followed(recorded_pipeline(TIDE.from_pretrained(autoencoder.sae)), autoencoder.sae)
+    return followed(recorded_pipeline(autoencoder.sae), autoencoder.sae)
 
 
 def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
     """The checkpoint; says on stderr if it was trained on another pipeline."""
     model = load_sae(autoencoder.sae, adapter, backend=autoencoder.backend, block=autoencoder.block)
-    trained_on = recorded_pipeline(model)
+    trained_on = recorded_pipeline(autoencoder.sae)
     if trained_on and trained_on != pipeline_name(pipeline):
         print(f"note: {autoencoder.sae} was trained on {trained_on}, and the pipeline is {pipeline}", file=sys.stderr)
     return model
@@ -56,10 +57,6 @@ def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
 
 def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
     """The checkpoint's part of ``run.json`` (:class:`tide.runs.Contents`)."""
-    from dataclasses import asdict
-
-    from tide.fingerprint import fingerprint
-
     folder = str(Path(autoencoder.sae).resolve())
     return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
 
@@ -95,16 +92,32 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
     )
 
 
-def about(kind: str, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
-    """What a folder holds that a command made of a checkpoint's latents; ``found``: the rest of the
-    :class:`~tide.runs.Contents`."""
-    assert model.config.block is not None
+def about(kind: Kind, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
+    """What a folder holds that a command made of a checkpoint's latents.
+
+    ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit`` and ``trajectory`` leave ``weights`` out: reading
+    those of a large pipeline takes longer than drawing a picture.
+    """
     return Contents(
         kind=kind,
-        blocks=[adapter.resolve_block(model.config.block)],
+        blocks=[adapter.resolve_block(model.config.trained_block)],
         family=adapter.family,
         pipeline=pipeline_name(pipeline),
         autoencoder=about_sae(autoencoder, model),
+        **found,
+    )
+
+
+def about_study(block: int | str = "penultimate", **found: Any) -> Contents:
+    """What a folder holds that a study of the bundled pipeline wrote; ``found``: the rest."""
+    adapter = load_adapter(BUNDLED, device="cpu")
+    return Contents(
+        kind="study",
+        blocks=[adapter.resolve_block(block)],
+        family=adapter.family,
+        pipeline=BUNDLED,
+        weights=pipeline_fingerprints(adapter.pipe),
+        data={"name": BUNDLED},
         **found,
     )
 
@@ -120,7 +133,7 @@ def output_folder(folder: Path, *further: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """The time in which a run writes its files: what an interruption says is true before, during and after it."""
+    """Sets the interruption message while files are written and afterwards."""
     left_behind.set(f"some of its files are in {out}, the same command writes them anew")
     yield
     left_behind.set(f"its files are in {out}")

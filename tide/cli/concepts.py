@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tide.cli.command import Command
 from tide.cli.options import Autoencoder, Data, Model
-from tide.cli.usage import PIPELINE, Usage, fast_beside, kind_of_data, with_option
+from tide.cli.usage import Aspect, fast_beside, kind_of_data, with_option
 from tide.cli.values import Count, Flag, Folder, MaybeCount, MaybeWords, Seed
 from tide.errors import TideError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tide.adapters import Adapter
+    from tide.runs import Contents
     from tide.sae import TIDE
 
 #: The table for ``concepts.json``, a picture of each concept, and what they were found in.
@@ -23,48 +24,37 @@ Found = tuple[dict[str, Any], dict[str, "Image.Image"], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Data):
-    """Images with captions; without --data and with the bundled pipeline rendered scenes with masks."""
-
-    images: MaybeCount = None
-    """how many to look through (default: all; 512 scenes)"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Concepts(Command):
     """Find latents of concepts and draw where they fire.
 
-    With --pipeline scenes and no --data: rendered scenes with masks, so AUROC and IoU as well.
+    With --pipeline scenes and without --data, concepts of rendered scenes are measured against their masks.
     """
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} sae block backend data concepts images_per_concept top_images timesteps out seed",
-        (
-            with_option("data", uses="images batch_size"),
-            kind_of_data(),
-            fast_beside("images_per_concept", "timesteps"),
-        ),
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        with_option("data", uses="images batch_size"),
+        kind_of_data(),
+        fast_beside("images_per_concept", "timesteps"),
     )
 
     autoencoder: Autoencoder
     model: Model = field(default_factory=Model)
-    source: Images = field(default_factory=Images)
+    source: Data = field(default_factory=Data)
     concepts: MaybeWords = None
-    """words of the captions"""
+    """concepts to find, as words of the captions (default with rendered scenes: all)"""
     images_per_concept: MaybeCount = None
-    """default 64, 16 with --fast (scenes: 192, 64)"""
+    """images with each concept (default 64, 16 with --fast; rendered scenes in all: 192, 64)"""
     top_images: Count = 4
-    """drawn for each concept"""
+    """images to draw for each concept"""
     timesteps: MaybeCount = None
-    """that latents are averaged over (default 3, 2 with --fast)"""
+    """timesteps to average latents over (default 3, 2 with --fast)"""
     batch_size: Count = 4
-    """images a pass"""
+    """images per pass"""
     out: Folder
-    """folder of concepts.json and the pictures"""
+    """folder for concepts.json and the pictures"""
     fast: Flag = False
-    """fewer images and timesteps"""
+    """use fewer images and timesteps"""
     seed: Seed = 0
-    """of everything that is drawn"""
+    """random seed"""
 
     def run(self) -> None:
         from tide.cli import common
@@ -80,42 +70,63 @@ class Concepts(Command):
 
     def _draw(self, pipeline: str) -> None:
         from tide.cli import common
-        from tide.files import json_writer, replace_files
-        from tide.pictures import image_writer
-        from tide.runs import write_run
+        from tide.fingerprint import pipeline_fingerprints
 
-        out = Path(self.out)
         adapter = common.adapter_of(self.model, pipeline)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
-        timesteps = self.timesteps or (2 if self.fast else 3)
         find = self._in_scenes if self.source.data is None else self._in_captions
-        found, pictures, data = find(adapter, model, timesteps)
-        drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
-        files = {"concepts.json": "figures", **dict.fromkeys(drawn, "picture")}
-        measured = {"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}}
-        options = {"data": data, "measured": measured, "files": files}
-        holds = common.about("concepts", adapter, pipeline, model, self.autoencoder, **options)
-        made_by = self.made_by(pipeline=pipeline, timesteps=timesteps)
-        with common.writing(out):
-            report = json_writer({**found, "run": made_by})
-            written = {out / name: image_writer(picture) for name, picture in drawn.items()}
-            replace_files({**written, out / "concepts.json": report})
-            write_run(out, holds, made_by)
+        found, pictures, data = find(adapter, model)
+        holds = common.about(
+            "concepts",
+            adapter,
+            pipeline,
+            model,
+            self.autoencoder,
+            weights=pipeline_fingerprints(adapter.pipe),
+            data=data,
+            configuration={"images_per_concept": self.images_searched, "timesteps": self.timesteps_read},
+            measured={"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}},
+        )
+        self._write(found, pictures, holds)
         print(_table(found["concepts"]))
-        print(f"{_in_a_sentence(found['concepts'], model.config.block)}; their maps are in {out}.")
+        print(f"{_in_a_sentence(found['concepts'], model.config.block)}; their maps are in {self.out}.")
 
-    def _in_scenes(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
+    def _write(self, found: dict[str, Any], pictures: dict[str, Image.Image], holds: Contents) -> None:
+        """Writes all pictures and concepts.json or none of them, then run.json."""
+        from tide.cli.common import writing
+        from tide.files import json_writer, replace_files
+        from tide.pictures import image_writer
+        from tide.runs import FileKind, write_run
+
+        out = Path(self.out)
+        drawn = {f"{concept}.png": picture for concept, picture in pictures.items()}
+        files: dict[str, FileKind] = {"concepts.json": "figures", **{name: "picture" for name in drawn}}
+        with writing(out):
+            written = {out / name: image_writer(picture) for name, picture in drawn.items()}
+            replace_files({**written, out / "concepts.json": json_writer(found)})
+            write_run(out, replace(holds, files=files), self.made_by())
+
+    @property
+    def timesteps_read(self) -> int:
+        return self.timesteps or (2 if self.fast else 3)
+
+    @property
+    def images_searched(self) -> int:
+        """Images with each concept; of rendered scenes, images in all."""
+        whole, fast = (192, 64) if self.source.data is None else (64, 16)
+        return self.images_per_concept or (fast if self.fast else whole)
+
+    def _in_scenes(self, adapter: Adapter, model: TIDE) -> Found:
         from tide.studies.scene_concepts import scene_concepts
 
-        n = self.images_per_concept or (64 if self.fast else 192)
-        found, pictures = scene_concepts(
-            adapter, model, self.concepts, n_images=n, top_images=self.top_images, timesteps=timesteps, seed=self.seed
-        )
+        n = self.images_searched
+        options = {"n_images": n, "top_images": self.top_images, "timesteps": self.timesteps_read, "seed": self.seed}
+        found, pictures = scene_concepts(adapter, model, self.concepts, **options)
         return found, pictures, {"name": "scenes", "images": 2 * n}
 
-    def _in_captions(self, adapter: Adapter, model: TIDE, timesteps: int) -> Found:
+    def _in_captions(self, adapter: Adapter, model: TIDE) -> Found:
         from tide.cli.common import source_of
-        from tide.interpretation.caption_concepts import caption_concepts
+        from tide.interpretation.captions import caption_concepts
         from tide.interpretation.timesteps import concept_timesteps
 
         source = source_of(self.source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
@@ -124,9 +135,9 @@ class Concepts(Command):
             model,
             source,
             self.concepts or (),
-            images_per_concept=self.images_per_concept or (16 if self.fast else 64),
+            images_per_concept=self.images_searched,
             top_images=self.top_images,
-            timesteps=concept_timesteps(adapter, timesteps),
+            timesteps=concept_timesteps(adapter, self.timesteps_read),
             seed=self.seed,
             batch_size=self.batch_size,
         )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tide.cli.command import Command
-from tide.cli.usage import Usage
 from tide.cli.values import Flag, Folder, MaybeThreads, Seed, Text
 
 
@@ -14,19 +13,16 @@ from tide.cli.values import Flag, Folder, MaybeThreads, Seed, Text
 class Demo(Command):
     """Train, measure, interpret and edit on the bundled pipeline."""
 
-    usage: ClassVar[Usage] = Usage("out fast seed backend threads resume")
-    interrupted: ClassVar[str] = (
-        "checkpoints of its trainings are kept, if it got to any: the same command with --resume resumes from them"
-    )
+    interrupted: ClassVar[str] = "training checkpoints already written are kept; rerun with --resume to continue"
 
     out: Folder = "runs/demo"
-    """folder of the report"""
+    """folder for the checkpoints and the report"""
     fast: Flag = False
-    """a minute's run that shows the path, not the quality"""
+    """a run of a minute, which shows the steps but not the quality"""
     seed: Seed = 0
-    """of everything that is drawn"""
+    """random seed"""
     backend: Text = "auto"
-    """auto, reference, triton or native"""
+    """kernel backend: auto, reference, triton or native"""
     threads: MaybeThreads = None
     """CPU threads of PyTorch (default: its own choice)"""
     resume: Flag = False
@@ -37,9 +33,9 @@ class Demo(Command):
 
         import torch
 
-        from tide.cli.common import output_folder
+        from tide.cli.common import about_study, output_folder
         from tide.loading import check_backend, quiet
-        from tide.runs import Contents, write_run
+        from tide.runs import write_run
         from tide.studies.demo import demo
 
         if self.threads is not None:
@@ -52,7 +48,8 @@ class Demo(Command):
                 out, fast=self.fast, seed=self.seed, backend=self.backend, resume=self.resume, made_by=made_by
             )
             files = {"sae": "autoencoder", "tide": "autoencoder", "metrics.json": "figures", "report.html": "report"}
-            holds = Contents(kind="study", pipeline="scenes", measured={"headline": metrics["headline"]}, files=files)
+            measured = {"headline": metrics["headline"]}
+            holds = about_study(configuration=metrics["config"], measured=measured, files=files)
             write_run(out, holds, made_by)
         print(metrics["headline"])
         print(f"The report is {out / 'report.html'}.")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from tide.cli.command import Command
-from tide.cli.usage import Usage
 from tide.cli.values import Flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Command):
-    """Versions, devices, kernel backends, bundled data."""
-
-    usage: ClassVar[Usage] = Usage("json")
+    """Show versions, devices, kernel backends and bundled data."""
 
     json: Flag = False
     """print it as JSON"""

@@ -1,19 +1,19 @@
-"""What the commands have in common that draw a prompt with a checkpoint beside it: ``edit`` and ``trajectory``."""
+"""Options shared by ``edit`` and ``trajectory``, which draw a prompt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from tide.cli.command import Command
 from tide.cli.options import Autoencoder, Model
-from tide.cli.values import Flag, Folder, MaybeCount, MaybeReplacement, MaybeSize, Number, Seed, Text, option
+from tide.cli.values import Flag, Folder, MaybeCount, MaybeReplacement, MaybeSize, Number, Seed, Text, option, read_by
 
 _TARGET = tyro.conf.create_mutex_group(required=False, title="target (at most one of)")
 
-Prompt = Annotated[str | None, option("PROMPT")]
+Prompt = Annotated[str | None, read_by(str, "PROMPT"), option()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +21,23 @@ class Drawing(Command):
     """How a prompt is drawn."""
 
     out: Folder
-    """folder of the results"""
+    """folder for the results"""
     prompt: Text
-    """what to draw"""
+    """prompt to draw"""
     seed: Seed = 0
-    """of the noise"""
+    """random seed"""
     size: MaybeSize = None
-    """of the image in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
+    """image size in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
     n_steps: MaybeCount = None
-    """sampling steps (default: 20; 8 with --fast)"""
+    """sampling steps (default 20, 8 with --fast)"""
     guidance: Number = 4.5
     """guidance scale"""
     fast: Flag = False
-    """8 sampling steps"""
+    """take 8 sampling steps"""
     towards: Annotated[Prompt, _TARGET] = None
-    """another prompt, drawn from the same seed"""
+    """another prompt to compare with, drawn from the same seed"""
     change: Annotated[MaybeReplacement, _TARGET] = None
-    """this prompt with a word replaced, such as red=blue"""
+    """compare with this prompt with a word replaced, such as red=blue"""
     model: Model = field(default_factory=Model)
     autoencoder: Autoencoder
 
@@ -51,3 +51,14 @@ class Drawing(Command):
         from tide.editing import changed_prompt
 
         return self.towards if self.change is None else changed_prompt(self.prompt, *self.change)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The prompt and, if there is one, the target's, by the option that gives it."""
+        target = self.target_prompt
+        return {"prompt": self.prompt, **({} if target is None else {"towards": target})}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How the prompt is drawn, as the library takes it."""
+        return {"n_steps": self.steps_drawn, "guidance_scale": self.guidance, "seed": self.seed, "size": self.size}

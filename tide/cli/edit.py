@@ -25,8 +25,7 @@ class Edit(EditOptions):
         from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
 
         self.check()
-        texts = {"prompt": self.prompt, **({} if self.target_prompt is None else {"towards": self.target_prompt})}
-        scorers = edit_scores.load(self.clip, self.lpips, texts)
+        scorers = edit_scores.load(self.clip, self.lpips, self.texts)
         pipeline = pipeline_of(self.model, self.autoencoder)
         kept = [] if self.save_target is None else [Path(self.save_target).parent]
         with output_folder(Path(self.out), *kept):
@@ -40,10 +39,10 @@ class Edit(EditOptions):
                 for (name, setting), row in zip(self.settings.items(), scores.rows, strict=True)
             ]
             sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
-            used = {"pipeline": pipeline, "n_steps": self.steps_drawn, "strength": self.strengths}
-            run = self.made_by(**used, towards=self.target_prompt)
-            holds = about("edit", adapter, pipeline, model, self.autoencoder, measured={"edits": rows})
-            self._write(before, after, {"edits": rows, **scores.report, "sae": sae, "run": run}, holds)
+            used = {**self.sampling, "strength": self.strengths}
+            found: dict[str, Any] = {"data": self.texts, "configuration": used, "measured": {"edits": rows}}
+            holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
+            self._write(before, after, {"edits": rows, **scores.report, "sae": sae}, holds)
         where = "in {tokens} tokens" if self.altered else "at strength {strength:g}"
         moved = ", ".join(f"{row['mean_pixel_change']:.1f} {where.format(**row)}" for row in rows)
         print(
@@ -62,10 +61,7 @@ class Edit(EditOptions):
             model,
             self.prompt,
             edits,
-            n_steps=self.steps_drawn,
-            guidance_scale=self.guidance,
-            seed=self.seed,
-            size=self.size,
+            **self.sampling,
             steps=self.steps,
             tokens=tokens,
             branch=self.branch,
@@ -73,20 +69,20 @@ class Edit(EditOptions):
         )
 
     def _write(self, before: Image, after: dict[str, Image], report: dict[str, Any], holds: Contents) -> None:
-        """All pictures and edit.json or none of them, then run.json."""
+        """Writes all pictures and edit.json or none of them, then run.json."""
         from tide.cli.common import writing
         from tide.files import json_writer, replace_files
         from tide.pictures import beside, image_writer
-        from tide.runs import write_run
+        from tide.runs import FileKind, write_run
 
         out = Path(self.out)
         pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}}
         pictures["strip"] = beside([before, *after.values()])
-        files = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
+        files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
         with writing(out):
             writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
             replace_files({**writers, out / "edit.json": json_writer(report)})
-            write_run(out, replace(holds, files=files), report["run"])
+            write_run(out, replace(holds, files=files), self.made_by())
 
 
 def _mean_change(before: Image, after: Image) -> float:

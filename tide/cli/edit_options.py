@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from tide.cli.drawing import Drawing, Prompt
-from tide.cli.usage import PIPELINE, Aspect, Usage, fast_beside, with_option
+from tide.cli.usage import Aspect, fast_beside, with_option
 from tide.cli.values import (
     Flag,
     MaybeCount,
@@ -49,72 +49,67 @@ _ONE_BRANCH = Aspect(
 class EditOptions(Drawing):
     """What to edit, towards what, where and when."""
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} size sae block backend prompt scale erase erase_top invert invert_top towards change target mask "
-        "strength steps renormalise seed n_steps guidance clip lpips out",
-        (
-            Aspect(
-                _target,
-                {
-                    "without a target": "",
-                    "with --target": "towards_top towards_pooled altered",
-                    "with --towards or --change": "towards_image towards_top towards_pooled contrast save_target "
-                    "altered",
-                },
-            ),
-            with_option("contrast", leaves_out="towards_top save_target"),
-            with_option("altered", leaves_out="towards_pooled"),
-            _ONE_BRANCH,
-            fast_beside("n_steps"),
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        Aspect(
+            _target,
+            {
+                "without a target": "",
+                "with --target": "towards_top towards_pooled altered",
+                "with --towards or --change": "towards_image towards_top towards_pooled contrast save_target altered",
+            },
         ),
+        with_option("contrast", leaves_out="towards_top save_target"),
+        with_option("altered", leaves_out="towards_pooled"),
+        _ONE_BRANCH,
+        fast_beside("n_steps"),
     )
 
     scale: Annotated[MaybeScaling, _WHAT] = None
-    """multiply latents"""
+    """multiply these latents by a factor, such as 12,40=3.0"""
     erase: Annotated[MaybeFeatures, _WHAT] = None
-    """set latents to zero"""
+    """set these latents to zero"""
     erase_top: Annotated[MaybeCount, _WHAT] = None
-    """set each token's N strongest to zero"""
+    """set each token's N strongest latents to zero"""
     invert: Annotated[MaybeFeatures, _WHAT] = None
-    """flip the sign of latents"""
+    """flip the sign of these latents"""
     invert_top: Annotated[MaybeCount, _WHAT] = None
-    """flip the sign of each token's N strongest"""
+    """flip the sign of each token's N strongest latents"""
     towards: Annotated[Prompt, _WHAT] = None
-    """move towards the latents that this prompt gives at the same seed"""
+    """move towards the latents of this prompt at the same seed"""
     change: Annotated[MaybeReplacement, _WHAT] = None
     """move towards this prompt with a word replaced, such as red=blue"""
     target: Annotated[MaybeFile, _WHAT] = None
-    """move towards latents that --save-target kept"""
+    """move towards the latents in a file that --save-target wrote"""
 
     towards_image: MaybeFile = None
-    """record the target on this image, under the prompt of --towards"""
+    """record the target's latents on this image, under the target's prompt"""
     towards_top: MaybeCount = None
     """scale the target's N strongest latents instead (appendix C.1)"""
     towards_pooled: Flag = False
     """average the target over the image"""
     contrast: Flag = False
-    """move along what --towards in place of --prompt changes on --towards-image (try strengths of 1 to 2)"""
+    """move along the difference between --towards and --prompt on --towards-image (try strengths of 1 to 2)"""
     save_target: MaybeFile = None
-    """keep the latents of --towards, for --target"""
+    """write the target's latents to this file, for --target"""
 
     mask: Annotated[MaybeFile, _WHERE] = None
-    """edit where this picture of the image's size is bright"""
+    """edit only where this picture is bright; it has the size of the image"""
     altered: Annotated[MaybeCounts, _WHERE] = None
-    """edit the N tokens at which source and target differ most; one image for each N"""
+    """edit only the N tokens at which source and target differ most; one image for each N"""
 
     strength: Numbers = ()
-    """one image each; 1 is the edit as written, 0 none (default: 1; with --towards-top the factor, 3)"""
+    """strengths, one image each: 0 is no edit, 1 the whole; with --towards-top the factor (default 1; factor 3)"""
     steps: MaybeRange = None
-    """part of the sampling run to edit, such as 0.2 0.8"""
+    """edit only this part of the sampling run, such as 0.2 0.8"""
     branch: Annotated[Literal["conditional", "unconditional", "both"], option()] = "conditional"
-    """the rows of guidance to edit"""
+    """which half of classifier-free guidance to edit"""
     renormalise: Flag = False
     """keep each token's latent norm (eq. 19)"""
 
     clip: MaybeFolder = None
-    """a CLIP model: score the images against --prompt and --towards (nothing is downloaded)"""
+    """folder of a CLIP model: score the images against --prompt and --towards (nothing is downloaded)"""
     lpips: MaybeFile = None
-    """torchvision's AlexNet, VGG-16 or SqueezeNet: score LPIPS to the unedited image"""
+    """weights of torchvision's AlexNet, VGG-16 or SqueezeNet: score LPIPS to the unedited image"""
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -122,7 +117,7 @@ class EditOptions(Drawing):
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The name of each edited picture, and what its row in edit.json says of the edit."""
+        """The name of each edited picture, and what its row in edit.json says about the edit."""
         if self.altered:
             return {f"{n}-tokens": {"strength": self.strengths[0], "tokens": n} for n in self.altered}
         return {f"{strength:g}": {"strength": strength} for strength in self.strengths}
@@ -143,6 +138,6 @@ class EditOptions(Drawing):
 
 
 def _check_different(option: str, names: list[str]) -> None:
-    """Each value of an option has a picture, which its first six digits name."""
+    """Each value of an option has one picture, which is named after its first six digits."""
     if repeated := [name for name in names if names.count(name) > 1]:
         raise TideError(f"{option} has {repeated[0]} twice, and each has one picture; give different ones")

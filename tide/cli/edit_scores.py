@@ -12,8 +12,8 @@ from tide.loading import quiet
 
 
 class Scores(NamedTuple):
-    """``rows``: what each edited image adds to its row of edit.json; ``report``: what all add to the file; ``line``:
-    the same in words."""
+    """``rows``: what each edited image adds to its row of edit.json; ``report``: what all of them add to the file;
+    ``line``: the same in words."""
 
     rows: list[dict[str, Any]]
     report: dict[str, Any]
@@ -21,8 +21,8 @@ class Scores(NamedTuple):
 
 
 class Scorers(NamedTuple):
-    """The models that ``--clip`` and ``--lpips`` name, on the CPU, where a few images take seconds and none of the
-    pipeline's memory. ``texts``: what CLIP compares images with, by the option that gave it."""
+    """The models that ``--clip`` and ``--lpips`` name. They run on the CPU, where a few images take seconds and none of
+    the pipeline's memory. ``texts``: the texts that CLIP compares images with, by the option that gave them."""
 
     clip: scorers.CLIPScorer | None
     lpips: scorers.LPIPSScorer | None

@@ -27,7 +27,7 @@ class Change(NamedTuple):
 def edits_of(
     asked: EditOptions, adapter: Adapter, model: TIDE
 ) -> tuple[dict[str, editing.Edit], Tensor | dict[str, Tensor] | None]:
-    """The edits by the names of their pictures, and the image tokens that they are of, as
+    """The edits by the names of their pictures, and the image tokens that they edit, as
     :func:`tide.editing.draw_edits` takes them."""
     mask = None if asked.mask is None else editing.read_mask(asked.mask, adapter, asked.size)
     if asked.target_prompt is None and asked.target is None:
@@ -43,7 +43,7 @@ def edits_of(
 
 
 def _edit(asked: EditOptions) -> editing.Edit:
-    """What is asked of the prompt's own latents."""
+    """The edit of the prompt's own latents."""
     if asked.scale is not None:
         return editing.Scale(*asked.scale)
     if asked.erase is not None:
@@ -56,7 +56,7 @@ def _edit(asked: EditOptions) -> editing.Edit:
 
 
 def _change_towards(asked: EditOptions, adapter: Adapter, model: TIDE) -> Change:
-    """What ``--towards``, ``--change`` or ``--target`` ask for."""
+    """The edit that ``--towards``, ``--change`` or ``--target`` ask for."""
     if asked.contrast:
         pair = _contrast(asked, adapter, model)
         return Change(lambda strength: Contrast(*pair, strength) + Keep(model.config.k), lambda: pair)
@@ -84,16 +84,7 @@ def _recorded(asked: EditOptions, adapter: Adapter, model: TIDE, prompt: str) ->
     if asked.towards_image is not None:
         image = open_picture(Path(asked.towards_image))
         return editing.image_target(adapter, model, prompt, image, n_steps=n_steps, seed=seed, size=size, pooled=pooled)
-    return editing.prompt_target(
-        adapter,
-        model,
-        prompt,
-        n_steps=n_steps,
-        guidance_scale=asked.guidance,
-        seed=seed,
-        size=size,
-        pooled=pooled,
-    )
+    return editing.prompt_target(adapter, model, prompt, **asked.sampling, pooled=pooled)
 
 
 def _contrast(asked: EditOptions, adapter: Adapter, model: TIDE) -> tuple[Target, Target]:

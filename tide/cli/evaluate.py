@@ -4,50 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tide.cli.command import Command
-from tide.cli.options import Autoencoder, Data, Model
-from tide.cli.usage import PIPELINE, Usage, fast_beside, kind_of_data
+from tide.cli.options import Autoencoder, Data, Images, Model
+from tide.cli.usage import Aspect, fast_beside, kind_of_data
 from tide.cli.values import Count, Flag, Folder, Fraction, MaybeCount, Seed
 
-
-@dataclass(frozen=True, kw_only=True)
-class Images(Data):
-    """Images with captions, default 'scenes' with the bundled pipeline."""
-
-    images: MaybeCount = None
-    """how many (default 256, 32 with --fast)"""
+if TYPE_CHECKING:
+    from tide.runs import Contents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
     """Measure reconstruction and diffusion loss of a checkpoint, beside PCA and the mean activation."""
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} sae block backend data images fit token_fraction loss_timesteps loss_images batch_size out seed",
-        (kind_of_data(), fast_beside("images", "loss_timesteps", "loss_images")),
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        kind_of_data(),
+        fast_beside("images", "loss_timesteps", "loss_images"),
     )
 
     autoencoder: Autoencoder
     model: Model = field(default_factory=Model)
     source: Images = field(default_factory=Images)
     fit: Fraction = 0.5
-    """first part of the images, for PCA and mean"""
+    """share of the images that PCA and the mean are fitted on; the others are measured"""
     token_fraction: Fraction = 1 / 16
-    """of each image's tokens"""
+    """share of each image's tokens to measure on"""
     loss_timesteps: MaybeCount = None
-    """of the diffusion loss (default 10, 3 with --fast)"""
+    """timesteps of the diffusion loss (default 10, 3 with --fast)"""
     loss_images: MaybeCount = None
-    """of the diffusion loss (default 64, 8 with --fast)"""
+    """images of the diffusion loss (default 64, 8 with --fast)"""
     batch_size: Count = 8
-    """images a pass"""
+    """images per pass"""
     out: Folder
-    """folder of metrics.json"""
+    """folder for metrics.json"""
     fast: Flag = False
-    """a quick look rather than a measurement"""
+    """a quick look: 32 images instead of 256, and fewer for the diffusion loss"""
     seed: Seed = 0
-    """of everything that is drawn"""
+    """random seed"""
 
     def run(self) -> None:
         from tide.cli import common
@@ -60,25 +55,20 @@ class Evaluate(Command):
 
     def _measure(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
-        from tide.evaluation.table import evaluate, text
-        from tide.files import write_json
+        from tide.evaluation import evaluate, evaluation_text
         from tide.fingerprint import pipeline_fingerprints
-        from tide.runs import write_run
 
-        out = Path(self.out)
         adapter = common.adapter_of(self.model, pipeline)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
-        used: dict[str, Any] = {
+        options: dict[str, Any] = {
             "loss_timesteps": self.loss_timesteps or (3 if self.fast else 10),
             "loss_images": self.loss_images or (8 if self.fast else 64),
-        }
-        options: dict[str, Any] = {
             "fit": self.fit,
             "token_fraction": self.token_fraction,
             "batch_size": self.batch_size,
         }
-        figures = evaluate(adapter, model, images, **used, **options, seed=self.seed)
+        figures = evaluate(adapter, model, images, **options, seed=self.seed)
         holds = common.about(
             "evaluation",
             adapter,
@@ -87,15 +77,23 @@ class Evaluate(Command):
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": sum(figures["images"].values())},
+            configuration={"images": source.images, **options},
             measured=_headline(figures),
             files={"metrics.json": "figures"},
         )
-        made_by = self.made_by(pipeline=pipeline, data=source.data, images=source.images, **used)
-        with common.writing(out):
-            write_json(out / "metrics.json", {**figures, "run": made_by})
-            write_run(out, holds, made_by)
-        print(text(figures))
-        print(f"{_in_a_sentence(figures)}; see {out / 'metrics.json'}.")
+        self._write(figures, holds)
+        print(evaluation_text(figures))
+        print(f"{_in_a_sentence(figures)}; see {Path(self.out) / 'metrics.json'}.")
+
+    def _write(self, figures: dict[str, Any], holds: Contents) -> None:
+        from tide.cli.common import writing
+        from tide.files import write_json
+        from tide.runs import write_run
+
+        out = Path(self.out)
+        with writing(out):
+            write_json(out / "metrics.json", figures)
+            write_run(out, holds, self.made_by())
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from tide.cli.values import (
     MaybeText,
     Text,
     option,
+    read_by,
 )
 
 # Each field's name is its option's: --trust-remote-code is ``trust_remote_code``. A group adds no prefix.
@@ -26,66 +27,74 @@ from tide.cli.values import (
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The pipeline that is looked into, and where it runs."""
+    """The pipeline to analyse, and where it runs."""
 
-    pipeline: Annotated[str | None, option("P")] = None
-    """a diffusers id or folder, or 'scenes' for the bundled one (default: what the checkpoint or the store is of)"""
+    pipeline: Annotated[str | None, read_by(str, "P"), option()] = None
+    """a diffusers id or folder, or 'scenes' for the bundled one (default: that of the checkpoint or store)"""
     device: MaybeText = None
-    """cpu, cuda, cuda:1 ... (default: the GPU if there is one)"""
+    """device: cpu, cuda, cuda:1 ... (default: the GPU if there is one)"""
     dtype: MaybeDtype = None
-    """default bf16 on a GPU, fp32 on the CPU"""
+    """number type of the pipeline (default: bf16 on a GPU, fp32 on the CPU)"""
     offload: Flag = False
-    """keep on the GPU only the model that runs (diffusers' model offload)"""
+    """keep only the running model on the GPU (diffusers' model offload)"""
     trust_remote_code: Flag = False
-    """run code that comes with the pipeline; read it first"""
+    """run code that the pipeline brings; read it first"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Images with captions."""
 
-    data: Annotated[str | None, option("D")] = None
+    data: Annotated[str | None, read_by(str, "D"), option()] = None
     """a folder of images with captions (metadata.jsonl or .txt files), a `datasets` name, or 'scenes' (rendered)"""
     images: MaybeCount = None
-    """how many images (default: all; 512 scenes)"""
+    """number of images to use (default: all, or 512 rendered scenes)"""
     size: MaybeSize = None
-    """1024 or 768x1024 (default: the pipeline's own)"""
+    """image size in pixels, 1024 or 768x1024 (default: the pipeline's own)"""
     skip_unreadable: Flag = False
-    """leave unreadable images out, with a warning"""
+    """skip unreadable images with a warning"""
     split: Text = "train"
     """split of a named data set"""
     image_column: Text = "image"
-    """of a named data set"""
+    """column of a named data set that holds the images"""
     caption_column: Text = "text"
-    """of a named data set"""
+    """column of a named data set that holds the captions"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Data):
+    """Images with captions, or by default rendered scenes with the bundled pipeline."""
+
+    images: MaybeCount = None
+    """number of images to use at most (default: see --fast)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder:
-    """The checkpoint."""
+    """The trained SAE or TIDE."""
 
     sae: Annotated[str, option("CHECKPOINT")]
-    """the folder that `tide train` wrote"""
+    """checkpoint folder that `tide train` wrote"""
     block: MaybeBlock = None
-    """fail unless the checkpoint is of this block"""
+    """fail unless the checkpoint was trained on this block"""
     backend: Text = "auto"
-    """auto, reference, triton or native"""
+    """kernel backend: auto, reference, triton or native"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What of an image's activations is taken."""
+    """Which activations of each image to keep."""
 
     tensor: Text = "output"
-    """output, attention or feed_forward"""
+    """what of the block to keep: output, attention or feed_forward"""
     token_fraction: Fraction = 1 / 16
-    """of each image's tokens"""
+    """share of each image's tokens to keep"""
     timesteps: Count = 20
-    """steps of the grid or the sampling run"""
+    """steps of the timestep grid or of the sampling run"""
     no_pairs: Flag = False
-    """single timesteps instead of neighbouring pairs"""
+    """collect single timesteps instead of pairs of neighbouring ones"""
     batch_size: Count = 8
-    """images a pass"""
+    """images per pass"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,6 @@ class Option:
     @property
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def is_flag(self) -> bool:
-        return get_args(self.type)[:1] == (bool,)
 
     @property
     def n_words(self) -> Any:

@@ -12,6 +12,7 @@ import tyro
 
 from tide.cli.command import Command
 from tide.cli.options import Option, options_of, value_of
+from tide.cli.usage import check_usage
 from tide.errors import TideError
 
 #: How tyro reads our dataclasses: groups add no prefix, flags have no ``--no-`` twins, None is not a value.
@@ -27,7 +28,7 @@ def parse(kind: type[Command], argv: Sequence[str]) -> Command:
     given = given_options(kind, argv)
     command = _parsed(kind, argv)
     _check_values(command, given)
-    command.usage.check(command, given.keys())
+    check_usage(command, command.usage, given.keys())
     return command
 
 
@@ -88,7 +89,9 @@ def _wide() -> Iterator[None]:
 
 def _in_a_line(box: str) -> str:
     """What tyro's box of text says, without its frame, its hints and the options' help."""
-    framed = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    framed = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
+    if len(framed) < 2:
+        return "".join(framed) or "the options could not be read"
     title, *inside, _ = (line.strip("│ ") for line in framed)
     ruled = next((i for i, line in enumerate(inside) if line and not line.strip("─")), len(inside))
     if "Required options" in title:

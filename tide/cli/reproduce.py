@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import tyro
 
 from tide.cli.command import Command
-from tide.cli.usage import Aspect, Usage
+from tide.cli.usage import Aspect
 from tide.cli.values import (
     Flag,
     MaybeCount,
@@ -25,6 +25,7 @@ from tide.cli.values import (
 from tide.errors import TideError
 
 if TYPE_CHECKING:
+    from tide.runs import Contents
     from tide.studies.options import Options
 
 
@@ -73,37 +74,36 @@ _HELP = "\n".join(f"{name}: {study.what}" for name, study in STUDIES.items())
 class Reproduce(Command):
     """Reproduce the paper's tables and figures.
 
-    Runs a grid of trainings and writes its table as CSV, JSON and PNG. Every finished cell of the grid is kept: the
+    Runs a grid of trainings and writes its table as CSV, JSON and PNG. Every finished cell of the grid is kept, and the
     same command resumes an interrupted grid.
     """
 
-    usage: ClassVar[Usage] = Usage(
-        "study out fast seed backend threads",
-        (Aspect(lambda asked: f"by {asked.study}", {f"by {name}": study.uses for name, study in STUDIES.items()}),),
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        Aspect(lambda asked: f"by {asked.study}", {f"by {name}": study.uses for name, study in STUDIES.items()}),
     )
     interrupted: ClassVar[str] = "finished cells are kept: the same command resumes with the others"
 
     study: Annotated[str, read_by(_study, "STUDY"), tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help=_HELP)]
     out: MaybeFolder = None
-    """default: runs/reproduce/<study>, with --fast <study>-fast"""
+    """folder for tables and pictures (default: runs/reproduce/<study>, with --fast <study>-fast)"""
     fast: Flag = False
-    """a minute's run that shows the path, not the result"""
+    """a run of a minute, which shows the steps but not the result"""
     seeds: MaybeSeeds = None
-    """how many (default: table1 5, others 3; with --fast fewer)"""
+    """number of seeds (default: table1 5, others 3; with --fast fewer)"""
     seed: Seed = 0
-    """the first one, and that of the data"""
+    """first random seed; the data use it, too"""
     steps: MaybeCount = None
-    """of every training (default: the study's)"""
+    """steps of every training (default: the study's own)"""
     models: MaybeFolder = None
-    """where fig1, fig5 and fig6 keep the models they share (default: runs/reproduce/models, with --fast models-fast)"""
+    """folder of the models that fig1, fig5 and fig6 share (default: runs/reproduce/models, with --fast models-fast)"""
     sae: Annotated[str | None, option("CHECKPOINT")] = None
-    """of bars: the checkpoint to measure"""
+    """checkpoint that bars measures"""
     prompts: MaybePrompts = None
-    """of bars: prompts of the diffusion loss (default: 200, with --fast 4)"""
+    """prompts of the diffusion loss in bars (default: 200, with --fast 4)"""
     edit_prompts: MaybePrompts = None
-    """of bars: prompts of the edits (default: 100, with --fast 2)"""
+    """prompts of the edits in bars (default: 100, with --fast 2)"""
     backend: Text = "auto"
-    """auto, reference, triton or native"""
+    """kernel backend: auto, reference, triton or native"""
     threads: MaybeThreads = None
     """CPU threads of PyTorch (default: its own choice)"""
 
@@ -113,8 +113,8 @@ class Reproduce(Command):
         import torch
 
         from tide.cli.common import output_folder
-        from tide.loading import BUNDLED, check_backend, quiet
-        from tide.runs import FILE, Contents, write_run
+        from tide.loading import check_backend, quiet
+        from tide.runs import write_run
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -122,22 +122,13 @@ class Reproduce(Command):
         options = self._options()
         shared = [] if options.models is None else [options.models]
         with output_folder(options.out, *shared), quiet():
-            autoencoder = self._autoencoder()
+            checkpoint = self._checkpoint()
             verdict = import_module(f"tide.studies.{self.study}").reproduce(options)
-            written = (path for path in sorted(options.out.iterdir()) if path.name != FILE)
-            files = {path.name: _KINDS[path.suffix] for path in written if path.suffix in _KINDS}
-            holds = Contents(
-                kind="study",
-                pipeline=BUNDLED,
-                autoencoder=autoencoder,
-                measured={"verdict": verdict},
-                files=files,
-            )
-            write_run(options.out, holds, self.made_by())
+            write_run(options.out, self._contents(options, checkpoint, verdict), self.made_by())
         print(f"\n{verdict}\nTables and pictures are in {options.out}.")
 
     def _options(self) -> Options:
-        """What the study is given; of the folders' defaults a fast run has its own."""
+        """What the study is given; a fast run has folders of its own by default."""
         import sys
 
         from tide.studies.options import Options
@@ -160,10 +151,26 @@ class Reproduce(Command):
             say=lambda text: print(text, flush=True),
         )
 
-    def _autoencoder(self) -> dict[str, Any]:
-        """What ``run.json`` says of the checkpoint of the bars."""
+    def _checkpoint(self) -> dict[str, Any]:
+        """What ``run.json`` says about the checkpoint of the bars."""
         from tide.cli.common import about_sae
         from tide.cli.options import Autoencoder
         from tide.sae import TIDE
 
-        return {} if self.sae is None else about_sae(Autoencoder(sae=self.sae), TIDE.from_pretrained(self.sae))
+        if self.sae is None:
+            return {}
+        model = TIDE.from_pretrained(self.sae)
+        return {"block": model.config.trained_block, "autoencoder": about_sae(Autoencoder(sae=self.sae), model)}
+
+    def _contents(self, options: Options, checkpoint: dict[str, Any], verdict: str) -> Contents:
+        from tide.cli.common import about_study
+        from tide.runs import FILE
+        from tide.studies.options import RECORDED
+
+        written = (path for path in sorted(options.out.iterdir()) if path.name != FILE)
+        return about_study(
+            **checkpoint,
+            configuration={"study": self.study, **{name: getattr(options, name) for name in RECORDED}},
+            measured={"verdict": verdict},
+            files={path.name: _KINDS[path.suffix] for path in written if path.suffix in _KINDS},
+        )

@@ -9,7 +9,7 @@ import tyro
 
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
-from tide.cli.usage import Aspect, Usage, kind_of_data, with_option
+from tide.cli.usage import Aspect, kind_of_data, with_option
 from tide.cli.values import (
     BlockName,
     Count,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _modulation(command: Any) -> str:
-    """A plain SAE needs no pipeline where the activations are there."""
+    """A plain SAE that is trained on stores needs no pipeline."""
     if not command.store:
         return "of a live stream"
     return "by a TIDE of a --store" if command.configuration().modulation else "by a plain SAE of a --store"
@@ -39,57 +39,52 @@ def _modulation(command: Any) -> str:
 class Train(Command):
     """Train a TIDE (or with --sae a plain SAE) from --store, or live from --pipeline and --data.
 
-    With --store, --pipeline is the one that the store is of; it may be left out where that is the bundled one, and for
-    --sae.
+    With --store, --pipeline names the pipeline of the store; leave it out for the bundled one or with --sae.
     """
 
-    #: From --store, or live from --pipeline and --data.
-    usage: ClassVar[Usage] = Usage(
-        "store buffer_rows device out config set sae steps backend seed resume",
-        (
-            with_option(
-                "store",
-                leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-                "token_fraction timesteps no_pairs batch_size block cache",
-            ),
-            kind_of_data(),
-            Aspect(
-                _modulation,
-                {
-                    "of a live stream": "pipeline trust_remote_code",
-                    "by a TIDE of a --store": "pipeline trust_remote_code",
-                    "by a plain SAE of a --store": "",
-                },
-            ),
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        with_option(
+            "store",
+            leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
+            "token_fraction timesteps no_pairs batch_size block cache",
+        ),
+        kind_of_data(),
+        Aspect(
+            _modulation,
+            {
+                "of a live stream": "pipeline trust_remote_code",
+                "by a TIDE of a --store": "pipeline trust_remote_code",
+                "by a plain SAE of a --store": "",
+            },
         ),
     )
 
     store: MaybeNames = None
-    """stores of one block, mixed by their sizes"""
+    """one or more stores of the same block, mixed in proportion to their sizes"""
     out: Folder
-    """folder of the checkpoint"""
+    """folder for the checkpoint"""
     config: MaybeFile = None
-    """YAML of the training configuration"""
+    """YAML file with the training configuration"""
     set: Annotated[list[tuple[str, ...]], tyro.conf.UseAppendAction, option("KEY=VALUE ...")] = field(
         default_factory=list
     )
-    """any field of tide.TrainConfig, such as loss.temporal=1e-3, expansion=64, k=64"""
+    """set any field of tide.TrainConfig, such as loss.temporal=1e-3, expansion=64, k=64"""
     sae: Flag = False
-    """a plain SAE, without modulation"""
+    """train a plain SAE, without modulation"""
     steps: MaybeCount = None
-    """how many (default 1000)"""
+    """number of training steps (default 1000)"""
     backend: MaybeText = None
-    """auto, reference, triton or native (default auto)"""
+    """kernel backend: auto, reference, triton or native (default auto)"""
     seed: MaybeSeed = None
-    """of everything that is drawn (default 0)"""
+    """random seed (default 0)"""
     resume: Flag = False
     """resume an interrupted training"""
     buffer_rows: Count = 65536
-    """rows mixed at a time"""
+    """number of activations that are shuffled together"""
     block: BlockName = "penultimate"
-    """of the live stream"""
+    """block to train on live: a number or 'penultimate'"""
     cache: Flag = False
-    """live: keep encoded images and captions in memory"""
+    """keep encoded images and captions in memory during live training"""
     model: Model = field(default_factory=Model)
     source: Data = field(default_factory=Data)
     activations: Activations = field(default_factory=Activations)
@@ -107,13 +102,11 @@ class Train(Command):
         with reserved(out, resume=self.resume):
             config = self.configuration()
             job = self._from_stores(config) if self.store else self._live(config)
-            pipeline = self.model.pipeline or job.model.config.pipeline
-            made_by = self.made_by(seed=config.seed, device=config.device, pipeline=pipeline)
-            trainer = train(job, out, resume=self.resume, made_by=made_by)
+            trainer = train(job, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
         print(_in_a_line(trainer))
 
     def configuration(self) -> TrainConfig:
-        """Of the file, of ``--set`` and of the other options."""
+        """The training configuration from the file, ``--set`` and the other options."""
         from tide.cli.settings import train_config
         from tide.errors import TideError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tide.cli.drawing import Drawing
-from tide.cli.usage import PIPELINE, Usage, fast_beside
+from tide.cli.usage import Aspect, fast_beside
 
 if TYPE_CHECKING:
     from tide.adapters import Adapter
@@ -23,49 +23,48 @@ class Trajectory(Drawing):
     prompt from the same seed.
     """
 
-    usage: ClassVar[Usage] = Usage(
-        f"{PIPELINE} size sae block backend prompt towards change seed n_steps guidance out", (fast_beside("n_steps"),)
-    )
+    usage: ClassVar[tuple[Aspect, ...]] = (fast_beside("n_steps"),)
 
     def run(self) -> None:
         from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
         from tide.interpretation.following import check_length, follow
 
         check_length(self.steps_drawn)
-        towards, pipeline = self.target_prompt, pipeline_of(self.model, self.autoencoder)
+        texts, pipeline = self.texts, pipeline_of(self.model, self.autoencoder)
         with output_folder(Path(self.out)):
             adapter = adapter_of(self.model, pipeline)
             adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
-            found = follow(
-                adapter,
-                model,
-                self.prompt,
-                towards,
-                n_steps=self.steps_drawn,
-                guidance_scale=self.guidance,
-                seed=self.seed,
-                size=self.size,
-            )
-            run = self.made_by(pipeline=pipeline, n_steps=self.steps_drawn, towards=towards)
-            self._write(adapter, found, about("trajectory", adapter, pipeline, model, self.autoencoder), run)
+            found = follow(adapter, model, self.prompt, texts.get("towards"), **self.sampling)
+            options = {"data": texts, "configuration": self.sampling}
+            self._write(adapter, found, about("trajectory", adapter, pipeline, model, self.autoencoder, **options))
         print(f"Latents of block {model.config.block} {_in_words(found)}; see {Path(self.out) / 'trajectory.png'}.")
 
-    def _write(self, adapter: Adapter, found: Followed, holds: Contents, run: dict[str, Any]) -> None:
+    def _write(self, adapter: Adapter, found: Followed, holds: Contents) -> None:
+        """Writes the table, the figures and the chart or none of them, then run.json."""
         from tide.cli.common import writing
-        from tide.files import write_json
+        from tide.files import json_writer, replace_files
         from tide.interpretation.trajectory_chart import draw_trajectory
-        from tide.runs import write_run
-        from tide.tables import write_csv
+        from tide.runs import FileKind, write_run
+        from tide.tables import csv_writer
 
         out = Path(self.out)
         change = None if found.change is None else {"step": found.changed_at, "strength": found.change.strength}
-        files = {"trajectory.csv": "table", "trajectory.json": "figures", "trajectory.png": "chart"}
+        files: dict[str, FileKind] = {
+            "trajectory.csv": "table",
+            "trajectory.json": "figures",
+            "trajectory.png": "chart",
+        }
         with writing(out):
-            write_csv(out / "trajectory.csv", found.rows)
-            write_json(out / "trajectory.json", {"abrupt_change": change, "steps": found.rows, "run": run})
-            draw_trajectory(out / "trajectory.png", adapter, found)
-            write_run(out, replace(holds, measured={"abrupt_change": change}, files=files), run)
+            replace_files(
+                {
+                    out / "trajectory.csv": csv_writer(found.rows),
+                    out / "trajectory.json": json_writer({"abrupt_change": change, "steps": found.rows}),
+                    out / "trajectory.png": lambda path: draw_trajectory(path, adapter, found),
+                }
+            )
+            holds = replace(holds, measured={"abrupt_change": change}, files=files)
+            write_run(out, holds, self.made_by())
 
 
 def _in_words(found: Followed) -> str:

@@ -1,8 +1,8 @@
-"""Which options a command uses in each of its modes; what a mode has no use for is refused."""
+"""Which options a command uses in each of its modes; options that a mode does not use are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from tide.errors import TideError
 class Aspect:
     """One way in which runs of a command differ.
 
-    ``modes`` maps each mode, in the words of a refusal ("with --store"), to the options that it uses, by their names
-    fields' names, separated by blanks; ``of`` says the mode of a parsed command. An option that some mode uses is
-    refused in the others.
+    ``modes`` maps each mode, in the words of a refusal ("with --store"), to the options that it uses: the names of
+    their fields, separated by blanks. ``of`` says the mode of a parsed command. An option that some mode uses is
+    refused in the others; an option that no aspect names is used in every mode.
     """
 
     of: Callable[[Any], str]
@@ -31,24 +31,14 @@ class Aspect:
         return self.options - set(self.modes[mode].split())
 
 
-@dataclass(frozen=True)
-class Usage:
-    """The options that a command uses in ``every`` mode, and the aspects that decide over the others."""
+def check_usage(command: Any, aspects: Iterable[Aspect], given: Set[str]) -> None:
+    """Raises :class:`~tide.errors.TideError` for the first of the ``given`` options, by their names, that this parsed
+    command does not use."""
+    for aspect in aspects:
+        mode = aspect.of(command)
+        for name in sorted(given & aspect.unused(mode)):
+            raise TideError(f"{options_of(type(command))[name].flag} is not used {mode}; leave it off")
 
-    every: str
-    aspects: tuple[Aspect, ...] = ()
-
-    def check(self, command: Any, given: Set[str]) -> None:
-        """Raises :class:`~tide.errors.TideError` for the first of the ``given`` options, by their names, that this
-        parsed command does not use."""
-        for aspect in self.aspects:
-            mode = aspect.of(command)
-            for name in sorted(given & aspect.unused(mode)):
-                raise TideError(f"{options_of(type(command))[name].flag} is not used {mode}; leave it off")
-
-
-#: What every run of a pipeline uses.
-PIPELINE = "pipeline trust_remote_code device dtype offload"
 
 _FOLDER, _NAMED, _SCENES = "with a folder of images", "with a named data set", "with --data scenes"
 _NOTHING = "without --data"
@@ -64,14 +54,14 @@ def _kind_of_data(command: Any) -> str:
 
 
 def kind_of_data(*, without: str = "") -> Aspect:
-    """What ``--data`` names; the options ``without`` are used where it is not given, too."""
+    """What ``--data`` names; the options ``without`` are also used where it is not given."""
     named = "size skip_unreadable split image_column caption_column"
     return Aspect(_kind_of_data, {_FOLDER: "size skip_unreadable", _NAMED: named, _SCENES: "", _NOTHING: without})
 
 
 def with_option(name: str, *, uses: str = "", leaves_out: str = "") -> Aspect:
-    """Whether the option ``name`` is given (is not None or False): ``uses`` are used with it alone, ``leaves_out``
-    without it alone."""
+    """Whether the option ``name`` is given (is not None or False): ``uses`` are used only with it, ``leaves_out`` only
+    without it."""
     flag = f"--{name.replace('_', '-')}"
 
     def of(command: Any) -> str:

@@ -156,7 +156,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def _shown(text: str) -> str:
-    """The text as a message quotes it."""
+    """The text as a message quotes it: at most 60 letters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
@@ -164,7 +164,7 @@ def _shown(text: str) -> str:
 
 
 def _hint(default: str) -> str:
-    """What the help says of a default: nothing where the option is off or its text says it."""
+    """What the help says about a default: nothing where the option is off or its text says it."""
     return "" if default in ("None", "False", "") else f"(default {default})"
 
 
@@ -201,21 +201,18 @@ def _fraction_text(value: float) -> str:
 
 Text = Annotated[str, option()]
 Folder = Annotated[str, option("DIR")]
-File = Annotated[str, option("FILE")]
 Flag = Annotated[bool, option()]
 Count = Annotated[int, read_by(positive, "N"), option()]
 Seed = Annotated[int, read_by(seed, "N"), option()]
 Number = Annotated[float, read_by(finite, "X"), option()]
 Fraction = Annotated[float, read_by(fraction, "X", _fraction_text), option()]
 BlockName = Annotated[int | str, read_by(block, "B"), option()]
-Names = Annotated[tuple[str, ...], option()]
 Blocks = Annotated[tuple[int | str, ...], words_by(block, "B ..."), option()]
-Counts = Annotated[tuple[int, ...], words_by(positive, "N ..."), option()]
 Numbers = Annotated[tuple[float, ...], words_by(finite, "X ..."), option()]
 MaybeNames = Annotated[tuple[str, ...] | None, words_by(str, "DIR ..."), option()]
-MaybeText = Annotated[str | None, option()]
-MaybeFolder = Annotated[str | None, option("DIR")]
-MaybeFile = Annotated[str | None, option("FILE")]
+MaybeText = Annotated[str | None, read_by(str, "STR"), option()]
+MaybeFolder = Annotated[str | None, read_by(str, "DIR"), option()]
+MaybeFile = Annotated[str | None, read_by(str, "FILE"), option()]
 MaybeCount = Annotated[int | None, read_by(positive, "N"), option()]
 MaybeCounts = Annotated[tuple[int, ...] | None, words_by(positive, "N ..."), option()]
 MaybeSeed = Annotated[int | None, read_by(seed, "N"), option()]
@@ -223,7 +220,6 @@ MaybeSeeds = Annotated[int | None, read_by(seeds, "N"), option()]
 MaybePrompts = Annotated[int | None, read_by(prompts, "N"), option()]
 MaybeThreads = Annotated[int | None, read_by(threads, "N"), option()]
 MaybeNumber = Annotated[float | None, read_by(finite, "X"), option()]
-MaybeFraction = Annotated[float | None, read_by(fraction, "X", _fraction_text), option()]
 MaybeBlock = Annotated[int | str | None, read_by(block, "B"), option()]
 MaybeDtype = Annotated[str | None, read_by(dtype, "{bf16,fp16,fp32}"), option()]
 MaybeSize = Annotated[tuple[int, int] | None, read_by(size, "PIXELS"), option()]

@@ -193,12 +193,10 @@ def _tensor(sae: TIDE | None) -> str:
 
 def _chosen_block(adapter: Adapter, sae: TIDE | None, block: Block | None) -> int:
     trained_on = None if sae is None else sae.config.block
-    if block is None and trained_on is None:
+    asked = trained_on if block is None else block
+    if asked is None:
         raise TideError("which block to edit is not known; pass block=")
-    if block is None:
-        assert trained_on is not None
-        return adapter.resolve_block(trained_on)
-    index = adapter.resolve_block(block)
+    index = adapter.resolve_block(asked)
     if trained_on is not None and index != adapter.resolve_block(trained_on):
         raise TideError(f"the SAE was trained on block {trained_on}, not {index}; use one trained there")
     return index

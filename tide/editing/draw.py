@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, sampling_arguments
 from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
@@ -19,7 +20,7 @@ from tide.pictures import to_image
 from tide.sae.model import TIDE
 
 #: What helps where an edited image has overflowed.
-REMEDY = "lower the edit's factor, --strength or --guidance, or use --dtype fp32"
+REMEDY = "lower the edit's strength or the guidance scale, or load the pipeline in fp32"
 
 
 def draw_latents(
@@ -27,7 +28,7 @@ def draw_latents(
     prompt: str,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -55,7 +56,7 @@ def draw_edits(
     edits: Mapping[str, Edit],
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     steps: tuple[float, float] | None = None,
@@ -89,8 +90,10 @@ def draw_edits(
     """
     adapter.check_steps(n_steps)
     check_steps(steps, n_steps)
-    for each in edits.values():
+    for name, each in edits.items():
         each.check(model.n_latents)
+        if isinstance(tokens, Mapping) and name not in tokens:
+            raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
     draw = partial(
         _draw,
         adapter,
@@ -106,7 +109,7 @@ def draw_edits(
         with edit(adapter.pipe, model, each, steps=steps, tokens=mask, branch=branch, renormalise=renormalise) as met:
             after[name] = draw()
             if not met.rows:
-                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another --branch")
+                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
     return before, after
 
 

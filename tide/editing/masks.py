@@ -40,7 +40,7 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, int] | None =
     Raises:
         TideError: the picture cannot be read, is of another size, or no token is more than half bright.
     """
-    picture = open_picture(Path(path), background="black").convert("L")
+    picture = open_picture(path, background="black").convert("L")
     size = image_size(adapter, size)
     if (picture.height, picture.width) != size:
         raise TideError(

@@ -38,7 +38,7 @@ def check_steps(steps: tuple[float, float] | None, n_steps: int) -> None:
     first, last = step_range(steps)
     if not any(is_within(step, n_steps, (first, last)) for step in range(n_steps)):
         raise TideError(
-            f"--steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
+            f"steps {first:g} {last:g} holds none of the {n_steps} sampling steps; give fractions {1 / n_steps:g} "
             "apart or more"
         )
 

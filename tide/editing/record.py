@@ -16,7 +16,7 @@ from tide.adapters.base import Text
 from tide.editing.context import CHUNK_ELEMENTS
 from tide.editing.edits import Target
 from tide.errors import TideError
-from tide.sae.model import TIDE, inference
+from tide.sae.model import TIDE
 from tide.sae.position import Position
 
 #: Bytes that a recorded target may take in memory.
@@ -108,11 +108,8 @@ def _latents_of(model: TIDE, x: Tensor, call: Call) -> Tensor:
     rows = x.flatten(0, 1)
     group = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(x.shape[1])
     n_rows = max(1, CHUNK_ELEMENTS // model.n_latents)
-    with inference(model):
-        parts = [
-            model.encode(part.float(), replace(call, group=own)).dense(model.n_latents)
-            for part, own in zip(rows.split(n_rows), group.split(n_rows), strict=True)
-        ]
+    pairs = zip(rows.split(n_rows), group.split(n_rows), strict=True)
+    parts = [model.dense(part, replace(call, group=own)) for part, own in pairs]
     return torch.cat(parts).view(*x.shape[:2], -1)
 
 
@@ -147,16 +144,10 @@ class ContrastRecording:
 
     def _latents(self, model: TIDE, x: Tensor, conditioning: Tensor | None) -> Tensor:
         """``[timesteps, images, tokens, n_latents]``, float16."""
-        n_images, n_references, n_tokens = x.shape[1:4]
         device = model.W_enc.device
         given = None if conditioning is None else conditioning.to(device)
-        steps = []
-        with inference(model):
-            for t, rows in zip(self.timesteps.tolist(), x, strict=True):
-                codes = model.encode(rows.float().to(device), Position(t, given))
-                z = codes.dense(model.n_latents).view(n_images, n_references, n_tokens, -1)
-                steps.append(z.mean(1).half().cpu())
-        return torch.stack(steps)
+        steps = zip(self.timesteps.tolist(), x, strict=True)
+        return torch.stack([model.dense(rows.to(device), Position(t, given)).mean(1).half().cpu() for t, rows in steps])
 
 
 @torch.no_grad()

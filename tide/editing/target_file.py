@@ -12,7 +12,7 @@ from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.files import check_tensors, open_tensors, parse_json, read_tensors, replace_file, tensors_writer
 from tide.fingerprint import fingerprint
-from tide.messages import one_line
+from tide.provenance import check_unchanged
 from tide.sae.model import TIDE
 
 #: The entry of the file's metadata that describes the SAE.
@@ -49,12 +49,9 @@ def load_target(path: str | Path, model: TIDE) -> Target:
     if kept is None:
         raise TideError(f"{path} holds no target; make one with `tide edit --save-target`")
     before = parse_json(kept, f"{path}'s description", dict[str, Any])
-    for name, value in _sae(model).items():
-        if before.get(name) != value:
-            raise TideError(
-                f"{path} was recorded with another SAE ({name} {one_line(before.get(name))}, this one has {value}); "
-                "record it with this SAE"
-            )
+    now = _sae(model)
+    recorded = {name: before.get(name) for name in now}
+    check_unchanged(recorded, now, f"{path} was recorded with another SAE", remedy="record it with this SAE")
     tensors = read_tensors(path, "the target")
     shape = tensors["values"].shape if "values" in tensors else torch.Size()
     if len(shape) not in (2, 3) or 0 in shape or shape[-1] != model.n_latents:

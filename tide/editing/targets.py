@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide.activations.data import to_tensor
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import caption_length, image_size, n_tokens
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target
@@ -27,7 +28,7 @@ def prompt_target(
     prompt: str,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     pooled: bool = False,
@@ -100,7 +101,7 @@ def image_contrast(
     """
     size = image_size(adapter, size)
     steps = adapter.sampling_timesteps(n_steps)
-    check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower --n-steps")
+    check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower n_steps")
     block = model.config.trained_block
     found = record_contrast(
         adapter,
@@ -118,7 +119,7 @@ def image_contrast(
 def _check_size(adapter: Adapter, model: TIDE, n_steps: int, size: tuple[int, int], pooled: bool) -> None:
     tokens = 1 if pooled else n_tokens(adapter, size)
     steps = len(adapter.sampling_timesteps(n_steps))
-    check_target_size(steps, tokens, model.n_latents, "add --towards-pooled or lower --n-steps")
+    check_target_size(steps, tokens, model.n_latents, "pool the target or lower n_steps")
 
 
 def _encoded(adapter: Adapter, image: Image, size: tuple[int, int]) -> Tensor:

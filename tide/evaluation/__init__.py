@@ -4,7 +4,7 @@ from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, wilson_interval
-from tide.evaluation.table import evaluate
+from tide.evaluation.table import evaluate, evaluation_text
 
 __all__ = [
     "PCA",
@@ -12,6 +12,7 @@ __all__ = [
     "diffusion_loss",
     "evaluate",
     "evaluate_reconstruction",
+    "evaluation_text",
     "recovered",
     "sae_intervention",
     "wilson_interval",

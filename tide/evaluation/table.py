@@ -53,7 +53,7 @@ def evaluate(
         TideError: ``fit`` leaves no images for fitting or for measuring, a number is out of range, or the source
             cannot be read.
     """
-    block = _block(adapter, model)
+    block = adapter.resolve_block(model.config.trained_block)
     n_fit = round(source.n_images * fit)
     if not 0 < n_fit < source.n_images:
         raise TideError(
@@ -84,7 +84,7 @@ def evaluate(
     }
 
 
-def text(figures: dict[str, Any]) -> str:
+def evaluation_text(figures: dict[str, Any]) -> str:
     """The figures of :func:`evaluate` as two tables: a row a model, then a row a bin of timesteps of the SAE."""
     variants = figures["diffusion_loss"]["variants"]
     names = {"tide": figures["sae"]["kind"], "pca_k": "PCA k", "pca_k/4": "PCA k/4", "mean": "mean"}
@@ -133,12 +133,6 @@ def _between(batches: list[Prepared], start: int, stop: int | None) -> list[Prep
 def _on_device(data: list[Prepared], device: torch.device) -> Iterator[Prepared]:
     for latents, text in data:
         yield Prepared(latents.to(device), {name: value.to(device) for name, value in text.items()})
-
-
-def _block(adapter: Adapter, model: TIDE) -> int:
-    if model.config.block is None:
-        raise TideError("this SAE does not know its block; train it with `tide train`")
-    return adapter.resolve_block(model.config.block)
 
 
 def _activations(

@@ -15,7 +15,6 @@ from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
 from tide.files.schema import check_schema
-from tide.interpretation.concepts import dense_latents
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE
 from tide.sae.position import Position
@@ -269,7 +268,7 @@ class _Gathered:
         """Latents ``[images, tokens, n_latents]`` averaged over the timesteps, each of which is counted."""
         total = torch.zeros(*x.shape[1:3], self.model.n_latents, device=x.device)
         for i, t in enumerate(self.timesteps.tolist()):
-            z = dense_latents(self.model, x[i], Position(t, conditioning))
+            z = self.model.dense(x[i], Position(t, conditioning))
             self.fired[i] += (z > 0).sum((0, 1)).cpu()
             self.total[i] += z.sum((0, 1)).cpu()
             total += z

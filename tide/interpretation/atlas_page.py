@@ -21,8 +21,10 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, Label
-from tide.pictures import HEAT
+from tide.pictures import HEAT, resized
 
+#: The page's file in the folder of an atlas.
+PAGE = "atlas.html"
 #: Pixels of the longer side of a thumbnail at most.
 THUMBNAIL = 96
 #: Thumbnails in a row and in a column of a sheet, which stays below the size limit of a canvas in every browser.
@@ -36,8 +38,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
         return image
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return resized(image, (max(1, round(width * factor)), max(1, round(height * factor))))
 
 
 def write_atlas(
@@ -47,26 +48,18 @@ def write_atlas(
     *,
     title: str,
     note: str = "",
-    labels: Sequence[Label | None] | None = None,
-    monosemanticity: Tensor | None = None,
     limit: int = 4096,
 ) -> None:
     """Writes the page ``path`` of the ``limit`` most active latents that ever fire.
 
     ``images[i]`` is image i of the atlas, uint8 ``[H, W, 3]``, all of one size; only those that a latent on the page
     names are written, as thumbnails. ``note`` is a sentence for the header, such as how labels were measured.
-    ``labels`` (one a latent, None where it has none) and ``monosemanticity [n_latents]`` stand in for the atlas's own.
 
-    Raises :class:`~tide.errors.TideError` if no latent fires, for a ``limit`` below 1, and for images, labels or scores
-    that do not fit the atlas.
+    Raises :class:`~tide.errors.TideError` if no latent fires, for a ``limit`` below 1, and for images that do not fit
+    the atlas.
     """
-    labels = atlas.labels if labels is None else labels
-    monosemanticity = atlas.monosemanticity if monosemanticity is None else monosemanticity
-    for name, given in (("labels", labels), ("monosemanticity", monosemanticity)):
-        if given is not None and len(given) != atlas.n_latents:
-            raise TideError(f"{name} has {len(given)} entries for {atlas.n_latents} latents; give one a latent")
     latents = _most_active(atlas, limit)
-    data = _data(atlas, latents, images, labels, monosemanticity)
+    data = _data(atlas, latents, images)
     dead = int(atlas.dead.sum())
     alive = atlas.n_latents - dead
     cut = f"The page holds the {len(latents):,} most active of the {alive:,} latents that fire."
@@ -85,13 +78,7 @@ def write_atlas(
     replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def _data(
-    atlas: Atlas,
-    latents: Tensor,
-    images: Sequence[np.ndarray],
-    labels: Sequence[Label | None] | None,
-    monosemanticity: Tensor | None,
-) -> dict[str, Any]:
+def _data(atlas: Atlas, latents: Tensor, images: Sequence[np.ndarray]) -> dict[str, Any]:
     """What the page's script draws: ``latents`` of the atlas, and thumbnails of the images that they name."""
     top = atlas.top_images[latents]
     used, place = torch.unique(top[top >= 0], return_inverse=True)
@@ -101,7 +88,8 @@ def _data(
         raise TideError("the images of an atlas differ in size; crop them to one size")
     sprites = torch.full_like(top, -1)
     sprites[top >= 0] = place
-    concepts, named = _named(labels, latents.tolist())
+    concepts, named = _named(atlas.labels, latents.tolist())
+    scores = atlas.monosemanticity
     order = atlas.timesteps.argsort(descending=True)  # noise first, as the denoising goes
     return {
         "n": atlas.n_latents,
@@ -121,7 +109,7 @@ def _data(
             "value": _packed(atlas.top_values[latents], "<f4"),
             "map": _packed(atlas.maps[latents], "u1"),
             **{name: _packed(values, "<i4" if name == "concept" else "<f4") for name, values in named.items()},
-            **({} if monosemanticity is None else {"monosemanticity": _packed(monosemanticity[latents], "<f4")}),
+            **({} if scores is None else {"monosemanticity": _packed(scores[latents], "<f4")}),
         },
     }
 

@@ -1,9 +1,12 @@
-"""An atlas of a whole source of images: read once, batch by batch."""
+"""An atlas of a whole source of images: read once, batch by batch, and written as files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,21 +19,90 @@ from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
-from tide.interpretation.atlas import Atlas, build_atlas, label_latents
-from tide.interpretation.atlas_page import thumbnail
+from tide.interpretation.atlas import LEAST_AUROC, Atlas, build_atlas, label_latents
+from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
 from tide.interpretation.reading import noised_activations
-from tide.pictures import to_image
+from tide.pictures import to_uint8
 from tide.sae.model import TIDE
 
 #: Bytes of the latents that labels are measured on. 2700 scenes at 3072 latents.
 LABEL_BYTES = 2 * 2**30
 
 
+@runtime_checkable
+class Masked(Protocol):
+    """Images in which it is known where each concept is, as :class:`tide.scenes.samples.SceneSamples`."""
+
+    @property
+    def level_of(self) -> Mapping[str, str]: ...
+
+    def masks(self, n: int, grid: tuple[int, int]) -> dict[str, Tensor]: ...
+
+
+def make_atlas(
+    adapter: Adapter,
+    model: TIDE,
+    source: Source,
+    out: str | Path,
+    *,
+    timesteps: Tensor | None = None,
+    top_images: int = 6,
+    limit: int = 4096,
+    seed: int = 0,
+    progress: bool = False,
+    writing: AbstractContextManager[None] | None = None,
+) -> Atlas:
+    """Reads all images of ``source`` into an atlas and writes ``atlas.html``, ``atlas.safetensors`` and ``atlas.json``.
+
+    Where it is known which tokens show which concept (rendered scenes), each latent is labelled with the concept that
+    it fits best.
+
+    Args:
+        out: the folder for the files.
+        limit: the most active latents that the page shows; the other files hold all.
+        writing: a context to enter while the files are written.
+
+    The other arguments, and what is raised, are those of :func:`read_atlas`; also raises
+    :class:`~tide.errors.TideError` if no latent fires or ``limit`` is below 1.
+    """
+    out, block = Path(out), model.config.trained_block
+    masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
+    options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
+    atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
+    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, images of {source.name}.{_about_labels(masks)}"
+    title = f"What the latents of block {block} respond to"
+    with writing or nullcontext():
+        write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
+        atlas.save(out, data=source.name, block=block)
+    return atlas
+
+
+def _known_masks(
+    model: TIDE, source: Source, grid: tuple[int, int]
+) -> tuple[dict[str, Tensor] | None, Mapping[str, str] | None]:
+    """The concepts' masks of the first images, as many as latents fit into memory for, and the concepts' levels."""
+    if not isinstance(source.batches, Masked):
+        return None, None
+    n = min(source.n_images, most_labelled(model.n_latents, grid[0] * grid[1]))
+    return source.batches.masks(n, grid), source.batches.level_of
+
+
+def _about_labels(masks: Mapping[str, Tensor] | None) -> str:
+    """How latents were labelled, for the page."""
+    if not masks:
+        return ""
+    n = len(next(iter(masks.values())))
+    return (
+        f" A latent's concept is the one whose masks its maps fit best, where the AUROC is at least {LEAST_AUROC}. "
+        f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
+    )
+
+
 def read_atlas(
     adapter: Adapter,
     model: TIDE,
     source: Source,
-    timesteps: Tensor,
+    timesteps: Tensor | None = None,
     *,
     top_images: int = 6,
     seed: int = 0,
@@ -44,9 +116,9 @@ def read_atlas(
         adapter: of the pipeline that the model was trained on.
         model: an SAE that knows its block, on the adapter's device.
         source: images with captions; each of its batches is one pass.
-        timesteps: at which every image is read, ``[T]``, ascending.
+        timesteps: at which every image is read, ``[T]``, in any order; default those of a sampling run of 10 steps.
         top_images: kept of each latent.
-        seed: of the noise, which each image has its own of.
+        seed: random seed; every image has its own noise.
         masks: concept -> which tokens of the first images show it, bool ``[images, tokens]``, to label latents by; the
             images' latents are all held in memory (:func:`most_labelled` says how many fit).
         level_of: concept -> its level, such as "colour", for the labels.
@@ -62,6 +134,7 @@ def read_atlas(
     """
     if masks and (unknown := masks.keys() - (level_of or {}).keys()):
         raise TideError(f"the level of the concept {min(unknown)!r} is not known; add it to level_of")
+    timesteps = adapter.sampling_timesteps(10) if timesteps is None else timesteps
     grid = image_grid(adapter, source.size)
     kept = _Kept(model.n_latents, 0 if not masks else next(iter(masks.values())).numel())
     thumbnails: list[np.ndarray] = []
@@ -107,6 +180,6 @@ def _batches(
     for images, captions in source:
         (encoded,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
         noise = sample_noise(encoded.latents.shape, seed, len(thumbnails))
-        thumbnails += [thumbnail(np.asarray(to_image(image))) for image in images]
+        thumbnails += [thumbnail(to_uint8(image)) for image in images]
         yield noised_activations(adapter, model, encoded, noise, timesteps)
         bar.update(len(images))

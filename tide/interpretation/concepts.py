@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
-from tide.sae.model import TIDE, inference
-from tide.sae.position import At, Position
+from tide.sae.model import TIDE
+from tide.sae.position import Position
 
 
 @dataclass
@@ -57,18 +57,11 @@ class Annotated:
         return torch.stack([self.masks[c].flatten() for c in concepts], dim=1)
 
 
-def dense_latents(model: TIDE, x: Tensor, position: At = None) -> Tensor:
-    """Latents ``[..., n_latents]`` of activations ``x [..., d_model]``, on the device of x."""
-    with inference(model):
-        codes = model.encode(x.float().to(model.W_enc.device), position)
-        return codes.dense(model.n_latents).view(*x.shape[:-1], model.n_latents).to(x.device)
-
-
 def mean_latents(model: TIDE, data: Annotated) -> Tensor:
     """Latents averaged over the timesteps: ``[images * tokens, n_latents]``."""
     total: Tensor | None = None
     for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
-        z = dense_latents(model, x.flatten(0, 1), Position(t, data.conditioning))
+        z = model.dense(x.flatten(0, 1), Position(t, data.conditioning))
         total = z if total is None else total + z
     if total is None:
         raise TideError("no timesteps to read concepts at; give at least one")

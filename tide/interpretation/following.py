@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, n_tokens
 from tide.editing.draw import check_drawn, draw_latents
 from tide.errors import TideError
@@ -62,7 +63,7 @@ class Followed:
 def check_length(n_steps: int) -> None:
     """Raises :class:`~tide.errors.TideError` for fewer steps than an abrupt change can be found in."""
     if n_steps <= SHORTEST:
-        raise TideError(f"--n-steps {n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
+        raise TideError(f"n_steps = {n_steps} is too few to find a change in; give at least {SHORTEST + 1}")
 
 
 def follow(
@@ -72,7 +73,7 @@ def follow(
     towards: str | None = None,
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.5,
+    guidance_scale: float = GUIDANCE,
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Followed:
@@ -96,11 +97,11 @@ def follow(
     size = image_size(adapter, size)
     n_bytes = n_steps * n_tokens(adapter, size) * (6 * model.config.k + 2 * model.d_model)
     if n_bytes > RUN_BYTES:
-        raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower --n-steps or --size")
+        raise TideError(f"the run's latents take {n_bytes / 1e9:.0f} GB; lower n_steps or the size")
 
     def draw(prompt: str) -> Tensor:
         drawn = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
-        check_drawn(drawn, "lower --guidance or use --dtype fp32")
+        check_drawn(drawn, "lower the guidance scale or load the pipeline in fp32")
         return drawn
 
     source = record_trajectory(adapter, model, partial(draw, prompt))

@@ -12,7 +12,6 @@ from tide.activations import Prepared
 from tide.adapters import Adapter
 from tide.editing.edits import Target
 from tide.errors import TideError
-from tide.interpretation.concepts import dense_latents
 from tide.interpretation.reading import noised_calls
 from tide.sae.model import TIDE
 
@@ -68,7 +67,7 @@ def concept_profiles(
         tokens = member[:, start : start + len(images.latents)].flatten(1)
         noise = torch.randn(images.latents.shape, generator=generator)
         for i, (x, call) in enumerate(noised_calls(adapter, model, images, noise, timesteps)):
-            latents[:, i] += tokens @ dense_latents(model, x, call).flatten(0, 1).cpu()
+            latents[:, i] += tokens @ model.dense(x, call).flatten(0, 1).cpu()
             raw[:, i] += tokens @ x.float().flatten(0, 1).cpu()
         start += len(images.latents)
     counts = member.sum((1, 2))

@@ -15,10 +15,8 @@ from torch import Tensor
 from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.adapters.standins import listened
 from tide.errors import TideError
+from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE, Codes, inference
-
-#: Elements of dense latents compared at a time.
-PIECE = 2**24
 
 
 @dataclass(frozen=True)

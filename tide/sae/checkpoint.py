@@ -20,7 +20,7 @@ from tide.files import (
     tensors_writer,
 )
 from tide.files.schema import check_schema
-from tide.provenance import versions
+from tide.provenance import first_difference, versions
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 
@@ -40,17 +40,16 @@ def load_config(path: Path, **expected: Any) -> TIDEConfig:
     """The config of a checkpoint, checked against ``expected`` fields; None, on either side, fits anything.
 
     Raises :class:`~tide.errors.TideError` for a missing or damaged file, and for a checkpoint trained on another width,
-    block, tensor or model family.
+    block, tensor or model family. Raises ``TypeError`` for a field that there is not.
     """
     known = {f.name for f in fields(TIDEConfig)}
     if unknown := sorted(expected.keys() - known):
-        raise TideError(f"a checkpoint has no field {unknown[0]!r} to check; known: {', '.join(sorted(known))}")
+        raise TypeError(f"a checkpoint has no field {unknown[0]!r} to check; known: {', '.join(sorted(known))}")
     raw = read_config(path)
-    for name, value in expected.items():
-        if value is not None and raw.get(name) is not None and raw[name] != value:
-            raise TideError(
-                f"{path} was trained on {name} {raw[name]!r}, not {value!r}; use a checkpoint made for this {name}"
-            )
+    asked = {name: value for name, value in expected.items() if value is not None and raw.get(name) is not None}
+    if found := first_difference({name: raw[name] for name in asked}, asked):
+        name, before, now = found
+        raise TideError(f"{path} was trained on {name} {before!r}, not {now!r}; use a checkpoint made for this {name}")
     given = {name: value for name, value in raw.items() if name in known}
     modulation = ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None
     config = TIDEConfig(**{**given, "modulation": modulation})

@@ -124,6 +124,13 @@ class TIDE(Autoencoder):
         rows, modulation = self._entering(x, position)
         return self.latents(rows, modulation, k)
 
+    def dense(self, x: Tensor, position: At = None) -> Tensor:
+        """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` with their zeros, in evaluation mode and
+        without gradients, in float32 on the device of x."""
+        with inference(self):
+            codes = self.encode(x.float().to(self.W_enc.device), position)
+            return codes.dense(self.n_latents).view(*x.shape[:-1], self.n_latents).to(x.device)
+
     def decode(self, codes: Codes, position: At = None) -> Tensor:
         """Activations ``[N, d_model]`` of sparse latents. The position matters only with ``undo``."""
         modulation = self.modulation_of(len(codes.values), position) if self.config.undo else ScaleShift()

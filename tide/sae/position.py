@@ -34,7 +34,7 @@ class Position:
         return position if isinstance(position, Position) else cls(position)
 
     def timesteps(self, device: torch.device) -> Tensor:
-        """One timestep a group, ``[groups]`` float32 on ``device``.
+        """One timestep per group, ``[groups]`` float32 on ``device``.
 
         Raises :class:`~tide.errors.TideError` if there is none.
         """

@@ -113,14 +113,11 @@ class Judge(nn.Module):
             for i in range(len(images))
         ]
 
-    def save_pretrained(self, path: Path) -> None:
+    def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and, in half precision, ``model.safetensors`` to the folder ``path``."""
-        replace_files(
-            {
-                path / WEIGHTS: tensors_writer({name: value.half() for name, value in self.state_dict().items()}),
-                path / CONFIG: json_writer({"width": self.width, "heads": HEADS}),
-            }
-        )
+        folder, half = Path(path), {name: value.half() for name, value in self.state_dict().items()}
+        described = json_writer({"width": self.width, "heads": HEADS})
+        replace_files({folder / WEIGHTS: tensors_writer(half), folder / CONFIG: described})
 
 
 def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:

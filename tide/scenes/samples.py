@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
 from tide.activations.data import Samples
 from tide.activations.identity import Sample, digest
-from tide.scenes.annotate import images_of
-from tide.scenes.scene import Split, prompts
+from tide.scenes.annotate import concept_masks, images_of
+from tide.scenes.scene import LEVEL_OF, Split, prompts
 
 #: Height and width of a scene.
 PIXELS = 64
 
 
 class SceneSamples(Samples):
-    """``n`` scenes of combinations of ``split``, drawn from ``seed``."""
+    """``n`` scenes of combinations of ``split``, drawn from ``seed``; where each concept is in them is known."""
+
+    level_of: ClassVar[Mapping[str, str]] = LEVEL_OF
 
     def __init__(self, split: Split, n: int, seed: int, batch_size: int) -> None:
         super().__init__(batch_size)
@@ -27,3 +30,7 @@ class SceneSamples(Samples):
             samples.append(Sample(f"scene {i}", digest(repr(scene)), digest(caption)))
             if i >= start:
                 yield images_of([scene])[0], caption
+
+    def masks(self, n: int, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """Concept -> which tokens of the first ``n`` scenes show it, bool ``[n, tokens]``."""
+        return concept_masks([scene for scene, _ in self.pairs[:n]], grid)

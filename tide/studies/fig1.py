@@ -267,8 +267,7 @@ def _report(options: Options, study: ConceptStudy, results: list[Result], seeds:
     _draw_maps(options, study.tiles(seeds[0], results[0]["concepts"]), results[0]["concepts"])
     made, images = study.atlas(seeds[0])
     note = "Concepts are chosen and measured on the same held-out scenes, so their AUROCs are optimistic."
-    write_atlas(options.out / "atlas.html", made, images, title="TIDE on the bundled pipeline", note=note,
-                labels=made.labels, monosemanticity=made.monosemanticity)  # fmt: skip
+    write_atlas(options.out / "atlas.html", made, images, title="TIDE on the bundled pipeline", note=note)
     return verdict
 
 

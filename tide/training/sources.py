@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -55,7 +55,7 @@ class Job:
 
 
 class StoreInfo(TypedDict):
-    """What a store says of itself, as far as a training needs it."""
+    """The entries of a store's manifest that a training needs."""
 
     pipeline: str | None
     family: str
@@ -64,7 +64,7 @@ class StoreInfo(TypedDict):
     weights: NotRequired[dict[str, str]]
 
 
-#: What a store has to name, and what stores that are mixed have in common.
+#: Entries that every store must have; they are equal in all stores of a training.
 _OF = ("pipeline", "family", "block", "tensor")
 
 
@@ -234,20 +234,15 @@ def live(
     options = options or CollectOptions()
     model = build_model(adapter, block, config, tensor=options.tensor)
     index = model.config.trained_block
-    data: Data = source
+    images: Data = source
+    length = caption_length(adapter)
     if cache:
-        length = caption_length(adapter)
-        data = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
-    stream = live_stream(
-        adapter,
-        source,
-        index,
-        options,
-        rows=config.batch_tokens,
-        buffer_rows=buffer_rows,
-        seed=config.seed,
-        data=data,
-    )
+        images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
+
+    def collected(seed: int, start: int) -> Iterator[ActivationBatch]:
+        passes = collect(adapter, images, [index], options, seed=seed, start=start, max_sequence_length=length)
+        return (each[index] for each in passes)
+
     size, weights = list(source.size), pipeline_fingerprints(adapter.pipe)
     described = {
         "images": source.n_images,
@@ -264,38 +259,14 @@ def live(
         "pipeline": weights,
     }
     about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
-    return Job(config, model, stream.from_step, described, data=about, weights=weights)
-
-
-def live_stream(
-    adapter: Adapter,
-    source: Source,
-    block: int,
-    options: CollectOptions,
-    *,
-    rows: int,
-    buffer_rows: int = BUFFER_ROWS,
-    seed: int = 0,
-    data: Data | None = None,
-) -> LiveStream:
-    """Endless batches of ``rows`` rows of one block, collected again every epoch.
-
-    ``data`` are ``source``'s images encoded (:func:`~tide.activations.prepare`); default ``source`` itself. They are
-    read once to be counted where ``source`` does not know how many there are.
-    """
-    images: Data = source if data is None else data
-    length = caption_length(adapter)
-
-    def collected(epoch_seed: int, start: int) -> Iterator[ActivationBatch]:
-        given = {**asdict(options), "seed": epoch_seed, "start": start, "max_sequence_length": length}
-        return (each[block] for each in collect(adapter, images, [block], **given))
-
-    return LiveStream(
+    stream = LiveStream(
         collected,
-        rows,
+        config.batch_tokens,
+        # Images are read once to be counted where the source does not know how many there are.
         n_samples=source.n_images if source.exact else sum(len(batch) for batch, _ in images),
         rows_per_sample=options.rows_per_image(n_tokens(adapter, source.size)),
         per_pass=options.batch_size,
         buffer_rows=buffer_rows,
-        seed=seed,
+        seed=config.seed,
     )
+    return Job(config, model, stream.from_step, described, data=about, weights=weights)

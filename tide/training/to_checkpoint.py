@@ -33,7 +33,7 @@ def train(
         train(from_stores(["runs/store"], config, open_pipeline=load_adapter), "runs/tide")
 
     Args:
-        job: what is trained on what: :func:`from_stores`, :func:`from_pool` or :func:`live`.
+        job: the model, its configuration and its data: :func:`from_stores`, :func:`from_pool` or :func:`live`.
         out: the folder of the checkpoint; gets what :class:`Trainer` writes.
         resume: resume the training that ``out`` holds, if it holds one.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
@@ -68,12 +68,12 @@ def train(
 
 @contextmanager
 def reserved(out: Path, *, resume: bool) -> Iterator[None]:
-    """Finds out before anything is loaded whether a training may go into ``out``, and makes it. If the block raises, a
-    new folder that is empty is removed."""
+    """Checks before anything is loaded that a training may be written to ``out``, and creates the folder. If the block
+    raises, a new folder that is empty is removed."""
     _check_new(out, resume)
     with new_folders(out):
         with lock_folder(out):
-            pass  # only a look: the trainer locks it
+            pass  # only a check: the trainer locks it
         yield
 
 

@@ -22,10 +22,10 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.editing.masks import image_mask
 from tide.errors import TideError
-from tide.interpretation.concepts import concept_scores, dense_latents
+from tide.interpretation.concepts import concept_scores
 from tide.interpretation.reading import PIECE, noised_activations
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import TILE, heat_overlay, tiled, to_image
+from tide.pictures import TILE, heat_overlay, resized, tiled, to_uint8
 from tide.sae import TIDE, Position
 
 #: Latents listed for a concept, and how many of them are drawn.
@@ -108,13 +108,19 @@ def caption_concepts(
         images_per_concept: the most images for each word, and the most without any of the words.
         top_images: how many images to draw for each word.
         timesteps: ``[T]``; default three of :func:`~tide.interpretation.timesteps.concept_timesteps`.
-        seed: of the noise, which each image has its own of.
+        seed: random seed; every image has its own noise.
         batch_size: images a pass.
 
     Raises:
-        TideError: no caption holds a word or every one does, the source cannot be read, or the model does not know its
-            block.
+        TideError: there are no words or no images for them, no caption holds a word or every one does, the source
+            cannot be read, or the model does not know its block.
     """
+    if isinstance(words, str) or not words:
+        raise TideError(f"words = {words!r} must be a list of one word or more, such as ['house']")
+    if images_per_concept < 1 or top_images < 1:
+        raise TideError(
+            f"images_per_concept = {images_per_concept} and top_images = {top_images} must both be at least 1"
+        )
     timesteps = concept_timesteps(adapter, 3) if timesteps is None else timesteps
     picked = _pick(adapter, source, words, images_per_concept)
     read = partial(_activations, adapter, model, picked, timesteps=timesteps, seed=seed, batch_size=batch_size)
@@ -169,7 +175,8 @@ def _pick(adapter: Adapter, source: Source, words: Sequence[str], wanted: int) -
         if chosen:
             kept = [captions[i] for i in chosen]
             rows = _encoded(adapter, images[chosen], kept)
-            small = [_thumbnail(images[i]) for i in chosen]
+            size = (TILE, max(1, round(TILE * images.shape[2] / images.shape[3])))
+            small = [resized(to_uint8(images[i]), size) for i in chosen]
             picked += [_Picked(*each) for each in zip(rows, kept, held, small, strict=True)]
         if not any(left.values()):
             break
@@ -190,13 +197,6 @@ def _encoded(adapter: Adapter, images: Tensor, captions: Sequence[str]) -> list[
         Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()})
         for i in range(len(batch.latents))
     ]
-
-
-def _thumbnail(image: Tensor) -> np.ndarray:
-    height, width = image.shape[1:]
-    shape = (TILE, max(1, round(TILE * height / width)))
-    resample = Image.Resampling.LANCZOS if width > TILE else Image.Resampling.NEAREST
-    return np.asarray(to_image(image).resize(shape, resample))
 
 
 def _activations(
@@ -230,7 +230,7 @@ def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | No
     for part in x.split(max(1, PIECE // model.n_latents), dim=1):
         total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
         for i, t in enumerate(timesteps.tolist()):
-            total += dense_latents(model, part[i], Position(t, conditioning))
+            total += model.dense(part[i], Position(t, conditioning))
         yield total / len(timesteps)
 
 

@@ -13,7 +13,7 @@ from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
 from tide.interpretation import Annotated, concept_scores, mean_latents
-from tide.interpretation.caption_concepts import caption_concepts
+from tide.interpretation.captions import caption_concepts
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig
 
@@ -39,7 +39,7 @@ def find(adapter, model, words, **options):
 
 def test_is_the_recipe(adapter, model, monkeypatch):
     """Images of one batch or several, latents of all tokens or of a few at a time."""
-    monkeypatch.setattr("tide.interpretation.caption_concepts.PIECE", 10 * N_LATENTS)
+    monkeypatch.setattr("tide.interpretation.captions.PIECE", 10 * N_LATENTS)
     found = find(adapter, model, ["near", "far"], top_images=2)
     source = open_source("scenes", adapter, images=N_IMAGES, batch_size=N_IMAGES)
     (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
@@ -47,7 +47,7 @@ def test_is_the_recipe(adapter, model, monkeypatch):
     x, conditioning = noised_activations(adapter, model, whole, noise, TIMESTEPS)
     latents = mean_latents(model, Annotated(TIMESTEPS, x, conditioning=conditioning))
     pooled = latents.view(N_IMAGES, N_TOKENS, -1).mean(1)
-    captions = source.captions()
+    captions = [caption for _, batch in source for caption in batch]
     assert found.n_images == N_IMAGES
     for word in ("near", "far"):
         shows = torch.tensor([word in re.findall(r"\w+", caption) for caption in captions])
@@ -88,3 +88,17 @@ def test_a_word_is_whole_and_of_any_case(adapter, model):
 def test_a_word_of_every_caption(adapter, model):
     with pytest.raises(TideError, match="every caption of scenes holds 'facing'; add images without it"):
         find(adapter, model, ["facing"])
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ("house", {}, r"words = 'house' must be a list of one word or more"),
+        ([], {}, r"words = \[\] must be a list of one word or more"),
+        (["house"], {"images_per_concept": 0}, "images_per_concept = 0 and top_images = 4 must both be at least 1"),
+        (["house"], {"top_images": 0}, "images_per_concept = 64 and top_images = 0 must both be at least 1"),
+    ],
+)
+def test_what_is_refused(adapter, model, words, options, message):
+    with pytest.raises(TideError, match=message):
+        caption_concepts(adapter, model, open_source("scenes", adapter, images=2), words, **options)
