@@ -129,6 +129,7 @@ def test_demo_prints_what_was_found(cli, tmp_path, monkeypatch):
     result = cli("demo", "--fast", "--out", tmp_path / "d", "--seed", 3, "--backend", "reference")
     assert result.code == 0
     assert result.out == f"It works.\nThe report is {tmp_path}/d/report.html.\n"
+    assert given.pop("made_by")["command"] == "demo"
     assert given == {"out": tmp_path / "d", "fast": True, "seed": 3, "backend": "reference", "resume": False}
     holds = contents(tmp_path / "d")
     assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("study", [6], "pixart", "scenes")
