@@ -50,7 +50,7 @@ def test_a_store_holds_what_collect_yields(adapter, source, tmp_path):
 
 
 def test_what_was_collected_is_written_down(adapter, source, tmp_path):
-    found = collect_to_disk(adapter, source, tmp_path / "s", options=OPTIONS, say=lambda text: None)
+    found = collect_to_disk(adapter, source, str(tmp_path / "s"), options=OPTIONS, say=lambda text: None)
     info = ActivationStore(tmp_path / "s").info
     assert (info["block"], info["family"], info["mode"], info["data"]) == (6, "pixart", "noised", "scenes")
     assert (info["size"], info["token_fraction"], info["paired"], info["batch_size"]) == ([64, 64], 0.25, True, 2)

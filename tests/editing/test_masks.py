@@ -57,7 +57,7 @@ def test_a_picture(alpha, tmp_path):
     picture.paste((128, 255), (0, 0, 64, 16))
     picture.paste((255, 0), (0, 48, 64, 64))
     picture.save(path)
-    assert read_mask(path, adapter_for(alpha)).nonzero().flatten().tolist() == list(range(16))
+    assert read_mask(str(path), adapter_for(alpha)).nonzero().flatten().tolist() == list(range(16))
 
 
 def test_pictures_that_are_no_mask(alpha, tmp_path):

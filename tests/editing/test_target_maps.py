@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -47,8 +49,9 @@ def test_tokens_of_maps_that_do_not_fit():
         most_different_tokens(MAP, MAP.pooled(), 1)
 
 
-def test_round_trip(tmp_path):
-    path = tmp_path / "target.safetensors"
+@pytest.mark.parametrize("kind", [str, Path])
+def test_round_trip(tmp_path, kind):
+    path = kind(tmp_path / "target.safetensors")
     save_target(path, MAP, model())
     found = load_target(path, model())
     assert torch.equal(found.timesteps, MAP.timesteps)

@@ -248,8 +248,8 @@ def test_a_round_trip(atlas, tmp_path):
     full = replace(atlas, labels=labels, monosemanticity=torch.rand(N_LATENTS))
     assert full.monosemanticity is not None
     for name, each in (("plain", atlas), ("full", full)):
-        each.save(tmp_path / name, run={"seed": 3})
-        assert equal(Atlas.load(tmp_path / name), each)
+        each.save(str(tmp_path / name), run={"seed": 3})
+        assert equal(Atlas.load(str(tmp_path / name)), each)
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["atlas.json", "atlas.safetensors"]
     facts = json.loads((tmp_path / "full" / "atlas.json").read_text())
     assert facts["run"] == {"seed": 3}

@@ -93,7 +93,7 @@ def test_agreement_needs_a_valid_image():
 
 
 def test_round_trip(judge, tmp_path):
-    judge.save_pretrained(tmp_path / "judge")
+    judge.save_pretrained(str(tmp_path / "judge"))
     loaded = load_judge(str(tmp_path / "judge"))
     assert not loaded.training
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}

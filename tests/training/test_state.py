@@ -204,7 +204,7 @@ def test_the_state_alone_is_enough(out, whole, name, damage):
     assert_same(state(job.model), state(whole.model))
     assert job.history == whole.history
     assert_same(state(TIDE.from_pretrained(out)), state(whole.model))
-    assert is_trained(out, job.config)
+    assert is_trained(str(out), job.config)
 
 
 def test_a_checkpoint_without_its_state_is_not_overwritten(out):

@@ -50,7 +50,7 @@ def test_it_trains_as_the_trainer_does(adapter, batches, tmp_path):
 
 
 def test_what_was_trained_is_written_down(adapter, batches, tmp_path):
-    found = train(job_of(batches, adapter), tmp_path / "t", made_by=provenance("train", {"k": 8}, seed=0))
+    found = train(job_of(batches, adapter), str(tmp_path / "t"), made_by=provenance("train", {"k": 8}, seed=0))
     run, holds = read_run(tmp_path / "t"), contents(tmp_path / "t")
     assert run is not None
     assert holds is not None

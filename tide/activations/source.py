@@ -93,9 +93,9 @@ class Prompts:
         return self.samples()
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: str | Path) -> list[str]:
     """The lines of a text file that are not empty. Raises :class:`~tide.errors.TideError` if there are none."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
     if not any(lines):
         raise TideError(f"{path} holds no prompts; write one a line")
     return [line for line in lines if line]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from PIL.Image import Image
@@ -94,15 +93,15 @@ def draw_edits(
         each.check(model.n_latents)
         if isinstance(tokens, Mapping) and name not in tokens:
             raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
-    draw = partial(
-        _draw,
-        adapter,
-        prompt,
-        n_steps=n_steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        size=image_size(adapter, size),
-    )
+    pixels = image_size(adapter, size)
+
+    def draw() -> Image:
+        latents = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=pixels)
+        check_drawn(latents, REMEDY)
+        image = adapter.decode_latents(latents)[0]
+        check_drawn(image, REMEDY)
+        return to_image(image)
+
     before, after = draw(), {}
     for name, each in edits.items():
         mask = tokens[name] if isinstance(tokens, Mapping) else tokens
@@ -111,13 +110,3 @@ def draw_edits(
             if not met.rows:
                 raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
     return before, after
-
-
-def _draw(
-    adapter: Adapter, prompt: str, *, n_steps: int, guidance_scale: float, seed: int, size: tuple[int, int]
-) -> Image:
-    latents = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
-    check_drawn(latents, REMEDY)
-    image = adapter.decode_latents(latents)[0]
-    check_drawn(image, REMEDY)
-    return to_image(image)

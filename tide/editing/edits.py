@@ -125,15 +125,8 @@ class Edit(ABC):
 
 
 @dataclass(frozen=True)
-class Compose(Edit):
-    """Edits applied one after the other."""
-
+class _Several(Edit):
     edits: tuple[Edit, ...]
-
-    def latents(self, z: Tensor, place: Place) -> Tensor:
-        for edit in self.edits:
-            z = edit.latents(z, place)
-        return z
 
     def check(self, n_latents: int) -> None:
         for edit in self.edits:
@@ -141,10 +134,18 @@ class Compose(Edit):
 
 
 @dataclass(frozen=True)
-class PerImage(Edit):
-    """Edit i for image i of the batch; a batch with more images than edits is an error."""
+class Compose(_Several):
+    """Edits applied one after the other."""
 
-    edits: tuple[Edit, ...]
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        for edit in self.edits:
+            z = edit.latents(z, place)
+        return z
+
+
+@dataclass(frozen=True)
+class PerImage(_Several):
+    """Edit i for image i of the batch; a batch with more images than edits is an error."""
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         out = z.clone()
@@ -154,10 +155,6 @@ class PerImage(Edit):
             rows = (place.image == image).nonzero().flatten()
             out[rows] = self.edits[image].latents(z[rows], place.take(rows))
         return out
-
-    def check(self, n_latents: int) -> None:
-        for edit in self.edits:
-            edit.check(n_latents)
 
 
 def _check_features(features: Sequence[int], n_latents: int) -> None:
@@ -239,38 +236,37 @@ class Invert(_TopOrGiven):
 
 
 @dataclass(frozen=True)
-class Inject(Edit):
+class _Towards(Edit):
+    target: Target
+
+    def check(self, n_latents: int) -> None:
+        check_target(self.target, n_latents)
+
+
+@dataclass(frozen=True)
+class Inject(_Towards):
     """``z <- z + factor * target``: adds a concept's pooled latents."""
 
-    target: Target
     factor: float = 1.0
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         return z + self.factor * self.target.at(place).to(z)
 
-    def check(self, n_latents: int) -> None:
-        check_target(self.target, n_latents)
-
 
 @dataclass(frozen=True)
-class Replace(Edit):
+class Replace(_Towards):
     """``z <- (1 - factor) z + factor * target``: global replacement by the target's latents at ``factor = 1``."""
 
-    target: Target
     factor: float = 1.0
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         return torch.lerp(z, self.target.at(place).to(z).expand_as(z), self.factor)
 
-    def check(self, n_latents: int) -> None:
-        check_target(self.target, n_latents)
-
 
 @dataclass(frozen=True)
-class ScaleTarget(Edit):
+class ScaleTarget(_Towards):
     """Scales, inside the original, the indices of the target's ``top_k`` latents (C.1, second strategy)."""
 
-    target: Target
     top_k: int
     factor: float
 
@@ -279,9 +275,6 @@ class ScaleTarget(Edit):
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         return torch.where(strongest(self.target.at(place), self.top_k).to(z.device), z * self.factor, z)
-
-    def check(self, n_latents: int) -> None:
-        check_target(self.target, n_latents)
 
 
 @dataclass(frozen=True)

@@ -237,11 +237,12 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in FREE}
 
 
-def is_trained(out: Path, config: TrainConfig) -> bool:
+def is_trained(out: str | Path, config: TrainConfig) -> bool:
     """Whether ``out`` holds a finished training with the options of ``config``, except for device and the like."""
-    if not (out / TRAINING).is_file():
+    path = Path(out) / TRAINING
+    if not path.is_file():
         return False
-    record: Record = read_json(out / TRAINING, Record)
+    record: Record = read_json(path, Record)
     if first_difference(_fixed(record["config"]), _fixed(config.to_dict()), former_defaults()) is not None:
         return False
     return bool(record["history"]) and record["history"][-1].get("step") == config.steps

@@ -8,6 +8,7 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Trainer:
             try:
                 read_run(self.out)  # a damaged one is found before the work
                 self._start(source, resume)
-                self._run(batches, stop, watch, lambda: write_run(self.out, self._contents(data, weights), made_by))
+                self._run(batches, stop, watch, partial(write_run, self.out, self._contents(data, weights), made_by))
                 last = self.history[-1]
                 record_measured(self.out, {n: last.get(n) for n in ("mse", "cosine", "explained_variance")})
                 stop.check()
