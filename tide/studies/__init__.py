@@ -5,9 +5,11 @@ Only the command line imports them. Each study is a module with ``reproduce(opti
 
 - ``options`` (what a study is given and leaves), ``grid`` (resumable cells), ``bench`` (activations and measurements),
   ``models`` (trained ones, or a given one), ``compare`` (fair comparisons);
-- ``mask_concepts`` (concepts against the renderer's masks);
-- ``tasks``, ``methods``, ``references`` and ``regions`` (edits of single prompts), ``edit_study`` (their protocol);
+- ``mask_concepts`` (concepts against the renderer's masks), ``measurements`` (what the demo and the bars measure);
+- ``tasks``, ``methods``, ``references`` and ``regions`` (edits of single prompts), ``trial`` (a batch of them,
+  drawn and judged), ``edit_study`` (the protocol of fig6 and the bars);
 - ``report`` and ``report_tables`` with the template ``report.html`` (the page of the demo and of the bars).
 
-``scaling``, ``orderings``, ``emergence``, ``shifted`` and ``fig6_pictures`` each serve one study.
+``scaling``, ``orderings``, ``emergence``, ``shifted`` and ``fig6_pictures`` each serve one study, ``scene_concepts``
+the command `tide concepts`.
 """

@@ -21,7 +21,6 @@ from tide.studies.bench import Bench, DataSizes
 from tide.studies.edit_study import EditStudy, say_chosen
 from tide.studies.edit_study import Sizes as EditSizes
 from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.measurements import sizes_of
 from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Checkpoint
 from tide.studies.options import Options, write_results
@@ -137,7 +136,7 @@ def reproduce(options: Options) -> str:
     config = {"seed": options.seed, "fast": options.fast, "sizes": {**vars(sizes), "edits": vars(sizes.edits)}}
     shown = {
         "headline": f"{options.sae} on the bundled pipeline",
-        "sizes": sizes_of(bench.adapter, model, bench.block),
+        "sizes": measurements.sizes_of(bench.adapter, model, bench.block),
         **metrics,
         "trade_off": {**metrics["curves"], PROMPT: metrics["chosen"][PROMPT]},
         "verdicts": verdict.splitlines(),

@@ -35,7 +35,7 @@ def scene_concepts(
     found = measure_concepts(adapter, model, selection, held_out, at, seed=seed)
     chosen = [concept for concept in found.concepts if concept in (wanted or LEVEL_OF)]
     if missing := [concept for concept in wanted or () if concept not in chosen]:
-        raise TideError(f"none of {n_images} scenes shows {missing[0]!r}; raise --images-per-concept")
+        raise TideError(f"none of {n_images} scenes shows {missing[0]!r}; look through more images")
     table = {concept: found.concepts[concept] for concept in chosen}
     pictures = {concept: _picture(found, concept, top_images) for concept in chosen}
     return {"concepts": table, "levels": found.levels, "timesteps": at.tolist()}, pictures
