@@ -41,7 +41,7 @@ def evaluate(
         token_fraction: of each image's tokens, in (0, 1].
         loss_timesteps: steps of the sampling run at whose timesteps the diffusion loss (eq. 4) is measured.
         loss_images: the most held-out images that it is measured on.
-        batch_size: images a pass.
+        batch_size: images per pass.
         seed: of timesteps, tokens and noise.
 
     Returns:

@@ -109,7 +109,7 @@ def caption_concepts(
         top_images: how many images to draw for each word.
         timesteps: ``[T]``; default three of :func:`~tide.interpretation.timesteps.concept_timesteps`.
         seed: random seed; every image has its own noise.
-        batch_size: images a pass.
+        batch_size: images per pass.
 
     Raises:
         TideError: there are no words or no images for them, no caption holds a word or every one does, the source
