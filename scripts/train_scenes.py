@@ -79,7 +79,7 @@ class _State:
         with open_tensors(self.path, "the stage") as file:
             step = (file.metadata() or {}).get("step", "")
         if not (step.isascii() and step.isdigit()):
-            raise TideError(f"{self.path} states no step; delete it to train the stage anew")
+            raise TideError(f"{self.path} states no step; delete it to train the stage again")
         return int(step), read_tensors(self.path, "the stage")
 
 
@@ -98,7 +98,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for number, entry in state.items():  # the fused optimiser would access memory beyond moments of another shape
         moments = [value for key, value in entry.items() if key != "step"]
         if number >= len(parameters) or any(value.shape != parameters[number].shape for value in moments):
-            raise TideError("the state holds moments of another model; delete it to train the stage anew")
+            raise TideError("the state holds moments of another model; delete it to train the stage again")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -114,7 +114,7 @@ def _check_whole(name: str, pipe: Any) -> None:
     for part, model in pipe.components.items():
         tensors = (*model.named_parameters(), *model.named_buffers()) if isinstance(model, torch.nn.Module) else ()
         if missing := next((key for key, value in tensors if value.is_meta), None):
-            raise TideError(f"pipeline {name} lacks the weight {missing} of its {part}; copy or download it anew")
+            raise TideError(f"pipeline {name} lacks the weight {missing} of its {part}; copy or download it again")
 
 
 @contextmanager

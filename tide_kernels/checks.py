@@ -147,7 +147,7 @@ def gradients(
         parameter = parameters.get(name)
         if parameter is None:
             known = ", ".join(each for each, value in parameters.items() if value is not None)
-            raise ValueError(f"gradients names {name!r}, which is no parameter of this loss: use {known}")
+            raise ValueError(f"gradients names {name!r}, which is not a parameter of this loss: use {known}")
         _typed(f"gradients[{name!r}]", buffer, (dtype,), str(dtype).removeprefix("torch."))
         _shaped(f"gradients[{name!r}]", buffer, tuple(parameter.shape), parameter.device)
         if not buffer.is_contiguous():

@@ -36,7 +36,7 @@ def folder(tmp_path):
 def test_images_and_captions(folder):
     data = image_folder(folder, 32, batch_size=2)
     assert len(data) == 3
-    for _ in range(2):  # every iteration reads anew
+    for _ in range(2):  # every iteration reads again
         (first, captions), (second, last) = data
         assert first.shape == (2, 3, 32, 32)
         assert second.shape == (1, 3, 32, 32)

@@ -101,7 +101,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("way", [*WAYS, pytest.param(both, marks=pytest.mark.slow)])
 def test_an_edit_reaches_a_compiled_transformer(images, way):
-    """Eagerly; afterwards the compiled code is back, not made anew, and edits nothing."""
+    """Eagerly; afterwards the compiled code is back, not made again, and edits nothing."""
     plain, edited = images
     counted = Counted()
     pipe = compiled(way, backend=counted)

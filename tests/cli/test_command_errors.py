@@ -134,7 +134,7 @@ def test_truncated_or_pickled_checkpoint(refused, copy, images):
         for command in commands(copy, images):
             message = refused(*command)
             assert message.startswith(f"{file} is not a readable safetensors file ({kind}")
-            assert message.endswith("; make it anew")
+            assert message.endswith("; make it again")
     file.unlink()
     assert refused(*commands(copy, images)[2]) == f"{file} does not exist; the checkpoint is incomplete"
 
@@ -204,7 +204,7 @@ def test_a_pipeline_that_lacks_a_weight(refused, pipeline, images, tmp_path, par
     (name, *_) = [name for name in tensors if name.endswith("bias")]
     save_file({key: value for key, value in tensors.items() if key != name}, path, {"format": "pt"})
     found = refused("collect", "--data", images, "--pipeline", copy)
-    assert found == f"pipeline {copy} lacks the weight {name} of its {part}; copy or download it anew"
+    assert found == f"pipeline {copy} lacks the weight {name} of its {part}; copy or download it again"
 
 
 def test_edits(refused, checkpoint):

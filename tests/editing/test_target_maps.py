@@ -91,7 +91,7 @@ def test_a_damaged_target(tmp_path, tensors, message):
     with safe_open(tmp_path / "target", "pt") as file:
         metadata = file.metadata()
     save_file({"timesteps": MAP.timesteps, "values": MAP.values} | tensors, tmp_path / "target", metadata)
-    with pytest.raises(TideError, match=f"{message}.*; record the target anew"):
+    with pytest.raises(TideError, match=f"{message}.*; record the target again"):
         load_target(tmp_path / "target", model())
 
 

@@ -83,8 +83,8 @@ LIKE = {"x": torch.zeros(2, 3), "n": torch.zeros(2, dtype=torch.int64)}
 def test_every_tensor_is_checked(tmp_path, change, message):
     tensors = {name: value for name, value in (LIKE | change).items() if value is not None}
     save_file(tensors, tmp_path / "t")
-    with pytest.raises(TideError, match=f"{message}; make it anew"):
-        check_tensors(tmp_path / "t", read_tensors(tmp_path / "t"), LIKE, remedy="make it anew")
+    with pytest.raises(TideError, match=f"{message}; make it again"):
+        check_tensors(tmp_path / "t", read_tensors(tmp_path / "t"), LIKE, remedy="make it again")
 
 
 def test_another_precision_is_cast_only_where_that_is_asked_for(tmp_path):

@@ -65,7 +65,7 @@ def test_what_fits_passes_and_further_keys_are_let_be():
 def test_what_does_not_is_named(change, message):
     with pytest.raises(TideError, match=rf"^f: {message}|^f: .*{message}") as caught:
         check_schema(good() | change, Manifest, "f")
-    assert "make it anew" in str(caught.value)
+    assert "make it again" in str(caught.value)
 
 
 def test_a_value_of_another_kind_altogether():

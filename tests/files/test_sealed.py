@@ -15,7 +15,7 @@ DATA = {"numbers": [1, 0.1, 1e300, -0.0, float("nan")], "text": "ä", "pairs": {
 
 def test_what_was_written_is_read(tmp_path):
     write_sealed(tmp_path / "a.json", DATA)
-    found = read_sealed(tmp_path / "a.json", dict[str, Any], remedy="make it anew")
+    found = read_sealed(tmp_path / "a.json", dict[str, Any], remedy="make it again")
     assert str(found) == str({**DATA, "pairs": {"1": [2, 3]}})  # as JSON has it
     assert "sha256" not in DATA
     write_sealed(tmp_path / "b.json", found)

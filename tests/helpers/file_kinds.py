@@ -81,7 +81,7 @@ def make_cells(folder: Path) -> None:
 
 
 def read_cells(folder: Path) -> None:
-    """A missing one is computed anew."""
+    """A missing one is computed again."""
     if all((folder / "cells" / f"{cell.name}.json").exists() for cell in cells()):
         run_cells(cells(), folder, lambda text: None)
 

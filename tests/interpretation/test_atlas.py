@@ -272,14 +272,14 @@ def test_what_is_no_atlas(atlas, tmp_path):
     atlas.save(tmp_path)
     tensors = load_file(tmp_path / "atlas.safetensors")
     save_file({**tensors, "mean": tensors["mean"][:, 1:].contiguous()}, tmp_path / "atlas.safetensors")
-    with pytest.raises(TideError, match=r"mean has shape \[4, 10\], not \[4, 11\]; make the atlas anew"):
+    with pytest.raises(TideError, match=r"mean has shape \[4, 10\], not \[4, 11\]; make the atlas again"):
         Atlas.load(tmp_path)
     save_file({k: v for k, v in tensors.items() if k != "maps"}, tmp_path / "atlas.safetensors")
     with pytest.raises(TideError, match="holds no maps of 11 latents, or no timesteps"):
         Atlas.load(tmp_path)
     for name, wrong in {"top_images": atlas.top_images + 9, "frequency": atlas.frequency - 1}.items():
         save_file({**tensors, name: wrong}, tmp_path / "atlas.safetensors")
-        with pytest.raises(TideError, match=f"{name} reaches outside of .*; make the atlas anew"):
+        with pytest.raises(TideError, match=f"{name} reaches outside of .*; make the atlas again"):
             Atlas.load(tmp_path)
     save_file({**tensors, "monosemanticity": torch.full((N_LATENTS,), torch.inf)}, tmp_path / "atlas.safetensors")
     with pytest.raises(TideError, match="monosemanticity holds NaN or inf"):

@@ -116,10 +116,10 @@ BAD = {
         lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
         r"config\.json is not a file; check the path",
     ),
-    "config truncated": (lambda f: truncated(f, "config.json"), r"config\.json is not valid JSON .* make it anew"),
+    "config truncated": (lambda f: truncated(f, "config.json"), r"config\.json is not valid JSON .* make it again"),
     "config is binary": (
         lambda f: (f / "config.json").write_bytes(b"\x80\x81\xff"),
-        r"config\.json is not UTF-8 text .* make it anew",
+        r"config\.json is not UTF-8 text .* make it again",
     ),
     "config of another kind": (
         lambda f: (f / "config.json").write_text('{"d_model": 6}'),
@@ -131,9 +131,9 @@ BAD = {
     ),
     "config lacks a field": (
         lambda f: (f / "config.json").write_text('{"format": "tide-sae/1", "d_model": 6}'),
-        "k is missing; the file is damaged or of another version, make it anew",
+        "k is missing; the file is damaged or of another version, make it again",
     ),
-    "a size is a word": (lambda f: edit_config(f, k="3"), "k is '3' and must be a whole number; .* make it anew"),
+    "a size is a word": (lambda f: edit_config(f, k="3"), "k is '3' and must be a whole number; .* make it again"),
     "a size is a fraction": (
         lambda f: edit_config(f, n_latents=20.5),
         r"n_latents is 20\.5 and must be a whole",
@@ -149,13 +149,13 @@ BAD = {
     "k above n": (lambda f: edit_config(f, k=21), "k = 21 must lie between 1 and n_latents = 20; lower k"),
     "weights truncated": (
         lambda f: truncated(f, "model.safetensors"),
-        r"not a readable safetensors file \(truncated or foreign.*make it anew",
+        r"not a readable safetensors file \(truncated or foreign.*make it again",
     ),
     "weights empty": (
         lambda f: (f / "model.safetensors").write_bytes(b""),
-        r"not a readable safetensors file \(truncated or foreign.*make it anew",
+        r"not a readable safetensors file \(truncated or foreign.*make it again",
     ),
-    "weights pickled": (pickled, r"not a readable safetensors file \(a pickle, which is never loaded.*make it anew"),
+    "weights pickled": (pickled, r"not a readable safetensors file \(a pickle, which is never loaded.*make it again"),
     "weights of torch.save": (zipped, r"not a readable safetensors file \(a pickle, which is never loaded.*make it"),
     "a tensor is missing": (
         lambda f: edit_weights(f, W_dec=None),

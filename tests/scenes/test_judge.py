@@ -131,7 +131,7 @@ def test_a_judge_of_another_width_than_it_says(judge, tmp_path, width):
     judge.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "width": width}))
-    with pytest.raises(TideError, match=r"; copy the whole folder anew"):
+    with pytest.raises(TideError, match=r"; copy the whole folder again"):
         load_judge(tmp_path)
 
 

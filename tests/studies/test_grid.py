@@ -93,7 +93,7 @@ def test_a_broken_cell_is_named(tmp_path, text):
     path = cell_path(tmp_path, "a")
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(TideError, match=r"a\.json.*make it anew"):
+    with pytest.raises(TideError, match=r"a\.json.*make it again"):
         run_cells(cells([]), tmp_path, lambda _: None)
 
 

@@ -111,7 +111,7 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name, checkpoint):
     computed = [re.match(r"(\d+) of \d+ cells to compute", line) for line in said]
     assert [int(found[1]) for found in computed if found] == [1]
     assert [path.stat().st_mtime_ns for path in cells[1:]] == times[1:]
-    # The same cell anew gives the same numbers, and so the same sentence.
+    # The same cell again gives the same numbers, and so the same sentence.
     assert again == verdict
     another = "training.steps 2, now 3"
     if name == "bars":

@@ -342,10 +342,10 @@ def test_a_source_that_was_not_stated_is_recorded_now(out):
 @pytest.mark.parametrize("steps", [5, 9], ids=["fewer, and not yet made", "more"])
 def test_another_number_of_steps_goes_on_by_its_schedules(out, steps):
     job = resume(out, steps=steps, log_every=1)
-    anew = trainer(out.parent / "anew", steps=steps, log_every=1)
-    anew.fit(stream)
+    again = trainer(out.parent / "again", steps=steps, log_every=1)
+    again.fit(stream)
     assert job.step == steps
-    rates = [[(entry["lr"], entry["k"]) for entry in each.history][-(steps - 4) :] for each in (job, anew)]
+    rates = [[(entry["lr"], entry["k"]) for entry in each.history][-(steps - 4) :] for each in (job, again)]
     assert rates[0] == rates[1]
     written = json.loads((out / "training.json").read_text())
     assert written["lengths"] == [{"at": 4, "before": 6, "steps": steps}]

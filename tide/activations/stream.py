@@ -41,7 +41,7 @@ def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatc
 class LiveStream:
     """Endless batches straight from collection, each of which can be reproduced.
 
-    Every epoch collects all samples anew. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
+    Every epoch collects all samples again. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
     at least one pass each; the rows of a window are shuffled, and batches are cut from one window after the other. A
     window depends only on ``seed``, its epoch and its place. So batch b is the same bits whether the stream began at 0
     or at b (on one machine, with the same versions and number of threads): :meth:`from_step` collects the window of

@@ -134,7 +134,7 @@ def output_folder(folder: Path, *further: Path) -> Iterator[None]:
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
     """Sets the interruption message while files are written and afterwards."""
-    left_behind.set(f"some of its files are in {out}, the same command writes them anew")
+    left_behind.set(f"some of its files are in {out}, the same command writes them again")
     yield
     left_behind.set(f"its files are in {out}")
 

@@ -55,7 +55,7 @@ def load_target(path: str | Path, model: TIDE) -> Target:
     tensors = read_tensors(path, "the target")
     shape = tensors["values"].shape if "values" in tensors else torch.Size()
     if len(shape) not in (2, 3) or 0 in shape or shape[-1] != model.n_latents:
-        raise TideError(f"{path} holds no latents of {model.n_latents} an entry; record the target anew")
+        raise TideError(f"{path} holds no latents of {model.n_latents} an entry; record the target again")
     like = {"timesteps": torch.empty(shape[0], device="meta"), "values": torch.empty(shape, device="meta")}
-    check_tensors(path, tensors, like, remedy="record the target anew", any_float=True)
+    check_tensors(path, tensors, like, remedy="record the target again", any_float=True)
     return Target(tensors["timesteps"].float(), tensors["values"])

@@ -31,7 +31,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise TideError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
     except UnicodeDecodeError as error:
-        raise TideError(f"{path} is not UTF-8 text ({error}); it may be damaged, make it anew") from None
+        raise TideError(f"{path} is not UTF-8 text ({error}); it may be damaged, make it again") from None
 
 
 def read_json(path: Path, kind: Any = None) -> Any:
@@ -48,7 +48,7 @@ def parse_json(text: str, where: str, kind: Any = None) -> Any:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
-        raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it anew") from None
+        raise TideError(f"{where} is not valid JSON ({reason}); it may be truncated, make it again") from None
     if kind is not None:
         check_schema(data, kind, where)
     return data

@@ -23,7 +23,7 @@ def check_schema(value: Any, kind: Any, where: str) -> None:
         where: the file, for the message.
     """
     if (fault := _fault(value, kind, "")) is not None:
-        raise TideError(f"{where}: {fault}; the file is damaged or of another version, make it anew")
+        raise TideError(f"{where}: {fault}; the file is damaged or of another version, make it again")
 
 
 def _fault(value: Any, kind: Any, at: str) -> str | None:

@@ -39,7 +39,7 @@ def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it again"
         ) from None
 
 
@@ -51,7 +51,7 @@ def open_tensors(path: Path, what: str = "the file") -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise TideError(
-            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it anew"
+            f"{path} is not a readable safetensors file ({what_is_wrong(path)}: {one_line(error)}); make it again"
         ) from None
 
 

@@ -30,7 +30,7 @@ LEAST_TOKENS = 50
 TENSORS = "atlas.safetensors"
 FACTS = "atlas.json"
 FORMAT = "tide-atlas/1"
-_REMEDY = "make the atlas anew"
+_REMEDY = "make the atlas again"
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Annotated:
             if list(mask.shape) != shape[1:3]:
                 raise TideError(
                     f"the mask of {concept!r} is {list(mask.shape)} and the activations cover {shape[1:3]} "
-                    "(images, tokens); make it anew for these images"
+                    "(images, tokens); make it again for these images"
                 )
         self.labels = {concept: mask.any(1) for concept, mask in self.masks.items()} | self.labels
         for concept, label in self.labels.items():

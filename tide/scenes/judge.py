@@ -140,16 +140,16 @@ def load_judge(path: str | Path | None = None) -> Judge:
         raise TideError(f"{folder} holds no judge: reinstall tide-sae, or run `python scripts/train_scenes.py judge`")
     config = read_json(folder / CONFIG, _Config)
     if config["heads"] != {name: list(values) for name, values in HEADS.items()}:
-        raise TideError(f"{folder} holds a judge of other attributes; run `python scripts/train_scenes.py judge` anew")
+        raise TideError(f"{folder} holds a judge of other attributes; run `python scripts/train_scenes.py judge` again")
     tensors = read_tensors(folder / WEIGHTS, "the judge")
     width = config["width"]
     if width % 8 or not 0 < width <= WIDEST:
         raise TideError(
-            f"{folder / CONFIG}: width is {width}, not a multiple of 8 up to {WIDEST}; copy the whole folder anew"
+            f"{folder / CONFIG}: width is {width}, not a multiple of 8 up to {WIDEST}; copy the whole folder again"
         )
     with torch.device("meta"):
         like = Judge(width).half().state_dict()
-    check_tensors(folder / WEIGHTS, tensors, like, remedy="copy the whole folder anew")
+    check_tensors(folder / WEIGHTS, tensors, like, remedy="copy the whole folder again")
     judge = Judge(width)
     judge.load_state_dict({name: value.float() for name, value in tensors.items()})
     return judge.eval()

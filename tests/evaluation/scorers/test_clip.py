@@ -129,7 +129,7 @@ def test_clip_folders_that_cannot_serve(clip_folder, tmp_path):
     for name in ("model.safetensors", "tokenizer.json"):
         copy = shutil.copytree(clip_folder, tmp_path / name)
         (copy / name).write_bytes(b"no weights")
-        with pytest.raises(TideError, match=rf"{copy}.*\(.*\); (make it anew|{needed})") as caught:
+        with pytest.raises(TideError, match=rf"{copy}.*\(.*\); (make it again|{needed})") as caught:
             CLIPScorer(copy)
         assert "\n" not in str(caught.value)
 
