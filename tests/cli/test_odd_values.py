@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from tide.cli.app import COMMANDS, class_of, command, refusal
-from tide.cli.options import options_of, value_of
+from tide.cli.options import Option, options_of, value_of
 from tide.errors import TideError
 
 #: The least that a command asks for.
@@ -57,13 +57,22 @@ ODD = {
 }
 
 
+def own_options(name: str) -> list[Option]:
+    """The options that take a value and are declared by this command first: groups are shared by several."""
+    before = {repr(each) for other in list(COMMANDS)[: list(COMMANDS).index(name)] for each in valued(other)}
+    return [option for option in valued(name) if repr(option) not in before]
+
+
+def valued(name: str) -> list[Option]:
+    found = options_of(class_of(name)).values()
+    return [option for option in found if get_args(option.type)[0] is not bool and option.name != "study"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
 def test_odd_values_are_taken_or_refused_in_a_line(name, value):
     """Whatever else is wrong (a file that is not there) is found later, by what reads it."""
-    for option in options_of(class_of(name)).values():
-        if get_args(option.type)[0] is bool or option.name == "study":
-            continue
+    for option in own_options(name):
         words = [option.flag, *([value] * (2 if option.n_words == 2 else 1))]
         try:
             asked = command([name, *LEAST[name], *words])
