@@ -27,6 +27,7 @@ from tide.evaluation.scorers.base import read_weights
 from tide.files import write_json, write_sealed
 from tide.interpretation.atlas import Atlas, Label
 from tide.pictures import open_picture
+from tide.runs import Contents, contents, write_run
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge
 from tide.studies.grid import Cell, run_cells
@@ -62,6 +63,8 @@ def make_atlas(folder: Path) -> None:
     tables = torch.rand(t, n), torch.rand(t, n)
     Atlas(torch.arange(3.0), *tables, images, values, maps, 2, 4, labels, torch.rand(n)).save(folder, note="x")
 
+
+HOLDS = Contents(kind="atlas", blocks=[6], family="pixart", measured={"dead": 0.1}, files={"atlas.json": "index"})
 
 DATA = {"images": 3, "sizes": {"rows": 4}, "seed": 0}
 
@@ -205,4 +208,5 @@ KINDS: dict[str, Kind] = {
     "activation store": Kind(make_store, read_store),
     "stopped training": Kind(make_resume, read_resume),
     "tuned kernels": Kind(make_tuned, read_tuned),
+    "record of a run": Kind(lambda folder: write_run(folder, HOLDS), contents),
 }
