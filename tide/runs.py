@@ -50,7 +50,7 @@ class Contents:
 
 
 class Run(TypedDict):
-    """``run.json``. Those of versions before 0.2 have no ``holds``."""
+    """``run.json``. Older ones have no ``holds``."""
 
     command: NotRequired[str | None]
     arguments: NotRequired[dict[str, Any]]
