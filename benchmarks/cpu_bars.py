@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks import gate, peers
+from benchmarks.environment import environment
 from benchmarks.floors import linears
 from benchmarks.measure import interleaved, peak
 from benchmarks.shapes import MSE, Problem, Shape, make_problem
-from benchmarks.table import RESULTS, Bar, bar_table, environment, figure_table, write
+from benchmarks.table import RESULTS, Bar, bar_table, figure_table, write
 from tide_kernels import reference, tide_loss
 from tide_kernels.dispatch import choose
 

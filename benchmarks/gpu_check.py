@@ -1,28 +1,32 @@
-"""Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check``.
+"""Everything that needs a GPU, in commands of a few minutes: ``python -m benchmarks.gpu_check``.
 
-It needs torch and Triton, but no diffusers and no network. Stages run in the order of their importance and
-independently: a failure is recorded and the next stage begins. Results are written after each stage, to
-``benchmarks/results/<device>-<date>`` as JSON and as a markdown table; a file of the same day is completed, so that
-``--stages`` may split a long run. ``--dry-run`` runs the same code at toy sizes on the CPU with the reference backend.
+It needs torch and Triton, but no diffusers and no network. Each stage runs in a process of its own with a limit of its
+own; what fails is recorded, and the next shape or stage begins. Results are saved after every shape, as
+``<device>-<date>.json`` with a page (``.md``) and a log (``.log``). A call that finds the results of an earlier one
+measures only what they lack. ``--dry-run`` runs the same code at toy sizes on the CPU with the reference backend.
+docs/gpu.md says how to use it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import gpu_stages
-from benchmarks.gpu_stages import STAGES, Check
-from benchmarks.table import RESULTS, bar_table, device_name, environment, figure_table, write
+from benchmarks.environment import ROOT, device_name, environment, file_name
+from benchmarks.gpu import record as records
+from benchmarks.gpu.driver import Driver
+from benchmarks.gpu.plans import PLANS, STAGES
+from benchmarks.peers import interpreted
+from benchmarks.table import RESULTS, bar_table
+
+DRY_RESULTS = ROOT / "build" / "gpu-check"
 
 
 def refusal(dry_run: bool) -> str | None:
@@ -30,123 +34,92 @@ def refusal(dry_run: bool) -> str | None:
         return None
     if not torch.cuda.is_available():
         return "gpu-check needs a CUDA or ROCm GPU and this machine has none; --dry-run runs its code on the CPU"
-    if gpu_stages.interpreted():
+    if interpreted():
         return "gpu-check measures compiled kernels: unset TRITON_INTERPRET"
     return None
 
 
-def earlier(out: Path) -> dict[str, Any]:
-    """The record of the day so far. Raises `ValueError` for a file that is not a record, which would be lost."""
-    if not out.exists():
-        return {}
-    try:
-        if not out.is_file():
-            raise OSError("not a regular file")
-        record: dict[str, Any] = json.loads(out.read_text())
-        report(record)
-    except Exception as error:  # a damaged record may fail in many ways
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(
-            f"{out} is not a record of gpu-check ({reason}); move it away or give another --out"
-        ) from error
-    return record
+def results_folder(options: argparse.Namespace) -> Path:
+    if options.out is not None:
+        return Path(options.out)
+    return Path(os.environ.get("TIDE_RESULTS") or (DRY_RESULTS if options.dry_run else RESULTS))
 
 
-def run(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """Runs stages and writes their results after each."""
-    record = earlier(out)
-    record["environment"] = environment(check.device)
-    stages = record.setdefault("stages", {})
-    for i, name in enumerate(names):
-        if check.left() <= 0:
-            stages.setdefault(name, {"error": "no time was left for this stage"})
-            continue
-        print(f"\n== {name} ({check.left() / 60:.1f} minutes left)", flush=True)
-        begin = time.monotonic()
-        check.begin()
-        try:
-            STAGES[name](check)
-            error = None
-        except Exception as raised:  # one stage's failure must not lose the others
-            error = f"{type(raised).__name__}: {' '.join(str(raised).split())[:600]}"
-        stages[name] = {"seconds": time.monotonic() - begin, **check.results()}
-        if error is not None:
-            stages[name]["error"] = error
-        save(out, record)
-        print(stage_text(stages[name]), flush=True)
-        if error is not None and not check.alive():
-            # After a fault on the device every later call of this process fails.
-            return continue_elsewhere(check, names[i + 1 :], out)
-    return record
+def begin(path: Path, earlier: Sequence[Path], device: str) -> None:
+    """Writes the record that this call completes: that of ``path``, or else what ``earlier`` files hold.
+
+    Without either, it is the committed record of the same device and day. Figures of another device are left out.
+    Raises `RecordError` for a file that is missing or not a record.
+    """
+    before, _ = records.load_all(earlier)
+    record = records.load(path)
+    if not record["calls"]:
+        record = before if earlier else records.load(RESULTS / path.name)
+    record, others = records.without_other_devices(record, device)
+    if others:
+        print(f"figures of {', '.join(others)} are left out: this is {device}")
+    records.save(path, record)
 
 
-def continue_elsewhere(check: Check, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """Runs the remaining stages in a separate process."""
-    if names:
-        minutes = str(max(check.left(), 0) / 60)
-        command = [sys.executable, "-m", "benchmarks.gpu_check", "--minutes", minutes, "--out", str(out), "--stages"]
-        subprocess.run([*command, *names], check=False)
-    return json.loads(out.read_text())
+def merge(files: Sequence[Path], folder: Path) -> Path:
+    """Writes one record of several calls' files. Raises `RecordError` for one that is missing or not a record."""
+    whole, repeated = records.load_all(files)
+    if not whole["calls"]:
+        raise records.RecordError(f"{files[0]} holds no call: there is nothing to merge")
+    devices = {file_name(call.get("device", "cpu")) for call in whole["calls"]}
+    name = devices.pop() if len(devices) == 1 else "several-devices"
+    path = folder / f"{name}-{whole['calls'][-1]['date']}.json"
+    records.save(path, whole)
+    for what in repeated:
+        print(f"in several files, of which the last counts: {what}")
+    return path
 
 
-def save(out: Path, record: dict[str, Any]) -> None:
-    write(out, record)
-    out.with_suffix(".md").write_text(report(record))
-
-
-def stage_text(stage: dict[str, Any]) -> str:
-    parts = [
-        figure_table(figures) if title == "" else f"{title}\n\n{figure_table(figures)}"
-        for title, figures in stage["figures"].items()
-    ]
-    if stage["bars"]:
-        parts.append(bar_table(stage["bars"]))
-    parts += stage["notes"]
-    if "error" in stage:
-        parts.append(f"FAILED: {stage['error']}")
-    return "\n\n".join(parts)
-
-
-def report(record: dict[str, Any]) -> str:
-    """The record as markdown, bars first."""
-    where = record["environment"]
-    lines = [f"# {where.get('device', 'CPU')}, {where['date']}", ""]
-    lines += [f"{name}: {value}  " for name, value in where.items()]
-    bars = [bar for stage in record["stages"].values() for bar in stage.get("bars", [])]
-    if bars:
-        lines += ["", "## Bars", "", bar_table(bars)]
-    for name, stage in record["stages"].items():
-        body = stage_text(stage) if "figures" in stage else stage["error"]
-        lines += ["", f"## {name}", "", body]
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--minutes", type=float, default=25.0, help="start no stage after this many minutes (default: 25)"
-    )
-    parser.add_argument(
-        "--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="only these, in this order"
-    )
-    parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/<device>-<date>.json)")
-    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, with the reference backend")
-    options = parser.parse_args(arguments)
+def measure(options: argparse.Namespace) -> int:
     if reason := refusal(options.dry_run):
         print(reason, file=sys.stderr)
         return 2
+    deadline = time.monotonic() + 60 * options.minutes
     device = torch.device("cpu" if options.dry_run else "cuda")
-    out = options.out or RESULTS / f"{device_name(device)}-{date.today().isoformat()}.json"
-    check = Check(device, options.dry_run, time.monotonic() + 60 * options.minutes)
+    call = environment(device)
+    name = "dry-run" if options.dry_run else device_name(device)
+    path = results_folder(options) / f"{name}-{date.today().isoformat()}.json"
+    names = options.stages or PLANS[options.plan]
+    begin(path, options.resume_from, call.get("device", "CPU"))
+    unfinished = Driver(path, call, dry_run=options.dry_run, deadline=deadline).run(names, options.again)
+    stages = records.load(path)["stages"]
+    bars = [b for name in names for unit in stages.get(name, {"units": {}})["units"].values() for b in unit["bars"]]
+    print(f"\n{bar_table(bars)}\n\n{path}" + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
+    return 1 if unfinished else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
+    found.add_argument("--minutes", type=float, default=9.0, help="end after this many minutes (default: 9)")
+    found.add_argument("--plan", choices=list(PLANS), default="all", help="the stages of one call (default: all)")
+    found.add_argument("--stages", nargs="+", choices=list(STAGES), help="only these, in this order")
+    found.add_argument("--again", nargs="+", choices=list(STAGES), default=[], help="measure these anew")
+    found.add_argument(
+        "--out", type=Path, help="the folder of the results (default: $TIDE_RESULTS, or else benchmarks/results)"
+    )
+    found.add_argument(
+        "--resume-from", nargs="+", type=Path, default=[], metavar="FILE", help="records of earlier calls, to complete"
+    )
+    found.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing: merge these records")
+    found.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, with the reference backend")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     try:
-        earlier(out)
-    except ValueError as error:
+        if options.merge:
+            print(merge(options.merge, results_folder(options)))
+            return 0
+        return measure(options)
+    except records.RecordError as error:
         print(error, file=sys.stderr)
         return 2
-    record = run(check, options.stages, out)
-    failed = [name for name in options.stages if "error" in record["stages"].get(name, {})]
-    print(f"\n{out}" + (f"; not finished: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

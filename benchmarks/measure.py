@@ -6,11 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
+
+_AHEAD = 2_000_000  # cycles, about a millisecond: how far the host runs ahead of a queued run
+_FLUSHED = 2**28  # bytes, more than any cache holds
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,25 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(run: Run, device: torch.device, before: Run | None = None) -> float:
-    """One run's time; ``before`` prepares it and is not timed."""
+def flush(device: torch.device) -> None:
+    """Pushes everything out of a GPU's cache."""
+    if device.type == "cuda":
+        torch.empty(_FLUSHED, dtype=torch.int8, device=device).zero_()
+
+
+def seconds(run: Run, device: torch.device, before: Run | None = None, queued: bool = False) -> float:
+    """One run's time; ``before`` prepares it and is not timed.
+
+    ``queued``: on a GPU, the run is launched while the device is busy with a wait, so that the time is that of the
+    device and not of the host that launches. Else it is what a caller sees who waits before and after.
+    """
     if before is not None:
         before()
     synchronise(device)
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if queued:
+            torch.cuda._sleep(_AHEAD)
         start.record()
         run()
         end.record()
@@ -77,6 +93,7 @@ def interleaved(
     warmup: int = 2,
     budget: float = 60.0,
     before: dict[str, Run] | None = None,
+    queued: bool = False,
 ) -> dict[str, Timing]:
     """Times of several runs, with interleaved repetitions, so that a machine that slows down slows all of them.
 
@@ -87,21 +104,28 @@ def interleaved(
     begin = time.perf_counter()
     for _ in range(warmup):
         for name, run in runs.items():
-            seconds(run, device, prepare.get(name))
+            seconds(run, device, prepare.get(name), queued)
     for i in range(repetitions):
         if i >= 3 and time.perf_counter() - begin > budget:
             break
         for name, run in runs.items():
-            taken[name].append(seconds(run, device, prepare.get(name)))
+            taken[name].append(seconds(run, device, prepare.get(name), queued))
     return {name: Timing(tuple(values)) for name, values in taken.items()}
 
 
 def time_of(
-    run: Run, device: torch.device, *, repetitions: int = 7, warmup: int = 2, before: Run | None = None
+    run: Run,
+    device: torch.device,
+    *,
+    repetitions: int = 7,
+    warmup: int = 2,
+    before: Run | None = None,
+    queued: bool = False,
 ) -> Timing:
     """The times of a single run."""
     prepare = {} if before is None else {"run": before}
-    return interleaved({"run": run}, device, repetitions=repetitions, warmup=warmup, before=prepare)["run"]
+    options: dict[str, Any] = {"repetitions": repetitions, "warmup": warmup, "before": prepare, "queued": queued}
+    return interleaved({"run": run}, device, **options)["run"]
 
 
 def peak(run: Run, device: torch.device, before: Run | None = None) -> Peak:

@@ -58,6 +58,27 @@ class Step:
         return torch.autocast(next(iter(self.leaves.values())).device.type, self.autocast)
 
 
+@dataclass
+class BufferedStep(Step):
+    """A step that adds to buffers: ``loss`` computes the gradients too. Zeroing the buffers is part of the run."""
+
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Nothing: the buffers are made once, as ``zero_grad(set_to_none=False)`` keeps them."""
+
+    def run(self) -> None:
+        torch._foreach_zero_(list(self.buffers.values()))
+        self.accumulate()
+
+    def accumulate(self) -> None:
+        with self._precision():
+            self.loss()
+
+    def gradients(self) -> dict[str, Tensor]:
+        return self.buffers
+
+
 class Contender(Protocol):
     @property
     def name(self) -> str: ...
@@ -84,11 +105,12 @@ def interpreted() -> bool:
 
 @dataclass(frozen=True)
 class Ours:
-    """This package's fused step, by one backend."""
+    """This package's fused step, by one backend; with ``buffered`` into buffers (``gradients=``), as in training."""
 
     backend: str
     all_terms: bool = False
     regime: str = "auto"
+    buffered: bool = False
 
     @property
     def name(self) -> str:
@@ -106,23 +128,34 @@ class Ours:
         return None
 
     def prepare(self, problem: Problem, autocast: torch.dtype | None) -> Step:
-        leaves = {name: _leaf(tensor) for name, tensor in problem.weights().items()}
+        tensors = problem.weights() | (problem.modulation() if self.all_terms else {})
         options: dict[str, Any] = {"weights": MSE}
         if self.all_terms:
-            leaves |= {name: _leaf(tensor) for name, tensor in problem.modulation().items()}
             options = {"weights": ALL_TERMS, "paired": True, "group": problem.group}
             options |= {"dead": problem.dead, "k_aux": problem.k_aux}
         options |= {"backend": self.backend, "regime": self.regime}
+        leaves = {name: _leaf(tensor) for name, tensor in tensors.items()}
         options |= leaves
-        return Step(lambda: tide_loss(problem.x, k=problem.k, **options).total, leaves, autocast)
+        if not self.buffered:
+            return Step(lambda: tide_loss(problem.x, k=problem.k, **options).total, leaves, autocast)
+        buffers = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        options["gradients"] = buffers
+        return BufferedStep(
+            lambda: tide_loss(problem.x, k=problem.k, **options).total, leaves, autocast, buffers=buffers
+        )
 
 
 @dataclass(frozen=True)
 class DenseTorch:
-    """The step written in plain PyTorch: dense products, ``torch.topk``, scatter."""
+    """The step written in plain PyTorch: dense products, ``torch.topk``, scatter. ``compiler`` is a backend of
+    `torch.compile`, such as "inductor"; None runs it eagerly."""
 
-    name: str = "dense torch"
+    compiler: str | None = None
     all_terms: bool = False
+
+    @property
+    def name(self) -> str:
+        return "dense torch" if self.compiler is None else "dense torch, compiled"
 
     def refuses(self, shape: Shape, device: torch.device) -> str | None:
         return None
@@ -131,13 +164,16 @@ class DenseTorch:
         leaves = {name: _leaf(tensor) for name, tensor in problem.weights().items()}
         x, k = problem.x, problem.k
 
-        def loss() -> Tensor:
-            pre = F.linear(x, leaves["W_enc"], leaves["b_enc"]).relu()
+        def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+            pre = F.linear(x, W_enc, b_enc).relu()
             top = pre.topk(k, dim=1, sorted=False)
             z = torch.zeros_like(pre).scatter(1, top.indices, top.values)
-            return (z @ leaves["W_dec"] + leaves["b_dec"] - x).square().mean()
+            return (z @ W_dec + b_dec - x).square().mean()
 
-        return Step(loss, leaves, autocast)
+        if self.compiler is not None:
+            torch._dynamo.reset()  # each shape is compiled for itself, however many there were before
+            loss = torch.compile(loss, backend=self.compiler, fullgraph=True, dynamic=False)
+        return Step(lambda: loss(x, **leaves), leaves, autocast)
 
 
 def _missing(module: str, package: str) -> str | None:

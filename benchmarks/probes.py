@@ -1,4 +1,4 @@
-"""Properties of a device: the bandwidth of row gathers, which determines the density where the regimes break even."""
+"""Bandwidths of a device: of its memory, of its cache, and of row gathers, whose floor follows from the first two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,22 @@ except ImportError:
     triton = None
 
 
+COPIED = 2**30  # bytes of the streaming copy: many times any cache
+RESIDENT = 2**24  # bytes that stay in the L2 cache of the GPUs that this package is for
+_TOY = 2**16  # both, on a CPU
+
 if triton is not None:
+
+    @triton.jit
+    def _read_again(source, out, n_blocks, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
+        """Only sums ROUNDS blocks of a resident buffer, past the caches of single multiprocessors."""
+        i_program = tl.program_id(0)
+        o_word = tl.arange(0, BLOCK)
+        total = tl.zeros([BLOCK], tl.float32)
+        for i in range(ROUNDS):
+            block = (i_program * 7 + i * 61) % n_blocks
+            total += tl.load(source + block * BLOCK + o_word, cache_modifier=".cg")
+        tl.store(out + i_program * BLOCK + o_word, total)
 
     @triton.jit
     def _sum_rows(table, indices, out, k, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
@@ -40,19 +55,72 @@ if triton is not None:
 def _gather(table: Tensor, indices: Tensor, out: Tensor) -> Callable[[], Any]:
     n_tokens, k = indices.shape
     d_model = table.shape[1]
-    if triton is None or table.device.type == "cpu" or interpreted():
+    if not _kernels(table.device):
         return lambda: F.embedding_bag(indices, table, mode="sum")
     grid = (n_tokens, triton.cdiv(d_model, 128))
     return lambda: _sum_rows[grid](table, indices, out, k, D=d_model, ROWS=16, WIDTH=128, num_warps=4)
 
 
+def _kernels(device: torch.device) -> bool:
+    """Whether Triton kernels can be timed on the device."""
+    return triton is not None and device.type == "cuda" and not interpreted()
+
+
+@cache
+def stream_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of a copy that no cache holds."""
+    source = torch.ones(COPIED if device.type == "cuda" else _TOY, dtype=torch.int8, device=device)
+    out = torch.empty_like(source)
+    return 2 * len(source) / time_of(lambda: out.copy_(source), device, queued=True).median
+
+
+@cache
+def cache_bandwidth(device: torch.device) -> float:
+    """Bytes per second of reads that the L2 cache serves."""
+    source = torch.ones((RESIDENT if device.type == "cuda" else _TOY) // 4, device=device)
+    if not _kernels(device):
+        return 4 * len(source) / time_of(source.sum, device, queued=True).median
+    programs, run = read_again(source)
+    return 4 * programs * ROUNDS * BLOCK / time_of(run, device, queued=True).median
+
+
+ROUNDS, BLOCK = 256, 2048
+
+
+def read_again(source: Tensor) -> tuple[int, Callable[[], Any]]:
+    """Programs that fill any GPU several times over, and a run in which each reads ROUNDS blocks of BLOCK words."""
+    programs = 2112
+    out = torch.empty(programs, BLOCK, device=source.device)
+    n_blocks = len(source) // BLOCK
+    return programs, lambda: _read_again[(programs,)](source, out, n_blocks, ROUNDS=ROUNDS, BLOCK=BLOCK, num_warps=4)
+
+
+def gather_seconds(
+    n_latents: int, d_model: int, k: int, n_tokens: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """The floor of a gather: every row out of the cache, and the table once out of memory, whichever takes longer."""
+    row = d_model * dtype.itemsize
+    return max(n_tokens * k * row / cache_bandwidth(device), n_latents * row / (stream_bandwidth(device)))
+
+
 @cache
 def gather_bandwidth(n_latents: int, d_model: int, k: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes per second of a gather that reads random rows of a table, ascending for each token."""
+    """Bytes per second of a gather at its floor. On a CPU, whose caches no probe here separates, those of a gather
+    that only sums random rows."""
+    n_tokens = 64 if device.type == "cpu" else 16384
+    if device.type == "cpu":
+        return random_gather_bandwidth(n_latents, d_model, k, device, dtype)
+    floor = gather_seconds(n_latents, d_model, k, n_tokens, device, dtype)
+    return n_tokens * k * d_model * dtype.itemsize / floor
+
+
+@cache
+def random_gather_bandwidth(n_latents: int, d_model: int, k: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes per second of a gather that only sums random rows of a table, ascending for each token."""
     generator = torch.Generator(device).manual_seed(0)
     n_tokens = 64 if device.type == "cpu" else 16384
     table = torch.randn(n_latents, d_model, device=device, generator=generator).to(dtype)
     indices = torch.randint(n_latents, (n_tokens, k), device=device, generator=generator, dtype=torch.int32)
     out = torch.empty(n_tokens, d_model, device=device)
     run = _gather(table, indices.sort(1).values.contiguous(), out)
-    return n_tokens * k * d_model * dtype.itemsize / time_of(run, device).median
+    return n_tokens * k * d_model * dtype.itemsize / time_of(run, device, queued=True).median

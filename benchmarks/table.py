@@ -1,22 +1,14 @@
-"""Tables, and the record of a run: on what machine, with what versions, when."""
+"""Bars and tables of figures, and the files that they are written to."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "triton", "numpy", "eai-sparsify", "sae-lens")
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class Bar:
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A markdown table whose columns also line up in a terminal."""
-    lines = [list(header), *map(list, rows)]
+    lines = [list(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     padded = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
@@ -71,86 +63,48 @@ def bar_table(bars: Iterable[dict[str, Any]]) -> str:
     return markdown(["bar", "measured", "wanted", "met"], rows)
 
 
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "median ms": lambda figure: milliseconds(figure.get("seconds")),
+    "floor ms": lambda figure: milliseconds(figure.get("floor_seconds")),
+    "x floor": lambda figure: ratio(_over(figure)),
+    "spread": lambda figure: percent(figure.get("spread")),
+    "extra MB": lambda figure: megabytes(figure.get("peak_extra_bytes")),
+    "gate": lambda figure: "" if "gate_error" not in figure else f"{figure['gate_error']:.1e}",
+    "note": lambda figure: str(figure.get("note", "")),
+}
+
+
+def _over(figure: dict[str, Any]) -> float | None:
+    """How many times its floor a figure takes."""
+    both = figure.get("seconds") and figure.get("floor_seconds")
+    return figure["seconds"] / figure["floor_seconds"] if both else None
+
+
 def figure_table(figures: dict[str, dict[str, Any]]) -> str:
-    """A table of figures by name; missing entries stay empty."""
+    """A table of figures by name."""
+    return wide_table({"": figures})
+
+
+def wide_table(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """One table of several groups of figures, such as one for each shape. Columns that nothing fills are left out."""
+    header = ["what", "by", *_COLUMNS]
     rows = [
-        [
-            name,
-            milliseconds(figure.get("seconds")),
-            percent(figure.get("spread")),
-            megabytes(figure.get("peak_extra_bytes")),
-            percent(figure.get("share_of_floor")),
-            "" if "gate_error" not in figure else f"{figure['gate_error']:.1e}",
-            str(figure.get("note", "")),
-        ]
-        for name, figure in figures.items()
+        [what if i == 0 else "", by, *(column(figure) for column in _COLUMNS.values())]
+        for what, figures in groups.items()
+        for i, (by, figure) in enumerate(figures.items())
     ]
-    return markdown(["by", "median ms", "spread", "extra MB", "of floor", "gate", "note"], rows)
+    filled = [i for i, name in enumerate(header) if name == "by" or any(row[i] for row in rows)]
+    return markdown([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
-def device_name(device: torch.device) -> str:
-    """The device's name for file names: ``nvidia-h200``, ``cpu``."""
-    if device.type != "cuda":
-        return device.type
-    return "-".join(torch.cuda.get_device_name(device).lower().split())
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What one has to know to judge a figure."""
-    found: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
-    }
-    if hasattr(os, "sched_getaffinity"):
-        found["cores"] = len(os.sched_getaffinity(0))
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found["device"] = torch.cuda.get_device_name(device)
-        found["device_memory_bytes"] = properties.total_memory
-        found["multiprocessors"] = properties.multi_processor_count
-        found["cuda"] = torch.version.cuda or torch.version.hip
-    return found
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
+def replace(path: Path, text: str) -> None:
     """Replaces the file atomically, so that an interrupted run keeps its results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        folder = Path(__file__).parent
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Replaces the file by the record as JSON."""
+    replace(path, json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,49 @@
+"""The tests that a GPU makes worth running."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+
+from benchmarks.gpu.check import Check, Unit
+
+TESTS = "tests/kernels"
+DRY_TESTS = ["--collect-only", "-qq", f"{TESTS}/test_reference_gpu.py"]
+PROCESSES = "8"
+ONE_TEST = "100"  # seconds
+
+
+def gpu_tests(check: Check) -> None:
+    """The tests marked gpu."""
+    check.unit("marked gpu", partial(_pytest, check, ["-m", "gpu", TESTS]))
+
+
+def kernel_tests(check: Check) -> None:
+    """The tests of Triton kernels, which elsewhere run in the interpreter."""
+    folder = f"{TESTS}/triton"
+    check.unit("Triton", partial(_pytest, check, [f"--ignore={folder}/test_aot.py", folder]))
+
+
+def _pytest(check: Check, selection: list[str], unit: Unit) -> None:
+    """Runs tests; if they fail, so does the unit."""
+    # tests/conftest.py is for pipelines and needs diffusers.
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--confcutdir={TESTS}"]
+    if check.dry_run:
+        command += DRY_TESTS
+    else:
+        command += [*_plugins(), "--maxfail=40", *selection]
+    code, lines = check.run(command)
+    unit.notes += [line for line in lines if line.startswith(("FAILED", "ERROR"))] + lines[-1:]
+    if code:
+        raise RuntimeError(f"pytest ended with {code}: {' '.join(lines[-1:]) or 'it printed nothing'}")
+
+
+def _plugins() -> list[str]:
+    """Several processes where there is xdist, and a limit for each test where there is pytest-timeout as well."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    parallel = ["-n", PROCESSES]
+    if importlib.util.find_spec("pytest_timeout") is None:
+        return parallel
+    return [*parallel, f"--timeout={ONE_TEST}", "--timeout-method=thread"]
