@@ -89,7 +89,8 @@ def measure(options: argparse.Namespace) -> int:
     unfinished = Driver(path, call, dry_run=options.dry_run, deadline=deadline).run(names, options.again)
     stages = records.load(path)["stages"]
     bars = [b for name in names for unit in stages.get(name, {"units": {}})["units"].values() for b in unit["bars"]]
-    print(f"\n{bar_table(bars)}\n\n{path}" + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
+    table = f"\n{bar_table(bars)}\n" if bars else ""
+    print(f"{table}\n{path}" + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))
     return 1 if unfinished else 0
 
 

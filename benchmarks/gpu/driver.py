@@ -79,9 +79,7 @@ class Driver:
                 return
             if code is None:
                 in_time = time.monotonic() < self.deadline
-                reason = (
-                    f"it was stopped at its limit of {limit:.0f} s" if in_time else "it was stopped: the time was up"
-                )
+                reason = f"it was stopped at its limit of {limit:.0f} s" if in_time else "the time was up"
                 self._ended(name, reason)
                 return self._note(name, reason)
             reason = f"its process ended by {_cause(code)}; the log has its last words"

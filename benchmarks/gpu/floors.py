@@ -1,4 +1,4 @@
-"""The floor of a kernel on this device: its work (`benchmarks.work`) over rates that are measured in the same process."""
+"""The floor of a kernel on this device: its work (`benchmarks.work`) over rates measured in the same process."""
 
 from __future__ import annotations
 

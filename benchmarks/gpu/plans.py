@@ -52,7 +52,7 @@ STAGES: dict[str, Stage] = {
     "training": Stage("training", "training", 240, 120),
 }
 
-# One for each command of at most ten minutes. The limits of a plan may add up to more than that: few stages reach theirs.
+# One for each command of at most ten minutes. The limits of a plan may add up to more: few stages reach theirs.
 PLANS: dict[str, tuple[str, ...]] = {
     "first": ("gpu tests", "gradients", "step", "selection", "masked product", "products", "gathers", "kernels"),
     "second": (

@@ -36,7 +36,7 @@ def record(run: Callable[[], object], device: torch.device, repetitions: int) ->
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     found = [
         Event(event.name(), event.start_ns() / 1e9, (event.start_ns() + event.duration_ns()) / 1e9)
-        for event in profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+        for event in profiled.profiler.kineto_results.events()
         if event.device_type() == wanted and event.duration_ns() > 0
     ]
     # On a CPU operators call one another; those of PyTorch stand for kernels.

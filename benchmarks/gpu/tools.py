@@ -21,16 +21,7 @@ METRICS = {
     "No Eligible": ("no warp ready", " %"),
 }
 SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "SchedulerStats", "WarpStateStats")
-_SECONDS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "nsecond": 1e-9,
-    "usecond": 1e-6,
-    "msecond": 1e-3,
-    "second": 1,
-}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def found(tool: str) -> str | None:
@@ -63,7 +54,7 @@ def profiles(lines: Sequence[str]) -> dict[str, tuple[float, str]]:
         launch, metric, value = row["ID"], row["Metric Name"], row["Metric Value"].replace(",", "")
         names[launch] = row["Kernel Name"]
         if metric == "Duration":
-            seconds[launch] = float(value) * _SECONDS[row["Metric Unit"]]
+            seconds[launch] = float(value) * _SECONDS[row["Metric Unit"].removesuffix("econd")]
         elif metric in METRICS:
             name, unit = METRICS[metric]
             launches.setdefault(launch, {})[name] = f"{name} {value}{unit}"

@@ -1,1 +1,1 @@
-"""The stages of `benchmarks.gpu_check`: functions of a `benchmarks.gpu.check.Check`, named in `benchmarks.gpu.plans`."""
+"""The stages of `benchmarks.gpu_check`: functions of a `benchmarks.gpu.check.Check`; `benchmarks.gpu.plans` lists them."""

@@ -116,12 +116,8 @@ def cub_topk() -> str:
 
     if CUDA_HOME is None:
         return "CUB's batched top-k is left out: there is no CUDA toolkit"
-    header = "cub/device/device_batched_topk.cuh"
-    places = [
-        f"{folder}{header}"
-        for include in ("include", "targets/*/include")
-        for folder in (f"{include}/", f"{include}/cccl/")
-    ]
+    folders = ("include", "include/cccl", "targets/*/include", "targets/*/include/cccl")
+    places = [f"{folder}/cub/device/device_batched_topk.cuh" for folder in folders]
     there = any(True for place in places for _ in Path(CUDA_HOME).glob(place))
     reason = "it has no Python interface" if there else "the CUB of this CUDA toolkit has none"
     return f"CUB's batched top-k is left out: {reason}"

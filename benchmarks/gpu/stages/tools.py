@@ -53,9 +53,8 @@ def _ncu(check: Check, regime: str, unit: Unit) -> None:
     unit.notes.append(f"the slowest but library kernels: {', '.join(names)}")
     sections = [word for section in tools.SECTIONS for word in ("--section", section)]
     # Names as the profiler shows them may be long; ncu compares with the function's own name.
-    pattern = (
-        "regex:^(" + "|".join(re.escape(re.split(r"[<(]", name.removeprefix("void "))[0]) for name in names) + ")$"
-    )
+    functions = [re.escape(re.split(r"[<(]", name.removeprefix("void "))[0]) for name in names]
+    pattern = f"regex:^({'|'.join(functions)})$"
     options = ["--csv", "--page", "details", "--clock-control", "none", "--profile-from-start", "off", *sections]
     prefix = _tool(check, unit, "ncu", *options, "--kernel-name", pattern, "--launch-count", LAUNCHES)
     code, lines = check.run([*prefix, *ONCE, "step", "--regime", regime, *["--dry-run"] * check.dry_run])

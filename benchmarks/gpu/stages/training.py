@@ -24,7 +24,7 @@ CAPTION_TOKENS, CAPTION_CHANNELS = 120, 4096
 
 
 def training(check: Check) -> None:
-    """Training on a live stream of the bundled pipeline, and live collection through a transformer of PixArt-XL's size."""
+    """Training on a live stream of the bundled pipeline; live collection through a transformer of PixArt-XL's size."""
     if importlib.util.find_spec("diffusers") is None:
         check.unit("training", partial(_left_out, "diffusers is not installed"))
         return
