@@ -101,7 +101,7 @@ class Check(Bench):
         self.entry["running"] = {"title": title, "since": time.time(), "limit": limit}
         self.save()
         # Ends the process, and shows where it was, even if Python does not get to run any more.
-        faulthandler.dump_traceback_later(limit, exit=True)
+        faulthandler.dump_traceback_later(limit, exit=True, file=2)
         try:
             run()
         except Exception as error:  # a unit's failure must not lose the others

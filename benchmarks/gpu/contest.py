@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import gate
-from benchmarks.floors import Floor, step_floors
+from benchmarks.floors import step_floor
 from benchmarks.gpu.check import Check, Figures, Unit, explained
 from benchmarks.measure import peak
 from benchmarks.peers import Contender, Ours, Step
@@ -26,7 +26,7 @@ def contest(
     """Times and memory of contenders whose gradients are right; for the others, the reason why there is no figure."""
     gates = _Gates(check, shape.with_tokens(min(gate_tokens, shape.n_tokens)))
     problem = make_problem(shape, check.device, check.dtype)
-    floor = floor_of(check, shape)
+    floor = step_floor(shape, check.device, check.dtype)
     unit.notes.append(f"{floor.regime} floor {floor.seconds * 1e3:.3f} ms: {_parts(floor.parts)}")
     steps: dict[str, Step] = {}
     for contender in contenders:
@@ -60,12 +60,6 @@ class _Gates:
             self.truths[all_terms] = problem, gate.truth(problem, check.dtype, all_terms=all_terms)
         problem, truth = self.truths[all_terms]
         return gate.check(contender, contender.prepare(problem, check.autocast), truth, check.dtype)
-
-
-def floor_of(check: Check, shape: Shape) -> Floor:
-    """The floor of the regime that the shape belongs to."""
-    dense, sparse = step_floors(shape, check.device, check.dtype)
-    return dense if shape.density > 0.01 else sparse
 
 
 def _parts(parts: dict[str, float]) -> str:

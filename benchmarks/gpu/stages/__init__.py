@@ -1,1 +1,1 @@
-"""The stages of `benchmarks.gpu_check`: functions of a `benchmarks.gpu.check.Check`; `benchmarks.gpu.plans` lists them."""
+"""The stages of `benchmarks.gpu_check`, each a function of a `benchmarks.gpu.check.Check`; `plans` lists them."""

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
+from benchmarks.floors import step_floor
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Unit
-from benchmarks.gpu.contest import floor_of, ours
+from benchmarks.gpu.contest import ours
 from benchmarks.gpu.timeline import record, summary
 from benchmarks.peers import Step
 from benchmarks.shapes import Shape, make_problem
@@ -55,7 +56,7 @@ def _graph(check: Check, shape: Shape, step: Step, unit: Unit) -> None:
     replay()
     if different := [name for name, gradient in step.gradients().items() if not torch.equal(gradient, eager[name])]:
         raise RuntimeError(f"the replayed step has other gradients: {', '.join(different)}")
-    floor = floor_of(check, shape).seconds
+    floor = step_floor(shape, check.device, check.dtype).seconds
     for name, timing in check.times({"step, eager": step.run, "step, graph": replay}).items():
         unit.figures[name] = timing.record() | {"floor_seconds": floor}
 

@@ -1,0 +1,236 @@
+"""Every stage of gpu-check at toy sizes, and what it does with what fails."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from benchmarks import peers
+from benchmarks.gpu import check as checks
+from benchmarks.gpu import once, plans, primitives
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.stages import kernels, selection
+from benchmarks.gpu.stages import peers as against
+from benchmarks.shapes import Shape
+from tide_kernels import native, reference
+
+SLOW = ("gpu tests", "kernel tests", "sanitizer", "ncu", "training", "grid")
+
+
+@pytest.mark.parametrize("name", [name for name in plans.STAGES if name not in SLOW])
+def test_a_stage_runs_at_toy_sizes(name, run_stage):
+    entry = run_stage(name)
+    assert entry["finished"], entry
+    assert [unit for unit in entry["units"].values() if "error" in unit] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_stage_runs_at_toy_sizes(name, run_stage):
+    entry = run_stage(name)
+    assert entry["finished"], entry
+    assert [unit for unit in entry["units"].values() if "error" in unit] == []
+
+
+def test_every_stage_is_in_a_plan_and_is_there():
+    assert {name for plan in plans.PLANS.values() for name in plan} == plans.STAGES.keys()
+    for stage in plans.STAGES.values():
+        assert callable(stage.load())
+
+
+def test_every_figure_of_a_step_passed_its_gate_and_has_its_floor(run_stage):
+    for unit in run_stage("step")["units"].values():
+        assert len(unit["figures"]) == 3
+        assert all({"gate_error", "seconds", "floor_seconds"} <= figure.keys() for figure in unit["figures"].values())
+        # Half as many bars where few latents are active: there is no aim beside the bar.
+        assert {bar["bar"] for bar in unit["bars"]} in ({1.25, 1.15, 1.2}, {1.5, 1.2})
+
+
+def out_of_resources() -> Exception:
+    triton = pytest.importorskip("triton")
+    return triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
+
+
+def test_a_shape_that_runs_out_of_resources_is_recorded_and_the_next_begins(run_stage, monkeypatch):
+    exact, failed = reference.keep_top_, []
+
+    def keep_top_(pre, k):
+        if pre.shape[1] == 512 and not failed:
+            failed.append(pre.shape)
+            raise out_of_resources()
+        exact(pre, k)
+
+    monkeypatch.setattr(reference, "keep_top_", keep_top_)
+    monkeypatch.setattr(selection, "WIDTHS", (73728, 18432))
+    entry = run_stage("selection")
+    first, second = entry["units"].values()
+    assert first["error"].startswith("OutOfResources: out of resource: shared memory, Required: 300000")
+    assert "\n" not in first["error"]
+    assert second["figures"]["in place"]["seconds"] > 0
+    # A later call measures only what failed.
+    again = run_stage("selection", call=1)
+    assert "error" not in (units := again["units"])[(names := list(units))[0]]
+    assert [units[name]["call"] for name in names] == [1, 0]
+
+
+def test_a_contender_that_raises_anything_costs_only_its_row(run_stage, monkeypatch):
+    def prepare(self, problem, autocast):
+        raise TypeError("forward() got an unexpected\nkeyword argument")
+
+    monkeypatch.setattr(peers.DenseTorch, "prepare", prepare)
+    unit = next(iter(run_stage("step")["units"].values()))
+    assert unit["figures"]["dense torch"]["note"] == "TypeError: forward() got an unexpected keyword argument"
+    assert unit["figures"]["tide reference"]["seconds"] > 0
+    assert "error" not in unit
+
+
+def test_a_contender_with_wrong_gradients_gets_no_figure(run_stage, monkeypatch):
+    accumulate = peers.BufferedStep.accumulate
+
+    def wrong(self):
+        accumulate(self)
+        self.buffers["W_dec"] *= 1.01
+
+    monkeypatch.setattr(peers.BufferedStep, "accumulate", wrong)
+    unit = next(iter(run_stage("step")["units"].values()))
+    assert "GateError: tide reference: the gradient of W_dec is off by" in unit["figures"]["tide reference"]["note"]
+    assert "seconds" not in unit["figures"]["tide reference"]
+    assert unit["bars"] == []
+
+
+def test_a_device_that_does_not_answer_ends_the_process(run_stage, monkeypatch):
+    monkeypatch.setattr(checks.Check, "_cleared", lambda check: False)
+    monkeypatch.setattr(kernels, "stream_bandwidth", lambda device: 1 / 0)
+    entry = run_stage("gathers")
+    assert list(entry["units"]) == ["bandwidths"]
+    assert entry["units"]["bandwidths"]["error"] == "ZeroDivisionError: division by zero"
+    assert not entry["finished"]
+    # Another process of the same call goes on with the next unit.
+    monkeypatch.undo()
+    entry = run_stage("gathers")
+    assert len(entry["units"]) == 4
+    assert "error" in entry["units"]["bandwidths"]
+
+
+def test_no_unit_begins_when_the_time_is_up(run_stage):
+    entry = run_stage("products", seconds=checks.LEAST - 1)
+    assert [unit["error"] for unit in entry["units"].values()] == ["no time was left"]
+
+
+def test_a_library_that_is_not_built_is_named_and_nothing_is_timed_twice(run_stage, monkeypatch):
+    monkeypatch.setattr(native, "unavailable", lambda: "not built: no nvcc; run pip install")
+    for unit in run_stage("compiled selection")["units"].values():
+        assert unit["figures"] == {"CUDA": {"note": "not timed: not built: no nvcc; run pip install"}}
+
+
+def test_a_selection_against_the_contract_gets_no_figure(run_stage, monkeypatch):
+    if native.unavailable():
+        pytest.skip(native.unavailable())
+    monkeypatch.setattr(native, "keep_top_", lambda pre, k: pre.relu_())
+    for unit in run_stage("compiled selection")["units"].values():
+        assert unit["error"] == "GateError: keep_top_, CUDA: keeps entries that the contract does not"
+
+
+@pytest.mark.parametrize("name", [*primitives.DENSE, *primitives.SPARSE_KERNELS])
+def test_every_kernel_is_called_as_it_expects(name, monkeypatch):
+    """By the Triton backend, which has the fusions, in its interpreter."""
+    if reason := peers.Ours("triton").refuses(Shape(2, 2, 2, 1), torch.device("cpu")):
+        if "interpreter" not in reason:
+            pytest.skip(reason)
+    bench = Bench(dry_run=True)
+    bench.backend = "triton"
+    run = (primitives.DENSE | primitives.SPARSE_KERNELS)[name](primitives.Operands(bench, Shape(20, 24, 70, 4)))
+    assert run is not None
+    run()
+
+
+def test_every_kernel_has_a_floor(run_stage):
+    figures = [figure for unit in run_stage("kernels")["units"].values() for figure in unit["figures"].values()]
+    assert len(figures) == len(primitives.DENSE) + len(primitives.SPARSE_KERNELS)
+    assert all(figure.get("floor_seconds", 1) > 0 for figure in figures)
+
+
+FIGURES = {
+    "mse": {"seconds": 1.0, "floor_seconds": 0.8},
+    "all": {"seconds": 1.5},
+    "dense torch": {"seconds": 1.6},
+    "dense torch, compiled": {"seconds": 1.4},
+    "sae-lens": {"seconds": 2.5},
+    "eai-sparsify": {"note": "out of memory"},
+}
+
+
+def test_bars_at_five_percent():
+    bars = against.peer_bars(Shape(16384, 1152, 18432, 922), FIGURES, "mse", "all")
+    assert {(bar.what.split(" N")[0], bar.what.split("than ")[1]): (bar.bar, bar.met) for bar in bars} == {
+        ("step", "dense torch"): (2.0, False),
+        ("step", "dense torch, compiled"): (1.3, True),
+        ("step", "sae-lens"): (2.0, True),
+        ("all terms", "dense torch"): (1.0, True),
+        ("all terms", "sae-lens"): (1.6, True),
+    }
+
+
+def test_bars_with_few_active_latents():
+    bars = against.peer_bars(Shape(16384, 1152, 18432, 64), FIGURES, "mse", "all")
+    assert [(bar.what.split("the best ")[1], bar.bar, bar.met) for bar in bars] == [
+        ("(dense torch, compiled)", 2.0, False),
+        ("(dense torch, compiled)", 2.0, False),
+    ]
+
+
+def test_without_a_peer_there_is_no_bar():
+    assert against.peer_bars(Shape(16384, 1152, 18432, 922), {"mse": FIGURES["mse"]}, "mse", "all") == []
+
+
+def test_the_small_shapes_run_every_kernel_and_both_regimes(capsys):
+    assert once.small(Bench(dry_run=True)) == 2 * (len(primitives.DENSE | primitives.SPARSE_KERNELS) - 2 + 2)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("keep_top_ N66", "step, sparse N128", "step, dense N66"))
+
+
+FAKE_SANITIZER = """#!{python}
+import sys
+print("========= COMPUTE-SANITIZER")
+print("ran 3 kernels and steps")
+if "racecheck" in sys.argv:
+    print("========= Error: Race reported between Write access at select+0x10 in select.py:100")
+    print("=========     and Read access at select+0x20 in select.py:120")
+    print("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)")
+else:
+    print("========= ERROR SUMMARY: 0 errors")
+"""
+
+
+def test_the_sanitizer_counts_what_the_tool_prints(run_stage, tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(FAKE_SANITIZER.format(python=sys.executable))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    units = run_stage("sanitizer")["units"]
+    assert [(bar["what"], bar["value"], bar["met"]) for unit in units.values() for bar in unit["bars"]] == [
+        ("racecheck: errors", 1, False),
+        ("memcheck: errors", 0, True),
+    ]
+    assert units["racecheck"]["notes"] == [
+        "Error: Race reported between Write access at select+0x10 in select.py:100 and Read access at select+0x20 in "
+        "select.py:120",
+        "ran 3 kernels and steps",
+    ]
+
+
+def test_a_tool_that_says_nothing_is_a_failure(run_stage, tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    shutil.copy("/bin/true", tool)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    units = run_stage("sanitizer")["units"]
+    assert [unit["error"] for unit in units.values()] == [
+        f"RuntimeError: {name} gave no summary" for name in ("racecheck", "memcheck")
+    ]
+
+
+def test_a_stage_limits_its_units():
+    assert all(stage.unit_seconds <= max(stage.seconds, 90) for stage in plans.STAGES.values())
