@@ -45,10 +45,11 @@ bench: setup
 aot: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m tide_kernels.triton.aot --all --processes $(THREADS)
 
-# On a GPU machine, with the Python that holds its torch: nothing is installed or fetched.
-MINUTES ?= 25
+# On a GPU machine, with the Python that holds its torch: nothing is installed or fetched (docs/gpu.md).
+MINUTES ?= 9
+PLAN ?= all
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES)
+	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES) --plan $(PLAN) $(if $(TIDE_RESULTS),--out $(TIDE_RESULTS)) $(OPTIONS)
 
 # The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup

@@ -1,35 +1,31 @@
-"""The floor of a kernel on this device: its work (`benchmarks.work`) over rates measured in the same process."""
+"""The floor of a kernel on this device: its work (`benchmarks.work`) over ceilings measured in the same process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from benchmarks.floors import encoder_seconds, product_seconds
+from benchmarks.floors import Ceilings, encoder_seconds, floor_of, product_seconds
 from benchmarks.probes import cache_bandwidth, stream_bandwidth
 from benchmarks.shapes import Shape
 from benchmarks.work import BY_GROUP, KERNELS, Case, Work
 
+_CPU_CACHE = 2**25  # bytes; only dry runs use it
 
-@dataclass(frozen=True)
-class Rates:
-    """What a device does in a second."""
 
-    flops: float  # of the fastest of a step's products, by PyTorch
-    streamed: float  # bytes, by a copy
-    cached: float  # bytes, out of the L2 cache
+def ceilings(shape: Shape, device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Products: the fastest of PyTorch's own at this shape. Memory: a copy. Gathers: reads that the L2 cache serves."""
+    products = [encoder_seconds(shape, device, dtype), *product_seconds(shape, device, dtype).values()]
+    flops = 2 * shape.n_tokens * shape.d_model * shape.n_latents / min(products)
+    on_gpu = device.type == "cuda"
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else _CPU_CACHE
+    return Ceilings(flops, stream_bandwidth(device), l2, cache_bandwidth(device))
 
-    @classmethod
-    def measured(cls, shape: Shape, device: torch.device, dtype: torch.dtype) -> Rates:
-        products = [encoder_seconds(shape, device, dtype), *product_seconds(shape, device, dtype).values()]
-        flops = 2 * shape.n_tokens * shape.d_model * shape.n_latents / min(products)
-        return cls(flops, stream_bandwidth(device), cache_bandwidth(device))
 
-    def seconds(self, work: Work) -> float:
-        """Arithmetic, memory and cache at the same time: the longest of the three."""
-        return max(work.flops / self.flops, (work.streamed + work.table) / self.streamed, work.gathered / self.cached)
+def kernel_seconds(name: str, case: Case, device: torch.device, dtype: torch.dtype) -> float:
+    """The floor of a primitive by its name."""
+    return floor_of(WORKS[name](case), ceilings(case.shape, device, dtype)).seconds
 
 
 def sampled(case: Case) -> Work:
@@ -52,15 +48,10 @@ def scatter(case: Case) -> Work:
     )
 
 
-def encoder_gradients(case: Case) -> Work:
-    """By group, which is the least that it takes."""
-    return KERNELS[BY_GROUP](case)
-
-
 # Beside those of `benchmarks.work`, the primitives that no step of the Triton backend runs alone.
 WORKS: dict[str, Callable[[Case], Work]] = {
     **KERNELS,
-    "encoder_gradients": encoder_gradients,
+    "encoder_gradients": KERNELS[BY_GROUP],
     "sampled": sampled,
     "scatter": scatter,
 }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Unit
-from benchmarks.gpu.floors import WORKS, Rates
+from benchmarks.gpu.floors import kernel_seconds
 from benchmarks.gpu.primitives import DENSE, SPARSE_KERNELS, Operands, Run
 from benchmarks.probes import cache_bandwidth, gather_seconds, random_gather_bandwidth, stream_bandwidth
 from benchmarks.shapes import Shape
@@ -37,8 +37,7 @@ def _kernel(
         return
     before = {name: lambda: operands.scratch.copy_(operands.pre)} if name == "keep_top_" else {}
     timing = check.times({name: run}, before=before, queued=True)[name]
-    floor = Rates.measured(case.shape, check.device, check.dtype).seconds(WORKS[name](case))
-    figure |= timing.record() | {"floor_seconds": floor}
+    figure |= timing.record() | {"floor_seconds": kernel_seconds(name, case, check.device, check.dtype)}
 
 
 def masked_product(check: Check) -> None:
