@@ -100,7 +100,7 @@ class SparseCode:
 
     @cached_property
     def transposed(self) -> Any:
-        return self.ops.transpose(self.indices, self.n_latents)
+        return (self.ops.transpose_selected or self.ops.transpose)(self.indices, self.n_latents)
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
