@@ -120,9 +120,9 @@ def time_of(
     repetitions: int = 7,
     warmup: int = 2,
     before: Run | None = None,
-    queued: bool = False,
+    queued: bool = True,
 ) -> Timing:
-    """The times of a single run."""
+    """The times of a single run; on a GPU those of the device alone unless ``queued`` is False."""
     prepare = {} if before is None else {"run": before}
     options: dict[str, Any] = {"repetitions": repetitions, "warmup": warmup, "before": prepare, "queued": queued}
     return interleaved({"run": run}, device, **options)["run"]

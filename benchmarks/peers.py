@@ -138,6 +138,8 @@ class Ours:
         options |= leaves
         if not self.buffered:
             return Step(lambda: tide_loss(problem.x, k=problem.k, **options).total, leaves, autocast)
+        if self.all_terms:
+            options["dead_bucket"] = problem.dead_bucket
         buffers = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         options["gradients"] = buffers
         return BufferedStep(

@@ -71,7 +71,7 @@ def stream_bandwidth(device: torch.device) -> float:
     """Bytes per second, read and written, of a copy that no cache holds."""
     source = torch.ones(COPIED if device.type == "cuda" else _TOY, dtype=torch.int8, device=device)
     out = torch.empty_like(source)
-    return 2 * len(source) / time_of(lambda: out.copy_(source), device, queued=True).median
+    return 2 * len(source) / time_of(lambda: out.copy_(source), device).median
 
 
 @cache
@@ -79,9 +79,9 @@ def cache_bandwidth(device: torch.device) -> float:
     """Bytes per second of reads that the L2 cache serves."""
     source = torch.ones((RESIDENT if device.type == "cuda" else _TOY) // 4, device=device)
     if not _kernels(device):
-        return 4 * len(source) / time_of(source.sum, device, queued=True).median
+        return 4 * len(source) / time_of(source.sum, device).median
     programs, run = read_again(source)
-    return 4 * programs * ROUNDS * BLOCK / time_of(run, device, queued=True).median
+    return 4 * programs * ROUNDS * BLOCK / time_of(run, device).median
 
 
 ROUNDS, BLOCK = 256, 2048
@@ -123,4 +123,4 @@ def random_gather_bandwidth(n_latents: int, d_model: int, k: int, device: torch.
     indices = torch.randint(n_latents, (n_tokens, k), device=device, generator=generator, dtype=torch.int32)
     out = torch.empty(n_tokens, d_model, device=device)
     run = _gather(table, indices.sort(1).values.contiguous(), out)
-    return n_tokens * k * d_model * dtype.itemsize / time_of(run, device, queued=True).median
+    return n_tokens * k * d_model * dtype.itemsize / time_of(run, device).median

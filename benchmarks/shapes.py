@@ -14,6 +14,7 @@ from tide_kernels import LossWeights
 ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=1.0, auxk=1 / 32)
 MSE = LossWeights(mse=1.0, cosine=0.0)
 
+DEAD_EVERY = 8  # one latent in so many is dead
 GROUPS = 64  # timestep groups of a batch of the paper's size
 
 
@@ -78,6 +79,11 @@ class Problem:
     def k_aux(self) -> int:
         return max(1, self.k // 2)
 
+    @property
+    def dead_bucket(self) -> int:
+        """A power of two that holds the dead latents, known without reading them back (`make_problem`)."""
+        return 1 << (len(self.W_enc) // DEAD_EVERY).bit_length()
+
     def weights(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 
@@ -118,7 +124,7 @@ def make_problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: i
         scale=0.1 * normal(groups, d_model),
         shift=0.1 * normal(groups, d_model),
         group=torch.arange(n_tokens, device=device) * groups // n_tokens,  # a sample's tokens are adjacent
-        dead=torch.arange(n_latents, device=device) % 8 == 0,
+        dead=torch.arange(n_latents, device=device) % DEAD_EVERY == 0,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import os
 import subprocess
 import sys
 import time
@@ -134,14 +135,17 @@ class Check(Bench):
         """Seconds until this process is killed."""
         return self.deadline - time.monotonic()
 
-    def run(self, command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[int, list[str]]:
-        """Runs a command whose output goes to the log as it comes. Returns its exit code and its lines."""
+    def run(self, command: Sequence[str], **variables: str) -> tuple[int, list[str]]:
+        """Runs a command, with environment variables, whose output goes to the log as it comes.
+
+        Returns its exit code and its lines.
+        """
         print("$ " + " ".join(command), flush=True)
         lines = []
         with subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -48,10 +48,12 @@ def scatter(case: Case) -> Work:
     )
 
 
-# Beside those of `benchmarks.work`, the primitives that no step of the Triton backend runs alone.
+# Beside those of `benchmarks.work`, fusions, and primitives that no step of the Triton backend runs alone.
 WORKS: dict[str, Callable[[Case], Work]] = {
     **KERNELS,
     "encoder_gradients": KERNELS[BY_GROUP],
+    "keep_top_with_sums_": KERNELS["keep_top_"],
+    "transpose_selected": KERNELS["transpose"],
     "sampled": sampled,
     "scatter": scatter,
 }

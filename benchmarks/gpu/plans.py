@@ -30,7 +30,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "gpu tests": Stage("tests", "gpu_tests", 150, 150),
-    "gradients": Stage("steps", "gradients", 60),
+    "gradients": Stage("steps", "gradients", 90),
     "step": Stage("steps", "step", 90),
     "selection": Stage("selection", "selection", 70),
     "masked product": Stage("kernels", "masked_product", 45),
@@ -41,7 +41,7 @@ STAGES: dict[str, Stage] = {
     "compiled selection": Stage("selection", "compiled_selection", 60),
     "peers": Stage("peers", "peers", 150, 120),
     "timeline": Stage("timeline", "timeline", 75),
-    "sanitizer": Stage("tools", "sanitizer", 150, 75),
+    "sanitizer": Stage("tools", "sanitizer", 180, 90),
     "ncu": Stage("tools", "ncu", 120),
     "encoders": Stage("peers", "encoders", 45),
     "dispatch": Stage("peers", "dispatch", 60),

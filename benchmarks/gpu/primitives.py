@@ -105,6 +105,11 @@ def _keep_top(o: Operands) -> Run:
     return lambda: o.ops.keep_top_(scratch, k)
 
 
+def _keep_top_with_sums(o: Operands) -> Run | None:
+    fused, scratch, k = getattr(o.ops, "keep_top_with_sums_", None), o.scratch, o.shape.k
+    return None if fused is None else lambda: fused(scratch, k, True, 0.1)
+
+
 def _select(o: Operands) -> Run:
     pre, k = o.pre, o.shape.k
     return lambda: o.ops.select(pre, k)
@@ -159,6 +164,11 @@ def _transpose(o: Operands) -> Run:
     return lambda: o.ops.transpose(indices, n_latents)
 
 
+def _transpose_selected(o: Operands) -> Run | None:
+    fused, indices, n_latents = o.ops.transpose_selected, o.code[1], o.shape.n_latents
+    return None if fused is None else lambda: fused(indices, n_latents)
+
+
 def _scatter(o: Operands) -> Run:
     values, layout, grad, total = o.code[0], o.layout, o.grad, o.weight_sums
     return lambda: o.ops.scatter(values, layout, grad, total)
@@ -177,6 +187,7 @@ def _backward_latents(o: Operands) -> Run | None:
 # By the names of the primitives; None where a backend has no such fusion.
 DENSE: dict[str, Callable[[Operands], Run | None]] = {
     "keep_top_": _keep_top,
+    "keep_top_with_sums_": _keep_top_with_sums,
     "masked_gradient": _masked_gradient,
     "encoder_gradients": _encoder_gradients,
     "pre_activations": _pre_activations,
@@ -191,6 +202,7 @@ SPARSE_KERNELS: dict[str, Callable[[Operands], Run | None]] = {
     "gather": _gather,
     "backward_latents": _backward_latents,
     "transpose": _transpose,
+    "transpose_selected": _transpose_selected,
     "sampled": _sampled,
     "scatter": _scatter,
 }

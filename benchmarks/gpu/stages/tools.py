@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from functools import partial
@@ -21,16 +20,27 @@ LAUNCHES = "12"  # of the slowest kernels; a step launches each of them once a c
 
 
 def sanitizer(check: Check) -> None:
-    """Invalid accesses and races, over small shapes of every primitive and of the whole step."""
+    """Invalid accesses and races, over small shapes of every primitive and of the whole step.
+
+    They run once without a tool, which compiles the kernels.
+    """
+    check.unit("without a tool", partial(_untouched, check))
     for tool in ("racecheck", "memcheck"):
         check.unit(tool, partial(_sanitizer, check, tool))
 
 
+def _untouched(check: Check, unit: Unit) -> None:
+    code, lines = check.run([*ONCE, "small", *["--dry-run"] * check.dry_run])
+    unit.notes += lines[-1:]
+    if code:
+        raise RuntimeError(f"the kernels ended with {code}: {' '.join(lines[-1:])}")
+
+
 def _sanitizer(check: Check, tool: str, unit: Unit) -> None:
     prefix = _tool(check, unit, "compute-sanitizer", "--tool", tool, "--print-limit", "20", "--target-processes", "all")
-    # Each tensor in an allocation of its own, so that an access beyond it shows.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    code, lines = check.run([*prefix, *ONCE, "small", *["--dry-run"] * check.dry_run], environment)
+    # Each tensor has an allocation of its own, so that an access beyond it shows.
+    command = [*prefix, *ONCE, "small", *["--dry-run"] * check.dry_run]
+    code, lines = check.run(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     unit.notes += tools.first_errors(lines)
     errors = tools.count_of_errors(lines)
     if errors is not None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Unit
+from benchmarks.gpu.configured import configured
 from benchmarks.gpu.contest import contest, ours, seconds_of
 from benchmarks.shapes import Shape
 from tide_kernels import tune
@@ -19,8 +17,8 @@ from tide_kernels import tune
 RESERVE = 30.0  # seconds of the stage that are left when tuning has to end
 
 
-def configurations(check: Check) -> Path:
-    """Where the tuned configurations of this record are: beside it."""
+def tuned_file(check: Check) -> Path:
+    """The file of this record's tuned configurations, beside it."""
     return check.path.with_suffix(".tuned.json")
 
 
@@ -34,9 +32,8 @@ def _tuning(check: Check, unit: Unit) -> None:
         unit.notes.append(reason)
         return
     minutes = max(check.left() - RESERVE, 20) / 60
-    environment = {**os.environ, "TIDE_KERNELS_CACHE": str(configurations(check))}
     command = [sys.executable, "-m", "tide_kernels.tune", "--minutes", f"{minutes:.2f}", "--no-dispatch"]
-    code, lines = check.run(command, environment)
+    code, lines = check.run(command, TIDE_KERNELS_CACHE=str(tuned_file(check)))
     unit.notes += lines
     if code:
         raise RuntimeError(f"tuning ended with {code}: {' '.join(lines[-1:])}")
@@ -49,37 +46,16 @@ def step_tuned(check: Check) -> None:
 
 
 def _step_tuned(check: Check, shape: Shape, unit: Unit) -> None:
-    tuned = configurations(check)
+    tuned = tuned_file(check)
     entries = json.loads(tuned.read_text()) if tuned.exists() else {}
     unit.notes.append(f"{len(entries)} tuned configurations" + f" in {tuned.name}" * bool(entries))
     contenders = [ours(check), ours(check, all_terms=True)]
     before, after = Unit(), Unit()
     for path, into in ((tuned.with_name("none"), before), (tuned, after)):
-        with _configured(path):
+        with configured(path):
             contest(check, into, shape, contenders)
     for name in (contender.name for contender in contenders):
         unit.figures[name], unit.figures[f"{name}, tuned"] = before.figures[name], after.figures[name]
     first, second = seconds_of(before.figures), seconds_of(after.figures)
     gains = (f"{name}: {first[name] / second[name]:.3f} times faster tuned" for name in first.keys() & second.keys())
     unit.notes += sorted(gains)
-
-
-@contextmanager
-def _configured(path: Path) -> Iterator[None]:
-    """Launches use the file of configurations, which may be missing."""
-    try:
-        from tide_kernels.triton import configs
-    except ImportError:  # there is no Triton, so nothing is launched
-        yield
-        return
-    saved = os.environ.get("TIDE_KERNELS_CACHE")
-    os.environ["TIDE_KERNELS_CACHE"] = str(path)
-    configs.reload()
-    try:
-        yield
-    finally:
-        if saved is None:
-            del os.environ["TIDE_KERNELS_CACHE"]
-        else:
-            os.environ["TIDE_KERNELS_CACHE"] = saved
-        configs.reload()
