@@ -122,7 +122,8 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=_NEVER)),
         Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 8, 3, group_tokens=_NEVER)),
         Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=_NEVER)),
-        Rule("sm", 32, _ANY, _tile(64, 64, 32, 8, 2, group_tokens=_NEVER)),
+        Rule("sm_9", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
+        Rule("sm", 32, _ANY, _tile(32, 64, 32, 4, 2, group_tokens=_NEVER)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
     ),
     # ROWS by COLUMNS elements at a time.
