@@ -37,6 +37,7 @@ class Rule(NamedTuple):
 
 
 _ANY = float("inf")
+_NEVER = 2**20  # tokens of a group, more than any chunk has
 
 
 def _config(warps: int, stages: int = 1, **blocks: int) -> Config:
@@ -118,12 +119,16 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
-    # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's.
+    # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's,
+    # which is one product of cuBLAS more but estimated to be faster for any group.
     "encoder_gradients": (
         Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, group_tokens=4)),
-        Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=128)),
-        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=128)),
-        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=128)),
+        Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=_NEVER)),
+        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 8, 3, group_tokens=_NEVER)),
+        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=_NEVER)),
+        Rule("sm_9", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
+        Rule("sm", 32, _ANY, _tile(32, 64, 32, 4, 2, group_tokens=_NEVER)),
+        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
     ),
     # ROWS by COLUMNS elements at a time.
     "modulate": (

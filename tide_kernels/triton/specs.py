@@ -57,7 +57,7 @@ def spec(
 
 
 def collect() -> list[Spec]:
-    """The records of all kernels."""
+    """The records of all kernels, one for each architecture and name."""
     # By name: the package's attributes of these names are functions.
     modules = (importlib.import_module(f"tide_kernels.triton.{name}") for name in _MODULES)
-    return [record for module in modules for record in module.AOT]
+    return list({(record.arch, record.name): record for module in modules for record in module.AOT}.values())
