@@ -106,7 +106,15 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
-    "masked_gradient": (Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3)), *_PRODUCT),
+    # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors.
+    "masked_gradient": (
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0)),
+        Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
+        Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
+        Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
+        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0)),
+        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
+    ),
     # The tile of the product; then, ROWS by WORDS candidates at a time.
     "encode": (
         Rule(INTERPRETER, 0, _ANY, _tile(16, 32, 32, 4, 1, ROWS=8, WORDS=32)),
