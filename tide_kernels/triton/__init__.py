@@ -17,7 +17,7 @@ from tide_kernels.triton.loss import reconstruction_loss
 from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.select import keep_top_, select
-from tide_kernels.triton.transpose import backward_latents, scatter, transpose
+from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
     "add_product_",
@@ -40,6 +40,7 @@ __all__ = [
     "select",
     "single_launch",
     "transpose",
+    "transpose_selected",
     "unavailable",
 ]
 

@@ -18,6 +18,7 @@ _MODULES = (
     "modulate",
     "select",
     "gather",
+    "layout",
     "transpose",
     "product",
     "dense",
