@@ -50,6 +50,10 @@ MINUTES ?= 25
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES)
 
+# What a GPU machine without network needs beside the tree, below build/gpu-pack; there: bash build/gpu-pack/install.sh
+gpu-pack: setup
+	$(BIN)/python csrc/gpu_pack.py
+
 # The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	PYTHON=$(BIN)/python csrc/sanitize.sh
