@@ -51,6 +51,10 @@ PLAN ?= all
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES) --plan $(PLAN) $(if $(TIDE_RESULTS),--out $(TIDE_RESULTS)) $(OPTIONS)
 
+# What a GPU machine without network needs beside the tree, below build/gpu-pack; there: bash build/gpu-pack/install.sh
+gpu-pack: setup
+	$(BIN)/python csrc/gpu_pack.py
+
 # The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	PYTHON=$(BIN)/python csrc/sanitize.sh

@@ -1,4 +1,5 @@
-// select and keep_top_ on CUDA: one block per row.
+// select and keep_top_ on CUDA: rows of 16-bit numbers in registers, all others one block per row.
+#include "registers.cuh"
 #include "select.cuh"
 #include "tensors.cuh"
 
@@ -36,9 +37,41 @@ void launch(const Tensor& pre, int64_t k, void* values, int32_t* indices) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+template <class F, int kChunks, int kMostThreads, bool kCompact>
+__global__ void __launch_bounds__(kMostThreads)
+    registers_kernel(uint16_t* pre, int64_t stride, int64_t n_rows, int64_t rows, int n, unsigned k, uint16_t* values,
+                     int32_t* indices) {
+  __shared__ RegistersShared shared;
+  const int64_t first = blockIdx.x * rows, last = first + rows < n_rows ? first + rows : n_rows;
+  select_rows<F, kChunks, kCompact>(pre, stride, first, last, n, k, values, indices, shared);
+}
+
+// A block's first row has no row before to guess from, but a short batch needs as many blocks as possible.
+constexpr int64_t kRowsBusy = 1024, kMostRows = 8;
+
+template <class F, int kChunks, int kMostThreads>
+void launch_registers(const Tensor& pre, int64_t k, void* values, int32_t* indices) {
+  const int64_t n_rows = pre.size(0), n = pre.size(1), fair = n_rows / kRowsBusy;
+  const int64_t rows = fair < 1 ? 1 : fair < kMostRows ? fair : kMostRows;
+  const auto kernel = indices == nullptr ? registers_kernel<F, kChunks, kMostThreads, false>
+                                         : registers_kernel<F, kChunks, kMostThreads, true>;
+  const int threads = static_cast<int>((n + kChunks * 8 - 1) / (kChunks * 8) + 31) / 32 * 32;
+  kernel<<<static_cast<unsigned>((n_rows + rows - 1) / rows), threads, 0, current_stream(pre)>>>(
+      static_cast<uint16_t*>(pre.data_ptr()), pre.stride(0), n_rows, rows, static_cast<int>(n),
+      static_cast<unsigned>(k), static_cast<uint16_t*>(values), indices);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 template <class F>
 void launch_for(const Tensor& pre, int64_t k, void* values, int32_t* indices) {
   if (pre.size(0) == 0) return;
+  if constexpr (sizeof(typename F::Bits) == 2) {
+    const bool whole = pre.size(1) % 8 == 0 && (pre.size(0) == 1 || pre.stride(0) % 8 == 0);
+    if (whole && reinterpret_cast<uintptr_t>(pre.data_ptr()) % 16 == 0) {
+      if (pre.size(1) <= 6 * 1024 * 8) return launch_registers<F, 6, 1024>(pre, k, values, indices);
+      if (pre.size(1) <= 18 * 512 * 8) return launch_registers<F, 18, 512>(pre, k, values, indices);
+    }
+  }
   if (pre.size(1) <= 8192) return launch<F, 256>(pre, k, values, indices);
   launch<F, 1024>(pre, k, values, indices);
 }

@@ -62,6 +62,16 @@ __device__ inline Chunk<Bits> chunk_at(const Bits* row, int64_t first, int64_t n
   return chunk;
 }
 
+template <class Bits>
+__device__ inline void store_chunk(Bits* row, int64_t first, int64_t n, const Chunk<Bits>& chunk) {
+  Bits* to = row + first;
+  if (first + Chunk<Bits>::kSize <= n && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    *reinterpret_cast<Chunk<Bits>*>(to) = chunk;
+  } else {
+    for (int e = 0; e < Chunk<Bits>::kSize && first + e < n; ++e) to[e] = chunk.bits[e];
+  }
+}
+
 // In the histogram, the bin of the key of rank `need` (from 1, the largest first), the count above it and inside.
 // `need` is at most the sum of the histogram.
 template <int kThreads>
@@ -148,15 +158,18 @@ __device__ inline void write_row(const typename F::Bits* source, int64_t n, unsi
     for (int e = 0; e < kSize && first + e < n; ++e) {
       const bool is_sure = keys[e] >= cut.sure, is_tied = keys[e] == cut.tied && cut.room > 0;
       const bool keep = is_sure || (is_tied && tied < cut.room);
-      if (indices == nullptr) {
-        values[first + e] = keep ? F::bits(keys[e]) : 0;
-      } else if (keep) {
+      if (indices != nullptr && keep) {
         const unsigned place = sure + (tied < cut.room ? tied : cut.room);
         values[place] = F::bits(keys[e]);
         indices[place] = static_cast<int32_t>(first + e);
       }
+      if (!keep) keys[e] = 0;
       sure += is_sure;
       tied += is_tied;
+    }
+    if (indices == nullptr && first < n) {
+      for (int e = 0; e < kSize; ++e) chunk.bits[e] = F::bits(keys[e]);
+      store_chunk(values, first, n, chunk);
     }
     sure_done += static_cast<unsigned>(total >> 32);
     tied_done += static_cast<unsigned>(total);

@@ -1,5 +1,5 @@
-// Runs the block algorithms of csrc/cuda on a CPU: every thread of a block is a fibre, and each barrier or shuffle a
-// switch to the next one. All fibres meet the same barriers, so a sweep over them is one step of the block.
+// Runs the block algorithms of csrc/cuda on a CPU: every thread of a block is a fibre, which waits at a barrier until
+// all of its block, or at a shuffle all of its warp, have come there.
 #include <ucontext.h>
 
 #include <cstdint>
@@ -12,33 +12,64 @@
 struct Index {
   int x;
 };
-static Index threadIdx;
+static Index threadIdx, blockDim;
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
 
 namespace {
 
-constexpr int kThreads = 64;
+constexpr int kThreads = 64, kMostThreads = 128;
 constexpr size_t kStackBytes = 256 * 1024;
 
-ucontext_t scheduler, fibres[kThreads];
-bool finished[kThreads];
-uint64_t exchanged[kThreads];
+struct Barrier {
+  int arrived, generation;
+};
+
+ucontext_t scheduler, fibres[kMostThreads];
+bool finished[kMostThreads], progress;
+uint64_t exchanged[kMostThreads];
+Barrier block, warps[kMostThreads / 32];
 std::function<void()> body;
 
 void enter() {
   body();
-  finished[threadIdx.x] = true;
+  finished[threadIdx.x] = progress = true;
 }
 
-void step() {
-  const int self = threadIdx.x;
-  swapcontext(&fibres[self], &scheduler);
-  threadIdx.x = self;
+void meet(Barrier& barrier, int size) {
+  const int generation = barrier.generation, self = threadIdx.x;
+  progress = true;
+  if (++barrier.arrived == size) {
+    barrier = {0, generation + 1};
+    return;
+  }
+  while (barrier.generation == generation) {
+    swapcontext(&fibres[self], &scheduler);
+    threadIdx.x = self;
+  }
 }
 
-void run_block(std::function<void()> f) {
-  static std::vector<char> stacks(kThreads * kStackBytes);
+void meet_warp() { meet(warps[threadIdx.x / 32], 32); }
+
+// The values of the warp's lanes, until each lane has used what the function makes of them.
+template <class Function>
+auto exchange(uint64_t value, Function use) {
+  exchanged[threadIdx.x] = value;
+  meet_warp();
+  const auto result = use(exchanged + threadIdx.x / 32 * 32);
+  meet_warp();
+  return result;
+}
+
+void run_block(int threads, std::function<void()> f) {
+  static std::vector<char> stacks(kMostThreads * kStackBytes);
   body = std::move(f);
-  for (int t = 0; t < kThreads; ++t) {
+  blockDim.x = threads;
+  block = {};
+  for (Barrier& warp : warps) warp = {};
+  for (int t = 0; t < threads; ++t) {
     finished[t] = false;
     getcontext(&fibres[t]);
     fibres[t].uc_stack.ss_sp = stacks.data() + t * kStackBytes;
@@ -47,33 +78,60 @@ void run_block(std::function<void()> f) {
     makecontext(&fibres[t], enter, 0);
   }
   for (bool running = true; running;) {
-    running = false;
-    for (int t = 0; t < kThreads; ++t) {
-      if (finished[t]) {
-        if (running) std::abort();  // one has ended before a barrier that another waits at
-        continue;
-      }
+    running = progress = false;
+    for (int t = 0; t < threads; ++t) {
+      if (finished[t]) continue;
       threadIdx.x = t;
       swapcontext(&scheduler, &fibres[t]);
       running |= !finished[t];
     }
+    if (!progress) std::abort();  // all wait: one has ended before a barrier, or waits at another
   }
 }
 
 }  // namespace
 
-static void __syncthreads() { step(); }
-static uint64_t __shfl_up_sync(unsigned, uint64_t value, int distance) {
-  exchanged[threadIdx.x] = value;
-  step();
-  const uint64_t other = exchanged[threadIdx.x % 32 >= distance ? threadIdx.x - distance : threadIdx.x];
-  step();
-  return other;
+static void __syncthreads() { meet(block, blockDim.x); }
+template <class T>
+static T __shfl_sync(unsigned, T value, int lane) {
+  return exchange(static_cast<uint64_t>(value), [=](const uint64_t* lanes) { return static_cast<T>(lanes[lane]); });
+}
+template <class T>
+static T __shfl_up_sync(unsigned, T value, int distance) {
+  const int lane = threadIdx.x % 32;
+  return exchange(static_cast<uint64_t>(value), [=](const uint64_t* lanes) {
+    return static_cast<T>(lanes[lane >= distance ? lane - distance : lane]);
+  });
+}
+static unsigned __ballot_sync(unsigned, bool set) {
+  return exchange(set, [](const uint64_t* lanes) {
+    unsigned mask = 0;
+    for (int l = 0; l < 32; ++l) mask |= static_cast<unsigned>(lanes[l]) << l;
+    return mask;
+  });
+}
+static unsigned __reduce_add_sync(unsigned, unsigned value) {
+  return exchange(value, [](const uint64_t* lanes) {
+    unsigned sum = 0;
+    for (int l = 0; l < 32; ++l) sum += static_cast<unsigned>(lanes[l]);
+    return sum;
+  });
+}
+static int __ffs(int mask) { return __builtin_ffs(mask); }
+static int __popc(unsigned mask) { return __builtin_popcount(mask); }
+// Four of the eight bytes of y and x; with the highest bit of a selector, eight copies of a byte's sign.
+static unsigned __byte_perm(unsigned x, unsigned y, unsigned selectors) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (int b = 0; b < 4; ++b) {
+    const unsigned selector = selectors >> 4 * b & 15u, byte = bytes >> 8 * (selector & 7u) & 255u;
+    result |= (selector & 8u ? (byte & 128u ? 255u : 0u) : byte) << 8 * b;
+  }
+  return result;
 }
 static void atomicAdd(unsigned* address, unsigned value) { *address += value; }
 
-#include "select.cuh"
-#include "transpose.cuh"
+#include "registers.cuh"
 
 namespace {
 
@@ -83,12 +141,25 @@ void select_rows(void* pre, int64_t rows, int64_t n, int64_t k, void* values, in
   static tide::SelectShared shared;
   std::vector<tide::Chunk<Bits>> cache(n / tide::Chunk<Bits>::kSize + 1);
   for (int64_t i = 0; i < rows; ++i) {
-    run_block([=, &cache] {
+    run_block(kThreads, [=, &cache] {
       tide::select_row<F, kThreads>(static_cast<Bits*>(pre) + i * n, n, k, static_cast<Bits*>(values) + i * k,
                                     indices == nullptr ? nullptr : indices + i * k,
                                     cached ? cache[0].bits : nullptr, shared);
     });
   }
+}
+
+template <class F, int kChunks>
+void select_in_registers(uint16_t* pre, int64_t rows, int64_t n, int64_t k, uint16_t* values, int32_t* indices) {
+  static tide::RegistersShared shared;
+  const int threads = static_cast<int>((n + kChunks * 8 - 1) / (kChunks * 8) + 31) / 32 * 32;
+  run_block(threads, [=] {
+    if (indices == nullptr) {
+      tide::select_rows<F, kChunks, false>(pre, n, 0, rows, n, k, values, indices, shared);
+    } else {
+      tide::select_rows<F, kChunks, true>(pre, n, 0, rows, n, k, values, indices, shared);
+    }
+  });
 }
 
 }  // namespace
@@ -100,22 +171,12 @@ extern "C" void emulated_select(int format, void* pre, int64_t rows, int64_t n, 
   if (format == 2) select_rows<tide::Float16>(pre, rows, n, k, values, indices, cached);
 }
 
-// offsets, tokens and slots as the operator returns them; counts: zeros, [ranges of `range` tokens, n_latents]
-extern "C" void emulated_transpose(const int32_t* indices, int64_t n_tokens, int64_t k, int64_t n_latents,
-                                   int64_t range, unsigned* counts, int64_t* offsets, int32_t* tokens,
-                                   int32_t* slots) {
-  static uint64_t warps[32];
-  static int disorder;
-  const int64_t ranges = (n_tokens + range - 1) / range;
-  const auto last = [=](int64_t r) { return (r + 1) * range < n_tokens ? (r + 1) * range : n_tokens; };
-  for (int64_t r = 0; r < ranges; ++r)
-    run_block([=] {
-      tide::count_range<kThreads>(indices, r * range, last(r), k, n_latents, counts + r * n_latents);
-    });
-  run_block([=] { tide::start_ranges<kThreads>(counts, ranges, n_latents, offsets, warps); });
-  for (int64_t r = 0; r < ranges; ++r)
-    run_block([=] {
-      tide::fill_range<kThreads>(indices, r * range, last(r), k, n_latents, offsets, counts + r * n_latents, tokens,
-                                 slots, &disorder);
-    });
+// All rows by one block, one after the other; chunks: 6 or 18 of each thread, of which there are at most 128.
+extern "C" void emulated_registers(int format, uint16_t* pre, int64_t rows, int64_t n, int64_t k, uint16_t* values,
+                                   int32_t* indices, int chunks) {
+  const auto run = format == 1 ? (chunks == 6 ? select_in_registers<tide::BFloat16, 6>
+                                              : select_in_registers<tide::BFloat16, 18>)
+                               : (chunks == 6 ? select_in_registers<tide::Float16, 6>
+                                              : select_in_registers<tide::Float16, 18>);
+  run(pre, rows, n, k, values, indices);
 }

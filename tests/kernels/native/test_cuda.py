@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tide_kernels import native, reference
+from tide_kernels import reference
 from tide_kernels.testing import adversarial_rows, poisoned
 
 HERE = Path(__file__).parent
@@ -56,9 +56,7 @@ def test_select(emulated, n_latents, k, dtype, cached):
     values, indices = select(emulated, pre, k, cached, in_place=False)
     assert torch.equal(indices, expected_indices)
     assert_same(values, expected_values)
-    spare = pre.new_zeros(len(pre), n_latents + 1)
-    spare.scatter_(1, torch.where(expected_indices < 0, n_latents, expected_indices).long(), expected_values)
-    assert_same(select(emulated, pre.clone(), k, cached, in_place=True), spare[:, :n_latents])
+    assert_same(select(emulated, pre.clone(), k, cached, in_place=True), kept(pre, k))
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
@@ -70,23 +68,60 @@ def test_select_with_ties_across_tiles(emulated, dtype):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("range_tokens", [1, 3, 100])
-@pytest.mark.parametrize("ascending", [True, False])
-def test_transpose(emulated, ascending, range_tokens):
-    n_tokens, n_latents, k = 20, 150, 30
-    generator = torch.Generator().manual_seed(0)
-    if ascending:
-        indices = reference.select(torch.randn(n_tokens, n_latents, generator=generator) - 1, k)[1]
-    else:
-        indices = torch.randint(-1, n_latents, (n_tokens, k), generator=generator, dtype=torch.int32)
-    counts = torch.zeros(-(-n_tokens // range_tokens), n_latents, dtype=torch.int32)
-    offsets = poisoned((n_latents + 1,), torch.int64)
-    tokens, slots = torch.full((2, n_tokens * k), -1, dtype=torch.int32)
-    sizes = map(ctypes.c_int64, (n_tokens, k, n_latents, range_tokens))
-    emulated.emulated_transpose(pointer(indices), *sizes, *map(pointer, (counts, offsets, tokens, slots)))
-    expected = native.transpose(indices, n_latents)
-    used = len(expected.tokens)
-    assert torch.equal(offsets, expected.offsets)
-    assert torch.equal(tokens[:used], expected.tokens)
-    assert torch.equal(slots[:used], expected.slots)
-    assert (tokens[used:] == -1).all()
+def select_in_registers(emulated, pre, k, chunks, in_place):
+    rows, n_latents = pre.shape
+    values = poisoned((rows, k), pre.dtype)
+    indices = None if in_place else poisoned((rows, k), torch.int32)
+    sizes = map(ctypes.c_int64, (rows, n_latents, k))
+    arrays = map(pointer, (values, indices))
+    emulated.emulated_registers(FORMATS[pre.dtype], pointer(pre), *sizes, *arrays, chunks)
+    return pre if in_place else (values, indices)
+
+
+def check_in_registers(emulated, pre, k, chunks=6):
+    expected_values, expected_indices = reference.select(pre, k)
+    values, indices = select_in_registers(emulated, pre, k, chunks, in_place=False)
+    assert torch.equal(indices, expected_indices)
+    assert_same(values, expected_values)
+    assert_same(select_in_registers(emulated, pre.clone(), k, chunks, in_place=True), kept(pre, k))
+
+
+def kept(pre, k):
+    values, indices = reference.select(pre, k)
+    spare = pre.new_zeros(len(pre), pre.shape[1] + 1)
+    spare.scatter_(1, torch.where(indices < 0, pre.shape[1], indices).long(), values)
+    return spare[:, :-1]
+
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("chunks", [6, 18])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("n_latents", "k"), [(8, 1), (8, 8), (96, 5), (1536, 77), (1544, 1543), (4000, 200)])
+def test_rows_in_registers(emulated, n_latents, k, dtype, chunks):
+    # Each row is searched from the threshold of the one before, which tells nothing about it.
+    check_in_registers(emulated, torch.stack(list(adversarial_rows(n_latents, dtype).values())), k, chunks)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("k", [1, 150, 700, 1500, 2900])
+def test_ties_across_warps_and_chunks_in_registers(emulated, dtype, k):
+    pre = (torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)) * 2).round().to(dtype)
+    check_in_registers(emulated, pre, k)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("ratio", [1.0, 0.9, 0.3, 3.0, 1e-4, 1e4])
+def test_thresholds_near_and_far_from_the_row_before(emulated, dtype, ratio):
+    pre = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
+    pre[1] *= ratio
+    check_in_registers(emulated, pre.to(dtype), 20)
+
+
+@pytest.mark.parametrize("below", range(90, 100))
+def test_thresholds_at_the_edges_of_the_histogram(emulated, below):
+    # A row of one value each, a given number of keys from the guess: 96 below it, or 159 above, is the last that counts.
+    one = torch.tensor(1.0, dtype=torch.bfloat16).view(torch.int16)
+    keys = torch.stack([one, one - below, one, one + 252 - below]).to(torch.int16)
+    check_in_registers(emulated, keys[:, None].expand(-1, 64).contiguous().view(torch.bfloat16), 5)
