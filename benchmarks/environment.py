@@ -58,7 +58,7 @@ def commit() -> str:
     if named := os.environ.get("TIDE_COMMIT"):
         return named
     packed, git = _packed(), _git()
-    if packed and git and packed.removesuffix("-dirty") not in git and git.removesuffix("-dirty") not in packed:
+    if packed and git and not packed.startswith(git.removesuffix("-dirty")):
         return f"{packed} (packed; git: {git})"
     return packed or git or "unknown"
 

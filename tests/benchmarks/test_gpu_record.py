@@ -106,8 +106,8 @@ def test_the_commit_is_named_packed_or_gits(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "PACKED_COMMIT", packed)
     monkeypatch.setattr(environment, "_git", lambda: "0123456789ab-dirty")
     assert environment.commit() == "0123456789ab-dirty"
-    packed.write_text("0123456789abcdef0123456789abcdef01234567\n")
-    assert environment.commit() == "0123456789abcdef0123456789abcdef01234567"
+    packed.write_text("0123456789abcdef0123456789abcdef01234567 with changes\n")
+    assert environment.commit() == "0123456789abcdef0123456789abcdef01234567 with changes"
     packed.write_text("ffff\n")
     assert environment.commit() == "ffff (packed; git: 0123456789ab-dirty)"
     monkeypatch.setattr(environment, "_git", lambda: None)
