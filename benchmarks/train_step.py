@@ -22,13 +22,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from tide.activations import ActivationBatch
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.training import TrainConfig, Trainer
 
-try:
-    from tide.activations import ActivationBatch, ActivationPool, ActivationStore, ActivationWriter
-except ImportError:  # an older checkout
-    from tide.activations import ActivationBatch, ActivationPool
 
 #: Timesteps of the activations, and rows of one call of the transformer.
 TIMESTEPS, CALL_ROWS = 20, 64
@@ -89,9 +86,11 @@ class Steps:
 
     def __init__(self, options: argparse.Namespace, out: Path) -> None:
         self.trainer = trainer(options, out)
-        pool = ActivationPool([activations(options.rows, options.width)], options.tokens)
-        self.batches: Iterator[ActivationBatch] = pool.from_step(0)
-        self.batch = next(self.batches)
+        rows = activations(options.rows, options.width)
+        chosen = torch.randperm(options.rows // 2, generator=torch.Generator().manual_seed(1))[: options.tokens // 2]
+        self.batch = rows.take((2 * chosen[:, None] + torch.arange(2)).reshape(-1)).compacted()
+        if hasattr(self.batch, "merged"):  # as `Trainer.fit` does
+            self.batch = self.batch.merged()
         self.trainer.model.calibrate(self.batch.x, *_place(self.batch))
         self.trainer.model.train()
 

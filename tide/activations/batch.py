@@ -105,6 +105,14 @@ class ActivationBatch:
             conditioning=None if self.conditioning is None else self.conditioning[used],
         )
 
+    def merged(self) -> ActivationBatch:
+        """The same rows with one group for each timestep, where nothing else tells the groups apart. On a GPU, which
+        would be waited for, the groups stay."""
+        if self.conditioning is not None or self.timestep.device.type != "cpu":
+            return self
+        timestep, merged = torch.unique(self.timestep, return_inverse=True)
+        return replace(self, timestep=timestep, group=merged.to(torch.int32)[self.group.long()])
+
     @staticmethod
     def cat(batches: Sequence[ActivationBatch]) -> ActivationBatch:
         """The rows of all batches in order, each keeping its own groups; paired if every batch is."""

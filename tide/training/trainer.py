@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from tide.training.state import RESUME, Length, Record, State, check_same, find,
 from tide.training.stopping import Stop, stop_signals
 from tide.training.update import AdamW, gradient_norm
 from tide_kernels import LossOptions, LossTerms, tide_loss
+from tide_kernels.dispatch import choose
 from tide_kernels.graph import GraphedLoss
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
@@ -200,18 +201,21 @@ class Trainer:
     ) -> None:
         if self.step == self.config.steps:
             return
-        with stop.waiting():
-            stream = iter(batches(self.step) if callable(batches) else batches)
-            if self.step == 0:
-                stream = started(self.model, stream, self.config.steps)
-        self.model.train()
         with (
             contextlib.ExitStack() as opened,
             tqdm(total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress) as bar,
         ):
+            with stop.waiting():
+                stream = iter(batches(self.step) if callable(batches) else batches)
+                if callable(batches) and isinstance(stream, Generator):
+                    opened.callback(stream.close)  # a thread may read ahead for it
+                if self.step == 0:
+                    stream = started(self.model, stream, self.config.steps)
+            self.model.train()
             curves: Curves | None = None
             while self.step < self.config.steps:
-                batch = self._move(self._next(stream, stop))
+                # Merged, a batch has tens of groups instead of hundreds; the modulation computes scale and shift of each.
+                batch = self._move(self._next(stream, stop).merged())
                 if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     begun()
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
@@ -322,7 +326,16 @@ class Trainer:
         if not model.fused or any(each.dtype not in (torch.float32, torch.float64) for each in weights.values()):
             return {}
         pulls = {"W_enc": 2 * self.config.loss.reg, "W_dec": 2 * self.config.loss.reg}
-        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()})
+        # Where the kernels want a step's gradients to be: on large pages, for example.
+        kernels = choose(
+            model.backend,
+            "auto",
+            device=model.W_enc.device,
+            dtype=model.W_enc.dtype,
+            n_latents=model.n_latents,
+            k=model.config.k,
+        )
+        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.empty)
         return {name: each.grad for name, each in weights.items() if each.grad is not None}
 
     # -- logs and checkpoints -----------------------------------------------------------------------------
