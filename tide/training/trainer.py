@@ -29,6 +29,7 @@ from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
 from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
+from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
 from tide.training.memory import check_memory
 from tide.training.prefetch import Mover
@@ -117,8 +118,10 @@ class Trainer:
             _groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay
         )
         self._buffers = self._kept_gradients()
-        self._finite = FiniteCheck(self._refuse, late=device.type == "cuda")
-        self._loss = GraphedLoss() if device.type == "cuda" else tide_loss
+        late = device.type == "cuda"
+        self._finite = FiniteCheck(self._refuse, late=late)
+        self._dead_bucket = DeadBucket(self.revival, late=late)
+        self._loss = GraphedLoss() if late else tide_loss
         self._move = Mover(device)
 
     def fit(
@@ -271,7 +274,9 @@ class Trainer:
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
         """The loss's terms; the gradients of the loss and of the regularisation are added to the parameters'."""
         config, model = self.config, self.model
-        dead = self.revival.dead if config.loss.auxk else None
+        dead = None
+        if config.loss.auxk:
+            dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size())
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
@@ -304,6 +309,8 @@ class Trainer:
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
         self.revival.count(fired, len(x))
+        if self.config.loss.auxk:
+            self._dead_bucket.count(len(x))
         every = self.config.revival.every
         # Not in the last tenth: a latent restarted there would not have time to settle.
         late = self.step > 0.9 * self.config.steps
@@ -356,6 +363,7 @@ class Trainer:
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
         self._finite.settle()
+        self._dead_bucket.restart()
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),

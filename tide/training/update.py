@@ -47,7 +47,7 @@ class _Part(NamedTuple):
     def pieces(self) -> Iterator[_Part]:
         """Its rows, a piece at a time. Only the last piece counts the step."""
         n_rows = len(self.parameter)
-        rows = max(1, _PIECE * n_rows // self.parameter.numel())
+        rows = max(64, _PIECE * n_rows // self.parameter.numel() // 64 * 64)  # whole vectors of the processor
         for start in range(0, n_rows, rows):
             tensors = (each[start : start + rows] for each in self[:4])
             yield _Part(*tensors, self.step if start + rows >= n_rows else self.step.clone(), self.pull)
