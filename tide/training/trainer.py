@@ -114,9 +114,7 @@ class Trainer:
         self.revival = Revival(model.n_latents, config.revival.after_tokens, device)
         self.revived = 0
         self.lr = config.learning_rate(model.d_model)
-        self.optimizer = AdamW(
-            _groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
         late = device.type == "cuda"
         self._finite = FiniteCheck(self._refuse, late=late)
@@ -258,7 +256,7 @@ class Trainer:
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        x = batch.x.float()
+        x = batch.x.to(torch.promote_types(model.W_enc.dtype, torch.float32))
         options = config.loss.options(k, model.n_latents, paired=batch.paired)
         self.optimizer.begin()
         terms = self._add_gradients(x, batch, options)
