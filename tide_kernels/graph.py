@@ -110,7 +110,7 @@ class _Captured:
         given = {name: arguments.get(name) for name in INPUTS}
         self.inputs = {name: _room(name, each) for name, each in given.items() if isinstance(each, Tensor)}
         #: Of the tables, which have more groups here than in a call.
-        self.tables = {
+        self.tables: dict[str, Tensor] = {
             name: torch.zeros_like(self.inputs[name], dtype=gradients[name].dtype)
             for name in ("scale", "shift")
             if name in gradients

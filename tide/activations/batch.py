@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,8 @@ class ActivationBatch:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> ActivationBatch:
         """The same rows, with every tensor changed by ``change``."""
-        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: change(each) for name, each in values.items() if isinstance(each, Tensor)})
 
     def take(self, rows: Tensor | slice) -> ActivationBatch:
         """The given rows: indices, a bool mask or a slice. Groups stay as they are (see :meth:`compacted`).

@@ -215,7 +215,7 @@ class Trainer:
             self.model.train()
             curves: Curves | None = None
             while self.step < self.config.steps:
-                # Merged, a batch has tens of groups instead of hundreds; the modulation computes scale and shift of each.
+                # Merged, it has tens of groups and not hundreds, for each of which the modulation is computed.
                 batch = self._move(self._next(stream, stop).merged())
                 if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     begun()

@@ -49,8 +49,15 @@ class _Part(NamedTuple):
         n_rows = len(self.parameter)
         rows = max(64, _PIECE * n_rows // self.parameter.numel() // 64 * 64)  # whole vectors of the processor
         for start in range(0, n_rows, rows):
-            tensors = (each[start : start + rows] for each in self[:4])
-            yield _Part(*tensors, self.step if start + rows >= n_rows else self.step.clone(), self.pull)
+            chosen = slice(start, start + rows)
+            yield _Part(
+                self.parameter[chosen],
+                self.gradient[chosen],
+                self.exp_avg[chosen],
+                self.exp_avg_sq[chosen],
+                self.step if start + rows >= n_rows else self.step.clone(),
+                self.pull,
+            )
 
     def rest(self) -> None:
         """Leaves a gradient that is kept where the next step adds to it."""
