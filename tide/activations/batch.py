@@ -71,8 +71,9 @@ class ActivationBatch:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> ActivationBatch:
         """The same rows, with every tensor changed by ``change``."""
-        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: change(each) for name, each in values.items() if isinstance(each, Tensor)})
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        changed: dict[str, Any] = {name: change(value) for name, value in values if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def take(self, rows: Tensor | slice) -> ActivationBatch:
         """The given rows: indices, a bool mask or a slice. Groups stay as they are (see :meth:`compacted`).
