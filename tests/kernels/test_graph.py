@@ -90,9 +90,9 @@ def test_equal_calls_are_captured_once_and_replayed():
     assert (graphs.warm, graphs.captures, graphs.replays) == (1, 1, 5)
 
 
-@pytest.mark.parametrize("groups", [[4, 3, 4, 3], [5, 8, 6, 7]], ids=["at most 4", "5 to 8"])
+@pytest.mark.parametrize("groups", [[4, 3, 4, 3], [5, 8, 6, 7], [1, 1, 1, 1]], ids=["at most 4", "5 to 8", "one"])
 def test_the_number_of_groups_may_change(groups):
-    """Up to the next power of two. Sums over groups that no token has are left out."""
+    """Up to the next power of two, for which all calls compute."""
     graphs, step = Recorded(), Step()
     loss = GraphedLoss(lambda: graphs)
     for number in range(PATIENCE + 8):
