@@ -1,38 +1,32 @@
 """A training step on a CPU and its parts: ``python -m benchmarks.train_step``.
 
-Times, in turn: the trainer's whole step; the fused loss of the same batch, with its gradients added to kept buffers;
-and PyTorch's fused AdamW on the same parameters. ``--against FOLDER`` also times the step of another checkout, in a
-process of its own that waits while others run. ``--store`` times whole trainings from a store and from memory instead.
-``OMP_NUM_THREADS`` sets the threads. Run it on a machine that does nothing else.
+Times in turn, on the same batch: the trainer's whole step, within it the fused loss, and PyTorch's fused AdamW alone on
+copies of the parameters. ``--against FOLDER`` also times the step of another checkout, in a process that waits while
+others run. ``--store`` times whole trainings from a store and from memory instead. ``OMP_NUM_THREADS`` sets the
+threads. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
 
+from tide.activations import ActivationBatch
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
-from tide.training import TrainConfig, Trainer
+from tide.training import ProgressiveK, RevivalConfig, TrainConfig, Trainer
 
-try:
-    from tide.activations import ActivationBatch, ActivationPool, ActivationStore, ActivationWriter
-except ImportError:  # an older checkout
-    from tide.activations import ActivationBatch, ActivationPool
-
-#: Timesteps of the activations, and rows of one call of the transformer.
+#: Timesteps of the activations, and tokens of one call of the transformer.
 TIMESTEPS, CALL_ROWS = 20, 64
-BARS = {"(step - loss) / AdamW": 1.25, "step / step of the other": 1.0}
+WARM_UP = 3
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -41,11 +35,12 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=819)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--rows", type=int, default=32768, help="of all activations")
+    parser.add_argument("--plain", action="store_true", help="the SAE without modulation")
+    parser.add_argument("--rows", type=int, default=65536, help="of all activations")
     parser.add_argument("--repetitions", type=int, default=25)
-    parser.add_argument("--steps", type=int, default=100, help="of a training with --store")
+    parser.add_argument("--steps", type=int, default=128, help="of a training from a store")
     parser.add_argument("--against", type=Path, help="another checkout")
-    parser.add_argument("--store", action="store_true")
+    parser.add_argument("--store", action="store_true", help="trainings from a store and from memory")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
@@ -67,86 +62,79 @@ def activations(rows: int, width: int) -> ActivationBatch:
 
 
 def trainer(options: argparse.Namespace, out: Path) -> Trainer:
-    """With the defaults of a training but a constant k and no revival, so that all steps are alike."""
-    from tide.training import ProgressiveK, RevivalConfig
-
+    """With the defaults of a training, but a constant k and no revival, so that all steps are alike."""
     config = TrainConfig(
         n_latents=options.latents,
         k=options.k,
-        steps=options.steps,
+        steps=max(options.steps, 1000) if not options.store else options.steps,
         batch_tokens=options.tokens,
         progressive_k=ProgressiveK(shape="off"),
         revival=RevivalConfig(every=0),
         checkpoint_every=10**9,
+        log_every=10**9,
     )
-    modulation = ModulationConfig(d_model=options.width, d_embedding=options.width)
+    modulation = None if options.plain else ModulationConfig(d_model=options.width, d_embedding=options.width)
     model = TIDE(TIDEConfig(options.width, options.latents, options.k, modulation=modulation), seed=0)
     return Trainer(model, config, out, progress=False)
 
 
-class Steps:
-    """The trainer's step on one batch after another."""
+class Step:
+    """The trainer's step on a batch of this checkout, which may be an older one."""
 
     def __init__(self, options: argparse.Namespace, out: Path) -> None:
         self.trainer = trainer(options, out)
-        pool = ActivationPool([activations(options.rows, options.width)], options.tokens)
-        self.batches: Iterator[ActivationBatch] = pool.from_step(0)
-        self.batch = next(self.batches)
-        self.trainer.model.calibrate(self.batch.x, *_place(self.batch))
+        rows = activations(4 * options.tokens, options.width)
+        chosen = torch.randperm(len(rows) // 2, generator=torch.Generator().manual_seed(1))[: options.tokens // 2]
+        batch = rows.take((2 * chosen[:, None] + torch.arange(2)).reshape(-1)).compacted()
+        self.batch = batch.merged() if hasattr(batch, "merged") else batch  # as `Trainer.fit` does
+        place = (batch.position,) if hasattr(batch, "position") else (batch.timestep, batch.conditioning, batch.group)
+        self.trainer.model.calibrate(batch.x, *place)
         self.trainer.model.train()
+        self.trainer.step = 1  # the first step of an older trainer calibrates
 
     def __call__(self) -> None:
         self.trainer._train_step(self.batch)
-        self.trainer.step += 1  # like a training, whose first step does more
 
 
-def _place(batch: ActivationBatch) -> tuple[object, ...]:
-    """Where the rows stand, as this checkout's models take it."""
-    return (batch.position,) if hasattr(batch, "position") else (batch.timestep, batch.conditioning, batch.group)
+class Loss:
+    """The loss that a trainer's step calls, and how long its last call took."""
+
+    def __init__(self, job: Trainer) -> None:
+        self.loss, self.seconds = job._loss, 0.0
+        job._loss = self  # type: ignore[assignment]
+
+    def __call__(self, *args: object, **options: object) -> object:
+        begin = time.perf_counter()
+        terms = self.loss(*args, **options)  # type: ignore[arg-type]
+        self.seconds = time.perf_counter() - begin
+        return terms
 
 
-def fused_loss(steps: Steps) -> Callable[[], object]:
-    """``tide_loss`` as the step calls it, its gradients added to buffers that are kept."""
-    from tide_kernels import tide_loss
-
-    job, batch = steps.trainer, steps.batch
-    model = job.model
-    rows, modulation = model._entering(batch.x, batch.position)
-    scale, shift = (each.detach() for each in modulation[:2])
-    options = job.config.loss.options(job.config.k, model.n_latents, paired=batch.paired)
-    weights = {name: getattr(model, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    tensors: dict[str, Tensor] = {**weights, "scale": scale, "shift": shift}
-    buffers = {name: torch.zeros_like(each) for name, each in tensors.items()}
-    return lambda: tide_loss(rows, **tensors, group=modulation.group, gradients=buffers, **options._asdict())
-
-
-def plain_adamw(steps: Steps) -> Callable[[], object]:
+def plain_adamw(job: Trainer) -> Callable[[], object]:
     """PyTorch's fused AdamW on copies of the parameters."""
-    job = steps.trainer
     copies = [torch.nn.Parameter(each.detach().clone()) for each in job.model.parameters()]
     for each in copies:
-        each.grad = torch.full_like(each, 1e-6)
+        each.grad = 1e-3 * torch.randn(each.shape, generator=torch.Generator().manual_seed(0))
     return torch.optim.AdamW(copies, lr=1e-6, fused=True).step
 
 
 class Other:
-    """The step of another checkout, in a process that takes turns with this one."""
+    """The step of another checkout, in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        arguments = [each for each in sys.argv[1:] if each != "--against" and each != str(folder)]
-        folder = folder.resolve()
+        given = [each for each in sys.argv[1:] if each not in ("--against", str(folder))]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", *arguments],
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--serve", *given],
+            env={**os.environ, "PYTHONPATH": str(folder.resolve())},
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.seconds()  # once it is ready
 
     def seconds(self) -> float:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         print(file=self.process.stdin, flush=True)
         return float(self.process.stdout.readline())
 
@@ -154,10 +142,10 @@ class Other:
         self.process.communicate()
 
 
-def serve(steps: Steps) -> None:
+def serve(step: Step) -> None:
     """One step for each line of standard input; its seconds go to standard output."""
     for _ in sys.stdin:
-        print(seconds(steps), flush=True)
+        print(seconds(step), flush=True)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -167,57 +155,64 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure_step(options: argparse.Namespace, out: Path) -> dict[str, float]:
-    steps = Steps(options, out)
-    if options.serve:
-        serve(steps)
-        return {}
-    runs: dict[str, Callable[[], float]] = {
-        "step": lambda: seconds(steps),
-        "loss": lambda run=fused_loss(steps): seconds(run),  # type: ignore[misc]
-        "AdamW": lambda run=plain_adamw(steps): seconds(run),  # type: ignore[misc]
-    }
+    """Medians: seconds of each part, and the ratios that the bars are for, taken turn by turn."""
+    step = Step(options, out)
+    loss, adamw = Loss(step.trainer), plain_adamw(step.trainer)
     other = Other(options.against) if options.against else None
-    if other is not None:
-        runs["other"] = other.seconds
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(options.repetitions + 2):
-        for name, run in runs.items():
-            spent = run()
-            if turn >= 2:
-                times[name].append(spent)
+    turns: list[dict[str, float]] = []
+    for _ in range(options.repetitions + WARM_UP):
+        turn = {"step": seconds(step), "loss in the step": loss.seconds, "AdamW": seconds(adamw)}
+        turn["(step - loss) / AdamW"] = (turn["step"] - loss.seconds) / turn["AdamW"]
+        if other is not None:
+            turn["step of the other"] = other.seconds()
+            turn["step / step of the other"] = turn["step"] / turn["step of the other"]
+        turns.append(turn)
     if other is not None:
         other.close()
-    return {name: median(each) for name, each in times.items()}
+    return {name: median(turn[name] for turn in turns[WARM_UP:]) for name in turns[0]}
 
 
 def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
-    """Whole trainings, in turn; a store is read once before."""
-    from tide.training.sources import mixed_ahead
+    """Trainings in turn, the fastest of each kind."""
+    from tide.activations.identity import Sample
+    from tide.activations.memory import ActivationPool
+    from tide.activations.writer import StoreWriter
+    from tide.training import from_stores
 
     rows = activations(options.rows, options.width)
-    with ActivationWriter(out / "store", {}) as writer:
-        writer.add(rows)
-    store = ActivationStore(out / "store")
-    pool = ActivationPool([rows], options.tokens)
+    info = {"pipeline": None, "family": "pixart", "block": 0, "tensor": "output"}
+    with StoreWriter(out / "store", info=info, shard_bytes=2**24) as writer:
+        for first in range(0, len(rows), 2**13):
+            piece = rows.take(slice(first, first + 2**13)).compacted()
+            names = [f"{number}" for number in range(int(piece.sample[0]), int(piece.sample[-1]) + 1)]
+            writer.add(piece, [Sample(*[name] * len(Sample._fields)) for name in names])
+    config = TrainConfig(modulation=False, n_latents=options.latents, k=options.k, batch_tokens=options.tokens)
     sources = {
-        "memory": pool.from_step,
-        "store": lambda step: mixed_ahead([store], options.tokens, seed=0, buffer_rows=65536, start=step),
+        "memory": ActivationPool([rows], options.tokens).from_step,
+        "store": from_stores(out / "store", config).batches,
     }
     times: dict[str, list[float]] = {name: [] for name in sources}
     for turn in range(4):
         for name, batches in sources.items():
             job = trainer(options, out / f"{name}-{turn}")
-            times[name].append(seconds(lambda job=job, batches=batches: job.fit(batches)))  # type: ignore[misc]
-    return {name: min(each[1:]) for name, each in times.items()}
+            begin = time.perf_counter()
+            job.fit(batches)
+            times[name].append((time.perf_counter() - begin) / options.steps)
+    found = {f"step from {name}": min(each) for name, each in times.items()}
+    return found | {"speed from the store": found["step from memory"] / found["step from store"]}
 
 
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
-    with tempfile.TemporaryDirectory() as out:
-        times = (measure_store if options.store else measure_step)(options, Path(out))
-    if options.serve:
-        return 0
-    print(json.dumps({name: round(1e3 * each, 2) for name, each in times.items()}))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.serve:
+            serve(Step(options, Path(folder)))
+            return 0
+        found = (measure_store if options.store else measure_step)(options, Path(folder))
+    print(f"{torch.get_num_threads()} threads, N={options.tokens} d={options.width} n={options.latents} k={options.k}")
+    for name, value in found.items():
+        ratio = "/" in name or name.startswith("speed")
+        print(f"{name:26} {value:.2f}" if ratio else f"{name:26} {1e3 * value:.2f} ms")
     return 0
 
 

@@ -18,6 +18,8 @@ from tide_kernels.losses import LossTerms
 
 #: Arguments that are copied in at each call. The others are used in place.
 INPUTS = ("x", "group", "scale", "shift", "dead")
+#: Inputs of a row for each group, of which a call may have more or fewer.
+TABLES = ("scale", "shift")
 #: Calls of one kind in a row before they are captured, so that a changing k does not capture at each step.
 PATIENCE = 20
 
@@ -60,12 +62,12 @@ class CudaGraphs:
 
 
 class GraphedLoss:
-    """`tide_loss` with ``gradients=``, called with the same arguments and the same results.
+    """`tide_loss` with ``gradients=``: the same arguments, the same results.
 
     After `PATIENCE` calls that differ only in the values of `INPUTS` the next is captured, and the calls after it are
-    replayed; a call of another kind runs as ever and drops the graph. The tables ``scale`` and ``shift`` may have any
-    number of groups: the graph's have the next power of two. Weights and buffers must stay where they are in memory.
-    The terms that a replay returns are overwritten by the next call.
+    replayed. A call of another kind runs as ever and drops the graph. The tables ``scale`` and ``shift`` may have any
+    number of groups, up to the next power of two: that many are computed, in every call, so that all have the same
+    bits. Weights and buffers must stay where they are in memory. The next call overwrites the terms of a replay.
 
     Where capturing fails, a warning says why, once, and all calls run as ever.
     """
@@ -80,22 +82,30 @@ class GraphedLoss:
 
     def __call__(self, x: Tensor, *, gradients: dict[str, Tensor], **arguments: Any) -> LossTerms:
         arguments["x"] = x
-        kind = _kind(arguments, gradients)
+        inputs = {name: _padded(name, arguments[name]) for name in INPUTS if arguments.get(name) is not None}
+        arguments |= inputs
+        sums = {
+            name: torch.zeros_like(inputs[name], dtype=gradients[name].dtype) for name in TABLES if name in gradients
+        }
+        buffers = {**gradients, **sums}
+        kind = _kind(arguments, buffers)
         if kind != self._kind:
             self._kind, self._seen, self._captured = kind, 0, None
         self._seen += 1
-        if self._captured is not None:
-            return self._captured(arguments, gradients)
-        if self._fails or self._seen <= PATIENCE:
-            return tide_loss(gradients=gradients, **arguments)
-        return self._capture(arguments, gradients)
+        terms = self._run(arguments, inputs, buffers)
+        for name, total in sums.items():
+            gradients[name] += total[: len(gradients[name])]
+        return terms
 
-    def _capture(self, arguments: dict[str, Any], gradients: dict[str, Tensor]) -> LossTerms:
-        """This call's result, computed as ever; the next is replayed."""
-        self._graphs = self._graphs or self._make()
-        terms = self._graphs.warm_up(lambda: tide_loss(gradients=gradients, **arguments))
+    def _run(self, arguments: dict[str, Any], inputs: dict[str, Tensor], buffers: dict[str, Tensor]) -> LossTerms:
+        if self._captured is not None:
+            return self._captured(inputs, buffers)
+        if self._fails or self._seen <= PATIENCE:
+            return tide_loss(gradients=buffers, **arguments)
+        self._graphs = graphs = self._graphs or self._make()
+        terms = graphs.warm_up(lambda: tide_loss(gradients=buffers, **arguments))
         try:
-            self._captured = _Captured(self._graphs, arguments, gradients)
+            self._captured = _Captured(graphs, arguments, inputs, buffers)
         except RuntimeError as error:
             self._fails = True
             reason = str(error).strip().partition("\n")[0]
@@ -104,56 +114,49 @@ class GraphedLoss:
 
 
 class _Captured:
-    """One captured call."""
+    """One captured call, its inputs and the gradients of the tables in memory of its own."""
 
-    def __init__(self, graphs: Graphs, arguments: dict[str, Any], gradients: dict[str, Tensor]) -> None:
-        given = {name: arguments.get(name) for name in INPUTS}
-        self.inputs = {name: _room(name, each) for name, each in given.items() if isinstance(each, Tensor)}
-        #: Of the tables, which have more groups here than in a call.
-        self.tables = {
-            name: torch.zeros_like(self.inputs[name], dtype=gradients[name].dtype)
-            for name in ("scale", "shift")
-            if name in gradients
+    def __init__(
+        self, graphs: Graphs, arguments: dict[str, Any], inputs: dict[str, Tensor], buffers: dict[str, Tensor]
+    ) -> None:
+        self.inputs = {
+            name: torch.empty_like(each, memory_format=torch.contiguous_format) for name, each in inputs.items()
         }
+        self.sums = {name: torch.zeros_like(buffers[name]) for name in TABLES if name in buffers}
         self.replay, self.terms = graphs.capture(
-            lambda: tide_loss(gradients={**gradients, **self.tables}, **{**arguments, **self.inputs})
+            lambda: tide_loss(gradients={**buffers, **self.sums}, **{**arguments, **self.inputs})
         )
 
-    def __call__(self, arguments: dict[str, Any], gradients: dict[str, Tensor]) -> LossTerms:
-        for name, room in self.inputs.items():
-            room[: len(arguments[name])].copy_(arguments[name])
-        for table in self.tables.values():
-            table.zero_()
+    def __call__(self, inputs: dict[str, Tensor], buffers: dict[str, Tensor]) -> LossTerms:
+        for name, own in self.inputs.items():
+            own.copy_(inputs[name])
+        for total in self.sums.values():
+            total.zero_()
         self.replay()
-        for name, table in self.tables.items():
-            gradients[name] += table[: len(gradients[name])]
+        for name, total in self.sums.items():
+            buffers[name] += total
         return self.terms
 
 
-def _groups(table: Tensor) -> int:
-    """The groups that a graph has room for."""
-    return 1 << (len(table) - 1).bit_length() if len(table) else 0
+def _padded(name: str, given: Tensor) -> Tensor:
+    """An input; a table with as many groups as the next power of two."""
+    groups = 1 << max(0, len(given) - 1).bit_length()
+    if name not in TABLES or groups == len(given):
+        return given
+    return torch.nn.functional.pad(given.detach(), (0, 0, 0, groups - len(given)))
 
 
-def _room(name: str, given: Tensor) -> Tensor:
-    """Memory for an input of a graph."""
-    if name not in ("scale", "shift"):
-        return torch.empty_like(given, memory_format=torch.contiguous_format)
-    return given.new_zeros(_groups(given), given.shape[1])
-
-
-def _kind(arguments: dict[str, Any], gradients: dict[str, Tensor]) -> Any:
+def _kind(arguments: dict[str, Any], buffers: dict[str, Tensor]) -> Any:
     """All that has to be equal for a graph to serve: everything but the values of `INPUTS`."""
     device = arguments["x"].device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    described = {name: _description(name, value) for name, value in arguments.items()}
-    buffers = {name: _description(name, value) for name, value in gradients.items()}
-    return autocast, described, buffers
+    return autocast, *(
+        {name: _description(name, each) for name, each in group.items()} for group in (arguments, buffers)
+    )
 
 
 def _description(name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    shape = (_groups(value), *value.shape[1:]) if name in ("scale", "shift") else tuple(value.shape)
     place = None if name in INPUTS else (value.data_ptr(), value.stride())
-    return shape, value.dtype, value.device, value.requires_grad, place
+    return tuple(value.shape), value.dtype, value.device, place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,9 @@ class ActivationBatch:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> ActivationBatch:
         """The same rows, with every tensor changed by ``change``."""
-        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        changed: dict[str, Any] = {name: change(value) for name, value in values if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def take(self, rows: Tensor | slice) -> ActivationBatch:
         """The given rows: indices, a bool mask or a slice. Groups stay as they are (see :meth:`compacted`).
@@ -104,6 +106,14 @@ class ActivationBatch:
             group=group.to(torch.int32),
             conditioning=None if self.conditioning is None else self.conditioning[used],
         )
+
+    def merged(self) -> ActivationBatch:
+        """The same rows with one group for each timestep, where nothing else tells the groups apart. On a GPU, which
+        would be waited for, the groups stay."""
+        if self.conditioning is not None or self.timestep.device.type != "cpu":
+            return self
+        timestep, merged = torch.unique(self.timestep, return_inverse=True)
+        return replace(self, timestep=timestep, group=merged.to(torch.int32)[self.group.long()])
 
     @staticmethod
     def cat(batches: Sequence[ActivationBatch]) -> ActivationBatch:

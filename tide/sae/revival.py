@@ -26,8 +26,7 @@ class Revival:
 
     def count(self, fired: Tensor, n_tokens: int) -> None:
         """``fired [n_latents]``: on how many of the step's ``n_tokens`` tokens each latent was active."""
-        self.silent_for = self.silent_for.to(fired.device)
-        self.silent_for = torch.where(fired > 0, 0, self.silent_for + n_tokens)
+        self.silent_for = self.silent_for.to(fired.device).add_(n_tokens).masked_fill_(fired > 0, 0)
 
     @property
     def dead(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether the loss and gradients of a step are finite, without waiting for a GPU."""
+"""Whether the loss and the gradients of a step are finite, without waiting for a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.training.late import Late
 
 #: Raises the error of a step: its number, its batch, and whether its loss was finite.
 Refuse = Callable[[int, ActivationBatch, bool], None]
@@ -17,15 +18,14 @@ Refuse = Callable[[int, ActivationBatch, bool], None]
 class _Pending(NamedTuple):
     step: int
     batch: ActivationBatch
-    finite: Tensor  # [loss, norm], in the host's memory
-    copied: torch.cuda.Event | None
+    finite: Late  # [loss, norm]
 
 
 class FiniteCheck:
-    """Refuses steps that are not finite: on a CPU before their update, on a GPU one step later.
+    """Refuses steps that are not finite: on a CPU before their update; if ``late``, on a GPU, when the next step has
+    been launched.
 
-    A GPU copies the answer to pinned memory, where it is read once the next step has been launched. The update of a bad
-    step is skipped on the device itself, so that no weight is damaged until then.
+    The device itself skips the update of a bad step, so that no weight is damaged until then.
     """
 
     def __init__(self, refuse: Refuse, *, late: bool) -> None:
@@ -34,35 +34,23 @@ class FiniteCheck:
         self._pending: _Pending | None = None
 
     def add(self, step: int, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> Tensor | None:
-        """Checks a step, or the one before it; returns 1 on the device where the step's update has to be skipped."""
-        finite = torch.stack([torch.isfinite(loss.detach()), torch.isfinite(norm)])
-        before, self._pending = self._pending, _Pending(step, batch, *_to_host(finite))
+        """Checks a step or, if late, the one before it; returns what is 1 where the update has to be skipped."""
+        finite = torch.stack([loss.detach(), norm]).isfinite()
+        before, self._pending = self._pending, _Pending(step, batch, Late.of(finite))
         if not self.late:
             self.settle()
             return None
-        self._read(before)
+        self._check(before)
         return 1 - finite.all().float()
 
     def settle(self) -> None:
-        """Waits for what has not been read."""
+        """Waits for the check of the last step."""
         pending, self._pending = self._pending, None
-        self._read(pending)
+        self._check(pending)
 
-    def _read(self, pending: _Pending | None) -> None:
+    def _check(self, pending: _Pending | None) -> None:
         if pending is None:
             return
-        if pending.copied is not None:
-            pending.copied.synchronize()
-        if not bool(pending.finite.all()):
-            self.refuse(pending.step, pending.batch, bool(pending.finite[0]))
-
-
-def _to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy in the host's memory, and when it is there."""
-    if flags.device.type != "cuda":
-        return flags, None
-    host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-    host.copy_(flags, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return host, copied
+        loss, norm = pending.finite.read().tolist()
+        if not (loss and norm):
+            self.refuse(pending.step, pending.batch, loss)

@@ -19,6 +19,7 @@ from tide.activations.store import ActivationStore
 from tide.activations.stream import LiveStream
 from tide.adapters.base import Adapter, Block, check_tensor
 from tide.adapters.sizes import caption_length, n_tokens
+from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
@@ -26,10 +27,13 @@ from tide.provenance import first_difference
 from tide.sae import TIDE
 from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
+from tide.training.prefetch import prefetched
 from tide.training.trainer import build_model
 
 #: Rows that are mixed at a time, of a store or of a live stream.
 BUFFER_ROWS = 65536
+#: Batches from memory that are prepared ahead for a GPU.
+_POOL_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,11 @@ def from_stores(
     return Job(
         config,
         model,
-        lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
+        _ahead(
+            lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
+            config,
+            buffer_rows,
+        ),
         {"stores": about, "buffer_rows": buffer_rows},
         data={"name": info.get("data"), "stores": folders},
         weights=info.get("weights", {}),
@@ -151,6 +159,18 @@ def mixed(
     ]
     while True:
         yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
+
+
+def _ahead(
+    batches: Callable[[int], Iterator[ActivationBatch]], config: TrainConfig, rows: int
+) -> Callable[[int], Iterator[ActivationBatch]]:
+    """The same batches; for a GPU, a thread reads up to ``rows`` rows ahead into pinned memory.
+
+    On a CPU there is no thread: it would take from the step the cores that both need.
+    """
+    if device_of(config.device).type == "cpu":
+        return batches
+    return lambda step: prefetched(batches(step), max(2, rows // config.batch_tokens), pin=True)
 
 
 def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
@@ -201,7 +221,8 @@ def from_pool(
     about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
     model = build_model(adapter, block, config, tensor=tensor)
     data = {"name": name, **about} if name else about
-    return Job(config, model, pool.from_step, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
+    batches = _ahead(pool.from_step, config, _POOL_BATCHES * config.batch_tokens)
+    return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
 
 # -- live ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
 from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
+from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
 from tide.training.memory import check_memory
 from tide.training.prefetch import Mover
@@ -38,6 +39,7 @@ from tide.training.state import RESUME, Length, Record, State, check_same, find,
 from tide.training.stopping import Stop, stop_signals
 from tide.training.update import AdamW, gradient_norm
 from tide_kernels import LossOptions, LossTerms, tide_loss
+from tide_kernels.dispatch import choose
 from tide_kernels.graph import GraphedLoss
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
@@ -112,12 +114,12 @@ class Trainer:
         self.revival = Revival(model.n_latents, config.revival.after_tokens, device)
         self.revived = 0
         self.lr = config.learning_rate(model.d_model)
-        self.optimizer = AdamW(
-            _groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
-        self._finite = FiniteCheck(self._refuse, late=device.type == "cuda")
-        self._loss = GraphedLoss() if device.type == "cuda" else tide_loss
+        late = device.type == "cuda"
+        self._finite = FiniteCheck(self._refuse, late=late)
+        self._dead_bucket = DeadBucket(self.revival, late=late)
+        self._loss = GraphedLoss() if late else tide_loss
         self._move = Mover(device)
 
     def fit(
@@ -200,18 +202,21 @@ class Trainer:
     ) -> None:
         if self.step == self.config.steps:
             return
-        with stop.waiting():
-            stream = iter(batches(self.step) if callable(batches) else batches)
-            if self.step == 0:
-                stream = started(self.model, stream, self.config.steps)
-        self.model.train()
         with (
             contextlib.ExitStack() as opened,
             tqdm(total=self.config.steps, initial=self.step, desc=self.out.name, disable=not self.progress) as bar,
         ):
+            with stop.waiting():
+                stream = iter(batches(self.step) if callable(batches) else batches)
+                if callable(batches) and isinstance(stream, Generator):
+                    opened.callback(stream.close)  # a thread may read ahead for it
+                if self.step == 0:
+                    stream = started(self.model, stream, self.config.steps)
+            self.model.train()
             curves: Curves | None = None
             while self.step < self.config.steps:
-                batch = self._move(self._next(stream, stop))
+                # Merged, it has tens of groups and not hundreds, for each of which the modulation is computed.
+                batch = self._move(self._next(stream, stop).merged())
                 if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     begun()
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
@@ -251,7 +256,7 @@ class Trainer:
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        x = batch.x.float()
+        x = batch.x.to(torch.promote_types(model.W_enc.dtype, torch.float32))
         options = config.loss.options(k, model.n_latents, paired=batch.paired)
         self.optimizer.begin()
         terms = self._add_gradients(x, batch, options)
@@ -267,7 +272,9 @@ class Trainer:
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
         """The loss's terms; the gradients of the loss and of the regularisation are added to the parameters'."""
         config, model = self.config, self.model
-        dead = self.revival.dead if config.loss.auxk else None
+        dead = None
+        if config.loss.auxk:
+            dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size())
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
@@ -300,6 +307,8 @@ class Trainer:
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
         self.revival.count(fired, len(x))
+        if self.config.loss.auxk:
+            self._dead_bucket.count(len(x))
         every = self.config.revival.every
         # Not in the last tenth: a latent restarted there would not have time to settle.
         late = self.step > 0.9 * self.config.steps
@@ -322,7 +331,16 @@ class Trainer:
         if not model.fused or any(each.dtype not in (torch.float32, torch.float64) for each in weights.values()):
             return {}
         pulls = {"W_enc": 2 * self.config.loss.reg, "W_dec": 2 * self.config.loss.reg}
-        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()})
+        # Where the kernels want a step's gradients to be: on large pages, for example.
+        kernels = choose(
+            model.backend,
+            "auto",
+            device=model.W_enc.device,
+            dtype=model.W_enc.dtype,
+            n_latents=model.n_latents,
+            k=model.config.k,
+        )
+        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.empty)
         return {name: each.grad for name, each in weights.items() if each.grad is not None}
 
     # -- logs and checkpoints -----------------------------------------------------------------------------
@@ -343,6 +361,7 @@ class Trainer:
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
         self._finite.settle()
+        self._dead_bucket.restart()
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 #: Elements of a parameter that are updated at a time on a CPU: they, their gradients and moments stay in its cache.
-_PIECE = 2**19
+_PIECE = 2**20
+
+
+#: Memory of a shape and dtype on a device.
+Empty = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -40,10 +47,17 @@ class _Part(NamedTuple):
     def pieces(self) -> Iterator[_Part]:
         """Its rows, a piece at a time. Only the last piece counts the step."""
         n_rows = len(self.parameter)
-        rows = max(1, _PIECE * n_rows // self.parameter.numel())
+        rows = max(64, _PIECE * n_rows // self.parameter.numel() // 64 * 64)  # whole vectors of the processor
         for start in range(0, n_rows, rows):
-            tensors = (each[start : start + rows] for each in self[:4])
-            yield _Part(*tensors, self.step if start + rows >= n_rows else self.step.clone(), self.pull)
+            chosen = slice(start, start + rows)
+            yield _Part(
+                self.parameter[chosen],
+                self.gradient[chosen],
+                self.exp_avg[chosen],
+                self.exp_avg_sq[chosen],
+                self.step if start + rows >= n_rows else self.step.clone(),
+                self.pull,
+            )
 
     def rest(self) -> None:
         """Leaves a gradient that is kept where the next step adds to it."""
@@ -68,11 +82,16 @@ class AdamW(torch.optim.AdamW):
         #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
         self._rested: dict[Tensor, int] = {}
 
-    def keep(self, pulls: Mapping[Tensor, float]) -> None:
-        """Keeps the gradients of these parameters, which have these pulls."""
+    def keep(self, pulls: Mapping[Tensor, float], empty: Empty = _empty) -> None:
+        """Keeps the gradients of these parameters, which have these pulls; ``empty`` gives memory for them and their
+        moments."""
         self._pulls = dict(pulls)
         for parameter in pulls:
-            parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            like = tuple(parameter.shape), parameter.dtype, parameter.device
+            parameter.grad = empty(*like).zero_()
+            # What torch.optim.AdamW makes at its first step, elsewhere in memory.
+            moments = {name: empty(*like).zero_() for name in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -124,14 +143,14 @@ class AdamW(torch.optim.AdamW):
 def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | None, skip: Tensor | None) -> None:
     parameters, gradients, exp_avgs, exp_avg_sqs, steps = (list(each) for each in list(zip(*parts, strict=True))[:5])
     beta1, beta2 = group["betas"]
-    adamw(
+    torch._foreach_add_(steps, 1)
+    torch._fused_adamw_(
         parameters,
         gradients,
         exp_avgs,
         exp_avg_sqs,
         [],
         steps,
-        fused=True,
         grad_scale=divisor,
         found_inf=skip,
         amsgrad=False,
@@ -142,3 +161,5 @@ def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | N
         eps=group["eps"],
         maximize=False,
     )
+    if skip is not None:
+        torch._foreach_sub_(steps, [skip] * len(steps))

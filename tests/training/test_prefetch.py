@@ -1,0 +1,119 @@
+"""Batches read ahead: the same ones in the same order, and no thread is left."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from itertools import count, islice
+
+import pytest
+import torch
+
+from tests.helpers.trainings import batch, stream, trainer
+from tide.activations.memory import ActivationPool
+from tide.errors import Interrupted, TideError
+from tide.training.prefetch import Mover, prefetched
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def numbered(n: int | None = None, read: list[int] | None = None):
+    for i in count() if n is None else range(n):
+        if read is not None:
+            read.append(i)
+        yield batch(i)
+
+
+def wait_until(holds) -> None:
+    for _ in range(400):
+        if holds():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come to hold")
+
+
+def test_the_same_batches_in_the_same_order():
+    pool = ActivationPool(islice(stream(), 5), 64, seed=4)
+    ahead = list(islice(prefetched(pool.from_step(3), 4), 20))
+    for got, expected in zip(ahead, islice(pool.from_step(3), 20), strict=True):
+        assert torch.equal(got.x, expected.x)
+        assert torch.equal(got.group, expected.group)
+    assert len(list(prefetched(numbered(3), 8))) == 3
+    assert threads() == []
+
+
+def test_no_more_than_the_depth_is_read_ahead():
+    read: list[int] = []
+    batches = prefetched(numbered(read=read), 3)
+    next(batches)
+    wait_until(lambda: len(read) == 5)  # one given, three waiting, one in hand
+    time.sleep(0.05)
+    assert len(read) == 5
+    batches.close()
+    assert threads() == []
+
+
+def test_nothing_is_read_before_the_first_is_asked_for():
+    read: list[int] = []
+    batches = prefetched(numbered(read=read), 3)
+    time.sleep(0.02)
+    assert read == []
+    batches.close()
+
+
+def test_an_error_comes_after_the_batches_before_it():
+    def failing():
+        yield from numbered(2)
+        raise TideError("the disk is gone")
+
+    batches = prefetched(failing(), 8)
+    assert [next(batches).x.shape, next(batches).x.shape] == [(64, 16), (64, 16)]
+    with pytest.raises(TideError, match="the disk is gone"):
+        next(batches)
+    assert threads() == []
+
+
+def test_a_training_leaves_no_thread(tmp_path):
+    """Finished, or ended by an error."""
+    job = trainer(tmp_path / "a", steps=5)
+    job.fit(lambda step: prefetched(stream(step), 4))
+    assert threads() == []
+    with pytest.raises(TideError, match="ended after 3 of 5"):
+        trainer(tmp_path / "b", steps=5).fit(lambda step: prefetched(numbered(3), 4))
+    assert threads() == []
+
+
+def test_reading_ahead_changes_no_result(tmp_path):
+    pool = ActivationPool(islice(stream(), 5), 64, seed=4)
+    plain, ahead = trainer(tmp_path / "a", steps=12), trainer(tmp_path / "b", steps=12)
+    plain.fit(pool.from_step)
+    ahead.fit(lambda step: prefetched(pool.from_step(step), 4))
+    for p, q in zip(plain.model.parameters(), ahead.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_ctrl_c_while_waiting_for_a_batch(tmp_path):
+    def stuck():
+        yield from numbered(3)
+        threading.Timer(0.1, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+        time.sleep(0.5)
+
+    job = trainer(tmp_path, steps=5)
+    with pytest.raises(Interrupted):
+        job.fit(lambda step: prefetched(stuck(), 2))
+    assert job.saved == 3
+    assert threads() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_pinned_batches_reach_the_gpu_whole():
+    move = Mover(torch.device("cuda"))
+    for got, expected in zip(prefetched(numbered(8), 2, pin=True), numbered(8), strict=True):
+        assert got.x.is_pinned()
+        moved = move(got)
+        assert moved.x.is_cuda
+        assert torch.equal((moved.x * 2).cpu(), expected.x * 2)

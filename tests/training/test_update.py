@@ -1,0 +1,113 @@
+"""The update of the parameters, against PyTorch's own AdamW and clipping."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.training import update
+from tide.training.update import AdamW, gradient_norm
+
+PULL = 0.03
+
+
+def parameters(seed: int = 0) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(200, 5), (200,), (7, 3), (3,)]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def groups(own: list[torch.nn.Parameter]) -> list[dict]:
+    return [{"params": own[:2]}, {"params": own[2:]}]
+
+
+def gradients(step: int, like: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(p.shape, generator=generator) for p in like]
+
+
+def ours(own: list[torch.nn.Parameter], n_steps: int, clip: float, skip=None) -> AdamW:
+    """The first two parameters' gradients are kept, and the first has a pull; the third has none in odd steps."""
+    optimizer = AdamW(groups(own), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer.keep({own[0]: PULL, own[1]: 0.0})
+    kept = [own[0].grad, own[1].grad]
+    for step in range(n_steps):
+        optimizer.begin()
+        found = gradients(step, own)
+        for p, gradient in zip(own[:2], found, strict=False):
+            p.grad += gradient
+        for p, gradient in zip(own[2:], found[2:], strict=True):
+            p.grad = None if p is own[2] and step % 2 else gradient
+        optimizer.update(gradient_norm(optimizer.gradients()), clip, skip)
+        assert [own[0].grad.data_ptr(), own[1].grad.data_ptr()] == [each.data_ptr() for each in kept]
+    return optimizer
+
+
+def plain(own: list[torch.nn.Parameter], n_steps: int, clip: float) -> torch.optim.AdamW:
+    optimizer = torch.optim.AdamW(groups(own), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    for step in range(n_steps):
+        for p, gradient in zip(own, gradients(step, own), strict=True):
+            p.grad = None if p is own[2] and step % 2 else gradient
+        own[0].grad += PULL * own[0].detach()
+        torch.nn.utils.clip_grad_norm_(own, clip)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("piece", [2**20, 1000, 700, 5], ids=["whole", "just whole", "128 rows", "64 rows"])
+@pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
+def test_equals_torchs(monkeypatch, piece, clip):
+    """Bit for bit where nothing is clipped; clipping divides where torch multiplies."""
+    monkeypatch.setattr(update, "_PIECE", piece)
+    own, others = parameters(), parameters()
+    mine, theirs = ours(own, 5, clip), plain(others, 5, clip)
+    near = {"rtol": 0, "atol": 0} if clip > 1 else {"rtol": 1e-5, "atol": 1e-7}
+    for p, q in zip(own, others, strict=True):
+        torch.testing.assert_close(p, q, **near)
+        for name, value in theirs.state[q].items():
+            torch.testing.assert_close(mine.state[p][name], value, **near, msg=lambda m, n=name: f"{n}: {m}")
+    assert mine.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+
+
+def test_gradients_rest_where_the_next_step_adds_to_them():
+    own = parameters()
+    ours(own, 2, 1e9)
+    assert torch.equal(own[0].grad, PULL * own[0].detach())
+    assert not own[1].grad.any()
+
+
+def test_a_parameter_that_was_changed_gets_its_pull_anew():
+    own = parameters()
+    optimizer = ours(own, 2, 1e9)
+    with torch.no_grad():
+        own[0][3] = 7.0  # as a revival does
+    optimizer.begin()
+    assert torch.equal(own[0].grad, PULL * own[0].detach())
+    own[0].grad.fill_(9.0)  # a step that was not finished
+    optimizer.begin()
+    assert torch.equal(own[0].grad, PULL * own[0].detach())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_skipped_changes_nothing(bad):
+    own = parameters()
+    optimizer = ours(own, 3, 0.5, torch.zeros(()))
+    before = [p.detach().clone() for p in own]
+    state = {p: {n: v.clone() for n, v in optimizer.state[p].items()} for p in own}
+    optimizer.begin()
+    for p in own:
+        p.grad = torch.full_like(p, bad) if p.grad is None else p.grad.fill_(bad)
+    optimizer.update(gradient_norm(optimizer.gradients()), 0.5, torch.ones(()))
+    for p, value in zip(own, before, strict=True):
+        assert torch.equal(p, value)
+        assert all(torch.equal(optimizer.state[p][name], old) for name, old in state[p].items())
+    assert torch.equal(own[0].grad, PULL * own[0].detach())
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 128, 3072])
+def test_the_norm(length):
+    own = [torch.randn(length, 5), torch.randn(length), torch.randn(3, 2, 2)]
+    exact = torch.cat([each.double().flatten() for each in own]).norm()
+    torch.testing.assert_close(gradient_norm(own).double(), exact, rtol=1e-6, atol=0)
+    assert gradient_norm([torch.full((4, 4), float("inf"))]).isinf()
+    assert gradient_norm([torch.full((4, 4), float("nan"))]).isnan()
