@@ -55,6 +55,40 @@ def group_rows(table, group, o_token, m_token, stride):
         return table + tl.load(group + o_token, mask=m_token, other=0).to(tl.int64) * stride
 
 
+@triton.jit
+def modulate_rows(
+    x,
+    scale,
+    shift,
+    group,
+    p_out,  # each token's row of the result
+    o_token,
+    m_token,
+    d,
+    stride_x,
+    stride_scale,
+    stride_shift,
+    eps,
+    LAYER_NORM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Modulates ROWS tokens. Arguments are those of `modulate_kernel`."""
+    p_x = x + o_token * stride_x
+    if LAYER_NORM:
+        mean, inverse = row_statistics(p_x, m_token, d, eps, ROWS, COLUMNS)
+    else:
+        mean, inverse = None, None
+    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
+    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
+    for start in range(0, d, COLUMNS):
+        o_column = start + tl.arange(0, COLUMNS)
+        mask = m_token[:, None] & (o_column < d)[None, :]
+        tile = tl.load(p_x[:, None] + o_column[None, :], mask=mask, other=0)
+        tile = modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask)
+        tl.store(p_out[:, None] + o_column[None, :], tile.to(p_out.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["n_tokens"])
 def modulate_kernel(
     x,  # [n_tokens, d]
@@ -73,20 +107,23 @@ def modulate_kernel(
     COLUMNS: tl.constexpr,
 ):
     o_token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    m_token = o_token < n_tokens
-    p_x = x + o_token * stride_x
-    if LAYER_NORM:
-        mean, inverse = row_statistics(p_x, m_token, d, eps, ROWS, COLUMNS)
-    else:
-        mean, inverse = None, None
-    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
-    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
-    for start in range(0, d, COLUMNS):
-        o_column = start + tl.arange(0, COLUMNS)
-        mask = m_token[:, None] & (o_column < d)[None, :]
-        tile = tl.load(p_x[:, None] + o_column[None, :], mask=mask, other=0)
-        tile = modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask)
-        tl.store((out + o_token * d)[:, None] + o_column[None, :], tile.to(out.dtype.element_ty), mask=mask)
+    modulate_rows(
+        x,
+        scale,
+        shift,
+        group,
+        out + o_token * d,
+        o_token,
+        o_token < n_tokens,
+        d,
+        stride_x,
+        stride_scale,
+        stride_shift,
+        eps,
+        LAYER_NORM,
+        ROWS,
+        COLUMNS,
+    )
 
 
 def modulate(
