@@ -181,6 +181,8 @@ def _is_possible(entry: str, value: int, table: Config) -> bool:
         return False
     if entry.islower() and entry != "num_warps":
         return 0 <= value <= 2**20
+    if entry == "RESIDENT":
+        return 1 <= value <= 2**10
     low, high = (1, 32) if entry == "num_warps" else (16 if entry.startswith("BLOCK_") else 1, 2**16)
     return low <= value <= high and value & (value - 1) == 0
 

@@ -25,7 +25,7 @@ from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.modulate import modulate_rows
 from tide_kernels.triton.product import accumulate, product
-from tide_kernels.triton.select import INTEGERS, row_constants, select_row
+from tide_kernels.triton.select import INTEGERS, _constants, select_row
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
 # Kinds of items.
@@ -218,15 +218,14 @@ def encode_kernel(
                 p_row = pre + tl.cast((band % _BANDS) * tokens + i_row, tl.int64) * n
                 o_place = tl.cast(first_token + i_row, tl.int64) * k
                 guess = select_row(
-                    p_row,
                     values + o_place,
                     indices + o_place,
+                    p_row,
                     n,
                     k,
                     guess,
                     INFINITY,
                     STEP,
-                    True,
                     CHUNKS,
                     RESIDENT,
                     FULL,
@@ -296,8 +295,7 @@ def encode(
         LAYER_NORM_EPS,
         LAYER_NORM=layer_norm,
         PRECISION=launch.dot_precision(dtype),
-        **_constants(dtype, n_latents, d_model, config),
-        **_tiles(config),
+        **_constexprs(dtype, n_latents, d_model, config),
         **launch.options(config),
     )
     return values, indices
@@ -327,12 +325,11 @@ def single_launch(device: torch.device, dtype: torch.dtype, n_tokens: int, n_lat
     return False
 
 
-def _constants(dtype: torch.dtype, n_latents: int, d_model: int, config: Config) -> dict[str, int]:
-    return {**row_constants(dtype, n_latents, config), "COLUMNS": launch.cover(d_model, config["COLUMNS"])}
-
-
-def _tiles(config: Config) -> dict[str, int]:
-    return {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "ROWS")}
+def _constexprs(dtype: torch.dtype, n_latents: int, d_model: int, config: Config) -> dict[str, int | bool]:
+    constants = _constants(dtype, n_latents, config, compact=True)
+    constants |= {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "ROWS")}
+    constants["COLUMNS"] = launch.cover(d_model, config["COLUMNS"])
+    return {name: value for name, value in constants.items() if name in encode_kernel.arg_names}
 
 
 def _spec(arch: str, dtype: torch.dtype, precision: str, altered: bool) -> Spec:
@@ -345,7 +342,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, altered: bool) -> Spec:
     signature |= {name: "i32" for name in (*aligned, *counts, "n_tokens", "k")}
     config = static("encode", arch, dtype, 1152)
     constants: dict[str, object] = {"PRECISION": precision, "LAYER_NORM": altered}
-    constants |= _constants(dtype, 18432, 1152, config)
+    constants |= _constexprs(dtype, 18432, 1152, config)
     if altered:
         signature |= {"scale": f"*{kind}", "shift": f"*{kind}", "group": "*i64", "x_mod": f"*{kind}"}
     else:

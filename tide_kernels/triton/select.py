@@ -208,30 +208,25 @@ def _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN: tl.constexpr,
 
 @triton.jit
 def select_row(
-    p_row,
     p_values,
     p_indices,
+    p_row,
     n,
     k,
     guess,
     INFINITY: tl.constexpr,
     STEP: tl.constexpr,
-    COMPACT: tl.constexpr,
     CHUNKS: tl.constexpr,
     RESIDENT: tl.constexpr,
     FULL: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Selects in one row, searching from the threshold ``guess``; the guess for the next row is returned."""
+    """The compact selection in one row, for other kernels. Returns the guess for their next row."""
     SPAN: tl.constexpr = 2 * WORDS if INFINITY < 0x10000 else WORDS
     chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
     t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
     cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
-    # The row is read again, from the cache: registers do not hold its chunks and the output together.
-    if COMPACT:
-        _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN, INFINITY)
-    else:
-        _write_in_place(p_row, n, t, cut, WORDS, INFINITY)
+    _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN, INFINITY)
     return tl.maximum(t, 1)
 
 
@@ -254,18 +249,21 @@ def select_kernel(
     FULL: tl.constexpr,  # chunks that need no mask
     WORDS: tl.constexpr,
 ):
+    SPAN: tl.constexpr = 2 * WORDS if INFINITY < 0x10000 else WORDS
     first = tl.program_id(0) * rows
     guess = ONE
     for i_token in range(first, tl.minimum(first + rows, n_tokens)):
         p_row = pre + tl.cast(i_token, tl.int64) * stride_pre
+        chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
+        t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
+        cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+        guess = tl.maximum(t, 1)
+        # The row is read again, from the cache: registers do not hold its chunks and the output together.
         if COMPACT:
             o_place = tl.cast(i_token, tl.int64) * k
-            p_values, p_indices = values + o_place, indices + o_place
+            _write_compact(values + o_place, indices + o_place, p_row, n, k, t, cut, SPAN, INFINITY)
         else:
-            p_values, p_indices = None, None
-        guess = select_row(
-            p_row, p_values, p_indices, n, k, guess, INFINITY, STEP, COMPACT, CHUNKS, RESIDENT, FULL, WORDS
-        )
+            _write_in_place(p_row, n, t, cut, WORDS, INFINITY)
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -321,20 +319,19 @@ def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) 
         pre.stride(0),
         k,
         rows,
-        COMPACT=values is not None,
-        **row_constants(pre.dtype, n_latents, config),
+        **_constants(pre.dtype, n_latents, config, compact=values is not None),
         **launch.options(config),
     )
 
 
-def row_constants(dtype: torch.dtype, n_latents: int, config: Config) -> dict[str, int]:
-    """The constants of `select_row`, by the entries WORDS and RESIDENT of a configuration."""
+def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool) -> dict[str, int | bool]:
     span = config["WORDS"] * (2 if dtype.itemsize == 2 else 1)
     chunks = triton.cdiv(n_latents, span)
     return {
         "INFINITY": INFINITY_BITS[dtype],
         "ONE": _ONE[dtype],
         "STEP": _STEP[dtype],
+        "COMPACT": compact,
         "CHUNKS": chunks,
         "RESIDENT": min(chunks, config["RESIDENT"]),
         "FULL": n_latents // span,
@@ -348,7 +345,7 @@ def _spec(arch: str, dtype: torch.dtype, n_latents: int, compact: bool) -> Spec:
     signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride_pre": "i32", "k": "i32", "rows": "i32"}
     if compact:
         signature |= {"values": integer, "indices": "*i32"}
-    constants: dict[str, object] = {"COMPACT": compact, **row_constants(dtype, n_latents, config)}
+    constants: dict[str, object] = {**_constants(dtype, n_latents, config, compact)}
     if not compact:
         constants |= {"values": None, "indices": None}
     name = f"select {'compact' if compact else 'in place'} {TYPES[dtype]} n={n_latents}"
