@@ -48,7 +48,7 @@ def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Confi
 
 
 def _encode(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Config:
-    return _config(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, ROWS=8, COLUMNS=512, rows=4, **more)
+    return _config(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, ROWS=warps, COLUMNS=512, rows=4, **more)
 
 
 _PRODUCT = (
@@ -106,15 +106,16 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
     "masked_gradient": (Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3)), *_PRODUCT),
-    # The tile of the product; ROWS by COLUMNS elements of an item of the modulation; WORDS and RESIDENT as for select,
-    # and rows those of an item; height: least number of blocks of a band; programs: of a multiprocessor.
+    # The tile of the product; ROWS and COLUMNS of an item of the modulation, as for modulate; WORDS and RESIDENT as
+    # for select, and rows those of an item; height: least number of blocks of a band; programs: of a multiprocessor.
     "encode": (
         Rule(INTERPRETER, 0, _ANY, _encode(16, 32, 32, 4, 1, WORDS=32, RESIDENT=1, height=1, programs=1)),
         Rule("sm_9", 16, _ANY, _encode(128, 128, 64, 4, 3, WORDS=512, RESIDENT=18, height=4, programs=2)),
         Rule("gfx", 16, _ANY, _encode(128, 128, 64, 8, 2, WORDS=1024, RESIDENT=9, height=4, programs=1)),
         Rule("", 16, _ANY, _encode(128, 128, 64, 8, 3, WORDS=1024, RESIDENT=9, height=4, programs=1)),
         Rule("gfx", 32, _ANY, _encode(64, 64, 32, 4, 2, WORDS=512, RESIDENT=6, height=8, programs=1)),
-        Rule("", 32, _ANY, _encode(64, 64, 32, 4, 3, WORDS=512, RESIDENT=6, height=8, programs=2)),
+        Rule("sm_8", 32, _ANY, _encode(64, 64, 32, 4, 3, WORDS=512, RESIDENT=6, height=8, programs=2, maxnreg=240)),
+        Rule("", 32, _ANY, _encode(64, 64, 32, 8, 3, WORDS=1024, RESIDENT=4, height=8, programs=1)),
     ),
     # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
@@ -125,10 +126,14 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=128)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=128)),
     ),
-    # ROWS by COLUMNS elements at a time.
+    # ROWS: tokens of a program, which are in registers; COLUMNS: as for gather, at least.
     "modulate": (
         Rule(INTERPRETER, 0, _ANY, _config(4, ROWS=8, COLUMNS=64)),
-        Rule("", 0, _ANY, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("gfx", 32, 1536, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 1536, _config(2, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 3072, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 6144, _config(4, ROWS=2, COLUMNS=512)),
+        Rule("", 0, _ANY, _config(8, ROWS=1, COLUMNS=512)),
     ),
     "reconstruction_loss": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),

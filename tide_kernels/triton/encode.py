@@ -23,7 +23,7 @@ from torch import Tensor
 from tide_kernels.reference import LAYER_NORM_EPS
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
-from tide_kernels.triton.modulate import modulate_rows
+from tide_kernels.triton.modulate import columns, modulate_rows
 from tide_kernels.triton.product import accumulate, product
 from tide_kernels.triton.select import INTEGERS, _constants, select_row
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
@@ -132,8 +132,9 @@ def encode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr,  # of an item of the modulation
+    ROWS: tl.constexpr,  # of an item of the modulation, as the next two
     COLUMNS: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     modulated, multiplied, selected = done, done + bands, done + 2 * bands
     tokens = height * BLOCK_M  # of a band
@@ -168,6 +169,7 @@ def encode_kernel(
                         LAYER_NORM,
                         ROWS,
                         COLUMNS,
+                        PIECES,
                     )
                     _done(modulated + band)
         elif kind == MULTIPLY:
@@ -328,7 +330,7 @@ def single_launch(device: torch.device, dtype: torch.dtype, n_tokens: int, n_lat
 def _constexprs(dtype: torch.dtype, n_latents: int, d_model: int, config: Config) -> dict[str, int | bool]:
     constants = _constants(dtype, n_latents, config, compact=True)
     constants |= {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "ROWS")}
-    constants["COLUMNS"] = launch.cover(d_model, config["COLUMNS"])
+    constants["COLUMNS"], constants["PIECES"] = columns(d_model, config).values()
     return {name: value for name, value in constants.items() if name in encode_kernel.arg_names}
 
 
