@@ -48,6 +48,10 @@ def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Confi
     return _config(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, SWIZZLE=8, **more)
 
 
+def _encode(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Config:
+    return _config(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, ROWS=warps, COLUMNS=512, rows=4, **more)
+
+
 _PRODUCT = (
     Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1)),
     Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2)),
@@ -126,15 +130,16 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
     ),
-    # The tile of the product; then, ROWS by WORDS candidates at a time.
+    # The tile of the product; ROWS and COLUMNS of an item of the modulation, as for modulate; WORDS and RESIDENT as
+    # for select, and rows those of an item; height: least number of blocks of a band; programs: of a multiprocessor.
     "encode": (
-        Rule(INTERPRETER, 0, _ANY, _tile(16, 32, 32, 4, 1, ROWS=8, WORDS=32)),
-        Rule("gfx", 16, _ANY, _tile(64, 64, 64, 8, 2, ROWS=8, WORDS=256)),
-        Rule("sm_8", 16, _ANY, _tile(64, 64, 64, 8, 3, ROWS=8, WORDS=256)),
-        Rule("sm_1", 16, _ANY, _tile(64, 64, 64, 8, 3, ROWS=8, WORDS=256)),
-        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, ROWS=8, WORDS=256)),
-        Rule("gfx", 32, _ANY, _tile(64, 64, 32, 8, 2, ROWS=8, WORDS=128)),
-        Rule("", 32, _ANY, _tile(64, 64, 16, 8, 2, ROWS=8, WORDS=128, maxnreg=240)),
+        Rule(INTERPRETER, 0, _ANY, _encode(16, 32, 32, 4, 1, WORDS=32, RESIDENT=1, height=1, programs=1)),
+        Rule("sm_9", 16, _ANY, _encode(128, 128, 64, 4, 3, WORDS=512, RESIDENT=18, height=4, programs=2)),
+        Rule("gfx", 16, _ANY, _encode(128, 128, 64, 8, 2, WORDS=1024, RESIDENT=9, height=4, programs=1)),
+        Rule("", 16, _ANY, _encode(128, 128, 64, 8, 3, WORDS=1024, RESIDENT=9, height=4, programs=1)),
+        Rule("gfx", 32, _ANY, _encode(64, 64, 32, 4, 2, WORDS=512, RESIDENT=6, height=8, programs=1)),
+        Rule("sm_8", 32, _ANY, _encode(64, 64, 32, 4, 3, WORDS=512, RESIDENT=6, height=8, programs=2, maxnreg=240)),
+        Rule("", 32, _ANY, _encode(64, 64, 32, 8, 3, WORDS=1024, RESIDENT=4, height=8, programs=1)),
     ),
     # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
@@ -149,10 +154,14 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("sm", 32, _ANY, _tile(32, 64, 32, 4, 2, group_tokens=_NEVER)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
     ),
-    # ROWS by COLUMNS elements at a time.
+    # ROWS: tokens of a program, which are in registers; COLUMNS: as for gather, at least.
     "modulate": (
         Rule(INTERPRETER, 0, _ANY, _config(4, ROWS=8, COLUMNS=64)),
-        Rule("", 0, _ANY, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("gfx", 32, 1536, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 1536, _config(2, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 3072, _config(4, ROWS=4, COLUMNS=512)),
+        Rule("", 0, 6144, _config(4, ROWS=2, COLUMNS=512)),
+        Rule("", 0, _ANY, _config(8, ROWS=1, COLUMNS=512)),
     ),
     "reconstruction_loss": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
@@ -205,6 +214,8 @@ def _is_possible(entry: str, value: int, table: Config) -> bool:
         return False
     if entry.islower() and entry != "num_warps":
         return 0 <= value <= 2**20
+    if entry == "RESIDENT":
+        return 1 <= value <= 2**10
     low, high = (1, 32) if entry == "num_warps" else (16 if entry.startswith("BLOCK_") else 1, 2**16)
     return low <= value <= high and value & (value - 1) == 0
 

@@ -9,39 +9,33 @@ from torch import Tensor
 
 from tide_kernels.reference import LAYER_NORM_EPS
 from tide_kernels.triton import launch
-from tide_kernels.triton.configs import static
+from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 
 @triton.jit
-def row_statistics(p_rows, m_row, d, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Mean and reciprocal standard deviation of rows, in two passes; the second and the caller's hit the cache."""
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, d, COLUMNS):
-        o_column = start + tl.arange(0, COLUMNS)
+def _read(p_rows, m_row, d, COLUMNS: tl.constexpr, CHUNKS: tl.constexpr):
+    """The rows' chunks of COLUMNS elements, which stay in registers: all loads are in flight together."""
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        o_column = i * COLUMNS + tl.arange(0, COLUMNS)
         mask = m_row[:, None] & (o_column < d)[None, :]
-        total += tl.load(p_rows[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
-    mean = tl.sum(total, 1) / d
-    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, d, COLUMNS):
-        o_column = start + tl.arange(0, COLUMNS)
-        mask = m_row[:, None] & (o_column < d)[None, :]
-        centred = tl.load(p_rows[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32) - mean[:, None]
-        squares += tl.where(mask, centred * centred, 0)
-    return mean, 1 / tl.sqrt(tl.sum(squares, 1) / d + eps)
+        chunks += (tl.load(p_rows[:, None] + o_column[None, :], mask=mask, other=0),)  # type: ignore[assignment]
+    return chunks
 
 
 @triton.jit
-def modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask):
-    """Modulates a tile of tokens in float32. ``p_scale`` and ``p_shift`` point to each token's row, or are None."""
-    out = tile.to(tl.float32)
-    if mean is not None:
-        out = (out - mean[:, None]) * inverse[:, None]
-    if p_scale is not None:
-        out *= 1 + tl.load(p_scale[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
-    if p_shift is not None:
-        out += tl.load(p_shift[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
-    return out
+def _statistics(chunks, d, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNKS: tl.constexpr):
+    """Mean and reciprocal standard deviation of rows, in two passes over registers."""
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in tl.static_range(CHUNKS):
+        total += chunks[i].to(tl.float32)
+    mean = tl.sum(total, 1) / d
+    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in tl.static_range(CHUNKS):
+        centred = chunks[i].to(tl.float32) - mean[:, None]
+        squares += tl.where((i * COLUMNS + tl.arange(0, COLUMNS) < d)[None, :], centred * centred, 0)
+    return mean, 1 / tl.sqrt(tl.sum(squares, 1) / d + eps)
 
 
 @triton.jit
@@ -53,6 +47,44 @@ def group_rows(table, group, o_token, m_token, stride):
         return table + tl.zeros_like(o_token)
     else:
         return table + tl.load(group + o_token, mask=m_token, other=0).to(tl.int64) * stride
+
+
+@triton.jit
+def modulate_rows(
+    x,
+    scale,
+    shift,
+    group,
+    p_out,  # each token's row of the result
+    o_token,
+    m_token,
+    d,
+    stride_x,
+    stride_scale,
+    stride_shift,
+    eps,
+    LAYER_NORM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Modulates ROWS tokens. Arguments are those of `modulate_kernel`."""
+    chunks = _read(x + o_token * stride_x, m_token, d, COLUMNS, CHUNKS)
+    if LAYER_NORM:
+        mean, inverse = _statistics(chunks, d, eps, ROWS, COLUMNS, CHUNKS)
+    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
+    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
+    for i in tl.static_range(CHUNKS):
+        o_column = i * COLUMNS + tl.arange(0, COLUMNS)
+        mask = m_token[:, None] & (o_column < d)[None, :]
+        out = chunks[i].to(tl.float32)
+        if LAYER_NORM:
+            out = (out - mean[:, None]) * inverse[:, None]
+        if p_scale is not None:
+            out *= 1 + tl.load(p_scale[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+        if p_shift is not None:
+            out += tl.load(p_shift[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
+        tl.store(p_out[:, None] + o_column[None, :], out.to(p_out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -71,22 +103,27 @@ def modulate_kernel(
     LAYER_NORM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
     o_token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    m_token = o_token < n_tokens
-    p_x = x + o_token * stride_x
-    if LAYER_NORM:
-        mean, inverse = row_statistics(p_x, m_token, d, eps, ROWS, COLUMNS)
-    else:
-        mean, inverse = None, None
-    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
-    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
-    for start in range(0, d, COLUMNS):
-        o_column = start + tl.arange(0, COLUMNS)
-        mask = m_token[:, None] & (o_column < d)[None, :]
-        tile = tl.load(p_x[:, None] + o_column[None, :], mask=mask, other=0)
-        tile = modulated(tile, mean, inverse, p_scale, p_shift, o_column, mask)
-        tl.store((out + o_token * d)[:, None] + o_column[None, :], tile.to(out.dtype.element_ty), mask=mask)
+    modulate_rows(
+        x,
+        scale,
+        shift,
+        group,
+        out + o_token * d,
+        o_token,
+        o_token < n_tokens,
+        d,
+        stride_x,
+        stride_scale,
+        stride_shift,
+        eps,
+        LAYER_NORM,
+        ROWS,
+        COLUMNS,
+        CHUNKS,
+    )
 
 
 def modulate(
@@ -120,10 +157,16 @@ def modulate(
         LAYER_NORM_EPS,
         LAYER_NORM=layer_norm,
         ROWS=config["ROWS"],
-        COLUMNS=launch.cover(d_model, config["COLUMNS"]),
+        **columns(d_model, config),
         **launch.options(config),
     )
     return out
+
+
+def columns(d_model: int, config: Config) -> dict[str, int]:
+    """The chunks of a row: at most 64, all of which are in registers."""
+    width = launch.cover(d_model, max(config["COLUMNS"], triton.next_power_of_2(d_model) // 8))
+    return {"COLUMNS": width, "CHUNKS": triton.cdiv(d_model, width)}
 
 
 def _spec(arch: str, dtype: torch.dtype, layer_norm: bool) -> Spec:
@@ -132,7 +175,7 @@ def _spec(arch: str, dtype: torch.dtype, layer_norm: bool) -> Spec:
     strides = ("stride_x", "stride_scale", "stride_shift")
     signature |= {name: "i32" for name in ("n_tokens", "d", *strides)} | {"eps": "fp32"}
     config = static("modulate", arch, dtype, 1152)
-    constants = {"LAYER_NORM": layer_norm, "COLUMNS": launch.cover(1152, config["COLUMNS"])}
+    constants = {"LAYER_NORM": layer_norm, **columns(1152, config)}
     name = f"modulate {kind}{' layer norm' * layer_norm}"
     return spec(name, arch, modulate_kernel, signature, constants, config, ("d", *strides))
 

@@ -206,6 +206,30 @@ def _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN: tl.constexpr,
         tl.store(p_indices + o_place, tl.full([SPAN], -1, tl.int32), mask=o_place < k)
 
 
+@triton.jit
+def select_row(
+    p_values,
+    p_indices,
+    p_row,
+    n,
+    k,
+    guess,
+    INFINITY: tl.constexpr,
+    STEP: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    FULL: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """The compact selection in one row, for other kernels. Returns the guess for their next row."""
+    SPAN: tl.constexpr = 2 * WORDS if INFINITY < 0x10000 else WORDS
+    chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
+    t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
+    cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+    _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN, INFINITY)
+    return tl.maximum(t, 1)
+
+
 @triton.jit(do_not_specialize=["n_tokens", "k", "rows"])
 def select_kernel(
     pre,  # [n_tokens, n] as integers of the same bits; becomes z unless COMPACT

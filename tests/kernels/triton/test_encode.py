@@ -13,9 +13,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4 * 2**-11}
 DTYPES = [torch.float16, torch.float32]
 SHAPES = [
     pytest.param(1, 1, 8, 1, id="one token, one latent"),
-    pytest.param(21, 200, 20, 7, id="several tiles, buffers cut again and again"),
+    pytest.param(21, 200, 20, 7, id="several tiles and bands"),
     pytest.param(21, 200, 20, 190, id="k near n, fewer positives than k"),
-    pytest.param(53, 45, 33, 3, id="more blocks of tokens than programs"),
+    pytest.param(53, 45, 33, 3, id="more bands than exist at a time"),
 ]
 
 
