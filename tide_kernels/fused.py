@@ -103,7 +103,7 @@ class FusedStep:
         options = self.options
         tokens, pre = self.tokens_and_pre_activations(start)
         dead = self.dead_pre_activations(pre)
-        code = encode(self.choice, pre, options.k)
+        code = encode(self.choice, pre, options.k, (options.paired, options.soft_eps))
         return Chunk(tokens, code, None if dead is None else encode(self.choice, dead, options.k_aux))
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:

@@ -60,21 +60,22 @@ _PRODUCT = (
 # None of the others was measured: they compile without spills and within the available shared memory.
 _TABLE: dict[str, tuple[Rule, ...]] = {
     # WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
-    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda if it was built.
+    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda if it was built; sums: 1 if
+    # selection in place also adds up the codes' sums, for which `code_sums` would read them again.
     "select": (
-        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
-        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
-        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
-        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
-        Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
-        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0)),
-        Rule("sm_100", 32, _ANY, _config(16, WORDS=2048, RESIDENT=16, rows=8, compiled=0, maxnreg=128)),
-        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
+        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0, sums=1)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0, sums=1)),
+        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, sums=1)),
+        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0, sums=1)),
+        Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, sums=1)),
+        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, sums=1)),
+        Rule("sm_100", 32, _ANY, _config(16, WORDS=2048, RESIDENT=16, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, sums=1, maxnreg=128)),
+        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, sums=1)),
     ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
