@@ -64,12 +64,16 @@ class Code(Protocol):
         gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up."""
 
 
-def encode(choice: Choice, pre: Tensor, k: int) -> Code:
-    """The code of pre-activations. The dense regime overwrites ``pre``."""
+def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
+    """The code of pre-activations. The dense regime overwrites ``pre``. ``sums`` are the arguments with which the
+    code's `sums` will be asked for, if they will be: a backend may compute them along with the selection."""
+    ops = choice.ops
     if choice.regime == "sparse":
-        return SparseCode(choice.ops, *choice.ops.select(pre, k), pre.shape[1])
-    choice.ops.keep_top_(pre, k)
-    return DenseCode(choice.ops, pre)
+        return SparseCode(ops, *ops.select(pre, k), pre.shape[1])
+    if sums is not None and ops.keep_top_with_sums_ is not None:
+        return DenseCode(ops, pre, ops.keep_top_with_sums_(pre, k, *sums))
+    ops.keep_top_(pre, k)
+    return DenseCode(ops, pre)
 
 
 class Compact(NamedTuple):
@@ -186,14 +190,14 @@ class SparseCode:
 
 
 class DenseCode:
-    def __init__(self, ops: Primitives, z: Tensor) -> None:
-        self.ops, self.z = ops, z
+    def __init__(self, ops: Primitives, z: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> None:
+        self.ops, self.z, self.known_sums = ops, z, sums
 
     def decode(self, W: Tensor) -> Tensor:
         return self.ops.decode_dense(self.z, W)
 
     def sums(self, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
-        return self.ops.code_sums(self.z, paired, soft_eps)
+        return self.known_sums or self.ops.code_sums(self.z, paired, soft_eps)
 
     def count(self, fired: Tensor) -> None:
         fired += (self.z != 0).sum(0, dtype=torch.int32)  # summed as int64, the chunk would be the largest tensor

@@ -70,6 +70,7 @@ class Primitives:
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     backward_latents: Callable[..., Tensor] | None = None
     encoder_gradients: Callable[..., None] | None = None
+    keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def of(cls, backend: Any) -> Primitives:

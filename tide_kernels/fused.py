@@ -114,7 +114,8 @@ class FusedStep:
         dead_code = None
         if (revived := self.revived) is not None:
             dead_code = encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
-        return Chunk(tokens, encode(self.choice, pre, self.options.k), dead_code)
+        code = encode(self.choice, pre, self.options.k, (self.options.paired, self.options.soft_eps))
+        return Chunk(tokens, code, dead_code)
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
         """As `encode`, but in a form that is small in both regimes."""

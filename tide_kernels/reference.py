@@ -12,8 +12,8 @@ Conventions shared by all backends:
   CPU threads. All but PyTorch's matrix products is the same for any number of threads.
 * No primitive holds a tensor ``[n_tokens, k, d_model]``.
 
-A backend may also bring fusions of primitives: ``encode``, ``backward_latents`` and ``encoder_gradients``. The
-reference has none, since `tide_kernels.codes` composes them.
+A backend may also bring fusions of primitives: ``encode``, ``backward_latents``, ``encoder_gradients`` and
+``keep_top_with_sums_``. The reference has none, since `tide_kernels.codes` composes them.
 """
 
 from __future__ import annotations

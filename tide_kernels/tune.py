@@ -53,6 +53,7 @@ GAIN = 0.97  # a candidate has to be below this share of the best time so far
 _CHOICES = {
     "cublas": (0, 1),
     "compiled": (0, 1),
+    "sums": (0, 1),
     "tma": (0, 1),
     "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
     "maxnreg": (96, 128, 168, NO_LIMIT),

@@ -1,5 +1,7 @@
 """The code of a chunk inside the fused step, in both regimes, against the dense code and autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,26 @@ def test_decode_sums_and_count(problem, regime):
     fired = torch.ones(LATENTS, dtype=torch.int64)
     code.count(fired)
     assert torch.equal(fired, 1 + (z != 0).sum(0))
+
+
+def test_sums_that_came_with_the_selection(problem):
+    sums = (torch.tensor(2.0), torch.tensor(3.0))
+    asked = []
+
+    def keep_top_with_sums_(*arguments):
+        asked.append(arguments[1:])
+        reference.keep_top_(*arguments[:2])
+        return sums
+
+    ops = Primitives.of(reference)
+    backend = Choice("own", "dense", replace(ops, keep_top_with_sums_=keep_top_with_sums_, code_sums=None))
+    _, z, _ = encoded(problem, "dense")
+    pre = z.clone()
+    code = encode(backend, pre, K, (True, 0.1))
+    assert code.sums(True, 0.1) is sums
+    assert asked == [(K, True, 0.1)]
+    assert torch.equal(pre, z)
+    assert encode(choice("dense"), z.clone(), K, (False, 0.1)).sums(False, 0.1)[1] > 0
 
 
 def test_a_kept_code_comes_back_in_the_form_of_its_regime(problem, regime):

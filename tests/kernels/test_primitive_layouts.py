@@ -70,6 +70,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "transpose": [lambda ops: [code()[1], LATENTS]],
     "scatter": [lambda ops: [code()[0], ops.transpose(code()[1], LATENTS), matrix(N, 1), matrix(LATENTS, 2)]],
     "keep_top_": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
+    "keep_top_with_sums_": [lambda ops: [dyadic(4, LATENTS, seed=1), K, True, 0.5]],
     "decode_dense": [lambda ops: [masked(), matrix(LATENTS, 2)]],
     "code_sums": [lambda ops: [masked(), True, 0.5]],
     "masked_gradient": [

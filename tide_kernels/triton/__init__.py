@@ -16,7 +16,7 @@ from tide_kernels.triton.gather import gather, sampled
 from tide_kernels.triton.loss import reconstruction_loss
 from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
-from tide_kernels.triton.select import keep_top_, select
+from tide_kernels.triton.select import keep_top_, keep_top_with_sums_, select
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "encoder_gradients",
     "gather",
     "keep_top_",
+    "keep_top_with_sums_",
     "masked_gradient",
     "modulate",
     "only_by_name",

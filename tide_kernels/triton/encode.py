@@ -25,7 +25,7 @@ from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.modulate import columns, modulate_rows
 from tide_kernels.triton.product import accumulate, product
-from tide_kernels.triton.select import INTEGERS, _constants, select_row
+from tide_kernels.triton.select import INTEGERS, select_row, selection_constants
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
 # Kinds of items.
@@ -328,7 +328,7 @@ def single_launch(device: torch.device, dtype: torch.dtype, n_tokens: int, n_lat
 
 
 def _constexprs(dtype: torch.dtype, n_latents: int, d_model: int, config: Config) -> dict[str, int | bool]:
-    constants = _constants(dtype, n_latents, config, compact=True)
+    constants = selection_constants(dtype, n_latents, config, compact=True)
     constants |= {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "ROWS")}
     constants["COLUMNS"], constants["PIECES"] = columns(d_model, config).values()
     return {name: value for name, value in constants.items() if name in encode_kernel.arg_names}

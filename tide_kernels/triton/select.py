@@ -22,6 +22,7 @@ from torch import Tensor
 from tide_kernels import native
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
+from tide_kernels.triton.dense import code_sums
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 # As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
@@ -178,13 +179,45 @@ def _kept(keys, o_latent, t, cut):
 
 
 @triton.jit
-def _write_in_place(p_row, n, t, cut, WORDS: tl.constexpr, INFINITY: tl.constexpr):
-    """Writes the row's keys, which are its entries' bits, where they are kept, and zeros elsewhere."""
-    for start in range(0, n, WORDS):
-        o_latent = start + tl.arange(0, WORDS)
+def _write_in_place(p_row, n, t, cut, soft_eps, SUMS: tl.constexpr, SPAN: tl.constexpr, INFINITY: tl.constexpr):
+    """Writes the row's keys, which are its entries' bits, where they are kept, and zeros elsewhere. Returns the sum
+    of v^2 / (v^2 + e^2) over them if SUMS, else 0."""
+    soft = tl.zeros([SPAN if SUMS else 1], tl.float32)
+    for start in range(0, n, SPAN):
+        o_latent = start + tl.arange(0, SPAN)
         keys = _keys(p_row, o_latent, n, True, INFINITY)
         out = tl.where(_kept(keys, o_latent, t, cut), keys, 0)
         tl.store(p_row + o_latent, out.to(p_row.dtype.element_ty), mask=o_latent < n)
+        if SUMS:
+            value = _value(out, INFINITY)
+            share = value * tl.rsqrt(value * value + soft_eps * soft_eps)
+            soft += share * share
+    return tl.sum(soft, 0)
+
+
+@triton.jit
+def _pair_sum(p_row, p_partner, n, SPAN: tl.constexpr, INFINITY: tl.constexpr):
+    """The sum of squared differences between two rows that were written in place."""
+    tl.debug_barrier()  # rows were written by other threads
+    total = tl.zeros([SPAN], tl.float32)
+    for start in range(0, n, SPAN):
+        o_latent = start + tl.arange(0, SPAN)
+        row = tl.load(p_row + o_latent, mask=o_latent < n, other=0).to(tl.int32)
+        partner = tl.load(p_partner + o_latent, mask=o_latent < n, other=0).to(tl.int32)
+        difference = _value(row, INFINITY) - _value(partner, INFINITY)
+        total += difference * difference
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _value(keys, INFINITY: tl.constexpr):
+    """The float32 of keys that are the bits of floats."""
+    if INFINITY > 0xFFFF:
+        return keys.to(tl.float32, bitcast=True)
+    elif INFINITY == 0x7F80:  # bfloat16: the upper half of a float32
+        return (keys << 16).to(tl.float32, bitcast=True)
+    else:
+        return keys.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -235,15 +268,18 @@ def select_kernel(
     pre,  # [n_tokens, n] as integers of the same bits; becomes z unless COMPACT
     values,  # [n_tokens, k], likewise
     indices,  # [n_tokens, k] int32
+    sums,  # [2, n_tokens] float32 or None: by row, the temporal sum of its pair (at the second row) and the soft count
     n_tokens,
     n,
     stride_pre,
     k,
-    rows,  # of one program
+    rows,  # of one program; even if PAIRED
+    soft_eps,
     INFINITY: tl.constexpr,
     ONE: tl.constexpr,
     STEP: tl.constexpr,
     COMPACT: tl.constexpr,
+    PAIRED: tl.constexpr,
     CHUNKS: tl.constexpr,
     RESIDENT: tl.constexpr,  # chunks kept in registers
     FULL: tl.constexpr,  # chunks that need no mask
@@ -263,7 +299,14 @@ def select_kernel(
             o_place = tl.cast(i_token, tl.int64) * k
             _write_compact(values + o_place, indices + o_place, p_row, n, k, t, cut, SPAN, INFINITY)
         else:
-            _write_in_place(p_row, n, t, cut, WORDS, INFINITY)
+            soft = _write_in_place(p_row, n, t, cut, soft_eps, sums is not None, SPAN, INFINITY)
+            if sums is not None:
+                temporal = 0.0
+                if PAIRED:
+                    if i_token % 2 == 1:
+                        temporal = _pair_sum(p_row, p_row - stride_pre, n, SPAN, INFINITY)
+                tl.store(sums + i_token, temporal)
+                tl.store(sums + n_tokens + i_token, soft / n)
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -287,12 +330,32 @@ def keep_top_(pre: Tensor, k: int) -> None:
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
     """
-    if len(pre) > 1 and pre.stride(0) < pre.shape[1]:
-        raise ValueError("rows of pre overlap: pass a contiguous tensor")
+    _check_rows(pre)
     if _compiled("keep_top", pre):
         native.keep_top_(pre, k)
     else:
         _launch(pre, k, None, None)
+
+
+def keep_top_with_sums_(pre: Tensor, k: int, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
+    """As `keep_top_`, and returns what `code_sums` gives for the result.
+
+    Raises:
+        ValueError: rows of pre are not contiguous, or overlap.
+    """
+    _check_rows(pre)
+    if _compiled("keep_top", pre) or not launch.config("keep_top", pre, pre.shape[1])["sums"]:
+        keep_top_(pre, k)
+        return code_sums(pre, paired, soft_eps)
+    sums = launch.empty(2, len(pre), dtype=torch.float32, device=pre.device)
+    _launch(pre, k, None, None, sums, paired, soft_eps)
+    temporal, soft = sums.sum(1).unbind()
+    return temporal, soft
+
+
+def _check_rows(pre: Tensor) -> None:
+    if len(pre) > 1 and pre.stride(0) < pre.shape[1]:
+        raise ValueError("rows of pre overlap: pass a contiguous tensor")
 
 
 def _compiled(name: str, pre: Tensor) -> bool:
@@ -301,11 +364,21 @@ def _compiled(name: str, pre: Tensor) -> bool:
     return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
 
-def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) -> None:
+def _launch(
+    pre: Tensor,
+    k: int,
+    values: Tensor | None,
+    indices: Tensor | None,
+    sums: Tensor | None = None,
+    paired: bool = False,
+    soft_eps: float = 0.0,
+) -> None:
     n_tokens, n_latents = pre.shape
     config = launch.config("keep_top" if values is None else "select", pre, n_latents)
     # A program's first row has no predecessor to start from, but a short batch needs as many programs as possible.
     rows = max(1, min(config["rows"], n_tokens // _ROWS_BUSY))
+    if paired:
+        rows += rows % 2  # a program has both rows of a pair
     integers = INTEGERS[pre.dtype]
     launch.launch(
         select_kernel,
@@ -314,17 +387,20 @@ def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) 
         pre.view(integers),
         None if values is None else values.view(integers),
         indices,
+        sums,
         n_tokens,
         n_latents,
         pre.stride(0),
         k,
         rows,
-        **_constants(pre.dtype, n_latents, config, compact=values is not None),
+        soft_eps,
+        PAIRED=paired,
+        **selection_constants(pre.dtype, n_latents, config, compact=values is not None),
         **launch.options(config),
     )
 
 
-def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool) -> dict[str, int | bool]:
+def selection_constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool) -> dict[str, int | bool]:
     span = config["WORDS"] * (2 if dtype.itemsize == 2 else 1)
     chunks = triton.cdiv(n_latents, span)
     return {
@@ -339,21 +415,25 @@ def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool
     }
 
 
-def _spec(arch: str, dtype: torch.dtype, n_latents: int, compact: bool) -> Spec:
+_FORMS = ("in place", "in place with sums", "compact")
+
+
+def _spec(arch: str, dtype: torch.dtype, n_latents: int, form: str) -> Spec:
+    compact, sums = form == "compact", form.endswith("sums")
     config = static("select" if compact else "keep_top", arch, dtype, n_latents)
     integer = "*i16" if dtype.itemsize == 2 else "*i32"
     signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride_pre": "i32", "k": "i32", "rows": "i32"}
-    if compact:
-        signature |= {"values": integer, "indices": "*i32"}
-    constants: dict[str, object] = {**_constants(dtype, n_latents, config, compact)}
-    if not compact:
-        constants |= {"values": None, "indices": None}
-    name = f"select {'compact' if compact else 'in place'} {TYPES[dtype]} n={n_latents}"
+    signature["soft_eps"] = "fp32"
+    constants: dict[str, object] = {**selection_constants(dtype, n_latents, config, compact), "PAIRED": sums}
+    results = {"values": (integer, compact), "indices": ("*i32", compact), "sums": ("*fp32", sums)}
+    signature |= {name: kind for name, (kind, used) in results.items() if used}
+    constants |= {name: None for name, (_, used) in results.items() if not used}
+    name = f"select {form} {TYPES[dtype]} n={n_latents}"
     return spec(name, arch, select_kernel, signature, constants, config, ("n", "stride_pre"))
 
 
 AOT = [
-    _spec(arch, dtype, n_latents, compact)
+    _spec(arch, dtype, n_latents, form)
     for arch in ARCHS
     for dtype, n_latents in (
         (torch.bfloat16, 4608),
@@ -364,5 +444,5 @@ AOT = [
         (torch.float32, 18432),
         (torch.float32, 73728),
     )
-    for compact in (False, True)
+    for form in _FORMS
 ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tide_kernels import reference, triton
-from tide_kernels.testing import adversarial_rows
+from tide_kernels.testing import adversarial_rows, assert_close
+from tide_kernels.triton import configs
 
 DTYPES = [
     torch.float16,
@@ -67,6 +68,50 @@ def test_more_tokens_than_programs(device, monkeypatch):
         monkeypatch.setattr(importlib.import_module("tide_kernels.triton.select"), "_ROWS_BUSY", 2)
         rows = rows[:8]
     check(rows, 3, device)
+
+
+@pytest.fixture(params=["in one pass", "in two"])
+def passes(request, monkeypatch):
+    """Whether `keep_top_with_sums_` computes the sums itself."""
+    rules = configs._TABLE["select"]
+    rules = tuple(rule._replace(config={**rule.config, "sums": int(request.param == "in one pass")}) for rule in rules)
+    monkeypatch.setattr(configs, "_TABLE", {**configs._TABLE, "select": rules})
+    configs.lookup.cache_clear()
+    yield request.param
+    configs.lookup.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n_tokens", "paired"), [(6, True), (6, False), (5, False), (0, True)])
+def test_sums(n_tokens, paired, dtype, passes, device, generator):
+    pre = torch.randn(n_tokens, 300, generator=generator).to(dtype)
+    z = pre.to(device, copy=True)
+    temporal, soft = triton.keep_top_with_sums_(z, 100, paired, 0.1)
+    expected = pre.clone()
+    reference.keep_top_(expected, 100)
+    assert torch.equal(z.cpu(), expected)
+    code = expected.double()
+    pairs = (code[0::2] - code[1::2]).square().sum() if paired else torch.zeros(())
+    assert_close(temporal, pairs, 1e-6, "temporal")
+    assert_close(soft, (code.square() / (code.square() + 0.1**2)).sum() / 300, 1e-6, "soft")
+
+
+def test_sums_of_several_rows_of_a_program(device, monkeypatch):
+    # Of an odd number of rows a program has one more, so that no pair is divided.
+    rows = torch.randint(-3, 9, (2 * 1024 * 3, 16), generator=torch.Generator().manual_seed(1)).half()
+    if device.type == "cpu":
+        monkeypatch.setattr(importlib.import_module("tide_kernels.triton.select"), "_ROWS_BUSY", 2)
+        rows = rows[:10]
+    z = rows.to(device)
+    temporal, _ = triton.keep_top_with_sums_(z, 3, True, 0.1)
+    code = z.double()
+    assert_close(temporal, (code[0::2] - code[1::2]).square().sum(), 1e-6)
+
+
+def test_nan_reaches_the_sums(device):
+    pre = torch.ones(2, 40)
+    pre[1, 3] = torch.nan
+    assert all(total.isnan() for total in triton.keep_top_with_sums_(pre.to(device), 4, True, 0.1))
 
 
 @pytest.mark.slow
