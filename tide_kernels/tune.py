@@ -49,6 +49,7 @@ GAIN = 0.97  # a candidate has to be below this share of the best time so far
 
 # The choices for entries that are not sizes. For group_tokens, one on either side of GROUP_TOKENS.
 _CHOICES = {
+    "bitmask": (0, 1),
     "cublas": (0, 1),
     "compiled": (0, 1),
     "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
@@ -95,7 +96,8 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
             if kernel in (SPARSE if dense else DENSE) or place in seen:
                 continue
             seen.add(place)
-            yield Job(kernel, arch, dtype, place[1], runner(operands), f"{kernel} {shape}")
+            kind = torch.int32 if kernel == "transpose" else dtype  # its operands are indices
+            yield Job(kernel, arch, kind, place[1], runner(operands), f"{kernel} {shape}")
 
 
 def neighbours(config: Config) -> list[Config]:
