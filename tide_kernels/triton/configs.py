@@ -87,7 +87,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 0, _ANY, _config(4, PLACES=16, COLUMNS=256)),
     ),
     "scatter": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, COLUMNS=64)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
         Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
     ),
     "fold": (
@@ -95,7 +95,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 0, _ANY, _config(2, COLUMNS=1024)),
     ),
     "backward_latents": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, COLUMNS=64)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
         # A lane loads 16 bytes, so that a row takes whole warps and a lane holds a column of all places.
         Rule("", 16, 1280, _config(1, PLACES=2, COLUMNS=256)),
         Rule("", 16, 2560, _config(2, PLACES=2, COLUMNS=512)),
