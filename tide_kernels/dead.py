@@ -94,8 +94,9 @@ class Gathered:
         gradients: dict[str, Tensor],
     ) -> None:
         self.k = min(options.k_aux, bucket)
-        sizes = {"n_latents": bucket, "k": self.k}
-        self.choice = choose(choice.backend, options.regime, device=dead.device, dtype=W_enc.dtype, **sizes)
+        self.choice = choose(
+            choice.backend, options.regime, device=dead.device, dtype=W_enc.dtype, n_latents=bucket, k=self.k
+        )
         self.latents = _dead_first(dead)[:bucket]
         self.unused = ~dead.index_select(0, self.latents)
         self.W_enc = self._rows(W_enc)
@@ -106,7 +107,7 @@ class Gathered:
             name: choice.ops.empty((bucket, *total.shape[1:]), total.dtype, total.device).zero_()
             for name, total in self.totals.items()
         }
-        self.gradients = {**gradients, **own}
+        self.gradients = gradients | own
 
     def _rows(self, table: Tensor) -> Tensor:
         return self._clear_unused(table.index_select(0, self.latents))

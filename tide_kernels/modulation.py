@@ -6,6 +6,8 @@ u is x or LayerNorm(x). With g = dL/dx_mod: ``du = g (1 + scale)``, ``dscale_g =
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,13 +30,19 @@ def modulated(
     return ops.modulate(x, scale, shift, group, layer_norm, dtype)
 
 
-def add_by_group(ops: Primitives, rows: Tensor, group: Tensor | None, out: Tensor) -> None:
-    """``out_g += sum over the tokens of group g of rows``, in a fixed order."""
+def by_group(ops: Primitives, group: Tensor | None, groups: int) -> Any:
+    """The tokens ordered by group, for `add_by_group`; None for a single group."""
     if group is None:
+        return None
+    return (ops.transpose_selected or ops.transpose)(group.to(torch.int32).unsqueeze(1), groups)
+
+
+def add_by_group(ops: Primitives, rows: Tensor, ordered: Any, out: Tensor) -> None:
+    """``out_g += sum over the tokens of group g of rows``, in a fixed order; ``ordered`` as from `by_group`."""
+    if ordered is None:
         out += rows.sum(0, keepdim=True, dtype=out.dtype)
-        return
-    ones = out.new_ones(len(rows), 1)
-    ops.scatter(ones, ops.transpose(group.to(torch.int32).unsqueeze(1), len(out)), rows, out)
+    else:
+        ops.scatter(out.new_ones(len(rows), 1), ordered, rows, out)
 
 
 def add_modulation_gradients(
@@ -47,10 +55,14 @@ def add_modulation_gradients(
     grad_shift: Tensor | None,
 ) -> None:
     """Adds the gradients of scale and shift, from that of x_mod in the accumulation dtype."""
+    table = grad_shift if grad_shift is not None else grad_scale
+    if table is None:
+        return
+    ordered = by_group(ops, group, len(table))
     if grad_shift is not None:
-        add_by_group(ops, grad, group, grad_shift)
+        add_by_group(ops, grad, ordered, grad_shift)
     if grad_scale is not None:
-        add_by_group(ops, grad * normalised(x, layer_norm).to(grad.dtype), group, grad_scale)
+        add_by_group(ops, grad * normalised(x, layer_norm).to(grad.dtype), ordered, grad_scale)
 
 
 def input_gradient(grad: Tensor, x: Tensor, scale: Tensor | None, group: Tensor | None, layer_norm: bool) -> Tensor:

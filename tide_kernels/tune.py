@@ -51,6 +51,7 @@ GAIN = 0.97  # a candidate has to be below this share of the best time so far
 
 # The choices for entries that are not sizes. For group_tokens, one on either side of GROUP_TOKENS.
 _CHOICES = {
+    "bitmask": (0, 1),
     "cublas": (0, 1),
     "compiled": (0, 1),
     "sums": (0, 1),
@@ -103,11 +104,12 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
         for kernel in kernels:
             runner, name = RUNNERS[kernel]
             size = getattr(shape, name)
-            key = configs.key(kernel, arch, dtype, size)
+            kind = torch.int32 if kernel == "transpose" else dtype  # its operands are indices
+            key = configs.key(kernel, arch, kind, size)
             if kernel in (SPARSE if dense else DENSE) or key in seen:
                 continue
             seen.add(key)
-            yield Job(kernel, arch, dtype, size, runner(operands), f"{kernel} {shape}")
+            yield Job(kernel, arch, kind, size, runner(operands), f"{kernel} {shape}")
 
 
 def neighbours(config: Config, arch: str) -> list[Config]:
@@ -161,7 +163,7 @@ def climb(
 def same(results: Results, expected: Results, dtype: torch.dtype) -> bool:
     """Whether results are equal: integers exactly, floats up to the rounding of operands to ``dtype`` and another order
     of summation."""
-    allowed = max(1e-5, torch.finfo(dtype).eps)
+    allowed = max(1e-5, torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
     for got, want in zip(results, expected, strict=True):
         if not want.dtype.is_floating_point:
             if not torch.equal(got, want):

@@ -95,7 +95,7 @@ class Operands:
 
     @cached_property
     def layout(self) -> Any:
-        return backend().transpose(self.code[1], self.shape.n_latents)
+        return backend().transpose_selected(self.code[1], self.shape.n_latents)
 
     @cached_property
     def z(self) -> Tensor:
@@ -142,6 +142,13 @@ def _backward_latents(o: Operands) -> Run:
         return backend().backward_latents(*o.code, o.layout, o.grad, o.x, o.W, None, *sums), *sums
 
     return run
+
+
+def _used(layout: Any) -> Results:
+    """What is defined of a layout."""
+    used = layout.offsets[-1]
+    places = torch.arange(len(layout.places), device=used.device) < used
+    return (*(t.masked_fill(~places, 0) for t in layout[:2]), *layout[2:])
 
 
 def _masked_gradient(o: Operands) -> Run:
@@ -207,9 +214,10 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
         "d_model",
     ),
     "scatter": (_scatter, "d_model"),
+    "transpose": (lambda o: lambda: _used(backend().transpose_selected(o.code[1], o.shape.n_latents)), "n_latents"),
     "sampled": (lambda o: lambda: (backend().sampled(o.grad, o.W, o.code[1]),), "d_model"),
     "product": (_product, "d_model"),
 }
 KERNELS = tuple(RUNNERS)
-SPARSE = ("select", "backward_latents", "gather", "scatter", "sampled")
+SPARSE = ("select", "backward_latents", "gather", "scatter", "sampled", "transpose")
 DENSE = ("keep_top", "masked_gradient", "encoder_gradients", "code_sums")

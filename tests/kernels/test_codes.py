@@ -77,6 +77,15 @@ def test_a_kept_code_comes_back_in_the_form_of_its_regime(problem, regime):
     assert torch.equal(unpacked.decode(torch.eye(LATENTS, dtype=z.dtype)), z)
 
 
+def test_unused_places_of_a_kept_code_write_nowhere(regime):
+    values = torch.tensor([[2.0, 3.0, torch.nan], [5.0, torch.nan, torch.nan], [torch.nan] * 3], dtype=torch.float64)
+    indices = torch.tensor([[0, 10, -1], [4, -1, -1], [-1, -1, -1]], dtype=torch.int32)
+    decoded = Compact(values, indices).unpack(choice(regime), LATENTS).decode(torch.eye(LATENTS, dtype=torch.float64))
+    expected = torch.zeros(3, LATENTS, dtype=torch.float64)
+    expected[0, 0], expected[0, 10], expected[1, 4] = 2, 3, 5
+    assert torch.equal(decoded, expected)
+
+
 ALL = ("W_dec", "W_enc", "b_enc", "scale", "shift")
 
 

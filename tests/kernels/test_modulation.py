@@ -6,7 +6,7 @@ import torch
 from tests.helpers import naive
 from tide_kernels import reference
 from tide_kernels.dispatch import Primitives
-from tide_kernels.modulation import add_by_group, add_modulation_gradients, input_gradient
+from tide_kernels.modulation import add_by_group, add_modulation_gradients, by_group, input_gradient, modulated
 from tide_kernels.testing import assert_close, random_problem
 
 EXACT = 1e-12  # float64, relative to the RMS
@@ -36,8 +36,16 @@ def test_without_scale_and_norm_the_gradient_is_handed_through():
 
 def test_rows_are_added_to_what_their_group_holds():
     rows, out = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(4, 2)
-    add_by_group(OPS, rows, torch.tensor([2, 0, 2]), out)
+    add_by_group(OPS, rows, by_group(OPS, torch.tensor([2, 0, 2]), len(out)), out)
     assert out.tolist() == [[4.0, 5.0], [1.0, 1.0], [7.0, 9.0], [1.0, 1.0]]
     total = torch.ones(1, 2)
-    add_by_group(OPS, rows, None, total)
+    add_by_group(OPS, rows, by_group(OPS, None, 1), total)
     assert total.tolist() == [[10.0, 13.0]]
+
+
+def test_tokens_that_nothing_modulates_are_not_copied():
+    x = torch.ones(3, 2)
+    assert modulated(OPS, x, None, None, None, False, torch.float32) is x
+    assert modulated(OPS, x, None, None, None, False, torch.float64).dtype == torch.float64
+    assert torch.equal(modulated(OPS, x, torch.ones(1, 2), None, None, False, torch.float32), 2 * x)
+    assert not modulated(OPS, x, None, None, None, True, torch.float32).any()

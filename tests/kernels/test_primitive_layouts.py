@@ -68,6 +68,8 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "gather": [lambda ops: [*code(), matrix(LATENTS, 2)]],
     "sampled": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), code()[1]]],
     "transpose": [lambda ops: [code()[1], LATENTS]],
+    # A part of the result is undefined where places are unused, and so is all where a row repeats a latent.
+    "transpose_selected": [lambda ops: [code()[1][:, :1], LATENTS]],
     "scatter": [lambda ops: [code()[0], ops.transpose(code()[1], LATENTS), matrix(N, 1), matrix(LATENTS, 2)]],
     "keep_top_": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
     "keep_top_with_sums_": [lambda ops: [dyadic(4, LATENTS, seed=1), K, True, 0.5]],

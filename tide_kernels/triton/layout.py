@@ -60,12 +60,11 @@ def transpose_selected(indices: Tensor, n_latents: int) -> Layout:
         return transpose(indices, n_latents)
     indices, device = launch.contiguous(indices), indices.device
     groups = triton.cdiv(n_tokens, _GROUP)
-    words = groups * _WORDS
-    mask = torch.zeros(n_latents, words, dtype=torch.int32, device=device)
+    mask = torch.zeros(n_latents, groups * _WORDS, dtype=torch.int32, device=device)
     before = launch.empty(n_latents, groups, dtype=torch.int32, device=device)
     counts = launch.empty(n_latents, dtype=torch.int32, device=device)
     tokens, places = (launch.empty(indices.numel(), dtype=torch.int32, device=device) for _ in range(2))
-    sizes = (k, indices.numel(), words)
+    sizes = (k, indices.numel(), groups)
     blocks, options = {"PLACES": config["PLACES"]}, launch.options(config)
     programs = (triton.cdiv(indices.numel(), config["PLACES"]),)
     launch.launch(mark_kernel, programs, device, indices, mask, *sizes, **blocks, **options)
@@ -73,7 +72,7 @@ def transpose_selected(indices: Tensor, n_latents: int) -> Layout:
     constants = {"LATENTS": config["LATENTS"], "GROUPS": config["GROUPS"]}
     launch.launch(count_kernel, rows, device, mask, before, counts, n_latents, groups, **constants, **options)
     offsets = _starts(counts)
-    outputs = (tokens, places, *sizes, groups)
+    outputs = (tokens, places, *sizes)
     launch.launch(emit_kernel, programs, device, indices, mask, before, offsets, *outputs, **blocks, **options)
     return _in_pieces(tokens, places, offsets)
 
@@ -103,17 +102,17 @@ def _bits_of(words):
 @triton.jit(do_not_specialize=["k", "n_places"])
 def mark_kernel(
     indices,  # [n_tokens, k] int32
-    mask,  # [n, words] int32, zeros
+    mask,  # [n, 8 groups] int32, zeros
     k,
     n_places,
-    words,
+    groups,
     PLACES: tl.constexpr,
 ):
     """Sets the bit of each used place."""
     o_place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
     latents = tl.load(indices + o_place, mask=o_place < n_places, other=-1)
     i_token = o_place // k
-    p_word = mask + latents.to(tl.int64) * words + i_token // 32
+    p_word = mask + latents.to(tl.int64) * (groups * 8) + i_token // 32
     tl.atomic_or(p_word, (tl.full([PLACES], 1, tl.int32) << (i_token % 32)), mask=latents >= 0, sem="relaxed")
 
 
@@ -146,14 +145,13 @@ def count_kernel(
 @triton.jit(do_not_specialize=["k", "n_places"])
 def emit_kernel(
     indices,  # [n_tokens, k] int32
-    mask,  # [n, words] int32
+    mask,  # [n, 8 groups] int32
     before,  # [n, groups] int32
     offsets,  # [n + 1] int32
     tokens,  # [n_places] int32, as the next
     places,
     k,
     n_places,
-    words,
     groups,
     PLACES: tl.constexpr,
 ):
@@ -165,11 +163,12 @@ def emit_kernel(
     i_group, i_word, i_bit = i_token // 256, i_token % 256 // 32, i_token % 32
     row = latents.to(tl.int64)
     o_word = tl.arange(0, 8)[None, :]
-    p_group = mask + row * words + i_group * 8
-    bits = tl.load(p_group[:, None] + o_word, mask=used[:, None] & (o_word <= i_word[:, None]), other=0)
-    # Of the token's own word only the bits below its own count.
+    # Multiples of 8 words, as the compiler sees, so that a sector is two loads.
+    p_group = mask + (row * groups + i_group) * 8
+    bits = tl.load(p_group[:, None] + o_word, mask=used[:, None], other=0)
+    # Of the words up to the token's own, and in that one only the bits below its own.
     below = (tl.full([PLACES], 1, tl.int32) << i_bit) - 1
-    bits = tl.where(o_word == i_word[:, None], bits & below[:, None], bits)
+    bits = tl.where(o_word == i_word[:, None], bits & below[:, None], tl.where(o_word < i_word[:, None], bits, 0))
     place = tl.load(offsets + row, mask=used, other=0) + tl.sum(_bits_of(bits), 1)
     place += tl.load(before + row * groups + i_group, mask=used, other=0)
     tl.store(tokens + place, i_token, mask=used)
@@ -179,15 +178,14 @@ def emit_kernel(
 def _specs(arch: str) -> list[Spec]:
     config = static("transpose", arch, torch.int32, 18432)
     names = ("indices", "mask", "before", "counts", "offsets", "tokens", "places")
-    sizes = ("k", "n_places", "words", "groups", "n")
+    sizes = ("k", "n_places", "groups", "n")
 
-    def record(kernel: triton.JITFunction, aligned: tuple[str, ...]) -> Spec:
+    def record(kernel: triton.JITFunction) -> Spec:
         signature = {name: "*i32" for name in names if name in kernel.arg_names}
         signature |= {name: "i32" for name in sizes if name in kernel.arg_names}
-        name = kernel.__name__.removesuffix("_kernel")
-        return spec(f"transpose: {name}", arch, kernel, signature, {}, config, aligned)
+        return spec(f"transpose: {kernel.__name__.removesuffix('_kernel')}", arch, kernel, signature, {}, config)
 
-    return [record(mark_kernel, ("words",)), record(count_kernel, ()), record(emit_kernel, ("words",))]
+    return [record(kernel) for kernel in (mark_kernel, count_kernel, emit_kernel)]
 
 
 AOT = [record for arch in ARCHS for record in _specs(arch)]

@@ -103,18 +103,8 @@ def fold_kernel(
 
 
 @triton.jit
-def _row(p_row, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
-    """One row as a tuple of tiles of columns."""
-    tiles = ()
-    for i in tl.static_range(TILES):
-        o_column = i * COLUMNS + tl.arange(0, COLUMNS)
-        tiles += (tl.load(p_row + o_column, mask=o_column < d, other=0),)  # type: ignore[assignment]
-    return tiles
-
-
-@triton.jit
 def _rows(p_rows, mask, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Several rows, likewise."""
+    """Whole rows as a tuple of tiles of columns."""
     tiles = ()
     for i in tl.static_range(TILES):
         o_column = i * COLUMNS + tl.arange(0, COLUMNS)
@@ -132,11 +122,13 @@ def _zeros(TILES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _dots(rows, row, TILES: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr):
-    """The products of several rows with one."""
+def _dots(rows, p_row, d, TILES: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr):
+    """The products of several rows with one, which is read from the cache each time: registers are full of sums."""
     products = tl.zeros([PLACES, COLUMNS], tl.float32)
     for i in tl.static_range(TILES):
-        products += rows[i].to(tl.float32) * row[i].to(tl.float32)[None, :]
+        o_column = i * COLUMNS + tl.arange(0, COLUMNS)
+        row = tl.load(p_row + o_column, mask=o_column < d, other=0)
+        products += rows[i].to(tl.float32) * row.to(tl.float32)[None, :]
     return tl.sum(products, 1)
 
 
@@ -197,14 +189,15 @@ def backward_latents_kernel(
         i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
         sums_dec, sums_enc = _zeros(TILES, COLUMNS), _zeros(TILES, COLUMNS)
         sum_b = tl.zeros([PLACES], tl.float32)
-        weights = _row(W_dec + i_latent * stride_W_dec, d, TILES, COLUMNS)
         for start in range(begin, end, PLACES):
             o_entry = start + tl.arange(0, PLACES)
             m_entry = o_entry < end
             place = tl.load(places + o_entry, mask=m_entry, other=0)
             i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
             grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
-            slopes = _dots(grads, weights, TILES, PLACES, COLUMNS)
+            if grad_W_enc is not None:  # loaded here, so as not to wait for the slopes first
+                inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
+            slopes = _dots(grads, W_dec + i_latent * stride_W_dec, d, TILES, PLACES, COLUMNS)
             if extra is not None:
                 slopes += tl.load(extra + place, mask=m_entry, other=0)
             # Entries past the end have gradients of 0 but a row of weights that may be infinite or NaN.
@@ -215,7 +208,6 @@ def backward_latents_kernel(
                 code = tl.load(values + place, mask=m_entry, other=0).to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_dec = _add_weighted(sums_dec, code, grads, TILES)
             if grad_W_enc is not None:
-                inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
                 rounded = slopes.to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_enc = _add_weighted(sums_enc, rounded, inputs, TILES)
         if grad_W_dec is not None:

@@ -59,6 +59,17 @@ def test_backward_latents(sizes, with_extra, dtype, code, normal):
         assert_close(total, expected[name], TOLERANCE, name)
 
 
+def test_infinite_weights_stay_infinite(normal, device):
+    """Places beyond the end of a latent's have gradients of 0, whose product with an infinite weight is NaN."""
+    indices = torch.tensor([[0, 1], [0, 1], [0, -1]], dtype=torch.int32, device=device)
+    W, rows, sums = normal(2, 20), torch.ones(3, 20, device=device), torch.zeros(2, device=device)
+    W[0, 3] = torch.inf
+    layout = triton.transpose(indices, 2)
+    triton.backward_latents(torch.ones(3, 2, device=device), indices, layout, rows, rows, W, None, None, None, sums)
+    assert sums[0] == torch.inf
+    assert_close(sums[1], 2 * W[1].sum(), TOLERANCE)
+
+
 def test_gradients_that_are_not_wanted(code, normal):
     values, indices = code(5, 3, 17, torch.float32)
     tokens = [normal(5, 20), normal(5, 20), normal(17, 20), None]

@@ -1,0 +1,78 @@
+"""A step on a GPU reads nothing back, so that a CUDA graph can capture it.
+
+Its Python runs here on tensors that have a shape but no data, and that are not in a CPU's memory: `.item()`, the truth
+of a tensor and shapes that depend on data all raise. Kernels are not launched; the memory for results is there already.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from tide_kernels import LossOptions, LossWeights, reference
+from tide_kernels.dispatch import Choice, Primitives
+from tide_kernels.fused import FusedStep
+from tide_kernels.options import LossArguments, Parameters
+from tide_kernels.reference import accumulator
+
+META = torch.device("meta")
+N, D, LATENTS, K, GROUPS = 1024, 64, 512, 8, 4
+ALL_TERMS = {"weights": LossWeights(1.0, 1.0, 0.1, 10.0, 0.1), "paired": True, "k_aux": 4}
+MSE = {"weights": LossWeights(cosine=0.0)}
+
+
+def triton_ops(monkeypatch):
+    """The Triton backend as it prepares launches on a Hopper GPU."""
+    triton = pytest.importorskip("tide_kernels.triton", reason="needs Triton")
+    launch = importlib.import_module("tide_kernels.triton.launch")
+    monkeypatch.setattr(launch, "architecture", lambda _: "sm_90")
+    monkeypatch.setattr(launch, "processors", lambda _: 132)
+    monkeypatch.setattr(launch, "launch", lambda *_, **__: None)
+    return triton
+
+
+def step(backend, regime, options, monkeypatch):
+    """Runs the step on tensors without data; returns the terms and the gradients."""
+    module = triton_ops(monkeypatch) if backend == "triton" else reference
+    choice = Choice(backend, regime, Primitives.of(module))
+    monkeypatch.setattr("tide_kernels.dead.choose", lambda *_, **__: choice)
+    dtype = torch.bfloat16
+    tables = {name: torch.empty(LATENTS, D, dtype=dtype, device=META) for name in ("W_enc", "W_dec")}
+    tables |= {name: torch.empty(GROUPS, D, dtype=dtype, device=META) for name in ("scale", "shift")}
+    biases = {name: torch.empty(n, dtype=dtype, device=META) for name, n in (("b_enc", LATENTS), ("b_dec", D))}
+    parameters = Parameters(**tables, **biases)
+    x = torch.empty(N, D, dtype=dtype, device=META)
+    group = torch.empty(N, dtype=torch.int64, device=META)
+    dead = torch.empty(LATENTS, dtype=torch.bool, device=META) if options.k_aux else None
+    gradients = {
+        name: torch.empty(p.shape, dtype=accumulator(dtype), device=META) for name, p in parameters._asdict().items()
+    }
+    return FusedStep(LossArguments(x, parameters, group, dead, dtype, options), choice, gradients).run(), gradients
+
+
+@pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
+@pytest.mark.parametrize("bucket", [None, 64], ids=["masked", "in a bucket"])
+@pytest.mark.parametrize("terms", [MSE, ALL_TERMS], ids=["MSE", "all terms"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_step_reads_nothing_back(backend, terms, bucket, chunk, regime, monkeypatch):
+    options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, **terms)
+    results, gradients = step(backend, regime, options, monkeypatch)
+    assert {t.device for t in (*results, *gradients.values())} == {META}
+
+
+READ_BACKS = {"item": lambda t: t.sum().item(), "truth": lambda t: bool(t.any()), "size": lambda t: t.nonzero()}
+
+
+@pytest.mark.parametrize("read_back", READ_BACKS.values(), ids=READ_BACKS)
+def test_a_read_back_would_be_noticed(read_back, regime, monkeypatch):
+    decode = reference.decode_dense if regime == "dense" else reference.gather
+
+    def reading(values, *rest):
+        read_back(values)
+        return decode(values, *rest)
+
+    monkeypatch.setattr(reference, decode.__name__, reading)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
