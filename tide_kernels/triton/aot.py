@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tide_kernels.triton import assembly, occupancy, ttgir
+from tide_kernels.triton import assembly, buffers, occupancy
 from tide_kernels.triton.launch import INTERPRETED
 from tide_kernels.triton.specs import ARCHS, Spec, collect
 
@@ -84,7 +84,8 @@ def examine(spec: Spec) -> Report:
     else:
         registers, spills = _resources_of_cubin(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)
-    complaints = [*_complaints_about_ptx(kernel.asm.get("ptx", "")), *ttgir.races(kernel.asm["ttgir"])]
+    followed = buffers.follow(kernel.asm["ttgir"])
+    complaints = [*_complaints_about_ptx(kernel.asm.get("ptx", "")), *sorted(followed.races)]
     if spills:
         complaints.append(f"spills {spills} {'registers' if spec.arch.startswith('gfx') else 'bytes a thread'}")
     if shared > (limit := occupancy.SHARED_LIMIT[spec.arch]):
@@ -98,7 +99,7 @@ def examine(spec: Spec) -> Report:
         shared,
         occupancy.programs(spec.arch, registers, shared, kernel.metadata.num_warps),
         assembly.read(kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]),
-        tuple(ttgir.buffers(kernel.asm["ttgir"])),
+        followed.buffers(),
         time.perf_counter() - begin,
         tuple(complaints),
     )
