@@ -164,13 +164,14 @@ def examine_all(specs: Sequence[Spec], processes: int) -> Iterator[Report]:
         yield from pool.map(_examine_at, places)
 
 
-_HEADER = (
+HEADER = (
     f"{'arch':7} {'kernel':44} {'warps':>5} {'stages':>6} {'registers':>9} {'spills':>6} {'shared':>7} {'barriers':>8} "
     f"{'s':>6}"
 )
 
 
-def _row(report: Report) -> str:
+def row(report: Report) -> str:
+    """A line under HEADER."""
     numbers = (report.options.get("num_warps", 0), report.options.get("num_stages", 0))
     sizes = f"{report.registers:9} {report.spills:6} {report.shared:7} {report.loops.barriers:8} {report.seconds:6.1f}"
     return f"{report.arch:7} {report.name[:44]:44} {numbers[0]:5} {numbers[1]:6} {sizes}"
@@ -191,11 +192,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if not specs:
         print("no record matches --arch and --kernel", file=sys.stderr)
         return 2
-    print(f"Triton {triton.__version__}\n{_HEADER}")
+    print(f"Triton {triton.__version__}\n{HEADER}")
     failed = 0
     for report in examine_all(specs, max(1, options.processes)):
         failed += bool(report.complaints)
-        print(_row(report), flush=True)
+        print(row(report), flush=True)
         for complaint in report.complaints:
             print(f"        FAILED: {complaint}", flush=True)
     print(f"{len(specs) - failed} of {len(specs)} records passed")
