@@ -41,9 +41,9 @@ test-slow: setup
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-# Every kernel for every architecture, without a GPU.
+# Every kernel for every architecture, without a GPU, against the committed figures of this version of Triton.
 aot: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m tide_kernels.triton.aot --all --processes $(THREADS)
+	env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.aot --processes $(THREADS)
 
 # On a GPU machine, with the Python that holds its torch: nothing is installed or fetched (docs/gpu.md).
 MINUTES ?= 9

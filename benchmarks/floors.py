@@ -36,6 +36,7 @@ class Ceilings:
     memory: float  # bytes a second to and from device memory
     l2: float  # bytes of the L2
     gathers: float  # bytes a second of rows gathered from the L2
+    issue: float = 9e11  # instructions of a warp a second: 132 multiprocessors of 4 schedulers at 1.7 GHz
 
 
 # Products and copies as measured once; the rate of gathers is assumed.

@@ -135,6 +135,27 @@ def encoder_gradients(case: Case) -> Work:
     return add_product(case) + Work(streamed=_weights(case, case.itemsize))
 
 
+def sampled(case: Case) -> Work:
+    """The gradient of a compact code: rows of W at its places, with the row of each token."""
+    streamed = _tokens(case, case.itemsize) + _code(case, _INDEX + _SUM)
+    rows = _code(case, case.shape.d_model * case.itemsize)
+    return Work(streamed=streamed, gathered=rows, table=_weights(case, case.itemsize))
+
+
+def scatter(case: Case) -> Work:
+    """``out += z^T rows`` of a compact code: a row of ``rows`` for each place, out float32."""
+    streamed = _code(case, case.itemsize + _INDEX) + 2 * _weights(case, _SUM)
+    rows = _code(case, case.shape.d_model * case.itemsize)
+    return Work(streamed=streamed, gathered=rows, table=_tokens(case, case.itemsize))
+
+
+def encode(case: Case) -> Work:
+    """The encoder in one launch, which writes no pre-activations."""
+    e = case.itemsize
+    streamed = _tokens(case, e) + _weights(case, e) + _code(case, e + _INDEX)
+    return Work(flops=_product(case), streamed=streamed)
+
+
 def modulation_gradients(case: Case) -> Work:
     """The float32 gradient of x_mod, and x, summed by group."""
     return Work(streamed=_tokens(case, _SUM + case.itemsize))

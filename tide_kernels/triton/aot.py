@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tide_kernels.triton import assembly, occupancy, ttgir
+from tide_kernels.triton import assembly, buffers, occupancy
 from tide_kernels.triton.launch import INTERPRETED
 from tide_kernels.triton.specs import ARCHS, Spec, collect
 
@@ -84,7 +84,8 @@ def examine(spec: Spec) -> Report:
     else:
         registers, spills = _resources_of_cubin(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)
-    complaints = [*_complaints_about_ptx(kernel.asm.get("ptx", "")), *ttgir.races(kernel.asm["ttgir"])]
+    followed = buffers.follow(kernel.asm["ttgir"])
+    complaints = [*_complaints_about_ptx(kernel.asm.get("ptx", "")), *sorted(followed.races)]
     if spills:
         complaints.append(f"spills {spills} {'registers' if spec.arch.startswith('gfx') else 'bytes a thread'}")
     if shared > (limit := occupancy.SHARED_LIMIT[spec.arch]):
@@ -98,7 +99,7 @@ def examine(spec: Spec) -> Report:
         shared,
         occupancy.programs(spec.arch, registers, shared, kernel.metadata.num_warps),
         assembly.read(kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]),
-        tuple(ttgir.buffers(kernel.asm["ttgir"])),
+        followed.buffers(),
         time.perf_counter() - begin,
         tuple(complaints),
     )
@@ -163,13 +164,14 @@ def examine_all(specs: Sequence[Spec], processes: int) -> Iterator[Report]:
         yield from pool.map(_examine_at, places)
 
 
-_HEADER = (
+HEADER = (
     f"{'arch':7} {'kernel':44} {'warps':>5} {'stages':>6} {'registers':>9} {'spills':>6} {'shared':>7} {'barriers':>8} "
     f"{'s':>6}"
 )
 
 
-def _row(report: Report) -> str:
+def row(report: Report) -> str:
+    """A line under HEADER."""
     numbers = (report.options.get("num_warps", 0), report.options.get("num_stages", 0))
     sizes = f"{report.registers:9} {report.spills:6} {report.shared:7} {report.loops.barriers:8} {report.seconds:6.1f}"
     return f"{report.arch:7} {report.name[:44]:44} {numbers[0]:5} {numbers[1]:6} {sizes}"
@@ -190,11 +192,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if not specs:
         print("no record matches --arch and --kernel", file=sys.stderr)
         return 2
-    print(f"Triton {triton.__version__}\n{_HEADER}")
+    print(f"Triton {triton.__version__}\n{HEADER}")
     failed = 0
     for report in examine_all(specs, max(1, options.processes)):
         failed += bool(report.complaints)
-        print(_row(report), flush=True)
+        print(row(report), flush=True)
         for complaint in report.complaints:
             print(f"        FAILED: {complaint}", flush=True)
     print(f"{len(specs) - failed} of {len(specs)} records passed")
