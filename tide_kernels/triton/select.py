@@ -14,6 +14,9 @@ no borrow crosses between the halves.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -361,7 +364,18 @@ def _check_rows(pre: Tensor) -> None:
 def _compiled(name: str, pre: Tensor) -> bool:
     """Whether to use the kernel of csrc/cuda: if it was built and measured to be faster (`tide_kernels.tune`)."""
     wanted = launch.config(name, pre, pre.shape[1])["compiled"]
-    return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
+    if not wanted or not pre.is_cuda:
+        return False
+    reason = native.cuda_unavailable()
+    if reason is not None:
+        _say_not_compiled(reason)
+    return reason is None
+
+
+@cache
+def _say_not_compiled(reason: str) -> None:
+    """Once: a configuration that was measured on another machine would be timed as if it were served."""
+    warnings.warn(f"the configuration asks for the compiled selection, Triton's runs instead: {reason}", stacklevel=4)
 
 
 def _launch(

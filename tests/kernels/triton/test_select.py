@@ -1,6 +1,8 @@
 """`select` and `keep_top_` against the reference, to the bit."""
 
 import importlib
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,3 +140,16 @@ def test_the_choice_of_the_compiled_kernel_needs_one(device, monkeypatch):
     config = launch.config
     monkeypatch.setattr(launch, "config", lambda *arguments: {**config(*arguments), "compiled": 1})
     check(torch.stack(list(adversarial_rows(97, torch.float32).values())), 5, device)
+
+
+def test_a_compiled_kernel_that_is_missing_is_reported_once(monkeypatch):
+    select = importlib.import_module("tide_kernels.triton.select")
+    monkeypatch.setattr(select.launch, "config", lambda *arguments: {"compiled": 1})
+    monkeypatch.setattr(select.native, "cuda_unavailable", lambda: "not built: error: no such macro")
+    select._say_not_compiled.cache_clear()
+    pre = SimpleNamespace(is_cuda=True, shape=(2, 3))
+    with pytest.warns(UserWarning, match="compiled selection.*no such macro"):
+        assert not select._compiled(pre)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not select._compiled(pre)
