@@ -43,7 +43,7 @@ def test_late_checks_change_no_result(tmp_path):
 @pytest.mark.parametrize("at", [22, 39, 59], ids=["between", "at a checkpoint", "the last"])
 def test_a_bad_step_is_named_and_damages_nothing(tmp_path, value, at):
     """Neither the checkpoint nor the model's weights; a step later the message still names the bad one."""
-    job, seen = late(trainer(tmp_path, log_every=1000)), []
+    job, seen = late(trainer(tmp_path, log_every=1000, revival=RevivalConfig(every=0))), []
     message = f"loss is not finite at step {at}; lower lr" if value == 1e20 else "activations of block 6 hold"
     with pytest.raises(TideError, match=message):
         job.fit(spoilt(at, value), watch=lambda _, step: seen.append(step))

@@ -83,6 +83,8 @@ def test_a_parameter_that_was_changed_gets_its_pull_anew():
         own[0][3] = 7.0  # as a revival does
     optimizer.begin()
     assert torch.equal(own[0].grad, PULL * own[0].detach())
+    optimizer.update(torch.ones(()), 1e9)
+    optimizer.begin()
     own[0].grad.fill_(9.0)  # a step that was not finished
     optimizer.begin()
     assert torch.equal(own[0].grad, PULL * own[0].detach())

@@ -1,0 +1,28 @@
+"""``python -m benchmarks.train_step`` at toy sizes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOY = ["--latents", "64", "--k", "4", "--tokens", "128", "--width", "16", "--repetitions", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (["--against", str(ROOT)], ["loss in the step", "(step - loss) / AdamW", "step / step of the other"]),
+        (["--store", "--steps", "3", "--rows", "2048"], ["step from memory", "speed from the store"]),
+    ],
+    ids=["step", "store"],
+)
+def test_prints_its_figures(options, lines):
+    command = [sys.executable, "-m", "benchmarks.train_step", *TOY, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in lines:
+        assert line in done.stdout
