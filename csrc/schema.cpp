@@ -4,6 +4,8 @@
 STABLE_TORCH_LIBRARY(tide_native, m) {
   // Values in the dtype of pre, indices int32, ascending; the contract is that of tide_kernels.reference.select.
   m.def("select(Tensor pre, int k) -> (Tensor, Tensor)");
+  // select(x W^T + b): values, indices, and how many tokens are done; the others have to be done in full.
+  m.def("screened(Tensor x, Tensor W, Tensor? b, int k) -> (Tensor, Tensor, int)");
   m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
   m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
