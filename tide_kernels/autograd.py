@@ -24,7 +24,7 @@ from tide_kernels import checks
 from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep
 from tide_kernels.losses import LossTerms
-from tide_kernels.modulation import add_modulation_gradients, input_gradient
+from tide_kernels.modulation import add_modulation_gradients, input_gradient, modulated
 from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters
 from tide_kernels.products import products
 from tide_kernels.reference import accumulator
@@ -180,27 +180,13 @@ def encode_topk(
     values = torch.empty(len(x), k, dtype=dtype, device=x.device)
     indices = torch.empty(len(x), k, dtype=torch.int32, device=x.device)
     for rows in _blocks(len(x), chunk):
-        x_mod = _modulated(choice, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
+        x_mod = modulated(choice.ops, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
         values[rows], indices[rows] = choice.ops.select(choice.ops.pre_activations(x_mod, weight, bias), k)
     return values, indices
 
 
 def _encoder_choice(x: Tensor, W_enc: Tensor, k: int, dtype: torch.dtype, backend: str, regime: str) -> Choice:
     return choose(backend, regime, device=x.device, dtype=dtype, n_latents=len(W_enc), k=k, n_tokens=len(x))
-
-
-def _modulated(
-    choice: Choice,
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    group: Tensor | None,
-    layer_norm: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    if scale is None and shift is None and not layer_norm:
-        return x.to(dtype)
-    return choice.ops.modulate(x, scale, shift, group, layer_norm, dtype)
 
 
 @encode_topk.register_fake
@@ -246,7 +232,7 @@ def encode_topk_backward(
         code = products(choice, indices[rows], len(W_enc), dtype)
         grad_pre = code.operand(grad_values[rows])
         if grad_W is not None:
-            x_mod = _modulated(choice, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
+            x_mod = modulated(choice.ops, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
             code.scatter(grad_pre, x_mod, grad_W)
         if grad_b is not None:
             code.column_sum(grad_pre, grad_b)

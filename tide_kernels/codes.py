@@ -81,8 +81,16 @@ class Compact(NamedTuple):
     def unpack(self, choice: Choice, n_latents: int) -> Code:
         if choice.regime == "sparse":
             return SparseCode(choice.ops, self.values, self.indices, n_latents)
-        z = self.values.new_zeros(len(self.values), n_latents)
-        return DenseCode(choice.ops, z.scatter_add_(1, self.indices.clamp(min=0).long(), self.values))
+        return DenseCode(choice.ops, self._written_out(n_latents))
+
+    def _written_out(self, n_latents: int) -> Tensor:
+        """z. Unused places write to a spare element behind it: the others are distinct, so that nothing is added."""
+        n_tokens = len(self.values)
+        flat = self.values.new_zeros(n_tokens * n_latents + 1)
+        first = torch.arange(0, n_tokens * n_latents, n_latents, device=flat.device).unsqueeze(1)
+        place = torch.where(self.indices < 0, n_tokens * n_latents, first + self.indices)
+        flat.scatter_(0, place.flatten(), self.values.flatten())
+        return flat[:-1].view(n_tokens, n_latents)
 
 
 class SparseCode:
@@ -92,7 +100,7 @@ class SparseCode:
 
     @cached_property
     def transposed(self) -> Any:
-        return self.ops.transpose(self.indices, self.n_latents)
+        return (self.ops.transpose_selected or self.ops.transpose)(self.indices, self.n_latents)
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:

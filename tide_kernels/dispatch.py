@@ -66,6 +66,8 @@ class Primitives:
     add_product_: Callable[[Tensor, Tensor, Tensor], None]
     # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.
     encode: Callable[..., tuple[Tensor, Tensor]] | None = None
+    # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
+    transpose_selected: Callable[[Tensor, int], Any] | None = None
     backward_latents: Callable[..., Tensor] | None = None
     encoder_gradients: Callable[..., None] | None = None
 

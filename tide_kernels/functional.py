@@ -110,7 +110,7 @@ def encode_topk(
     group = checks.modulation(x, scale, shift, group)
     if path not in PATHS:
         raise ValueError(f"path {path!r} is unknown: use one of {', '.join(PATHS)}")
-    chunk = default_chunk(len(W_enc), x.device)
+    chunk = default_chunk(len(x), len(W_enc), x.device)
     dtype = _compute_dtype(W_enc)
     return autograd.encode_topk(
         x, scale, shift, W_enc, b_enc, group, layer_norm, k, dtype, chunk, backend, regime, path
@@ -143,7 +143,7 @@ def decode(
     checks.code(values, indices, W_dec.device)
     if b_dec is not None:
         checks.floating("b_dec", b_dec, (W_dec.shape[1],), W_dec.device)
-    chunk = default_chunk(len(W_dec), W_dec.device)
+    chunk = default_chunk(len(values), len(W_dec), W_dec.device)
     return autograd.decode(values, W_dec, b_dec, indices, _compute_dtype(W_dec), chunk, backend, regime)
 
 
@@ -166,6 +166,7 @@ def tide_loss(
     soft_eps: float = 0.1,
     dead: Tensor | None = None,
     k_aux: int = 0,
+    dead_bucket: int | None = None,
     gradients: dict[str, Tensor] | None = None,
     chunk: int | None = None,
     backend: str = "auto",
@@ -203,6 +204,10 @@ def tide_loss(
         soft_eps: the activation that counts as one half in S.
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
+        dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
+            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. A power of two just above
+            ``dead.sum()`` fits; the sizes of all tensors depend on it, so change it rarely. With None a CPU counts the
+            dead latents, and a GPU, from which a count would have to be read back, computes with all latents.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
             in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
@@ -232,6 +237,8 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("soft_eps", soft_eps)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
+    if dead_bucket is not None:
+        checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:
         checks.count("chunk", chunk, 1)
 
@@ -248,6 +255,7 @@ def tide_loss(
         chunk=chunk,
         backend=backend,
         regime=regime,
+        dead_bucket=dead_bucket,
     )
     arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
     if gradients is not None:

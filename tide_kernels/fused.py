@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
+from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
 from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
+from tide_kernels.modulation import modulated
 from tide_kernels.options import LossArguments
 from tide_kernels.reference import accumulator
 
@@ -45,16 +47,22 @@ class FusedStep:
         self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
         self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
-        self.chunk = self.options.tokens_per_chunk(self.n_latents, self.x.device)
+        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
-        # Dense products round their operands anyway; gathers keep the loss's precision.
-        self.grad_dtype = self.dtype if choice.regime == "dense" else self.sum_dtype
+        self.revived: DeadLatents | None = None
+        if self.dead is not None and self.options.k_aux:
+            weights = (self.W_enc, self.b_enc, self.W_dec)
+            self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.sums = {
             name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
             for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
         }
+
+    def gradient_dtype(self, choice: Choice) -> torch.dtype:
+        """The dtype of a reconstruction's gradient: dense products round it anyway, gathers keep the loss's."""
+        return self.dtype if choice.regime == "dense" else self.sum_dtype
 
     @staticmethod
     def gain_of(n_tokens: int, d_model: int, dtype: torch.dtype) -> float:
@@ -74,12 +82,18 @@ class FusedStep:
             counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, options.soft_eps) for _, c, _ in kept)
             slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
             for tokens, code, dead in kept:
-                dead_code = None if dead is None else dead.unpack(self.choice, self.n_latents)
+                dead_code = None if dead is None else self.unpack_dead(dead)
                 self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
         else:
             for start in starts:
                 self.accumulate(self.encode(start), None)
+        if self.revived is not None:
+            self.revived.finish()
         return self.terms()
+
+    def unpack_dead(self, kept: Compact) -> Code | None:
+        revived = self.revived
+        return None if revived is None else kept.unpack(revived.choice, len(revived.W_enc))
 
     def sparsity_slope(self, count: Tensor) -> Tensor:
         """The factor of the soft count's gradient, from the sum of the batch's soft counts."""
@@ -91,27 +105,25 @@ class FusedStep:
         options, ops = self.options, self.choice.ops
         rows = slice(start, start + self.chunk)
         x, group = self.x[rows], None if self.group is None else self.group[rows]
-        x_mod = ops.modulate(x, self.scale, self.shift, group, options.layer_norm, self.dtype)
+        x_mod = modulated(ops, x, self.scale, self.shift, group, options.layer_norm, self.dtype)
         tokens = Tokens(x, x_mod, self.scale, self.shift, group, options.layer_norm)
         return tokens, ops.pre_activations(x_mod, self.W_enc, self.b_enc)
 
-    def dead_pre_activations(self, pre: Tensor) -> Tensor | None:
-        # Masked rather than compressed: shapes do not depend on data, so nothing is read back from a GPU.
-        return pre.masked_fill(~self.dead, 0) if self.dead is not None and self.options.k_aux else None
-
     def encode(self, start: int) -> Chunk:
-        options = self.options
         tokens, pre = self.tokens_and_pre_activations(start)
-        dead = self.dead_pre_activations(pre)
-        code = encode(self.choice, pre, options.k)
-        return Chunk(tokens, code, None if dead is None else encode(self.choice, dead, options.k_aux))
+        dead_code = None
+        if (revived := self.revived) is not None:
+            dead_code = encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
+        return Chunk(tokens, encode(self.choice, pre, self.options.k), dead_code)
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
         """As `encode`, but in a form that is small in both regimes."""
-        options, select = self.options, self.choice.ops.select
+        select = self.choice.ops.select
         tokens, pre = self.tokens_and_pre_activations(start)
-        dead = self.dead_pre_activations(pre)
-        return tokens, Compact(*select(pre, options.k)), None if dead is None else Compact(*select(dead, options.k_aux))
+        kept = Compact(*select(pre, self.options.k))
+        if (revived := self.revived) is None:
+            return tokens, kept, None
+        return tokens, kept, Compact(*select(revived.pre_activations(tokens.x_mod, pre), revived.k))
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
         """Adds a chunk's part of every sum and every gradient. ``sparsity_slope`` may be None if the chunk is the whole
@@ -129,7 +141,7 @@ class FusedStep:
             self.b_dec,
             weights.mse * self.gain * 2 / self.x.numel(),
             weights.cosine * self.gain / self.n_tokens,
-            self.grad_dtype if self.gradients else None,
+            self.gradient_dtype(self.choice) if self.gradients else None,
             chunk.dead_code is not None,
         )
         self.sums["mse"] += loss.squared
@@ -141,20 +153,19 @@ class FusedStep:
             if "b_dec" in self.gradients:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
-            self.backward(chunk.code, loss.gradient, tokens, slopes, self.fired)
-        if chunk.dead_code is not None and loss.error is not None:
-            self.accumulate_auxk(chunk.dead_code, loss.error, tokens)
+            arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
+            chunk.code.backward(*arguments)
+        if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
+            self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
 
-    def accumulate_auxk(self, code: Code, error: Tensor, tokens: Tokens) -> None:
+    def accumulate_auxk(self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens) -> None:
         """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term."""
-        misfit = code.decode(self.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
+        misfit = code.decode(revived.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
         self.sums["auxk"] += full_sum(misfit.square())
         factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
         if self.gradients and factor:
-            self.backward(code, misfit.mul_(factor).to(self.grad_dtype), tokens, Slopes(), None)
-
-    def backward(self, code: Code, grad: Tensor, tokens: Tokens, slopes: Slopes, fired: Tensor | None) -> None:
-        code.backward(grad, tokens, self.W_enc, self.W_dec, slopes, self.gradients, fired)
+            grad = misfit.mul_(factor).to(self.gradient_dtype(revived.choice))
+            code.backward(grad, tokens, revived.W_enc, revived.W_dec, Slopes(), revived.gradients, None)
 
     def terms(self) -> LossTerms:
         options, sums, n = self.options, self.sums, max(self.n_tokens, 1)

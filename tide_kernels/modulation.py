@@ -13,6 +13,21 @@ from tide_kernels.dispatch import Primitives
 from tide_kernels.reference import LAYER_NORM_EPS, normalised, rows_of
 
 
+def modulated(
+    ops: Primitives,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """x_mod in ``dtype``; where there is nothing to modulate, x itself if it has that dtype already."""
+    if scale is None and shift is None and not layer_norm:
+        return x.to(dtype)
+    return ops.modulate(x, scale, shift, group, layer_norm, dtype)
+
+
 def add_by_group(ops: Primitives, rows: Tensor, group: Tensor | None, out: Tensor) -> None:
     """``out_g += sum over the tokens of group g of rows``, in a fixed order."""
     if group is None:

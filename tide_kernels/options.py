@@ -17,12 +17,23 @@ from tide_kernels.losses import LossWeights
 # Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
 _CHUNK_ELEMENTS_CPU = 2**22
 _CHUNK_ELEMENTS = 2**29
+_TILE = 256  # tokens: a multiple of the height of every kernel's tile
 
 
-def default_chunk(n_latents: int, device: torch.device) -> int:
-    """Tokens per chunk where the caller does not say."""
-    elements = _CHUNK_ELEMENTS_CPU if device.type == "cpu" else _CHUNK_ELEMENTS
-    return max(2, elements // n_latents)
+def default_chunk(n_tokens: int, n_latents: int, device: torch.device) -> int:
+    """Tokens per chunk where the caller does not say.
+
+    On a GPU chunks are equal, rounded up to whole tiles: a short last one would leave multiprocessors idle. On a CPU
+    all but the last are full: its caches set the size, and other sizes would change sums in their last bits.
+    """
+    if device.type == "cpu":
+        return max(2, _CHUNK_ELEMENTS_CPU // n_latents)
+    largest = _CHUNK_ELEMENTS // n_latents
+    if largest < _TILE:
+        return max(2, largest)
+    chunks = max(1, -(-n_tokens // (largest - largest % _TILE)))
+    equal = -(-n_tokens // chunks)
+    return max(_TILE, equal + -equal % _TILE)
 
 
 class LossOptions(NamedTuple):
@@ -39,14 +50,15 @@ class LossOptions(NamedTuple):
     chunk: int | None = None
     backend: str = "auto"
     regime: str = "auto"
+    dead_bucket: int | None = None
 
     def sparsity_target(self, n_latents: int) -> float:
         """``s_target``, or its default for this many latents."""
         return 0.8 * self.k / n_latents if self.s_target is None else self.s_target
 
-    def tokens_per_chunk(self, n_latents: int, device: torch.device) -> int:
+    def tokens_per_chunk(self, n_tokens: int, n_latents: int, device: torch.device) -> int:
         """``chunk``, or its default, rounded up to whole pairs if ``paired``."""
-        chunk = default_chunk(n_latents, device) if self.chunk is None else self.chunk
+        chunk = default_chunk(n_tokens, n_latents, device) if self.chunk is None else self.chunk
         return chunk + chunk % 2 if self.paired else chunk
 
 

@@ -40,6 +40,8 @@ BAD_LOSS = [
     ({"dead": HALF}, TypeError, r"dead is float32: pass a tensor of bool"),
     ({"dead": torch.ones(3, dtype=torch.bool)}, ValueError, r"dead .*\[10\]"),
     ({"k_aux": LATENTS + 1}, ValueError, r"k_aux = 11"),
+    ({"dead_bucket": 0}, ValueError, r"dead_bucket = 0 is out of range: pass one at least 1"),
+    ({"dead_bucket": 2.0}, TypeError, r"dead_bucket is a float: pass an int"),
     ({"delta": 0.0}, ValueError, r"delta = 0.0 .*above 0"),
     ({"soft_eps": float("nan")}, ValueError, r"soft_eps = nan"),
     ({"gradients": {"x": torch.zeros(N, D)}}, ValueError, r"gradients names 'x'.*use W_enc, b_enc"),

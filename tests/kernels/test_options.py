@@ -9,7 +9,7 @@ from tide_kernels import LossOptions, LossWeights, autograd, tide_loss
 from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters, default_chunk
 from tide_kernels.testing import random_problem
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_they_are_the_arguments_of_tide_loss_with_the_same_defaults():
@@ -33,7 +33,7 @@ def test_one_value_serves_as_the_arguments_of_tide_loss():
 def test_a_call_is_restored_as_it_was(biases):
     p = random_problem(6, 4, 10, 2, groups=3, biases=biases)
     parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift)
-    options = LossOptions(2, 1, True, True, LossWeights(1.0, 2.0, 3.0, 4.0, 5.0), 0.25, 0.5, 0.75, 8, "native", "dense")
+    options = LossOptions(2, 1, True, True, LossWeights(1.0, 2.0, 3.0, 4.0, 5.0), 0.25, 0.5, 0.75, 8, "native", "dense", 4)
     call = LossArguments(p.x, parameters, p.group, None, torch.float32, options)
     restored = LossArguments.restored(*call.flat())
     assert restored.options == options
@@ -56,11 +56,28 @@ def test_the_default_target_is_four_fifths_of_the_largest_density():
 
 
 def test_a_chunk_holds_whole_pairs():
-    assert LossOptions(k=1, chunk=5).tokens_per_chunk(100, CPU) == 5
-    assert LossOptions(k=1, chunk=5, paired=True).tokens_per_chunk(100, CPU) == 6
-    assert LossOptions(k=1).tokens_per_chunk(100, CPU) == default_chunk(100, CPU)
+    assert LossOptions(k=1, chunk=5).tokens_per_chunk(7, 100, CPU) == 5
+    assert LossOptions(k=1, chunk=5, paired=True).tokens_per_chunk(7, 100, CPU) == 6
+    assert LossOptions(k=1).tokens_per_chunk(7, 100, CPU) == default_chunk(7, 100, CPU)
 
 
 def test_the_default_chunk_has_at_least_two_tokens():
-    assert default_chunk(2**30, CPU) == 2
-    assert default_chunk(2**10, CPU) < default_chunk(2**10, torch.device("cuda"))
+    assert default_chunk(7, 2**30, CPU) == 2
+    assert default_chunk(7, 2**30, GPU) == 2
+    assert default_chunk(2**20, 2**10, CPU) < default_chunk(2**20, 2**10, GPU)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 255, 29127, 29128, 65536, 10**6])
+@pytest.mark.parametrize("n_latents", [768, 4608, 18432, 73728, 2**20])
+def test_chunks_of_a_gpu_are_equal_whole_tiles(n_tokens, n_latents):
+    chunk = default_chunk(n_tokens, n_latents, GPU)
+    assert chunk % 256 == 0
+    assert chunk * n_latents <= max(2**29, 256 * n_latents)
+    most = 2**29 // n_latents // 256 * 256
+    count = -(-n_tokens // chunk)
+    assert count <= max(1, -(-n_tokens // most))  # no more chunks than full ones
+    assert (chunk - 256) * count < max(n_tokens, 256)  # none is shorter than the others by more than the rounding
+
+
+def test_chunks_of_a_cpu_do_not_depend_on_the_number_of_tokens():
+    assert {default_chunk(n_tokens, 16384, CPU) for n_tokens in (0, 1, 512, 1000)} == {256}

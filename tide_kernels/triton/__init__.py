@@ -16,7 +16,7 @@ from tide_kernels.triton.gather import gather, sampled
 from tide_kernels.triton.loss import reconstruction_loss
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.select import keep_top_, select
-from tide_kernels.triton.transpose import backward_latents, scatter, transpose
+from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
     "add_product_",
@@ -39,6 +39,7 @@ __all__ = [
     "select",
     "single_launch",
     "transpose",
+    "transpose_selected",
     "unavailable",
 ]
 

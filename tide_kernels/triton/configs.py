@@ -96,8 +96,19 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     "backward_latents": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, COLUMNS=64)),
-        Rule("", 0, 1536, _config(4, PLACES=4, COLUMNS=512)),
-        Rule("", 0, _ANY, _config(8, PLACES=2, COLUMNS=512)),
+        # A warp loads 256 columns of 16 bits by 16 bytes a lane, so that a lane holds a column of all places.
+        Rule("", 0, 1280, _config(1, PLACES=2, COLUMNS=256)),
+        Rule("", 0, 2560, _config(2, PLACES=2, COLUMNS=512)),
+        Rule("", 0, 5120, _config(4, PLACES=2, COLUMNS=1024)),
+        Rule("", 0, _ANY, _config(8, PLACES=2, COLUMNS=2048)),
+    ),
+    # bitmask: whether to order codes of `select` by a mask of n_tokens bits a latent instead of a sort. An estimate: the
+    # mask is written and read once, so that a sort wins where it is large and codes are short. PLACES of one program;
+    # LATENTS and GROUPS, of 256 tokens each, whose bits are counted at once.
+    "transpose": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, LATENTS=4, GROUPS=2, bitmask=1)),
+        Rule("", 0, 32768, _config(4, PLACES=256, LATENTS=16, GROUPS=16, bitmask=1)),
+        Rule("", 0, _ANY, _config(4, PLACES=256, LATENTS=16, GROUPS=16, bitmask=0)),
     ),
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,

@@ -14,7 +14,8 @@ import torch
 from tide_kernels.triton.configs import OPTIONS, Config
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-_MODULES = ("modulate", "select", "gather", "transpose", "product", "dense", "encode", "encoder_gradients", "loss")
+_MODULES = ("modulate", "select", "gather", "layout", "transpose", "product", "dense", "encode", "encoder_gradients")
+_MODULES += ("loss",)
 # The dtypes of matrix products, and the precision of their operands.
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}

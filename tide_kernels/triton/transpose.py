@@ -1,17 +1,14 @@
-"""A code ordered by latent: its layout, `scatter`, and all gradients of the sparse regime in one walk.
+"""Sums over the tokens of each latent: `scatter`, and all gradients of the sparse regime in one walk.
 
-`transpose` orders the places of a code by latent and, within one, by token. A popular latent would keep one
-program busy long after all others are done, so a latent's places are cut into pieces of a fixed length. A
-latent of one piece adds its sum directly to the result; the pieces of the others store theirs in a table, and a
-second launch adds these up in the order of the pieces. Nothing depends on the order in which programs run.
+Both walk over the layout of `tide_kernels.triton.layout`, in which a latent's places are cut into pieces of a fixed
+length. A latent of one piece adds its sum directly to the result; the pieces of the others store theirs in a table,
+and a second launch adds these up in the order of the pieces. Nothing depends on the order in which programs run.
 
 Only the device knows how many pieces there are. Launches are sized by bounds: every latent may have one piece that
 is not full, and a latent of several pieces has at most two for each full one.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -20,59 +17,35 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
+from tide_kernels.triton.layout import PIECE, Layout, transpose, transpose_selected
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
-PIECE = 256  # places of a piece
-
-
-class Layout(NamedTuple):
-    """The places of a code ordered by latent, in pieces."""
-
-    order: Tensor  # [places] int64: flat places, ascending by (latent, token); unused ones last
-    offsets: Tensor  # [n_latents + 1] int64: latent l owns order[offsets[l]:offsets[l + 1]]
-    pieces: Tensor  # [n_latents + 1] int64: l owns the pieces pieces[l]:pieces[l + 1]
-    slots: Tensor  # [n_latents + 1] int64: l owns these rows of the table of partial sums; none if it has one piece
-    latent: Tensor  # [bound of pieces] int64: each piece's latent; n_latents beyond the last piece
-
-
-def transpose(indices: Tensor, n_latents: int) -> Layout:
-    """Orders the places of ``indices [n_tokens, k]`` by latent."""
-    latents = torch.where(indices < 0, n_latents, indices).flatten()
-    latents, order = latents.sort(stable=True)
-    bounds = torch.arange(n_latents + 1, dtype=latents.dtype, device=latents.device)
-    offsets = torch.searchsorted(latents, bounds)
-    count = (offsets.diff() + PIECE - 1) // PIECE
-    pieces, slots = _starts(count), _starts(torch.where(count > 1, count, 0))
-    each = torch.arange(n_latents + len(order) // PIECE, device=latents.device)
-    return Layout(order, offsets, pieces, slots, torch.searchsorted(pieces[1:], each, right=True))
-
-
-def _starts(count: Tensor) -> Tensor:
-    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
+__all__ = ["backward_latents", "scatter", "transpose", "transpose_selected"]
 
 
 def _table(layout: Layout, width: int) -> Tensor:
     """Partial sums of the latents of several pieces."""
-    rows = 2 * (len(layout.order) // PIECE)
-    return launch.empty(rows, width, dtype=torch.float32, device=layout.order.device)
+    rows = 2 * (len(layout.places) // PIECE)
+    return launch.empty(rows, width, dtype=torch.float32, device=layout.places.device)
 
 
 @triton.jit
 def _piece(i_piece, latent, pieces, offsets, slots, PIECE: tl.constexpr):
     """The piece's latent, the range of its places and its row of the table, -1 if it has none."""
-    i_latent = tl.load(latent + i_piece)
+    i_latent = tl.load(latent + i_piece).to(tl.int64)
     number = i_piece - tl.load(pieces + i_latent)
     begin = tl.load(offsets + i_latent) + number * PIECE
     end = tl.minimum(begin + PIECE, tl.load(offsets + i_latent + 1))
-    slot = tl.load(slots + i_latent)
+    slot = tl.load(slots + i_latent).to(tl.int64)
     return i_latent, begin, end, tl.where(tl.load(slots + i_latent + 1) > slot, slot + number, -1)
 
 
-@triton.jit(do_not_specialize=["k", "n"])
+@triton.jit(do_not_specialize=["n"])
 def scatter_kernel(
     values,  # [n_tokens, k]
     rows,  # [n_tokens, d]
-    order,
+    tokens,
+    places,
     offsets,
     pieces,
     slots,
@@ -81,7 +54,6 @@ def scatter_kernel(
     table,  # [slots, d] float32
     d,
     stride_rows,
-    k,
     n,
     PIECE: tl.constexpr,
     PLACES: tl.constexpr,
@@ -96,11 +68,11 @@ def scatter_kernel(
         for start in range(begin, end, PLACES):
             o_entry = start + tl.arange(0, PLACES)
             m_entry = o_entry < end
-            place = tl.load(order + o_entry, mask=m_entry, other=0)
-            weights = tl.load(values + place, mask=m_entry, other=0).to(tl.float32)
-            p_rows = rows + (place // k)[:, None] * stride_rows + o_column[None, :]
+            weights = tl.load(values + tl.load(places + o_entry, mask=m_entry, other=0), mask=m_entry, other=0)
+            i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
+            p_rows = rows + i_token[:, None] * stride_rows + o_column[None, :]
             mask = m_entry[:, None] & m_column[None, :]
-            acc += weights[:, None] * tl.load(p_rows, mask=mask, other=0).to(tl.float32)
+            acc += weights.to(tl.float32)[:, None] * tl.load(p_rows, mask=mask, other=0).to(tl.float32)
         total = tl.sum(acc, 0)
         if slot < 0:
             p_out = out + i_latent * d + o_column
@@ -119,7 +91,7 @@ def fold_kernel(
 ):
     """Adds the partial sums of each latent of several pieces, in their order."""
     i_latent = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(slots + i_latent), tl.load(slots + i_latent + 1)
+    begin, end = tl.load(slots + i_latent).to(tl.int64), tl.load(slots + i_latent + 1).to(tl.int64)
     if end > begin:
         o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < width
@@ -131,8 +103,18 @@ def fold_kernel(
 
 
 @triton.jit
-def _tiles(p_rows, mask, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Whole rows as a tuple of tiles of columns."""
+def _row(p_row, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
+    """One row as a tuple of tiles of columns."""
+    tiles = ()
+    for i in tl.static_range(TILES):
+        o_column = i * COLUMNS + tl.arange(0, COLUMNS)
+        tiles += (tl.load(p_row + o_column, mask=o_column < d, other=0),)  # type: ignore[assignment]
+    return tiles
+
+
+@triton.jit
+def _rows(p_rows, mask, d, TILES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Several rows, likewise."""
     tiles = ()
     for i in tl.static_range(TILES):
         o_column = i * COLUMNS + tl.arange(0, COLUMNS)
@@ -150,8 +132,17 @@ def _zeros(TILES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _dots(rows, row, TILES: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr):
+    """The products of several rows with one."""
+    products = tl.zeros([PLACES, COLUMNS], tl.float32)
+    for i in tl.static_range(TILES):
+        products += rows[i].to(tl.float32) * row[i].to(tl.float32)[None, :]
+    return tl.sum(products, 1)
+
+
+@triton.jit
 def _add_weighted(sums, weights, rows, TILES: tl.constexpr):
-    """``sums + weights^T rows``, tile by tile."""
+    """``sums + weights^T rows``, tile by tile. A thread holds a column of all rows, so that nothing is exchanged."""
     tiles = ()
     for i in tl.static_range(TILES):
         tiles += (sums[i] + tl.sum(weights[:, None] * rows[i].to(tl.float32), 0),)  # type: ignore[assignment]
@@ -171,14 +162,15 @@ def _add_row(sums, out, table, i_latent, slot, d, TILES: tl.constexpr, COLUMNS: 
             tl.store(table + slot * d + o_column, sums[i], mask=m_column)
 
 
-@triton.jit(do_not_specialize=["k", "n"])
+@triton.jit(do_not_specialize=["n"])
 def backward_latents_kernel(
     values,  # [n_tokens, k]
     extra,  # [n_tokens, k] float32 or None
     grad,  # [n_tokens, d], in the dtype of W_dec
     x_mod,  # [n_tokens, d] or None
     W_dec,  # [n, d]
-    order,
+    tokens,
+    places,
     offsets,
     pieces,
     slots,
@@ -194,7 +186,6 @@ def backward_latents_kernel(
     stride_grad,
     stride_x_mod,
     stride_W_dec,
-    k,
     n,
     PIECE: tl.constexpr,
     TILES: tl.constexpr,
@@ -206,18 +197,14 @@ def backward_latents_kernel(
         i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
         sums_dec, sums_enc = _zeros(TILES, COLUMNS), _zeros(TILES, COLUMNS)
         sum_b = tl.zeros([PLACES], tl.float32)
+        weights = _row(W_dec + i_latent * stride_W_dec, d, TILES, COLUMNS)
         for start in range(begin, end, PLACES):
             o_entry = start + tl.arange(0, PLACES)
             m_entry = o_entry < end
-            place = tl.load(order + o_entry, mask=m_entry, other=0)
-            token = place // k
-            grads = _tiles(grad + token * stride_grad, m_entry, d, TILES, COLUMNS)
-            products = tl.zeros([PLACES, COLUMNS], tl.float32)
-            for i in tl.static_range(TILES):
-                o_column = i * COLUMNS + tl.arange(0, COLUMNS)
-                weights = tl.load(W_dec + i_latent * stride_W_dec + o_column, mask=o_column < d, other=0)
-                products += grads[i].to(tl.float32) * weights.to(tl.float32)[None, :]
-            slopes = tl.sum(products, 1)
+            place = tl.load(places + o_entry, mask=m_entry, other=0)
+            i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
+            grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
+            slopes = _dots(grads, weights, TILES, PLACES, COLUMNS)
             if extra is not None:
                 slopes += tl.load(extra + place, mask=m_entry, other=0)
             # Entries past the end have gradients of 0 but a row of weights that may be infinite or NaN.
@@ -228,7 +215,7 @@ def backward_latents_kernel(
                 code = tl.load(values + place, mask=m_entry, other=0).to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_dec = _add_weighted(sums_dec, code, grads, TILES)
             if grad_W_enc is not None:
-                inputs = _tiles(x_mod + token * stride_x_mod, m_entry, d, TILES, COLUMNS)
+                inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
                 rounded = slopes.to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_enc = _add_weighted(sums_enc, rounded, inputs, TILES)
         if grad_W_dec is not None:
@@ -251,7 +238,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     table = _table(layout, d_model)
     launch.launch(
         scatter_kernel,
-        (len(layout.latent) if len(layout.order) else 0, triton.cdiv(d_model, columns)),
+        (len(layout.latent) if len(layout.places) else 0, triton.cdiv(d_model, columns)),
         out.device,
         launch.contiguous(values),
         rows,
@@ -260,7 +247,6 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
         table,
         d_model,
         rows.stride(0),
-        values.shape[1],
         n_latents,
         PIECE=PIECE,
         PLACES=config["PLACES"],
@@ -298,7 +284,7 @@ def backward_latents(
     config = launch.config("backward_latents", W_dec, d_model)
     launch.launch(
         backward_latents_kernel,
-        (len(layout.latent) if len(layout.order) else 0,),
+        (len(layout.latent) if len(layout.places) else 0,),
         device,
         launch.contiguous(values),
         None if extra is None else launch.contiguous(extra),
@@ -317,7 +303,6 @@ def backward_latents(
         grad.stride(0),
         x_mod.stride(0),
         W_dec.stride(0),
-        indices.shape[1],
         n_latents,
         PIECE=PIECE,
         **_row_tiles(config, d_model),
@@ -347,11 +332,11 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
 
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
-    columns = launch.cover(d_model, config["COLUMNS"])
+    columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
     return {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
 
 
-_LAYOUT = {"order": "*i64", "offsets": "*i64", "pieces": "*i64", "slots": "*i64", "latent": "*i64"}
+_LAYOUT = dict.fromkeys(Layout._fields, "*i32")
 
 
 def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
@@ -359,12 +344,12 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     config = static("scatter", arch, dtype, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"]), "PIECE": PIECE}
     signature = {"values": f"*{kind}", "rows": f"*{kind}", **_LAYOUT, "out": "*fp32", "table": "*fp32"}
-    signature |= {"d": "i32", "stride_rows": "i32", "k": "i32", "n": "i32"}
+    signature |= {"d": "i32", "stride_rows": "i32", "n": "i32"}
     records = [spec(f"scatter {name}", arch, scatter_kernel, signature, columns, config, ("d", "stride_rows"))]
 
     config = static("fold", arch, torch.float32, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
-    signature = {"table": "*fp32", "slots": "*i64", "out": "*fp32", "width": "i32"}
+    signature = {"table": "*fp32", "slots": "*i32", "out": "*fp32", "width": "i32"}
     records.append(spec(f"fold d={d_model}", arch, fold_kernel, signature, columns, config, ("width",)))
 
     config = static("backward_latents", arch, dtype, d_model)
@@ -374,7 +359,7 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     signature = {name: _LAYOUT.get(name, "*fp32") for name in names}
     signature |= {name: f"*{kind}" for name in ("values", "grad", "x_mod", "W_dec")}
     strides = ("d", "stride_grad", "stride_x_mod", "stride_W_dec")
-    signature |= {name: "i32" for name in (*strides, "k", "n")}
+    signature |= {name: "i32" for name in (*strides, "n")}
     kernel = backward_latents_kernel
     records.append(spec(f"backward_latents {name}", arch, kernel, signature, constants, config, strides))
     return records
