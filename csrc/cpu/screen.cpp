@@ -5,7 +5,7 @@ namespace tide {
 namespace {
 
 constexpr int64_t kProductElements = 1 << 23;  // of a tile of tokens, in bfloat16
-constexpr int64_t kTrial = 16;                 // of so many tokens, and of latents this fraction, is a trial made
+constexpr int64_t kTrial = 16;                 // a trial is made of so many tokens, and of this fraction of the latents
 
 Tensor rows_of_floats(const Tensor& t, const char* name) {
   require_matrix(t, name);
@@ -31,9 +31,9 @@ struct Buffers {
     }
     args.capacity = 2 * k + args.n / 16 + 64;
     packed = integers({tile, most_pairs(args.d)}), columns = integers({tile, args.capacity}), used = integers({tile});
-    tokens = reals({3, tile}), latents = reals({3, args.stride});
     // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
     args.stride = ((args.n + 31) / 32 | 1) * 32;
+    tokens = reals({3, tile}), latents = reals({3, args.stride});
     product = torch::stable::new_empty(x, {tile, args.stride}, ScalarType::BFloat16);
     exact = reals({tile, args.capacity});
     args.packed = static_cast<uint32_t*>(packed.data_ptr());
@@ -82,6 +82,7 @@ bool screen(const ScreenArgs& args) {
 
 // A screen of few tokens and a part of the latents costs little and shows whether that of all pays.
 bool promising(ScreenArgs args) {
+  if (args.n < 64 * kTrial) return true;
   args.n_tokens = args.n_tokens < kTrial ? args.n_tokens : kTrial;
   args.n = (args.n + kTrial - 1) / kTrial;
   args.k = (args.k + kTrial - 1) / kTrial;
