@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check sanitize cuda-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ sanitize: setup
 # The CUDA sources through nvcc: no GPU needed, no register may spill.
 cuda-check: setup
 	$(BIN)/python csrc/check_cuda.py
+
+# csrc/ with the headers of the oldest and of the newest torch; they are fetched once.
+torch-check: setup
+	$(BIN)/python csrc/check_torch_versions.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,17 +1,22 @@
 """Builds the compiled kernels of csrc/ where torch and a compiler are at hand; all else is in pyproject.toml.
 
 Without them the package installs all the same: `tide_kernels.native` says why it cannot serve, and the other
-backends do.
+backends do. `python setup.py build_ext --inplace` builds the kernels alone: it takes any setuptools, and fails if one
+of them does not build.
 """
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Distribution, setup
 
 COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
 # The oldest libtorch that the binaries load with: they use the stable ABI alone.
@@ -35,6 +40,35 @@ def sources(folder: str, suffix: str) -> list[str]:
     return [path.as_posix() for path in sorted(Path("csrc", folder).glob(f"*{suffix}")) if path.stem != "variant"]
 
 
+def compile_aloud(function: Callable[[], None]) -> None:
+    """Calls the function and afterwards prints what it and the compilers that it started have printed.
+
+    Raises:
+        RuntimeError: it failed. The message is the first error that a compiler printed, else the function's own.
+    """
+    failure = None
+    with tempfile.TemporaryFile() as printed:
+        streams = [os.dup(1), os.dup(2)]
+        sys.stdout.flush()
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+        try:
+            function()
+        except Exception as error:  # setuptools and torch raise many kinds
+            failure = error
+        finally:
+            sys.stdout.flush()
+            for number, stream in enumerate(streams, 1):
+                os.dup2(stream, number)
+                os.close(stream)
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+    sys.stdout.write(text)
+    if failure is not None:
+        found = re.search(r"^.*\b(?:error: |cannot find ).*$", text, re.MULTILINE)
+        raise RuntimeError(found[0].strip() if found else str(failure).strip().splitlines()[0]) from failure
+
+
 def build_arguments() -> dict[str, Any]:
     try:
         import torch
@@ -45,22 +79,49 @@ def build_arguments() -> dict[str, Any]:
         return {}
 
     class Build(BuildExtension):
-        """Adds the objects of the variants; a failure leaves an extension out instead of ending the install."""
+        """Adds the objects of the variants; a failure leaves an extension out instead of ending the install.
+
+        The reason goes into a file in the library's place, where `tide_kernels.native` finds it: pip shows nothing.
+        """
+
+        failures: dict[str, str]  # by the extension's name
+
+        def run(self) -> None:
+            self.failures = {}
+            super().run()
+            for extension in self.extensions:
+                self.note(Path("" if self.inplace else self.build_lib, *extension.name.split(".")))
+
+        def note(self, library: Path) -> None:
+            reason = self.failures.get(library.name)
+            file = library.parent / f"_failed{library.name.removeprefix('_native')}.txt"
+            if reason is None:
+                file.unlink(missing_ok=True)
+                return
+            for stale in library.parent.glob(f"{library.name}.*"):
+                stale.unlink()
+            library.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{reason}\n")
 
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
             except (RuntimeError, OSError, AssertionError) as error:  # no compiler at all
-                say(str(error).strip().splitlines()[0])
+                self.failures["compiler"] = str(error).strip().splitlines()[0]
+                say(self.failures["compiler"])
 
         def build_extension(self, ext: Any) -> None:
             try:
-                if ext.name.endswith("_cpu"):
-                    ext.extra_objects = [*ext.extra_objects, *self.variants()]
-                super().build_extension(ext)
-            except Exception as error:
-                say(f"{ext.name}: {str(error).strip().splitlines()[0]}")
+                compile_aloud(lambda: self.compile_extension(ext))
+            except RuntimeError as error:
+                self.failures[ext.name.rpartition(".")[2]] = str(error)
+                say(f"{ext.name}: {error}")
                 raise CompileError(str(error)) from error  # the extension is optional: setuptools continues
+
+        def compile_extension(self, ext: Any) -> None:
+            if ext.name.endswith("_cpu"):
+                ext.extra_objects = [*ext.extra_objects, *self.variants()]
+            super().build_extension(ext)
 
         def variants(self) -> list[str]:
             objects: list[str] = []
@@ -99,6 +160,7 @@ def build_arguments() -> dict[str, Any]:
                     "-gencode=arch=compute_90,code=compute_90",
                 ],
             },
+            depends=sources("cuda", ".cuh"),
             py_limited_api=True,
             optional=True,
         )
@@ -110,4 +172,17 @@ def build_arguments() -> dict[str, Any]:
     }
 
 
-setup(**build_arguments())
+def build_kernels() -> None:
+    """Only the extensions, without reading pyproject.toml, whose license field needs setuptools 77."""
+    arguments = build_arguments()
+    distribution = Distribution({"name": "tide-sae", "script_args": sys.argv[1:], **arguments})
+    distribution.parse_command_line()
+    distribution.run_commands()
+    if not arguments or distribution.get_command_obj("build_ext").failures:
+        sys.exit("tide-sae: not all compiled kernels were built")
+
+
+if sys.argv[1:2] == ["build_ext"]:
+    build_kernels()
+else:
+    setup(**build_arguments())

@@ -1,15 +1,19 @@
-"""Lower bounds for a step: this machine's own products, copies and gathers, timed in the same run.
+"""Lower bounds: of each kernel by arithmetic, and of a step by this machine's own products, copies and gathers.
 
-A step in the dense regime needs five products and the selection; one in the sparse regime the encoder's product,
-the selection and four gathers. On a CPU, whose caches serve the gathers, the sparse floor is only the product and
-the selection, which any exact TopK has to do. A selection's floor is reading and writing its chunk once.
+`kernel_floors` divides what `benchmarks.work` counts by the ceilings of a device, given or measured.
+
+`step_floors` times the parts of a step in the same run. A step in the dense regime needs five products and the
+selection; one in the sparse regime the encoder's product, the selection and four gathers. On a CPU, whose caches
+serve the gathers, the sparse floor is only the product and the selection, which any exact TopK has to do. A
+selection's floor is reading and writing its chunk once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +22,89 @@ from torch import Tensor
 from benchmarks.measure import time_of
 from benchmarks.probes import gather_bandwidth
 from benchmarks.shapes import Shape
+from benchmarks.work import BY_TWO_PRODUCTS, KERNELS, REGIMES, Case, Work, gather, parts, step_kernels
+
+# The share of the L2 that a gathered table can use; the rest holds what streams past.
+_L2_SHARE = 2 / 3
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The highest rates of a device, measured on large sizes."""
+
+    flops: float  # of matrix products in the compute dtype, a second
+    memory: float  # bytes a second to and from device memory
+    l2: float  # bytes of the L2
+    gathers: float  # bytes a second of rows gathered from the L2
+
+
+# Products and copies as measured once; the rate of gathers is assumed.
+CEILINGS = {
+    "h200": Ceilings(790e12, 4.3e12, 60e6, 5.5e12),
+    "h100": Ceilings(798e12, 3.0e12, 50e6, 5.5e12),
+}
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds, and their parts."""
+    """The least seconds of a kernel, and what they are made of."""
+
+    seconds: float
+    bound: str  # what limits it: products, memory or gathers; "parts" for a sequence of kernels
+    work: Work
+
+    def __add__(self, other: Floor) -> Floor:
+        return Floor(self.seconds + other.seconds, "parts", self.work + other.work)
+
+
+def floor_of(work: Work, ceilings: Ceilings) -> Floor:
+    """The largest of the times that its products, its streams and its gathers take alone.
+
+    A gathered row comes from the L2 with the probability that the part of the table that fits has; the others come
+    from memory. What fits into the L2 as a whole may have stayed there, so it streams at the L2's rate.
+    """
+    usable = ceilings.l2 * _L2_SHARE
+    hits = min(1.0, usable / work.table) if work.table else 1.0
+    stays = work.streamed <= usable and not work.gathered
+    times = {
+        "products": work.flops / ceilings.flops,
+        "memory": work.streamed / (max(ceilings.gathers, ceilings.memory) if stays else ceilings.memory),
+        "gathers": work.gathered * (hits / ceilings.gathers + (1 - hits) / ceilings.memory),
+    }
+    bound = max(times, key=lambda name: times[name])
+    return Floor(times[bound], bound, work)
+
+
+def kernel_floor(name: str, case: Case, ceilings: Ceilings) -> Floor:
+    """The floor of one kernel, or of a sequence that `benchmarks.work.parts` knows."""
+    return reduce(add, (floor_of(work, ceilings) for work in parts(name, case)))
+
+
+def kernel_floors(
+    shape: Shape, ceilings: Ceilings, *, regime: str | None = None, all_terms: bool = False, itemsize: int = 2
+) -> dict[str, Floor]:
+    """The floor of every kernel by name, those of the other regime too.
+
+    ``regime`` (default: the one whose step has the lower floor) decides the dtype of the loss's gradient and the form
+    of "aux" and "code_sums", ``all_terms`` whether the loss writes the error; ``itemsize``: bytes of the compute dtype.
+    """
+    case = Case(shape, regime or lower_regime(shape, ceilings), all_terms, itemsize)
+    return {name: kernel_floor(name, case, ceilings) for name in (*KERNELS, BY_TWO_PRODUCTS, "aux")}
+
+
+def lower_regime(shape: Shape, ceilings: Ceilings) -> str:
+    """The regime whose step has the lower floor."""
+    return min(REGIMES, key=lambda regime: model_floor(Case(shape, regime), ceilings))
+
+
+def model_floor(case: Case, ceilings: Ceilings) -> float:
+    """Seconds of a step: the sum of the floors of its kernels."""
+    return sum(kernel_floor(name, case, ceilings).seconds for name in step_kernels(case))
+
+
+@dataclass(frozen=True)
+class StepFloor:
+    """Measured seconds of a step's parts."""
 
     regime: str
     parts: dict[str, float] = field(default_factory=dict)
@@ -73,11 +155,11 @@ def select_seconds(shape: Shape, device: torch.device, dtype: torch.dtype) -> fl
 
 
 @cache
-def step_floors(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Floor, Floor]:
+def step_floors(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[StepFloor, StepFloor]:
     """The floors of the dense and of the sparse regime."""
     encode, select = encoder_seconds(shape, device, dtype), select_seconds(shape, device, dtype)
     products = product_seconds(shape, device, dtype)
-    dense = Floor(
+    dense = StepFloor(
         "dense",
         {
             "encode": encode,
@@ -89,11 +171,11 @@ def step_floors(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple
     )
     sparse = {"encode": encode, "select": select}
     if device.type != "cpu":
-        moved = 4 * shape.n_tokens * shape.k * shape.d_model * dtype.itemsize
+        moved = 4 * gather(Case(shape, "sparse", itemsize=dtype.itemsize)).gathered
         sparse["gathers"] = moved / gather_bandwidth(shape.n_latents, shape.d_model, shape.k, device, dtype)
-    return dense, Floor("sparse", sparse)
+    return dense, StepFloor("sparse", sparse)
 
 
-def step_floor(shape: Shape, device: torch.device, dtype: torch.dtype) -> Floor:
+def step_floor(shape: Shape, device: torch.device, dtype: torch.dtype) -> StepFloor:
     """The lower of the two."""
     return min(step_floors(shape, device, dtype), key=lambda floor: floor.seconds)

@@ -38,7 +38,7 @@ def _library() -> ctypes.CDLL | str:
     found = [Path(named)] if named else sorted(_FOLDER.glob("_native_cpu*"))
     if not found:
         compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-        return f"not built: {'the build failed or found no torch' if compiler else 'no C++ compiler'}; {_REBUILD}"
+        return _not_built("cpu", "it found no torch" if compiler else "no C++ compiler")
     try:
         torch.ops.load_library(str(found[0]))
         library = ctypes.CDLL(str(found[0]))
@@ -49,16 +49,23 @@ def _library() -> ctypes.CDLL | str:
     return reason.decode() if reason else library
 
 
+def _not_built(name: str, otherwise: str) -> str:
+    """Why a library is missing: what setup.py wrote down when its build failed, or another reason."""
+    note = _FOLDER / f"_failed_{name}.txt"
+    failed = note.is_file()
+    return f"not built: {f'its build failed: {note.read_text().strip()}' if failed else otherwise}; {_REBUILD}"
+
+
 @cache
 def cuda_unavailable() -> str | None:
-    """Why the library's CUDA operators (select, keep_top_, transpose) cannot serve, or None."""
+    """Why the library's CUDA operators (select, keep_top_) cannot serve, or None."""
     if torch.version.cuda is None:
         return "this PyTorch is not built for CUDA"
     if unavailable() is not None:  # the schema is in the CPU library
         return unavailable()
     found = sorted(_FOLDER.glob("_native_cuda*"))
     if not found:
-        return f"not built: {'the build failed' if shutil.which('nvcc') else 'no nvcc'}; {_REBUILD}"
+        return _not_built("cuda", "no nvcc was found, or a torch without CUDA")
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:

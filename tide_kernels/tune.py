@@ -1,10 +1,11 @@
 """Tunes launch configurations on this machine's GPU: ``python -m tide_kernels.tune``.
 
 Each kernel is tuned at the given shapes by hill climbing from its current configuration: neighbours that change one
-entry are timed, and the fastest becomes the next start, until none is faster. A candidate counts only if its result
-equals that of the start. Winners are saved after each kernel to the file that `tide_kernels.triton.configs` reads, so
-that an interrupted run keeps what it found. Choices of the host (cuBLAS or Triton) are entries like the others. The
-break-even density of the regimes, and the times of the single-launch and the split encoder, are printed as well.
+entry are compiled in parallel and timed one after another, and the fastest becomes the next start, until none is
+faster. A candidate counts only if its result equals that of the start up to rounding. Winners are saved after each
+kernel to the file that `tide_kernels.triton.configs` reads, so that an interrupted run keeps what it found. Choices of
+the host (cuBLAS or Triton) are entries like the others. The break-even density of the regimes, and the times of the
+single-launch and the split encoder, are printed as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tide_kernels import encode_topk, tide_loss
 from tide_kernels.losses import LossWeights
@@ -45,14 +45,17 @@ from tide_kernels.tune_runs import (
 
 Config = dict[str, int]
 
+NO_LIMIT = 255  # registers of a thread that the hardware has anyway
+DISPATCH_SHARE = 0.15  # of the minutes, for the regimes and the encoders
 GAIN = 0.97  # a candidate has to be below this share of the best time so far
 
 # The choices for entries that are not sizes. For group_tokens, one on either side of GROUP_TOKENS.
 _CHOICES = {
     "cublas": (0, 1),
     "compiled": (0, 1),
+    "tma": (0, 1),
     "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
-    "maxnreg": (96, 128, 168, 240),
+    "maxnreg": (96, 128, 168, NO_LIMIT),
 }
 _LEAST = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}  # of a matrix product on tensor cores
 _RANGE = {"num_warps": (1, 32), "num_stages": (1, 5)}
@@ -60,7 +63,7 @@ _RANGE = {"num_warps": (1, 32), "num_stages": (1, 5)}
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel at a shape, and the key by which `configs` looks up its configuration."""
+    """A kernel at a shape, and what `configs` looks up its configuration by."""
 
     kernel: str
     arch: str
@@ -68,6 +71,13 @@ class Job:
     size: int
     run: Run
     label: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its configuration in the file."""
+        from tide_kernels.triton import configs
+
+        return configs.key(self.kernel, self.arch, self.dtype, self.size)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Outcome:
 
 def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> Iterator[Job]:
     """The kernels at the shapes at which they would run: those of each regime at its densities."""
-    from tide_kernels.triton import launch
+    from tide_kernels.triton import configs, launch
 
     arch = launch.architecture(device)
     seen = set()
@@ -90,18 +100,21 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
         operands = Operands(shape, dtype, device)
         dense = shape.k / shape.n_latents > backend().dense_above(device)
         for kernel in kernels:
-            runner, size = RUNNERS[kernel]
-            place = (kernel, getattr(shape, size))
-            if kernel in (SPARSE if dense else DENSE) or place in seen:
+            runner, name = RUNNERS[kernel]
+            size = getattr(shape, name)
+            key = configs.key(kernel, arch, dtype, size)
+            if kernel in (SPARSE if dense else DENSE) or key in seen:
                 continue
-            seen.add(place)
-            yield Job(kernel, arch, dtype, place[1], runner(operands), f"{kernel} {shape}")
+            seen.add(key)
+            yield Job(kernel, arch, dtype, size, runner(operands), f"{kernel} {shape}")
 
 
-def neighbours(config: Config) -> list[Config]:
-    """Configurations that differ from this one in one entry: a size halved or doubled, or one stage more or less."""
+def neighbours(config: Config, arch: str) -> list[Config]:
+    """Configurations that differ from this one in one entry: a size halved or doubled, one stage more or less, another
+    limit of registers (which ROCm does not know)."""
     found = []
-    for name, value in config.items():
+    entries = ({"maxnreg": NO_LIMIT} if arch.startswith("sm") else {}) | config
+    for name, value in entries.items():
         if name in _CHOICES:
             values = {choice for choice in _CHOICES[name] if choice != value}
         elif name == "num_stages":
@@ -114,18 +127,27 @@ def neighbours(config: Config) -> list[Config]:
 
 
 def climb(
-    start: Config, seconds_at_start: float, measure: Callable[[Config], float | None], deadline: float = math.inf
+    start: Config,
+    seconds_at_start: float,
+    measure: Callable[[Config], float | None],
+    arch: str,
+    deadline: float = math.inf,
+    prepare: Callable[[Sequence[Config]], None] = lambda candidates: None,
 ) -> tuple[Config, float, int]:
     """Climbs from ``start``. Returns the best configuration, its time, and how many were tried.
 
-    ``measure`` gives a configuration's time, or None if it fails; ``deadline`` is one of `time.monotonic`.
+    ``measure`` gives a configuration's time, or None if it fails; ``prepare`` is called before with all that are to be
+    measured next; ``deadline`` is one of `time.monotonic`.
     """
     best, seconds, tried = start, seconds_at_start, [start]
     while True:
         round_best, round_seconds = best, seconds
-        for candidate in neighbours(best):
-            if candidate in tried or time.monotonic() > deadline:
-                continue
+        candidates = [candidate for candidate in neighbours(best, arch) if candidate not in tried]
+        if candidates and time.monotonic() <= deadline:
+            prepare(candidates)
+        for candidate in candidates:
+            if time.monotonic() > deadline:
+                break
             tried.append(candidate)
             taken = measure(candidate)
             if taken is not None and taken < min(GAIN * seconds, round_seconds):
@@ -135,19 +157,17 @@ def climb(
         best, seconds = round_best, round_seconds
 
 
-def same(results: Results, expected: Results) -> bool:
-    """Whether results are equal: integers exactly, floats up to rounding in another order of summation."""
+def same(results: Results, expected: Results, dtype: torch.dtype) -> bool:
+    """Whether results are equal: integers exactly, floats up to the rounding of operands to ``dtype`` and another order
+    of summation."""
+    allowed = max(1e-5, torch.finfo(dtype).eps)
     for got, want in zip(results, expected, strict=True):
         if not want.dtype.is_floating_point:
             if not torch.equal(got, want):
                 return False
-        elif not float((got.double() - want.double()).norm()) <= _allowed(want) * float(want.double().norm()):
+        elif not float((got.double() - want.double()).norm()) <= allowed * float(want.double().norm()):
             return False
     return True
-
-
-def _allowed(tensor: Tensor) -> float:
-    return max(1e-5, torch.finfo(tensor.dtype).eps)
 
 
 def save(path: Path, entries: dict[str, Config]) -> None:
@@ -191,24 +211,35 @@ def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) ->
     """Climbs from the job's configuration in use. ``timer`` gives the seconds of a run."""
     from tide_kernels.triton import configs
 
-    key = configs.key(job.kernel, job.arch, job.dtype, job.size)
     before = dict(configs.lookup(job.kernel, job.arch, job.dtype, job.size))
 
     def clones() -> Results:
         return tuple(result.clone() for result in job.run())
 
-    with _trial(key, before):
+    with _trial(job.key, before):
         expected, seconds_before = clones(), timer(job.run)
 
     def measure(config: Config) -> float | None:
-        with _trial(key, config):
+        with _trial(job.key, config):
             try:
-                return timer(job.run) if same(clones(), expected) else None
+                return timer(job.run) if same(clones(), expected, job.dtype) else None
             except Exception:  # out of registers or shared memory, or the compiler fails
                 return None
 
-    after, seconds_after, trials = climb(before, seconds_before, measure, deadline)
+    after, seconds_after, trials = climb(
+        before, seconds_before, measure, job.arch, deadline, partial(compile_candidates, job)
+    )
     return Outcome(job, before, after, seconds_before, seconds_after, trials)
+
+
+def compile_candidates(job: Job, candidates: Sequence[Config]) -> None:
+    """Compiles the job's kernel in all these configurations at once. Those that fail are found when they are run."""
+    from tide_kernels.triton import launch
+
+    with launch.compiling():
+        for config in candidates:
+            with _trial(job.key, config), suppress(Exception):
+                job.run()
 
 
 def tune_all(
@@ -224,7 +255,7 @@ def tune_all(
             return
         outcome = tune(job, timer, time.monotonic() + left / (len(todo) - i))
         if outcome.after != outcome.before:
-            save(path, {configs.key(job.kernel, job.arch, job.dtype, job.size): outcome.after})
+            save(path, {job.key: outcome.after})
             configs.reload()
         yield outcome
 
@@ -310,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="only these")
     parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=list(SHAPES), metavar="N,d,n,k")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--minutes", type=float, default=10.0, help="stop tuning kernels after this long (default: 10)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="end after about this long (default: 8)")
     parser.add_argument("--no-dispatch", action="store_true", help="leave out the regimes and the encoders")
     options = parser.parse_args(arguments)
     if reason := refusal():
@@ -322,9 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = configs.cache_file()
     print(f"{torch.cuda.get_device_name(device)}, {options.dtype}, into {path}")
     print(f"{'kernel':52} {'before ms':>9} {'after ms':>9} {'gain':>6} {'trials':>6}")
-    for outcome in tune_all(
-        list(jobs(options.kernels, options.shapes, dtype, device)), gpu_timer, path, options.minutes
-    ):
+    minutes = options.minutes * (1 if options.no_dispatch else 1 - DISPATCH_SHARE)
+    for outcome in tune_all(list(jobs(options.kernels, options.shapes, dtype, device)), gpu_timer, path, minutes):
         print(show(outcome), flush=True)
     if not options.no_dispatch:
         for line in dispatch_lines(options.shapes[0], dtype, device, gpu_timer):

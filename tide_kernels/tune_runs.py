@@ -37,7 +37,13 @@ class Shape:
         return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
 
 
-SHAPES = (Shape(16384, 1152, 18432, 922), Shape(16384, 1152, 18432, 32))
+# The paper's shape, a sparse one, and other lengths of a row for the selection.
+SHAPES = (
+    Shape(16384, 1152, 18432, 922),
+    Shape(16384, 1152, 18432, 32),
+    Shape(16384, 1152, 4608, 230),
+    Shape(16384, 1152, 73728, 64),
+)
 
 
 class Operands:
@@ -76,6 +82,10 @@ class Operands:
         return tokens * len(self.scale) // self.shape.n_tokens
 
     @cached_property
+    def x_mod(self) -> Tensor:
+        return backend().modulate(self.x, self.scale, self.scale, self.group, False, self.dtype)
+
+    @cached_property
     def pre(self) -> Tensor:
         return torch.nn.functional.linear(self.x, self.W, self.b)
 
@@ -103,9 +113,7 @@ def backend() -> Any:
     return triton
 
 
-def _select(o: Operands) -> Run:
-    if o.shape.k / o.shape.n_latents <= backend().dense_above(o.device):
-        return lambda: backend().select(o.pre, o.shape.k)
+def _keep_top(o: Operands) -> Run:
     scratch = torch.empty_like(o.pre)
 
     def in_place() -> Results:  # every candidate pays for the same copy
@@ -153,7 +161,7 @@ def _encoder_gradients(o: Operands) -> Run:
 
     def run() -> Results:
         sums = (grad_W.zero_(), *tables.zero_())
-        backend().encoder_gradients(o.z, o.x, o.x, o.scale, o.scale, o.group, False, o.W, *sums)
+        backend().encoder_gradients(o.z, o.x, o.x_mod, o.scale, o.scale, o.group, False, o.W, *sums)
         return sums
 
     return run
@@ -181,7 +189,8 @@ def _loss(o: Operands) -> Run:
 
 # How to run each kernel, and the size by which `configs` looks it up; ordered by their share of a step's time.
 RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
-    "select": (_select, "n_latents"),
+    "keep_top": (_keep_top, "n_latents"),
+    "select": (lambda o: lambda: backend().select(o.pre, o.shape.k), "n_latents"),
     "masked_gradient": (_masked_gradient, "d_model"),
     "encoder_gradients": (_encoder_gradients, "d_model"),
     "pre_activations": (lambda o: lambda: (backend().pre_activations(o.x, o.W, o.b),), "d_model"),
@@ -202,5 +211,5 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "product": (_product, "d_model"),
 }
 KERNELS = tuple(RUNNERS)
-SPARSE = ("backward_latents", "gather", "scatter", "sampled")
-DENSE = ("masked_gradient", "encoder_gradients", "code_sums")
+SPARSE = ("select", "backward_latents", "gather", "scatter", "sampled")
+DENSE = ("keep_top", "masked_gradient", "encoder_gradients", "code_sums")

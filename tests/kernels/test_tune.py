@@ -1,5 +1,6 @@
 """The search for launch configurations, with invented times."""
 
+import contextlib
 import json
 import math
 
@@ -33,7 +34,7 @@ def fake_job(result=lambda config: torch.ones(3)):
 
 
 def test_neighbours_differ_in_one_entry_and_stay_in_range():
-    found = tune.neighbours({"BLOCK_K": 16, "num_warps": 32, "num_stages": 1, "cublas": 1, "rows": 1})
+    found = tune.neighbours({"BLOCK_K": 16, "num_warps": 32, "num_stages": 1, "cublas": 1, "rows": 1}, "gfx942")
     assert [tuple(c.values()) for c in found] == [
         (32, 32, 1, 1, 1),
         (16, 16, 1, 1, 1),
@@ -43,23 +44,44 @@ def test_neighbours_differ_in_one_entry_and_stay_in_range():
     ]
 
 
+def test_every_kernel_may_limit_its_registers_on_cuda():
+    assert {c["maxnreg"] for c in tune.neighbours({"rows": 1}, "sm_90") if "maxnreg" in c} == {96, 128, 168}
+    limits = {c["maxnreg"] for c in tune.neighbours({"rows": 1, "maxnreg": 128}, "sm_90") if c["rows"] == 1}
+    assert limits == {96, 168, tune.NO_LIMIT}
+    assert not any("maxnreg" in c for c in tune.neighbours({"rows": 1}, "gfx942"))
+
+
 def test_the_climb_finds_the_summit_over_several_steps():
     def seconds(config):
         return 1 + abs(math.log2(config["BLOCK_M"] / 256)) + abs(config["num_warps"] - 8)
 
-    best, taken, tried = tune.climb(START, seconds(START), seconds)
+    best, taken, tried = tune.climb(START, seconds(START), seconds, "gfx942")
     assert best == {"BLOCK_M": 256, "num_warps": 8, "num_stages": 2}
     assert taken == seconds(best)
     assert tried > 6
 
 
 def test_the_climb_passes_over_failures_and_noise():
-    assert tune.climb(START, 1.0, lambda config: None)[:2] == (START, 1.0)
-    assert tune.climb(START, 1.0, lambda config: 0.99)[:2] == (START, 1.0)
+    assert tune.climb(START, 1.0, lambda config: None, "sm_90")[:2] == (START, 1.0)
+    assert tune.climb(START, 1.0, lambda config: 0.99, "sm_90")[:2] == (START, 1.0)
 
 
 def test_the_climb_ends_at_its_deadline():
-    assert tune.climb(START, 1.0, lambda config: 0.1, deadline=-math.inf) == (START, 1.0, 0)
+    def prepare(candidates):
+        raise AssertionError("there is no time to compile")
+
+    assert tune.climb(START, 1.0, lambda config: 0.1, "sm_90", -math.inf, prepare) == (START, 1.0, 0)
+
+
+def test_all_candidates_of_a_round_are_prepared_before_the_first_is_measured():
+    prepared = []
+
+    def measure(config):
+        assert config in prepared
+        return 1.0
+
+    tune.climb(START, 1.0, measure, "sm_90", prepare=prepared.extend)
+    assert prepared == tune.neighbours(START, "sm_90")
 
 
 def test_winners_are_written_and_used(cache):
@@ -102,6 +124,24 @@ def test_the_start_is_what_the_file_says(cache):
     assert outcome.before["num_warps"] == 16
 
 
+def test_candidates_are_compiled_under_their_own_configurations(monkeypatch):
+    launch = pytest.importorskip("tide_kernels.triton.launch")
+    seen = []
+    monkeypatch.setattr(launch, "compiling", lambda: contextlib.nullcontext())
+
+    def result(config):
+        seen.append(config["num_warps"])
+        if config["num_warps"] == 8:
+            raise RuntimeError("does not compile")
+        return torch.ones(3)
+
+    job, look_up = fake_job(result)
+    start = look_up()
+    tune.compile_candidates(job, [start | {"num_warps": warps} for warps in (4, 8, 16)])
+    assert seen == [4, 8, 16]
+    assert look_up() == start
+
+
 def test_no_time_left_tunes_nothing(cache):
     assert list(tune.tune_all([fake_job()[0]], lambda run: 1.0, cache, minutes=0)) == []
 
@@ -113,13 +153,14 @@ def test_saving_keeps_other_entries_and_leaves_no_other_file(cache):
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
-def test_results_may_differ_by_rounding_alone():
-    exact = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)], ids=str)
+def test_results_may_differ_by_the_rounding_of_operands_alone(dtype, rounding):
+    exact = torch.randn(1000, generator=torch.Generator().manual_seed(0))  # a float32 sum over such operands
     indices = torch.arange(5)
-    assert tune.same((exact * (1 + 1e-6), indices), (exact, indices))
-    assert not tune.same((exact * (1 + 1e-3), indices), (exact, indices))
-    assert not tune.same((exact, indices + 1), (exact, indices))
-    assert not tune.same((torch.full_like(exact, torch.nan), indices), (exact, indices))
+    assert tune.same((exact * (1 + rounding), indices), (exact, indices), dtype)
+    assert not tune.same((exact * (1 + 100 * rounding), indices), (exact, indices), dtype)
+    assert not tune.same((exact, indices + 1), (exact, indices), dtype)
+    assert not tune.same((torch.full_like(exact, torch.nan), indices), (exact, indices), dtype)
 
 
 def test_break_even_lies_where_the_lines_cross():

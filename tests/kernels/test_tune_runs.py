@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tide_kernels import backend_status, tune_runs
+from tide_kernels import backend_status, tune, tune_runs
 from tide_kernels.tune_runs import Operands, Shape
 
 configs = pytest.importorskip("tide_kernels.triton.configs", reason="needs Triton")
+launch = pytest.importorskip("tide_kernels.triton.launch", reason="needs Triton")
 
 
 def test_every_configuration_in_use_has_a_runner():
@@ -34,3 +35,21 @@ def test_a_run_gives_the_same_bits_each_time(kernel, k):
     first = [result.clone() for result in run()]
     assert first
     assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+
+
+def test_both_forms_of_the_encoders_gradients_give_the_same_result(monkeypatch, tmp_path):
+    # One works from the tokens and the modulation, the other from the modulated tokens: tuning compares them.
+    if reason := backend_status()["triton"]:
+        pytest.skip(f"triton: {reason}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    operands = Operands(Shape(6, 20, 200, 8), torch.float32, device)
+    key = configs.key("encoder_gradients", launch.architecture(device), torch.float32, 20)
+    found = []
+    for group_tokens in (1, 1000):
+        path = tmp_path / f"{group_tokens}.json"
+        tune.save(path, {key: {"group_tokens": group_tokens}})
+        monkeypatch.setenv("TIDE_KERNELS_CACHE", str(path))
+        configs.reload()
+        found.append([result.clone() for result in tune_runs.RUNNERS["encoder_gradients"][0](operands)()])
+    configs.reload()
+    assert tune.same(found[1], found[0], torch.float32)

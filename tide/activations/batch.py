@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -57,17 +57,21 @@ class ActivationBatch:
         """Where the rows stand in the diffusion, as the autoencoder takes it."""
         return Position(self.timestep, self.conditioning, self.group)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ActivationBatch:
-        """On ``device``, with ``x`` (and only x) in ``dtype``."""
-        return replace(
-            self,
-            x=self.x.to(device=device, dtype=dtype),
-            timestep=self.timestep.to(device),
-            group=self.group.to(device),
-            conditioning=None if self.conditioning is None else self.conditioning.to(device),
-            sample=self.sample.to(device),
-            token=self.token.to(device),
-        )
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> ActivationBatch:
+        """On ``device``, with ``x`` (and only x) in ``dtype``; ``non_blocking`` as in :meth:`torch.Tensor.to`."""
+        moved = self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved if dtype is None else replace(moved, x=moved.x.to(dtype))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> ActivationBatch:
+        """The same rows, with every tensor changed by ``change``."""
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
 
     def take(self, rows: Tensor | slice) -> ActivationBatch:
         """The given rows: indices, a bool mask or a slice. Groups stay as they are (see :meth:`compacted`).

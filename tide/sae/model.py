@@ -164,19 +164,45 @@ class TIDE(Autoencoder):
         """
         rows, modulation = self._entering(x, position)
         options = LossOptions(self.config.k) if options is None else options
-        if self.config.undo or self.activation is not None:
+        if not self.fused:
             return composed_loss(self, rows, modulation, options, dead)
+        return tide_loss(rows, dead=dead, **self._arguments(modulation, options))
+
+    @property
+    def fused(self) -> bool:
+        """Whether the loss is the fused op, which can add its gradients to buffers (:meth:`add_gradients`)."""
+        return not self.config.undo and self.activation is None
+
+    def add_gradients(
+        self,
+        x: Tensor,
+        position: At,
+        options: LossOptions,
+        gradients: dict[str, Tensor],
+        *,
+        dead: Tensor | None = None,
+        loss: Callable[..., LossTerms] = tide_loss,
+    ) -> LossTerms:
+        """As :meth:`loss` of a :attr:`fused` model; the gradients of ``total`` are computed along with it.
+
+        They are added to ``gradients``, buffers by the names W_enc, b_enc, W_dec and b_dec, and to ``.grad`` of the
+        modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is.
+        """
+        rows, modulation = self._entering(x, position)
+        tables = {name: getattr(modulation, name) for name in ("scale", "shift")}
+        tables = {name: table for name, table in tables.items() if table is not None and table.requires_grad}
+        found = {name: torch.zeros_like(table) for name, table in tables.items()}
+        terms = loss(rows, dead=dead, gradients={**gradients, **found}, **self._arguments(modulation, options))
+        if tables:
+            with torch.autocast(rows.device.type, enabled=False):  # as the modulation's own forward pass
+                torch.autograd.backward(list(tables.values()), list(found.values()))
+        return terms
+
+    def _arguments(self, modulation: ScaleShift, options: LossOptions) -> dict[str, Any]:
+        """What ``tide_loss`` is called with, besides rows, dead latents and buffers."""
         options = options._replace(layer_norm=self.layer_norm, backend=self.backend)
-        return tide_loss(
-            rows,
-            W_enc=self.W_enc,
-            b_enc=self.b_enc,
-            W_dec=self.W_dec,
-            b_dec=self.b_dec,
-            dead=dead,
-            **modulation._asdict(),
-            **options._asdict(),
-        )
+        weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return {**weights, **modulation._asdict(), **options._asdict()}
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""

@@ -20,8 +20,8 @@ class Revival:
 
     ENCODER_SHARE = 0.2
 
-    def __init__(self, n_latents: int, after_tokens: int) -> None:
-        self.silent_for = torch.zeros(n_latents, dtype=torch.int64)
+    def __init__(self, n_latents: int, after_tokens: int, device: torch.device | None = None) -> None:
+        self.silent_for = torch.zeros(n_latents, dtype=torch.int64, device=device)
         self.after_tokens = after_tokens
 
     def count(self, fired: Tensor, n_tokens: int) -> None:

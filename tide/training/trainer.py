@@ -29,11 +29,16 @@ from tide.sae.normalisation import Moments
 from tide.sae.revival import Revival
 from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
+from tide.training.finite import FiniteCheck
 from tide.training.memory import check_memory
+from tide.training.prefetch import Mover
 from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.start import started
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.stopping import Stop, stop_signals
+from tide.training.update import AdamW, gradient_norm
+from tide_kernels import LossOptions, LossTerms, tide_loss
+from tide_kernels.graph import GraphedLoss
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
@@ -62,6 +67,13 @@ def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: 
     if model.modulation is not None:
         model.modulation.requires_grad_(config.modulation_trainable)
     return model
+
+
+def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The figures as numbers, in one copy from the device."""
+    tensors = {name: value.double() for name, value in figures.items() if isinstance(value, Tensor)}
+    read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+    return {name: read[name] if name in read else float(value) for name, value in figures.items()}
 
 
 def _groups(model: TIDE, config: TrainConfig) -> list[dict[str, Any]]:
@@ -96,16 +108,17 @@ class Trainer:
         #: The step of the checkpoint in ``out``, once it is known to hold one of this training.
         self.saved: int | None = None
         self._in_step = False
-        self.revival = Revival(model.n_latents, config.revival.after_tokens)
+        device = self.model.W_enc.device
+        self.revival = Revival(model.n_latents, config.revival.after_tokens, device)
         self.revived = 0
         self.lr = config.learning_rate(model.d_model)
-        self.optimizer = torch.optim.AdamW(
-            _groups(model, config),
-            lr=self.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = AdamW(
+            _groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay
         )
+        self._buffers = self._kept_gradients()
+        self._finite = FiniteCheck(self._refuse, late=device.type == "cuda")
+        self._loss = GraphedLoss() if device.type == "cuda" else tide_loss
+        self._move = Mover(device)
 
     def fit(
         self,
@@ -198,7 +211,7 @@ class Trainer:
         ):
             curves: Curves | None = None
             while self.step < self.config.steps:
-                batch = self._next(stream, stop).to(self.config.device)
+                batch = self._move(self._next(stream, stop))
                 if curves is None:  # not before the first batch, so that faulty data leave no half-made folder
                     begun()
                     curves = opened.enter_context(contextlib.closing(Curves(self.out / "tensorboard", self.step + 1)))
@@ -209,7 +222,8 @@ class Trainer:
                 self.step += 1
                 self._in_step = False
                 bar.update()
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if self._is_logged(self.step):
+                    self._finite.settle()
                     figures["explained_variance"] = self._explained_variance(figures["mse"], batch.x)
                     self._log(figures, curves, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
@@ -239,50 +253,82 @@ class Trainer:
             group["lr"] = lr * group["share"]
         x = batch.x.float()
         options = config.loss.options(k, model.n_latents, paired=batch.paired)
-        dead = self.revival.dead.to(x.device) if config.loss.auxk else None
+        self.optimizer.begin()
+        terms = self._add_gradients(x, batch, options)
+        norm = gradient_norm(self.optimizer.gradients())
+        skip = self._finite.add(self.step, batch, terms.total, norm)
+        figures: dict[str, Tensor | float] = {"mse": terms.mse}
+        if self._is_logged(self.step + 1):
+            figures = self._figures(terms, norm) | {"k": float(k), "lr": lr}
+        self.optimizer.update(norm, config.clip, skip)
+        self._revive(batch, terms.fired, x)
+        return figures
+
+    def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
+        """The loss's terms; the gradients of the loss and of the regularisation are added to the parameters'."""
+        config, model = self.config, self.model
+        dead = self.revival.dead if config.loss.auxk else None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            if self._buffers:
+                return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
             terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        self._check_finite(batch, loss, norm)
-        self.optimizer.step()
-        self._revive(batch, terms.fired, x)
+        return terms
+
+    @torch.no_grad()
+    def _figures(self, terms: LossTerms, norm: Tensor) -> dict[str, Tensor | float]:
+        """What is logged of a step, before its update."""
+        reg = self.config.loss.reg
         return {
-            "loss": loss.detach(),
+            "loss": terms.total.detach() + reg * self.model.regularisation() if reg else terms.total.detach(),
             "mse": terms.mse,
             "cosine": terms.cosine,
             "temporal": terms.temporal,
             "sparsity": terms.sparsity,
             "gradient_norm": norm,
-            "k": float(k),
-            "lr": lr,
             "silent": (terms.fired == 0).float().mean(),
         }
 
-    def _check_finite(self, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> None:
-        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
-            batch.check_finite(f"block {self.model.config.block}")
-            what = "gradient" if bool(torch.isfinite(loss)) else "loss"
-            raise TideError(f"the {what} is not finite at step {self.step}; lower lr ({self.lr:g}) or train in fp32")
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.config.steps
+
+    def _refuse(self, step: int, batch: ActivationBatch, loss_is_finite: bool) -> None:
+        batch.check_finite(f"block {self.model.config.block}")
+        what = "gradient" if loss_is_finite else "loss"
+        raise TideError(f"the {what} is not finite at step {step}; lower lr ({self.lr:g}) or train in fp32")
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
         self.revival.count(fired, len(x))
         every = self.config.revival.every
         # Not in the last tenth: a latent restarted there would not have time to settle.
         late = self.step > 0.9 * self.config.steps
-        if not every or late or (self.step + 1) % every or not bool(self.revival.dead.any()):
+        if not every or late or (self.step + 1) % every:
+            return
+        self._finite.settle()  # what follows reads from the device anyway, and must not start from a bad batch
+        if not bool(self.revival.dead.any()):
             return
         with torch.no_grad():
             x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
+    def _kept_gradients(self) -> dict[str, Tensor]:
+        """The gradients that the fused loss adds to, by the names of the weights: those of AdamW's that are kept. They
+        start a step as those of the regularisation, ``reg (|W_enc|^2 + |W_dec|^2)``. None for other losses."""
+        model = self.model
+        weights = {name: getattr(model, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        weights = {name: each for name, each in weights.items() if each is not None and each.requires_grad}
+        if not model.fused or any(each.dtype not in (torch.float32, torch.float64) for each in weights.values()):
+            return {}
+        pulls = {"W_enc": 2 * self.config.loss.reg, "W_dec": 2 * self.config.loss.reg}
+        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()})
+        return {name: each.grad for name, each in weights.items() if each.grad is not None}
+
     # -- logs and checkpoints -----------------------------------------------------------------------------
 
     def _log(self, figures: dict[str, Tensor | float], curves: Curves, bar: Any) -> None:
-        values = {name: float(value) for name, value in figures.items()}
+        values = _read(figures)
         values |= {"step": float(self.step), "revived": float(self.revived)}
         self.history.append(values)
         curves.add({f"train/{name}": value for name, value in values.items() if name != "step"}, self.step)
@@ -296,6 +342,7 @@ class Trainer:
 
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
+        self._finite.settle()
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),
@@ -328,7 +375,7 @@ class Trainer:
         self.model.load_state_dict(state.model)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
-        self.revival.silent_for = state.silent_for.to(self.config.device)
+        self.revival.silent_for = state.silent_for.to(self.revival.silent_for.device)
         self.step, self.revived, self.saved = state.step, state.revived, state.step
         self.source = state.record.get("source")
         entries = state.record["history"]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 
 from tide_kernels.triton import launch
-from tide_kernels.triton.dense import add_product_, code_sums, decode_dense, masked_gradient
+from tide_kernels.triton.dense import add_product_, code_sums, decode_dense
 from tide_kernels.triton.encode import encode, pre_activations, single_launch
 from tide_kernels.triton.encoder_gradients import encoder_gradients
 from tide_kernels.triton.gather import gather, sampled
 from tide_kernels.triton.loss import reconstruction_loss
+from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.select import keep_top_, select
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected

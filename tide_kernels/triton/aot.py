@@ -3,7 +3,8 @@
 ``python -m tide_kernels.triton.aot`` takes one record of each kernel for sm_90 and a sample for the other
 architectures; ``--all`` takes the whole table. It fails if a kernel does not compile, spills registers, needs
 more shared memory than there is (Triton compiles such kernels silently), drops a NaN in a float maximum
-or minimum, or adds floats atomically, in an order that changes from run to run.
+or minimum, adds floats atomically, in an order that changes from run to run, or overwrites what an asynchronous
+product still reads. `benchmarks.aot` compares the figures with committed ones.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tide_kernels.triton import assembly, occupancy, ttgir
 from tide_kernels.triton.launch import INTERPRETED
 from tide_kernels.triton.specs import ARCHS, Spec, collect
-
-# Bytes of shared memory that a program may use.
-SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 _TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -53,6 +52,9 @@ class Report:
     registers: int = 0  # of a thread
     spills: int = 0  # bytes of a thread; on ROCm, registers
     shared: int = 0  # bytes of a program
+    programs: int = 0  # on a multiprocessor at once
+    loops: assembly.Loops = field(default_factory=assembly.Loops)
+    buffers: tuple[tuple[int, ...], ...] = ()  # of the operands of each product in the innermost loop
     seconds: float = 0.0
     complaints: tuple[str, ...] = ()
 
@@ -82,13 +84,24 @@ def examine(spec: Spec) -> Report:
     else:
         registers, spills = _resources_of_cubin(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)
-    complaints = list(_complaints_about_ptx(kernel.asm.get("ptx", "")))
+    complaints = [*_complaints_about_ptx(kernel.asm.get("ptx", "")), *ttgir.races(kernel.asm["ttgir"])]
     if spills:
         complaints.append(f"spills {spills} {'registers' if spec.arch.startswith('gfx') else 'bytes a thread'}")
-    if shared > SHARED_LIMIT[spec.arch]:
-        complaints.append(f"needs {shared} bytes of shared memory, {spec.arch} has {SHARED_LIMIT[spec.arch]}")
-    seconds = time.perf_counter() - begin
-    return Report(spec.name, spec.arch, spec.options, registers, spills, shared, seconds, tuple(complaints))
+    if shared > (limit := occupancy.SHARED_LIMIT[spec.arch]):
+        complaints.append(f"needs {shared} bytes of shared memory, {spec.arch} has {limit}")
+    return Report(
+        spec.name,
+        spec.arch,
+        spec.options,
+        registers,
+        spills,
+        shared,
+        occupancy.programs(spec.arch, registers, shared, kernel.metadata.num_warps),
+        assembly.read(kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]),
+        tuple(ttgir.buffers(kernel.asm["ttgir"])),
+        time.perf_counter() - begin,
+        tuple(complaints),
+    )
 
 
 def _complaints_about_ptx(ptx: str) -> Iterator[str]:
@@ -150,12 +163,15 @@ def examine_all(specs: Sequence[Spec], processes: int) -> Iterator[Report]:
         yield from pool.map(_examine_at, places)
 
 
-_HEADER = f"{'arch':7} {'kernel':44} {'warps':>5} {'stages':>6} {'registers':>9} {'spills':>6} {'shared':>7} {'s':>6}"
+_HEADER = (
+    f"{'arch':7} {'kernel':44} {'warps':>5} {'stages':>6} {'registers':>9} {'spills':>6} {'shared':>7} {'barriers':>8} "
+    f"{'s':>6}"
+)
 
 
 def _row(report: Report) -> str:
     numbers = (report.options.get("num_warps", 0), report.options.get("num_stages", 0))
-    sizes = f"{report.registers:9} {report.spills:6} {report.shared:7} {report.seconds:6.1f}"
+    sizes = f"{report.registers:9} {report.spills:6} {report.shared:7} {report.loops.barriers:8} {report.seconds:6.1f}"
     return f"{report.arch:7} {report.name[:44]:44} {numbers[0]:5} {numbers[1]:6} {sizes}"
 
 

@@ -37,6 +37,7 @@ class Rule(NamedTuple):
 
 
 _ANY = float("inf")
+_NEVER = 2**20  # tokens of a group, more than any chunk has
 
 
 def _config(warps: int, stages: int = 1, **blocks: int) -> Config:
@@ -55,26 +56,30 @@ _PRODUCT = (
     Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3)),
 )
 
+# WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
+# registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda if it was built.
+_SELECT = (
+    Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
+    Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
+    Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+    Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
+    Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
+    Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+    Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
+    Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
+    Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+    Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0)),
+    Rule("sm_100", 32, _ANY, _config(16, WORDS=2048, RESIDENT=16, rows=8, compiled=0, maxnreg=128)),
+    Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
+    Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
+)
+
 # The first rule that applies is taken. The interpreter's blocks are small, so that small tests have several tiles.
 # None of the others was measured: they compile without spills and within the available shared memory.
 _TABLE: dict[str, tuple[Rule, ...]] = {
-    # WORDS: integers of a chunk of the row, two 16-bit keys or one 32-bit key each; RESIDENT: chunks kept in
-    # registers; rows: rows of one program; compiled: 1 for the kernel of csrc/cuda if it was built.
-    "select": (
-        Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
-        Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
-        Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
-        Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
-        Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
-        Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0)),
-        Rule("sm_100", 32, _ANY, _config(16, WORDS=2048, RESIDENT=16, rows=8, compiled=0, maxnreg=128)),
-        Rule("sm", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
-        Rule("", 32, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
-    ),
+    # Compact codes, and rows in place.
+    "select": _SELECT,
+    "keep_top": _SELECT,
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
     "gather": (
@@ -112,7 +117,15 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
-    "masked_gradient": (Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3)), *_PRODUCT),
+    # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors.
+    "masked_gradient": (
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0)),
+        Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
+        Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
+        Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
+        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0)),
+        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
+    ),
     # The tile of the product; then, ROWS by WORDS candidates at a time.
     "encode": (
         Rule(INTERPRETER, 0, _ANY, _tile(16, 32, 32, 4, 1, ROWS=8, WORDS=32)),
@@ -125,12 +138,16 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
-    # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's.
+    # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's,
+    # which is one product of cuBLAS more but estimated to be faster for any group.
     "encoder_gradients": (
         Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, group_tokens=4)),
-        Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=128)),
-        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=128)),
-        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=128)),
+        Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=_NEVER)),
+        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 8, 3, group_tokens=_NEVER)),
+        Rule("", 16, _ANY, _tile(128, 64, 64, 8, 3, group_tokens=_NEVER)),
+        Rule("sm_9", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
+        Rule("sm", 32, _ANY, _tile(32, 64, 32, 4, 2, group_tokens=_NEVER)),
+        Rule("", 32, _ANY, _tile(64, 64, 32, 4, 2, group_tokens=_NEVER)),
     ),
     # ROWS by COLUMNS elements at a time.
     "modulate": (

@@ -7,8 +7,8 @@ of the group's rows of dpre,
     dscale_g = sum over latents of W_enc * M_g,     dshift_g = S_g W_enc,
 
 so that no product is needed for the gradient of x_mod. One kernel walks over the tokens ordered by group and adds
-each group's sum to the total where the group ends. That pays off if groups are large enough; otherwise the gradient
-of x_mod is computed and summed by group.
+each group's M_g to the total where the group ends; S_g and its products are small. The other way computes the
+gradient of x_mod and sums it by group: one product more, by cuBLAS.
 """
 
 from __future__ import annotations
@@ -30,22 +30,19 @@ from tide_kernels.triton.transpose import scatter, transpose
 @triton.jit
 def encoder_gradients_kernel(
     grad_pre,  # [n_tokens, n]
-    u,  # [n_tokens, d], of the same dtype
+    u,  # [n_tokens, d], of the same dtype, in the order of `order`
     W_enc,  # [n, d]
-    scale,  # [groups, d] or None, as the next
-    shift,
+    scale,  # [groups, d] or None
     order,  # [n_tokens] int64: the tokens, ascending by group
     offsets,  # [groups + 1] int64: group g has order[offsets[g]:offsets[g + 1]]
     grad_W_enc,  # [n, d] float32 or None
-    part_scale,  # [groups, tiles of latents, d] float32 or None, as the next
-    part_shift,
+    part_scale,  # [groups, tiles of latents, d] float32 or None
     n,
     d,
     groups,
     stride_u,
     stride_W_enc,
     stride_scale,
-    stride_shift,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,  # latents
     BLOCK_N: tl.constexpr,  # columns of u
@@ -64,32 +61,26 @@ def encoder_gradients_kernel(
     for i_group in range(groups):
         begin, end = tl.load(offsets + i_group), tl.load(offsets + i_group + 1)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        sums = tl.zeros([BLOCK_M], tl.float32)
         for start in range(begin, end, BLOCK_K):
             o_entry = start + tl.arange(0, BLOCK_K)
             m_entry = o_entry < end
             tokens = tl.load(order + o_entry, mask=m_entry, other=0)
             p_grad = grad_pre + tokens[:, None] * n + o_latent[None, :]
-            p_u = u + tokens[:, None] * stride_u + o_column[None, :]
+            p_u = u + o_entry[:, None] * stride_u + o_column[None, :]
+            # Nothing but the product may read these: an operand that registers need too gets one buffer, which the
+            # next copy overwrites while a product still reads it (Triton 3.6 and 3.7, on Hopper).
             slopes = tl.load(p_grad, mask=m_entry[:, None] & m_latent[None, :], other=0)
             inputs = tl.load(p_u, mask=m_entry[:, None] & m_column[None, :], other=0)
             acc = tl.dot(tl.trans(slopes), inputs, acc, input_precision=PRECISION)
-            sums += tl.sum(slopes.to(tl.float32), 0)
-        if (part_scale is not None) or (part_shift is not None):
+        if part_scale is not None:
             weights = tl.load(W_enc + first_latent * stride_W_enc + o_weight, mask=mask, other=0).to(tl.float32)
             o_part = tl.cast(i_group * tl.cdiv(n, BLOCK_M) + i_m, tl.int64) * d + o_column
-            if part_scale is not None:
-                tl.store(part_scale + o_part, tl.sum(acc * weights, 0), mask=m_column)
-            if part_shift is not None:
-                tl.store(part_shift + o_part, tl.sum(sums[:, None] * weights, 0), mask=m_column)
+            tl.store(part_scale + o_part, tl.sum(acc * weights, 0), mask=m_column)
         if scale is not None:
             factor = 1 + tl.load(scale + i_group * stride_scale + o_column, mask=m_column, other=0).to(tl.float32)
             total += acc * factor[None, :]
         else:
             total += acc
-        if shift is not None:
-            added = tl.load(shift + i_group * stride_shift + o_column, mask=m_column, other=0).to(tl.float32)
-            total += sums[:, None] * added[None, :]
     if grad_W_enc is not None:
         p_out = grad_W_enc + first_latent * d + o_tile
         tl.store(p_out, tl.load(p_out, mask=mask, other=0) + total, mask=mask)
@@ -151,23 +142,25 @@ def _by_group(
     grad_scale: Tensor | None,
     grad_shift: Tensor | None,
 ) -> None:
-    """Launches the kernel."""
+    """Launches the kernel, after what the groups' column sums give without it."""
     (n_tokens, n_latents), d_model, device = grad_pre.shape, x.shape[1], x.device
+    if shift is not None:
+        _add_parts_of_shift(grad_pre, shift, group, W_enc, grad_W_enc, grad_shift)
     u = modulate(x, None, None, None, True, grad_pre.dtype) if layer_norm else x.to(grad_pre.dtype)
-    u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), launch.contiguous(grad_pre)
-    scale, shift = (None if table is None else launch.rows_contiguous(table) for table in (scale, shift))
     if group is None:
         order = torch.arange(n_tokens, device=device)
         offsets = torch.arange(2, device=device) * n_tokens
     else:
         ordered, order = group.long().sort(stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(groups + 1, device=device))
+        u = u[order]
+    u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), launch.contiguous(grad_pre)
+    scale = None if scale is None else launch.rows_contiguous(scale)
     config = launch.config("encoder_gradients", grad_pre, d_model)
     tiles = triton.cdiv(n_latents, config["BLOCK_M"])
-    part_scale, part_shift = (
-        None if out is None else launch.empty(groups, tiles, d_model, dtype=torch.float32, device=device)
-        for out in (grad_scale, grad_shift)
-    )
+    part_scale = None
+    if grad_scale is not None:
+        part_scale = launch.empty(groups, tiles, d_model, dtype=torch.float32, device=device)
     launch.launch(
         encoder_gradients_kernel,
         (tiles * triton.cdiv(d_model, config["BLOCK_N"]),),
@@ -176,34 +169,46 @@ def _by_group(
         u,
         W_enc,
         scale,
-        shift,
         order,
         offsets,
         grad_W_enc,
         part_scale,
-        part_shift,
         n_latents,
         d_model,
         groups,
         u.stride(0),
         W_enc.stride(0),
         0 if scale is None else scale.stride(0),
-        0 if shift is None else shift.stride(0),
         PRECISION=launch.dot_precision(grad_pre.dtype),
         **blocks(config),
         **launch.options(config),
     )
-    for part, out in ((part_scale, grad_scale), (part_shift, grad_shift)):
-        if part is not None and out is not None:
-            out += part.sum(1)
+    if part_scale is not None and grad_scale is not None:
+        grad_scale += part_scale.sum(1)
+
+
+def _add_parts_of_shift(
+    grad_pre: Tensor,
+    shift: Tensor,
+    group: Tensor | None,
+    W_enc: Tensor,
+    grad_W_enc: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """Adds ``S_g W_enc`` to grad_shift and ``sum_g S_g b_g^T`` to grad_W_enc."""
+    sums = torch.zeros(len(shift), grad_pre.shape[1], dtype=torch.float32, device=grad_pre.device)
+    _add_by_group(grad_pre, group, sums)
+    if grad_shift is not None:
+        grad_shift += decode_dense(sums, W_enc.float())
+    if grad_W_enc is not None:
+        add_product_(grad_W_enc, sums, shift)
 
 
 def _spec(arch: str, dtype: torch.dtype, precision: str) -> Spec:
     kind = TYPES[dtype]
-    signature = {name: f"*{kind}" for name in ("grad_pre", "u", "W_enc", "scale", "shift")}
-    signature |= {"order": "*i64", "offsets": "*i64"}
-    signature |= {name: "*fp32" for name in ("grad_W_enc", "part_scale", "part_shift")}
-    aligned = ("n", "d", "stride_u", "stride_W_enc", "stride_scale", "stride_shift")
+    signature = {name: f"*{kind}" for name in ("grad_pre", "u", "W_enc", "scale")}
+    signature |= {"order": "*i64", "offsets": "*i64", "grad_W_enc": "*fp32", "part_scale": "*fp32"}
+    aligned = ("n", "d", "stride_u", "stride_W_enc", "stride_scale")
     signature |= {name: "i32" for name in (*aligned, "groups")}
     config = static("encoder_gradients", arch, dtype, 1152)
     name = f"encoder_gradients {kind} {precision}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -16,6 +20,8 @@ _FARTHEST = 2**24  # elements of a stride: offsets within a tile of 128 rows are
 
 # Triton decides it when a kernel is defined, by TRITON_INTERPRET.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 @cache
@@ -59,7 +65,24 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
             raise ValueError(f"{name} of {kernel.__name__} is not contiguous: pass memory of its own")
     elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[grid](*arguments, **keywords)
+        if _compiling.get():
+            kernel.warmup(*arguments, grid=grid, **keywords)
+        else:
+            kernel[grid](*arguments, **keywords)
+
+
+@contextmanager
+def compiling(threads: int | None = None) -> Iterator[None]:
+    """Inside, a launch only starts to compile its kernel, on one of ``threads`` (by default, one a core).
+
+    Everything is compiled when it ends. A kernel that does not compile raises at its first real launch, not here.
+    """
+    token = _compiling.set(True)
+    try:
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+            yield
+    finally:
+        _compiling.reset(token)
 
 
 @cache
@@ -80,7 +103,8 @@ def _lies_well(tensor: Tensor, strides: str) -> bool:
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a result, all of which a kernel writes. Tests fill it with NaN."""
-    return torch.empty(shape, dtype=dtype, device=device)
+    # Where nothing is launched, zeros: whatever is done with the result must not fail.
+    return (torch.zeros if _compiling.get() else torch.empty)(shape, dtype=dtype, device=device)
 
 
 def contiguous(tensor: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     value 0 and index -1. The payload of a NaN may change.
     """
     pre = launch.rows_contiguous(pre)
-    if _compiled(pre):
+    if _compiled("select", pre):
         return native.select(pre, k)
     values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
     indices = launch.empty(len(pre), k, dtype=torch.int32, device=pre.device)
@@ -265,21 +265,21 @@ def keep_top_(pre: Tensor, k: int) -> None:
     """
     if len(pre) > 1 and pre.stride(0) < pre.shape[1]:
         raise ValueError("rows of pre overlap: pass a contiguous tensor")
-    if _compiled(pre):
+    if _compiled("keep_top", pre):
         native.keep_top_(pre, k)
     else:
         _launch(pre, k, None, None)
 
 
-def _compiled(pre: Tensor) -> bool:
+def _compiled(name: str, pre: Tensor) -> bool:
     """Whether to use the kernel of csrc/cuda: if it was built and measured to be faster (`tide_kernels.tune`)."""
-    wanted = launch.config("select", pre, pre.shape[1])["compiled"]
+    wanted = launch.config(name, pre, pre.shape[1])["compiled"]
     return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
 
 def _launch(pre: Tensor, k: int, values: Tensor | None, indices: Tensor | None) -> None:
     n_tokens, n_latents = pre.shape
-    config = launch.config("select", pre, n_latents)
+    config = launch.config("keep_top" if values is None else "select", pre, n_latents)
     # A program's first row has no predecessor to start from, but a short batch needs as many programs as possible.
     rows = max(1, min(config["rows"], n_tokens // _ROWS_BUSY))
     integers = INTEGERS[pre.dtype]
@@ -316,7 +316,7 @@ def _constants(dtype: torch.dtype, n_latents: int, config: Config, compact: bool
 
 
 def _spec(arch: str, dtype: torch.dtype, n_latents: int, compact: bool) -> Spec:
-    config = static("select", arch, dtype, n_latents)
+    config = static("select" if compact else "keep_top", arch, dtype, n_latents)
     integer = "*i16" if dtype.itemsize == 2 else "*i32"
     signature = {"pre": integer, "n_tokens": "i32", "n": "i32", "stride_pre": "i32", "k": "i32", "rows": "i32"}
     if compact:

@@ -14,8 +14,19 @@ import torch
 from tide_kernels.triton.configs import OPTIONS, Config
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-_MODULES = ("modulate", "select", "gather", "layout", "transpose", "product", "dense", "encode", "encoder_gradients")
-_MODULES += ("loss",)
+_MODULES = (
+    "modulate",
+    "select",
+    "gather",
+    "layout",
+    "transpose",
+    "product",
+    "dense",
+    "masked_gradient",
+    "encode",
+    "encoder_gradients",
+    "loss",
+)
 # The dtypes of matrix products, and the precision of their operands.
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -58,7 +69,7 @@ def spec(
 
 
 def collect() -> list[Spec]:
-    """The records of all kernels."""
+    """The records of all kernels, one for each architecture and name."""
     # By name: the package's attributes of these names are functions.
     modules = (importlib.import_module(f"tide_kernels.triton.{name}") for name in _MODULES)
-    return [record for module in modules for record in module.AOT]
+    return list({(record.arch, record.name): record for module in modules for record in module.AOT}.values())

@@ -6,6 +6,8 @@ import torch
 from tide_kernels.triton import configs, launch
 from tide_kernels.triton.modulate import modulate_kernel
 
+EMPTY = launch.empty  # the tests' fixture replaces it
+
 
 class Recorder:
     """Stands in for a kernel with the arguments of ``modulate_kernel``."""
@@ -15,9 +17,13 @@ class Recorder:
 
     def __init__(self):
         self.grids = []
+        self.compiled = []
 
     def __getitem__(self, grid):
         return lambda *arguments, **keywords: self.grids.append(grid)
+
+    def warmup(self, *arguments, grid, **keywords):
+        self.compiled.append((grid, keywords))
 
 
 def test_contiguous_tensors_are_not_copied():
@@ -49,6 +55,17 @@ def test_what_a_kernel_cannot_read_is_copied():
 def test_an_empty_grid_launches_nothing():
     kernel = Recorder()
     launch.launch(kernel, (0, 3), torch.device("cpu"))
+    launch.launch(kernel, (2, 3), torch.device("cpu"))
+    assert kernel.grids == [(2, 3)]
+
+
+def test_where_kernels_are_only_compiled_nothing_is_launched_and_results_are_zero():
+    kernel = Recorder()
+    with launch.compiling(threads=1):
+        launch.launch(kernel, (2, 3), torch.device("cpu"), COLUMNS=8)
+        assert not EMPTY(4, dtype=torch.int32, device=torch.device("cpu")).any()
+    assert kernel.compiled == [((2, 3), {"COLUMNS": 8})]
+    assert kernel.grids == []
     launch.launch(kernel, (2, 3), torch.device("cpu"))
     assert kernel.grids == [(2, 3)]
 

@@ -1,0 +1,105 @@
+"""`masked_gradient` against float64, by pointers and by descriptors."""
+
+import pytest
+import torch
+
+from tide_kernels import triton
+from tide_kernels.testing import assert_close
+from tide_kernels.triton import configs
+from tide_kernels.triton import launch as launches
+
+# Sums in float32; float16 results are rounded once more, by half a unit in the last of 11 bits, on entries of up to
+# about four times the RMS.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4 * 2**-11}
+
+DTYPES = [torch.float16, torch.float32]
+SHAPES = [
+    pytest.param(2, 1, 1, id="one latent of width 1"),
+    pytest.param(38, 83, 70, id="tiles that are mostly mask, in all three directions"),
+    pytest.param(38, 88, 72, id="the same with rows that descriptors serve"),
+    pytest.param(64, 32, 32, id="whole tiles"),
+]
+SOFT_EPS = 0.1
+
+
+@pytest.fixture
+def masked(normal):
+    """A masked chunk, and its gradient and weights."""
+
+    def make(n_tokens, n_latents, d_model, dtype):
+        z = normal(n_tokens, n_latents, dtype=dtype).relu()
+        return z, normal(n_tokens, d_model, dtype=dtype), normal(n_latents, d_model, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture(params=["by pointers", "by descriptors", "a tile as a whole"])
+def way(request, monkeypatch):
+    """How the kernel reaches memory, and in how many parts it finishes a tile."""
+    rules = configs._TABLE["masked_gradient"]
+    changed = {"tma": int(request.param == "by descriptors"), "PARTS": 1 if "whole" in request.param else 2}
+    rules = tuple(rule._replace(config={**rule.config, **changed}) for rule in rules)
+    monkeypatch.setattr(configs, "_TABLE", {**configs._TABLE, "masked_gradient": rules})
+    configs.lookup.cache_clear()
+    yield request.param
+    configs.lookup.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms", ["plain", "pairs", "soft", "pairs and soft"])
+@pytest.mark.parametrize(("n_tokens", "n_latents", "d_model"), SHAPES)
+def test_masked_gradient(n_tokens, n_latents, d_model, terms, dtype, way, masked, normal, device):
+    z, grad, W = masked(n_tokens, n_latents, d_model, dtype)
+    pair_factor = 0.3 if "pairs" in terms else 0.0
+    soft_factor = torch.tensor(0.7, device=device) if "soft" in terms else None
+    bias, fired = normal(n_latents), torch.randint(5, (n_latents,), device=device)
+    bias_before, fired_before = bias.double(), fired.clone()
+    out = triton.masked_gradient(grad, W, z, pair_factor, soft_factor, SOFT_EPS, bias, fired)
+
+    code = z.double()
+    partner = code.view(-1, 2, n_latents).flip(1).reshape_as(code)
+    expected = grad.double() @ W.double().T + pair_factor * (code - partner)
+    if soft_factor is not None:
+        expected += 0.7 * 2 * SOFT_EPS**2 * code / (n_latents * (code.square() + SOFT_EPS**2).square())
+    assert out.dtype == dtype
+    assert_close(out, expected * (z != 0), TOLERANCE[dtype])
+    assert_close(bias, bias_before + out.double().sum(0), 1e-5, "grad_b_enc")
+    assert torch.equal(fired, fired_before + (z != 0).sum(0))
+
+
+def test_masked_gradient_without_sums_and_with_an_odd_number_of_tokens(way, masked):
+    z, grad, W = masked(5, 33, 20, torch.float32)
+    out = triton.masked_gradient(grad, W, z, 0.0, None, SOFT_EPS, None, None)
+    assert_close(out, (grad.double() @ W.double().T) * (z != 0), 1e-5)
+
+
+def test_nan_is_selected_and_stays_in_its_place(way, masked, device):
+    z, grad, W = masked(4, 40, 20, torch.float32)
+    z[1, 7] = torch.nan
+    fired = torch.zeros(40, dtype=torch.int64, device=device)
+    out = triton.masked_gradient(grad, W, z, 0.5, None, SOFT_EPS, None, fired)
+    # It also reaches the pair's other row, if that latent is active there.
+    shows = torch.zeros(4, 40, dtype=torch.bool, device=device)
+    shows[1, 7], shows[0, 7] = True, z[0, 7] != 0
+    assert torch.equal(out.isnan(), shows)
+    assert torch.equal(fired, (z != 0).sum(0))
+
+
+@pytest.mark.parametrize("way", ["by descriptors"], indirect=True)
+@pytest.mark.parametrize(("n_latents", "used"), [(88, True), (83, False)])
+def test_descriptors_serve_only_rows_that_are_aligned(n_latents, used, way, masked, monkeypatch):
+    seen = []
+    run = launches.launch
+    monkeypatch.setattr(launches, "launch", lambda *a, **k: (seen.append(k["TMA"]), run(*a, **k)))
+    z, grad, W = masked(6, n_latents, 72, torch.float16)
+    triton.masked_gradient(grad, W, z, 0.0, None, SOFT_EPS, None, None)
+    assert seen == [used]
+
+
+def test_no_tokens(way, normal, device):
+    z, grad, W = normal(0, 32), normal(0, 20), normal(32, 20)
+    bias, fired = normal(32), torch.ones(32, dtype=torch.int64, device=device)
+    before = bias.clone(), fired.clone()
+    assert triton.masked_gradient(grad, W, z, 0.5, None, SOFT_EPS, bias, fired).shape == (0, 32)
+    for after, was in zip((bias, fired), before, strict=True):
+        assert torch.equal(after, was)

@@ -1,0 +1,144 @@
+"""The update of the parameters: the gradients' norm, and AdamW on gradients whose memory is kept across steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+#: Elements of a parameter that are updated at a time on a CPU: they, their gradients and moments stay in its cache.
+_PIECE = 2**19
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients, each of which is read once."""
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    # Norms of rows: PyTorch is faster at them than at the norm of a whole tensor.
+    norms = [torch.linalg.vector_norm(g.reshape(math.gcd(len(g), 64), -1), dim=1) for g in gradients]
+    return torch.linalg.vector_norm(torch.cat(norms))
+
+
+class _Part(NamedTuple):
+    """A parameter, or some of its rows, and what AdamW updates them with."""
+
+    parameter: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    pull: float | None  # None: the gradient is not kept
+
+    @property
+    def small(self) -> bool:
+        return self.parameter.device.type != "cpu" or self.parameter.numel() <= _PIECE
+
+    def pieces(self) -> Iterator[_Part]:
+        """Its rows, a piece at a time. Only the last piece counts the step."""
+        n_rows = len(self.parameter)
+        rows = max(1, _PIECE * n_rows // self.parameter.numel())
+        for start in range(0, n_rows, rows):
+            tensors = (each[start : start + rows] for each in self[:4])
+            yield _Part(*tensors, self.step if start + rows >= n_rows else self.step.clone(), self.pull)
+
+    def rest(self) -> None:
+        """Leaves a gradient that is kept where the next step adds to it."""
+        if self.pull:
+            torch.mul(self.parameter, self.pull, out=self.gradient)
+        elif self.pull is not None:
+            self.gradient.zero_()
+
+
+class AdamW(torch.optim.AdamW):
+    """The fused AdamW. Its `update` clips as well, and brings the gradients that are kept to rest for the next step.
+
+    At rest, a gradient is zero or, of a parameter with a pull, ``pull`` times the parameter: the gradient of
+    ``pull / 2 |W|^2``. The update has both in the cache, so this costs no pass of its own.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self._pulls: dict[Tensor, float] = {}
+        #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
+        self._rested: dict[Tensor, int] = {}
+
+    def keep(self, pulls: Mapping[Tensor, float]) -> None:
+        """Keeps the gradients of these parameters, which have these pulls."""
+        self._pulls = dict(pulls)
+        for parameter in pulls:
+            parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Brings kept gradients to rest, where the last update did not or the parameter was changed since; drops all
+        others."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter not in self._pulls:
+                    parameter.grad = None
+                elif self._rested.get(parameter) != parameter._version:
+                    empty = parameter.new_empty(0)
+                    _Part(parameter, parameter.grad, empty, empty, empty, self._pulls[parameter]).rest()
+        self._rested = {}
+
+    def gradients(self) -> list[Tensor]:
+        """All gradients that there are."""
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    @torch.no_grad()
+    def update(self, norm: Tensor, clip: float, skip: Tensor | None = None) -> None:
+        """One step with gradients of this ``norm``, scaled to ``clip`` at most.
+
+        Where ``skip``, a float32 scalar, is 1, no parameter changes and nothing is read back from the device. Without
+        it the norm is read, and gradients that need no clipping are taken as they are.
+        """
+        divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()  # as torch.nn.utils.clip_grad_norm_
+        if skip is None and float(divisor) == 1:  # type: ignore[arg-type]
+            divisor = None
+        for group in self.param_groups:
+            for parts in self._portions(group):
+                _adamw(parts, group, divisor, skip)
+                for part in parts:
+                    part.rest()
+        self._rested = {parameter: parameter._version for parameter in self._pulls}
+
+    def _portions(self, group: dict[str, Any]) -> Iterator[list[_Part]]:
+        """What is updated at a time: the small parameters of a group together, the others in pieces."""
+        parameters, gradients, exp_avgs, exp_avg_sqs, steps = [], [], [], [], []  # type: ignore[var-annotated]
+        self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, [], steps)
+        pulls = map(self._pulls.get, parameters)
+        parts = list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls))
+        if small := [part for part in parts if part.small]:
+            yield small
+        for part in parts:
+            for piece in () if part.small else part.pieces():
+                yield [piece]
+
+
+def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | None, skip: Tensor | None) -> None:
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = (list(each) for each in list(zip(*parts, strict=True))[:5])
+    beta1, beta2 = group["betas"]
+    adamw(
+        parameters,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        fused=True,
+        grad_scale=divisor,
+        found_inf=skip,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )

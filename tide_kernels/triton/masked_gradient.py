@@ -1,0 +1,318 @@
+"""The gradient of the pre-activations: the one product of the dense regime that cuBLAS cannot finish.
+
+The epilogue adds the gradients of the latents' own loss terms, masks, and computes column sums. Each program stores
+the sums of its tile, and these are added up in a fixed order. Memory is reached by pointers or, where the
+configuration says so and the operands lie well, by descriptors, for which the hardware copies whole tiles (TMA).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tide_kernels.triton import launch
+from tide_kernels.triton.configs import Config, static
+from tide_kernels.triton.product import accumulate, blocks, tile_of
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
+
+_TMA_BYTES = 16  # addresses and strides of a descriptor are multiples of it
+
+
+@triton.jit
+def _finish(
+    acc,  # [ROWS, COLUMNS]: the product
+    z,  # [ROWS, COLUMNS]
+    soft_factor,
+    n,
+    pair_factor,
+    soft_eps,
+    PAIRED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The gradient, and whether each entry is selected."""
+    code = z.to(tl.float32)
+    if PAIRED:
+        # The sum over a pair of +first and -second, which both rows get with their own sign. Nothing is loaded again.
+        sign = 1 - 2 * tl.arange(0, 2).to(tl.float32)[None, :, None]
+        difference = tl.sum(tl.reshape(code, [ROWS // 2, 2, COLUMNS]) * sign, 1)[:, None, :] * sign
+        acc += pair_factor * tl.reshape(difference, [ROWS, COLUMNS])
+    if soft_factor is not None:
+        square = soft_eps * soft_eps
+        inverse = tl.rsqrt(code * code + square)
+        inverse *= inverse
+        acc += tl.load(soft_factor) * (2 * square / n) * code * (inverse * inverse)
+    selected = code != 0
+    return tl.where(selected, acc, 0).to(z.dtype), selected
+
+
+@triton.jit
+def _store_sums(out, selected, sums, counts, i_m, o_latent, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Stores the tile's column sums of ``out`` and of ``selected``."""
+    o_sum = i_m.to(tl.int64) * n + o_latent
+    if sums is not None:
+        tl.store(sums + o_sum, tl.sum(out.to(tl.float32), 0), mask=o_latent < n)
+    if counts is not None:
+        # Two columns share a word, since a tile has fewer than 2^15 rows.
+        low, high = tl.split(tl.reshape(selected.to(tl.int32), [ROWS, COLUMNS // 2, 2]))
+        words = tl.sum(low + (high << 16), 0)
+        count = tl.reshape(tl.join(words & 0xFFFF, words >> 16), [COLUMNS])
+        tl.store(counts + o_sum, count, mask=o_latent < n)
+
+
+@triton.jit
+def _finish_parts(
+    acc,
+    z,
+    soft_factor,
+    grad_pre,
+    sums,
+    counts,
+    i_m,
+    first_latent,
+    n_tokens,
+    n,
+    pair_factor,
+    soft_eps,
+    PAIRED: tl.constexpr,
+    TMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Finishes a tile of ROWS by COLUMNS in PARTS pieces: registers do not hold all at once."""
+    if PARTS > 1:
+        HALF: tl.constexpr = COLUMNS // 2
+        left, right = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, HALF]), [0, 2, 1]))
+        _finish_parts(
+            left,
+            z,
+            soft_factor,
+            grad_pre,
+            sums,
+            counts,
+            i_m,
+            first_latent,
+            n_tokens,
+            n,
+            pair_factor,
+            soft_eps,
+            PAIRED,
+            TMA,
+            ROWS,
+            HALF,
+            PARTS // 2,
+        )
+        _finish_parts(
+            right,
+            z,
+            soft_factor,
+            grad_pre,
+            sums,
+            counts,
+            i_m,
+            first_latent + HALF,
+            n_tokens,
+            n,
+            pair_factor,
+            soft_eps,
+            PAIRED,
+            TMA,
+            ROWS,
+            HALF,
+            PARTS // 2,
+        )
+    else:
+        first_token = i_m * ROWS
+        o_latent = first_latent + tl.arange(0, COLUMNS)
+        if TMA:
+            tile = z.load([first_token, first_latent])
+        else:
+            o_token = tl.arange(0, ROWS)
+            mask = (o_token < n_tokens - first_token)[:, None] & (o_latent < n)[None, :]
+            o_tile = first_token.to(tl.int64) * n + (o_token[:, None] * n + o_latent[None, :])
+            tile = tl.load(z + o_tile, mask=mask, other=0)
+        out, selected = _finish(acc, tile, soft_factor, n, pair_factor, soft_eps, PAIRED, ROWS, COLUMNS)
+        if TMA:
+            grad_pre.store([first_token, first_latent], out)
+        else:
+            tl.store(grad_pre + o_tile, out, mask=mask)
+        _store_sums(out, selected, sums, counts, i_m, o_latent, n, ROWS, COLUMNS)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def masked_gradient_kernel(
+    grad,  # [n_tokens, d]: a pointer or, if TMA, a descriptor of such a tensor; so are W_dec, z and grad_pre
+    W_dec,  # [n, d]
+    z,  # [n_tokens, n]
+    soft_factor,  # [] float32 or None
+    grad_pre,  # [n_tokens, n]
+    sums,  # [tiles of tokens, n] float32 or None
+    counts,  # [tiles of tokens, n] int32 or None
+    n_tokens,
+    n,
+    d,
+    stride_grad,
+    stride_W_dec,
+    pair_factor,
+    soft_eps,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWIZZLE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    i_m, i_n = tile_of(tl.program_id(0), n_tokens, n, BLOCK_M, BLOCK_N, SWIZZLE)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if TMA:
+        for start in range(0, d, BLOCK_K):  # beyond the edges, the hardware reads zeros and writes nothing
+            left, right = grad.load([i_m * BLOCK_M, start]), W_dec.load([i_n * BLOCK_N, start])
+            acc = tl.dot(left, right.T, acc, input_precision=PRECISION)
+    else:
+        acc = accumulate(
+            acc,
+            grad,
+            W_dec,
+            i_m,
+            i_n,
+            n_tokens,
+            n,
+            d,
+            stride_grad,
+            1,
+            1,
+            stride_W_dec,
+            PRECISION,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
+    _finish_parts(
+        acc,
+        z,
+        soft_factor,
+        grad_pre,
+        sums,
+        counts,
+        i_m,
+        i_n * BLOCK_N,
+        n_tokens,
+        n,
+        pair_factor,
+        soft_eps,
+        PAIRED,
+        TMA,
+        BLOCK_M,
+        BLOCK_N,
+        PARTS,
+    )
+
+
+def masked_gradient(
+    grad: Tensor,
+    W_dec: Tensor,
+    z: Tensor,
+    pair_factor: float,
+    soft_factor: Tensor | None,
+    soft_eps: float,
+    grad_b_enc: Tensor | None,
+    fired: Tensor | None,
+) -> Tensor:
+    """``[z != 0] * (grad W_dec^T + pair_factor (z_i - z_{i^1}) + soft_factor s'(z))``, ``[C, n]`` in z's dtype.
+
+    ``s'(v) = 2 e^2 v / (n (v^2 + e^2)^2)`` with e = soft_eps. Adds the column sums of the result to grad_b_enc
+    ``[n]`` float32 and those of ``z != 0`` to fired ``[n]`` int64. soft_factor is a float32 scalar tensor.
+    """
+    n_tokens, n_latents = z.shape
+    grad, W_dec = launch.rows_contiguous(grad.to(z.dtype)), launch.rows_contiguous(W_dec)
+    z = launch.contiguous(z)
+    grad_pre = launch.empty(n_tokens, n_latents, dtype=z.dtype, device=z.device)
+    config = launch.config("masked_gradient", z, grad.shape[1])
+    tiles = triton.cdiv(n_tokens, config["BLOCK_M"])
+    sums = counts = None
+    if grad_b_enc is not None:
+        sums = launch.empty(tiles, n_latents, dtype=torch.float32, device=z.device)
+    if fired is not None:
+        counts = launch.empty(tiles, n_latents, dtype=torch.int32, device=z.device)
+    operands: dict[str, Tensor | TensorDescriptor] = {"grad": grad, "W_dec": W_dec, "z": z, "grad_pre": grad_pre}
+    tma = bool(config.get("tma")) and all(_suits_tma(t) for t in (grad, W_dec, z, grad_pre))
+    if tma:
+        boxes = _boxes(config)
+        operands = {name: TensorDescriptor.from_tensor(t, boxes[name]) for name, t in operands.items()}
+    launch.launch(
+        masked_gradient_kernel,
+        (tiles * triton.cdiv(n_latents, config["BLOCK_N"]),),
+        z.device,
+        operands["grad"],
+        operands["W_dec"],
+        operands["z"],
+        None if soft_factor is None else launch.contiguous(soft_factor),
+        operands["grad_pre"],
+        sums,
+        counts,
+        n_tokens,
+        n_latents,
+        grad.shape[1],
+        grad.stride(0),
+        W_dec.stride(0),
+        float(pair_factor),
+        float(soft_eps),
+        PAIRED=pair_factor != 0,
+        PRECISION=launch.dot_precision(z.dtype),
+        TMA=tma,
+        PARTS=config["PARTS"],
+        **blocks(config),
+        **launch.options(config),
+    )
+    if grad_b_enc is not None and sums is not None:
+        grad_b_enc += sums.sum(0)
+    if fired is not None and counts is not None:
+        fired += counts.sum(0)
+    return grad_pre
+
+
+def _suits_tma(tensor: Tensor) -> bool:
+    """Whether a descriptor of the matrix can be made."""
+    stride = tensor.stride(0) * tensor.element_size()
+    return tensor.numel() > 0 and tensor.data_ptr() % _TMA_BYTES == 0 and stride % _TMA_BYTES == 0
+
+
+def _boxes(config: Config) -> dict[str, list[int]]:
+    """What one copy by each of the descriptors moves."""
+    rows, columns, inner = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    part = [rows, columns // config["PARTS"]]
+    return {"grad": [rows, inner], "W_dec": [columns, inner], "z": part, "grad_pre": part}
+
+
+def _spec(arch: str, dtype: torch.dtype, precision: str, terms: bool, tma: bool) -> Spec:
+    kind, config = TYPES[dtype], static("masked_gradient", arch, dtype, 1152)
+    if tma:
+        signature = {name: f"tensordesc<{kind}{box}>" for name, box in _boxes(config).items()}
+    else:
+        signature = {name: f"*{kind}" for name in _boxes(config)}
+    signature |= {"sums": "*fp32", "counts": "*i32", "pair_factor": "fp32", "soft_eps": "fp32"}
+    signature |= {name: "i32" for name in ("n_tokens", "n", "d", "stride_grad", "stride_W_dec")}
+    constants: dict[str, object] = {"PAIRED": terms, "PRECISION": precision, "TMA": tma}
+    if terms:
+        signature["soft_factor"] = "*fp32"
+    else:
+        constants["soft_factor"] = None
+    name = f"masked_gradient{' tma' * tma} {kind} {precision}{' pairs soft' * terms}"
+    aligned = ("n", "d", "stride_grad", "stride_W_dec")
+    return spec(name, arch, masked_gradient_kernel, signature, constants, config, aligned)
+
+
+AOT = [
+    _spec(arch, dtype, precision, terms, tma)
+    for arch in ARCHS
+    for dtype, precision in PRECISIONS
+    for tma in (False, True)
+    if not tma or "tma" in static("masked_gradient", arch, dtype, 1152)
+    for terms in (False, True)
+]
