@@ -1,4 +1,4 @@
-// screened: the selection of x W^T + b by a bfloat16 product and float32 dot products of what it leaves (screen.h).
+// screened: the selection of x W^T + b, by a bfloat16 product and float32 dot products of what it leaves (screen.h).
 #include "tensors.h"
 
 namespace tide {
@@ -29,7 +29,7 @@ struct Buffers {
       bias = floats(*given_bias);
       args.bias = float_data(*bias);
     }
-    args.capacity = 2 * k + args.n / 16 + 64;
+    args.capacity = 3 * k / 2 + args.n / 32 + 64;
     packed = integers({tile, most_pairs(args.d)}), columns = integers({tile, args.capacity}), used = integers({tile});
     // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
     args.stride = ((args.n + 31) / 32 | 1) * 32;
@@ -48,14 +48,14 @@ struct Buffers {
   static float* data(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 };
 
-// Whether so few candidates are left that dot products are faster than a float32 product of everything.
-bool worthwhile(const ScreenArgs& a) {
+// Whether at most a `share` of the latents are candidates, and few tokens have so many that they are done in full.
+bool worthwhile(const ScreenArgs& a, double share) {
   int64_t places = 0, whole = 0;
   for (int64_t i = 0; i < a.n_tokens; ++i) {
     places += a.used[i] > 0 ? a.used[i] : 0;
     whole += a.used[i] < 0;
   }
-  return 8 * places <= a.n_tokens * a.n && 32 * whole <= a.n_tokens;
+  return places <= share * a.n_tokens * a.n && 4 * whole <= share * a.n_tokens;
 }
 
 template <class F>
@@ -67,7 +67,7 @@ void over_tokens(const ScreenArgs& args, const F& step) {
 }
 
 // The candidates of a tile of tokens. Returns whether it is worthwhile to continue.
-bool screen(const ScreenArgs& args) {
+bool screen(const ScreenArgs& args, double share) {
   const Kernels& run = kernels();
   const int64_t latents = kScreenVectors * run.lanes;
   torch::stable::parallel_for(0, args.n_tokens, 1 + 16384 / (args.d + 1),
@@ -77,16 +77,16 @@ bool screen(const ScreenArgs& args) {
     run.screen_product(args, first, last, scratch.data());
   });
   over_tokens(args, run.screen_rows);
-  return worthwhile(args);
+  return worthwhile(args, share);
 }
 
 // A screen of few tokens and a part of the latents costs little and shows whether that of all pays.
-bool promising(ScreenArgs args) {
+bool promising(ScreenArgs args, double share) {
   if (args.n < 64 * kTrial) return true;
   args.n_tokens = args.n_tokens < kTrial ? args.n_tokens : kTrial;
   args.n = (args.n + kTrial - 1) / kTrial;
   args.k = (args.k + kTrial - 1) / kTrial;
-  return screen(args);
+  return screen(args, share);
 }
 
 void select_screened(const ScreenArgs& args) {
@@ -99,34 +99,33 @@ void select_screened(const ScreenArgs& args) {
   over_tokens(args, run.screen_finish);
 }
 
-// Values, indices and how many tokens are done: the rest is left because too many candidates remain.
-std::tuple<Tensor, Tensor, int64_t> screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, int64_t k) {
+// How many tokens are done.
+int64_t screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, double share, Tensor values,
+                 Tensor indices) {
   require_matrix(W, "W");
-  const int64_t n = W.size(0), d = W.size(1);
-  require_matrix(x, "x");
-  const int64_t n_tokens = x.size(0);
-  require_shape(x, "x", n_tokens, d);
+  require_matrix(values, "values");
+  const int64_t n = W.size(0), n_tokens = values.size(0), k = values.size(1);
+  require_shape(x, "x", n_tokens, W.size(1));
+  require_shape(indices, "indices", n_tokens, k);
   require(n <= INT32_MAX - 64, "W has 2^31 rows or more: int32 indices cannot name them");
   require(k >= 1 && k <= n, "k is " + std::to_string(k) + ", not from 1 to " + std::to_string(n));
+  require(indices.scalar_type() == ScalarType::Int && indices.is_contiguous(), "indices have to be contiguous int32");
+  float* value = target(values, "values", n_tokens * k);
   int64_t tile = kProductElements / n;
   tile = tile < 256 ? 256 : tile > 1024 ? 1024 : tile;
-  tile = tile < n_tokens ? tile : n_tokens;
-  Tensor values = torch::stable::new_empty(x, {n_tokens, k}, ScalarType::Float);
-  Tensor indices = torch::stable::new_empty(x, {n_tokens, k}, ScalarType::Int);
-  const Buffers buffers(x, W, bias, k, tile);
-  const float* rows = static_cast<const float*>(buffers.args.x.data);
+  const Buffers buffers(x, W, bias, k, tile < n_tokens ? tile : n_tokens);
   int64_t done = 0;
   while (done < n_tokens) {
     ScreenArgs args = buffers.args;
     args.n_tokens = tile < n_tokens - done ? tile : n_tokens - done;
-    args.x.data = rows + done * args.x.stride;
-    args.values = Buffers::data(values) + done * k;
+    args.x.data = static_cast<const float*>(args.x.data) + done * args.x.stride;
+    args.values = value + done * k;
     args.indices = static_cast<int32_t*>(indices.data_ptr()) + done * k;
-    if ((done == 0 && !promising(args)) || !screen(args)) break;
+    if ((done == 0 && !promising(args, share)) || !screen(args, share)) break;
     select_screened(args);
     done += args.n_tokens;
   }
-  return {std::move(values), std::move(indices), done};
+  return done;
 }
 
 }  // namespace
