@@ -44,16 +44,16 @@ class Plan:
 PLAN = Plan(
     steps={
         Shape(512, 1152, 16384, 819): (3.0, 6.0),
-        Shape(256, 1152, 4608, 32): (2.0, 2.0),
+        Shape(256, 1152, 4608, 32): (2.0, 3.0),
         Shape(256, 1152, 4608, 230): (2.0, 2.0),
     },
-    products={Shape(512, 1152, 16384, 819): 2.2, Shape(2048, 1152, 16384, 32): 1.4},
+    products={Shape(512, 1152, 16384, 819): 1.6, Shape(2048, 1152, 16384, 32): 1.4},
     selects=tuple(Shape(256, 1152, n, n // 20) for n in (4608, 18432, 73728)),
     repetitions=9,
 )
 TOY = Plan(
     steps={Shape(32, 48, 128, 8): (3.0, 6.0)},
-    products={Shape(32, 48, 128, 8): 2.2},
+    products={Shape(32, 48, 128, 8): 1.6},
     selects=(Shape(8, 48, 256, 12),),
     repetitions=2,
 )

@@ -4,6 +4,9 @@
 STABLE_TORCH_LIBRARY(tide_native, m) {
   // Values in the dtype of pre, indices int32, ascending; the contract is that of tide_kernels.reference.select.
   m.def("select(Tensor pre, int k) -> (Tensor, Tensor)");
+  // select(x W^T + b, k) into values and indices [tokens, k], and how many tokens are done: the others need a whole
+  // product, since more than a share of the latents may be selected.
+  m.def("screened(Tensor x, Tensor W, Tensor? b, float share, Tensor(a!) values, Tensor(b!) indices) -> int");
   m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
   m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
@@ -14,6 +17,4 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
       "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc) -> Tensor");
-  // Asks the system for large pages below memory that is still untouched; a hint, nothing else.
-  m.def("advise_large_pages(Tensor(a!) fresh) -> ()");
 }

@@ -181,7 +181,7 @@ def encode_topk(
     indices = torch.empty(len(x), k, dtype=torch.int32, device=x.device)
     for rows in _blocks(len(x), chunk):
         x_mod = modulated(choice.ops, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
-        values[rows], indices[rows] = choice.ops.select(choice.ops.pre_activations(x_mod, weight, bias), k)
+        values[rows], indices[rows] = choice.ops.code(x_mod, weight, bias, k)
     return values, indices
 
 
@@ -371,7 +371,7 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
     arguments = LossArguments.restored(x, *flat)
     choice = _loss_choice(arguments)
     gradients = {
-        name: choice.ops.empty(p.shape, accumulator(arguments.dtype), p.device).zero_()
+        name: choice.ops.zeros(p.shape, accumulator(arguments.dtype), p.device)
         for (name, p), want in zip(arguments.parameters._asdict().items(), wanted, strict=True)
         if want and p is not None
     }

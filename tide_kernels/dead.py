@@ -25,9 +25,9 @@ class DeadLatents(Protocol):
     W_dec: Tensor
     gradients: dict[str, Tensor]  # of the rows, and of scale and shift
 
-    def pre_activations(self, x_mod: Tensor, pre: Tensor) -> Tensor:
+    def pre_activations(self, x_mod: Tensor, pre: Tensor | None) -> Tensor:
         """Their pre-activations, [n_tokens, rows], 0 where a row is no dead latent. ``pre`` holds those of all latents
-        and is left as it is."""
+        and is left as it is; None where they do not exist."""
 
     def finish(self) -> None:
         """Adds what ``gradients`` gathered to the gradients of the step."""
@@ -48,7 +48,7 @@ def dead_latents(
     """
     bucket = options.dead_bucket
     if bucket is None and dead.device.type != "cpu":
-        return Masked(dead, options, choice, W_enc, W_dec, gradients)
+        return Masked(dead, options, choice, W_enc, b_enc, W_dec, gradients)
     bucket = int(dead.sum()) if bucket is None else min(bucket, len(dead))
     return Gathered(dead, bucket, options, choice, W_enc, b_enc, W_dec, gradients) if bucket else None
 
@@ -62,13 +62,16 @@ class Masked:
         options: LossOptions,
         choice: Choice,
         W_enc: Tensor,
+        b_enc: Tensor | None,
         W_dec: Tensor,
         gradients: dict[str, Tensor],
     ) -> None:
         self.alive, self.k, self.choice = ~dead, options.k_aux, choice
-        self.W_enc, self.W_dec, self.gradients = W_enc, W_dec, gradients
+        self.W_enc, self.b_enc, self.W_dec, self.gradients = W_enc, b_enc, W_dec, gradients
 
-    def pre_activations(self, x_mod: Tensor, pre: Tensor) -> Tensor:
+    def pre_activations(self, x_mod: Tensor, pre: Tensor | None) -> Tensor:
+        if pre is None:
+            pre = self.choice.ops.pre_activations(x_mod, self.W_enc, self.b_enc)
         return pre.masked_fill(self.alive, 0)
 
     def finish(self) -> None:
@@ -104,7 +107,7 @@ class Gathered:
         self.W_dec = self._rows(W_dec)
         self.totals = {name: gradients[name] for name in ("W_enc", "b_enc", "W_dec") if name in gradients}
         own = {
-            name: choice.ops.empty((bucket, *total.shape[1:]), total.dtype, total.device).zero_()
+            name: choice.ops.zeros((bucket, *total.shape[1:]), total.dtype, total.device)
             for name, total in self.totals.items()
         }
         self.gradients = gradients | own
@@ -115,9 +118,9 @@ class Gathered:
     def _clear_unused(self, rows: Tensor) -> Tensor:
         return rows.masked_fill_(self.unused.view(-1, *[1] * (rows.dim() - 1)), 0)
 
-    def pre_activations(self, x_mod: Tensor, pre: Tensor) -> Tensor:
+    def pre_activations(self, x_mod: Tensor, pre: Tensor | None) -> Tensor:
         # A CPU copies columns in less time than it multiplies, a GPU the other way round.
-        return self.columns(pre) if pre.device.type == "cpu" else self.product(x_mod)
+        return self.product(x_mod) if pre is None or pre.device.type != "cpu" else self.columns(pre)
 
     def columns(self, pre: Tensor) -> Tensor:
         """The pre-activations from those of all latents."""

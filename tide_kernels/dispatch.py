@@ -48,7 +48,7 @@ class BackendError(RuntimeError):
 class Primitives:
     """The primitives of one backend; contracts in `tide_kernels.reference`."""
 
-    empty: Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
+    zeros: Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
     modulate: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool, torch.dtype], Tensor]
     pre_activations: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     reconstruction_loss: Callable[..., reference.Reconstruction]
@@ -66,11 +66,20 @@ class Primitives:
     add_product_: Callable[[Tensor, Tensor, Tensor], None]
     # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.
     encode: Callable[..., tuple[Tensor, Tensor]] | None = None
+    # `select` of `pre_activations(x_mod, W_enc, b_enc)`, which need not exist: the arguments of both. The values are
+    # float32 pre-activations up to the order of their sums.
+    select_product: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]] | None = None
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     backward_latents: Callable[..., Tensor] | None = None
     encoder_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
+
+    def code(self, x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        """Values and indices of the selected pre-activations."""
+        if self.select_product is not None:
+            return self.select_product(x_mod, W_enc, b_enc, k)
+        return self.select(self.pre_activations(x_mod, W_enc, b_enc), k)
 
     @classmethod
     def of(cls, backend: Any) -> Primitives:

@@ -47,7 +47,9 @@ class FusedStep:
         self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
         self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
-        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device)
+        # Whether pre-activations stay inside the backend, and a chunk holds codes alone.
+        self.compact = choice.regime == "sparse" and choice.ops.select_product is not None
+        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
         self.revived: DeadLatents | None = None
@@ -101,30 +103,36 @@ class FusedStep:
         excess = count / self.n_tokens - self.s_target
         return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / self.n_tokens)
 
-    def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor]:
+    def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor | None]:
+        """The second is None where the backend selects without it."""
         options, ops = self.options, self.choice.ops
         rows = slice(start, start + self.chunk)
         x, group = self.x[rows], None if self.group is None else self.group[rows]
         x_mod = modulated(ops, x, self.scale, self.shift, group, options.layer_norm, self.dtype)
         tokens = Tokens(x, x_mod, self.scale, self.shift, group, options.layer_norm)
-        return tokens, ops.pre_activations(x_mod, self.W_enc, self.b_enc)
+        return tokens, None if self.compact else ops.pre_activations(x_mod, self.W_enc, self.b_enc)
+
+    def select(self, tokens: Tokens, pre: Tensor | None) -> Compact:
+        ops, k = self.choice.ops, self.options.k
+        return Compact(*(ops.code(tokens.x_mod, self.W_enc, self.b_enc, k) if pre is None else ops.select(pre, k)))
 
     def encode(self, start: int) -> Chunk:
         tokens, pre = self.tokens_and_pre_activations(start)
         dead_code = None
         if (revived := self.revived) is not None:
             dead_code = encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
+        if pre is None:
+            return Chunk(tokens, self.select(tokens, None).unpack(self.choice, self.n_latents), dead_code)
         code = encode(self.choice, pre, self.options.k, (self.options.paired, self.options.soft_eps))
         return Chunk(tokens, code, dead_code)
 
     def keep(self, start: int) -> tuple[Tokens, Compact, Compact | None]:
         """As `encode`, but in a form that is small in both regimes."""
-        select = self.choice.ops.select
         tokens, pre = self.tokens_and_pre_activations(start)
-        kept = Compact(*select(pre, self.options.k))
+        kept = self.select(tokens, pre)
         if (revived := self.revived) is None:
             return tokens, kept, None
-        return tokens, kept, Compact(*select(revived.pre_activations(tokens.x_mod, pre), revived.k))
+        return tokens, kept, Compact(*self.choice.ops.select(revived.pre_activations(tokens.x_mod, pre), revived.k))
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
         """Adds a chunk's part of every sum and every gradient. ``sparsity_slope`` may be None if the chunk is the whole

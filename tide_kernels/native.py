@@ -7,9 +7,12 @@ The library is loaded on first use. The contracts of its primitives are those of
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LARGE_PAGE = 2**21
+# The share of the latents above which their dot products take longer than a float32 product saves.
+_MOST_CANDIDATES = 0.125
+# Of a chunk's pre-activations: 16 MB of float32, which stay in a common third-level cache.
+_CHUNK_ELEMENTS = 2**22
 _FOLDER = Path(__file__).parent
 _REBUILD = "run pip install --no-build-isolation --no-deps --force-reinstall . in the source folder"
 
@@ -114,20 +122,60 @@ def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tenso
     return F.linear(x_mod, W_enc, b_enc)
 
 
+def select_product(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """``select(pre_activations(x_mod, W_enc, b_enc), k)``.
+
+    Where it pays, most latents are ruled out by a bfloat16 product and a bound of its error, and only the others are
+    computed in float32: the selection is exact, as that of any float32 product, up to the order of sums.
+    """
+    n_tokens, (n_latents, d_model) = len(x_mod), W_enc.shape
+    values = torch.empty(n_tokens, k, dtype=x_mod.dtype)
+    indices = torch.empty(n_tokens, k, dtype=torch.int32)
+    done = 0
+    if x_mod.dtype == torch.float32 and _screening_pays(n_tokens, d_model, k / n_latents):
+        done = torch.ops.tide_native.screened(x_mod, W_enc, b_enc, _MOST_CANDIDATES, values, indices)
+    chunk = max(2, _CHUNK_ELEMENTS // n_latents)
+    for start in range(done, n_tokens, chunk):
+        rows = slice(start, start + chunk)
+        values[rows], indices[rows] = select(pre_activations(x_mod[rows], W_enc, b_enc), k)
+    return values, indices
+
+
+def _screening_pays(n_tokens: int, d_model: int, density: float) -> bool:
+    """Whether a screen is expected to take less time than a float32 product and its selection.
+
+    Whole selections, two threads of a Zen 4 EPYC, torch 2.13 (`python -m benchmarks.cpu_bars`, benchmarks/NOTES.md).
+    """
+    return _fast_bfloat16() and n_tokens >= 64 and d_model >= 128 and density <= 0.07
+
+
+@cache
+def _fast_bfloat16() -> bool:
+    library = _library()
+    return not isinstance(library, str) and bool(library.tide_native_fast_bfloat16())
+
+
 def _whole_rows(tensor: Tensor) -> Tensor:
     """The matrix itself if its rows are contiguous and do not overlap, else a copy."""
     apart = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
     return tensor if apart else tensor.contiguous()
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty`, from large pages where the system has them.
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`, from large pages where the system has them.
 
-    A step's weight gradients are fresh memory, which takes longer to map in small pages than to fill.
+    A step's weight gradients are fresh memory, which the system clears; it takes longer to map in small pages than to
+    fill, and to clear again what is clear.
     """
-    fresh = torch.empty(tuple(shape), dtype=dtype)
-    torch.ops.tide_native.advise_large_pages(fresh)
-    return fresh
+    size = math.prod(shape) * dtype.itemsize
+    if size < 2 * _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(tuple(shape), dtype=dtype)
+    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
+    start = -whole.data_ptr() % _LARGE_PAGE
+    return whole[start : start + size].view(dtype).view(tuple(shape))
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

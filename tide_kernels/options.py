@@ -17,17 +17,20 @@ from tide_kernels.losses import LossWeights
 # Elsewhere: thousands of tokens, below which the matrix products of a large GPU lose efficiency.
 _CHUNK_ELEMENTS_CPU = 2**22
 _CHUNK_ELEMENTS = 2**29
+# Tokens of a chunk without such a tensor: each chunk reads the weights and their gradients again, while a part of its
+# tokens stays in the second-level cache.
+_COMPACT_TOKENS_CPU = 2**10
 _TILE = 256  # tokens: a multiple of the height of every kernel's tile
 
 
-def default_chunk(n_tokens: int, n_latents: int, device: torch.device) -> int:
+def default_chunk(n_tokens: int, n_latents: int, device: torch.device, compact: bool = False) -> int:
     """Tokens per chunk where the caller does not say.
 
     On a GPU chunks are equal, rounded up to whole tiles: a short last one would leave multiprocessors idle. On a CPU
     all but the last are full: its caches set the size, and other sizes would change sums in their last bits.
     """
     if device.type == "cpu":
-        return max(2, _CHUNK_ELEMENTS_CPU // n_latents)
+        return max(_COMPACT_TOKENS_CPU if compact else 2, _CHUNK_ELEMENTS_CPU // n_latents)
     largest = _CHUNK_ELEMENTS // n_latents
     if largest < _TILE:
         return max(2, largest)
@@ -56,9 +59,9 @@ class LossOptions(NamedTuple):
         """``s_target``, or its default for this many latents."""
         return 0.8 * self.k / n_latents if self.s_target is None else self.s_target
 
-    def tokens_per_chunk(self, n_tokens: int, n_latents: int, device: torch.device) -> int:
+    def tokens_per_chunk(self, n_tokens: int, n_latents: int, device: torch.device, compact: bool = False) -> int:
         """``chunk``, or its default, rounded up to whole pairs if ``paired``."""
-        chunk = default_chunk(n_tokens, n_latents, device) if self.chunk is None else self.chunk
+        chunk = default_chunk(n_tokens, n_latents, device, compact) if self.chunk is None else self.chunk
         return chunk + chunk % 2 if self.paired else chunk
 
 

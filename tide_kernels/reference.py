@@ -77,9 +77,9 @@ def dense_above(device: torch.device) -> float:
     return 0.15 if device.type == "cpu" else 0.006
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for gradients as large as the weights."""
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
 def modulate(

@@ -65,6 +65,16 @@ extern "C" __attribute__((visibility("default"))) const char* tide_native_isa() 
   }
 }
 
+// Whether bfloat16 products are twice as fast as those of float32. Intel's processors have one unit for the former and
+// two for the latter, besides tiles that these kernels do not use.
+extern "C" __attribute__((visibility("default"))) int tide_native_fast_bfloat16() {
+#if defined(__x86_64__)
+  return std::strcmp(tide_native_isa(), "avx512bf16") == 0 && __builtin_cpu_is("amd");
+#else
+  return 0;
+#endif
+}
+
 extern "C" __attribute__((visibility("default"))) const char* tide_native_error() {
   static std::string reason;
   try {

@@ -86,8 +86,25 @@ struct WalkArgs {
   float* grad_b_enc;   // [n] or null
 };
 
+struct ScreenArgs {  // see screen.h
+  int64_t d, n, n_tokens, k;
+  Matrix x, W;  // float
+  const float* bias;
+  uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in bfloat16
+  float *alpha, *beta, *cut;  // [tokens]
+  float *size, *error, *rest;  // [n], padded to whole vectors
+  uint16_t* product;          // [tokens, n] in bfloat16, rows apart by `stride`
+  int64_t stride;
+  int64_t capacity;           // places for the candidates of a token
+  int32_t *columns, *used;    // [tokens, capacity] and [tokens]; used is -1 where they do not fit
+  float* exact;               // [tokens, capacity]
+  float* values;              // [tokens, k]
+  int32_t* indices;           // [tokens, k]
+};
+
 struct Kernels {
   const char* name;
+  int64_t lanes;
   // A plan whose panels of `rows` rows fit into the second-level cache.
   Plan (*plan)(Element, int64_t d, int64_t rows);
   // Rows first .. last of a matrix of `rows` rows into its packed form, rounded to `to`.
@@ -103,7 +120,17 @@ struct Kernels {
   // Latents first .. last; scratch: 2 * capacity floats
   void (*scatter)(Element, const ScatterArgs&, int64_t first, int64_t last, float* scratch);
   void (*walk)(Element, const WalkArgs&, int64_t first, int64_t last, float* scratch);
+  // The steps of a screened selection, in order; a tile of latents is kScreenVectors * lanes of them.
+  void (*screen_tokens)(const ScreenArgs&, int64_t first, int64_t last);
+  void (*screen_product)(const ScreenArgs&, int64_t first_tile, int64_t last_tile, uint32_t* scratch);
+  void (*screen_rows)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
+  void (*screen_exact)(const ScreenArgs&, int64_t first_latent, int64_t last_latent, int32_t* scratch);
+  void (*screen_finish)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
 };
+
+constexpr int64_t kScreenVectors = 4;
+// Pairs of columns, padded to the widest vectors.
+static inline int64_t most_pairs(int64_t d) { return (d + 31) / 32 * 16; }
 
 constexpr int64_t kSegmentBytes = 256 * 1024;  // of a panel of W, a quarter of a common second-level cache
 constexpr int64_t kBlockLatents = 256;         // latents whose weights and gradients are walked together

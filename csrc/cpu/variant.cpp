@@ -1,6 +1,7 @@
 // One instruction set's table: compiled once per set with -DTIDE_ISA=name and the flags setup.py gives it.
 #include "latents.h"
 #include "sampled.h"
+#include "screen.h"
 #include "select.h"
 
 #define TIDE_STRING_OF(x) #x
@@ -10,8 +11,10 @@ namespace tide {
 namespace TIDE_ISA {
 
 extern const Kernels table;
-const Kernels table = {TIDE_STRING(TIDE_ISA), plan,           pack,         select,  gather_panel,
-                       gather_rows,           sampled_panels, sampled_rows, scatter, walk};
+const Kernels table = {TIDE_STRING(TIDE_ISA), kLanes,         plan,         pack,           select,
+                       gather_panel,          gather_rows,    sampled_panels, sampled_rows, scatter,
+                       walk,                  screen_tokens,  screen_product, screen_rows,  screen_exact,
+                       screen_finish};
 
 }  // namespace TIDE_ISA
 }  // namespace tide

@@ -75,12 +75,21 @@ def test_gradients_of_a_whole_step(regime):
         assert_close(gradients["native"][name], expected, 1e-4, name)
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000)], ids=str)
-def test_memory_from_large_pages_is_memory(shape):
-    for _ in range(2):  # the second time in memory that the first has used
-        fresh = native.empty(shape, torch.float32, torch.device("cpu"))
+@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000), (2048, 1024)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_memory_from_large_pages_is_zero(shape, dtype):
+    for _ in range(3):  # also where the first has been
+        fresh = native.zeros(shape, dtype, torch.device("cpu"))
         assert fresh.shape == shape
+        assert fresh.dtype == dtype
+        assert fresh.is_contiguous()
+        assert not fresh.any()
         assert bool((fresh.fill_(1) == 1).all())
+
+
+def test_memory_without_large_pages_is_zero(monkeypatch):
+    monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
+    assert not native.zeros((3000, 1000), torch.float32, torch.device("cpu")).any()
 
 
 def test_the_same_code_as_the_reference_from_the_same_pre_activations():

@@ -1,0 +1,159 @@
+"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever the screen lets through."""
+
+import pytest
+import torch
+
+from tide_kernels import native, reference
+from tide_kernels.testing import assert_close
+
+# Nothing is given up, whatever the share of candidates.
+ALWAYS = 1e9
+
+# n_tokens, n_latents, d_model, k
+SHAPES = [
+    pytest.param(1, 1, 1, 1, id="all one"),
+    pytest.param(5, 70, 33, 7, id="tiles and columns that end early"),
+    pytest.param(13, 300, 64, 300, id="k=n"),
+    pytest.param(64, 1100, 96, 8, id="few active"),
+    pytest.param(70, 530, 200, 27, id="5 %, a short last tile"),
+    pytest.param(300, 2100, 40, 105, id="several tiles of tokens"),
+]
+
+
+def screened(x, W, b, k, share=ALWAYS):
+    values, indices = torch.full((len(x), k), 7.0), torch.full((len(x), k), 7, dtype=torch.int32)
+    return values, indices, torch.ops.tide_native.screened(x, W, b, share, values, indices)
+
+
+def dots(x, W, b):
+    """The positive part of each float32 pre-activation as the library sums it, one latent at a time: with a single
+    latent there is nothing to rule out."""
+    columns = [screened(x, W[j : j + 1], None if b is None else b[j : j + 1], 1)[0] for j in range(len(W))]
+    return torch.cat(columns, dim=1)
+
+
+def check(x, W, b, k):
+    values, indices, done = screened(x, W, b, k)
+    assert done == len(x)
+    expected_values, expected_indices = reference.select(dots(x, W, b), k)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(values.isnan(), expected_values.isnan())
+    assert torch.equal(values.nan_to_num(1.0), expected_values.nan_to_num(1.0))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("n_tokens", "n_latents", "d_model", "k"), SHAPES)
+class TestBits:
+    def test_normal_numbers(self, n_tokens, n_latents, d_model, k, biased):
+        b = normal(n_latents, seed=2) if biased else None
+        x, W = normal(n_tokens, d_model), normal(n_latents, d_model, seed=1)
+        check(x, W, b, k)
+        pre = x.double() @ W.double().T + (0 if b is None else b.double())
+        assert_close(dots(x, W, b), pre.relu(), 1e-5)
+
+    def test_ties(self, n_tokens, n_latents, d_model, k, biased):
+        b = normal(n_latents, seed=2).round() if biased else None
+        check(normal(n_tokens, d_model).round(), normal(n_latents, d_model, seed=1).round(), b, k)
+        # Every latent four times: the first of them goes first.
+        W = normal(n_latents // 4 + 1, d_model, seed=1).repeat(4, 1)[:n_latents]
+        check(normal(n_tokens, d_model), W, None, k)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("scale_x", [0.0, 1e-42, 1e-30, 1e-20, 1.0, 1e15, 1e19, 1e30, 3e38])
+@pytest.mark.parametrize("scale_W", [1e-42, 1e-20, 1.0, 1e19, 3e38])
+def test_sizes_at_which_sums_are_flushed_or_overflow(scale_x, scale_W, biased):
+    x, W = (0.3 * normal(9, 70)).clamp(-1, 1), (0.3 * normal(90, 70, seed=1)).clamp(-1, 1)
+    b = normal(90, seed=2) if biased else None
+    for mixed in (False, True):
+        if mixed:  # other latents and tokens of usual size
+            x[::2], W[::2] = x[::2] / max(scale_x, 1e-3), W[::2] / scale_W
+        check(x * scale_x, W * scale_W, b, 9)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf, -0.0])
+def test_values_that_are_no_numbers(bad):
+    x, W, b = normal(40, 64), normal(200, 64, seed=1), normal(200, seed=2)
+    x[3, 5] = x[7, 63] = W[0, 0] = W[17, 9] = W[199, 63] = b[30] = bad
+    x[9] = bad
+    check(x, W, b, 11)
+    check(x, W, None, 200)
+
+
+def test_fewer_positives_than_places():
+    x, W = normal(30, 64), normal(200, 64, seed=1)
+    check(x, W, torch.full((200,), -15.0), 40)
+    check(x, W, torch.full((200,), -1e6), 40)
+    check(torch.zeros(30, 64), W, None, 40)
+    check(torch.zeros(30, 64), W, normal(200, seed=2), 40)
+    check(x, torch.zeros(200, 64), None, 40)
+    check(torch.cat((x, torch.zeros_like(x))), torch.cat((W, torch.zeros_like(W))), None, 190)
+
+
+def test_errors_as_large_as_their_bound():
+    """All elements are rounded up, so every product is too large, by its whole bound; or only half the latents' are."""
+    up = 1 + 2**-8 + 2**-9
+    steps = torch.arange(400.0).unsqueeze(1)
+    for rows in (slice(None), slice(0, None, 2), slice(200, None)):
+        W = torch.full((400, 128), 1.0) + 2**-7 * steps.floor_divide(100)
+        W[rows] *= up
+        for x in (torch.ones(6, 128), torch.full((6, 128), up)):
+            check(x, W, None, 20)
+            check(x, W, 1e-4 * steps.squeeze(1), 20)
+
+
+def test_threads_make_no_difference(threads):
+    x, W, b = normal(301, 96), normal(1500, 96, seed=1), normal(1500, seed=2)
+    x[5, 5] = torch.nan
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(screened(x, W, b, 75)[:2])
+    assert all(torch.equal(a.nan_to_num(), c.nan_to_num()) for r in results for a, c in zip(r, results[0], strict=True))
+
+
+def test_strided_operands():
+    x, W, b = normal(20, 80), normal(300, 90, seed=1), normal(600, seed=2)[::2]
+    for rows, latents in ((x[:, 7:70], W[:, 3:66]), (x[::3, :63], W[:, 20:83]), (x.T[:63].T, W.T[:63].T)):
+        values, indices, _ = screened(rows, latents, b, 15)
+        expected = screened(rows.contiguous(), latents.contiguous(), b.contiguous(), 15)
+        assert torch.equal(values, expected[0])
+        assert torch.equal(indices, expected[1])
+
+
+def test_too_many_candidates_are_left_to_a_whole_product():
+    x, W = normal(300, 64) + 50, normal(2048, 64, seed=1) / 1000 + 1  # all latents are almost the same
+    assert screened(x, W, None, 30, share=0.125)[2] == 0
+    assert screened(normal(300, 64), normal(2048, 64, seed=1), None, 30, share=0.125)[2] == 300
+
+
+@pytest.mark.parametrize("screens", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_select_product(monkeypatch, dtype, screens):
+    monkeypatch.setattr(native, "_screening_pays", lambda *_: screens)
+    x, W, b = (t.round().to(dtype) for t in (normal(130, 64), normal(2048, 64, seed=1), normal(2048, seed=2)))
+    expected = reference.select((x.double() @ W.double().T + b.double()).to(dtype), 60)
+    for close in (False, True):  # distinct latents; so many ties that the screen gives up
+        if close:
+            W, b = W[:1].expand(2048, -1), None
+            expected = reference.select((x.double() @ W.double().T).to(dtype), 60)
+        actual = native.select_product(x, W, b, 60)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_bad_input_is_refused():
+    x, W = normal(3, 5), normal(7, 5)
+    for wrong, message in (
+        ((x.double(), W, None, 2), "x is not float32"),
+        ((x, W.bfloat16(), None, 2), "W is not float32"),
+        ((x[:, :4], W, None, 2), r"x is \[3, 4\], not \[3, 5\]"),
+        ((x, W, normal(6), 2), "b is not a vector of one element per latent"),
+        ((x, W, None, 8), "k is 8, not from 1 to 7"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            screened(*wrong)
+    assert screened(x[:0], W, None, 2)[2] == 0
