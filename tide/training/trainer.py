@@ -340,7 +340,7 @@ class Trainer:
             n_latents=model.n_latents,
             k=model.config.k,
         )
-        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.empty)
+        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.zeros)
         return {name: each.grad for name, each in weights.items() if each.grad is not None}
 
     # -- logs and checkpoints -----------------------------------------------------------------------------

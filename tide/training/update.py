@@ -13,12 +13,12 @@ from torch import Tensor
 _PIECE = 2**20
 
 
-#: Memory of a shape and dtype on a device.
-Empty = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
+#: Zeros of a shape and dtype on a device.
+Zeros = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -82,15 +82,15 @@ class AdamW(torch.optim.AdamW):
         #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
         self._rested: dict[Tensor, int] = {}
 
-    def keep(self, pulls: Mapping[Tensor, float], empty: Empty = _empty) -> None:
-        """Keeps the gradients of these parameters, which have these pulls; ``empty`` gives memory for them and their
+    def keep(self, pulls: Mapping[Tensor, float], zeros: Zeros = _zeros) -> None:
+        """Keeps the gradients of these parameters, which have these pulls; ``zeros`` gives memory for them and their
         moments."""
         self._pulls = dict(pulls)
         for parameter in pulls:
             like = tuple(parameter.shape), parameter.dtype, parameter.device
-            parameter.grad = empty(*like).zero_()
+            parameter.grad = zeros(*like)
             # What torch.optim.AdamW makes at its first step, elsewhere in memory.
-            moments = {name: empty(*like).zero_() for name in ("exp_avg", "exp_avg_sq")}
+            moments = {name: zeros(*like) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     @torch.no_grad()

@@ -81,8 +81,8 @@ _SELECT = (
 # The first rule that applies is taken. The interpreter's blocks are small, so that small tests have several tiles.
 # None of the others was measured: they compile without spills and within the available shared memory.
 _TABLE: dict[str, tuple[Rule, ...]] = {
-    # Compact codes, and rows in place. sums: 1 if selection in place also adds up the codes' sums, for which `code_sums`
-    # would read them again.
+    # Compact codes, and rows in place. sums: 1 if selection in place also adds up the codes' sums, for which
+    # `code_sums` would read them again.
     "select": _SELECT,
     "keep_top": tuple(rule._replace(config=rule.config | {"sums": 1}) for rule in _SELECT),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the

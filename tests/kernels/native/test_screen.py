@@ -1,4 +1,4 @@
-"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever the screen lets through."""
+"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever the screen passes."""
 
 import pytest
 import torch
