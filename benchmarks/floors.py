@@ -172,7 +172,8 @@ def step_floors(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple
     )
     sparse = {"encode": encode, "select": select}
     if device.type != "cpu":
-        moved = 4 * gather(Case(shape, "sparse", itemsize=dtype.itemsize)).gathered
+        # decode, and two for the weights' gradients; the timed step has no modulation, whose gradient is a fourth
+        moved = 3 * gather(Case(shape, "sparse", itemsize=dtype.itemsize)).gathered
         sparse["gathers"] = moved / gather_bandwidth(shape.n_latents, shape.d_model, shape.k, device, dtype)
     return dense, StepFloor("sparse", sparse)
 

@@ -1,6 +1,7 @@
 """A performance model of a training step: the floor and the expected time of each kernel. Nothing here is measured.
 
-``python -m benchmarks.model --device h200 --shape 16384,1152,18432,922`` prints a line for each kernel of the step.
+``python -m benchmarks.model --device h200 --shape 16384,1152,18432,922`` prints a line for each kernel of the step,
+whose modulation is trained too.
 Floors come from `benchmarks.floors`: the least bytes and operations over the ceilings of the device. Expected times are
 estimates, to be confirmed or refuted by the first measurement: a floor over an assumed efficiency or, where a kernel
 is likely bound by the rate of its instructions, their count over that rate.

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever the screen passes."""
+=======
+"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever is ruled out."""
+>>>>>>> cpu
 
 import pytest
 import torch
@@ -104,6 +108,17 @@ def test_errors_as_large_as_their_bound():
         for x in (torch.ones(6, 128), torch.full((6, 128), up)):
             check(x, W, None, 20)
             check(x, W, 1e-4 * steps.squeeze(1), 20)
+
+
+def test_a_cut_that_is_too_high():
+    """Twenty latents are approximated by 0.5 and are 0.27; twenty that are 0.3 exactly have to be found all the same."""
+    overrated = torch.cat((torch.full((64,), 1 + 2**-8 + 2**-12), torch.full((64,), -1.0)))
+    W = torch.zeros(300, 128)
+    W[40:60], W[200:220, 5] = overrated, 0.3
+    x, b = torch.ones(7, 128), 1e-3 * normal(300).abs()
+    check(x, W, None, 20)
+    check(x, W, b, 20)
+    assert screened(x, W, None, 20)[1][0].tolist() == list(range(200, 220))
 
 
 def test_threads_make_no_difference(threads):
