@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever the screen passes."""
-=======
 """The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever is ruled out."""
->>>>>>> cpu
 
 import pytest
 import torch
