@@ -1,4 +1,6 @@
-"""Packs into build/gpu-pack what a GPU machine without network lacks: `make gpu-pack`, there its `install.sh`.
+"""Packs into build/gpu-pack what a GPU machine without network lacks: `make gpu-pack`.
+
+There it is put in place by `bash build/gpu-pack/install.sh`.
 
 It packs the compiled kernels, the peers of the benchmarks and the packages this project needs that are not expected
 there. The machine is one with Python 3.12, torch 2.11 for CUDA 13, Triton, transformers, pytest and the like; a wheel

@@ -121,7 +121,7 @@ def test_thresholds_near_and_far_from_the_row_before(emulated, dtype, ratio):
 
 @pytest.mark.parametrize("below", range(90, 100))
 def test_thresholds_at_the_edges_of_the_histogram(emulated, below):
-    # A row of one value each, a given number of keys from the guess: 96 below it, or 159 above, is the last counted.
+    # A row of one value each, a given number of keys from the guess, of which 96 below it and 158 above are the last.
     one = torch.tensor(1.0, dtype=torch.bfloat16).view(torch.int16)
     keys = torch.stack([one, one - below, one, one + 252 - below]).to(torch.int16)
     check_in_registers(emulated, keys[:, None].expand(-1, 64).contiguous().view(torch.bfloat16), 5)
