@@ -62,7 +62,7 @@ class Plain:
         torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
         self.optimizer.step()
         self.silent_for = torch.where(fired > 0, 0, self.silent_for + len(rows))
-        return float(total), gradients
+        return float(total.detach()), gradients
 
     def loss(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
         sae, loss = self.sae, self.config.loss
