@@ -149,7 +149,7 @@ def test_a_compiled_kernel_that_is_missing_is_reported_once(monkeypatch):
     select._say_not_compiled.cache_clear()
     pre = SimpleNamespace(is_cuda=True, shape=(2, 3))
     with pytest.warns(UserWarning, match="compiled selection.*no such macro"):
-        assert not select._compiled(pre)
+        assert not select._compiled("select", pre)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not select._compiled(pre)
+        assert not select._compiled("select", pre)
