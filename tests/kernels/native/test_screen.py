@@ -107,7 +107,7 @@ def test_errors_as_large_as_their_bound():
 
 
 def test_a_cut_that_is_too_high():
-    """Twenty latents are approximated by 0.5 and are 0.27; twenty that are exactly 0.3 must be found all the same."""
+    """Twenty latents are approximated by 0.5 and are 0.27; twenty that are 0.3 exactly have to be found instead."""
     overrated = torch.cat((torch.full((64,), 1 + 2**-8 + 2**-12), torch.full((64,), -1.0)))
     W = torch.zeros(300, 128)
     W[40:60], W[200:220, 5] = overrated, 0.3
