@@ -31,6 +31,7 @@ from tide_kernels import encode_topk, tide_loss
 from tide_kernels.losses import LossWeights
 from tide_kernels.tune_runs import (
     DENSE,
+    FAR,
     GROUP_TOKENS,
     KERNELS,
     RUNNERS,
@@ -136,16 +137,17 @@ def climb(
     arch: str,
     deadline: float = math.inf,
     prepare: Callable[[Sequence[Config]], None] = lambda candidates: None,
+    others: Sequence[Config] = (),
 ) -> tuple[Config, float, int]:
     """Climbs from ``start``. Returns the best configuration, its time, and how many were tried.
 
     ``measure`` gives a configuration's time, or None if it fails; ``prepare`` is called before with all that are to be
-    measured next; ``deadline`` is one of `time.monotonic`.
+    measured next; ``deadline`` is one of `time.monotonic`. ``others`` are tried along with the neighbours of ``start``.
     """
     best, seconds, tried = start, seconds_at_start, [start]
     while True:
         round_best, round_seconds = best, seconds
-        candidates = [candidate for candidate in neighbours(best, arch) if candidate not in tried]
+        candidates = [each for each in (*neighbours(best, arch), *others) if each not in tried]
         if candidates and time.monotonic() <= deadline:
             prepare(candidates)
         for candidate in candidates:
@@ -229,8 +231,10 @@ def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) ->
             except Exception:  # out of registers or shared memory, or the compiler fails
                 return None
 
+    # Entries that a kernel does not have here stay out: descriptors on ROCm, for example.
+    others = [before | far for far in FAR.get(job.kernel, ()) if far.keys() <= before.keys()]
     after, seconds_after, trials = climb(
-        before, seconds_before, measure, job.arch, deadline, partial(compile_candidates, job)
+        before, seconds_before, measure, job.arch, deadline, partial(compile_candidates, job), others
     )
     return Outcome(job, before, after, seconds_before, seconds_after, trials)
 

@@ -66,6 +66,16 @@ def test_the_climb_passes_over_failures_and_noise():
     assert tune.climb(START, 1.0, lambda config: 0.99, "sm_90")[:2] == (START, 1.0)
 
 
+def test_a_summit_far_away_is_found_if_it_is_named():
+    far = {"BLOCK_M": 512, "num_warps": 16, "num_stages": 4}
+
+    def seconds(config):
+        return 0.1 if config == far else 1.0
+
+    assert tune.climb(START, 1.0, seconds, "gfx942")[0] == START
+    assert tune.climb(START, 1.0, seconds, "gfx942", others=[far])[:2] == (far, 0.1)
+
+
 def test_the_climb_ends_at_its_deadline():
     def prepare(candidates):
         raise AssertionError("there is no time to compile")

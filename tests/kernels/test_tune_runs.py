@@ -15,6 +15,13 @@ def test_every_configuration_in_use_has_a_runner():
     assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold"}
 
 
+@pytest.mark.parametrize("kernel", tune_runs.FAR)
+def test_far_configurations_are_possible(kernel):
+    table = configs.static(kernel, "sm_90", torch.bfloat16, 1152)
+    for far in tune_runs.FAR[kernel]:
+        assert all(configs._is_possible(entry, value, table) for entry, value in far.items())
+
+
 def test_shapes_are_read_from_the_command_line():
     assert Shape.parse("8,16,64,4") == Shape(8, 16, 64, 4)
     with pytest.raises(Exception, match="write N,d,n,k"):
