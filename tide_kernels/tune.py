@@ -196,20 +196,11 @@ def _trial(key: str, config: Config) -> Iterator[None]:
     """Makes the kernels use ``config``, by a temporary file."""
     from tide_kernels.triton import configs
 
-    saved = os.environ.get("TIDE_KERNELS_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.json"
         path.write_text(json.dumps({key: config}))
-        os.environ["TIDE_KERNELS_CACHE"] = str(path)
-        configs.reload()
-        try:
+        with configs.using(path):
             yield
-        finally:
-            if saved is None:
-                del os.environ["TIDE_KERNELS_CACHE"]
-            else:
-                os.environ["TIDE_KERNELS_CACHE"] = saved
-            configs.reload()
 
 
 def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,17 +19,8 @@ def configured(path: Path) -> Iterator[None]:
     except ImportError:  # there is no Triton, so nothing is launched
         yield
         return
-    saved = os.environ.get("TIDE_KERNELS_CACHE")
-    os.environ["TIDE_KERNELS_CACHE"] = str(path)
-    configs.reload()
-    try:
+    with configs.using(path):
         yield
-    finally:
-        if saved is None:
-            del os.environ["TIDE_KERNELS_CACHE"]
-        else:
-            os.environ["TIDE_KERNELS_CACHE"] = saved
-        configs.reload()
 
 
 @contextmanager
@@ -41,9 +31,10 @@ def uncompiled_selection(bench: Bench, n_latents: int) -> Iterator[None]:
         return
     from tide_kernels.triton import configs, launch
 
-    key = configs.key("select", launch.architecture(bench.device), bench.dtype, n_latents)
+    arch = launch.architecture(bench.device)
+    keys = (configs.key(kernel, arch, bench.dtype, n_latents) for kernel in ("select", "keep_top"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "select.json"
-        path.write_text(json.dumps({key: {"compiled": 0}}))
+        path.write_text(json.dumps({key: {"compiled": 0} for key in keys}))
         with configured(path):
             yield

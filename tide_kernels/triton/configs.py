@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -228,6 +230,22 @@ def reload() -> None:
     """Forgets what was read from the file. Call this after writing to it."""
     _measured.cache_clear()
     lookup.cache_clear()
+
+
+@contextmanager
+def using(path: Path) -> Iterator[None]:
+    """Launches use this file of configurations; if it is missing, the table alone."""
+    saved = os.environ.get("TIDE_KERNELS_CACHE")
+    os.environ["TIDE_KERNELS_CACHE"] = str(path)
+    reload()
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ["TIDE_KERNELS_CACHE"]
+        else:
+            os.environ["TIDE_KERNELS_CACHE"] = saved
+        reload()
 
 
 def cache_file() -> Path:
