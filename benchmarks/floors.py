@@ -3,7 +3,7 @@
 `kernel_floors` divides what `benchmarks.work` counts by the ceilings of a device, given or measured.
 
 `step_floors` times the parts of a step in the same run. A step in the dense regime needs five products and the
-selection; one in the sparse regime the encoder's product, the selection and four gathers. On a CPU, whose caches
+selection; one in the sparse regime the encoder's product, the selection and three gathers. On a CPU, whose caches
 serve the gathers, the sparse floor is only the product and the selection, which any exact TopK has to do. A
 selection's floor is reading and writing its chunk once.
 """

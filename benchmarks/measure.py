@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
 
-_AHEAD = 2_000_000  # cycles, about a millisecond: how far the host runs ahead of a queued run
+_AHEAD = 10_000_000  # cycles, about five milliseconds: how far the host runs ahead of a queued run
 _FLUSHED = 2**28  # bytes, more than any cache holds
 
 

@@ -92,7 +92,8 @@ class GraphedLoss:
         if kind != self._kind:
             self._kind, self._seen, self._captured = kind, 0, None
         self._seen += 1
-        terms = self._run(arguments, inputs, buffers)
+        with torch.cuda.device_of(x):  # streams and captures belong to the current device; on a CPU this does nothing
+            terms = self._run(arguments, inputs, buffers)
         for name, total in sums.items():
             gradients[name] += total[: len(gradients[name])]
         return terms

@@ -48,6 +48,7 @@ Config = dict[str, int]
 
 NO_LIMIT = 255  # registers of a thread that the hardware has anyway
 DISPATCH_SHARE = 0.15  # of the minutes, for the regimes and the encoders
+COMPILING = 15.0  # seconds that a round of candidates may take to compile: none begins later than this
 GAIN = 0.97  # a candidate has to be below this share of the best time so far
 
 # The choices for entries that are not sizes. For group_tokens, one on either side of GROUP_TOKENS.
@@ -148,8 +149,10 @@ def climb(
     while True:
         round_best, round_seconds = best, seconds
         candidates = [each for each in (*neighbours(best, arch), *others) if each not in tried]
-        if candidates and time.monotonic() <= deadline:
+        if candidates and time.monotonic() + COMPILING <= deadline:
             prepare(candidates)
+        else:
+            candidates = []
         for candidate in candidates:
             if time.monotonic() > deadline:
                 break

@@ -87,13 +87,16 @@ class Check(Bench):
         unit, begin = Unit(), time.monotonic()
         error = self._guarded(title, lambda: measure(unit))
         found = unit.record() | {"call": self.call, "seconds": time.monotonic() - begin}
+        alive = self._cleared()
+        if not alive:
+            error = error or "the device does not answer any more"
         if error is not None:
             found["error"] = error
         self.entry["units"][title] = found
         self.entry.pop("running", None)
         self.save()
         print("\n".join([figure_table(unit.figures)] * bool(unit.figures) + unit.notes), flush=True)
-        if not self._cleared() and error is not None:
+        if not alive:
             raise DeviceLost(error)
 
     def _guarded(self, title: str, run: Callable[[], None]) -> str | None:

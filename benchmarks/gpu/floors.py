@@ -9,7 +9,7 @@ import torch
 from benchmarks.floors import Ceilings, encoder_seconds, floor_of, product_seconds
 from benchmarks.probes import cache_bandwidth, stream_bandwidth
 from benchmarks.shapes import Shape
-from benchmarks.work import BY_GROUP, KERNELS, Case, Work
+from benchmarks.work import BY_GROUP, KERNELS, Case, Work, encode, sampled, scatter
 
 _CPU_CACHE = 2**25  # bytes; only dry runs use it
 
@@ -28,26 +28,6 @@ def kernel_seconds(name: str, case: Case, device: torch.device, dtype: torch.dty
     return floor_of(WORKS[name](case), ceilings(case.shape, device, dtype)).seconds
 
 
-def sampled(case: Case) -> Work:
-    """``<rows_i, W[indices_ij]>``: the rows of a gather, one number for each."""
-    shape, e = case.shape, case.itemsize
-    return Work(
-        streamed=shape.n_tokens * (shape.d_model * e + shape.k * 8),
-        gathered=shape.n_tokens * shape.k * shape.d_model * e,
-        table=shape.n_latents * shape.d_model * e,
-    )
-
-
-def scatter(case: Case) -> Work:
-    """``out_l += sum of values_i rows_i``: a row of tokens for each place, out read and written in float32."""
-    shape, e = case.shape, case.itemsize
-    return Work(
-        streamed=shape.n_tokens * shape.k * (e + 8) + 8 * shape.n_latents * shape.d_model,
-        gathered=shape.n_tokens * shape.k * shape.d_model * e,
-        table=shape.n_tokens * shape.d_model * e,
-    )
-
-
 # Beside those of `benchmarks.work`, fusions, and primitives that no step of the Triton backend runs alone.
 WORKS: dict[str, Callable[[Case], Work]] = {
     **KERNELS,
@@ -56,4 +36,5 @@ WORKS: dict[str, Callable[[Case], Work]] = {
     "transpose_selected": KERNELS["transpose"],
     "sampled": sampled,
     "scatter": scatter,
+    "encode": encode,
 }

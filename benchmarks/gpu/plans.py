@@ -56,16 +56,16 @@ STAGES: dict[str, Stage] = {
 PLANS: dict[str, tuple[str, ...]] = {
     "first": ("gpu tests", "gradients", "step", "selection", "masked product", "products", "gathers", "kernels"),
     "second": (
-        "memory",
+        "kernel tests",
         "compiled selection",
         "peers",
         "timeline",
         "sanitizer",
+        "memory",
         "ncu",
         "encoders",
         "dispatch",
         "grid",
-        "kernel tests",
     ),
     "third": ("tuning", "step, tuned"),
     "last": ("training",),

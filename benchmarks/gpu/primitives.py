@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -100,13 +100,18 @@ def _pre_activations(o: Operands) -> Run:
     return lambda: o.ops.pre_activations(x, W, bias)
 
 
+def _encode(o: Operands) -> Run | None:
+    fused = o.ops.encode
+    return None if fused is None else partial(fused, o.x, o.scale, o.scale, o.group, False, o.W, o.bias, o.shape.k)
+
+
 def _keep_top(o: Operands) -> Run:
     scratch, k = o.scratch, o.shape.k
     return lambda: o.ops.keep_top_(scratch, k)
 
 
 def _keep_top_with_sums(o: Operands) -> Run | None:
-    fused, scratch, k = getattr(o.ops, "keep_top_with_sums_", None), o.scratch, o.shape.k
+    fused, scratch, k = o.ops.keep_top_with_sums_, o.scratch, o.shape.k
     return None if fused is None else lambda: fused(scratch, k, True, 0.1)
 
 
@@ -205,4 +210,5 @@ SPARSE_KERNELS: dict[str, Callable[[Operands], Run | None]] = {
     "transpose_selected": _transpose_selected,
     "sampled": _sampled,
     "scatter": _scatter,
+    "encode": _encode,  # the last: its programs wait for one another, and a hang costs what comes after
 }

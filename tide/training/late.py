@@ -21,7 +21,7 @@ class Late(NamedTuple):
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(values.device))
         return cls(host, copied)
 
     def read(self) -> Tensor:

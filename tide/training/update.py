@@ -71,7 +71,7 @@ class AdamW(torch.optim.AdamW):
     """The fused AdamW. Its `update` clips as well, and brings the gradients that are kept to rest for the next step.
 
     At rest, a gradient is zero or, of a parameter with a pull, ``pull`` times the parameter: the gradient of
-    ``pull / 2 |W|^2``. The update has both in the cache, so this costs no pass of its own.
+    ``pull / 2 |W|^2``. On a CPU the update has both in its cache; on a GPU this is one more pass.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.dense import add_product_, decode_dense
+from tide_kernels.triton.layout import Layout, transpose_selected
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.product import blocks, tile_of
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
-from tide_kernels.triton.transpose import scatter, transpose
+from tide_kernels.triton.transpose import scatter
 
 
 @triton.jit
@@ -114,19 +115,24 @@ def encoder_gradients(
     if grad_W_enc is not None:
         add_product_(grad_W_enc, grad_pre, x_mod)
     grad_x_mod = decode_dense(grad_pre, W_enc)
+    ordered = _ordered(group, groups)
     if grad_shift is not None:
-        _add_by_group(grad_x_mod, group, grad_shift)
+        _add_by_group(grad_x_mod, ordered, grad_shift)
     if grad_scale is not None:
         u = modulate(x, None, None, None, True, torch.float32) if layer_norm else x
-        _add_by_group(grad_x_mod * u, group, grad_scale)
+        _add_by_group(grad_x_mod * u, ordered, grad_scale)
 
 
-def _add_by_group(rows: Tensor, group: Tensor | None, out: Tensor) -> None:
-    if group is None:
+def _ordered(group: Tensor | None, groups: int) -> Layout | None:
+    """The tokens ordered by group; None for a single group."""
+    return None if group is None else transpose_selected(group.to(torch.int32).unsqueeze(1), groups)
+
+
+def _add_by_group(rows: Tensor, ordered: Layout | None, out: Tensor) -> None:
+    if ordered is None:
         out += rows.sum(0, keepdim=True)
-        return
-    ones = torch.ones(len(rows), 1, dtype=torch.float32, device=rows.device)
-    scatter(ones, transpose(group.to(torch.int32).unsqueeze(1), len(out)), rows, out)
+    else:
+        scatter(torch.ones(len(rows), 1, dtype=torch.float32, device=rows.device), ordered, rows, out)
 
 
 def _by_group(
@@ -197,7 +203,7 @@ def _add_parts_of_shift(
 ) -> None:
     """Adds ``S_g W_enc`` to grad_shift and ``sum_g S_g b_g^T`` to grad_W_enc."""
     sums = torch.zeros(len(shift), grad_pre.shape[1], dtype=torch.float32, device=grad_pre.device)
-    _add_by_group(grad_pre, group, sums)
+    _add_by_group(grad_pre, _ordered(group, len(sums)), sums)
     if grad_shift is not None:
         grad_shift += decode_dense(sums, W_enc.float())
     if grad_W_enc is not None:

@@ -16,7 +16,6 @@ from benchmarks.table import Bar
 from tide_kernels import BackendError, encode_topk, tune
 
 WIDE = Shape(16384, 4608, 18432, 922)
-DENSITIES = (0.0015, 0.003, 0.006, 0.012, 0.024)
 
 # Times faster than each, for the squared error that the peers compute too, and for all terms against it.
 AT_FIVE_PERCENT = {"eai-sparsify": 4.0, "sae-lens": 2.0, "dense torch": 2.0, "dense torch, compiled": 1.3}
@@ -106,14 +105,14 @@ def _encoders(check: Check, shape: Shape, unit: Unit) -> None:
 
 def dispatch(check: Check) -> None:
     """The density at which the dense regime starts to win."""
-    for density in DENSITIES:
+    for density in tune.DENSITIES:
         shape = check.shape(Shape(PAPER.n_tokens, PAPER.d_model, PAPER.n_latents, round(density * PAPER.n_latents)))
         check.unit(f"{density:.2%}", partial(_regimes, check, shape))
     check.unit("break-even", partial(_break_even, check))
 
 
 def _break_even(check: Check, unit: Unit) -> None:
-    measured = {density: check.entry["units"][f"{density:.2%}"]["figures"] for density in DENSITIES}
+    measured = {density: check.entry["units"][f"{density:.2%}"]["figures"] for density in tune.DENSITIES}
     times = {
         density: (figures["sparse"]["seconds"], figures["dense"]["seconds"])
         for density, figures in measured.items()

@@ -78,10 +78,14 @@ def _memory(check: Check, shape: Shape, unit: Unit) -> None:
         with explained(figure, check):
             try:
                 step = contender.prepare(problem, check.autocast)
+                before = 0
+                if check.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(check.device)
+                    before = torch.cuda.memory_allocated(check.device)
                 step.run()
                 figure |= peak(step.run, check.device, before=step.clear).record()
             except torch.OutOfMemoryError as error:
-                held = torch.cuda.max_memory_allocated(check.device)
+                held = torch.cuda.max_memory_allocated(check.device) - before
                 figure |= {"peak_extra_bytes": held, "note": f"at least; {str(error).split('.')[0]}"}
             del step
     most = {name: figure.get("peak_extra_bytes") for name, figure in unit.figures.items()}

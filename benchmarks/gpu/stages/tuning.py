@@ -14,7 +14,7 @@ from benchmarks.gpu.contest import contest, ours, seconds_of
 from benchmarks.shapes import Shape
 from tide_kernels import tune
 
-RESERVE = 30.0  # seconds of the stage that are left when tuning has to end
+RESERVE = 90.0  # seconds of the stage that are left when tuning has to end
 
 
 def tuned_file(check: Check) -> Path:
