@@ -118,7 +118,8 @@ def neighbours(config: Config, arch: str) -> list[Config]:
     """Configurations that differ from this one in one entry: a size halved or doubled, one stage more or less, another
     limit of registers (which ROCm does not know)."""
     found = []
-    entries = ({"maxnreg": NO_LIMIT} if arch.startswith("sm") else {}) | config
+    limited = arch.startswith("sm") and "num_warps" in config  # a choice of the host alone launches no kernel
+    entries = ({"maxnreg": NO_LIMIT} if limited else {}) | config
     for name, value in entries.items():
         if name in _CHOICES:
             values = {choice for choice in _CHOICES[name] if choice != value}

@@ -152,13 +152,19 @@ def test_where_capturing_fails_a_warning_says_so_once():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("bucket", [None, 16], ids=["masked", "bucket"])
-def test_a_replay_has_the_bits_of_the_call_it_replaces(bucket):
+@pytest.mark.parametrize("regime", ["sparse", "dense"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, whose casts of weights are captured"])
+def test_a_replay_has_the_bits_of_the_call_it_replaces(bucket, regime, half):
     """On a GPU, with groups that fill the graph's tables."""
     graphs = CudaGraphs()
     loss, step = GraphedLoss(lambda: graphs), Step("cuda")
 
     def call(function):
-        return lambda **arguments: function(**arguments, dead_bucket=bucket)
+        def under_autocast(**arguments):
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                return function(**arguments, dead_bucket=bucket, regime=regime)
+
+        return under_autocast
 
     for number in range(PATIENCE + 8):
         inputs = step.inputs(number)

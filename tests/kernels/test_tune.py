@@ -45,10 +45,15 @@ def test_neighbours_differ_in_one_entry_and_stay_in_range():
 
 
 def test_every_kernel_may_limit_its_registers_on_cuda():
-    assert {c["maxnreg"] for c in tune.neighbours({"rows": 1}, "sm_90") if "maxnreg" in c} == {96, 128, 168}
-    limits = {c["maxnreg"] for c in tune.neighbours({"rows": 1, "maxnreg": 128}, "sm_90") if c["rows"] == 1}
+    config = {"rows": 1, "num_warps": 4}
+    assert {c["maxnreg"] for c in tune.neighbours(config, "sm_90") if "maxnreg" in c} == {96, 128, 168}
+    limits = {c["maxnreg"] for c in tune.neighbours(config | {"maxnreg": 128}, "sm_90") if config.items() <= c.items()}
     assert limits == {96, 168, tune.NO_LIMIT}
-    assert not any("maxnreg" in c for c in tune.neighbours({"rows": 1}, "gfx942"))
+    assert not any("maxnreg" in c for c in tune.neighbours(config, "gfx942"))
+
+
+def test_a_choice_of_the_host_alone_has_no_other_entries():
+    assert tune.neighbours(configs.static("pre_activations", "sm_90", torch.bfloat16, 1152), "sm_90") == [{"cublas": 0}]
 
 
 def test_the_climb_finds_the_summit_over_several_steps():

@@ -113,3 +113,29 @@ def test_the_norm(length):
     torch.testing.assert_close(gradient_norm(own).double(), exact, rtol=1e-6, atol=0)
     assert gradient_norm([torch.full((4, 4), float("inf"))]).isinf()
     assert gradient_norm([torch.full((4, 4), float("nan"))]).isnan()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("clip", [0.5, 1e6], ids=["clipped", "not clipped"])
+def test_a_gpu_divides_by_the_norm_and_skips_without_reading_back(clip):
+    own, plain = ([torch.nn.Parameter(p.detach().cuda()) for p in parameters()] for _ in range(2))
+    optimizer = AdamW(groups(own), lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer.keep({own[0]: PULL, own[1]: 0.0})
+    standard = torch.optim.AdamW(groups(plain), lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(4):
+        skip = torch.full((), float(step == 2), device="cuda")
+        optimizer.begin()
+        for parameter, gradient in zip(own, gradients(step, own), strict=True):
+            parameter.grad = gradient.cuda() if parameter.grad is None else parameter.grad.add_(gradient.cuda())
+        before = [p.clone() for p in own]
+        optimizer.update(gradient_norm(optimizer.gradients()), clip, skip)
+        if step == 2:
+            assert all(torch.equal(a, b) for a, b in zip(own, before, strict=True))
+            continue
+        for i, (parameter, gradient) in enumerate(zip(plain, gradients(step, plain), strict=True)):
+            parameter.grad = gradient.cuda() + (PULL * parameter.detach() if i == 0 else 0)
+        torch.nn.utils.clip_grad_norm_(plain, clip)
+        standard.step()
+        for got, want in zip(own, plain, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)  # the divisor is rounded to float32

@@ -148,7 +148,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 32, _ANY, _encode(64, 64, 32, 8, 3, WORDS=1024, RESIDENT=4, height=8, programs=1)),
     ),
     # cublas: whether to use PyTorch's own product where there is one.
-    "pre_activations": (Rule("", 0, _ANY, _config(4, cublas=1)),),
+    "pre_activations": (Rule("", 0, _ANY, {"cublas": 1}),),
     # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's,
     # which is one product of cuBLAS more but estimated to be faster for any group.
     "encoder_gradients": (

@@ -243,6 +243,26 @@ def _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN: tl.constexpr,
 
 
 @triton.jit
+def _search(
+    p_row,
+    n,
+    k,
+    guess,
+    INFINITY: tl.constexpr,
+    STEP: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    FULL: tl.constexpr,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """What is kept of a row: keys above the first number, and those equal to it up to the column of the second."""
+    chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
+    t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
+    return t, _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+
+
+@triton.jit
 def select_row(
     p_values,
     p_indices,
@@ -259,9 +279,7 @@ def select_row(
 ):
     """The compact selection in one row, for other kernels. Returns the guess for their next row."""
     SPAN: tl.constexpr = 2 * WORDS if INFINITY < 0x10000 else WORDS
-    chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
-    t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
-    cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+    t, cut = _search(p_row, n, k, guess, INFINITY, STEP, CHUNKS, RESIDENT, FULL, WORDS, SPAN)
     _write_compact(p_values, p_indices, p_row, n, k, t, cut, SPAN, INFINITY)
     return tl.maximum(t, 1)
 
@@ -293,9 +311,7 @@ def select_kernel(
     guess = ONE
     for i_token in range(first, tl.minimum(first + rows, n_tokens)):
         p_row = pre + tl.cast(i_token, tl.int64) * stride_pre
-        chunks = _resident(p_row, n, WORDS, SPAN, RESIDENT, FULL, INFINITY)
-        t, room = _threshold(chunks, p_row, n, k, guess, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY, STEP)
-        cut = _cut(chunks, p_row, n, t, room, WORDS, SPAN, CHUNKS, RESIDENT, INFINITY)
+        t, cut = _search(p_row, n, k, guess, INFINITY, STEP, CHUNKS, RESIDENT, FULL, WORDS, SPAN)
         guess = tl.maximum(t, 1)
         # The row is read again, from the cache: registers do not hold its chunks and the output together.
         if COMPACT:

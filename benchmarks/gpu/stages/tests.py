@@ -16,19 +16,19 @@ ONE_TEST = "100"  # seconds
 
 def gpu_tests(check: Check) -> None:
     """The tests marked gpu."""
-    check.unit("marked gpu", partial(_pytest, check, ["-m", "gpu", TESTS]))
+    check.unit("marked gpu", partial(run_tests, check, ["-m", "gpu", TESTS]))
 
 
 def kernel_tests(check: Check) -> None:
     """The tests of Triton kernels, which elsewhere run in the interpreter."""
     folder = f"{TESTS}/triton"
-    check.unit("Triton", partial(_pytest, check, [f"--ignore={folder}/test_aot.py", folder]))
+    check.unit("Triton", partial(run_tests, check, [f"--ignore={folder}/test_aot.py", folder]))
 
 
-def _pytest(check: Check, selection: list[str], unit: Unit) -> None:
-    """Runs tests; if they fail, so does the unit."""
+def run_tests(check: Check, selection: list[str], unit: Unit, folder: str = TESTS) -> None:
+    """Runs tests below ``folder``, whose conftest.py and those below it count; if they fail, so does the unit."""
     # tests/conftest.py is for pipelines and needs diffusers.
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--confcutdir={TESTS}"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--confcutdir={folder}"]
     if check.dry_run:
         command += DRY_TESTS
     else:

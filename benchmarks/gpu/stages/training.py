@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.check import Check, Unit
+from benchmarks.gpu.stages.tests import run_tests
 from benchmarks.gpu.timeline import record, summary
 from benchmarks.measure import synchronise
 
@@ -28,6 +29,8 @@ def training(check: Check) -> None:
     if importlib.util.find_spec("diffusers") is None:
         check.unit("training", partial(_left_out, "diffusers is not installed"))
         return
+    tests = partial(run_tests, check, ["-m", "gpu", "tests/training"], folder="tests")
+    check.unit("tests of training marked gpu", tests)
     check.unit("tide train, live, the bundled pipeline", partial(_train, check))
     check.unit("live collection, PixArt-XL's size", partial(_collect, check))
 

@@ -82,3 +82,14 @@ def code(normal, device, generator):
         return values, indices.to(device)
 
     return make
+
+
+@pytest.fixture
+def masked(normal):
+    """A masked chunk, and its gradient and weights."""
+
+    def make(n_tokens, n_latents, d_model, dtype):
+        z = normal(n_tokens, n_latents, dtype=dtype).relu()
+        return z, normal(n_tokens, d_model, dtype=dtype), normal(n_latents, d_model, dtype=dtype)
+
+    return make

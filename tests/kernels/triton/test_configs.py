@@ -93,5 +93,5 @@ def test_every_kernel_has_a_configuration_everywhere(arch):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             for size in (1, 192, 1152, 4608, 73728):
                 config = configs.static(kernel, arch, dtype, size)
-                assert config["num_warps"] > 0
+                assert kernel == "pre_activations" or config["num_warps"] > 0  # that one is a choice of the host alone
                 assert not (arch.startswith("gfx") and "maxnreg" in config)  # ROCm's compiler does not have this option

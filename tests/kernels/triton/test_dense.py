@@ -19,17 +19,6 @@ SHAPES = [
 SOFT_EPS = 0.1
 
 
-@pytest.fixture
-def masked(normal):
-    """A masked chunk, and its gradient and weights."""
-
-    def make(n_tokens, n_latents, d_model, dtype):
-        z = normal(n_tokens, n_latents, dtype=dtype).relu()
-        return z, normal(n_tokens, d_model, dtype=dtype), normal(n_latents, d_model, dtype=dtype)
-
-    return make
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n_tokens", "paired"), [(6, True), (6, False), (5, False)])
 def test_code_sums(n_tokens, paired, dtype, masked):

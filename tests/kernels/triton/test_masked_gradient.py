@@ -22,17 +22,6 @@ SHAPES = [
 SOFT_EPS = 0.1
 
 
-@pytest.fixture
-def masked(normal):
-    """A masked chunk, and its gradient and weights."""
-
-    def make(n_tokens, n_latents, d_model, dtype):
-        z = normal(n_tokens, n_latents, dtype=dtype).relu()
-        return z, normal(n_tokens, d_model, dtype=dtype), normal(n_latents, d_model, dtype=dtype)
-
-    return make
-
-
 @pytest.fixture(params=["by pointers", "by descriptors", "a tile as a whole"])
 def way(request, monkeypatch):
     """How the kernel reaches memory, and in how many parts it finishes a tile."""
