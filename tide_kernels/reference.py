@@ -170,7 +170,7 @@ def _candidates(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n_tokens, n_latents = pre.shape
     width = n_latents // (2 * k)
-    if pre.device.type != "cpu" or width < 2:
+    if pre.device.type != "cpu" or width < 2 or not n_tokens:
         return pre, torch.arange(n_latents, dtype=torch.int32, device=pre.device).expand(n_tokens, -1)
     pre = pre.contiguous()
     n_groups = n_latents // width

@@ -6,7 +6,6 @@ without an error. Primitives come from `Primitives`, arguments from the annotati
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -15,119 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.layouts import LAYOUTS, Calls, dyadic, overlaps_itself, plain, tensor_arguments
-from tide_kernels import backend_status
+from tests.helpers.layouts import LAYOUTS, Calls, overlaps_itself, plain, tensor_arguments
+from tests.helpers.primitives import ARGUMENTS, MODULES, backend_of
 from tide_kernels.dispatch import Primitives
 from tide_kernels.testing import assert_close
 
-N, D, LATENTS, K = 8, 5, 12, 3
 TOLERANCE = 1e-5  # float32, relative to the RMS: sums of at most N LATENTS numbers in another order
 
-
-def code() -> tuple[Tensor, Tensor]:
-    indices = (torch.arange(N * K).view(N, K) * 5 % LATENTS).sort(1).values
-    indices[::3, -1] = -1
-    return dyadic(N, K, seed=1), indices.to(torch.int32)
-
-
-def masked() -> Tensor:
-    z = dyadic(N, LATENTS, seed=2).relu()
-    return torch.where(torch.arange(LATENTS) % 3 == 0, z, 0)
-
-
-def matrix(rows: int, seed: int) -> Tensor:
-    return dyadic(rows, D, seed=seed)
-
-
-def group(groups: int) -> Tensor:
-    return torch.arange(N) % groups
-
-
-def modulation(layer_norm: bool) -> Callable[[Any], list[Any]]:
-    return lambda ops: [matrix(N, 1), matrix(2, 2), matrix(2, 3), group(2), layer_norm, torch.float32]
-
-
-def encoder_gradients(groups: int | None) -> Callable[[Any], list[Any]]:
-    def arguments(ops: Any) -> list[Any]:
-        tables = [matrix(groups or 1, seed) for seed in (3, 4)]
-        sums = [matrix(LATENTS, 6), *(matrix(groups or 1, seed) for seed in (7, 8))]
-        belongs = None if groups is None else group(groups)
-        return [masked(), matrix(N, 1), matrix(N, 2), *tables, belongs, False, matrix(LATENTS, 5), *sums]
-
-    return arguments
-
-
-#: The arguments of each primitive; several lists for a primitive that takes several paths.
-ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
-    "modulate": [modulation(False), modulation(True)],
-    "pre_activations": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), dyadic(LATENTS, seed=3)]],
-    "reconstruction_loss": [
-        lambda ops: [matrix(N, 1), matrix(N, 2), dyadic(D, seed=3), 0.5, 0.25, torch.float32, True]
-    ],
-    "select": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
-    "select_product": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), dyadic(LATENTS, seed=3), K]],
-    "gather": [lambda ops: [*code(), matrix(LATENTS, 2)]],
-    "sampled": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), code()[1]]],
-    "transpose": [lambda ops: [code()[1], LATENTS]],
-    # A part of the result is undefined where places are unused, and so is all where a row repeats a latent.
-    "transpose_selected": [lambda ops: [code()[1][:, :1], LATENTS]],
-    "scatter": [lambda ops: [code()[0], ops.transpose(code()[1], LATENTS), matrix(N, 1), matrix(LATENTS, 2)]],
-    "keep_top_": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
-    "keep_top_with_sums_": [lambda ops: [dyadic(4, LATENTS, seed=1), K, True, 0.5]],
-    "decode_dense": [lambda ops: [masked(), matrix(LATENTS, 2)]],
-    "code_sums": [lambda ops: [masked(), True, 0.5]],
-    "masked_gradient": [
-        lambda ops: [
-            matrix(N, 1),
-            matrix(LATENTS, 2),
-            masked(),
-            0.5,
-            torch.tensor(0.25),
-            0.5,
-            dyadic(LATENTS, seed=3),
-            torch.arange(LATENTS),
-        ]
-    ],
-    "add_product_": [lambda ops: [matrix(LATENTS, 1), masked(), matrix(N, 2)]],
-    "encode": [
-        lambda ops: [
-            matrix(N, 1),
-            matrix(2, 2),
-            matrix(2, 3),
-            group(2),
-            False,
-            matrix(LATENTS, 4),
-            dyadic(LATENTS, seed=5),
-            K,
-        ]
-    ],
-    "backward_latents": [
-        lambda ops: [
-            *code(),
-            ops.transpose(code()[1], LATENTS),
-            matrix(N, 2),
-            matrix(N, 3),
-            matrix(LATENTS, 4),
-            dyadic(N, K, seed=5),
-            matrix(LATENTS, 6),
-            matrix(LATENTS, 7),
-            dyadic(LATENTS, seed=8),
-        ]
-    ],
-    "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],
-}
 WITHOUT_TENSORS = {"zeros"}
 #: A code's transposed form, which the backend's own `transpose` makes.
 OPAQUE = {"transposed", "layout"}
-
-MODULES = {name: f"tide_kernels.{name}" for name in ("reference", "native", "triton")}
-
-
-def backend_of(name: str) -> Any:
-    reason = backend_status()[name]
-    if reason is not None:
-        pytest.skip(f"{name}: {reason}")
-    return importlib.import_module(MODULES[name])
 
 
 def own_primitives(module: Any) -> list[str]:
