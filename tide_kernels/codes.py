@@ -7,7 +7,7 @@ twenty times the arithmetic at 5 % density, which a GPU more than makes up for b
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -222,26 +222,28 @@ class DenseCode:
         grad_pre = self.ops.masked_gradient(grad, W_dec, self.z, *slopes, b_enc, fired)
         del self.z  # as large as its gradient, and no longer needed
         parts = (gradients.get(name) for name in ("W_enc", "scale", "shift"))
-        (self.ops.encoder_gradients or self._encoder_gradients)(grad_pre, *tokens, W_enc, *parts)
+        finish = self.ops.encoder_gradients or partial(encoder_gradients, self.ops)
+        finish(grad_pre, *tokens, W_enc, *parts)
 
-    def _encoder_gradients(
-        self,
-        grad_pre: Tensor,
-        x: Tensor,
-        x_mod: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        group: Tensor | None,
-        layer_norm: bool,
-        W_enc: Tensor,
-        grad_W_enc: Tensor | None,
-        grad_scale: Tensor | None,
-        grad_shift: Tensor | None,
-    ) -> None:
-        """Adds the gradients that follow from that of the pre-activations: ``grad_W_enc += grad_pre^T x_mod`` and,
-        with ``grad_x_mod = grad_pre W_enc``, the gradients of the modulation."""
-        if grad_W_enc is not None:
-            self.ops.add_product_(grad_W_enc, grad_pre, x_mod)
-        if grad_scale is not None or grad_shift is not None:
-            grad_x_mod = self.ops.decode_dense(grad_pre, W_enc)
-            add_modulation_gradients(self.ops, grad_x_mod, x, group, layer_norm, grad_scale, grad_shift)
+
+def encoder_gradients(
+    ops: Primitives,
+    grad_pre: Tensor,
+    x: Tensor,
+    x_mod: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    group: Tensor | None,
+    layer_norm: bool,
+    W_enc: Tensor,
+    grad_W_enc: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """Adds the gradients that follow from ``grad_pre``, that of the pre-activations: ``grad_W_enc += grad_pre^T x_mod``
+    and, with ``grad_x_mod = grad_pre W_enc``, those of scale and shift. A backend may fuse it: all but ``ops``."""
+    if grad_W_enc is not None:
+        ops.add_product_(grad_W_enc, grad_pre, x_mod)
+    if grad_scale is not None or grad_shift is not None:
+        grad_x_mod = ops.decode_dense(grad_pre, W_enc)
+        add_modulation_gradients(ops, grad_x_mod, x, group, layer_norm, grad_scale, grad_shift)

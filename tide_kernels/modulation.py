@@ -62,7 +62,8 @@ def add_modulation_gradients(
     if grad_shift is not None:
         add_by_group(ops, grad, ordered, grad_shift)
     if grad_scale is not None:
-        add_by_group(ops, grad * normalised(x, layer_norm).to(grad.dtype), ordered, grad_scale)
+        u = ops.modulate(x, None, None, None, True, grad.dtype) if layer_norm else x
+        add_by_group(ops, (grad * u).to(grad.dtype), ordered, grad_scale)
 
 
 def input_gradient(grad: Tensor, x: Tensor, scale: Tensor | None, group: Tensor | None, layer_norm: bool) -> Tensor:

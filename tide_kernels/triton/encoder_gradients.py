@@ -13,19 +13,22 @@ gradient of x_mod and sums it by group: one product more, by cuBLAS.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tide_kernels import codes
+from tide_kernels.dispatch import Primitives
+from tide_kernels.modulation import add_by_group, by_group
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.dense import add_product_, decode_dense
-from tide_kernels.triton.layout import Layout, transpose_selected
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.product import blocks, tile_of
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
-from tide_kernels.triton.transpose import scatter
 
 
 @triton.jit
@@ -101,38 +104,27 @@ def encoder_gradients(
     grad_shift: Tensor | None,
 ) -> None:
     """Adds the contribution of ``grad_pre [C, n]`` to each of the three gradients that is not None, all float32."""
-    if grad_scale is None and grad_shift is None:
-        if grad_W_enc is not None:
-            add_product_(grad_W_enc, grad_pre, x_mod)
+    if (grad_scale is not None or grad_shift is not None) and _groups_pay(grad_pre, x, scale, shift, group):
+        _by_group(grad_pre, x, scale, shift, group, layer_norm, W_enc, grad_W_enc, grad_scale, grad_shift)
         return
-    groups = 1
-    if group is not None:
-        groups = next(len(table) for table in (scale, shift) if table is not None)
-    config = launch.config("encoder_gradients", grad_pre, x.shape[1])
-    if len(x) >= groups * config["group_tokens"]:
-        _by_group(grad_pre, x, scale, shift, group, groups, layer_norm, W_enc, grad_W_enc, grad_scale, grad_shift)
-        return
-    if grad_W_enc is not None:
-        add_product_(grad_W_enc, grad_pre, x_mod)
-    grad_x_mod = decode_dense(grad_pre, W_enc)
-    ordered = _ordered(group, groups)
-    if grad_shift is not None:
-        _add_by_group(grad_x_mod, ordered, grad_shift)
-    if grad_scale is not None:
-        u = modulate(x, None, None, None, True, torch.float32) if layer_norm else x
-        _add_by_group(grad_x_mod * u, ordered, grad_scale)
+    codes.encoder_gradients(
+        _primitives(), grad_pre, x, x_mod, scale, shift, group, layer_norm, W_enc, grad_W_enc, grad_scale, grad_shift
+    )
 
 
-def _ordered(group: Tensor | None, groups: int) -> Layout | None:
-    """The tokens ordered by group; None for a single group."""
-    return None if group is None else transpose_selected(group.to(torch.int32).unsqueeze(1), groups)
+def _primitives() -> Primitives:
+    """Those of the backend that this module is a part of, hence the late import."""
+    return Primitives.of(import_module("tide_kernels.triton"))
 
 
-def _add_by_group(rows: Tensor, ordered: Layout | None, out: Tensor) -> None:
-    if ordered is None:
-        out += rows.sum(0, keepdim=True)
-    else:
-        scatter(torch.ones(len(rows), 1, dtype=torch.float32, device=rows.device), ordered, rows, out)
+def _groups_pay(grad_pre: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> bool:
+    """Whether the kernel is configured for as few tokens per group as there are."""
+    least = launch.config("encoder_gradients", grad_pre, x.shape[1])["group_tokens"]
+    return len(x) >= least * _groups(scale, shift, group)
+
+
+def _groups(scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> int:
+    return 1 if group is None else next(len(table) for table in (scale, shift) if table is not None)
 
 
 def _by_group(
@@ -141,7 +133,6 @@ def _by_group(
     scale: Tensor | None,
     shift: Tensor | None,
     group: Tensor | None,
-    groups: int,
     layer_norm: bool,
     W_enc: Tensor,
     grad_W_enc: Tensor | None,
@@ -150,6 +141,7 @@ def _by_group(
 ) -> None:
     """Launches the kernel, after what the groups' column sums give without it."""
     (n_tokens, n_latents), d_model, device = grad_pre.shape, x.shape[1], x.device
+    groups = _groups(scale, shift, group)
     if shift is not None:
         _add_parts_of_shift(grad_pre, shift, group, W_enc, grad_W_enc, grad_shift)
     u = modulate(x, None, None, None, True, grad_pre.dtype) if layer_norm else x.to(grad_pre.dtype)
@@ -203,7 +195,8 @@ def _add_parts_of_shift(
 ) -> None:
     """Adds ``S_g W_enc`` to grad_shift and ``sum_g S_g b_g^T`` to grad_W_enc."""
     sums = torch.zeros(len(shift), grad_pre.shape[1], dtype=torch.float32, device=grad_pre.device)
-    _add_by_group(grad_pre, _ordered(group, len(sums)), sums)
+    ops = _primitives()
+    add_by_group(ops, grad_pre, by_group(ops, group, len(sums)), sums)
     if grad_shift is not None:
         grad_shift += decode_dense(sums, W_enc.float())
     if grad_W_enc is not None:
