@@ -31,8 +31,9 @@ reproduce: setup
 	  cp runs/reproduce/$$study/*.json runs/reproduce/$$study/*.csv runs/reproduce/$$study/*.png benchmarks/results/$$study/; \
 	done
 
+# A process for each core, of one thread each; one that is done takes tests from the others.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ if not torch.cuda.is_available():
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
 from tide.scenes.pipeline import build_pipeline
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    from tests.helpers.interpreter import patch_once
+
+    patch_once()
 
 
 def _transformer(**kwargs: object) -> PixArtTransformer2DModel:

@@ -114,6 +114,8 @@ class TestVariants:
         assert asked.stdout.split() == ["None", isa], asked.stderr
         folder = Path(__file__).parent
         options = ["-q", "-x", "-p", "no:cacheprovider", f"--confcutdir={folder.parent}"]
+        # What does not run the CPU's kernels is the same for every variant.
+        options += [f"--ignore={folder / name}" for name in ("test_build.py", "test_cuda.py", "test_cuda_gpu.py")]
         done = self.run(isa, "-m", "pytest", *options, str(folder))
         assert done.returncode == 0, done.stdout
 
