@@ -33,7 +33,7 @@ def trial():
     model = build_model(adapter, 6, TrainConfig(n_latents=64, k=8))
     tasks = tasks_of("dev", 2, 3)
     references = nearest_references(tasks, torch.tensor([layout_of(t.scene) for t in tasks]))
-    editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=48))
+    editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=16))
     return adapter, tasks, editor, draw(adapter, tasks)
 
 
