@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import signal
 from itertools import count
 
 import pytest
 import torch
 
 from tests.helpers.trainings import ROWS, assert_same, batch, model, state, stream, trainer
-from tide.errors import TideError
+from tide.errors import Interrupted, TideError
 from tide.sae import TIDE
 from tide.sae.revival import Revival
 from tide.training import LossConfig, RevivalConfig
@@ -72,7 +73,7 @@ def test_the_bucket_always_has_room():
     quiet = torch.rand(200, generator=generator)
     sizes = []
     for _ in range(60):
-        sizes.append(bucket.size())
+        sizes.append(bucket.size(64))
         n_dead = int(revival.dead.sum())
         assert n_dead <= sizes[-1]
         assert sizes[-1] & (sizes[-1] - 1) == 0
@@ -83,22 +84,53 @@ def test_the_bucket_always_has_room():
 
 
 def test_on_a_cpu_the_loss_counts():
-    assert DeadBucket(Revival(8, 1), late=False).size() is None
+    assert DeadBucket(Revival(8, 1), late=False).size(4) is None
 
 
-def test_the_bucket_is_the_same_after_a_resumption(tmp_path):
-    """It depends on the steps since the last checkpoint alone."""
-    options = {"loss": LossConfig(auxk=0.1, k_aux=4), "revival": RevivalConfig(after_tokens=2 * ROWS, every=0)}
+AUXK = {"loss": LossConfig(auxk=0.1, k_aux=4), "revival": RevivalConfig(after_tokens=2 * ROWS, every=0)}
 
-    def sizes(job, **how):
-        seen, size = [], job._dead_bucket.size
-        job._dead_bucket.size = lambda: (seen.append(size()), seen[-1])[1]
-        late(job).fit(stream, **how)
-        return seen
 
-    whole = sizes(trainer(tmp_path / "a", **options))
+def rooms(job, source=stream, **how) -> list[tuple[int, int]]:
+    """Of each step of a training: the bucket's size, and how many latents are dead."""
+    seen, size = [], job._dead_bucket.size
+
+    def watched(n_tokens):
+        seen.append((size(n_tokens), int(job.revival.dead.sum())))
+        return seen[-1][0]
+
+    job._dead_bucket.size = watched
+    late(job).fit(source, **how)
+    return seen
+
+
+@pytest.mark.parametrize("where", ["at a checkpoint", "before the size changes"])
+def test_a_training_that_a_signal_stops_resumes_with_the_same_buckets_and_bits(tmp_path, where):
+    whole = trainer(tmp_path / "a", **AUXK)
+    expected = rooms(whole)
+    changes = [i for i in range(21, 59) if expected[i][0] != expected[i + 1][0]]
+    stopped = 20 if where == "at a checkpoint" else changes[0]
+
+    def until_then(start):
+        yield from (batch(i) for i in range(start, stopped))
+        signal.raise_signal(signal.SIGINT)
+        yield batch(stopped)
+
+    with pytest.raises(Interrupted):
+        late(trainer(tmp_path / "b", **AUXK)).fit(until_then)
+    again = trainer(tmp_path / "b", TIDE(model().config, seed=77), **AUXK)
+    assert rooms(again, resume=True) == expected[stopped:]
+    assert_same(state(again.model), state(whole.model))
+
+
+def test_checkpoints_change_no_bucket(tmp_path):
+    often, never = (trainer(tmp_path / str(every), checkpoint_every=every, **AUXK) for every in (1, 100))
+    assert rooms(often) == rooms(never)
+
+
+def test_a_state_without_counts_resumes(tmp_path):
+    """One of a CPU or of an older version: the first step counts, with room for all dead latents."""
     with pytest.raises(TideError, match="ended after 40"):
-        late(trainer(tmp_path / "b", **options)).fit(batch(i) for i in range(40))
-    again = trainer(tmp_path / "b", TIDE(model().config, seed=77), **options)
-    assert sizes(again, resume=True) == whole[40:]
-    assert len(set(whole)) > 1
+        trainer(tmp_path, **AUXK).fit(batch(i) for i in range(40))
+    found = rooms(trainer(tmp_path, **AUXK), resume=True)
+    assert len(found) == 20
+    assert all(n_dead <= size for size, n_dead in found)

@@ -144,6 +144,16 @@ DAMAGES = {
     "a step before the first": (progress('{"step": -1, "revived": 0}'), "says step -1 of 6"),
     "a step after the last": (progress('{"step": 7, "revived": 0}'), "says step 7 of 6"),
     "fewer than none revived": (progress('{"step": 4, "revived": -1}'), "and -1 revived"),
+    "counts of dead latents in words": (
+        progress('{"step": 4, "revived": 0, "dead_counts": ["3"]}'),
+        r"dead_counts\[0\] is '3' and must be a whole number",
+    ),
+    "a third count": (progress('{"step": 4, "revived": 0, "dead_counts": [3, 3, 3]}'), r"dead_counts is \[3, 3, 3\];"),
+    "a count below 0": (progress('{"step": 4, "revived": 0, "dead_counts": [3, -1]}'), r"dead_counts is \[3, -1\];"),
+    "more dead than there are": (
+        progress(f'{{"step": 4, "revived": 0, "dead_counts": [{N + 1}]}}'),
+        rf"dead_counts is \[{N + 1}\];",
+    ),
     "a record that is no JSON": (
         replaced("record", torch.zeros(9, dtype=torch.uint8)),
         r"\(record\) is not valid JSON",

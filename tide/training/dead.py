@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from tide.sae.revival import Revival
 from tide.training.late import Late
 
@@ -10,8 +14,8 @@ class DeadBucket:
     """The ``dead_bucket`` of :func:`tide_kernels.tide_loss`: the smallest power of two with room for all dead latents.
 
     A GPU's counters are read one step late. What is counted are therefore the latents that may be dead a step later,
-    so the room always suffices. After `restart` the next two steps wait for the device instead: a training that resumes
-    from a checkpoint does the same, and computes the same bits. On a CPU the loss counts by itself.
+    so the room always suffices. A checkpoint keeps the counts: the step after it has the size that it would have had
+    without a checkpoint, and in a training that resumes. On a CPU the loss counts by itself.
     """
 
     def __init__(self, revival: Revival, *, late: bool) -> None:
@@ -19,16 +23,21 @@ class DeadBucket:
         self.late = late
         self._counts: list[Late] = []
 
-    def restart(self) -> None:
-        self._counts = []
+    def counts(self) -> list[int]:
+        """Those for the next step and the one after it, for a checkpoint. Waits for the device."""
+        return [int(each.read()) for each in self._counts]
 
-    def size(self) -> int | None:
-        """Of the step to come."""
+    def restore(self, counts: Sequence[int]) -> None:
+        """From a checkpoint; without any the next step counts, and waits for the device."""
+        self._counts = [Late.of(torch.tensor(each)) for each in counts]
+
+    def size(self, n_tokens: int) -> int | None:
+        """Of the step to come, which has ``n_tokens``."""
         if not self.late:
             return None
-        late = len(self._counts) == 2
-        count = int(self._counts[0].read()) if late else int(self.revival.dead.sum())
-        return 1 << max(0, count - 1).bit_length()
+        if not self._counts:
+            self.count(n_tokens)
+        return 1 << max(0, int(self._counts[0].read()) - 1).bit_length()
 
     def count(self, n_tokens: int) -> None:
         """After `Revival.count` of a step of ``n_tokens``: those that the next step of as many may leave dead."""

@@ -62,6 +62,7 @@ class _Progress(TypedDict):
     step: int
     revived: int
     moments: NotRequired[list[int]]
+    dead_counts: NotRequired[list[int]]
 
 
 @dataclass
@@ -69,7 +70,8 @@ class State:
     """Everything that a training resumes from.
 
     ``moments`` are AdamW's ``step``, ``exp_avg`` and ``exp_avg_sq`` by the number of the parameter, of those that have
-    had a gradient; ``silent_for`` is int64 ``[n_latents]``.
+    had a gradient; ``silent_for`` is int64 ``[n_latents]``; ``dead_counts`` are those of
+    :class:`~tide.training.dead.DeadBucket`, none on a CPU.
     """
 
     step: int
@@ -78,6 +80,7 @@ class State:
     model: dict[str, Tensor]
     moments: dict[int, dict[str, Tensor]]
     silent_for: Tensor
+    dead_counts: Sequence[int] = ()
 
 
 def holds_training(out: Path) -> bool:
@@ -100,7 +103,9 @@ def write(out: Path, config: TIDEConfig, state: State) -> None:
                 f"{name} is not finite after step {state.step} and was not saved; what {out} held before is kept: "
                 "lower lr, or train in fp32"
             )
-    progress = {"step": state.step, "revived": state.revived, "moments": sorted(state.moments)}
+    progress: _Progress = {"step": state.step, "revived": state.revived, "moments": sorted(state.moments)}
+    if state.dead_counts:
+        progress["dead_counts"] = list(state.dead_counts)
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
@@ -122,6 +127,7 @@ class Found(NamedTuple):
     revived: int
     #: The numbers of the parameters with moments; None in states of older versions, where all parameters have them.
     moments: list[int] | None
+    dead_counts: list[int]
     record: Record
 
 
@@ -142,7 +148,7 @@ def find(out: Path) -> Found | None:
     step, revived, steps = progress["step"], progress["revived"], former_defaults() | record["config"]
     if not isinstance(steps["steps"], int) or not 0 <= step <= steps["steps"] or revived < 0:
         raise TideError(f"{path} says step {step} of {steps['steps']} and {revived} revived; {_REMEDY}")
-    return Found(step, revived, progress.get("moments"), record)
+    return Found(step, revived, progress.get("moments"), progress.get("dead_counts", []), record)
 
 
 def _record(out: Path, stored: Tensor | None) -> Record:
@@ -178,6 +184,8 @@ def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Seque
         like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameters[i]).items()}
     check_tensors(path, tensors, like, remedy=_REMEDY)
     _check_values(path, tensors, moments, found.step)
+    if len(found.dead_counts) > 2 or not all(0 <= each <= len(model["W_enc"]) for each in found.dead_counts):
+        raise TideError(f"{path}: dead_counts is {found.dead_counts}; {_REMEDY}")
     history = [entry for entry in found.record["history"] if (entry["step"] or 0) <= found.step]
     return State(
         found.step,
@@ -186,6 +194,7 @@ def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Seque
         {name: tensors[f"model.{name}"] for name in model},
         {i: {name: tensors[f"optimizer.{i}.{name}"] for name in _like(parameters[i])} for i in moments},
         tensors["silent_for"],
+        found.dead_counts,
     )
 
 

@@ -274,7 +274,7 @@ class Trainer:
         config, model = self.config, self.model
         dead = None
         if config.loss.auxk:
-            dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size())
+            dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size(len(x)))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
@@ -361,7 +361,6 @@ class Trainer:
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
         self._finite.settle()
-        self._dead_bucket.restart()
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),
@@ -371,7 +370,8 @@ class Trainer:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
-        state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for)
+        counts = self._dead_bucket.counts()
+        state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
         write(self.out, self.model.config, state)
         self.saved = self.step
 
@@ -395,6 +395,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
         self.revival.silent_for = state.silent_for.to(self.revival.silent_for.device)
+        self._dead_bucket.restore(state.dead_counts)
         self.step, self.revived, self.saved = state.step, state.revived, state.step
         self.source = state.record.get("source")
         entries = state.record["history"]
