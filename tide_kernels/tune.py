@@ -31,7 +31,6 @@ from tide_kernels import encode_topk, tide_loss
 from tide_kernels.losses import LossWeights
 from tide_kernels.tune_runs import (
     DENSE,
-    FAR,
     GROUP_TOKENS,
     KERNELS,
     RUNNERS,
@@ -58,6 +57,7 @@ _CHOICES = {
     "compiled": (0, 1),
     "sums": (0, 1),
     "tma": (0, 1),
+    "persistent": (0, 1, 2),
     "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
     "maxnreg": (96, 128, 168, NO_LIMIT),
 }
@@ -227,7 +227,7 @@ def tune(job: Job, timer: Callable[[Run], float], deadline: float = math.inf) ->
                 return None
 
     # Entries that a kernel does not have here stay out: descriptors on ROCm, for example.
-    others = [before | far for far in FAR.get(job.kernel, ()) if far.keys() <= before.keys()]
+    others = [before | far for far in configs.FAR.get(job.kernel, ()) if far.keys() <= before.keys()]
     after, seconds_after, trials = climb(
         before, seconds_before, measure, job.arch, deadline, partial(compile_candidates, job), others
     )

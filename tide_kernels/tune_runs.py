@@ -220,12 +220,3 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
 KERNELS = tuple(RUNNERS)
 SPARSE = ("select", "backward_latents", "gather", "scatter", "sampled", "transpose")
 DENSE = ("keep_top", "masked_gradient", "encoder_gradients", "code_sums")
-
-# Configurations worth a trial that no climb by single entries reaches, since several change together.
-FAR: dict[str, tuple[dict[str, int], ...]] = {
-    "masked_gradient": (
-        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2},
-        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4},
-    ),
-    "encode": ({"BLOCK_N": 256, "num_warps": 8, "WORDS": 1024, "RESIDENT": 9, "programs": 1},),
-}

@@ -15,10 +15,10 @@ def test_every_configuration_in_use_has_a_runner():
     assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold"}
 
 
-@pytest.mark.parametrize("kernel", tune_runs.FAR)
+@pytest.mark.parametrize("kernel", configs.FAR)
 def test_far_configurations_are_possible(kernel):
     table = configs.static(kernel, "sm_90", torch.bfloat16, 1152)
-    for far in tune_runs.FAR[kernel]:
+    for far in configs.FAR[kernel]:
         assert all(configs._is_possible(entry, value, table) for entry, value in far.items())
 
 

@@ -127,13 +127,14 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
-    # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors.
+    # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors; persistent: programs of a
+    # multiprocessor that take one tile after another by descriptors, 0 for a program a tile.
     "masked_gradient": (
-        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0)),
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0, persistent=0)),
         Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
         Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
         Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
-        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0)),
+        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
     ),
     # The tile of the product; ROWS and COLUMNS of an item of the modulation, as for modulate; WORDS and RESIDENT as
@@ -178,6 +179,17 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("sm_100", 32, _ANY, _config(4, COLUMNS=1024)),
         Rule("", 0, _ANY, _config(4, COLUMNS=2048)),
     ),
+}
+
+# Configurations worth a trial that no climb by single entries reaches, since several change together.
+FAR: dict[str, tuple[Config, ...]] = {
+    "masked_gradient": (
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "persistent": 1},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 4, "persistent": 2, "num_warps": 4},
+    ),
+    "encode": ({"BLOCK_N": 256, "num_warps": 8, "WORDS": 1024, "RESIDENT": 9, "programs": 1},),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tide_kernels.triton import launch
-from tide_kernels.triton.configs import Config, static
+from tide_kernels.triton.configs import FAR, Config, static
 from tide_kernels.triton.product import accumulate, blocks, tile_of
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
 
@@ -64,7 +64,27 @@ def _store_sums(out, selected, sums, counts, i_m, o_latent, n, ROWS: tl.constexp
 
 
 @triton.jit
-def _finish_parts(
+def _codes(z, first_token, first_latent, n_tokens, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A piece of z, and its mask and offsets."""
+    o_token, o_latent = tl.arange(0, ROWS), first_latent + tl.arange(0, COLUMNS)
+    mask = (o_token < n_tokens - first_token)[:, None] & (o_latent < n)[None, :]
+    offsets = first_token.to(tl.int64) * n + (o_token[:, None] * n + o_latent[None, :])
+    return tl.load(z + offsets, mask=mask, other=0), mask, offsets
+
+
+@triton.jit
+def _pieces(acc, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """A tuple of the tile's columns in PARTS pieces."""
+    if PARTS == 1:
+        return (acc,)
+    else:
+        HALF: tl.constexpr = COLUMNS // 2
+        left, right = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, HALF]), [0, 2, 1]))
+        return _pieces(left, ROWS, HALF, PARTS // 2) + _pieces(right, ROWS, HALF, PARTS // 2)
+
+
+@triton.jit
+def _finish_tile(
     acc,
     z,
     soft_factor,
@@ -72,7 +92,7 @@ def _finish_parts(
     sums,
     counts,
     i_m,
-    first_latent,
+    i_n,
     n_tokens,
     n,
     pair_factor,
@@ -83,75 +103,42 @@ def _finish_parts(
     COLUMNS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Finishes a tile of ROWS by COLUMNS in PARTS pieces: registers do not hold all at once."""
-    if PARTS > 1:
-        HALF: tl.constexpr = COLUMNS // 2
-        left, right = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, HALF]), [0, 2, 1]))
-        _finish_parts(
-            left,
-            z,
-            soft_factor,
-            grad_pre,
-            sums,
-            counts,
-            i_m,
-            first_latent,
-            n_tokens,
-            n,
-            pair_factor,
-            soft_eps,
-            PAIRED,
-            TMA,
-            ROWS,
-            HALF,
-            PARTS // 2,
-        )
-        _finish_parts(
-            right,
-            z,
-            soft_factor,
-            grad_pre,
-            sums,
-            counts,
-            i_m,
-            first_latent + HALF,
-            n_tokens,
-            n,
-            pair_factor,
-            soft_eps,
-            PAIRED,
-            TMA,
-            ROWS,
-            HALF,
-            PARTS // 2,
-        )
-    else:
-        first_token = i_m * ROWS
-        o_latent = first_latent + tl.arange(0, COLUMNS)
+    """Finishes a tile in PARTS pieces, since registers do not hold all at once.
+
+    Descriptors spare registers of addresses. With them, a piece of z is under way while the one before is finished,
+    and the first one while the last products are.
+    """
+    PART: tl.constexpr = COLUMNS // PARTS
+    first_token, first_latent = i_m * ROWS, i_n * COLUMNS
+    if TMA:
+        code, mask, offsets = _codes(z, first_token, first_latent, n_tokens, n, ROWS, PART)
+    pieces = _pieces(acc, ROWS, COLUMNS, PARTS)
+    for i in tl.static_range(PARTS):
+        latent = first_latent + i * PART
+        if not TMA:
+            code, mask, offsets = _codes(z, first_token, latent, n_tokens, n, ROWS, PART)
+        elif i + 1 < PARTS:
+            following, mask, offsets = _codes(z, first_token, latent + PART, n_tokens, n, ROWS, PART)
+        out, selected = _finish(pieces[i], code, soft_factor, n, pair_factor, soft_eps, PAIRED, ROWS, PART)
         if TMA:
-            tile = z.load([first_token, first_latent])
+            grad_pre.store([first_token, latent], out)
         else:
-            o_token = tl.arange(0, ROWS)
-            mask = (o_token < n_tokens - first_token)[:, None] & (o_latent < n)[None, :]
-            o_tile = first_token.to(tl.int64) * n + (o_token[:, None] * n + o_latent[None, :])
-            tile = tl.load(z + o_tile, mask=mask, other=0)
-        out, selected = _finish(acc, tile, soft_factor, n, pair_factor, soft_eps, PAIRED, ROWS, COLUMNS)
-        if TMA:
-            grad_pre.store([first_token, first_latent], out)
-        else:
-            tl.store(grad_pre + o_tile, out, mask=mask)
-        _store_sums(out, selected, sums, counts, i_m, o_latent, n, ROWS, COLUMNS)
+            tl.store(grad_pre + offsets, out, mask=mask)
+        _store_sums(out, selected, sums, counts, i_m, latent + tl.arange(0, PART), n, ROWS, PART)
+        if TMA and i + 1 < PARTS:
+            code = following
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
-def masked_gradient_kernel(
-    grad,  # [n_tokens, d]: a pointer or, if TMA, a descriptor of such a tensor; so are W_dec, z and grad_pre
-    W_dec,  # [n, d]
-    z,  # [n_tokens, n]
-    soft_factor,  # [] float32 or None
-    grad_pre,  # [n_tokens, n]
-    sums,  # [tiles of tokens, n] float32 or None
-    counts,  # [tiles of tokens, n] int32 or None
+@triton.jit
+def _tile(
+    i_tile,
+    grad,
+    W_dec,
+    z,
+    soft_factor,
+    grad_pre,
+    sums,
+    counts,
     n_tokens,
     n,
     d,
@@ -168,7 +155,7 @@ def masked_gradient_kernel(
     SWIZZLE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    i_m, i_n = tile_of(tl.program_id(0), n_tokens, n, BLOCK_M, BLOCK_N, SWIZZLE)
+    i_m, i_n = tile_of(i_tile, n_tokens, n, BLOCK_M, BLOCK_N, SWIZZLE)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if TMA:
         for start in range(0, d, BLOCK_K):  # beyond the edges, the hardware reads zeros and writes nothing
@@ -193,7 +180,7 @@ def masked_gradient_kernel(
             BLOCK_N,
             BLOCK_K,
         )
-    _finish_parts(
+    _finish_tile(
         acc,
         z,
         soft_factor,
@@ -201,7 +188,7 @@ def masked_gradient_kernel(
         sums,
         counts,
         i_m,
-        i_n * BLOCK_N,
+        i_n,
         n_tokens,
         n,
         pair_factor,
@@ -212,6 +199,90 @@ def masked_gradient_kernel(
         BLOCK_N,
         PARTS,
     )
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def masked_gradient_kernel(
+    grad,  # [n_tokens, d]: a pointer or, if TMA, a descriptor of such a tensor; so are W_dec and grad_pre
+    W_dec,  # [n, d]
+    z,  # [n_tokens, n]
+    soft_factor,  # [] float32 or None
+    grad_pre,  # [n_tokens, n]
+    sums,  # [tiles of tokens, n] float32 or None
+    counts,  # [tiles of tokens, n] int32 or None
+    n_tokens,
+    n,
+    d,
+    stride_grad,
+    stride_W_dec,
+    pair_factor,
+    soft_eps,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWIZZLE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """One tile a program or, if PERSISTENT, one after another; the next one is copied while one is finished."""
+    if PERSISTENT:
+        tl.assume(d > 0)  # or else the compiler makes a second kernel, for sums of nothing
+        tiles = tl.cdiv(n_tokens, BLOCK_M) * tl.cdiv(n, BLOCK_N)
+        for i_tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            _tile(
+                i_tile,
+                grad,
+                W_dec,
+                z,
+                soft_factor,
+                grad_pre,
+                sums,
+                counts,
+                n_tokens,
+                n,
+                d,
+                stride_grad,
+                stride_W_dec,
+                pair_factor,
+                soft_eps,
+                PAIRED,
+                PRECISION,
+                TMA,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                SWIZZLE,
+                PARTS,
+            )
+    else:
+        _tile(
+            tl.program_id(0),
+            grad,
+            W_dec,
+            z,
+            soft_factor,
+            grad_pre,
+            sums,
+            counts,
+            n_tokens,
+            n,
+            d,
+            stride_grad,
+            stride_W_dec,
+            pair_factor,
+            soft_eps,
+            PAIRED,
+            PRECISION,
+            TMA,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            SWIZZLE,
+            PARTS,
+        )
 
 
 def masked_gradient(
@@ -240,18 +311,22 @@ def masked_gradient(
         sums = launch.empty(tiles, n_latents, dtype=torch.float32, device=z.device)
     if fired is not None:
         counts = launch.empty(tiles, n_latents, dtype=torch.int32, device=z.device)
-    operands: dict[str, Tensor | TensorDescriptor] = {"grad": grad, "W_dec": W_dec, "z": z, "grad_pre": grad_pre}
-    tma = bool(config.get("tma")) and all(_suits_tma(t) for t in (grad, W_dec, z, grad_pre))
+    operands: dict[str, Tensor | TensorDescriptor] = {"grad": grad, "W_dec": W_dec, "grad_pre": grad_pre}
+    programs, resident = tiles * triton.cdiv(n_latents, config["BLOCK_N"]), config.get("persistent", 0)
+    tma = bool(config.get("tma") or resident) and all(map(_suits_tma, (grad, W_dec, grad_pre)))
     if tma:
         boxes = _boxes(config)
         operands = {name: TensorDescriptor.from_tensor(t, boxes[name]) for name, t in operands.items()}
+    persistent = tma and resident > 0
+    if persistent:
+        programs = min(programs, resident * launch.processors(z.device))
     launch.launch(
         masked_gradient_kernel,
-        (tiles * triton.cdiv(n_latents, config["BLOCK_N"]),),
+        (programs,),
         z.device,
         operands["grad"],
         operands["W_dec"],
-        operands["z"],
+        z,
         None if soft_factor is None else launch.contiguous(soft_factor),
         operands["grad_pre"],
         sums,
@@ -266,6 +341,7 @@ def masked_gradient(
         PAIRED=pair_factor != 0,
         PRECISION=launch.dot_precision(z.dtype),
         TMA=tma,
+        PERSISTENT=persistent,
         PARTS=config["PARTS"],
         **blocks(config),
         **launch.options(config),
@@ -286,33 +362,34 @@ def _suits_tma(tensor: Tensor) -> bool:
 def _boxes(config: Config) -> dict[str, list[int]]:
     """What one copy by each of the descriptors moves."""
     rows, columns, inner = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    part = [rows, columns // config["PARTS"]]
-    return {"grad": [rows, inner], "W_dec": [columns, inner], "z": part, "grad_pre": part}
+    return {"grad": [rows, inner], "W_dec": [columns, inner], "grad_pre": [rows, columns // config["PARTS"]]}
 
 
-def _spec(arch: str, dtype: torch.dtype, precision: str, terms: bool, tma: bool) -> Spec:
-    kind, config = TYPES[dtype], static("masked_gradient", arch, dtype, 1152)
+def _spec(arch: str, dtype: torch.dtype, precision: str, terms: bool, far: Config) -> Spec:
+    kind, config = TYPES[dtype], static("masked_gradient", arch, dtype, 1152) | far
+    tma, persistent = "tma" in far, "persistent" in far
     if tma:
         signature = {name: f"tensordesc<{kind}{box}>" for name, box in _boxes(config).items()}
     else:
         signature = {name: f"*{kind}" for name in _boxes(config)}
-    signature |= {"sums": "*fp32", "counts": "*i32", "pair_factor": "fp32", "soft_eps": "fp32"}
+    signature |= {"z": f"*{kind}", "sums": "*fp32", "counts": "*i32", "pair_factor": "fp32", "soft_eps": "fp32"}
     signature |= {name: "i32" for name in ("n_tokens", "n", "d", "stride_grad", "stride_W_dec")}
-    constants: dict[str, object] = {"PAIRED": terms, "PRECISION": precision, "TMA": tma}
+    constants: dict[str, object] = {"PAIRED": terms, "PRECISION": precision, "TMA": tma, "PERSISTENT": persistent}
     if terms:
         signature["soft_factor"] = "*fp32"
     else:
         constants["soft_factor"] = None
-    name = f"masked_gradient{' tma' * tma} {kind} {precision}{' pairs soft' * terms}"
+    way = f"{' persistent' if persistent else ' tma'} {config['BLOCK_M']}x{config['BLOCK_N']}" if tma else ""
+    name = f"masked_gradient{way} {kind} {precision}{' pairs soft' * terms}"
     aligned = ("n", "d", "stride_grad", "stride_W_dec")
     return spec(name, arch, masked_gradient_kernel, signature, constants, config, aligned)
 
 
 AOT = [
-    _spec(arch, dtype, precision, terms, tma)
+    _spec(arch, dtype, precision, terms, far)
     for arch in ARCHS
     for dtype, precision in PRECISIONS
-    for tma in (False, True)
-    if not tma or "tma" in static("masked_gradient", arch, dtype, 1152)
+    for far in ({}, *FAR["masked_gradient"])
+    if far.keys() <= static("masked_gradient", arch, dtype, 1152).keys()
     for terms in (False, True)
 ]

@@ -1,4 +1,4 @@
-"""`masked_gradient` against float64, by pointers and by descriptors."""
+"""`masked_gradient` against float64, by pointers, by descriptors and by persistent programs."""
 
 import pytest
 import torch
@@ -22,16 +22,33 @@ SHAPES = [
 SOFT_EPS = 0.1
 
 
-@pytest.fixture(params=["by pointers", "by descriptors", "a tile as a whole"])
-def way(request, monkeypatch):
-    """How the kernel reaches memory, and in how many parts it finishes a tile."""
-    rules = configs._TABLE["masked_gradient"]
-    changed = {"tma": int(request.param == "by descriptors"), "PARTS": 1 if "whole" in request.param else 2}
-    rules = tuple(rule._replace(config={**rule.config, **changed}) for rule in rules)
-    monkeypatch.setattr(configs, "_TABLE", {**configs._TABLE, "masked_gradient": rules})
+WAYS = {
+    "by pointers": {"tma": 0, "PARTS": 2},
+    "by descriptors": {"tma": 1, "PARTS": 2},
+    "a tile as a whole": {"tma": 0, "PARTS": 1},
+    "persistent": {"persistent": 1, "PARTS": 4},
+    "persistent, more programs than tiles": {"persistent": 50, "PARTS": 1},
+}
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Changes how the kernel reaches memory, in how many parts it finishes a tile, and who takes which tile."""
+
+    def change(way):
+        rules = (rule._replace(config={**rule.config, **WAYS[way]}) for rule in table)
+        monkeypatch.setattr(configs, "_TABLE", {**configs._TABLE, "masked_gradient": tuple(rules)})
+        configs.lookup.cache_clear()
+
+    table = configs._TABLE["masked_gradient"]
+    yield change
     configs.lookup.cache_clear()
-    yield request.param
-    configs.lookup.cache_clear()
+
+
+@pytest.fixture(params=WAYS)
+def way(request, use):
+    use(request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,15 +91,37 @@ def test_nan_is_selected_and_stays_in_its_place(way, masked, device):
     assert torch.equal(fired, (z != 0).sum(0))
 
 
-@pytest.mark.parametrize("way", ["by descriptors"], indirect=True)
-@pytest.mark.parametrize(("n_latents", "used"), [(88, True), (83, False)])
-def test_descriptors_serve_only_rows_that_are_aligned(n_latents, used, way, masked, monkeypatch):
+@pytest.fixture
+def launched(monkeypatch):
+    """The grid and the keywords of each launch."""
     seen = []
     run = launches.launch
-    monkeypatch.setattr(launches, "launch", lambda *a, **k: (seen.append(k["TMA"]), run(*a, **k)))
+    monkeypatch.setattr(launches, "launch", lambda kernel, grid, *a, **k: (seen.append((grid, k)), run(kernel, grid, *a, **k)))
+    return seen
+
+
+@pytest.mark.parametrize("way", ["by descriptors", "persistent"], indirect=True)
+@pytest.mark.parametrize(("n_latents", "used"), [(88, True), (83, False)])
+def test_descriptors_serve_only_rows_that_are_aligned(n_latents, used, way, masked, launched):
     z, grad, W = masked(6, n_latents, 72, torch.float16)
     triton.masked_gradient(grad, W, z, 0.0, None, SOFT_EPS, None, None)
-    assert seen == [used]
+    ((_, keywords),) = launched
+    assert keywords["TMA"] == used
+    assert keywords["PERSISTENT"] == (used and way == "persistent")
+
+
+def test_persistent_programs_take_several_tiles_and_add_up_in_the_same_order(use, masked, normal, device, launched):
+    z, grad, W = masked(70, 96, 72, torch.float32)
+    found = []
+    for way in ("by descriptors", "persistent", "persistent"):
+        use(way)
+        bias, fired = torch.zeros(96, device=device), torch.zeros(96, dtype=torch.int64, device=device)
+        found.append((triton.masked_gradient(grad, W, z, 0.3, None, SOFT_EPS, bias, fired), bias, fired))
+    (tiles,), (programs,) = (grid for grid, _ in launched[:2])
+    assert 1 < programs < tiles
+    for results in zip(*found, strict=True):
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[1], results[2])
 
 
 def test_no_tokens(way, normal, device):
