@@ -86,12 +86,17 @@ struct WalkArgs {
   float* grad_b_enc;   // [n] or null
 };
 
+enum class Screen : int { int8, bf16 };
+
 struct ScreenArgs {  // see screen.h
+  Screen screen;
   int64_t d, n, n_tokens, k;
   Matrix x, W;  // float
   const float* bias;
-  uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in bfloat16
+  uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in the numbers of the screen
   float *alpha, *beta, *cut;  // [tokens]
+  float* scale;                // [tokens], int8 only, as
+  int32_t* offset;             // [tokens]
   float *size, *error, *rest;  // [n], padded to whole vectors
   uint16_t* product;          // [tokens, n] in bfloat16, rows apart by `stride`
   int64_t stride;
