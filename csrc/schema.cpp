@@ -16,7 +16,9 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("transpose(Tensor indices, int n_latents) -> (Tensor, Tensor, Tensor)");
   m.def(
       "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
+  // If fresh, grad_W_dec and grad_W_enc need not have values, which are written instead of added to.
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
-      "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc) -> Tensor");
+      "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc, "
+      "bool fresh) -> Tensor");
 }

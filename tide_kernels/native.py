@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,6 +163,11 @@ def _whole_rows(tensor: Tensor) -> Tensor:
     return tensor if apart else tensor.contiguous()
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`, in memory that is kept when it is freed."""
+    return memory.empty(shape, dtype)
+
+
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """As `torch.zeros`, in memory that is kept when it is freed."""
     return memory.zeros(shape, dtype)
@@ -203,7 +208,12 @@ def backward_latents(
     grad_W_dec: Tensor | None,
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
+    *,
+    fresh: bool = False,
 ) -> Tensor:
     return torch.ops.tide_native.backward_latents(
-        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, fresh
     )
+
+
+write_latents = partial(backward_latents, fresh=True)

@@ -80,6 +80,7 @@ struct WalkArgs {
   const void* x_mod;  // packed, or null
   Matrix W_dec;
   const float* extra;  // [tokens, k] or null
+  bool fresh;          // grad_W_dec and grad_W_enc have no values yet: they are written, not added to
   float* grad_values;  // [tokens, k]
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null

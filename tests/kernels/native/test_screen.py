@@ -1,4 +1,4 @@
-"""The selection by a screen in int8 or bfloat16: the same bits as from all float32 dot products, whatever is ruled out."""
+"""The selection by a screen in int8 or bfloat16: the same bits as from all float32 dot products."""
 
 import pytest
 import torch
