@@ -28,7 +28,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # variant.cpp is compiled once per instruction set; cpu/isa.cpp chooses at run time.
 VARIANTS: dict[str, list[str]] = {"generic": []}
 if X86:
-    VARIANTS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+    VARIANTS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"]}
 CUDA_ARCHITECTURES = {"80": (11, 0), "90a": (12, 0), "100a": (12, 8)}  # and the CUDA that knows each first
 
 

@@ -24,7 +24,7 @@ if [[ $(uname -m) == x86_64 ]]; then
   variant avx2 "${avx2[@]}"
   wait -n
   variant avx512 "${avx512[@]}" &
-  variant avx512bf16 "${avx512[@]}" -mavx512bf16
+  variant avx512bf16 "${avx512[@]}" -mavx512bf16 -mavx512vnni
 fi
 wait
 for source in csrc/schema.cpp csrc/cpu/*.cpp; do

@@ -5,8 +5,10 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   // Values in the dtype of pre, indices int32, ascending; the contract is that of tide_kernels.reference.select.
   m.def("select(Tensor pre, int k) -> (Tensor, Tensor)");
   // select(x W^T + b, k) into values and indices [tokens, k], and how many tokens are done: the others need a whole
-  // product, since more than a share of the latents may be selected.
-  m.def("screened(Tensor x, Tensor W, Tensor? b, float share, Tensor(a!) values, Tensor(b!) indices) -> int");
+  // product, since more than a share of the latents may be selected after a screen in int8, and then in bfloat16.
+  m.def(
+      "screened(Tensor x, Tensor W, Tensor? b, float int8_share, float bf16_share, Tensor(a!) values, "
+      "Tensor(b!) indices) -> int");
   m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
   m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
@@ -14,7 +16,9 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("transpose(Tensor indices, int n_latents) -> (Tensor, Tensor, Tensor)");
   m.def(
       "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
+  // If fresh, grad_W_dec and grad_W_enc need not have values, which are written instead of added to.
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
-      "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc) -> Tensor");
+      "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc, "
+      "bool fresh) -> Tensor");
 }

@@ -6,6 +6,7 @@ Importing this package needs only torch, touches no device and prints nothing.
 from tide_kernels.dispatch import BackendError, backend_status, register_backend
 from tide_kernels.functional import decode, encode_topk, modulate, tide_loss
 from tide_kernels.losses import LossTerms, LossWeights
+from tide_kernels.memory import empty_cache
 from tide_kernels.options import LossOptions
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LossWeights",
     "backend_status",
     "decode",
+    "empty_cache",
     "encode_topk",
     "modulate",
     "register_backend",

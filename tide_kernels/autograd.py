@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tide_kernels import checks
+from tide_kernels.codes import writes_gradients
 from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep
 from tide_kernels.losses import LossTerms
@@ -370,12 +371,15 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
     *flat, wanted = rest
     arguments = LossArguments.restored(x, *flat)
     choice = _loss_choice(arguments)
+    parameters = arguments.parameters._asdict().items()
+    shapes = {name: p.shape for (name, p), want in zip(parameters, wanted, strict=True) if want and p is not None}
+    fresh = len(x) > 0 and writes_gradients(choice, shapes.keys())
+    make = {"W_enc": choice.ops.empty, "W_dec": choice.ops.empty} if fresh else {}
     gradients = {
-        name: choice.ops.zeros(p.shape, accumulator(arguments.dtype), p.device)
-        for (name, p), want in zip(arguments.parameters._asdict().items(), wanted, strict=True)
-        if want and p is not None
+        name: (make.get(name) or choice.ops.zeros)(shape, accumulator(arguments.dtype), x.device)
+        for name, shape in shapes.items()
     }
-    terms = FusedStep(arguments, choice, gradients).run()
+    terms = FusedStep(arguments, choice, gradients, fresh=fresh).run()
     return [*terms, *(gradients.get(name, torch.zeros(0)) for name in Parameters._fields)]
 
 

@@ -7,6 +7,7 @@ twenty times the arithmetic at 5 % density, which a GPU more than makes up for b
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -59,9 +60,11 @@ class Code(Protocol):
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        fresh: bool = False,
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
-        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up."""
+        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
+        ``fresh``: those of W_dec and W_enc have no values yet and are written; see `writes_gradients`."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -74,6 +77,11 @@ def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None 
         return DenseCode(ops, pre, ops.keep_top_with_sums_(pre, k, *sums))
     ops.keep_top_(pre, k)
     return DenseCode(ops, pre)
+
+
+def writes_gradients(choice: Choice, names: Set[str]) -> bool:
+    """Whether a code's `backward` can write the weights' gradients, of those that are wanted, instead of adding."""
+    return choice.regime == "sparse" and choice.ops.write_latents is not None and not names.isdisjoint(ENCODER)
 
 
 class Compact(NamedTuple):
@@ -130,6 +138,7 @@ class SparseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        fresh: bool = False,
     ) -> None:
         if fired is not None:
             self.count(fired)
@@ -138,7 +147,7 @@ class SparseCode:
                 self.ops.scatter(self.values, self.transposed, grad, gradients["W_dec"])
             return
         weights = (gradients.get(name) for name in ("W_dec", "W_enc", "b_enc"))
-        walk = self.ops.backward_latents or self._backward_latents
+        walk = (self.ops.write_latents if fresh else self.ops.backward_latents) or self._backward_latents
         grad_values = walk(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights
         )
@@ -211,6 +220,7 @@ class DenseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        fresh: bool = False,
     ) -> None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)

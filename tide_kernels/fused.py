@@ -36,11 +36,17 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums."""
+    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums.
 
-    def __init__(self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor]) -> None:
+    ``fresh``: the buffers of W_dec and W_enc have no values yet and are written; for codes that `writes_gradients`
+    allows, and at least one token.
+    """
+
+    def __init__(
+        self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor], *, fresh: bool = False
+    ) -> None:
         self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
-        self.choice, self.gradients = choice, gradients
+        self.choice, self.gradients, self.fresh = choice, gradients, fresh
         self.sum_dtype = accumulator(self.dtype)
         self.scale, self.shift, self.b_dec = parameters.scale, parameters.shift, parameters.b_dec
         self.W_enc, self.W_dec = parameters.W_enc.to(self.dtype), parameters.W_dec.to(self.dtype)
@@ -163,7 +169,8 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments)
+            chunk.code.backward(*arguments, fresh=self.fresh)
+            self.fresh = False
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
             self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
 

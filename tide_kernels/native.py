@@ -7,13 +7,10 @@ The library is loaded on first use. The contracts of its primitives are those of
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LARGE_PAGE = 2**21
-# The share of the latents above which their dot products take longer than a float32 product saves.
+from tide_kernels import memory
+
+# The share of the latents above which their dot products take longer than a bfloat16 screen saves against a float32
+# product, or one in int8 against bfloat16; and the density above which int8 is not tried.
 _MOST_CANDIDATES = 0.125
+_MOST_CANDIDATES_INT8, _INT8_DENSITY = 0.05, 0.015
 # Of a chunk's pre-activations: 16 MB of float32, which stay in a common third-level cache.
 _CHUNK_ELEMENTS = 2**22
 _FOLDER = Path(__file__).parent
@@ -125,15 +125,17 @@ def pre_activations(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Tenso
 def select_product(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """``select(pre_activations(x_mod, W_enc, b_enc), k)``.
 
-    Where it pays, most latents are ruled out by a bfloat16 product and a bound of its error, and only the others are
-    computed in float32: the selection is exact, as that of any float32 product, up to the order of sums.
+    Where it pays, most latents are ruled out by an int8 or bfloat16 product and a bound of its error, and only the
+    others are computed in float32: the selection is exact, as that of any float32 product, up to the order of sums.
     """
     n_tokens, (n_latents, d_model) = len(x_mod), W_enc.shape
+    density = k / n_latents
     values = torch.empty(n_tokens, k, dtype=x_mod.dtype)
     indices = torch.empty(n_tokens, k, dtype=torch.int32)
     done = 0
-    if x_mod.dtype == torch.float32 and _screening_pays(n_tokens, d_model, k / n_latents):
-        done = torch.ops.tide_native.screened(x_mod, W_enc, b_enc, _MOST_CANDIDATES, values, indices)
+    if x_mod.dtype == torch.float32 and _screening_pays(n_tokens, d_model, density):
+        shares = (_MOST_CANDIDATES_INT8 if density <= _INT8_DENSITY else 0.0, _MOST_CANDIDATES)
+        done = torch.ops.tide_native.screened(x_mod, W_enc, b_enc, *shares, values, indices)
     chunk = max(2, _CHUNK_ELEMENTS // n_latents)
     for start in range(done, n_tokens, chunk):
         rows = slice(start, start + chunk)
@@ -161,21 +163,14 @@ def _whole_rows(tensor: Tensor) -> Tensor:
     return tensor if apart else tensor.contiguous()
 
 
-def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.zeros`, from large pages where the system has them.
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`, in memory that is kept when it is freed."""
+    return memory.empty(shape, dtype)
 
-    A step's weight gradients are fresh memory, which the system clears; it takes longer to map in small pages than to
-    fill, and to clear again what is clear.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < 2 * _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(tuple(shape), dtype=dtype)
-    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
-    start = -whole.data_ptr() % _LARGE_PAGE
-    return whole[start : start + size].view(dtype).view(tuple(shape))
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`, in memory that is kept when it is freed."""
+    return memory.zeros(shape, dtype)
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +208,12 @@ def backward_latents(
     grad_W_dec: Tensor | None,
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
+    *,
+    fresh: bool = False,
 ) -> Tensor:
     return torch.ops.tide_native.backward_latents(
-        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, fresh
     )
+
+
+write_latents = partial(backward_latents, fresh=True)

@@ -80,18 +80,24 @@ struct WalkArgs {
   const void* x_mod;  // packed, or null
   Matrix W_dec;
   const float* extra;  // [tokens, k] or null
+  bool fresh;          // grad_W_dec and grad_W_enc have no values yet: they are written, not added to
   float* grad_values;  // [tokens, k]
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null
   float* grad_b_enc;   // [n] or null
 };
 
+enum class Screen : int { int8, bf16 };
+
 struct ScreenArgs {  // see screen.h
+  Screen screen;
   int64_t d, n, n_tokens, k;
   Matrix x, W;  // float
   const float* bias;
-  uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in bfloat16
+  uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in the numbers of the screen
   float *alpha, *beta, *cut;  // [tokens]
+  float* scale;                // [tokens], int8 only, as
+  int32_t* offset;             // [tokens]
   float *size, *error, *rest;  // [n], padded to whole vectors
   uint16_t* product;          // [tokens, n] in bfloat16, rows apart by `stride`
   int64_t stride;

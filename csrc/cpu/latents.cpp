@@ -81,7 +81,7 @@ void scatter(const Tensor& values, const Tensor& offsets, const Tensor& tokens, 
 Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tensor& tokens, const Tensor& slots,
                         const Tensor& grad, const Tensor& x_mod, const Tensor& given_W_dec,
                         std::optional<Tensor> extra, std::optional<Tensor> grad_W_dec,
-                        std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc) {
+                        std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc, bool fresh) {
   require_matrix(given_W_dec, "W_dec");
   require_matrix(values, "values");
   const Tensor W_dec = adjacent_columns(given_W_dec);
@@ -104,6 +104,7 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
     args.x_mod = x_panels->data_ptr();
   }
   args.W_dec = matrix(W_dec);
+  args.fresh = fresh;
   if (extra.has_value()) {
     require_shape(*extra, "extra", n_tokens, k);
     addend = floats(*extra);

@@ -11,25 +11,32 @@ namespace tide {
 namespace TIDE_ISA {
 namespace {
 
-// out[l] += weights[p] * row of the token of p, for the latents of a block and the columns of one panel.
+// out[l] += weights[p] * row of the token of p, for the latents of a block and the columns of one panel. If `fresh`, out
+// has no values yet and gets the sum.
 template <class T, int U>
 void add_tokens(const Layout& layout, int64_t begin, int64_t end, const T* panel, const float* weights, float* out,
-                int64_t d, int64_t columns) {
+                int64_t d, int64_t columns, bool fresh) {
   constexpr int V = U * Unit<T>::kVectors, kWidth = U * Unit<T>::kColumns;
   const int64_t origin = layout.offsets[begin];
   for (int64_t l = begin; l < end; ++l) {
     const int64_t from = layout.offsets[l], to = layout.offsets[l + 1];
-    if (from == to) continue;
-    if (l + 2 < end) prefetch(out + (l + 2) * d, columns);
-    vfloat sums[V];
-    load_row<V>(out + l * d, columns, sums);
+    if (from == to && !fresh) continue;
+    vfloat sums[V] = {};
+    if (!fresh) {
+      if (l + 2 < end) prefetch(out + (l + 2) * d, columns);
+      load_row<V>(out + l * d, columns, sums);
+    }
     for (int64_t p = from; p < to; ++p) {
       const vfloat weight = splat(weights[p - origin]);
       vfloat row[V];
       expand<T, U>(panel + static_cast<int64_t>(layout.tokens[p]) * kWidth, row);
       for (int v = 0; v < V; ++v) sums[v] += weight * row[v];
     }
-    store_row<V>(out + l * d, columns, sums);
+    if (fresh) {
+      stream_row<V>(out + l * d, columns, sums);
+    } else {
+      store_row<V>(out + l * d, columns, sums);
+    }
   }
 }
 
@@ -76,15 +83,19 @@ void add_and_dot(const WalkArgs& a, int64_t begin, int64_t end, const T* panel, 
   float* out = a.grad_W_dec == nullptr ? nullptr : a.grad_W_dec + column;
   for (int64_t l = begin; l < end; ++l) {
     const int64_t from = layout.offsets[l], to = layout.offsets[l + 1];
-    if (from == to) continue;
     if (l + 2 < end) {
       prefetch(W + (l + 2) * a.W_dec.stride, columns);
-      if (out != nullptr) prefetch(out + (l + 2) * a.d, columns);
+      if (out != nullptr && !a.fresh) prefetch(out + (l + 2) * a.d, columns);
+    }
+    if (from == to) {
+      const vfloat zeros[V] = {};
+      if (out != nullptr && a.fresh) stream_row<V>(out + l * a.d, columns, zeros);
+      continue;
     }
     Weights<T, U> latent;
     Weights<T, U>::set(latent, W + l * a.W_dec.stride, columns);
     vfloat sums[V] = {};
-    if (out != nullptr) load_row<V>(out + l * a.d, columns, sums);
+    if (out != nullptr && !a.fresh) load_row<V>(out + l * a.d, columns, sums);
     for (int64_t p = from; p < to; ++p) {
       const T* packed = panel + static_cast<int64_t>(layout.tokens[p]) * kWidth;
       vfloat row[V];
@@ -95,7 +106,11 @@ void add_and_dot(const WalkArgs& a, int64_t begin, int64_t end, const T* panel, 
       }
       products[p - origin] += sum(Weights<T, U>::times(latent, packed, row));
     }
-    if (out != nullptr) store_row<V>(out + l * a.d, columns, sums);
+    if (out != nullptr && a.fresh) {
+      stream_row<V>(out + l * a.d, columns, sums);
+    } else if (out != nullptr) {
+      store_row<V>(out + l * a.d, columns, sums);
+    }
   }
 }
 
@@ -111,13 +126,13 @@ TIDE_INLINE int64_t place_of(const Layout& layout, int64_t p, int64_t k) { retur
 
 template <class T>
 TIDE_INLINE void add_block(const Plan& plan, const Layout& layout, int64_t begin, int64_t end, int64_t n_tokens,
-                           int64_t d, const void* packed, const float* weights, float* out) {
+                           int64_t d, const void* packed, const float* weights, float* out, bool fresh) {
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const int64_t column = panel_column(plan, panel), units = panel_units(plan, panel);
     const T* rows = static_cast<const T*>(packed) + n_tokens * column;
     with_units<T>(units, [&](auto u) {
       add_tokens<T, decltype(u)::value>(layout, begin, end, rows, weights, out + column, d,
-                                        least(d - column, units * plan.unit_columns));
+                                        least(d - column, units * plan.unit_columns), fresh);
     });
   }
 }
@@ -128,7 +143,7 @@ void scatter_of(const ScatterArgs& a, int64_t first, int64_t last, float* weight
     end = block_end(a.layout, begin, last);
     const int64_t origin = a.layout.offsets[begin], places = a.layout.offsets[end] - origin;
     for (int64_t p = 0; p < places; ++p) weights[p] = a.values[place_of(a.layout, origin + p, a.k)];
-    add_block<T>(a.plan, a.layout, begin, end, a.n_tokens, a.d, a.rows, weights, a.out);
+    add_block<T>(a.plan, a.layout, begin, end, a.n_tokens, a.d, a.rows, weights, a.out, false);
   }
 }
 
@@ -164,9 +179,11 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
     }
     if (a.grad_W_enc != nullptr) {
       for (int64_t p = 0; p < places; ++p) products[p] = rounded<T>(products[p]);  // as all operands of products
-      add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.d, a.x_mod, products, a.grad_W_enc);
+      add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.d, a.x_mod, products, a.grad_W_enc,
+                   a.fresh);
     }
   }
+  if (a.fresh) finish_streams();
 }
 
 void walk(Element element, const WalkArgs& a, int64_t first, int64_t last, float* scratch) {

@@ -80,6 +80,24 @@ TIDE_INLINE void store_row(float* row, int64_t columns, const vfloat* in) {
   }
 }
 
+// As store_row, past the caches if the row is aligned: for memory that is not read soon. `finish_streams` comes after.
+template <int V>
+TIDE_INLINE void stream_row(float* row, int64_t columns, const vfloat* in) {
+#if defined(__AVX512F__)
+  if (columns >= V * kLanes && reinterpret_cast<uintptr_t>(row) % sizeof(vfloat) == 0) {
+    for (int v = 0; v < V; ++v) _mm512_stream_ps(row + v * kLanes, reinterpret_cast<__m512>(in[v]));
+    return;
+  }
+#endif
+  store_row<V>(row, columns, in);
+}
+
+TIDE_INLINE void finish_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 template <class T, int U>
 TIDE_INLINE void expand(const T* packed, vfloat* out) {
   for (int u = 0; u < U; ++u) Unit<T>::packed(packed + u * Unit<T>::kColumns, out + u * Unit<T>::kVectors);

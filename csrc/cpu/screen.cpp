@@ -1,10 +1,11 @@
-// screened: the selection of x W^T + b, by a bfloat16 product and float32 dot products of what it leaves (screen.h).
+// screened: the selection of x W^T + b, by an int8 or bfloat16 product and float32 dot products of what it leaves (screen.h).
 #include "tensors.h"
 
 namespace tide {
 namespace {
 
 constexpr int64_t kProductElements = 1 << 23;  // of a tile of tokens, in bfloat16
+constexpr int64_t kMostBytes = 1 << 16;        // columns of int8, whose products' sums fit into 32 bits
 constexpr int64_t kTrial = 16;                 // a trial is made of so many tokens, and of this fraction of the latents
 
 Tensor rows_of_floats(const Tensor& t, const char* name) {
@@ -17,7 +18,7 @@ Tensor rows_of_floats(const Tensor& t, const char* name) {
 struct Buffers {
   Tensor x, W;
   std::optional<Tensor> bias;
-  Tensor packed, tokens, latents, product, columns, used, exact;
+  Tensor packed, tokens, offsets, latents, product, columns, used, exact;
   ScreenArgs args{};
 
   Buffers(const Tensor& given_x, const Tensor& given_W, const std::optional<Tensor>& given_bias, int64_t k, int64_t tile)
@@ -33,12 +34,13 @@ struct Buffers {
     packed = integers({tile, most_pairs(args.d)}), columns = integers({tile, args.capacity}), used = integers({tile});
     // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
     args.stride = ((args.n + 31) / 32 | 1) * 32;
-    tokens = reals({3, tile}), latents = reals({3, args.stride});
+    tokens = reals({4, tile}), offsets = integers({tile}), latents = reals({3, args.stride});
     product = torch::stable::new_empty(x, {tile, args.stride}, ScalarType::BFloat16);
     exact = reals({tile, args.capacity});
     args.packed = static_cast<uint32_t*>(packed.data_ptr());
     args.columns = static_cast<int32_t*>(columns.data_ptr()), args.used = static_cast<int32_t*>(used.data_ptr());
     args.alpha = data(tokens), args.beta = args.alpha + tile, args.cut = args.beta + tile;
+    args.scale = args.cut + tile, args.offset = static_cast<int32_t*>(offsets.data_ptr());
     args.size = data(latents), args.error = args.size + args.stride, args.rest = args.error + args.stride;
     args.product = static_cast<uint16_t*>(product.data_ptr()), args.exact = data(exact);
   }
@@ -89,7 +91,9 @@ bool promising(ScreenArgs args, double share) {
   return screen(args, share);
 }
 
-void select_screened(const ScreenArgs& args) {
+// Returns whether the screen was worthwhile, and with it the selection done.
+bool screened_tile(const ScreenArgs& args, double share) {
+  if (!screen(args, share)) return false;
   const Kernels& run = kernels();
   const int64_t threads = torch::stable::get_num_threads();
   torch::stable::parallel_for(0, args.n, 1 + args.n / threads, [&](int64_t first, int64_t last) {
@@ -97,11 +101,22 @@ void select_screened(const ScreenArgs& args) {
     run.screen_exact(args, first, last, cursors.data());
   });
   over_tokens(args, run.screen_finish);
+  return true;
+}
+
+// A range of tokens of `all`.
+ScreenArgs tokens_of(const ScreenArgs& all, int64_t first, int64_t n_tokens) {
+  ScreenArgs args = all;
+  args.n_tokens = n_tokens;
+  args.x.data = static_cast<const float*>(args.x.data) + first * args.x.stride;
+  args.values += first * args.k;
+  args.indices += first * args.k;
+  return args;
 }
 
 // How many tokens are done.
-int64_t screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, double share, Tensor values,
-                 Tensor indices) {
+int64_t screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, double int8_share, double bf16_share,
+                 Tensor values, Tensor indices) {
   require_matrix(W, "W");
   require_matrix(values, "values");
   const int64_t n = W.size(0), n_tokens = values.size(0), k = values.size(1);
@@ -110,20 +125,20 @@ int64_t screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, d
   require(n <= INT32_MAX - 64, "W has 2^31 rows or more: int32 indices cannot name them");
   require(k >= 1 && k <= n, "k is " + std::to_string(k) + ", not from 1 to " + std::to_string(n));
   require(indices.scalar_type() == ScalarType::Int && indices.is_contiguous(), "indices have to be contiguous int32");
-  float* value = target(values, "values", n_tokens * k);
   int64_t tile = kProductElements / n;
   tile = tile < 256 ? 256 : tile > 1024 ? 1024 : tile;
-  const Buffers buffers(x, W, bias, k, tile < n_tokens ? tile : n_tokens);
+  Buffers buffers(x, W, bias, k, tile < n_tokens ? tile : n_tokens);
+  buffers.args.values = target(values, "values", n_tokens * k);
+  buffers.args.indices = static_cast<int32_t*>(indices.data_ptr());
   int64_t done = 0;
-  while (done < n_tokens) {
-    ScreenArgs args = buffers.args;
-    args.n_tokens = tile < n_tokens - done ? tile : n_tokens - done;
-    args.x.data = static_cast<const float*>(args.x.data) + done * args.x.stride;
-    args.values = value + done * k;
-    args.indices = static_cast<int32_t*>(indices.data_ptr()) + done * k;
-    if ((done == 0 && !promising(args, share)) || !screen(args, share)) break;
-    select_screened(args);
-    done += args.n_tokens;
+  for (const Screen screen : {Screen::int8, Screen::bf16}) {
+    const double share = screen == Screen::int8 ? (W.size(1) <= kMostBytes ? int8_share : 0) : bf16_share;
+    buffers.args.screen = screen;
+    for (bool tried = false; share > 0 && done < n_tokens; tried = true) {
+      const ScreenArgs args = tokens_of(buffers.args, done, tile < n_tokens - done ? tile : n_tokens - done);
+      if ((!tried && !promising(args, share)) || !screened_tile(args, share)) break;
+      done += args.n_tokens;
+    }
   }
   return done;
 }

@@ -26,6 +26,7 @@ constexpr int kLanes = 4;
 
 typedef float vfloat __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t vbits __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t vhalf __attribute__((vector_size(2 * kLanes)));
 typedef float loose_vfloat __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t loose_vbits __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
@@ -37,6 +38,7 @@ struct bf16 {
 
 TIDE_INLINE vfloat load(const float* p) { return *reinterpret_cast<const loose_vfloat*>(p); }
 TIDE_INLINE void store(float* p, vfloat v) { *reinterpret_cast<loose_vfloat*>(p) = v; }
+TIDE_INLINE vbits load_words(const uint32_t* p) { return *reinterpret_cast<const loose_vbits*>(p); }
 TIDE_INLINE vfloat splat(float x) { return x - vfloat{}; }
 
 TIDE_INLINE float sum(vfloat v) {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tide_kernels import encode_topk, native, reference, tide_loss
+from tide_kernels import encode_topk, memory, native, reference, tide_loss
 from tide_kernels.testing import assert_close, random_problem
 
 CPU = torch.device("cpu")
@@ -75,21 +75,31 @@ def test_gradients_of_a_whole_step(regime):
         assert_close(gradients["native"][name], expected, 1e-4, name)
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000), (2048, 1024)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_memory_from_large_pages_is_zero(shape, dtype):
-    for _ in range(3):  # also where the first has been
-        fresh = native.zeros(shape, dtype, torch.device("cpu"))
-        assert fresh.shape == shape
-        assert fresh.dtype == dtype
-        assert fresh.is_contiguous()
-        assert not fresh.any()
-        assert bool((fresh.fill_(1) == 1).all())
+@pytest.mark.parametrize("options", [{}, {"chunk": 24}, {"k_aux": 5}], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [("W_enc", "W_dec", "b_enc"), ("W_dec",), ("W_enc",), ("scale", "W_dec"), ("b_enc",)]
+)
+def test_gradients_are_written_where_they_have_no_values(monkeypatch, options, wanted):
+    # More latents than places: some have none.
+    problem = random_problem(64, 48, 1600, 12, groups=3, dtype=torch.float32)
+    parameters = problem.parameters()
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in wanted)
+    arguments = problem.arguments() | options
+    if "k_aux" in options:
+        arguments["dead"] = torch.arange(1600) % 3 == 0
+    added = {name: torch.zeros_like(parameters[name]) for name in wanted}
+    tide_loss(**arguments, backend="native", gradients=added)
+    monkeypatch.setattr(memory, "empty", lambda shape, dtype: torch.full(tuple(shape), torch.nan, dtype=dtype))
+    tide_loss(**arguments, backend="native").total.backward()
+    assert all(torch.equal(parameters[name].grad, added[name]) for name in wanted)
 
 
-def test_memory_without_large_pages_is_zero(monkeypatch):
-    monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
-    assert not native.zeros((3000, 1000), torch.float32, torch.device("cpu")).any()
+def test_gradients_of_no_tokens_are_zero(monkeypatch):
+    monkeypatch.setattr(memory, "empty", lambda shape, dtype: torch.full(tuple(shape), torch.nan, dtype=dtype))
+    problem = random_problem(64, 48, 160, 12, dtype=torch.float32)
+    tide_loss(**(problem.arguments() | {"x": torch.zeros(0, 48)}), backend="native").total.backward()
+    assert not problem.parameters()["W_dec"].grad.any()
 
 
 def test_the_same_code_as_the_reference_from_the_same_pre_activations():

@@ -1,4 +1,4 @@
-"""The selection by a bfloat16 screen: the same bits as from all float32 dot products, whatever is ruled out."""
+"""The selection by a screen in int8 or bfloat16: the same bits as from all float32 dot products."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from tide_kernels import native, reference
 from tide_kernels.testing import assert_close
 
-# Nothing is given up, whatever the share of candidates.
-ALWAYS = 1e9
+# The most candidates of int8 and of bfloat16. Nothing is given up, whatever the share of candidates, or not tried.
+INT8, BFLOAT16 = (1e9, 0.0), (0.0, 1e9)
 
 # n_tokens, n_latents, d_model, k
 SHAPES = [
@@ -20,9 +20,9 @@ SHAPES = [
 ]
 
 
-def screened(x, W, b, k, share=ALWAYS):
+def screened(x, W, b, k, shares=BFLOAT16):
     values, indices = torch.full((len(x), k), 7.0), torch.full((len(x), k), 7, dtype=torch.int32)
-    return values, indices, torch.ops.tide_native.screened(x, W, b, share, values, indices)
+    return values, indices, torch.ops.tide_native.screened(x, W, b, *shares, values, indices)
 
 
 def dots(x, W, b):
@@ -33,12 +33,13 @@ def dots(x, W, b):
 
 
 def check(x, W, b, k):
-    values, indices, done = screened(x, W, b, k)
-    assert done == len(x)
     expected_values, expected_indices = reference.select(dots(x, W, b), k)
-    assert torch.equal(indices, expected_indices)
-    assert torch.equal(values.isnan(), expected_values.isnan())
-    assert torch.equal(values.nan_to_num(1.0), expected_values.nan_to_num(1.0))
+    for shares in (INT8, BFLOAT16):
+        values, indices, done = screened(x, W, b, k, shares)
+        assert done == len(x)
+        assert torch.equal(indices, expected_indices)
+        assert torch.equal(values.isnan(), expected_values.isnan())
+        assert torch.equal(values.nan_to_num(1.0), expected_values.nan_to_num(1.0))
 
 
 def normal(*shape, seed=0):
@@ -123,7 +124,7 @@ def test_threads_make_no_difference(threads):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        results.append(screened(x, W, b, 75)[:2])
+        results += [screened(x, W, b, 75, shares)[:2] for shares in (INT8, BFLOAT16)]
     assert all(torch.equal(a.nan_to_num(), c.nan_to_num()) for r in results for a, c in zip(r, results[0], strict=True))
 
 
@@ -138,8 +139,10 @@ def test_strided_operands():
 
 def test_too_many_candidates_are_left_to_a_whole_product():
     x, W = normal(300, 64) + 50, normal(2048, 64, seed=1) / 1000 + 1  # all latents are almost the same
-    assert screened(x, W, None, 30, share=0.125)[2] == 0
-    assert screened(normal(300, 64), normal(2048, 64, seed=1), None, 30, share=0.125)[2] == 300
+    for shares in ((0.125, 0.0), (0.0, 0.125), (0.125, 0.125)):
+        assert screened(x, W, None, 30, shares)[2] == 0
+        assert screened(normal(300, 64), normal(2048, 64, seed=1), None, 30, shares)[2] == 300
+    assert screened(x, W, None, 30, (0.0, 0.0))[2] == 0
 
 
 @pytest.mark.parametrize("screens", [True, False])
