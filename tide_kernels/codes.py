@@ -59,9 +59,11 @@ class Code(Protocol):
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        squares: Tensor | None = None,
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
-        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up."""
+        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
+        ``squares`` as in `tide_kernels.tide_loss`, if this code's gradients are the last."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -130,6 +132,7 @@ class SparseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        squares: Tensor | None = None,
     ) -> None:
         if fired is not None:
             self.count(fired)
@@ -139,8 +142,9 @@ class SparseCode:
             return
         weights = (gradients.get(name) for name in ("W_dec", "W_enc", "b_enc"))
         walk = self.ops.backward_latents or self._backward_latents
+        more = {"squares": squares} if self.ops.gives_squares else {}
         grad_values = walk(
-            self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights
+            self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
         if "scale" in gradients or "shift" in gradients:
             grad_x_mod = self.ops.gather(grad_values.to(W_enc.dtype), self.indices, W_enc)
@@ -211,6 +215,7 @@ class DenseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
+        squares: Tensor | None = None,
     ) -> None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)

@@ -168,6 +168,7 @@ def tide_loss(
     k_aux: int = 0,
     dead_bucket: int | None = None,
     gradients: dict[str, Tensor] | None = None,
+    squares: Tensor | None = None,
     chunk: int | None = None,
     backend: str = "auto",
     regime: str = "auto",
@@ -212,6 +213,10 @@ def tide_loss(
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
             in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
             no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
+        squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` W_enc,
+            b_enc and W_dec, buffers of a training step whose norm is wanted without reading them again. It is left as
+            it is where they are not finished in one pass: by another backend than "native", in the dense regime, in
+            several chunks, with dead latents, or without an encoder's gradient.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
@@ -261,7 +266,7 @@ def tide_loss(
     if gradients is not None:
         others = {"x": x, "group": group, "dead": dead}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
-        return autograd.accumulate_gradients(arguments, gradients)
+        return autograd.accumulate_gradients(arguments, gradients, squares)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
     results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]

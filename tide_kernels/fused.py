@@ -36,9 +36,16 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums."""
+    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums.
+    ``squares`` as in `tide_kernels.tide_loss`."""
 
-    def __init__(self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        arguments: LossArguments,
+        choice: Choice,
+        gradients: dict[str, Tensor],
+        squares: Tensor | None = None,
+    ) -> None:
         self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
         self.choice, self.gradients = choice, gradients
         self.sum_dtype = accumulator(self.dtype)
@@ -56,6 +63,9 @@ class FusedStep:
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
             self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
+        # One walk finishes the gradients only where no other chunk and no auxiliary term adds to them.
+        whole = self.chunk >= self.n_tokens and self.revived is None and self.gain == 1
+        self.squares = squares if whole else None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.sums = {
             name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
@@ -163,7 +173,7 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments)
+            chunk.code.backward(*arguments, self.squares)
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
             self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
 

@@ -213,7 +213,47 @@ def backward_latents(
     grad_W_dec: Tensor | None,
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
+    squares: Tensor | None = None,
 ) -> Tensor:
     return torch.ops.tide_native.backward_latents(
-        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, squares
     )
+
+
+gives_squares = True  # `backward_latents` takes `squares`
+
+
+def norm(gradients: Sequence[Tensor], known: float = 0.0) -> float:
+    """The Euclidean norm of float32, contiguous gradients, and of others whose squares add up to ``known``."""
+    return torch.ops.tide_native.norm(gradients, known)
+
+
+def adamw_(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    pulls: Sequence[float | None],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    divisor: float = 1.0,
+) -> None:
+    """A step of AdamW with decoupled weight decay, in one pass over each parameter's memory.
+
+    With g a gradient over ``divisor``, m and v its moments and t its step, which goes up by one::
+
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+        W = (1 - lr weight_decay) W - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
+
+    The gradient becomes ``pull W``; where the pull is None, it stays as it is. All tensors are float32 and contiguous,
+    the steps scalars.
+    """
+    kept = [math.nan if pull is None else pull for pull in pulls]
+    torch.ops.tide_native.adamw_(
+        parameters, gradients, exp_avgs, exp_avg_sqs, steps, kept, lr, *betas, weight_decay, eps, divisor
+    )
+    torch.autograd.graph.increment_version(parameters)

@@ -84,6 +84,7 @@ struct WalkArgs {
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null
   float* grad_b_enc;   // [n] or null
+  double* squares;     // [n] or null: of a latent's rows of the three, once they are finished
 };
 
 struct ScreenArgs {  // see screen.h
@@ -100,6 +101,20 @@ struct ScreenArgs {  // see screen.h
   float* exact;               // [tokens, capacity]
   float* values;              // [tokens, k]
   int32_t* indices;           // [tokens, k]
+};
+
+struct AdamWArgs {  // a parameter's, see adamw.h
+  int64_t numel;
+  float *parameter, *gradient, *exp_avg, *exp_avg_sq;
+  float scale;           // of the gradient
+  float beta2;
+  float share1, share2;  // of the gradient in the moments: 1 - beta1, 1 - beta2
+  float decay;           // what is left of the parameter: 1 - lr * weight_decay
+  float step_size;       // lr / (1 - beta1^t)
+  float root_factor;     // 1 / sqrt(1 - beta2^t)
+  float eps;
+  float pull;            // the gradient becomes pull * parameter, if it `rests`
+  bool rests;
 };
 
 struct Kernels {
@@ -126,6 +141,10 @@ struct Kernels {
   void (*screen_rows)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
   void (*screen_exact)(const ScreenArgs&, int64_t first_latent, int64_t last_latent, int32_t* scratch);
   void (*screen_finish)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
+  // The sum of the squares of adjacent elements.
+  double (*squares)(const float* from, int64_t count);
+  // Elements first .. last
+  void (*adamw)(const AdamWArgs&, int64_t first, int64_t last);
 };
 
 constexpr int64_t kScreenVectors = 4;

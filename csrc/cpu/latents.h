@@ -6,6 +6,7 @@
 #pragma once
 
 #include "panels.h"
+#include "squares.h"
 
 namespace tide {
 namespace TIDE_ISA {
@@ -137,6 +138,16 @@ void scatter(Element element, const ScatterArgs& a, int64_t first, int64_t last,
   scatter_of<float>(a, first, last, scratch);
 }
 
+// A block's gradients are still in the second-level cache.
+TIDE_INLINE void add_squares(const WalkArgs& a, int64_t begin, int64_t end) {
+  for (int64_t l = begin; l < end; ++l) {
+    a.squares[l] = 0;
+    if (a.grad_W_dec != nullptr) a.squares[l] += squares(a.grad_W_dec + l * a.d, a.d);
+    if (a.grad_W_enc != nullptr) a.squares[l] += squares(a.grad_W_enc + l * a.d, a.d);
+    if (a.grad_b_enc != nullptr) a.squares[l] += squares(a.grad_b_enc + l, 1);
+  }
+}
+
 template <class T>
 void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
   const Layout& layout = a.layout;
@@ -166,6 +177,7 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
       for (int64_t p = 0; p < places; ++p) products[p] = rounded<T>(products[p]);  // as all operands of products
       add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.d, a.x_mod, products, a.grad_W_enc);
     }
+    if (a.squares != nullptr) add_squares(a, begin, end);
   }
 }
 

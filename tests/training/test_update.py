@@ -54,6 +54,13 @@ def plain(own: list[torch.nn.Parameter], n_steps: int, clip: float) -> torch.opt
     return optimizer
 
 
+@pytest.fixture
+def by_torch(monkeypatch):
+    """The update of a machine without compiled kernels."""
+    monkeypatch.setattr(update.native, "unavailable", lambda: "not built")
+
+
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("piece", [2**20, 1000, 700, 5], ids=["whole", "just whole", "128 rows", "64 rows"])
 @pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
 def test_equals_torchs(monkeypatch, piece, clip):
@@ -61,7 +68,17 @@ def test_equals_torchs(monkeypatch, piece, clip):
     monkeypatch.setattr(update, "_PIECE", piece)
     own, others = parameters(), parameters()
     mine, theirs = ours(own, 5, clip), plain(others, 5, clip)
-    near = {"rtol": 0, "atol": 0} if clip > 1 else {"rtol": 1e-5, "atol": 1e-7}
+    assert_equal_states(mine, theirs, {"rtol": 0, "atol": 0} if clip > 1 else {"rtol": 1e-5, "atol": 1e-7})
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
+def test_compiled_kernels_update_as_torch_does(clip):
+    """Up to the order of roundings, see tests/kernels/native/test_adamw.py."""
+    assert_equal_states(ours(parameters(), 5, clip), plain(parameters(), 5, clip), {"rtol": 1e-5, "atol": 1e-7})
+
+
+def assert_equal_states(mine: AdamW, theirs: torch.optim.AdamW, near: dict[str, float]) -> None:
+    own, others = ([p for group in each.param_groups for p in group["params"]] for each in (mine, theirs))
     for p, q in zip(own, others, strict=True):
         torch.testing.assert_close(p, q, **near)
         for name, value in theirs.state[q].items():

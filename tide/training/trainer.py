@@ -45,6 +45,9 @@ from tide_kernels.graph import GraphedLoss
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
+#: The gradients whose squares `tide_loss` may add up.
+SQUARED = ("W_enc", "b_enc", "W_dec")
+
 
 def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
@@ -117,6 +120,8 @@ class Trainer:
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
         late = device.type == "cuda"
+        #: Of the gradients SQUARED in a step, where the loss adds their squares up on a CPU; NaN until it has.
+        self._squares = None if late else torch.zeros((), dtype=torch.float64)
         self._finite = FiniteCheck(self._refuse, late=late)
         self._dead_bucket = DeadBucket(self.revival, late=late)
         self._loss = GraphedLoss() if late else tide_loss
@@ -260,7 +265,7 @@ class Trainer:
         options = config.loss.options(k, model.n_latents, paired=batch.paired)
         self.optimizer.begin()
         terms = self._add_gradients(x, batch, options)
-        norm = gradient_norm(self.optimizer.gradients())
+        norm = self._norm()
         skip = self._finite.add(self.step, batch, terms.total, norm)
         figures: dict[str, Tensor | float] = {"mse": terms.mse}
         if self._is_logged(self.step + 1):
@@ -277,11 +282,22 @@ class Trainer:
             dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size())
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
-                return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
+                more = {} if self._squares is None else {"squares": self._squares.fill_(math.nan)}
+                place = batch.position
+                return model.add_gradients(x, place, options, self._buffers, dead=dead, loss=self._loss, **more)
             terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         loss.backward()
         return terms
+
+    def _norm(self) -> Tensor:
+        """The norm of all gradients; of those whose squares the loss has added up, it is known."""
+        gradients = self.optimizer.gradients()
+        known = math.nan if self._squares is None else float(self._squares)
+        if math.isnan(known):
+            return gradient_norm(gradients)
+        walked = {id(self._buffers[name]) for name in SQUARED if name in self._buffers}
+        return gradient_norm([gradient for gradient in gradients if id(gradient) not in walked], known)
 
     @torch.no_grad()
     def _figures(self, terms: LossTerms, norm: Tensor) -> dict[str, Tensor | float]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tide_kernels import native
+
 #: Elements of a parameter that are updated at a time on a CPU: they, their gradients and moments stay in its cache.
 _PIECE = 2**20
 
@@ -21,13 +23,22 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
-def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients, each of which is read once."""
+def gradient_norm(gradients: Sequence[Tensor], known: float = 0.0) -> Tensor:
+    """The Euclidean norm, float32, of these gradients and of others whose squares add up to ``known``."""
+    if _native_serves(gradients):
+        return torch.tensor(native.norm(gradients, known), dtype=torch.float32)
     if gradients[0].device.type != "cpu":
         return torch.nn.utils.get_total_norm(gradients)
     # Norms of rows: PyTorch is faster at them than at the norm of a whole tensor.
     norms = [torch.linalg.vector_norm(g.reshape(math.gcd(len(g), 64), -1), dim=1) for g in gradients]
-    return torch.linalg.vector_norm(torch.cat(norms))
+    return torch.linalg.vector_norm(torch.cat([*norms, norms[0].new_tensor([math.sqrt(known)])]))
+
+
+def _native_serves(tensors: Iterable[Tensor]) -> bool:
+    """Whether the compiled kernels serve these tensors."""
+    return native.unavailable() is None and all(
+        each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous() for each in tensors
+    )
 
 
 class _Part(NamedTuple):
@@ -78,16 +89,19 @@ class AdamW(torch.optim.AdamW):
         self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self._native = _native_serves(parameter for group in self.param_groups for parameter in group["params"])
         self._pulls: dict[Tensor, float] = {}
         #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
         self._rested: dict[Tensor, int] = {}
 
     def keep(self, pulls: Mapping[Tensor, float], zeros: Zeros = _zeros) -> None:
-        """Keeps the gradients of these parameters, which have these pulls; ``zeros`` gives memory for them and their
-        moments."""
+        """Keeps the gradients of these parameters, which have these pulls; ``zeros`` gives memory for them, their
+        moments and, on a CPU, for the parameters themselves."""
         self._pulls = dict(pulls)
         for parameter in pulls:
             like = tuple(parameter.shape), parameter.dtype, parameter.device
+            if parameter.device.type == "cpu":
+                parameter.data = zeros(*like).copy_(parameter.data)
             parameter.grad = zeros(*like)
             # What torch.optim.AdamW makes at its first step, elsewhere in memory.
             moments = {name: zeros(*like) for name in ("exp_avg", "exp_avg_sq")}
@@ -121,23 +135,39 @@ class AdamW(torch.optim.AdamW):
         if skip is None and float(divisor) == 1:  # type: ignore[arg-type]
             divisor = None
         for group in self.param_groups:
-            for parts in self._portions(group):
-                _adamw(parts, group, divisor, skip)
-                for part in parts:
+            parts = self._parts(group)
+            if self._native and skip is None:
+                _native_adamw(parts, group, 1.0 if divisor is None else float(divisor))
+                continue
+            for portion in _portions(parts):
+                _adamw(portion, group, divisor, skip)
+                for part in portion:
                     part.rest()
         self._rested = {parameter: parameter._version for parameter in self._pulls}
 
-    def _portions(self, group: dict[str, Any]) -> Iterator[list[_Part]]:
-        """What is updated at a time: the small parameters of a group together, the others in pieces."""
+    def _parts(self, group: dict[str, Any]) -> list[_Part]:
         parameters, gradients, exp_avgs, exp_avg_sqs, steps = [], [], [], [], []  # type: ignore[var-annotated]
         self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, [], steps)
         pulls = map(self._pulls.get, parameters)
-        parts = list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls))
-        if small := [part for part in parts if part.small]:
-            yield small
-        for part in parts:
-            for piece in () if part.small else part.pieces():
-                yield [piece]
+        return list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls))
+
+
+def _portions(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
+    """What PyTorch updates at a time: the small parameters together, the others in pieces."""
+    if small := [part for part in parts if part.small]:
+        yield small
+    for part in parts:
+        for piece in () if part.small else part.pieces():
+            yield [piece]
+
+
+def _native_adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: float) -> None:
+    if not parts:
+        return
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls = zip(*parts, strict=True)
+    options = {name: group[name] for name in ("lr", "betas", "weight_decay", "eps")}
+    whole = [gradient.contiguous() for gradient in gradients]
+    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, pulls, **options, divisor=divisor)
 
 
 def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | None, skip: Tensor | None) -> None:

@@ -75,6 +75,27 @@ def test_gradients_of_a_whole_step(regime):
         assert_close(gradients["native"][name], expected, 1e-4, name)
 
 
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, True),
+        ({"chunk": 32}, False),
+        ({"regime": "dense"}, False),
+        ({"dead": torch.arange(160) < 9, "k_aux": 4}, False),
+        ({"backend": "reference"}, False),
+    ],
+    ids=["one walk", "chunks", "dense", "dead latents", "another backend"],
+)
+def test_squares_of_a_step_where_one_walk_finishes_its_gradients(options, known):
+    problem = random_problem(64, 48, 160, 12, groups=3, dtype=torch.float32, requires_grad=False)
+    gradients = {name: torch.full_like(p, 0.01) for name, p in problem.parameters().items()}
+    squares = torch.tensor(-1.0, dtype=torch.float64)
+    arguments = {"chunk": 64, "backend": "native", "regime": "sparse"} | options
+    tide_loss(**problem.arguments(), gradients=gradients, squares=squares, **arguments)
+    exact = sum(float(gradients[name].double().square().sum()) for name in ("W_enc", "b_enc", "W_dec"))
+    assert float(squares) == (pytest.approx(exact, rel=1e-6) if known else -1)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000), (2048, 1024)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_memory_from_large_pages_is_zero(shape, dtype):

@@ -93,6 +93,30 @@ def test_gradients_that_are_not_wanted():
         assert all(t is None or torch.equal(t, all_) for t, all_ in zip(some, everything, strict=True))
 
 
+@pytest.mark.parametrize("wanted", range(1, 8))
+@pytest.mark.parametrize(("n_tokens", "n_latents", "d_model", "k"), SHAPES)
+def test_squares_are_those_of_the_finished_rows(n_tokens, n_latents, d_model, k, wanted, threads):
+    """Rows without places count too; the number of threads changes no bit."""
+    values, indices = code(n_tokens, n_latents, k, "ascending", torch.float32)
+    W_dec, x_mod, grad = (
+        normal(n_latents, d_model),
+        normal(n_tokens, d_model, seed=2),
+        normal(n_tokens, d_model, seed=3),
+    )
+    shapes = [(n_latents, d_model), (n_latents, d_model), (n_latents,)]
+    found = []
+    for number in (1, 3):
+        threads(number)
+        sums = [normal(*shape, seed=5) if wanted >> i & 1 else None for i, shape in enumerate(shapes)]
+        squares = torch.tensor(float("nan"), dtype=torch.float64)
+        layout = native.transpose(indices, n_latents)
+        native.backward_latents(values, indices, layout, grad, x_mod, W_dec, None, *sums, squares)
+        exact = sum(float(each.double().square().sum()) for each in sums if each is not None)
+        assert float(squares) == pytest.approx(exact, rel=1e-6)
+        found.append(float(squares))
+    assert found[0] == found[1]
+
+
 def test_transpose_is_ordered_by_latent_and_token():
     indices = torch.tensor([[3, 0, 3], [-1, 3, 1], [0, -1, -1]], dtype=torch.int32)
     offsets, tokens, slots = native.transpose(indices, 5)
