@@ -17,12 +17,11 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
       "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc, "
-      "Tensor(d!)? squares) -> Tensor");
+      "Tensor? W_enc, float? start, Tensor(d!)? squares) -> Tensor");
   // The Euclidean norm of these gradients and of others, the sum of whose squares is known.
   m.def("norm(Tensor[] gradients, float known) -> float");
-  // One step of AdamW. A gradient ends as its pull times its parameter; if the pull is NaN, it stays as it is.
   m.def(
-      "adamw_(Tensor(a!)[] parameters, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-      "Tensor(e!)[] steps, float[] pulls, float lr, float beta1, float beta2, float weight_decay, float eps, "
+      "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] steps, float lr, float beta1, float beta2, float weight_decay, float eps, "
       "float divisor) -> ()");
 }

@@ -387,11 +387,14 @@ def _loss_choice(arguments: LossArguments) -> Choice:
 
 @torch.no_grad()
 def accumulate_gradients(
-    arguments: LossArguments, gradients: dict[str, Tensor], squares: Tensor | None = None
+    arguments: LossArguments,
+    gradients: dict[str, Tensor],
+    start: float | None = None,
+    squares: Tensor | None = None,
 ) -> LossTerms:
     """The terms. Their gradients are added to ``gradients``, which are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
-        step = FusedStep(arguments, _loss_choice(arguments), gradients, squares)
+        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares)
         for gradient in gradients.values() if step.gain != 1 else ():
             gradient.mul_(step.gain)
         terms = step.run()

@@ -19,6 +19,8 @@ from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
 ENCODER = ("W_enc", "b_enc", "scale", "shift")
+#: The gradients that a walk over a code computes.
+ONE_PASS = ("W_enc", "b_enc", "W_dec")
 
 
 class Tokens(NamedTuple):
@@ -40,6 +42,14 @@ class Slopes(NamedTuple):
     soft_eps: float = 1.0
 
 
+class OnePass(NamedTuple):
+    """What the walk over a code does along the way, where it computes all there is of the gradients of W_enc, b_enc
+    and W_dec: arguments of `tide_kernels.tide_loss`."""
+
+    start: float | None
+    squares: Tensor | None
+
+
 class Code(Protocol):
     def decode(self, W: Tensor) -> Tensor:
         """``z W``, in the accumulation dtype."""
@@ -59,11 +69,11 @@ class Code(Protocol):
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        squares: Tensor | None = None,
+        once: OnePass | None = None,
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
         gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``squares`` as in `tide_kernels.tide_loss`, if this code's gradients are the last."""
+        ``once`` is for sparse codes of a backend that has `one_pass`."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -132,7 +142,7 @@ class SparseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        squares: Tensor | None = None,
+        once: OnePass | None = None,
     ) -> None:
         if fired is not None:
             self.count(fired)
@@ -142,7 +152,7 @@ class SparseCode:
             return
         weights = (gradients.get(name) for name in ("W_dec", "W_enc", "b_enc"))
         walk = self.ops.backward_latents or self._backward_latents
-        more = {"squares": squares} if self.ops.gives_squares else {}
+        more = {} if once is None else once._asdict() | {"W_enc": W_enc}
         grad_values = walk(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
@@ -215,7 +225,7 @@ class DenseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        squares: Tensor | None = None,
+        once: OnePass | None = None,
     ) -> None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)

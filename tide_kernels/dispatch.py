@@ -72,8 +72,8 @@ class Primitives:
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     backward_latents: Callable[..., Tensor] | None = None
-    # Whether it takes one more argument, ``squares``: see `tide_kernels.tide_loss`.
-    gives_squares: bool | None = None
+    # Whether it also takes what a `tide_kernels.codes.OnePass` asks for, and W_enc.
+    one_pass: bool | None = None
     encoder_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
 

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
+from tide_kernels.codes import ENCODER, ONE_PASS, Code, Compact, OnePass, Slopes, Tokens, encode
 from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
 from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
 from tide_kernels.modulation import modulated
-from tide_kernels.options import LossArguments
+from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.reference import accumulator
 
 
@@ -37,13 +37,14 @@ class Chunk(NamedTuple):
 
 class FusedStep:
     """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums.
-    ``squares`` as in `tide_kernels.tide_loss`."""
+    ``start`` and ``squares`` as in `tide_kernels.tide_loss`."""
 
     def __init__(
         self,
         arguments: LossArguments,
         choice: Choice,
         gradients: dict[str, Tensor],
+        start: float | None = None,
         squares: Tensor | None = None,
     ) -> None:
         self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
@@ -59,18 +60,36 @@ class FusedStep:
         self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
+        self.once = OnePass(start, squares) if self.is_one_pass() else None
+        if start is not None:
+            self.start_gradients(start, parameters)
         self.revived: DeadLatents | None = None
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
             self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
-        # One walk finishes the gradients only where no other chunk and no auxiliary term adds to them.
-        whole = self.chunk >= self.n_tokens and self.revived is None and self.gain == 1
-        self.squares = squares if whole else None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.sums = {
             name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
             for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
         }
+
+    def is_one_pass(self) -> bool:
+        """Whether a single walk computes the gradients of W_enc, b_enc and W_dec: no other chunk and no auxiliary term
+        adds to them."""
+        sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
+        whole = 0 < self.n_tokens <= self.chunk and (self.dead is None or not self.options.k_aux)
+        plain = self.dtype == torch.float32 and self.W_enc.is_contiguous() and self.W_dec.is_contiguous()
+        return bool(self.choice.ops.one_pass) and sparse and whole and plain
+
+    def start_gradients(self, start: float, parameters: Parameters) -> None:
+        """Of all gradients but those that a walk starts."""
+        for name, gradient in self.gradients.items():
+            if self.once is not None and name in ONE_PASS:
+                continue
+            if start and name in ("W_enc", "W_dec"):
+                torch.mul(getattr(parameters, name), start, out=gradient)
+            else:
+                gradient.zero_()
 
     def gradient_dtype(self, choice: Choice) -> torch.dtype:
         """The dtype of a reconstruction's gradient: dense products round it anyway, gathers keep the loss's."""
@@ -173,7 +192,7 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments, self.squares)
+            chunk.code.backward(*arguments, self.once)
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
             self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
 

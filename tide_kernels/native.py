@@ -214,18 +214,20 @@ def backward_latents(
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
     squares: Tensor | None = None,
+    W_enc: Tensor | None = None,
+    start: float | None = None,
 ) -> Tensor:
     return torch.ops.tide_native.backward_latents(
-        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, squares
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, W_enc, start, squares
     )
 
 
-gives_squares = True  # `backward_latents` takes `squares`
+one_pass = True  # `backward_latents` also takes `squares`, `W_enc` and `start`
 
 
 def norm(gradients: Sequence[Tensor], known: float = 0.0) -> float:
     """The Euclidean norm of float32, contiguous gradients, and of others whose squares add up to ``known``."""
-    return torch.ops.tide_native.norm(gradients, known)
+    return torch.ops.tide_native.norm(gradients, known) if gradients else math.sqrt(known)
 
 
 def adamw_(
@@ -234,7 +236,6 @@ def adamw_(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-    pulls: Sequence[float | None],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -249,11 +250,9 @@ def adamw_(
         m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
         W = (1 - lr weight_decay) W - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
 
-    The gradient becomes ``pull W``; where the pull is None, it stays as it is. All tensors are float32 and contiguous,
-    the steps scalars.
+    All tensors are float32 and contiguous, the steps scalars.
     """
-    kept = [math.nan if pull is None else pull for pull in pulls]
     torch.ops.tide_native.adamw_(
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps, kept, lr, *betas, weight_decay, eps, divisor
+        parameters, gradients, exp_avgs, exp_avg_sqs, steps, lr, *betas, weight_decay, eps, divisor
     )
     torch.autograd.graph.increment_version(parameters)

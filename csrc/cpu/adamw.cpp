@@ -18,12 +18,11 @@ int64_t slice_start(int64_t numel, int64_t slice) {
 }
 
 void adamw_(const Tensors& parameters, const Tensors& gradients, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
-            const Tensors& steps, const std::vector<double>& pulls, double lr, double beta1, double beta2,
+            const Tensors& steps, double lr, double beta1, double beta2,
             double weight_decay, double eps, double divisor) {
   const size_t count = parameters.size();
-  require(gradients.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count &&
-              steps.size() == count && pulls.size() == count,
-          "adamw_ needs a gradient, two moments, a step and a pull for each parameter");
+  require(gradients.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count && steps.size() == count,
+          "adamw_ needs a gradient, two moments and a step for each parameter");
   std::vector<AdamWArgs> updates(count);
   std::vector<float*> counters(count);
   for (size_t i = 0; i < count; ++i) {
@@ -43,8 +42,6 @@ void adamw_(const Tensors& parameters, const Tensors& gradients, const Tensors& 
     a.step_size = static_cast<float>(lr / (1 - std::pow(beta1, step)));
     a.root_factor = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, step)));
     a.eps = static_cast<float>(eps);
-    a.rests = !std::isnan(pulls[i]);
-    a.pull = static_cast<float>(pulls[i]);
   }
   const Kernels& run = kernels();
   torch::stable::parallel_for(0, kSlices, 1, [&](int64_t first, int64_t last) {

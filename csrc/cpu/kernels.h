@@ -84,7 +84,10 @@ struct WalkArgs {
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null
   float* grad_b_enc;   // [n] or null
-  double* squares;     // [n] or null: of a latent's rows of the three, once they are finished
+  bool starts;        // gradients start from pull times these weights [n, d], that of the bias from 0
+  float pull;
+  const float *start_W_dec, *start_W_enc;
+  double* squares;    // [n] or null: of a latent's rows of the three, once they are finished
 };
 
 struct ScreenArgs {  // see screen.h
@@ -105,7 +108,8 @@ struct ScreenArgs {  // see screen.h
 
 struct AdamWArgs {  // a parameter's, see adamw.h
   int64_t numel;
-  float *parameter, *gradient, *exp_avg, *exp_avg_sq;
+  float *parameter, *exp_avg, *exp_avg_sq;
+  const float* gradient;
   float scale;           // of the gradient
   float beta2;
   float share1, share2;  // of the gradient in the moments: 1 - beta1, 1 - beta2
@@ -113,8 +117,6 @@ struct AdamWArgs {  // a parameter's, see adamw.h
   float step_size;       // lr / (1 - beta1^t)
   float root_factor;     // 1 / sqrt(1 - beta2^t)
   float eps;
-  float pull;            // the gradient becomes pull * parameter, if it `rests`
-  bool rests;
 };
 
 struct Kernels {

@@ -82,7 +82,7 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
                         const Tensor& grad, const Tensor& x_mod, const Tensor& given_W_dec,
                         std::optional<Tensor> extra, std::optional<Tensor> grad_W_dec,
                         std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc,
-                        std::optional<Tensor> squares) {
+                        std::optional<Tensor> W_enc, std::optional<double> start, std::optional<Tensor> squares) {
   require_matrix(given_W_dec, "W_dec");
   require_matrix(values, "values");
   const Tensor W_dec = adjacent_columns(given_W_dec);
@@ -115,6 +115,13 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
   args.grad_W_dec = target(grad_W_dec, "grad_W_dec", n * d);
   args.grad_W_enc = target(grad_W_enc, "grad_W_enc", n * d);
   args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
+  args.starts = start.has_value();
+  if (args.starts) {
+    args.pull = static_cast<float>(*start);
+    if (grad_W_dec.has_value()) args.start_W_dec = target(given_W_dec, "W_dec, where its gradient starts,", n * d);
+    if (grad_W_enc.has_value()) args.start_W_enc = target(W_enc, "W_enc, where its gradient starts,", n * d);
+    require(!grad_W_enc.has_value() || W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+  }
   std::vector<double> by_latent(squares.has_value() ? n : 0);
   args.squares = squares.has_value() ? by_latent.data() : nullptr;
   over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {

@@ -138,6 +138,22 @@ void scatter(Element element, const ScatterArgs& a, int64_t first, int64_t last,
   scatter_of<float>(a, first, last, scratch);
 }
 
+TIDE_INLINE void start_rows(const float* W, float pull, float* out, int64_t count) {
+  if (pull == 0) {
+    std::memset(out, 0, count * sizeof(float));
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = pull * W[i];
+  }
+}
+
+// A block's rows are then in the second-level cache, where the walk adds to them.
+TIDE_INLINE void start_block(const WalkArgs& a, int64_t begin, int64_t end) {
+  const int64_t origin = begin * a.d, count = (end - begin) * a.d;
+  if (a.grad_W_dec != nullptr) start_rows(a.start_W_dec + origin, a.pull, a.grad_W_dec + origin, count);
+  if (a.grad_W_enc != nullptr) start_rows(a.start_W_enc + origin, a.pull, a.grad_W_enc + origin, count);
+  if (a.grad_b_enc != nullptr) std::memset(a.grad_b_enc + begin, 0, (end - begin) * sizeof(float));
+}
+
 // A block's gradients are still in the second-level cache.
 TIDE_INLINE void add_squares(const WalkArgs& a, int64_t begin, int64_t end) {
   for (int64_t l = begin; l < end; ++l) {
@@ -155,6 +171,7 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
   for (int64_t begin = first, end; begin < last; begin = end) {
     end = block_end(layout, begin, last);
     const int64_t origin = layout.offsets[begin], places = layout.offsets[end] - origin;
+    if (a.starts) start_block(a, begin, end);
     for (int64_t p = 0; p < places; ++p) {
       const int64_t place = place_of(layout, origin + p, a.k);
       weights[p] = a.values[place];

@@ -395,6 +395,7 @@ def test_a_gradient_that_is_not_finite(tmp_path):
     def spoilt(*args, **options):
         terms = add_gradients(*args, **options)
         job.model.W_dec.grad[0, 0] = math.inf
+        options["squares"].fill_(math.inf)
         return terms
 
     job.model.add_gradients = spoilt

@@ -182,7 +182,7 @@ class TIDE(Autoencoder):
         *,
         dead: Tensor | None = None,
         loss: Callable[..., LossTerms] = tide_loss,
-        **more: Tensor,
+        **more: Any,
     ) -> LossTerms:
         """As :meth:`loss` of a :attr:`fused` model; the gradients of ``total`` are computed along with it.
 

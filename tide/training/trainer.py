@@ -45,7 +45,7 @@ from tide_kernels.graph import GraphedLoss
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
-#: The gradients whose squares `tide_loss` may add up.
+#: The gradients whose squares the fused loss may add up.
 SQUARED = ("W_enc", "b_enc", "W_dec")
 
 
@@ -282,9 +282,11 @@ class Trainer:
             dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size())
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
-                more = {} if self._squares is None else {"squares": self._squares.fill_(math.nan)}
-                place = batch.position
-                return model.add_gradients(x, place, options, self._buffers, dead=dead, loss=self._loss, **more)
+                # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
+                more: dict[str, Any] = {"dead": dead, "loss": self._loss, "start": 2 * config.loss.reg}
+                if self._squares is not None:
+                    more["squares"] = self._squares.fill_(math.nan)
+                return model.add_gradients(x, batch.position, options, self._buffers, **more)
             terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         loss.backward()
@@ -339,14 +341,13 @@ class Trainer:
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
     def _kept_gradients(self) -> dict[str, Tensor]:
-        """The gradients that the fused loss adds to, by the names of the weights: those of AdamW's that are kept. They
-        start a step as those of the regularisation, ``reg (|W_enc|^2 + |W_dec|^2)``. None for other losses."""
+        """The gradients that the fused loss writes, by the names of the weights: those of AdamW's that are kept. None
+        for other losses."""
         model = self.model
         weights = {name: getattr(model, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         weights = {name: each for name, each in weights.items() if each is not None and each.requires_grad}
         if not model.fused or any(each.dtype not in (torch.float32, torch.float64) for each in weights.values()):
             return {}
-        pulls = {"W_enc": 2 * self.config.loss.reg, "W_dec": 2 * self.config.loss.reg}
         # Where the kernels want a step's gradients to be: on large pages, for example.
         kernels = choose(
             model.backend,
@@ -356,7 +357,7 @@ class Trainer:
             n_latents=model.n_latents,
             k=model.config.k,
         )
-        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.zeros)
+        self.optimizer.keep(weights.values(), kernels.ops.zeros)
         return {name: each.grad for name, each in weights.items() if each.grad is not None}
 
     # -- logs and checkpoints -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tide_kernels import native
 
-#: Elements of a parameter that are updated at a time on a CPU: they, their gradients and moments stay in its cache.
+#: Elements of a parameter that PyTorch updates at a time on a CPU: they, their gradients and moments stay in its cache.
 _PIECE = 2**20
 
 
@@ -24,7 +24,7 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 def gradient_norm(gradients: Sequence[Tensor], known: float = 0.0) -> Tensor:
-    """The Euclidean norm, float32, of these gradients and of others whose squares add up to ``known``."""
+    """The Euclidean norm of these gradients and, on a CPU, of others whose squares add up to ``known``."""
     if _native_serves(gradients):
         return torch.tensor(native.norm(gradients, known), dtype=torch.float32)
     if gradients[0].device.type != "cpu":
@@ -49,7 +49,6 @@ class _Part(NamedTuple):
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
-    pull: float | None  # None: the gradient is not kept
 
     @property
     def small(self) -> bool:
@@ -67,38 +66,25 @@ class _Part(NamedTuple):
                 self.exp_avg[chosen],
                 self.exp_avg_sq[chosen],
                 self.step if start + rows >= n_rows else self.step.clone(),
-                self.pull,
             )
-
-    def rest(self) -> None:
-        """Leaves a gradient that is kept where the next step adds to it."""
-        if self.pull:
-            torch.mul(self.parameter, self.pull, out=self.gradient)
-        elif self.pull is not None:
-            self.gradient.zero_()
 
 
 class AdamW(torch.optim.AdamW):
-    """The fused AdamW. Its `update` clips as well, and brings the gradients that are kept to rest for the next step.
-
-    At rest, a gradient is zero or, of a parameter with a pull, ``pull`` times the parameter: the gradient of
-    ``pull / 2 |W|^2``. On a CPU the update has both in its cache; on a GPU this is one more pass.
-    """
+    """The fused AdamW, on float32 and a CPU that of the compiled kernels. Its `update` clips as well."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self._native = _native_serves(parameter for group in self.param_groups for parameter in group["params"])
-        self._pulls: dict[Tensor, float] = {}
-        #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
-        self._rested: dict[Tensor, int] = {}
+        self._kept: set[Tensor] = set()
 
-    def keep(self, pulls: Mapping[Tensor, float], zeros: Zeros = _zeros) -> None:
-        """Keeps the gradients of these parameters, which have these pulls; ``zeros`` gives memory for them, their
-        moments and, on a CPU, for the parameters themselves."""
-        self._pulls = dict(pulls)
-        for parameter in pulls:
+    def keep(self, parameters: Iterable[Tensor], zeros: Zeros = _zeros) -> None:
+        """Keeps the gradients of these parameters; ``zeros`` gives memory for them, their moments and, on a CPU, for
+        the parameters themselves."""
+        parameters = list(parameters)
+        self._kept = set(parameters)
+        for parameter in parameters:
             like = tuple(parameter.shape), parameter.dtype, parameter.device
             if parameter.device.type == "cpu":
                 parameter.data = zeros(*like).copy_(parameter.data)
@@ -107,18 +93,12 @@ class AdamW(torch.optim.AdamW):
             moments = {name: zeros(*like) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
-    @torch.no_grad()
     def begin(self) -> None:
-        """Brings kept gradients to rest, where the last update did not or the parameter was changed since; drops all
-        others."""
+        """Drops the gradients that are not kept. What is kept holds the last step's gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter not in self._pulls:
+                if parameter not in self._kept:
                     parameter.grad = None
-                elif self._rested.get(parameter) != parameter._version:
-                    empty = parameter.new_empty(0)
-                    _Part(parameter, parameter.grad, empty, empty, empty, self._pulls[parameter]).rest()
-        self._rested = {}
 
     def gradients(self) -> list[Tensor]:
         """All gradients that there are."""
@@ -128,28 +108,37 @@ class AdamW(torch.optim.AdamW):
     def update(self, norm: Tensor, clip: float, skip: Tensor | None = None) -> None:
         """One step with gradients of this ``norm``, scaled to ``clip`` at most.
 
-        Where ``skip``, a float32 scalar, is 1, no parameter changes and nothing is read back from the device. Without
-        it the norm is read, and gradients that need no clipping are taken as they are.
+        Where ``skip``, a float32 scalar, is 1, no parameter changes and nothing is read back from a GPU. Without it the
+        norm is read, and gradients that need no clipping are taken as they are.
         """
-        divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()  # as torch.nn.utils.clip_grad_norm_
+        if not self._native:
+            self._update_by_torch(norm, clip, skip)
+        elif skip is None or not float(skip):
+            divisor = max((float(norm) + 1e-6) / clip, 1.0)  # as torch.nn.utils.clip_grad_norm_
+            for group in self.param_groups:
+                _native_adamw(self._parts(group), group, divisor)
+
+    def _update_by_torch(self, norm: Tensor, clip: float, skip: Tensor | None) -> None:
+        divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()
         if skip is None and float(divisor) == 1:  # type: ignore[arg-type]
             divisor = None
         for group in self.param_groups:
-            parts = self._parts(group)
-            if self._native and skip is None:
-                _native_adamw(parts, group, 1.0 if divisor is None else float(divisor))
-                continue
-            for portion in _portions(parts):
+            for portion in _portions(self._parts(group)):
                 _adamw(portion, group, divisor, skip)
-                for part in portion:
-                    part.rest()
-        self._rested = {parameter: parameter._version for parameter in self._pulls}
 
     def _parts(self, group: dict[str, Any]) -> list[_Part]:
         parameters, gradients, exp_avgs, exp_avg_sqs, steps = [], [], [], [], []  # type: ignore[var-annotated]
         self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, [], steps)
-        pulls = map(self._pulls.get, parameters)
-        return list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls))
+        return list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps))
+
+
+def _native_adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: float) -> None:
+    if not parts:
+        return
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = zip(*parts, strict=True)
+    options = {name: group[name] for name in ("lr", "betas", "weight_decay", "eps")}
+    whole = [gradient.contiguous() for gradient in gradients]
+    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, **options, divisor=divisor)
 
 
 def _portions(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
@@ -161,17 +150,8 @@ def _portions(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
             yield [piece]
 
 
-def _native_adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: float) -> None:
-    if not parts:
-        return
-    parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls = zip(*parts, strict=True)
-    options = {name: group[name] for name in ("lr", "betas", "weight_decay", "eps")}
-    whole = [gradient.contiguous() for gradient in gradients]
-    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, pulls, **options, divisor=divisor)
-
-
 def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | None, skip: Tensor | None) -> None:
-    parameters, gradients, exp_avgs, exp_avg_sqs, steps = (list(each) for each in list(zip(*parts, strict=True))[:5])
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
     beta1, beta2 = group["betas"]
     torch._foreach_add_(steps, 1)
     torch._fused_adamw_(

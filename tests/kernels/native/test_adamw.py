@@ -15,18 +15,18 @@ def normal(shape, seed):
 
 
 class Ours:
-    """Parameters, kept gradients and moments."""
+    """Parameters, gradients and moments."""
 
     def __init__(self, start=0.0):
         self.parameters = [normal(shape, i) for i, shape in enumerate(SHAPES)]
         self.gradients, self.exp_avgs, self.exp_avg_sqs = ([torch.zeros(s) for s in SHAPES] for _ in range(3))
         self.steps = [torch.tensor(start) for _ in SHAPES]
 
-    def step(self, number, pulls=None, **options):
+    def step(self, number, **options):
         for i, gradient in enumerate(self.gradients):
             gradient.copy_(normal(gradient.shape, 100 * number + i))
-        pulls = [None] * len(SHAPES) if pulls is None else pulls
-        native.adamw_(*self.lists(), pulls, **OPTIONS | options)
+        native.adamw_(*self.lists(), **OPTIONS | options)
+        assert all(torch.equal(g, normal(g.shape, 100 * number + i)) for i, g in enumerate(self.gradients))
 
     def lists(self):
         return self.parameters, self.gradients, self.exp_avgs, self.exp_avg_sqs, self.steps
@@ -64,27 +64,12 @@ def test_equals_torchs(start, divisor):
         assert float(step) == float(state["step"]) == start + n_steps
 
 
-def test_a_gradient_ends_as_its_pull_says():
-    ours = Ours()
-    pulls = [None, 0.0, 0.5, None, 0.3, 2.0]
-    ours.step(0, pulls)
-    for i, (pull, parameter, gradient) in enumerate(zip(pulls, ours.parameters, ours.gradients, strict=True)):
-        assert torch.equal(gradient, normal(gradient.shape, i) if pull is None else pull * parameter)
-
-
-def test_a_pull_changes_no_update():
-    plain, pulled = Ours(), Ours()
-    plain.step(0)
-    pulled.step(0, [0.1] * len(SHAPES))
-    assert all(torch.equal(p, q) for p, q in zip(plain.parameters, pulled.parameters, strict=True))
-
-
 def test_the_number_of_threads_changes_no_bit(threads):
     results = []
     for number in (1, 2, 3, 5):
         threads(number)
         ours = Ours()
-        ours.step(0, [0.1] * len(SHAPES), divisor=1.3)
+        ours.step(0, divisor=1.3)
         results.append((native.norm(ours.gradients), [each for each in ours.lists()]))
     for norm, lists in results[1:]:
         assert norm == results[0][0]
@@ -113,9 +98,9 @@ def test_tensors_that_do_not_fit_are_refused(place, wrong, message):
     lists = [[torch.zeros(2, 3)] for _ in range(4)] + [[torch.zeros(())]]
     lists[place] = [wrong]
     with pytest.raises(RuntimeError, match=message):
-        native.adamw_(*lists, [None], **OPTIONS)
-    with pytest.raises(RuntimeError, match="a gradient, two moments, a step and a pull for each parameter"):
-        native.adamw_(*lists, [], **OPTIONS)
+        native.adamw_(*lists, **OPTIONS)
+    with pytest.raises(RuntimeError, match="a gradient, two moments and a step for each parameter"):
+        native.adamw_(*lists[:4], [], **OPTIONS)
 
 
 @pytest.mark.parametrize("known", [0.0, 50.0])

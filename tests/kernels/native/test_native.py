@@ -96,6 +96,27 @@ def test_squares_of_a_step_where_one_walk_finishes_its_gradients(options, known)
     assert float(squares) == (pytest.approx(exact, rel=1e-6) if known else -1)
 
 
+START = 0.3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"chunk": 32}, {"regime": "dense"}, {"dead": torch.arange(160) < 9, "k_aux": 4}, {"backend": "reference"}],
+    ids=["one walk", "chunks", "dense", "dead latents", "another backend"],
+)
+@pytest.mark.parametrize("left_out", [(), ("W_enc", "b_enc", "scale", "shift"), ("W_dec", "b_dec")], ids=str)
+def test_gradients_start_where_they_are_told_to(options, left_out):
+    problem = random_problem(64, 48, 160, 12, groups=3, dtype=torch.float32, requires_grad=False)
+    wanted = {name: p for name, p in problem.parameters().items() if name not in left_out}
+    added = {name: START * p if name in ("W_enc", "W_dec") else torch.zeros_like(p) for name, p in wanted.items()}
+    started = {name: torch.full_like(p, torch.nan) for name, p in wanted.items()}
+    arguments = {"chunk": 64, "backend": "native", "regime": "sparse"} | options
+    tide_loss(**problem.arguments(), gradients=added, **arguments)
+    tide_loss(**problem.arguments(), gradients=started, start=START, **arguments)
+    for name, expected in added.items():
+        assert torch.equal(started[name], expected), name
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000), (2048, 1024)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_memory_from_large_pages_is_zero(shape, dtype):
