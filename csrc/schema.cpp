@@ -22,6 +22,6 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("norm(Tensor[] gradients, float known) -> float");
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] steps, float lr, float beta1, float beta2, float weight_decay, float eps, "
+      "Tensor(d!)[] steps, float[] lrs, float beta1, float beta2, float weight_decay, float eps, "
       "float divisor) -> ()");
 }

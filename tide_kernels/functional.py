@@ -244,6 +244,7 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("soft_eps", soft_eps)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
+    checks.of_buffers(gradients, start, squares)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:

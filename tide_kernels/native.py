@@ -236,8 +236,8 @@ def adamw_(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
+    lrs: Sequence[float],
     *,
-    lr: float,
     betas: tuple[float, float],
     weight_decay: float,
     eps: float,
@@ -245,7 +245,7 @@ def adamw_(
 ) -> None:
     """A step of AdamW with decoupled weight decay, in one pass over each parameter's memory.
 
-    With g a gradient over ``divisor``, m and v its moments and t its step, which goes up by one::
+    With g a gradient over ``divisor``, m and v its moments, t its step, which goes up by one, and lr its rate::
 
         m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
         W = (1 - lr weight_decay) W - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
@@ -253,6 +253,6 @@ def adamw_(
     All tensors are float32 and contiguous, the steps scalars.
     """
     torch.ops.tide_native.adamw_(
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps, lr, *betas, weight_decay, eps, divisor
+        parameters, gradients, exp_avgs, exp_avg_sqs, steps, lrs, *betas, weight_decay, eps, divisor
     )
     torch.autograd.graph.increment_version(parameters)

@@ -107,7 +107,6 @@ struct ScreenArgs {  // see screen.h
 };
 
 struct AdamWArgs {  // a parameter's, see adamw.h
-  int64_t numel;
   float *parameter, *exp_avg, *exp_avg_sq;
   const float* gradient;
   float scale;           // of the gradient

@@ -115,8 +115,7 @@ class AdamW(torch.optim.AdamW):
             self._update_by_torch(norm, clip, skip)
         elif skip is None or not float(skip):
             divisor = max((float(norm) + 1e-6) / clip, 1.0)  # as torch.nn.utils.clip_grad_norm_
-            for group in self.param_groups:
-                _native_adamw(self._parts(group), group, divisor)
+            _native_adamw([(part, group) for group in self.param_groups for part in self._parts(group)], divisor)
 
     def _update_by_torch(self, norm: Tensor, clip: float, skip: Tensor | None) -> None:
         divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()
@@ -127,18 +126,22 @@ class AdamW(torch.optim.AdamW):
                 _adamw(portion, group, divisor, skip)
 
     def _parts(self, group: dict[str, Any]) -> list[_Part]:
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps = [], [], [], [], []  # type: ignore[var-annotated]
-        self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, [], steps)
-        return list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps))
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not all(self.state[parameter] for parameter in parameters):
+            self._init_group(group, [], [], [], [], [], [])  # fills empty states
+        states = ((parameter, self.state[parameter]) for parameter in parameters)
+        return [_Part(each, each.grad, s["exp_avg"], s["exp_avg_sq"], s["step"]) for each, s in states]
 
 
-def _native_adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: float) -> None:
+def _native_adamw(parts: Sequence[tuple[_Part, Mapping[str, Any]]], divisor: float) -> None:
+    """Updates all parts, each with its group's options, of which the learning rates alone may differ."""
     if not parts:
         return
-    parameters, gradients, exp_avgs, exp_avg_sqs, steps = zip(*parts, strict=True)
-    options = {name: group[name] for name in ("lr", "betas", "weight_decay", "eps")}
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = zip(*(part for part, _ in parts), strict=True)
     whole = [gradient.contiguous() for gradient in gradients]
-    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, **options, divisor=divisor)
+    lrs = [group["lr"] for _, group in parts]
+    options = {name: parts[0][1][name] for name in ("betas", "weight_decay", "eps")}
+    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, lrs, **options, divisor=divisor)
 
 
 def _portions(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
