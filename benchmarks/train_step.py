@@ -3,7 +3,7 @@
 Times in turn, on the same batch: the trainer's whole step, within it the fused loss, and PyTorch's fused AdamW alone on
 copies of the parameters. ``--against FOLDER`` also times the step of another checkout, in a process that waits while
 others run. ``--store`` times whole trainings from a store and from memory instead. ``OMP_NUM_THREADS`` sets the
-threads. Run it on a machine that does nothing else.
+threads. Run it on a machine that does nothing else. ``--out FILE`` writes ``--runs`` runs as JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from tide.activations import ActivationBatch
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.training import ProgressiveK, RevivalConfig, TrainConfig, Trainer
 
+#: A step without its fused loss, in times PyTorch's fused AdamW on the same parameters: the bar.
+REST, MOST = "(step - loss) / AdamW", 1.25
 #: Timesteps of the activations, and tokens of one call of the transformer.
 TIMESTEPS, CALL_ROWS = 20, 64
 WARM_UP = 3
@@ -39,6 +41,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=65536, help="of all activations")
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--steps", type=int, default=128, help="of a training from a store")
+    parser.add_argument("--runs", type=int, default=1, help="one after the other")
+    parser.add_argument("--out", type=Path, help="a file for the figures")
     parser.add_argument("--against", type=Path, help="another checkout")
     parser.add_argument("--store", action="store_true", help="trainings from a store and from memory")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -162,7 +166,7 @@ def measure_step(options: argparse.Namespace, out: Path) -> dict[str, float]:
     turns: list[dict[str, float]] = []
     for _ in range(options.repetitions + WARM_UP):
         turn = {"step": seconds(step), "loss in the step": loss.seconds, "AdamW": seconds(adamw)}
-        turn["(step - loss) / AdamW"] = (turn["step"] - loss.seconds) / turn["AdamW"]
+        turn[REST] = (turn["step"] - loss.seconds) / turn["AdamW"]
         if other is not None:
             turn["step of the other"] = other.seconds()
             turn["step / step of the other"] = turn["step"] / turn["step of the other"]
@@ -204,16 +208,35 @@ def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
 
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
-    with tempfile.TemporaryDirectory() as folder:
-        if options.serve:
+    if options.serve:
+        with tempfile.TemporaryDirectory() as folder:
             serve(Step(options, Path(folder)))
-            return 0
-        found = (measure_store if options.store else measure_step)(options, Path(folder))
+        return 0
     print(f"{torch.get_num_threads()} threads, N={options.tokens} d={options.width} n={options.latents} k={options.k}")
+    runs = []
+    for _ in range(options.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append((measure_store if options.store else measure_step)(options, Path(folder)))
+        show(runs[-1])
+    if options.out is not None:
+        save(options, runs)
+    return 0
+
+
+def show(found: dict[str, float]) -> None:
     for name, value in found.items():
         ratio = "/" in name or name.startswith("speed")
-        print(f"{name:26} {value:.2f}" if ratio else f"{name:26} {1e3 * value:.2f} ms")
-    return 0
+        print(f"{name:26} {value:.2f}" if ratio else f"{name:26} {1e3 * value:.2f} ms", flush=True)
+
+
+def save(options: argparse.Namespace, runs: Sequence[dict[str, float]]) -> None:
+    """Writes the machine, the shape, each run's seconds and ratios, and its bar."""
+    from benchmarks.environment import environment  # not at the top: `--serve` runs among another checkout's modules
+    from benchmarks.table import Bar, write
+
+    shape = {name: getattr(options, name) for name in ("tokens", "width", "latents", "k")}
+    bars = [Bar(REST, run[REST], MOST, at_most=True).record() for run in runs if REST in run]
+    write(options.out, {**environment(torch.device("cpu")), "shape": shape, "runs": list(runs), "bars": bars})
 
 
 if __name__ == "__main__":

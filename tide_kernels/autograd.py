@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from tide_kernels import checks
-from tide_kernels.codes import writes_gradients
 from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep
 from tide_kernels.losses import LossTerms
@@ -371,15 +370,11 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
     *flat, wanted = rest
     arguments = LossArguments.restored(x, *flat)
     choice = _loss_choice(arguments)
-    parameters = arguments.parameters._asdict().items()
-    shapes = {name: p.shape for (name, p), want in zip(parameters, wanted, strict=True) if want and p is not None}
-    fresh = len(x) > 0 and writes_gradients(choice, shapes.keys())
-    make = {"W_enc": choice.ops.empty, "W_dec": choice.ops.empty} if fresh else {}
-    gradients = {
-        name: (make.get(name) or choice.ops.zeros)(shape, accumulator(arguments.dtype), x.device)
-        for name, shape in shapes.items()
-    }
-    terms = FusedStep(arguments, choice, gradients, fresh=fresh).run()
+    every = zip(arguments.parameters._asdict().items(), wanted, strict=True)
+    parameters = {name: p for (name, p), want in every if want and p is not None}
+    make, start = (choice.ops.zeros, None) if choice.ops.empty is None else (choice.ops.empty, 0.0)
+    gradients = {name: make(p.shape, accumulator(arguments.dtype), p.device) for name, p in parameters.items()}
+    terms = FusedStep(arguments, choice, gradients, start).run()
     return [*terms, *(gradients.get(name, torch.zeros(0)) for name in Parameters._fields)]
 
 
@@ -390,10 +385,15 @@ def _loss_choice(arguments: LossArguments) -> Choice:
 
 
 @torch.no_grad()
-def accumulate_gradients(arguments: LossArguments, gradients: dict[str, Tensor]) -> LossTerms:
+def accumulate_gradients(
+    arguments: LossArguments,
+    gradients: dict[str, Tensor],
+    start: float | None = None,
+    squares: Tensor | None = None,
+) -> LossTerms:
     """The terms. Their gradients are added to ``gradients``, which are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
-        step = FusedStep(arguments, _loss_choice(arguments), gradients)
+        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares)
         for gradient in gradients.values() if step.gain != 1 else ():
             gradient.mul_(step.gain)
         terms = step.run()

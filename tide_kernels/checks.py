@@ -160,6 +160,16 @@ def gradients(
         written[f"gradients[{name!r}]"] = buffer
 
 
+def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
+    """Checks what is said of the buffers of gradients: there are some, and there is a place for their squares."""
+    for name, value in (("start", start), ("squares", squares)):
+        if value is not None and buffers is None:
+            raise ValueError(f"{name} is about the buffers of gradients and there are none: pass gradients")
+    if squares is not None:
+        _typed("squares", squares, (torch.float64,), "float64")
+        _shaped("squares", squares, (), torch.device("cpu"))
+
+
 def _meet(a: Tensor, b: Tensor) -> bool:
     """Whether the memory ranges that two tensors span, gaps included, overlap."""
     if not a.numel() or not b.numel() or not {type(a), type(b)} <= {Tensor, torch.nn.Parameter}:

@@ -7,7 +7,6 @@ twenty times the arithmetic at 5 % density, which a GPU more than makes up for b
 
 from __future__ import annotations
 
-from collections.abc import Set
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +19,8 @@ from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
 ENCODER = ("W_enc", "b_enc", "scale", "shift")
+#: The gradients that a walk over a sparse code computes.
+WALKED = ("W_enc", "b_enc", "W_dec")
 
 
 class Tokens(NamedTuple):
@@ -41,6 +42,13 @@ class Slopes(NamedTuple):
     soft_eps: float = 1.0
 
 
+class Walk(NamedTuple):
+    """What the walk over a code does along the way: arguments of `tide_kernels.tide_loss`."""
+
+    start: float | None
+    squares: Tensor | None
+
+
 class Code(Protocol):
     def decode(self, W: Tensor) -> Tensor:
         """``z W``, in the accumulation dtype."""
@@ -60,11 +68,11 @@ class Code(Protocol):
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        fresh: bool = False,
+        walk: Walk | None = None,
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
         gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``fresh``: those of W_dec and W_enc have no values yet and are written; see `writes_gradients`."""
+        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -77,11 +85,6 @@ def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None 
         return DenseCode(ops, pre, ops.keep_top_with_sums_(pre, k, *sums))
     ops.keep_top_(pre, k)
     return DenseCode(ops, pre)
-
-
-def writes_gradients(choice: Choice, names: Set[str]) -> bool:
-    """Whether a code's `backward` can write the weights' gradients, of those that are wanted, instead of adding."""
-    return choice.regime == "sparse" and choice.ops.write_latents is not None and not names.isdisjoint(ENCODER)
 
 
 class Compact(NamedTuple):
@@ -138,7 +141,7 @@ class SparseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        fresh: bool = False,
+        walk: Walk | None = None,
     ) -> None:
         if fired is not None:
             self.count(fired)
@@ -147,9 +150,10 @@ class SparseCode:
                 self.ops.scatter(self.values, self.transposed, grad, gradients["W_dec"])
             return
         weights = (gradients.get(name) for name in ("W_dec", "W_enc", "b_enc"))
-        walk = (self.ops.write_latents if fresh else self.ops.backward_latents) or self._backward_latents
-        grad_values = walk(
-            self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights
+        backward_latents = self.ops.backward_latents or self._backward_latents
+        more = {} if walk is None else {**walk._asdict(), "W_enc": W_enc}
+        grad_values = backward_latents(
+            self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
         if "scale" in gradients or "shift" in gradients:
             grad_x_mod = self.ops.gather(grad_values.to(W_enc.dtype), self.indices, W_enc)
@@ -220,7 +224,7 @@ class DenseCode:
         slopes: Slopes,
         gradients: dict[str, Tensor],
         fired: Tensor | None,
-        fresh: bool = False,
+        walk: Walk | None = None,
     ) -> None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)

@@ -72,9 +72,9 @@ class Primitives:
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     backward_latents: Callable[..., Tensor] | None = None
-    # As `backward_latents`, but it writes the weights' gradients instead of adding to them, and the counterpart of
-    # `zeros` for them. A backend has both or neither.
-    write_latents: Callable[..., Tensor] | None = None
+    # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds, as keywords.
+    walks: bool | None = None
+    # The counterpart of `zeros` for gradients that a walk starts.
     empty: Callable[[Sequence[int], torch.dtype, torch.device], Tensor] | None = None
     encoder_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None

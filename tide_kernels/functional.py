@@ -168,6 +168,8 @@ def tide_loss(
     k_aux: int = 0,
     dead_bucket: int | None = None,
     gradients: dict[str, Tensor] | None = None,
+    start: float | None = None,
+    squares: Tensor | None = None,
     chunk: int | None = None,
     backend: str = "auto",
     regime: str = "auto",
@@ -212,6 +214,11 @@ def tide_loss(
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
             in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
             no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
+        start: where ``gradients`` start, whatever the buffers hold: those of W_enc and W_dec from ``start`` times the
+            weight, which is the gradient of ``start / 2 |W|^2``, all others from 0. None adds to what they hold.
+        squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
+            W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
+            backend "native" in float32, in the sparse regime, in a single chunk and without dead latents.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
@@ -237,6 +244,7 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("soft_eps", soft_eps)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
+    checks.of_buffers(gradients, start, squares)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:
@@ -261,7 +269,7 @@ def tide_loss(
     if gradients is not None:
         others = {"x": x, "group": group, "dead": dead}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
-        return autograd.accumulate_gradients(arguments, gradients)
+        return autograd.accumulate_gradients(arguments, gradients, start, squares)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
     results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]

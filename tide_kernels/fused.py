@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tide_kernels.codes import Code, Compact, Slopes, Tokens, encode
+from tide_kernels.codes import ENCODER, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
 from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
 from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
 from tide_kernels.modulation import modulated
-from tide_kernels.options import LossArguments
+from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.reference import accumulator
 
 
@@ -37,16 +37,18 @@ class Chunk(NamedTuple):
 
 class FusedStep:
     """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums.
-
-    ``fresh``: the buffers of W_dec and W_enc have no values yet and are written; for codes that `writes_gradients`
-    allows, and at least one token.
-    """
+    ``start`` and ``squares`` as in `tide_kernels.tide_loss`."""
 
     def __init__(
-        self, arguments: LossArguments, choice: Choice, gradients: dict[str, Tensor], *, fresh: bool = False
+        self,
+        arguments: LossArguments,
+        choice: Choice,
+        gradients: dict[str, Tensor],
+        start: float | None = None,
+        squares: Tensor | None = None,
     ) -> None:
         self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
-        self.choice, self.gradients, self.fresh = choice, gradients, fresh
+        self.choice, self.gradients = choice, gradients
         self.sum_dtype = accumulator(self.dtype)
         self.scale, self.shift, self.b_dec = parameters.scale, parameters.shift, parameters.b_dec
         self.W_enc, self.W_dec = parameters.W_enc.to(self.dtype), parameters.W_dec.to(self.dtype)
@@ -58,6 +60,9 @@ class FusedStep:
         self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
+        self.walk = self.first_walk(start, squares)
+        if start is not None:
+            self.start_gradients(start, parameters)
         self.revived: DeadLatents | None = None
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
@@ -67,6 +72,26 @@ class FusedStep:
             name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
             for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
         }
+
+    def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
+        """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
+        sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
+        if not (self.choice.ops.walks and sparse and self.n_tokens):
+            return None
+        as_they_are = self.dtype == torch.float32 and self.W_enc.is_contiguous() and self.W_dec.is_contiguous()
+        alone = self.n_tokens <= self.chunk and (self.dead is None or not self.options.k_aux)
+        return Walk(start if not start or as_they_are else None, squares if alone else None)
+
+    def start_gradients(self, start: float, parameters: Parameters) -> None:
+        """Of all gradients but those that a walk starts."""
+        walked = WALKED if self.walk is not None and self.walk.start is not None else ()
+        for name, gradient in self.gradients.items():
+            if name in walked:
+                continue
+            if start and name in ("W_enc", "W_dec"):
+                torch.mul(getattr(parameters, name), start, out=gradient)
+            else:
+                gradient.zero_()
 
     def gradient_dtype(self, choice: Choice) -> torch.dtype:
         """The dtype of a reconstruction's gradient: dense products round it anyway, gathers keep the loss's."""
@@ -169,8 +194,8 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments, fresh=self.fresh)
-            self.fresh = False
+            chunk.code.backward(*arguments, self.walk)
+            self.walk = None  # further chunks add to the gradients
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
             self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
 

@@ -114,7 +114,8 @@ class GraphedLoss:
         with torch.cuda.device_of(x):  # streams and captures belong to the current device; on a CPU this does nothing
             terms = self._run(arguments, inputs, buffers)
         for name, total in sums.items():
-            gradients[name] += total[: len(gradients[name])]
+            found = total[: len(gradients[name])]
+            gradients[name].copy_(found) if arguments.get("start") is not None else gradients[name].add_(found)
         return terms
 
     def _run(self, arguments: dict[str, Any], inputs: dict[str, Tensor], buffers: dict[str, Tensor]) -> LossTerms:

@@ -7,10 +7,11 @@ The library is loaded on first use. The contracts of its primitives are those of
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,11 +210,46 @@ def backward_latents(
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
     *,
-    fresh: bool = False,
+    W_enc: Tensor | None = None,
+    start: float | None = None,
+    squares: Tensor | None = None,
 ) -> Tensor:
     return torch.ops.tide_native.backward_latents(
-        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, fresh
+        values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, W_enc, start, squares
     )
 
 
-write_latents = partial(backward_latents, fresh=True)
+walks = True  # `backward_latents` also takes W_enc, start and squares
+
+
+def norm(gradients: Sequence[Tensor], known: float = 0.0) -> float:
+    """The Euclidean norm of float32, contiguous gradients, and of others whose squares add up to ``known``."""
+    return torch.ops.tide_native.norm(gradients, known) if gradients else math.sqrt(known)
+
+
+def adamw_(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lrs: Sequence[float],
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    divisor: float = 1.0,
+) -> None:
+    """A step of AdamW with decoupled weight decay, in one pass over each parameter's memory.
+
+    With g a gradient over ``divisor``, m and v its moments, t its step, which goes up by one, and lr its rate::
+
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+        W = (1 - lr weight_decay) W - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
+
+    All tensors are float32 and contiguous, the steps scalars.
+    """
+    torch.ops.tide_native.adamw_(
+        parameters, gradients, exp_avgs, exp_avg_sqs, steps, lrs, *betas, weight_decay, eps, divisor
+    )
+    torch.autograd.graph.increment_version(parameters)

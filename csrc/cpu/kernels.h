@@ -80,11 +80,14 @@ struct WalkArgs {
   const void* x_mod;  // packed, or null
   Matrix W_dec;
   const float* extra;  // [tokens, k] or null
-  bool fresh;          // grad_W_dec and grad_W_enc have no values yet: they are written, not added to
   float* grad_values;  // [tokens, k]
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null
   float* grad_b_enc;   // [n] or null
+  bool starts;        // gradients start from pull times these weights [n, d], that of the bias from 0
+  float pull;
+  const float *start_W_dec, *start_W_enc;
+  double* squares;    // [n] or null: of a latent's rows of the three, once they are finished
 };
 
 enum class Screen : int { int8, bf16 };
@@ -106,6 +109,18 @@ struct ScreenArgs {  // see screen.h
   float* exact;               // [tokens, capacity]
   float* values;              // [tokens, k]
   int32_t* indices;           // [tokens, k]
+};
+
+struct AdamWArgs {  // a parameter's, see adamw.h
+  float *parameter, *exp_avg, *exp_avg_sq;
+  const float* gradient;
+  float scale;           // of the gradient
+  float beta2;
+  float share1, share2;  // of the gradient in the moments: 1 - beta1, 1 - beta2
+  float decay;           // what is left of the parameter: 1 - lr * weight_decay
+  float step_size;       // lr / (1 - beta1^t)
+  float root_factor;     // 1 / sqrt(1 - beta2^t)
+  float eps;
 };
 
 struct Kernels {
@@ -132,6 +147,10 @@ struct Kernels {
   void (*screen_rows)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
   void (*screen_exact)(const ScreenArgs&, int64_t first_latent, int64_t last_latent, int32_t* scratch);
   void (*screen_finish)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
+  // The sum of the squares of adjacent elements.
+  double (*squares)(const float* from, int64_t count);
+  // Elements first .. last
+  void (*adamw)(const AdamWArgs&, int64_t first, int64_t last);
 };
 
 constexpr int64_t kScreenVectors = 4;

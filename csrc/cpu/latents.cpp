@@ -81,7 +81,8 @@ void scatter(const Tensor& values, const Tensor& offsets, const Tensor& tokens, 
 Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tensor& tokens, const Tensor& slots,
                         const Tensor& grad, const Tensor& x_mod, const Tensor& given_W_dec,
                         std::optional<Tensor> extra, std::optional<Tensor> grad_W_dec,
-                        std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc, bool fresh) {
+                        std::optional<Tensor> grad_W_enc, std::optional<Tensor> grad_b_enc,
+                        std::optional<Tensor> W_enc, std::optional<double> start, std::optional<Tensor> squares) {
   require_matrix(given_W_dec, "W_dec");
   require_matrix(values, "values");
   const Tensor W_dec = adjacent_columns(given_W_dec);
@@ -104,7 +105,6 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
     args.x_mod = x_panels->data_ptr();
   }
   args.W_dec = matrix(W_dec);
-  args.fresh = fresh;
   if (extra.has_value()) {
     require_shape(*extra, "extra", n_tokens, k);
     addend = floats(*extra);
@@ -115,9 +115,25 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
   args.grad_W_dec = target(grad_W_dec, "grad_W_dec", n * d);
   args.grad_W_enc = target(grad_W_enc, "grad_W_enc", n * d);
   args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
+  args.starts = start.has_value();
+  args.pull = args.starts ? static_cast<float>(*start) : 0.0f;
+  if (args.pull != 0) {
+    if (grad_W_dec.has_value()) args.start_W_dec = target(given_W_dec, "W_dec, where its gradient starts,", n * d);
+    if (grad_W_enc.has_value()) args.start_W_enc = target(W_enc, "W_enc, where its gradient starts,", n * d);
+    require(!grad_W_enc.has_value() || W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+  }
+  std::vector<double> by_latent(squares.has_value() ? n : 0);
+  args.squares = squares.has_value() ? by_latent.data() : nullptr;
   over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {
     run.walk(element, args, first, last, scratch);
   });
+  if (squares.has_value()) {
+    require(squares->is_cpu() && squares->scalar_type() == ScalarType::Double && squares->numel() == 1,
+            "squares has to be a float64 scalar");
+    double& total = *static_cast<double*>(squares->data_ptr());
+    total = 0;
+    for (const double each : by_latent) total += each;
+  }
   return grad_values;
 }
 

@@ -11,32 +11,62 @@ namespace tide {
 namespace TIDE_ISA {
 namespace {
 
-// out[l] += weights[p] * row of the token of p, for the latents of a block and the columns of one panel. If `fresh`, out
-// has no values yet and gets the sum.
+// The columns of one panel of a gradient [n, d] that a walk finishes, row by row.
+struct Rows {
+  float* out;
+  int64_t d;
+  bool starts;      // rows have no values yet: they start from pull * W, or from 0 without W, instead of being added to
+  const float* W;
+  float pull;
+  double* squares;  // [n] or null: those of a finished row are added
+
+  bool has_work_without_tokens() const { return starts || squares != nullptr; }
+};
+
+template <int V>
+TIDE_INLINE void begin_row(const Rows& rows, int64_t l, int64_t columns, vfloat* sums) {
+  if (!rows.starts) return load_row<V>(rows.out + l * rows.d, columns, sums);
+  for (int v = 0; v < V; ++v) sums[v] = vfloat{};
+  if (rows.W == nullptr) return;
+  load_row<V>(rows.W + l * rows.d, columns, sums);
+  for (int v = 0; v < V; ++v) sums[v] *= splat(rows.pull);
+}
+
+template <int V>
+TIDE_INLINE void finish_row(const Rows& rows, int64_t l, int64_t columns, const vfloat* sums) {
+  if (rows.squares != nullptr) {
+    vfloat squares = {};
+    for (int v = 0; v < V; ++v) squares += sums[v] * sums[v];
+    rows.squares[l] += sum(squares);
+  }
+  float* out = rows.out + l * rows.d;
+  return rows.starts ? stream_row<V>(out, columns, sums) : store_row<V>(out, columns, sums);
+}
+
+TIDE_INLINE void prefetch_row(const Rows& rows, int64_t l, int64_t columns) {
+  const float* from = rows.starts ? rows.W : rows.out;
+  if (from != nullptr) prefetch(from + l * rows.d, columns);
+}
+
+// rows[l] += weights[p] * row of the token of p, for the latents of a block and the columns of one panel.
 template <class T, int U>
-void add_tokens(const Layout& layout, int64_t begin, int64_t end, const T* panel, const float* weights, float* out,
-                int64_t d, int64_t columns, bool fresh) {
+void add_tokens(const Layout& layout, int64_t begin, int64_t end, const T* panel, const float* weights,
+                const Rows& rows, int64_t columns) {
   constexpr int V = U * Unit<T>::kVectors, kWidth = U * Unit<T>::kColumns;
   const int64_t origin = layout.offsets[begin];
   for (int64_t l = begin; l < end; ++l) {
     const int64_t from = layout.offsets[l], to = layout.offsets[l + 1];
-    if (from == to && !fresh) continue;
-    vfloat sums[V] = {};
-    if (!fresh) {
-      if (l + 2 < end) prefetch(out + (l + 2) * d, columns);
-      load_row<V>(out + l * d, columns, sums);
-    }
+    if (from == to && !rows.has_work_without_tokens()) continue;
+    if (l + 2 < end) prefetch_row(rows, l + 2, columns);
+    vfloat sums[V];
+    begin_row<V>(rows, l, columns, sums);
     for (int64_t p = from; p < to; ++p) {
       const vfloat weight = splat(weights[p - origin]);
       vfloat row[V];
       expand<T, U>(panel + static_cast<int64_t>(layout.tokens[p]) * kWidth, row);
       for (int v = 0; v < V; ++v) sums[v] += weight * row[v];
     }
-    if (fresh) {
-      stream_row<V>(out + l * d, columns, sums);
-    } else {
-      store_row<V>(out + l * d, columns, sums);
-    }
+    finish_row<V>(rows, l, columns, sums);
   }
 }
 
@@ -72,45 +102,37 @@ struct Weights<bf16, U> {
 };
 #endif
 
-// As add_tokens into grad_W_dec, with the inner products of the same rows of grad with W_dec beside it.
+// As add_tokens into the rows of grad_W_dec, null if that is not wanted, with the inner products of the same rows of grad
+// with W_dec beside it.
 template <class T, int U>
 void add_and_dot(const WalkArgs& a, int64_t begin, int64_t end, const T* panel, const float* weights, float* products,
-                 int64_t column, int64_t columns) {
+                 const Rows* rows, int64_t column, int64_t columns) {
   constexpr int V = U * Unit<T>::kVectors, kWidth = U * Unit<T>::kColumns;
   const Layout& layout = a.layout;
   const int64_t origin = layout.offsets[begin];
   const T* W = static_cast<const T*>(a.W_dec.data) + column;
-  float* out = a.grad_W_dec == nullptr ? nullptr : a.grad_W_dec + column;
   for (int64_t l = begin; l < end; ++l) {
     const int64_t from = layout.offsets[l], to = layout.offsets[l + 1];
+    if (from == to && (rows == nullptr || !rows->has_work_without_tokens())) continue;
     if (l + 2 < end) {
       prefetch(W + (l + 2) * a.W_dec.stride, columns);
-      if (out != nullptr && !a.fresh) prefetch(out + (l + 2) * a.d, columns);
-    }
-    if (from == to) {
-      const vfloat zeros[V] = {};
-      if (out != nullptr && a.fresh) stream_row<V>(out + l * a.d, columns, zeros);
-      continue;
+      if (rows != nullptr) prefetch_row(*rows, l + 2, columns);
     }
     Weights<T, U> latent;
-    Weights<T, U>::set(latent, W + l * a.W_dec.stride, columns);
-    vfloat sums[V] = {};
-    if (out != nullptr && !a.fresh) load_row<V>(out + l * a.d, columns, sums);
+    if (from != to) Weights<T, U>::set(latent, W + l * a.W_dec.stride, columns);
+    vfloat sums[V];
+    if (rows != nullptr) begin_row<V>(*rows, l, columns, sums);
     for (int64_t p = from; p < to; ++p) {
       const T* packed = panel + static_cast<int64_t>(layout.tokens[p]) * kWidth;
       vfloat row[V];
       expand<T, U>(packed, row);
-      if (out != nullptr) {
+      if (rows != nullptr) {
         const vfloat weight = splat(weights[p - origin]);
         for (int v = 0; v < V; ++v) sums[v] += weight * row[v];
       }
       products[p - origin] += sum(Weights<T, U>::times(latent, packed, row));
     }
-    if (out != nullptr && a.fresh) {
-      stream_row<V>(out + l * a.d, columns, sums);
-    } else if (out != nullptr) {
-      store_row<V>(out + l * a.d, columns, sums);
-    }
+    if (rows != nullptr) finish_row<V>(*rows, l, columns, sums);
   }
 }
 
@@ -124,26 +146,39 @@ TIDE_INLINE int64_t block_end(const Layout& layout, int64_t begin, int64_t last)
 
 TIDE_INLINE int64_t place_of(const Layout& layout, int64_t p, int64_t k) { return layout.tokens[p] * k + layout.slots[p]; }
 
-template <class T>
-TIDE_INLINE void add_block(const Plan& plan, const Layout& layout, int64_t begin, int64_t end, int64_t n_tokens,
-                           int64_t d, const void* packed, const float* weights, float* out, bool fresh) {
+TIDE_INLINE Rows panel_of(const Rows& rows, int64_t column) {
+  Rows panel = rows;
+  panel.out += column;
+  if (panel.W != nullptr) panel.W += column;
+  return panel;
+}
+
+// f(units, rows of the panel, packed rows of the panel, its first column, its columns) for all panels
+template <class T, class F>
+TIDE_INLINE void over_panels(const Plan& plan, int64_t n_tokens, int64_t d, const void* packed, const F& f) {
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
     const int64_t column = panel_column(plan, panel), units = panel_units(plan, panel);
-    const T* rows = static_cast<const T*>(packed) + n_tokens * column;
-    with_units<T>(units, [&](auto u) {
-      add_tokens<T, decltype(u)::value>(layout, begin, end, rows, weights, out + column, d,
-                                        least(d - column, units * plan.unit_columns), fresh);
-    });
+    const T* tokens = static_cast<const T*>(packed) + n_tokens * column;
+    with_units<T>(units, [&](auto u) { f(u, tokens, column, least(d - column, units * plan.unit_columns)); });
   }
 }
 
 template <class T>
+TIDE_INLINE void add_block(const Plan& plan, const Layout& layout, int64_t begin, int64_t end, int64_t n_tokens,
+                           const void* packed, const float* weights, const Rows& rows) {
+  over_panels<T>(plan, n_tokens, rows.d, packed, [&](auto u, const T* tokens, int64_t column, int64_t columns) {
+    add_tokens<T, decltype(u)::value>(layout, begin, end, tokens, weights, panel_of(rows, column), columns);
+  });
+}
+
+template <class T>
 void scatter_of(const ScatterArgs& a, int64_t first, int64_t last, float* weights) {
+  const Rows rows{a.out, a.d, false, nullptr, 0, nullptr};
   for (int64_t begin = first, end; begin < last; begin = end) {
     end = block_end(a.layout, begin, last);
     const int64_t origin = a.layout.offsets[begin], places = a.layout.offsets[end] - origin;
     for (int64_t p = 0; p < places; ++p) weights[p] = a.values[place_of(a.layout, origin + p, a.k)];
-    add_block<T>(a.plan, a.layout, begin, end, a.n_tokens, a.d, a.rows, weights, a.out, false);
+    add_block<T>(a.plan, a.layout, begin, end, a.n_tokens, a.rows, weights, rows);
   }
 }
 
@@ -152,10 +187,23 @@ void scatter(Element element, const ScatterArgs& a, int64_t first, int64_t last,
   scatter_of<float>(a, first, last, scratch);
 }
 
+// The gradient of b_enc for the latents of a block, from the gradients of their places.
+TIDE_INLINE void add_bias(const WalkArgs& a, int64_t begin, int64_t end, const float* grad_places) {
+  const int64_t origin = a.layout.offsets[begin];
+  for (int64_t l = begin; l < end; ++l) {
+    float total = a.starts ? 0.0f : a.grad_b_enc[l];
+    for (int64_t p = a.layout.offsets[l]; p < a.layout.offsets[l + 1]; ++p) total += grad_places[p - origin];
+    a.grad_b_enc[l] = total;
+    if (a.squares != nullptr) a.squares[l] += static_cast<double>(total) * total;
+  }
+}
+
 template <class T>
 void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
   const Layout& layout = a.layout;
   float *weights = scratch, *products = scratch + a.capacity;
+  const Rows dec{a.grad_W_dec, a.d, a.starts, a.start_W_dec, a.pull, a.squares};
+  const Rows enc{a.grad_W_enc, a.d, a.starts, a.start_W_enc, a.pull, a.squares};
   for (int64_t begin = first, end; begin < last; begin = end) {
     end = block_end(layout, begin, last);
     const int64_t origin = layout.offsets[begin], places = layout.offsets[end] - origin;
@@ -164,26 +212,19 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
       weights[p] = a.values[place];
       products[p] = a.extra == nullptr ? 0.0f : a.extra[place];
     }
-    for (int64_t panel = 0; panel < a.plan.panels; ++panel) {
-      const int64_t column = panel_column(a.plan, panel), units = panel_units(a.plan, panel);
-      const T* rows = static_cast<const T*>(a.grad) + a.n_tokens * column;
-      with_units<T>(units, [&](auto u) {
-        add_and_dot<T, decltype(u)::value>(a, begin, end, rows, weights, products, column,
-                                           least(a.d - column, units * a.plan.unit_columns));
-      });
-    }
+    over_panels<T>(a.plan, a.n_tokens, a.d, a.grad, [&](auto u, const T* tokens, int64_t column, int64_t columns) {
+      const Rows rows = a.grad_W_dec == nullptr ? dec : panel_of(dec, column);
+      add_and_dot<T, decltype(u)::value>(a, begin, end, tokens, weights, products, rows.out == nullptr ? nullptr : &rows,
+                                         column, columns);
+    });
     for (int64_t p = 0; p < places; ++p) a.grad_values[place_of(layout, origin + p, a.k)] = products[p];
-    if (a.grad_b_enc != nullptr) {
-      for (int64_t l = begin; l < end; ++l)
-        for (int64_t p = layout.offsets[l]; p < layout.offsets[l + 1]; ++p) a.grad_b_enc[l] += products[p - origin];
-    }
+    if (a.grad_b_enc != nullptr) add_bias(a, begin, end, products);
     if (a.grad_W_enc != nullptr) {
       for (int64_t p = 0; p < places; ++p) products[p] = rounded<T>(products[p]);  // as all operands of products
-      add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.d, a.x_mod, products, a.grad_W_enc,
-                   a.fresh);
+      add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.x_mod, products, enc);
     }
   }
-  if (a.fresh) finish_streams();
+  if (a.starts) finish_streams();
 }
 
 void walk(Element element, const WalkArgs& a, int64_t first, int64_t last, float* scratch) {

@@ -8,12 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 
 from tide.adapters import adapter_for, tap
 from tide.errors import TideError
 from tide.sae.modulation import Modulation, ModulationConfig
 
 SMALL = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("n_frequencies", "shift"), [(8, 0.0), (7, 1.0), (256, 0.0)])
+def test_the_sinusoid_is_that_of_diffusers(n_frequencies, shift, flip):
+    options = {"flip_sin_to_cos": flip, "downscale_freq_shift": shift}
+    place = {"timestep_factor": 0.3, "timestep_offset": 2.0}
+    modulation = Modulation(ModulationConfig(6, 10, n_frequencies, **options, **place))
+    timesteps = torch.tensor([0.0, 1.0, 951.5])
+    expected = get_timestep_embedding(2.0 + 0.3 * timesteps, n_frequencies, **options)
+    assert torch.equal(modulation._sinusoid(timesteps), expected)
 
 
 def norm_input_and_output(pipe, block: int, chunk: str):

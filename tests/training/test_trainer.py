@@ -35,7 +35,7 @@ from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer, build_model
 from tide.training.schedules import progressive_k
 from tide.training.update import AdamW
-from tide_kernels import LossOptions
+from tide_kernels import LossOptions, native
 
 
 def test_learns_a_sparse_dictionary(tmp_path):
@@ -169,20 +169,32 @@ def test_the_sparsity_target_is_a_share_of_the_scheduled_k(tmp_path):
 
 
 def test_the_gradient_is_clipped(tmp_path, monkeypatch):
-    """What AdamW divides by leaves a norm of ``clip``; that the update is right is tested in test_update.py."""
-    seen = []
+    """The gradients that enter the moments have a norm of ``clip``."""
+    clipped = []
     begin = AdamW.update
 
     def watching(self, norm, clip, skip=None):
         assert float(torch.cat([g.flatten() for g in self.gradients()]).norm()) == pytest.approx(float(norm), rel=1e-5)
-        seen.append(clip)
-        return begin(self, norm, clip, skip)
+        beta = self.param_groups[0]["betas"][0]
+        before = {p: state["exp_avg"].clone() for p, state in self.state.items()}
+        begin(self, norm, clip, skip)
+        entered = [(s["exp_avg"] - beta * before.get(p, 0)).flatten() / (1 - beta) for p, s in self.state.items()]
+        clipped.append(float(torch.cat(entered).norm()))
 
     monkeypatch.setattr(AdamW, "update", watching)
     job = trainer(tmp_path, steps=3, clip=1e-2, log_every=1)
     job.fit(stream())
     assert all(entry["gradient_norm"] > 1e-2 for entry in job.history)  # reported before clipping
-    assert seen == [1e-2] * 3
+    assert clipped == pytest.approx([1e-2] * 3, rel=1e-4)
+
+
+def test_the_loss_adds_up_the_squares_of_its_gradients(tmp_path):
+    """On the compiled kernels the norm is known without a pass over the weights' gradients."""
+    if (reason := native.unavailable()) is not None:
+        pytest.skip(f"native: {reason}")
+    job = trainer(tmp_path, steps=2)
+    job.fit(stream())
+    assert not math.isnan(float(job._squares))
 
 
 def test_bf16_trains_float32_weights(tmp_path):
@@ -383,6 +395,7 @@ def test_a_gradient_that_is_not_finite(tmp_path):
     def spoilt(*args, **options):
         terms = add_gradients(*args, **options)
         job.model.W_dec.grad[0, 0] = math.inf
+        options["squares"].fill_(math.inf)
         return terms
 
     job.model.add_gradients = spoilt

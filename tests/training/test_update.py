@@ -8,8 +8,6 @@ import torch
 from tide.training import update
 from tide.training.update import AdamW, gradient_norm
 
-PULL = 0.03
-
 
 def parameters(seed: int = 0) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
@@ -27,15 +25,15 @@ def gradients(step: int, like: list[torch.nn.Parameter]) -> list[torch.Tensor]:
 
 
 def ours(own: list[torch.nn.Parameter], n_steps: int, clip: float, skip=None) -> AdamW:
-    """The first two parameters' gradients are kept, and the first has a pull; the third has none in odd steps."""
+    """The first two parameters' gradients are kept; the third has none in odd steps."""
     optimizer = AdamW(groups(own), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
-    optimizer.keep({own[0]: PULL, own[1]: 0.0})
+    optimizer.keep(own[:2])
     kept = [own[0].grad, own[1].grad]
     for step in range(n_steps):
         optimizer.begin()
         found = gradients(step, own)
         for p, gradient in zip(own[:2], found, strict=False):
-            p.grad += gradient
+            p.grad.copy_(gradient)
         for p, gradient in zip(own[2:], found[2:], strict=True):
             p.grad = None if p is own[2] and step % 2 else gradient
         optimizer.update(gradient_norm(optimizer.gradients()), clip, skip)
@@ -48,12 +46,18 @@ def plain(own: list[torch.nn.Parameter], n_steps: int, clip: float) -> torch.opt
     for step in range(n_steps):
         for p, gradient in zip(own, gradients(step, own), strict=True):
             p.grad = None if p is own[2] and step % 2 else gradient
-        own[0].grad += PULL * own[0].detach()
         torch.nn.utils.clip_grad_norm_(own, clip)
         optimizer.step()
     return optimizer
 
 
+@pytest.fixture
+def by_torch(monkeypatch):
+    """The update of a machine without compiled kernels."""
+    monkeypatch.setattr(update.native, "unavailable", lambda: "not built")
+
+
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("piece", [2**20, 1000, 700, 5], ids=["whole", "just whole", "128 rows", "64 rows"])
 @pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
 def test_equals_torchs(monkeypatch, piece, clip):
@@ -61,7 +65,17 @@ def test_equals_torchs(monkeypatch, piece, clip):
     monkeypatch.setattr(update, "_PIECE", piece)
     own, others = parameters(), parameters()
     mine, theirs = ours(own, 5, clip), plain(others, 5, clip)
-    near = {"rtol": 0, "atol": 0} if clip > 1 else {"rtol": 1e-5, "atol": 1e-7}
+    assert_equal_states(mine, theirs, {"rtol": 0, "atol": 0} if clip > 1 else {"rtol": 1e-5, "atol": 1e-7})
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
+def test_compiled_kernels_update_as_torch_does(clip):
+    """Up to the order of roundings, see tests/kernels/native/test_adamw.py."""
+    assert_equal_states(ours(parameters(), 5, clip), plain(parameters(), 5, clip), {"rtol": 1e-5, "atol": 1e-7})
+
+
+def assert_equal_states(mine: AdamW, theirs: torch.optim.AdamW, near: dict[str, float]) -> None:
+    own, others = ([p for group in each.param_groups for p in group["params"]] for each in (mine, theirs))
     for p, q in zip(own, others, strict=True):
         torch.testing.assert_close(p, q, **near)
         for name, value in theirs.state[q].items():
@@ -69,25 +83,28 @@ def test_equals_torchs(monkeypatch, piece, clip):
     assert mine.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
 
 
-def test_gradients_rest_where_the_next_step_adds_to_them():
+def test_a_step_begins_without_the_gradients_that_are_not_kept():
     own = parameters()
-    ours(own, 2, 1e9)
-    assert torch.equal(own[0].grad, PULL * own[0].detach())
-    assert not own[1].grad.any()
+    optimizer = ours(own, 1, 1e9)
+    kept = own[0].grad
+    optimizer.begin()
+    assert own[0].grad is kept
+    assert own[2].grad is own[3].grad is None
 
 
-def test_a_parameter_that_was_changed_gets_its_pull_anew():
-    own = parameters()
-    optimizer = ours(own, 2, 1e9)
-    with torch.no_grad():
-        own[0][3] = 7.0  # as a revival does
-    optimizer.begin()
-    assert torch.equal(own[0].grad, PULL * own[0].detach())
-    optimizer.update(torch.ones(()), 1e9)
-    optimizer.begin()
-    own[0].grad.fill_(9.0)  # a step that was not finished
-    optimizer.begin()
-    assert torch.equal(own[0].grad, PULL * own[0].detach())
+def test_what_is_kept_lies_where_it_is_told_to():
+    """With its values, on a CPU."""
+    own, memory = parameters(), []
+
+    def zeros(shape, dtype, device):
+        memory.append(torch.zeros(shape, dtype=dtype, device=device))
+        return memory[-1]
+
+    optimizer = AdamW(groups(own), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer.keep(own[:1], zeros)
+    tensors = own[0], own[0].grad, *(optimizer.state[own[0]][name] for name in ("exp_avg", "exp_avg_sq"))
+    assert [each.data_ptr() for each in tensors] == [each.data_ptr() for each in memory]
+    assert torch.equal(own[0], parameters()[0])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -103,7 +120,6 @@ def test_a_step_that_is_skipped_changes_nothing(bad):
     for p, value in zip(own, before, strict=True):
         assert torch.equal(p, value)
         assert all(torch.equal(optimizer.state[p][name], old) for name, old in state[p].items())
-    assert torch.equal(own[0].grad, PULL * own[0].detach())
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 128, 3072])
@@ -121,20 +137,20 @@ def test_the_norm(length):
 def test_a_gpu_divides_by_the_norm_and_skips_without_reading_back(clip):
     own, plain = ([torch.nn.Parameter(p.detach().cuda()) for p in parameters()] for _ in range(2))
     optimizer = AdamW(groups(own), lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
-    optimizer.keep({own[0]: PULL, own[1]: 0.0})
+    optimizer.keep(own[:2])
     standard = torch.optim.AdamW(groups(plain), lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     for step in range(4):
         skip = torch.full((), float(step == 2), device="cuda")
         optimizer.begin()
         for parameter, gradient in zip(own, gradients(step, own), strict=True):
-            parameter.grad = gradient.cuda() if parameter.grad is None else parameter.grad.add_(gradient.cuda())
+            parameter.grad = gradient.cuda() if parameter.grad is None else parameter.grad.copy_(gradient.cuda())
         before = [p.clone() for p in own]
         optimizer.update(gradient_norm(optimizer.gradients()), clip, skip)
         if step == 2:
             assert all(torch.equal(a, b) for a, b in zip(own, before, strict=True))
             continue
-        for i, (parameter, gradient) in enumerate(zip(plain, gradients(step, plain), strict=True)):
-            parameter.grad = gradient.cuda() + (PULL * parameter.detach() if i == 0 else 0)
+        for parameter, gradient in zip(plain, gradients(step, plain), strict=True):
+            parameter.grad = gradient.cuda()
         torch.nn.utils.clip_grad_norm_(plain, clip)
         standard.step()
         for got, want in zip(own, plain, strict=True):

@@ -182,17 +182,20 @@ class TIDE(Autoencoder):
         *,
         dead: Tensor | None = None,
         loss: Callable[..., LossTerms] = tide_loss,
+        **more: Any,
     ) -> LossTerms:
         """As :meth:`loss` of a :attr:`fused` model; the gradients of ``total`` are computed along with it.
 
         They are added to ``gradients``, buffers by the names W_enc, b_enc, W_dec and b_dec, and to ``.grad`` of the
-        modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is.
+        modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is; ``more``
+        are arguments of it.
         """
         rows, modulation = self._entering(x, position)
         tables = {name: getattr(modulation, name) for name in ("scale", "shift")}
         tables = {name: table for name, table in tables.items() if table is not None and table.requires_grad}
         found = {name: torch.zeros_like(table) for name, table in tables.items()}
-        terms = loss(rows, dead=dead, gradients={**gradients, **found}, **self._arguments(modulation, options))
+        arguments = self._arguments(modulation, options) | more
+        terms = loss(rows, dead=dead, gradients={**gradients, **found}, **arguments)
         if tables:
             with torch.autocast(rows.device.type, enabled=False):  # as the modulation's own forward pass
                 torch.autograd.backward(list(tables.values()), list(found.values()))

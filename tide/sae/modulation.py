@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from tide.errors import TideError
@@ -136,17 +137,29 @@ class Modulation(nn.Module):
             )
         weight = self.linear_1.weight
         with torch.autocast(weight.device.type, enabled=False):
-            waves = get_timestep_embedding(
-                config.timestep_offset + config.timestep_factor * timestep.to(weight.device).float().reshape(-1),
-                config.n_frequencies,
-                flip_sin_to_cos=config.flip_sin_to_cos,
-                downscale_freq_shift=config.downscale_freq_shift,
-            )
+            waves = self._sinusoid(timestep.to(weight.device).float().reshape(-1))
             embedding = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
             if conditioning is not None:
                 embedding = embedding + conditioning.to(embedding)
             rows = self.linear(F.silu(embedding))
-        zeros = rows.new_zeros(len(rows), config.d_model)
-        scale = rows[:, : config.d_model] if config.has_scale else zeros
-        shift = rows[:, -config.d_model :] if config.has_shift else zeros
-        return scale, shift
+        if config.has_scale and config.has_shift:
+            scale, shift = rows.split(config.d_model, dim=1)  # whose backward is a single op
+            return scale, shift
+        zeros = torch.zeros_like(rows)
+        return (rows, zeros) if config.has_scale else (zeros, rows)
+
+    def _sinusoid(self, timestep: Tensor) -> Tensor:
+        """``diffusers.models.embeddings.get_timestep_embedding``, with frequencies that are kept."""
+        config = self.config
+        half, odd = divmod(config.n_frequencies, 2)
+        projected = config.timestep_offset + config.timestep_factor * timestep
+        angles = projected[:, None] * _frequencies(half, config.downscale_freq_shift, timestep.device)
+        waves = (angles.cos(), angles.sin()) if config.flip_sin_to_cos else (angles.sin(), angles.cos())
+        return F.pad(torch.cat(waves, dim=1), (0, odd)) if odd else torch.cat(waves, dim=1)
+
+
+@cache
+def _frequencies(count: int, shift: float, device: torch.device) -> Tensor:
+    """``10000^(-i / (count - shift))`` for i from 0 to count - 1, float32."""
+    exponents = -math.log(10000) * torch.arange(count, dtype=torch.float32, device=device)
+    return torch.exp(exponents / (count - shift))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ class FiniteCheck:
 
     def add(self, step: int, batch: ActivationBatch, loss: Tensor, norm: Tensor) -> Tensor | None:
         """Checks a step or, if late, the one before it; returns what is 1 where the update has to be skipped."""
+        if not self.late:
+            loss_is_finite = math.isfinite(loss.detach())
+            if not (loss_is_finite and math.isfinite(norm)):
+                self.refuse(step, batch, loss_is_finite)
+            return None
         finite = torch.stack([loss.detach(), norm]).isfinite()
         before, self._pending = self._pending, _Pending(step, batch, Late.of(finite))
-        if not self.late:
-            self.settle()
-            return None
         self._check(before)
         return 1 - finite.all().float()
 

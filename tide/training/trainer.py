@@ -45,6 +45,9 @@ from tide_kernels.graph import GraphedLoss
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
+#: The gradients whose squares the fused loss may add up.
+SQUARED = ("W_enc", "b_enc", "W_dec")
+
 
 def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
     """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
@@ -117,6 +120,8 @@ class Trainer:
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
         late = device.type == "cuda"
+        #: Of the gradients SQUARED in a step, where the loss adds their squares up on a CPU; NaN until it has.
+        self._squares = None if late else torch.zeros((), dtype=torch.float64)
         self._finite = FiniteCheck(self._refuse, late=late)
         self._dead_bucket = DeadBucket(self.revival, late=late)
         self._loss = GraphedLoss() if late else tide_loss
@@ -260,7 +265,7 @@ class Trainer:
         options = config.loss.options(k, model.n_latents, paired=batch.paired)
         self.optimizer.begin()
         terms = self._add_gradients(x, batch, options)
-        norm = gradient_norm(self.optimizer.gradients())
+        norm = self._norm()
         skip = self._finite.add(self.step, batch, terms.total, norm)
         figures: dict[str, Tensor | float] = {"mse": terms.mse}
         if self._is_logged(self.step + 1):
@@ -277,11 +282,24 @@ class Trainer:
             dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size(len(x)))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
-                return model.add_gradients(x, batch.position, options, self._buffers, dead=dead, loss=self._loss)
+                # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
+                more: dict[str, Any] = {"dead": dead, "loss": self._loss, "start": 2 * config.loss.reg}
+                if self._squares is not None:
+                    more["squares"] = self._squares.fill_(math.nan)
+                return model.add_gradients(x, batch.position, options, self._buffers, **more)
             terms = model.loss(x, batch.position, options, dead=dead)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         loss.backward()
         return terms
+
+    def _norm(self) -> Tensor:
+        """The norm of all gradients; of those whose squares the loss has added up, it is known."""
+        gradients = self.optimizer.gradients()
+        known = math.nan if self._squares is None else float(self._squares)
+        if math.isnan(known):
+            return gradient_norm(gradients)
+        walked = {id(self._buffers[name]) for name in SQUARED if name in self._buffers}
+        return gradient_norm([gradient for gradient in gradients if id(gradient) not in walked], known)
 
     @torch.no_grad()
     def _figures(self, terms: LossTerms, norm: Tensor) -> dict[str, Tensor | float]:
@@ -323,14 +341,13 @@ class Trainer:
         self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
 
     def _kept_gradients(self) -> dict[str, Tensor]:
-        """The gradients that the fused loss adds to, by the names of the weights: those of AdamW's that are kept. They
-        start a step as those of the regularisation, ``reg (|W_enc|^2 + |W_dec|^2)``. None for other losses."""
+        """The gradients that the fused loss writes, by the names of the weights: those of AdamW's that are kept. None
+        for other losses."""
         model = self.model
         weights = {name: getattr(model, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         weights = {name: each for name, each in weights.items() if each is not None and each.requires_grad}
         if not model.fused or any(each.dtype not in (torch.float32, torch.float64) for each in weights.values()):
             return {}
-        pulls = {"W_enc": 2 * self.config.loss.reg, "W_dec": 2 * self.config.loss.reg}
         # Where the kernels want a step's gradients to be: on large pages, for example.
         kernels = choose(
             model.backend,
@@ -340,7 +357,7 @@ class Trainer:
             n_latents=model.n_latents,
             k=model.config.k,
         )
-        self.optimizer.keep({each: pulls.get(name, 0.0) for name, each in weights.items()}, kernels.ops.zeros)
+        self.optimizer.keep(weights.values(), kernels.ops.zeros)
         return {name: each.grad for name, each in weights.items() if each.grad is not None}
 
     # -- logs and checkpoints -----------------------------------------------------------------------------

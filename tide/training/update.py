@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-#: Elements of a parameter that are updated at a time on a CPU: they, their gradients and moments stay in its cache.
+from tide_kernels import native
+
+#: Elements of a parameter that PyTorch updates at a time on a CPU: they, their gradients and moments stay in its cache.
 _PIECE = 2**20
 
 
@@ -21,13 +23,22 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
-def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients, each of which is read once."""
+def gradient_norm(gradients: Sequence[Tensor], known: float = 0.0) -> Tensor:
+    """The Euclidean norm of these gradients and, on a CPU, of others whose squares add up to ``known``."""
+    if _native_serves(gradients):
+        return torch.tensor(native.norm(gradients, known), dtype=torch.float32)
     if gradients[0].device.type != "cpu":
         return torch.nn.utils.get_total_norm(gradients)
     # Norms of rows: PyTorch is faster at them than at the norm of a whole tensor.
     norms = [torch.linalg.vector_norm(g.reshape(math.gcd(len(g), 64), -1), dim=1) for g in gradients]
-    return torch.linalg.vector_norm(torch.cat(norms))
+    return torch.linalg.vector_norm(torch.cat([*norms, norms[0].new_tensor([math.sqrt(known)])]))
+
+
+def _native_serves(tensors: Iterable[Tensor]) -> bool:
+    """Whether the compiled kernels serve these tensors."""
+    return native.unavailable() is None and all(
+        each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous() for each in tensors
+    )
 
 
 class _Part(NamedTuple):
@@ -38,7 +49,6 @@ class _Part(NamedTuple):
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
-    pull: float | None  # None: the gradient is not kept
 
     @property
     def small(self) -> bool:
@@ -56,55 +66,39 @@ class _Part(NamedTuple):
                 self.exp_avg[chosen],
                 self.exp_avg_sq[chosen],
                 self.step if start + rows >= n_rows else self.step.clone(),
-                self.pull,
             )
-
-    def rest(self) -> None:
-        """Leaves a gradient that is kept where the next step adds to it."""
-        if self.pull:
-            torch.mul(self.parameter, self.pull, out=self.gradient)
-        elif self.pull is not None:
-            self.gradient.zero_()
 
 
 class AdamW(torch.optim.AdamW):
-    """The fused AdamW. Its `update` clips as well, and brings the gradients that are kept to rest for the next step.
-
-    At rest, a gradient is zero or, of a parameter with a pull, ``pull`` times the parameter: the gradient of
-    ``pull / 2 |W|^2``. On a CPU the update has both in its cache; on a GPU this is one more pass.
-    """
+    """The fused AdamW, on float32 and a CPU that of the compiled kernels. Its `update` clips as well."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self._pulls: dict[Tensor, float] = {}
-        #: The parameters whose gradients are at rest, and the versions of the parameters that this holds for.
-        self._rested: dict[Tensor, int] = {}
+        self._native = _native_serves(parameter for group in self.param_groups for parameter in group["params"])
+        self._kept: set[Tensor] = set()
 
-    def keep(self, pulls: Mapping[Tensor, float], zeros: Zeros = _zeros) -> None:
-        """Keeps the gradients of these parameters, which have these pulls; ``zeros`` gives memory for them and their
-        moments."""
-        self._pulls = dict(pulls)
-        for parameter in pulls:
+    def keep(self, parameters: Iterable[Tensor], zeros: Zeros = _zeros) -> None:
+        """Keeps the gradients of these parameters; ``zeros`` gives memory for them, their moments and, on a CPU, for
+        the parameters themselves."""
+        parameters = list(parameters)
+        self._kept = set(parameters)
+        for parameter in parameters:
             like = tuple(parameter.shape), parameter.dtype, parameter.device
+            if parameter.device.type == "cpu":
+                parameter.data = zeros(*like).copy_(parameter.data)
             parameter.grad = zeros(*like)
             # What torch.optim.AdamW makes at its first step, elsewhere in memory.
             moments = {name: zeros(*like) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
-    @torch.no_grad()
     def begin(self) -> None:
-        """Brings kept gradients to rest, where the last update did not or the parameter was changed since; drops all
-        others."""
+        """Drops the gradients that are not kept. What is kept holds the last step's gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter not in self._pulls:
+                if parameter not in self._kept:
                     parameter.grad = None
-                elif self._rested.get(parameter) != parameter._version:
-                    empty = parameter.new_empty(0)
-                    _Part(parameter, parameter.grad, empty, empty, empty, self._pulls[parameter]).rest()
-        self._rested = {}
 
     def gradients(self) -> list[Tensor]:
         """All gradients that there are."""
@@ -114,34 +108,53 @@ class AdamW(torch.optim.AdamW):
     def update(self, norm: Tensor, clip: float, skip: Tensor | None = None) -> None:
         """One step with gradients of this ``norm``, scaled to ``clip`` at most.
 
-        Where ``skip``, a float32 scalar, is 1, no parameter changes and nothing is read back from the device. Without
-        it the norm is read, and gradients that need no clipping are taken as they are.
+        Where ``skip``, a float32 scalar, is 1, no parameter changes and nothing is read back from a GPU. Without it the
+        norm is read, and gradients that need no clipping are taken as they are.
         """
-        divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()  # as torch.nn.utils.clip_grad_norm_
+        if not self._native:
+            self._update_by_torch(norm, clip, skip)
+        elif skip is None or not float(skip):
+            divisor = max((float(norm) + 1e-6) / clip, 1.0)  # as torch.nn.utils.clip_grad_norm_
+            _native_adamw([(part, group) for group in self.param_groups for part in self._parts(group)], divisor)
+
+    def _update_by_torch(self, norm: Tensor, clip: float, skip: Tensor | None) -> None:
+        divisor: Tensor | None = ((norm + 1e-6) / clip).clamp(min=1).float()
         if skip is None and float(divisor) == 1:  # type: ignore[arg-type]
             divisor = None
         for group in self.param_groups:
-            for parts in self._portions(group):
-                _adamw(parts, group, divisor, skip)
-                for part in parts:
-                    part.rest()
-        self._rested = {parameter: parameter._version for parameter in self._pulls}
+            for portion in _portions(self._parts(group)):
+                _adamw(portion, group, divisor, skip)
 
-    def _portions(self, group: dict[str, Any]) -> Iterator[list[_Part]]:
-        """What is updated at a time: the small parameters of a group together, the others in pieces."""
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps = [], [], [], [], []  # type: ignore[var-annotated]
-        self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, [], steps)
-        pulls = map(self._pulls.get, parameters)
-        parts = list(map(_Part, parameters, gradients, exp_avgs, exp_avg_sqs, steps, pulls))
-        if small := [part for part in parts if part.small]:
-            yield small
-        for part in parts:
-            for piece in () if part.small else part.pieces():
-                yield [piece]
+    def _parts(self, group: dict[str, Any]) -> list[_Part]:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not all(self.state[parameter] for parameter in parameters):
+            self._init_group(group, [], [], [], [], [], [])  # fills empty states
+        states = ((parameter, self.state[parameter]) for parameter in parameters)
+        return [_Part(each, each.grad, s["exp_avg"], s["exp_avg_sq"], s["step"]) for each, s in states]
+
+
+def _native_adamw(parts: Sequence[tuple[_Part, Mapping[str, Any]]], divisor: float) -> None:
+    """Updates all parts, each with its group's options, of which the learning rates alone may differ."""
+    if not parts:
+        return
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = zip(*(part for part, _ in parts), strict=True)
+    whole = [gradient.contiguous() for gradient in gradients]
+    lrs = [group["lr"] for _, group in parts]
+    options = {name: parts[0][1][name] for name in ("betas", "weight_decay", "eps")}
+    native.adamw_(parameters, whole, exp_avgs, exp_avg_sqs, steps, lrs, **options, divisor=divisor)
+
+
+def _portions(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
+    """What PyTorch updates at a time: the small parameters together, the others in pieces."""
+    if small := [part for part in parts if part.small]:
+        yield small
+    for part in parts:
+        for piece in () if part.small else part.pieces():
+            yield [piece]
 
 
 def _adamw(parts: Sequence[_Part], group: Mapping[str, Any], divisor: Tensor | None, skip: Tensor | None) -> None:
-    parameters, gradients, exp_avgs, exp_avg_sqs, steps = (list(each) for each in list(zip(*parts, strict=True))[:5])
+    parameters, gradients, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
     beta1, beta2 = group["betas"]
     torch._foreach_add_(steps, 1)
     torch._fused_adamw_(

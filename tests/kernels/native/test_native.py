@@ -95,6 +95,60 @@ def test_gradients_are_written_where_they_have_no_values(monkeypatch, options, w
     assert all(torch.equal(parameters[name].grad, added[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, True),
+        ({"chunk": 32}, False),
+        ({"regime": "dense"}, False),
+        ({"dead": torch.arange(160) < 9, "k_aux": 4}, False),
+        ({"backend": "reference"}, False),
+    ],
+    ids=["one walk", "chunks", "dense", "dead latents", "another backend"],
+)
+def test_squares_of_a_step_where_one_walk_finishes_its_gradients(options, known):
+    problem = random_problem(64, 48, 160, 12, groups=3, dtype=torch.float32, requires_grad=False)
+    gradients = {name: torch.full_like(p, 0.01) for name, p in problem.parameters().items()}
+    squares = torch.tensor(-1.0, dtype=torch.float64)
+    arguments = {"chunk": 64, "backend": "native", "regime": "sparse"} | options
+    tide_loss(**problem.arguments(), gradients=gradients, squares=squares, **arguments)
+    exact = sum(float(gradients[name].double().square().sum()) for name in ("W_enc", "b_enc", "W_dec"))
+    assert float(squares) == (pytest.approx(exact, rel=1e-6) if known else -1)
+
+
+START = 0.3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"chunk": 32}, {"regime": "dense"}, {"dead": torch.arange(160) < 9, "k_aux": 4}, {"backend": "reference"}],
+    ids=["one walk", "chunks", "dense", "dead latents", "another backend"],
+)
+@pytest.mark.parametrize("left_out", [(), ("W_enc", "b_enc", "scale", "shift"), ("W_dec", "b_dec")], ids=str)
+def test_gradients_start_where_they_are_told_to(options, left_out):
+    problem = random_problem(64, 48, 160, 12, groups=3, dtype=torch.float32, requires_grad=False)
+    wanted = {name: p for name, p in problem.parameters().items() if name not in left_out}
+    added = {name: START * p if name in ("W_enc", "W_dec") else torch.zeros_like(p) for name, p in wanted.items()}
+    started = {name: torch.full_like(p, torch.nan) for name, p in wanted.items()}
+    arguments = {"chunk": 64, "backend": "native", "regime": "sparse"} | options
+    tide_loss(**problem.arguments(), gradients=added, **arguments)
+    tide_loss(**problem.arguments(), gradients=started, start=START, **arguments)
+    for name, expected in added.items():
+        assert torch.equal(started[name], expected), name
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (1200, 1000), (2048, 1024)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_memory_from_large_pages_is_zero(shape, dtype):
+    for _ in range(3):  # also where the first has been
+        fresh = native.zeros(shape, dtype, torch.device("cpu"))
+        assert fresh.shape == shape
+        assert fresh.dtype == dtype
+        assert fresh.is_contiguous()
+        assert not fresh.any()
+        assert bool((fresh.fill_(1) == 1).all())
+
+
 def test_gradients_of_no_tokens_are_zero(monkeypatch):
     monkeypatch.setattr(memory, "empty", lambda shape, dtype: torch.full(tuple(shape), torch.nan, dtype=dtype))
     problem = random_problem(64, 48, 160, 12, dtype=torch.float32)
