@@ -50,6 +50,7 @@ aot: setup
 MINUTES ?= 9
 PLAN ?= all
 gpu-check:
+	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "$(PYTHON) has no torch: name one that has it, make gpu-check PYTHON=..."; exit 2; }
 	$(PYTHON) -m benchmarks.gpu_check --minutes $(MINUTES) --plan $(PLAN) $(if $(TIDE_RESULTS),--out $(TIDE_RESULTS)) $(OPTIONS)
 
 # What a GPU machine without network needs beside the tree, below build/gpu-pack; there: bash build/gpu-pack/install.sh

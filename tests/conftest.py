@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
+from tide.adapters import Adapter, adapter_for
 from tide.scenes.pipeline import build_pipeline
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
@@ -46,6 +47,11 @@ def alpha() -> PixArtAlphaPipeline:
             torch.nn.init.normal_(parameter, std=0.05)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def adapter(alpha: PixArtAlphaPipeline) -> Adapter:
+    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="session")

@@ -431,13 +431,27 @@ def _loss_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | N
     total, *_ = grads
     if total is None:
         return _padded(ctx, [])
-    factor = total / ctx.gain
+    factor = total.detach() / ctx.gain
     scale = _scaled_in_place if _is_spent(factor) else _scaled
     scaled = [
         scale(gradient, factor).to(dtype) if want else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
     ]
+    if torch.is_grad_enabled():  # create_graph=True: what is saved would count as a constant
+        scaled = [None if g is None else _Final.apply(g.detach().requires_grad_()) for g in scaled]
     return _padded(ctx, [None, *scaled])
+
+
+class _Final(torch.autograd.Function):
+    """A gradient that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("tide_loss has no second derivatives: compose the loss of plain PyTorch operations for them")
 
 
 def _is_spent(factor: Tensor) -> bool:

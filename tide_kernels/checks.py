@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tide_kernels.losses import LossWeights
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
 
@@ -49,6 +51,16 @@ def count(name: str, value: Any, low: int, high: int | None = None) -> None:
     if value < low or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"from {low} to n_latents = {high}"
         raise ValueError(f"{name} = {value} is out of range: pass one {wanted}")
+
+
+def finite(name: str, value: float) -> None:
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} = {value} is out of range: pass a finite number")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value} is out of range: pass one from {low:g} to {high:g}")
 
 
 def positive(name: str, value: float) -> None:
@@ -131,6 +143,13 @@ def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int,
         _shaped("dead", dead, (n_latents,), device)
     if weight and (dead is None or not k_aux):
         raise ValueError("weights.auxk is not 0 and there is no auxiliary term: pass dead and k_aux >= 1")
+
+
+def loss_weights(weights: Any) -> None:
+    if not isinstance(weights, LossWeights):
+        raise TypeError(f"weights is a {type(weights).__name__}: pass LossWeights")
+    for name, value in weights._asdict().items():
+        finite(f"weights.{name}", value)
 
 
 def gradients(

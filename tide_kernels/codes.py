@@ -7,7 +7,7 @@ twenty times the arithmetic at 5 % density, which a GPU more than makes up for b
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -236,8 +236,10 @@ class DenseCode:
         grad_pre = self.ops.masked_gradient(grad, W_dec, self.z, *slopes, b_enc, fired)
         del self.z  # as large as its gradient, and no longer needed
         parts = (gradients.get(name) for name in ("W_enc", "scale", "shift"))
-        finish = self.ops.encoder_gradients or partial(encoder_gradients, self.ops)
-        finish(grad_pre, *tokens, W_enc, *parts)
+        if self.ops.encoder_gradients is not None:
+            self.ops.encoder_gradients(grad_pre, *tokens, W_enc, *parts)
+        else:
+            encoder_gradients(self.ops, grad_pre, *tokens, W_enc, *parts)
 
 
 def encoder_gradients(

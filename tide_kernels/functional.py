@@ -203,7 +203,7 @@ def tide_loss(
         weights: the terms' factors. A term of weight 0 is still reported.
         s_target: target of S; 0.8 k / n_latents by default (S never exceeds k / n_latents).
         delta: where Huber's function turns linear.
-        soft_eps: the activation that counts as one half in S.
+        soft_eps: the activation that counts as one half in S, from 1e-9 to 1e9: float32 holds its fourth power.
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
         dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
@@ -239,10 +239,13 @@ def tide_loss(
         raise ValueError("x requires grad, tide_loss gives none for it: compose encode_topk and decode instead")
     if paired and n_tokens % 2:
         raise ValueError(f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair")
+    checks.loss_weights(weights)
     if weights.temporal and not paired:
         raise ValueError("weights.temporal is not 0 and paired is False: pass pairs of rows and paired=True")
     checks.positive("delta", delta)
-    checks.positive("soft_eps", soft_eps)
+    checks.within("soft_eps", soft_eps, 1e-9, 1e9)
+    if s_target is not None:
+        checks.finite("s_target", s_target)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
     checks.of_buffers(gradients, start, squares)
     if dead_bucket is not None:

@@ -11,7 +11,6 @@ from tide.activations import ActivationBatch, ActivationStore, collect, collect_
 from tide.activations.options import CollectOptions
 from tide.activations.source import Prompts, Source
 from tide.activations.to_disk import blocks_in_words, collect_to_disk, expected_bytes
-from tide.adapters import Adapter, adapter_for
 from tide.adapters.sizes import caption_length, sampling_arguments
 from tide.data import open_source
 from tide.errors import TideError
@@ -20,11 +19,6 @@ from tide.runs import contents, read_run
 N = 4
 OPTIONS = CollectOptions(token_fraction=1 / 4, batch_size=2)
 PROMPTS = Prompts("two", (64, 64), ("a red house", "a blue cone"))
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
 
 
 @pytest.fixture

@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import N
-from tide.adapters import adapter_for
 from tide.editing import Erase, Scale, Strength, draw_edits, draw_latents, edit
 from tide.errors import TideError
 from tide.pictures import to_image
 
 RUN = {"n_steps": 3, "guidance_scale": 2.0, "seed": 4}
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha):
-    return adapter_for(alpha)
 
 
 def test_before_and_after(adapter, sae):

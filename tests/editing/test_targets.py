@@ -8,7 +8,6 @@ from PIL import Image
 
 from tests.helpers.edit_samples import N
 from tide.activations.data import to_tensor
-from tide.adapters import adapter_for
 from tide.editing import draw_latents, image_contrast, image_target, prompt_target
 from tide.editing.record import record_contrast, record_targets
 from tide.errors import TideError
@@ -16,11 +15,6 @@ from tide.sae import TIDE, TIDEConfig
 
 RUN = {"n_steps": 3, "seed": 4}
 IMAGE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha):
-    return adapter_for(alpha)
 
 
 def test_a_prompts_own_run(adapter, sae):

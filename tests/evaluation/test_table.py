@@ -6,18 +6,12 @@ import pytest
 import torch
 
 from tide.activations import collect, prepare
-from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
 from tide.evaluation import PCA, evaluate, evaluate_reconstruction, evaluation_text, with_sae
 from tide.sae import TIDE, TIDEConfig
 
 N_FIT, N_IMAGES = 3, 10
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

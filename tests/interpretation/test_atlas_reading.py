@@ -10,7 +10,6 @@ import torch
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
-from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
 from tide.interpretation import Atlas, build_atlas, make_atlas, read_atlas
@@ -20,11 +19,6 @@ from tide.sae import TIDE, TIDEConfig
 
 N_IMAGES, N_LATENTS = 6, 48
 TIMESTEPS = torch.tensor([700, 200])
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
-from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
 from tide.interpretation import Annotated, concept_scores, mean_latents
@@ -19,11 +18,6 @@ from tide.sae import TIDE, TIDEConfig
 
 N_IMAGES, N_LATENTS, N_TOKENS = 12, 48, 64
 TIMESTEPS = torch.tensor([400, 100])
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tide.adapters import adapter_for
 from tide.editing import draw_latents
 from tide.errors import TideError
 from tide.interpretation import follow, record_trajectory, run_distances, step_changes
@@ -15,11 +14,6 @@ from tide.sae import TIDE
 from tide.training import TrainConfig, build_model
 
 RUN = {"n_steps": 5, "guidance_scale": 2.0, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha):
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tide.adapters import adapter_for, tap
+from tide.adapters import tap
 from tide.errors import TideError
 from tide.interpretation.trajectory import (
     Trajectory,
@@ -21,11 +21,6 @@ from tide.sae.model import Codes, inference
 from tide.training import TrainConfig, build_model
 
 N_STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha):
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,34 @@ def test_backward_ops_have_the_shapes_their_fakes_say(problem, regime):
     opcheck(autograd.modulate_backward, (p.x, *tensors[:3], p.group, True, "reference", [True] * 3), test_utils=tests)
 
 
+def modulated(p):
+    return modulate(p.x, p.scale, p.shift, p.group), p.scale
+
+
+def encoded(p):
+    return encode_topk(p.x, p.W_enc, p.b_enc, p.k)[0], p.W_enc
+
+
+def decoded(p):
+    values, indices = encode_topk(p.x, p.W_enc, p.b_enc, p.k)
+    return decode(values.detach(), indices, p.W_dec, p.b_dec), p.W_dec
+
+
+def lost(p):
+    return tide_loss(**p.arguments()).total, p.W_enc
+
+
+@pytest.mark.parametrize("run", [modulated, encoded, decoded, lost])
+@pytest.mark.parametrize("keep", [True, False])
+def test_second_derivatives_are_refused_rather_than_zero(problem, run, keep):
+    result, parameter = run(problem)
+    (gradient,) = torch.autograd.grad(result.square().sum(), parameter, create_graph=True, retain_graph=keep)
+    first = parameter.grad = None
+    with pytest.raises(RuntimeError, match=r"autograd formula|no second derivatives"):
+        gradient.square().sum().backward()
+    assert parameter.grad is first
+
+
 class Autoencoder(torch.nn.Module):
     def __init__(self, p):
         super().__init__()

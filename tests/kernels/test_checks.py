@@ -44,6 +44,11 @@ BAD_LOSS = [
     ({"dead_bucket": 2.0}, TypeError, r"dead_bucket is a float: pass an int"),
     ({"delta": 0.0}, ValueError, r"delta = 0.0 .*above 0"),
     ({"soft_eps": float("nan")}, ValueError, r"soft_eps = nan"),
+    ({"soft_eps": 1e-20}, ValueError, r"soft_eps = 1e-20 .*from 1e-09 to 1e\+09"),
+    ({"soft_eps": 1e20}, ValueError, r"soft_eps = 1e\+20"),
+    ({"s_target": float("nan")}, ValueError, r"s_target = nan .*finite"),
+    ({"weights": (1.0, 1.0, 0.0, 0.0, 0.0)}, TypeError, r"weights is a tuple: pass LossWeights"),
+    ({"weights": LossWeights(cosine=float("inf"))}, ValueError, r"weights.cosine = inf .*finite"),
     ({"gradients": {"x": torch.zeros(N, D)}}, ValueError, r"gradients names 'x'.*use W_enc, b_enc"),
     ({"gradients": {"b_dec": torch.zeros(D).half()}}, TypeError, r"gradients\['b_dec'\] is float16: .*float32"),
     ({"gradients": {"b_dec": torch.zeros(2 * D)[::2]}}, ValueError, r"gradients\['b_dec'\] is not contiguous"),
@@ -64,6 +69,16 @@ def test_tide_loss(changed, error, message):
     with pytest.raises(error, match=message) as raised:
         tide_loss(**p.arguments() | changed)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("soft_eps", [1e-9, 1e9])
+def test_the_ends_of_soft_eps_give_finite_gradients(soft_eps, regime):
+    """Its fourth power is a number in float32, also where a place is unused."""
+    p = random_problem(N, D, LATENTS, 8, dtype=torch.float32)
+    terms = tide_loss(**p.arguments(), weights=LossWeights(sparsity=1.0), soft_eps=soft_eps, regime=regime)
+    terms.total.backward()
+    assert terms.total.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in p.parameters().values())
 
 
 def test_x_may_require_grad_where_no_gradient_is_taken():

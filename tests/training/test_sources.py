@@ -29,11 +29,6 @@ PLAIN = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4, modulation=Fals
 
 
 @pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
-
-
-@pytest.fixture(scope="module")
 def source(adapter) -> Source:
     return open_source("scenes", adapter, images=N)
 

@@ -11,7 +11,7 @@ import torch
 from tide import TIDE
 from tide.activations import collect
 from tide.activations.memory import ActivationPool
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter
 from tide.data import open_source
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder
@@ -21,11 +21,6 @@ from tide.training import Job, TrainConfig, Trainer, build_model, from_pool, tra
 from tide.training.to_checkpoint import reserved
 
 CONFIG = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module")
-def adapter(alpha) -> Adapter:
-    return adapter_for(alpha)
 
 
 @pytest.fixture(scope="module")

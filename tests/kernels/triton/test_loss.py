@@ -3,12 +3,10 @@
 import pytest
 import torch
 
+from tests.helpers.tolerances import PRODUCTS as TOLERANCE
 from tide_kernels import triton
 from tide_kernels.losses import cosine_distance, squared_error
 from tide_kernels.testing import assert_close
-
-# Of the gradient: float32 arithmetic; float16 adds the rounding of the result.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 8 * 2**-11}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

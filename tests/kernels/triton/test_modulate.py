@@ -3,11 +3,9 @@
 import pytest
 import torch
 
+from tests.helpers.tolerances import PRODUCTS as TOLERANCE
 from tide_kernels import reference, triton
 from tide_kernels.testing import assert_close
-
-# Float32 arithmetic; float16 adds the rounding of the result.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 8 * 2**-11}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
