@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import peers
+from benchmarks.environment import ROOT
 from benchmarks.gpu import check as checks
 from benchmarks.gpu import once, plans, primitives
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.stages import kernels, selection
 from benchmarks.gpu.stages import peers as against
+from benchmarks.gpu.stages import tests as stage_tests
 from benchmarks.gpu.stages import tools as stage_tools
 from benchmarks.shapes import Shape
 from tide_kernels import native, reference
@@ -40,6 +44,13 @@ def test_every_stage_is_in_a_plan_and_is_there():
     assert {name for plan in plans.PLANS.values() for name in plan} == plans.STAGES.keys()
     for stage in plans.STAGES.values():
         assert callable(stage.load())
+
+
+def test_every_test_marked_gpu_is_run_by_a_stage():
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if re.search(r"\bmark\.gpu\b", path.read_text())]
+    folders = [ROOT / stage_tests.TESTS, ROOT / stage_tests.TRAINING_TESTS]
+    assert all(any(path.is_relative_to(folder) for folder in folders) for path in marked if path != Path(__file__))
+    assert all(any(path.is_relative_to(folder) for path in marked) for folder in folders)
 
 
 def test_every_figure_of_a_step_passed_its_gate_and_has_its_floor(run_stage):

@@ -9,6 +9,8 @@ from functools import partial
 from benchmarks.gpu.check import Check, Unit
 
 TESTS = "tests/kernels"
+# They need diffusers, so the stage "training" runs them.
+TRAINING_TESTS = "tests/training"
 DRY_TESTS = ["--collect-only", "-qq", f"{TESTS}/test_reference_gpu.py"]
 PROCESSES = "8"
 ONE_TEST = "100"  # seconds

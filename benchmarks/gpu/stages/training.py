@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.check import Check, Unit
-from benchmarks.gpu.stages.tests import run_tests
+from benchmarks.gpu.stages.tests import TRAINING_TESTS, run_tests
 from benchmarks.gpu.timeline import record, summary
 from benchmarks.measure import synchronise
 
@@ -29,7 +29,7 @@ def training(check: Check) -> None:
     if importlib.util.find_spec("diffusers") is None:
         check.unit("training", partial(_left_out, "diffusers is not installed"))
         return
-    tests = partial(run_tests, check, ["-m", "gpu", "tests/training"], folder="tests")
+    tests = partial(run_tests, check, ["-m", "gpu", TRAINING_TESTS], folder="tests")
     check.unit("tests of training marked gpu", tests)
     check.unit("tide train, live, the bundled pipeline", partial(_train, check))
     check.unit("live collection, PixArt-XL's size", partial(_collect, check))
