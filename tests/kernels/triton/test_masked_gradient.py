@@ -96,7 +96,9 @@ def launched(monkeypatch):
     """The grid and the keywords of each launch."""
     seen = []
     run = launches.launch
-    monkeypatch.setattr(launches, "launch", lambda kernel, grid, *a, **k: (seen.append((grid, k)), run(kernel, grid, *a, **k)))
+    monkeypatch.setattr(
+        launches, "launch", lambda kernel, grid, *a, **k: (seen.append((grid, k)), run(kernel, grid, *a, **k))
+    )
     return seen
 
 
