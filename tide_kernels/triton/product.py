@@ -43,27 +43,41 @@ def accumulate(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    A_INNER: tl.constexpr = True,
+    B_INNER: tl.constexpr = True,
 ):
-    """``acc`` plus the tile (i_m, i_n) of ``a b`` in float32; strides are named by operand and direction."""
+    """``acc`` plus the tile (i_m, i_n) of ``a b`` in float32; strides are named by operand and direction.
+
+    A_INNER and B_INNER: whether the operand is contiguous in the inner dimension, and not in the other.
+    """
     # 64-bit offsets are for the tile as a whole: inside it 32 bits are enough, and need half the registers.
     first_row, first_column = i_m * BLOCK_M, i_n * BLOCK_N
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    # Rows and columns out of range read the tile's first one instead: their sums are not stored.
-    o_row = tl.where(o_row < rows - first_row, o_row, 0)
-    o_column = tl.where(o_column < columns - first_column, o_column, 0)
+    m_row, m_column = o_row < rows - first_row, o_column < columns - first_column
+    # Rows and columns out of range read the tile's first one instead, which spares a mask: their sums are not stored.
+    # Where they are contiguous, this would hide it, and a copy would move one element.
+    if A_INNER:
+        o_row = tl.where(m_row, o_row, 0)
+    if B_INNER:
+        o_column = tl.where(m_column, o_column, 0)
     p_a = a + tl.cast(first_row, tl.int64) * a_row + (o_row[:, None] * a_row + o_inner[None, :] * a_inner)
     p_b = b + tl.cast(first_column, tl.int64) * b_column + (o_inner[:, None] * b_inner + o_column[None, :] * b_column)
     for start in range(0, inner, BLOCK_K):
         m_inner = o_inner < inner - start
-        left = tl.load(p_a, mask=m_inner[None, :], other=0)
-        right = tl.load(p_b, mask=m_inner[:, None], other=0)
+        m_left, m_right = m_inner[None, :], m_inner[:, None]
+        if not A_INNER:
+            m_left &= m_row[:, None]
+        if not B_INNER:
+            m_right &= m_column[None, :]
+        left = tl.load(p_a, mask=m_left, other=0)
+        right = tl.load(p_b, mask=m_right, other=0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
         p_a += BLOCK_K * a_inner
         p_b += BLOCK_K * b_inner
     return acc
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
 def product_kernel(
     a,  # [rows, inner]
     b,  # [inner, columns]
@@ -77,6 +91,8 @@ def product_kernel(
     b_inner,
     b_column,
     ADD: tl.constexpr,
+    A_INNER: tl.constexpr,
+    B_INNER: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -101,6 +117,8 @@ def product_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
+        A_INNER,
+        B_INNER,
     )
     o_row, o_column = tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (o_row < rows - i_m * BLOCK_M)[:, None] & (o_column < columns)[None, :]
@@ -133,6 +151,8 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, ad
         *a.stride(),
         *b.stride(),
         ADD=add,
+        A_INNER=a.stride(1) == 1,
+        B_INNER=b.stride(0) == 1,
         PRECISION=launch.dot_precision(a.dtype),
         **blocks(config),
         **launch.options(config),
@@ -152,8 +172,9 @@ def has_mixed_products(tensor: Tensor) -> bool:
 def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
     kind = TYPES[dtype]
     signature = {"a": f"*{kind}", "b": f"*{kind}", "rows": "i32", "columns": "i32", "inner": "i32"}
-    constants: dict[str, object] = {"PRECISION": precision, "ADD": layout == "add"}
-    if layout == "encode":  # x W^T + b: both operands run along the inner dimension
+    along = layout == "encode"
+    constants: dict[str, object] = {"PRECISION": precision, "ADD": not along, "A_INNER": along, "B_INNER": along}
+    if along:  # x W^T + b: both operands run along the inner dimension
         signature |= {"out": f"*{kind}", "bias": f"*{kind}", "a_row": "i32", "b_column": "i32"}
         constants |= {"a_inner": 1, "b_inner": 1}
     else:  # z^T rows: neither operand does
@@ -161,7 +182,7 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
         constants |= {"bias": None, "a_row": 1, "b_column": 1}
     config = static("product", arch, dtype, 1152)
     aligned = tuple(
-        name for name in ("columns", "inner", "a_row", "a_inner", "b_inner", "b_column") if name in signature
+        name for name in ("rows", "columns", "inner", "a_row", "a_inner", "b_inner", "b_column") if name in signature
     )
     name = f"product {layout} {kind} {precision}"
     return spec(name, arch, product_kernel, signature, constants, config, aligned)
