@@ -101,7 +101,7 @@ struct ScreenArgs {  // see screen.h
   float *alpha, *beta, *cut;  // [tokens]
   float* scale;                // [tokens], int8 only, as
   int32_t* offset;             // [tokens]
-  float *size, *error, *rest;  // [n], padded to whole vectors
+  float *size, *error;        // [n], padded to whole vectors
   uint16_t* product;          // [tokens, n] in bfloat16, rows apart by `stride`
   int64_t stride;
   int64_t capacity;           // places for the candidates of a token

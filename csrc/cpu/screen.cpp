@@ -34,14 +34,14 @@ struct Buffers {
     packed = integers({tile, most_pairs(args.d)}), columns = integers({tile, args.capacity}), used = integers({tile});
     // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
     args.stride = ((args.n + 31) / 32 | 1) * 32;
-    tokens = reals({4, tile}), offsets = integers({tile}), latents = reals({3, args.stride});
+    tokens = reals({4, tile}), offsets = integers({tile}), latents = reals({2, args.stride});
     product = torch::stable::new_empty(x, {tile, args.stride}, ScalarType::BFloat16);
     exact = reals({tile, args.capacity});
     args.packed = static_cast<uint32_t*>(packed.data_ptr());
     args.columns = static_cast<int32_t*>(columns.data_ptr()), args.used = static_cast<int32_t*>(used.data_ptr());
     args.alpha = data(tokens), args.beta = args.alpha + tile, args.cut = args.beta + tile;
     args.scale = args.cut + tile, args.offset = static_cast<int32_t*>(offsets.data_ptr());
-    args.size = data(latents), args.error = args.size + args.stride, args.rest = args.error + args.stride;
+    args.size = data(latents), args.error = args.size + args.stride;
     args.product = static_cast<uint16_t*>(product.data_ptr()), args.exact = data(exact);
   }
 

@@ -6,9 +6,9 @@
 // of `dots`, to the last bit.
 //
 // With x^ and w^ rounded, |x w - x^ w^| <= |x - x^| |w^| + |x| |w - w^| (Cauchy-Schwarz). Sums in float32 add at most
-// (d + 8) 2^-23 |x| |w| each, more than scaling exact sums of int8 does, the bias 2^-22 |b|, and numbers so small that
-// they are flushed a constant: B_ij = alpha_i |w^_j| + beta_i |w_j - w^_j| + rest_j. If a norm overflows or is NaN, so
-// is B, and the entry is a candidate.
+// (d + 8) 2^-23 |x| |w| each, more than scaling exact sums of int8 does: B_ij = alpha_i |w^_j| + beta_i |w_j - w^_j|.
+// Norms include what is lost of numbers so small that they are flushed. If a norm overflows or is NaN, so is B, and the
+// entry is a candidate. The sum with a bias is rounded by at most 2^-24 of it, for which `upper` has room.
 //
 // int8 is twice as fast as bfloat16; its bound is about five times as wide, more where a row has outliers.
 #pragma once
@@ -213,10 +213,10 @@ TIDE_INLINE void pack_latents(const ScreenArgs& a, int64_t latent, uint32_t* pac
     }
     for (int64_t r = 0; r < rows; ++r) {
       const float norm = norm_above(norms[r].squares, a.d), error = norm_above(norms[r].errors, a.d);
-      const float bias = a.bias == nullptr ? 0.0f : a.bias[latent + r];
-      a.size[latent + r] = norm + error;
+      const float bias = a.bias == nullptr ? 0.0f : __builtin_fabsf(a.bias[latent + r]);
+      // With a bias that bfloat16 cannot hold, a latent is always a candidate.
+      a.size[latent + r] = bias > 0.0f && bias < 0x1p-100f ? __builtin_inff() : norm + error;
       a.error[latent + r] = error;
-      a.rest[latent + r] = __builtin_fabsf(bias) * 0x1p-21f + static_cast<float>(a.d) * 0x1p-120f;
       if constexpr (std::is_same_v<T, Bytes>) scales[r] = numbers[r].scale;
     }
   }
@@ -312,22 +312,21 @@ TIDE_INLINE float least_selected(const typename Key<E>::Bits* values, const int3
 }
 
 // No p of the entries from j is above this. They were rounded to bfloat16, which moves them by at most 2^-8.
-TIDE_INLINE vfloat upper(const ScreenArgs& a, vfloat product, int64_t j, vfloat alpha, vfloat beta, vfloat rest) {
+TIDE_INLINE vfloat upper(const ScreenArgs& a, vfloat product, int64_t j, vfloat alpha, vfloat beta) {
   const vfloat size = reinterpret_cast<vfloat>(reinterpret_cast<vbits>(product) & 0x7fffffffu);
-  const vfloat bound = alpha * load(a.size + j) + beta * load(a.error + j) + rest * load(a.rest + j);
-  return product + (size * 0x1.01p-8f + bound);
+  return product + (size * 0x1.01p-8f + alpha * load(a.size + j) + beta * load(a.error + j));
 }
 
 // The columns of row i that may be selected if the k-th value is not below `cut`; returns how many, or -1 if more than
 // fit.
 TIDE_INLINE int64_t candidates(const ScreenArgs& a, int64_t i, float cut, int32_t* columns) {
   const bf16* product = reinterpret_cast<const bf16*>(a.product + i * a.stride);
-  const vfloat alpha = splat(a.alpha[i]), beta = splat(a.beta[i]), rest = splat(a.beta[i] == 0.0f ? 0.0f : 1.0f);
+  const vfloat alpha = splat(a.alpha[i]), beta = splat(a.beta[i]);
   const int64_t room = a.capacity - kLanes;  // whole vectors are written
   int64_t count = 0;
   for (int64_t j = 0; j < a.n; j += kLanes) {  // the arrays are padded to whole vectors
     if (count > room) return -1;
-    const vfloat above = upper(a, widen(load_half(product + j)), j, alpha, beta, rest);
+    const vfloat above = upper(a, widen(load_half(product + j)), j, alpha, beta);
 #if defined(__AVX512F__)
     const __mmask16 lanes = a.n - j >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (a.n - j)) - 1);
     const __mmask16 keep =

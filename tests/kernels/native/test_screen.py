@@ -85,6 +85,14 @@ def test_values_that_are_no_numbers(bad):
     check(x, W, None, 200)
 
 
+@pytest.mark.parametrize("bias", [1e-45, 1e-42, 1e-39, 1e-38, 1e-33])
+def test_biases_that_bfloat16_cannot_hold(bias):
+    x, W = normal(30, 64), normal(200, 64, seed=1)
+    x[::2] = 0
+    check(x, W, bias * normal(200, seed=2), 40)
+    check(x, W, torch.full((200,), bias), 40)
+
+
 def test_fewer_positives_than_places():
     x, W = normal(30, 64), normal(200, 64, seed=1)
     check(x, W, torch.full((200,), -15.0), 40)
@@ -105,6 +113,32 @@ def test_errors_as_large_as_their_bound():
         for x in (torch.ones(6, 128), torch.full((6, 128), up)):
             check(x, W, None, 20)
             check(x, W, 1e-4 * steps.squeeze(1), 20)
+
+
+# A token, two latents and a screen. Without one term of the bound, the first latent, whose value is the larger one,
+# would be ruled out.
+UP = 2.0**-8  # half a unit of bfloat16's last place at 1
+BOUND = [
+    # 1 + UP + UP / 8 is first 1 + 5 UP / 8, then 1. The other is 1 + UP + UP / 16, then 1 + 2 UP.
+    pytest.param([1, 1, 1], [0.5 + UP / 2, 0.5, 5 * UP / 8], [1, UP, UP / 16], BFLOAT16, id="the product's rounding"),
+    pytest.param([1 + UP, 1, 1], [8, -7, 0], [0, 0, 1 + 4 * UP], BFLOAT16, id="the token's rounding"),
+    pytest.param([8, -7, 1], [1 + UP, 1, 0], [0, 0, 1 + 4 * UP], BFLOAT16, id="the latent's rounding"),
+    # 0.4 becomes 0, all other numbers are integers.
+    pytest.param([127, 1, 0.4, 0], [1, 0, 127, 0], [1, 20, 0, 127], INT8, id="the token's rounding, int8"),
+    pytest.param([1, 1, 127, 0], [127, 0, 0.4, 0], [127, 20, 0, 0], INT8, id="the latent's rounding, int8"),
+    # In the order of columns 2^24 swallows the 1; `dots` adds columns 0 and 8 first.
+    pytest.param([1] * 16, [2**24, 1, *[0] * 6, -(2**24), *[0] * 7], [0, 0.5, *[0] * 14], BFLOAT16, id="sums"),
+    # Each product of the first is flushed to 0; the second's is not.
+    pytest.param([2.0**-63] * 64, [2.0**-64] * 64, [2.0**-60, *[0] * 63], BFLOAT16, id="flushed"),
+]
+
+
+@pytest.mark.parametrize(("token", "first", "second", "shares"), BOUND)
+def test_a_value_at_its_bound(token, first, second, shares):
+    x, W = torch.tensor([token], dtype=torch.float32), torch.tensor([first, second], dtype=torch.float32)
+    assert dots(x, W, None).argmax() == 0
+    assert screened(x, W, None, 1, shares)[1].item() == 0
+    check(x.expand(7, -1), W, None, 1)
 
 
 def test_a_cut_that_is_too_high():
