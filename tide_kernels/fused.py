@@ -78,8 +78,7 @@ class FusedStep:
         adds to them."""
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
         whole = 0 < self.n_tokens <= self.chunk and (self.dead is None or not self.options.k_aux)
-        plain = self.dtype == torch.float32 and self.W_enc.is_contiguous() and self.W_dec.is_contiguous()
-        return bool(self.choice.ops.one_pass) and sparse and whole and plain
+        return bool(self.choice.ops.one_pass) and sparse and whole and self.dtype == torch.float32
 
     def start_gradients(self, start: float, parameters: Parameters) -> None:
         """Of all gradients but those that a walk starts."""

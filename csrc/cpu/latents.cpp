@@ -116,11 +116,17 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
   args.grad_W_enc = target(grad_W_enc, "grad_W_enc", n * d);
   args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
   args.starts = start.has_value();
+  std::optional<Tensor> start_W_dec, start_W_enc;
   if (args.starts) {
     args.pull = static_cast<float>(*start);
-    if (grad_W_dec.has_value()) args.start_W_dec = target(given_W_dec, "W_dec, where its gradient starts,", n * d);
-    if (grad_W_enc.has_value()) args.start_W_enc = target(W_enc, "W_enc, where its gradient starts,", n * d);
-    require(!grad_W_enc.has_value() || W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+    start_W_dec = floats(given_W_dec);
+    args.start_W_dec = float_data(*start_W_dec);
+    if (grad_W_enc.has_value()) {
+      require(W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+      require_shape(*W_enc, "W_enc", n, d);
+      start_W_enc = floats(*W_enc);
+      args.start_W_enc = float_data(*start_W_enc);
+    }
   }
   std::vector<double> by_latent(squares.has_value() ? n : 0);
   args.squares = squares.has_value() ? by_latent.data() : nullptr;
