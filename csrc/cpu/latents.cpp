@@ -128,14 +128,15 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
       args.start_W_enc = float_data(*start_W_enc);
     }
   }
+  require(!squares.has_value() ||
+              (squares->is_cpu() && squares->scalar_type() == ScalarType::Double && squares->numel() == 1),
+          "squares has to be a float64 scalar");
   std::vector<double> by_latent(squares.has_value() ? n : 0);
   args.squares = squares.has_value() ? by_latent.data() : nullptr;
   over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {
     run.walk(element, args, first, last, scratch);
   });
   if (squares.has_value()) {
-    require(squares->is_cpu() && squares->scalar_type() == ScalarType::Double && squares->numel() == 1,
-            "squares has to be a float64 scalar");
     double& total = *static_cast<double*>(squares->data_ptr());
     total = 0;
     for (const double each : by_latent) total += each;
