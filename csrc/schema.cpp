@@ -16,14 +16,15 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("transpose(Tensor indices, int n_latents) -> (Tensor, Tensor, Tensor)");
   m.def(
       "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
-  // With a start, the three gradients need not have values: those of W_dec and W_enc start from it times the weights,
-  // which are contiguous float32 unless it is 0, that of b_enc from 0. squares receives the sum of all their squares.
+  // With a start, gradients start from it times W_dec and W_enc, or from 0 of the bias, and not from what they hold.
+  // squares, a float64 scalar, becomes the sum of the squares of the finished gradients.
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "
       "Tensor W_dec, Tensor? extra, Tensor(a!)? grad_W_dec, Tensor(b!)? grad_W_enc, Tensor(c!)? grad_b_enc, "
       "Tensor? W_enc, float? start, Tensor(d!)? squares) -> Tensor");
   // The Euclidean norm of these gradients and of others, the sum of whose squares is known.
   m.def("norm(Tensor[] gradients, float known) -> float");
+  // One step of AdamW with decoupled weight decay; gradients are divided first.
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] steps, float[] lrs, float beta1, float beta2, float weight_decay, float eps, "

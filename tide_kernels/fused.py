@@ -78,9 +78,9 @@ class FusedStep:
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
         if not (self.choice.ops.walks and sparse and self.n_tokens):
             return None
-        as_they_are = self.dtype == torch.float32 and self.W_enc.is_contiguous() and self.W_dec.is_contiguous()
         alone = self.n_tokens <= self.chunk and (self.dead is None or not self.options.k_aux)
-        return Walk(start if not start or as_they_are else None, squares if alone else None)
+        # A walk in another dtype reads rounded weights.
+        return Walk(start if not start or self.dtype == torch.float32 else None, squares if alone else None)
 
     def start_gradients(self, start: float, parameters: Parameters) -> None:
         """Of all gradients but those that a walk starts."""

@@ -209,7 +209,6 @@ def backward_latents(
     grad_W_dec: Tensor | None,
     grad_W_enc: Tensor | None,
     grad_b_enc: Tensor | None,
-    *,
     W_enc: Tensor | None = None,
     start: float | None = None,
     squares: Tensor | None = None,

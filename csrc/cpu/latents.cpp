@@ -117,19 +117,26 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
   args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
   args.starts = start.has_value();
   args.pull = args.starts ? static_cast<float>(*start) : 0.0f;
+  std::optional<Tensor> start_W_dec, start_W_enc;
   if (args.pull != 0) {
-    if (grad_W_dec.has_value()) args.start_W_dec = target(given_W_dec, "W_dec, where its gradient starts,", n * d);
-    if (grad_W_enc.has_value()) args.start_W_enc = target(W_enc, "W_enc, where its gradient starts,", n * d);
-    require(!grad_W_enc.has_value() || W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+    start_W_dec = floats(given_W_dec);
+    args.start_W_dec = float_data(*start_W_dec);
+    if (grad_W_enc.has_value()) {
+      require(W_enc.has_value(), "a start of W_enc's gradient needs W_enc");
+      require_shape(*W_enc, "W_enc", n, d);
+      start_W_enc = floats(*W_enc);
+      args.start_W_enc = float_data(*start_W_enc);
+    }
   }
+  require(!squares.has_value() ||
+              (squares->is_cpu() && squares->scalar_type() == ScalarType::Double && squares->numel() == 1),
+          "squares has to be a float64 scalar");
   std::vector<double> by_latent(squares.has_value() ? n : 0);
   args.squares = squares.has_value() ? by_latent.data() : nullptr;
   over_latents(layout, n, args.capacity, [&](int64_t first, int64_t last, float* scratch) {
     run.walk(element, args, first, last, scratch);
   });
   if (squares.has_value()) {
-    require(squares->is_cpu() && squares->scalar_type() == ScalarType::Double && squares->numel() == 1,
-            "squares has to be a float64 scalar");
     double& total = *static_cast<double*>(squares->data_ptr());
     total = 0;
     for (const double each : by_latent) total += each;

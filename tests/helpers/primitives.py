@@ -113,6 +113,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
             matrix(LATENTS, 6),
             matrix(LATENTS, 7),
             dyadic(LATENTS, seed=8),
+            *([matrix(LATENTS, 9), 0.5, torch.zeros((), dtype=torch.float64)] if hasattr(ops, "walks") else []),
         ]
     ],
     "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],

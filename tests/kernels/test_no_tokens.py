@@ -17,6 +17,8 @@ from tide_kernels.testing import random_problem
 #: The arguments that have a row for each token, in all primitives.
 BY_TOKEN = {"x", "x_mod", "x_hat", "pre", "values", "indices", "rows", "z", "grad", "grad_pre", "group", "extra"}
 CODES = {"transposed", "layout"}
+#: What makes `backward_latents` replace gradients instead of adding to them.
+REPLACING = {"start", "squares"}
 
 
 def tensors(returned: Any) -> list[Tensor]:
@@ -33,6 +35,7 @@ def without_tokens(module: Any, function: Any, arguments: list[Any]) -> list[Any
     given = dict(zip(names, arguments, strict=True))
     given |= {name: given[name][:0] for name in BY_TOKEN & given.keys() if given[name] is not None}
     given |= {name: nobody for name in CODES & given.keys()}
+    given |= {name: None for name in REPLACING & given.keys()}
     return list(given.values())
 
 

@@ -107,6 +107,16 @@ def test_what_is_kept_lies_where_it_is_told_to():
     assert torch.equal(own[0], parameters()[0])
 
 
+def test_moments_that_are_loaded_lie_where_they_are_kept():
+    first, second = (ours(parameters(), n_steps, 1e9) for n_steps in (3, 1))
+    own = second.param_groups[0]["params"][0]
+    before = second.state[own]["exp_avg"].data_ptr()
+    second.load_state_dict(first.state_dict())
+    assert second.state[own]["exp_avg"].data_ptr() == before
+    for got, want in zip(second.state.values(), first.state.values(), strict=True):
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_skipped_changes_nothing(bad):
     own = parameters()

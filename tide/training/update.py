@@ -93,6 +93,14 @@ class AdamW(torch.optim.AdamW):
             moments = {name: zeros(*like) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimiser; what is kept stays where it is in memory."""
+        kept = {parameter: self.state[parameter] for parameter in self._kept}
+        super().load_state_dict(state_dict)
+        for parameter, own in kept.items():
+            if loaded := self.state.get(parameter):
+                self.state[parameter] = {name: each.copy_(loaded[name]) for name, each in own.items()}
+
     def begin(self) -> None:
         """Drops the gradients that are not kept. What is kept holds the last step's gradients."""
         for group in self.param_groups:
