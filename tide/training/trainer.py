@@ -39,7 +39,7 @@ from tide.training.state import RESUME, Length, Record, State, check_same, find,
 from tide.training.stopping import Stop, stop_signals
 from tide.training.update import AdamW, gradient_norm
 from tide_kernels import LossOptions, LossTerms, tide_loss
-from tide_kernels.codes import ONE_PASS
+from tide_kernels.codes import WALKED
 from tide_kernels.dispatch import choose
 from tide_kernels.graph import GraphedLoss
 
@@ -118,7 +118,7 @@ class Trainer:
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
         late = device.type == "cuda"
-        #: Of a step's gradients ONE_PASS, where the loss adds them up on a CPU; NaN until it has.
+        #: Of a step's gradients WALKED, where the loss adds them up on a CPU; NaN until it has.
         self._squares = None if late else torch.zeros((), dtype=torch.float64)
         self._finite = FiniteCheck(self._refuse, late=late)
         self._dead_bucket = DeadBucket(self.revival, late=late)
@@ -296,7 +296,7 @@ class Trainer:
         known = math.nan if self._squares is None else float(self._squares)
         if math.isnan(known):
             return gradient_norm(gradients)
-        walked = {id(self._buffers[name]) for name in ONE_PASS if name in self._buffers}
+        walked = {id(self._buffers[name]) for name in WALKED if name in self._buffers}
         return gradient_norm([gradient for gradient in gradients if id(gradient) not in walked], known)
 
     @torch.no_grad()
