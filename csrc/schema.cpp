@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
   // offsets [n_latents + 1] int64, tokens and slots [used places] int32: the places of a code by (latent, token).
   m.def("transpose(Tensor indices, int n_latents) -> (Tensor, Tensor, Tensor)");
+  // Of the values of a code, rows 2i and 2i + 1 a pair: see tide_kernels/losses.py.
+  m.def("pair_differences(Tensor values, Tensor indices) -> (Tensor, Tensor)");
   m.def(
       "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
   // With a start, gradients start from it times W_dec and W_enc, or from 0 of the bias, and not from what they hold.

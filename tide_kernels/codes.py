@@ -119,7 +119,10 @@ class SparseCode:
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
-        return pair_differences(self.values.to(self.sum_dtype), self.indices, self.n_latents)
+        values = self.values.to(self.sum_dtype)
+        if self.ops.pair_differences is not None:
+            return self.ops.pair_differences(values, self.indices)
+        return pair_differences(values, self.indices, self.n_latents)
 
     def decode(self, W: Tensor) -> Tensor:
         return self.ops.gather(self.values, self.indices, W)

@@ -71,6 +71,8 @@ class Primitives:
     select_product: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]] | None = None
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
+    # `tide_kernels.losses.pair_differences` of float32 values, whatever the number of latents.
+    pair_differences: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     backward_latents: Callable[..., Tensor] | None = None
     # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds, as keywords.
     walks: bool | None = None

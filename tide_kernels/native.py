@@ -194,6 +194,10 @@ def transpose(indices: Tensor, n_latents: int) -> Layout:
     return Layout(*torch.ops.tide_native.transpose(indices, n_latents))
 
 
+def pair_differences(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.tide_native.pair_differences(values, indices)
+
+
 def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     torch.ops.tide_native.scatter(values, *layout, rows, out)
 

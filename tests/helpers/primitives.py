@@ -102,6 +102,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
             K,
         ]
     ],
+    "pair_differences": [lambda ops: [*code()]],
     "backward_latents": [
         lambda ops: [
             *code(),
