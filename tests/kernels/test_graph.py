@@ -80,19 +80,20 @@ class Step:
         }
         return {name: each.to(self.device) for name, each in inputs.items()}
 
-    def __call__(self, loss, inputs: dict, k: int = K):
-        """The terms and all gradients of one call, from zeros."""
-        tables = {name: torch.zeros_like(inputs[name]) for name in ("scale", "shift")}
+    def __call__(self, loss, inputs: dict, k: int = K, start: float | None = None):
+        """The terms and all gradients of one call, from zeros; if they start elsewhere, from what must be replaced."""
+        held = 0.0 if start is None else torch.nan
+        tables = {name: torch.full_like(inputs[name], held) for name in ("scale", "shift")}
         for gradient in self.gradients.values():
-            gradient.zero_()
-        options = {"k": k, "k_aux": 4, "paired": True, "weights": WEIGHTS}
+            gradient.fill_(held)
+        options = {"k": k, "k_aux": 4, "paired": True, "weights": WEIGHTS, "start": start}
         terms = loss(gradients={**self.gradients, **tables}, **self.weights, **inputs, **options)
         return [each.clone() for each in (*terms, *self.gradients.values(), *tables.values())]
 
 
-def check(step: Step, loss: GraphedLoss, inputs: dict, k: int = K) -> None:
-    expected = step(tide_loss, inputs, k)
-    for number, (got, each) in enumerate(zip(step(loss, inputs, k), expected, strict=True)):
+def check(step: Step, loss: GraphedLoss, inputs: dict, k: int = K, start: float | None = None) -> None:
+    expected = step(tide_loss, inputs, k, start)
+    for number, (got, each) in enumerate(zip(step(loss, inputs, k, start), expected, strict=True)):
         assert torch.equal(got, each), number
 
 
@@ -102,6 +103,14 @@ def test_equal_calls_are_captured_once_and_replayed():
     for number in range(PATIENCE + 6):
         check(step, loss, step.inputs(number))
     assert (graphs.warm, graphs.captures, graphs.replays) == (1, 1, 5)
+
+
+def test_a_start_replaces_what_gradients_hold():
+    graphs, step = Recorded(), Step()
+    loss = GraphedLoss(lambda: graphs)
+    for number in range(PATIENCE + 3):
+        check(step, loss, step.inputs(number, groups=3), start=0.5)
+    assert graphs.replays == 2
 
 
 @pytest.mark.parametrize("groups", [[4, 3, 4, 3], [5, 8, 6, 7], [1, 1, 1, 1]], ids=["at most 4", "5 to 8", "one"])
