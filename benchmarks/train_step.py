@@ -24,7 +24,8 @@ from tide.activations import ActivationBatch
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.training import ProgressiveK, RevivalConfig, TrainConfig, Trainer
 
-#: A step without its fused loss, in times PyTorch's fused AdamW on the same parameters: the bar.
+#: A step without its fused loss, in times PyTorch's fused AdamW on the same parameters: the bar. The loss includes the
+#: start of the gradients (the L2 term) and, where it can, the sum of their squares.
 REST, MOST = "(step - loss) / AdamW", 1.25
 #: Timesteps of the activations, and tokens of one call of the transformer.
 TIMESTEPS, CALL_ROWS = 20, 64

@@ -18,7 +18,8 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
   m.def("pair_differences(Tensor values, Tensor indices) -> (Tensor, Tensor)");
   m.def(
       "scatter(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor rows, Tensor(a!) out) -> ()");
-  // With a start, gradients start from it times W_dec and W_enc, or from 0 of the bias, and not from what they hold.
+  // With `start`, what the gradients hold is replaced: those of W_dec and W_enc begin as start times the weight, that
+  // of the bias as 0.
   // squares, a float64 scalar, becomes the sum of the squares of the finished gradients.
   m.def(
       "backward_latents(Tensor values, Tensor offsets, Tensor tokens, Tensor slots, Tensor grad, Tensor x_mod, "

@@ -391,7 +391,8 @@ def accumulate_gradients(
     start: float | None = None,
     squares: Tensor | None = None,
 ) -> LossTerms:
-    """The terms. Their gradients are added to ``gradients``, which are not scaled by the gain before or after."""
+    """The terms. Their gradients are added to ``gradients``, or to the start that replaces what these hold; the buffers
+    are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
         step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares)
         for gradient in gradients.values() if step.gain != 1 else ():

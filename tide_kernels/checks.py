@@ -180,10 +180,12 @@ def gradients(
 
 
 def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
-    """Checks what is said of the buffers of gradients: there are some, and there is a place for their squares."""
+    """Refuses ``start`` and ``squares`` without buffers, a start that is not finite, and squares of another kind."""
     for name, value in (("start", start), ("squares", squares)):
         if value is not None and buffers is None:
             raise ValueError(f"{name} is about the buffers of gradients and there are none: pass gradients")
+    if start is not None:
+        finite("start", start)
     if squares is not None:
         _typed("squares", squares, (torch.float64,), "float64")
         _shaped("squares", squares, (), torch.device("cpu"))

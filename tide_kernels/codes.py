@@ -72,7 +72,8 @@ class Code(Protocol):
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
         gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted."""
+        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted; its
+        start replaces what those of W_dec, W_enc and b_enc hold."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -260,7 +261,8 @@ def encoder_gradients(
     grad_shift: Tensor | None,
 ) -> None:
     """Adds the gradients that follow from ``grad_pre``, that of the pre-activations: ``grad_W_enc += grad_pre^T x_mod``
-    and, with ``grad_x_mod = grad_pre W_enc``, those of scale and shift. A backend may fuse it: all but ``ops``."""
+    and, with ``grad_x_mod = grad_pre W_enc``, those of scale and shift. A backend's own takes the same
+    arguments without ``ops``."""
     if grad_W_enc is not None:
         ops.add_product_(grad_W_enc, grad_pre, x_mod)
     if grad_scale is not None or grad_shift is not None:

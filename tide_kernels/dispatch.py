@@ -74,12 +74,12 @@ class Primitives:
     # `tide_kernels.losses.pair_differences` of float32 values, whatever the number of latents.
     pair_differences: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     backward_latents: Callable[..., Tensor] | None = None
-    # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds, as keywords.
-    walks: bool | None = None
-    # The counterpart of `zeros` for gradients that a walk starts.
-    empty: Callable[[Sequence[int], torch.dtype, torch.device], Tensor] | None = None
     encoder_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
+    # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds.
+    walks: bool | None = None
+    # The counterpart of `zeros` for gradients that a step starts. None: they are made by `zeros`.
+    empty: Callable[[Sequence[int], torch.dtype, torch.device], Tensor] | None = None
 
     def code(self, x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         """Values and indices of the selected pre-activations."""

@@ -218,7 +218,8 @@ def tide_loss(
             weight, which is the gradient of ``start / 2 |W|^2``, all others from 0. None adds to what they hold.
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
-            backend "native" in the sparse regime, in a single chunk and without dead latents.
+            backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
+            among ``gradients``, and without ``dead`` and ``k_aux``.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 

@@ -36,8 +36,8 @@ class Chunk(NamedTuple):
 
 
 class FusedStep:
-    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums.
-    ``start`` and ``squares`` as in `tide_kernels.tide_loss`."""
+    """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums, and of
+    which ``start`` first replaces what they hold; it and ``squares`` as in `tide_kernels.tide_loss`."""
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class CudaGraphs:
             # Other threads go on copying batches: "global" would count their calls as errors of the capture.
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 terms = work()
-        except RuntimeError:
+        except BaseException:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own
             self._release(current.device_index)
             raise
@@ -208,6 +208,6 @@ def _kind(arguments: dict[str, Any], buffers: dict[str, Tensor]) -> Kind:
 
 def _description(name: str, value: Any) -> Hashable:
     if not isinstance(value, Tensor):
-        return value
+        return value if isinstance(value, Hashable) else id(value)  # which `tide_loss` will refuse
     place = None if name in INPUTS else (value.data_ptr(), value.stride())
     return value.shape, value.dtype, value.device, place

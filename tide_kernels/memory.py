@@ -1,4 +1,4 @@
-"""Large tensors on a CPU, for gradients, in memory that is kept when they are freed.
+"""Large tensors on a CPU, for gradients and all else of their size in a training, in memory that is kept when freed.
 
 A step's weight gradients would be fresh memory each time, which the system maps and clears: that takes longer than the
 kernels need to fill it. So the memory of a freed gradient is kept, and the next request of its size gets it. A request
@@ -6,8 +6,8 @@ that finds none of its size first gives everything that is kept back to the syst
 this memory than was in use at one time. `empty_cache` gives back what is kept.
 
 A block belongs to the storage that was made of it, so tensors that share the storage keep it in use; the end of the
-storage returns it. Threads share what is kept, and a forked process has a copy of it. Each change is one operation on
-a dict or a list, so there is no lock, which the end of a storage inside a request, or a fork, could find taken.
+storage returns it. Threads share what is kept, and a forked process has a copy of it. There is no lock: a storage may
+end inside a request, or a fork may come, while it is taken. Each change is one operation on a dict or a list instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def empty_cache() -> None:
-    """Gives the memory of freed gradients on a CPU, which is kept for the next ones, back to the system."""
+    """Gives back to the system the memory of freed gradients, and of other tensors of a training, that is kept for the
+    next ones on a CPU."""
     _kept.clear()
 
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from tide_kernels import memory
 
-# The share of the latents above which their dot products take longer than a bfloat16 screen saves against a float32
-# product, or one in int8 against bfloat16; and the density above which int8 is not tried.
-_MOST_CANDIDATES = 0.125
-_MOST_CANDIDATES_INT8, _INT8_DENSITY = 0.05, 0.015
+# Shares of the latents above which their exact dot products cost more than a screen saves: one in bfloat16 against a
+# float32 product, one in int8 against bfloat16.
+_MOST_CANDIDATES, _MOST_CANDIDATES_INT8 = 0.125, 0.05
+# The density above which int8 is not tried.
+_INT8_DENSITY = 0.015
 # Of a chunk's pre-activations: 16 MB of float32, which stay in a common third-level cache.
 _CHUNK_ELEMENTS = 2**22
 _FOLDER = Path(__file__).parent

@@ -84,8 +84,8 @@ struct WalkArgs {
   float* grad_W_dec;   // [n, d] or null
   float* grad_W_enc;   // [n, d] or null
   float* grad_b_enc;   // [n] or null
-  bool starts;        // gradients start from pull times these weights [n, d], that of the bias from 0
-  float pull;
+  bool replaces;       // what gradients hold: they begin as start times the weights below [n, d], that of the bias as 0
+  float start;
   const float *start_W_dec, *start_W_enc;
   double* squares;    // [n] or null: of a latent's rows of the three, once they are finished
 };
@@ -99,8 +99,8 @@ struct ScreenArgs {  // see screen.h
   const float* bias;
   uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in the numbers of the screen
   float *alpha, *beta, *cut;  // [tokens]
-  float* scale;                // [tokens], int8 only, as
-  int32_t* offset;             // [tokens]
+  float* scale;               // [tokens], int8 only
+  int32_t* offset;            // [tokens], int8 only
   float *size, *error;        // [n], padded to whole vectors
   uint16_t* product;          // [tokens, n] in bfloat16, rows apart by `stride`
   int64_t stride;

@@ -115,10 +115,10 @@ Tensor backward_latents(const Tensor& values, const Tensor& offsets, const Tenso
   args.grad_W_dec = target(grad_W_dec, "grad_W_dec", n * d);
   args.grad_W_enc = target(grad_W_enc, "grad_W_enc", n * d);
   args.grad_b_enc = target(grad_b_enc, "grad_b_enc", n);
-  args.starts = start.has_value();
-  args.pull = args.starts ? static_cast<float>(*start) : 0.0f;
+  args.replaces = start.has_value();
+  args.start = args.replaces ? static_cast<float>(*start) : 0.0f;
   std::optional<Tensor> start_W_dec, start_W_enc;
-  if (args.pull != 0) {
+  if (args.start != 0) {
     start_W_dec = floats(given_W_dec);
     args.start_W_dec = float_data(*start_W_dec);
     if (grad_W_enc.has_value()) {

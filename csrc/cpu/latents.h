@@ -15,21 +15,21 @@ namespace {
 struct Rows {
   float* out;
   int64_t d;
-  bool starts;      // rows have no values yet: they start from pull * W, or from 0 without W, instead of being added to
+  bool replaces;    // what rows hold is replaced: they begin as start * W, or as 0 without W
   const float* W;
-  float pull;
+  float start;
   double* squares;  // [n] or null: those of a finished row are added
 
-  bool has_work_without_tokens() const { return starts || squares != nullptr; }
+  bool has_work_without_tokens() const { return replaces || squares != nullptr; }
 };
 
 template <int V>
 TIDE_INLINE void begin_row(const Rows& rows, int64_t l, int64_t columns, vfloat* sums) {
-  if (!rows.starts) return load_row<V>(rows.out + l * rows.d, columns, sums);
+  if (!rows.replaces) return load_row<V>(rows.out + l * rows.d, columns, sums);
   for (int v = 0; v < V; ++v) sums[v] = vfloat{};
   if (rows.W == nullptr) return;
   load_row<V>(rows.W + l * rows.d, columns, sums);
-  for (int v = 0; v < V; ++v) sums[v] *= splat(rows.pull);
+  for (int v = 0; v < V; ++v) sums[v] *= splat(rows.start);
 }
 
 template <int V>
@@ -40,11 +40,11 @@ TIDE_INLINE void finish_row(const Rows& rows, int64_t l, int64_t columns, const 
     rows.squares[l] += sum(squares);
   }
   float* out = rows.out + l * rows.d;
-  return rows.starts ? stream_row<V>(out, columns, sums) : store_row<V>(out, columns, sums);
+  return rows.replaces ? stream_row<V>(out, columns, sums) : store_row<V>(out, columns, sums);
 }
 
 TIDE_INLINE void prefetch_row(const Rows& rows, int64_t l, int64_t columns) {
-  const float* from = rows.starts ? rows.W : rows.out;
+  const float* from = rows.replaces ? rows.W : rows.out;
   if (from != nullptr) prefetch(from + l * rows.d, columns);
 }
 
@@ -102,8 +102,8 @@ struct Weights<bf16, U> {
 };
 #endif
 
-// As add_tokens into the rows of grad_W_dec, null if that is not wanted, with the inner products of the same rows of grad
-// with W_dec beside it.
+// As add_tokens into the rows of grad_W_dec, null if that is not wanted, with the inner products of the same rows of
+// grad with W_dec beside it.
 template <class T, int U>
 void add_and_dot(const WalkArgs& a, int64_t begin, int64_t end, const T* panel, const float* weights, float* products,
                  const Rows* rows, int64_t column, int64_t columns) {
@@ -144,7 +144,9 @@ TIDE_INLINE int64_t block_end(const Layout& layout, int64_t begin, int64_t last)
   return end;
 }
 
-TIDE_INLINE int64_t place_of(const Layout& layout, int64_t p, int64_t k) { return layout.tokens[p] * k + layout.slots[p]; }
+TIDE_INLINE int64_t place_of(const Layout& layout, int64_t p, int64_t k) {
+  return layout.tokens[p] * k + layout.slots[p];
+}
 
 TIDE_INLINE Rows panel_of(const Rows& rows, int64_t column) {
   Rows panel = rows;
@@ -153,7 +155,7 @@ TIDE_INLINE Rows panel_of(const Rows& rows, int64_t column) {
   return panel;
 }
 
-// f(units, rows of the panel, packed rows of the panel, its first column, its columns) for all panels
+// f(units, packed rows of the panel, its first column, its columns) for all panels
 template <class T, class F>
 TIDE_INLINE void over_panels(const Plan& plan, int64_t n_tokens, int64_t d, const void* packed, const F& f) {
   for (int64_t panel = 0; panel < plan.panels; ++panel) {
@@ -191,7 +193,7 @@ void scatter(Element element, const ScatterArgs& a, int64_t first, int64_t last,
 TIDE_INLINE void add_bias(const WalkArgs& a, int64_t begin, int64_t end, const float* grad_places) {
   const int64_t origin = a.layout.offsets[begin];
   for (int64_t l = begin; l < end; ++l) {
-    float total = a.starts ? 0.0f : a.grad_b_enc[l];
+    float total = a.replaces ? 0.0f : a.grad_b_enc[l];
     for (int64_t p = a.layout.offsets[l]; p < a.layout.offsets[l + 1]; ++p) total += grad_places[p - origin];
     a.grad_b_enc[l] = total;
     if (a.squares != nullptr) a.squares[l] += static_cast<double>(total) * total;
@@ -202,8 +204,8 @@ template <class T>
 void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
   const Layout& layout = a.layout;
   float *weights = scratch, *products = scratch + a.capacity;
-  const Rows dec{a.grad_W_dec, a.d, a.starts, a.start_W_dec, a.pull, a.squares};
-  const Rows enc{a.grad_W_enc, a.d, a.starts, a.start_W_enc, a.pull, a.squares};
+  const Rows dec{a.grad_W_dec, a.d, a.replaces, a.start_W_dec, a.start, a.squares};
+  const Rows enc{a.grad_W_enc, a.d, a.replaces, a.start_W_enc, a.start, a.squares};
   for (int64_t begin = first, end; begin < last; begin = end) {
     end = block_end(layout, begin, last);
     const int64_t origin = layout.offsets[begin], places = layout.offsets[end] - origin;
@@ -213,9 +215,10 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
       products[p] = a.extra == nullptr ? 0.0f : a.extra[place];
     }
     over_panels<T>(a.plan, a.n_tokens, a.d, a.grad, [&](auto u, const T* tokens, int64_t column, int64_t columns) {
-      const Rows rows = a.grad_W_dec == nullptr ? dec : panel_of(dec, column);
-      add_and_dot<T, decltype(u)::value>(a, begin, end, tokens, weights, products, rows.out == nullptr ? nullptr : &rows,
-                                         column, columns);
+      const bool wanted = a.grad_W_dec != nullptr;
+      const Rows rows = wanted ? panel_of(dec, column) : dec;
+      add_and_dot<T, decltype(u)::value>(a, begin, end, tokens, weights, products, wanted ? &rows : nullptr, column,
+                                         columns);
     });
     for (int64_t p = 0; p < places; ++p) a.grad_values[place_of(layout, origin + p, a.k)] = products[p];
     if (a.grad_b_enc != nullptr) add_bias(a, begin, end, products);
@@ -224,7 +227,7 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
       add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.x_mod, products, enc);
     }
   }
-  if (a.starts) finish_streams();
+  if (a.replaces) finish_streams();
 }
 
 void walk(Element element, const WalkArgs& a, int64_t first, int64_t last, float* scratch) {

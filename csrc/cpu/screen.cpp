@@ -1,4 +1,5 @@
-// screened: the selection of x W^T + b, by an int8 or bfloat16 product and float32 dot products of what it leaves (screen.h).
+// screened: the selection of x W^T + b, by an int8 or bfloat16 product and float32 dot products of what it leaves. See
+// screen.h.
 #include "tensors.h"
 
 namespace tide {

@@ -22,7 +22,8 @@ namespace tide {
 namespace TIDE_ISA {
 namespace {
 
-constexpr int kTileTokens = 6, kTileVectors = kScreenVectors, kTileLatents = kTileVectors * kLanes;  // of the product's inner loop
+// Of the product's inner loop.
+constexpr int kTileTokens = 6, kTileVectors = kScreenVectors, kTileLatents = kTileVectors * kLanes;
 constexpr float kFlushed = 0x1p-62f;  // squares below its square may be lost from a norm
 constexpr float kLeast = 0x1p-149f;
 
@@ -194,7 +195,8 @@ TIDE_INLINE void transpose_block(vbits* rows, uint32_t* to) {
 #endif
 }
 
-// Rows latent .. of W, rounded and transposed: [words][kTileLatents]; zeros after the last. Also their bounds and scales.
+// Rows latent .. of W, rounded and transposed: [words][kTileLatents]; zeros after the last. Also their bounds and
+// scales.
 template <class T>
 TIDE_INLINE void pack_latents(const ScreenArgs& a, int64_t latent, uint32_t* packed, float* scales) {
   for (int v = 0; v < kTileVectors; ++v, latent += kLanes, packed += kLanes, scales += kLanes) {

@@ -54,6 +54,7 @@ BAD_LOSS = [
     ({"gradients": {"b_dec": torch.zeros(2 * D)[::2]}}, ValueError, r"gradients\['b_dec'\] is not contiguous"),
     ({"gradients": {"b_dec": torch.zeros(LATENTS)}}, ValueError, r"gradients\['b_dec'\] has shape"),
     ({"start": 0.0}, ValueError, r"start is about the buffers .*: pass gradients"),
+    ({"start": float("nan"), "gradients": {}}, ValueError, r"start = nan .*finite"),
     ({"squares": torch.zeros(())}, ValueError, r"squares is about the buffers .*: pass gradients"),
     ({"squares": torch.zeros(()), "gradients": {}}, TypeError, r"squares is float32: pass a tensor of float64"),
     ({"squares": torch.zeros(2).double(), "gradients": {}}, ValueError, r"squares has shape \[2\]"),

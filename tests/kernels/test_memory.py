@@ -52,7 +52,9 @@ def test_freed_memory_is_handed_out_again():
 
 
 @pytest.mark.parametrize(
-    "share", [lambda t: t[5:7], lambda t: t.detach(), lambda t: t.untyped_storage(), lambda t: t.numpy()]
+    "share",
+    [lambda t: t[5:7], lambda t: t.detach(), lambda t: t.untyped_storage(), lambda t: t.numpy()],
+    ids=["slice", "detached", "storage", "numpy"],
 )
 def test_what_shares_the_memory_keeps_it_in_use(share):
     first = memory.zeros(SHAPE, FLOAT)

@@ -78,7 +78,7 @@ def problem():
     return random_problem(0, D, LATENTS, K, groups=2, dtype=torch.float32)
 
 
-@pytest.fixture(params=[False, True], ids=["", "layer norm"])
+@pytest.fixture(params=[False, True], ids=["plain", "layer norm"])
 def modulation(request, problem):
     return {"scale": problem.scale, "shift": problem.shift, "group": problem.group, "layer_norm": request.param}
 

@@ -7,6 +7,7 @@ import torch
 
 from tide.training import update
 from tide.training.update import AdamW, gradient_norm
+from tide_kernels import native
 
 
 def parameters(seed: int = 0) -> list[torch.nn.Parameter]:
@@ -71,6 +72,8 @@ def test_equals_torchs(monkeypatch, piece, clip):
 @pytest.mark.parametrize("clip", [1e9, 0.5], ids=["not clipped", "clipped"])
 def test_compiled_kernels_update_as_torch_does(clip):
     """Up to the order of roundings, see tests/kernels/native/test_adamw.py."""
+    if reason := native.unavailable():
+        pytest.skip(reason)
     assert_equal_states(ours(parameters(), 5, clip), plain(parameters(), 5, clip), {"rtol": 1e-5, "atol": 1e-7})
 
 
@@ -132,11 +135,19 @@ def test_a_step_that_is_skipped_changes_nothing(bad):
         assert all(torch.equal(optimizer.state[p][name], old) for name, old in state[p].items())
 
 
+@pytest.fixture(params=[False, True], ids=["compiled", "PyTorch"])
+def either(request):
+    if request.param:
+        request.getfixturevalue("by_torch")
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("known", [0.0, 50.0], ids=["alone", "beside others"])
 @pytest.mark.parametrize("length", [1, 7, 64, 128, 3072])
-def test_the_norm(length):
+def test_the_norm(length, known):
     own = [torch.randn(length, 5), torch.randn(length), torch.randn(3, 2, 2)]
-    exact = torch.cat([each.double().flatten() for each in own]).norm()
-    torch.testing.assert_close(gradient_norm(own).double(), exact, rtol=1e-6, atol=0)
+    exact = (torch.cat([each.double().flatten() for each in own]).square().sum() + known).sqrt()
+    torch.testing.assert_close(gradient_norm(own, known).double(), exact, rtol=1e-6, atol=0)
     assert gradient_norm([torch.full((4, 4), float("inf"))]).isinf()
     assert gradient_norm([torch.full((4, 4), float("nan"))]).isnan()
 

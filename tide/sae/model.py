@@ -188,7 +188,7 @@ class TIDE(Autoencoder):
 
         They are added to ``gradients``, buffers by the names W_enc, b_enc, W_dec and b_dec, and to ``.grad`` of the
         modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is; ``more``
-        are arguments of it.
+        are arguments of it, of which ``start`` replaces what the buffers hold.
         """
         tape: list[Tensor] = []
         with torch.no_grad():

@@ -166,11 +166,11 @@ class Modulation(nn.Module):
         waves, first, hidden, embedding, activated = tape
         with torch.autocast(waves.device.type, enabled=False):
             grad = torch.cat([each for each in (scale, shift) if each is not None], dim=1)
-            _add_gradients(self.linear, activated, grad)
+            _add_layer(self.linear, activated, grad)
             grad = torch.ops.aten.silu_backward(grad @ self.linear.weight, embedding)
-            _add_gradients(self.linear_2, hidden, grad)
+            _add_layer(self.linear_2, hidden, grad)
             grad = torch.ops.aten.silu_backward(grad @ self.linear_2.weight, first)
-            _add_gradients(self.linear_1, waves, grad)
+            _add_layer(self.linear_1, waves, grad)
 
     def _sinusoid(self, timestep: Tensor) -> Tensor:
         """``diffusers.models.embeddings.get_timestep_embedding``, with frequencies that are kept."""
@@ -183,15 +183,15 @@ class Modulation(nn.Module):
         return F.pad(torch.cat(waves, dim=1), (0, odd)) if odd else torch.cat(waves, dim=1)
 
 
-def _add_gradients(layer: nn.Linear, x: Tensor, grad: Tensor) -> None:
+def _add_layer(layer: nn.Linear, x: Tensor, grad: Tensor) -> None:
     """Adds to those of the layer, given its input and the gradient of its output."""
     if layer.weight.requires_grad:
-        _add_gradient(layer.weight, grad.T @ x)
+        _accumulate(layer.weight, grad.T @ x)
     if layer.bias.requires_grad:
-        _add_gradient(layer.bias, grad.sum(0))
+        _accumulate(layer.bias, grad.sum(0))
 
 
-def _add_gradient(parameter: Tensor, found: Tensor) -> None:
+def _accumulate(parameter: Tensor, found: Tensor) -> None:
     parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
 
 

@@ -29,7 +29,7 @@ class DeadBucket:
 
     def restore(self, counts: Sequence[int]) -> None:
         """From a checkpoint; without any the next step counts, and waits for the device."""
-        self._counts = [Late.of(torch.tensor(each)) for each in counts]
+        self._counts = [Late.of(torch.tensor(each)) for each in counts] if self.late else []
 
     def size(self, n_tokens: int) -> int | None:
         """Of the step to come, which has ``n_tokens``."""

@@ -118,7 +118,7 @@ class Trainer:
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
         late = device.type == "cuda"
-        #: Of a step's gradients WALKED, where the loss adds them up on a CPU; NaN until it has.
+        #: The sum of the squares of a step's gradients WALKED, if the loss adds it up; NaN until then. None on a GPU.
         self._squares = None if late else torch.zeros((), dtype=torch.float64)
         self._finite = FiniteCheck(self._refuse, late=late)
         self._dead_bucket = DeadBucket(self.revival, late=late)
@@ -273,7 +273,7 @@ class Trainer:
         return figures
 
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
-        """The loss's terms; the gradients of the loss and of the regularisation are added to the parameters'."""
+        """The loss's terms; the parameters' gradients are then those of the loss and of the regularisation."""
         config, model = self.config, self.model
         dead = None
         if config.loss.auxk:

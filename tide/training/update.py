@@ -70,7 +70,8 @@ class _Part(NamedTuple):
 
 
 class AdamW(torch.optim.AdamW):
-    """The fused AdamW, on float32 and a CPU that of the compiled kernels. Its `update` clips as well."""
+    """The fused AdamW; on float32 and a CPU that of the compiled kernels, whatever the model's backend. Its `update`
+    clips as well."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float

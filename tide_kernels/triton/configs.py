@@ -151,8 +151,8 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # cublas: whether to use PyTorch's own product where there is one.
     "pre_activations": (Rule("", 0, _ANY, {"cublas": 1}),),
     # group_tokens: with fewer tokens per group on average, the gradients of scale and shift are computed from x_mod's,
-    # which is one product of cuBLAS more but estimated to be faster for any group. The tile is read once tuning has
-    # found otherwise.
+    # which is one product of cuBLAS more but estimated to be faster for any group. The tile matters only where
+    # tuning lowers group_tokens.
     "encoder_gradients": (
         Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, group_tokens=4)),
         Rule("gfx", 16, _ANY, _tile(128, 64, 64, 8, 2, group_tokens=_NEVER)),

@@ -118,7 +118,7 @@ def _primitives() -> Primitives:
 
 
 def _groups_pay(grad_pre: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> bool:
-    """Whether the kernel is configured for as few tokens per group as there are."""
+    """Whether there are enough tokens per group for the kernel to pay."""
     least = launch.config("encoder_gradients", grad_pre, x.shape[1])["group_tokens"]
     return len(x) >= least * _groups(scale, shift, group)
 

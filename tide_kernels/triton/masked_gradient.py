@@ -1,8 +1,8 @@
 """The gradient of the pre-activations: the one product of the dense regime that cuBLAS cannot finish.
 
-The epilogue adds the gradients of the latents' own loss terms, masks, and computes column sums. Each program stores
-the sums of its tile, and these are added up in a fixed order. Memory is reached by pointers or, where the
-configuration says so and the operands lie well, by descriptors, for which the hardware copies whole tiles (TMA).
+The epilogue adds the gradients of the latents' own loss terms, masks, and computes column sums. Those of each tile are
+stored, and added up in a fixed order. z is read by pointers; all else by pointers or, where the configuration says so
+and the operands lie well, by descriptors, for which the hardware copies whole tiles (TMA).
 """
 
 from __future__ import annotations

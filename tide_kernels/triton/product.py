@@ -55,7 +55,8 @@ def accumulate(
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     m_row, m_column = o_row < rows - first_row, o_column < columns - first_column
     # Rows and columns out of range read the tile's first one instead, which spares a mask: their sums are not stored.
-    # Where they are contiguous, this would hide it, and a copy would move one element.
+    # Where rows or columns are contiguous, replaced offsets would hide that from the compiler, which would copy one
+    # element at a time: masks instead.
     if A_INNER:
         o_row = tl.where(m_row, o_row, 0)
     if B_INNER:

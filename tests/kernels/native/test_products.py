@@ -93,7 +93,12 @@ def test_gradients_that_are_not_wanted():
         assert all(t is None or torch.equal(t, all_) for t, all_ in zip(some, everything, strict=True))
 
 
-@pytest.mark.parametrize("wanted", range(1, 8))
+def names_of(wanted):
+    """The gradients whose bits are set."""
+    return "+".join(name for bit, name in enumerate(("W_dec", "W_enc", "b_enc")) if wanted >> bit & 1)
+
+
+@pytest.mark.parametrize("wanted", range(1, 8), ids=names_of)
 @pytest.mark.parametrize(("n_tokens", "n_latents", "d_model", "k"), SHAPES)
 def test_squares_are_those_of_the_finished_rows(n_tokens, n_latents, d_model, k, wanted, threads):
     """Rows without places count too; the number of threads changes no bit."""
@@ -117,23 +122,23 @@ def test_squares_are_those_of_the_finished_rows(n_tokens, n_latents, d_model, k,
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("pull", [0.0, 0.3])
-@pytest.mark.parametrize("wanted", range(1, 8))
-def test_a_start_replaces_what_gradients_hold(wanted, pull):
+@pytest.mark.parametrize("start", [0.0, 0.3])
+@pytest.mark.parametrize("wanted", range(1, 8), ids=names_of)
+def test_a_start_replaces_what_gradients_hold(wanted, start):
     """Also in the rows of latents without a place."""
     values, indices = code(40, 700, 3, "ascending", torch.float32)
     W_dec, W_enc, x_mod, grad = normal(700, 70), normal(700, 70, seed=6), normal(40, 70, seed=2), normal(40, 70, seed=3)
     layout = native.transpose(indices, 700)
-    starts = [pull * W_dec, pull * W_enc, torch.zeros(700)]
-    added = [each if wanted >> i & 1 else None for i, each in enumerate(starts)]
+    begins = [start * W_dec, start * W_enc, torch.zeros(700)]
+    added = [each if wanted >> i & 1 else None for i, each in enumerate(begins)]
     started = [None if each is None else torch.full_like(each, torch.nan) for each in added]
     expected = native.backward_latents(values, indices, layout, grad, x_mod, W_dec, None, *added)
     arguments = (values, indices, layout, grad, x_mod, W_dec, None)
-    assert torch.equal(native.backward_latents(*arguments, *started, W_enc=W_enc, start=pull), expected)
+    assert torch.equal(native.backward_latents(*arguments, *started, W_enc=W_enc, start=start), expected)
     assert all(a is None or torch.equal(a, b) for a, b in zip(started, added, strict=True))
-    if wanted & 2 and pull:
+    if wanted & 2 and start:
         with pytest.raises(RuntimeError, match="a start of W_enc's gradient needs W_enc"):
-            native.backward_latents(*arguments, *started, start=pull)
+            native.backward_latents(*arguments, *started, start=start)
 
 
 def test_transpose_is_ordered_by_latent_and_token():
