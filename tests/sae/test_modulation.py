@@ -8,25 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 
 from tide.adapters import adapter_for, tap
 from tide.errors import TideError
 from tide.sae.modulation import Modulation, ModulationConfig
 
 SMALL = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8)
-
-
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize(("n_frequencies", "shift"), [(8, 0.0), (7, 1.0), (256, 0.0)])
-@pytest.mark.parametrize(("offset", "factor"), [(0.0, 1.0), (2.0, 0.3)])
-def test_the_sinusoid_is_that_of_diffusers(n_frequencies, shift, flip, offset, factor):
-    options = {"flip_sin_to_cos": flip, "downscale_freq_shift": shift}
-    place = {"timestep_factor": factor, "timestep_offset": offset}
-    modulation = Modulation(ModulationConfig(6, 10, n_frequencies, **options, **place))
-    timesteps = torch.tensor([0.0, 1.0, 951.5])
-    expected = get_timestep_embedding(offset + factor * timesteps, n_frequencies, **options)
-    assert torch.equal(modulation._sinusoid(timesteps), expected)
 
 
 def norm_input_and_output(pipe, block: int, chunk: str):
@@ -133,36 +120,6 @@ def test_gradients_reach_every_parameter():
     scale, shift = modulation(torch.tensor([7.0]))
     (scale.sum() + 2 * shift.square().sum()).backward()
     assert all(p.grad is not None and p.grad.any() for p in modulation.parameters())
-
-
-@pytest.mark.parametrize("frozen", [(), ("linear_1.weight", "linear_2.bias", "linear.weight")], ids=["all", "some"])
-@pytest.mark.parametrize("options", [{}, {"has_scale": False}, {"has_shift": False}, {"conditioned": True}], ids=str)
-def test_gradients_equal_those_of_autograd(options, frozen):
-    """They are added to those that are there."""
-    config = ModulationConfig(6, 10, 8, **options)
-    own, other = (Modulation.random(config, torch.Generator().manual_seed(0)).double() for _ in range(2))
-    for modulation in (own, other):
-        for name in frozen:
-            modulation.get_parameter(name).requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
-    arguments = torch.tensor([3.0, 950.0, 20.0]), torch.randn(3, 10, generator=generator) if options else None
-    if not config.conditioned:
-        arguments = arguments[:1]
-    gradients = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
-    for _ in range(2):
-        tables = other(*arguments)
-        torch.autograd.backward([t for t in tables if t.requires_grad], [
-            g for g, t in zip(gradients, tables, strict=True) if t.requires_grad
-        ])  # fmt: skip
-        tape: list[torch.Tensor] = []
-        with torch.no_grad():
-            own.forward(*arguments, tape=tape)
-        scale, shift = gradients
-        own.add_gradients(tape, scale if config.has_scale else None, shift if config.has_shift else None)
-    for (name, p), q in zip(own.named_parameters(), other.parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None) == (name in frozen)
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-15)
 
 
 def test_conditioning_is_asked_for_and_refused():

@@ -78,10 +78,10 @@ class TIDE(Autoencoder):
 
     # -- units and modulation -----------------------------------------------------------------------------
 
-    def _entering(self, x: Tensor, position: At, tape: list[Tensor] | None = None) -> tuple[Tensor, ScaleShift]:
+    def _entering(self, x: Tensor, position: At) -> tuple[Tensor, ScaleShift]:
         """``x`` as ``[N, d_model]`` in normalised units, and the modulation of these rows."""
         rows = self._rows(x)
-        return self.normalised(rows), self.modulation_of(len(rows), position, tape)
+        return self.normalised(rows), self.modulation_of(len(rows), position)
 
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_model:
@@ -105,8 +105,8 @@ class TIDE(Autoencoder):
         wide = torch.promote_types(x_hat.dtype, self.activation_mean.dtype)
         return (x_hat.to(wide) * self.activation_scale + self.activation_mean).to(x_hat.dtype)
 
-    def modulation_of(self, n_rows: int, position: At, tape: list[Tensor] | None = None) -> ScaleShift:
-        """Scale and shift of ``n_rows`` rows at ``position``; ``tape`` as in :meth:`Modulation.forward`.
+    def modulation_of(self, n_rows: int, position: At) -> ScaleShift:
+        """Scale and shift of ``n_rows`` rows at ``position``.
 
         Raises :class:`~tide.errors.TideError` if the modulation needs what the position lacks, and for rows that its
         groups cannot share evenly.
@@ -114,7 +114,7 @@ class TIDE(Autoencoder):
         if self.modulation is None:
             return ScaleShift()
         position = Position.of(position)
-        scale, shift = self.modulation(position.timesteps(self.W_enc.device), position.conditioning, tape)
+        scale, shift = self.modulation(position.timesteps(self.W_enc.device), position.conditioning)
         return ScaleShift(scale, shift, position.groups(n_rows, len(scale), scale.device))
 
     # -- the autoencoder ----------------------------------------------------------------------------------
@@ -190,23 +190,16 @@ class TIDE(Autoencoder):
         modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is; ``more``
         are arguments of it, of which ``start`` replaces what the buffers hold.
         """
-        tape: list[Tensor] = []
-        with torch.no_grad():
-            rows, modulation = self._entering(x, position, tape)
-        found = self._modulation_gradients(modulation)
+        rows, modulation = self._entering(x, position)
+        tables = {name: getattr(modulation, name) for name in ("scale", "shift")}
+        tables = {name: table for name, table in tables.items() if table is not None and table.requires_grad}
+        found = {name: torch.zeros_like(table) for name, table in tables.items()}
         arguments = self._arguments(modulation, options) | more
         terms = loss(rows, dead=dead, gradients={**gradients, **found}, **arguments)
-        if self.modulation is not None and found:
-            self.modulation.add_gradients(tape, found.get("scale"), found.get("shift"))
+        if tables:
+            with torch.autocast(rows.device.type, enabled=False):  # as the modulation's own forward pass
+                torch.autograd.backward(list(tables.values()), list(found.values()))
         return terms
-
-    def _modulation_gradients(self, modulation: ScaleShift) -> dict[str, Tensor]:
-        """Zeros for the gradients of the scale and shift that depend on parameters in training."""
-        if self.modulation is None or not any(p.requires_grad for p in self.modulation.parameters()):
-            return {}
-        config = self.modulation.config
-        there = {"scale": config.has_scale, "shift": config.has_shift}
-        return {name: torch.zeros_like(getattr(modulation, name)) for name, has in there.items() if has}
 
     def _arguments(self, modulation: ScaleShift, options: LossOptions) -> dict[str, Any]:
         """What ``tide_loss`` is called with, besides rows, dead latents and buffers."""

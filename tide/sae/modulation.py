@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from tide.errors import TideError
@@ -120,14 +119,11 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
         return self
 
-    def forward(
-        self, timestep: Tensor, conditioning: Tensor | None = None, tape: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, timestep: Tensor, conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups, d_model]``.
 
         Computed in the parameters' precision, whatever the autocast state: there are few groups, and a sinusoid of the
-        timestep rounded to bf16 no longer distinguishes neighbouring timesteps. ``tape`` receives what
-        :meth:`add_gradients` needs.
+        timestep rounded to bf16 no longer distinguishes neighbouring timesteps.
 
         Raises :class:`~tide.errors.TideError` if conditioning is missing, or given although the model has none.
         """
@@ -140,63 +136,17 @@ class Modulation(nn.Module):
             )
         weight = self.linear_1.weight
         with torch.autocast(weight.device.type, enabled=False):
-            waves = self._sinusoid(timestep.to(weight.device).float().reshape(-1)).to(weight.dtype)
-            first = self.linear_1(waves)
-            hidden = F.silu(first)
-            embedding = self.linear_2(hidden)
+            waves = get_timestep_embedding(
+                config.timestep_offset + config.timestep_factor * timestep.to(weight.device).float().reshape(-1),
+                config.n_frequencies,
+                flip_sin_to_cos=config.flip_sin_to_cos,
+                downscale_freq_shift=config.downscale_freq_shift,
+            )
+            embedding = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
             if conditioning is not None:
                 embedding = embedding + conditioning.to(embedding)
-            activated = F.silu(embedding)
-            rows = self.linear(activated)
-        if tape is not None:
-            tape[:] = waves, first, hidden, embedding, activated
-        if config.has_scale and config.has_shift:
-            scale, shift = rows.split(config.d_model, dim=1)  # whose backward is a single op
-            return scale, shift
-        zeros = torch.zeros_like(rows)
-        return (rows, zeros) if config.has_scale else (zeros, rows)
-
-    @torch.no_grad()
-    def add_gradients(self, tape: list[Tensor], scale: Tensor | None, shift: Tensor | None) -> None:
-        """Adds to ``.grad`` of the parameters that require one, given the gradients of the scale and shift that
-        :meth:`forward` returned along with ``tape``; None for one that the config lacks.
-
-        For layers as small as these, autograd takes longer to record and find its way than to compute.
-        """
-        waves, first, hidden, embedding, activated = tape
-        with torch.autocast(waves.device.type, enabled=False):
-            grad = torch.cat([each for each in (scale, shift) if each is not None], dim=1)
-            _add_layer(self.linear, activated, grad)
-            grad = torch.ops.aten.silu_backward(grad @ self.linear.weight, embedding)
-            _add_layer(self.linear_2, hidden, grad)
-            grad = torch.ops.aten.silu_backward(grad @ self.linear_2.weight, first)
-            _add_layer(self.linear_1, waves, grad)
-
-    def _sinusoid(self, timestep: Tensor) -> Tensor:
-        """``diffusers.models.embeddings.get_timestep_embedding``, with frequencies that are kept."""
-        config = self.config
-        half, odd = divmod(config.n_frequencies, 2)
-        if (config.timestep_offset, config.timestep_factor) != (0, 1):
-            timestep = config.timestep_offset + config.timestep_factor * timestep
-        angles = timestep[:, None] * _frequencies(half, config.downscale_freq_shift, timestep.device)
-        waves = (angles.cos(), angles.sin()) if config.flip_sin_to_cos else (angles.sin(), angles.cos())
-        return F.pad(torch.cat(waves, dim=1), (0, odd)) if odd else torch.cat(waves, dim=1)
-
-
-def _add_layer(layer: nn.Linear, x: Tensor, grad: Tensor) -> None:
-    """Adds to those of the layer, given its input and the gradient of its output."""
-    if layer.weight.requires_grad:
-        _accumulate(layer.weight, grad.T @ x)
-    if layer.bias.requires_grad:
-        _accumulate(layer.bias, grad.sum(0))
-
-
-def _accumulate(parameter: Tensor, found: Tensor) -> None:
-    parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
-
-
-@cache
-def _frequencies(count: int, shift: float, device: torch.device) -> Tensor:
-    """``10000^(-i / (count - shift))`` for i from 0 to count - 1, float32."""
-    exponents = -math.log(10000) * torch.arange(count, dtype=torch.float32, device=device)
-    return torch.exp(exponents / (count - shift))
+            rows = self.linear(F.silu(embedding))
+        zeros = rows.new_zeros(len(rows), config.d_model)
+        scale = rows[:, : config.d_model] if config.has_scale else zeros
+        shift = rows[:, -config.d_model :] if config.has_shift else zeros
+        return scale, shift
