@@ -25,8 +25,8 @@ from tide.editing.target_file import load_target, save_target
 from tide.evaluation.scorers import CLIPScorer
 from tide.evaluation.scorers.base import read_weights
 from tide.files import write_json, write_sealed
+from tide.images import open_picture
 from tide.interpretation.atlas import Atlas, Label
-from tide.pictures import open_picture
 from tide.runs import Contents, contents, write_run
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge

@@ -21,8 +21,8 @@ from tide.activations.options import check_count
 from tide.errors import TideError
 from tide.files import file_digest, read_text
 from tide.files.schema import check_schema
+from tide.images.decode import MAX_BYTES, open_picture, to_rgb
 from tide.messages import one_line
-from tide.pictures import MAX_BYTES, open_picture, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -36,7 +36,7 @@ _Pair = tuple[Tensor, str]
 def to_tensor(image: Image.Image, size: Size) -> Tensor:
     """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1].
 
-    Transparent pixels become white and the EXIF orientation is applied (:func:`tide.pictures.to_rgb`).
+    Transparent pixels become white and the EXIF orientation is applied (:func:`tide.images.to_rgb`).
     """
     height, width = (size, size) if isinstance(size, int) else size
     fitted = ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)

@@ -13,7 +13,7 @@ from tide.adapters import Adapter
 from tide.cli.command import left_behind
 from tide.cli.edit_options import EditOptions
 from tide.editing import Contrast, Keep, Replace, ScaleTarget, Strength, Target
-from tide.pictures import open_picture
+from tide.images import open_picture
 from tide.sae import TIDE
 
 

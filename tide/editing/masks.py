@@ -12,7 +12,7 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid, image_size
 from tide.errors import TideError
-from tide.pictures import open_picture
+from tide.images import open_picture
 
 
 def token_mask(pixels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,5 @@
+"""Images of others: opened, and identified."""
+
+from tide.images.decode import open_picture, to_rgb
+
+__all__ = ["open_picture", "to_rgb"]
