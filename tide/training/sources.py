@@ -11,7 +11,6 @@ import numpy as np
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Data, collect, prepare
-from tide.activations.identity import digest
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
 from tide.activations.source import Source
@@ -23,6 +22,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
+from tide.images.identity import digest
 from tide.provenance import first_difference
 from tide.sae import TIDE
 from tide.training.config import TrainConfig
@@ -280,6 +280,7 @@ def live(
         "pipeline": weights,
     }
     about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
+    about |= {"hold_out": source.hold_out} if source.hold_out else {}
     stream = LiveStream(
         collected,
         config.batch_tokens,
