@@ -7,13 +7,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-<<<<<<< HEAD
-from tide.activations.data import Samples
-from tide.images.identity import Sample, digest
-=======
 from tide.images.identity import Sample, digest
 from tide.images.samples import Samples
->>>>>>> data
 from tide.scenes.annotate import concept_masks, images_of
 from tide.scenes.scene import LEVEL_OF, Split, prompts
 
