@@ -27,7 +27,6 @@ from tests.helpers.pictures import (
     swapped_profile,
     with_chunk,
 )
-from tide.activations.data import to_tensor
 from tide.errors import TideError
 from tide.images import open_picture, to_rgb
 
@@ -218,7 +217,7 @@ def test_modes_in_memory(mode):
 
 
 @pytest.mark.parametrize("mode", ["a file", "I", "I;16", "I;16B"])
-def test_a_16_bit_ramp_stays_a_ramp(tmp_path, mode):
+def test_a_16_bit_ramp_stays_a_ramp(mode):
     """Pillow's own conversion clips at 255, which makes nearly all of it white."""
     values = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
     ramp = {
@@ -227,11 +226,7 @@ def test_a_16_bit_ramp_stays_a_ramp(tmp_path, mode):
         "I;16B": lambda: Image.frombytes("I;16B", (32, 32), values.astype(">u2").tobytes()),
         "a file": lambda: Image.open(BytesIO(encoded(Image.fromarray(values)))),
     }[mode]()
-    expected = np.floor(values[0] / 256) / 127.5 - 1
-    assert to_tensor(ramp, 32)[1, 7].numpy() == pytest.approx(expected, abs=1e-6)
-    if mode == "a file":
-        (tmp_path / "ramp.png").write_bytes(encoded(Image.fromarray(values)))
-        assert to_tensor(open_picture(tmp_path / "ramp.png"), 32)[2, 31].numpy() == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(np.asarray(to_rgb(ramp))[5, :, 1], values[0] >> 8)
 
 
 @pytest.mark.parametrize(
