@@ -12,7 +12,7 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.files.reading import read_json
-from tide.files.writing import write_json
+from tide.files.writing import finite, write_json
 
 #: The entry that holds the SHA-256 of all others.
 SEAL = "sha256"
@@ -20,7 +20,7 @@ SEAL = "sha256"
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """Writes ``data``, as :func:`~tide.files.write_json` does, with the checksum of its JSON."""
-    write_json(path, {**data, SEAL: _digest(data)})
+    write_json(path, {**data, SEAL: _digest(finite(data))})
 
 
 def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""What ``tide concepts`` prints: a table with a row a concept, and a sentence that tells what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tide.tables import text_table
+
+Row = dict[str, Any]
+
+#: Of captions: where its words and figures come from.
+OF_CAPTIONS = (
+    "auroc: how well the latent's mean over an image tells images with the word from those without (0.5 chance, 1 "
+    "perfect),\nwith its 95 % interval, on {images} that did not choose the latent; neuron, random: the best raw "
+    "channel and the best\nlatent of an untrained autoencoder, chosen and scored alike."
+)
+OF_SCENES = (
+    "auroc: how well the latent tells tokens of the concept from others (0.5 chance, 1 perfect), iou: of its map with "
+    "the\nmask; on test scenes, after latent, sign and threshold were chosen on development scenes; neuron: the best "
+    "raw channel."
+)
+
+
+def concepts_text(found: Row) -> str:
+    """The table of captions or of rendered scenes, the clearest concept first, and what its columns mean."""
+    ordered = sorted(found["concepts"].items(), key=lambda item: -_area(item[1]))
+    if "images" not in found:
+        columns = ("latent", "auroc", "neuron", "iou", "remark")
+        rows = [(concept, *_of_scenes(row)) for concept, row in ordered]
+        return f"{text_table(('concept', *columns), rows)}\n\n{OF_SCENES}"
+    columns = ("with", "without", "latent", "auroc", "95 %", "neuron", "random", "remark")
+    rows = [(concept, *_of_captions(row)) for concept, row in ordered]
+    return f"{text_table(('concept', *columns), rows)}\n\n{OF_CAPTIONS.format(images=_images(found))}"
+
+
+def concepts_sentence(found: Row, block: int | str | None) -> str:
+    """How many concepts have a latent of their own, the clearest three, and which have none."""
+    rows = found["concepts"]
+    told = {concept: row for concept, row in rows.items() if _told(row)}
+    clearest = sorted(told.items(), key=lambda item: -item[1]["auroc"])[:3]
+    named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
+    others = ", ".join(concept for concept in rows if concept not in told)
+    return (
+        f"{len(told)} of {len(rows)} concepts on block {block} are told apart{f': {named}' if named else ''}"
+        f"{f'; not {others}' if others else ''}"
+    )
+
+
+def _images(found: Row) -> str:
+    return found["images"]["of"]
+
+
+def _told(row: Row) -> bool:
+    """Whether the latent's AUROC is known and above chance."""
+    return row["auroc"] is not None and row.get("interval", [row["auroc"]])[0] > 0.5
+
+
+def _area(row: Row) -> float:
+    return -1.0 if row["auroc"] is None else row["auroc"]
+
+
+def _of_captions(row: Row) -> tuple[str, ...]:
+    interval = "-" if row["interval"] is None else "{:.2f}-{:.2f}".format(*row["interval"])
+    return (
+        str(row["images"]),
+        str(row["without"]),
+        str(row["latent"]),
+        _cell(row["auroc"]),
+        interval,
+        _cell(row["neuron"]["auroc"]),
+        _cell(row["random"]["auroc"]),
+        row["remark"],
+    )
+
+
+def _of_scenes(row: Row) -> tuple[str, ...]:
+    remark = "a raw neuron is better" if row["neuron_auroc"] > row["auroc"] else ""
+    return str(row["latent"]), _cell(row["auroc"]), _cell(row["neuron_auroc"]), _cell(row["iou"]), remark
+
+
+def _cell(value: float | None) -> str:
+    """The figure; "-" for one that is not known."""
+    return "-" if value is None else f"{value:.2f}"
