@@ -179,7 +179,7 @@ def measure_step(options: argparse.Namespace, out: Path) -> dict[str, float]:
 
 def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
     """Trainings in turn, the fastest of each kind."""
-    from tide.activations.identity import Sample
+    from tide.images.identity import Sample
     from tide.activations.memory import ActivationPool
     from tide.activations.writer import StoreWriter
     from tide.training import from_stores

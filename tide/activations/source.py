@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from tide.activations.data import Samples
-from tide.activations.identity import Sample, digest, digest_of
 from tide.errors import TideError
 from tide.files import read_text
+from tide.images.identity import Sample, digest, digest_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Source:
     exact: bool = True
     limited: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    #: The share of the data that is reserved.
+    hold_out: float = 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Sequence[str]]]:
         return self.from_sample(0)

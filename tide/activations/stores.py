@@ -12,12 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import what_changed
 from tide.activations.manifest import places
 from tide.activations.source import Prompts, Source
 from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.images.identity import what_changed
 
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
 SHARDS = 20

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tide.activations.data import Samples
-from tide.activations.identity import Sample, digest
+from tide.images.identity import Sample, digest
 from tide.scenes.annotate import concept_masks, images_of
 from tide.scenes.scene import LEVEL_OF, Split, prompts
 
