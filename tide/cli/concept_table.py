@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from tide.evaluation.wording import images_in_words
 from tide.tables import text_table
 
 Row = dict[str, Any]
 
-#: Of captions: where its words and figures come from.
+CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "random", "remark")
+SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
+#: What the columns mean.
 OF_CAPTIONS = (
     "auroc: how well the latent's mean over an image tells images with the word from those without (0.5 chance, 1 "
     "perfect),\nwith its 95 % interval, on {images} that did not choose the latent; neuron, random: the best raw "
@@ -25,12 +29,10 @@ def concepts_text(found: Row) -> str:
     """The table of captions or of rendered scenes, the clearest concept first, and what its columns mean."""
     ordered = sorted(found["concepts"].items(), key=lambda item: -_area(item[1]))
     if "images" not in found:
-        columns = ("latent", "auroc", "neuron", "iou", "remark")
-        rows = [(concept, *_of_scenes(row)) for concept, row in ordered]
-        return f"{text_table(('concept', *columns), rows)}\n\n{OF_SCENES}"
-    columns = ("with", "without", "latent", "auroc", "95 %", "neuron", "random", "remark")
-    rows = [(concept, *_of_captions(row)) for concept, row in ordered]
-    return f"{text_table(('concept', *columns), rows)}\n\n{OF_CAPTIONS.format(images=_images(found))}"
+        table = _table(SCENE_COLUMNS, [(concept, *_of_scenes(row)) for concept, row in ordered])
+        return f"{table}\n\n{OF_SCENES}"
+    table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
+    return f"{table}\n\n{OF_CAPTIONS.format(images=images_in_words(found['images']['of']))}"
 
 
 def concepts_sentence(found: Row, block: int | str | None) -> str:
@@ -41,13 +43,16 @@ def concepts_sentence(found: Row, block: int | str | None) -> str:
     named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
     others = ", ".join(concept for concept in rows if concept not in told)
     return (
-        f"{len(told)} of {len(rows)} concepts on block {block} are told apart{f': {named}' if named else ''}"
-        f"{f'; not {others}' if others else ''}"
+        f"{len(told)} of {len(rows)} concepts on block {block} have a latent above chance"
+        f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
     )
 
 
-def _images(found: Row) -> str:
-    return found["images"]["of"]
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """The last column, of remarks, aligned to the left."""
+    width = max(len(row[-1]) for row in rows)
+    header = ("concept", *columns[:-1], columns[-1].ljust(width))
+    return text_table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
 
 
 def _told(row: Row) -> bool:
@@ -74,7 +79,8 @@ def _of_captions(row: Row) -> tuple[str, ...]:
 
 
 def _of_scenes(row: Row) -> tuple[str, ...]:
-    remark = "a raw neuron is better" if row["neuron_auroc"] > row["auroc"] else ""
+    known = None not in (row["auroc"], row["neuron_auroc"])
+    remark = "a raw neuron is better" if known and row["neuron_auroc"] > row["auroc"] else ""
     return str(row["latent"]), _cell(row["auroc"]), _cell(row["neuron_auroc"]), _cell(row["iou"]), remark
 
 

@@ -71,12 +71,14 @@ class Concepts(Command):
     def _draw(self, pipeline: str) -> None:
         from tide.cli import common
         from tide.cli.concept_table import concepts_sentence, concepts_text
+        from tide.files import finite
         from tide.fingerprint import pipeline_fingerprints
 
         adapter = common.adapter_of(self.model, pipeline)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         find = self._in_scenes if self.source.data is None else self._in_captions
         found, pictures, data = find(adapter, model)
+        found = finite(found)
         holds = common.about(
             "concepts",
             adapter,

@@ -48,14 +48,14 @@ def evaluation_sentence(figures: dict[str, Any]) -> str:
 def _cost(loss: dict[str, Any]) -> str:
     ratio, worst = loss["ratio"], loss["by_timestep"][loss["worst"]]["ratio"]
     if ratio is None:
-        return f"With its reconstruction in place the diffusion loss has no ratio to the clean {loss['clean']:.4g}"
+        return f"With its reconstruction in place the diffusion loss has no ratio to the clean {loss['clean']:#.4g}"
     adds = f"adds {ratio - 1:.1%} to" if ratio >= 1 else f"takes {1 - ratio:.1%} off"
     share = "zeroing the block does no harm that could be recovered"
     if loss["recovered"] is not None:
-        share = f"{loss['recovered']:.1%} recovered of what zeroing the block adds"
+        share = f"of what zeroing the block adds, {loss['recovered']:.1%} is recovered"
     return (
-        f"Its reconstruction in place {adds} the diffusion loss: {loss['reconstructed']:.4g} against "
-        f"{loss['clean']:.4g} clean, ratio {_ratio(ratio)}, at worst {_ratio(worst)} at timestep {loss['worst']}; "
+        f"Its reconstruction in place {adds} the diffusion loss: {loss['reconstructed']:#.4g} against "
+        f"{loss['clean']:#.4g} clean, ratio {_ratio(ratio)}, at worst {_ratio(worst)} at timestep {loss['worst']}; "
         f"{share}"
     )
 
@@ -64,8 +64,9 @@ def _read(figures: dict[str, Any]) -> str:
     images, tokens = figures["images"], figures["models"]["tide"]["tokens"]
     return (
         f"{images['read']}: {images['fit']} fit PCA and mean, {images['measured']} are measured ({tokens:.0f} tokens), "
-        f"{images['loss']} in the model.\nmse in the {figures['sae']['kind']}'s units; loss: of the noise (eq. 4), the "
-        "row in place of the block's output; ratio: to the clean loss."
+        f"{images['loss']} in the model.\nmse: in units of the activations' mean square; l0: active latents a token; "
+        "dead: latents that never fired;\nloss: of the noise (eq. 4), with the row in place of the block's output; "
+        "ratio: of that loss to the clean one."
     )
 
 
@@ -82,9 +83,9 @@ def _models(figures: dict[str, Any]) -> str:
         for name, row in figures["models"].items()
     ]
     empty = ("",) * (len(FIT) + 2)
-    rows.append(("clean", *empty, _cell(loss["clean"], ".4g"), "", ""))
+    rows.append(("clean", *empty, _cell(loss["clean"], "#.4g"), "", ""))
     zeroed = None if loss["ablated"] is None or not loss["clean"] else loss["ablated"] / loss["clean"]
-    rows.append(("zeroed", *empty, _cell(loss["ablated"], ".4g"), _ratio(zeroed), ""))
+    rows.append(("zeroed", *empty, _cell(loss["ablated"], "#.4g"), _ratio(zeroed), ""))
     return text_table(("", *FIT, "l0", "dead", "loss", "ratio", "recovered"), rows)
 
 
@@ -92,14 +93,15 @@ def _by_timestep(kind: str, loss: dict[str, Any]) -> str:
     rows = [
         (
             f"t {t}",
-            *(_cell(each[name], ".4g") for name in ("clean", "reconstructed", "ablated")),
+            *(_cell(each[name], "#.4g") for name in ("clean", "reconstructed", "ablated")),
             _ratio(each["ratio"]),
             _cell(each["recovered"], ".1%"),
             "< worst" if t == loss["worst"] else "",
         )
         for t, each in loss["by_timestep"].items()
     ]
-    return text_table(("diffusion loss", "clean", kind, "zeroed", "ratio", "recovered", ""), rows)
+    table = text_table(("diffusion loss", "clean", kind, "zeroed", "ratio", "recovered", ""), rows)
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def _fit_by_timestep(kind: str, bins: Mapping[str, Any]) -> str:
@@ -125,7 +127,7 @@ def _fit(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _loss(variant: Mapping[str, Any]) -> tuple[str, str, str]:
-    return _cell(variant["loss"], ".4g"), _ratio(variant["ratio"]), _cell(variant["recovered"], ".1%")
+    return _cell(variant["loss"], "#.4g"), _ratio(variant["ratio"]), _cell(variant["recovered"], ".1%")
 
 
 def _cell(value: float | None, form: str) -> str:

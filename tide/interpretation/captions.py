@@ -106,8 +106,8 @@ def caption_concepts(
     For each word the images with it and those without it are halved at random. On one half the latent is chosen whose
     mean over tokens and timesteps has the highest AUROC; on the other half it is scored, so that the score needs no
     correction for the number of latents. A raw neuron and a latent of an untrained autoencoder, chosen and scored
-    alike, stand beside it. A concept's pooled latents are those of the choosing half's images with the word, and an image is
-    like the concept by its cosine with these minus the pooled latents of all images of that half.
+    alike, stand beside it. A concept's pooled latents are those of the choosing half's images with the word, and an
+    image is like the concept by its cosine with these minus the pooled latents of all images of that half.
 
     Images that the model was trained on are left out where enough remain (:func:`pick_images`).
 
@@ -193,10 +193,8 @@ def _likest(pooled: Tensor, among: Tensor, direction: Tensor, n: int) -> tuple[l
 
 def _row(pooled: Pooled, shows: Tensor, half: Halves, chosen: list[int]) -> dict[str, Any]:
     z, there = pooled["latents"][half.scoring], shows[half.scoring]
-    neuron, sign = (
-        each[0] for each in strongest(pooled["neurons"][half.choosing], shows[half.choosing], 1, signed=True)
-    )
-    random = strongest(pooled["random"][half.choosing], shows[half.choosing], 1)[0][0]
+    (neuron,), (sign,) = strongest(pooled["neurons"][half.choosing], shows[half.choosing], 1, signed=True)
+    (random,), _ = strongest(pooled["random"][half.choosing], shows[half.choosing], 1)
     unknown = {"auroc": None, "interval": None}
     scored = partial(score, shows=there) if half.scores else lambda values: unknown
     latent = scored(z[:, chosen[0]])
