@@ -14,15 +14,17 @@ CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "rand
 SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
 #: What the columns mean.
 OF_CAPTIONS = (
-    "auroc: how well the latent's mean over an image tells images with the word from those without (0.5 chance, 1 "
-    "perfect),\nwith its 95 % interval, on {images} that did not choose the latent; neuron, random: the best raw "
-    "channel and the best\nlatent of an untrained autoencoder, chosen and scored alike."
+    "{read}. The latent was chosen on one half of them, all figures are of the other half.\n"
+    "auroc: how well its mean over an image tells images with the word from those without (0.5 chance, 1 perfect).\n"
+    "neuron, random: the best raw channel, the best latent of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
-    "auroc: how well the latent tells tokens of the concept from others (0.5 chance, 1 perfect), iou: of its map with "
-    "the\nmask; on test scenes, after latent, sign and threshold were chosen on development scenes; neuron: the best "
-    "raw channel."
+    "Latents were chosen on development scenes, all figures are of test scenes, whose combinations nothing was trained "
+    "on.\nauroc: how well the latent tells tokens of the concept from other tokens (0.5 chance, 1 perfect); neuron: of "
+    "the\nbest raw channel, chosen and scored alike; iou: of the latent's map with the concept's mask."
 )
+#: The AUROC at which a latent is said to find a concept of rendered scenes, as in the demo's headline.
+CLEAR = 0.85
 
 
 def concepts_text(found: Row) -> str:
@@ -32,18 +34,21 @@ def concepts_text(found: Row) -> str:
         table = _table(SCENE_COLUMNS, [(concept, *_of_scenes(row)) for concept, row in ordered])
         return f"{table}\n\n{OF_SCENES}"
     table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
-    return f"{table}\n\n{OF_CAPTIONS.format(images=images_in_words(found['images']['of']))}"
+    images = found["images"]
+    read = f"{images['used']} {images_in_words(images['of'])}, of {images['read']}"
+    return f"{table}\n\n{OF_CAPTIONS.format(read=read)}"
 
 
 def concepts_sentence(found: Row, block: int | str | None) -> str:
-    """How many concepts have a latent of their own, the clearest three, and which have none."""
-    rows = found["concepts"]
-    told = {concept: row for concept, row in rows.items() if _told(row)}
+    """How many concepts have a latent, the clearest three, and of captions which have none."""
+    rows, of_captions = found["concepts"], "images" in found
+    told = {concept: row for concept, row in rows.items() if (_above_chance if of_captions else _clear)(row)}
     clearest = sorted(told.items(), key=lambda item: -item[1]["auroc"])[:3]
     named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
-    others = ", ".join(concept for concept in rows if concept not in told)
+    others = ", ".join(concept for concept in rows if concept not in told) if of_captions else ""
     return (
-        f"{len(told)} of {len(rows)} concepts on block {block} have a latent above chance"
+        f"{len(told)} of {len(rows)} concepts on block {block} have a latent "
+        f"{'above chance' if of_captions else f'of AUROC {CLEAR} or more'}"
         f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
     )
 
@@ -52,12 +57,16 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """The last column, of remarks, aligned to the left."""
     width = max(len(row[-1]) for row in rows)
     header = ("concept", *columns[:-1], columns[-1].ljust(width))
-    return text_table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+    table = text_table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
-def _told(row: Row) -> bool:
-    """Whether the latent's AUROC is known and above chance."""
-    return row["auroc"] is not None and row.get("interval", [row["auroc"]])[0] > 0.5
+def _above_chance(row: Row) -> bool:
+    return row["interval"] is not None and row["interval"][0] > 0.5
+
+
+def _clear(row: Row) -> bool:
+    return _area(row) >= CLEAR
 
 
 def _area(row: Row) -> float:
