@@ -179,9 +179,13 @@ def measure_step(options: argparse.Namespace, out: Path) -> dict[str, float]:
 
 def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
     """Trainings in turn, the fastest of each kind."""
+<<<<<<< HEAD
     from tide.images.identity import Sample
+=======
+>>>>>>> data
     from tide.activations.memory import ActivationPool
     from tide.activations.writer import StoreWriter
+    from tide.images.identity import Sample
     from tide.training import from_stores
 
     rows = activations(options.rows, options.width)

@@ -87,7 +87,7 @@ def test_the_images_that_trained_it_are_kept(tmp_path, trained_on):
     ("spoil", "message"),
     [
         (lambda f: edit_config(f, trained_on=None), r"\(trained_on\): "),
-        (lambda f: edit_config(f, trained_on={"data": ["a"]}), r"\(trained_on\): images is missing"),
+        (lambda f: edit_config(f, trained_on={"data": ["a"], "hold_out": 0.1}), r"\(trained_on\): images is missing"),
         (
             lambda f: edit_config(f, trained_on={"data": ["a"], "images": 2, "hold_out": 0.1}),
             r"trained_on is of 2 images and their digests are torch.uint8 \[3, 8\]; the files are of different",

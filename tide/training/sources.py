@@ -296,6 +296,7 @@ def live(
         "pipeline": weights,
     }
     about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
+    about |= {"hold_out": source.hold_out} if source.hold_out else {}
     stream = LiveStream(
         collected,
         config.batch_tokens,
