@@ -30,7 +30,7 @@ def figures(adapter, model) -> dict:
 def test_the_first_images_are_for_fitting(adapter, model, figures):
     """A share that ends within a batch; the other images come from noise of their own."""
     counts = {"fit": N_FIT, "measured": N_IMAGES - N_FIT, "loss": 5}
-    assert figures["images"] == {**counts, "of": "unrecorded", "read": "the 10 images of scenes"}
+    assert figures["images"] == {**counts, "of": "unrecorded", "read": "10 images of scenes"}
     source = open_source("scenes", adapter, images=N_IMAGES, batch_size=4)
     (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
 
@@ -65,7 +65,7 @@ def test_the_loss_is_of_as_many_images_and_timesteps_as_asked_for(figures):
 
 def test_as_text(figures):
     read, models, losses, fit, _ = evaluation_text(figures).split("\n\n")
-    assert read.startswith("the 10 images of scenes: 3 fit PCA and mean, 7 are measured (224 tokens), 5 in the model.")
+    assert read.startswith("10 images of scenes: 3 fit PCA and mean, 7 are measured (224 tokens), 5 in the model.")
     names = ["SAE", "PCA k", "PCA k/4", "mean", "clean", "zeroed"]
     assert [line.split("  ")[0] for line in models.splitlines()[1:]] == names
     assert models.split("\n")[0].split() == ["mse", "cosine", "variance", "l0", "dead", "loss", "ratio", "recovered"]

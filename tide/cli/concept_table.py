@@ -19,8 +19,8 @@ OF_CAPTIONS = (
     "neuron, random: the best raw channel, the best latent of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
-    "Latents were chosen on development scenes, all figures are of test scenes, whose combinations nothing was trained "
-    "on.\nauroc: how well the latent tells tokens of the concept from other tokens (0.5 chance, 1 perfect); neuron: of "
+    "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the "
+    "bundled pipeline was not trained on.\nauroc: how well the latent tells tokens of the concept from other tokens (0.5 chance, 1 perfect); neuron: of "
     "the\nbest raw channel, chosen and scored alike; iou: of the latent's map with the concept's mask."
 )
 #: The AUROC at which a latent is said to find a concept of rendered scenes, as in the demo's headline.
@@ -89,7 +89,7 @@ def _of_captions(row: Row) -> tuple[str, ...]:
 
 def _of_scenes(row: Row) -> tuple[str, ...]:
     known = None not in (row["auroc"], row["neuron_auroc"])
-    remark = "a raw neuron is better" if known and row["neuron_auroc"] > row["auroc"] else ""
+    remark = "neuron as good" if known and row["neuron_auroc"] >= row["auroc"] else ""
     return str(row["latent"]), _cell(row["auroc"]), _cell(row["neuron_auroc"]), _cell(row["iou"]), remark
 
 

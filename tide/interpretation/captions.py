@@ -53,8 +53,8 @@ class CaptionConcepts:
               its mean over an image's tokens tells images with the word from those without (0.5 is chance, 1 perfect),
               with the 95 % interval. None with fewer than :data:`~tide.interpretation.image_scores.FEWEST` of either;
               the latent is then chosen on all.
-            - ``remark``: "near chance" if the interval holds 0.5, "too few images to score", "a raw neuron is better",
-              "a random latent is better", or "".
+            - ``remark``: "too few images to score", "near chance" if the interval reaches down to 0.5, "neuron as good"
+              or "random as good" if the AUROC of these is no lower, or "".
             - ``neuron``, ``random``: the same for the activation's channels (with their ``sign``) and for the latents
               of an untrained autoencoder of the same shape.
             - ``latents``: the ten chosen first, each with its mean ``with`` and ``without`` the word and its ``auroc``,
@@ -217,5 +217,5 @@ def _remark(latent: dict[str, Any], beside: dict[str, dict[str, Any]]) -> str:
         return f"too few images to score (fewer than {FEWEST} with it or without)"
     if latent["interval"][0] <= 0.5:
         return "near chance"
-    better = {"neuron": "a raw neuron is better", "random": "a random latent is better"}
-    return next((better[name] for name, each in beside.items() if each["auroc"] > latent["auroc"]), "")
+    equal = [name for name, each in beside.items() if each["auroc"] >= latent["auroc"]]
+    return f"{' and '.join(equal)} as good" if equal else ""
