@@ -48,15 +48,20 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 
 
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
-    """The pipeline is the one that the checkpoint names."""
+    """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
     result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
-    assert result.err == ""
+    assert result.err == (
+        f"tide: warning: fewer than 8 images of {images} are left without those that trained this model, so training "
+        "images are measured; give other data, or train with --hold-out\n"
+    )
     assert "PCA k/4" in result.out
     assert "\nt " in result.out
-    assert result.out.splitlines()[-1].startswith("On 5 held-out images the TIDE explains")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["images"] == {"fit": 5, "held_out": 5}
+    assert result.out.splitlines()[-1].startswith("On 5 training images the TIDE explains")
+    assert "held-out" not in result.out
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    counts = {"fit": 5, "measured": 5, "loss": 5}
+    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}"}
     ranks = {name: row.get("rank") for name, row in metrics["models"].items()}
     assert ranks == {"tide": None, "pca_k": 8, "pca_k/4": 2, "mean": 0}
     mse = {name: row["mse"] for name, row in metrics["models"].items()}
@@ -64,17 +69,17 @@ def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     assert metrics["models"]["tide"]["l0"] <= 8
     assert metrics["models"]["tide"]["timestep"]
     loss = metrics["diffusion_loss"]
-    share = (loss["ablated"] - loss["reconstructed"]) / (loss["ablated"] - loss["clean"])
-    assert loss["recovered"] == pytest.approx(share)
+    assert loss["ratio"] == pytest.approx(loss["reconstructed"] / loss["clean"])
+    assert f"{loss['reconstructed']:#.4g} against {loss['clean']:#.4g} clean, ratio {loss['ratio']:.2f}" in result.out
     holds = contents(tmp_path)
     assert read_run(tmp_path)["arguments"]["fast"] is True
     assert (holds.configuration["images"], holds.configuration["loss_timesteps"]) == (32, 3)
     assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("evaluation", [6], "pixart", str(pipeline))
-    assert holds.data == {"name": str(images), "images": N_IMAGES}
+    assert holds.data == {"name": str(images), "images": N_IMAGES, "of": "training"}
     assert holds.autoencoder["folder"] == str(checkpoint)
     assert holds.autoencoder["config"]["k"] == 8
     assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
-    assert holds.measured["recovered"] == loss["recovered"]
+    assert (holds.measured["ratio"], holds.measured["recovered"]) == (loss["ratio"], loss["recovered"])
 
 
 def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp_path, monkeypatch):
@@ -86,11 +91,12 @@ def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp
         command = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes", *data, *options]
         assert cli(*command, "--out", tmp_path / name).code == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
-    assert first["images"] == {"fit": 3, "held_out": 3}
+    counts = {"fit": 3, "measured": 3, "loss": 2}
+    assert first["images"] == {**counts, "of": "held-out", "read": "6 images of scenes"}
     assert [first[name] for name in ("models", "diffusion_loss")] == [
         second[name] for name in ("models", "diffusion_loss")
     ]
-    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == {"name": "scenes", "images": 6}
+    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == {"name": "scenes", "images": 6, "of": "held-out"}
 
 
 def test_concepts_of_captions(cli, checkpoint, images, tmp_path):

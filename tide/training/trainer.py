@@ -20,9 +20,9 @@ from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter, Block
 from tide.devices import device_of
 from tide.errors import Interrupted, TideError
-from tide.files import lock_folder, new_folders, remove_leftovers
+from tide.files import finite, lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
-from tide.runs import Contents, finite, read_run, record_measured, write_run
+from tide.runs import Contents, read_run, record_measured, write_run
 from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
