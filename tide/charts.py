@@ -127,6 +127,15 @@ def save(figure: Any, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
+def as_image(figure: Any, width: int) -> Any:
+    """The figure as a picture ``width`` pixels wide."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth())
+    return Image.open(buffer).convert("RGB")
+
+
 # -- charts of a page ---------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,15 @@
 
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.edit_search import Search, Trial, search_edits
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, wilson_interval
 from tide.evaluation.table import evaluate, evaluation_text
 
 __all__ = [
     "PCA",
+    "Search",
+    "Trial",
     "auroc",
     "diffusion_loss",
     "evaluate",
@@ -15,6 +18,7 @@ __all__ = [
     "evaluation_text",
     "recovered",
     "sae_intervention",
+    "search_edits",
     "wilson_interval",
     "with_sae",
     "zero_ablation",

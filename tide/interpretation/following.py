@@ -32,6 +32,8 @@ class Followed:
     """What :func:`follow` finds.
 
     Attributes:
+        prompt: what was drawn.
+        towards: the other prompt, if there is one.
         source: the prompt's run.
         target: the other prompt's run, if there is one.
         columns: name -> a value for each step. "timestep"; cosine similarity (mean over tokens) and mean squared
@@ -40,6 +42,8 @@ class Followed:
         change: the deepest dip of the latents' cosine with the next step, if it has one.
     """
 
+    prompt: str
+    towards: str | None
     source: Trajectory
     target: Trajectory | None
     columns: dict[str, list[float | None]]
@@ -107,7 +111,8 @@ def follow(
     source = record_trajectory(adapter, model, partial(draw, prompt))
     target = None if towards is None else record_trajectory(adapter, model, partial(draw, towards))
     latents = step_changes(source)
-    return Followed(source, target, _columns(source, target, latents), abrupt_change(latents.cosine[:, 0].tolist()))
+    columns, change = _columns(source, target, latents), abrupt_change(latents.cosine[:, 0].tolist())
+    return Followed(prompt, towards, source, target, columns, change)
 
 
 def _columns(source: Trajectory, target: Trajectory | None, latents: Change) -> dict[str, list[float | None]]:
