@@ -137,7 +137,7 @@ def search_edits(
     size: tuple[int, int] | None = None,
     tokens: Tensor | None = None,
     renormalise: bool = False,
-    on_run: Callable[[], None] = lambda: None,
+    on_run: Callable[[], object] = lambda: None,
 ) -> Search:
     """Draws every trial without an edit and at every setting: each model (one a block), edit, part of the run, and
     branch (:func:`settings`).
@@ -219,7 +219,7 @@ class _Drawer:
     n_steps: int
     guidance_scale: float
     size: tuple[int, int]
-    on_run: Callable[[], None]
+    on_run: Callable[[], object]
 
     def draw(self, prompt: str, seed: int) -> Tensor:
         """Final latents ``[1, c, h, w]``, float32."""
