@@ -1,4 +1,4 @@
-"""Pictures that are drawn: heat maps, strips and grids."""
+"""Pictures that are drawn: heat maps and grids."""
 
 from __future__ import annotations
 
@@ -36,17 +36,6 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def image_writer(image: Image.Image) -> Callable[[Path], None]:
     """What writes a PNG to the path that :func:`tide.files.replace_files` gives it."""
     return lambda path: image.save(path, "PNG")
-
-
-def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images of one height in a row on white."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    x = 0
-    for image in images:
-        strip.paste(image, (x, 0))
-        x += image.width + gap
-    return strip
 
 
 def png_data(image: np.ndarray) -> str:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tide.adapters import Adapter
-    from tide.cli.edit import Edit
+    from tide.cli.edit_options import EditOptions
     from tide.cli.edit_scores import Scorers
-    from tide.editing.edits import Edit as Change
-    from tide.evaluation.edit_search import Search, Trial, Tried
+    from tide.editing import Edit
+    from tide.evaluation.edit_ruler import Trial
+    from tide.evaluation.edit_search import Search, Tried
     from tide.sae import TIDE
 
 #: Seeds of the prompt, where no others are given.
@@ -34,7 +35,7 @@ WHAT = {
 class Searching:
     """A search that ``asked`` describes; ``model`` is the checkpoint of ``--sae``."""
 
-    asked: Edit
+    asked: EditOptions
     adapter: Adapter
     pipeline: str
     model: TIDE
@@ -92,7 +93,7 @@ class Searching:
         found = {each.sae: sae_of(each, self.adapter, self.pipeline) for each in others}
         return {self.asked.autoencoder.sae: self.model, **found}
 
-    def _edits(self, model: TIDE, trial: Trial) -> dict[str, Change]:
+    def _edits(self, model: TIDE, trial: Trial) -> dict[str, Edit]:
         from tide.cli.edit_target import edits_of
 
         asked = replace(self.asked, prompt=trial.prompt, seed=trial.seed)

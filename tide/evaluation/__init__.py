@@ -2,7 +2,8 @@
 
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
-from tide.evaluation.edit_search import Search, Trial, search_edits
+from tide.evaluation.edit_ruler import Trial
+from tide.evaluation.edit_search import Search, search_edits
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, wilson_interval
 from tide.evaluation.table import evaluate, evaluation_text
