@@ -34,9 +34,9 @@ def labelled(rows: Sequence[Row], title: str = "", *, side: int = SIDE) -> Image
     """Rows of pictures on white under a ``title``. Pictures are shown by :func:`shown`; a row that would be wider than
     :data:`WIDTH` is broken, and text is wrapped."""
     lines = [line for row in rows for line in _broken(row, side)]
-    text = _Text(max(14, max(line.pictures[0].height for line in lines) // 18))
+    text = _Text(max(15, max(line.pictures[0].height for line in lines) // 16))
     width = max(_width(line.pictures) for line in lines)
-    heading = text.wrapped(one_line(title, LONGEST_TITLE), width) if title else []
+    heading = text.wrapped(title, width, LONGEST_TITLE)
     blocks = [_drawn(line, text, width) for line in lines]
     gap = 2 * GAP
     height = text.height(heading) + sum(block.height + gap for block in blocks)
@@ -74,9 +74,9 @@ def _width(pictures: Sequence[Image.Image]) -> int:
 
 def _drawn(row: Row, text: _Text, width: int) -> Image.Image:
     """One line of a strip: its caption, its labels right above their pictures, and the pictures."""
-    caption = text.wrapped(one_line(row.caption, LONGEST_TITLE), width) if row.caption else []
+    caption = text.wrapped(row.caption, width, LONGEST_TITLE)
     labels = [
-        text.wrapped(one_line(label, LONGEST), picture.width)
+        text.wrapped(label, picture.width, LONGEST)
         for label, picture in (zip(row.labels, row.pictures, strict=True) if row.labels else ())
     ]
     top = text.height(caption) + max(map(text.height, labels), default=0)
@@ -109,9 +109,12 @@ class _Text:
             y += self.line
         return y
 
-    def wrapped(self, text: str, width: int) -> list[str]:
-        """``text`` in lines of at most ``width`` pixels, broken at blanks, and within words that are longer than a
-        line."""
+    def wrapped(self, text: str, width: int, most: int) -> list[str]:
+        """The first ``most`` letters of ``text`` in lines of at most ``width`` pixels, broken at blanks, and within
+        words that are longer than a line."""
+        if not text.split():
+            return []
+        text = one_line(text, most)
         font, lines = _font(text, self.size), [""]
         for word in text.split():
             longer = f"{lines[-1]} {word}".strip()

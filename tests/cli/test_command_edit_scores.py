@@ -17,6 +17,8 @@ from tide.evaluation.scorers import CLIPScorer, StubScorer
 from tide.sae import TIDEConfig
 
 PROMPT, TOWARDS = "a red house", "a blue cone"
+#: What a row of edit.json says without scores.
+ROW = {"strength", "mean_pixel_change", "edited_tokens", "changed_tokens", "activation_change"}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,7 @@ def test_scores_of_an_edit(edit, clip, tmp_path):
 def test_clip_alone_of_an_edit_without_a_target(edit, clip):
     report, line = edit("--erase-top", 8, "--clip", clip)
     (row,) = report["edits"]
-    assert set(row) == {"strength", "mean_pixel_change", "clip"}
+    assert set(row) == {*ROW, "clip"}
     assert list(row["clip"]) == ["prompt"]
     assert list(report["scores"]["scorers"]) == ["clip"]
     assert "CLIP with --prompt" in line
@@ -113,7 +115,7 @@ def test_lpips_alone(edit):
 def test_no_scores(edit):
     report, line = edit("--erase-top", 8)
     assert set(report) == {"edits", "sae"}
-    assert set(report["edits"][0]) == {"strength", "mean_pixel_change"}
+    assert set(report["edits"][0]) == ROW
     assert "(mean, of 255); see " in line
 
 

@@ -31,6 +31,7 @@ def test_what_is_found(adapter, sae, followed):
         record_trajectory(adapter, sae, lambda prompt=prompt: draw_latents(adapter, prompt, **RUN))
         for prompt in ("a red house", "a blue house")
     ]
+    assert (followed.prompt, followed.towards) == ("a red house", "a blue house")
     assert torch.equal(followed.source.final, runs[0].final)
     assert followed.target is not None
     assert torch.equal(followed.target.final, runs[1].final)

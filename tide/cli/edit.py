@@ -39,10 +39,10 @@ class Edit(EditOptions):
             adapter = adapter_of(self.model, pipeline)
             adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
-            if self.search is None:
-                self._edit(adapter, pipeline, model, scorers)
-            else:
+            if self.search:
                 Searching(self, adapter, pipeline, model, scorers).run()
+            else:
+                self._edit(adapter, pipeline, model, scorers)
 
     def _edit(self, adapter: Adapter, pipeline: str, model: TIDE, scorers: Scorers) -> None:
         """Draws, writes and says what came of it."""

@@ -89,7 +89,7 @@ class Searching:
     def _models(self) -> dict[str, TIDE]:
         from tide.cli.common import sae_of
 
-        others = [replace(self.asked.autoencoder, sae=folder, block=None) for folder in self.asked.search or ()]
+        others = [replace(self.asked.autoencoder, sae=folder, block=None) for folder in self.asked.search_sae or ()]
         found = {each.sae: sae_of(each, self.adapter, self.pipeline) for each in others}
         return {self.asked.autoencoder.sae: self.model, **found}
 
@@ -154,7 +154,7 @@ class Searching:
     def _in_words(self, row: dict[str, Any]) -> str:
         """A setting as options: those of the search that differ from one setting to another."""
         first, last = row["steps"]
-        sae = f" --sae {row['sae']}" if self.asked.search else ""
+        sae = f" --sae {row['sae']}" if self.asked.search_sae else ""
         strength = f" --strength {row['strength']:g}" if len(self.asked.strengths) > 1 else ""
         return f"--steps {first:g} {last:g} --branch {row['branch']}{strength}{sae}"
 
@@ -200,21 +200,18 @@ class Searching:
 
 
 def sheet(found: Search, words: list[str]) -> Image:
-    """The pictures of the trials without an edit, of their targets, and of the best settings."""
+    """A row for each trial: its picture without an edit, that of its target, and those of the best settings."""
     from tide.strips import Row, labelled
 
-    different = len({trial.prompt for trial in found.trials}) > 1
-    labels = [trial.prompt if different else f"seed {trial.seed}" for trial in found.trials]
-    rows = [Row(found.before, labels, "before")]
-    if found.wanted:
-        targets = [trial.target or "" for trial in found.trials]
-        rows.append(
-            Row(found.wanted, targets if different else (), f"target: {targets[0]}" if not different else "targets")
-        )
+    named = ["before", *(["target"] if found.wanted else [])]
     for place, (each, setting) in enumerate(zip(found.tried[:SHOWN], words, strict=False), 1):
-        measured = f"effect {_number(each.effect)}, damage {_number(each.damage)}"
-        rows.append(Row(each.pictures, (), f"{place}. {setting}: {measured}"))
-    return labelled(rows, "" if different else found.trials[0].prompt, side=SIDE)
+        named.append(f"{place}. {setting}: effect {_number(each.effect)}, damage {_number(each.damage)}")
+    rows = []
+    for i, trial in enumerate(found.trials):
+        shown = [found.before[i], *found.wanted[i : i + 1], *(each.pictures[i] for each in found.tried[:SHOWN])]
+        target = "" if trial.target is None else f" → {trial.target}"
+        rows.append(Row(shown, named, f"{trial.prompt}{target} (seed {trial.seed})"))
+    return labelled(rows, side=SIDE)
 
 
 def _number(value: float) -> str:

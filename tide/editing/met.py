@@ -13,6 +13,9 @@ from tide.editing.edits import Branch, Edit
 from tide.editing.named import LISTED, Named, in_words, named, why_idle
 from tide.editing.steer import Steer
 
+#: An edit that names more latents than this is not about any one of them.
+FEW = 32
+
 
 @dataclass
 class Met:
@@ -102,10 +105,11 @@ class Met:
 
     @property
     def remark(self) -> str | None:
-        """What to tell whoever made the edit: why nothing changed, or which of its latents were inactive."""
+        """What to tell whoever made the edit: why nothing changed, or which of the few latents that it names were
+        inactive."""
         if self.nothing is not None:
             return f"the pipeline ran and nothing was edited: {self.nothing}{self.candidates}"
-        if self.inactive and self.tokens:
+        if self.inactive and self.tokens and len(self.named.given) <= FEW:
             return f"{in_words(self.inactive)} inactive on all edited tokens{self.candidates}"
         return None
 

@@ -109,8 +109,6 @@ def _(change: ScaleTarget, fired: Tensor) -> str | None:
 
 @why_idle.register
 def _(change: Swap, fired: Tensor) -> str | None:
-    if torch.equal(change.source.values, change.target.values):
-        return "source and target are the same"
     return _by_factor(change.factor, 0, "no token holds the source's latents or the target's")
 
 

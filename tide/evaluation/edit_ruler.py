@@ -33,6 +33,8 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawer:
+    """How pictures are drawn; ``on_run`` is called after each."""
+
     adapter: Adapter
     n_steps: int
     guidance_scale: float
@@ -49,18 +51,19 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Measures the finished pictures of a trial, as latents ``[1, c, h, w]``."""
+    """Measures the finished pictures of a trial, as latents ``[1, c, h, w]``, where the edit changes ``tokens``."""
 
     adapter: Adapter
     trial: Trial
     timesteps: Tensor
     source: Tensor
     target: Tensor | None
+    tokens: Tensor | None
     #: Prompt -> the model's loss on the picture that was drawn of it.
     losses: dict[str, float]
 
     @classmethod
-    def of(cls, drawer: Drawer, trial: Trial) -> Ruler:
+    def of(cls, drawer: Drawer, trial: Trial, tokens: Tensor | None = None) -> Ruler:
         adapter, drawn = drawer.adapter, {}
         for prompt in dict.fromkeys(each for each in (trial.prompt, trial.target) if each is not None):
             drawn[prompt] = drawer.draw(prompt, trial.seed)
@@ -69,16 +72,20 @@ class Ruler:
         timesteps = grid[[int(share * len(grid)) for share in READ_AT]].unique().flip(0)
         losses = {prompt: _loss(adapter, latents, prompt, timesteps) for prompt, latents in drawn.items()}
         target = None if trial.target is None else drawn[trial.target]
-        return cls(adapter, trial, timesteps, drawn[trial.prompt], target, losses)
+        return cls(adapter, trial, timesteps, drawn[trial.prompt], target, tokens, losses)
 
     def damage(self, edited: Tensor) -> float:
+        """The diffusion loss on ``edited`` over that on the picture that was drawn of the same prompt, the lowest of
+        the prompts; infinite where it is not a number."""
         ratios = [
             _loss(self.adapter, edited, prompt, self.timesteps) / max(loss, 1e-12)
             for prompt, loss in self.losses.items()
         ]
-        return min(ratios)
+        return min((ratio for ratio in ratios if math.isfinite(ratio)), default=math.inf)
 
     def effect(self, model: TIDE, change: Edit, edited: Tensor) -> float:
+        """The share of the way from the unedited picture to where ``change`` should take it that ``edited`` has gone,
+        as :func:`tide.evaluation.search_edits` defines it."""
         if self.target is not None:
             return _share_of_way(self.source, self.target, edited)
         source, wanted = self._read(model, self.source, change)
@@ -86,7 +93,7 @@ class Ruler:
 
     def _read(self, model: TIDE, latents: Tensor, change: Edit) -> tuple[Tensor, Tensor]:
         """The SAE's latents of a finished picture, and what ``change`` makes of them: ``[timesteps, n_latents]``, the
-        mean over the tokens."""
+        mean over the edited tokens."""
         found: list[tuple[Tensor, Tensor]] = []
 
         def keep(x: Tensor, call: Call) -> None:
@@ -94,7 +101,8 @@ class Ruler:
             nowhere = torch.zeros(len(z), dtype=torch.int64, device=z.device)
             token = torch.arange(len(z), device=z.device)
             place = Place(float(call.timestep[0]), token=token, image=nowhere, n_tokens=len(z))
-            found.append((z.mean(0), change.latents(z, place).mean(0)))
+            rows = slice(None) if self.tokens is None else self.tokens.to(z.device)
+            found.append((z[rows].mean(0), change.latents(z, place)[rows].mean(0)))
 
         with tap(self.adapter, {model.config.trained_block: of_prompt(keep)}, model.config.tensor):
             length = caption_length(self.adapter)

@@ -17,8 +17,6 @@ from tide.strips import GAP, Row, labelled
 
 #: Pixels of the longer side of a picture, as :func:`tide.strips.shown` takes it.
 SIDE = 128
-#: Pixels of the width of a chart at least.
-CHART = 600
 
 
 def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> None:
@@ -28,7 +26,7 @@ def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> N
     if followed.target is not None:
         runs.append((followed.target, f"beside it: {followed.towards}"))
     strip = labelled([_row(adapter, run, caption) for run, caption in runs], side=SIDE)
-    curves = charts.as_image(_curves(followed), max(strip.width, CHART * (1 + len(runs))))
+    curves = charts.as_image(_curves(followed))
     sheet = Image.new("RGB", (max(strip.width, curves.width), strip.height + GAP + curves.height), "white")
     sheet.paste(strip, (0, 0))
     sheet.paste(curves, (0, strip.height + GAP))
@@ -37,7 +35,7 @@ def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> N
 
 def _row(adapter: Adapter, run: Trajectory, caption: str) -> Row:
     pictures = [to_image(adapter.decode_latents(clean)[0]) for clean in run.clean]
-    labels = [f"{step}: t {t:.4g}" for step, t in enumerate(run.timesteps.tolist())]
+    labels = [f"step {step}, t {t:.4g}" for step, t in enumerate(run.timesteps.tolist())]
     return Row(pictures, labels, caption)
 
 
