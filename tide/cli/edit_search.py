@@ -54,7 +54,10 @@ class Searching:
         run: dict[str, Any] = {"n_steps": asked.steps_drawn, "guidance_scale": asked.guidance}
         n_settings = len(settings(list(models), list(asked.settings), **run))
         total = n_runs(n_settings, trials)
-        print(f"Searching {n_settings} settings on {len(trials)} trials: {total} runs of {asked.steps_drawn} steps.")
+        recorded = len(trials) * len(models) if asked.target_prompt and asked.towards_image is None else 0
+        targets = f", and {recorded} that record targets" if recorded else ""
+        drawn = f"{total} runs of {asked.steps_drawn} steps{targets}"
+        print(f"Searching {n_settings} settings on {len(trials)} trials: {drawn}.", flush=True)
         mask = None if asked.mask is None else read_mask(asked.mask, self.adapter, asked.size)
         with tqdm(total=total, unit="run", disable=None) as bar:
             found = search_edits(

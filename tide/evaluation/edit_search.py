@@ -105,9 +105,10 @@ def settings(
     guidance_scale: float,
     steps: Sequence[Steps] = STEPS,
 ) -> list[Setting]:
-    """Every combination: of ``steps`` those that hold a step of the run, of branches the conditional rows and both, or
-    the first alone where there is no guidance."""
-    parts = [part for part in steps if any(is_within(step, n_steps, part) for step in range(n_steps))]
+    """Every combination: of ``steps`` those that hold a step of the run, the first of those that hold the same; of
+    branches the conditional rows and both, or the first alone where there is no guidance."""
+    held = {part: tuple(step for step in range(n_steps) if is_within(step, n_steps, part)) for part in steps}
+    parts = list({held[part]: part for part in reversed(steps) if held[part]}.values())[::-1]
     branches: tuple[Branch, ...] = ("conditional", "both") if guidance_scale > 1 else ("conditional",)
     return [Setting(m, e, part, b) for m in models for e in edits for part in parts for b in branches]
 
