@@ -218,7 +218,7 @@ def sheet(found: Search, words: list[str]) -> Image:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:z.2f}"
 
 
 def _mean(values: list[float]) -> float:
