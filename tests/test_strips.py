@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from tide import strips
-from tide.strips import GAP, Row, labelled, shown
+from tide.strips import GAP, Row, labelled, shown, tiled
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 DEJAVU = str(FONTS / "DejaVuSans.ttf")
@@ -67,6 +67,18 @@ def test_every_picture_stands_under_its_label():
     assert dark[:, 1].max() < x + 256
     assert plain.width == named.width == 3 * 256 + 6 * GAP
     assert (np.asarray(plain)[: y - 30] == 255).all()
+
+
+def test_tiles_stand_under_the_names_of_their_columns():
+    red, blue = (np.full((4, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    picture = np.asarray(tiled(("a", "b"), [[red, blue], [blue, red]], ("first", "second"), "both"))
+    is_red, is_blue = ((picture == tile[0, 0]).all(-1) for tile in (red, blue))
+    assert is_red.sum() == is_blue.sum() == 2 * 256 * 128
+    left, right = slice(0, 2 * GAP + 256), slice(2 * GAP + 256, None)
+    for tile, columns in ((is_red, (left, right)), (is_blue, (right, left))):
+        tops = [int(np.nonzero(tile[:, column].any(1))[0][0]) for column in columns]
+        assert tops == sorted(tops)
+        assert tops[1] - tops[0] > 128
 
 
 def test_long_titles_are_wrapped_and_nothing_is_cut_off():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tide.messages import one_line
@@ -46,6 +47,18 @@ def labelled(rows: Sequence[Row], title: str = "", *, side: int = SIDE) -> Image
         sheet.paste(block, (gap, y))
         y += block.height + gap
     return sheet
+
+
+def tiled(
+    header: Sequence[str], rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = (), title: str = ""
+) -> Image.Image:
+    """``rows`` of images, uint8 ``[H, W, 3]``, as :func:`labelled`: ``header`` names the columns, above the first row,
+    and each row has its caption, if there are ``captions``."""
+    lines = []
+    for i, images in enumerate(rows):
+        pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+        lines.append(Row(pictures, () if i else header, captions[i] if captions else ""))
+    return labelled(lines, title)
 
 
 def shown(picture: Image.Image, side: int = SIDE) -> Image.Image:

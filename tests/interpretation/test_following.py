@@ -57,6 +57,12 @@ def test_without_a_target(adapter, sae, followed):
     assert alone.columns == {name: followed.columns[name] for name in alone.columns}
 
 
+def test_two_prompts_that_draw_the_same_image(adapter, sae, followed):
+    """Neither word is known to the text encoder."""
+    assert follow(adapter, sae, "a zzz house", "a yyy house", n_steps=4).same
+    assert not followed.same
+
+
 def test_what_does_not_fit(adapter, sae, monkeypatch):
     with pytest.raises(TideError, match=r"^n_steps = 3 is too few to find a change in; give at least 4$"):
         follow(adapter, sae, "a", n_steps=3)

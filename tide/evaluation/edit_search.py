@@ -107,8 +107,10 @@ def settings(
 ) -> list[Setting]:
     """Every combination: of ``steps`` those that hold a step of the run, the first of those that hold the same; of
     branches the conditional rows and both, or the first alone where there is no guidance."""
-    held = {part: tuple(step for step in range(n_steps) if is_within(step, n_steps, part)) for part in steps}
-    parts = list({held[part]: part for part in reversed(steps) if held[part]}.values())[::-1]
+    first: dict[tuple[int, ...], Steps] = {}
+    for part in steps:
+        first.setdefault(tuple(step for step in range(n_steps) if is_within(step, n_steps, part)), part)
+    parts = [part for held, part in first.items() if held]
     branches: tuple[Branch, ...] = ("conditional", "both") if guidance_scale > 1 else ("conditional",)
     return [Setting(m, e, part, b) for m in models for e in edits for part in parts for b in branches]
 

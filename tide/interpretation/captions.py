@@ -25,8 +25,9 @@ from tide.errors import TideError
 from tide.interpretation.concepts import concept_scores
 from tide.interpretation.reading import PIECE, noised_activations
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import TILE, heat_overlay, resized, tiled, to_uint8
+from tide.pictures import TILE, heat_overlay, resized, to_uint8
 from tide.sae import TIDE, Position
+from tide.strips import tiled
 
 #: Latents listed for a concept, and how many of them are drawn.
 LISTED, DRAWN = 10, 2
@@ -70,7 +71,7 @@ class CaptionConcepts:
             overlays = (heat_overlay(each.image, one, top) for one, top in zip(heat, tops, strict=True))
             rows.append([each.image, *overlays])
         latents = self.concepts[word]["latents"][: len(tops) - 1]
-        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows)
+        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows, title=word)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
@@ -57,6 +58,11 @@ class Followed:
     def changed_at(self) -> int | None:
         """The first step after the abrupt change."""
         return None if self.change is None else self.change.index + 1
+
+    @property
+    def same(self) -> bool:
+        """Whether both prompts draw the same image, as two words that the text encoder does not know do."""
+        return self.target is not None and torch.equal(self.source.final, self.target.final)
 
     @property
     def rows(self) -> list[dict[str, float | None]]:
