@@ -89,7 +89,7 @@ def _drawn(row: Row, text: _Text, width: int) -> Image.Image:
     """One line of a strip: its caption, its labels right above their pictures, and the pictures."""
     caption = text.wrapped(row.caption, width, LONGEST_TITLE)
     labels = [
-        text.wrapped(label, picture.width, LONGEST)
+        text.wrapped(label, picture.width - GAP, LONGEST)
         for label, picture in (zip(row.labels, row.pictures, strict=True) if row.labels else ())
     ]
     top = text.height(caption) + max(map(text.height, labels), default=0)

@@ -119,6 +119,26 @@ def test_no_scores(edit):
     assert "(mean, of 255); see " in line
 
 
+def test_scores_of_a_search(cli, clip, sae, tmp_path, monkeypatch):
+    """The mean over the trials, of the pictures that each setting draws; CLIP with the target."""
+    monkeypatch.setattr("tide.evaluation.scorers.LPIPSScorer", StubLPIPS)
+    search = ["--change", "red=blue", "--guidance", 1, "--n-steps", 1, "--search", "--clip", clip, "--lpips", "alexnet"]
+    result = cli("edit", "--sae", sae, "--prompt", PROMPT, *search, "--out", tmp_path / "search")
+    assert (result.code, result.err) == (0, "")
+    (row,) = json.loads((tmp_path / "search/search.json").read_text())["settings"]
+    assert result.out.splitlines()[1].split() == ["setting", "effect", "damage", "score", "clip", "lpips"]
+    images = [[], []]
+    for seed in range(3):
+        one = ["--change", "red=blue", "--guidance", 1, "--n-steps", 1, "--seed", seed, "--out", tmp_path / str(seed)]
+        assert cli("edit", "--sae", sae, "--prompt", PROMPT, *one).code == 0
+        for kept, name in zip(images, ("before", "after-1"), strict=True):
+            kept.append(to_tensor(Image.open(tmp_path / f"{seed}/{name}.png"), 64))
+    before, after = (torch.stack(kept) for kept in images)
+    expected = CLIPScorer(clip).similarity(after, ["a blue house"] * 3).mean()
+    assert row["clip"] == pytest.approx(float(expected), abs=1e-6)
+    assert row["lpips"] == pytest.approx(float((after - before).square().mean()), rel=1e-5)
+
+
 def test_paths_are_checked_before_anything_is_loaded_or_drawn(cli, clip, sae, tmp_path, monkeypatch):
     monkeypatch.setattr("tide.loading._from_pretrained", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
     none, out = tmp_path / "none", tmp_path / "out"

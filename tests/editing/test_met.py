@@ -28,6 +28,7 @@ from tide.editing import (
     edit,
     prompt_target,
 )
+from tide.editing.context import quiet_edit
 from tide.errors import TideWarning
 
 TOKENS = 64 * STEPS
@@ -62,7 +63,7 @@ def said(alpha, sae, change, **options) -> list[str]:
 def test_counts(alpha, sae):
     """Of tokens, of those that changed, and of the tokens on which each latent that is named was active."""
     watch = Sees()
-    with edit(alpha, sae, watch + Scale([SILENT, 20], 3.0)) as met:
+    with quiet_edit(alpha, sae, watch + Scale([SILENT, 20], 3.0)) as met:
         draw(alpha)
     assert met.active == {SILENT: 0, 20: watch.seen[20]}
     assert met.fired.tolist() == [watch.seen[latent] for latent in range(N)]
@@ -76,7 +77,7 @@ def test_counts(alpha, sae):
 
 def test_the_size_of_a_change(alpha):
     """Relative to the activations, over all edited tokens; of a direction as long as these it is by hand."""
-    with edit(alpha, None, Steer(NOW, torch.zeros(1, 192)), block=BLOCK) as met:
+    with quiet_edit(alpha, None, Steer(NOW, torch.zeros(1, 192)), block=BLOCK) as met:
         draw(alpha)
     assert met.change_of_norm == 0
     with edit(alpha, None, SteerTowards(NOW, torch.zeros(1, 192), 0.5), block=BLOCK, steps=(0.5, 1)) as met:
@@ -152,8 +153,9 @@ def test_steering_by_nothing(alpha):
 
 def test_some_latents_that_are_inactive(alpha, sae):
     """Though others are changed; the latents most often active are named with their share of the tokens."""
-    (message,) = said(alpha, sae, Scale([SILENT, 20], 3.0))
-    with edit(alpha, sae, Erase([20])) as met:
+    change = Scale([SILENT, 20], 3.0)
+    (message,) = said(alpha, sae, change)
+    with quiet_edit(alpha, sae, change) as met:
         draw(alpha)
     start = f"latent {SILENT} was inactive on all edited tokens; most often active there: "
     assert message.startswith(start)

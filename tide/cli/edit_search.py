@@ -178,10 +178,9 @@ class Searching:
         if all(nothing):
             return f"No setting changes anything: {nothing[0]}."
         if math.isnan(best.effect):
-            return (
-                "The effect cannot be measured: the target's picture is the unedited one, or the edit leaves the "
-                f"latents of the finished picture as they are. Least damage: {said}."
-            )
+            same = "every target's picture is the unedited one"
+            why = same if found.wanted else "what it changes is not active in the pictures without it"
+            return f"The effect cannot be measured: {why}. Least damage: {said}."
         if best.effect < LEAST_EFFECT:
             return (
                 f"No setting takes the picture half of the way; raise --strength, or try another block. Best: {said}."
