@@ -1,20 +1,10 @@
-"""Pictures that are drawn: tiles, outlines, heat maps."""
+"""Pictures that are drawn: outlines, heat maps."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tide.pictures import heat_overlay, outline_path, tiled
-
-
-def test_tiles_stand_under_their_names():
-    red, blue = (np.full((4, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    picture = np.asarray(tiled(("a", "b"), [[red, blue], [blue, red]]))
-    assert picture.shape == (20 + 2 * 128 + 4, 2 * 256 + 4, 3)
-    corners = {(20, 0): red, (20, 260): blue, (20 + 132, 0): blue, (20 + 132, 260): red}
-    for (y, x), tile in corners.items():
-        assert (picture[y : y + 128, x : x + 256] == tile[0, 0]).all()
-    assert (picture[20:, 256:260] == 255).all()
+from tide.pictures import heat_overlay, outline_path
 
 
 def test_the_outline_follows_the_pixel_edges():

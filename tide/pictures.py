@@ -1,17 +1,17 @@
-"""Pictures that are drawn: heat maps, strips and grids."""
+"""Pictures that are drawn: heat maps and outlines over images."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-#: Pixels of the width of a tile of :func:`tiled`.
+#: Pixels of the width of an image under a heat map.
 TILE = 256
 
 
@@ -38,17 +38,6 @@ def image_writer(image: Image.Image) -> Callable[[Path], None]:
     return lambda path: image.save(path, "PNG")
 
 
-def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images of one height in a row on white."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    x = 0
-    for image in images:
-        strip.paste(image, (x, 0))
-        x += image.width + gap
-    return strip
-
-
 def png_data(image: np.ndarray) -> str:
     """``image`` uint8 ``[H, W, 3]`` or ``[H, W, 4]`` as a ``data:`` address of a PNG."""
     buffer = BytesIO()
@@ -69,22 +58,6 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
     # Weak firing must show, so opacity rises faster than the heat does.
     alpha = (0.94 * share**0.6)[..., None]
     return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
-
-
-def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """``rows`` of images of one size, uint8 ``[H, W, 3]``, as tiles :data:`TILE` pixels wide under the ``header`` of
-    their column."""
-    height = round(TILE * rows[0][0].shape[0] / rows[0][0].shape[1])
-    gap, line = 4, 20
-    picture = Image.new("RGB", (len(header) * (TILE + gap) - gap, line + len(rows) * (height + gap) - gap), "white")
-    draw = ImageDraw.Draw(picture)
-    for column, name in enumerate(header):
-        draw.text((column * (TILE + gap) + 2, 4), name, fill="black")
-        for row, tiles in enumerate(rows):
-            tile = Image.fromarray(np.ascontiguousarray(tiles[column]))
-            at = (column * (TILE + gap), line + row * (height + gap))
-            picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
-    return picture
 
 
 def heat_key() -> str:

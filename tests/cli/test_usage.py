@@ -75,6 +75,7 @@ LINES = {
         "--towards-image {image} --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --altered 2 --out {out}",
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
+        "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
     ],
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
@@ -89,6 +90,7 @@ VALUES = {
     **dict.fromkeys(("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed"), "2"),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
+    **dict.fromkeys(("search_sae", "search_prompts"), "here"),
     **dict.fromkeys(("dtype",), "fp32"),
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("study",), "fig4"),
