@@ -19,7 +19,7 @@ from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
-from tide.interpretation.atlas import LEAST_AUROC, Atlas, build_atlas, label_latents
+from tide.interpretation.atlas import LEAST_AUROC, Atlas, ImageText, build_atlas, label_latents, shortened
 from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
 from tide.interpretation.reading import noised_activations
 from tide.pictures import to_uint8
@@ -69,7 +69,7 @@ def make_atlas(
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
     atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
-    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, images of {source.name}.{_about_labels(masks)}"
+    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, {source.described}.{_about_labels(masks)}"
     title = f"What the latents of block {block} respond to"
     with writing or nullcontext():
         write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
@@ -125,8 +125,8 @@ def read_atlas(
         progress: show a bar on stderr if that is a terminal.
 
     Returns:
-        The atlas, and a thumbnail of each image, uint8 ``[h, w, 3]``, in order: what
-        :func:`~tide.interpretation.atlas_page.write_atlas` draws.
+        The atlas, with the names and captions of its top images, and a thumbnail of each image, uint8 ``[h, w, 3]``, in
+        order: what :func:`~tide.interpretation.atlas_page.write_atlas` draws.
 
     Raises:
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
@@ -138,9 +138,12 @@ def read_atlas(
     grid = image_grid(adapter, source.size)
     kept = _Kept(model.n_latents, 0 if not masks else next(iter(masks.values())).numel())
     thumbnails: list[np.ndarray] = []
+    captions: list[str] = []
     with tqdm(total=source.n_images, unit="image", disable=None if progress else True) as bar:
-        batches = _batches(adapter, model, source, timesteps, seed, thumbnails, bar)
+        batches = _batches(adapter, model, source, timesteps, seed, thumbnails, captions, bar)
         atlas = build_atlas(model, timesteps, batches, grid, top_images=top_images, on_latents=kept.add)
+    names = [sample.name for sample in source.samples()]
+    atlas = replace(atlas, images={i: ImageText(names[i], captions[i]) for i in sorted(atlas.named_images())})
     if masks and level_of:
         flat = {concept: mask.flatten() for concept, mask in masks.items()}
         atlas = replace(atlas, labels=label_latents(kept.latents(), flat, level_of))
@@ -173,13 +176,22 @@ class _Kept:
 
 
 def _batches(
-    adapter: Adapter, model: TIDE, source: Source, timesteps: Tensor, seed: int, thumbnails: list[np.ndarray], bar: tqdm
+    adapter: Adapter,
+    model: TIDE,
+    source: Source,
+    timesteps: Tensor,
+    seed: int,
+    thumbnails: list[np.ndarray],
+    captions: list[str],
+    bar: tqdm,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Activations of all images of ``source`` in order, each with its own noise; appends to ``thumbnails``."""
+    """Activations of all images of ``source`` in order, each with its own noise; appends to ``thumbnails`` and
+    ``captions``."""
     length = caption_length(adapter)
-    for images, captions in source:
-        (encoded,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
+    for images, texts in source:
+        (encoded,) = prepare(adapter, [(images, texts)], batch_size=len(images), max_sequence_length=length)
         noise = sample_noise(encoded.latents.shape, seed, len(thumbnails))
         thumbnails += [thumbnail(to_uint8(image)) for image in images]
+        captions += [shortened(text) for text in texts]
         yield noised_activations(adapter, model, encoded, noise, timesteps)
         bar.update(len(images))
