@@ -224,6 +224,7 @@ def build_atlas(
     *,
     top_images: int = 6,
     on_latents: Callable[[Tensor], None] | None = None,
+    on_peaks: Callable[[Tensor], None] | None = None,
 ) -> Atlas:
     """Reads all images once and keeps only what :class:`Atlas` holds of each latent.
 
@@ -232,7 +233,8 @@ def build_atlas(
     :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
 
     ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
-    in order: whole images, or some of the tokens of one image.
+    in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
+    ``[images, n_latents]`` on the CPU, in order.
 
     Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
     or that are not finite.
@@ -241,7 +243,7 @@ def build_atlas(
         raise TideError(
             f"{len(timesteps)} timesteps and {top_images} top images are too few for an atlas; give at least 1 of both"
         )
-    gathered = _Gathered(model, timesteps, grid, top_images, on_latents)
+    gathered = _Gathered(model, timesteps, grid, top_images, on_latents, on_peaks)
     for x, conditioning in batches:
         gathered.add(x, conditioning)
     if gathered.n_images == 0:
@@ -259,8 +261,10 @@ class _Gathered:
         grid: tuple[int, int],
         n_top: int,
         on_latents: Callable[[Tensor], None] | None,
+        on_peaks: Callable[[Tensor], None] | None,
     ) -> None:
-        self.model, self.timesteps, self.on_latents = model, timesteps, on_latents
+        self.model, self.timesteps = model, timesteps
+        self.on_latents, self.on_peaks = on_latents, on_peaks
         self.n_tokens = grid[0] * grid[1]
         self.map_size, self.pooling = _area_pooling(grid)
         n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
@@ -302,7 +306,10 @@ class _Gathered:
             else:
                 maps += self.pooling[:, tokens].to(latents) @ latents
             first = tokens.stop
-        self._rank(peaks.cpu(), maps.cpu())
+        peaks = peaks.cpu()
+        if self.on_peaks is not None:
+            self.on_peaks(peaks)
+        self._rank(peaks, maps.cpu())
         self.n_images += n_images
 
     def _averaged(self, x: Tensor, conditioning: Tensor | None) -> Tensor:
