@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_tensor, check_text_encoder, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_tensor, check_text_encoder
 from tide.adapters.guidance import Guidance
 from tide.adapters.joint import JointAdapter
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
