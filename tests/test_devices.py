@@ -23,7 +23,7 @@ def test_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of(None) == device_of("cuda") == torch.device("cuda")
     assert device_of("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(TideError, match="device 'cuda:2' is not there; use cpu, cuda:0 or cuda:1$"):
+    with pytest.raises(TideError, match=r"device 'cuda:2' is not there; use cpu, cuda:0 or cuda:1$"):
         device_of("cuda:2")
 
 
@@ -48,7 +48,7 @@ def test_apples_gpu_is_used_where_it_is_asked_for():
     assert device_of(None) == torch.device("cpu")
     assert device_names() == ["cpu", "mps"]
     assert device_memory(torch.device("mps")) == 7 * 10**9
-    with pytest.raises(TideError, match="device 'mps:1' is not there; use cpu or mps$"):
+    with pytest.raises(TideError, match=r"device 'mps:1' is not there; use cpu or mps$"):
         device_of("mps:1")
 
 
@@ -57,7 +57,7 @@ def test_intels_gpus(monkeypatch):
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
     assert device_of("xpu:1") == torch.device("xpu:1")
     assert device_names() == ["cpu", "xpu:0", "xpu:1"]
-    with pytest.raises(TideError, match="device 'xpu:2' is not there; use cpu, xpu:0 or xpu:1$"):
+    with pytest.raises(TideError, match=r"device 'xpu:2' is not there; use cpu, xpu:0 or xpu:1$"):
         device_of("xpu:2")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.families import FAMILIES, pipeline, variant
-from tide.adapters import Call, adapter_for, allow_pipeline, base, pipelines, tap
+from tide.adapters import Call, adapter_for, allow_pipeline, pipelines, registry, tap
 from tide.adapters.flux import FluxAdapter
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 from tide.editing import Erase, Scale, Steer, edit
@@ -30,7 +30,7 @@ def family_of(name: str) -> str:
 
 def classes_with_our_transformers() -> dict[str, type]:
     """All pipeline classes below diffusers.pipelines whose constructor names one of our transformer classes."""
-    ours = re.compile("|".join(rf"\b{cls.__name__}\b" for cls in base._ADAPTERS))
+    ours = re.compile("|".join(rf"\b{cls.__name__}\b" for cls in registry._ADAPTERS))
     folder, found = Path(diffusers.__file__).parent, {}
     for file in sorted((folder / "pipelines").rglob("*.py")):
         if not ours.search(file.read_text()):
@@ -126,9 +126,9 @@ def test_an_unknown_class_is_refused_and_can_be_allowed(cls, monkeypatch):
 
 
 def test_an_adapter_of_ones_own_serves_any_pipeline(monkeypatch):
-    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
 
-    @base.register(diffusers.FluxTransformer2DModel)
+    @registry.register(diffusers.FluxTransformer2DModel)
     class Mine(FluxAdapter):
         pass
 

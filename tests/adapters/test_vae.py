@@ -134,7 +134,7 @@ def test_a_float16_vae_that_overflows_is_widened_while_it_works():
     assert pipe.vae.dtype == torch.float16
     pipe.vae.register_to_config(force_upcast=False)
     with pytest.raises(
-        TideError, match="latents of AutoencoderKL in torch.float16 are not finite; load .* bf16 or fp32"
+        TideError, match=r"latents of AutoencoderKL in torch\.float16 are not finite; load .* bf16 or fp32"
     ):
         own.encode_images(images_of())
 

@@ -21,7 +21,7 @@ from tide.errors import TideError
 
 def check_served(name: str, index: Mapping[str, Any]) -> None:
     """Raises :class:`~tide.errors.TideError` if ``index``, the model_index.json of the pipeline ``name``, says that no
-    adapter serves it: before gigabytes are downloaded or read. What it leaves open shows once the pipeline is loaded."""
+    adapter serves it: before gigabytes are downloaded or read. What it leaves open shows in the loaded pipeline."""
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         return

@@ -126,8 +126,13 @@ def supported() -> list[str]:
 
 
 def families() -> set[str]:
-    """The names of the families that have adapters."""
+    """The names of the families that have adapters, TIDE's and those of the modules that were imported."""
     return {adapter.family for adapter in _ADAPTERS.values()}
+
+
+def serves_family(family: str) -> bool:
+    """Whether a family has an adapter, looked for in installed packages where TIDE and your own modules have none."""
+    return family in families() or (import_installed() and family in families())
 
 
 class Registered(NamedTuple):

@@ -19,8 +19,8 @@ _CODE_KEYS = ("auto_map", "trust_remote_code")
 
 def check_folder(folder: Path, *, trust: bool, left_out: Container[str] = ()) -> None:
     """Raises :class:`~tide.errors.TideError` if loading the pipeline in ``folder`` would run code that comes with it,
-    unless ``trust``, or would read pickled weights. Components ``left_out`` are not loaded and not looked at; classes of
-    modules that registered an adapter (:func:`~tide.adapters.registry.own_class`) run already."""
+    unless ``trust``, or would read pickled weights. Components ``left_out`` are not loaded and not looked at.
+    Modules that registered an adapter (:func:`~tide.adapters.registry.own_class`) run already."""
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict):
         return  # loading says what is wrong
