@@ -95,7 +95,7 @@ VALUES = {
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("study",), "fig4"),
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
-    **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend"), "name"),
+    **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
     **dict.fromkeys(("fit", "token_fraction"), "1/4"),
     "prompts": "3",
     "set": "k=3",
