@@ -133,10 +133,10 @@ class Searching:
         from tide.cli.common import about, writing
         from tide.files import json_writer, replace_files
         from tide.pictures import image_writer
-        from tide.runs import FileKind, finite, write_run
+        from tide.runs import FileKind, write_run
 
         asked, out = self.asked, Path(self.asked.out)
-        report = finite({"what": WHAT, "trials": [trial._asdict() for trial in found.trials], "settings": rows})
+        report = {"what": WHAT, "trials": [trial._asdict() for trial in found.trials], "settings": rows}
         files: dict[str, FileKind] = {"search.json": "figures", "search.png": "picture"}
         holds = about(
             "edit",
