@@ -148,9 +148,7 @@ def test_what_could_be_meant_in_two_ways_is_refused(own, data, said):
 
 
 def test_floats_that_may_be_zero_to_one_are_said(own):
-    with pytest.warns(
-        TideWarning, match=r"the images of batch 0 have values from .* taken to be in \[-1"
-    ):
+    with pytest.warns(TideWarning, match=r"the images of batch 0 have values from .* taken to be in \[-1"):
         items(own, [(IMAGES / 2 + 0.5, CAPTIONS)])
 
 
