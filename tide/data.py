@@ -121,6 +121,7 @@ def _streamed(
 ) -> Source:
     if images is None:
         raise TideError(f"{data.shown} does not say how many images it has; set images to the number to read")
+    notes = (f"of the images of {data.shown}, one in {1 / hold_out:.3g} is held out",) if hold_out else ()
     return Source(
         name,
         size,
@@ -131,5 +132,5 @@ def _streamed(
         options={"split": split, **data.options},
         shown=data.shown,
         hold_out=hold_out,
-        notes=(f"of the images of {data.shown}, one in {1 / hold_out:.3g} is held out",) if hold_out else (),
+        notes=(*data.notes, *notes),
     )

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers.cli_samples import N_IMAGES
+from tests.test_strips import places
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.errors import TideWarning
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.runs import contents, read_run
+from tide.strips import GAP, shown
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -144,7 +146,14 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     before, none, once, twice = (np.asarray(Image.open(tmp_path / f"{name}.png"), float) for name in names)
     assert np.array_equal(before, none)
     assert 0 < abs(once - before).mean() < abs(twice - before).mean()
-    assert Image.open(tmp_path / "strip.png").size == (4 * 64 + 3 * 4, 64)
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.width == 4 * 256 + 6 * GAP  # four pictures of 64 pixels, four times as large
+        assert strip.height > 256 + 30
+        for name in names:
+            with Image.open(tmp_path / f"{name}.png") as picture:
+                assert picture.size == (64, 64)
+                places(strip, shown(picture))
+    assert "Nothing changed at strength 0: strength 0 is no edit." in result.out
     report = json.loads((tmp_path / "edit.json").read_text())
     assert [each["strength"] for each in report["edits"]] == [0, 1, 2]
     run = read_run(tmp_path)

@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.families import FAMILIES, adapter, hooks_of
 from tests.helpers.pages import ROOT, run_page
-from tide.adapters import base, tap
+from tide.adapters import registry, tap
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 
 PAGE = ROOT / "docs" / "adapters.md"
@@ -20,13 +20,13 @@ PAGE = ROOT / "docs" / "adapters.md"
 @pytest.fixture(scope="module")
 def example(tmp_path_factory) -> Iterator[dict[str, Any]]:
     """The names that the page's code defines; its family is known only while these tests run."""
-    before = dict(base._ADAPTERS)
+    before = dict(registry._ADAPTERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("example"))
         names = run_page("docs/adapters.md")
     yield names
-    base._ADAPTERS.clear()
-    base._ADAPTERS.update(before)
+    registry._ADAPTERS.clear()
+    registry._ADAPTERS.update(before)
 
 
 def test_the_example_runs(example):

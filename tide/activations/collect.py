@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.given import Batch, batches_of, items_of
 from tide.activations.options import CollectOptions, check_fraction
 from tide.adapters.base import GUIDANCE, Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
 from tide.checks import check_count
 from tide.errors import TideError
 
-#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts.
-Data = Iterable[tuple[Tensor, Sequence[str] | Text]]
+#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts; or one of the
+#: other forms that :func:`tide.activations.given.batches_of` takes.
+Data = Iterable[Batch] | Any
 
 
 class Prepared(NamedTuple):
@@ -53,19 +55,10 @@ def draw_tokens(n_tokens: int, fraction: float, generator: torch.Generator) -> T
     return torch.randperm(n_tokens, generator=generator)[:n].sort().values
 
 
-def _items(data: Data) -> Iterator[_Item]:
-    for images, text in data:
-        if not isinstance(text, Mapping):
-            yield from zip(images, text, strict=True)
-            continue
-        for i, image in enumerate(images):
-            yield image, {name: value[i] for name, value in text.items()}
-
-
-def _items_between(data: Data, start: int, stop: int | None) -> Iterator[_Item]:
+def _items_between(data: Iterable[Batch], start: int, stop: int | None) -> Iterator[_Item]:
     """The samples from ``start`` to ``stop``; earlier ones are not even decoded if the data can skip them."""
     from_sample = getattr(data, "from_sample", None)
-    items = islice(_items(data), start, None) if from_sample is None else _items(from_sample(start))
+    items = islice(items_of(data), start, None) if from_sample is None else items_of(from_sample(start))
     return items if stop is None else islice(items, max(0, stop - start))
 
 
@@ -89,8 +82,6 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
     """Latents and prompt embeddings of a batch of items, computed if they are not given."""
     latents = torch.stack([image for image, _ in items])
     if latents.shape[1] != adapter.latent_channels:
-        if latents.shape[1] != 3:
-            raise TideError(f"data have {latents.shape[1]} channels; images have 3, latents {adapter.latent_channels}")
         latents = adapter.encode_images(latents)
     captions = [text for _, text in items if isinstance(text, str)]
     if captions:
@@ -104,7 +95,7 @@ def prepare(
 ) -> Iterator[Prepared]:
     """``data`` encoded, on the CPU. Kept in a list, it can be collected from again without VAE and text
     encoder."""
-    for items in _batches(_items(data), batch_size):
+    for items in _batches(items_of(batches_of(adapter, data, batch_size)), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         yield Prepared(latents.cpu(), {name: value.cpu() for name, value in text.items()})
 
@@ -136,6 +127,10 @@ def collect(
     random ``token_fraction`` of the image tokens of ``blocks``. Tokens are chosen inside the hook, and the
     pass ends after the last block asked for.
 
+    ``data`` are a :class:`~tide.activations.Source`, batches of images in [-1, 1] (or uint8) or of latents with
+    captions or encoded prompts, or what :func:`tide.images.open_data` reads, such as a ``Dataset`` or a list of
+    pictures, in its own order.
+
     ``options`` say which activations of each image to keep; single ones can be given by name, as in
     ``token_fraction=1 / 4`` (:class:`~tide.activations.CollectOptions`).
 
@@ -157,7 +152,8 @@ def collect(
     grid = _grid(adapter, options.n_timesteps, timesteps, options.paired)
     indices = [adapter.resolve_block(block) for block in blocks]
     sample = start
-    for items in _batches(_items_between(data, start, stop), options.batch_size):
+    given = batches_of(adapter, data, options.batch_size)
+    for items in _batches(_items_between(given, start, stop), options.batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         numbers = range(sample, sample + len(items))
         n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))

@@ -44,12 +44,15 @@ class Source:
     def from_sample(self, start: int) -> Iterator[tuple[Tensor, Sequence[str]]]:
         """As an iteration that leaves out the first ``start`` images."""
         left = self.n_images - start
+        without = 0
         for images, captions in self.batches.from_sample(start):
             if left > 0:
                 yield images[:left], captions[:left]
+                without += captions[:left].count("")
             left -= len(images)
             if left <= 0:
-                return
+                break
+        self.batches.tell(without, len(self.samples()))
 
     @property
     def described(self) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.devices import in_double
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes
 from tide.sae.normalisation import Moments
@@ -57,13 +58,13 @@ class _Sums:
         return bool((self.moments.variance > ROUNDING**2 * self.moments.mean.square()).any())
 
     def add(self, x: Tensor, x_hat: Tensor, active: Tensor | None) -> None:
-        self.error += float((x - x_hat).double().square().sum())
+        self.error += float(in_double(x - x_hat).square().sum())
         directed = x.any(1)
-        self.cosine += float(F.cosine_similarity(x, x_hat, dim=1)[directed].double().sum())
+        self.cosine += float(in_double(F.cosine_similarity(x, x_hat, dim=1)[directed]).sum())
         self.directed += int(directed.sum())
         self.moments = self.moments + Moments.of([x])
         if active is not None:
-            self.active += float(active.double().sum())
+            self.active += float(in_double(active).sum())
 
     def figures(self, scale: float, with_l0: bool) -> dict[str, float]:
         variance = self.tokens * float(self.moments.variance.sum())

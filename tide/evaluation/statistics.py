@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tide.devices import in_double
 from tide.errors import TideError
 
 
@@ -34,7 +35,8 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
             f"scores {list(scores.shape)} and masks {list(masks.shape)} must be [rows, features] and [rows, concepts] "
             "with the same rows"
         )
-    positives = masks.double().sum(0)
+    positive = in_double(masks)
+    positives = positive.sum(0)
     negatives = len(masks) - positives
     parts = []
     for part in scores.float().split(columns_at_once, dim=1):
@@ -42,9 +44,9 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
         ordered = columns.sort(dim=1).values
         below = torch.searchsorted(ordered, columns, right=False)
         upto = torch.searchsorted(ordered, columns, right=True)
-        mean_rank = (below + upto + 1).double() / 2
-        mean_rank.masked_fill_(columns.isnan().any(1, keepdim=True), torch.nan)
-        parts.append(mean_rank @ masks.double())
+        mean_rank = in_double(below + upto + 1) / 2
+        mean_rank.masked_fill_(columns.isnan().any(1, keepdim=True).to(mean_rank.device), torch.nan)
+        parts.append(mean_rank @ positive)
     rank_sums = torch.cat(parts)
     return (rank_sums - positives * (positives + 1) / 2) / (positives * negatives)
 

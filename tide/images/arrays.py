@@ -27,8 +27,8 @@ def from_array(value: np.ndarray | Tensor, name: str) -> Image.Image:
             f"{name} holds {array.dtype} numbers, whose range is not known; give pictures of Pillow, or uint8 in "
             "[0, 255] (leave a transform such as ToTensor off)"
         )
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
+    if array.ndim == 3:
+        array = np.moveaxis(array, _channels(array.shape), -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
@@ -36,11 +36,21 @@ def from_array(value: np.ndarray | Tensor, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def signed(images: Tensor, name: str) -> Tensor:
+def _channels(shape: tuple[int, ...]) -> int:
+    """The dimension of the channels, 0 or 2: that of three colours if there is one, else that of grey or of four."""
+    return next((axis for some in ((3,), (1, 4)) for axis in (2, 0) if shape[axis] in some), 2)
+
+
+def as_channels_first(images: Tensor) -> Tensor:
+    """``[B, H, W, 3]`` as ``[B, 3, H, W]``; other shapes as they are."""
+    return images.permute(0, 3, 1, 2) if images.shape[-1] == 3 and images.shape[1] != 3 else images
+
+
+def signed(images: Tensor, name: str, *, warns: bool = True) -> Tensor:
     """Images ``[B, 3, H, W]`` as float32 in [-1, 1]: uint8 is converted, floats in [-1, 1] are taken as they are.
 
-    Warns of floats that all lie in [0, 1], where they may be meant to be [0, 1]. Raises
-    :class:`~tide.errors.TideError` for values in any other range, and for other numbers.
+    Floats that all lie in [0, 1] may be meant so; ``warns`` says so. Raises :class:`~tide.errors.TideError` for values
+    in any other range, and for other numbers.
     """
     if images.dtype == torch.uint8:
         return images.float() / 127.5 - 1
@@ -52,11 +62,11 @@ def signed(images: Tensor, name: str) -> Tensor:
             f"{name} have values from {low:.3g} to {high:.3g}, and images are taken in [-1, 1]; "
             "give uint8, or scale them"
         )
-    if low >= 0 and high > low:
+    if warns and low >= 0 and high > low:
         warnings.warn(
             f"{name} have values from {low:.3g} to {high:.3g} and are taken to be in [-1, 1]; if they are in [0, 1], "
             "give 2 * images - 1",
             TideWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return images

@@ -68,7 +68,7 @@ def _add_texts(captions: dict[str, str], files: Files) -> list[str]:
     stray = sorted(files.texts - used)
     if not used or not stray:
         return []
-    return [f"{_n(stray, '.txt file')} of {files.root} lie beside no image of that name, such as {one_line(stray[0])}"]
+    return [f"{_n(stray, '.txt file')} of {files.root} beside no image of that name, such as {one_line(stray[0])}"]
 
 
 @dataclass
@@ -100,16 +100,16 @@ class _Listed:
         found = []
         if self.unmatched:
             found.append(
-                f"{_n(self.unmatched, 'caption')} of {files.root} name no image there, such as {self.unmatched[0]}; "
-                "correct the names, or remove them"
+                f"{_n(self.unmatched, 'caption')} without an image in {files.root}, such as that of "
+                f"{self.unmatched[0]}; correct the names, or remove them"
             )
         if self.twice:
             found.append(
-                f"{_n(self.twice, 'image')} of {files.root} are listed with several captions, such as "
-                f"{one_line(self.twice[0], 100)}; the last one counts"
+                f"{_n(self.twice, 'image')} of {files.root} listed with several captions, such as "
+                f"{one_line(self.twice[0], 100)}: the last one counts"
             )
         if self.several:
-            found.append(f"{self.several} entries of {files.root} hold a list of captions; the first of each counts")
+            found.append(f"{self.several:,} of the entries for {files.root} hold several captions; the first counts")
         return found
 
 

@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.files import file_digest
 from tide.images.arrays import from_array
 from tide.images.decode import MAX_BYTES, open_picture, to_rgb
-from tide.images.identity import digest
+from tide.images.identity import digest, file_digest_of
 from tide.messages import one_line
 
 
@@ -32,7 +31,7 @@ class Cell(NamedTuple):
         if isinstance(self.content, bytes):
             return digest(self.content)
         if isinstance(self.content, Path):
-            return file_digest(self.content)[:16]
+            return file_digest_of(self.content, self.name)
         return digest(f"{self.content.width}x{self.content.height} ".encode() + self.content.tobytes())
 
 
@@ -77,6 +76,4 @@ def _fetched(path: str, name: str) -> bytes:
             content: bytes = file.read(MAX_BYTES + 1)
             return content
     except (OSError, ValueError) as error:
-        raise TideError(
-            f"the image of {name} could not be fetched ({one_line(error)}); try again, or leave that row out"
-        ) from None
+        raise TideError(f"{name} could not be fetched ({one_line(error)}); try again, or leave that row out") from None

@@ -25,12 +25,20 @@ def image_column(names: Sequence[str], asked: str | None, features: Mapping[str,
     return found or _missing(names, asked, "image", "images")
 
 
-def caption_column(names: Sequence[str], asked: str | None) -> str:
-    """The column ``asked`` for, else the first of :data:`~tide.images.prompts.CAPTIONS`.
+def caption_column(names: Sequence[str], asked: str | None, image: str) -> str | None:
+    """The column ``asked`` for, else the first of :data:`~tide.images.prompts.CAPTIONS`; None if there is no column but
+    that of the images.
 
-    Raises :class:`~tide.errors.TideError` if there is none.
+    Raises :class:`~tide.errors.TideError` if there are others, of which any could be meant.
     """
+    if not asked and set(names) <= {image}:
+        return None
     return _named(names, [asked] if asked else CAPTIONS) or _missing(names, asked, "text", "captions")
+
+
+def note_of(column: str | None, asked: str | None) -> tuple[str, ...]:
+    """A sentence on a column of captions that nobody named."""
+    return (f"captions are in the column {one_line(column)}",) if column not in (asked, "text", None) else ()
 
 
 def _named(names: Sequence[str], wanted: Sequence[str]) -> str | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from tide.errors import TideError, TideWarning
-from tide.files import file_digest
 from tide.images.captions import captions_of
 from tide.images.decode import open_picture
 from tide.images.files import METADATA, SUFFIXES, Files, files_of
+from tide.images.identity import file_digest_of
 from tide.images.sets import ImageSet
 
 
@@ -26,6 +26,8 @@ class Folder(ImageSet):
     how_to_caption = f"write {METADATA[0]}, or a .txt file beside each image"
 
     def __init__(self, path: Path, shown: str, caption_column: str | None = None) -> None:
+        if path.is_file():
+            raise TideError(f"{path} is a file; give the folder that holds the images (unpack an archive first)")
         if not path.is_dir():
             raise TideError(f"{path} is not a folder; give one that holds images")
         files = files_of(path)
@@ -48,7 +50,8 @@ class Folder(ImageSet):
         return self.captions.get(self.names[i], "")
 
     def digest(self, i: int) -> str:
-        return file_digest(self.path / self.names[i])[:16]
+        path = self.path / self.names[i]
+        return file_digest_of(path, str(path))
 
     def picture(self, i: int) -> Image.Image:
         return open_picture(self.path / self.names[i])
@@ -57,10 +60,12 @@ class Folder(ImageSet):
 def _unread(files: Files) -> list[str]:
     if not files.unread:
         return []
-    return [f"{sum(files.unread.values())} pictures of {files.root} are not read{_of_others(files)}; convert them"]
+    n = sum(files.unread.values())
+    what = f"{n:,} picture{'s' if n > 1 else ''} of {files.root} not read{_of_others(files)}"
+    return [f"{what}; formats that are read: {', '.join(SUFFIXES)}"]
 
 
 def _of_others(files: Files) -> str:
     """Such as " (3 of .tif)"."""
     counts = ", ".join(f"{n} of {suffix}" for suffix, n in sorted(files.unread.items()))
-    return f" ({counts}; formats that are read: {', '.join(SUFFIXES)})" if counts else ""
+    return f" ({counts})" if counts else ""

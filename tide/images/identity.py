@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tide.errors import TideError
+from tide.files import file_digest
+from tide.messages import one_line
 
 
 class Sample(NamedTuple):
@@ -25,6 +30,15 @@ def digest(content: bytes | str | Tensor) -> str:
     if isinstance(content, Tensor):
         data = content.detach().cpu().flatten().view(torch.uint8).numpy()  # NumPy has no bfloat16
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def file_digest_of(path: Path, name: str) -> str:
+    """The digest of a file's bytes. Raises :class:`~tide.errors.TideError`, which calls it ``name``, if it cannot be
+    read."""
+    try:
+        return file_digest(path)[:16]
+    except OSError as error:
+        raise TideError(f"{name} cannot be read ({error.strerror or one_line(error)}); check the path") from None
 
 
 def digest_of(samples: Iterable[Sample]) -> str:

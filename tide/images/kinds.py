@@ -38,6 +38,7 @@ def parquet_files(path: Path) -> list[Path]:
     for file in path.rglob("*"):
         if file.suffix.lower() in SUFFIXES:
             return []
-        if file.suffix.lower() in PARQUET and file.name != "metadata.parquet" and not file.name.startswith("."):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in PARQUET and file.name != "metadata.parquet" and not is_hidden:
             found.append(file)
     return sorted(found)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tide.checks import check_count
-from tide.errors import TideError, TideWarning
+from tide.errors import TideError
 from tide.images.folder import Folder
-from tide.images.kinds import DICT, is_saved, kind_of, parquet_files
+from tide.images.kinds import DICT, is_saved, kind_of
 from tide.images.order import check_hold_out
 from tide.images.rows import DatasetRows, ListedRows
-from tide.images.samples import OnError, Selected
+from tide.images.samples import OnError, Selected, warn_of_captions
 from tide.images.sets import ImageSet
 from tide.images.stream import Stream
 from tide.images.tensors import Size, check_size
@@ -26,7 +25,7 @@ def open_data(
     *,
     batch_size: int = 8,
     on_error: OnError = "raise",
-    seed: int = 0,
+    seed: int | None = 0,
     hold_out: float = 0.0,
     split: str = "train",
     image_column: str | None = None,
@@ -42,7 +41,7 @@ def open_data(
         size: side in pixels, or (height, width).
         batch_size: images a batch.
         on_error: "raise" for an unreadable image, or "skip" it with a warning.
-        seed: of the order of the images.
+        seed: of the order of the images; None for the data's own.
         hold_out: the share of images, in [0, 1), that is left out, chosen by a hash of their names alone.
         split: of a data set that has several.
         image_column, caption_column: default the first usual name that there is.
@@ -57,8 +56,11 @@ def open_data(
     opened = _opened(data, split, image_column, caption_column)
     how: dict[str, Any] = {"on_error": on_error, "seed": seed, "hold_out": hold_out}
     if isinstance(opened, ImageSet):
-        _check_captions(opened)
-        return Selected(opened, size, batch_size, **how)
+        found = Selected(opened, size, batch_size, **how)
+        if without := opened.without_caption():
+            warn_of_captions(without, len(opened), f"of {opened.shown}", opened.how_to_caption)
+            found.told = True
+        return found
     rows, shown = opened
     return Stream(rows, shown, size, batch_size, **how, images=image_column, captions=caption_column)
 
@@ -73,9 +75,9 @@ def _opened(data: Any, split: str, images: str | None, captions: str | None) -> 
     if isinstance(data, str | Path):
         return _of_name(data, split, images, captions)
     if hasattr(data, "column_names") and hasattr(data, "features"):
-        return _of_rows(data, "the rows given", images, captions)
+        return _of_rows(data, "the Dataset", images, captions)
     if isinstance(data, dict) and data and all(hasattr(each, "column_names") for each in data.values()):
-        return _of_rows(_split_of(data, split, "the DatasetDict"), "the rows given", images, captions, split)
+        return _of_rows(_split_of(data, split, "the DatasetDict"), "the Dataset", images, captions, split)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, dict):
         raise TideError(
             f"data of type {type(data).__name__} cannot be read; give a folder, a data set's name, a Dataset, or a "
@@ -83,7 +85,7 @@ def _opened(data: Any, split: str, images: str | None, captions: str | None) -> 
         )
     if len(data) == 0:
         raise TideError("the list of images is empty; give at least one")
-    return ListedRows(data, "the images given", images, captions)
+    return ListedRows(data, "the list", images, captions)
 
 
 def _of_name(spec: str | Path, split: str, images: str | None, captions: str | None) -> ImageSet | tuple[Any, str]:
@@ -95,7 +97,7 @@ def _of_name(spec: str | Path, split: str, images: str | None, captions: str | N
         remedy = "`pip install datasets`" if kind == "saved" else "give one, or `pip install datasets` to read the "
         raise TideError(f"{spec} {what}; {remedy}{'' if kind == 'saved' else 'data set of that name'}")
     if kind == "saved":
-        several = (path / DICT).is_file()
+        several = path.is_dir() and ((path / DICT).is_file() or not is_saved(path))
         return _of_rows(_saved(path, split), str(spec), images, captions, split if several else None)
     return _named(str(spec), split), str(spec)
 
@@ -134,8 +136,9 @@ def _saved(path: Path, split: str) -> Any:
         if path.is_dir() and is_saved(path):
             found = datasets.load_from_disk(str(path))
             return _split_of(found, split, str(path)) if (path / DICT).is_file() else found
-        files = parquet_files(path) if path.is_dir() else [path]
-        return datasets.Dataset.from_parquet([str(file) for file in files])
+        if path.is_dir():  # the names of the files tell the splits
+            return datasets.load_dataset("parquet", data_dir=str(path), split=split)
+        return datasets.Dataset.from_parquet(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, TideError):
             raise
@@ -146,17 +149,3 @@ def _split_of(found: Any, split: str, shown: str) -> Any:
     if split not in found:
         raise TideError(f"{shown} has no split {split}; it has {one_line(', '.join(found))}: set split")
     return found[split]
-
-
-def _check_captions(images: ImageSet) -> None:
-    """Warns of images that have no caption."""
-    n = images.without_caption()
-    if not n:
-        return
-    which = "none" if n == len(images) else f"{n:,}"
-    have = "has a caption: all" if n == len(images) else "have no caption and"
-    warnings.warn(
-        f"{which} of the {len(images):,} images of {images.shown} {have} get the empty prompt; {images.how_to_caption}",
-        TideWarning,
-        stacklevel=3,
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 from tide.errors import TideError
 
@@ -61,9 +60,9 @@ def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int
     found = {place: number[name] for place, name in recorded.items() if name in number}
     taken = set(found.values())
     rest = [i for i in order if i not in taken]
-    rank = {i: place for place, i in enumerate(order)}
-    as_now = _ascending([rank.get(found[place], -1) for place in sorted(found)])
-    filling = iter(rest if as_now else sorted(rest, key=lambda i: names[i].split("/")))
+    by_name = sorted(range(len(names)), key=lambda i: names[i].split("/"))
+    as_now = _agreeing(found, order) >= _agreeing(found, by_name)
+    filling = iter(rest if as_now else [i for i in by_name if i not in taken])
     end = max(recorded, default=-1) + 1
     first = [found[place] if place in found else next(filling, None) for place in range(end)]
     begun = [i for i in first if i is not None]
@@ -71,8 +70,9 @@ def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int
     return begun + [i for i in rest if i not in used]
 
 
-def _ascending(values: Sequence[int]) -> bool:
-    return all(a < b for a, b in pairwise(values))
+def _agreeing(found: Mapping[int, int], order: Sequence[int]) -> int:
+    """How many places have the number that ``order`` has there."""
+    return sum(place < len(order) and order[place] == i for place, i in found.items())
 
 
 def _hash(salt: str, name: str) -> int:

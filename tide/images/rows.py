@@ -10,7 +10,7 @@ from PIL import Image
 
 from tide.errors import TideError, TideWarning
 from tide.images.cells import Cell, cell_of
-from tide.images.columns import caption_column, image_column, reader_of
+from tide.images.columns import caption_column, image_column, note_of, reader_of
 from tide.images.prompts import is_several, prompt_of
 from tide.images.sets import ImageSet
 
@@ -51,16 +51,22 @@ class DatasetRows(Rows):
 
         super().__init__(shown)
         self.image = image_column(data.column_names, images, data.features)
-        text = caption_column(data.column_names, captions)
-        read = reader_of(data.features[text])
-        values = data.select_columns([text]).with_format(None)[text][:]
-        self.captions = [read(value, f"{text} of {self.where(i)}") for i, value in enumerate(values)]
-        self.notes = _notes(text, captions, values)
+        text = caption_column(data.column_names, captions, self.image)
+        self.captions = [""] * len(data) if text is None else self._captions(data, text)
+        self.notes = note_of(text, captions)
         data = data.select_columns([self.image]).with_format(None)
         if isinstance(data.features[self.image], datasets.Image):
             data = data.cast_column(self.image, datasets.Image(decode=False))
         self.data = data
-        self.options: Mapping[str, str] = {"image_column": self.image, "caption_column": text}
+        self.options: Mapping[str, str] = {"image_column": self.image, "caption_column": text or ""}
+
+    def _captions(self, data: Any, column: str) -> list[str]:
+        read = reader_of(data.features[column])
+        values = data.select_columns([column]).with_format(None)[column][:]
+        if several := sum(map(is_several, values)):
+            said = f"{several:,} rows of {self.shown} hold several captions in {column}; the first counts"
+            warnings.warn(said, TideWarning, stacklevel=2)
+        return [read(value, f"the caption of {self.where(i)}") for i, value in enumerate(values)]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -69,7 +75,7 @@ class DatasetRows(Rows):
         return self.captions[i]
 
     def cell(self, i: int) -> Cell:
-        return cell_of(self.data[i][self.image], f"{self.image} of {self.where(i)}", paths=True)
+        return cell_of(self.data[i][self.image], f"the image of {self.where(i)}", paths=True)
 
 
 class ListedRows(Rows):
@@ -83,7 +89,9 @@ class ListedRows(Rows):
         self.columns: tuple[Any, Any] | None = None
         if isinstance(first, Mapping) and not _is_file(first):
             names = list(dict.fromkeys(str(name) for row in data if isinstance(row, Mapping) for name in row))
-            self.columns = image_column(names, images), caption_column(names, captions)
+            image = image_column(names, images)
+            self.columns = image, caption_column(names, captions, image)
+            self.notes = note_of(self.columns[1], captions)
         elif isinstance(first, tuple | list) and len(first) >= 2:
             self.columns = 0, 1
         self.classes = getattr(data, "classes", None)  # of torchvision
@@ -120,10 +128,3 @@ class ListedRows(Rows):
 
 def _is_file(row: Mapping[Any, Any]) -> bool:
     return set(row) == {"bytes", "path"}
-
-
-def _notes(column: str, asked: str | None, values: Sequence[Any]) -> tuple[str, ...]:
-    if several := sum(map(is_several, values)):
-        said = f"{several:,} rows hold a list of captions in {column}; the first of each counts"
-        warnings.warn(said, TideWarning, stacklevel=2)
-    return () if asked else (f"captions are in the column {column}",)

@@ -6,10 +6,10 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import ClassVar, Literal, Self
+from functools import partial
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tide.errors import TideError, TideWarning
@@ -20,6 +20,7 @@ from tide.images.tensors import Size, to_tensor
 
 OnError = Literal["raise", "skip"]
 _Pair = tuple[Tensor, str]
+T = TypeVar("T")
 
 
 class Samples(ABC):
@@ -34,6 +35,8 @@ class Samples(ABC):
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.samples: list[Sample] = []
+        #: Whether it was said how many images have no caption.
+        self.told = False
         #: Digests of images that are left out.
         self.excluded: frozenset[str] = frozenset()
 
@@ -64,15 +67,21 @@ class Samples(ABC):
         """The same images, those that are ``recorded`` (place -> sample) at their places if the order is free."""
         return self
 
+    def tell(self, without_caption: int, n: int) -> None:
+        """Warns of images without a caption among the ``n`` that were read, unless that was said before."""
+        if without_caption and not self.told:
+            warn_of_captions(without_caption, n, "that were read", "fill the captions' column", stacklevel=4)
+            self.told = True
+
     @abstractmethod
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         """Images and captions from ``start`` on; appends every sample to ``samples``, also those before ``start``."""
 
 
 class Selected(Samples):
-    """The images of a set in an order that depends on ``seed`` and their names (:mod:`tide.images.order`), without a
-    share that is held out. Images before the start of an iteration are not decoded, except with ``on_error="skip"``,
-    because only decoding shows which ones are unreadable."""
+    """The images of a set in an order that depends on ``seed`` and their names (:mod:`tide.images.order`; None: in the
+    set's own order), without a share that is held out. Images before the start of an iteration are not decoded, except
+    with ``on_error="skip"``, because only decoding shows which ones are unreadable."""
 
     def __init__(
         self,
@@ -81,14 +90,15 @@ class Selected(Samples):
         batch_size: int,
         *,
         on_error: OnError = "raise",
-        seed: int = 0,
+        seed: int | None = 0,
         hold_out: float = 0.0,
     ) -> None:
         super().__init__(batch_size)
         self.images, self.size, self.on_error = images, size, on_error
         self.names = [images.name(i) for i in range(len(images))]
         reserved = held_out(self.names, hold_out)
-        self.order = [i for i in seeded(self.names, seed) if i not in reserved]
+        order = range(len(self.names)) if seed is None else seeded(self.names, seed)
+        self.order = [i for i in order if i not in reserved]
 
     def __len__(self) -> int:
         """How many images there are, without those held out."""
@@ -101,22 +111,33 @@ class Selected(Samples):
         return found
 
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
-        for i in self.order:
-            if self.excluded and self.images.digest(i) in self.excluded:
-                continue
+        for i in self._kept():
             if len(samples) < start and self.on_error == "raise":
                 samples.append(self.images.sample(i))
                 continue
-            picture = readable(lambda i=i: self.images.picture(i), self.on_error)  # type: ignore[misc]
-            if picture is None:
+            if (picture := readable(partial(self.images.picture, i), self.on_error)) is None:
                 continue
             samples.append(self.images.sample(i))
             if len(samples) > start:
                 yield to_tensor(picture, self.size), self.images.caption(i)
 
+    def _kept(self) -> Iterator[int]:
+        """The numbers of the images that are not left out; of what is left out only the digest is read."""
+        for i in self.order:
+            content = readable(partial(self.images.digest, i), self.on_error) if self.excluded else ""
+            if content is not None and content not in self.excluded:
+                yield i
 
-def readable(opened: Callable[[], Image.Image], on_error: OnError) -> Image.Image | None:
-    """The picture; None, after a warning, if it is unreadable and ``on_error`` is "skip"."""
+
+def warn_of_captions(without: int, n: int, which: str, remedy: str, *, stacklevel: int = 3) -> None:
+    """Warns that ``without`` of the ``n`` images have no caption."""
+    images = f"of the {n:,} images {which}"
+    said = f"{without:,} {images} have no caption and" if without < n else f"none {images} has a caption: all"
+    warnings.warn(f"{said} get the empty prompt; {remedy}", TideWarning, stacklevel=stacklevel)
+
+
+def readable(opened: Callable[[], T], on_error: OnError) -> T | None:
+    """What ``opened`` reads of an image; None, after a warning, if it is unreadable and ``on_error`` is "skip"."""
     try:
         return opened()
     except TideError as error:

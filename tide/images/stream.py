@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tide.errors import TideError
 from tide.images.cells import cell_of
-from tide.images.columns import caption_column, image_column, reader_of
+from tide.images.columns import caption_column, image_column, note_of, reader_of
 from tide.images.identity import Sample, digest
 from tide.images.order import is_held_out
 from tide.images.samples import OnError, Samples, readable
@@ -24,9 +25,9 @@ BUFFER = 256
 class Stream(Samples):
     """A ``datasets.IterableDataset``, streamed again at every iteration.
 
-    Data sets are often sorted by class, so the rows are shuffled: their shards by ``seed``, and the rows by a buffer of
-    :data:`BUFFER`. An image is held out by the hash of its own digest, as its place in the stream depends on the seed;
-    ``hold_out`` is its probability.
+    Data sets are often sorted by class, so the rows are shuffled by ``seed`` (None: not at all): their shards, and the
+    rows by a buffer of :data:`BUFFER`. An image is held out by the hash of its own digest, as its place in the stream
+    depends on the seed; ``hold_out`` is its probability.
     """
 
     skips: ClassVar[bool] = False
@@ -39,7 +40,7 @@ class Stream(Samples):
         batch_size: int,
         *,
         on_error: OnError = "raise",
-        seed: int = 0,
+        seed: int | None = 0,
         hold_out: float = 0.0,
         images: str | None = None,
         captions: str | None = None,
@@ -48,22 +49,25 @@ class Stream(Samples):
         self.shown, self.size, self.on_error, self.hold_out = shown, size, on_error, hold_out
         features = rows.features or {}
         names = list(features or _first(rows, shown))
-        self.image, self.text = image_column(names, images, features), caption_column(names, captions)
+        self.image = image_column(names, images, features)
+        self.text = caption_column(names, captions, self.image)
+        self.notes = note_of(self.text, captions)
         self.read = reader_of(features.get(self.text))
-        self.options = {"image_column": self.image, "caption_column": self.text}
-        self.rows = _undecoded(rows, self.image, self.text).shuffle(seed=seed, buffer_size=BUFFER)
+        self.options = {"image_column": self.image, "caption_column": self.text or ""}
+        rows = _undecoded(rows, self.image, self.text)
+        self.rows = rows if seed is None else rows.shuffle(seed=seed, buffer_size=BUFFER)
 
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[tuple[Tensor, str]]:
         for number, row in enumerate(self.rows):
             where = f"row {number} of {self.shown}"
-            caption = self.read(row.get(self.text), f"{self.text} of {where}")
-            cell = cell_of(row.get(self.image), f"{self.image} of {where}")
-            name, content = f"row {number}", cell.digest()
-            if content in self.excluded or is_held_out(content, self.hold_out):
+            caption = self.read(row.get(self.text), f"the caption of {where}")
+            cell = readable(partial(cell_of, row.get(self.image), f"the image of {where}"), self.on_error)
+            content = None if cell is None else readable(cell.digest, self.on_error)
+            if cell is None or content is None or content in self.excluded or is_held_out(content, self.hold_out):
                 continue
             if (picture := readable(cell.picture, self.on_error)) is None:
                 continue
-            samples.append(Sample(name, content, digest(caption)))
+            samples.append(Sample(f"row {number}", content, digest(caption)))
             if len(samples) > start:
                 yield to_tensor(picture, self.size), caption
 
@@ -75,14 +79,14 @@ def _first(rows: Any, shown: str) -> Mapping[str, Any]:
     raise TideError(f"{shown} holds no rows; give another data set or split")
 
 
-def _undecoded(rows: Any, image: str, text: str) -> Any:
+def _undecoded(rows: Any, image: str, text: str | None) -> Any:
     """The two columns; images as bytes or paths, because the library would decode every format that Pillow knows,
     however large."""
     if not rows.features:
         return rows
     import datasets  # there, as ``rows`` are made by it
 
-    rows = rows.select_columns([image, text])
+    rows = rows.select_columns([image] if text is None else [image, text])
     if isinstance(rows.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     return rows

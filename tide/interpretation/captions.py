@@ -25,8 +25,9 @@ from tide.interpretation.captioned import Captioned, pick_images
 from tide.interpretation.image_latents import Pooled, image_activations, latent_maps, pool, untrained
 from tide.interpretation.image_scores import FEWEST, Halves, halves, score, strongest
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import heat_overlay, tiled
+from tide.pictures import heat_overlay
 from tide.sae import TIDE
+from tide.strips import tiled
 
 #: Latents listed for a concept, and how many of them are drawn.
 LISTED, DRAWN = 10, 2
@@ -86,7 +87,7 @@ class CaptionConcepts:
             overlays = (heat_overlay(each.image, one, top) for one, top in zip(heat, tops, strict=True))
             rows.append([each.image, *overlays])
         latents = self.concepts[word]["latents"][: len(tops) - 1]
-        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows)
+        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows, title=word)
 
 
 def caption_concepts(

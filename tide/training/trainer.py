@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter, Block
-from tide.devices import device_of
+from tide.devices import device_of, in_double
 from tide.errors import Interrupted, TideError
 from tide.files import finite, lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
@@ -74,7 +74,7 @@ def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: 
 
 def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
     """The figures as numbers, in one copy from the device."""
-    tensors = {name: value.double() for name, value in figures.items() if isinstance(value, Tensor)}
+    tensors = {name: in_double(value) for name, value in figures.items() if isinstance(value, Tensor)}
     read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
     return {name: read[name] if name in read else float(value) for name, value in figures.items()}
 
