@@ -13,6 +13,7 @@ from tests.helpers.cli_samples import N_IMAGES
 from tests.test_strips import places
 from tide import TIDE
 from tide.activations import ActivationStore
+from tide.errors import TideWarning
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.runs import contents, read_run
 from tide.strips import GAP, shown
@@ -51,19 +52,16 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
-    result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
+    with pytest.warns(TideWarning, match="^fewer than 8 images of .*/ are left .*, so training images are measured; give"):
+        result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
-    assert result.err == (
-        f"tide: warning: fewer than 8 images of {images} are left without those that trained this model, so training "
-        "images are measured; give other data, or train with --hold-out\n"
-    )
     assert "PCA k/4" in result.out
     assert "\nt " in result.out
     assert result.out.splitlines()[-1].startswith("On 5 training images the TIDE explains")
     assert "held-out" not in result.out
     metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     counts = {"fit": 5, "measured": 5, "loss": 5}
-    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}"}
+    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}/"}
     ranks = {name: row.get("rank") for name, row in metrics["models"].items()}
     assert ranks == {"tide": None, "pca_k": 8, "pca_k/4": 2, "mean": 0}
     mse = {name: row["mse"] for name, row in metrics["models"].items()}
@@ -98,23 +96,23 @@ def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp
     assert [first[name] for name in ("models", "diffusion_loss")] == [
         second[name] for name in ("models", "diffusion_loss")
     ]
-    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == {"name": "scenes", "images": 6, "of": "held-out"}
+    data = {"name": "scenes", "images": 6, "of": "held-out"}
+    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == data
 
 
 def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
     captions = [json.loads(line)["text"] for line in (images / "metadata.jsonl").read_text().splitlines()]
     words = [word for word in ("near", "snow", "red") if 0 < sum(word in c.split() for c in captions) < N_IMAGES]
     options = ["--concepts", ",".join(words), "--images-per-concept", N_IMAGES, "--timesteps", 2, "--top-images", 2]
-    result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
+    with pytest.warns(TideWarning, match="so training images are used; give other data, or train with --hold-out"):
+        result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
     assert result.code == 0
-    assert result.err == ""
     found = json.loads((tmp_path / "concepts.json").read_text())
+    assert found["images"]["of"] == "training"
     for word in words:
         row = found["concepts"][word]
         assert 0 < row["images"] < N_IMAGES
         assert all(word in top["caption"] for top in row["top_images"])
-        gains = [latent["with"] - latent["without"] for latent in row["latents"]]
-        assert gains == sorted(gains, reverse=True)
         assert row["latent"] == row["latents"][0]["latent"]
         assert Image.open(tmp_path / f"{word}.png").width > 4 * 250
     holds = contents(tmp_path)

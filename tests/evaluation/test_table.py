@@ -64,7 +64,7 @@ def test_the_loss_is_of_as_many_images_and_timesteps_as_asked_for(figures):
 
 
 def test_as_text(figures):
-    read, models, losses, fit, _ = evaluation_text(figures).split("\n\n")
+    read, models, losses, fit, notes = evaluation_text(figures).split("\n\n")
     assert read.startswith("10 images of scenes: 3 fit PCA and mean, 7 are measured (224 tokens), 5 in the model.")
     names = ["SAE", "PCA k", "PCA k/4", "mean", "clean", "zeroed"]
     assert [line.split("  ")[0] for line in models.splitlines()[1:]] == names
@@ -74,6 +74,7 @@ def test_as_text(figures):
     assert [line.split()[1] for line in losses.splitlines() if line.endswith("worst")] == [
         max(by_timestep, key=lambda t: by_timestep[t]["ratio"])
     ]
+    assert "PCA k has all 192 components" in notes
     bins = figures["models"]["tide"]["timestep"]
     assert [line.split("  ")[0] for line in fit.splitlines()[1:]] == [f"t {name}" for name in bins]
 

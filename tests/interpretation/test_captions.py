@@ -173,9 +173,7 @@ def test_training_images_are_used_where_too_few_others_show_a_word(adapter, mode
 
 def test_a_word_is_whole_and_of_any_case(adapter, model):
     assert find(adapter, model, ["NEAR"]).concepts["NEAR"]["images"] > 0
-    message = (
-        r"none of the 24 captions read of 24 images of scenes holds 'nea'; name words that they do, or examine"
-    )
+    message = r"none of the 24 captions read of 24 images of scenes holds 'nea'; name words that they do, or examine"
     with pytest.raises(TideError, match=message):
         find(adapter, model, ["nea"])
 

@@ -19,9 +19,9 @@ OF_CAPTIONS = (
     "neuron, random: the best raw channel, the best latent of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
-    "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the "
-    "bundled pipeline was not trained on.\nauroc: how well the latent tells tokens of the concept from other tokens (0.5 chance, 1 perfect); neuron: of "
-    "the\nbest raw channel, chosen and scored alike; iou: of the latent's map with the concept's mask."
+    "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the bundled\n"
+    "pipeline was not trained on. auroc: how well the latent tells tokens of the concept from others (0.5 chance, 1\n"
+    "perfect); neuron: that of the best raw channel, chosen alike; iou: of the latent's map with the concept's mask."
 )
 #: The AUROC at which a latent is said to find a concept of rendered scenes, as in the demo's headline.
 CLEAR = 0.85

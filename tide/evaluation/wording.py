@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tide.tables import text_table
@@ -16,6 +16,8 @@ IMAGES = {
 }
 #: More active latents than this share of the channels are hardly sparse.
 HARDLY_SPARSE = 0.5
+#: With fewer firings than this for each latent, many that are only rare count as dead.
+FIRINGS = 10
 NOTHING_TO_RECOVER = (
     "recovered -: zeroing adds no loss beyond its sampling error, or the loss is below the clean one; read the ratio."
 )
@@ -86,7 +88,7 @@ def _models(figures: dict[str, Any]) -> str:
     rows.append(("clean", *empty, _cell(loss["clean"], "#.4g"), "", ""))
     zeroed = None if loss["ablated"] is None or not loss["clean"] else loss["ablated"] / loss["clean"]
     rows.append(("zeroed", *empty, _cell(loss["ablated"], "#.4g"), _ratio(zeroed), ""))
-    return text_table(("", *FIT, "l0", "dead", "loss", "ratio", "recovered"), rows)
+    return _table(("", *FIT, "l0", "dead", "loss", "ratio", "recovered"), rows)
 
 
 def _by_timestep(kind: str, loss: dict[str, Any]) -> str:
@@ -100,16 +102,19 @@ def _by_timestep(kind: str, loss: dict[str, Any]) -> str:
         )
         for t, each in loss["by_timestep"].items()
     ]
-    table = text_table(("diffusion loss", "clean", kind, "zeroed", "ratio", "recovered", ""), rows)
-    return "\n".join(line.rstrip() for line in table.splitlines())
+    return _table(("diffusion loss", "clean", kind, "zeroed", "ratio", "recovered", ""), rows)
 
 
 def _fit_by_timestep(kind: str, bins: Mapping[str, Any]) -> str:
-    return text_table((f"{kind} by timestep", *FIT), [(f"t {name}", *_fit(row)) for name, row in bins.items()])
+    return _table((f"{kind} by timestep", *FIT), [(f"t {name}", *_fit(row)) for name, row in bins.items()])
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(line.rstrip() for line in text_table(header, rows).splitlines())
 
 
 def _notes(figures: dict[str, Any], *, refused: bool) -> list[str]:
-    sae, l0 = figures["sae"], figures["models"]["tide"]["l0"]
+    sae, tokens, l0 = figures["sae"], figures["models"]["tide"]["tokens"], figures["models"]["tide"]["l0"]
     notes = [NOTHING_TO_RECOVER] if refused else []
     if sae["k"] >= sae["d_model"]:
         notes.append(
@@ -118,6 +123,11 @@ def _notes(figures: dict[str, Any], *, refused: bool) -> list[str]:
     if l0 > HARDLY_SPARSE * sae["d_model"]:
         notes.append(
             f"l0: {l0:.1f} latents a token for {sae['d_model']} channels are hardly sparse; train with a smaller k."
+        )
+    if tokens * l0 < FIRINGS * sae["n_latents"]:
+        notes.append(
+            f"dead: {tokens:.0f} tokens are few for {sae['n_latents']} latents, so rare ones count as dead; give more "
+            "images or a larger token fraction."
         )
     return ["\n".join(notes)] if notes else []
 
