@@ -83,6 +83,15 @@ def test_one_of_two_latents_that_never_fires(edit):
     assert "Nothing changed" not in out
 
 
+def test_latents_of_a_target(edit):
+    out, report = edit("--towards", "a blue cone", "--towards-top", 2)
+    (row,) = report["edits"]
+    n, active = row["target_latents"], row["target_latents_active"]
+    assert 2 <= n <= 96
+    assert 0 < active <= n
+    assert f"Of the target's strongest latents, {n} in all, {active} were active on the edited tokens." in out
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
