@@ -175,8 +175,12 @@ def test_further_checkpoints_and_prompts(edit, tmp_path, sae, other):
 def test_a_search_that_cannot_find_anything_says_why(edit):
     out, _ = edit("--scale", "5=5", "--search", out="a")
     assert "No setting changes anything: the pipeline ran and nothing was edited: latent 5 was inactive" in out
-    out, _ = edit("--change", "red=red", "--search", out="b")
-    assert "No setting changes anything: " in out
+    out, _ = edit("--change", "red=red", "--guidance", 1, "--search", out="b")
+    assert (
+        "No setting changes anything: the pipeline ran and nothing was edited: the target's latents are the im" in out
+    )
+    out, _ = edit("--change", "red=red", "--search", out="c")  # of both branches, one takes on the other's latents
+    assert "The effect cannot be measured: every target's picture is the unedited one. Least damage: " in out
 
 
 @pytest.mark.parametrize(
