@@ -157,6 +157,13 @@ def test_the_recommendation_is_what_tide_edit_then_draws(edit, tmp_path):
         places(sheet, shown(after, 192))
 
 
+def test_a_search_without_a_target_says_what_it_cannot(edit):
+    out, report = edit("--erase-top", 1, "--strength", 0.1, "--search")
+    assert "not whether as wanted" in report["what"]["effect"]
+    assert "the most change that keeps the picture whole" in out.splitlines()[-1]
+    assert "give --towards or --change to measure that" in out
+
+
 def test_further_checkpoints_and_prompts(edit, tmp_path, sae, other):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red tree\n\na red cone, far\n")
