@@ -206,8 +206,8 @@ class Searching:
         if best.damage >= WHOLE:
             return f"Every setting may break the picture; lower the factor or --strength. Least damage: {said}."
         return (
-            f"Try {said}: the most change that keeps the picture whole. Whether it is the change that you want, only you "
-            "can see; give --towards or --change to measure that."
+            f"Try {said}: the most change that keeps the picture whole. Whether it is the change that you want, you "
+            "must see yourself; give --towards or --change to measure that."
         )
 
     def _compared(self, found: Search) -> str:

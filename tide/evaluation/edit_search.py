@@ -51,8 +51,8 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting: for each trial its ``effects`` (``towards`` a target or not), ``damages`` and ``pictures``, and what the
-    edit ``met``."""
+    """A setting: for each trial its ``effects``, ``damages`` and ``pictures``, and what the edit ``met``; ``towards``:
+    whether there are targets."""
 
     setting: Setting
     towards: bool
@@ -74,7 +74,7 @@ class Tried:
 
     @property
     def score(self) -> float:
-        """Towards a target ``min(effect, 1) - PRICE * log2(max(damage, 1))``, an effect that is not known counting as 0.
+        """Towards a target ``min(effect, 1) - PRICE * log2(max(damage, 1))``; an effect that is not known counts as 0.
         Without a target the effect, which says nothing of what is wanted, and of a picture with a damage of
         :data:`WHOLE` or more ``-damage``."""
         if not self.towards:
@@ -141,8 +141,8 @@ def search_edits(
     branch (:func:`settings`).
 
     The effect is how far the edit comes on the straight way from the picture to that of the trial's target prompt, in
-    the pipeline's final latents from the same noise: ``<e - s, w - s> / |w - s|^2``; 0 is not moved, 1 is there, more is
-    beyond; NaN where both prompts draw the same picture. Without a target it is how far the picture moves at all,
+    the pipeline's final latents from the same noise: ``<e - s, w - s> / |w - s|^2``; 0 is not moved, 1 is there, more
+    is beyond; NaN where both prompts draw the same picture. Without a target it is how far the picture moves at all,
     ``|e - s| / |s|``, in whatever direction.
 
     The damage is how implausible the model finds the finished picture: its diffusion loss (eq. 4) on it over that on
