@@ -149,7 +149,7 @@ class Train(Command):
         source = source_of(
             self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
         )
-        print("\n".join([f"Training on {source.described}.", *(f"{note.capitalize()}." for note in source.notes)]))
+        print("\n".join([f"training on {source.described}", *source.notes]))
         return live(
             adapter,
             source,
