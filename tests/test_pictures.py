@@ -1,20 +1,11 @@
-"""Pictures that are drawn: tiles, outlines, heat maps."""
+"""Pictures that are drawn: outlines, heat maps."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from tide.pictures import heat_overlay, outline_path, tiled
-
-
-def test_tiles_stand_under_their_names():
-    red, blue = (np.full((4, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    picture = np.asarray(tiled(("a", "b"), [[red, blue], [blue, red]]))
-    assert picture.shape == (20 + 2 * 128 + 4, 2 * 256 + 4, 3)
-    corners = {(20, 0): red, (20, 260): blue, (20 + 132, 0): blue, (20 + 132, 260): red}
-    for (y, x), tile in corners.items():
-        assert (picture[y : y + 128, x : x + 256] == tile[0, 0]).all()
-    assert (picture[20:, 256:260] == 255).all()
+from tide.pictures import INK, heat_key, heat_overlay, outline_path
 
 
 def test_the_outline_follows_the_pixel_edges():
@@ -28,12 +19,57 @@ def test_the_outline_follows_the_pixel_edges():
     assert outline_path(ring) == full
 
 
-def test_heat_is_on_the_scale_given():
-    grey, zero = np.full((2, 2, 3), 128, np.uint8), np.zeros((2, 2))
-    cold = heat_overlay(grey, zero, 1.0)
-    np.testing.assert_array_equal(cold, heat_overlay(grey, zero, 0.0))
-    np.testing.assert_array_equal(cold, heat_overlay(grey, np.full((2, 2), np.nan), 1.0))
-    assert np.ptp(cold.reshape(-1, 3), axis=1).max() == 0  # no colour where the latent is silent
-    brightness = [heat_overlay(grey, np.full((2, 2), v), 2.0).astype(int).sum() for v in (0.5, 1.0, 2.0, 9.0)]
-    assert brightness == sorted(brightness)
-    assert brightness[2] == brightness[3]
+RED = np.full((8, 8, 3), (220, 30, 30), np.uint8)
+
+
+def heat_of(value: float) -> np.ndarray:
+    """Of one height everywhere, which no line surrounds."""
+    return heat_overlay(RED, np.full((8, 8), value), 2.0)
+
+
+def test_heat_shows_the_colours_of_the_image():
+    """In full where it is strongest; less with less heat, and the same hue all the way."""
+    np.testing.assert_array_equal(heat_of(2.0), RED)
+    np.testing.assert_array_equal(heat_of(9.0), RED)
+    saturation = [np.ptp(heat_of(v).astype(int)[0, 0]) for v in (0.0, 0.1, 0.5, 1.0, 2.0)]
+    assert saturation == sorted(set(saturation))
+    assert saturation[0] > 30
+    assert heat_of(0.0)[0, 0].argmax() == 0
+
+
+@pytest.mark.parametrize("value", [0, 255], ids=["black", "white"])
+def test_silent_places_differ_from_strong_ones_on_every_ground(value):
+    ground, zero = np.full((8, 8, 3), value, np.uint8), np.zeros((8, 8))
+    silent, strong = (heat_overlay(ground, zero + v, 1.0).astype(int).mean() for v in (0.0, 1.0))
+    assert abs(silent - strong) > 80
+
+
+def test_no_heat_and_unknown_heat_are_silent():
+    cold = heat_of(0.0)
+    np.testing.assert_array_equal(cold, heat_overlay(RED, np.zeros((8, 8)), 0.0))
+    np.testing.assert_array_equal(cold, heat_overlay(RED, np.full((8, 8), np.nan), 1.0))
+
+
+def test_a_line_surrounds_the_strong_places():
+    heat = np.zeros((8, 8))
+    heat[2:5, 2:5] = 1.0
+    drawn = heat_overlay(RED, heat, 1.0)
+    line = (drawn == INK).all(-1)
+    ring = np.zeros((8, 8), bool)
+    ring[2:5, 2:5] = True
+    ring[3, 3] = False
+    np.testing.assert_array_equal(line, ring)
+    assert (drawn[1, 2:5] == 0).all()
+    heat[:] = 1.0
+    assert not (heat_overlay(RED, heat, 1.0) == INK).all(-1).any()  # none along the frame
+
+
+def test_heat_of_a_few_cells_is_interpolated():
+    image = np.zeros((4, 16, 3), np.uint8)
+    drawn = heat_overlay(image, np.array([[0.0, 0.4]]), 1.0)[0, :, 0].astype(int)
+    assert drawn[:4].tolist() == [96] * 4  # up to the centre of the first cell
+    assert (np.diff(drawn[4:12]) < 0).all()
+
+
+def test_the_key_ends_in_full_colour():
+    assert heat_key().startswith("linear-gradient(90deg, rgb(128 128 128 / 0.75), rgb(128 128 128 / 0))")

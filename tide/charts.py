@@ -18,6 +18,8 @@ P = ParamSpec("P")
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Pixels to an inch of a chart.
+DPI = 150
 
 
 #: Colours of a page's charts: on light and on dark pages. Readers without full colour vision can tell them apart.
@@ -124,7 +126,16 @@ def band(axes: Any, x: Any, values: Any, colour: str, label: str) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+
+
+def as_image(figure: Any) -> Any:
+    """The figure as a picture of Pillow, as :func:`save` writes it."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return Image.open(buffer).convert("RGB")
 
 
 # -- charts of a page ---------------------------------------------------------------------------------------

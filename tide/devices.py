@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,24 +19,78 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device asked for, or the GPU if there is one, or the CPU."""
+    """The device asked for; without a name the CUDA GPU if there is one, else the CPU.
+
+    Raises :class:`~tide.errors.TideError` for a device that this torch cannot use here.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device: torch.device | None = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise TideError(f"device {name!r} is not supported; use cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TideError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; use device cpu")
+    if device is None or (device.type != "cpu" and not hasattr(_module(device.type), "is_available")):
+        raise TideError(f"device {name!r} is not a device of this torch; {_use_one()}")
+    if (device.index or 0) >= _count(device.type):
+        raise TideError(f"device {name!r} is not there; {_use_one()}")
     return device
+
+
+def _module(kind: str) -> Any:
+    """What torch has for a kind of device: ``torch.cuda``, ``torch.mps``, ``torch.xpu``, that of an extension."""
+    return torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind can be used."""
+    module = _module(kind)
+    if kind == "cpu":
+        return 1
+    if not hasattr(module, "is_available") or not module.is_available():
+        return 0
+    return 1 if kind == "mps" else int(module.device_count())
+
+
+def device_names() -> list[str]:
+    """Every device that can be used here, by its name."""
+    kinds = ["cuda", "mps", "xpu"]
+    found = torch.accelerator.current_accelerator()
+    if found is not None and found.type not in kinds:  # that of an extension
+        kinds.append(found.type)
+    names = ["cpu"]
+    for kind in kinds:
+        n = _count(kind)
+        names += [kind] if n == 1 else [f"{kind}:{i}" for i in range(n)]
+    return names
+
+
+def _use_one() -> str:
+    names = device_names()
+    return f"use {names[0]}" if len(names) == 1 else f"use {', '.join(names[:-1])} or {names[-1]}"
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What a pipeline computes in unless told otherwise: bfloat16 where it is fast and always there."""
+    return torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
+
+
+def in_double(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float64: on its device, or on the CPU where the device has no float64 (Apple's, some of Intel's)."""
+    return (x if _has_float64(x.device) else x.cpu()).double()
+
+
+def _has_float64(device: torch.device) -> bool:
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
 
 
 def device_memory(device: torch.device) -> int | None:
     """The memory of a device in bytes, or None where it cannot be known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else None
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory()
     if device.type != "cpu" or not hasattr(os, "sysconf"):
         return None
     known = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from tide import scenes
-from tide.adapters import Adapter, Block, adapter_for
+from tide.adapters import Adapter, Block, adapter_for, import_adapters
+from tide.adapters.folders import check_served, load_folder
+from tide.adapters.own import check_serves
 from tide.adapters.trust import check_folder
-from tide.devices import DTYPES, check_backend, device_of
+from tide.devices import DTYPES, check_backend, default_dtype, device_of
 from tide.errors import TideError
 from tide.messages import one_line
 from tide.sae import TIDE
@@ -33,54 +35,56 @@ def load_adapter(
     offload: bool = False,
     trust_remote_code: bool = False,
     denoiser_only: bool = False,
+    adapter: str | Path | None = None,
 ) -> Adapter:
     """A pipeline behind its adapter.
 
     Args:
         name: a diffusers id or folder, or "scenes" for the bundled pipeline.
-        device: "cpu", "cuda" or "cuda:<number>"; default the GPU if there is one.
-        dtype: "bf16", "fp16" or "fp32"; default bf16 on a GPU and fp32 on the CPU.
+        device: "cpu", "cuda", "cuda:<number>", "mps", "xpu" and what else this torch can use; default the CUDA GPU if
+            there is one, else the CPU.
+        dtype: "bf16", "fp16" or "fp32"; default bf16 on a CUDA or XPU device and fp32 elsewhere.
         offload: keep on the GPU only the model that runs (diffusers' model offload).
         trust_remote_code: run code that comes with the pipeline.
         denoiser_only: leave text encoders and VAE out.
+        adapter: a module or a Python file that registers an adapter for the pipeline, run first
+            (:func:`~tide.adapters.import_adapters`); not needed for a module that is imported already.
 
     Raises:
-        TideError: the pipeline cannot be loaded, lacks weights, brings code or pickled weights, or the device is not
-            there.
+        TideError: the pipeline cannot be loaded, lacks weights, brings code or pickled weights, has no adapter, or the
+            device is not there.
     """
     name, on = str(name), device_of(device)
     if dtype is not None and dtype not in DTYPES:
         raise TideError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype] if dtype else torch.float32 if on.type == "cpu" else torch.bfloat16
+    kind = DTYPES[dtype] if dtype else default_dtype(on)
     if offload and on.type == "cpu":
         raise TideError("offload moves models between a GPU and the CPU, and the device is the CPU; leave it off")
     if trust_remote_code and name == BUNDLED:
         raise TideError("trust_remote_code is for pipelines that bring code, not the bundled one; leave it off")
+    if adapter is not None:
+        import_adapters(adapter)
     with quiet():
         parts = _left_out(name) if denoiser_only else {}
         pipe = _from_pretrained(name, kind, parts, trust=trust_remote_code)
-    adapter = adapter_for(pipe)
-    adapter.name = pipeline_name(name)
+    found = adapter_for(pipe)
+    found.name = pipeline_name(name)
+    if adapter is not None:
+        check_serves(adapter, found)
     _check_whole(name, pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     if offload:
         pipe.enable_model_cpu_offload(device=on)
     else:
         pipe.to(on)
-    return adapter
+    return found
 
 
 def _left_out(name: str) -> dict[str, None]:
     """The components, each as None, that a denoiser does without: every text encoder and tokenizer, and the VAE."""
-    from diffusers import DiffusionPipeline
-
     if name == BUNDLED:
         return dict.fromkeys(("text_encoder", "tokenizer", "vae"))
-    try:
-        components = DiffusionPipeline.load_config(name)
-    except (OSError, ValueError):
-        return {}  # loading the pipeline itself says what is wrong
-    return {part: None for part in components if part.startswith(("text_encoder", "tokenizer", "vae"))}
+    return {part: None for part in _index(name) if part.startswith(("text_encoder", "tokenizer", "vae"))}
 
 
 def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, trust: bool = False) -> Any:
@@ -92,11 +96,23 @@ def _from_pretrained(name: str, dtype: torch.dtype, parts: dict[str, None], *, t
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise TideError(f"{name} holds no model_index.json; give the folder of a diffusers pipeline")
     options = {"use_safetensors": True, "trust_remote_code": trust, **parts}
+    check_served(name, _index(name))
     with _loading(name):
         folder = name if Path(name).is_dir() else DiffusionPipeline.download(name, **options)
     check_folder(Path(folder), trust=trust, left_out=parts)
     with _loading(name):
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **options)
+        return load_folder(folder, _index(folder), dtype=dtype, left_out=parts, **options)
+
+
+def _index(name: str | Path) -> dict[str, Any]:
+    """What model_index.json of a name or folder says; empty where it cannot be read: loading says what is wrong."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = DiffusionPipeline.load_config(name)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+    return dict(index) if isinstance(index, Mapping) else {}
 
 
 @contextmanager

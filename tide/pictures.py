@@ -1,17 +1,17 @@
-"""Pictures that are drawn: heat maps, strips and grids."""
+"""Pictures that are drawn: heat maps and outlines over images."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-#: Pixels of the width of a tile of :func:`tiled`.
+#: Pixels of the width of an image under a heat map.
 TILE = 256
 
 
@@ -38,17 +38,6 @@ def image_writer(image: Image.Image) -> Callable[[Path], None]:
     return lambda path: image.save(path, "PNG")
 
 
-def beside(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Images of one height in a row on white."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    x = 0
-    for image in images:
-        strip.paste(image, (x, 0))
-        x += image.width + gap
-    return strip
-
-
 def png_data(image: np.ndarray) -> str:
     """``image`` uint8 ``[H, W, 3]`` or ``[H, W, 4]`` as a ``data:`` address of a PNG."""
     buffer = BytesIO()
@@ -56,40 +45,46 @@ def png_data(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-#: Colours of a heat map, from just firing to the strongest: perceptually ordered, dark to light.
+#: Colours of a heat map by itself, from just firing to the strongest: perceptually ordered, dark to light.
 HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.00, 0.74, 0.18], [1.00, 0.98, 0.66]])
+#: How :func:`heat_overlay` draws: the grey that silent places fade to, the share of their colour that they keep, the
+#: power of the heat that colour grows with, the heat that the line surrounds, and the line's colour.
+VEIL, KEPT, POWER, LINE, INK = 128, 0.25, 0.6, 0.5, (255, 165, 30)
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
-    """``heat [H, W]`` in colour over the greyed ``image``; ``top`` is the heat drawn brightest, 0 shows the grey."""
-    share = np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape)
-    position = share * (len(HEAT) - 1)
-    colour = np.stack([np.interp(position, np.arange(len(HEAT)), channel) for channel in HEAT.T], axis=-1)
-    grey = (image @ np.array([0.299, 0.587, 0.114]) / 255 * 0.62 + 0.10)[..., None]
-    # Weak firing must show, so opacity rises faster than the heat does.
-    alpha = (0.94 * share**0.6)[..., None]
-    return np.round(255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8)
+    """``image`` uint8 ``[H, W, 3]`` in full colour where ``heat [h, w]`` is strongest, faded to grey where it is zero,
+    with a line around the places of at least half of ``top``.
+
+    ``top`` is the heat drawn in full colour; 0 fades all. ``heat`` is interpolated to the image's size. A line is a
+    pixel wide: enlarge small images first (:func:`resized`).
+    """
+    share = _enlarged(np.clip(np.nan_to_num(heat) / top, 0, 1) if top > 0 else np.zeros(heat.shape), image)
+    # Weak firing must show, so colour grows faster than the heat does. The grey shows on black and on white alike.
+    colour = (KEPT + (1 - KEPT) * share**POWER)[..., None]
+    drawn = np.round(image * colour + VEIL * (1 - colour)).astype(np.uint8)
+    strong = share >= LINE
+    drawn[_borders(~strong)] = 0  # a dark line outside of the bright one, to be seen on every colour
+    drawn[_borders(strong)] = INK
+    return drawn
 
 
-def tiled(header: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """``rows`` of images of one size, uint8 ``[H, W, 3]``, as tiles :data:`TILE` pixels wide under the ``header`` of
-    their column."""
-    height = round(TILE * rows[0][0].shape[0] / rows[0][0].shape[1])
-    gap, line = 4, 20
-    picture = Image.new("RGB", (len(header) * (TILE + gap) - gap, line + len(rows) * (height + gap) - gap), "white")
-    draw = ImageDraw.Draw(picture)
-    for column, name in enumerate(header):
-        draw.text((column * (TILE + gap) + 2, 4), name, fill="black")
-        for row, tiles in enumerate(rows):
-            tile = Image.fromarray(np.ascontiguousarray(tiles[column]))
-            at = (column * (TILE + gap), line + row * (height + gap))
-            picture.paste(tile.resize((TILE, height), Image.Resampling.NEAREST), at)
-    return picture
+def _enlarged(heat: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """``heat`` at the size of ``image``, interpolated between the centres of its cells."""
+    size = (image.shape[1], image.shape[0])
+    return np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+
+
+def _borders(mask: np.ndarray) -> np.ndarray:
+    """The pixels of ``mask [H, W]`` with a neighbour above, below, left or right that is not in it."""
+    around = np.pad(mask, 1, mode="edge")
+    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
 def heat_key() -> str:
-    """The colours of :func:`heat_overlay` as a CSS gradient."""
-    return "linear-gradient(90deg," + ",".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in 255 * HEAT) + ")"
+    """How :func:`heat_overlay` fades colours, from silent on the left to strongest, as CSS backgrounds."""
+    veil = f"linear-gradient(90deg, rgb({VEIL} {VEIL} {VEIL} / {1 - KEPT}), rgb({VEIL} {VEIL} {VEIL} / 0))"
+    return f"{veil}, repeating-linear-gradient(90deg, #d73027 0 9px, #f0b429 0 18px, #2a9d4a 0 27px, #2b6cd4 0 36px)"
 
 
 def outline_path(mask: np.ndarray) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -85,20 +84,11 @@ def write_run(folder: str | Path, holds: Contents, made_by: Mapping[str, Any] | 
     before: dict[str, Any] = dict(read_run(folder) or {})
     earlier = [*before.pop("earlier", []), before] if before else []
     now = {**(made_by or provenance()), "holds": {k: v for k, v in asdict(holds).items() if v not in (None, [], {})}}
-    write_json(Path(folder) / FILE, finite({**now, **({"earlier": earlier} if earlier else {})}))
+    write_json(Path(folder) / FILE, {**now, **({"earlier": earlier} if earlier else {})})
 
 
 def record_measured(folder: str | Path, measured: Mapping[str, Any]) -> None:
     """Adds the headline figures to the last run of ``run.json`` once they are known."""
     run: Any = read_run(folder)
     if run is not None and "holds" in run:
-        write_json(Path(folder) / FILE, finite({**run, "holds": {**run["holds"], "measured": dict(measured)}}))
-
-
-def finite(value: Any) -> Any:
-    """``value`` with None, JSON's null, for every number that is not finite: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(Path(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})

@@ -12,12 +12,13 @@ import diffusers
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, pipeline, variant
-from tide.adapters import Call, adapter_for, allow_pipeline, base, pipelines, tap
+from tests.helpers.families import FAMILIES, build_flux, pipeline, variant
+from tide.adapters import Call, adapter_for, allow_pipeline, pipelines, registry, tap
 from tide.adapters.flux import FluxAdapter
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 from tide.editing import Erase, Scale, Steer, edit
 from tide.errors import TideError
+from tide.loading import load_adapter
 from tide.training import TrainConfig, build_model
 
 PICTURES = [name for name in SUPPORTED if SUPPORTED[name] or "Kontext" in name]
@@ -30,7 +31,7 @@ def family_of(name: str) -> str:
 
 def classes_with_our_transformers() -> dict[str, type]:
     """All pipeline classes below diffusers.pipelines whose constructor names one of our transformer classes."""
-    ours = re.compile("|".join(rf"\b{cls.__name__}\b" for cls in base._ADAPTERS))
+    ours = re.compile("|".join(rf"\b{cls.__name__}\b" for cls in registry._ADAPTERS))
     folder, found = Path(diffusers.__file__).parent, {}
     for file in sorted((folder / "pipelines").rglob("*.py")):
         if not ours.search(file.read_text()):
@@ -61,18 +62,48 @@ def hollow(cls: type, family: str) -> Any:
     return pipe
 
 
+def refused_family(name: str) -> str:
+    families = {**FAMILY_OF, "PixArt": "pixart", "Visual": "flux"}
+    return next(family for start, family in families.items() if name.startswith(start))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_classes_say_why_and_what_to_use(name):
-    family = next(
-        family
-        for start, family in {**FAMILY_OF, "PixArt": "pixart", "Visual": "flux"}.items()
-        if name.startswith(start)
-    )
     reason, instead = REFUSED[name]
     with pytest.raises(TideError) as error:
-        adapter_for(hollow(getattr(diffusers, name), family))
-    assert str(error.value) == f"{name} is not supported ({reason}); use {instead} with the same parts"
-    assert instead in SUPPORTED
+        adapter_for(hollow(getattr(diffusers, name), refused_family(name)))
+    said = str(error.value)
+    assert said.startswith(f"{name} is not supported ({reason}); use ")
+    assert instead is None or f"use diffusers.{instead}.from_pipe(pipe), which draws with the same parts" in said
+    assert instead is None or instead in SUPPORTED
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] is not None])
+def test_what_is_advised_instead_of_a_refused_class_works(name, tmp_path):
+    """``from_pipe`` makes the pipeline that is named, which has an adapter, draws, and can be saved for a command."""
+    reason, instead = REFUSED[name]
+    cls, family = getattr(diffusers, name), refused_family(name)
+    taken = inspect.signature(cls.__init__).parameters
+    parts = {**pipeline(family).components, "requires_safety_checker": False}
+    if family == "flux":
+        parts = {**build_flux(in_channels=96).components, "resolution": 32}
+    pipe = cls(**{part: value for part, value in parts.items() if part in taken})
+    made = getattr(diffusers, instead).from_pipe(pipe)
+    own = adapter_for(made)
+    assert own.family == family
+    made.save_pretrained(tmp_path)
+    assert load_adapter(tmp_path, device="cpu").family == family
+    if not SUPPORTED[instead]:
+        drawn = own.generate(
+            FAMILIES[family].prompts,
+            n_steps=2,
+            guidance_scale=3.0,
+            generators=[torch.Generator().manual_seed(i) for i in (0, 1)],
+            height=FAMILIES[family].size[0],
+            width=FAMILIES[family].size[1],
+            **FAMILIES[family].arguments,
+        )
+        assert drawn.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -126,9 +157,9 @@ def test_an_unknown_class_is_refused_and_can_be_allowed(cls, monkeypatch):
 
 
 def test_an_adapter_of_ones_own_serves_any_pipeline(monkeypatch):
-    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
 
-    @base.register(diffusers.FluxTransformer2DModel)
+    @registry.register(diffusers.FluxTransformer2DModel)
     class Mine(FluxAdapter):
         pass
 

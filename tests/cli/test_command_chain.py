@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers.cli_samples import N_IMAGES
+from tests.test_strips import places
 from tide import TIDE
 from tide.activations import ActivationStore
+from tide.errors import TideWarning
 from tide.interpretation.abrupt_change import abrupt_change
 from tide.runs import contents, read_run
+from tide.strips import GAP, shown
 
 #: Every latent of the checkpoint.
 ALL = ",".join(map(str, range(96)))
@@ -48,15 +51,17 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 
 
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
-    """The pipeline is the one that the checkpoint names."""
-    result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
+    """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
+    with pytest.warns(TideWarning, match="^fewer than 8 images of .*/ are left .*, so training images are measured; give"):
+        result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
-    assert result.err == ""
     assert "PCA k/4" in result.out
     assert "\nt " in result.out
-    assert result.out.splitlines()[-1].startswith("On 5 held-out images the TIDE explains")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["images"] == {"fit": 5, "held_out": 5}
+    assert result.out.splitlines()[-1].startswith("On 5 training images the TIDE explains")
+    assert "held-out" not in result.out
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    counts = {"fit": 5, "measured": 5, "loss": 5}
+    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}/"}
     ranks = {name: row.get("rank") for name, row in metrics["models"].items()}
     assert ranks == {"tide": None, "pca_k": 8, "pca_k/4": 2, "mean": 0}
     mse = {name: row["mse"] for name, row in metrics["models"].items()}
@@ -64,17 +69,17 @@ def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     assert metrics["models"]["tide"]["l0"] <= 8
     assert metrics["models"]["tide"]["timestep"]
     loss = metrics["diffusion_loss"]
-    share = (loss["ablated"] - loss["reconstructed"]) / (loss["ablated"] - loss["clean"])
-    assert loss["recovered"] == pytest.approx(share)
+    assert loss["ratio"] == pytest.approx(loss["reconstructed"] / loss["clean"])
+    assert f"{loss['reconstructed']:#.4g} against {loss['clean']:#.4g} clean, ratio {loss['ratio']:.2f}" in result.out
     holds = contents(tmp_path)
     assert read_run(tmp_path)["arguments"]["fast"] is True
     assert (holds.configuration["images"], holds.configuration["loss_timesteps"]) == (32, 3)
     assert (holds.kind, holds.blocks, holds.family, holds.pipeline) == ("evaluation", [6], "pixart", str(pipeline))
-    assert holds.data == {"name": str(images), "images": N_IMAGES}
+    assert holds.data == {"name": str(images), "images": N_IMAGES, "of": "training"}
     assert holds.autoencoder["folder"] == str(checkpoint)
     assert holds.autoencoder["config"]["k"] == 8
     assert {"transformer", "vae", "scheduler"} <= holds.weights.keys()
-    assert holds.measured["recovered"] == loss["recovered"]
+    assert (holds.measured["ratio"], holds.measured["recovered"]) == (loss["ratio"], loss["recovered"])
 
 
 def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp_path, monkeypatch):
@@ -86,27 +91,28 @@ def test_evaluate_on_scenes_unless_data_are_named(cli, checkpoint, pipeline, tmp
         command = ["evaluate", "--sae", checkpoint, "--pipeline", "scenes", *data, *options]
         assert cli(*command, "--out", tmp_path / name).code == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
-    assert first["images"] == {"fit": 3, "held_out": 3}
+    counts = {"fit": 3, "measured": 3, "loss": 2}
+    assert first["images"] == {**counts, "of": "held-out", "read": "6 images of scenes"}
     assert [first[name] for name in ("models", "diffusion_loss")] == [
         second[name] for name in ("models", "diffusion_loss")
     ]
-    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == {"name": "scenes", "images": 6}
+    data = {"name": "scenes", "images": 6, "of": "held-out"}
+    assert contents(tmp_path / "a").data == contents(tmp_path / "b").data == data
 
 
 def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
     captions = [json.loads(line)["text"] for line in (images / "metadata.jsonl").read_text().splitlines()]
     words = [word for word in ("near", "snow", "red") if 0 < sum(word in c.split() for c in captions) < N_IMAGES]
     options = ["--concepts", ",".join(words), "--images-per-concept", N_IMAGES, "--timesteps", 2, "--top-images", 2]
-    result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
+    with pytest.warns(TideWarning, match="so training images are used; give other data, or train with --hold-out"):
+        result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
     assert result.code == 0
-    assert result.err == ""
     found = json.loads((tmp_path / "concepts.json").read_text())
+    assert found["images"]["of"] == "training"
     for word in words:
         row = found["concepts"][word]
         assert 0 < row["images"] < N_IMAGES
         assert all(word in top["caption"] for top in row["top_images"])
-        gains = [latent["with"] - latent["without"] for latent in row["latents"]]
-        assert gains == sorted(gains, reverse=True)
         assert row["latent"] == row["latents"][0]["latent"]
         assert Image.open(tmp_path / f"{word}.png").width > 4 * 250
     holds = contents(tmp_path)
@@ -140,7 +146,14 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     before, none, once, twice = (np.asarray(Image.open(tmp_path / f"{name}.png"), float) for name in names)
     assert np.array_equal(before, none)
     assert 0 < abs(once - before).mean() < abs(twice - before).mean()
-    assert Image.open(tmp_path / "strip.png").size == (4 * 64 + 3 * 4, 64)
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.width == 4 * 256 + 7 * GAP  # four pictures of 64 pixels, four times as large
+        assert strip.height > 256 + 30
+        for name in names:
+            with Image.open(tmp_path / f"{name}.png") as picture:
+                assert picture.size == (64, 64)
+                places(strip, shown(picture))
+    assert "Nothing changed at strength 0: strength 0 is no edit." in result.out
     report = json.loads((tmp_path / "edit.json").read_text())
     assert [each["strength"] for each in report["edits"]] == [0, 1, 2]
     run = read_run(tmp_path)

@@ -17,6 +17,8 @@ from tide.images.tensors import to_tensor
 from tide.sae import TIDEConfig
 
 PROMPT, TOWARDS = "a red house", "a blue cone"
+#: What a row of edit.json says without scores.
+ROW = {"strength", "mean_pixel_change", "edited_tokens", "changed_tokens", "activation_change"}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,7 @@ def test_scores_of_an_edit(edit, clip, tmp_path):
 def test_clip_alone_of_an_edit_without_a_target(edit, clip):
     report, line = edit("--erase-top", 8, "--clip", clip)
     (row,) = report["edits"]
-    assert set(row) == {"strength", "mean_pixel_change", "clip"}
+    assert set(row) == {*ROW, "clip"}
     assert list(row["clip"]) == ["prompt"]
     assert list(report["scores"]["scorers"]) == ["clip"]
     assert "CLIP with --prompt" in line
@@ -113,8 +115,29 @@ def test_lpips_alone(edit):
 def test_no_scores(edit):
     report, line = edit("--erase-top", 8)
     assert set(report) == {"edits", "sae"}
-    assert set(report["edits"][0]) == {"strength", "mean_pixel_change"}
+    assert set(report["edits"][0]) == ROW
     assert "(mean, of 255); see " in line
+
+
+def test_scores_of_a_search(cli, clip, sae, tmp_path, monkeypatch):
+    """The mean over the trials, of the pictures that each setting draws; CLIP with the target."""
+    monkeypatch.setattr("tide.evaluation.scorers.LPIPSScorer", StubLPIPS)
+    search = ["--change", "red=blue", "--guidance", 1, "--n-steps", 2, "--search", "--clip", clip, "--lpips", "alexnet"]
+    result = cli("edit", "--sae", sae, "--prompt", PROMPT, *search, "--out", tmp_path / "search")
+    assert (result.code, result.err) == (0, "")
+    rows = json.loads((tmp_path / "search/search.json").read_text())["settings"]
+    (row,) = (row for row in rows if row["steps"] == [0, 1])
+    assert result.out.splitlines()[1].split() == ["setting", "effect", "damage", "score", "clip", "lpips"]
+    images = [[], []]
+    for seed in range(3):
+        one = ["--change", "red=blue", "--guidance", 1, "--n-steps", 2, "--seed", seed, "--out", tmp_path / str(seed)]
+        assert cli("edit", "--sae", sae, "--prompt", PROMPT, *one).code == 0
+        for kept, name in zip(images, ("before", "after-1"), strict=True):
+            kept.append(to_tensor(Image.open(tmp_path / f"{seed}/{name}.png"), 64))
+    before, after = (torch.stack(kept) for kept in images)
+    expected = CLIPScorer(clip).similarity(after, ["a blue house"] * 3).mean()
+    assert row["clip"] == pytest.approx(float(expected), abs=1e-6)
+    assert row["lpips"] == pytest.approx(float((after - before).square().mean()), rel=1e-5)
 
 
 def test_paths_are_checked_before_anything_is_loaded_or_drawn(cli, clip, sae, tmp_path, monkeypatch):

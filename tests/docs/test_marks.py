@@ -24,7 +24,7 @@ PIP_OPTIONS = ("--no-build-isolation", "--constraint", "--index-url", "--editabl
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_block_says_how_it_is_tested(block):
-    assert block.mark in MARKS, f"put <!-- test: {' | '.join(MARKS)} --> before the fence of {block}"
+    assert block.mark in MARKS or block.file, f"put <!-- test: {' | '.join(MARKS)} | file X.py --> before {block}"
     assert block.language in ("python", "sh"), block
     assert block.mark != "shell" or block.language == "sh", block
 

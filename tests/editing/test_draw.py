@@ -14,6 +14,7 @@ from tide.pictures import to_image
 RUN = {"n_steps": 3, "guidance_scale": 2.0, "seed": 4}
 
 
+@pytest.mark.filterwarnings("ignore:edit '0'. the pipeline ran and nothing was edited")
 def test_before_and_after(adapter, sae):
     """The images that the pipeline draws without and within :func:`edit`, by the names of the edits."""
     top = Erase(top_k=8)

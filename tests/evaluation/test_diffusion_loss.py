@@ -119,15 +119,73 @@ def test_another_tensor_of_the_block(alpha, prepared):
 
 @pytest.mark.parametrize(
     ("clean", "reconstructed", "ablated", "expected"),
-    [(0.2, 0.2, 1.0, 1.0), (0.2, 1.0, 1.0, 0.0), (0.2, 0.4, 1.0, 0.75), (0.2, 1.4, 1.0, -0.5), (0.2, 0.1, 1.0, 1.125)],
-    ids=["as clean", "as ablated", "between", "worse than ablated", "better than clean"],
+    [
+        (0.2, 0.2, 1.0, 1.0),
+        (0.2, 1.0, 1.0, 0.0),
+        (0.2, 0.4, 1.0, 0.75),
+        (0.2, 1.4, 1.0, -0.5),
+        (0.2, 0.199, 0.6, 1.0025),
+    ],
+    ids=["as clean", "as ablated", "between", "worse than ablated", "a hair better than clean"],
 )
 def test_recovered(clean, reconstructed, ablated, expected):
     assert recovered(clean, reconstructed, ablated) == pytest.approx(expected)
 
 
-def test_recovered_where_the_ablation_costs_nothing():
-    assert math.isnan(recovered(0.2, 0.3, 0.2))
+@pytest.mark.parametrize(
+    ("clean", "reconstructed", "ablated", "error"),
+    [
+        pytest.param(0.2, 0.3, 0.2, 0.0, id="the ablation costs nothing"),
+        pytest.param(1.30, 1.27, 1.29, 0.0, id="it helps: 300 %"),
+        pytest.param(1.30, 1.20, 1.305, 0.0, id="it costs next to nothing: 2100 %"),
+        pytest.param(0.2, 0.25, 0.4, 0.11, id="it costs no more than chance makes"),
+        pytest.param(1.30, 1.10, 1.45, 0.01, id="less loss than the clean model has: 233 %"),
+        pytest.param(0.2, 0.25, 0.4, math.inf, id="a single image"),
+        pytest.param(0.2, 0.25, math.inf, 0.0, id="an ablation without a loss"),
+        pytest.param(0.0, 0.0, 0.0, 0.0, id="no loss at all"),
+    ],
+)
+def test_a_share_that_would_say_nothing(clean, reconstructed, ablated, error):
+    assert math.isnan(recovered(clean, reconstructed, ablated, error))
+
+
+def test_the_error_is_of_paired_differences(alpha, prepared):
+    """Over images and timesteps, and over images at each timestep; against the losses of one image at a time."""
+    adapter = adapter_for(alpha)
+    losses = diffusion_loss(adapter, prepared, 6, {"zero": zero_ablation}, timesteps=TIMESTEPS)
+    first = diffusion_loss(adapter, prepared[:1], 6, {"zero": zero_ablation}, timesteps=TIMESTEPS)
+    third = {  # of three images the third is what the first two leave of the mean
+        name: {t: 3 * losses[name]["timestep"][t] - 2 * first[name]["timestep"][t] for t in ("900", "100")}
+        for name in ("clean", "zero")
+    }
+    assert losses["clean"]["error"] == 0
+    for t in ("900", "100"):
+        pair_mean = first["zero"]["timestep"][t] - first["clean"]["timestep"][t]
+        # The standard error of two differences is half of their distance.
+        half = first["zero"]["timestep_error"][t]
+        added = torch.tensor([pair_mean - half, pair_mean + half, third["zero"][t] - third["clean"][t]])
+        expected = float(added.std()) / math.sqrt(3)
+        assert losses["zero"]["timestep_error"][t] == pytest.approx(expected, rel=1e-2)
+    alone = diffusion_loss(adapter, [_first(prepared[0])], 6, {"zero": zero_ablation}, timesteps=TIMESTEPS[:1])
+    assert alone["zero"]["error"] == alone["zero"]["timestep_error"]["900"] == math.inf
+
+
+def _first(images: Prepared) -> Prepared:
+    return Prepared(images.latents[:1], {name: value[:1] for name, value in images.text.items()})
+
+
+def broken(x, call):
+    return x * math.nan
+
+
+def test_a_loss_that_is_not_finite(alpha, prepared):
+    """Of an intervention it is said as it is; of the untouched model it is an error."""
+    adapter = adapter_for(alpha)
+    losses = diffusion_loss(adapter, prepared, 6, {"broken": broken}, timesteps=TIMESTEPS)
+    assert math.isnan(losses["broken"]["loss"])
+    inputs = [Prepared(images.latents * math.nan, images.text) for images in prepared]
+    with pytest.raises(TideError, match="of the untouched model is not finite at timestep 900; use a wider dtype"):
+        diffusion_loss(adapter, inputs, 6, {}, timesteps=TIMESTEPS)
 
 
 def test_bad_input(alpha, prepared):

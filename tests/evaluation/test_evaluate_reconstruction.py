@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -115,6 +116,28 @@ def test_rows_that_do_not_vary_have_no_variance_to_explain():
     b = batch(10, [500.0])
     b.x = torch.linspace(0.1, 30.3, D).expand(10, D)
     assert torch.tensor(evaluate_reconstruction(lambda b: (b.x + 1, None), [b])["explained_variance"]).isnan()
+
+
+@pytest.mark.parametrize("value", [0.1, 3e4])
+def test_rows_that_vary_by_rounding_alone_have_no_variance_to_explain(value):
+    """An error of rounding over a variance of rounding is any number."""
+    b = batch(20, [450.0])
+    b.x.fill_(value)
+    b.x[::2] = torch.nextafter(b.x[::2], torch.tensor(torch.inf))
+    assert math.isnan(evaluate_reconstruction(lambda b: (b.x + 1e-3, None), [b])["explained_variance"])
+
+
+def test_a_token_of_zeros_has_no_cosine():
+    """It is left out of the mean, not counted as orthogonal to its reconstruction."""
+    b = batch(20, [450.0])
+    b.x[:5] = 0
+    found = evaluate_reconstruction(lambda b: (b.x * 0.9, None), [b])
+    assert found["cosine"] == pytest.approx(1)
+    b.x.zero_()
+    found = evaluate_reconstruction(lambda b: (b.x + 1, None), [b])
+    assert math.isnan(found["cosine"])
+    assert math.isnan(found["explained_variance"])
+    assert found["mse"] == 1
 
 
 @pytest.mark.parametrize(("mean", "said"), [(300.0, True), (0.0, False)], ids=["a channel rules", "none does"])

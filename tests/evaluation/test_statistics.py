@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide.errors import TideError
-from tide.evaluation import auroc, wilson_interval
+from tide.evaluation import auroc, auroc_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,48 @@ def test_auroc_of_a_perfect_and_of_a_reversed_score():
 def test_auroc_of_misshaped_input(scores, masks):
     with pytest.raises(TideError, match=r"must be \[rows, features\] and \[rows, concepts\] with the same rows"):
         auroc(torch.zeros(scores), torch.zeros(masks, dtype=torch.bool))
+
+
+def variance(t: float, p: int, n: int) -> float:
+    """Hanley and McNeil's (1982) from their Q1 and Q2, with (P + N) / 2 - 1 for both P - 1 and N - 1."""
+    q1, q2, half = t / (2 - t), 2 * t * t / (1 + t), (p + n) / 2 - 1
+    return (t * (1 - t) + half * (q1 - t * t) + half * (q2 - t * t)) / (p * n)
+
+
+@pytest.mark.parametrize(("area", "p", "n"), [(0.5, 8, 8), (0.76, 20, 44), (0.9, 4, 60), (0.97, 32, 32)])
+def test_the_interval_of_an_auroc_solves_its_own_equation(area, p, n):
+    for end in auroc_interval(area, p, n, z=2.5):
+        assert (area - end) ** 2 == pytest.approx(2.5**2 * variance(end, p, n), rel=1e-6)
+
+
+def test_the_interval_at_chance_has_the_variance_of_ranks():
+    """(P + N + 1) / (12 P N) for an area of 1/2, known without any approximation."""
+    assert variance(0.5, 7, 30) == pytest.approx(38 / (12 * 7 * 30))
+    low, high = auroc_interval(0.5, 200, 200)
+    assert (low, high) == pytest.approx((0.5 - 0.0565, 0.5 + 0.0565), abs=1e-3)
+    assert low + high == pytest.approx(1)
+
+
+def test_a_perfect_auroc_of_few_images_is_not_certain():
+    assert auroc_interval(1.0, 4, 4)[0] == pytest.approx(0.6, abs=0.06)
+    assert auroc_interval(1.0, 4, 4)[1] == 1.0
+    assert auroc_interval(0.0, 4, 4) == pytest.approx(tuple(1 - end for end in auroc_interval(1.0, 4, 4)[::-1]))
+    assert auroc_interval(1.0, 400, 400)[0] > 0.99
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Scores of two normal distributions, whose area is known; 2000 draws of 8 and 24 images."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(32)[:, None] < 8
+    for shift, area in ((0.0, 0.5), (1.5, 0.8556)):
+        scores = torch.randn(32, 2000, generator=generator) + shift * mask
+        found = [auroc_interval(float(each), 8, 24) for each in auroc(scores, mask)[:, 0]]
+        held = sum(low <= area <= high for low, high in found) / len(found)
+        assert 0.93 < held < 0.98
+
+
+def test_the_interval_without_images_and_of_nonsense():
+    assert auroc_interval(0.7, 0, 5) == auroc_interval(0.7, 5, 0) == (0.0, 1.0)
+    for area in (-0.1, 1.1, float("nan")):
+        with pytest.raises(TideError, match="is not an area under a curve"):
+            auroc_interval(area, 5, 5)

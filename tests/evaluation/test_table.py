@@ -29,7 +29,8 @@ def figures(adapter, model) -> dict:
 
 def test_the_first_images_are_for_fitting(adapter, model, figures):
     """A share that ends within a batch; the other images come from noise of their own."""
-    assert figures["images"] == {"fit": N_FIT, "held_out": N_IMAGES - N_FIT}
+    counts = {"fit": N_FIT, "measured": N_IMAGES - N_FIT, "loss": 5}
+    assert figures["images"] == {**counts, "of": "unrecorded", "read": "10 images of scenes"}
     source = open_source("scenes", adapter, images=N_IMAGES, batch_size=4)
     (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
 
@@ -63,11 +64,19 @@ def test_the_loss_is_of_as_many_images_and_timesteps_as_asked_for(figures):
 
 
 def test_as_text(figures):
-    first, second = evaluation_text(figures).split("\n\n")
-    assert [line.split("  ")[0] for line in first.splitlines()[1:]] == ["SAE", "PCA k", "PCA k/4", "mean"]
-    assert first.splitlines()[0].split() == ["mse", "cosine", "variance", "l0", "dead", "loss", "recovered"]
+    read, models, losses, fit, notes = evaluation_text(figures).split("\n\n")
+    assert read.startswith("10 images of scenes: 3 fit PCA and mean, 7 are measured (224 tokens), 5 in the model.")
+    names = ["SAE", "PCA k", "PCA k/4", "mean", "clean", "zeroed"]
+    assert [line.split("  ")[0] for line in models.splitlines()[1:]] == names
+    assert models.split("\n")[0].split() == ["mse", "cosine", "variance", "l0", "dead", "loss", "ratio", "recovered"]
+    by_timestep = figures["diffusion_loss"]["by_timestep"]
+    assert [line.split()[1] for line in losses.splitlines()[1:]] == list(by_timestep)
+    assert [line.split()[1] for line in losses.splitlines() if line.endswith("worst")] == [
+        max(by_timestep, key=lambda t: by_timestep[t]["ratio"])
+    ]
+    assert "PCA k has all 192 components" in notes
     bins = figures["models"]["tide"]["timestep"]
-    assert [line.split("  ")[0] for line in second.splitlines()[1:]] == [f"t {name}" for name in bins]
+    assert [line.split("  ")[0] for line in fit.splitlines()[1:]] == [f"t {name}" for name in bins]
 
 
 @pytest.mark.parametrize(("fit", "n"), [(0, 0), (1, 4), (0.1, 0)])

@@ -114,3 +114,11 @@ def test_of_two_files_neither_is_replaced_if_one_cannot_be_written(tmp_path):
         replace_files({tmp_path / "a": lambda path: path.write_text("after"), tmp_path / "b": fail})
     assert (tmp_path / "a").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    """NaN is not JSON; other readers refuse the whole file."""
+    write_json(tmp_path / "a.json", {"x": [float("nan"), {"y": float("inf")}], "z": (1.5, None)})
+    text = (tmp_path / "a.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found == {"x": [None, {"y": None}], "z": [1.5, None]}

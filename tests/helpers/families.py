@@ -32,7 +32,7 @@ TEXT = 32
 STEPS = 3
 
 
-def _vae(stages: int, latent_channels: int = 4, **options: Any) -> AutoencoderKL:
+def build_vae(stages: int, latent_channels: int = 4, **options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * stages,
         up_block_types=("UpDecoderBlock2D",) * stages,
@@ -85,7 +85,7 @@ def build_dit() -> Any:
         num_attention_heads=2, attention_head_dim=16, out_channels=8, num_layers=3, sample_size=8, patch_size=2
     )
     labels = {0: "tench, Tinca tinca", 1: "house"}
-    return diffusers.DiTPipeline(transformer, _vae(3), DDIMScheduler(), id2label=labels)
+    return diffusers.DiTPipeline(transformer, build_vae(3), DDIMScheduler(), id2label=labels)
 
 
 def build_sd3(scheduler: FlowMatch | None = None, in_channels: int = 4, latent_channels: int = 4) -> Any:
@@ -106,7 +106,7 @@ def build_sd3(scheduler: FlowMatch | None = None, in_channels: int = 4, latent_c
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=scheduler or FlowMatch(shift=3.0),
-        vae=_vae(3, latent_channels, scaling_factor=1.5, shift_factor=0.06),
+        vae=build_vae(3, latent_channels, scaling_factor=1.5, shift_factor=0.06),
         text_encoder=_clip(CLIPTextModelWithProjection),
         tokenizer=build_tokenizer(),
         text_encoder_2=_clip(CLIPTextModelWithProjection),
@@ -131,7 +131,7 @@ def build_flux(guidance_embeds: bool = True, in_channels: int = 16) -> Any:
     )
     pipe = diffusers.FluxPipeline(
         scheduler=FlowMatch(use_dynamic_shifting=guidance_embeds),
-        vae=_vae(3, scaling_factor=0.4, shift_factor=0.1),
+        vae=build_vae(3, scaling_factor=0.4, shift_factor=0.1),
         text_encoder=_clip(CLIPTextModel),
         tokenizer=build_tokenizer(),
         text_encoder_2=build_text_encoder(),
@@ -188,7 +188,7 @@ def build_lumina2() -> Any:
         axes_lens=(300, 16, 16),
         cap_feat_dim=TEXT,
     )
-    vae = _vae(4, scaling_factor=0.4, shift_factor=0.1)
+    vae = build_vae(4, scaling_factor=0.4, shift_factor=0.1)
     return diffusers.Lumina2Pipeline(transformer, FlowMatch(shift=6.0), vae, _gemma(), build_tokenizer())
 
 
@@ -204,7 +204,7 @@ def build_lumina_next() -> Any:
         cross_attention_dim=TEXT,
     )
     nn.init.zeros_(transformer.pad_token)  # left uninitialised by the model, and not used for images of one size
-    return diffusers.LuminaPipeline(transformer, FlowMatch(), _vae(4), _gemma(), build_tokenizer())
+    return diffusers.LuminaPipeline(transformer, FlowMatch(), build_vae(4), _gemma(), build_tokenizer())
 
 
 def build_hunyuan() -> Any:
@@ -229,7 +229,7 @@ def build_hunyuan() -> Any:
         max_position_embeddings=77,
     )
     return diffusers.HunyuanDiTPipeline(
-        vae=_vae(4),
+        vae=build_vae(4),
         text_encoder=BertModel(bert),
         tokenizer=build_tokenizer(),
         transformer=transformer,

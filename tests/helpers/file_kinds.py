@@ -26,7 +26,7 @@ from tide.evaluation.scorers import CLIPScorer
 from tide.evaluation.scorers.base import read_weights
 from tide.files import write_json, write_sealed
 from tide.images import open_picture
-from tide.interpretation.atlas import Atlas, Label
+from tide.interpretation.atlas import Atlas, ImageText, Label
 from tide.runs import Contents, contents, write_run
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge
@@ -61,7 +61,8 @@ def make_atlas(folder: Path) -> None:
     images, values = torch.tensor([[1, 0]] * n), torch.rand(n, m)
     maps = torch.randint(0, 255, (n, m, 2, 2), dtype=torch.uint8)
     tables = torch.rand(t, n), torch.rand(t, n)
-    Atlas(torch.arange(3.0), *tables, images, values, maps, 2, 4, labels, torch.rand(n)).save(folder, note="x")
+    texts = {0: ImageText("a/0.png", "a red roof"), 1: ImageText("1.png", "")}
+    Atlas(torch.arange(3.0), *tables, images, values, maps, 2, 4, labels, torch.rand(n), texts).save(folder, note="x")
 
 
 HOLDS = Contents(kind="atlas", blocks=[6], family="pixart", measured={"dead": 0.1}, files={"atlas.json": "index"})

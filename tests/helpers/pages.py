@@ -53,6 +53,12 @@ class Block:
     def runs(self) -> bool:
         return self.mark in ("run", "run small")
 
+    @property
+    def file(self) -> str | None:
+        """The name of the file that a block is to be put into, marked ``file <name>``."""
+        found = re.fullmatch(r"file (\w+\.py)", self.mark or "")
+        return found and found[1]
+
     def lines(self, variables: dict[str, str]) -> Iterator[list[str]]:
         """The words of each command of a shell block; assignments are added to ``variables`` and filled in."""
         for line in self.text.replace("\\\n", " ").splitlines():
@@ -84,10 +90,12 @@ def blocks(page: str) -> list[Block]:
 
 def run_page(page: str, *, small: bool = True) -> dict[str, Any]:
     """Runs the blocks of a page that are marked so, in order, in the current folder; the names that its Python leaves.
-    ``small`` shrinks those marked ``run small``."""
+    ``small`` shrinks those marked ``run small``. Those marked ``file <name>`` are written into files."""
     names: dict[str, Any] = {"__name__": "example"}
     variables: dict[str, str] = {}
     for block in blocks(page):
+        if block.file is not None:
+            Path(block.file).write_text(block.text)
         if not block.runs:
             continue
         shrinks = small and block.mark == "run small"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
-from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
+from tide.interpretation.atlas import Atlas, ImageText, Label, build_atlas, label_latents
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 TIMESTEPS = torch.tensor([900.0, 600.0, 300.0, 100.0])
@@ -245,7 +245,8 @@ def atlas() -> Atlas:
 
 def test_a_round_trip(atlas, tmp_path):
     labels = tuple(Label("<roof>", "part", 0.9) if i in (0, 10) else None for i in range(N_LATENTS))
-    full = replace(atlas, labels=labels, monosemanticity=torch.rand(N_LATENTS))
+    images = {i: ImageText(f"<{i}>.png", "\N{FAMILY}\nred" if i else "") for i in atlas.named_images()}
+    full = replace(atlas, labels=labels, monosemanticity=torch.rand(N_LATENTS), images=images)
     assert full.monosemanticity is not None
     for name, each in (("plain", atlas), ("full", full)):
         each.save(str(tmp_path / name), run={"seed": 3})
@@ -256,6 +257,8 @@ def test_a_round_trip(atlas, tmp_path):
     assert facts["dead"] == 1
     assert facts["labels"]["10"] == {"concept": "<roof>", "level": "part", "auroc": 0.9}
     assert len(facts["labels"]) == 2
+    assert facts["images"]["1"] == {"name": "<1>.png", "caption": "\N{FAMILY}\nred"}
+    assert facts["images"].keys() == {str(i) for i in atlas.named_images()}
 
 
 def test_what_is_no_atlas(atlas, tmp_path):
@@ -293,6 +296,32 @@ def test_what_an_atlas_says_of_latents_that_it_has_not(atlas, tmp_path):
         ({"n_latents": 10**15}, r"holds no maps of 1000000000000000 latents"),
         ({"labels": {"11": vars(Label("roof", "part", 0.9))}}, r"labels\.11 belongs to none of the 11 latents"),
         ({"labels": {"1": {"concept": "roof", "level": "part"}}}, r"labels is .* and must be an object or null"),
+    ):
+        (tmp_path / "atlas.json").write_text(json.dumps({**facts, **change}))
+        with pytest.raises(TideError, match=match):
+            Atlas.load(tmp_path)
+
+
+def test_an_atlas_of_an_older_version_names_no_images(atlas, tmp_path):
+    atlas.save(tmp_path)
+    facts = json.loads((tmp_path / "atlas.json").read_text())
+    del facts["images"]
+    (tmp_path / "atlas.json").write_text(json.dumps(facts))
+    assert equal(Atlas.load(tmp_path), atlas)
+
+
+def test_names_of_other_images(atlas, tmp_path):
+    images = {i: ImageText(f"{i}.png", "x" * 2000) for i in atlas.named_images()}
+    for wrong in ({}, {**images, 9: ImageText("9.png", "")}):
+        with pytest.raises(TideError, match="images of an atlas are not those that its latents name; give exactly"):
+            replace(atlas, images=wrong)
+    replace(atlas, images=images).save(tmp_path)
+    assert {len(each.caption) for each in Atlas.load(tmp_path).images.values()} == {1000}
+    facts = json.loads((tmp_path / "atlas.json").read_text())
+    for change, match in (
+        ({"images": {}}, r"images\.0 is missing, or of an image that no latent names; make the atlas again"),
+        ({"images": {**facts["images"], "01": facts["images"]["1"]}}, r"images\.01 is missing, or of an image that no"),
+        ({"images": {"0": {"name": "a.png"}}}, r"images is .* and must be an object or null"),
     ):
         (tmp_path / "atlas.json").write_text(json.dumps({**facts, **change}))
         with pytest.raises(TideError, match=match):

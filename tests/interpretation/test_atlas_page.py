@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from tide.errors import TideError
-from tide.interpretation.atlas import Atlas, Label
+from tide.interpretation.atlas import Atlas, ImageText, Label
 from tide.interpretation.atlas_page import write_atlas
+from tide.pictures import INK, KEPT, LINE, POWER, VEIL, heat_key
 
 N, M, T, N_IMAGES = 20, 3, 4, 9
 DEAD = [3, 8]
@@ -143,6 +144,63 @@ def test_only_the_images_in_use_are_written(tmp_path):
     assert data["shrunk"] is False
 
 
+def texts(atlas: Atlas, **captions: str) -> dict[int, ImageText]:
+    return {i: ImageText(f"photos/{i}.png", captions.get(f"image_{i}", f"a {i}")) for i in atlas.named_images()}
+
+
+def test_names_and_captions_are_of_the_images_in_use(tmp_path):
+    atlas = made_up()
+    atlas = replace(atlas, images=texts(atlas, image_6="  a red\nhouse ", image_7=""))
+    _, data = written(tmp_path, atlas, flat_images())
+    given = dict(zip(data["arrays"]["image"].tolist(), data["texts"], strict=True))
+    assert given[6] == ["photos/6.png", "  a red\nhouse "]
+    assert given[7] == ["photos/7.png", ""]
+    assert 5 not in given
+    _, data = written(tmp_path, atlas, flat_images(), limit=1)
+    assert len(data["texts"]) == len(data["arrays"]["image"]) <= M
+
+
+def test_a_page_without_names_and_captions(tmp_path):
+    """As of an atlas of an older version."""
+    _, data = written(tmp_path, made_up(), flat_images())
+    assert data["texts"] is None
+
+
+def test_long_captions_are_cut(tmp_path):
+    atlas = made_up()
+    plain, _ = written(tmp_path, replace(atlas, images=texts(atlas)), flat_images())
+    page, data = written(tmp_path, replace(atlas, images=texts(atlas, image_0="x" * 100_000)), flat_images())
+    assert data["texts"][0][1] == "x" * 999 + "\N{HORIZONTAL ELLIPSIS}"
+    assert len(page) < len(plain) + 1100
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "</script><script>alert(1)</script>",
+        "<!-- <script>",
+        "\"'`&amp;{{title}}",
+        "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe",
+        "\N{FAMILY} \N{LINE SEPARATOR} \x00",
+        "\udcff",
+    ],
+    ids=["ends the script", "comment", "quotes", "right to left", "separators", "a byte that is not UTF-8"],
+)
+def test_odd_names_and_captions_stay_data(tmp_path, odd):
+    atlas = made_up()
+    images = {i: ImageText(odd, odd) for i in atlas.named_images()}
+    page, data = written(tmp_path, replace(atlas, images=images), flat_images())
+    assert data["texts"] == [[odd, odd]] * len(images)
+    assert page.count("</script>") == 2
+    assert [name for name, _ in Parsed(page).tags].count("script") == 2
+
+
+def test_the_page_draws_heat_as_the_library_does(tmp_path):
+    page, data = written(tmp_path, made_up(), flat_images())
+    assert data["veil"] == {"grey": VEIL, "kept": KEPT, "power": POWER, "line": LINE, "ink": list(INK)}
+    assert heat_key() in page
+
+
 @pytest.mark.parametrize("n", [64, 65, 200])
 def test_many_images_fill_several_sheets(tmp_path, n):
     rng = np.random.default_rng(0)
@@ -184,7 +242,7 @@ def test_names_cannot_leave_their_place(tmp_path):
     assert page.count("</script>") == 2
     assert "alert(1)</script>" not in page
     parsed = Parsed(page)
-    assert [name for name, _ in parsed.tags if name in ("img", "b", "i")] == ["i"]  # the key of the heat
+    assert [name for name, _ in parsed.tags if name in ("img", "b", "i")] == ["i"] * 3  # keys of the heat
     assert parsed.texts["h1"] == parsed.texts["title"] == title
     assert "&lt;i&gt;&amp;</p>" in page
 

@@ -13,6 +13,7 @@ from tide.activations.collect import sample_noise
 from tide.data import open_source
 from tide.errors import TideError
 from tide.interpretation import Atlas, build_atlas, make_atlas, read_atlas
+from tide.interpretation.atlas import ImageText
 from tide.interpretation.atlas_reading import most_labelled
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig
@@ -42,6 +43,9 @@ def test_is_the_atlas_of_all_images(adapter, model):
     torch.testing.assert_close(atlas.mean, at_once.mean, rtol=1e-3, atol=1e-3)
     assert (atlas.top_images == at_once.top_images).float().mean() > 0.9
     assert atlas.labels is None
+    names, captions = [each.name for each in source.samples()], [text for _, texts in source for text in texts]
+    assert atlas.images == {i: ImageText(names[i], captions[i]) for i in atlas.named_images()}
+    assert len(atlas.images) > 1
     assert [image.shape for image in thumbnails] == [(64, 64, 3)] * N_IMAGES
 
 
@@ -97,6 +101,8 @@ def test_an_atlas_in_one_call(adapter, model, monkeypatch, tmp_path, kind):
     masks = source.batches.masks(N_IMAGES, (8, 8))
     atlas, _ = read(adapter, model, masks=masks, level_of=source.batches.level_of)
     assert loaded.labels == atlas.labels
+    assert loaded.images == atlas.images
+    assert f"{source.described}." in (tmp_path / "atlas.html").read_text()
     assert loaded.labels is not None
 
 

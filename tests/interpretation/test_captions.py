@@ -1,7 +1,8 @@
-"""Concepts of captions against the recipe on all images at once."""
+"""Concepts of captions: chosen on one half of the images, scored and drawn on the other."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
 from tide.data import open_source
-from tide.errors import TideError
+from tide.errors import TideError, TideWarning
+from tide.evaluation import auroc
+from tide.images.trained import TrainedOn
 from tide.interpretation import Annotated, concept_scores, mean_latents
 from tide.interpretation.captions import caption_concepts
+from tide.interpretation.image_latents import untrained
+from tide.interpretation.image_scores import halves
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig
 
-N_IMAGES, N_LATENTS, N_TOKENS = 12, 48, 64
+N_IMAGES, N_LATENTS, N_TOKENS = 24, 48, 64
 TIMESTEPS = torch.tensor([400, 100])
 
 
@@ -26,40 +31,110 @@ def model(adapter) -> TIDE:
     return TIDE(TIDEConfig(adapter.d_model, N_LATENTS, 8, block=6))
 
 
-def find(adapter, model, words, **options):
-    source = open_source("scenes", adapter, images=N_IMAGES, batch_size=5)
+def find(adapter, model, words, images=N_IMAGES, **options):
+    source = open_source("scenes", adapter, images=images, batch_size=5)
     return caption_concepts(adapter, model, source, words, timesteps=TIMESTEPS, seed=2, **options)
 
 
-def test_is_the_recipe(adapter, model, monkeypatch):
+def test_against_all_images_at_once(adapter, model, monkeypatch):
     """Images of one batch or several, latents of all tokens or of a few at a time."""
-    monkeypatch.setattr("tide.interpretation.captions.PIECE", 10 * N_LATENTS)
+    monkeypatch.setattr("tide.interpretation.image_latents.PIECE", 10 * N_LATENTS)
     found = find(adapter, model, ["near", "far"], top_images=2)
     source = open_source("scenes", adapter, images=N_IMAGES, batch_size=N_IMAGES)
     (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
     noise = sample_noise(whole.latents.shape, 2, 0)
     x, conditioning = noised_activations(adapter, model, whole, noise, TIMESTEPS)
-    latents = mean_latents(model, Annotated(TIMESTEPS, x, conditioning=conditioning))
-    pooled = latents.view(N_IMAGES, N_TOKENS, -1).mean(1)
+    annotated = Annotated(TIMESTEPS, x, conditioning=conditioning)
+    latents, random = (mean_latents(each, annotated) for each in (model, untrained(model, 2)))
+    pooled, of_random = (each.view(N_IMAGES, N_TOKENS, -1).mean(1) for each in (latents, random))
+    neurons = x.mean((0, 2))
     captions = [caption for _, batch in source for caption in batch]
-    assert found.n_images == N_IMAGES
+    assert (found.n_images, found.n_read, found.kind) == (N_IMAGES, N_IMAGES, "unrecorded")
     for word in ("near", "far"):
         shows = torch.tensor([word in re.findall(r"\w+", caption) for caption in captions])
-        concept, rest = pooled[shows].mean(0), pooled[~shows].mean(0)
+        half = halves(shows, 2)
+        choose, scored = half.choosing, half.scoring
         row = found.concepts[word]
-        assert row["images"] == int(shows.sum())
+        assert (row["images"], row["without"]) == (int(shows.sum()), int((~shows).sum()))
+        areas = auroc(pooled[choose], shows[choose, None])[:, 0]
+        assert areas[row["latent"]] == areas.max()
+        beside = {"neurons": neurons * row["neuron"]["sign"], "random": of_random}
+        assert row["auroc"] == pytest.approx(_area(pooled[scored, row["latent"]], shows[scored]))
+        assert row["neuron"]["auroc"] == pytest.approx(
+            _area(beside["neurons"][scored, row["neuron"]["neuron"]], shows[scored])
+        )
+        assert row["random"]["auroc"] == pytest.approx(_area(of_random[scored, row["random"]["latent"]], shows[scored]))
+        assert row["interval"][0] <= row["auroc"] <= row["interval"][1]
         assert len(row["latents"]) == 10
-        values = [each["with"] - each["without"] for each in row["latents"]]
-        torch.testing.assert_close(torch.tensor(values), (concept - rest).topk(10).values, rtol=1e-3, atol=1e-4)
         assert row["latent"] == row["latents"][0]["latent"]
-        assert all(word in top["caption"] for top in row["top_images"])
+        for each in row["latents"]:
+            of_latent = pooled[scored, each["latent"]]
+            assert each["with"] == pytest.approx(float(of_latent[shows[scored]].mean()), rel=1e-3, abs=1e-4)
+            assert each["without"] == pytest.approx(float(of_latent[~shows[scored]].mean()), rel=1e-3, abs=1e-4)
         images = sorted(captions.index(top["caption"]) for top in row["top_images"])
+        assert set(images) <= set(scored[shows[scored]].tolist())
         assert len(found.drawn[word]) == len(images) == 2
+        concept, background = pooled[choose][shows[choose]].mean(0), pooled[choose].mean(0)
         for i, drawn in zip(images, found.drawn[word], strict=True):
             z = latents.view(N_IMAGES, N_TOKENS, -1)[i]
-            score = concept_scores(z, concept, pooled.mean(0)).clamp(min=0)
+            score = concept_scores(z, concept, background).clamp(min=0)
             singles = [z[:, each["latent"]] for each in row["latents"][:2]]
             torch.testing.assert_close(drawn.maps, torch.stack([score, *singles]), rtol=1e-3, atol=1e-4)
+
+
+def _area(values: torch.Tensor, shows: torch.Tensor) -> float:
+    return float(auroc(values[:, None], shows[:, None])[0, 0])
+
+
+class Coloured:
+    """Twenty-four flat images: "blue" ones are blue, and "seven" is said of every third whatever it shows."""
+
+    size = (64, 64)
+    n_images = 24
+    name, limited, described = "digits/", True, "24 of the 600 images of digits/"
+
+    def __iter__(self):
+        for start in range(0, 24, 6):
+            rows = range(start, start + 6)
+            blue = torch.tensor([i % 2 == 0 for i in rows])
+            images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(start)) * 0.1
+            images += torch.where(blue[:, None], torch.tensor([-1, -1, 0.9]), torch.tensor([0.9, -1, -1]))[
+                ..., None, None
+            ]
+            yield images, [f"a {'blue' if i % 2 == 0 else 'red'} {'seven' if i % 3 == 0 else 'two'}" for i in rows]
+
+
+def test_a_word_that_is_there_and_one_that_is_not(adapter, model, monkeypatch):
+    """Without captions in the activations: a latent tells blue from red, and none tells seven from two."""
+    encode = type(adapter).encode_prompts
+    monkeypatch.setattr(type(adapter), "encode_prompts", lambda self, texts, n: encode(self, [""] * len(texts), n))
+    found = caption_concepts(adapter, model, Coloured(), ["blue", "seven"], timesteps=torch.tensor([20]))
+    blue, seven = found.concepts["blue"], found.concepts["seven"]
+    assert (blue["auroc"], blue["remark"]) == (1.0, "neuron and random as good")  # as flat images allow
+    assert blue["interval"][0] > 0.5
+    assert seven["interval"][0] <= 0.5 <= seven["interval"][1]
+    assert seven["remark"] == "near chance"
+
+
+def test_few_images_are_not_scored(adapter, model):
+    found = find(adapter, model, ["near"], images_per_concept=7)
+    row = found.concepts["near"]
+    assert (row["images"], found.n_images) == (7, 14)
+    assert (row["auroc"], row["interval"], row["neuron"]["auroc"], row["random"]["auroc"]) == (None,) * 4
+    assert {each["auroc"] for each in row["latents"]} == {None}
+    assert row["remark"] == "too few images to score (fewer than 8 with it or without)"
+
+
+def test_an_untrained_model_shares_all_but_the_latents(model):
+    with torch.no_grad():
+        other = dataclasses.replace(model.config, centre=True)
+    centred = TIDE(other)
+    centred.calibrate(torch.randn(50, model.d_model) * 3 + 5)
+    fresh = untrained(centred, 1)
+    assert torch.equal(fresh.activation_mean, centred.activation_mean)
+    assert torch.equal(fresh.activation_scale, centred.activation_scale)
+    assert (fresh.config, fresh.modulation is centred.modulation) == (centred.config, True)
+    assert not torch.equal(fresh.W_enc, centred.W_enc)
 
 
 def test_picture(adapter, model):
@@ -73,15 +148,45 @@ def test_no_more_images_than_asked_for(adapter, model):
     assert (found.concepts["near"]["images"], found.n_images) == (2, 4)
 
 
+def trained_on(source, n: int) -> TrainedOn:
+    """The first ``n`` images of a source."""
+    for _ in source:
+        pass
+    return TrainedOn.of(["scenes"], source.samples()[:n])
+
+
+def test_training_images_are_left_out(adapter, model, monkeypatch):
+    source = open_source("scenes", adapter, images=60)
+    monkeypatch.setattr(model, "trained_on", trained_on(source, 30))
+    found = find(adapter, model, ["near"], images=60)
+    assert (found.kind, found.n_images) == ("held-out", 30)
+
+
+def test_training_images_are_used_where_too_few_others_show_a_word(adapter, model, monkeypatch):
+    source = open_source("scenes", adapter, images=60)
+    monkeypatch.setattr(model, "trained_on", trained_on(source, 40))
+    message = r"fewer than 8 images of scenes with 'purple', or without it, are left .* train with --hold-out"
+    with pytest.warns(TideWarning, match=message):
+        found = find(adapter, model, ["near", "purple"], images=60)
+    assert (found.kind, found.n_read) == ("training", 60)
+
+
 def test_a_word_is_whole_and_of_any_case(adapter, model):
     assert find(adapter, model, ["NEAR"]).concepts["NEAR"]["images"] > 0
-    with pytest.raises(TideError, match="no caption of scenes holds 'nea'; name words that they do"):
+    message = r"none of the 24 captions read of 24 images of scenes holds 'nea'; name words that they do, or examine"
+    with pytest.raises(TideError, match=message):
         find(adapter, model, ["nea"])
 
 
 def test_a_word_of_every_caption(adapter, model):
-    with pytest.raises(TideError, match="every caption of scenes holds 'facing'; add images without it"):
+    with pytest.raises(TideError, match="all 24 captions read of 24 images of scenes hold 'facing'; add images"):
         find(adapter, model, ["facing"])
+
+
+def test_images_without_captions(adapter, model, monkeypatch):
+    monkeypatch.setattr("tide.interpretation.captioned.folded", lambda caption: "")
+    with pytest.raises(TideError, match="none of 24 images of scenes has a caption; give data with captions"):
+        find(adapter, model, ["near"])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +194,7 @@ def test_a_word_of_every_caption(adapter, model):
     [
         ("house", {}, r"words = 'house' must be a list of one word or more"),
         ([], {}, r"words = \[\] must be a list of one word or more"),
+        (["-"], {}, "the concept '-' holds no letter"),
         (["house"], {"images_per_concept": 0}, "images_per_concept = 0 and top_images = 4 must both be at least 1"),
         (["house"], {"top_images": 0}, "images_per_concept = 64 and top_images = 0 must both be at least 1"),
     ],

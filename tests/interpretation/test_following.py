@@ -31,6 +31,7 @@ def test_what_is_found(adapter, sae, followed):
         record_trajectory(adapter, sae, lambda prompt=prompt: draw_latents(adapter, prompt, **RUN))
         for prompt in ("a red house", "a blue house")
     ]
+    assert (followed.prompt, followed.towards) == ("a red house", "a blue house")
     assert torch.equal(followed.source.final, runs[0].final)
     assert followed.target is not None
     assert torch.equal(followed.target.final, runs[1].final)
@@ -54,6 +55,12 @@ def test_without_a_target(adapter, sae, followed):
     assert alone.target is None
     assert not [name for name in alone.columns if "target" in name]
     assert alone.columns == {name: followed.columns[name] for name in alone.columns}
+
+
+def test_two_prompts_that_draw_the_same_image(adapter, sae, followed):
+    """Neither word is known to the text encoder."""
+    assert follow(adapter, sae, "a zzz house", "a yyy house", n_steps=4).same
+    assert not followed.same
 
 
 def test_what_does_not_fit(adapter, sae, monkeypatch):

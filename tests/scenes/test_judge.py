@@ -68,6 +68,34 @@ def test_an_image_that_is_not_finite_is_wreckage(judge, bad):
     assert [verdicts[i].attributes for i in others] == [judge.read(IMAGES)[i].attributes for i in others]
 
 
+def test_a_margin_tells_what_is_read_and_how_clearly(judge):
+    """By hand from the logits; above zero exactly where the verdict is what is wanted."""
+    items = list(scenes("test", 8))
+    images = images_of(items)
+    wanted = [Scene(*(v.attributes[name] for name in ATTRIBUTES)) if v.valid else item
+              for v, item in zip(judge.read(images), items, strict=True)]  # fmt: skip
+    wanted[0] = wanted[0].changed("ground", next(g for g in ATTRIBUTES["ground"] if g != wanted[0].ground))
+    with torch.no_grad():
+        logits, _ = judge(images)
+    expected = []
+    for i, scene in enumerate(wanted):
+        gaps = []
+        for name, values in logits.items():
+            place = HEADS[name].index(scene[name])
+            gaps.append(float(values[i, place] - max(v for j, v in enumerate(values[i]) if j != place)))
+        expected.append(min(gaps))
+    found = judge.margins(images, wanted)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    read = [
+        all(v.agrees(scene, name) for name in ATTRIBUTES) for v, scene in zip(judge.read(images), wanted, strict=True)
+    ]
+    assert (found > 0).tolist() == read
+    assert not read[0]
+    assert any(read)
+    images[1, 0, 0, 0] = torch.nan
+    assert judge.margins(images, wanted)[1] == -torch.inf
+
+
 @pytest.mark.parametrize(
     "shape", [(3, 64, 64), (2, 1, 64, 64), (2, 3, 32, 64), (2, 64, 64, 3)],
     ids=["no batch", "grey", "another size", "channels last"],

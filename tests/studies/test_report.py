@@ -19,7 +19,7 @@ from tide.scenes.judge import NO_OBJECT
 from tide.scenes.render import render
 from tide.scenes.scene import Scene
 from tide.studies.compare import LEVELS, equal_preservation
-from tide.studies.report import EditStrip, HeatMaps, hero, trade_off, write_report
+from tide.studies.report import EditStrip, FirstPicture, HeatMaps, loss_figures, trade_off, write_report
 from tide.studies.report_tables import MINUS, MISSING, Cell, Column, fixed, table
 
 ANCHORS = ("rebuild", "time", "loss", "where", "concepts", "edits", "trade-off", "training", "made")
@@ -278,22 +278,44 @@ def test_verdicts_tell_reached_lost_and_wrecked(tmp_path):
     assert "<s>near</s> far" in lists[3]
     assert NO_OBJECT in lists[4]
     assert "blue" not in lists[4]  # wreckage is never counted as a change
-    assert strip().best == 2
-    assert strip(attribute="ground", target="grass").best is None  # as it was before the edit
 
 
-def test_the_hero_is_the_edit_that_cost_least(tmp_path):
-    costly = strip(title="costly", images=strip().images[:4], strengths=[0, 0.5, 1, 2], verdicts=[])
-    lossy = strip(title="lossy", verdicts=[*strip().verdicts[:2], *[strip().verdicts[3]] * 2, strip().verdicts[4]])
+def opening(tmp_path: Path, **changes: object) -> tuple[str, list[str], Balance]:
+    """The opening picture's markup, and under each image what the judge reads."""
+    first = FirstPicture(**{"strip": strip(), "chosen": 2, "margin": 1.5, "tried": 72, **changes})
+    text, page = written(tmp_path, {}, strips=[strip(title="another")], first=first)
+    (figure,) = re.findall(r'<figure class="hero">.*?(?=<p>A diffusion)', text, re.DOTALL)
+    return figure, re.findall(r'<ul class="verdict">(.*?)</ul>', figure, re.DOTALL), page
 
-    def shown(strips: list[EditStrip]) -> str:
-        text, _ = written(tmp_path, {}, strips=strips)
-        return re.findall(r'<figure class="hero">.*?<b>(.*?)</b>', text, re.DOTALL)[0]
 
-    assert shown([costly, lossy, strip()]) == "red to blue"
-    assert shown([costly, lossy]) == "lossy"
-    assert shown([costly]) == "costly"
-    assert hero([]) is None
+def test_the_first_picture_tells_how_it_was_chosen_and_what_the_judge_reads(tmp_path):
+    figure, lists, page = opening(tmp_path)
+    assert "<b>red to blue</b>" in figure
+    assert "Of 72 edits tried on development prompts" in page.text
+    assert "even it does not reach that" not in page.text
+    (chosen,) = re.findall(r'class="chosen">.*?<div class="strength">(.*?)</div>', figure, re.DOTALL)
+    assert chosen == "strength 1 (chosen)"
+    assert [re.sub(r"<li>|</li>|\s+", " ", each).split() for each in lists[:2]] == [["red"], ["red"]]
+    assert lists[2].split() == ["<li><b>blue</b></li>"]
+    assert "<s>near</s> far" in lists[3]
+    assert NO_OBJECT in lists[4]
+
+
+def test_a_first_picture_that_failed_says_so(tmp_path):
+    _, _, page = opening(tmp_path, margin=-0.5)
+    assert "and even it does not reach that" in page.text
+
+
+def test_a_report_without_a_first_picture(tmp_path):
+    text, _ = written(tmp_path, {}, strips=[strip()])
+    assert 'class="hero"' not in text
+
+
+def test_losses_are_drawn_as_ratios_to_the_untouched_model():
+    steps = {"clean": {"951": 0.02, "1": 0.5}, "tide": {"951": 0.04, "1": 0.5}, "ablated": {"951": 0.4, "1": 1.0}}
+    found = loss_figures({"diffusion_loss": {"clean": 0.1, "timestep": steps}})
+    assert found["chart"].alt == "Denoising loss by timestep: TIDE, set to zero"
+    assert found["chart"].caption.startswith("Its ratio to the untouched model's")
 
 
 def test_bars_are_listed_with_their_verdicts(tmp_path):

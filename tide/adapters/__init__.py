@@ -1,14 +1,16 @@
 """Model families: where to hook a diffusion transformer and where its modulation comes from."""
 
-from tide.adapters.base import Adapter, Block, Chunk, adapter_for, register
+from tide.adapters.base import Adapter, Block, Chunk
 from tide.adapters.dit import DiTAdapter
 from tide.adapters.flux import FluxAdapter
 from tide.adapters.hooks import Call, Tap, of_prompt, run_until, tap
 from tide.adapters.hunyuan import HunyuanDiTAdapter
 from tide.adapters.lumina2 import Lumina2Adapter
 from tide.adapters.lumina_next import LuminaNextAdapter
+from tide.adapters.own import import_adapters
 from tide.adapters.pipelines import allow_pipeline
 from tide.adapters.pixart import PixArtAdapter
+from tide.adapters.registry import adapter_for, register
 from tide.adapters.sana import SanaAdapter
 from tide.adapters.sd3 import SD3Adapter
 
@@ -28,6 +30,7 @@ __all__ = [
     "Tap",
     "adapter_for",
     "allow_pipeline",
+    "import_adapters",
     "of_prompt",
     "register",
     "run_until",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.guidance import Guidance
-from tide.adapters.pipelines import check_inputs, check_pipeline
+from tide.adapters.pipelines import check_inputs
+from tide.adapters.vae import decoded, encoded, pixels_per_latent, vae_of
 from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -33,10 +35,6 @@ Text = Mapping[str, Tensor]
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_ADAPTERS: dict[type, type[Adapter]] = {}
-#: Adapters of :data:`_ADAPTERS` that serve only the pipeline classes of :mod:`tide.adapters.pipelines`.
-_OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
-
 
 class TokenView(Protocol):
     """Where the image tokens are in the output of a hooked module, during one call of the transformer."""
@@ -49,8 +47,9 @@ class TokenView(Protocol):
 class Adapter(ABC):
     """One model family: where its blocks are, where their modulation comes from, how its pipeline runs it.
 
-    Each subclass serves one transformer class and is found through :func:`adapter_for`. Outside of the transformer,
-    timesteps are always the scheduler's: in :class:`~tide.adapters.Call`, for the modulation and for :meth:`denoise`.
+    Each subclass serves one transformer class and is found through :func:`~tide.adapters.adapter_for`. Outside of the
+    transformer, timesteps are always the scheduler's: in :class:`~tide.adapters.Call`, for the modulation and for
+    :meth:`denoise`.
 
     Args:
         pipe: a diffusers pipeline. It is read, never changed.
@@ -63,6 +62,8 @@ class Adapter(ABC):
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     #: The attributes of a block that hold its self-attention and its feed-forward.
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
+    #: The pipeline subtracts the VAE's ``shift_factor`` from latents, where the VAE has one.
+    shifts_latents: ClassVar[bool] = True
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
     call_defaults: ClassVar[Mapping[str, Any]] = {}
 
@@ -234,24 +235,27 @@ class Adapter(ABC):
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32.
 
-        The mode of the VAE's posterior; a sample of it if a generator is given.
+        The mode of the VAE's posterior, or a sample of it if a generator is given; a VAE without a posterior
+        (AutoencoderTiny, AutoencoderDC) has only one result. ``(x - shift_factor) * scaling_factor``, without the shift
+        where the pipeline has none (:attr:`shifts_latents`).
         """
-        vae = self.pipe.vae
-        if vae is None:
-            raise TideError("the pipeline has no VAE; load it with one or pass latents instead of images")
-        posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
-        latents = (posterior.mode() if generator is None else posterior.sample(generator)).float()
-        return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+        vae = vae_of(self.pipe, "pass latents instead of images")
+        latents = (encoded(vae, images.to(self.device), generator) - self._shift(vae)) * vae.config.scaling_factor
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise TideError(
+                f"a {type(vae).__name__} makes latents of shape {list(latents.shape)} and the transformer draws "
+                f"{self.latent_channels} channels; load the pipeline with the VAE that the transformer was trained with"
+            )
+        return latents
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[B, c, h, w]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1]."""
-        vae = self.pipe.vae
-        if vae is None:
-            raise TideError("the pipeline has no VAE; load it with one or keep the latents")
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor + shift
-        return vae.decode(scaled).sample.float().clamp(-1, 1)
+        vae = vae_of(self.pipe, "keep the latents")
+        return decoded(vae, latents.to(self.device) / vae.config.scaling_factor + self._shift(vae))
+
+    def _shift(self, vae: Any) -> float:
+        return (getattr(vae.config, "shift_factor", None) or 0.0) if self.shifts_latents else 0.0
 
     def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
@@ -261,7 +265,7 @@ class Adapter(ABC):
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
         scale = getattr(self.pipe, "vae_scale_factor", None)
-        return int(scale or 2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
+        return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
 
     @property
     def default_latents(self) -> tuple[int, int]:
@@ -303,8 +307,8 @@ class Adapter(ABC):
 
 def _loaded_from(transformer: Any) -> str | None:
     """The pipeline's name or folder; its transformer lies in a folder of it."""
-    path: str | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
-    return (path or "").removesuffix("/transformer") or None
+    path: str | Path | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
+    return str(path or "").removesuffix("/transformer") or None
 
 
 def check_tensor(tensor: str) -> None:
@@ -315,7 +319,10 @@ def check_tensor(tensor: str) -> None:
 def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last"]) -> Tensor:
     """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds in two halves."""
     if do_cfg and batch_size % 2:
-        raise TideError(f"a guided call has an even number of rows, this one {batch_size}; set do_cfg=False")
+        raise TideError(
+            f"a call with guidance holds two rows for each prompt and this one has {batch_size}, an odd number; use a "
+            "pipeline that batches the rows of both kinds alone, or draw without guidance (guidance_scale=1)"
+        )
     rows = torch.arange(batch_size)
     if not do_cfg:
         return rows >= 0
@@ -324,40 +331,7 @@ def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last
 
 def check_text_encoder(pipe: Any) -> None:
     if pipe.text_encoder is None or pipe.tokenizer is None:
-        raise TideError("the pipeline has no text encoder; load it with one or pass embeddings")
-
-
-def register(transformer: type, *, known_pipelines: bool = False) -> Callable[[type[Adapter]], type[Adapter]]:
-    """Class decorator: the adapter serves this transformer class and its subclasses, in pipelines of any class.
-
-    With ``known_pipelines`` it serves only the pipelines that :mod:`tide.adapters.pipelines` lists as supported.
-    """
-
-    def add(adapter: type[Adapter]) -> type[Adapter]:
-        _ADAPTERS[transformer] = adapter
-        if known_pipelines:
-            _OF_KNOWN_PIPELINES.add(adapter)
-        return adapter
-
-    return add
-
-
-def adapter_for(pipe: Any) -> Adapter:
-    """The adapter of a pipeline, by the class of its transformer (of what is inside ``torch.compile`` or a
-    ``PeftModel``) and by its own class.
-
-    Raises :class:`~tide.errors.TideError` if none is registered for the transformer, or if the pipeline's class calls
-    it in a way that the adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
-    """
-    transformer = unwrapped(getattr(pipe, "transformer", None))
-    for cls in type(transformer).__mro__:
-        if cls in _ADAPTERS:
-            if _ADAPTERS[cls] in _OF_KNOWN_PIPELINES:
-                check_pipeline(pipe, type(transformer))
-            return _ADAPTERS[cls](pipe)
-    found = f"no transformer (a {type(pipe).__name__})" if transformer is None else type(transformer).__name__
-    supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))
-    raise TideError(
-        f"{found} is not supported; supported: {supported}. "
-        "To add one, decorate a subclass of tide.adapters.Adapter with @tide.adapters.register(<its class>)"
-    )
+        raise TideError(
+            "the pipeline has no text encoder; load it with text_encoder and tokenizer, or pass embeddings instead of "
+            "prompts"
+        )

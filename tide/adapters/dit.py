@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +12,19 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, halves, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, halves
 from tide.adapters.guidance import Guidance
+from tide.adapters.registry import register
 from tide.adapters.standins import listened
+from tide.adapters.vae import vae_of
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
+
+#: Names of classes that a message lists.
+_LISTED = 5
+#: No model has more classes than numbers of so many digits.
+_DIGITS = 9
 
 
 @register(DiTTransformer2DModel, known_pipelines=True)
@@ -29,6 +37,7 @@ class DiTAdapter(Adapter):
     """
 
     family = "dit"
+    shifts_latents = False
     call_defaults: ClassVar[Mapping[str, Any]] = {"output_type": "pt"}
 
     @property
@@ -92,15 +101,28 @@ class DiTAdapter(Adapter):
 
     def _class_of(self, prompt: str) -> int:
         names = getattr(self.pipe, "labels", {})
-        if prompt in names:
-            return int(names[prompt])
-        if not prompt:
+        text = prompt.strip()
+        if text in names:
+            return int(names[text])
+        if not text:
             return self._no_class
-        if not prompt.isdecimal() or int(prompt) >= self._no_class:
-            raise TideError(
-                f"{prompt!r} is not a class of this model; give a name in pipe.labels or 0..{self._no_class - 1}"
+        if not text.isdecimal() or len(text) > _DIGITS or int(text) >= self._no_class:
+            raise TideError(f"{_shown(text)} is not a class of this model; {self._classes(text, names)}")
+        return int(text)
+
+    def _classes(self, text: str, names: Mapping[str, int]) -> str:
+        """What to give instead of ``text``."""
+        numbers = f"0..{self._no_class - 1}"
+        if not names:
+            return (
+                "it has no names of classes, which diffusers drops when it saves a DiTPipeline; give numbers, "
+                f"{numbers}, or add "
+                '"id2label": {"0": "<name>", ...} to its model_index.json (in Python: set pipe.labels = {name: number})'
             )
-        return int(prompt)
+        near = get_close_matches(text, names, 1)
+        known = [*near, *(name for name in names if name not in near)]
+        listed = ", ".join(repr(name) for name in known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+        return f"give one of its {len(names)} names ({listed}) or of its numbers {numbers}"
 
     def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
         """The learned variance, where the model has one, is dropped."""
@@ -135,7 +157,8 @@ class DiTAdapter(Adapter):
                 f"this pipeline draws {own[0]} x {own[1]} pixels, not {asked[0]} x {asked[1]}; give that size"
             )
         kwargs.pop("max_sequence_length", None)
-        with _decoded(self.pipe.vae) as latents:
+        vae = vae_of(self.pipe, "call denoise: this pipeline decodes whatever it draws")
+        with _decoded(vae) as latents:
             self.pipe(
                 self.encode_prompts(prompts)["class_labels"].tolist(),
                 num_inference_steps=n_steps,
@@ -143,7 +166,7 @@ class DiTAdapter(Adapter):
                 generator=generators,
                 **{**self.call_defaults, **kwargs},
             )
-        return latents[0] * self.pipe.vae.config.scaling_factor
+        return latents[0] * vae.config.scaling_factor
 
 
 @contextmanager
@@ -152,3 +175,8 @@ def _decoded(vae: Any) -> Iterator[list[Tensor]]:
     latents: list[Tensor] = []
     with listened(vae, "decode", before=lambda z, *_, **__: latents.append(z)):
         yield latents
+
+
+def _shown(text: str) -> str:
+    """A caption as a message quotes it."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

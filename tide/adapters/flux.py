@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_tensor, check_text_encoder, register
+from tide.adapters.base import Block, Chunk, Text, TokenView, check_tensor, check_text_encoder
 from tide.adapters.guidance import Guidance
-from tide.adapters.joint import JointAdapter
+from tide.adapters.joint import FirstTokens, JointAdapter
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -70,7 +70,7 @@ class FluxAdapter(JointAdapter):
             return self
         reference = (places[..., 0] != 0).reshape(-1, arguments["hidden_states"].shape[1])[0]
         n_references = int(reference.sum())
-        return _BeforeReferences(self, len(reference) - n_references) if n_references else self
+        return FirstTokens(self, len(reference) - n_references) if n_references else self
 
     @torch.no_grad()
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -198,21 +198,6 @@ class FluxAdapter(JointAdapter):
 
     def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         return unpack(latents, (size[0] // _PACK, size[1] // _PACK))
-
-
-@dataclass(frozen=True)
-class _BeforeReferences:
-    """The first ``n_tokens`` of the tokens that are not text."""
-
-    adapter: Adapter
-    n_tokens: int
-
-    def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
-        return self.adapter.image_tokens(output, tensor)[:, : self.n_tokens]
-
-    def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
-        references = self.adapter.image_tokens(output, tensor)[:, self.n_tokens :]
-        return self.adapter.with_image_tokens(output, torch.cat([x, references], dim=1), tensor)
 
 
 def pack(latents: Tensor) -> Tensor:

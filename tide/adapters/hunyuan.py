@@ -11,7 +11,8 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from torch import Tensor, nn
 
 from tide.adapters.adaln import copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -34,6 +35,7 @@ class HunyuanDiTAdapter(Adapter):
     """
 
     family = "hunyuan"
+    shifts_latents = False
     call_defaults: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tide.adapters.base import Adapter
@@ -43,3 +45,18 @@ class JointAdapter(Adapter):
         if tensor == "feed_forward":
             return x
         return (output[0], x) if tensor == "output" else (x, *output[1:])
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """The first ``n_tokens`` of the tokens that are not text; those behind them are of reference pictures."""
+
+    adapter: Adapter
+    n_tokens: int
+
+    def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
+        return self.adapter.image_tokens(output, tensor)[:, : self.n_tokens]
+
+    def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
+        references = self.adapter.image_tokens(output, tensor)[:, self.n_tokens :]
+        return self.adapter.with_image_tokens(output, torch.cat([x, references], dim=1), tensor)

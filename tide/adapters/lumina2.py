@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.adaln import QUARTERS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_text_encoder, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, TokenView, check_text_encoder
 from tide.adapters.guidance import Guidance
+from tide.adapters.registry import register
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
 

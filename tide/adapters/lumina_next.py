@@ -11,7 +11,8 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
 from tide.adapters.adaln import QUARTERS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.sae.modulation import Modulation
 
@@ -29,6 +30,7 @@ class LuminaNextAdapter(Adapter):
 
     family = "lumina_next"
     flow_matching = True
+    shifts_latents = False
     #: The model counts from noise (0) to image (1).
     timestep_unit = (1.0, -1 / 1000)
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "feed_forward"}

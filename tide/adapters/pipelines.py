@@ -42,18 +42,20 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "StableDiffusion3InpaintPipeline": ("image", "mask_image"),
     "StableDiffusion3Pipeline": (),
 }
-#: Refused classes: why, and what to use instead.
-REFUSED: Mapping[str, tuple[str, str]] = {
+#: Refused classes: why, and the class that runs the same parts in a way that is known, if there is one.
+REFUSED: Mapping[str, tuple[str, str | None]] = {
     "HunyuanDiTPAGPipeline": (_PAG, "HunyuanDiTPipeline"),
     "PixArtSigmaPAGPipeline": (_PAG, "PixArtSigmaPipeline"),
     "SanaPAGPipeline": (_PAG, "SanaPipeline"),
-    "SanaSprintImg2ImgPipeline": (_SPRINT, "SanaPipeline"),
-    "SanaSprintPipeline": (_SPRINT, "SanaPipeline"),
+    "SanaSprintImg2ImgPipeline": (_SPRINT, None),
+    "SanaSprintPipeline": (_SPRINT, None),
     "StableDiffusion3PAGImg2ImgPipeline": (_PAG, "StableDiffusion3Img2ImgPipeline"),
     "StableDiffusion3PAGPipeline": (_PAG, "StableDiffusion3Pipeline"),
     "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
     "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
 }
+#: What to do instead with the parts of the others.
+_OTHER_MODEL = "use a model that was not distilled for it, in a SanaPipeline"
 
 _ALLOWED: set[type] = set()
 _Class = TypeVar("_Class", bound=type)
@@ -78,12 +80,19 @@ def check_pipeline(pipe: Any, transformer: type) -> None:
     name = _known_as(cls) or ""
     if name in REFUSED:
         reason, instead = REFUSED[name]
-        raise TideError(f"{cls.__name__} is not supported ({reason}); use {instead} with the same parts")
+        remedy = _OTHER_MODEL if instead is None else _same_parts(instead)
+        raise TideError(f"{cls.__name__} is not supported ({reason}); {remedy}")
     if name not in SUPPORTED:
         raise TideError(
             f"how {cls.__name__} calls its {transformer.__name__} is not known; use a pipeline of "
-            f"docs/adapters.md, or check rows and tokens and call tide.adapters.allow_pipeline({cls.__name__})"
+            f"docs/adapters.md, or check rows and tokens and call tide.adapters.allow_pipeline({cls.__name__}), for a "
+            "command in a module that --adapter names"
         )
+
+
+def _same_parts(instead: str) -> str:
+    made = f"diffusers.{instead}.from_pipe(pipe)"
+    return f"use {made}, which draws with the same parts; for a command, save that: {made}.save_pretrained(folder)"
 
 
 def _known_as(cls: type) -> str | None:

@@ -10,7 +10,8 @@ from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -23,6 +24,7 @@ class PixArtAdapter(Adapter):
     pixels), resolution and aspect ratio are embedded and added to the timestep embedding."""
 
     family = "pixart"
+    shifts_latents = False
     #: Both are for the published models at their own sizes.
     call_defaults: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
 

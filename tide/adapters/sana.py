@@ -11,7 +11,8 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.base import Adapter, Block, Chunk, Text, check_text_encoder, halves
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.errors import TideError
 from tide.sae.modulation import Modulation
@@ -27,6 +28,7 @@ class SanaAdapter(Adapter):
 
     family = "sana"
     flow_matching = True
+    shifts_latents = False
     call_defaults: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
     #: The guidance scale that :meth:`encode_prompts` gives a model with ``guidance_embeds``; the pipeline's default.
     guidance_scale = 4.5
@@ -35,7 +37,9 @@ class SanaAdapter(Adapter):
         super().__init__(pipe)
         scheduler = type(getattr(pipe, "scheduler", None)).__name__
         if scheduler == "SCMScheduler":
-            raise TideError("Sana-Sprint's schedule (SCMScheduler) is not supported; use a Sana pipeline")
+            raise TideError(
+                "Sana-Sprint's schedule (SCMScheduler) is not supported; use a Sana model that was not distilled for it"
+            )
         self.timestep_unit = (0.0, float(self.transformer.config.timestep_scale))
 
     @property
@@ -117,14 +121,3 @@ class SanaAdapter(Adapter):
             **{name: value.to(latents.device) for name, value in text.items()},
         )[0]
         return velocity[:, : self.latent_channels].float()
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32.
-
-        The autoencoder is deterministic: ``generator`` is not used.
-        """
-        vae = self.pipe.vae
-        if vae is None:
-            raise TideError("the pipeline has no VAE; load it with one or pass latents instead of images")
-        return vae.encode(images.to(self.device, vae.dtype)).latent.float() * vae.config.scaling_factor

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from tide.adapters import schedule
 from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Block, Chunk, Text, check_text_encoder, halves, register
+from tide.adapters.base import Block, Chunk, Text, check_text_encoder, halves
 from tide.adapters.guidance import Guidance
 from tide.adapters.joint import JointAdapter
+from tide.adapters.registry import register
 from tide.adapters.weights import present
 from tide.sae.modulation import Modulation
 

@@ -37,7 +37,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
         return model.module
     if type(model).__name__ in ("FullyShardedDataParallel", "DataParallel"):
         raise TideError(
-            f"a transformer in {type(model).__name__} has its weights or rows split; give the pipeline the plain one"
+            f"a model in {type(model).__name__} has its weights or rows split; give the pipeline the plain one"
         )
     # A PeftModel injects its layers into the diffusion transformer, which remains the model that runs.
     base_model: Any = getattr(model, "get_base_model", None)

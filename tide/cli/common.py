@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tide.activations.options import CollectOptions
-from tide.adapters import Adapter
+from tide.adapters import Adapter, import_adapters
+from tide.adapters.registry import serves_family
 from tide.cli.command import left_behind
 from tide.cli.options import Activations, Autoencoder, Data, Model
 from tide.cli.trust import followed
@@ -21,6 +22,7 @@ from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
 from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
+from tide.sae.checkpoint import load_config
 
 
 def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
@@ -36,14 +38,38 @@ def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool
         offload=model.offload,
         trust_remote_code=model.trust_remote_code,
         denoiser_only=denoiser_only,
+        adapter=model.adapter,
     )
 
 
 def pipeline_of(model: Model, autoencoder: Autoencoder) -> str:
-    """The pipeline that the options name, or that of the checkpoint, as far as it is :func:`followed`."""
+    """The pipeline that the options name, or that of the checkpoint, as far as it is :func:`followed`.
+
+    Runs the module of ``--adapter``. Raises :class:`~tide.errors.TideError` for a checkpoint of a family that no
+    adapter serves.
+    """
+    if model.adapter is not None:
+        import_adapters(model.adapter)
+    check_family(autoencoder.sae)
     if model.pipeline is not None:
         return model.pipeline
     return followed(recorded_pipeline(autoencoder.sae), autoencoder.sae)
+
+
+def check_family(checkpoint: str | Path) -> None:
+    """Raises :class:`~tide.errors.TideError` if no adapter serves the family that the checkpoint was trained on."""
+    family = load_config(Path(checkpoint)).family
+    if family is None or serves_family(family):
+        return
+    named = _adapter_of_training(Path(checkpoint))
+    trained = "" if named is None else f" (it was trained with --adapter {named})"
+    raise TideError(f"{checkpoint} is of the family {family!r}, which has no adapter here; give --adapter{trained}")
+
+
+def _adapter_of_training(checkpoint: Path) -> str | None:
+    run: Any = read_run(checkpoint)
+    named = None if run is None else run.get("arguments", {}).get("adapter")
+    return named if isinstance(named, str) else None
 
 
 def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:

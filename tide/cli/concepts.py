@@ -70,12 +70,15 @@ class Concepts(Command):
 
     def _draw(self, pipeline: str) -> None:
         from tide.cli import common
+        from tide.cli.concept_table import concepts_sentence, concepts_text
+        from tide.files import finite
         from tide.fingerprint import pipeline_fingerprints
 
         adapter = common.adapter_of(self.model, pipeline)
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         find = self._in_scenes if self.source.data is None else self._in_captions
         found, pictures, data = find(adapter, model)
+        found = finite(found)
         holds = common.about(
             "concepts",
             adapter,
@@ -85,11 +88,14 @@ class Concepts(Command):
             weights=pipeline_fingerprints(adapter.pipe),
             data=data,
             configuration={"images_per_concept": self.images_searched, "timesteps": self.timesteps_read},
-            measured={"latents": {concept: row["latent"] for concept, row in found["concepts"].items()}},
+            measured={
+                name: {concept: row[key] for concept, row in found["concepts"].items()}
+                for name, key in (("latents", "latent"), ("auroc", "auroc"))
+            },
         )
         self._write(found, pictures, holds)
-        print(_table(found["concepts"]))
-        print(f"{_in_a_sentence(found['concepts'], model.config.block)}; their maps are in {self.out}.")
+        print(concepts_text(found))
+        print(f"\n{concepts_sentence(found, model.config.block)}; their maps are in {self.out}.")
 
     def _write(self, found: dict[str, Any], pictures: dict[str, Image.Image], holds: Contents) -> None:
         """Writes all pictures and concepts.json or none of them, then run.json."""
@@ -141,26 +147,12 @@ class Concepts(Command):
             seed=self.seed,
             batch_size=self.batch_size,
         )
-        table = {"concepts": found.concepts, "timesteps": found.timesteps.tolist(), "data": source.name}
+        images = {"used": found.n_images, "of": found.kind, "captions_read": found.n_read, "read": found.described}
+        table = {
+            "concepts": found.concepts,
+            "images": images,
+            "timesteps": found.timesteps.tolist(),
+            "data": source.name,
+        }
         pictures = {word: found.picture(word) for word in found.concepts}
-        return table, pictures, {"name": source.name, "images": found.n_images}
-
-
-def _table(rows: dict[str, dict[str, Any]]) -> str:
-    from tide.tables import text_table
-
-    first = next(iter(rows.values()))
-    columns = (*(name for name in ("images", "auroc", "iou") if name in first), "latent")
-    return text_table(
-        ("concept", *columns), [(concept, *(_cell(row[name]) for name in columns)) for concept, row in rows.items()]
-    )
-
-
-def _cell(value: float | int) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _in_a_sentence(rows: dict[str, dict[str, Any]], block: int | str | None) -> str:
-    clearest = sorted(rows.items(), key=lambda item: -item[1].get("auroc", 0.0))[:3]
-    named = ", ".join(f"{concept} in latent {row['latent']}" for concept, row in clearest)
-    return f"Of {len(rows)} concepts on block {block}: {named}"
+        return table, pictures, {"name": source.name, "images": found.n_images, "of": found.kind}

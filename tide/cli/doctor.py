@@ -28,6 +28,7 @@ def _in_words(found: dict[str, Any]) -> str:
         **found["versions"],
         "machine": f"{machine['platform']}, {machine['cpus']} CPUs, {machine['threads']} threads",
         "GPUs": ", ".join(machine["gpus"]) or "none",
+        "devices": ", ".join(found["devices"]),
         **{name: "available" if why is None else f"not used: {why}" for name, why in found["backends"].items()},
         "compiled CPU": native["instructions"] or "none",
         "compiled CUDA": "available" if native["cuda"] is None else native["cuda"],
@@ -47,7 +48,7 @@ def examine() -> dict[str, Any]:
 
     import torch
 
-    from tide.devices import device_of
+    from tide.devices import device_names, device_of
     from tide.provenance import machine, versions
     from tide.scenes.pipeline import DATA
     from tide_kernels import backend_status, native
@@ -60,6 +61,7 @@ def examine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "machine": machine(),
+        "devices": device_names(),
         "backends": backends,
         "used": used.backend,
         "native": {"instructions": native.instruction_set(), "cuda": native.cuda_unavailable()},

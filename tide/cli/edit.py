@@ -6,14 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tide.cli.edit_met import as_row, remarks
 from tide.cli.edit_options import EditOptions
+from tide.cli.edit_search import Searching
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tide.adapters import Adapter
+    from tide.cli.edit_scores import Scorers
+    from tide.editing.met import Met
     from tide.runs import Contents
     from tide.sae import TIDE
+
+#: Mean change of the pixels, of 255, that a broken picture may have. Edits that do what they should reach it as well.
+MUCH = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,7 @@ class Edit(EditOptions):
 
     def run(self) -> None:
         from tide.cli import edit_scores
-        from tide.cli.common import about, adapter_of, output_folder, pipeline_of, sae_of
+        from tide.cli.common import adapter_of, output_folder, pipeline_of, sae_of
 
         self.check()
         scorers = edit_scores.load(self.clip, self.lpips, self.texts)
@@ -32,31 +39,51 @@ class Edit(EditOptions):
             adapter = adapter_of(self.model, pipeline)
             adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
-            before, after = self._drawn(adapter, model)
-            scores = scorers.score(before, list(after.values()))
-            rows = [
-                {**setting, "mean_pixel_change": _mean_change(before, after[name]), **row}
-                for (name, setting), row in zip(self.settings.items(), scores.rows, strict=True)
-            ]
-            sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
-            used = {**self.sampling, "strength": self.strengths}
-            found: dict[str, Any] = {"data": self.texts, "configuration": used, "measured": {"edits": rows}}
-            holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
-            self._write(before, after, {"edits": rows, **scores.report, "sae": sae}, holds)
-        where = "in {tokens} tokens" if self.altered else "at strength {strength:g}"
-        moved = ", ".join(f"{row['mean_pixel_change']:.1f} {where.format(**row)}" for row in rows)
+            if self.search:
+                Searching(self, adapter, pipeline, model, scorers).run()
+            else:
+                self._edit(adapter, pipeline, model, scorers)
+
+    def _edit(self, adapter: Adapter, pipeline: str, model: TIDE, scorers: Scorers) -> None:
+        """Draws, writes and says what came of it."""
+        from tide.cli.common import about
+
+        before, after, met = self._drawn(adapter, model)
+        scores = scorers.score(before, list(after.values()))
+        rows = [
+            {**setting, "mean_pixel_change": _mean_change(before, after[name]), **as_row(met[name]), **row}
+            for (name, setting), row in zip(self.settings.items(), scores.rows, strict=True)
+        ]
+        sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
+        used = {**self.sampling, "strength": self.strengths}
+        found: dict[str, Any] = {"data": self.texts, "configuration": used, "measured": {"edits": rows}}
+        holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
+        self._write(before, after, {"edits": rows, **scores.report, "sae": sae}, holds)
+        moved = ", ".join(f"{row['mean_pixel_change']:.1f} {self.where(row)}" for row in rows)
+        for line in remarks({self.where(row): met[name] for name, row in zip(met, rows, strict=True)}):
+            print(line)
+        if max(row["mean_pixel_change"] for row in rows) >= MUCH:
+            print(
+                f"A mean change of {MUCH} or more is a lot. If a picture broke, the same command with --search and "
+                "another --out finds steps, branch and strength that keep it whole."
+            )
         print(
             f"Edited block {model.config.block}: pixels moved by {moved} (mean, of 255){scores.line}; see "
             f"{Path(self.out) / 'strip.png'}."
         )
 
-    def _drawn(self, adapter: Adapter, model: TIDE) -> tuple[Image, dict[str, Image]]:
-        """The unedited picture and the edited ones."""
+    def where(self, row: dict[str, Any]) -> str:
+        """Which of the pictures a row of edit.json is about."""
+        return f"in {row['tokens']} tokens" if self.altered else f"at strength {row['strength']:g}"
+
+    def _drawn(self, adapter: Adapter, model: TIDE) -> tuple[Image, dict[str, Image], dict[str, Met]]:
+        """The unedited picture, the edited ones, and what each edit met."""
         from tide.cli.edit_target import edits_of
         from tide.editing import draw_edits
 
         edits, tokens = edits_of(self, adapter, model)
-        return draw_edits(
+        met: dict[str, Met] = {}
+        before, after = draw_edits(
             adapter,
             model,
             self.prompt,
@@ -66,18 +93,22 @@ class Edit(EditOptions):
             tokens=tokens,
             branch=self.branch,
             renormalise=self.renormalise,
+            on_met=met.__setitem__,
         )
+        return before, after, met
 
     def _write(self, before: Image, after: dict[str, Image], report: dict[str, Any], holds: Contents) -> None:
         """Writes all pictures and edit.json or none of them, then run.json."""
         from tide.cli.common import writing
         from tide.files import json_writer, replace_files
-        from tide.pictures import beside, image_writer
+        from tide.pictures import image_writer
         from tide.runs import FileKind, write_run
+        from tide.strips import Row, labelled
 
         out = Path(self.out)
         pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}}
-        pictures["strip"] = beside([before, *after.values()])
+        labels = ["before", *(self.where(row).removeprefix("at ") for row in report["edits"])]
+        pictures["strip"] = labelled([Row([before, *after.values()], labels)], " → ".join(self.texts.values()))
         files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
         with writing(out):
             writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}

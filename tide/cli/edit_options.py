@@ -17,6 +17,7 @@ from tide.cli.values import (
     MaybeFeatures,
     MaybeFile,
     MaybeFolder,
+    MaybeNames,
     MaybeRange,
     MaybeReplacement,
     MaybeScaling,
@@ -60,6 +61,7 @@ class EditOptions(Drawing):
         ),
         with_option("contrast", leaves_out="towards_top save_target"),
         with_option("altered", leaves_out="towards_pooled"),
+        with_option("search", uses="search_sae search_prompts", leaves_out="steps branch altered save_target"),
         _ONE_BRANCH,
         fast_beside("n_steps"),
     )
@@ -106,6 +108,13 @@ class EditOptions(Drawing):
     renormalise: Flag = False
     """keep each token's latent norm (eq. 19)"""
 
+    search: Flag = False
+    """find the --steps, --branch and --strength at which the edit works and the picture stays whole"""
+    search_sae: MaybeNames = None
+    """more checkpoints, of other blocks, to try it with"""
+    search_prompts: MaybeFile = None
+    """a file of more prompts to try it on, one a line (default: three seeds of --prompt)"""
+
     clip: MaybeFolder = None
     """folder of a CLIP model: score the images against --prompt and --towards (nothing is downloaded)"""
     lpips: MaybeFile = None
@@ -132,6 +141,12 @@ class EditOptions(Drawing):
             raise TideError("--altered goes with one --strength; give one")
         _check_different("--strength", [f"{strength:g}" for strength in self.strengths])
         _check_different("--altered", [str(n) for n in self.altered or ()])
+        if self.search_sae and self.target_prompt is None:
+            raise TideError("--search-sae compares checkpoints by what they reach; give --towards or --change")
+        if self.search_prompts is not None and (self.towards is not None or self.target is not None):
+            raise TideError(
+                "--search-prompts needs a target for each prompt; give --change, or an edit without a target"
+            )
         if self.save_target is not None and Path(self.save_target).is_dir():
             raise TideError(f"{self.save_target} is a folder; give --save-target the name of a file")
         check_steps(self.steps, self.steps_drawn)

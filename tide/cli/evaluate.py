@@ -55,7 +55,7 @@ class Evaluate(Command):
 
     def _measure(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
-        from tide.evaluation import evaluate, evaluation_text
+        from tide.evaluation import evaluate, evaluation_sentence, evaluation_text
         from tide.fingerprint import pipeline_fingerprints
 
         adapter = common.adapter_of(self.model, pipeline)
@@ -69,6 +69,7 @@ class Evaluate(Command):
             "batch_size": self.batch_size,
         }
         figures = evaluate(adapter, model, images, **options, seed=self.seed)
+        counts = figures["images"]
         holds = common.about(
             "evaluation",
             adapter,
@@ -76,14 +77,14 @@ class Evaluate(Command):
             model,
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
-            data={"name": images.name, "images": sum(figures["images"].values())},
+            data={"name": images.name, "images": counts["fit"] + counts["measured"], "of": counts["of"]},
             configuration={"images": source.images, **options},
             measured=_headline(figures),
             files={"metrics.json": "figures"},
         )
         self._write(figures, holds)
         print(evaluation_text(figures))
-        print(f"{_in_a_sentence(figures)}; see {Path(self.out) / 'metrics.json'}.")
+        print(f"\n{evaluation_sentence(figures)}; see {Path(self.out) / 'metrics.json'}.")
 
     def _write(self, figures: dict[str, Any], holds: Contents) -> None:
         from tide.cli.common import writing
@@ -96,19 +97,9 @@ class Evaluate(Command):
             write_run(out, holds, self.made_by())
 
 
-def _headline(figures: dict[str, Any]) -> dict[str, float]:
+def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
     tide = figures["models"]["tide"]
     return {
         **{name: tide[name] for name in ("explained_variance", "cosine", "l0", "dead")},
-        "recovered": figures["diffusion_loss"]["recovered"],
+        **{name: figures["diffusion_loss"][name] for name in ("ratio", "recovered")},
     }
-
-
-def _in_a_sentence(figures: dict[str, Any]) -> str:
-    tide, pca = figures["models"]["tide"], figures["models"]["pca_k"]
-    return (
-        f"On {figures['images']['held_out']} held-out images the {figures['sae']['kind']} explains "
-        f"{tide['explained_variance']:.1%} of the variance (PCA of rank {pca['rank']}: "
-        f"{pca['explained_variance']:.1%}) and recovers {figures['diffusion_loss']['recovered']:.1%} of the diffusion "
-        "loss"
-    )

@@ -31,10 +31,12 @@ class Model:
 
     pipeline: Annotated[str | None, read_by(str, "P"), option()] = None
     """a diffusers id or folder, or 'scenes' for the bundled one (default: that of the checkpoint or store)"""
+    adapter: Annotated[str | None, read_by(str, "MODULE"), option()] = None
+    """module or Python file that registers an adapter of your own for the pipeline; it is run"""
     device: MaybeText = None
-    """device: cpu, cuda, cuda:1 ... (default: the GPU if there is one)"""
+    """device: cpu, cuda, cuda:1, mps, xpu ... (default: the CUDA GPU if there is one, else the CPU)"""
     dtype: MaybeDtype = None
-    """number type of the pipeline (default: bf16 on a GPU, fp32 on the CPU)"""
+    """number type of the pipeline (default: bf16 on a CUDA or XPU device, else fp32)"""
     offload: Flag = False
     """keep only the running model on the GPU (diffusers' model offload)"""
     trust_remote_code: Flag = False

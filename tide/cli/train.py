@@ -54,8 +54,8 @@ class Train(Command):
         Aspect(
             _modulation,
             {
-                "of a live stream": "pipeline trust_remote_code",
-                "by a TIDE of a --store": "pipeline trust_remote_code",
+                "of a live stream": "pipeline trust_remote_code adapter",
+                "by a TIDE of a --store": "pipeline trust_remote_code adapter",
                 "by a plain SAE of a --store": "",
             },
         ),

@@ -38,7 +38,10 @@ class Trajectory(Drawing):
             found = follow(adapter, model, self.prompt, texts.get("towards"), **self.sampling)
             options = {"data": texts, "configuration": self.sampling}
             self._write(adapter, found, about("trajectory", adapter, pipeline, model, self.autoencoder, **options))
-        print(f"Latents of block {model.config.block} {_in_words(found)}; see {Path(self.out) / 'trajectory.png'}.")
+        same = "; both prompts draw the same image" if found.same else ""
+        print(
+            f"Latents of block {model.config.block} {_in_words(found)}{same}; see {Path(self.out) / 'trajectory.png'}."
+        )
 
     def _write(self, adapter: Adapter, found: Followed, holds: Contents) -> None:
         """Writes the table, the figures and the chart or none of them, then run.json."""

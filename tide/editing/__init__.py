@@ -1,6 +1,6 @@
 """Editing: latents changed inside a running pipeline."""
 
-from tide.editing.context import Steer, SteerTowards, edit
+from tide.editing.context import edit
 from tide.editing.contrast import Contrast, Keep, SteerBounded
 from tide.editing.draw import draw_edits, draw_latents
 from tide.editing.edits import (
@@ -21,6 +21,7 @@ from tide.editing.edits import (
 )
 from tide.editing.masks import image_mask, read_mask, token_mask
 from tide.editing.prompts import changed_prompt
+from tide.editing.steer import Steer, SteerTowards
 from tide.editing.strength import Strength
 from tide.editing.target_file import load_target, save_target
 from tide.editing.targets import image_contrast, image_target, prompt_target

@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
-from tide.editing.edits import Branch, Edit, Place, check_map, renormalise
+from tide.editing.edits import Branch, Edit, Place, renormalise
+from tide.editing.met import Met
 from tide.editing.progress import is_within, run_position, step_range
+from tide.editing.steer import Steer
 from tide.errors import TideError, TideWarning
 from tide.sae.model import TIDE
 
@@ -21,94 +22,21 @@ from tide.sae.model import TIDE
 CHUNK_ELEMENTS = 2**26
 
 
-@dataclass(frozen=True)
-class Steer:
-    """Adds ``factor * direction`` to raw activations, without an SAE: the baseline of section 6.
+def edited_activations(
+    sae: TIDE, edit: Edit, x: Tensor, place: Place, *, renorm: bool = False, met: Met | None = None
+) -> Tensor:
+    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at ``place``; rows with ``z' = z`` keep their bits.
 
-    ``direction`` is ``[timesteps, d_model]`` or, as a map over the image, ``[timesteps, tokens, d_model]``, or one
-    such map per image of the batch, ``[timesteps, images, tokens, d_model]``, in activation units; a map of one token
-    holds for all. The recorded timestep nearest to the call's is used.
+    ``met`` counts the rows.
     """
-
-    timesteps: Tensor
-    direction: Tensor
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        shape = list(self.direction.shape)
-        if len(shape) not in (2, 3, 4) or shape[:1] != list(self.timesteps.shape) or not shape[0]:
-            raise TideError(
-                f"direction {shape} must be [timesteps, d_model], [timesteps, tokens, d_model] or "
-                f"[timesteps, images, tokens, d_model], with timesteps [timesteps] and not {list(self.timesteps.shape)}"
-            )
-
-    def check(self, d_model: int) -> None:
-        """Raises :class:`~tide.errors.TideError` if the direction is not one of a transformer of this width."""
-        if self.direction.shape[-1] != d_model:
-            raise TideError(
-                f"the direction has width {self.direction.shape[-1]} and the transformer {d_model}; "
-                "take it from the block that is steered"
-            )
-
-    def at(self, place: Place) -> Tensor:
-        """The direction of each row ``[N, d_model]`` (or ``[d_model]`` if it has no place)."""
-        nearest = self.direction[int((self.timesteps - place.timestep).abs().argmin())]
-        if nearest.ndim == 1:
-            return nearest
-        image, token = place.image.to(nearest.device), place.token.to(nearest.device)
-        if nearest.shape[-2] == 1:
-            token = torch.zeros_like(token)
-        else:
-            check_map(nearest.shape[-2], place, "the direction")
-        if nearest.ndim == 2:
-            return nearest[token]
-        if len(image) and int(image.max()) >= len(nearest):
-            raise TideError(f"the batch has more images than the direction's {len(nearest)}; give a map an image")
-        return nearest[image, token]
-
-    def activations(self, x: Tensor, place: Place) -> Tensor:
-        """``x [N, d_model]``, the activations at ``place``, moved."""
-        return x + self.factor * self.at(place).to(x)
-
-
-@dataclass(frozen=True)
-class SteerTowards(Steer):
-    """Moves raw activations towards recorded ones: ``x + factor * (direction - x)``, ``direction`` being the target's
-    activations at the same step and place."""
-
-    def activations(self, x: Tensor, place: Place) -> Tensor:
-        """``x [N, d_model]``, the activations at ``place``, moved."""
-        return torch.lerp(x, self.at(place).to(x), self.factor)
-
-
-@dataclass
-class Met:
-    """How many rows of the transformer's calls belonged to the edit's steps and branch; with 0, nothing was edited.
-
-    ``calls`` counts the calls in which the block ran, ``in_steps`` those of them within the steps.
-    """
-
-    rows: int = 0
-    calls: int = 0
-    in_steps: int = 0
-
-    def reason(self, steps: tuple[float, float], branch: Branch) -> str:
-        """Why there were no rows, in words."""
-        calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"
-        if not self.in_steps:
-            return f"none of its {calls} of the block was of the steps {steps[0]:g} to {steps[1]:g}"
-        hint = "; a run without guidance has none" if branch == "unconditional" else ""
-        return f"its {calls} of the block had no {branch} rows{hint}"
-
-
-def edited_activations(sae: TIDE, edit: Edit, x: Tensor, place: Place, *, renorm: bool = False) -> Tensor:
-    """``x + decode(z') - decode(z)`` for rows ``x [N, d_model]`` at ``place``; rows with ``z' = z`` keep their bits."""
     z = sae.encode(x.float(), place).dense(sae.n_latents)
     changed = edit.latents(z, place)
-    if renorm:
-        changed = renormalise(changed, z)
-    moved = (changed != z).any(1, keepdim=True)
-    return torch.where(moved, (x.float() + sae.decode_dense(changed - z)).to(x.dtype), x)
+    kept = renormalise(changed, z) if renorm else changed
+    moved = (kept != z).any(1, keepdim=True)
+    out = torch.where(moved, (x.float() + sae.decode_dense(kept - z)).to(x.dtype), x)
+    if met is not None:
+        met.count(x, out, z, changed)
+    return out
 
 
 @contextmanager
@@ -123,7 +51,8 @@ def edit(
     branch: Branch = "conditional",
     renormalise: bool = False,
 ) -> Iterator[Met]:
-    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives the :class:`Met` rows so far.
+    """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives what the edit has
+    :class:`~tide.editing.met.Met` so far.
 
     Args:
         sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
@@ -139,18 +68,39 @@ def edit(
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
-    (:class:`~tide.errors.TideWarning`) at the end if the pipeline ran and no row was of these steps and this branch.
-    Raises :class:`~tide.errors.TideError` for features out of range, a target of another
-    SAE, steps outside the run, or an SAE of another width, family or block; once the pipeline runs and the size of the
-    image is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot
-    be assigned to prompts.
+    (:class:`~tide.errors.TideWarning`) at the end if the pipeline ran and nothing changed, and says why: no row was of
+    these steps and this branch, the mask is empty, the factor changes nothing, what the edit names was inactive; or if
+    some of the latents that it names were active on none of the edited tokens. Raises
+    :class:`~tide.errors.TideError` for features out of range, a target of another SAE, steps outside the run, or an SAE
+    of another width, family or block; once the pipeline runs and the size of the image is known, for a mask or a map of
+    another size; for caches that skip blocks; and for a call whose rows cannot be assigned to prompts.
     """
+    options: dict[str, Any] = {"block": block, "steps": steps, "tokens": tokens, "branch": branch}
+    with quiet_edit(pipe, sae, change, **options, renormalise=renormalise) as met:
+        yield met
+    if met.remark is not None:
+        warnings.warn(met.remark, TideWarning, stacklevel=3)
+
+
+@contextmanager
+def quiet_edit(
+    pipe: Any,
+    sae: TIDE | None,
+    change: Edit | Steer,
+    *,
+    block: Block | None = None,
+    steps: tuple[float, float] | None = None,
+    tokens: Tensor | None = None,
+    branch: Branch = "conditional",
+    renormalise: bool = False,
+) -> Iterator[Met]:
+    """:func:`edit` without its warnings, for a caller that passes on :attr:`Met.remark`."""
     adapter = adapter_for(pipe)
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
     _check_change(adapter, sae, change)
-    met = Met()
+    met = Met(change, part, branch)
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
@@ -160,12 +110,10 @@ def edit(
         image, rows = _images_and_rows(call.conditional, branch)
         met.rows += int(rows.sum())
         mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
-        return _apply(sae, change, x, call, mask, image.to(x.device), renormalise)
+        return _apply(sae, met, x, call, mask, image.to(x.device), renormalise)
 
     with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
         yield met
-    if met.calls and not met.rows:
-        warnings.warn(f"the pipeline ran and nothing was edited: {met.reason(part, branch)}", TideWarning, stacklevel=3)
 
 
 def _check_rows(tokens: Tensor | None, branch: Branch) -> None:
@@ -240,7 +188,7 @@ def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -
 
 @torch.no_grad()
 def _apply(
-    sae: TIDE | None, change: Edit | Steer, x: Tensor, call: Call, mask: Tensor, image: Tensor, renorm: bool
+    sae: TIDE | None, met: Met, x: Tensor, call: Call, mask: Tensor, image: Tensor, renorm: bool
 ) -> Tensor | None:
     if not mask.any():
         return None
@@ -256,9 +204,11 @@ def _apply(
             group = None if call.conditioning is None else rows.int()
             place = Place(timestep, call.conditioning, group, token=positions, image=image[rows], n_tokens=x.shape[1])
             tokens = x[rows, positions]
-            if isinstance(change, Steer):
-                out[rows, positions] = change.activations(tokens, place).to(x.dtype)
+            if isinstance(met.change, Steer):
+                moved = met.change.activations(tokens, place).to(x.dtype)
+                met.count(tokens, moved)
             else:
                 assert sae is not None
-                out[rows, positions] = edited_activations(sae, change, tokens, place, renorm=renorm)
+                moved = edited_activations(sae, met.change, tokens, place, renorm=renorm, met=met)
+            out[rows, positions] = moved
     return out

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tide.editing.context import Steer
 from tide.editing.edits import Edit, Place, Target, check_target, check_top_k, strongest
+from tide.editing.steer import Steer
 from tide.errors import TideError
 
 #: How far above the level it has with the concept a latent may be raised.

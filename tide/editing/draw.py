@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -11,10 +13,11 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, sampling_arguments
-from tide.editing.context import edit
+from tide.editing.context import quiet_edit
 from tide.editing.edits import Branch, Edit
+from tide.editing.met import Met
 from tide.editing.progress import check_steps
-from tide.errors import TideError
+from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
 from tide.sae.model import TIDE
 
@@ -62,6 +65,7 @@ def draw_edits(
     tokens: Tensor | Mapping[str, Tensor] | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
+    on_met: Callable[[str, Met], None] | None = None,
 ) -> tuple[Image, dict[str, Image]]:
     """Draws a prompt without an edit and with each of ``edits``, from the same noise.
 
@@ -79,6 +83,8 @@ def draw_edits(
             each edit; default all.
         branch: the rows of guidance to edit, "conditional", "unconditional" or "both".
         renormalise: keep each token's latent norm (eqs 9, 19).
+        on_met: called with the name of each edit and what it met, once its image is drawn; default a warning
+            (:class:`~tide.errors.TideWarning`) about an edit that changes nothing or names inactive latents.
 
     Returns:
         The unedited image, and the edited images by the names of their edits.
@@ -105,8 +111,15 @@ def draw_edits(
     before, after = draw(), {}
     for name, each in edits.items():
         mask = tokens[name] if isinstance(tokens, Mapping) else tokens
-        with edit(adapter.pipe, model, each, steps=steps, tokens=mask, branch=branch, renormalise=renormalise) as met:
+        options: dict[str, Any] = {"steps": steps, "tokens": mask, "branch": branch, "renormalise": renormalise}
+        with quiet_edit(adapter.pipe, model, each, **options) as met:
             after[name] = draw()
-            if not met.rows:
-                raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
+        if not met.rows:
+            raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
+        (on_met or _warn)(name, met)
     return before, after
+
+
+def _warn(name: str, met: Met) -> None:
+    if met.remark is not None:
+        warnings.warn(f"edit {name!r}: {met.remark}", TideWarning, stacklevel=3)

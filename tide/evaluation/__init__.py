@@ -2,19 +2,27 @@
 
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.edit_ruler import Trial
+from tide.evaluation.edit_search import Search, search_edits
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
-from tide.evaluation.statistics import auroc, wilson_interval
-from tide.evaluation.table import evaluate, evaluation_text
+from tide.evaluation.statistics import auroc, auroc_interval, wilson_interval
+from tide.evaluation.table import evaluate
+from tide.evaluation.wording import evaluation_sentence, evaluation_text
 
 __all__ = [
     "PCA",
+    "Search",
+    "Trial",
     "auroc",
+    "auroc_interval",
     "diffusion_loss",
     "evaluate",
     "evaluate_reconstruction",
+    "evaluation_sentence",
     "evaluation_text",
     "recovered",
     "sae_intervention",
+    "search_edits",
     "wilson_interval",
     "with_sae",
     "zero_ablation",

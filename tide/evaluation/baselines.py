@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.devices import in_double
 from tide.errors import TideError
 from tide.evaluation.reconstruction import Reconstruct
 from tide.sae.model import Codes
@@ -26,7 +27,7 @@ class PCA:
         """From the covariance of all rows, accumulated in float64."""
         n, total, outer = 0, torch.zeros(()), torch.zeros(())
         for batch in batches:
-            x = batch.x.double()
+            x = in_double(batch.x)
             n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
         if n < 2:
             raise TideError("a PCA needs at least two activations; collect more")

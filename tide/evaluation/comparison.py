@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from tide.activations.collect import Prepared
 from tide.adapters import Adapter, Call
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import Intervention, diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.files import finite
 from tide.sae.model import TIDE
 
 
@@ -33,29 +35,49 @@ def compare_losses(
 ) -> dict[str, Any]:
     """The diffusion loss (eq. 4) clean, with each reconstruction in place, and with the block's output set to zero.
 
-    ``"reconstructed"`` and ``"recovered"`` are those of the model named "tide", or else of the first one;
-    ``"variants"`` has the loss and the recovered share of every model and baseline (:func:`baseline_ranks`), and
-    ``"timestep"`` every loss by timestep. Arguments as in :func:`~tide.evaluation.diffusion_loss`.
+    Arguments as in :func:`~tide.evaluation.diffusion_loss`. Returns numbers for JSON, None for one that is not known:
+
+    - ``"clean"``, ``"reconstructed"``, ``"ablated"``: losses; ``"ratio"``: reconstructed over clean; ``"recovered"``:
+      :func:`~tide.evaluation.recovered`. The reconstruction is that of the model named "tide", or else of the first.
+    - ``"by_timestep"``: these five at each timestep; ``"worst"``: the timestep of the highest ratio.
+    - ``"variants"``: loss, ratio and recovered share of every model and baseline (:func:`baseline_ranks`).
+    - ``"timestep"``: every loss by timestep.
     """
     interventions = {name: sae_intervention(model) for name, model in models.items()}
     interventions |= {name: _projection(pca, rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
     losses = diffusion_loss(adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, seed=seed)
-    clean, ablated = losses["clean"]["loss"], losses["ablated"]["loss"]
+    main = "tide" if "tide" in models else next(iter(models))
+    clean, ablated = losses["clean"], losses["ablated"]
     variants = {
-        name: {"loss": value["loss"], "recovered": recovered(clean, value["loss"], ablated)}
+        name: _beside(clean["loss"], value["loss"], ablated["loss"], ablated["error"])
         for name, value in losses.items()
         if name not in ("clean", "ablated")
     }
-    main = variants["tide" if "tide" in models else next(iter(models))]
-    return {
-        "clean": clean,
-        "reconstructed": main["loss"],
-        "ablated": ablated,
-        "recovered": main["recovered"],
+    by_timestep = {
+        t: _parts(clean["timestep"][t], loss, ablated["timestep"][t], ablated["timestep_error"][t])
+        for t, loss in losses[main]["timestep"].items()
+    }
+    ratios = {t: each["ratio"] for t, each in by_timestep.items()}
+    found = {
+        **_parts(clean["loss"], losses[main]["loss"], ablated["loss"], ablated["error"]),
+        "worst": max(ratios, key=lambda t: ratios[t] if math.isfinite(ratios[t]) else math.inf),
+        "by_timestep": by_timestep,
         "variants": variants,
         "timestep": {name: value["timestep"] for name, value in losses.items()},
     }
+    known: dict[str, Any] = finite(found)
+    return known
+
+
+def _beside(clean: float, loss: float, ablated: float, error: float) -> dict[str, float | None]:
+    ratio = loss / clean if clean > 0 else math.nan
+    return {"loss": loss, "ratio": ratio, "recovered": recovered(clean, loss, ablated, error)}
+
+
+def _parts(clean: float, reconstructed: float, ablated: float, error: float) -> dict[str, Any]:
+    beside = _beside(clean, reconstructed, ablated, error)
+    return {"clean": clean, "reconstructed": beside.pop("loss"), "ablated": ablated, **beside}
 
 
 def _projection(pca: PCA, rank: int) -> Intervention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,8 @@ from tide.sae.model import TIDE
 
 #: A change of a block's image tokens ``[B, T, d_model]`` during one call of the transformer.
 Intervention = Callable[[Tensor, Call], Tensor]
+#: The share of the clean loss that an ablation must add for :func:`recovered` to be measured against it.
+LEAST_HARM = 0.01
 
 
 def sae_intervention(model: TIDE) -> Intervention:
@@ -46,8 +49,16 @@ def diffusion_loss(
     """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
 
     Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
-    depends on ``seed``, the image and the timestep, not on how ``data`` is batched. Returns
-    ``{"clean": {"loss", "timestep": {t: loss}}, name: {...}}``.
+    depends on ``seed``, the image and the timestep, not on how ``data`` is batched.
+
+    Returns:
+        ``{"clean": figures, name: figures}`` with figures ``"loss"``; ``"error"``, the standard error of what the
+        intervention adds to the clean loss, from the differences on the same image at the same timestep (0 for the
+        clean loss, infinite for a single difference); and both for each timestep under ``"timestep"`` and
+        ``"timestep_error"``.
+
+    Raises:
+        TideError: there are no images, an intervention is named "clean", or the clean loss is not finite.
     """
     if "clean" in interventions:
         raise TideError("an intervention is named 'clean', which is what the untouched model is called; rename it")
@@ -68,18 +79,39 @@ def diffusion_loss(
         first += len(latents)
     if not sums:
         raise TideError("there are no images to measure the diffusion loss on; give a folder that holds some")
+    if broken := [t for t, values in sums["clean"].items() if not math.isfinite(sum(values))]:
+        raise TideError(
+            f"the diffusion loss of the untouched model is not finite at timestep {broken[0]:g}; use a wider dtype "
+            "(bf16 or fp32 instead of fp16)"
+        )
+    return {name: _figures(by_t, sums["clean"]) for name, by_t in sums.items()}
+
+
+def _figures(by_t: dict[float, list[float]], clean: dict[float, list[float]]) -> dict[str, Any]:
+    """The losses of one intervention, by timestep and image, against the clean ones."""
+    added = {t: [x - y for x, y in zip(values, clean[t], strict=True)] for t, values in by_t.items()}
     return {
-        name: {
-            "loss": sum(map(sum, by_t.values())) / sum(map(len, by_t.values())),
-            "timestep": {f"{t:g}": sum(values) / len(values) for t, values in by_t.items()},
-        }
-        for name, by_t in sums.items()
+        "loss": sum(map(sum, by_t.values())) / sum(map(len, by_t.values())),
+        "error": _standard_error([each for values in added.values() for each in values]),
+        "timestep": {f"{t:g}": sum(values) / len(values) for t, values in by_t.items()},
+        "timestep_error": {f"{t:g}": _standard_error(values) for t, values in added.items()},
     }
 
 
-def recovered(clean: float, reconstructed: float, ablated: float) -> float:
-    """The share of the loss that the reconstruction recovers, (ablated - reconstructed) / (ablated - clean); NaN if the
-    ablation costs nothing."""
-    if ablated == clean:
-        return float("nan")
+def _standard_error(values: list[float]) -> float:
+    """Of the mean of ``values``: their standard deviation (n - 1) over the root of their number."""
+    spread = torch.tensor(values, dtype=torch.float64).std() if len(values) > 1 else math.inf
+    return float(spread) / math.sqrt(len(values))
+
+
+def recovered(clean: float, reconstructed: float, ablated: float, error: float = 0.0) -> float:
+    """The share of the loss that the reconstruction recovers, (ablated - reconstructed) / (ablated - clean).
+
+    NaN where it would say nothing. Let m be the larger of :data:`LEAST_HARM` of the clean loss and twice ``error``, the
+    standard error of (ablated - clean). The share is NaN if the ablation adds no more than m, so that there is nothing
+    to recover, and if the reconstruction's loss is more than m below the clean one, so that more than all would be.
+    """
+    least = max(LEAST_HARM * clean, 2 * error)
+    if not ablated - clean > least or reconstructed < clean - least:
+        return math.nan
     return (ablated - reconstructed) / (ablated - clean)

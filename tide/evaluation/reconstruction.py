@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.devices import in_double
 from tide.errors import TideError
 from tide.sae.model import TIDE, Codes
 from tide.sae.normalisation import Moments
@@ -21,6 +23,8 @@ Reconstruct = Callable[[ActivationBatch], tuple[Tensor, Codes | None]]
 
 N_BINS = 10
 TRAIN_TIMESTEPS = 1000
+#: What float32 rounds to, relatively.
+ROUNDING = 2**-23
 
 
 def with_sae(model: TIDE) -> Reconstruct:
@@ -35,10 +39,12 @@ def with_sae(model: TIDE) -> Reconstruct:
 
 @dataclass
 class _Sums:
-    """Running sums in float64; explained variance is a ratio of sums over all tokens of a bin."""
+    """Running sums in float64; explained variance is a ratio of sums over all tokens of a bin. ``directed`` counts the
+    tokens that are not zero: the others have no direction, and no cosine."""
 
     error: float = 0.0
     cosine: float = 0.0
+    directed: int = 0
     active: float = 0.0
     moments: Moments = field(default_factory=lambda: Moments.of([]))
 
@@ -46,12 +52,19 @@ class _Sums:
     def tokens(self) -> int:
         return self.moments.n
 
+    @property
+    def varies(self) -> bool:
+        """Whether a channel's variance is above what float32 alone gives to values that are all the same."""
+        return bool((self.moments.variance > ROUNDING**2 * self.moments.mean.square()).any())
+
     def add(self, x: Tensor, x_hat: Tensor, active: Tensor | None) -> None:
-        self.error += float((x - x_hat).double().square().sum())
-        self.cosine += float(F.cosine_similarity(x, x_hat, dim=1).double().sum())
+        self.error += float(in_double(x - x_hat).square().sum())
+        directed = x.any(1)
+        self.cosine += float(in_double(F.cosine_similarity(x, x_hat, dim=1)[directed]).sum())
+        self.directed += int(directed.sum())
         self.moments = self.moments + Moments.of([x])
         if active is not None:
-            self.active += float(active.double().sum())
+            self.active += float(in_double(active).sum())
 
     def figures(self, scale: float, with_l0: bool) -> dict[str, float]:
         variance = self.tokens * float(self.moments.variance.sum())
@@ -59,8 +72,8 @@ class _Sums:
         out = {
             "mse": mse,
             "mse_normalised": mse / scale**2,
-            "cosine": self.cosine / self.tokens,
-            "explained_variance": 1 - self.error / variance if variance > 0 else float("nan"),
+            "cosine": self.cosine / self.directed if self.directed else math.nan,
+            "explained_variance": 1 - self.error / variance if self.varies else math.nan,
             "tokens": float(self.tokens),
         }
         return out | {"l0": self.active / self.tokens} if with_l0 else out
@@ -73,10 +86,11 @@ def evaluate_reconstruction(
     """Figures over all tokens of ``batches``, and under ``"timestep"`` per bin of 100 training timesteps.
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
-    activation scale); ``explained_variance`` = 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the
-    same tokens (NaN if they do not vary), is the figure to compare models with different activation scales by, such as
-    with and without ``centre``; ``l0`` counts latents after selection; ``dead``, which needs ``n_latents``, is the
-    share of latents that never fired. Warns if one channel dominates the figures.
+    activation scale); ``cosine`` is the mean over tokens that are not zero (NaN if all are); ``explained_variance`` =
+    1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken over the same tokens (NaN if they do not vary), is the
+    figure to compare models with different activation scales by, such as with and without ``centre``; ``l0`` counts
+    latents after selection; ``dead``, which needs ``n_latents``, is the share of latents that never fired. Warns if one
+    channel dominates the figures.
     """
     whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
     fired: Tensor | None = None

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tide.devices import in_double
 from tide.errors import TideError
 
 
@@ -34,7 +35,8 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
             f"scores {list(scores.shape)} and masks {list(masks.shape)} must be [rows, features] and [rows, concepts] "
             "with the same rows"
         )
-    positives = masks.double().sum(0)
+    positive = in_double(masks)
+    positives = positive.sum(0)
     negatives = len(masks) - positives
     parts = []
     for part in scores.float().split(columns_at_once, dim=1):
@@ -42,8 +44,45 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
         ordered = columns.sort(dim=1).values
         below = torch.searchsorted(ordered, columns, right=False)
         upto = torch.searchsorted(ordered, columns, right=True)
-        mean_rank = (below + upto + 1).double() / 2
-        mean_rank.masked_fill_(columns.isnan().any(1, keepdim=True), torch.nan)
-        parts.append(mean_rank @ masks.double())
+        mean_rank = in_double(below + upto + 1) / 2
+        mean_rank.masked_fill_(columns.isnan().any(1, keepdim=True).to(mean_rank.device), torch.nan)
+        parts.append(mean_rank @ positive)
     rank_sums = torch.cat(parts)
     return (rank_sums - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def auroc_interval(area: float, n_positives: int, n_negatives: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of an AUROC (95 % by default) of independent positives and negatives; [0, 1] without either.
+
+    The areas t at which ``area`` lies within ``z`` standard errors, |area - t| <= z sqrt(V(t)), with the variance of
+    Hanley and McNeil and n = (P + N) / 2 - 1::
+
+        V(t) = t (1 - t) (1 + n (1 - t) / (2 - t) + n t / (1 + t)) / (P N)
+
+    This is method 5 of Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic",
+    part 2, Statistics in Medicine 25 (2006) 559-573. An area of 1 does not get an interval of no width, as it does from
+    Hanley and McNeil's standard error.
+    """
+    if not 0 <= area <= 1:
+        raise TideError(f"{area:g} is not an area under a curve; give 0..1")
+    if n_positives < 1 or n_negatives < 1:
+        return 0.0, 1.0
+    return (
+        1 - _farthest(1 - area, n_positives, n_negatives, z),
+        _farthest(area, n_positives, n_negatives, z),
+    )
+
+
+def _farthest(area: float, n_positives: int, n_negatives: int, z: float) -> float:
+    """The largest t of :func:`auroc_interval`, by bisection: V(t) falls to 0 at t = 1, where only an area of 1 is."""
+    n = (n_positives + n_negatives) / 2 - 1
+
+    def reached(t: float) -> bool:
+        variance = t * (1 - t) * (1 + n * (1 - t) / (2 - t) + n * t / (1 + t)) / (n_positives * n_negatives)
+        return t - area <= z * math.sqrt(variance)
+
+    low, high = area, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) else (low, middle)
+    return low

@@ -1,7 +1,8 @@
-"""The table that ``tide evaluate`` prints: an autoencoder beside PCA and the mean, and inside the diffusion model."""
+"""What ``tide evaluate`` measures: an autoencoder beside PCA and the mean, and inside the diffusion model."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +12,16 @@ from tide.activations import ActivationBatch, Prepared, collect, prepare
 from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
-from tide.errors import TideError
+from tide.errors import TideError, TideWarning
 from tide.evaluation.baselines import PCA
 from tide.evaluation.comparison import baseline_ranks, compare_losses
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
+from tide.files import finite
+from tide.images.trained import Unseen, unseen
 from tide.sae.model import TIDE, inference
-from tide.tables import text_table
+
+#: The fewest images that did not train a model which its evaluation takes for enough.
+LEAST = 8
 
 
 def evaluate(
@@ -33,89 +38,96 @@ def evaluate(
 ) -> dict[str, Any]:
     """How well ``model`` reconstructs images that nothing was fitted to, beside baselines.
 
+    Images that ``model`` was trained on (``model.trained_on``) are left out. If fewer than :data:`LEAST` remain, all
+    are measured, with a :class:`~tide.errors.TideWarning`.
+
     Args:
         adapter: of the pipeline that the model was trained on.
         model: an SAE that knows its block, on the adapter's device.
         source: images with captions; all are encoded once and held in memory.
-        fit: the share of the images, the first ones, that PCA and mean are fitted to; the others are held out.
+        fit: the share of the images, the first ones, that PCA and mean are fitted to; the others are measured.
         token_fraction: of each image's tokens, in (0, 1].
         loss_timesteps: steps of the sampling run at whose timesteps the diffusion loss (eq. 4) is measured.
-        loss_images: the most held-out images that it is measured on.
+        loss_images: the most images that it is measured on.
         batch_size: images per pass.
         seed: of timesteps, tokens and noise.
 
     Returns:
-        Numbers for JSON. ``"images"``: how many were for fitting and held out; ``"sae"``: kind, block and sizes;
+        Numbers for JSON, None for one that is not known. ``"images"``: how many were for ``"fit"``, ``"measured"``, and
+        of these for the ``"loss"``, what they are ``"of"`` ("held-out", "training", or "unrecorded" where the model
+        does not say what it was trained on), and ``"read"``, in words; ``"sae"``: kind, block and sizes;
         ``"models"``: :func:`~tide.evaluation.evaluate_reconstruction` of ``"tide"``, ``"pca_k"``, ``"pca_k/4"`` and
-        ``"mean"`` on held-out images; ``"diffusion_loss"``: :func:`~tide.evaluation.comparison.compare_losses`.
+        ``"mean"``; ``"diffusion_loss"``: :func:`~tide.evaluation.comparison.compare_losses`.
 
     Raises:
         TideError: ``fit`` leaves no images for fitting or for measuring, a number is out of range, or the source
             cannot be read.
     """
     block = adapter.resolve_block(model.config.trained_block)
-    n_fit = round(source.n_images * fit)
-    if not 0 < n_fit < source.n_images:
-        raise TideError(
-            f"{n_fit} of {source.n_images} images are for fitting the baselines; give more images or another fit"
-        )
-    batches = list(prepare(adapter, source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))
-    seen, unseen = _between(batches, 0, n_fit), _between(batches, n_fit, None)
+    images = _unseen(source, model)
+    batches = list(prepare(adapter, images.source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))
+    n_fit, n = _shared(batches, fit)
+    seen, measured = _between(batches, 0, n_fit), _between(batches, n_fit, None)
     options: dict[str, Any] = {"token_fraction": token_fraction, "batch_size": batch_size}
     with inference(model):
         pca = PCA.fit(_activations(adapter, model, seen, block, seed=seed, **options))
-        held_out = list(_activations(adapter, model, unseen, block, seed=seed + 1, **options))
-        models = _reconstructions(model, pca, held_out)
-        data = _on_device(_between(unseen, 0, loss_images), adapter.device)
+        activations = list(_activations(adapter, model, measured, block, seed=seed + 1, **options))
+        models = _reconstructions(model, pca, activations)
+        data = _on_device(_between(measured, 0, loss_images), adapter.device)
         timesteps = adapter.sampling_timesteps(loss_timesteps)
         k, tensor = model.config.k, model.config.tensor
         losses = compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, tensor=tensor, seed=seed)
+    counts = {"fit": n_fit, "measured": n - n_fit, "loss": min(loss_images, n - n_fit)}
+    figures: dict[str, Any] = finite(
+        {
+            "images": {**counts, "of": images.kind, "read": images.source.described},
+            "sae": _about(model),
+            "models": models,
+            "diffusion_loss": losses,
+        }
+    )
+    return figures
+
+
+def _unseen(source: Source, model: TIDE) -> Unseen[Source]:
+    """The images to measure on, those that trained the model left out where enough remain."""
+    least = min(LEAST, source.n_images)
+    found = unseen(source, model.trained_on, least)
+    if found.kind == "training":
+        warnings.warn(
+            f"fewer than {least} images of {source.shown or source.name} are left without those that trained this model, so training "
+            "images are measured; give other data, or train with --hold-out",
+            TideWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def _shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
+    """How many images are for fitting, and how many there are."""
+    n = sum(len(batch.latents) for batch in batches)
+    n_fit = round(n * fit)
+    if not 0 < n_fit < n:
+        raise TideError(f"{n_fit} of {n} images are for fitting the baselines; give more images or another fit")
+    return n_fit, n
+
+
+def _about(model: TIDE) -> dict[str, Any]:
     return {
-        "images": {"fit": sum(len(p.latents) for p in seen), "held_out": sum(len(p.latents) for p in unseen)},
-        "sae": {
-            "kind": "TIDE" if model.modulation is not None else "SAE",
-            "d_model": model.d_model,
-            "n_latents": model.n_latents,
-            "k": k,
-            "block": model.config.block,
-        },
-        "models": models,
-        "diffusion_loss": losses,
+        "kind": "TIDE" if model.modulation is not None else "SAE",
+        "d_model": model.d_model,
+        "n_latents": model.n_latents,
+        "k": model.config.k,
+        "block": model.config.block,
     }
 
 
-def evaluation_text(figures: dict[str, Any]) -> str:
-    """The figures of :func:`evaluate` as two tables: a row a model, then a row a bin of timesteps of the SAE."""
-    variants = figures["diffusion_loss"]["variants"]
-    names = {"tide": figures["sae"]["kind"], "pca_k": "PCA k", "pca_k/4": "PCA k/4", "mean": "mean"}
-    rows = [
-        (
-            names[name],
-            *_fit(row),
-            f"{row['l0']:.1f}" if "l0" in row else "",
-            f"{row['dead']:.1%}" if "dead" in row else "",
-            f"{variants[name]['loss']:.4f}",
-            f"{variants[name]['recovered']:.4f}",
-        )
-        for name, row in figures["models"].items()
-    ]
-    by_timestep = [(f"t {name}", *_fit(row)) for name, row in figures["models"]["tide"]["timestep"].items()]
-    columns = ("", "mse", "cosine", "variance")
-    return "\n\n".join(
-        (text_table((*columns, "l0", "dead", "loss", "recovered"), rows), text_table(columns, by_timestep))
-    )
-
-
-def _fit(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{row[name]:.4f}" for name in ("mse_normalised", "cosine", "explained_variance"))
-
-
-def _reconstructions(model: TIDE, pca: PCA, held_out: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
+def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
     scale = float(model.activation_scale)
-    found = {"tide": evaluate_reconstruction(with_sae(model), held_out, n_latents=model.n_latents, scale=scale)}
+    found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
     for name, rank in reversed(baseline_ranks(model.config.k).items()):
         rank = min(rank, model.d_model)  # beyond that a PCA is the identity
-        found[name] = {**evaluate_reconstruction(pca.reconstruct(rank), held_out, scale=scale), "rank": rank}
+        found[name] = {**evaluate_reconstruction(pca.reconstruct(rank), measured, scale=scale), "rank": rank}
     return found
 
 

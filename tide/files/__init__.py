@@ -5,12 +5,13 @@ from tide.files.lock import lock_folder
 from tide.files.reading import parse_json, read_json, read_text, read_yaml
 from tide.files.sealed import read_sealed, write_sealed
 from tide.files.tensors import check_tensors, file_digest, open_tensors, read_tensors, tensors_writer, what_is_wrong
-from tide.files.writing import Write, json_writer, replace_file, replace_files, write_json
+from tide.files.writing import Write, finite, json_writer, replace_file, replace_files, write_json
 
 __all__ = [
     "Write",
     "check_tensors",
     "file_digest",
+    "finite",
     "json_writer",
     "lock_folder",
     "new_folders",

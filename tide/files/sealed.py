@@ -12,15 +12,17 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.files.reading import read_json
-from tide.files.writing import write_json
+from tide.files.writing import replace_file
 
 #: The entry that holds the SHA-256 of all others.
 SEAL = "sha256"
 
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
-    """Writes ``data``, as :func:`~tide.files.write_json` does, with the checksum of its JSON."""
-    write_json(path, {**data, SEAL: _digest(data)})
+    """Writes ``data`` with the checksum of its JSON; unlike :func:`~tide.files.write_json` it keeps NaN, which Python
+    reads back, so that figures computed from kept results are those of the first run."""
+    text = json.dumps({**data, SEAL: _digest(data)}, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,18 @@ def replace_file(path: Path, write: Write) -> None:
     replace_files({path: write})
 
 
+def finite(value: Any) -> Any:
+    """``value`` with None, JSON's null, for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def json_writer(data: object) -> Write:
-    """A function that writes ``data`` as JSON, for :func:`replace_files`."""
-    text = json.dumps(data, indent=2) + "\n"
+    """A function that writes the :func:`finite` part of ``data`` as JSON, for :func:`replace_files`."""
+    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
     return lambda path: path.write_text(text, encoding="utf-8")
 
 

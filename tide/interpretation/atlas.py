@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tide.evaluation.statistics import auroc
 from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
 from tide.files.schema import check_schema
 from tide.interpretation.reading import PIECE
+from tide.messages import one_line
 from tide.sae.model import TIDE
 from tide.sae.position import Position
 
@@ -26,6 +27,8 @@ LEAST_AUROC = 0.8
 #: Tokens that a concept needs to name latents. The AUROC of an unrelated score over P tokens varies by 1 / sqrt(12 P):
 #: with 10 tokens, the best of thousands of latents reaches 0.8 by chance.
 LEAST_TOKENS = 50
+#: Characters of an image's caption that are kept.
+MOST_CAPTION = 1000
 
 TENSORS = "atlas.safetensors"
 FACTS = "atlas.json"
@@ -40,6 +43,19 @@ class Label:
     concept: str
     level: str
     auroc: float
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """What an image is called in its data, and its caption, which :func:`shortened` bounds."""
+
+    name: str
+    caption: str
+
+
+def shortened(caption: str) -> str:
+    """The first :data:`MOST_CAPTION` characters, the last of them an ellipsis if there are more."""
+    return caption if len(caption) <= MOST_CAPTION else f"{caption[: MOST_CAPTION - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ class Atlas:
         n_images, n_tokens: how many images were read, and the tokens of each.
         labels: the concept of each latent, where it has one.
         monosemanticity: a score of each latent, ``[n_latents]`` float32; NaN where there is none.
+        images: name and caption of every image among ``top_images``, by its number.
     """
 
     timesteps: Tensor
@@ -71,6 +88,7 @@ class Atlas:
     n_tokens: int
     labels: tuple[Label | None, ...] | None = None
     monosemanticity: Tensor | None = None
+    images: Mapping[int, ImageText] | None = None
 
     def __post_init__(self) -> None:
         n, m = self.n_latents, self.top_images.shape[-1]
@@ -86,6 +104,12 @@ class Atlas:
                 raise TideError(f"{name} of an atlas is {list(found)}, and its other tensors ask for {list(wanted)}")
         if self.labels is not None and len(self.labels) != n:
             raise TideError(f"{len(self.labels)} labels for {n} latents; give one a latent, None where it has none")
+        if self.images is not None and self.images.keys() != self.named_images():
+            raise TideError("the images of an atlas are not those that its latents name; give exactly these")
+
+    def named_images(self) -> set[int]:
+        """The images that are among the top images of any latent."""
+        return set(self.top_images[self.top_images >= 0].unique().tolist())
 
     @property
     def n_latents(self) -> int:
@@ -114,6 +138,7 @@ class Atlas:
             "n_tokens": self.n_tokens,
             "timesteps": self.timesteps.tolist(),
             "labels": named,
+            "images": None if self.images is None else {i: asdict(each) for i, each in self.images.items()},
             **notes,
         }
         replace_files({folder / TENSORS: tensors_writer(tensors), folder / FACTS: json_writer(facts)})
@@ -129,7 +154,10 @@ class Atlas:
         tensors = read_tensors(folder / TENSORS, "the atlas")
         _check(folder / TENSORS, tensors, facts["n_latents"], facts["n_images"])
         labels = None if facts["labels"] is None else _labels(folder / FACTS, facts["labels"], facts["n_latents"])
-        return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=labels)
+        images = (
+            None if facts.get("images") is None else _images(folder / FACTS, facts["images"], tensors["top_images"])
+        )
+        return cls(**tensors, n_images=facts["n_images"], n_tokens=facts["n_tokens"], labels=labels, images=images)
 
 
 class _Facts(TypedDict):
@@ -139,6 +167,7 @@ class _Facts(TypedDict):
     n_images: int
     n_tokens: int
     labels: dict[str, Label] | None
+    images: NotRequired[dict[str, ImageText] | None]  # not in those of older versions
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int) -> None:
@@ -168,11 +197,23 @@ def _check(path: Path, tensors: dict[str, Tensor], n_latents: int, n_images: int
 def _labels(path: Path, named: dict[str, dict[str, Any]], n_latents: int) -> tuple[Label | None, ...]:
     places = {str(i): i for i in range(n_latents)}
     if unknown := named.keys() - places.keys():
-        raise TideError(f"{path}: labels.{min(unknown)} belongs to none of the {n_latents} latents; {_REMEDY}")
+        raise TideError(
+            f"{path}: labels.{one_line(min(unknown), 40)} belongs to none of the {n_latents} latents; {_REMEDY}"
+        )
     found: list[Label | None] = [None] * n_latents
     for name, each in named.items():
         found[places[name]] = Label(each["concept"], each["level"], each["auroc"])
     return tuple(found)
+
+
+def _images(path: Path, named: dict[str, dict[str, Any]], top_images: Tensor) -> dict[int, ImageText]:
+    places = {str(i): i for i in top_images[top_images >= 0].unique().tolist()}
+    if named.keys() != places.keys():
+        odd = min(named.keys() ^ places.keys())
+        raise TideError(
+            f"{path}: images.{one_line(odd, 40)} is missing, or of an image that no latent names; {_REMEDY}"
+        )
+    return {places[name]: ImageText(each["name"], shortened(each["caption"])) for name, each in named.items()}
 
 
 def build_atlas(
@@ -183,6 +224,7 @@ def build_atlas(
     *,
     top_images: int = 6,
     on_latents: Callable[[Tensor], None] | None = None,
+    on_peaks: Callable[[Tensor], None] | None = None,
 ) -> Atlas:
     """Reads all images once and keeps only what :class:`Atlas` holds of each latent.
 
@@ -191,7 +233,8 @@ def build_atlas(
     :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
 
     ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
-    in order: whole images, or some of the tokens of one image.
+    in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
+    ``[images, n_latents]`` on the CPU, in order.
 
     Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
     or that are not finite.
@@ -200,7 +243,7 @@ def build_atlas(
         raise TideError(
             f"{len(timesteps)} timesteps and {top_images} top images are too few for an atlas; give at least 1 of both"
         )
-    gathered = _Gathered(model, timesteps, grid, top_images, on_latents)
+    gathered = _Gathered(model, timesteps, grid, top_images, on_latents, on_peaks)
     for x, conditioning in batches:
         gathered.add(x, conditioning)
     if gathered.n_images == 0:
@@ -218,8 +261,10 @@ class _Gathered:
         grid: tuple[int, int],
         n_top: int,
         on_latents: Callable[[Tensor], None] | None,
+        on_peaks: Callable[[Tensor], None] | None,
     ) -> None:
-        self.model, self.timesteps, self.on_latents = model, timesteps, on_latents
+        self.model, self.timesteps = model, timesteps
+        self.on_latents, self.on_peaks = on_latents, on_peaks
         self.n_tokens = grid[0] * grid[1]
         self.map_size, self.pooling = _area_pooling(grid)
         n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
@@ -261,7 +306,10 @@ class _Gathered:
             else:
                 maps += self.pooling[:, tokens].to(latents) @ latents
             first = tokens.stop
-        self._rank(peaks.cpu(), maps.cpu())
+        peaks = peaks.cpu()
+        if self.on_peaks is not None:
+            self.on_peaks(peaks)
+        self._rank(peaks, maps.cpu())
         self.n_images += n_images
 
     def _averaged(self, x: Tensor, conditioning: Tensor | None) -> Tensor:

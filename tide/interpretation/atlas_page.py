@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.files import replace_file
-from tide.interpretation.atlas import Atlas, Label
-from tide.pictures import HEAT, resized
+from tide.interpretation.atlas import Atlas, ImageText, Label, shortened
+from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL, heat_key, resized
 
 #: The page's file in the folder of an atlas.
 PAGE = "atlas.html"
@@ -53,7 +53,8 @@ def write_atlas(
     """Writes the page ``path`` of the ``limit`` most active latents that ever fire.
 
     ``images[i]`` is image i of the atlas, uint8 ``[H, W, 3]``, all of one size; only those that a latent on the page
-    names are written, as thumbnails. ``note`` is a sentence for the header, such as how labels were measured.
+    names are written, as thumbnails with their names and captions. ``note`` is a sentence for the header, such as how
+    labels were measured.
 
     Raises :class:`~tide.errors.TideError` if no latent fires, for a ``limit`` below 1, and for images that do not fit
     the atlas.
@@ -70,6 +71,7 @@ def write_atlas(
         "dead": f"{dead:,}",
         "images": f"{atlas.n_images:,}",
         "timesteps": str(len(atlas.timesteps)),
+        "key": heat_key(),
         # A name that ends the script element would end the data.
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
@@ -97,7 +99,9 @@ def _data(atlas: Atlas, latents: Tensor, images: Sequence[np.ndarray]) -> dict[s
         "top": top.shape[1],
         "map": list(atlas.maps.shape[-2:]),
         "heat": HEAT.tolist(),
+        "veil": {"grey": VEIL, "kept": KEPT, "power": POWER, "line": LINE, "ink": INK},
         **_sheets([images[i] for i in used.tolist()]),
+        "texts": None if atlas.images is None else [_text(atlas.images[i]) for i in used.tolist()],
         "concepts": concepts,
         "arrays": {
             "latent": _packed(latents, "<u4"),
@@ -112,6 +116,10 @@ def _data(atlas: Atlas, latents: Tensor, images: Sequence[np.ndarray]) -> dict[s
             **({} if scores is None else {"monosemanticity": _packed(scores[latents], "<f4")}),
         },
     }
+
+
+def _text(image: ImageText) -> tuple[str, str]:
+    return image.name, shortened(image.caption)
 
 
 def _most_active(atlas: Atlas, limit: int) -> Tensor:

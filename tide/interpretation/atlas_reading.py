@@ -19,9 +19,10 @@ from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
-from tide.interpretation.atlas import LEAST_AUROC, Atlas, build_atlas, label_latents
+from tide.interpretation.atlas import LEAST_AUROC, Atlas, ImageText, build_atlas, label_latents, shortened
 from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
 from tide.interpretation.reading import noised_activations
+from tide.interpretation.word_labels import label_words
 from tide.pictures import to_uint8
 from tide.sae.model import TIDE
 
@@ -55,7 +56,8 @@ def make_atlas(
     """Reads all images of ``source`` into an atlas and writes ``atlas.html``, ``atlas.safetensors`` and ``atlas.json``.
 
     Where it is known which tokens show which concept (rendered scenes), each latent is labelled with the concept that
-    it fits best.
+    it fits best; elsewhere with the word of the captions that it tells best
+    (:func:`~tide.interpretation.word_labels.label_words`).
 
     Args:
         out: the folder for the files.
@@ -69,7 +71,7 @@ def make_atlas(
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
     atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
-    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, images of {source.name}.{_about_labels(masks)}"
+    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, {source.described}.{_about_labels(masks, atlas)}"
     title = f"What the latents of block {block} respond to"
     with writing or nullcontext():
         write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
@@ -87,14 +89,20 @@ def _known_masks(
     return source.batches.masks(n, grid), source.batches.level_of
 
 
-def _about_labels(masks: Mapping[str, Tensor] | None) -> str:
+def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
     """How latents were labelled, for the page."""
-    if not masks:
+    if atlas.labels is None:
         return ""
-    n = len(next(iter(masks.values())))
+    if masks:
+        n = len(next(iter(masks.values())))
+        return (
+            f" A latent's concept is the one whose masks its maps fit best, where the AUROC is at least {LEAST_AUROC}. "
+            f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
+        )
     return (
-        f" A latent's concept is the one whose masks its maps fit best, where the AUROC is at least {LEAST_AUROC}. "
-        f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
+        " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on every "
+        f"second image and measured on the others, and is shown where that AUROC is at least {LEAST_AUROC} and clearly "
+        "above chance."
     )
 
 
@@ -120,13 +128,14 @@ def read_atlas(
         top_images: kept of each latent.
         seed: random seed; every image has its own noise.
         masks: concept -> which tokens of the first images show it, bool ``[images, tokens]``, to label latents by; the
-            images' latents are all held in memory (:func:`most_labelled` says how many fit).
+            images' latents are all held in memory (:func:`most_labelled` says how many fit). Without masks, latents
+            are labelled by the words of the captions.
         level_of: concept -> its level, such as "colour", for the labels.
         progress: show a bar on stderr if that is a terminal.
 
     Returns:
-        The atlas, and a thumbnail of each image, uint8 ``[h, w, 3]``, in order: what
-        :func:`~tide.interpretation.atlas_page.write_atlas` draws.
+        The atlas, with the names and captions of its top images, and a thumbnail of each image, uint8 ``[h, w, 3]``, in
+        order: what :func:`~tide.interpretation.atlas_page.write_atlas` draws.
 
     Raises:
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
@@ -137,13 +146,26 @@ def read_atlas(
     timesteps = adapter.sampling_timesteps(10) if timesteps is None else timesteps
     grid = image_grid(adapter, source.size)
     kept = _Kept(model.n_latents, 0 if not masks else next(iter(masks.values())).numel())
+    peaks = _Kept(model.n_latents, 0 if masks else min(source.n_images, most_labelled(model.n_latents, 1)))
     thumbnails: list[np.ndarray] = []
+    captions: list[str] = []
     with tqdm(total=source.n_images, unit="image", disable=None if progress else True) as bar:
-        batches = _batches(adapter, model, source, timesteps, seed, thumbnails, bar)
-        atlas = build_atlas(model, timesteps, batches, grid, top_images=top_images, on_latents=kept.add)
+        batches = _batches(adapter, model, source, timesteps, seed, thumbnails, captions, bar)
+        atlas = build_atlas(
+            model,
+            timesteps,
+            batches,
+            grid,
+            top_images=top_images,
+            on_latents=lambda latents: kept.add(latents.flatten(0, 1)),
+            on_peaks=peaks.add,
+        )
+    names = [sample.name for sample in source.samples()]
+    atlas = replace(atlas, images={i: ImageText(names[i], captions[i]) for i in sorted(atlas.named_images())})
     if masks and level_of:
         flat = {concept: mask.flatten() for concept, mask in masks.items()}
-        atlas = replace(atlas, labels=label_latents(kept.latents(), flat, level_of))
+        return replace(atlas, labels=label_latents(kept.latents(), flat, level_of)), thumbnails
+    atlas = replace(atlas, labels=label_words(peaks.rows[: peaks.filled], captions[: peaks.filled]))
     return atlas, thumbnails
 
 
@@ -153,14 +175,14 @@ def most_labelled(n_latents: int, n_tokens: int) -> int:
 
 
 class _Kept:
-    """The latents of the first rows, which are added as they are read."""
+    """Latents ``[rows, n_latents]``, the first ones of those that are added."""
 
     def __init__(self, n_latents: int, n_rows: int) -> None:
         self.rows = torch.empty(n_rows, n_latents)
         self.filled = 0
 
-    def add(self, latents: Tensor) -> None:
-        rows = latents.flatten(0, 1)[: len(self.rows) - self.filled]
+    def add(self, rows: Tensor) -> None:
+        rows = rows[: len(self.rows) - self.filled]
         self.rows[self.filled : self.filled + len(rows)] = rows
         self.filled += len(rows)
 
@@ -173,13 +195,22 @@ class _Kept:
 
 
 def _batches(
-    adapter: Adapter, model: TIDE, source: Source, timesteps: Tensor, seed: int, thumbnails: list[np.ndarray], bar: tqdm
+    adapter: Adapter,
+    model: TIDE,
+    source: Source,
+    timesteps: Tensor,
+    seed: int,
+    thumbnails: list[np.ndarray],
+    captions: list[str],
+    bar: tqdm,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Activations of all images of ``source`` in order, each with its own noise; appends to ``thumbnails``."""
+    """Activations of all images of ``source`` in order, each with its own noise; appends to ``thumbnails`` and
+    ``captions``."""
     length = caption_length(adapter)
-    for images, captions in source:
-        (encoded,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
+    for images, texts in source:
+        (encoded,) = prepare(adapter, [(images, texts)], batch_size=len(images), max_sequence_length=length)
         noise = sample_noise(encoded.latents.shape, seed, len(thumbnails))
         thumbnails += [thumbnail(to_uint8(image)) for image in images]
+        captions += [shortened(text) for text in texts]
         yield noised_activations(adapter, model, encoded, noise, timesteps)
         bar.update(len(images))

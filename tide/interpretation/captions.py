@@ -1,10 +1,10 @@
-"""The paper's recipe on captioned images (section 5.4): pooled latents of the images whose caption holds a word,
-cosine scores of their tokens, and the latents that the word raises most."""
+"""Concepts of captioned images: the latents that tell images with a word from the others, chosen on one half of the
+images and scored on the other, and the paper's recipe (section 5.4) for where they are: pooled latents of the images
+whose caption holds the word, and cosine scores of their tokens."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,18 +15,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tide.activations import Prepared, prepare
-from tide.activations.collect import sample_generator
 from tide.activations.source import Source
 from tide.adapters import Adapter
-from tide.adapters.sizes import caption_length, image_grid
+from tide.adapters.sizes import image_grid
 from tide.editing.masks import image_mask
 from tide.errors import TideError
-from tide.interpretation.concepts import concept_scores
-from tide.interpretation.reading import PIECE, noised_activations
+from tide.images.trained import Kind
+from tide.interpretation.captioned import Captioned, pick_images
+from tide.interpretation.image_latents import Pooled, image_activations, latent_maps, pool, untrained
+from tide.interpretation.image_scores import FEWEST, Halves, halves, score, strongest
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import TILE, heat_overlay, resized, tiled, to_uint8
-from tide.sae import TIDE, Position
+from tide.pictures import heat_overlay
+from tide.sae import TIDE
+from tide.strips import tiled
 
 #: Latents listed for a concept, and how many of them are drawn.
 LISTED, DRAWN = 10, 2
@@ -46,13 +47,26 @@ class CaptionConcepts:
     """What :func:`caption_concepts` finds.
 
     Attributes:
-        concepts: for each word, as JSON has it: ``images``, how many show it; ``latents``, the ten that it raises most
-            with their mean ``with`` and ``without`` it; ``latent``, the first of these; ``top_images``, those most
-            like the concept, each with its ``caption`` and ``score``.
+        concepts: for each word, as JSON has it:
+
+            - ``images``, ``without``: how many images show it and how many do not.
+            - ``latent``, ``auroc``, ``interval``: the latent chosen on one half of them; on the other half, how well
+              its mean over an image's tokens tells images with the word from those without (0.5 is chance, 1 perfect),
+              with the 95 % interval. None with fewer than :data:`~tide.interpretation.image_scores.FEWEST` of either;
+              the latent is then chosen on all.
+            - ``remark``: "too few images to score", "near chance" if the interval reaches down to 0.5, "neuron as good"
+              or "random as good" if the AUROC of these is no lower, or "".
+            - ``neuron``, ``random``: the same for the activation's channels (with their ``sign``) and for the latents
+              of an untrained autoencoder of the same shape.
+            - ``latents``: the ten chosen first, each with its mean ``with`` and ``without`` the word and its ``auroc``,
+              on the half that scores.
+            - ``top_images``: those of that half most like the concept, each with its ``caption`` and ``score``.
         timesteps: that latents are averaged over, ``[T]``.
         n_images: how many images were used.
         grid: rows and columns of an image's tokens.
         drawn: for each word its top images with their maps, in the order of the data.
+        kind: what the images are to the model: "held-out", "training" or "unrecorded".
+        n_read: how many captions were read, and ``described`` of what.
     """
 
     concepts: dict[str, dict[str, Any]]
@@ -60,6 +74,9 @@ class CaptionConcepts:
     n_images: int
     grid: tuple[int, int]
     drawn: dict[str, list[Drawn]]
+    kind: Kind
+    n_read: int
+    described: str
 
     def picture(self, word: str) -> Image.Image:
         """A row for each top image: the image, then the score and the strongest latents drawn over it."""
@@ -70,17 +87,7 @@ class CaptionConcepts:
             overlays = (heat_overlay(each.image, one, top) for one, top in zip(heat, tops, strict=True))
             rows.append([each.image, *overlays])
         latents = self.concepts[word]["latents"][: len(tops) - 1]
-        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows)
-
-
-@dataclass(frozen=True)
-class _Picked:
-    """An image chosen for a concept or as a contrast: encoded, and small for drawing."""
-
-    prepared: Prepared
-    caption: str
-    words: frozenset[str]
-    thumbnail: np.ndarray
+        return tiled(("image", "score", *(f"latent {each['latent']}" for each in latents)), rows, title=word)
 
 
 def caption_concepts(
@@ -95,20 +102,25 @@ def caption_concepts(
     seed: int = 0,
     batch_size: int = 4,
 ) -> CaptionConcepts:
-    """The latents that words of the captions raise, and where they fire in the images.
+    """The latents that tell images with a word in their caption from the others, and where they fire.
 
-    A concept's pooled latents are averaged over the timesteps and the tokens of the images whose caption holds its
-    word; an image is like the concept by its cosine with these minus the pooled latents of all images used.
+    For each word the images with it and those without it are halved at random. On one half the latent is chosen whose
+    mean over tokens and timesteps has the highest AUROC; on the other half it is scored, so that the score needs no
+    correction for the number of latents. A raw neuron and a latent of an untrained autoencoder, chosen and scored
+    alike, stand beside it. A concept's pooled latents are those of the choosing half's images with the word, and an
+    image is like the concept by its cosine with these minus the pooled latents of all images of that half.
+
+    Images that the model was trained on are left out where enough remain (:func:`pick_images`).
 
     Args:
         adapter: of the pipeline that the model was trained on.
         model: an SAE that knows its block, on the adapter's device.
         source: images with captions, read until there are enough.
-        words: whole words of the captions, whatever their case.
-        images_per_concept: the most images for each word, and the most without any of the words.
+        words: whole words of the captions, one or several in a row, whatever their case (:func:`holds`).
+        images_per_concept: the most images read for each word, and the most without it.
         top_images: how many images to draw for each word.
         timesteps: ``[T]``; default three of :func:`~tide.interpretation.timesteps.concept_timesteps`.
-        seed: random seed; every image has its own noise.
+        seed: of the halves, of the untrained autoencoder and of every image's noise.
         batch_size: images per pass.
 
     Raises:
@@ -122,136 +134,89 @@ def caption_concepts(
             f"images_per_concept = {images_per_concept} and top_images = {top_images} must both be at least 1"
         )
     timesteps = concept_timesteps(adapter, 3) if timesteps is None else timesteps
-    picked = _pick(adapter, source, words, images_per_concept)
-    read = partial(_activations, adapter, model, picked, timesteps=timesteps, seed=seed, batch_size=batch_size)
-    pooled = torch.stack([_pooled(model, timesteps, *x) for x in read(range(len(picked)))])
-    shows = {word: torch.tensor([word in each.words for each in picked]) for word in words}
-    top = {word: _likest(pooled, shows[word], top_images) for word in words}
-    table = {word: _row(pooled, shows[word], *top[word], picked) for word in words}
-    wanted = sorted({i for indices, _ in top.values() for i in indices})
+    picked = pick_images(adapter, source, words, images_per_concept, model.trained_on)
+    images = [each.prepared for each in picked.images]
+    read = partial(image_activations, adapter, model, images, timesteps=timesteps, seed=seed, batch_size=batch_size)
+    pooled = pool(read(range(len(images))), timesteps, {"latents": model, "random": untrained(model, seed)})
+    found = {word: _Concept.of(word, picked.images, pooled, top_images, seed) for word in words}
     drawn: dict[str, list[Drawn]] = {word: [] for word in words}
+    wanted = sorted({i for each in found.values() for i in each.top})
     for i, x in zip(wanted, read(wanted), strict=True):
-        for word in (word for word in words if i in top[word][0]):
-            latents = [each["latent"] for each in table[word]["latents"][:DRAWN]]
-            maps = _maps(model, timesteps, *x, pooled[shows[word]].mean(0), pooled.mean(0), latents)
-            drawn[word].append(Drawn(picked[i].thumbnail, maps))
-    return CaptionConcepts(table, timesteps, len(picked), image_grid(adapter, source.size), drawn)
+        for word, each in found.items():
+            if i in each.top:
+                maps = latent_maps(model, timesteps, *x, each.pooled, each.background, each.latents[:DRAWN])
+                drawn[word].append(Drawn(picked.images[i].thumbnail, maps))
+    return CaptionConcepts(
+        {word: each.row for word, each in found.items()},
+        timesteps,
+        len(images),
+        image_grid(adapter, source.size),
+        drawn,
+        picked.kind,
+        picked.n_read,
+        picked.described,
+    )
 
 
-def _likest(pooled: Tensor, shows: Tensor, n: int) -> tuple[list[int], list[float]]:
-    """The ``n`` images that are most like the concept that they show, and their likeness, the highest first."""
-    direction = pooled[shows].mean(0) - pooled.mean(0)
-    likeness = F.cosine_similarity(pooled, direction[None]).masked_fill(~shows, -2.0)
-    found = likeness.topk(min(n, int(shows.sum())))
-    return found.indices.tolist(), found.values.tolist()
+@dataclass(frozen=True)
+class _Concept:
+    """A word's ``row`` of the table, its ``latents``, the ``top`` images, and the direction that likeness and maps are
+    measured along: ``pooled`` minus ``background``."""
+
+    row: dict[str, Any]
+    latents: list[int]
+    top: list[int]
+    pooled: Tensor
+    background: Tensor
+
+    @classmethod
+    def of(cls, word: str, images: Sequence[Captioned], pooled: Pooled, top_images: int, seed: int) -> _Concept:
+        shows = torch.tensor([word in each.words for each in images])
+        half = halves(shows, seed)
+        z = pooled["latents"]
+        chosen, _ = strongest(z[half.choosing], shows[half.choosing], LISTED)
+        of_word, background = z[half.choosing][shows[half.choosing]].mean(0), z[half.choosing].mean(0)
+        top, likeness = _likest(z, half.scoring[shows[half.scoring]], of_word - background, top_images)
+        row = {
+            "images": int(shows.sum()),
+            "without": int((~shows).sum()),
+            **_row(pooled, shows, half, chosen),
+            "top_images": [{"caption": images[i].caption, "score": s} for i, s in zip(top, likeness, strict=True)],
+        }
+        return cls(row, chosen, top, of_word, background)
 
 
-def _row(
-    pooled: Tensor, shows: Tensor, top: list[int], scores: list[float], picked: Sequence[_Picked]
-) -> dict[str, Any]:
-    concept, rest = pooled[shows].mean(0), pooled[~shows].mean(0)
-    best = (concept - rest).topk(min(LISTED, len(concept))).indices.tolist()
+def _likest(pooled: Tensor, among: Tensor, direction: Tensor, n: int) -> tuple[list[int], list[float]]:
+    """The ``n`` images most like a direction, and their likeness, the highest first."""
+    likeness = F.cosine_similarity(pooled[among], direction[None]).topk(min(n, len(among)))
+    return among[likeness.indices].tolist(), likeness.values.tolist()
+
+
+def _row(pooled: Pooled, shows: Tensor, half: Halves, chosen: list[int]) -> dict[str, Any]:
+    z, there = pooled["latents"][half.scoring], shows[half.scoring]
+    (neuron,), (sign,) = strongest(pooled["neurons"][half.choosing], shows[half.choosing], 1, signed=True)
+    (random,), _ = strongest(pooled["random"][half.choosing], shows[half.choosing], 1)
+    unknown = {"auroc": None, "interval": None}
+    scored = partial(score, shows=there) if half.scores else lambda values: unknown
+    latent = scored(z[:, chosen[0]])
+    beside = {
+        "neuron": {"neuron": neuron, "sign": sign, **scored(sign * pooled["neurons"][half.scoring, neuron])},
+        "random": {"latent": random, **scored(pooled["random"][half.scoring, random])},
+    }
+    means = zip(chosen, z[there][:, chosen].mean(0).tolist(), z[~there][:, chosen].mean(0).tolist(), strict=True)
     return {
-        "images": int(shows.sum()),
-        "latent": best[0],
-        "latents": [{"latent": i, "with": float(concept[i]), "without": float(rest[i])} for i in best],
-        "top_images": [{"caption": picked[i].caption, "score": s} for i, s in zip(top, scores, strict=True)],
+        "latent": chosen[0],
+        **latent,
+        "remark": _remark(latent, beside),
+        **beside,
+        "latents": [{"latent": i, "with": w, "without": o, "auroc": scored(z[:, i])["auroc"]} for i, w, o in means],
     }
 
 
-def _pick(adapter: Adapter, source: Source, words: Sequence[str], wanted: int) -> list[_Picked]:
-    """Up to ``wanted`` images a word, and as many without any of the words."""
-    patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE) for word in words}
-    left = dict.fromkeys((*patterns, ""), wanted)  # "" counts the images without any of the words
-    picked: list[_Picked] = []
-    for images, captions in source:
-        chosen, held = [], []
-        for i, caption in enumerate(captions):
-            found = [word for word, pattern in patterns.items() if pattern.search(caption)] or [""]
-            if any(left[word] for word in found):
-                chosen.append(i)
-                held.append(frozenset(found))
-                left |= {word: max(0, left[word] - 1) for word in found}
-        if chosen:
-            kept = [captions[i] for i in chosen]
-            rows = _encoded(adapter, images[chosen], kept)
-            size = (TILE, max(1, round(TILE * images.shape[2] / images.shape[3])))
-            small = [resized(to_uint8(images[i]), size) for i in chosen]
-            picked += [_Picked(*each) for each in zip(rows, kept, held, small, strict=True)]
-        if not any(left.values()):
-            break
-    for word in patterns:
-        n = sum(word in each.words for each in picked)
-        if n == 0:
-            raise TideError(f"no caption of {source.name} holds {word!r}; name words that they do")
-        if n == len(picked):
-            raise TideError(f"every caption of {source.name} holds {word!r}; add images without it to contrast with")
-    return picked
-
-
-def _encoded(adapter: Adapter, images: Tensor, captions: Sequence[str]) -> list[Prepared]:
-    """The images encoded in one batch, then one by one."""
-    length = caption_length(adapter)
-    (batch,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
-    return [
-        Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()})
-        for i in range(len(batch.latents))
-    ]
-
-
-def _activations(
-    adapter: Adapter,
-    model: TIDE,
-    picked: Sequence[_Picked],
-    indices: Sequence[int],
-    *,
-    timesteps: Tensor,
-    seed: int,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """For each of ``indices``: its activations ``[timesteps, tokens, d_model]`` and its conditioning ``[1,
-    d_embedding]``, if there is any.
-
-    The noise of an image depends on ``seed`` and its index alone, so that reading it again gives the same.
-    """
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        latents = torch.cat([picked[i].prepared.latents for i in part])
-        names = picked[part[0]].prepared.text
-        text = {name: torch.cat([picked[i].prepared.text[name] for i in part]) for name in names}
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=sample_generator(seed, i)) for i in part])
-        x, conditioning = noised_activations(adapter, model, Prepared(latents, text), noise, timesteps)
-        for row in range(len(part)):
-            yield x[:, row], None if conditioning is None else conditioning[row : row + 1]
-
-
-def _pieces(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | None) -> Iterator[Tensor]:
-    """Latents ``[rows, n_latents]`` averaged over the timesteps, a piece of the image's tokens at a time."""
-    for part in x.split(max(1, PIECE // model.n_latents), dim=1):
-        total = torch.zeros(part.shape[1], model.n_latents, device=x.device)
-        for i, t in enumerate(timesteps.tolist()):
-            total += model.dense(part[i], Position(t, conditioning))
-        yield total / len(timesteps)
-
-
-def _pooled(model: TIDE, timesteps: Tensor, x: Tensor, conditioning: Tensor | None) -> Tensor:
-    """``[n_latents]``, averaged over tokens and timesteps, on the CPU."""
-    total = torch.stack([piece.sum(0) for piece in _pieces(model, timesteps, x, conditioning)]).sum(0)
-    return (total / x.shape[1]).cpu()
-
-
-def _maps(
-    model: TIDE,
-    timesteps: Tensor,
-    x: Tensor,
-    conditioning: Tensor | None,
-    pooled: Tensor,
-    background: Tensor,
-    latents: list[int],
-) -> Tensor:
-    """``[1 + len(latents), tokens]``: the cosine score with the concept's pooled latents, then single latents."""
-    maps = []
-    for z in _pieces(model, timesteps, x, conditioning):
-        score = concept_scores(z, pooled.to(z), background.to(z))
-        maps.append(torch.stack([score.clamp(min=0), *(z[:, latent] for latent in latents)]).cpu())
-    return torch.cat(maps, dim=1)
+def _remark(latent: dict[str, Any], beside: dict[str, dict[str, Any]]) -> str:
+    if latent["auroc"] is None:
+        return f"too few images to score (fewer than {FEWEST} with it or without)"
+    if latent["interval"][0] <= 0.5:
+        return "near chance"
+    equal = [name for name, each in beside.items() if each["auroc"] >= latent["auroc"]]
+    return f"{' and '.join(equal)} as good" if equal else ""

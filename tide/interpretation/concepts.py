@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tide.devices import in_double
 from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.sae.model import TIDE
@@ -111,9 +112,9 @@ def best_iou(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     ordered, order = scores.float().sort(descending=True)
     hits = torch.arange(1, len(ordered) + 1, device=scores.device)
     shared = mask[order].cumsum(0)
-    values = shared.double() / (hits + mask.sum() - shared)
+    values = in_double(shared) / in_double(hits + mask.sum() - shared)
     # With a threshold just below its score, row i is the last of the hits, if the next score is lower.
-    values[:-1].masked_fill_(ordered[:-1] == ordered[1:], -1.0)
+    values[:-1].masked_fill_((ordered[:-1] == ordered[1:]).to(values.device), -1.0)
     if len(values) < 2 or bool((values[:-1] < 0).all()):
         return float(ordered[-1]), 0.0  # all scores are equal: nothing lies above any of them
     best = int(values[:-1].argmax())

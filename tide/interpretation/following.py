@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
@@ -32,6 +33,8 @@ class Followed:
     """What :func:`follow` finds.
 
     Attributes:
+        prompt: what was drawn.
+        towards: the other prompt, if there is one.
         source: the prompt's run.
         target: the other prompt's run, if there is one.
         columns: name -> a value for each step. "timestep"; cosine similarity (mean over tokens) and mean squared
@@ -40,6 +43,8 @@ class Followed:
         change: the deepest dip of the latents' cosine with the next step, if it has one.
     """
 
+    prompt: str
+    towards: str | None
     source: Trajectory
     target: Trajectory | None
     columns: dict[str, list[float | None]]
@@ -53,6 +58,11 @@ class Followed:
     def changed_at(self) -> int | None:
         """The first step after the abrupt change."""
         return None if self.change is None else self.change.index + 1
+
+    @property
+    def same(self) -> bool:
+        """Whether both prompts draw the same image, as two words that the text encoder does not know do."""
+        return self.target is not None and torch.equal(self.source.final, self.target.final)
 
     @property
     def rows(self) -> list[dict[str, float | None]]:
@@ -107,7 +117,8 @@ def follow(
     source = record_trajectory(adapter, model, partial(draw, prompt))
     target = None if towards is None else record_trajectory(adapter, model, partial(draw, towards))
     latents = step_changes(source)
-    return Followed(source, target, _columns(source, target, latents), abrupt_change(latents.cosine[:, 0].tolist()))
+    columns, change = _columns(source, target, latents), abrupt_change(latents.cosine[:, 0].tolist())
+    return Followed(prompt, towards, source, target, columns, change)
 
 
 def _columns(source: Trajectory, target: Trajectory | None, latents: Change) -> dict[str, list[float | None]]:

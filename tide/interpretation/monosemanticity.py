@@ -39,7 +39,7 @@ class Monosemanticity:
         ``embeddings [images, d_embedding]`` of any length but 0."""
         if len(activations) != len(embeddings):
             raise TideError(f"{len(activations)} images have activations and {len(embeddings)} embeddings; give both")
-        a, e = activations.double().cpu(), F.normalize(embeddings.double().cpu(), dim=1)
+        a, e = activations.cpu().double(), F.normalize(embeddings.cpu().double(), dim=1)
         if not a.isfinite().all() or not e.isfinite().all():
             raise TideError("an image's activations or embeddings are not finite; leave that image out")
         self.n += len(a)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Call, of_prompt, tap
 from tide.adapters.standins import listened
+from tide.devices import in_double
 from tide.errors import TideError
 from tide.interpretation.reading import PIECE
 from tide.sae.model import TIDE, Codes, inference
@@ -166,7 +167,7 @@ def active_shares(run: Trajectory, level: Tensor, n_levels: int) -> Tensor:
             f"latents one of 0..{n_levels - 1}"
         )
     counts = [
-        torch.bincount(level[codes.indices[codes.values > 0].long()], minlength=n_levels).double()
+        in_double(torch.bincount(level[codes.indices[codes.values > 0].long()], minlength=n_levels))
         for codes in run.codes
     ]
     table = torch.stack(counts)

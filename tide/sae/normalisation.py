@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tide.devices import in_double
 from tide.errors import TideError
 
 #: Rows that are copied to float64 at a time.
@@ -37,7 +38,7 @@ class Moments:
         found = cls(0, torch.zeros(()).double(), torch.zeros(()).double())
         for batch in batches:
             for part in batch.detach().split(ROWS_AT_ONCE):
-                found = found + cls._of_rows(part.double())
+                found = found + cls._of_rows(in_double(part))
         return found
 
     @classmethod

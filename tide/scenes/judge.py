@@ -7,6 +7,7 @@ edit that wrecks the image never counts as a change of class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -113,6 +114,19 @@ class Judge(nn.Module):
             for i in range(len(images))
         ]
 
+    @torch.no_grad()
+    def margins(self, images: Tensor, wanted: Sequence[Scene]) -> Tensor:
+        """How clearly each image shows every attribute of the scene wanted of it, float32 ``[B]``.
+
+        The smallest, over the attributes, of the logit of the wanted value minus the largest of the others: above 0 if
+        :meth:`read` gives exactly the wanted values. ``-inf`` for an image with NaN or inf.
+        """
+        images = self._checked(images)
+        logits, _ = self(torch.nan_to_num(images))
+        margins = [_margins(values, [HEADS[name].index(s[name]) for s in wanted]) for name, values in logits.items()]
+        broken = ~images.isfinite().flatten(1).all(1)
+        return torch.stack(margins).amin(0).masked_fill(broken, -torch.inf).cpu()
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and, in half precision, ``model.safetensors`` to the folder ``path``."""
         folder, half = Path(path), {name: value.half() for name, value in self.state_dict().items()}
@@ -122,6 +136,12 @@ class Judge(nn.Module):
 
 def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride=stride, padding=1), nn.GroupNorm(8, out), nn.SiLU())
+
+
+def _margins(logits: Tensor, wanted: list[int]) -> Tensor:
+    """``[B]``: the logit of each row's wanted value minus the largest other one."""
+    is_wanted = F.one_hot(torch.tensor(wanted, device=logits.device), logits.shape[1]).bool()
+    return logits[is_wanted] - logits.masked_fill(is_wanted, -torch.inf).amax(1)
 
 
 class _Config(TypedDict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from tide.pictures import to_uint8
 from tide.provenance import machine_in_words, versions
 from tide.sae.model import TIDE
 from tide.scenes.judge import Judge, Verdict, load_judge
-from tide.scenes.scene import prompts
+from tide.scenes.scene import Split, prompts
 from tide.studies import measurements
 from tide.studies.bench import Bench, DataSizes
 from tide.studies.compare import equal_preservation
+from tide.studies.first_picture import first_picture, strip_of, title_of
 from tide.studies.mask_concepts import MeasuredConcepts, heat_map
 from tide.studies.models import check_replaceable, train
 from tide.studies.options import Stages
@@ -58,6 +59,8 @@ class Sizes(measurements.Sizes):
     towards_strengths: tuple[float, ...] = (1.0,)
     #: The one of ``strengths`` that development prompts chose.
     strength: float = 1.5
+    #: Development prompts of each edit, among which the first picture is chosen.
+    first_prompts: int = 2
     token_fraction: float = 0.5
     batch_tokens: int = 1024
 
@@ -73,7 +76,7 @@ class Sizes(measurements.Sizes):
 
 
 DEFAULT = Sizes(2048, 256, 64, 10, 200, 10, 2500, 4, 384, (0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0))
-FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,))
+FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,), first_prompts=1)
 
 
 def demo(
@@ -127,8 +130,15 @@ def demo(
     with stage("find concepts"):
         found = measurements.concepts(bench, models["tide"], sizes.concept_images, sizes.concept_timesteps)
         metrics |= {"concepts": found.concepts, "levels": found.levels}
+    with stage("choose the first picture"):
+        probe = LayoutProbe.fit(bench.adapter, bench.block, n_images=sizes.probe_images, seed=bench.seed)
+        tasks = _shown_tasks("dev", sizes.first_prompts, bench.seed)
+        first = first_picture(
+            Trial.of(bench.adapter, models["tide"], tasks, judge, probe, seed=bench.seed), sizes.strengths
+        )
+        metrics["first_picture"] = first.described()
     with stage("edit images and judge them"):
-        edits, strips = _edits(bench, models["tide"], judge, sizes)
+        edits, strips = _edits(bench, models["tide"], judge, probe, sizes)
         metrics |= edits
     metrics |= {
         "seconds": round(time.perf_counter() - started, 1),
@@ -139,7 +149,9 @@ def demo(
     }
     metrics["headline"] = headline(metrics)
     write_json(out / "metrics.json", metrics)
-    write_report(out / "report.html", metrics, heat_maps=_heat_maps(found), strips=strips, histories=histories)
+    write_report(
+        out / "report.html", metrics, heat_maps=_heat_maps(found), strips=strips, histories=histories, first=first
+    )
     return metrics
 
 
@@ -153,11 +165,16 @@ def _heat_maps(found: MeasuredConcepts) -> list[HeatMaps]:
     return maps
 
 
-def _shown_tasks(attribute: str, source: str, target: str, n: int, seed: int) -> list[EditTask]:
-    fitting = [(scene, caption) for scene, caption in prompts("test", 400, seed) if scene[attribute] == source]
-    return [
-        EditTask(scene, caption, seed + 1000 + i, attribute, target) for i, (scene, caption) in enumerate(fitting[:n])
-    ]
+def _shown_tasks(split: Split, n: int, seed: int) -> list[EditTask]:
+    """Every shown edit on ``n`` prompts of ``split`` that it fits."""
+    tasks = []
+    for attribute, source, target in SHOWN_EDITS:
+        fitting = [(scene, caption) for scene, caption in prompts(split, 400, seed) if scene[attribute] == source]
+        tasks += [
+            EditTask(scene, caption, seed + 1000 + i, attribute, target)
+            for i, (scene, caption) in enumerate(fitting[:n])
+        ]
+    return tasks
 
 
 @dataclass
@@ -170,9 +187,10 @@ class _Drawn:
     outcomes: dict[Setting, list[EditOutcome]]
 
 
-def _drawn(bench: Bench, model: TIDE, judge: Judge, sizes: Sizes, settings: Sequence[Setting]) -> _Drawn:
-    tasks = [task for edit in SHOWN_EDITS for task in _shown_tasks(*edit, sizes.edit_prompts, bench.seed)]
-    probe = LayoutProbe.fit(bench.adapter, bench.block, n_images=sizes.probe_images, seed=bench.seed)
+def _drawn(
+    bench: Bench, model: TIDE, judge: Judge, probe: LayoutProbe, sizes: Sizes, settings: Sequence[Setting]
+) -> _Drawn:
+    tasks = _shown_tasks("test", sizes.edit_prompts, bench.seed)
     drawn = _Drawn(tasks, {s: [] for s in (None, *settings)}, [], {s: [] for s in settings})
     for start in range(0, len(tasks), DRAW_BATCH):
         trial = Trial.of(bench.adapter, model, tasks[start : start + DRAW_BATCH], judge, probe, seed=bench.seed)
@@ -185,41 +203,32 @@ def _drawn(bench: Bench, model: TIDE, judge: Judge, sizes: Sizes, settings: Sequ
     return drawn
 
 
-def _edits(bench: Bench, model: TIDE, judge: Judge, sizes: Sizes) -> tuple[dict[str, Any], list[EditStrip]]:
+def _edits(
+    bench: Bench, model: TIDE, judge: Judge, probe: LayoutProbe, sizes: Sizes
+) -> tuple[dict[str, Any], list[EditStrip]]:
     """Every shown edit on held-out prompts: by one reference image at every strength (the strips), beside raw
     activations moved by the same image, and both moved to what the block holds while the target's prompt is drawn."""
     settings = {name: [Setting(name, factor) for factor in factors] for name, factors in sizes.tried().items()}
-    drawn = _drawn(bench, model, judge, sizes, [s for each in settings.values() for s in each] + [ASKED])
+    drawn = _drawn(bench, model, judge, probe, sizes, [s for each in settings.values() for s in each] + [ASKED])
     curves: dict[str, Any] = {
         name: [{"factor": s.factor, **summarise(drawn.outcomes[s])} for s in each] for name, each in settings.items()
     }
     levels = equal_preservation(curves)
     curves[PROMPT] = summarise(drawn.outcomes[ASKED])
     edits, strips = {}, []
-    for attribute, source, target in SHOWN_EDITS:
-        title = "shadow to no shadow" if attribute == "shadow" else f"{source} to {target}"
-        chosen = [o for o in drawn.outcomes[Setting("contrast", sizes.strength)] if _is(o.task, attribute, source)]
-        edits[title] = {**summarise(chosen), "strength": sizes.strength}
-        fitting = (i for i, task in enumerate(drawn.tasks) if _is(task, attribute, source) and drawn.verdicts[i].valid)
+    for edit in SHOWN_EDITS:
+        chosen = [o for o in drawn.outcomes[Setting("contrast", sizes.strength)] if _edit_of(o.task) == edit]
+        edits[title_of(*edit)] = {**summarise(chosen), "strength": sizes.strength}
+        fitting = (i for i, task in enumerate(drawn.tasks) if _edit_of(task) == edit and drawn.verdicts[i].valid)
         if (shown := next(fitting, None)) is not None:
-            strip = [drawn.images[s][shown] for s in (None, *settings["contrast"])]
-            strips.append(
-                EditStrip(
-                    title=title,
-                    prompt=drawn.tasks[shown].caption,
-                    attribute=attribute,
-                    target=target,
-                    strengths=[0.0, *sizes.strengths],
-                    images=[to_uint8(image) for image in strip],
-                    verdicts=[{**v.attributes, "valid": v.valid} for v in judge.read(torch.stack(strip))],
-                    ceiling=to_uint8(drawn.images[ASKED][shown]),
-                )
-            )
+            images = torch.stack([drawn.images[s][shown] for s in (None, *settings["contrast"])])
+            strip = strip_of(drawn.tasks[shown], sizes.strengths, images, judge)
+            strips.append(replace(strip, ceiling=to_uint8(drawn.images[ASKED][shown])))
     return {"edits": edits, "trade_off": curves, "equal_preservation": levels}, strips
 
 
-def _is(task: EditTask, attribute: str, source: str) -> bool:
-    return (task.attribute, task.source) == (attribute, source)
+def _edit_of(task: EditTask) -> tuple[str, str, str]:
+    return task.attribute, task.source, task.target
 
 
 def headline(metrics: dict[str, Any]) -> str:

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from tide import charts
-from tide.editing.masks import image_mask
 from tide.interpretation.atlas import Atlas, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
-from tide.pictures import heat_overlay, to_uint8
+from tide.pictures import TILE, heat_overlay, resized, to_uint8
 from tide.sae.model import TIDE
 from tide.scenes.annotate import annotated_scenes, images_of
 from tide.scenes.scene import CONCEPTS, LEVEL_OF, Scene, scenes
@@ -144,9 +143,9 @@ class ConceptStudy(SeedStudy):
             tops = [float(m[picked].max()) for m in (score, latent)]
             out[concept] = [
                 [
-                    image := to_uint8(images_of([held_out[i]])[0]),
-                    marked(heat_overlay(image, enlarged(score[i], image), tops[0]), score[i]),
-                    heat_overlay(image, enlarged(latent[i], image), tops[1]),
+                    image := resized(to_uint8(images_of([held_out[i]])[0]), (TILE, TILE)),
+                    marked(heat_overlay(image, score[i].numpy(), tops[0]), score[i]),
+                    heat_overlay(image, latent[i].numpy(), tops[1]),
                 ]
                 for i in picked
             ]
@@ -169,21 +168,17 @@ class ConceptStudy(SeedStudy):
         return made, [to_uint8(image) for image in images_of(items)]
 
 
-def enlarged(tokens: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    """``tokens [h, w]`` at the image's size, interpolated bilinearly."""
-    height, width = image.shape[:2]
-    return image_mask(tokens.flatten(), (tokens.shape[0], tokens.shape[1]), (height, width)).numpy()
-
-
 def marked(image: np.ndarray, score: torch.Tensor) -> np.ndarray:
     """``image`` with a white frame around the :data:`MARKED` highest tokens of ``score [h, w]`` that are above zero."""
     framed, (rows, columns) = image.copy(), score.shape
     high, wide = image.shape[0] // rows, image.shape[1] // columns
+    line = max(1, high // 8)
     highest = score.flatten().topk(min(MARKED, score.numel()))
     for at in highest.indices[highest.values > 0].tolist():
         y, x = (at // columns) * high, (at % columns) * wide
-        framed[[y, y + high - 1], x : x + wide] = 255
-        framed[y : y + high, [x, x + wide - 1]] = 255
+        inside = framed[y + line : y + high - line, x + line : x + wide - line].copy()
+        framed[y : y + high, x : x + wide] = 255
+        framed[y + line : y + high - line, x + line : x + wide - line] = inside
     return framed
 
 

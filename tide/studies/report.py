@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tide import charts
 from tide.charts import Series
 from tide.files import replace_file
-from tide.pictures import heat_key, heat_overlay, outline_path, png_data
+from tide.pictures import INK, heat_key, heat_overlay, outline_path, png_data, resized
 from tide.scenes.judge import NO_OBJECT
 from tide.studies.methods import METHODS
 from tide.studies.report_tables import Column, Table, digits, figure_of, fixed, get, number, percent, settings, table
@@ -49,8 +49,10 @@ class HeatMaps:
 
     @property
     def overlays(self) -> list[np.ndarray]:
+        """At twice the size, so that the line around strong places is thin."""
         top = max((float(np.nanmax(m, initial=0.0)) for m in self.maps), default=0.0)
-        return [heat_overlay(image, heat, top) for image, heat in zip(self.images, self.maps, strict=True)]
+        large = [resized(image, (2 * image.shape[1], 2 * image.shape[0])) for image in self.images]
+        return [heat_overlay(image, heat, top) for image, heat in zip(large, self.maps, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,13 @@ class EditStrip:
         names = [name for name in before if name not in ("valid", self.attribute)]
         return [name for name in names if self.verdicts[i].get(name) != before[name]]
 
-    @property
-    def best(self) -> int | None:
-        """The weakest edit that reached the target, those that lost nothing first; None if none did, or if the unedited
-        image already reads as the target."""
-        reached = [i for i in range(min(len(self.images), len(self.verdicts))) if self.reached(i)]
-        return None if 0 in reached else min(reached, key=lambda i: (len(self.lost(i)), i), default=None)
-
     def readings(self, i: int) -> list[dict[str, Any]]:
-        """What the judge reads off image i, a line each: its text, what stood there before if it was lost, and whether
-        it is the target."""
+        """What the judge reads off image i, a line each: the attribute's name, its text, what stood there before if it
+        was lost, and whether it is the target."""
         verdict, lost = self.verdicts[i], self.lost(i)
         return [
             {
+                "name": name,
                 "text": _in_words(name, value),
                 "was": _in_words(name, self.verdicts[0][name]) if name in lost else "",
                 "target": name == self.attribute and self.reached(i),
@@ -103,6 +99,35 @@ class EditStrip:
             for name, value in verdict.items()
             if name != "valid"
         ]
+
+
+@dataclass(frozen=True)
+class FirstPicture:
+    """The edit that opens the page: the clearest of those ``tried`` on development prompts.
+
+    ``chosen`` is the place of the strength at which it was chosen, ``margin`` how clearly the judge reads the target
+    and all else there (:meth:`~tide.scenes.judge.Judge.margins`).
+    """
+
+    strip: EditStrip
+    chosen: int
+    margin: float
+    tried: int
+
+    def described(self) -> dict[str, Any]:
+        strip = self.strip
+        return {
+            "edit": strip.title,
+            "prompt": strip.prompt,
+            "strength": strip.strengths[self.chosen],
+            "margin": self.margin,
+            "tried": self.tried,
+        }
+
+    def readings(self, i: int) -> list[dict[str, Any]]:
+        """What the judge reads of the edited attribute off image i, and of what was lost."""
+        found = self.strip.readings(i)
+        return [each for each in found if each["name"] == self.strip.attribute or each["was"]]
 
 
 def _in_words(attribute: str, value: Any) -> str:
@@ -116,6 +141,7 @@ def write_report(
     heat_maps: list[HeatMaps],
     strips: list[EditStrip],
     histories: dict[str, list[dict[str, float]]],
+    first: FirstPicture | None = None,
 ) -> None:
     """Writes the page to ``path`` in one step; a section whose figures are missing is left out.
 
@@ -130,7 +156,7 @@ def write_report(
     strips = [strip for strip in strips if strip.images]
     page = environment.get_template("report.html").render(
         headline=str(metrics.get("headline") or "Sparse latents of a diffusion transformer"),
-        hero=hero(strips),
+        first=first,
         sizes=metrics.get("sizes") or {},
         verdicts=metrics.get("verdicts") or [],
         models=models_table(metrics),
@@ -138,6 +164,7 @@ def write_report(
         loss=loss_figures(metrics),
         heat_maps=[found for found in heat_maps if found.images],
         heat_key=heat_key(),
+        ink=INK,
         levels=level_charts(metrics),
         concepts=concept_table(metrics.get("concepts") or {}),
         edits=edit_table(metrics.get("edits") or {}),
@@ -148,15 +175,6 @@ def write_report(
         made=made(metrics),
     )
     replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-
-
-def hero(strips: Sequence[EditStrip]) -> EditStrip | None:
-    """The strip whose edit reached its target at the least cost."""
-
-    def cost(strip: EditStrip) -> float:
-        return math.inf if strip.best is None else len(strip.lost(strip.best))
-
-    return min(strips, key=cost, default=None)
 
 
 def in_order(data: dict[str, Any] | None, order: Sequence[str]) -> list[str]:
@@ -279,11 +297,14 @@ def loss_figures(metrics: Metrics) -> dict[str, Any] | None:
     ]
     figures = table("the block's output is", shown, columns, _kinds(names))
     steps = get(data, "timestep") or {}
+    untouched = {t: figure_of(v) or math.nan for t, v in (steps.get("clean") or {}).items()}
     curves = [
-        _curve(name, label, [(_number(t), figure_of(v)) for t, v in (steps.get(name) or {}).items()])
-        for name, label in {"clean": "untouched", "sae": "SAE", "tide": "TIDE", "ablated": "set to zero"}.items()
+        _curve(name, label, [(_number(t), figure_of(v) / untouched.get(t, math.nan)) for t, v in each.items()])
+        for name, label in {"sae": "SAE", "tide": "TIDE", "ablated": "set to zero"}.items()
+        if (each := steps.get(name))
     ]
-    chart = _chart("Denoising loss by timestep", curves, "Log scale; lower is better.", log_y=True, **BY_TIMESTEP)
+    caption = "Its ratio to the untouched model's, log scale: 1 is as good, lower is better."
+    chart = _chart("Denoising loss by timestep", curves, caption, log_y=True, **BY_TIMESTEP)
     return {"table": figures, "chart": chart} if names or chart else None
 
 
@@ -414,7 +435,12 @@ def preservation_table(levels: dict[str, Any]) -> Table | None:
 
 TRAINING = (
     ("mse", "Reconstruction error", "Mean squared error, log scale.", True),
-    ("explained_variance", "Variance explained", "Share of the differences between a batch's patches.", False),
+    (
+        "explained_variance",
+        "Variance explained",
+        "Of a batch's patches, from 50 % on; the first steps lie below.",
+        False,
+    ),
     ("cosine", "Direction error", "1 minus the cosine similarity, log scale.", True),
     ("temporal", "Drift over time", "How far latents move between neighbouring timesteps, log scale.", True),
     ("loss", "Total loss", "The weighted sum that training minimises, log scale.", True),
@@ -433,7 +459,8 @@ def training_charts(histories: dict[str, list[dict[str, float]]]) -> list[Chart]
 
     found = [
         _chart(title, curves(key), caption, x_label="step", log_y=log_y,
-               percent="y" if key in ("explained_variance", "silent") else "")
+               percent="y" if key in ("explained_variance", "silent") else "",
+               y_range=(0.5, 1.01) if key == "explained_variance" else None)
         for key, title, caption, log_y in TRAINING
     ]  # fmt: skip
     return [each for each in found if each]

@@ -11,9 +11,10 @@ from PIL import Image
 from tide.adapters import Adapter
 from tide.errors import TideError
 from tide.interpretation.timesteps import concept_timesteps
-from tide.pictures import heat_overlay, tiled
+from tide.pictures import TILE, heat_overlay, resized
 from tide.sae import TIDE
 from tide.scenes import LEVEL_OF, scenes
+from tide.strips import tiled
 from tide.studies.mask_concepts import MeasuredConcepts, heat_map, measure_concepts
 
 
@@ -45,10 +46,10 @@ def _picture(found: MeasuredConcepts, concept: str, top_images: int) -> Image.Im
     drawn = heat_map(found, concept, top_images)
     top = max(float(heat.max()) for heat in drawn["maps"])
     rows = [
-        [image, _outlined(image, truth), heat_overlay(image, heat, top)]
+        [image, _outlined(image, truth), heat_overlay(resized(image, (TILE, TILE)), heat, top)]
         for image, truth, heat in zip(drawn["images"], drawn["truth"], drawn["maps"], strict=True)
     ]
-    return tiled(("image", "truth", f"latent {found.latents[concept].index}"), rows)
+    return tiled(("image", "truth", f"latent {found.latents[concept].index}"), rows, title=concept)
 
 
 def _outlined(image: np.ndarray, truth: np.ndarray) -> np.ndarray:

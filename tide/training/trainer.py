@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter, Block
-from tide.devices import device_of
+from tide.devices import device_of, in_double
 from tide.errors import Interrupted, TideError
-from tide.files import lock_folder, new_folders, remove_leftovers
+from tide.files import finite, lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
-from tide.runs import Contents, finite, read_run, record_measured, write_run
+from tide.runs import Contents, read_run, record_measured, write_run
 from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
@@ -74,7 +74,7 @@ def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: 
 
 def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
     """The figures as numbers, in one copy from the device."""
-    tensors = {name: value.double() for name, value in figures.items() if isinstance(value, Tensor)}
+    tensors = {name: in_double(value) for name, value in figures.items() if isinstance(value, Tensor)}
     read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
     return {name: read[name] if name in read else float(value) for name, value in figures.items()}
 
@@ -387,7 +387,7 @@ class Trainer:
         weights = self.model.state_dict()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
-        write(self.out, self.model.config, state)
+        write(self.out, self.model.config, state, self.model.trained_on)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:

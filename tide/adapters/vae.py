@@ -1,0 +1,84 @@
+"""Images to a VAE's own latents and back, for every kind of autoencoder that diffusers' pipelines hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import ConsistencyDecoderVAE
+from torch import Tensor
+
+from tide.adapters.weights import unwrapped
+from tide.errors import TideError
+
+
+def vae_of(pipe: Any, instead: str) -> Any:
+    """The pipeline's VAE, inside ``torch.compile`` and other wrappers; ``instead``: what to do without one."""
+    vae = unwrapped(getattr(pipe, "vae", None))
+    if vae is None:
+        raise TideError(f"the pipeline has no VAE; load it with one or {instead}")
+    return vae
+
+
+def encoded(vae: Any, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The latents, not scaled, of ``images [B, 3, H, W]`` in [-1, 1], float32: the mode of the posterior, or a sample
+    of it if a generator is given; where the VAE has no posterior, its only latents.
+
+    Raises :class:`~tide.errors.TideError` for a VAE that returns something else, and for latents that are not finite.
+    """
+    with _wide_enough(vae):
+        latents = _latents(vae, vae.encode(images.to(dtype=vae.dtype)), generator).float()
+    if not latents.isfinite().all():
+        raise TideError(
+            f"the latents of {type(vae).__name__} in {vae.dtype} are not finite; load the pipeline in bf16 or fp32"
+        )
+    return latents
+
+
+def _latents(vae: Any, found: Any, generator: torch.Generator | None) -> Tensor:
+    posterior = getattr(found, "latent_dist", None)
+    if posterior is not None:
+        return posterior.mode() if generator is None else posterior.sample(generator)
+    for name in ("latents", "latent"):  # AutoencoderTiny and VQModel, AutoencoderDC
+        latents = getattr(found, name, None)
+        if isinstance(latents, Tensor):
+            return latents
+    raise TideError(
+        f"a {type(vae).__name__} encodes to a {type(found).__name__}, which is not known; define encode_images in an "
+        "adapter of your own (docs/adapters.md)"
+    )
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """The images ``[B, 3, H, W]`` in [-1, 1] of latents that are not scaled, float32; the same ones at every call."""
+    # Its decoder samples as well.
+    seeded = {"generator": torch.Generator().manual_seed(0)} if isinstance(vae, ConsistencyDecoderVAE) else {}
+    with _wide_enough(vae):
+        return vae.decode(latents.to(dtype=vae.dtype), **seeded).sample.float().clamp(-1, 1)
+
+
+def pixels_per_latent(vae: Any) -> int:
+    """Side of the square of pixels that one latent represents."""
+    stages = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
+    return int(2 ** (len(stages) - 1))
+
+
+@contextmanager
+def _wide_enough(vae: Any) -> Iterator[None]:
+    """While open, a float16 VAE whose config asks for it (``force_upcast``) is float32, as in diffusers' pipelines
+    that encode with it: its activations overflow otherwise. Offloaded ones are left alone."""
+    asked = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+    if not asked or any("_diffusers_hook" in vars(part) for part in vae.modules()) or _away(vae):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
+
+
+def _away(vae: Any) -> bool:
+    return any(parameter.is_meta for parameter in vae.parameters())

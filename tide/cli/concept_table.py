@@ -1,0 +1,98 @@
+"""What ``tide concepts`` prints: a table with a row a concept, and a sentence that tells what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tide.evaluation.wording import images_in_words
+from tide.tables import text_table
+
+Row = dict[str, Any]
+
+CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "random", "remark")
+SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
+#: What the columns mean.
+OF_CAPTIONS = (
+    "{read}. The latent was chosen on one half of them, all figures are of the other half.\n"
+    "auroc: how well its mean over an image tells images with the word from those without (0.5 chance, 1 perfect).\n"
+    "neuron, random: the best raw channel, the best latent of an untrained autoencoder, chosen and scored alike."
+)
+OF_SCENES = (
+    "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the bundled\n"
+    "pipeline was not trained on. auroc: how well the latent tells tokens of the concept from others (0.5 chance, 1\n"
+    "perfect); neuron: that of the best raw channel, chosen alike; iou: of the latent's map with the concept's mask."
+)
+#: The AUROC at which a latent is said to find a concept of rendered scenes, as in the demo's headline.
+CLEAR = 0.85
+
+
+def concepts_text(found: Row) -> str:
+    """The table of captions or of rendered scenes, the clearest concept first, and what its columns mean."""
+    ordered = sorted(found["concepts"].items(), key=lambda item: -_area(item[1]))
+    if "images" not in found:
+        table = _table(SCENE_COLUMNS, [(concept, *_of_scenes(row)) for concept, row in ordered])
+        return f"{table}\n\n{OF_SCENES}"
+    table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
+    images = found["images"]
+    read = f"{images['used']} {images_in_words(images['of'])}, of {images['read']}"
+    return f"{table}\n\n{OF_CAPTIONS.format(read=read)}"
+
+
+def concepts_sentence(found: Row, block: int | str | None) -> str:
+    """How many concepts have a latent, the clearest three, and of captions which have none."""
+    rows, of_captions = found["concepts"], "images" in found
+    told = {concept: row for concept, row in rows.items() if (_above_chance if of_captions else _clear)(row)}
+    clearest = sorted(told.items(), key=lambda item: -item[1]["auroc"])[:3]
+    named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
+    others = ", ".join(concept for concept in rows if concept not in told) if of_captions else ""
+    return (
+        f"{len(told)} of {len(rows)} concepts on block {block} have a latent "
+        f"{'above chance' if of_captions else f'of AUROC {CLEAR} or more'}"
+        f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
+    )
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """The last column, of remarks, aligned to the left."""
+    width = max(len(row[-1]) for row in rows)
+    header = ("concept", *columns[:-1], columns[-1].ljust(width))
+    table = text_table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+    return "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def _above_chance(row: Row) -> bool:
+    return row["interval"] is not None and row["interval"][0] > 0.5
+
+
+def _clear(row: Row) -> bool:
+    return _area(row) >= CLEAR
+
+
+def _area(row: Row) -> float:
+    return -1.0 if row["auroc"] is None else row["auroc"]
+
+
+def _of_captions(row: Row) -> tuple[str, ...]:
+    interval = "-" if row["interval"] is None else "{:.2f}-{:.2f}".format(*row["interval"])
+    return (
+        str(row["images"]),
+        str(row["without"]),
+        str(row["latent"]),
+        _cell(row["auroc"]),
+        interval,
+        _cell(row["neuron"]["auroc"]),
+        _cell(row["random"]["auroc"]),
+        row["remark"],
+    )
+
+
+def _of_scenes(row: Row) -> tuple[str, ...]:
+    known = None not in (row["auroc"], row["neuron_auroc"])
+    remark = "neuron as good" if known and row["neuron_auroc"] >= row["auroc"] else ""
+    return str(row["latent"]), _cell(row["auroc"]), _cell(row["neuron_auroc"]), _cell(row["iou"]), remark
+
+
+def _cell(value: float | None) -> str:
+    """The figure; "-" for one that is not known."""
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,71 @@
+"""Directions added to raw activations, without an SAE: the baselines that edits of latents are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tide.editing.edits import Place, check_map
+from tide.errors import TideError
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Adds ``factor * direction`` to raw activations, without an SAE: the baseline of section 6.
+
+    ``direction`` is ``[timesteps, d_model]`` or, as a map over the image, ``[timesteps, tokens, d_model]``, or one
+    such map per image of the batch, ``[timesteps, images, tokens, d_model]``, in activation units; a map of one token
+    holds for all. The recorded timestep nearest to the call's is used.
+    """
+
+    timesteps: Tensor
+    direction: Tensor
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        shape = list(self.direction.shape)
+        if len(shape) not in (2, 3, 4) or shape[:1] != list(self.timesteps.shape) or not shape[0]:
+            raise TideError(
+                f"direction {shape} must be [timesteps, d_model], [timesteps, tokens, d_model] or "
+                f"[timesteps, images, tokens, d_model], with timesteps [timesteps] and not {list(self.timesteps.shape)}"
+            )
+
+    def check(self, d_model: int) -> None:
+        """Raises :class:`~tide.errors.TideError` if the direction is not one of a transformer of this width."""
+        if self.direction.shape[-1] != d_model:
+            raise TideError(
+                f"the direction has width {self.direction.shape[-1]} and the transformer {d_model}; "
+                "take it from the block that is steered"
+            )
+
+    def at(self, place: Place) -> Tensor:
+        """The direction of each row ``[N, d_model]`` (or ``[d_model]`` if it has no place)."""
+        nearest = self.direction[int((self.timesteps - place.timestep).abs().argmin())]
+        if nearest.ndim == 1:
+            return nearest
+        image, token = place.image.to(nearest.device), place.token.to(nearest.device)
+        if nearest.shape[-2] == 1:
+            token = torch.zeros_like(token)
+        else:
+            check_map(nearest.shape[-2], place, "the direction")
+        if nearest.ndim == 2:
+            return nearest[token]
+        if len(image) and int(image.max()) >= len(nearest):
+            raise TideError(f"the batch has more images than the direction's {len(nearest)}; give a map an image")
+        return nearest[image, token]
+
+    def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved."""
+        return x + self.factor * self.at(place).to(x)
+
+
+@dataclass(frozen=True)
+class SteerTowards(Steer):
+    """Moves raw activations towards recorded ones: ``x + factor * (direction - x)``, ``direction`` being the target's
+    activations at the same step and place."""
+
+    def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved."""
+        return torch.lerp(x, self.at(place).to(x), self.factor)
