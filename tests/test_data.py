@@ -75,7 +75,7 @@ def read(source) -> list[str]:
     ],
 )
 def test_the_images_in_words(folder, options, described):
-    assert open_source(folder, adapter("pixart"), **options).described == described.format(folder)
+    assert open_source(folder, adapter("pixart"), **options).described == described.format(f"{folder}/")
 
 
 def test_fewer_images_than_there_might_have_been_in_words(folder):
@@ -83,7 +83,7 @@ def test_fewer_images_than_there_might_have_been_in_words(folder):
     source = open_source(folder, adapter("pixart"), skip_unreadable=True)
     with pytest.warns(TideWarning, match="skipped"):
         list(source)
-    assert source.described == f"19 of the 20 images of {folder}"
+    assert source.described == f"19 of the 20 images of {folder}/"
 
 
 def test_other_data_in_words():
@@ -110,7 +110,7 @@ def test_the_share_is_left_out_for_every_number_and_seed(folder):
         assert source.hold_out == 0.2
     assert source.notes == (
         "captions are the names of 2 folders: one, seven",
-        f"{20 - len(kept)} of the 20 images of {folder} are held out",
+        f"{20 - len(kept)} of the 20 images of {folder}/ are held out",
     )
 
 
@@ -124,7 +124,7 @@ def test_without_fills_up_to_the_number_asked_for(folder):
     assert found[:2] == first[4:]
     assert not set(found) & set(first[:4])
     assert (rest.exact, rest.n_images) == (False, 6)
-    assert rest.described == f"6 of the 20 images of {folder}"
+    assert rest.described == f"6 of the 20 images of {folder}/"
     everything = open_source(folder, adapter("pixart"))
     list(everything)
     assert read(everything.without({sample.image for sample in everything.samples()})) == []
