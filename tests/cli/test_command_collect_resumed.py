@@ -174,6 +174,15 @@ def test_a_store_keeps_the_share_that_it_was_collected_without(cli, command, dat
     assert len(names(tmp_path / "s")) == 5
 
 
+@pytest.mark.parametrize("share", [1, -0.1, 1.5])
+def test_a_share_that_leaves_nothing_is_refused_before_the_pipeline_is_loaded(cli, command, monkeypatch, share):
+    monkeypatch.setattr("tide.cli.common.load_adapter", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
+    for start in (command, ["train", *command[1:5], "--out", command[-1]]):
+        result = cli(*start, "--hold-out", share)
+        assert result.code == 2
+        assert f"hold_out {float(share)} is not in [0, 1)" in result.err
+
+
 def test_a_store_that_holds_nothing_out_goes_on_so(cli, command, begun, data):
     """It may be of an earlier version, which knew no share."""
     default = [each for each in command if each not in ("--hold-out", 0)]
