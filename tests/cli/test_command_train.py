@@ -187,9 +187,9 @@ def test_other_stores_are_refused(cli, store, pipeline, images, checkpoint, tmp_
     assert cli("collect", *options, "--images", 6, "--out", two).code == 0
     command = ["train", "--steps", 8, *SMALL]
     for before, now, changed in (
-        ([one], [two], "stores[0].rows 640, now 192"),
+        ([one], [two], "stores[0].rows 576, now 192"),
         ([one], [one, two], "stores"),
-        ([one, two], [two, one], "stores[0].rows 640, now 192"),
+        ([one, two], [two, one], "stores[0].rows 576, now 192"),
         ([one], [one, "--buffer-rows", 4096], "buffer_rows 65536, now 4096"),
     ):
         assert cli(*command, "--store", *before, "--out", tmp_path / "t", "--seed", 1).code == 0
