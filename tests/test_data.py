@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+import tide
 from tests.helpers.families import adapter
 from tests.helpers.image_folders import make, picture
 from tide.data import DEFAULT_SCENES, open_source
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
+from tide.sae import TIDE, TIDEConfig
 from tide.scenes import images_of, scenes
+from tide.training import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -173,3 +176,12 @@ def test_captions_as_prompts_keep_what_was_recorded_first(folder):
     assert sorted(again.texts) == sorted(prompts.texts)
     own_order = replace(prompts, ordered=True)
     assert own_order.beginning_with(recorded) is own_order
+
+
+@pytest.mark.parametrize("name", ["live", "evaluate", "caption_concepts", "make_atlas", "collect_to_disk"])
+def test_what_takes_a_source_says_so_of_other_data(name, tmp_path):
+    out = tmp_path / "x"
+    further = {"live": TrainConfig(), "caption_concepts": ["red"], "collect_to_disk": out, "make_atlas": out}
+    arguments = [adapter("pixart"), *([] if name in ("live", "collect_to_disk") else [TIDE(TIDEConfig(32, 16, 4))])]
+    with pytest.raises(TideError, match=r"data of type list are given; open images with tide\.open_source\(data, adap"):
+        getattr(tide, name)(*arguments, [picture()], *([further[name]] if name in further else []))

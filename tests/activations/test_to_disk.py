@@ -140,6 +140,6 @@ def test_blocks_in_words():
 
 @pytest.mark.parametrize("data", ["photos/", [1], None], ids=str)
 def test_what_is_no_source_is_refused_with_the_remedy(adapter, tmp_path, data):
-    with pytest.raises(TideError, match=r"data of type \w+ are given; open them with tide.open_source"):
+    with pytest.raises(TideError, match=r"data of type \w+ are given; open images with tide.open_source"):
         collect_to_disk(adapter, data, tmp_path / "s")
     assert not (tmp_path / "s").exists()

@@ -142,12 +142,12 @@ class Prompts:
         return replace(self, texts=tuple(self.texts[i] for i in order))
 
 
-def check_source(source: object) -> None:
-    """Raises :class:`~tide.errors.TideError` for what is neither a :class:`Source` nor :class:`Prompts`."""
-    if not isinstance(source, Source | Prompts):
+def check_source(source: object, *, prompts: bool = False) -> None:
+    """Raises :class:`~tide.errors.TideError` for what is no :class:`Source`, nor :class:`Prompts` where these serve."""
+    if not isinstance(source, (Source, Prompts) if prompts else Source):
         raise TideError(
-            f"data of type {type(source).__name__} are given; open them with tide.open_source(data, adapter), or give "
-            "tide.Prompts"
+            f"data of type {type(source).__name__} are given; open images with tide.open_source(data, adapter)"
+            f"{', or give tide.Prompts' if prompts else ''}"
         )
 
 

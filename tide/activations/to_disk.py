@@ -72,7 +72,7 @@ def collect_to_disk(
             be resumed or is of other options or other data, or activations are not finite.
     """
     options = options or CollectOptions()
-    check_source(source)
+    check_source(source, prompts=True)
     folder = Path(out)
     indices = list(dict.fromkeys(adapter.resolve_block(block) for block in blocks))
     folders = {block: folder if len(indices) == 1 else folder / f"block-{block}" for block in indices}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
@@ -141,6 +141,7 @@ def read_atlas(
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
             block, or the masks are of more images than there are or have no level.
     """
+    check_source(source)
     if masks and (unknown := masks.keys() - (level_of or {}).keys()):
         raise TideError(f"the level of the concept {min(unknown)!r} is not known; add it to level_of")
     timesteps = adapter.sampling_timesteps(10) if timesteps is None else timesteps
