@@ -67,6 +67,7 @@ def make_atlas(
     The other arguments, and what is raised, are those of :func:`read_atlas`; also raises
     :class:`~tide.errors.TideError` if no latent fires or ``limit`` is below 1.
     """
+    check_source(source)
     out, block = Path(out), model.config.trained_block
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
