@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
@@ -67,6 +67,7 @@ def make_atlas(
     The other arguments, and what is raised, are those of :func:`read_atlas`; also raises
     :class:`~tide.errors.TideError` if no latent fires or ``limit`` is below 1.
     """
+    check_source(source)
     out, block = Path(out), model.config.trained_block
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
@@ -141,6 +142,7 @@ def read_atlas(
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
             block, or the masks are of more images than there are or have no level.
     """
+    check_source(source)
     if masks and (unknown := masks.keys() - (level_of or {}).keys()):
         raise TideError(f"the level of the concept {min(unknown)!r} is not known; add it to level_of")
     timesteps = adapter.sampling_timesteps(10) if timesteps is None else timesteps
