@@ -131,9 +131,9 @@ class Searching:
     def _write(self, found: Search, rows: list[dict[str, Any]]) -> None:
         """Writes search.json and search.png or neither, then run.json."""
         from tide.cli.common import about, writing
-        from tide.files import json_writer, replace_files
+        from tide.files import finite, json_writer, replace_files
         from tide.pictures import image_writer
-        from tide.runs import FileKind, finite, write_run
+        from tide.runs import FileKind, write_run
 
         asked, out = self.asked, Path(self.asked.out)
         report = finite({"what": WHAT, "trials": [trial._asdict() for trial in found.trials], "settings": rows})
