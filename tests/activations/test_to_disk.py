@@ -35,7 +35,7 @@ def test_a_store_holds_what_collect_yields(adapter, source, tmp_path):
     said: list[str] = []
     found = collect_to_disk(adapter, source, tmp_path / "s", blocks=(3,), options=OPTIONS, seed=5, say=said.append)
     assert found == ({3: tmp_path / "s"}, N * 2 * 16, N, (tmp_path / "s/shard-00000.safetensors").stat().st_size)
-    assert said == [f"{N} images, block 3: about 100 KB on disk"]
+    assert said == [f"{N} images of scenes, block 3: about 100 KB on disk"]
     length = caption_length(adapter)
     passes = collect(adapter, source, [3], token_fraction=1 / 4, batch_size=2, seed=5, max_sequence_length=length)
     whole, stored = ActivationBatch.cat([each[3] for each in passes]), rows(tmp_path / "s")

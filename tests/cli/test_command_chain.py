@@ -149,7 +149,7 @@ def test_edit_draws_growing_strength(cli, checkpoint, tmp_path):
     assert np.array_equal(before, none)
     assert 0 < abs(once - before).mean() < abs(twice - before).mean()
     with Image.open(tmp_path / "strip.png") as strip:
-        assert strip.width == 4 * 256 + 6 * GAP  # four pictures of 64 pixels, four times as large
+        assert strip.width == 4 * 256 + 7 * GAP  # four pictures of 64 pixels, four times as large
         assert strip.height > 256 + 30
         for name in names:
             with Image.open(tmp_path / f"{name}.png") as picture:

@@ -15,6 +15,9 @@ from tide.activations.batch import ActivationBatch
 from tide.images.identity import Sample
 from tide.runs import contents
 
+#: Images that are not held out.
+KEPT = N_IMAGES - 1
+
 
 def all_rows(path) -> ActivationBatch:
     found = ActivationStore(path)
@@ -58,7 +61,7 @@ def test_resume_of_a_whole_store_extends_it(cli, pipeline, images, tmp_path):
     result = cli(*command, "--images", 2, "--resume")
     assert result.out.splitlines()[-1].startswith("Collected 24 activations of 3 images from block 1: ")
     assert cli(*command, "--resume").code == 0
-    assert sorted(set(all_rows(tmp_path / "store").sample.tolist())) == list(range(N_IMAGES))
+    assert sorted(set(all_rows(tmp_path / "store").sample.tolist())) == list(range(KEPT))
 
 
 def test_resume_with_other_options_is_refused(cli, pipeline, images, tmp_path):
@@ -66,7 +69,8 @@ def test_resume_with_other_options_is_refused(cli, pipeline, images, tmp_path):
     assert cli(*command).code == 0
     assert cli(*command, "--resume", "--seed", 1) == (
         2,
-        "2 images, block 1: about 12.6 KB on disk\n",
+        f"2 of the {N_IMAGES} images of {images}, block 1: about 12.6 KB on disk\n"
+        f"1 of the {N_IMAGES} images of {images} are held out\n",
         f"tide: error: {tmp_path} was collected with other options (seed 0, now 1); "
         "use the same options or another folder\n",
     )
@@ -81,11 +85,12 @@ def test_the_estimate_is_what_it_takes(cli, narrow_pipeline, images, tmp_path):
     result = cli("collect", "--pipeline", narrow_pipeline, "--data", images, "--out", tmp_path / "s", *options)
     assert result.code == 0
     assert result.err == ""
-    first, last = result.out.splitlines()
-    assert first == f"{N_IMAGES} images, block 1: about 270 KB on disk"
+    first, held_out, last = result.out.splitlines()
+    assert held_out == f"1 of the {N_IMAGES} images of {images} are held out"
+    assert first == f"{KEPT} of the {N_IMAGES} images of {images}, block 1: about 243 KB on disk"
     size = sum(file.stat().st_size for file in (tmp_path / "s").glob("shard-*"))
-    assert size == pytest.approx(270e3, rel=0.01)
-    assert last.startswith(f"Collected {N_IMAGES * 2 * 64} activations of {N_IMAGES} images from block 1")
+    assert size == pytest.approx(243e3, rel=0.01)
+    assert last.startswith(f"Collected {KEPT * 2 * 64} activations of {KEPT} images from block 1")
 
 
 def test_along_sampling(cli, pipeline, tmp_path):
@@ -113,6 +118,7 @@ def test_unreadable_images_can_be_skipped(cli, pipeline, images, tmp_path, recwa
         (tmp_path / "data" / f"{i}.png").write_bytes((images / f"0{i}.png").read_bytes())
     (tmp_path / "data/1.png").write_bytes(b"no image")
     command = ["collect", "--pipeline", pipeline, "--data", tmp_path / "data", "--block", 0, "--out", tmp_path / "s"]
+    command += ["--hold-out", 0]
     result = cli(*command)
     assert result.code == 2
     assert result.err == (
@@ -130,7 +136,7 @@ def test_a_full_disk_is_found_before_anything_is_written(cli, pipeline, images, 
     result = cli("collect", "--pipeline", pipeline, "--data", images, "--block", 3, "--out", tmp_path / "s")
     assert (result.code, result.err) == (
         2,
-        f"tide: error: 62.8 KB of activations are expected and the disk of {tmp_path}/s has 10 B free; "
+        f"tide: error: 56.5 KB of activations are expected and the disk of {tmp_path}/s has 10 B free; "
         "free some space, choose another folder or collect fewer tokens or images\n",
     )
     assert not (tmp_path / "s").exists()
@@ -166,7 +172,7 @@ def test_json_of_a_run_names_every_option(store):
 def test_json_of_a_run_says_what_it_holds(store, pipeline, images):
     found = contents(store)
     assert (found.kind, found.blocks, found.family, found.pipeline) == ("activations", [3, 6], "pixart", str(pipeline))
-    assert found.data == {"name": str(images), "images": N_IMAGES, "size": [64, 64]}
+    assert found.data == {"name": str(images), "images": KEPT, "size": [64, 64], "hold_out": 0.1}
     assert found.weights == ActivationStore(store / "block-3").info["weights"]
     assert found.files == {"block-3": "activations", "block-6": "activations"}
-    assert found.measured["rows"] == 2 * N_IMAGES * 2 * 32
+    assert found.measured["rows"] == 2 * KEPT * 2 * 32

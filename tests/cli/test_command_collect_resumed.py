@@ -54,13 +54,13 @@ def data(images, tmp_path) -> Path:
 
 @pytest.fixture
 def command(pipeline, data, tmp_path) -> list[object]:
-    options = ["--block", 1, "--batch-size", 2, "--out", tmp_path / "s"]
+    options = ["--hold-out", 0, "--block", 1, "--batch-size", 2, "--out", tmp_path / "s"]
     return ["collect", "--pipeline", pipeline, "--data", data, *options]
 
 
 @pytest.fixture
 def begun(cli, command, tmp_path) -> Path:
-    """The first four of six images."""
+    """Four of six images: 6.png, 2.png, 1.png and 3.png."""
     assert cli(*command, "--images", 4).code == 0
     return tmp_path / "s"
 
@@ -75,12 +75,9 @@ def repaint(path: Path) -> None:
 
 
 CHANGES = {
-    "inserted": (lambda data: shutil.copy(data / "1.png", data / "11.png"), "11.png was added before 2.png"),
-    "inserted first": (lambda data: shutil.copy(data / "1.png", data / "0.png"), "0.png was added before 1.png"),
-    "inserted last": (lambda data: shutil.copy(data / "1.png", data / "33.png"), "33.png was added before 4.png"),
     "removed": (lambda data: (data / "2.png").unlink(), "2.png is gone"),
     "renamed": (lambda data: (data / "2.png").rename(data / "22.png"), "2.png is gone"),
-    "all but two removed": (lambda data: [(data / f"{i}.png").unlink() for i in (3, 4, 5, 6)], "3.png is gone"),
+    "all but two removed": (lambda data: [(data / f"{i}.png").unlink() for i in (3, 4, 5, 6)], "6.png is gone"),
     "repainted": (lambda data: repaint(data / "2.png"), "2.png is another image"),
     "swapped": (
         lambda data: [shutil.copy(data / "2.png", data / "t"), shutil.copy(data / "3.png", data / "2.png")],
@@ -90,8 +87,8 @@ CHANGES = {
     "captioned otherwise": (lambda data: (data / "3.txt").write_text("a"), "the caption of 3.png is another one"),
     "caption removed": (lambda data: (data / "3.txt").unlink(), "the caption of 3.png is another one"),
     "captions listed": (
-        lambda data: (data / "metadata.jsonl").write_text('{"file_name": "4.png", "text": "a cone"}'),
-        "the caption of 4.png is another one",
+        lambda data: (data / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "a cone"}'),
+        "the caption of 2.png is another one",
     ),
 }
 
@@ -113,11 +110,77 @@ def test_other_images_or_captions_are_refused_with_what_changed(cli, command, be
     assert shards(begun) == before
 
 
+def names(path: Path) -> list[str]:
+    """Of the images that a store was collected from, in its order."""
+    found: list[str] = []
+    for shard in ActivationStore(path).shards:
+        text = bytes(load_file(path / shard["file"])["samples"].tolist()).decode()
+        found += [name for name, *_ in json.loads(text)]
+    return found
+
+
 def test_images_after_those_collected_may_come_and_change(cli, command, begun, data):
-    repaint(data / "6.png")
-    shutil.copy(data / "1.png", data / "7.png")
+    """Whatever they are called: what was collected comes first."""
+    before = names(begun)
+    assert before == ["6.png", "2.png", "1.png", "3.png"]
+    repaint(data / "5.png")
+    new = ["0.png", "11.png", "33.png", "7.png"]
+    for name in new:
+        shutil.copy(data / "1.png", data / name)
     assert cli(*command, "--resume").code == 0
-    assert sorted(set(all_rows(begun).sample.tolist())) == list(range(7))
+    assert names(begun)[:4] == before
+    assert sorted(names(begun)[4:]) == sorted([*new, "4.png", "5.png"])
+    assert sorted(set(all_rows(begun).sample.tolist())) == list(range(10))
+
+
+def sorted_as_by_an_earlier_version(cli, command, monkeypatch, *options: object) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tide.images.samples.seeded", lambda names, seed: list(range(len(names))))
+        assert cli(*command, *options).code == 0
+
+
+def test_a_store_that_an_earlier_version_read_in_sorted_order_is_extended(cli, command, data, tmp_path, monkeypatch):
+    sorted_as_by_an_earlier_version(cli, command, monkeypatch, "--images", 3)
+    assert names(tmp_path / "s") == ["1.png", "2.png", "3.png"]
+    assert cli(*command, "--resume").code == 0
+    assert names(tmp_path / "s") == ["1.png", "2.png", "3.png", "6.png", "5.png", "4.png"]
+
+
+@pytest.mark.parametrize("shard", range(2))
+def test_a_damaged_shard_of_such_a_store_is_mended(cli, command, data, tmp_path, monkeypatch, shard):
+    sorted_as_by_an_earlier_version(cli, command, monkeypatch, "--images", 4)
+    before = shards(tmp_path / "s")
+    (tmp_path / f"s/shard-{shard:05d}.safetensors").write_bytes(b"")
+    assert cli(*command, "--images", 4, "--resume").code == 0
+    assert shards(tmp_path / "s") == before
+
+
+# -- what is held out ------------------------------------------------------------------------------------------
+
+
+def test_a_store_keeps_the_share_that_it_was_collected_without(cli, command, data, tmp_path):
+    default = [each for each in command if each not in ("--hold-out", 0)]
+    first = cli(*default, "--images", 2)
+    assert "1 of the 6 images of " in first.out
+    assert "are held out" in first.out
+    assert ActivationStore(tmp_path / "s").info["hold_out"] == 0.1
+    assert json.loads((tmp_path / "s/run.json").read_text())["holds"]["data"]["hold_out"] == 0.1
+    for share, said in ((0, "0.1, now 0"), (0.5, "0.1, now 0.5")):
+        result = cli(*default, "--resume", "--hold-out", share)
+        assert result.err == (
+            f"tide: error: {tmp_path}/s was collected with a hold_out of {said}; use the same or another folder\n"
+        )
+    assert cli(*default, "--resume").code == 0
+    assert len(names(tmp_path / "s")) == 5
+
+
+def test_a_store_that_holds_nothing_out_goes_on_so(cli, command, begun, data):
+    """It may be of an earlier version, which knew no share."""
+    default = [each for each in command if each not in ("--hold-out", 0)]
+    assert "hold_out of 0, now 0.2" in cli(*default, "--resume", "--hold-out", 0.2).err
+    assert cli(*default, "--resume").code == 0
+    assert len(names(begun)) == N
+    assert "hold_out" not in ActivationStore(begun).info
 
 
 @pytest.mark.parametrize(
@@ -191,6 +254,9 @@ class Rows(list):
 
     features = None
 
+    def shuffle(self, seed, buffer_size):
+        return self
+
 
 def test_another_part_of_a_named_data_set_is_refused(cli, pipeline, tmp_path, monkeypatch):
     rows = [{"image": Image.new("RGB", (64, 64), (i, 0, 0)), "text": f"{i}", "other": "x"} for i in range(4)]
@@ -199,7 +265,7 @@ def test_another_part_of_a_named_data_set_is_refused(cli, pipeline, tmp_path, mo
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.setattr("tide.images.opening.find_spec", lambda name: object())
     command = ["collect", "--pipeline", pipeline, "--data", "owner/pictures", "--block", 1, "--out", tmp_path / "s"]
-    command += ["--batch-size", 2, "--images"]
+    command += ["--hold-out", 0, "--batch-size", 2, "--images"]
     assert cli(*command, 2).code == 0
     assert 'split "train", now "test"' in cli(*command, 4, "--resume", "--split", "test").err
     assert 'caption_column "text", now "other"' in cli(*command, 4, "--resume", "--caption-column", "other").err

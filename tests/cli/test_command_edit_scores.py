@@ -122,14 +122,15 @@ def test_no_scores(edit):
 def test_scores_of_a_search(cli, clip, sae, tmp_path, monkeypatch):
     """The mean over the trials, of the pictures that each setting draws; CLIP with the target."""
     monkeypatch.setattr("tide.evaluation.scorers.LPIPSScorer", StubLPIPS)
-    search = ["--change", "red=blue", "--guidance", 1, "--n-steps", 1, "--search", "--clip", clip, "--lpips", "alexnet"]
+    search = ["--change", "red=blue", "--guidance", 1, "--n-steps", 2, "--search", "--clip", clip, "--lpips", "alexnet"]
     result = cli("edit", "--sae", sae, "--prompt", PROMPT, *search, "--out", tmp_path / "search")
     assert (result.code, result.err) == (0, "")
-    (row,) = json.loads((tmp_path / "search/search.json").read_text())["settings"]
+    rows = json.loads((tmp_path / "search/search.json").read_text())["settings"]
+    (row,) = (row for row in rows if row["steps"] == [0, 1])
     assert result.out.splitlines()[1].split() == ["setting", "effect", "damage", "score", "clip", "lpips"]
     images = [[], []]
     for seed in range(3):
-        one = ["--change", "red=blue", "--guidance", 1, "--n-steps", 1, "--seed", seed, "--out", tmp_path / str(seed)]
+        one = ["--change", "red=blue", "--guidance", 1, "--n-steps", 2, "--seed", seed, "--out", tmp_path / str(seed)]
         assert cli("edit", "--sae", sae, "--prompt", PROMPT, *one).code == 0
         for kept, name in zip(images, ("before", "after-1"), strict=True):
             kept.append(to_tensor(Image.open(tmp_path / f"{seed}/{name}.png"), 64))

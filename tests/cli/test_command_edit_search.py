@@ -83,6 +83,15 @@ def test_one_of_two_latents_that_never_fires(edit):
     assert "Nothing changed" not in out
 
 
+def test_latents_of_a_target(edit):
+    out, report = edit("--towards", "a blue cone", "--towards-top", 2)
+    (row,) = report["edits"]
+    n, active = row["target_latents"], row["target_latents_active"]
+    assert 2 <= n <= 96
+    assert 0 < active <= n
+    assert f"Of the target's strongest latents, {n} in all, {active} were active on the edited tokens." in out
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -148,6 +157,13 @@ def test_the_recommendation_is_what_tide_edit_then_draws(edit, tmp_path):
         places(sheet, shown(after, 192))
 
 
+def test_a_search_without_a_target_says_what_it_cannot(edit):
+    out, report = edit("--erase-top", 1, "--strength", 0.1, "--search")
+    assert "not whether as wanted" in report["what"]["effect"]
+    assert "the most change that keeps the picture whole" in out.splitlines()[-1]
+    assert "give --towards or --change to measure that" in out
+
+
 def test_further_checkpoints_and_prompts(edit, tmp_path, sae, other):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red tree\n\na red cone, far\n")
@@ -166,8 +182,12 @@ def test_further_checkpoints_and_prompts(edit, tmp_path, sae, other):
 def test_a_search_that_cannot_find_anything_says_why(edit):
     out, _ = edit("--scale", "5=5", "--search", out="a")
     assert "No setting changes anything: the pipeline ran and nothing was edited: latent 5 was inactive" in out
-    out, _ = edit("--change", "red=red", "--search", out="b")
-    assert "No setting changes anything: " in out
+    out, _ = edit("--change", "red=red", "--guidance", 1, "--search", out="b")
+    assert (
+        "No setting changes anything: the pipeline ran and nothing was edited: the target's latents are the im" in out
+    )
+    out, _ = edit("--change", "red=red", "--search", out="c")  # of both branches, one takes on the other's latents
+    assert "The effect cannot be measured: every target's picture is the unedited one. Least damage: " in out
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_collect_train_and_edit(pipe, cli, tmp_path):
     # One pair of images through the block: a few tensors of [2, 4096, 4 x 1152] in fp32, 76 MB each.
     with PeakMemory() as collecting:
         rows, n_images = write_stores(
-            lambda start, stop: collect(adapter, data, [0], batch_size=1, start=start, stop=stop),
+            lambda _, start, stop: collect(adapter, data, [0], batch_size=1, start=start, stop=stop),
             {0: tmp_path / "store"},
             info,
             n=N_IMAGES,

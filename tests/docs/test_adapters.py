@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.adapters import own_modules
 from tests.helpers.families import FAMILIES, adapter, hooks_of
 from tests.helpers.pages import ROOT, run_page
-from tide.adapters import registry, tap
+from tide.adapters import tap
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 
 PAGE = ROOT / "docs" / "adapters.md"
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory) -> Iterator[dict[str, Any]]:
-    """The names that the page's code defines; its family is known only while these tests run."""
-    before = dict(registry._ADAPTERS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("example"))
-        names = run_page("docs/adapters.md")
-    yield names
-    registry._ADAPTERS.clear()
-    registry._ADAPTERS.update(before)
+def example(photos, tmp_path_factory) -> Iterator[dict[str, Any]]:
+    """The names that the page's code defines; its families are known only while these tests run."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(photos, folder / "photos")
+    with own_modules(folder), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield run_page("docs/adapters.md")
 
 
 def test_the_example_runs(example):
@@ -41,7 +43,14 @@ def test_the_example_runs(example):
     )
     assert torch.isfinite(images).all()
     assert not torch.allclose(images, plain, atol=1e-3)
-    assert hooks_of(example["pipe"]) == 0
+    assert hooks_of(own.pipe) == 0
+
+
+def test_the_examples_commands_wrote_what_they_say(example):
+    assert example["sae"].config.family == "mine"
+    for file in ("runs/my-acts/manifest.json", "runs/my-figures/metrics.json", "runs/my-edit/strip.png"):
+        assert Path(file).is_file()
+    assert json.loads(Path("runs/mine/run.json").read_text())["arguments"]["adapter"] == "my_adapter.py"
 
 
 def test_the_examples_modulation_and_rows_are_right(example):

@@ -75,6 +75,19 @@ def test_counts(alpha, sae):
     assert met.nothing is None
 
 
+def test_latents_of_a_target(alpha, sae):
+    """Those that it holds at any step, counted as the named ones are."""
+    target = Target(torch.tensor([500.0, 1.0]), torch.zeros(2, N))
+    target.values[0, [SILENT, 20]] = torch.tensor([2.0, 1.0])
+    target.values[1, 30] = 1.0
+    for change, latents in ((ScaleTarget(target, 1, 3.0), {SILENT, 30}), (Swap(target, target), {SILENT, 20, 30})):
+        with quiet_edit(alpha, sae, Strength(PerImage((change,)) + Keep(K), 1.0)) as met:
+            draw(alpha)
+        assert met.target_active == {latent: int(met.fired[latent]) for latent in latents}
+        assert met.target_active[SILENT] == 0 < met.target_active[30]
+        assert met.active == {}
+
+
 def test_the_size_of_a_change(alpha):
     """Relative to the activations, over all edited tokens; of a direction as long as these it is by hand."""
     with quiet_edit(alpha, None, Steer(NOW, torch.zeros(1, 192)), block=BLOCK) as met:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import SILENT, N, make_sae
-from tide.editing import Erase, Replace, Scale, SteerTowards, Strength, Target, draw_latents
+from tide.editing import Erase, Replace, Scale, SteerTowards, Strength, Target, draw_latents, edit
 from tide.editing.record import record_targets
 from tide.errors import TideError
 from tide.evaluation import Trial, search_edits
@@ -49,17 +49,32 @@ def test_the_way_by_hand():
     assert math.isnan(_share_of_way(source, source, wanted))
 
 
-def test_score():
-    def score(effects, damages):
-        return Tried(Setting("a", "1", (0.0, 1.0), "both"), effects, damages, [], []).score
+def tried(effects, damages, towards=True):
+    return Tried(Setting("a", "1", (0.0, 1.0), "both"), towards, effects, damages, [], [])
 
-    assert score([0.5, 0.7], [1.0, 1.0]) == pytest.approx(0.6)
-    assert score([0.6], [0.5]) == pytest.approx(0.6)
-    assert score([0.6], [4.0]) == pytest.approx(0.6 - 2 * PRICE)
-    assert score([3.0], [1.0]) == 1.0
-    assert score([math.nan, 0.6], [1.0, 1.0]) == pytest.approx(0.6)
-    assert score([math.nan], [1.0]) == 0.0
-    assert score([0.6], [math.inf]) == -math.inf
+
+@pytest.mark.parametrize(
+    ("effects", "damages", "score"),
+    [
+        ([0.5, 0.7], [1.0, 1.0], 0.6),
+        ([0.6], [0.5], 0.6),
+        ([0.6], [4.0], 0.6 - 2 * PRICE),
+        ([0.6, 0.6], [3.0, 5.0], 0.6 - 2 * PRICE),
+        ([3.0], [1.0], 1.0),
+        ([-0.5], [1.0], -0.5),
+        ([math.nan, 0.6], [1.0, 1.0], 0.6),
+        ([math.nan], [1.0], 0.0),
+        ([0.6], [math.inf], -math.inf),
+    ],
+)
+def test_score(effects, damages, score):
+    assert tried(effects, damages).score == pytest.approx(score)
+
+
+def test_score_without_a_target():
+    """The largest change that keeps the picture whole, or else the least damage."""
+    ways = [tried([e], [d], False) for e, d in ((0.3, 2.9), (0.2, 1.0), (0.9, 3.1), (0.8, 9.0), (0.5, math.inf))]
+    assert sorted(ways, key=lambda each: -each.score) == ways
 
 
 def test_settings():
@@ -92,17 +107,19 @@ def test_of_no_edit_and_of_the_target_itself(adapter, last):
     assert found.best is reached
 
 
-def test_without_a_target_the_latents_of_the_picture_tell(adapter, sae):
+def test_without_a_target_the_change_tells(adapter, sae):
     def make(model, trial):
         return {"none": Strength(Erase(top_k=3), 0.0), "silent": Scale([SILENT], 9.0), "erased": Erase(top_k=3)}
 
     found = search_edits(adapter, {"a": sae}, [Trial(SOURCE, 1)], make, steps=WHOLE, **RUN)
     by_name = {each.setting.edit: each for each in found.tried}
-    assert math.isnan(by_name["none"].effect)
-    assert math.isnan(by_name["silent"].effect)
+    for name in ("none", "silent"):
+        assert (by_name[name].effect, by_name[name].damage) == (0.0, 1.0)
     assert by_name["silent"].met[0].inactive == [SILENT]
-    assert by_name["silent"].damage == by_name["none"].damage == 1.0
-    assert not math.isnan(by_name["erased"].effect)
+    plain = draw_latents(adapter, SOURCE, seed=1, **RUN)
+    with edit(adapter.pipe, sae, Erase(top_k=3)):
+        moved = draw_latents(adapter, SOURCE, seed=1, **RUN)
+    assert by_name["erased"].effect == pytest.approx(float((moved - plain).norm() / plain.norm()))
     assert by_name["erased"].damage != 1.0
     assert found.wanted == []
 

@@ -139,6 +139,19 @@ def test_files_show_what_browsers_show(kind):
     assert np.abs(lazily - expected).max() <= 1, lazily.tolist()
 
 
+TURNED = {f"EXIF {kind}": encoded(BLOCKS, kind, exif=exif(6)) for kind in ("PNG", "JPEG", "WEBP")}
+
+
+@pytest.mark.parametrize("kind", [*FILES, *TURNED])
+def test_a_converted_picture_is_converted_to_itself(kind):
+    """Pictures are converted when they are opened, and where they become tensors."""
+    content = TURNED[kind] if kind in TURNED else FILES[kind][0]
+    once = open_picture(content)
+    twice = to_rgb(once)
+    assert once.size == twice.size
+    assert once.tobytes() == twice.tobytes()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in FILES if "key" in kind or "alpha" in kind or "transparent" in kind])
 def test_another_background_shows_where_white_does(kind):
     """As masks are read: what is transparent is black. What was not mixed with the background stays."""

@@ -46,7 +46,6 @@ def test_concepts(flow):
         assert re.search(rf"^{word} .*\d", flow.concepts.out, re.MULTILINE)
         row = flow.figures("concepts/concepts.json")["concepts"][word]
         assert row["latents"][0]["latent"] == row["latent"]
-        assert row["latents"][0]["with"] > row["latents"][0]["without"]
         assert picture(flow.runs / f"concepts/{word}.png").std() > 10
 
 

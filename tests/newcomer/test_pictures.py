@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from io import BytesIO
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.newcomer import Digit
 from tests.helpers.newcomer_flow import tide
-from tests.helpers.pictures import chunk, encoded, with_chunk
+from tests.helpers.pictures import chunk, encoded, exif, with_chunk
 from tide import open_source
 
 SEVEN = Digit("seven", "blue", 0)
@@ -36,6 +37,7 @@ SOUND = {
     "much-text.png": with_chunk(encoded(SEVEN.draw()), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3 * 2**20)))),
     "palette.png": encoded(SEVEN.draw().quantize(16)),
     "inks.jpg": encoded(SEVEN.draw().convert("CMYK"), "JPEG", quality=95),
+    "phone.jpg": encoded(SEVEN.draw().rotate(90), "JPEG", quality=95, exif=exif(6)),
     "alpha.webp": encoded(Image.open(BytesIO(hidden())), "WEBP", lossless=True, exact=True),
 }
 
@@ -57,11 +59,11 @@ def test_damaged_pictures_are_named_and_skipped(tmp_path, pixart):
     (tmp_path / "some" / "page.jpg").write_text("<html>not found</html>")
     options = ("--pipeline", pixart, "--data", tmp_path / "some", "--timesteps", 2)
     said = tide("collect", *options, "--out", tmp_path / "a")
-    assert (said.code, "half.png is not a readable image" in said.err) == (2, True)
+    assert said.code == 2
+    assert re.search(r"(half.png|page.jpg) is not a readable image", said.err)
     assert not (tmp_path / "a").exists()
     said = tide("collect", *options, "--skip-unreadable", "--out", tmp_path / "b", "--no-pairs")
     assert said.code == 0
     for name in ("half.png", "page.jpg"):
         assert f"{name} is not a readable image" in said.err
-    assert len(said.err.splitlines()) >= 2
     assert "Traceback" not in said.err

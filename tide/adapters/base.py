@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -306,8 +307,8 @@ class Adapter(ABC):
 
 def _loaded_from(transformer: Any) -> str | None:
     """The pipeline's name or folder; its transformer lies in a folder of it."""
-    path: str | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
-    return (path or "").removesuffix("/transformer") or None
+    path: str | Path | None = getattr(getattr(transformer, "config", None), "_name_or_path", None)
+    return str(path or "").removesuffix("/transformer") or None
 
 
 def check_tensor(tensor: str) -> None:

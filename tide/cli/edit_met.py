@@ -14,8 +14,8 @@ LISTED = 8
 
 def as_row(met: Met) -> dict[str, Any]:
     """What a row of edit.json says: tokens that were edited (over all steps) and changed, by how much of their norm
-    their activations moved, and if something was wrong, what. Latents that the edit names: how many of the tokens each
-    was active on."""
+    their activations moved, and if something was wrong, what. Of latents that the edit names, on how many of the tokens
+    each was active; of those that a target names, how many were active at all."""
     row: dict[str, Any] = {
         "edited_tokens": met.tokens,
         "changed_tokens": met.moved,
@@ -26,6 +26,9 @@ def as_row(met: Met) -> dict[str, Any]:
     if met.inactive:
         row["inactive"] = met.inactive
         row["most_active"] = {str(latent): share for latent, share in met.fired_most.items()}
+    if aimed := met.target_active:
+        row["target_latents"] = len(aimed)
+        row["target_latents_active"] = sum(count > 0 for count in aimed.values())
     if met.nothing is not None:
         row["nothing_changed"] = met.nothing
     return row
@@ -35,10 +38,13 @@ def remarks(met: Mapping[str, Met]) -> Iterator[str]:
     """Lines about edits by the words that tell them apart ("at strength 1"): how often the latents were active that an
     edit names by number, and why an edit changed nothing."""
     first = next(iter(met.values()))
-    if first.named.given and first.tokens:
+    if first.active and first.tokens:
         yield f"On the edited tokens {_activity(met)}."
     if first.inactive:
         yield f"What is inactive, no factor changes{first.candidates}."
+    if aimed := first.target_active:
+        active = sum(count > 0 for count in aimed.values())
+        yield f"Of the target's strongest latents, {len(aimed)} in all, {active} were active on the edited tokens."
     for where, each in met.items():
         if each.nothing is not None:
             yield f"Nothing changed {where}: {each.nothing}."
@@ -46,7 +52,7 @@ def remarks(met: Mapping[str, Met]) -> Iterator[str]:
 
 def _activity(met: Mapping[str, Met]) -> str:
     """Mean over the pictures."""
-    latents = sorted(next(iter(met.values())).named.given)
+    latents = list(next(iter(met.values())).active)
     tokens = sum(each.tokens for each in met.values())
     words = []
     for latent in latents[:LISTED]:

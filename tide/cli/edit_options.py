@@ -145,7 +145,7 @@ class EditOptions(Drawing):
             raise TideError("--search-sae compares checkpoints by what they reach; give --towards or --change")
         if self.search_prompts is not None and (self.towards is not None or self.target is not None):
             raise TideError(
-                "--search-prompts gives every prompt a target of its own; give --change, or an edit without"
+                "--search-prompts needs a target for each prompt; give --change, or an edit without a target"
             )
         if self.save_target is not None and Path(self.save_target).is_dir():
             raise TideError(f"{self.save_target} is a folder; give --save-target the name of a file")

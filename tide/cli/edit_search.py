@@ -25,9 +25,18 @@ SHOWN = 12
 #: Pixels of the longer side of a picture in it.
 SIDE = 192
 WHAT = {
-    "effect": "share of the way from the unedited picture to where the edit should take it; 1 is there",
-    "damage": "the model's loss on the picture, over that on the unedited one or on the target's; 1 is as good",
+    "damage": "the model's loss on the picture over that on the picture without the edit, or on the target's under its "
+    "prompt if that is lower; 1 is as good",
+}
+TOWARDS = {
+    **WHAT,
+    "effect": "share of the way from the picture without the edit to the target's, in final latents; 1 is there",
     "score": "min(effect, 1) less 0.1 for each doubling of the damage",
+}
+ALONE = {
+    **WHAT,
+    "effect": "how far the picture moves, in final latents, of their norm; not whether as wanted",
+    "score": "the effect; below a damage of 3 alone, and minus the damage above",
 }
 
 
@@ -136,7 +145,8 @@ class Searching:
         from tide.runs import FileKind, write_run
 
         asked, out = self.asked, Path(self.asked.out)
-        report = finite({"what": WHAT, "trials": [trial._asdict() for trial in found.trials], "settings": rows})
+        what = TOWARDS if found.wanted else ALONE
+        report = {"what": what, "trials": [trial._asdict() for trial in found.trials], "settings": rows}
         files: dict[str, FileKind] = {"search.json": "figures", "search.png": "picture"}
         holds = about(
             "edit",
@@ -177,10 +187,10 @@ class Searching:
         nothing = [met.remark for each in found.tried for met in each.met]
         if all(nothing):
             return f"No setting changes anything: {nothing[0]}."
+        if not found.wanted:
+            return self._of_a_change(best, said)
         if math.isnan(best.effect):
-            same = "every target's picture is the unedited one"
-            why = same if found.wanted else "what it changes is not active in the pictures without it"
-            return f"The effect cannot be measured: {why}. Least damage: {said}."
+            return f"The effect cannot be measured: every target's picture is the unedited one. Least damage: {said}."
         if best.effect < LEAST_EFFECT:
             return (
                 f"No setting takes the picture half of the way; raise --strength, or try another block. Best: {said}."
@@ -188,6 +198,17 @@ class Searching:
         if best.damage >= BREAKS:
             return f"Every setting that works may break the picture; lower --strength, or train longer. Best: {said}."
         return f"Try {said}{self._compared(found)}."
+
+    def _of_a_change(self, best: Tried, said: str) -> str:
+        """The same where no target says what is wanted."""
+        from tide.evaluation.edit_search import WHOLE
+
+        if best.damage >= WHOLE:
+            return f"Every setting may break the picture; lower the factor or --strength. Least damage: {said}."
+        return (
+            f"Try {said}: the most change that keeps the picture whole. Whether it is the change that you want, you "
+            "must see yourself; give --towards or --change to measure that."
+        )
 
     def _compared(self, found: Search) -> str:
         """The best setting beside the default of the same checkpoint and strength."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import sqrt
 
 import torch
 from torch import Tensor
 
 from tide.editing.edits import Branch, Edit
-from tide.editing.named import LISTED, Named, in_words, named, why_idle
+from tide.editing.named import LISTED, aimed_at, in_words, named, why_idle
 from tide.editing.steer import Steer
 
 #: An edit that names more latents than this is not about any one of them.
@@ -67,21 +66,20 @@ class Met:
         apart, whole = self._energy
         return sqrt(apart / whole) if whole else 0.0
 
-    @cached_property
-    def named(self) -> Named:
-        """The latents that the edit names."""
-        return named(self.change)
-
     @property
     def active(self) -> dict[int, int]:
-        """Each latent that the edit names, by number or by a target, and on how many of the tokens it was active."""
-        latents = sorted(self.named.given | self.named.of_target)
-        return {latent: int(self.fired[latent]) for latent in latents} if len(self.fired) else {}
+        """Each latent that the edit names by number, and on how many of the tokens it was active."""
+        return self._counts(named(self.change))
+
+    @property
+    def target_active(self) -> dict[int, int]:
+        """The same of the latents that a target points at, for edits that scale or swap those that the image has."""
+        return self._counts(aimed_at(self.change))
 
     @property
     def inactive(self) -> list[int]:
         """The latents named by number that were active on none of the tokens."""
-        return [latent for latent, count in self.active.items() if latent in self.named.given and not count]
+        return [latent for latent, count in self.active.items() if not count]
 
     @property
     def fired_most(self) -> dict[int, float]:
@@ -109,7 +107,7 @@ class Met:
         inactive."""
         if self.nothing is not None:
             return f"the pipeline ran and nothing was edited: {self.nothing}{self.candidates}"
-        if self.inactive and self.tokens and len(self.named.given) <= FEW:
+        if self.inactive and self.tokens and len(self.active) <= FEW:
             return f"{in_words(self.inactive)} inactive on all edited tokens{self.candidates}"
         return None
 
@@ -119,6 +117,9 @@ class Met:
         if not self.inactive or not self.fired_most:
             return ""
         return f"; most often active there: {shares(self.fired_most)}"
+
+    def _counts(self, latents: frozenset[int]) -> dict[int, int]:
+        return {latent: int(self.fired[latent]) for latent in sorted(latents)} if len(self.fired) else {}
 
     def _no_rows(self) -> str:
         calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"

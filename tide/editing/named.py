@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tide.editing.contrast import Contrast, Keep
-from tide.editing.edits import Compose, Erase, Inject, Invert, PerImage, Replace, Scale, ScaleTarget, Swap, strongest
+from tide.editing.edits import (
+    Compose,
+    Erase,
+    Inject,
+    Invert,
+    PerImage,
+    Replace,
+    Scale,
+    ScaleTarget,
+    Swap,
+    Target,
+    strongest,
+)
 from tide.editing.steer import Steer, SteerTowards
 from tide.editing.strength import Strength
 
@@ -18,45 +30,57 @@ from tide.editing.strength import Strength
 LISTED = 5
 
 
-class Named(NamedTuple):
-    """Latents that an edit names: ``given`` by number, and ``of_target``, those that a target points at."""
+@singledispatch
+def named(change: Any) -> frozenset[int]:
+    """The latents that ``change`` names by number; none for an edit that acts on whatever is active."""
+    return frozenset()
 
-    given: frozenset[int] = frozenset()
-    of_target: frozenset[int] = frozenset()
+
+@named.register
+def _(change: Scale | Erase | Invert) -> frozenset[int]:
+    return frozenset(change.features or ())
+
+
+@named.register
+def _(change: Compose | PerImage) -> frozenset[int]:
+    return frozenset().union(*map(named, change.edits))
+
+
+@named.register
+def _(change: Strength) -> frozenset[int]:
+    return named(change.edit)
 
 
 @singledispatch
-def named(change: Any) -> Named:
-    """The latents that ``change`` names; none for an edit that acts on whatever is active."""
-    return Named()
+def aimed_at(change: Any) -> frozenset[int]:
+    """The latents that the targets of ``change`` point at, where it acts on those that the image has of them."""
+    return frozenset()
 
 
-@named.register
-def _(change: Scale | Erase | Invert) -> Named:
-    return Named(frozenset(change.features or ()))
+@aimed_at.register
+def _(change: ScaleTarget) -> frozenset[int]:
+    return _held(change.target, lambda values: strongest(values, change.top_k))
 
 
-@named.register
-def _(change: ScaleTarget) -> Named:
-    chosen = strongest(change.target.values.flatten(0, -2), change.top_k).any(0)
-    return Named(of_target=frozenset(chosen.nonzero().flatten().tolist()))
+@aimed_at.register
+def _(change: Swap) -> frozenset[int]:
+    return _held(change.source, torch.Tensor.bool) | _held(change.target, torch.Tensor.bool)
 
 
-@named.register
-def _(change: Swap) -> Named:
-    held = [(each.values != 0).flatten(0, -2).any(0) for each in (change.source, change.target)]
-    return Named(of_target=frozenset((held[0] | held[1]).nonzero().flatten().tolist()))
+@aimed_at.register
+def _(change: Compose | PerImage) -> frozenset[int]:
+    return frozenset().union(*map(aimed_at, change.edits))
 
 
-@named.register
-def _(change: Compose | PerImage) -> Named:
-    parts = [named(each) for each in change.edits]
-    return Named(*(frozenset().union(*each) for each in zip(*parts, strict=True))) if parts else Named()
+@aimed_at.register
+def _(change: Strength) -> frozenset[int]:
+    return aimed_at(change.edit)
 
 
-@named.register
-def _(change: Strength) -> Named:
-    return named(change.edit)
+def _held(target: Target, chosen: Callable[[Tensor], Tensor]) -> frozenset[int]:
+    """The latents that are ``chosen`` at any timestep and place; a timestep at a time, since a map is large."""
+    held = [chosen(values.view(-1, target.n_latents)).any(0) for values in target.values]
+    return frozenset(torch.stack(held).any(0).nonzero().flatten().tolist())
 
 
 @singledispatch
@@ -81,7 +105,7 @@ def _inactive(features: Iterable[int], fired: Tensor) -> str | None:
 
 @why_idle.register
 def _(change: Scale, fired: Tensor) -> str | None:
-    return _by_factor(change.factor, 1, _inactive(named(change).given, fired))
+    return _by_factor(change.factor, 1, _inactive(named(change), fired))
 
 
 @why_idle.register
@@ -103,7 +127,7 @@ def _(change: Replace, fired: Tensor) -> str | None:
 
 @why_idle.register
 def _(change: ScaleTarget, fired: Tensor) -> str | None:
-    some = fired[sorted(named(change).of_target)].any()
+    some = fired[sorted(aimed_at(change))].any()
     return _by_factor(change.factor, 1, None if some else "the target's strongest latents were inactive")
 
 

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from tide.activations.collect import Prepared
-from tide.adapters import Adapter, Call, of_prompt, tap
+from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
-from tide.editing import Edit, Place, draw_latents
+from tide.editing import draw_latents
 from tide.editing.draw import check_drawn
-from tide.editing.record import run_noised
 from tide.evaluation.diffusion_loss import diffusion_loss
-from tide.sae.model import TIDE
 
 #: Where in the sampling run finished pictures are read: neither hidden by noise nor nearly without any.
 READ_AT = (0.3, 0.5, 0.7)
@@ -51,19 +48,18 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Measures the finished pictures of a trial, as latents ``[1, c, h, w]``, where the edit changes ``tokens``."""
+    """Measures the finished pictures of a trial, as latents ``[1, c, h, w]``."""
 
     adapter: Adapter
     trial: Trial
     timesteps: Tensor
     source: Tensor
     target: Tensor | None
-    tokens: Tensor | None
     #: Prompt -> the model's loss on the picture that was drawn of it.
     losses: dict[str, float]
 
     @classmethod
-    def of(cls, drawer: Drawer, trial: Trial, tokens: Tensor | None = None) -> Ruler:
+    def of(cls, drawer: Drawer, trial: Trial) -> Ruler:
         adapter, drawn = drawer.adapter, {}
         for prompt in dict.fromkeys(each for each in (trial.prompt, trial.target) if each is not None):
             drawn[prompt] = drawer.draw(prompt, trial.seed)
@@ -72,7 +68,7 @@ class Ruler:
         timesteps = grid[[int(share * len(grid)) for share in READ_AT]].unique().flip(0)
         losses = {prompt: _loss(adapter, latents, prompt, timesteps) for prompt, latents in drawn.items()}
         target = None if trial.target is None else drawn[trial.target]
-        return cls(adapter, trial, timesteps, drawn[trial.prompt], target, tokens, losses)
+        return cls(adapter, trial, timesteps, drawn[trial.prompt], target, losses)
 
     def damage(self, edited: Tensor) -> float:
         """The diffusion loss on ``edited`` over that on the picture that was drawn of the same prompt, the lowest of
@@ -83,32 +79,11 @@ class Ruler:
         ]
         return min((ratio for ratio in ratios if math.isfinite(ratio)), default=math.inf)
 
-    def effect(self, model: TIDE, change: Edit, edited: Tensor) -> float:
-        """The share of the way from the unedited picture to where ``change`` should take it that ``edited`` has gone,
-        as :func:`tide.evaluation.search_edits` defines it."""
-        if self.target is not None:
-            return _share_of_way(self.source, self.target, edited)
-        source, wanted = self._read(model, self.source, change)
-        return _share_of_way(source, wanted, self._read(model, edited, change)[0])
-
-    def _read(self, model: TIDE, latents: Tensor, change: Edit) -> tuple[Tensor, Tensor]:
-        """The SAE's latents of a finished picture, and what ``change`` makes of them: ``[timesteps, n_latents]``, the
-        mean over the edited tokens."""
-        found: list[tuple[Tensor, Tensor]] = []
-
-        def keep(x: Tensor, call: Call) -> None:
-            z = model.dense(x, call)[0]
-            nowhere = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-            token = torch.arange(len(z), device=z.device)
-            place = Place(float(call.timestep[0]), token=token, image=nowhere, n_tokens=len(z))
-            rows = slice(None) if self.tokens is None else self.tokens.to(z.device)
-            found.append((z[rows].mean(0), change.latents(z, place)[rows].mean(0)))
-
-        with tap(self.adapter, {model.config.trained_block: of_prompt(keep)}, model.config.tensor):
-            length = caption_length(self.adapter)
-            run_noised(self.adapter, latents, [self.trial.prompt], self.timesteps, max_sequence_length=length)
-        plain, changed = zip(*found, strict=True)
-        return torch.stack(plain), torch.stack(changed)
+    def effect(self, edited: Tensor) -> float:
+        """How far ``edited`` has moved, as :func:`tide.evaluation.search_edits` defines it."""
+        if self.target is None:
+            return float((edited - self.source).norm() / self.source.norm())
+        return _share_of_way(self.source, self.target, edited)
 
 
 def _share_of_way(source: Tensor, wanted: Tensor, reached: Tensor) -> float:

@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image, background: Background = "white", name: str = "th
     - 16-bit values keep their high byte. A transparent colour of 16-bit RGB is compared by high bytes.
     - Mode I counts as 16 bits (0 to 65535) and mode F as 0 to 255, as Pillow writes and converts them.
     - Embedded ICC profiles and PNG's gamma are applied (:func:`tide.images.colours.in_srgb`).
-    - The EXIF orientation is applied.
+    - The EXIF orientation is applied. What is returned states none of this any more: it is converted to itself.
 
     ``name`` is what messages call it. Raises :class:`~tide.errors.TideError` if the file behind ``image``, read only
     now, is damaged; and for modes I and F if values lie outside their range, or all in what may as well be meant as
@@ -52,7 +52,9 @@ def _shown(image: Image.Image, background: Background, name: str) -> Image.Image
     plain = in_srgb(_plain(image, name), image.info)
     if plain.mode in ("LA", "RGBA"):
         plain = _on(background, plain.convert("RGBA"))
-    return upright(plain.convert("RGB"), image.info.get("exif"))
+    shown = upright(plain.convert("RGB"), image.info.get("exif"))
+    shown.info = {}  # all of it is applied, and must not be applied again
+    return shown
 
 
 def _with_scaled_key(image: Image.Image) -> Image.Image:

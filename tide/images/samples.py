@@ -132,8 +132,10 @@ class Selected(Samples):
 def warn_of_captions(without: int, n: int, which: str, remedy: str, *, stacklevel: int = 3) -> None:
     """Warns that ``without`` of the ``n`` images have no caption."""
     images = f"of the {n:,} images {which}"
-    said = f"{without:,} {images} have no caption and" if without < n else f"none {images} has a caption: all"
-    warnings.warn(f"{said} get the empty prompt; {remedy}", TideWarning, stacklevel=stacklevel)
+    said = f"{without:,} {images} have no caption and get" if without < n else f"none {images} has a caption: all get"
+    if n == 1:
+        said = f"the only image {which} has no caption and gets"
+    warnings.warn(f"{said} the empty prompt; {remedy}", TideWarning, stacklevel=stacklevel)
 
 
 def readable(opened: Callable[[], T], on_error: OnError) -> T | None:
