@@ -52,7 +52,9 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
-    with pytest.warns(TideWarning, match="^fewer than 8 images of .*/ are left .*, so training images are measured; give"):
+    with pytest.warns(
+        TideWarning, match="^fewer than 8 images of .*/ are left .*, so training images are measured; give"
+    ):
         result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
     assert "PCA k/4" in result.out

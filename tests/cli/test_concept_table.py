@@ -33,7 +33,7 @@ def test_the_table_of_captions():
         "seven      60       64       7   0.53  0.38-0.67    0.62    0.60  near chance",
         "few         5       64      12      -          -       -       -  too few images to score",
     ]
-    assert meaning.startswith("124 held-out images, of 400 of the 600 images of digits/. The latent was chosen on one")
+    assert meaning.startswith("124 held-out images, of 400 of the 600 images of digits/.\nThe latent was chosen on one")
 
 
 def test_training_images_are_called_so():

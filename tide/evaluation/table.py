@@ -96,8 +96,8 @@ def _unseen(source: Source, model: TIDE) -> Unseen[Source]:
     found = unseen(source, model.trained_on, least)
     if found.kind == "training":
         warnings.warn(
-            f"fewer than {least} images of {source.shown or source.name} are left without those that trained this model, so training "
-            "images are measured; give other data, or train with --hold-out",
+            f"fewer than {least} images of {source.shown or source.name} are left without those that trained this "
+            "model, so training images are measured; give other data, or train with --hold-out",
             TideWarning,
             stacklevel=3,
         )

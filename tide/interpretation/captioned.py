@@ -72,8 +72,9 @@ def pick_images(
     _check(picked, source, words)
     if picked.kind == "training":
         warnings.warn(
-            f"fewer than {enough} images of {source.shown or source.name} with {word!r}, or without it, are left without those that "
-            "trained this model, so training images are used; give other data, or train with --hold-out",
+            f"fewer than {enough} images of {source.shown or source.name} with {word!r}, or without it, are left "
+            "without those that trained this model, so training images are used; give other data, or train with "
+            "--hold-out",
             TideWarning,
             stacklevel=3,
         )
