@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tide.runs import Contents
     from tide.sae import TIDE
 
-#: Mean change of the pixels, of 255. On the bundled pipeline half of the broken pictures move by more, and one in twenty
-#: of the whole ones, most of them because the edit worked.
+#: Mean change of the pixels, of 255. On the bundled pipeline half of the broken pictures move by more, and of the whole
+#: ones every twentieth, mostly because the edit worked.
 MUCH = 25
 
 
