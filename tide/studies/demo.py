@@ -60,7 +60,7 @@ class Sizes(measurements.Sizes):
     #: The one of ``strengths`` that development prompts chose.
     strength: float = 1.5
     #: Development prompts of each edit, among which the first picture is chosen.
-    first_prompts: int = 2
+    first_prompts: int = 1
     token_fraction: float = 0.5
     batch_tokens: int = 1024
 
@@ -76,7 +76,7 @@ class Sizes(measurements.Sizes):
 
 
 DEFAULT = Sizes(2048, 256, 64, 10, 200, 10, 2500, 4, 384, (0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0))
-FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,), first_prompts=1)
+FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,))
 
 
 def demo(
