@@ -72,7 +72,8 @@ def make_atlas(
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
     atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
-    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, {source.described}.{_about_labels(masks, atlas)}"
+    name = adapter.name or type(adapter.pipe).__name__
+    note = f"Pipeline {name}, {what_was_read(model, source)}.{_about_labels(masks, atlas)}"
     title = f"What the latents of block {block} respond to"
     with writing or nullcontext():
         write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
@@ -90,6 +91,16 @@ def _known_masks(
     return source.batches.masks(n, grid), source.batches.level_of
 
 
+def what_was_read(model: TIDE, source: Source) -> str:
+    """The images of the last iteration in words, and how many of them trained the checkpoint if it records that."""
+    if model.trained_on is None:
+        return source.described
+    samples = source.samples()
+    n = sum(sample.image in model.trained_on.images for sample in samples)
+    share = "none" if n == 0 else "all" if n == len(samples) else f"{n:,}"
+    return f"{source.described} ({share} of them training images)"
+
+
 def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
     """How latents were labelled, for the page."""
     if atlas.labels is None:
@@ -101,9 +112,10 @@ def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
             f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
         )
     return (
-        " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on every "
-        f"second image and measured on the others, and is shown where that AUROC is at least {LEAST_AUROC} and clearly "
-        "above chance."
+        " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on "
+        f"every second image and measured on the others, and is shown where that AUROC is at least {LEAST_AUROC} and "
+        "clearly above chance. The model reads the captions, too: a latent may follow the word and not what the image "
+        "shows."
     )
 
 
