@@ -30,7 +30,7 @@ def test_a_gpu_where_there_is_one(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpu", "meta", "cuda:x", "", "cpu:first"])
 def test_other_names(name):
-    with pytest.raises(TideError, match=rf"device {name!r} is not a device of this torch; use cpu"):
+    with pytest.raises(TideError, match=rf"device {name!r} is not supported; use cpu"):
         device_of(name)
 
 

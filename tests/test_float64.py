@@ -28,7 +28,7 @@ def batch(x: torch.Tensor) -> ActivationBatch:
 
 def monosemanticity(x: torch.Tensor) -> torch.Tensor:
     found = Monosemanticity(4, 4)
-    found.add(x, x)
+    found.update(x, x)
     return found.scores()
 
 

@@ -224,9 +224,9 @@ def test_registry(alpha):
     class Unknown(torch.nn.Module):
         pass
 
-    with pytest.raises(TideError, match=r"^Unknown is not supported; supported: .*PixArtTransformer2DModel.*register"):
+    with pytest.raises(TideError, match=r"^Unknown has no adapter; supported: .*PixArtTransformer2DModel.*--adapter"):
         adapter_for(SimpleNamespace(transformer=Unknown()))
-    with pytest.raises(TideError, match=r"no transformer \(a SimpleNamespace\) is not supported"):
+    with pytest.raises(TideError, match=r"a SimpleNamespace is not a pipeline with a transformer"):
         adapter_for(SimpleNamespace())
 
     class Tuned(type(alpha.transformer)):
