@@ -24,7 +24,7 @@ def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> N
     latents and raw activations change from step to step, with a line at the abrupt change."""
     runs = [(followed.source, followed.prompt)]
     if followed.target is not None:
-        runs.append((followed.target, f"beside it: {followed.towards}"))
+        runs.append((followed.target, f"target: {followed.towards}"))
     strip = labelled([_row(adapter, run, caption) for run, caption in runs], side=SIDE)
     curves = charts.as_image(_curves(followed))
     sheet = Image.new("RGB", (max(strip.width, curves.width), strip.height + GAP + curves.height), "white")
