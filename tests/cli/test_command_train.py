@@ -199,7 +199,7 @@ def test_other_stores_are_refused(cli, store, pipeline, images, checkpoint, tmp_
         shutil.rmtree(tmp_path / "t")
     assert cli(*command, "--store", two, "--out", tmp_path / "t").code == 0
     assert cli("collect", *options, "--images", 10, "--out", two, "--resume").code == 0
-    assert "stores[0].rows 192, now 320" in cli(*command, "--store", two, "--out", tmp_path / "t", "--resume").err
+    assert "stores[0].rows 192, now 288" in cli(*command, "--store", two, "--out", tmp_path / "t", "--resume").err
 
 
 def test_a_store_may_move(cli, store, checkpoint, tmp_path):
