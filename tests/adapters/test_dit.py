@@ -51,13 +51,8 @@ def test_a_saved_pipeline_has_lost_its_names_and_says_how_to_give_them_back(tmp_
     own = load_adapter(tmp_path, device="cpu")
     message = (
         "'house' is not a class of this model; it has no names of classes, which diffusers drops when it saves a "
-<<<<<<< HEAD
-        'DiTPipeline; give numbers, 0..999, or add "id2label": {"0": "<name>", ...} to its model_index.json '
-        "(in Python: set pipe.labels = {name: number})"
-=======
         'DiTPipeline; give numbers, 0..999, or add "id2label": {"0": "<name>", ...} to its model_index.json (in '
         "Python: set pipe.labels = {name: number})"
->>>>>>> adapters
     )
     with pytest.raises(TideError) as raised:
         own.encode_prompts(["house"])

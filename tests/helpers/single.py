@@ -8,13 +8,8 @@ import torch
 
 
 class Single(torch.Tensor):
-<<<<<<< HEAD
-    """What is made of it is of that device too, and only ``cpu()`` and ``to(<device>)`` lead away. Results in
-    float64 are refused, as on Apple's GPUs."""
-=======
     """What is made of it is of that device too, and only ``cpu()`` and ``to(<device>)`` lead away. Results in float64
     are refused, as on Apple's GPUs."""
->>>>>>> adapters
 
     @classmethod
     def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
