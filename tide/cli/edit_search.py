@@ -140,7 +140,7 @@ class Searching:
     def _write(self, found: Search, rows: list[dict[str, Any]]) -> None:
         """Writes search.json and search.png or neither, then run.json."""
         from tide.cli.common import about, writing
-        from tide.files import finite, json_writer, replace_files
+        from tide.files import json_writer, replace_files
         from tide.pictures import image_writer
         from tide.runs import FileKind, write_run
 
