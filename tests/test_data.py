@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+import tide
 from tests.helpers.families import adapter
 from tests.helpers.image_folders import make, picture
 from tide.data import DEFAULT_SCENES, open_source
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
+from tide.sae import TIDE, TIDEConfig
 from tide.scenes import images_of, scenes
+from tide.training import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def read(source) -> list[str]:
     ],
 )
 def test_the_images_in_words(folder, options, described):
-    assert open_source(folder, adapter("pixart"), **options).described == described.format(folder)
+    assert open_source(folder, adapter("pixart"), **options).described == described.format(f"{folder}/")
 
 
 def test_fewer_images_than_there_might_have_been_in_words(folder):
@@ -83,7 +86,7 @@ def test_fewer_images_than_there_might_have_been_in_words(folder):
     source = open_source(folder, adapter("pixart"), skip_unreadable=True)
     with pytest.warns(TideWarning, match="skipped"):
         list(source)
-    assert source.described == f"19 of the 20 images of {folder}"
+    assert source.described == f"19 of the 20 images of {folder}/"
 
 
 def test_other_data_in_words():
@@ -110,7 +113,7 @@ def test_the_share_is_left_out_for_every_number_and_seed(folder):
         assert source.hold_out == 0.2
     assert source.notes == (
         "captions are the names of 2 folders: one, seven",
-        f"{20 - len(kept)} of the 20 images of {folder} are held out",
+        f"{20 - len(kept)} of the 20 images of {folder}/ are held out",
     )
 
 
@@ -124,7 +127,7 @@ def test_without_fills_up_to_the_number_asked_for(folder):
     assert found[:2] == first[4:]
     assert not set(found) & set(first[:4])
     assert (rest.exact, rest.n_images) == (False, 6)
-    assert rest.described == f"6 of the 20 images of {folder}"
+    assert rest.described == f"6 of the 20 images of {folder}/"
     everything = open_source(folder, adapter("pixart"))
     list(everything)
     assert read(everything.without({sample.image for sample in everything.samples()})) == []
@@ -173,3 +176,12 @@ def test_captions_as_prompts_keep_what_was_recorded_first(folder):
     assert sorted(again.texts) == sorted(prompts.texts)
     own_order = replace(prompts, ordered=True)
     assert own_order.beginning_with(recorded) is own_order
+
+
+@pytest.mark.parametrize("name", ["live", "evaluate", "caption_concepts", "make_atlas", "collect_to_disk"])
+def test_what_takes_a_source_says_so_of_other_data(name, tmp_path):
+    out = tmp_path / "x"
+    further = {"live": TrainConfig(), "caption_concepts": ["red"], "collect_to_disk": out, "make_atlas": out}
+    arguments = [adapter("pixart"), *([] if name in ("live", "collect_to_disk") else [TIDE(TIDEConfig(32, 16, 4))])]
+    with pytest.raises(TideError, match=r"data of type list are given; open images with tide\.open_source\(data, adap"):
+        getattr(tide, name)(*arguments, [picture()], *([further[name]] if name in further else []))

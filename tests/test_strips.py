@@ -59,7 +59,7 @@ def test_pixels_are_repeated_or_averaged():
 def test_every_picture_stands_under_its_label():
     pictures = [noise(64, 64, seed) for seed in range(3)]
     plain = labelled([Row(pictures, ["", "", ""])])
-    named = labelled([Row(pictures, ["", "strength 1", ""])])
+    named = labelled([Row(pictures, ["", "strength 1, and more to say than fits above it", ""])])
     (x, y), _ = places(named, shown(pictures[1])), places(named, shown(pictures[2]))
     dark = np.argwhere(np.asarray(named.convert("L"))[:y] < 100)
     assert len(dark)

@@ -100,7 +100,8 @@ def _scenes(split: Split, n: int, size: tuple[int, int] | None, seed: int, batch
 def _selected(data: Selected, name: str, size: tuple[int, int], images: int | None, hold_out: float) -> Source:
     n, total, shown = min(images or len(data), len(data)), len(data.images), data.images.shown
     reserved = total - len(data)
-    notes = (f"{reserved:,} of the {total:,} images of {shown} are held out",) if reserved else ()
+    held_out = f"{reserved:,} of the {total:,} images of {shown} {'are' if reserved > 1 else 'is'} held out"
+    notes = (held_out,) if reserved else ()
     return Source(
         name,
         size,

@@ -30,7 +30,7 @@ def device_of(name: str | None) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or (device.type != "cpu" and not hasattr(_module(device.type), "is_available")):
-        raise TideError(f"device {name!r} is not a device of this torch; {_use_one()}")
+        raise TideError(f"device {name!r} is not supported; {_use_one()}")
     if (device.index or 0) >= _count(device.type):
         raise TideError(f"device {name!r} is not there; {_use_one()}")
     return device

@@ -89,6 +89,7 @@ def test_sampling_runs(adapter, tmp_path, paired):
 
 def test_captions_of_images_are_prompts(adapter, source):
     prompts = source.prompts((64, 128))
+    list(source)
     assert (prompts.name, prompts.size, prompts.n_images, prompts.limited) == ("scenes", (64, 128), N, True)
     assert [sample.caption for sample in prompts.samples()] == [sample.caption for sample in source.samples()]
 
@@ -135,3 +136,10 @@ def test_options_that_are_not_valid(values, message):
 
 def test_blocks_in_words():
     assert (blocks_in_words([3]), blocks_in_words([3, 6])) == ("block 3", "blocks 3, 6")
+
+
+@pytest.mark.parametrize("data", ["photos/", [1], None], ids=str)
+def test_what_is_no_source_is_refused_with_the_remedy(adapter, tmp_path, data):
+    with pytest.raises(TideError, match=r"data of type \w+ are given; open images with tide.open_source"):
+        collect_to_disk(adapter, data, tmp_path / "s")
+    assert not (tmp_path / "s").exists()

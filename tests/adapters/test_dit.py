@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.helpers.families import adapter, build_dit, draw, pipeline, prepared
 from tide.activations import collect
 from tide.adapters import tap
 from tide.errors import TideError
+from tide.loading import load_adapter
 
 
 def test_prompts_are_classes_by_name_or_number():
@@ -20,9 +23,49 @@ def test_prompts_are_classes_by_name_or_number():
         999,
         1000,
     ]
-    for wrong in ("a red cube", "1000", "-1"):
-        with pytest.raises(TideError, match="is not a class of this model"):
-            own.encode_prompts([wrong])
+    assert own.encode_prompts([" house ", "\n"])["class_labels"].tolist() == [1, 1000]
+
+
+NAMES = "give one of its 3 names ('Tinca tinca', 'house', 'tench') or of its numbers 0..999"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ("a red cube", NAMES),
+        ("1000", NAMES),
+        ("-1", NAMES),
+        ("9" * 5000, NAMES),
+        ("House", "give one of its 3 names ('house', 'Tinca tinca', 'tench') or of its numbers 0..999"),
+    ],
+)
+def test_a_caption_that_is_no_class_is_told_the_classes(wrong, remedy):
+    with pytest.raises(TideError) as raised:
+        adapter("dit").encode_prompts([wrong])
+    shown = wrong if len(wrong) <= 60 else f"{wrong[:57]}..."
+    assert str(raised.value) == f"{shown!r} is not a class of this model; {remedy}"
+
+
+def test_a_saved_pipeline_has_lost_its_names_and_says_how_to_give_them_back(tmp_path):
+    pipeline("dit").save_pretrained(tmp_path)
+    own = load_adapter(tmp_path, device="cpu")
+    message = (
+        "'house' is not a class of this model; it has no names of classes, which diffusers drops when it saves a "
+        'DiTPipeline; give numbers, 0..999, or add "id2label": {"0": "<name>", ...} to its model_index.json '
+        "(in Python: set pipe.labels = {name: number})"
+    )
+    with pytest.raises(TideError) as raised:
+        own.encode_prompts(["house"])
+    assert str(raised.value) == message
+    assert own.encode_prompts(["7"])["class_labels"].tolist() == [7]
+    own.pipe.labels = {"house": 1}
+    assert own.encode_prompts(["house"])["class_labels"].tolist() == [1]
+    index = tmp_path / "model_index.json"
+    index.write_text(
+        json.dumps({**json.loads(index.read_text()), "id2label": {"0": "tench, Tinca tinca", "1": "house"}})
+    )
+    again = load_adapter(tmp_path, device="cpu")
+    assert again.encode_prompts(["house", "tench"])["class_labels"].tolist() == [1, 0]
 
 
 def test_each_block_embeds_the_class_on_its_own():

@@ -81,7 +81,8 @@ def test_refused_classes_say_why_and_what_to_use(name):
 @pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] is not None])
 def test_what_is_advised_instead_of_a_refused_class_works(name, tmp_path):
     """``from_pipe`` makes the pipeline that is named, which has an adapter, draws, and can be saved for a command."""
-    reason, instead = REFUSED[name]
+    instead = REFUSED[name][1]
+    assert instead is not None
     cls, family = getattr(diffusers, name), refused_family(name)
     taken = inspect.signature(cls.__init__).parameters
     parts = {**pipeline(family).components, "requires_safety_checker": False}

@@ -15,6 +15,8 @@ from tide import TIDE
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
 from tide.adapters import adapter_for
+from tide.files import file_digest
+from tide.images.trained import TrainedOn
 from tide.interpretation import Annotated, mean_latents
 from tide.interpretation.atlas import Atlas, label_latents
 from tide.interpretation.reading import noised_activations
@@ -44,8 +46,9 @@ def test_scenes_are_labelled(cli, alpha, checkpoint, tmp_path, monkeypatch):
     assert result.err.count("\n") == 1
     share = r"\d+(\.\d+)? %"
     assert re.fullmatch(
-        rf"Of {N_LATENTS} latents on block 6 {share} never fire on {N_SCENES} images, {share} fit a concept with an "
-        rf"AUROC of 0.8 or more, the median of the others fires on {share} of the tokens; see {tmp_path}/atlas.html.\n",
+        rf"Of {N_LATENTS} latents on block 6, {share} never fire on {N_SCENES} images of scenes \(none of them "
+        rf"training images\), {share} fit a concept with an AUROC of 0.8 or more, the median of those that fire "
+        rf"does so on {share} of the tokens; see {tmp_path}/atlas.html.\n",
         result.out,
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -100,6 +103,41 @@ def test_images_of_a_folder(cli, checkpoint, images, tmp_path):
     page = (tmp_path / "atlas.html").read_text()
     assert "The page holds the 7 most active of the " in page
     assert "optimistic" not in page
+    read = f"the {N_IMAGES} images of {images}/ (9 of them training images)"
+    assert f"never fire on {read}, the median" in result.out
+    assert f", {read}." in page
+    assert {each.name for each in atlas.images.values()} <= {path.name for path in images.iterdir()}
+    assert {each.caption for each in atlas.images.values()} != {""}
+
+
+def test_images_that_trained_the_checkpoint_are_counted(cli, checkpoint, images, tmp_path):
+    model = TIDE.from_pretrained(checkpoint)
+    files = sorted(path for path in images.iterdir() if path.suffix == ".png")
+    for n, share in ((0, "none"), (2, "2"), (N_IMAGES, "all")):
+        digests = frozenset(file_digest(path)[:16] for path in files[:n])
+        model.trained_on = TrainedOn(("photos",), digests)
+        model.save_pretrained(tmp_path / f"sae-{n}")
+        options = ["--data", images, "--timesteps", 1, "--out", tmp_path / f"atlas-{n}"]
+        said = f"never fire on the {N_IMAGES} images of {images}/ ({share} of them training images), "
+        assert said in cli("atlas", "--sae", tmp_path / f"sae-{n}", *options).out
+
+
+def test_latents_tell_words_of_the_captions(cli, checkpoint, images, tmp_path, monkeypatch):
+    """With a bar that every latent clears."""
+    monkeypatch.setattr("tide.interpretation.word_labels.LEAST_IMAGES", 1)
+    monkeypatch.setattr("tide.interpretation.word_labels.LEAST_DEVIATIONS", -9.0)
+    monkeypatch.setattr("tide.interpretation.word_labels.LEAST_AUROC", 0.0)
+    captions = {path: f"{'red' if i % 4 < 2 else 'blue'}" for i, path in enumerate(sorted(images.glob("*.png")))}
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for path, caption in captions.items():
+        shutil.copy(path, folder)
+        (folder / path.with_suffix(".txt").name).write_text(caption)
+    result = cli("atlas", "--sae", checkpoint, "--data", folder, "--timesteps", 1, "--out", tmp_path / "out")
+    assert "100 % tell a word of the captions with an AUROC of 0.8 or more" in result.out
+    assert "chosen on every second image and measured on the others" in (tmp_path / "out" / "atlas.html").read_text()
+    atlas = Atlas.load(tmp_path / "out")
+    assert {label.concept for label in atlas.labels} <= {"red", "blue"}
 
 
 def test_the_batch_size_changes_rounding_alone(cli, checkpoint, images, tmp_path):

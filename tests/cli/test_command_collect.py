@@ -69,8 +69,8 @@ def test_resume_with_other_options_is_refused(cli, pipeline, images, tmp_path):
     assert cli(*command).code == 0
     assert cli(*command, "--resume", "--seed", 1) == (
         2,
-        f"2 of the {N_IMAGES} images of {images}, block 1: about 12.6 KB on disk\n"
-        f"1 of the {N_IMAGES} images of {images} are held out\n",
+        f"2 of the {N_IMAGES} images of {images}/, block 1: about 12.6 KB on disk\n"
+        f"1 of the {N_IMAGES} images of {images}/ is held out\n",
         f"tide: error: {tmp_path} was collected with other options (seed 0, now 1); "
         "use the same options or another folder\n",
     )
@@ -86,8 +86,8 @@ def test_the_estimate_is_what_it_takes(cli, narrow_pipeline, images, tmp_path):
     assert result.code == 0
     assert result.err == ""
     first, held_out, last = result.out.splitlines()
-    assert held_out == f"1 of the {N_IMAGES} images of {images} are held out"
-    assert first == f"{KEPT} of the {N_IMAGES} images of {images}, block 1: about 243 KB on disk"
+    assert held_out == f"1 of the {N_IMAGES} images of {images}/ is held out"
+    assert first == f"{KEPT} of the {N_IMAGES} images of {images}/, block 1: about 243 KB on disk"
     size = sum(file.stat().st_size for file in (tmp_path / "s").glob("shard-*"))
     assert size == pytest.approx(243e3, rel=0.01)
     assert last.startswith(f"Collected {KEPT * 2 * 64} activations of {KEPT} images from block 1")

@@ -162,7 +162,7 @@ def test_a_store_keeps_the_share_that_it_was_collected_without(cli, command, dat
     default = [each for each in command if each not in ("--hold-out", 0)]
     first = cli(*default, "--images", 2)
     assert "1 of the 6 images of " in first.out
-    assert "are held out" in first.out
+    assert "is held out" in first.out
     assert ActivationStore(tmp_path / "s").info["hold_out"] == 0.1
     assert json.loads((tmp_path / "s/run.json").read_text())["holds"]["data"]["hold_out"] == 0.1
     for share, said in ((0, "0.1, now 0"), (0.5, "0.1, now 0.5")):
@@ -172,6 +172,15 @@ def test_a_store_keeps_the_share_that_it_was_collected_without(cli, command, dat
         )
     assert cli(*default, "--resume").code == 0
     assert len(names(tmp_path / "s")) == 5
+
+
+@pytest.mark.parametrize("share", [1, -0.1, 1.5])
+def test_a_share_that_leaves_nothing_is_refused_before_the_pipeline_is_loaded(cli, command, monkeypatch, share):
+    monkeypatch.setattr("tide.cli.common.load_adapter", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
+    for start in (command, ["train", *command[1:5], "--out", command[-1]]):
+        result = cli(*start, "--hold-out", share)
+        assert result.code == 2
+        assert f"hold_out {float(share)} is not in [0, 1)" in result.err
 
 
 def test_a_store_that_holds_nothing_out_goes_on_so(cli, command, begun, data):
@@ -346,7 +355,7 @@ def test_a_damaged_shard_is_not_made_of_fewer_images(cli, command, begun, data):
     assert cli(*command, "--resume", "--images", 3).code == 2
     for i in (4, 5, 6):
         (data / f"{i}.png").unlink()
-    assert "3 is gone" in cli(*command, "--resume").err or "is damaged, and the data" in cli(*command, "--resume").err
+    assert f"{begun} was collected from other data: 6.png is gone" in cli(*command, "--resume").err
 
 
 def test_a_store_of_an_older_version_is_resumed(cli, command, begun, tmp_path):

@@ -80,7 +80,12 @@ def test_live_stream(cli, pipeline, images, tmp_path):
     result = cli("train", *options, "--steps", 6, "--cache", "--out", tmp_path / "live")
     assert result.code == 0
     assert result.err == ""
-    assert result.out.startswith("Trained a TIDE of 96 latents, k = 8, on block 2 for 6 steps: mse ")
+    announced, held_out, last = result.out.splitlines()
+    assert announced == f"training on 9 of the 10 images of {images}/"
+    assert held_out == f"1 of the 10 images of {images}/ is held out"
+    assert last.startswith("Trained a TIDE of 96 latents, k = 8, on block 2 for 6 steps: mse ")
+    about = json.loads((tmp_path / "live/run.json").read_text())["holds"]["data"]
+    assert (about["images"], about["hold_out"]) == (9, 0.1)
     model = TIDE.from_pretrained(tmp_path / "live")
     assert model.config.pipeline == str(pipeline)
     assert model.config.block == 2
@@ -165,6 +170,7 @@ def test_a_live_stream_resumes_where_its_files_have_moved(cli, live, pipeline, i
 def live(pipeline, images, tmp_path_factory):
     """The command of a live stream and the folder that it was trained into."""
     command = ["train", "--pipeline", pipeline, "--data", images, "--token-fraction", "1/4", "--block", 2, *SMALL]
+    command += ["--hold-out", 0]
     command += ["--set", "log_every=1", "--buffer-rows", 512, "--batch-size", 4]
     out = tmp_path_factory.mktemp("live") / "whole"
     assert main([str(each) for each in (*command, "--steps", 15, "--out", out)]) == 0
@@ -181,9 +187,9 @@ def test_other_stores_are_refused(cli, store, pipeline, images, checkpoint, tmp_
     assert cli("collect", *options, "--images", 6, "--out", two).code == 0
     command = ["train", "--steps", 8, *SMALL]
     for before, now, changed in (
-        ([one], [two], "stores[0].rows 640, now 192"),
+        ([one], [two], "stores[0].rows 576, now 192"),
         ([one], [one, two], "stores"),
-        ([one, two], [two, one], "stores[0].rows 640, now 192"),
+        ([one, two], [two, one], "stores[0].rows 576, now 192"),
         ([one], [one, "--buffer-rows", 4096], "buffer_rows 65536, now 4096"),
     ):
         assert cli(*command, "--store", *before, "--out", tmp_path / "t", "--seed", 1).code == 0

@@ -30,6 +30,7 @@ LINES = {
         "--pipeline {pipeline} --data {images} --out {out}",
         "--pipeline {pipeline} --data scenes --images 2 --out {out}",
         "--pipeline p --data a/name --out o",
+        "--pipeline p --data a.parquet --out o",
         "--pipeline {pipeline} --sampling --data {images} --images 2 --timesteps 2 --out {out}",
         "--pipeline {pipeline} --sampling --prompts {prompts} --timesteps 2 --out {out}",
     ],
@@ -39,6 +40,7 @@ LINES = {
         "--pipeline {pipeline} --data {images} --steps 2 --out {out} {small}",
         "--pipeline {pipeline} --data scenes --images 4 --steps 2 --out {out} {small}",
         "--pipeline p --data a/name --out o",
+        "--pipeline p --data a.parquet --out o",
         "--pipeline p --out o",
     ],
     "evaluate": [
@@ -46,6 +48,7 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --data {images} --images 8 --loss-timesteps 1 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data scenes --images 8 --loss-timesteps 1 --out {out}",
         "--sae s --data a/name --out o",
+        "--sae s --data a.parquet --out o",
         "--sae s --data . --images 8 --loss-timesteps 1 --loss-images 2 --out o",
     ],
     "concepts": [
@@ -53,6 +56,7 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --data {images} --concepts near --images-per-concept 4 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data scenes --images 20 --concepts near --timesteps 1 --out {out}",
         "--sae s --data a/name --out o",
+        "--sae s --data a.parquet --out o",
         "--sae s --images-per-concept 4 --timesteps 1 --out o",
     ],
     "atlas": [
@@ -60,6 +64,7 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --data {images} --timesteps 1 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data scenes --images 4 --out {out}",
         "--sae s --data a/name --out o",
+        "--sae s --data a.parquet --out o",
         "--sae s --images 4 --timesteps 1 --out o",
     ],
     "trajectory": [
@@ -96,7 +101,7 @@ VALUES = {
     **dict.fromkeys(("study",), "fig4"),
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
     **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
-    **dict.fromkeys(("fit", "token_fraction"), "1/4"),
+    **dict.fromkeys(("fit", "token_fraction", "hold_out"), "1/4"),
     "prompts": "3",
     "set": "k=3",
     "change": "near=far",

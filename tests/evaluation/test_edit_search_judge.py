@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tide
-from tide.activations.data import to_tensor
 from tide.editing import Replace, changed_prompt, prompt_target
 from tide.evaluation import Trial, auroc, search_edits
 from tide.evaluation.edit_search import BREAKS, LEAST_EFFECT
+from tide.images.tensors import to_tensor
 from tide.scenes.judge import load_judge
 
 RUN = {"n_steps": 12, "guidance_scale": 2.0}

@@ -325,3 +325,49 @@ def test_an_empty_list_is_no_list(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert captions(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nfile_name,text\na.png,a tree\n",
+        "file_name, text\na.png, a tree\n",
+        'file_name,"text"\r\n"a.png","a tree"\r\n',
+    ],
+)
+def test_csv_as_people_write_it(folder, text):
+    (folder / "metadata.csv").write_bytes(text.encode())
+    assert captions(folder) == {"a.png": "a tree"}
+
+
+def test_csv_without_its_first_line_is_refused(folder):
+    (folder / "metadata.csv").write_text("a.png,a tree\n")
+    with pytest.raises(TideError, match=r"metadata\.csv has no column file_name \(it has a\.png, a tree\)"):
+        captions(folder)
+
+
+def test_a_list_in_capitals_and_texts_that_keep_the_suffix(folder):
+    (folder / "METADATA.CSV").write_text("file_name,label\na.png,3\n")
+    (folder / "b.png.txt").write_text("a tree")
+    assert captions(folder) == {"a.png": "3", "b.png": "a tree"}
+
+
+def test_whole_numbers_that_are_stored_as_floats_are_classes(folder):
+    list_captions(folder, [{"file_name": "a.png", "label": 3.0}, {"file_name": "b.png", "label": float("nan")}])
+    assert captions(folder) == {"a.png": "3"}
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "metadata.json", "a.caption"])
+def test_a_file_that_may_be_the_missing_list_is_named(folder, name):
+    (folder / name).write_text("file_name,text\na.png,a tree\n")
+    found = captions_of(files_of(folder))
+    assert found.faults == [
+        f"{folder}/{name} is not read; a list of captions is called metadata.jsonl or metadata.csv or metadata.parquet"
+    ]
+    (folder / "a.txt").write_text("a tree")
+    assert captions(folder) == {"a.png": "a tree"}
+
+
+def test_a_single_folder_is_a_class(tmp_path):
+    found = captions_of(files_of(make(tmp_path / "animals", "cat/a.png", "cat/b.png")))
+    assert (set(found.of.values()), found.notes) == ({"cat"}, ("captions are the name of the folder cat",))

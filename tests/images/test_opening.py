@@ -124,7 +124,7 @@ def test_images_without_a_caption_are_counted_once(tmp_path, recwarn, texts, sai
     list(data)
     list(data)
     remedy = "write metadata.jsonl, or a .txt file beside each image"
-    assert [str(each.message) for each in recwarn] == [f"{each.format(folder)}{remedy}" for each in said]
+    assert [str(each.message) for each in recwarn] == [each.format(f"{folder}/") + remedy for each in said]
 
 
 def test_a_captions_column_may_be_named_for_a_folder(folder):

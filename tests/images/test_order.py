@@ -107,3 +107,7 @@ def test_a_recorded_name_that_is_gone_leaves_its_place_to_another():
     found = continued({0: "gone.png", 1: "1.png"})
     assert found[1] == "1.png"
     assert sorted(found) == NAMES
+
+
+def test_gaps_at_the_end_are_filled_too():
+    assert continuing(NAMES, seeded(NAMES, 0), {0: "0.png", 1: "1.png"}, 4)[:4] == [0, 1, 2, 3]

@@ -131,3 +131,17 @@ def test_recorded_images_come_first(folder):
     data = open_data(folder, 8, seed=5).beginning_with({0: by_name["b.png"], 1: by_name["sub/d.png"]})
     assert read(data)[:2] == ["b.png", "sub/d.png"]
     assert sorted(read(data)) == sorted(NAMES)
+
+
+def test_what_the_first_images_are_is_known_without_decoding_any(folder):
+    """Not even the one after them, which nobody asked for."""
+    data = open_data(folder, 8)
+    list(data)
+    samples = data.samples
+    for name in NAMES:
+        (folder / name).write_bytes(b"no image")
+    again = open_data(folder, 8)
+    assert [each.name for each in again.samples_before(3)] == [each.name for each in samples[:3]]
+    assert again.samples_before(0) == []
+    assert len(again.samples_before(99)) == 5
+    assert list(again.captions()) == [f"caption of {each.name}" for each in samples]

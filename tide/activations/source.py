@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
@@ -71,14 +72,14 @@ class Source:
         others as many as there are, at most ``n_images``."""
         return replace(self, batches=self.batches.without(digests), exact=False)
 
-    def beginning_with(self, recorded: Mapping[int, Sample]) -> Source:
+    def beginning_with(self, recorded: Mapping[int, Sample], n: int = 0) -> Source:
         """The same images, those that are ``recorded`` (place -> sample) at their places, as far as the order of the
-        data is free."""
-        return replace(self, batches=self.batches.beginning_with(recorded))
+        data is free. ``n``: how many were read then."""
+        return replace(self, batches=self.batches.beginning_with(recorded, n))
 
     def prompts(self, size: tuple[int, int]) -> Prompts:
         """The captions, to sample images of ``size`` from."""
-        texts = tuple(caption for _, captions in self for caption in captions)
+        texts = tuple(islice(self.batches.captions(), self.n_images))
         return Prompts(
             self.name, size, texts, self.limited, self.options, ordered=False, hold_out=self.hold_out, notes=self.notes
         )
@@ -88,8 +89,8 @@ class Source:
         return self.batches.samples[: self.n_images]
 
     def samples_before(self, n: int) -> list[Sample]:
-        """What the first ``n`` images and captions are. Reads the files of all of these, and decodes none but the next,
-        where the data can do so."""
+        """What the first ``n`` images and captions are. Reads the files of all of these, and decodes none where the
+        data can do so."""
         return self.batches.samples_before(n)
 
     def fingerprint(self) -> str:
@@ -130,15 +131,24 @@ class Prompts:
     def samples_before(self, n: int) -> list[Sample]:
         return self.samples()
 
-    def beginning_with(self, recorded: Mapping[int, Sample]) -> Prompts:
+    def beginning_with(self, recorded: Mapping[int, Sample], n: int = 0) -> Prompts:
         """The same prompts; if they are not ``ordered``, those ``recorded`` (place -> sample) at their places."""
         if self.ordered:
             return self
         own = _numbered([digest(text) for text in self.texts])
         places = sorted(recorded)
         before = dict(zip(places, _numbered([recorded[place].caption for place in places]), strict=True))
-        order = continuing(own, range(len(own)), before)
+        order = continuing(own, range(len(own)), before, n)
         return replace(self, texts=tuple(self.texts[i] for i in order))
+
+
+def check_source(source: object, *, prompts: bool = False) -> None:
+    """Raises :class:`~tide.errors.TideError` for what is no :class:`Source`, nor :class:`Prompts` where these serve."""
+    if not isinstance(source, (Source, Prompts) if prompts else Source):
+        raise TideError(
+            f"data of type {type(source).__name__} are given; open images with tide.open_source(data, adapter)"
+            f"{', or give tide.Prompts' if prompts else ''}"
+        )
 
 
 def _numbered(names: Sequence[str]) -> list[str]:

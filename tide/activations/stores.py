@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -120,11 +120,12 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _continuing(data: Source | Prompts, writers: Iterable[StoreWriter]) -> Source | Prompts:
+def _continuing(data: Source | Prompts, writers: Collection[StoreWriter]) -> Source | Prompts:
     """The data, beginning with what the stores recorded: they may have been collected when there were fewer images, or
     in the order of an earlier version."""
     recorded = {place: sample for writer in writers for place, sample in writer.recorded.items()}
-    return data.beginning_with(recorded) if recorded else data
+    n = max(writer.next_sample for writer in writers)
+    return data.beginning_with(recorded, n) if recorded else data
 
 
 def _check_data(writer: StoreWriter, data: Source | Prompts) -> None:

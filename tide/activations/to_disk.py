@@ -13,7 +13,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, collect_sampling
 from tide.activations.manifest import MANIFEST, read_manifest
 from tide.activations.options import CollectOptions
-from tide.activations.source import Prompts, Source
+from tide.activations.source import Prompts, Source, check_source
 from tide.activations.stores import write_stores
 from tide.activations.writer import estimate_bytes, readable_size
 from tide.adapters.base import GUIDANCE, Adapter, Block
@@ -72,6 +72,7 @@ def collect_to_disk(
             be resumed or is of other options or other data, or activations are not finite.
     """
     options = options or CollectOptions()
+    check_source(source, prompts=True)
     folder = Path(out)
     indices = list(dict.fromkeys(adapter.resolve_block(block) for block in blocks))
     folders = {block: folder if len(indices) == 1 else folder / f"block-{block}" for block in indices}

@@ -23,8 +23,10 @@ def check_served(name: str, index: Mapping[str, Any]) -> None:
     """Raises :class:`~tide.errors.TideError` if ``index``, the model_index.json of the pipeline ``name``, says that no
     adapter serves it: before gigabytes are downloaded or read. What it leaves open shows in the loaded pipeline."""
     pipeline = index.get("_class_name")
+    if index and not isinstance(pipeline, str | list):
+        raise TideError(f"the model_index.json of {name} does not name its pipeline's class; copy or download it again")
     if not isinstance(pipeline, str):
-        return
+        return  # it brings its own code, or could not be read: loading says what is wrong
     parts = {part: str(value[-1]) for part, value in index.items() if is_part(part, value)}
     if _own_pipeline(pipeline) is None and not hasattr(diffusers, pipeline):
         raise TideError(

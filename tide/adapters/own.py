@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
-from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ def import_adapters(name: str | Path) -> None:
         return
     before, known = registered(), _is_running(key)
     try:
-        _from_file(Path(key)) if key.endswith(".py") else import_module(key)
+        _from_file(Path(key)) if key.endswith(".py") else importlib.import_module(key)
     except TideError:
         raise
     except (Exception, SystemExit) as error:
@@ -96,6 +96,8 @@ def _failed(name: str, key: str, error: BaseException) -> str:
         beside = f"{key.replace('.', '/')}.py"
         there = f", such as {beside}" if Path(beside).is_file() else ""
         return f"there is no module {name!r}; install it, or give its file{there}"
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f", line {frame.lineno} of {frame.filename}" for frame in last)
+    importing = (__file__, importlib.__file__)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen")]
+    theirs = [each for each in frames if each.filename not in importing]
+    where = "".join(f", line {each.lineno} of {each.filename}" for each in theirs[-1:])
     return f"the adapter {name} failed ({type(error).__name__}: {one_line(error)}{where}); mend it"

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Atlas(Command):
     """Draw all latents as one page to look through.
 
-    For every latent: its top images, where in them and at which timesteps it fires, and how often. With --data scenes
-    (the default with --pipeline scenes) also the concept whose masks it fits best.
+    For every latent: its top images with their names and captions, where in them and at which timesteps it fires, and
+    how often. Also what it stands for, where that is clear: with --data scenes (the default with --pipeline scenes) the
+    concept whose masks it fits best, otherwise the word of the captions that it tells best.
     """
 
     usage: ClassVar[tuple[Aspect, ...]] = (kind_of_data(), fast_beside("images", "timesteps"))
@@ -55,7 +56,7 @@ class Atlas(Command):
     def _draw(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
         from tide.fingerprint import pipeline_fingerprints
-        from tide.interpretation import make_atlas
+        from tide.interpretation.atlas_reading import make_atlas, what_was_read
         from tide.runs import write_run
 
         out = Path(self.out)
@@ -88,7 +89,8 @@ class Atlas(Command):
             files={"atlas.html": "page", "atlas.safetensors": "index", "atlas.json": "labels"},
         )
         write_run(out, holds, self.made_by())
-        print(f"{_in_a_sentence(atlas, model.config.trained_block)}; see {out / 'atlas.html'}.")
+        read = what_was_read(model, images)
+        print(f"{_in_a_sentence(atlas, model.config.trained_block, read)}; see {out / 'atlas.html'}.")
 
 
 def _headline(atlas: Read) -> dict[str, float]:
@@ -98,16 +100,19 @@ def _headline(atlas: Read) -> dict[str, float]:
     return found
 
 
-def _in_a_sentence(atlas: Read, block: int) -> str:
+def _in_a_sentence(atlas: Read, block: int, read: str) -> str:
     from tide.interpretation.atlas import LEAST_AUROC
+    from tide.interpretation.word_labels import CAPTION
 
     shares = _headline(atlas)
-    found = [f"{_percent(shares['dead'])} never fire on {atlas.n_images} images"]
+    found = [f"{_percent(shares['dead'])} never fire on {read}"]
     if "labelled" in shares:
-        found.append(f"{_percent(shares['labelled'])} fit a concept with an AUROC of {LEAST_AUROC} or more")
+        words = any(label is not None and label.level == CAPTION for label in atlas.labels or ())
+        fits = "tell a word of the captions" if words else "fit a concept"
+        found.append(f"{_percent(shares['labelled'])} {fits} with an AUROC of {LEAST_AUROC} or more")
     typical = float(atlas.activity[~atlas.dead].median())
-    found.append(f"the median of the others fires on {_percent(typical)} of the tokens")
-    return f"Of {atlas.n_latents} latents on block {block} {', '.join(found)}"
+    found.append(f"the median of those that fire does so on {_percent(typical)} of the tokens")
+    return f"Of {atlas.n_latents:,} latents on block {block}, {', '.join(found)}"
 
 
 def _percent(share: float) -> str:

@@ -86,7 +86,9 @@ class Collect(Command):
 
     def _check_source(self) -> None:
         from tide.errors import TideError
+        from tide.images.order import check_hold_out
 
+        check_hold_out(self.hold_out or 0.0)
         if self.prompts is not None and not self.sampling:
             raise TideError("--prompts belongs to --sampling; add it, or give --data")
         if (self.source.data is None) == (self.prompts is None):

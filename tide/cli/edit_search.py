@@ -36,7 +36,7 @@ TOWARDS = {
 ALONE = {
     **WHAT,
     "effect": "how far the picture moves, in final latents, of their norm; not whether as wanted",
-    "score": "the effect; below a damage of 3 alone, and minus the damage above",
+    "score": "the effect, where the damage is below 2; else minus the damage",
 }
 
 

@@ -140,16 +140,18 @@ class Train(Command):
 
         from tide.cli.common import adapter_of, collect_options, source_of
         from tide.errors import TideError
+        from tide.images.order import check_hold_out
         from tide.training import live
 
         if self.model.pipeline is None:
             raise TideError("a live stream runs a pipeline; give --pipeline")
+        check_hold_out(self.hold_out)
         options = collect_options(self.activations)
         adapter = adapter_of(replace(self.model, device=config.device))
         source = source_of(
             self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
         )
-        print("\n".join([f"Training on {source.described}.", *(f"{note.capitalize()}." for note in source.notes)]))
+        print("\n".join([f"training on {source.described}", *source.notes]))
         return live(
             adapter,
             source,

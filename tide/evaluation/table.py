@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tide.activations import ActivationBatch, Prepared, collect, prepare
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
 from tide.errors import TideError, TideWarning
@@ -63,6 +63,7 @@ def evaluate(
         TideError: ``fit`` leaves no images for fitting or for measuring, a number is out of range, or the source
             cannot be read.
     """
+    check_source(source)
     block = adapter.resolve_block(model.config.trained_block)
     images = _unseen(source, model)
     batches = list(prepare(adapter, images.source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))

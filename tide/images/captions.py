@@ -4,7 +4,7 @@ For each image, the first of these that there is:
 
 1. an entry of a list (``metadata.jsonl``, ``.csv``, ``.parquet``) in the image's folder, else in the nearest folder
    above it; in one folder in this order of formats;
-2. a ``.txt`` file of the image's name beside it;
+2. a ``.txt`` file of the image's name beside it (``a.txt`` or ``a.png.txt``);
 3. where no image has either and all lie in subfolders: the name of its folder (a class, as DiT takes them), as it is.
 
 An empty caption counts as none. A list's entry names a file as it is on disk, or in another Unicode normalisation or
@@ -22,10 +22,12 @@ from pathlib import PurePosixPath
 
 from tide.errors import TideError
 from tide.files import read_text
-from tide.images.files import Files
+from tide.images.files import METADATA, Files
 from tide.images.metadata import Entry, read_list
 from tide.messages import one_line
 
+#: Suffixes of files that may be a list of captions under another name.
+_LIKE_LISTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".caption")
 #: Folders of these names hold images of every kind.
 _NO_CLASSES = {
     *("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"),
@@ -55,14 +57,24 @@ def captions_of(files: Files, caption_column: str | None = None) -> Captions:
     found.of = {name: caption for name, caption in found.of.items() if caption}
     if not found.of:
         found.of, found.notes = _classes([*files.pictures, *found.added])
+        found.faults += _misnamed(files)
     return found
+
+
+def _misnamed(files: Files) -> list[str]:
+    """Says which file may list the captions that were not found."""
+    like = [name for name in sorted(files.others) if PurePosixPath(name).suffix.lower() in _LIKE_LISTS]
+    return [
+        f"{files.path(name)} is not read; a list of captions is called {' or '.join(METADATA)}" for name in like[:1]
+    ]
 
 
 def _add_texts(captions: dict[str, str], files: Files) -> list[str]:
     """Adds the texts beside images that have no caption yet; says which texts are beside none, if others are."""
     index, used = _Index(files.texts), set[str]()
     for name in files.pictures:
-        if (beside := index.find(str(PurePosixPath(name).with_suffix(".txt")))) is not None:
+        beside = index.find(str(PurePosixPath(name).with_suffix(".txt"))) or index.find(f"{name}.txt")
+        if beside is not None:
             used.add(beside)
             captions[name] = captions.get(name) or read_text(files.path(beside)).strip()
     stray = sorted(files.texts - used)
@@ -166,4 +178,6 @@ def _classes(images: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     if not names or "" in names or _NO_CLASSES & {name.lower() for name in names}:
         return {}, ()
     shown = ", ".join(one_line(name, 40) for name in names[:5])
+    if len(names) == 1:
+        return of, (f"captions are the name of the folder {shown}",)
     return of, (f"captions are the names of {len(names)} folders: {shown}{', ...' if len(names) > 5 else ''}",)

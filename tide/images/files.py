@@ -49,7 +49,7 @@ def files_of(root: Path) -> Files:
             found.pictures.append(name)
         elif suffix == ".txt":
             found.texts.add(name)
-        elif name.rpartition("/")[2] in METADATA:
+        elif name.rpartition("/")[2].lower() in METADATA:
             found.lists.append(name)
         elif suffix in OTHER_SUFFIXES:
             found.unread[suffix] += 1
@@ -64,7 +64,7 @@ def _precedence(name: str) -> tuple[int, str, int]:
     """Lists from the outermost folder to the innermost, and in a folder from the last of :data:`METADATA` to the
     first: a later one of them wins."""
     folder, _, file = name.rpartition("/")
-    return folder.count("/") + bool(folder), folder, -METADATA.index(file)
+    return folder.count("/") + bool(folder), folder, -METADATA.index(file.lower())
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from tide.images.decode import open_picture
 from tide.images.files import METADATA, SUFFIXES, Files, files_of
 from tide.images.identity import file_digest_of
 from tide.images.sets import ImageSet
+from tide.messages import one_line
 
 
 class Folder(ImageSet):
@@ -50,11 +51,14 @@ class Folder(ImageSet):
         return self.captions.get(self.names[i], "")
 
     def digest(self, i: int) -> str:
-        path = self.path / self.names[i]
-        return file_digest_of(path, str(path))
+        return file_digest_of(self.path / self.names[i], self._shown(i))
 
     def picture(self, i: int) -> Image.Image:
-        return open_picture(self.path / self.names[i])
+        return open_picture(self.path / self.names[i], self._shown(i))
+
+    def _shown(self, i: int) -> str:
+        path = str(self.path / self.names[i])
+        return path if path.isprintable() else one_line(path, 1000)
 
 
 def _unread(files: Files) -> list[str]:

@@ -39,9 +39,9 @@ def read_list(path: Path, caption_column: str | None = None) -> list[Entry]:
 
     Raises :class:`~tide.errors.TideError` for a damaged list, and for one without such columns.
     """
-    rows = list(_READERS[path.suffix](path))
+    rows = list(_READERS[path.suffix.lower()](path))
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    if not rows:
+    if not columns:
         return []
     file, caption = _file_column(path, columns), _caption_column(path, columns, caption_column)
     return [entry for where, row in rows if (entry := _entry(where, row, file, caption))]
@@ -92,12 +92,14 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    lines = read_text(path).split("\n")
+    lines = read_text(path).lstrip("\n").split("\n")
     # Where the comma is the decimal point, spreadsheets write semicolons.
     delimiter = next((each for each in ",;\t" if each in lines[0]), ",")
     csv.field_size_limit(TEXT_BYTES)  # else 131,072 characters
-    reader = csv.DictReader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    reader = csv.DictReader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
+        if reader.fieldnames:  # a list without its first line is no empty list
+            _file_column(path, list(reader.fieldnames))
         for row in reader:
             if None in row:
                 raise TideError(

@@ -91,7 +91,7 @@ def _opened(data: Any, split: str, images: str | None, captions: str | None) -> 
 def _of_name(spec: str | Path, split: str, images: str | None, captions: str | None) -> ImageSet | tuple[Any, str]:
     kind, path = kind_of(spec), Path(spec)
     if kind == "folder":
-        return Folder(path, str(spec), captions)
+        return Folder(path, f"{str(spec).rstrip('/')}/", captions)
     if find_spec("datasets") is None:
         what = "is read by the datasets library" if kind == "saved" else "is not a folder"
         remedy = "`pip install datasets`" if kind == "saved" else "give one, or `pip install datasets` to read the "

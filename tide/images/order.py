@@ -50,11 +50,11 @@ def check_hold_out(share: float) -> None:
         raise TideError(f"hold_out {share} is not in [0, 1); give the share to reserve, such as 0.1, or 0 for none")
 
 
-def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int, str]) -> list[int]:
+def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int, str], n: int = 0) -> list[int]:
     """``order``, but with the images whose names are ``recorded`` (place -> name) at their places.
 
-    Places before the last recorded one that nothing is recorded of are filled in ``order``; if the recorded names were
-    not read in that order, but sorted, as by earlier versions, they are filled sorted.
+    Of the first ``n`` places, those that nothing is recorded of are filled in ``order``; if the recorded names were not
+    read in that order, but sorted, as by earlier versions, they are filled sorted.
     """
     number = {name: i for i, name in enumerate(names)}
     found = {place: number[name] for place, name in recorded.items() if name in number}
@@ -63,7 +63,7 @@ def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int
     by_name = sorted(range(len(names)), key=lambda i: names[i].split("/"))
     as_now = _agreeing(found, order) >= _agreeing(found, by_name)
     filling = iter(rest if as_now else [i for i in by_name if i not in taken])
-    end = max(recorded, default=-1) + 1
+    end = max(n, max(recorded, default=-1) + 1)
     first = [found[place] if place in found else next(filling, None) for place in range(end)]
     begun = [i for i in first if i is not None]
     used = set(begun)

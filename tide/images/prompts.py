@@ -21,7 +21,8 @@ def prompt_of(value: Any, where: str) -> str:
         value = next((each for each in value if each not in (None, "")), None)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    is_whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if is_whole and not isinstance(value, bool):  # a column of numbers in which some are missing holds floats
         return str(int(value))
     if not isinstance(value, str):
         raise TideError(f"{where} holds no text; name the captions' column with caption_column")

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -54,8 +55,13 @@ class Samples(ABC):
         """What the first ``n`` images and captions are. Reads their files, and decodes none where the data can do
         so."""
         self.samples = []
-        next(self._pairs(n, self.samples), None)
+        if n > 0:
+            next(self._pairs(n - 1, self.samples), None)
         return self.samples
+
+    def captions(self) -> Iterator[str]:
+        """All captions, without the images where the data can do so."""
+        return (caption for _, captions in self for caption in captions)
 
     def without(self, digests: Collection[str]) -> Self:
         """The same without the images whose digests these are."""
@@ -63,8 +69,11 @@ class Samples(ABC):
         found.samples, found.excluded = [], self.excluded | frozenset(digests)
         return found
 
-    def beginning_with(self, recorded: Mapping[int, Sample]) -> Self:
-        """The same images, those that are ``recorded`` (place -> sample) at their places if the order is free."""
+    def beginning_with(self, recorded: Mapping[int, Sample], n: int = 0) -> Self:
+        """The same images, those that are ``recorded`` (place -> sample) at their places if the order is free.
+
+        ``n``: how many were read then; of a damaged part nothing is recorded.
+        """
         return self
 
     def tell(self, without_caption: int, n: int) -> None:
@@ -104,11 +113,22 @@ class Selected(Samples):
         """How many images there are, without those held out."""
         return len(self.order)
 
-    def beginning_with(self, recorded: Mapping[int, Sample]) -> Self:
+    def beginning_with(self, recorded: Mapping[int, Sample], n: int = 0) -> Self:
         found = copy.copy(self)
         found.samples = []
-        found.order = continuing(self.names, self.order, {place: each.name for place, each in recorded.items()})
+        found.order = continuing(self.names, self.order, {place: each.name for place, each in recorded.items()}, n)
         return found
+
+    def samples_before(self, n: int) -> list[Sample]:
+        if self.on_error == "skip":
+            return super().samples_before(n)
+        self.samples = [self.images.sample(i) for i in islice(self._kept(), n)]
+        return self.samples
+
+    def captions(self) -> Iterator[str]:
+        if self.on_error == "skip":
+            return super().captions()
+        return map(self.images.caption, self._kept())
 
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         for i in self._kept():

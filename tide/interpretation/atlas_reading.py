@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
@@ -67,11 +67,13 @@ def make_atlas(
     The other arguments, and what is raised, are those of :func:`read_atlas`; also raises
     :class:`~tide.errors.TideError` if no latent fires or ``limit`` is below 1.
     """
+    check_source(source)
     out, block = Path(out), model.config.trained_block
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
     atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
-    note = f"Pipeline {adapter.name or type(adapter.pipe).__name__}, {source.described}.{_about_labels(masks, atlas)}"
+    name = adapter.name or type(adapter.pipe).__name__
+    note = f"Pipeline {name}, {what_was_read(model, source)}.{_about_labels(masks, atlas)}"
     title = f"What the latents of block {block} respond to"
     with writing or nullcontext():
         write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
@@ -89,6 +91,16 @@ def _known_masks(
     return source.batches.masks(n, grid), source.batches.level_of
 
 
+def what_was_read(model: TIDE, source: Source) -> str:
+    """The images of the last iteration in words, and how many of them trained the checkpoint if it records that."""
+    if model.trained_on is None:
+        return source.described
+    samples = source.samples()
+    n = sum(sample.image in model.trained_on.images for sample in samples)
+    share = "none" if n == 0 else "all" if n == len(samples) else f"{n:,}"
+    return f"{source.described} ({share} of them training images)"
+
+
 def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
     """How latents were labelled, for the page."""
     if atlas.labels is None:
@@ -100,9 +112,10 @@ def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
             f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
         )
     return (
-        " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on every "
-        f"second image and measured on the others, and is shown where that AUROC is at least {LEAST_AUROC} and clearly "
-        "above chance."
+        " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on "
+        f"every second image and measured on the others, and is shown where that AUROC is at least {LEAST_AUROC} and "
+        "clearly above chance. The model reads the captions, too: a latent may follow the word and not what the image "
+        "shows."
     )
 
 
@@ -141,6 +154,7 @@ def read_atlas(
         TideError: the source cannot be read or is empty, an activation is not finite, the model does not know its
             block, or the masks are of more images than there are or have no level.
     """
+    check_source(source)
     if masks and (unknown := masks.keys() - (level_of or {}).keys()):
         raise TideError(f"the level of the concept {min(unknown)!r} is not known; add it to level_of")
     timesteps = adapter.sampling_timesteps(10) if timesteps is None else timesteps

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid
 from tide.editing.masks import image_mask
@@ -127,6 +127,7 @@ def caption_concepts(
         TideError: there are no words or no images for them, no caption holds a word or every one does, the source
             cannot be read, or the model does not know its block.
     """
+    check_source(source)
     if isinstance(words, str) or not words:
         raise TideError(f"words = {words!r} must be a list of one word or more, such as ['house']")
     if images_per_concept < 1 or top_images < 1:

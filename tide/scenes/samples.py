@@ -30,6 +30,9 @@ class SceneSamples(Samples):
         found.pairs = [pair for pair in self.pairs if digest(repr(pair[0])) not in found.excluded]
         return found
 
+    def captions(self) -> Iterator[str]:
+        return (caption for _, caption in self.pairs)
+
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[tuple[Tensor, str]]:
         for i, (scene, caption) in enumerate(self.pairs):
             samples.append(Sample(f"scene {i}", digest(repr(scene)), digest(caption)))

@@ -25,7 +25,7 @@ from tide.studies.mask_concepts import MeasuredConcepts, heat_map
 from tide.studies.models import check_replaceable, train
 from tide.studies.options import Stages
 from tide.studies.references import LayoutProbe
-from tide.studies.report import EditStrip, HeatMaps, write_report
+from tide.studies.report import EditStrip, FirstPicture, HeatMaps, write_report
 from tide.studies.tasks import DRAW_BATCH, EditOutcome, EditTask, summarise
 from tide.studies.trial import ASKED, PROMPT, Setting, Trial
 from tide.training import TrainConfig
@@ -59,8 +59,9 @@ class Sizes(measurements.Sizes):
     towards_strengths: tuple[float, ...] = (1.0,)
     #: The one of ``strengths`` that development prompts chose.
     strength: float = 1.5
-    #: Development prompts of each edit, among which the first picture is chosen.
+    #: Development prompts of each edit, and strengths, among which the first picture is chosen: half a minute.
     first_prompts: int = 2
+    first_strengths: tuple[float, ...] = (1.0, 1.5, 2.0)
     token_fraction: float = 0.5
     batch_tokens: int = 1024
 
@@ -76,7 +77,7 @@ class Sizes(measurements.Sizes):
 
 
 DEFAULT = Sizes(2048, 256, 64, 10, 200, 10, 2500, 4, 384, (0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0))
-FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,), first_prompts=1)
+FAST = Sizes(192, 64, 8, 3, 64, 2, 80, 2, 48, (1.0, 1.5), (1.5,), first_prompts=1, first_strengths=(1.0, 1.5))
 
 
 def demo(
@@ -132,10 +133,7 @@ def demo(
         metrics |= {"concepts": found.concepts, "levels": found.levels}
     with stage("choose the first picture"):
         probe = LayoutProbe.fit(bench.adapter, bench.block, n_images=sizes.probe_images, seed=bench.seed)
-        tasks = _shown_tasks("dev", sizes.first_prompts, bench.seed)
-        first = first_picture(
-            Trial.of(bench.adapter, models["tide"], tasks, judge, probe, seed=bench.seed), sizes.strengths
-        )
+        first = _first(bench, models["tide"], judge, probe, sizes)
         metrics["first_picture"] = first.described()
     with stage("edit images and judge them"):
         edits, strips = _edits(bench, models["tide"], judge, probe, sizes)
@@ -175,6 +173,12 @@ def _shown_tasks(split: Split, n: int, seed: int) -> list[EditTask]:
             for i, (scene, caption) in enumerate(fitting[:n])
         ]
     return tasks
+
+
+def _first(bench: Bench, model: TIDE, judge: Judge, probe: LayoutProbe, sizes: Sizes) -> FirstPicture:
+    tasks = _shown_tasks("dev", sizes.first_prompts, bench.seed)
+    trial = Trial.of(bench.adapter, model, tasks, judge, probe, seed=bench.seed)
+    return first_picture(trial, sizes.first_strengths)
 
 
 @dataclass

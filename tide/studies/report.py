@@ -300,11 +300,11 @@ def loss_figures(metrics: Metrics) -> dict[str, Any] | None:
     untouched = {t: figure_of(v) or math.nan for t, v in (steps.get("clean") or {}).items()}
     curves = [
         _curve(name, label, [(_number(t), figure_of(v) / untouched.get(t, math.nan)) for t, v in each.items()])
-        for name, label in {"sae": "SAE", "tide": "TIDE", "ablated": "set to zero"}.items()
+        for name, label in {"sae": "SAE", "tide": "TIDE"}.items()
         if (each := steps.get(name))
     ]
-    caption = "Its ratio to the untouched model's, log scale: 1 is as good, lower is better."
-    chart = _chart("Denoising loss by timestep", curves, caption, log_y=True, **BY_TIMESTEP)
+    caption = "With the reconstruction, relative to the untouched model's: 1 is as good, lower is better."
+    chart = _chart("Denoising loss by timestep", curves, caption, **BY_TIMESTEP)
     return {"table": figures, "chart": chart} if names or chart else None
 
 
@@ -404,8 +404,10 @@ def trade_off(metrics: Metrics) -> dict[str, Any] | None:
         dashes, marker = ("--", "s") if name in METHODS and METHODS[name].raw else ("-", "o")
         ink = METHOD_INKS.get(name, "purple")
         series.append(Series(_label(name), ink, spots, dashes, "*" if name == PROMPT else marker, notes))
-    chart = _chart("Changed to the target against all else kept", series, x_label="all else kept", percent="xy",
-                   x_range=(-0.03, 1.06), y_range=(-0.03, 1.08))  # fmt: skip
+    xs = [x for each in series for x, _ in each.points if not math.isnan(x)]
+    least = max(-0.03, min(xs, default=0.0) - 0.1)
+    chart = _chart("Changed to the target against all else kept", series, "Upwards: changed to the target.",
+                   x_label="all else kept", percent="xy", x_range=(least, 1.06), y_range=(-0.03, 1.08))  # fmt: skip
     tried = metrics.get("tried") or []
     if chart is None:
         return None

@@ -13,7 +13,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Data, collect, prepare
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
-from tide.activations.source import Source
+from tide.activations.source import Source, check_source
 from tide.activations.store import ActivationStore
 from tide.activations.stream import LiveStream
 from tide.adapters.base import Adapter, Block, check_tensor
@@ -268,6 +268,7 @@ def live(
     Raises:
         TideError: the block does not exist, an image cannot be read, or the model does not fit the device.
     """
+    check_source(source)
     options = options or CollectOptions()
     model = build_model(adapter, block, config, tensor=options.tensor)
     index = model.config.trained_block
