@@ -53,7 +53,7 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
     with pytest.warns(
-        TideWarning, match="^fewer than 8 images of .*/ are left .*, so training images are measured; give"
+        TideWarning, match="^fewer than 8 images of .* are left .*, so training images are measured; give"
     ):
         result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
@@ -63,7 +63,7 @@ def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     assert "held-out" not in result.out
     metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     counts = {"fit": 5, "measured": 5, "loss": 5}
-    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}/"}
+    assert metrics["images"] == {**counts, "of": "training", "read": f"the 10 images of {images}"}
     ranks = {name: row.get("rank") for name, row in metrics["models"].items()}
     assert ranks == {"tide": None, "pca_k": 8, "pca_k/4": 2, "mean": 0}
     mse = {name: row["mse"] for name, row in metrics["models"].items()}

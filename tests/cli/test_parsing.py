@@ -7,6 +7,7 @@ import pytest
 from tide.cli.collect import Collect
 from tide.cli.edit import Edit
 from tide.cli.parsing import _in_a_line, check_text, given_options, parse
+from tide.cli.values import words
 from tide.errors import TideError
 
 
@@ -81,3 +82,8 @@ def test_given_options_are_words_and_not_values():
 def test_words_that_no_file_can_have(word):
     with pytest.raises(TideError, match="argument"):
         check_text(["collect", word])
+
+
+def test_a_word_that_is_composed_in_two_ways_is_one():
+    """Their pictures would have two names that look alike, and one on some file systems."""
+    assert words("caf\u00e9,cafe\u0301, CAF\u00c9 ") == ("caf\u00e9",)

@@ -174,6 +174,13 @@ def test_training_images_are_used_where_too_few_others_show_a_word(adapter, mode
     assert (found.kind, found.n_read) == ("training", 60)
 
 
+def test_few_images_that_trained_nothing_are_held_out_all_the_same(adapter, model, monkeypatch):
+    """Other data than the checkpoint's, too few for a score: to add training images is no remedy."""
+    monkeypatch.setattr(model, "trained_on", TrainedOn(("other",), frozenset({"0" * 16})))
+    found = find(adapter, model, ["near"], images=9)
+    assert (found.kind, found.n_images, found.concepts["near"]["auroc"]) == ("held-out", 9, None)
+
+
 def test_a_word_is_whole_and_of_any_case(adapter, model):
     assert find(adapter, model, ["NEAR"]).concepts["NEAR"]["images"] > 0
     message = r"none of the 24 captions read of 24 images of scenes holds 'nea'; name words that they do, or examine"

@@ -14,9 +14,9 @@ CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "rand
 SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
 #: What the columns mean.
 OF_CAPTIONS = (
-    "{read}.\nThe latent was chosen on one half of them, all figures are of the other half. "
-    "auroc: how well its mean over\nan image tells images with the word from those without (0.5 chance, 1 perfect). "
-    "neuron, random: of the best raw channel\nand of the best latent of an untrained autoencoder, chosen and scored alike."
+    "{read}.\nThe latent was chosen on one half of them, all figures are of the other half. auroc: how well its mean "
+    "over an\nimage tells images with the word from those without (0.5 chance, 1 perfect); neuron, random: of the best "
+    "raw channel\nand of the best latent of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
     "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the bundled\n"
@@ -35,7 +35,7 @@ def concepts_text(found: Row) -> str:
         return f"{table}\n\n{OF_SCENES}"
     table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
     images = found["images"]
-    read = f"{images['used']} {images_in_words(images['of'])}, of {images['read']}"
+    read = f"{images_in_words(images['used'], images['of'])}, of {images['read']}"
     return f"{table}\n\n{OF_CAPTIONS.format(read=read)}"
 
 

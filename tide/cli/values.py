@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -146,7 +147,7 @@ def _one_of(text: str, what: str, *known: str) -> str:
 
 def words(text: str) -> tuple[str, ...]:
     """``house,tree``: each names a picture's file as well."""
-    found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    found = tuple(dict.fromkeys(normalize("NFC", part).strip().lower() for part in text.split(",") if part.strip()))
     if not found:
         raise TideError("no concept is named; write them as house,tree")
     for word in found:

@@ -126,9 +126,11 @@ def _about(model: TIDE) -> dict[str, Any]:
 def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
     scale = float(model.activation_scale)
     found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
-    for name, rank in reversed(baseline_ranks(model.config.k).items()):
-        rank = min(rank, model.d_model)  # beyond that a PCA is the identity
-        found[name] = {**evaluate_reconstruction(pca.reconstruct(rank), measured, scale=scale), "rank": rank}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the same activations, which was given once
+        for name, rank in reversed(baseline_ranks(model.config.k).items()):
+            rank = min(rank, model.d_model)  # beyond that a PCA is the identity
+            found[name] = {**evaluate_reconstruction(pca.reconstruct(rank), measured, scale=scale), "rank": rank}
     return found
 
 

@@ -23,9 +23,9 @@ NOTHING_TO_RECOVER = (
 )
 
 
-def images_in_words(kind: str) -> str:
-    """What images of a :data:`~tide.images.trained.Kind` are called."""
-    return IMAGES[kind]
+def images_in_words(n: int, kind: str) -> str:
+    """How many images, and what those of a :data:`~tide.images.trained.Kind` are called."""
+    return f"{n} {IMAGES[kind].replace('images', 'image', 1) if n == 1 else IMAGES[kind]}"
 
 
 def evaluation_text(figures: dict[str, Any]) -> str:
@@ -41,7 +41,7 @@ def evaluation_sentence(figures: dict[str, Any]) -> str:
     """What the figures come to: variance explained, what the reconstruction costs, where it is worst."""
     tide, pca, kind = figures["models"]["tide"], figures["models"]["pca_k"], figures["sae"]["kind"]
     return (
-        f"On {figures['images']['measured']} {images_in_words(figures['images']['of'])} the {kind} explains "
+        f"On {images_in_words(figures['images']['measured'], figures['images']['of'])} the {kind} explains "
         f"{_cell(tide['explained_variance'], '.1%')} of the variance (PCA of rank {pca['rank']}: "
         f"{_cell(pca['explained_variance'], '.1%')}). {_cost(figures['diffusion_loss'])}"
     )
@@ -52,7 +52,7 @@ def _cost(loss: dict[str, Any]) -> str:
     if ratio is None:
         return f"With its reconstruction in place the diffusion loss has no ratio to the clean {loss['clean']:#.4g}"
     adds = f"adds {ratio - 1:.1%} to" if ratio >= 1 else f"takes {1 - ratio:.1%} off"
-    share = "zeroing the block does no harm that could be recovered"
+    share = f"no recovered share can be told from zeroing the block ({_cell(loss['ablated'], '#.4g')})"
     if loss["recovered"] is not None:
         share = f"of what zeroing the block adds, {loss['recovered']:.1%} is recovered"
     return (

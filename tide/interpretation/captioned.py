@@ -55,7 +55,7 @@ def pick_images(
     """The first ``wanted`` images with each word and the first ``wanted`` without it.
 
     Images that trained the checkpoint are left out where :data:`~tide.interpretation.image_scores.FEWEST` with each
-    word and without it remain, or ``wanted`` if that is less; otherwise all are used, with a
+    word and without it remain, or ``wanted`` if that is less; otherwise all are used if that gives more, with a
     :class:`~tide.errors.TideWarning`.
 
     Raises:
@@ -63,12 +63,12 @@ def pick_images(
     """
     concepts = {word: concept_of(word) for word in words}
     enough = min(FEWEST, wanted)
-    found = unseen(source, trained_on, 2 * enough)
+    found = unseen(source, trained_on, min(2 * enough, source.n_images))
     picked = _pick(adapter, found.source, concepts, wanted, found.kind)
     few, word = picked.fewest(words)
     if found.kind == "held-out" and few < enough:
-        picked = _pick(adapter, source, concepts, wanted, "training")
-        few, word = picked.fewest(words)
+        everything = _pick(adapter, source, concepts, wanted, "training")
+        picked = everything if everything.fewest(words)[0] > few else picked
     _check(picked, source, words)
     if picked.kind == "training":
         warnings.warn(
