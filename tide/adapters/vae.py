@@ -73,11 +73,11 @@ def _wide_enough(vae: Any) -> Iterator[None]:
     if not asked or any("_diffusers_hook" in vars(part) for part in vae.modules()) or _away(vae):
         yield
         return
-    vae.to(torch.float32)
+    torch.nn.Module.to(vae, torch.float32)  # diffusers' own warns at every change
     try:
         yield
     finally:
-        vae.to(torch.float16)
+        torch.nn.Module.to(vae, torch.float16)
 
 
 def _away(vae: Any) -> bool:
