@@ -26,8 +26,16 @@ def test_memory_that_no_machine_has(allocate: Callable[[], object]):
     assert out_of_memory(found.value)
 
 
-def test_a_gpu_that_is_full():
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.04 GB, max allowed: 9.07 GB)."),
+    ],
+    ids=["CUDA", "Apple"],
+)
+def test_a_gpu_that_is_full(error: Exception):
+    assert out_of_memory(error)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 #: Messages of PyTorch's CPU allocators and of its size arithmetic; a GPU's allocator has its own error type.
 _NO_MEMORY = (
     *("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "Cannot allocate memory"),
-    "Storage size calculation overflowed",
+    *("Storage size calculation overflowed", "MPS backend out of memory"),
 )
 
 

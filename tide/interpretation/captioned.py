@@ -73,8 +73,8 @@ def pick_images(
     if picked.kind == "training":
         warnings.warn(
             f"fewer than {enough} images of {source.shown or source.name} with {word!r}, or without it, are left "
-            "without those that trained this model, so training images are used; give other data, or train with "
-            "--hold-out",
+            "without those that trained this model, so training images are used; give other data, or train with a "
+            "larger --hold-out",
             TideWarning,
             stacklevel=3,
         )
