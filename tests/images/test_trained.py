@@ -40,6 +40,11 @@ def test_where_too_few_are_left_all_are_training_images(trained):
     assert (found.kind, found.words, found.source) == ("training", "training images", Images())
 
 
+def test_few_images_of_other_data_are_held_out():
+    found = unseen(Images(SAMPLES[3:5]), TrainedOn.of(["photos"], SAMPLES[:3]), least=4)
+    assert (found.kind, found.source.samples) == ("held-out", SAMPLES[3:5])
+
+
 def test_a_checkpoint_without_a_record_claims_nothing():
     found = unseen(Images(), None, least=1)
     assert (found.kind, found.words, found.source) == ("unrecorded", "images", Images())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
@@ -87,29 +89,23 @@ def _area(values: torch.Tensor, shows: torch.Tensor) -> float:
     return float(auroc(values[:, None], shows[:, None])[0, 0])
 
 
-class Coloured:
-    """Twenty-four flat images: "blue" ones are blue, and "seven" is said of every third whatever it shows."""
-
-    size = (64, 64)
-    n_images = 24
-    name, limited, described = "digits/", True, "24 of the 600 images of digits/"
-
-    def __iter__(self):
-        for start in range(0, 24, 6):
-            rows = range(start, start + 6)
-            blue = torch.tensor([i % 2 == 0 for i in rows])
-            images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(start)) * 0.1
-            images += torch.where(blue[:, None], torch.tensor([-1, -1, 0.9]), torch.tensor([0.9, -1, -1]))[
-                ..., None, None
-            ]
-            yield images, [f"a {'blue' if i % 2 == 0 else 'red'} {'seven' if i % 3 == 0 else 'two'}" for i in rows]
+def coloured() -> list[tuple[Image.Image, str]]:
+    """Twenty-four flat pictures: "blue" ones are blue, and "seven" is said of every third whatever it shows."""
+    rows = []
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 15, (64, 64, 3)).astype(np.uint8)
+        pixels[..., 0 if i % 2 else 2] += 240
+        rows.append((Image.fromarray(pixels), f"a {'red' if i % 2 else 'blue'} {'two' if i % 3 else 'seven'}"))
+    return rows
 
 
 def test_a_word_that_is_there_and_one_that_is_not(adapter, model, monkeypatch):
     """Without captions in the activations: a latent tells blue from red, and none tells seven from two."""
     encode = type(adapter).encode_prompts
     monkeypatch.setattr(type(adapter), "encode_prompts", lambda self, texts, n: encode(self, [""] * len(texts), n))
-    found = caption_concepts(adapter, model, Coloured(), ["blue", "seven"], timesteps=torch.tensor([20]))
+    found = caption_concepts(
+        adapter, model, open_source(coloured(), adapter), ["blue", "seven"], timesteps=torch.tensor([20])
+    )
     blue, seven = found.concepts["blue"], found.concepts["seven"]
     assert (blue["auroc"], blue["remark"]) == (1.0, "neuron and random as good")  # as flat images allow
     assert blue["interval"][0] > 0.5

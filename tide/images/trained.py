@@ -106,11 +106,15 @@ class Unseen(Generic[S]):
 
 
 def unseen(source: S, trained_on: TrainedOn | None, least: int) -> Unseen[S]:
-    """``source`` without the images that the checkpoint was trained on, if ``least`` are left; all of it otherwise.
+    """``source`` without the images that the checkpoint was trained on, if ``least`` are left or none had to be left
+    out; all of it otherwise.
 
     Reads the files of the images once, up to the ``least`` that are left, and decodes none where the data allow it.
     """
     if trained_on is None:
         return Unseen(source, "unrecorded")
     rest = source.without(trained_on.images)
-    return Unseen(rest, "held-out") if len(rest.samples_before(least)) >= least else Unseen(source, "training")
+    left = len(rest.samples_before(least)[:least])
+    if left == least or left == len(source.samples_before(least)[:least]):
+        return Unseen(rest, "held-out")
+    return Unseen(source, "training")
