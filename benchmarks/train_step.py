@@ -179,9 +179,9 @@ def measure_step(options: argparse.Namespace, out: Path) -> dict[str, float]:
 
 def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
     """Trainings in turn, the fastest of each kind."""
-    from tide.activations.identity import Sample
     from tide.activations.memory import ActivationPool
     from tide.activations.writer import StoreWriter
+    from tide.images.identity import Sample, digest
     from tide.training import from_stores
 
     rows = activations(options.rows, options.width)
@@ -190,7 +190,7 @@ def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
         for first in range(0, len(rows), 2**13):
             piece = rows.take(slice(first, first + 2**13)).compacted()
             names = [f"{number}" for number in range(int(piece.sample[0]), int(piece.sample[-1]) + 1)]
-            writer.add(piece, [Sample(*[name] * len(Sample._fields)) for name in names])
+            writer.add(piece, [Sample(name, digest(name), digest(name)) for name in names])
     config = TrainConfig(modulation=False, n_latents=options.latents, k=options.k, batch_tokens=options.tokens)
     sources = {
         "memory": ActivationPool([rows], options.tokens).from_step,

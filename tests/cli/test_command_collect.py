@@ -12,7 +12,7 @@ import torch
 from tests.helpers.cli_samples import N_IMAGES
 from tide.activations import ActivationStore, StoreWriter, stores
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import Sample
+from tide.images.identity import Sample
 from tide.runs import contents
 
 

@@ -197,7 +197,7 @@ def test_another_part_of_a_named_data_set_is_refused(cli, pipeline, tmp_path, mo
     fake = ModuleType("datasets")
     fake.load_dataset = lambda name, split, streaming: Rows(rows)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
+    monkeypatch.setattr("tide.images.opening.find_spec", lambda name: object())
     command = ["collect", "--pipeline", pipeline, "--data", "owner/pictures", "--block", 1, "--out", tmp_path / "s"]
     command += ["--batch-size", 2, "--images"]
     assert cli(*command, 2).code == 0

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.helpers.tiny_clip import save_tiny_clip
 from tide import TIDE
-from tide.activations.data import to_tensor
 from tide.evaluation.scorers import CLIPScorer, StubScorer
+from tide.images.tensors import to_tensor
 from tide.sae import TIDEConfig
 
 PROMPT, TOWARDS = "a red house", "a blue cone"

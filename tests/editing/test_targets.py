@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from tests.helpers.edit_samples import N
-from tide.activations.data import to_tensor
 from tide.editing import draw_latents, image_contrast, image_target, prompt_target
 from tide.editing.record import record_contrast, record_targets
 from tide.errors import TideError
+from tide.images.tensors import to_tensor
 from tide.sae import TIDE, TIDEConfig
 
 RUN = {"n_steps": 3, "seed": 4}

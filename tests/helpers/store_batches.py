@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import Sample
 from tide.activations.writer import StoreWriter
+from tide.images.identity import Sample
 
 INFO = {"block": 6, "tensor": "output"}
 

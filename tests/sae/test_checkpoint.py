@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
 from tide.files import replace_file
+from tide.images.trained import TrainedOn
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 MODULATION = ModulationConfig(d_model=6, d_embedding=10, n_frequencies=8, conditioned=True)
@@ -64,6 +65,45 @@ def test_what_is_written(saved):
     assert (config["family"], config["block"], config["tensor"]) == ("pixart", 6, "attention")
     assert config["versions"]["torch"] == torch.__version__
     assert {"W_enc", "b_enc", "W_dec", "b_dec", "activation_scale"} < load_file(saved / "model.safetensors").keys()
+
+
+IMAGES = TrainedOn(("photos", "scenes"), frozenset({"00" * 8, "0123456789abcdef", "fedcba9876543210"}), 0.1)
+
+
+@pytest.mark.parametrize("trained_on", [None, IMAGES, TrainedOn(("prompts.txt",), frozenset())], ids=["", "3", "none"])
+def test_the_images_that_trained_it_are_kept(tmp_path, trained_on):
+    original = model()
+    original.trained_on = trained_on
+    original.save_pretrained(tmp_path)
+    assert TIDE.from_pretrained(tmp_path).trained_on == trained_on
+    config = json.loads((tmp_path / "config.json").read_text())
+    recorded = {"data": ["photos", "scenes"], "images": 3, "hold_out": 0.1}
+    assert config.get("trained_on") == {None: None, IMAGES: recorded}.get(trained_on, config.get("trained_on"))
+    model().save_pretrained(tmp_path)  # one that does not say
+    assert TIDE.from_pretrained(tmp_path).trained_on is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: edit_config(f, trained_on=None), r"\(trained_on\): "),
+        (lambda f: edit_config(f, trained_on={"data": ["a"], "hold_out": 0.1}), r"\(trained_on\): images is missing"),
+        (
+            lambda f: edit_config(f, trained_on={"data": ["a"], "images": 2, "hold_out": 0.1}),
+            r"trained_on is of 2 images and their digests are torch.uint8 \[3, 8\]; the files are of different",
+        ),
+        (lambda f: edit_weights(f, trained_on=None), "trained_on is of 3 images and their digests are none"),
+        (lambda f: edit_weights(f, trained_on=torch.ones(3, 8)), r"digests are torch.float32 \[3, 8\]"),
+    ],
+    ids=["no entry", "half an entry", "another number", "no digests", "not digests"],
+)
+def test_a_record_of_images_that_does_not_fit(tmp_path, spoil, message):
+    original = model()
+    original.trained_on = IMAGES
+    original.save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(TideError, match=message):
+        TIDE.from_pretrained(tmp_path)
 
 
 def test_weights_of_another_precision_are_read_as_float32(saved):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tide.activations import ActivationBatch, ActivationStore, collect
+from tide.activations import ActivationBatch, ActivationStore, StoreWriter, collect
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
 from tide.activations.source import Source
@@ -20,6 +20,7 @@ from tide.data import open_source
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint, pipeline_fingerprints
+from tide.images.trained import TrainedOn
 from tide.training import TrainConfig, build_model, from_pool, from_stores, live
 
 N = 10
@@ -68,6 +69,29 @@ def test_a_tide_from_stores_starts_from_the_pipeline_that_they_name(adapter, sto
     assert job.weights == pipeline_fingerprints(adapter.pipe)
     batches = store.batches(64, seed=0, epochs=None, buffer_rows=1024, start=2)
     assert torch.equal(next(job.batches(2)).x, next(batches).x)
+
+
+def test_a_checkpoint_of_stores_records_their_images(adapter, source, stores, tmp_path):
+    other = open_source("scenes", adapter, images=3, seed=1)
+    collect_to_disk(adapter, other, tmp_path / "other", blocks=(3,), options=OPTIONS)
+    photos = changed(tmp_path / "other", tmp_path / "photos", data="photos", hold_out=0.1)
+    job = from_stores([stores / "block-3", photos], PLAIN)
+    assert job.model.trained_on == TrainedOn(("scenes", "photos"), digests(source) | digests(other), 0.0)
+    assert from_stores([photos], PLAIN).model.trained_on == TrainedOn(("photos",), digests(other), 0.1)
+
+
+def digests(source: Source) -> frozenset[str]:
+    found = frozenset(sample.image for sample in source.samples_before(source.n_images))
+    assert len(found) == source.n_images
+    return found
+
+
+def test_a_store_without_a_record_of_its_images_gives_none(stores, tmp_path):
+    info = ActivationStore(stores / "block-3").info
+    with StoreWriter(tmp_path / "old", info=info) as writer:
+        writer.add(ActivationStore(stores / "block-3").read(0))
+        writer.flush()
+    assert from_stores([tmp_path / "old"], PLAIN).model.trained_on is None
 
 
 def test_one_folder_is_one_store(stores):
@@ -122,8 +146,10 @@ def test_from_a_pool(adapter, source):
     assert job.described["rows"] == len(pool) == N * 2 * 16
     assert job.data == job.described
     assert job.weights == pipeline_fingerprints(adapter.pipe)
-    named = from_pool(batches, adapter, CONFIG, block=3, name="scenes")
+    named = from_pool(batches, adapter, CONFIG, block=3, source=source)
     assert (named.data, named.described) == ({"name": "scenes", **job.described}, job.described)
+    assert job.model.trained_on is None
+    assert named.model.trained_on == TrainedOn(("scenes",), digests(source))
     again = from_pool((batch.to(dtype=torch.bfloat16) for batch in batches), adapter, CONFIG, block=3)
     assert again.described["fingerprint"] != job.described["fingerprint"]
 
@@ -133,6 +159,7 @@ def test_from_a_pool(adapter, source):
 
 def test_live(adapter, source):
     job = live(adapter, source, CONFIG, block=3, options=OPTIONS)
+    assert job.model.trained_on == TrainedOn(("scenes",), digests(source))
     batch = next(job.batches(1))
     assert (len(batch), batch.paired) == (64, True)
     cached = live(adapter, source, CONFIG, block=3, options=OPTIONS, cache=True)
@@ -150,7 +177,9 @@ def test_live(adapter, source):
 def test_a_live_stream_gives_the_same_bits_from_any_step(adapter, options, exact):
     """Ten images of 32 rows, or 16 without pairs, in windows of at most 100 rows."""
     images = open_source("scenes", adapter, images=N)
-    known = Source(images.name, images.size, N if exact else N + 5, images.batches, exact=exact)
+    known = Source(images.name, images.size, N if exact else N + 5, images.batches, exact=exact, hold_out=0.2)
+    trained_on = live(adapter, known, PLAIN, block=2, options=options, buffer_rows=100).model.trained_on
+    assert trained_on == TrainedOn(("scenes",), digests(images), 0.2)
 
     def batches(step: int, seed: int = 1) -> Iterator[ActivationBatch]:
         config = replace(PLAIN, batch_tokens=50, seed=seed)

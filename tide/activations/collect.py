@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.options import CollectOptions, check_count, check_fraction
+from tide.activations.options import CollectOptions, check_fraction
 from tide.adapters.base import GUIDANCE, Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
+from tide.checks import check_count
 from tide.errors import TideError
 
 #: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts.

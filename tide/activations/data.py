@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tide.activations.identity import Sample, digest
 from tide.activations.options import check_count
 from tide.errors import TideError
 from tide.files import file_digest, read_text
 from tide.files.schema import check_schema
 from tide.images.decode import MAX_BYTES, open_picture, to_rgb
+from tide.images.identity import Sample, digest
 from tide.messages import one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -70,7 +70,7 @@ def _opened(source: Path | bytes, name: str, on_error: OnError) -> Image.Image |
 class Samples(ABC):
     """Batches of images and captions, read again at every iteration, with a record of what was read.
 
-    ``samples`` holds a :class:`~tide.activations.identity.Sample` for every image that the last iteration passed.
+    ``samples`` holds a :class:`~tide.images.identity.Sample` for every image that the last iteration passed.
     """
 
     #: Whether samples that are left out cost no more than reading their files.

@@ -11,11 +11,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from tide.activations.identity import Sample
 from tide.errors import TideError
 from tide.files import file_digest, open_tensors, read_json
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
+from tide.images.identity import Sample
 
 FORMAT: Literal["tide-activations/1"] = "tide-activations/1"
 MANIFEST = "manifest.json"

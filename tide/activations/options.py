@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tide.adapters.base import check_tensor
+from tide.checks import check_count
 from tide.errors import TideError
 
 
@@ -44,11 +44,3 @@ def check_fraction(token_fraction: float) -> None:
     """Raises :class:`~tide.errors.TideError` for a share of tokens that is not valid."""
     if not 0 < token_fraction <= 1:
         raise TideError(f"token_fraction {token_fraction} is not in (0, 1]; 1/16 is usual")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises :class:`~tide.errors.TideError` unless ``value`` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TideError(f"{name} {value!r} is not a whole number; give at least 1")
-    if value < 1:
-        raise TideError(f"{name} {value} is too small; give at least 1")

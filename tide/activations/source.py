@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from tide.activations.data import Samples
-from tide.activations.identity import Sample, digest, digest_of
 from tide.errors import TideError
 from tide.files import read_text
+from tide.images.identity import Sample, digest, digest_of
+from tide.images.order import continuing
+from tide.images.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Source:
     """Batches of images ``[B, 3, H, W]`` in [-1, 1] with captions, read again at every iteration.
 
     Results record it as ``name``, with ``options`` where they matter. It gives at most ``n_images`` images, and exactly
-    that many if ``exact``; ``limited`` means that there may be more images than were asked for.
+    that many if ``exact``; ``limited`` means that there may be more images than were asked for. Messages call the data
+    ``shown``, which hold ``total`` images, if that is known. Of these a share ``hold_out`` is left out. ``notes`` are
+    sentences on what is read.
     """
 
     name: str
@@ -29,6 +33,10 @@ class Source:
     exact: bool = True
     limited: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    shown: str = ""
+    total: int | None = None
+    hold_out: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Sequence[str]]]:
         return self.from_sample(0)
@@ -43,20 +51,43 @@ class Source:
             if left <= 0:
                 return
 
+    @property
+    def described(self) -> str:
+        """The images in words, such as "60 of the 600 images of photos/"; once images were read that may be fewer than
+        ``n_images``, how many these were."""
+        n, data = self.n_images, self.shown or self.name
+        if not self.exact:
+            n = len(self.samples()) or n
+        images = "image" if n == 1 else "images"
+        if self.total is None:
+            return f"{n:,} {images} of {data}"
+        return f"the {n:,} {images} of {data}" if n == self.total else f"{n:,} of the {self.total:,} images of {data}"
+
+    def without(self, digests: Collection[str]) -> Source:
+        """The same without the images whose :attr:`~tide.images.identity.Sample.image` is among ``digests``; of the
+        others as many as there are, at most ``n_images``."""
+        return replace(self, batches=self.batches.without(digests), exact=False)
+
+    def beginning_with(self, recorded: Mapping[int, Sample]) -> Source:
+        """The same images, those that are ``recorded`` (place -> sample) at their places, as far as the order of the
+        data is free."""
+        return replace(self, batches=self.batches.beginning_with(recorded))
+
     def prompts(self, size: tuple[int, int]) -> Prompts:
         """The captions, to sample images of ``size`` from."""
         texts = tuple(caption for _, captions in self for caption in captions)
-        return Prompts(self.name, size, texts, self.limited, self.options)
+        return Prompts(
+            self.name, size, texts, self.limited, self.options, ordered=False, hold_out=self.hold_out, notes=self.notes
+        )
 
     def samples(self) -> list[Sample]:
         """What the last iteration read."""
         return self.batches.samples[: self.n_images]
 
     def samples_before(self, n: int) -> list[Sample]:
-        """What the first ``n`` images and captions are, and perhaps some after them. Reads the files of all of these,
-        and decodes none but the next, where the data can do so."""
-        next(self.batches.from_sample(n), None)
-        return self.batches.samples
+        """What the first ``n`` images and captions are. Reads the files of all of these, and decodes none but the next,
+        where the data can do so."""
+        return self.batches.samples_before(n)
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with the images read, their order and their captions.
@@ -73,7 +104,8 @@ class Source:
 class Prompts:
     """Prompts ``texts``, from which images of ``size`` (height, width in pixels) are sampled.
 
-    ``name``, ``limited`` and ``options`` are those of :class:`Source`.
+    ``ordered``: their order is the caller's, and not that of captions which were drawn from images. The other fields
+    are those of :class:`Source`.
     """
 
     name: str
@@ -81,6 +113,9 @@ class Prompts:
     texts: tuple[str, ...]
     limited: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    ordered: bool = True
+    hold_out: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:
@@ -92,10 +127,33 @@ class Prompts:
     def samples_before(self, n: int) -> list[Sample]:
         return self.samples()
 
+    def beginning_with(self, recorded: Mapping[int, Sample]) -> Prompts:
+        """The same prompts; if they are not ``ordered``, those ``recorded`` (place -> sample) at their places."""
+        if self.ordered:
+            return self
+        own = _numbered([digest(text) for text in self.texts])
+        places = sorted(recorded)
+        before = dict(zip(places, _numbered([recorded[place].caption for place in places]), strict=True))
+        order = continuing(own, range(len(own)), before)
+        return replace(self, texts=tuple(self.texts[i] for i in order))
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """The names, each with how often it came before, so that no two are alike."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        found.append(f"{name}/{seen[name]}")
+        seen[name] += 1
+    return found
+
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a text file that are not empty. Raises :class:`~tide.errors.TideError` if there are none."""
-    lines = [line.strip() for line in read_text(Path(path)).splitlines()]
+    """The lines of a text file that are not empty. Raises :class:`~tide.errors.TideError` if there are none.
+
+    A line ends at a line feed alone: U+2028 and other separators may stand in a prompt.
+    """
+    lines = [line.strip() for line in read_text(Path(path)).split("\n")]
     if not any(lines):
         raise TideError(f"{path} holds no prompts; write one a line")
     return [line for line in lines if line]

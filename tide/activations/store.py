@@ -17,10 +17,11 @@ from torch.utils.data import get_worker_info
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import sample_generator
-from tide.activations.manifest import open_shard, read_manifest, verify_shard
+from tide.activations.manifest import open_shard, read_manifest, samples_of, verify_shard
 from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
 from tide.files import file_digest
+from tide.images.identity import Sample
 
 #: Rows of one shard that are read and shuffled as one piece. Even, so that no pair is separated.
 CHUNK_ROWS = 1024
@@ -91,6 +92,16 @@ class ActivationStore:
             content = shard.get("sha256") or file_digest(self.path / shard["file"])
             digest.update(f"{content} {shard['rows']}\n".encode())
         return digest.hexdigest()[:16]
+
+    def samples(self) -> list[Sample] | None:
+        """The images and captions that it was collected from, in order; None if a shard does not record them."""
+        found: list[Sample] = []
+        for index in range(len(self.shards)):
+            of_shard = samples_of(self._file(index))
+            if of_shard is None:
+                return None
+            found += of_shard
+        return found
 
     def verify(self) -> None:
         """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not as written, or holds

@@ -12,19 +12,19 @@ from typing import Any
 from tqdm import tqdm
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import what_changed
 from tide.activations.manifest import places
 from tide.activations.source import Prompts, Source
 from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.images.identity import what_changed
 
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
 SHARDS = 20
 SMALLEST_SHARD = 2**20
 
-#: ``activations(start, stop)``: those of the samples ``start`` to ``stop - 1``, a pass at a time.
-Activations = Callable[[int, int], Iterable[dict[int, ActivationBatch]]]
+#: ``activations(data, start, stop)``: those of the samples ``start`` to ``stop - 1`` of the data, a pass at a time.
+Activations = Callable[[Any, int, int], Iterable[dict[int, ActivationBatch]]]
 
 
 def write_stores(
@@ -39,10 +39,11 @@ def write_stores(
     resume: bool = False,
     begun: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, int], int]:
-    """Writes ``activations(start, stop)`` to one store per block.
+    """Writes ``activations(data, start, stop)`` to one store per block.
 
-    All stores are locked before anything is written. When resuming, ``data`` must be those that the stores were
-    collected from; damaged shards are collected again, and a store that is behind the others after a crash catches up.
+    All stores are locked before anything is written. When resuming, ``data`` must hold what the stores were collected
+    from, and is read in their order as far as its own is free; damaged shards are collected again, and a store that is
+    behind the others after a crash catches up.
     What is found in a resumed store is noted on stderr.
 
     Args:
@@ -82,6 +83,8 @@ def write_stores(
             for block, folder in folders.items()
         }
         _check_disks(writers.values(), expected)
+        if data is not None:
+            data = _continuing(data, writers.values())
         for writer in writers.values():
             _tell(writer, info)
             if data is not None:
@@ -117,6 +120,13 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
+def _continuing(data: Source | Prompts, writers: Iterable[StoreWriter]) -> Source | Prompts:
+    """The data, beginning with what the stores recorded: they may have been collected when there were fewer images, or
+    in the order of an earlier version."""
+    recorded = {place: sample for writer in writers for place, sample in writer.recorded.items()}
+    return data.beginning_with(recorded) if recorded else data
+
+
 def _check_data(writer: StoreWriter, data: Source | Prompts) -> None:
     """Raises unless the data begin with what the store was collected from."""
     if not writer.recorded:
@@ -144,7 +154,7 @@ def _collect(
     is_first = True
     with tqdm(total=n, initial=max(0, n - missing), unit="image", disable=None) as bar:
         for start, stop, takers in segments:
-            for batches in activations(start, stop):
+            for batches in activations(data, start, stop):
                 first, end = _ends(batches)
                 samples = () if data is None else data.samples()[first:end]
                 for block in takers:

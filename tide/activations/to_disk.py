@@ -11,12 +11,14 @@ import torch
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, collect_sampling
+from tide.activations.manifest import MANIFEST, read_manifest
 from tide.activations.options import CollectOptions
 from tide.activations.source import Prompts, Source
 from tide.activations.stores import write_stores
 from tide.activations.writer import estimate_bytes, readable_size
 from tide.adapters.base import GUIDANCE, Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
+from tide.errors import TideError
 from tide.fingerprint import pipeline_fingerprints
 from tide.runs import Contents, read_run, record_measured, write_run
 
@@ -75,18 +77,20 @@ def collect_to_disk(
     folders = {block: folder if len(indices) == 1 else folder / f"block-{block}" for block in indices}
     expected = expected_bytes(adapter, source, options)
     each = " each" if len(indices) > 1 else ""
-    say(f"{source.n_images} images, {blocks_in_words(indices)}: about {readable_size(expected)} on disk{each}")
+    say(_announced(source, f"{blocks_in_words(indices)}: about {readable_size(expected)} on disk{each}"))
     info = _info(adapter, source, options, guidance_scale, seed)
     #: Folder -> the stores in it.
     described = {folder: folders, **{path: {block: path} for block, path in folders.items()}}
     for path in described:
         read_run(path)  # a damaged one is found before the work
+    for path in folders.values():
+        _check_hold_out(path, source.hold_out)
 
-    def activations(start: int, stop: int) -> Iterator[dict[int, ActivationBatch]]:
-        if isinstance(source, Prompts):
-            return _sampled(adapter, source, indices, options, guidance_scale, seed=seed, start=start, stop=stop)
+    def activations(data: Source | Prompts, start: int, stop: int) -> Iterator[dict[int, ActivationBatch]]:
+        if isinstance(data, Prompts):
+            return _sampled(adapter, data, indices, options, guidance_scale, seed=seed, start=start, stop=stop)
         length = caption_length(adapter)
-        return collect(adapter, source, indices, options, seed=seed, start=start, stop=stop, max_sequence_length=length)
+        return collect(adapter, data, indices, options, seed=seed, start=start, stop=stop, max_sequence_length=length)
 
     def begun() -> None:
         for path, stores in described.items():
@@ -108,6 +112,30 @@ def collect_to_disk(
         found = {"rows": sum(rows[block] for block in stores), "bytes": sum(sizes[block] for block in stores)}
         record_measured(path, {**found, "images": images})
     return Collected(folders, sum(rows.values()), images, sum(sizes.values()))
+
+
+def recorded_hold_out(folder: Path) -> float | None:
+    """The share of the images that the collection of a store, or of the stores in a folder, left out; None if there is
+    no store yet."""
+    for store in (folder, *sorted(folder.glob("block-*"))):
+        if (store / MANIFEST).is_file():
+            return float(read_manifest(store)["info"].get("hold_out", 0.0))
+    return None
+
+
+def _check_hold_out(store: Path, hold_out: float) -> None:
+    """A store that is resumed keeps its share. One of an earlier version records none, and nothing was left out."""
+    before = recorded_hold_out(store)
+    if before is not None and before != hold_out:
+        raise TideError(
+            f"{store} was collected with a hold_out of {before:g}, now {hold_out:g}; use the same or another folder"
+        )
+
+
+def _announced(source: Source | Prompts, what: str) -> str:
+    """What will be collected, and below it what is read."""
+    images = source.described if isinstance(source, Source) else f"{source.n_images} images"
+    return "\n".join([f"{images}, {what}", *source.notes])
 
 
 def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectOptions) -> int:
@@ -143,6 +171,7 @@ def _info(
         "mode": "sampling" if sampling else "noised",
         "data": source.name,
         **source.options,
+        **({"hold_out": source.hold_out} if source.hold_out else {}),
         "size": list(source.size),
         "timesteps": options.n_timesteps,
         "token_fraction": options.token_fraction,
@@ -165,7 +194,12 @@ def _contents(info: dict[str, Any], folder: Path, stores: dict[int, Path], n_ima
         family=info["family"],
         pipeline=info["pipeline"],
         weights=info["weights"],
-        data={"name": info["data"], "images": n_images, "size": info["size"]},
+        data={
+            "name": info["data"],
+            "images": n_images,
+            "size": info["size"],
+            **({"hold_out": info["hold_out"]} if "hold_out" in info else {}),
+        },
         files={"manifest.json": "index"}
         if folder in stores.values()
         else {path.name: "activations" for path in stores.values()},

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
-from tide.activations.identity import Sample, digest_of
 from tide.activations.manifest import (
     FORMAT,
     MANIFEST,
@@ -29,6 +28,7 @@ from tide.activations.manifest import (
 )
 from tide.errors import TideError
 from tide.files import file_digest, lock_folder, new_folders, replace_file, tensors_writer, write_json
+from tide.images.identity import Sample, digest_of
 from tide.provenance import check_unchanged
 
 #: Entries of ``info`` that may differ when a store is resumed: they affect the rounding of values only.

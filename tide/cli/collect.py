@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
-from tide.cli.values import Blocks, Flag, MaybeBytes, MaybeFile, MaybeNumber, Seed, option
+from tide.cli.values import HOLD_OUT, Blocks, Flag, MaybeBytes, MaybeFile, MaybeFraction, MaybeNumber, Seed, option
 
 if TYPE_CHECKING:
     from tide.activations.source import Prompts, Source
@@ -27,7 +27,10 @@ class LoadedModel(Model):
 class Collect(Command):
     """Collect activations into a store."""
 
-    usage: ClassVar[tuple[Aspect, ...]] = (with_option("sampling", uses="guidance"), kind_of_data(without="size"))
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        with_option("sampling", uses="guidance"),
+        kind_of_data(without="size", reserves=True),
+    )
     interrupted: ClassVar[str] = "whole shards are kept; rerun with --resume to continue"
 
     out: Annotated[str, option("STORE")]
@@ -40,6 +43,8 @@ class Collect(Command):
     """text file with one prompt per line, for --sampling instead of --data"""
     guidance: MaybeNumber = None
     """guidance scale for --sampling (default 4.5)"""
+    hold_out: MaybeFraction = None
+    """share of the images to leave out, for `tide evaluate` (default 0.1; with --resume that of the store)"""
     quota: MaybeBytes = None
     """disk limit of each store"""
     seed: Seed = 0
@@ -99,5 +104,22 @@ class Collect(Command):
             size, texts = image_size(adapter, self.source.size), read_prompts(Path(self.prompts))
             kept = tuple(texts[: self.source.images])
             return Prompts(str(Path(self.prompts).resolve()), size, kept, limited=len(kept) < len(texts))
-        source = source_of(self.source, adapter, seed=self.seed, batch_size=self.activations.batch_size)
+        source = source_of(
+            self.source,
+            adapter,
+            seed=self.seed,
+            batch_size=self.activations.batch_size,
+            hold_out=self._reserved(),
+        )
         return source.prompts(image_size(adapter, self.source.size)) if self.sampling else source
+
+    def _reserved(self) -> float:
+        """The share of the images to leave out. A store that is resumed keeps its own."""
+        from pathlib import Path
+
+        from tide.activations.to_disk import recorded_hold_out
+
+        if self.hold_out is not None:
+            return self.hold_out
+        before = recorded_hold_out(Path(self.out)) if self.resume else None
+        return HOLD_OUT if before is None else before

@@ -74,8 +74,11 @@ def data_or_scenes(source: D, pipeline: str, what: str, images: int) -> D:
     return replace(source, data=source.data or BUNDLED, images=images)
 
 
-def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train") -> Source:
-    """The images that the options name; rendered scenes are of combinations of ``split``."""
+def source_of(
+    source: Data, adapter: Adapter, *, seed: int, batch_size: int, split: Any = "train", hold_out: float = 0.0
+) -> Source:
+    """The images that the options name, but for the share ``hold_out``; rendered scenes are of combinations of
+    ``split``, and none are held out."""
     assert source.data is not None
     return open_source(
         source.data,
@@ -84,6 +87,7 @@ def source_of(source: Data, adapter: Adapter, *, seed: int, batch_size: int, spl
         size=source.size,
         batch_size=batch_size,
         seed=seed,
+        hold_out=0.0 if source.data == BUNDLED else hold_out,
         scene_split=split,
         skip_unreadable=source.skip_unreadable,
         split=source.split,

@@ -46,7 +46,8 @@ class Data:
     """Images with captions."""
 
     data: Annotated[str | None, read_by(str, "D"), option()] = None
-    """a folder of images with captions (metadata.jsonl or .txt files), a `datasets` name, or 'scenes' (rendered)"""
+    """a folder of images with captions (metadata.jsonl, .csv or .parquet, .txt files, or class folders), a data set
+    saved by `datasets`, Parquet files, a `datasets` name, or 'scenes' (rendered)"""
     images: MaybeCount = None
     """number of images to use (default: all, or 512 rendered scenes)"""
     size: MaybeSize = None
@@ -54,11 +55,11 @@ class Data:
     skip_unreadable: Flag = False
     """skip unreadable images with a warning"""
     split: Text = "train"
-    """split of a named data set"""
-    image_column: Text = "image"
-    """column of a named data set that holds the images"""
-    caption_column: Text = "text"
-    """column of a named data set that holds the captions"""
+    """split of a data set"""
+    image_column: MaybeText = None
+    """column of a data set that holds the images (default: image, or the first usual name)"""
+    caption_column: MaybeText = None
+    """column that holds the captions (default: text, caption, prompt, label, or the first usual name)"""
 
 
 @dataclass(frozen=True, kw_only=True)

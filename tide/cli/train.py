@@ -11,10 +11,12 @@ from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
 from tide.cli.values import (
+    HOLD_OUT,
     BlockName,
     Count,
     Flag,
     Folder,
+    Fraction,
     MaybeCount,
     MaybeFile,
     MaybeNames,
@@ -46,9 +48,9 @@ class Train(Command):
         with_option(
             "store",
             leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-            "token_fraction timesteps no_pairs batch_size block cache",
+            "token_fraction timesteps no_pairs batch_size block cache hold_out",
         ),
-        kind_of_data(),
+        kind_of_data(reserves=True),
         Aspect(
             _modulation,
             {
@@ -85,6 +87,8 @@ class Train(Command):
     """block to train on live: a number or 'penultimate'"""
     cache: Flag = False
     """keep encoded images and captions in memory during live training"""
+    hold_out: Fraction = HOLD_OUT
+    """share of the images that live training leaves out, for `tide evaluate`"""
     model: Model = field(default_factory=Model)
     source: Data = field(default_factory=Data)
     activations: Activations = field(default_factory=Activations)
@@ -142,9 +146,13 @@ class Train(Command):
             raise TideError("a live stream runs a pipeline; give --pipeline")
         options = collect_options(self.activations)
         adapter = adapter_of(replace(self.model, device=config.device))
+        source = source_of(
+            self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
+        )
+        print("\n".join([f"Training on {source.described}.", *(f"{note.capitalize()}." for note in source.notes)]))
         return live(
             adapter,
-            source_of(self.source, adapter, seed=config.seed, batch_size=options.batch_size),
+            source,
             config,
             block=self.block,
             options=options,

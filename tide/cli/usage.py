@@ -40,23 +40,25 @@ def check_usage(command: Any, aspects: Iterable[Aspect], given: Set[str]) -> Non
             raise TideError(f"{options_of(type(command))[name].flag} is not used {mode}; leave it off")
 
 
-_FOLDER, _NAMED, _SCENES = "with a folder of images", "with a named data set", "with --data scenes"
-_NOTHING = "without --data"
+_FOLDER, _SAVED, _NAMED = "with a folder of images", "with a saved data set", "with a named data set"
+_SCENES, _NOTHING = "with --data scenes", "without --data"
 
 
 def _kind_of_data(command: Any) -> str:
-    from tide.activations.data import is_folder
+    from tide.images.kinds import kind_of
 
     data = value_of(command, "data")
     if data is None:
         return _NOTHING
-    return _SCENES if data == "scenes" else _FOLDER if is_folder(data) else _NAMED
+    return _SCENES if data == "scenes" else {"folder": _FOLDER, "saved": _SAVED, "named": _NAMED}[kind_of(data)]
 
 
-def kind_of_data(*, without: str = "") -> Aspect:
-    """What ``--data`` names; the options ``without`` are also used where it is not given."""
-    named = "size skip_unreadable split image_column caption_column"
-    return Aspect(_kind_of_data, {_FOLDER: "size skip_unreadable", _NAMED: named, _SCENES: "", _NOTHING: without})
+def kind_of_data(*, without: str = "", reserves: bool = False) -> Aspect:
+    """What ``--data`` names; the options ``without`` are also used where it is not given. ``reserves``: the command can
+    hold images out."""
+    folder = f"size skip_unreadable caption_column{' hold_out' if reserves else ''}"
+    rows = f"{folder} split image_column"
+    return Aspect(_kind_of_data, {_FOLDER: folder, _SAVED: rows, _NAMED: rows, _SCENES: "", _NOTHING: without})
 
 
 def with_option(name: str, *, uses: str = "", leaves_out: str = "") -> Aspect:

@@ -23,6 +23,8 @@ MOST_SEED = 2**32 - 1
 MOST_PIXELS = 2**16
 #: What PyTorch's numbers of 32 bits hold.
 MOST_NUMBER = 3e38
+#: The share of images that is left out of a training unless asked otherwise.
+HOLD_OUT = 0.1
 #: Bytes of a name that becomes part of a file's name.
 MOST_BYTES = 100
 
@@ -219,6 +221,7 @@ MaybeSeed = Annotated[int | None, read_by(seed, "N"), option()]
 MaybeSeeds = Annotated[int | None, read_by(seeds, "N"), option()]
 MaybePrompts = Annotated[int | None, read_by(prompts, "N"), option()]
 MaybeThreads = Annotated[int | None, read_by(threads, "N"), option()]
+MaybeFraction = Annotated[float | None, read_by(fraction, "X"), option()]
 MaybeNumber = Annotated[float | None, read_by(finite, "X"), option()]
 MaybeBlock = Annotated[int | str | None, read_by(block, "B"), option()]
 MaybeDtype = Annotated[str | None, read_by(dtype, "{bf16,fp16,fp32}"), option()]

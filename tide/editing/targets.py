@@ -12,13 +12,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from tide.activations.data import to_tensor
 from tide.adapters import Adapter
 from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import caption_length, image_size, n_tokens
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target
 from tide.editing.record import check_target_size, record_contrast, record_targets, run_noised
+from tide.images.tensors import to_tensor
 from tide.sae.model import TIDE
 
 

@@ -19,13 +19,16 @@ YAML_BYTES = 2**20
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text. Raises :class:`~tide.errors.TideError` if it is missing, unreadable or not text."""
+    """A UTF-8 file's text, without a byte-order mark.
+
+    Raises :class:`~tide.errors.TideError` if it is missing, unreadable or not text.
+    """
     try:
         if path.exists() and not path.is_file():
             raise TideError(f"{path} is not a file; check the path")
         if path.stat().st_size > TEXT_BYTES:
             raise TideError(f"{path} is larger than {TEXT_BYTES} bytes; check the path")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TideError(f"{path} does not exist; check the path") from None
     except OSError as error:

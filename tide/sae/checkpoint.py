@@ -20,6 +20,7 @@ from tide.files import (
     tensors_writer,
 )
 from tide.files.schema import check_schema
+from tide.images.trained import TrainedOn
 from tide.provenance import first_difference, versions
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
@@ -27,12 +28,19 @@ from tide.sae.modulation import ModulationConfig
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FORMAT = "tide-sae/1"
+#: The tensor of :meth:`tide.images.trained.TrainedOn.digests`, and the entry of the config beside it.
+TRAINED_ON = "trained_on"
 _MIXED = "config.json and model.safetensors are of different checkpoints, or damaged"
 
 
-def checkpoint_files(config: TIDEConfig, tensors: Mapping[str, Tensor], path: Path) -> dict[Path, Write]:
+def checkpoint_files(
+    config: TIDEConfig, tensors: Mapping[str, Tensor], path: Path, trained_on: TrainedOn | None = None
+) -> dict[Path, Write]:
     """The files of a checkpoint in the folder ``path``, for :func:`tide.files.replace_files`."""
     described = {"format": FORMAT, **asdict(config), "versions": versions()}
+    if trained_on is not None:
+        described[TRAINED_ON] = trained_on.recorded()
+        tensors = {**tensors, TRAINED_ON: trained_on.digests()}
     return {path / WEIGHTS: tensors_writer(tensors), path / CONFIG: json_writer(described)}
 
 
@@ -57,18 +65,22 @@ def load_config(path: Path, **expected: Any) -> TIDEConfig:
     return config
 
 
-def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, for a model whose own are ``like``.
+def load_weights(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], TrainedOn | None]:
+    """The tensors of a checkpoint, for a model whose own are ``like``, and the images that trained it, as far as it
+    records them.
 
     Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, and for tensors that are missing,
     surplus, misshaped, mistyped or not finite.
     """
     weights = path / WEIGHTS
     tensors = read_tensors(weights, "the checkpoint")
+    digests, recorded = tensors.pop(TRAINED_ON, None), read_config(path).get(TRAINED_ON)
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
     if not (scale := float(tensors["activation_scale"])) > 0:
         raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
-    return tensors
+    if recorded is None and digests is None:
+        return tensors, None
+    return tensors, TrainedOn.read(recorded, digests, str(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:

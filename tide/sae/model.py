@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tide.errors import TideError
 from tide.files import replace_files
+from tide.images.trained import TrainedOn
 from tide.sae.autoencoder import Autoencoder
 from tide.sae.checkpoint import checkpoint_files, load_config, load_weights
 from tide.sae.codes import Codes
@@ -59,6 +60,8 @@ class TIDE(Autoencoder):
         self.register_buffer("activation_scale", torch.ones(()))
         self.register_buffer("activation_mean", torch.zeros(config.d_model) if config.centre else None)
         self.modulation: Modulation | None = None
+        #: The images that it was trained on; None if that is not recorded.
+        self.trained_on: TrainedOn | None = None
         if modulation is not None and modulation.config != config.modulation:
             raise TideError(f"the modulation is not the config's ({config.modulation}); give both the same config")
         if config.modulation is not None:
@@ -252,7 +255,7 @@ class TIDE(Autoencoder):
     def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` to the folder ``path``; if one cannot be written, both stay
         as they were."""
-        replace_files(checkpoint_files(self.config, self.state_dict(), Path(path)))
+        replace_files(checkpoint_files(self.config, self.state_dict(), Path(path), self.trained_on))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, backend: str = "auto", **expected: Any) -> TIDE:
@@ -263,7 +266,8 @@ class TIDE(Autoencoder):
         :func:`~tide.sae.checkpoint.load_weights` refuse.
         """
         model = cls(load_config(Path(path), **expected), backend=backend)
-        model.load_state_dict(load_weights(Path(path), model.state_dict()))
+        weights, model.trained_on = load_weights(Path(path), model.state_dict())
+        model.load_state_dict(weights)
         return model.eval()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from tide.activations.data import Samples
-from tide.activations.identity import Sample, digest
+from tide.images.identity import Sample, digest
+from tide.images.samples import Samples
 from tide.scenes.annotate import concept_masks, images_of
 from tide.scenes.scene import LEVEL_OF, Split, prompts
 
@@ -24,6 +24,11 @@ class SceneSamples(Samples):
     def __init__(self, split: Split, n: int, seed: int, batch_size: int) -> None:
         super().__init__(batch_size)
         self.pairs = prompts(split, n, seed)
+
+    def without(self, digests: Collection[str]) -> Self:
+        found = super().without(digests)
+        found.pairs = [pair for pair in self.pairs if digest(repr(pair[0])) not in found.excluded]
+        return found
 
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[tuple[Tensor, str]]:
         for i, (scene, caption) in enumerate(self.pairs):

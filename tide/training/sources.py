@@ -11,7 +11,6 @@ import numpy as np
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Data, collect, prepare
-from tide.activations.identity import digest
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
 from tide.activations.source import Source
@@ -23,6 +22,8 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
+from tide.images.identity import digest
+from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
 from tide.sae import TIDE
 from tide.training.config import TrainConfig
@@ -110,6 +111,7 @@ def from_stores(
             )
     check_memory(config, first.d_model)
     model = _adapted(first, config, open_pipeline) if config.modulation else _plain(first, config)
+    model.trained_on = _images_of(stores)
     about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
     folders = [{"folder": str(store.path.resolve()), **each} for store, each in zip(stores, about, strict=True)]
     return Job(
@@ -141,6 +143,16 @@ def open_store(path: str | Path) -> ActivationStore:
     check_tensor(store.info["tensor"])
     store.verify()  # a flipped bit is a value like any other to a training
     return store
+
+
+def _images_of(stores: Sequence[ActivationStore]) -> TrainedOn | None:
+    """The images of all stores, or None if one does not record its own."""
+    samples = [store.samples() for store in stores]
+    if any(each is None for each in samples):
+        return None
+    reserved = min(float(store.info.get("hold_out", 0)) for store in stores)
+    names = [str(store.info["data"]) for store in stores if "data" in store.info]
+    return TrainedOn.of(names, [sample for each in samples for sample in each or ()], reserved)
 
 
 def mixed(
@@ -201,7 +213,7 @@ def from_pool(
     *,
     block: Block = "penultimate",
     tensor: str = "output",
-    name: str | None = None,
+    source: Source | None = None,
 ) -> Job:
     """Training on activations in memory, in a random order, epoch after epoch.
 
@@ -212,7 +224,8 @@ def from_pool(
         config: how it is trained.
         block: a number, negative from the end, or "penultimate".
         tensor: "output", "attention" or "feed_forward".
-        name: of the data, for ``run.json``.
+        source: the images that ``activations`` are of and whose iteration gave them. The checkpoint records them, so
+            that they are not taken for held-out ones.
 
     Raises:
         TideError: they are fewer than a batch, the block does not exist, or the model does not fit the device.
@@ -220,7 +233,10 @@ def from_pool(
     pool = ActivationPool(activations, config.batch_tokens, seed=config.seed)
     about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
     model = build_model(adapter, block, config, tensor=tensor)
-    data = {"name": name, **about} if name else about
+    data: dict[str, Any] = dict(about)
+    if source is not None:
+        data = {"name": source.name, **about}
+        model.trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
     batches = _ahead(pool.from_step, config, _POOL_BATCHES * config.batch_tokens)
     return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
@@ -280,6 +296,7 @@ def live(
         "pipeline": weights,
     }
     about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
+    about |= {"hold_out": source.hold_out} if source.hold_out else {}
     stream = LiveStream(
         collected,
         config.batch_tokens,
@@ -290,4 +307,5 @@ def live(
         buffer_rows=buffer_rows,
         seed=config.seed,
     )
+    model.trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
     return Job(config, model, stream.from_step, described, data=about, weights=weights)

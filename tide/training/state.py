@@ -24,6 +24,7 @@ from tide.files import (
 )
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
+from tide.images.trained import TrainedOn
 from tide.provenance import check_unchanged, first_difference
 from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.config import TIDEConfig
@@ -88,8 +89,8 @@ def holds_training(out: Path) -> bool:
     return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE))
 
 
-def write(out: Path, config: TIDEConfig, state: State) -> None:
-    """Writes everything in one step.
+def write(out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | None = None) -> None:
+    """Writes everything in one step; ``trained_on`` goes into the checkpoint.
 
     The resume state, which is complete in itself, is renamed into place first and ``training.json`` last: a run that is
     killed in between resumes from the state, and a run that ``training.json`` calls finished is finished.
@@ -109,7 +110,8 @@ def write(out: Path, config: TIDEConfig, state: State) -> None:
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
-    replace_files({**files, **checkpoint_files(config, state.model, out), out / TRAINING: json_writer(state.record)})
+    checkpoint = checkpoint_files(config, state.model, out, trained_on)
+    replace_files({**files, **checkpoint, out / TRAINING: json_writer(state.record)})
 
 
 def _named(state: State) -> dict[str, Tensor]:

@@ -387,7 +387,7 @@ class Trainer:
         weights = self.model.state_dict()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
-        write(self.out, self.model.config, state)
+        write(self.out, self.model.config, state, self.model.trained_on)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from tide.activations.data import to_tensor
 from tide.evaluation.scorers import StubScorer, score_edits
+from tide.images.tensors import to_tensor
 
 GREYS = [Image.new("RGB", (24, 16), (value, value, 255 - value)) for value in (10, 10, 60, 200)]
 

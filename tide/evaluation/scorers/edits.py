@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from tide.activations.data import to_tensor
 from tide.evaluation.scorers.base import ImageTextScorer, Scorer
+from tide.images.tensors import to_tensor
 
 
 class Distance(Scorer, Protocol):

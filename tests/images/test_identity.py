@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tide.activations.identity import Sample, digest, digest_of, what_changed
+from tide.images.identity import Sample, digest, digest_of, what_changed
 
 
 def samples(text: str) -> list[Sample]:

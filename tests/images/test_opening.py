@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from tide.activations.collect import collect
-from tide.activations.data import image_folder, open_data
 from tide.adapters import adapter_for
 from tide.errors import TideError
+from tide.images.opening import image_folder, open_data
 
 
 def save(path, colour=(255, 0, 0), size=(64, 64)):
@@ -150,7 +150,7 @@ def test_open_data_reads_folders(folder):
 
 
 def test_open_data_without_datasets(monkeypatch):
-    monkeypatch.setattr("tide.activations.data.find_spec", lambda name: None)
+    monkeypatch.setattr("tide.images.opening.find_spec", lambda name: None)
     with pytest.raises(TideError, match=r"owner/pictures is not a folder; give one, or `pip install datasets`"):
         open_data("owner/pictures", 16)
 
@@ -193,7 +193,7 @@ def with_rows(monkeypatch):
         fake.load_dataset = lambda name, split, streaming: rows
         fake.Image = StoredImage
         monkeypatch.setitem(sys.modules, "datasets", fake)
-        monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
+        monkeypatch.setattr("tide.images.opening.find_spec", lambda name: object())
 
     return install
 
@@ -250,7 +250,7 @@ def test_open_data_with_datasets(monkeypatch):
     fake = ModuleType("datasets")
     fake.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    monkeypatch.setattr("tide.activations.data.find_spec", lambda name: object())
+    monkeypatch.setattr("tide.images.opening.find_spec", lambda name: object())
     ((images, captions),) = open_data("owner/pictures", 8, split="validation")
     assert asked == [("owner/pictures", "validation", True)]
     assert images.shape == (2, 3, 8, 8)
@@ -298,7 +298,7 @@ def test_a_reading_from_a_sample_on_knows_those_before(folder, start):
 
 def test_images_before_the_start_are_not_decoded(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr("tide.activations.data.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
+    monkeypatch.setattr("tide.images.samples.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
     list(image_folder(folder, 16).from_sample(2))
     assert len(opened) == 1
 

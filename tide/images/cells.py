@@ -1,0 +1,82 @@
+"""An image as a row of a data set holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.files import file_digest
+from tide.images.arrays import from_array
+from tide.images.decode import MAX_BYTES, open_picture, to_rgb
+from tide.images.identity import digest
+from tide.messages import one_line
+
+
+class Cell(NamedTuple):
+    """One image, called ``name`` in messages: a file's bytes, a file's path, or a picture."""
+
+    content: bytes | Path | Image.Image
+    name: str
+
+    def picture(self) -> Image.Image:
+        """Upright and in mode RGB. Raises :class:`~tide.errors.TideError` for an unreadable one."""
+        return self.content if isinstance(self.content, Image.Image) else open_picture(self.content, self.name)
+
+    def digest(self) -> str:
+        """Of the file's bytes, else of the picture's size and pixels."""
+        if isinstance(self.content, bytes):
+            return digest(self.content)
+        if isinstance(self.content, Path):
+            return file_digest(self.content)[:16]
+        return digest(f"{self.content.width}x{self.content.height} ".encode() + self.content.tobytes())
+
+
+def cell_of(value: Any, name: str, *, paths: bool = False) -> Cell:
+    """``value``: a picture of Pillow; a file's bytes; ``{"bytes": ..., "path": ...}``, as ``datasets`` has them
+    undecoded, where the path may be an address; an array or tensor (:func:`~tide.images.arrays.from_array`); and a
+    path where ``paths`` allows it.
+
+    Raises :class:`~tide.errors.TideError` for anything else.
+    """
+    if isinstance(value, dict):
+        path = value.get("path")
+        value = value.get("bytes")
+        if value is None and isinstance(path, str):
+            value = _fetched(path, name) if "://" in path else Path(path)
+    if paths and isinstance(value, str):
+        value = Path(value)
+    if isinstance(value, np.ndarray | Tensor):
+        value = from_array(value, name)
+    if isinstance(value, Image.Image):
+        return Cell(_upright(value, name), name)
+    if not isinstance(value, bytes | Path):
+        raise TideError(f"{name} holds no image; name the images' column with image_column")
+    return Cell(value, name)
+
+
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(picture)
+    except TideError:
+        raise
+    except Exception as error:  # Pillow opens files lazily, and damaged ones raise errors of many kinds
+        raise TideError(f"{name} is not a readable image ({one_line(error)}); give a whole one") from None
+
+
+def _fetched(path: str, name: str) -> bytes:
+    """The bytes of an image that a data set keeps as a file elsewhere."""
+    import fsspec  # comes with datasets
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read(MAX_BYTES + 1)
+            return content
+    except (OSError, ValueError) as error:
+        raise TideError(
+            f"the image of {name} could not be fetched ({one_line(error)}); try again, or leave that row out"
+        ) from None

@@ -1,0 +1,66 @@
+"""A folder of image files as a set of images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from tide.errors import TideError, TideWarning
+from tide.files import file_digest
+from tide.images.captions import captions_of
+from tide.images.decode import open_picture
+from tide.images.files import METADATA, SUFFIXES, Files, files_of
+from tide.images.sets import ImageSet
+
+
+class Folder(ImageSet):
+    """The images of a folder and of its subfolders, with their captions (:mod:`tide.images.captions`).
+
+    Warns of captions that match no image, and of pictures in formats that are not read. Raises
+    :class:`~tide.errors.TideError` for a folder that is missing or holds no images, and for faulty captions.
+    """
+
+    how_to_caption = f"write {METADATA[0]}, or a .txt file beside each image"
+
+    def __init__(self, path: Path, shown: str, caption_column: str | None = None) -> None:
+        if not path.is_dir():
+            raise TideError(f"{path} is not a folder; give one that holds images")
+        files = files_of(path)
+        captions = captions_of(files, caption_column)
+        self.path, self.shown, self.notes = path, shown, captions.notes
+        self.names: Sequence[str] = sorted([*files.pictures, *captions.added], key=lambda name: name.split("/"))
+        self.captions = captions.of
+        if not self.names:
+            raise TideError(f"{path} holds no images{_of_others(files)}; add some ({', '.join(SUFFIXES)})")
+        for fault in [*captions.faults, *_unread(files)]:
+            warnings.warn(fault, TideWarning, stacklevel=2)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def caption(self, i: int) -> str:
+        return self.captions.get(self.names[i], "")
+
+    def digest(self, i: int) -> str:
+        return file_digest(self.path / self.names[i])[:16]
+
+    def picture(self, i: int) -> Image.Image:
+        return open_picture(self.path / self.names[i])
+
+
+def _unread(files: Files) -> list[str]:
+    if not files.unread:
+        return []
+    return [f"{sum(files.unread.values())} pictures of {files.root} are not read{_of_others(files)}; convert them"]
+
+
+def _of_others(files: Files) -> str:
+    """Such as " (3 of .tif)"."""
+    counts = ", ".join(f"{n} of {suffix}" for suffix, n in sorted(files.unread.items()))
+    return f" ({counts}; formats that are read: {', '.join(SUFFIXES)})" if counts else ""
