@@ -117,6 +117,13 @@ def test_a_large_photo_is_read_within_the_stated_memory(tmp_path, size, kind):
     assert n_pixels < MAX_PIXELS
 
 
+def test_pillows_warning_of_half_that_size_is_not_passed_on(tmp_path):
+    rows = bytes(1252 * 9_000)  # one bit a pixel
+    header = struct.pack("<IiiHHIIiiII", 40, 10_000, 9_000, 1, 1, 0, len(rows), 0, 0, 2, 0) + b"\0\0\0\0\xff\xff\xff\0"
+    content = b"BM" + struct.pack("<IHHI", 62 + len(rows), 0, 0, 62) + header + rows
+    assert memory_for(tmp_path, content)[1] == "read"
+
+
 def exif_bomb(n: int = 20_000) -> bytes:
     """Entries that all point to the whole block."""
     size = 2 + 12 * n

@@ -163,6 +163,14 @@ def test_another_background_shows_where_white_does(kind):
         assert np.abs((white - black)[..., 0] - (255 - alpha)).max() <= 1
 
 
+@pytest.mark.parametrize(("mode", "key"), [("RGB", 0), ("L", (0, 0, 0)), ("P", None), ("L", None), ("YCbCr", "x")])
+def test_a_key_of_another_kind_than_the_pixels_is_none(mode, key):
+    image = Image.new(mode, (1, 1))
+    expected = to_rgb(image).getpixel((0, 0))
+    image.info["transparency"] = key
+    assert to_rgb(image).getpixel((0, 0)) == expected
+
+
 def test_black_shows_where_a_16_bit_grey_is_transparent():
     assert np.asarray(open_picture(png_of(words(9 << 8, 9), key(9 << 8), bits=16), background="black"))[0, 0, 0] == 0
 

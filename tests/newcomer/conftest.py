@@ -11,8 +11,8 @@ from tests.helpers.newcomer import CAPTIONS, DIGITS, Digit, digits, save_digits
 from tests.helpers.newcomer_flow import Flow
 from tests.helpers.newcomer_models import trained_dit, trained_pixart
 
-#: Steps of training of each pipeline: a dozen seconds on one core. Colours follow the captions then, forms hardly do.
-STEPS = 160
+#: Steps of training of each pipeline: ten seconds on one core. Colours follow the captions then, forms hardly do.
+STEPS = 130
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def test_evaluate_measures_the_pictures_that_were_held_out(flow):
 def trained_on(pictures, pipeline, out, *options) -> list:
     """Trains live for a moment, and evaluates on the same folder; what both commands were told of it."""
     data = ("--pipeline", pipeline, "--data", pictures)
-    small = ("--steps", 10, "--timesteps", 4, "--set", "n_latents=128", "k=8", "batch_tokens=256")
+    small = ("--steps", 10, "--timesteps", 4, "--buffer-rows", 512, "--set", "n_latents=128", "k=8", "batch_tokens=256")
     said = [tide("train", *data, *options, *small, "--out", out / "tide")]
     loss = ("--images", 60, "--loss-images", 2, "--loss-timesteps", 1)
     return [*said, tide("evaluate", *data, "--sae", out / "tide", *loss, "--out", out / "eval")]

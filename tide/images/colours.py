@@ -12,8 +12,6 @@ from PIL import Image, ImageCms
 #: Bytes of a colour profile at most; those of printers have up to 3 MB.
 MAX_PROFILE = 2**22
 
-#: The colour space that a profile must be of, by the mode of the pixels.
-_SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
 #: sRGB's own curve, as PNG's gamma states it.
 _SRGB_GAMMA = 1 / 2.2
 
@@ -50,11 +48,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     if len(profile) > MAX_PROFILE:
         return None
     try:
-        read = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if read.profile.xcolor_space != _SPACES[mode]:
-            return None
-        return ImageCms.buildTransform(read, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return ImageCms.buildTransform(BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # damaged, or of another colour space
         return None
 
 

@@ -23,6 +23,8 @@ _PLAIN = {
 }
 #: By what Pillow multiplies the pixels, but not the transparent value, of a PNG of 2 or 4 bits.
 _FACTORS = {"L;2": 85, "L;4": 17}
+#: What a transparent colour is in a mode; of the others, a number.
+_KEYS: dict[str, type | tuple[type, ...]] = {"RGB": tuple, "P": (int, bytes)}
 
 
 def to_rgb(image: Image.Image, background: Background = "white", name: str = "the picture") -> Image.Image:
@@ -48,7 +50,7 @@ def to_rgb(image: Image.Image, background: Background = "white", name: str = "th
 
 
 def _shown(image: Image.Image, background: Background, name: str) -> Image.Image:
-    image = _with_scaled_key(image)
+    image = _with_sound_key(image)
     plain = in_srgb(_plain(image, name), image.info)
     if plain.mode in ("LA", "RGBA"):
         plain = _on(background, plain.convert("RGBA"))
@@ -57,8 +59,9 @@ def _shown(image: Image.Image, background: Background, name: str) -> Image.Image
     return shown
 
 
-def _with_scaled_key(image: Image.Image) -> Image.Image:
-    """``image`` loaded, and the colour that a PNG calls transparent in the 8 bits of its pixels."""
+def _with_sound_key(image: Image.Image) -> Image.Image:
+    """``image`` loaded, and the colour that a PNG calls transparent in the 8 bits of its pixels. A key of another kind
+    than the pixels, left from a conversion, is dropped."""
     coded = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
     image.load()
     key = image.info.get("transparency")
@@ -67,9 +70,12 @@ def _with_scaled_key(image: Image.Image) -> Image.Image:
         scaled = key * _FACTORS.get(coded, 1)
     elif image.mode == "RGB" and isinstance(key, tuple) and (coded == "RGB;16B" or max(key) > 255):
         scaled = tuple(value >> 8 for value in key)
-    if scaled != key:
+    sound = isinstance(key, _KEYS.get(image.mode, int))
+    if scaled != key or (not sound and "transparency" in image.info):
         image = image.copy()
         image.info["transparency"] = scaled
+        if not sound:
+            del image.info["transparency"]
     return image
 
 
