@@ -164,7 +164,7 @@ def test_training_images_are_left_out(adapter, model, monkeypatch):
 def test_training_images_are_used_where_too_few_others_show_a_word(adapter, model, monkeypatch):
     source = open_source("scenes", adapter, images=60)
     monkeypatch.setattr(model, "trained_on", trained_on(source, 40))
-    message = r"fewer than 8 images of scenes with 'purple', or without it, are left .* train with --hold-out"
+    message = r"fewer than 8 images of scenes with 'purple', or without it, are left .* train with a larger --hold-out"
     with pytest.warns(TideWarning, match=message):
         found = find(adapter, model, ["near", "purple"], images=60)
     assert (found.kind, found.n_read) == ("training", 60)
