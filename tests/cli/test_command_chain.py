@@ -106,7 +106,7 @@ def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
     captions = [json.loads(line)["text"] for line in (images / "metadata.jsonl").read_text().splitlines()]
     words = [word for word in ("near", "snow", "red") if 0 < sum(word in c.split() for c in captions) < N_IMAGES]
     options = ["--concepts", ",".join(words), "--images-per-concept", N_IMAGES, "--timesteps", 2, "--top-images", 2]
-    with pytest.warns(TideWarning, match="so training images are used; give other data, or train with a larger --hold-out"):
+    with pytest.warns(TideWarning, match="so training images are used; .* train with a larger --hold-out"):
         result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
     assert result.code == 0
     found = json.loads((tmp_path / "concepts.json").read_text())
