@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from tide.activations.source import Source
+from tide.activations.source import DIGESTS, Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_size
 from tide.errors import TideError
@@ -52,8 +52,10 @@ def open_source(
         size: height and width in pixels; the pipeline's own if None.
         batch_size: images a batch.
         seed: of the order of the images, or of the scenes.
-        hold_out: the share of the images, in [0, 1), that is left out, chosen by a hash of their names alone: the same
-            ones for every ``seed``, and also after images were added.
+        hold_out: the share of the images, in [0, 1), that is left out, the same ones for every ``seed``: chosen by a
+            hash of their names, in a folder, by that of their places in a data set, or of their contents if it is
+            streamed. They stay left out when images are added, but for folders so small that one image was taken to
+            have any.
         scene_split: the combinations that scenes are of: "train", "dev" or "test".
         skip_unreadable: leave unreadable images out, with a warning, in place of raising.
         split: of a data set that has several.
@@ -109,7 +111,7 @@ def _selected(data: Selected, name: str, size: tuple[int, int], images: int | No
         data,
         exact=data.on_error == "raise",
         limited=n < len(data),
-        options=dict(data.images.options),
+        options={**data.images.options, **({DIGESTS: "files or pixels"} if data.images.options else {})},
         shown=shown,
         total=total,
         hold_out=hold_out,
@@ -130,7 +132,7 @@ def _streamed(
         data,
         exact=False,
         limited=True,
-        options={"split": split, **data.options},
+        options={"split": split, **data.options, DIGESTS: "files or pixels"},
         shown=data.shown,
         hold_out=hold_out,
         notes=(*data.notes, *notes),

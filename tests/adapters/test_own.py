@@ -91,6 +91,14 @@ def test_without_its_adapter_it_is_refused(saved):
     assert str(raised.value) == message
 
 
+def test_a_class_that_an_adapters_module_only_imports_is_not_its_own(saved):
+    """Else a folder could name diffusers' own loader for a part, which checks nothing."""
+    file = saved / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vae": ["anything", "DiTPipeline"]}))
+    with pytest.raises(TideError, match="brings the module 'anything' for vae, which is not of diffusers"):
+        load_adapter(saved, device="cpu", adapter="own_adapter.py")
+
+
 def test_a_pipeline_of_diffusers_with_an_own_transformer(saved):
     file = saved / "model_index.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": "DiTPipeline"}))

@@ -47,10 +47,16 @@ def test_a_file_that_is_not_there(cli, tmp_path, checkpoint, name):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_checkpoint_of_a_family_without_an_adapter_says_which(cli, tmp_path, checkpoint, name, recorded):
     if recorded:
-        run = {"command": "train", "arguments": {"adapter": "my_adapter.py"}, "seed": 0, "versions": {}, "machine": {}}
+        run = {
+            "command": "train",
+            "arguments": {"adapter": "my_\nadapter.py"},
+            "seed": 0,
+            "versions": {},
+            "machine": {},
+        }
         (checkpoint / "run.json").write_text(json.dumps(run))
     result = cli(name, *RUNS[name], "--sae", checkpoint, "--pipeline", "scenes", "--out", tmp_path / "out")
-    trained = " (it was trained with --adapter my_adapter.py)" if recorded else ""
+    trained = " (it was trained with --adapter my_ adapter.py)" if recorded else ""
     message = f"{checkpoint} is of the family 'mine', which has no adapter here; give --adapter{trained}"
     assert result == (2, "", f"tide: error: {message}\n")
 

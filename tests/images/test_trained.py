@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tide.errors import TideError
-from tide.images.identity import Sample, digest
+from tide.images.identity import PIXELS, Sample, digest
 from tide.images.trained import TrainedOn, unseen
 
 SAMPLES = tuple(Sample(f"{i}.png", digest(str(i)), digest("")) for i in range(6))
@@ -54,7 +54,18 @@ def test_prompts_that_images_were_sampled_from_are_no_images():
     prompts = [Sample(f"prompt {i}", "", digest(str(i))) for i in range(3)]
     trained_on = TrainedOn.of(["prompts.txt"], prompts)
     assert trained_on.images == frozenset()
-    assert unseen(Images(), trained_on, least=6).kind == "held-out"
+    assert unseen(Images(), trained_on, least=6).kind == "unrecorded"
+
+
+@pytest.mark.parametrize("trained", ["files", "pixels"])
+def test_a_file_and_its_pixels_cannot_be_compared(trained):
+    """The same pictures, once as a folder and once as a list of PIL images."""
+    pixels = tuple(each._replace(image=PIXELS + digest(each.name)) for each in SAMPLES)
+    ways = {"files": SAMPLES, "pixels": pixels}
+    own = unseen(Images(ways[trained]), TrainedOn.of(["photos"], ways[trained][:2]), least=4)
+    assert (own.kind, own.source.samples) == ("held-out", ways[trained][2:])
+    (other,) = (ways[each] for each in ways if each != trained)
+    assert unseen(Images(other), TrainedOn.of(["photos"], ways[trained]), least=4).kind == "unrecorded"
 
 
 def test_data_are_named_once_and_digests_checked():

@@ -67,7 +67,7 @@ def test_what_is_written(saved):
     assert {"W_enc", "b_enc", "W_dec", "b_dec", "activation_scale"} < load_file(saved / "model.safetensors").keys()
 
 
-IMAGES = TrainedOn(("photos", "scenes"), frozenset({"00" * 8, "0123456789abcdef", "fedcba9876543210"}), 0.1)
+IMAGES = TrainedOn(("photos", "scenes"), frozenset({"00" * 8, "pixels 0123456789abcdef", "fedcba9876543210"}), 0.1)
 
 
 @pytest.mark.parametrize("trained_on", [None, IMAGES, TrainedOn(("prompts.txt",), frozenset())], ids=["", "3", "none"])
@@ -90,10 +90,10 @@ def test_the_images_that_trained_it_are_kept(tmp_path, trained_on):
         (lambda f: edit_config(f, trained_on={"data": ["a"], "hold_out": 0.1}), r"\(trained_on\): images is missing"),
         (
             lambda f: edit_config(f, trained_on={"data": ["a"], "images": 2, "hold_out": 0.1}),
-            r"trained_on is of 2 images and their digests are torch.uint8 \[3, 8\]; the files are of different",
+            r"trained_on is of 2 images and their digests are torch.uint8 \[3, 9\]; the files are of different",
         ),
         (lambda f: edit_weights(f, trained_on=None), "trained_on is of 3 images and their digests are none"),
-        (lambda f: edit_weights(f, trained_on=torch.ones(3, 8)), r"digests are torch.float32 \[3, 8\]"),
+        (lambda f: edit_weights(f, trained_on=torch.ones(3, 9)), r"digests are torch.float32 \[3, 9\]"),
     ],
     ids=["no entry", "half an entry", "another number", "no digests", "not digests"],
 )

@@ -94,6 +94,13 @@ def test_a_store_without_a_record_of_its_images_gives_none(stores, tmp_path):
     assert from_stores([tmp_path / "old"], PLAIN).model.trained_on is None
 
 
+@pytest.mark.parametrize(("digests_of", "recorded"), [({}, False), ({"digests": "files or pixels"}, True)])
+def test_digests_of_resized_images_identify_nothing(stores, tmp_path, digests_of, recorded):
+    """Stores of named data sets that earlier versions wrote hold such digests."""
+    path = changed(stores / "block-3", tmp_path / "s", data="owner/pictures", split="train", **digests_of)
+    assert (from_stores([path], PLAIN).model.trained_on is not None) is recorded
+
+
 def test_one_folder_is_one_store(stores):
     for path in (stores / "block-3", str(stores / "block-3")):
         assert len(from_stores(path, PLAIN).data["stores"]) == 1
@@ -154,6 +161,17 @@ def test_from_a_pool(adapter, source):
     assert again.described["fingerprint"] != job.described["fingerprint"]
 
 
+def test_a_pool_records_the_images_that_it_holds(adapter):
+    """Whatever else of the source was read."""
+    images = open_source("scenes", adapter, images=4)
+    batches = collected(adapter, images)
+    every = digests(images)
+    assert from_pool(batches[:1], adapter, CONFIG, block=3, source=images).model.trained_on.images == every
+    images.samples_before(2)
+    with pytest.raises(TideError, match=r"are of 4 images and scenes was read since, 2 images of it; call from_pool"):
+        from_pool(batches, adapter, CONFIG, block=3, source=images)
+
+
 # -- live ------------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +185,7 @@ def test_live(adapter, source):
     assert cached.described == job.described
     assert job.described["pipeline"] == job.weights == pipeline_fingerprints(adapter.pipe)
     assert (job.described["block"], job.described["token_fraction"], job.described["images"]) == (3, 0.25, N)
+    assert job.described["hold_out"] == 0  # of a data set that is streamed, the fingerprint does not tell it
     assert job.data == {"name": "scenes", "images": N, "size": [64, 64], "fingerprint": source.fingerprint()}
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.trainings import MODULATION, D, K, N, assert_same, interrupted, model, state, stream, trainer
 from tide.errors import TideError
 from tide.files import lock_folder
+from tide.images.trained import TrainedOn
 from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, TrainConfig, Trainer, is_trained
 
@@ -215,6 +216,23 @@ def test_the_state_alone_is_enough(out, whole, name, damage):
     assert job.history == whole.history
     assert_same(state(TIDE.from_pretrained(out)), state(whole.model))
     assert is_trained(str(out), job.config)
+
+
+def test_images_that_trained_it_before_count_as_well(tmp_path):
+    """A data set that is streamed may hold others by now."""
+    before = TrainedOn(("pictures",), frozenset({"0" * 16, "1" * 16}), 0.1)
+    now = TrainedOn(("pictures",), frozenset({"1" * 16, "2" * 16}), 0.1)
+    sae = model()
+    sae.trained_on = before
+    with pytest.raises(TideError):
+        trainer(tmp_path, sae, steps=6, checkpoint_every=4).fit(interrupted(4))
+    for trained_on, found in ((None, before), (now, before | now)):
+        resumed = model()
+        resumed.trained_on = trained_on
+        job = trainer(tmp_path, resumed, steps=6, checkpoint_every=4)
+        job.fit(stream, resume=True)
+        assert TIDE.from_pretrained(tmp_path).trained_on == found
+    assert found.images == {"0" * 16, "1" * 16, "2" * 16}
 
 
 def test_a_checkpoint_without_its_state_is_not_overwritten(out):

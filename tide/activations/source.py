@@ -16,6 +16,10 @@ from tide.images.identity import Sample, digest, digest_of
 from tide.images.order import continuing
 from tide.images.samples import Samples
 
+#: The option of a data set's images that says what their digests are of. Earlier versions, which lack it, took resized
+#: images.
+DIGESTS = "digests"
+
 
 @dataclass(frozen=True)
 class Source:

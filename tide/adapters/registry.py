@@ -155,5 +155,6 @@ def own_class(name: str, base: type = object) -> Any:
         if module.partition(".")[0] not in _LIBRARIES:
             found = getattr(sys.modules.get(module), name, None)
             if isinstance(found, type) and issubclass(found, base) and hasattr(found, "from_pretrained"):
-                return found
+                if found.__module__.partition(".")[0] not in _LIBRARIES:  # not one that it only imports
+                    return found
     return None

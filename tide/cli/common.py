@@ -20,6 +20,7 @@ from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.messages import one_line
 from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
@@ -62,7 +63,7 @@ def check_family(checkpoint: str | Path) -> None:
     if family is None or serves_family(family):
         return
     named = _adapter_of_training(Path(checkpoint))
-    trained = "" if named is None else f" (it was trained with --adapter {named})"
+    trained = "" if named is None else f" (it was trained with --adapter {one_line(named, 100)})"
     raise TideError(f"{checkpoint} is of the family {family!r}, which has no adapter here; give --adapter{trained}")
 
 

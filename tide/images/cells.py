@@ -12,7 +12,7 @@ from torch import Tensor
 from tide.errors import TideError
 from tide.images.arrays import from_array
 from tide.images.decode import MAX_BYTES, open_picture, to_rgb
-from tide.images.identity import digest, file_digest_of
+from tide.images.identity import PIXELS, digest, file_digest_of
 from tide.messages import one_line
 
 
@@ -27,12 +27,12 @@ class Cell(NamedTuple):
         return self.content if isinstance(self.content, Image.Image) else open_picture(self.content, self.name)
 
     def digest(self) -> str:
-        """Of the file's bytes, else of the picture's size and pixels."""
+        """Of the file's bytes, else, after :data:`~tide.images.identity.PIXELS`, of the picture's size and pixels."""
         if isinstance(self.content, bytes):
             return digest(self.content)
         if isinstance(self.content, Path):
             return file_digest_of(self.content, self.name)
-        return digest(f"{self.content.width}x{self.content.height} ".encode() + self.content.tobytes())
+        return PIXELS + digest(f"{self.content.width}x{self.content.height} ".encode() + self.content.tobytes())
 
 
 def cell_of(value: Any, name: str, *, paths: bool = False) -> Cell:

@@ -15,9 +15,13 @@ from tide.errors import TideError
 from tide.files import file_digest
 from tide.messages import one_line
 
+#: In front of the digest of an image's pixels, which tells nothing about the file's that it may come from.
+PIXELS = "pixels "
+
 
 class Sample(NamedTuple):
-    """One image with its caption as read: its name, and digests of 16 hexadecimal digits (or empty)."""
+    """One image with its caption as read: its name, and digests of 16 hexadecimal digits (or empty). That of an image
+    is of its file's bytes, or after :data:`PIXELS` of the pixels of one that was given decoded."""
 
     name: str
     image: str

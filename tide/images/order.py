@@ -21,8 +21,8 @@ def seeded(names: Sequence[str], seed: int) -> list[int]:
 def held_out(names: Sequence[str], share: float) -> set[int]:
     """The numbers of the ``names`` that are held out: those whose hash, uniform in [0, 1), is below ``share``.
 
-    It is the same names whatever the seed, and names that are added change nothing for the others. Of two or more
-    names at least one is held out, and never all.
+    It is the same names whatever the seed, and names that are added change nothing for the others, with one exception:
+    of two or more names at least one is held out, that of the lowest hash, and never all.
 
     Raises :class:`~tide.errors.TideError` for a share that is not in [0, 1).
     """

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.files.schema import check_schema
-from tide.images.identity import Sample
+from tide.images.identity import PIXELS, Sample
 from tide.messages import one_line
 
-#: Bytes of a digest: 16 hexadecimal digits.
-_BYTES = 8
-_DIGEST = re.compile(r"[0-9a-f]{16}")
+#: Bytes of a digest: whether it is of pixels (1) or not (0), and 16 hexadecimal digits.
+_BYTES = 9
+_DIGEST = re.compile(rf"(?:{PIXELS})?[0-9a-f]{{16}}")
 
 #: What images are to a checkpoint: none of them trained it, some or all did, or it does not record which did.
 Kind = Literal["held-out", "training", "unrecorded"]
@@ -54,12 +54,18 @@ class TrainedOn:
             raise TideError(f"{one_line(wrong)} is not the digest of an image; collect these activations again")
         return cls(tuple(dict.fromkeys(data)), images, hold_out)
 
+    def __or__(self, other: TrainedOn) -> TrainedOn:
+        """The images of both; of their reserved shares the smaller."""
+        data = tuple(dict.fromkeys((*self.data, *other.data)))
+        return TrainedOn(data, self.images | other.images, min(self.hold_out, other.hold_out))
+
     def recorded(self) -> Recorded:
         return {"data": list(self.data), "images": len(self.images), "hold_out": self.hold_out}
 
     def digests(self) -> Tensor:
-        """``[images, 8]`` uint8, in ascending order."""
-        content = bytearray.fromhex("".join(sorted(self.images)))
+        """``[images, 9]`` uint8, in ascending order: 1 for a digest of pixels, else 0, and the digest."""
+        rows = sorted(f"{each.startswith(PIXELS):02x}{each.removeprefix(PIXELS)}" for each in self.images)
+        content = bytearray.fromhex("".join(rows))
         return torch.tensor(content, dtype=torch.uint8).reshape(-1, _BYTES)
 
     @classmethod
@@ -77,7 +83,8 @@ class TrainedOn:
             )
         rows = bytes(digests.contiguous().numpy()).hex()
         size = 2 * _BYTES
-        images = frozenset(rows[i : i + size] for i in range(0, len(rows), size))
+        each = (rows[i : i + size] for i in range(0, len(rows), size))
+        images = frozenset(f"{PIXELS if row.startswith('01') else ''}{row[2:]}" for row in each)
         return cls(tuple(recorded["data"]), images, recorded["hold_out"])
 
 
@@ -109,12 +116,22 @@ def unseen(source: S, trained_on: TrainedOn | None, least: int) -> Unseen[S]:
     """``source`` without the images that the checkpoint was trained on, if ``least`` are left or none had to be left
     out; all of it otherwise.
 
+    Unrecorded are also the images of a checkpoint that was trained on sampling runs of prompts, and images that were
+    given decoded where it was trained on files, or the other way round: their digests cannot be compared.
+
     Reads the files of the images once, up to the ``least`` that are left, and decodes none where the data allow it.
     """
-    if trained_on is None:
+    if trained_on is None or not trained_on.images:
         return Unseen(source, "unrecorded")
     rest = source.without(trained_on.images)
-    left = len(rest.samples_before(least)[:least])
-    if left == least or left == len(source.samples_before(least)[:least]):
+    found = rest.samples_before(least)[:least]
+    if not {_kind(sample.image) for sample in found} <= {_kind(image) for image in trained_on.images}:
+        return Unseen(source, "unrecorded")
+    if len(found) == least or len(found) == len(source.samples_before(least)[:least]):
         return Unseen(rest, "held-out")
     return Unseen(source, "training")
+
+
+def _kind(image: str) -> bool:
+    """What a digest is of: True for pixels. A file and its pixels have different ones."""
+    return image.startswith(PIXELS)

@@ -65,22 +65,27 @@ def load_config(path: Path, **expected: Any) -> TIDEConfig:
     return config
 
 
-def load_weights(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], TrainedOn | None]:
-    """The tensors of a checkpoint, for a model whose own are ``like``, and the images that trained it, as far as it
-    records them.
+def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, for a model whose own are ``like``.
 
     Raises :class:`~tide.errors.TideError` for a missing, truncated or pickled file, and for tensors that are missing,
     surplus, misshaped, mistyped or not finite.
     """
     weights = path / WEIGHTS
     tensors = read_tensors(weights, "the checkpoint")
-    digests, recorded = tensors.pop(TRAINED_ON, None), read_config(path).get(TRAINED_ON)
+    tensors.pop(TRAINED_ON, None)
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
     if not (scale := float(tensors["activation_scale"])) > 0:
         raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
-    if recorded is None and digests is None:
-        return tensors, None
-    return tensors, TrainedOn.read(recorded, digests, str(path))
+    return tensors
+
+
+def load_trained_on(path: Path) -> TrainedOn | None:
+    """The images that trained a checkpoint, as far as it records them; reads no weights."""
+    recorded = read_config(path).get(TRAINED_ON)
+    with open_tensors(path / WEIGHTS, "the checkpoint") as file:
+        digests = file.get_tensor(TRAINED_ON) if TRAINED_ON in file.keys() else None
+    return None if recorded is None and digests is None else TrainedOn.read(recorded, digests, str(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tide.errors import TideError
 from tide.files import replace_files
 from tide.images.trained import TrainedOn
 from tide.sae.autoencoder import Autoencoder
-from tide.sae.checkpoint import checkpoint_files, load_config, load_weights
+from tide.sae.checkpoint import checkpoint_files, load_config, load_trained_on, load_weights
 from tide.sae.codes import Codes
 from tide.sae.composed import composed_loss
 from tide.sae.config import TIDEConfig
@@ -266,8 +266,8 @@ class TIDE(Autoencoder):
         :func:`~tide.sae.checkpoint.load_weights` refuse.
         """
         model = cls(load_config(Path(path), **expected), backend=backend)
-        weights, model.trained_on = load_weights(Path(path), model.state_dict())
-        model.load_state_dict(weights)
+        model.load_state_dict(load_weights(Path(path), model.state_dict()))
+        model.trained_on = load_trained_on(Path(path))
         return model.eval()
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import Data, collect, prepare
+from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
-from tide.activations.source import Source, check_source
+from tide.activations.source import DIGESTS, Source, check_source
 from tide.activations.store import ActivationStore
 from tide.activations.stream import LiveStream
 from tide.adapters.base import Adapter, Block, check_tensor
@@ -22,7 +23,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
-from tide.images.identity import digest
+from tide.images.identity import Sample, digest
 from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
 from tide.sae import TIDE
@@ -146,9 +147,13 @@ def open_store(path: str | Path) -> ActivationStore:
 
 
 def _images_of(stores: Sequence[ActivationStore]) -> TrainedOn | None:
-    """The images of all stores, or None if one does not record its own."""
+    """The images of all stores, or None if one does not record its own.
+
+    Stores of named data sets that earlier versions wrote have the digests of resized images, which identify nothing.
+    """
     samples = [store.samples() for store in stores]
-    if any(each is None for each in samples):
+    resized = any("split" in store.info and DIGESTS not in store.info for store in stores)
+    if resized or any(each is None for each in samples):
         return None
     reserved = min(float(store.info.get("hold_out", 0)) for store in stores)
     names = [str(store.info["data"]) for store in stores if "data" in store.info]
@@ -228,7 +233,8 @@ def from_pool(
             that they are not taken for held-out ones.
 
     Raises:
-        TideError: they are fewer than a batch, the block does not exist, or the model does not fit the device.
+        TideError: they are fewer than a batch, ``source`` was read again since and not as far, the block does not
+            exist, or the model does not fit the device.
     """
     pool = ActivationPool(activations, config.batch_tokens, seed=config.seed)
     about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
@@ -236,9 +242,21 @@ def from_pool(
     data: dict[str, Any] = dict(about)
     if source is not None:
         data = {"name": source.name, **about}
-        model.trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
+        model.trained_on = TrainedOn.of([source.name], _read_for(pool, source), source.hold_out)
     batches = _ahead(pool.from_step, config, _POOL_BATCHES * config.batch_tokens)
     return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
+
+
+def _read_for(pool: ActivationPool, source: Source) -> list[Sample]:
+    """The samples of ``source`` that the pool holds activations of."""
+    numbers = places(pool.all.sample).unique().tolist()
+    samples = source.samples()
+    if numbers[-1] >= len(samples):
+        raise TideError(
+            f"the activations are of {numbers[-1] + 1} images and {source.shown or source.name} was read since, "
+            f"{len(samples)} images of it; call from_pool right after collecting"
+        )
+    return [samples[number] for number in numbers]
 
 
 # -- live ------------------------------------------------------------------------------------------------------------
@@ -294,6 +312,7 @@ def live(
         "batch_size": options.batch_size,
         "buffer_rows": buffer_rows,
         "data": source.fingerprint(),
+        "hold_out": source.hold_out,
         "pipeline": weights,
     }
     about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}

@@ -23,6 +23,7 @@ from tide.errors import Interrupted, TideError
 from tide.files import finite, lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
 from tide.runs import Contents, read_run, record_measured, write_run
+from tide.sae.checkpoint import load_trained_on
 from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.sae.normalisation import Moments
@@ -413,7 +414,17 @@ class Trainer:
         self._dead_bucket.restore(state.dead_counts)
         self.step, self.revived, self.saved = state.step, state.revived, state.step
         self.source = state.record.get("source")
+        self._add_trained_on()
         entries = state.record["history"]
         self.history = [{n: math.nan if v is None else v for n, v in entry.items()} for entry in entries]
         if self.step == self.config.steps:
             self.save()  # a kill may have come between the files of the last checkpoint
+
+    def _add_trained_on(self) -> None:
+        """What the checkpoint was trained on before counts as well: a data set elsewhere may have changed since."""
+        try:
+            before = load_trained_on(self.out)
+        except TideError:  # a checkpoint that is damaged or gone is written anew from the state
+            return
+        now = self.model.trained_on
+        self.model.trained_on = now if before is None else before if now is None else before | now
