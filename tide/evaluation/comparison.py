@@ -71,7 +71,8 @@ def compare_losses(
 
 
 def _beside(clean: float, loss: float, ablated: float, error: float) -> dict[str, float | None]:
-    ratio = loss / clean if clean > 0 else math.nan
+    # Flow matching loses nothing at the first timestep, where the input is the noise, whatever the model says.
+    ratio = loss / clean if clean > 0 else 1.0 if loss == 0 else math.nan
     return {"loss": loss, "ratio": ratio, "recovered": recovered(clean, loss, ablated, error)}
 
 
