@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.adapters import own_modules
 from tide.adapters import adapter_for, register, run_until, tap
 from tide.adapters.pixart import PixArtAdapter
 from tide.errors import TideError
@@ -169,7 +170,6 @@ class Joint(nn.Module):
         return text, image
 
 
-@register(Joint)
 class JointAdapter(PixArtAdapter):
     family = "joint"
 
@@ -183,9 +183,11 @@ class JointAdapter(PixArtAdapter):
         return None
 
 
-def test_tuple_outputs():
+def test_tuple_outputs(tmp_path):
     model = Joint()
-    adapter = adapter_for(SimpleNamespace(transformer=model))
+    with own_modules(tmp_path):
+        register(Joint)(JointAdapter)
+        adapter = adapter_for(SimpleNamespace(transformer=model))
     seen = []
     with tap(adapter, {1: lambda x, call: seen.append(call.timestep) or x + 10}):
         text, image = model(torch.ones(2, 4, 3), torch.zeros(2, 5, 3), torch.tensor(7))

@@ -83,7 +83,7 @@ def test_empty_folder(refused, pipeline, checkpoint, tmp_path):
         *commands(checkpoint, tmp_path / "empty")[:2],
     ):
         assert refused(*command) == (
-            f"{tmp_path}/empty holds no images; add some (.png, .jpg, .jpeg, .webp, .bmp) or give another folder"
+            f"{tmp_path}/empty holds no images; add some (.png, .jpg, .jpeg, .jpe, .jfif, .webp, .bmp)"
         )
     assert refused("train", "--store", tmp_path / "empty") == (
         f"{tmp_path}/empty holds no manifest.json; give the folder of an activation store"
@@ -190,9 +190,10 @@ def test_pipelines(refused, images, tmp_path, monkeypatch):
         f"{tmp_path} holds no model_index.json; give the folder of a diffusers pipeline"
     )
     assert refused(*collect, tmp_path / "none").startswith(f"pipeline {tmp_path}/none could not be loaded (")
-    for index in ('{"_class_name": "NoSuchPipeline"}', "[]"):
-        (tmp_path / "model_index.json").write_text(index)
-        assert refused(*collect, tmp_path).startswith(f"pipeline {tmp_path} could not be loaded (")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    assert refused(*collect, tmp_path).startswith(f"{tmp_path} is a NoSuchPipeline, which diffusers ")
+    (tmp_path / "model_index.json").write_text("[]")
+    assert refused(*collect, tmp_path).startswith(f"pipeline {tmp_path} could not be loaded (")
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
