@@ -81,8 +81,9 @@ class Collect(Command):
                 resume=self.resume,
                 made_by=self.made_by(),
             )
+        activations = f"{found.rows} {'activation' if found.rows == 1 else 'activations'}"
         images, blocks = images_in_words(found.images), blocks_in_words(list(found.folders))
-        print(f"Collected {found.rows} activations of {images} from {blocks}: {readable_size(found.bytes)} in {out}.")
+        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {out}.")
 
     def _check_source(self) -> None:
         from tide.errors import TideError
