@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.image_folders import picture
 from tide.activations import collect, prepare
@@ -145,6 +147,18 @@ def test_what_could_be_meant_in_two_ways_is_refused(own, data, said):
         items(own, data)
     assert str(raised.value).startswith(said)
     assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_picture_is_named(own):
+    file = BytesIO()
+    picture(1).save(file, "PNG")
+    damaged = file.getvalue()[:50]
+    for images, captions, name in (
+        ([picture(0), Image.open(BytesIO(damaged))], ["a", "b"], "image 1 of batch 2"),
+        (Image.open(BytesIO(damaged)), "a", "the image of batch 2"),
+    ):
+        with pytest.raises(TideError, match=f"^{name} is not a readable image"):
+            items(own, iter([(IMAGES, CAPTIONS)] * 2 + [(images, captions)]))
 
 
 def test_floats_that_may_be_zero_to_one_are_said(own):

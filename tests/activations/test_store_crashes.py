@@ -30,29 +30,37 @@ def whole(tmp_path_factory) -> dict[str, str]:
 # -- power loss -----------------------------------------------------------------------------------------------
 
 
+#: What tells files apart: the number of a folder that was removed may be that of a file later.
+Inode = tuple[int, bool]
+
+
+def inode_of(path: Path) -> Inode:
+    return path.stat().st_ino, path.is_dir()
+
+
 class Disk:
     """What a disk holds: contents of files as last synced, zeros if never, and names as last synced, too, or, since a
     file system may write names on its own, as they are."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.contents: dict[int, bytes] = {}
-        self.names: dict[int, dict[str, int]] = {root.stat().st_ino: {}}
+        self.contents: dict[Inode, bytes] = {}
+        self.names: dict[Inode, dict[str, Inode]] = {inode_of(root): {}}
 
     def sync(self, handle: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
         if path.is_dir():
-            self.names[path.stat().st_ino] = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
+            self.names[inode_of(path)] = {entry.name: inode_of(entry) for entry in path.iterdir()}
         else:
-            self.contents[path.stat().st_ino] = path.read_bytes()
+            self.contents[inode_of(path)] = path.read_bytes()
 
     def copy(self, to: Path, *, names_ahead: bool) -> None:
         """Makes at ``to`` what is found when the power is back."""
-        places = {path.stat().st_ino: path for path in self.root.rglob("*")}
+        places = {inode_of(path): path for path in self.root.rglob("*")}
 
-        def restore(folder: int, at: Path, target: Path) -> None:
+        def restore(folder: Inode, at: Path, target: Path) -> None:
             target.mkdir()
-            now = {entry.name: entry.stat().st_ino for entry in at.iterdir()} if at.is_dir() else {}
+            now = {entry.name: inode_of(entry) for entry in at.iterdir()} if at.is_dir() else {}
             for name, inode in (now if names_ahead else self.names.get(folder, {})).items():
                 place = places.get(inode)
                 if place is not None and place.is_dir():
@@ -61,7 +69,7 @@ class Disk:
                     zeros = bytes(place.stat().st_size) if place is not None else b""
                     (target / name).write_bytes(self.contents.get(inode, zeros))
 
-        restore(self.root.stat().st_ino, self.root, to)
+        restore(inode_of(self.root), self.root, to)
 
 
 @pytest.fixture

@@ -132,8 +132,31 @@ def test_a_damaged_shard_is_not_collected_from_other_data(store):
     DAMAGES["missing"](store)
     writer = StoreWriter(store, info=INFO, resume=True)
     writer.add(batch_of(2), [described(2)])
-    with pytest.raises(TideError, match=r"is damaged, and samples 2\.\.3 of the data are not those that it was"):
+    with pytest.raises(
+        TideError,
+        match=r"is damaged, and samples 2\.\.3 of the data are not those that it was "
+        "collected from; restore the data, without images that were added since, or collect into another folder",
+    ):
         writer.add(batch_of(3), [described(30)])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_damaged_shard_held_is_known(store, damage):
+    DAMAGES[damage](store)
+    assert StoreWriter(store, info=INFO, resume=True).recorded == {place: described(place) for place in range(6)}
+
+
+@pytest.mark.parametrize("said", ["", "[]", '[["2.png", "image 2", "x"]]', "[" * 10**5, '[["2.png"], 3]', None])
+def test_a_faulty_record_beside_a_damaged_shard_counts_as_none(store, whole, said):
+    DAMAGES["missing"](store)
+    beside = store / "samples-00001.json"
+    beside.unlink()
+    if said is not None:
+        beside.write_text(said)
+    recorded = StoreWriter(store, info=INFO, resume=True).recorded
+    assert recorded == {place: described(place) for place in (0, 1, 4, 5)}
+    go_on(store)
+    assert contents(store) == contents(whole)
 
 
 # -- stores of former versions, whose manifests say less ------------------------------------------------------

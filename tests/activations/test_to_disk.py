@@ -87,6 +87,14 @@ def test_sampling_runs(adapter, tmp_path, paired):
     assert torch.equal(rows(tmp_path / "s").x, whole[3].x)
 
 
+def test_one_prompt_is_one_image(adapter, tmp_path):
+    said: list[str] = []
+    one = Prompts("one", (64, 64), ("a red house",))
+    options = CollectOptions(n_timesteps=2, token_fraction=1 / 4, batch_size=2)
+    collect_to_disk(adapter, one, tmp_path / "s", options=options, say=said.append)
+    assert said[0].startswith("1 image, block ")
+
+
 def test_captions_of_images_are_prompts(adapter, source):
     prompts = source.prompts((64, 128))
     list(source)

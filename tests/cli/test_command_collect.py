@@ -106,6 +106,15 @@ def test_along_sampling(cli, pipeline, tmp_path):
     assert len(ActivationStore(tmp_path / "pairs")) == 2 * 6 * 16
 
 
+def test_one_image_is_counted_as_one(cli, pipeline, tmp_path):
+    options = ["--data", "scenes", "--images", 1, "--block", 0]
+    result = cli("collect", "--pipeline", pipeline, *options, "--out", tmp_path / "s")
+    assert result.out.splitlines()[-1].startswith("Collected 8 activations of 1 image from block 0: ")
+    options += ["--no-pairs", "--token-fraction", "1/64"]
+    result = cli("collect", "--pipeline", pipeline, *options, "--out", tmp_path / "t")
+    assert result.out.splitlines()[-1].startswith("Collected 1 activation of 1 image from block 0: ")
+
+
 def test_scenes_as_data(cli, pipeline, tmp_path):
     options = ["--data", "scenes", "--images", 5, "--block", 0]
     assert cli("collect", "--pipeline", pipeline, *options, "--out", tmp_path / "s").code == 0

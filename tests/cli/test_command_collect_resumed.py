@@ -137,6 +137,8 @@ def sorted_as_by_an_earlier_version(cli, command, monkeypatch, *options: object)
     with monkeypatch.context() as patch:
         patch.setattr("tide.images.samples.seeded", lambda names, seed: list(range(len(names))))
         assert cli(*command, *options).code == 0
+    for file in Path(command[-1]).glob("samples-*.json"):
+        file.unlink()  # an earlier version wrote none
 
 
 def test_a_store_that_an_earlier_version_read_in_sorted_order_is_extended(cli, command, data, tmp_path, monkeypatch):
@@ -327,6 +329,26 @@ def test_damage_and_extension_at_once(cli, command, tmp_path):
         assert cli(*command[:-1], path, "--resume").code == 0
         assert torch.equal(all_rows(path).x, all_rows(tmp_path / "once").x)
         assert ActivationStore(path).complete
+        assert len(list(path.glob("samples-*"))) == len(ActivationStore(path).shards)
+
+
+@pytest.mark.parametrize("options", [(), ("--images", N)], ids=["all", "as many as before"])
+@pytest.mark.parametrize("share", [0, 0.3])
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_damaged_shard_is_collected_again_after_images_were_added(
+    cli, command, data, tmp_path, options, share, shard
+):
+    """Whatever the added ones are called, the shard holds what it held."""
+    command = [share if each == 0 else each for each in command]
+    assert cli(*command).code == 0
+    before, read = shards(tmp_path / "s"), names(tmp_path / "s")
+    for i in range(20):
+        shutil.copy(data / "1.png", data / f"new {i}.png")
+    (tmp_path / f"s/shard-{shard:05d}.safetensors").write_bytes(b"")
+    assert cli(*command, "--resume", *options).code == 0
+    assert names(tmp_path / "s")[: len(read)] == read
+    whole = [name for name in before if name != max(before)]  # the last one may have been extended
+    assert {name: shards(tmp_path / "s").get(name) for name in whole} == {name: before[name] for name in whole}
 
 
 def test_damaged_shards_are_collected_again_to_the_same_bits(cli, command, begun):
@@ -466,7 +488,7 @@ def test_files_have_the_mode_that_the_umask_asks_for(cli, command, tmp_path, uma
     finally:
         os.umask(former)
     assert {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "s").iterdir()} == dict.fromkeys(
-        ("manifest.json", "run.json", "shard-00000.safetensors"), 0o666 & ~umask
+        ("manifest.json", "run.json", "samples-00000.json", "shard-00000.safetensors"), 0o666 & ~umask
     )
 
 

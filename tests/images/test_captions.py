@@ -138,7 +138,10 @@ def test_a_list_of_captions_gives_its_first_and_says_so(folder):
     list_captions(folder, [{"file_name": "a.png", "text": ["one", "two"]}, {"file_name": "b.png", "text": ["three"]}])
     found = captions_of(files_of(folder))
     assert found.of == {"a.png": "one", "b.png": "three"}
-    assert found.faults == [f"1 of the entries for {folder} hold several captions; the first counts"]
+    assert found.faults == [f"1 of the entries for {folder} holds several captions; the first counts"]
+    list_captions(folder, [{"file_name": name, "text": ["one", "two"]} for name in ("a.png", "b.png")])
+    found = captions_of(files_of(folder))
+    assert found.faults == [f"2 of the entries for {folder} hold several captions; the first counts"]
 
 
 def test_a_caption_of_100_kilobytes(folder):
@@ -175,7 +178,7 @@ def test_the_exact_name_comes_before_one_that_is_alike(tmp_path):
     list_captions(folder, [{"file_name": "a.png", "text": "small"}, {"file_name": "A.png", "text": "capital"}])
     assert captions(folder) == {"a.png": "small", "A.png": "capital"}
     list_captions(folder, [{"file_name": "A.PNG", "text": "either"}])
-    assert captions_of(files_of(folder)).faults[0].startswith("1 caption without an image in ")
+    assert captions_of(files_of(folder)).faults[0].startswith("1 caption has no image in ")
 
 
 def test_texts_beside_match_alike_names_too(tmp_path):
@@ -183,6 +186,15 @@ def test_texts_beside_match_alike_names_too(tmp_path):
     (folder / "a.TXT").write_text("one")
     (folder / unicodedata.normalize("NFD", "ü.txt")).write_text("two")
     assert captions(folder) == {"A.png": "one", "ü.png": "two"}
+
+
+def test_a_text_is_no_other_images_than_the_one_of_its_exact_name(tmp_path):
+    folder = make(tmp_path / "photos", "A.png", "a.png", "a.jpg", "B.png", "b.png", "B.PNG.txt.png")
+    (folder / "A.txt").write_text("capital")
+    (folder / "b.png.TXT").write_text("small")
+    assert captions(folder) == {"A.png": "capital", "b.png": "small"}
+    (folder / "a.TXT").write_text("small, too")
+    assert captions(folder) == {"A.png": "capital", "b.png": "small", "a.png": "small, too", "a.jpg": "small, too"}
 
 
 def test_a_list_can_name_images_without_a_suffix(tmp_path):
@@ -237,7 +249,7 @@ def test_captions_that_match_no_image_are_counted_and_the_first_is_named(folder)
     found = captions_of(files_of(folder))
     assert found.of == {"a.png": "x"}
     assert found.faults == [
-        f"4 captions without an image in {folder}, such as that of z.png ({folder}/metadata.jsonl line 2); "
+        f"4 captions have no image in {folder}, such as that of z.png ({folder}/metadata.jsonl line 2); "
         "correct the names, or remove them"
     ]
 
@@ -263,7 +275,7 @@ def test_an_image_that_is_listed_twice(folder):
     list_captions(folder, [*rows, {"file_name": "b.png", "text": "same"}, {"file_name": "b.png", "text": "same"}])
     found = captions_of(files_of(folder))
     assert found.of == {"a.png": "two", "b.png": "same"}
-    assert found.faults == [f"1 image of {folder} listed with several captions, such as a.png: the last one counts"]
+    assert found.faults == [f"1 image of {folder} is listed with several captions, such as a.png: the last one counts"]
 
 
 def test_texts_beside_no_image_are_said_where_texts_are_used(folder):
@@ -271,7 +283,10 @@ def test_texts_beside_no_image_are_said_where_texts_are_used(folder):
     assert captions(folder) == {}
     (folder / "a.txt").write_text("a tree")
     found = captions_of(files_of(folder))
-    assert found.faults == [f"1 .txt file of {folder} beside no image of that name, such as README.txt"]
+    assert found.faults == [f"1 .txt file of {folder} lies beside no image of that name, such as README.txt"]
+    (folder / "notes.txt").write_text("more")
+    found = captions_of(files_of(folder))
+    assert found.faults == [f"2 .txt files of {folder} lie beside no image of that name, such as README.txt"]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +294,8 @@ def test_texts_beside_no_image_are_said_where_texts_are_used(folder):
     [
         ("{", r"line 1 is not"),
         ("3", "line 1 is not"),
-        ('{"file_name": 5, "text": "x"}', "line 1 is not"),
+        ('{"file_name": 5, "text": "x"}', "line 1 names no file in file_name; correct or remove it"),
+        ('{"file_name": "", "text": "x"}', "line 1 names no file in file_name; correct or remove it"),
         ('{"text": "x"}', r"has no column file_name \(it has text\); name the column of the images so"),
         ('{"file_name": "a.png"}', r"has no column of captions, such as text \(it has file_name\)"),
         ('{"file_name": "a.png", "text": {"en": "x"}}', "text of .*line 1 holds no text"),
@@ -303,7 +319,13 @@ def test_faulty_lists_are_refused_with_the_line(folder, line, match):
             "file_name,text\na.png,a house, red\n",
             'line 2 has more fields than the first line; put a caption that holds ","',
         ),
-        ('file_name,text\na.png,"open\n', r"line \d is not CSV"),
+        ('file_name,text\na.png,"open\n', r"csv line 2: a double quote is not closed; close it, and write one that"),
+        ('\n\nfile_name,text\na.png,x\n\n\nb.png,"open\nsub/c.png,y', "csv line 7: a double quote is not closed"),
+        ('file_name,text\na.png,"open\nb.png,"two"\n', "csv line 2: a double quote is not closed"),
+        ('"file_name,text\na.png,x\n', "csv line 1: a double quote is not closed"),
+        ('file_name,text\na.png,x\nb.png,"a" b', r"csv line 3 is not CSV \(.+\); correct it"),
+        ("file_name,text\na.png,x\n\n,y\n", "csv line 4 names no file in file_name; correct or remove it"),
+        ("\nimage_file_name,text\n,y\n", "csv line 3 names no file in image_file_name"),
         ("name,text\na.png,x\n", r"has no column file_name \(it has name, text\)"),
     ],
 )

@@ -28,7 +28,7 @@ def test_pictures_of_other_formats_are_said(tmp_path):
     with pytest.warns(TideWarning) as warned:
         Folder(folder, "photos/")
     assert [str(each.message) for each in warned] == [
-        f"1 picture of {folder} not read (1 of .tif); formats that are read: .png, .jpg, .jpeg, .jpe, .jfif, .webp, "
+        f"1 picture of {folder} is not read (1 of .tif); formats that are read: .png, .jpg, .jpeg, .jpe, .jfif, .webp, "
         ".bmp"
     ]
 

@@ -152,6 +152,13 @@ def test_a_converted_picture_is_converted_to_itself(kind):
     assert once.tobytes() == twice.tobytes()
 
 
+@pytest.mark.parametrize("kind", [*FILES, *TURNED])
+def test_a_picture_of_the_caller_shows_the_same_whenever_it_is_converted(kind):
+    """Pillow forgets on loading how the file codes its pixels."""
+    image = Image.open(BytesIO(TURNED[kind] if kind in TURNED else FILES[kind][0]))
+    assert to_rgb(image).tobytes() == to_rgb(image).tobytes()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in FILES if "key" in kind or "alpha" in kind or "transparent" in kind])
 def test_another_background_shows_where_white_does(kind):
     """As masks are read: what is transparent is black. What was not mixed with the background stays."""

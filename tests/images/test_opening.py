@@ -111,7 +111,7 @@ def test_faulty_folders_and_sizes(folder, tmp_path):
     [
         (["a", "b", "c"], []),
         (["a"], ["2 of the 3 images of {} have no caption and get the empty prompt; "]),
-        (["a", "c"], ["1 of the 3 images of {} have no caption and get the empty prompt; "]),
+        (["a", "c"], ["1 of the 3 images of {} has no caption and gets the empty prompt; "]),
         ([], ["none of the 3 images of {} has a caption: all get the empty prompt; "]),
     ],
 )

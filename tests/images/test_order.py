@@ -103,6 +103,15 @@ def test_gaps_are_filled_in_the_order_in_which_the_others_were_read():
     assert continued({0: "0.png", 3: "3.png", 4: "4.png"})[:5] == NAMES[:5]
 
 
+def test_gaps_of_a_sorted_store_are_not_filled_with_what_is_held_out():
+    reserved = held_out(NAMES, 0.3)
+    order = [i for i in seeded(NAMES, 0) if i not in reserved]
+    kept = sorted(order)
+    gap = next(place for place, i in enumerate(kept) if i != place)  # where a held-out name would be next
+    found = continuing(NAMES, order, {place: NAMES[i] for place, i in enumerate(kept) if place != gap})
+    assert found == kept
+
+
 def test_a_recorded_name_that_is_gone_leaves_its_place_to_another():
     found = continued({0: "gone.png", 1: "1.png"})
     assert found[1] == "1.png"

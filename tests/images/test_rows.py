@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.image_folders import list_captions, make, picture
 from tide.errors import TideError, TideWarning
@@ -133,6 +135,8 @@ def test_digests_do_not_depend_on_the_size_and_tell_pictures_apart():
         ([("/no/such.png", "a")], "the image of row 0 of the list"),
         ([("a\0.png", "a")], "the image of row 0 of the list"),
         ([3, 4], "the image of row 0 of the list holds no image"),
+        ([PICTURES[0], Image.open(BytesIO(png(1)[:50]))], "the image of row 1 of the list is not a readable image"),
+        ([Image.new("F", (2, 2), 999.0)], "the image of row 0 of the list is of mode F"),
     ],
 )
 def test_faulty_rows_are_named(rows, said):
@@ -174,7 +178,7 @@ def test_a_dataset(datasets):
 def test_classes_give_their_names(datasets):
     data = dataset(datasets, label=[0, 1, 0, 1, 0, -1]).remove_columns("text")
     data = data.cast_column("label", datasets.ClassLabel(names=["tench", "dog"]))
-    with pytest.warns(TideWarning, match="1 of the 6 images of the Dataset have no caption"):
+    with pytest.warns(TideWarning, match="1 of the 6 images of the Dataset has no caption and gets the"):
         assert [caption for _, caption in read(data)] == ["tench", "dog"] * 2 + ["tench", ""]
     found = open_data(data, 8)
     assert found.images.notes == ("captions are in the column label",)
@@ -228,6 +232,42 @@ def test_a_folder_and_the_data_set_of_it_have_the_same_digests(datasets, tmp_pat
     as_files = open_data(folder, 8)
     list(as_rows), list(as_files)
     assert {s[1:] for s in as_rows.samples} == {s[1:] for s in as_files.samples}
+
+
+@pytest.mark.parametrize("form", ["Parquet", "a folder of Parquet", "saved"])
+@pytest.mark.parametrize("as_image", [False, True], ids=["texts", "images"])
+def test_paths_in_a_data_set_are_seen_from_its_folder(datasets, tmp_path, monkeypatch, form, as_image):
+    folder = make(tmp_path / "set", ".files/0.xyz", ".files/1.xyz")  # with pictures, Parquet files are no data set
+    make(tmp_path, "outside.png")
+    monkeypatch.chdir(make(tmp_path / "elsewhere", ".files/1.xyz", ".files/0.xyz"))
+
+    def written(*paths: str) -> Path:
+        cells = [{"bytes": None, "path": path} for path in paths] if as_image else list(paths)
+        data = datasets.Dataset.from_dict({"image": cells, "text": ["x"] * len(paths)})
+        if form == "saved":
+            data.save_to_disk(folder)
+            return folder
+        data.to_parquet(folder / "rows.parquet")
+        return folder if form == "a folder of Parquet" else folder / "rows.parquet"
+
+    assert read(written(".files/0.xyz", str(folder / ".files/1.xyz"))) == [(0, "x"), (1, "x")]
+    for path in ("../outside.png", str(tmp_path / "outside.png"), "sub/../../outside.png"):
+        with pytest.raises(TideError) as raised:
+            read(written(path))
+        assert str(raised.value).startswith(
+            f"the image of row 0 of {written(path)} is {path}, which is not in {folder}; "
+        )
+
+
+def test_paths_in_a_data_set_of_python_are_the_callers_own(datasets, tmp_path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "0.png"))
+    assert read(datasets.Dataset.from_dict({"image": ["0.png"], "text": ["x"]})) == [(0, "x")]
+
+
+def test_one_row_of_several_captions(datasets):
+    several = [["no. 0", "x"], *([f"no. {i}"] for i in range(1, N))]
+    with pytest.warns(TideWarning, match="1 row of the Dataset holds several captions in text; the first counts"):
+        assert read(dataset(datasets, several)) == EXPECTED
 
 
 def test_several_captions_a_row(datasets):

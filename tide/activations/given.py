@@ -95,9 +95,10 @@ def _tensor(adapter: Adapter, given: Any, name: str) -> Tensor:
     if isinstance(given, np.ndarray):
         return torch.from_numpy(given)
     if isinstance(given, Image.Image):
-        return to_tensor(given, image_size(adapter))
+        return to_tensor(given, image_size(adapter), f"the image of {name}")
     if isinstance(given, list | tuple) and given and all(isinstance(each, Image.Image) for each in given):
-        return torch.stack([to_tensor(each, image_size(adapter)) for each in given])
+        size = image_size(adapter)
+        return torch.stack([to_tensor(each, size, f"image {i} of {name}") for i, each in enumerate(given)])
     raise TideError(f"the images of {name} are {_kind(given)}; {_PAIRS}")
 
 

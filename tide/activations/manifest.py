@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.files import file_digest, open_tensors, read_json
+from tide.files import file_digest, open_tensors, read_json, read_text
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
-from tide.images.identity import Sample
+from tide.images.identity import Sample, digest_of
 
 FORMAT: Literal["tide-activations/1"] = "tide-activations/1"
 MANIFEST = "manifest.json"
@@ -219,10 +219,26 @@ def encoded(samples: Sequence[Sample]) -> Tensor:
 
 def samples_of(file: Any) -> list[Sample] | None:
     """What an open shard records of its samples, or None."""
-    if SAMPLES not in file.keys():
-        return None
+    return _decoded(bytes(file.get_tensor(SAMPLES).numpy())) if SAMPLES in file.keys() else None
+
+
+def record_of(name: str) -> str:
+    """The file that lists the samples of the shard ``name`` once more. If the shard is damaged, it still tells which
+    images in which order it is collected from again."""
+    return f"samples-{shard_number(name):05d}.json"
+
+
+def recorded_beside(folder: Path, shard: Shard) -> list[Sample] | None:
+    """The samples of a shard that cannot be read, or None: stores of earlier versions do not record them."""
     try:
-        entries = json.loads(bytes(file.get_tensor(SAMPLES).numpy()))
-        return [Sample(*map(str, entry)) for entry in entries]
+        samples = _decoded(read_text(folder / record_of(shard["file"])).encode())
+    except TideError:
+        return None
+    return samples if samples is not None and digest_of(samples) == shard.get("data") else None
+
+
+def _decoded(content: bytes) -> list[Sample] | None:
+    try:
+        return [Sample(*map(str, entry)) for entry in json.loads(content)]
     except (ValueError, TypeError, RecursionError):
         return None

@@ -135,7 +135,7 @@ def _check_hold_out(store: Path, hold_out: float) -> None:
 
 def _announced(source: Source | Prompts, what: str) -> str:
     """What will be collected, and below it what is read."""
-    images = source.described if isinstance(source, Source) else f"{source.n_images} images"
+    images = source.described if isinstance(source, Source) else images_in_words(source.n_images)
     return "\n".join([f"{images}, {what}", *source.notes])
 
 
@@ -158,6 +158,10 @@ def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectO
 
 def blocks_in_words(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
+
+
+def images_in_words(n: int) -> str:
+    return f"{n} {'image' if n == 1 else 'images'}"
 
 
 def _info(

@@ -22,12 +22,14 @@ from tide.activations.manifest import (
     new_manifest,
     places,
     read_manifest,
+    record_of,
+    recorded_beside,
     samples_of,
     shard_number,
     verify_shard,
 )
 from tide.errors import TideError
-from tide.files import file_digest, lock_folder, new_folders, replace_file, tensors_writer, write_json
+from tide.files import file_digest, json_writer, lock_folder, new_folders, replace_files, tensors_writer, write_json
 from tide.images.identity import Sample, digest_of
 from tide.provenance import check_unchanged
 
@@ -175,6 +177,8 @@ class StoreWriter:
                 file = verify_shard(self.path, self.manifest, shard)
             except TideError as error:
                 self.damaged[index] = str(error)
+                if samples := recorded_beside(self.path, shard):
+                    self._record(shard, samples)
                 continue
             if "sha256" not in shard:
                 shard["sha256"] = file_digest(self.path / shard["file"])
@@ -205,7 +209,7 @@ class StoreWriter:
         self.manifest["rows"] = sum(shard["rows"] for shard in kept)
 
     def _record(self, shard: Shard, samples: Sequence[Sample]) -> None:
-        if len(samples) == shard["samples"]:
+        if len(samples) == shard.get("samples"):
             self.recorded |= dict(enumerate(samples, shard["first_sample"]))
 
     @property
@@ -300,7 +304,8 @@ class StoreWriter:
             last = shard["first_sample"] + shard["samples"] - 1
             raise TideError(
                 f"{self.path / shard['file']} is damaged, and samples {shard['first_sample']}..{last} of the data are "
-                "not those that it was collected from; restore the data, or collect into another folder"
+                "not those that it was collected from; restore the data, without images that were added since, or "
+                "collect into another folder"
             )
         entry = self._write(shard["file"], mending)
         shards = self.manifest["shards"]
@@ -338,6 +343,7 @@ class StoreWriter:
         if outdated is not None:
             self._outdated = None
             with suppress(OSError):  # it only takes space
+                (self.path / record_of(outdated["file"])).unlink(missing_ok=True)
                 (self.path / outdated["file"]).unlink()
         self._record(entry, self._pending.samples)
         self._pending = _Pending()
@@ -349,9 +355,11 @@ class StoreWriter:
         self._check_space(pending.bytes, "are next", replaced=name)
         batch = ActivationBatch.cat(pending.batches)
         tensors = _tensors(batch)
+        record = {}
         if pending.samples:
             tensors[SAMPLES] = encoded(pending.samples)
-        replace_file(file, tensors_writer(tensors, {"format": FORMAT}))
+            record[self.path / record_of(name)] = json_writer(pending.samples)
+        replace_files({**record, file: tensors_writer(tensors, {"format": FORMAT})})
         entry: Shard = {
             "file": name,
             "rows": len(batch),

@@ -58,7 +58,7 @@ class Collect(Command):
     def run(self) -> None:
         from pathlib import Path
 
-        from tide.activations.to_disk import blocks_in_words, collect_to_disk
+        from tide.activations.to_disk import blocks_in_words, collect_to_disk, images_in_words
         from tide.activations.writer import readable_size
         from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
@@ -81,8 +81,9 @@ class Collect(Command):
                 resume=self.resume,
                 made_by=self.made_by(),
             )
-        what = f"{found.rows} activations of {found.images} images from {blocks_in_words(list(found.folders))}"
-        print(f"Collected {what}: {readable_size(found.bytes)} in {out}.")
+        activations = f"{found.rows} {'activation' if found.rows == 1 else 'activations'}"
+        images, blocks = images_in_words(found.images), blocks_in_words(list(found.folders))
+        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {out}.")
 
     def _check_source(self) -> None:
         from tide.errors import TideError

@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 
 from tide.errors import TideError
 from tide.files import read_text
-from tide.images.files import METADATA, Files
+from tide.images.files import METADATA, Files, below
 from tide.images.metadata import Entry, read_list
 from tide.messages import one_line
 
@@ -71,16 +71,36 @@ def _misnamed(files: Files) -> list[str]:
 
 def _add_texts(captions: dict[str, str], files: Files) -> list[str]:
     """Adds the texts beside images that have no caption yet; says which texts are beside none, if others are."""
-    index, used = _Index(files.texts), set[str]()
-    for name in files.pictures:
-        beside = index.find(str(PurePosixPath(name).with_suffix(".txt"))) or index.find(f"{name}.txt")
-        if beside is not None:
-            used.add(beside)
-            captions[name] = captions.get(name) or read_text(files.path(beside)).strip()
-    stray = sorted(files.texts - used)
+    used = _texts_beside(files)
+    for name, text in used.items():
+        captions[name] = captions.get(name) or read_text(files.path(text)).strip()
+    stray = sorted(files.texts - set(used.values()))
     if not used or not stray:
         return []
-    return [f"{_n(stray, '.txt file')} of {files.root} beside no image of that name, such as {one_line(stray[0])}"]
+    lie = f"{_n(stray, '.txt file')} of {files.root} {'lies' if len(stray) == 1 else 'lie'}"
+    return [f"{lie} beside no image of that name, such as {one_line(stray[0])}"]
+
+
+def _texts_beside(files: Files) -> dict[str, str]:
+    """Image -> the text beside it. A text whose name is written in another way than the image's serves only if it is
+    no other image's own."""
+    texts = {text[: -len(".txt")]: text for text in sorted(files.texts)}
+    own: dict[str, str] = {}
+    for name in files.pictures:
+        exact = next((each for each in _stems(name) if each in texts), None)
+        if exact is not None:
+            own[name] = exact
+    alike = _Index(texts.keys() - set(own.values()))
+    for name in files.pictures:
+        found = own.get(name) or next(filter(None, map(alike.find, _stems(name))), None)
+        if found is not None:
+            own[name] = found
+    return {name: texts[stem] for name, stem in own.items()}
+
+
+def _stems(name: str) -> tuple[str, str]:
+    """What the text beside an image may be called, without its suffix."""
+    return str(PurePosixPath(name).with_suffix("")), name
 
 
 @dataclass
@@ -111,17 +131,20 @@ class _Listed:
         """A sentence for each kind of fault."""
         found = []
         if self.unmatched:
+            have = "has" if len(self.unmatched) == 1 else "have"
             found.append(
-                f"{_n(self.unmatched, 'caption')} without an image in {files.root}, such as that of "
+                f"{_n(self.unmatched, 'caption')} {have} no image in {files.root}, such as that of "
                 f"{self.unmatched[0]}; correct the names, or remove them"
             )
         if self.twice:
+            are = "is" if len(self.twice) == 1 else "are"
             found.append(
-                f"{_n(self.twice, 'image')} of {files.root} listed with several captions, such as "
+                f"{_n(self.twice, 'image')} of {files.root} {are} listed with several captions, such as "
                 f"{one_line(self.twice[0], 100)}: the last one counts"
             )
         if self.several:
-            found.append(f"{self.several:,} of the entries for {files.root} hold several captions; the first counts")
+            hold = "holds" if self.several == 1 else "hold"
+            found.append(f"{self.several:,} of the entries for {files.root} {hold} several captions; the first counts")
         return found
 
 
@@ -132,14 +155,11 @@ def _n(things: Sized, what: str) -> str:
 def _within(files: Files, name: str, entry: Entry) -> str:
     """The path below the folder that an entry of the list ``name`` names. Raises for one outside, which is not even
     looked for."""
-    base = str(PurePosixPath(name).parent)
-    path = os.path.normpath(os.path.join(base, entry.file))
-    if os.path.isabs(path):
-        path = os.path.relpath(path, os.path.abspath(files.root))
-    if path.split(os.sep)[0] == os.pardir:
+    path = below(files.root, os.path.join(PurePosixPath(name).parent, entry.file))
+    if path is None:
         shown = one_line(entry.file, 100)
         raise TideError(f"{entry.where} names {shown}, which is not in the folder; correct or remove it")
-    return PurePosixPath(path).as_posix()
+    return path
 
 
 class _Index:

@@ -52,19 +52,10 @@ def cell_of(value: Any, name: str, *, paths: bool = False) -> Cell:
     if isinstance(value, np.ndarray | Tensor):
         value = from_array(value, name)
     if isinstance(value, Image.Image):
-        return Cell(_upright(value, name), name)
+        return Cell(to_rgb(value, name=name), name)
     if not isinstance(value, bytes | Path):
         raise TideError(f"{name} holds no image; name the images' column with image_column")
     return Cell(value, name)
-
-
-def _upright(picture: Image.Image, name: str) -> Image.Image:
-    try:
-        return to_rgb(picture)
-    except TideError:
-        raise
-    except Exception as error:  # Pillow opens files lazily, and damaged ones raise errors of many kinds
-        raise TideError(f"{name} is not a readable image ({one_line(error)}); give a whole one") from None
 
 
 def _fetched(path: str, name: str) -> bytes:

@@ -60,6 +60,14 @@ def files_of(root: Path) -> Files:
     return found
 
 
+def below(root: Path, path: str) -> str | None:
+    """Where ``path``, absolute or seen from ``root``, lies below ``root``, with "/" between the parts; None for one
+    outside. Nothing is looked for on the disk."""
+    top = os.path.abspath(root)
+    found = os.path.relpath(os.path.join(top, path), top)
+    return None if found.split(os.sep)[0] == os.pardir else PurePosixPath(found).as_posix()
+
+
 def _precedence(name: str) -> tuple[int, str, int]:
     """Lists from the outermost folder to the innermost, and in a folder from the last of :data:`METADATA` to the
     first: a later one of them wins."""

@@ -65,7 +65,8 @@ def _unread(files: Files) -> list[str]:
     if not files.unread:
         return []
     n = sum(files.unread.values())
-    what = f"{n:,} picture{'s' if n > 1 else ''} of {files.root} not read{_of_others(files)}"
+    pictures = "picture" if n == 1 else "pictures"
+    what = f"{n:,} {pictures} of {files.root} {'is' if n == 1 else 'are'} not read{_of_others(files)}"
     return [f"{what}; formats that are read: {', '.join(SUFFIXES)}"]
 
 

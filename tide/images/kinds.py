@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from tide.images.files import SUFFIXES
+
 #: "folder": of image files. "saved": a data set saved by ``datasets``, or Parquet files. "named": a name for
 #: ``datasets``.
 Kind = Literal["folder", "saved", "named"]
@@ -32,8 +34,6 @@ def is_saved(path: Path) -> bool:
 
 def parquet_files(path: Path) -> list[Path]:
     """The Parquet files of a folder that hold rows: all but lists of captions, and none where there are pictures."""
-    from tide.images.files import SUFFIXES
-
     found = []
     for file in path.rglob("*"):
         if file.suffix.lower() in SUFFIXES:

@@ -50,7 +50,7 @@ def read_list(path: Path, caption_column: str | None = None) -> list[Entry]:
 def _entry(where: str, row: Mapping[str, Any], file: str, caption: str) -> Entry | None:
     name = row.get(file)
     if not isinstance(name, str) or not name:
-        raise TideError(f"{where} is not {_SHOULD}; correct it")
+        raise TideError(f"{where} names no file in {one_line(file)}; correct or remove it")
     value = row.get(caption)
     return Entry(name, prompt_of(value, f"{caption} of {where}").strip(), where, is_several(value))
 
@@ -92,7 +92,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    lines = read_text(path).lstrip("\n").split("\n")
+    text = read_text(path)
+    lines = text.lstrip("\n").split("\n")
+    before = text.index(lines[0])  # empty lines above the first
     # Where the comma is the decimal point, spreadsheets write semicolons.
     delimiter = next((each for each in ",;\t" if each in lines[0]), ",")
     csv.field_size_limit(TEXT_BYTES)  # else 131,072 characters
@@ -101,14 +103,20 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if reader.fieldnames:  # a list without its first line is no empty list
             _file_column(path, list(reader.fieldnames))
         for row in reader:
+            where = f"{path} line {before + reader.reader.line_num}"
             if None in row:
                 raise TideError(
-                    f"{path} line {reader.line_num} has more fields than the first line; put a caption that holds "
+                    f"{where} has more fields than the first line; put a caption that holds "
                     f'"{delimiter}" in double quotes, and write a double quote in it twice'
                 )
-            yield f"{path} line {reader.line_num}", row
+            yield where, row
     except csv.Error as error:
-        raise TideError(f"{path} line {reader.line_num} is not CSV ({one_line(error)}); correct it") from None
+        first = next(i for i in range(reader.line_num, len(lines)) if lines[i])  # of the entry that is at fault
+        where, last = f"{path} line {before + first + 1}", reader.reader.line_num
+        if "end of data" in str(error) or last > first + 1:
+            said = f"{where}: a double quote is not closed"
+            raise TideError(f"{said}; close it, and write one that belongs to a caption twice") from None
+        raise TideError(f"{where} is not CSV ({one_line(error)}); correct it") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -61,21 +61,21 @@ def _shown(image: Image.Image, background: Background, name: str) -> Image.Image
 
 def _with_sound_key(image: Image.Image) -> Image.Image:
     """``image`` loaded, and the colour that a PNG calls transparent in the 8 bits of its pixels. A key of another kind
-    than the pixels, left from a conversion, is dropped."""
+    than the pixels, left from a conversion, is dropped.
+
+    The scaled key replaces the one in ``image.info``: once loaded, a picture tells no more how its file codes pixels,
+    and a second conversion would take the key for one of 8 bits.
+    """
     coded = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
     image.load()
     key = image.info.get("transparency")
-    scaled = key
     if image.mode == "L" and isinstance(key, int) and isinstance(coded, str):
-        scaled = key * _FACTORS.get(coded, 1)
+        image.info["transparency"] = key * _FACTORS.get(coded, 1)
     elif image.mode == "RGB" and isinstance(key, tuple) and (coded == "RGB;16B" or max(key) > 255):
-        scaled = tuple(value >> 8 for value in key)
-    sound = isinstance(key, _KEYS.get(image.mode, int))
-    if scaled != key or (not sound and "transparency" in image.info):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if "transparency" in image.info and not isinstance(key, _KEYS.get(image.mode, int)):
         image = image.copy()
-        image.info["transparency"] = scaled
-        if not sound:
-            del image.info["transparency"]
+        del image.info["transparency"]
     return image
 
 

@@ -98,19 +98,25 @@ def _of_name(spec: str | Path, split: str, images: str | None, captions: str | N
         raise TideError(f"{spec} {what}; {remedy}{'' if kind == 'saved' else 'data set of that name'}")
     if kind == "saved":
         several = path.is_dir() and ((path / DICT).is_file() or not is_saved(path))
-        return _of_rows(_saved(path, split), str(spec), images, captions, split if several else None)
+        folder = path if path.is_dir() else path.parent
+        return _of_rows(_saved(path, split), str(spec), images, captions, split if several else None, folder)
     return _named(str(spec), split), str(spec)
 
 
 def _of_rows(
-    rows: Any, shown: str, images: str | None, captions: str | None, split: str | None = None
+    rows: Any,
+    shown: str,
+    images: str | None,
+    captions: str | None,
+    split: str | None = None,
+    folder: Path | None = None,
 ) -> ImageSet | tuple[Any, str]:
-    """``split``: which one the rows are, where there were several."""
+    """``split``: which one the rows are, where there were several. ``folder``: where they were read from."""
     if not hasattr(rows, "__len__"):
         return rows, shown
     if len(rows) == 0:
         raise TideError(f"{shown} holds no rows; give another data set or split")
-    found = DatasetRows(rows, shown, images, captions)
+    found = DatasetRows(rows, shown, images, captions, folder)
     if split is not None:
         found.options = {"split": split, **found.options}
     return found

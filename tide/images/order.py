@@ -60,7 +60,7 @@ def continuing(names: Sequence[str], order: Sequence[int], recorded: Mapping[int
     found = {place: number[name] for place, name in recorded.items() if name in number}
     taken = set(found.values())
     rest = [i for i in order if i not in taken]
-    by_name = sorted(range(len(names)), key=lambda i: names[i].split("/"))
+    by_name = sorted(taken.union(order), key=lambda i: names[i].split("/"))
     as_now = _agreeing(found, order) >= _agreeing(found, by_name)
     filling = iter(rest if as_now else [i for i in by_name if i not in taken])
     end = max(n, max(recorded, default=-1) + 1)

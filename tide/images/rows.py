@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,8 +12,10 @@ from PIL import Image
 from tide.errors import TideError, TideWarning
 from tide.images.cells import Cell, cell_of
 from tide.images.columns import caption_column, image_column, note_of, reader_of
+from tide.images.files import below
 from tide.images.prompts import is_several, prompt_of
 from tide.images.sets import ImageSet
+from tide.messages import one_line
 
 
 class Rows(ImageSet):
@@ -44,12 +47,24 @@ class Rows(ImageSet):
 
 class DatasetRows(Rows):
     """A ``datasets.Dataset``. Its images are read undecoded: the library would open every format that Pillow knows,
-    however large."""
+    however large.
 
-    def __init__(self, data: Any, shown: str, images: str | None = None, captions: str | None = None) -> None:
+    ``folder``: where the data set was read from. Paths in it are seen from there, and must not lead out of it. Without
+    a folder they are those of the caller who gives the data set, who may mean any file.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        shown: str,
+        images: str | None = None,
+        captions: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
         import datasets  # there, as ``data`` is made by it
 
         super().__init__(shown)
+        self.folder = folder
         self.image = image_column(data.column_names, images, data.features)
         text = caption_column(data.column_names, captions, self.image)
         self.captions = [""] * len(data) if text is None else self._captions(data, text)
@@ -64,7 +79,8 @@ class DatasetRows(Rows):
         read = reader_of(data.features[column])
         values = data.select_columns([column]).with_format(None)[column][:]
         if several := sum(map(is_several, values)):
-            said = f"{several:,} rows of {self.shown} hold several captions in {column}; the first counts"
+            rows = f"{several:,} {'row' if several == 1 else 'rows'} of {self.shown}"
+            said = f"{rows} {'holds' if several == 1 else 'hold'} several captions in {column}; the first counts"
             warnings.warn(said, TideWarning, stacklevel=2)
         return [read(value, f"the caption of {self.where(i)}") for i, value in enumerate(values)]
 
@@ -75,11 +91,15 @@ class DatasetRows(Rows):
         return self.captions[i]
 
     def cell(self, i: int) -> Cell:
-        return cell_of(self.data[i][self.image], f"the image of {self.where(i)}", paths=True)
+        value, name = self.data[i][self.image], f"the image of {self.where(i)}"
+        if self.folder is not None and isinstance(path := _path_of(value), str):
+            value = _within(self.folder, path, name)
+        return cell_of(value, name, paths=True)
 
 
 class ListedRows(Rows):
-    """A sequence of rows of one kind: mappings with columns, pairs of image and caption, or images alone."""
+    """A sequence of rows of one kind: mappings with columns, pairs of image and caption, or images alone. Paths are
+    the caller's own, and may name any file."""
 
     def __init__(self, data: Sequence[Any], shown: str, images: str | None = None, captions: str | None = None) -> None:
         super().__init__(shown)
@@ -124,6 +144,24 @@ class ListedRows(Rows):
         if isinstance(image, int) and isinstance(row, tuple | list) and len(row) >= 2:
             return row[image], row[caption]
         raise TideError(f"{self.where(i)} is not like the first row; give rows of one kind")
+
+
+def _path_of(value: Any) -> Any:
+    """The path that stands for an image, if one does."""
+    if not isinstance(value, Mapping):
+        return value
+    path = value.get("path")
+    return path if value.get("bytes") is None and isinstance(path, str) and "://" not in path else None
+
+
+def _within(folder: Path, path: str, name: str) -> Path:
+    found = below(folder, path)
+    if found is None:
+        raise TideError(
+            f"{name} is {one_line(path, 100)}, which is not in {folder}; save the data set with its images, or open it "
+            "with datasets and give the rows"
+        )
+    return folder / found
 
 
 def _is_file(row: Mapping[Any, Any]) -> bool:

@@ -152,7 +152,8 @@ class Selected(Samples):
 def warn_of_captions(without: int, n: int, which: str, remedy: str, *, stacklevel: int = 3) -> None:
     """Warns that ``without`` of the ``n`` images have no caption."""
     images = f"of the {n:,} images {which}"
-    said = f"{without:,} {images} have no caption and get" if without < n else f"none {images} has a caption: all get"
+    lack = "has no caption and gets" if without == 1 else "have no caption and get"
+    said = f"{without:,} {images} {lack}" if without < n else f"none {images} has a caption: all get"
     if n == 1:
         said = f"the only image {which} has no caption and gets"
     warnings.warn(f"{said} the empty prompt; {remedy}", TideWarning, stacklevel=stacklevel)

@@ -14,13 +14,14 @@ from tide.images.decode import to_rgb
 Size = int | tuple[int, int]
 
 
-def to_tensor(image: Image.Image, size: Size) -> Tensor:
+def to_tensor(image: Image.Image, size: Size, name: str = "the picture") -> Tensor:
     """The image's centre in the aspect ratio of ``size``, resized to it: ``[3, H, W]`` float32 in [-1, 1].
 
-    Transparent pixels become white and the EXIF orientation is applied (:func:`tide.images.to_rgb`).
+    Transparent pixels become white and the EXIF orientation is applied; ``name`` is what messages call it
+    (:func:`tide.images.to_rgb`).
     """
     height, width = (size, size) if isinstance(size, int) else size
-    fitted = ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(to_rgb(image, name=name), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
