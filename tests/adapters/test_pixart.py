@@ -230,7 +230,7 @@ def registering(tmp_path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("registering")
-def test_registry(alpha):
+def test_registry(alpha, tmp_path):
     class Unknown(torch.nn.Module):
         pass
 
@@ -246,11 +246,13 @@ def test_registry(alpha):
     vars(tuned)["transformer"] = Tuned(num_layers=1, attention_head_dim=4, num_attention_heads=3)
     assert isinstance(adapter_for(tuned), PixArtAdapter)
 
-    @register(Tuned)
-    class TunedAdapter(PixArtAdapter):
-        family = "tuned"
+    with own_modules(tmp_path):
 
-    assert adapter_for(tuned).family == "tuned"
+        @register(Tuned)
+        class TunedAdapter(PixArtAdapter):
+            family = "tuned"
+
+        assert adapter_for(tuned).family == "tuned"
 
 
 def test_an_adapter_must_be_complete(alpha):

@@ -245,7 +245,8 @@ def headline(metrics: dict[str, Any]) -> str:
     order = "below" if tide["val_mse"] < sae["val_mse"] else "not below"
     return (
         f"TIDE explains {tide['explained_variance']:.1%} of block {metrics['sizes']['block']}'s variance on unseen "
-        f"scenes (error {order} the plain SAE's), makes {loss['ratio']:.2f} times the clean diffusion loss in place, has a latent "
-        f"for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and from one reference "
-        f"image moves {edited['success']:.0%} of edited images to the target, {edited['both']:.0%} with all else kept."
+        f"scenes (error {order} the plain SAE's), makes the diffusion loss {loss['ratio']:.2f} times the clean one, "
+        f"has a latent for {sum(a >= 0.85 for a in aurocs)} of {len(aurocs)} concepts at AUROC 0.85 or more, and from "
+        f"one reference image moves {edited['success']:.0%} of edited images to the target, {edited['both']:.0%} with "
+        "all else kept."
     )
