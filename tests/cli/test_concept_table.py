@@ -33,13 +33,18 @@ def test_the_table_of_captions():
         "seven      60       64       7   0.53  0.38-0.67    0.62    0.60  near chance",
         "few         5       64      12      -          -       -       -  too few images to score",
     ]
-    assert meaning.startswith("124 held-out images, of 400 of the 600 images of digits/.\nThe latent was chosen on one")
+    assert meaning.startswith(
+        "Read: 400 of the 600 images of digits/; used: 124 held-out images.\nwith, without: images"
+    )
+    assert "auroc, neuron and random are of the other half; of a word with too few images" in meaning
+    assert "all figures" not in meaning
+    assert max(map(len, meaning.splitlines())) <= 120
 
 
 def test_training_images_are_called_so():
     found = copy.deepcopy(CAPTIONS)
     found["images"]["of"] = "training"
-    assert "124 training images, of" in concepts_text(found)
+    assert "used: 124 training images." in concepts_text(found)
     assert "held-out" not in concepts_text(found)
 
 

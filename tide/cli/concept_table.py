@@ -14,9 +14,11 @@ CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "rand
 SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
 #: What the columns mean.
 OF_CAPTIONS = (
-    "{read}.\nThe latent was chosen on one half of them, all figures are of the other half. auroc: how well its mean "
-    "over an\nimage tells images with the word from those without (0.5 chance, 1 perfect); neuron, random: of the best "
-    "raw channel\nand of the best latent of an untrained autoencoder, chosen and scored alike."
+    "Read: {read}; used: {used}.\nwith, without: images used whose caption holds the word, or does not. The latent was "
+    "chosen on one half of them, and\nauroc, neuron and random are of the other half; of a word with too few images to "
+    "score it was chosen on all of them.\nauroc: how well the latent's mean over an image tells images with the word "
+    "from those without (0.5 chance, 1 perfect);\nneuron, random: of the best raw channel and of the best latent "
+    "of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
     "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the bundled\n"
@@ -35,8 +37,8 @@ def concepts_text(found: Row) -> str:
         return f"{table}\n\n{OF_SCENES}"
     table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
     images = found["images"]
-    read = f"{images_in_words(images['used'], images['of'])}, of {images['read']}"
-    return f"{table}\n\n{OF_CAPTIONS.format(read=read)}"
+    used = images_in_words(images["used"], images["of"])
+    return f"{table}\n\n{OF_CAPTIONS.format(read=images['read'], used=used)}"
 
 
 def concepts_sentence(found: Row, block: int | str | None) -> str:
