@@ -73,9 +73,10 @@ def test_of_equal_areas_the_larger_difference_goes_first():
 
 
 def test_a_larger_area_goes_first_however_large_the_difference():
-    shows = torch.arange(2000) < 1000
-    rank = torch.linspace(0, 1, 2000)
-    features = torch.stack([-rank, 1e6 * torch.where(torch.arange(2000) == 999, -1.0, -rank)], dim=1)
+    shows = torch.arange(4000) < 2000
+    rank = torch.arange(4000.0)
+    swapped = torch.cat([rank[:1999], rank[[2000, 1999]], rank[2001:]])  # one pair of four million
+    features = torch.stack([-rank / 4000, -swapped], dim=1)
     assert strongest(features, shows, 2)[0] == [0, 1]
 
 
