@@ -110,7 +110,7 @@ def test_few_images_with_a_word(cli, checkpoint, own, tmp_path):
     result = cli("concepts", "--sae", checkpoint, "--data", own, *options)
     assert strict(tmp_path / "out" / "concepts.json")["concepts"]["blue"]["auroc"] is None
     assert "too few images to score (fewer than 8 with it or without)" in result.out
-    assert "0 of 1 concepts on block 6 have a latent above chance; not blue" in result.out
+    assert "0 of 1 concept on block 6 have a latent above chance; not blue" in result.out
 
 
 def test_a_word_that_no_caption_holds_says_what_was_examined(cli, checkpoint, own, tmp_path):

@@ -50,10 +50,10 @@ def test_training_images_are_called_so():
 
 def test_chance_is_not_praised():
     assert concepts_sentence(CAPTIONS, 6) == (
-        "1 of 3 concepts on block 6 have a latent above chance: blue (latent 12, 0.93); not seven, few"
+        "1 of 3 concepts on block 6 has a latent above chance: blue (latent 12, 0.93); not seven, few"
     )
     alone = {**CAPTIONS, "concepts": {"seven": CHANCE}}
-    assert concepts_sentence(alone, 6) == "0 of 1 concepts on block 6 have a latent above chance; not seven"
+    assert concepts_sentence(alone, 6) == "0 of 1 concept on block 6 have a latent above chance; not seven"
 
 
 def test_the_table_of_scenes():
@@ -66,5 +66,5 @@ def test_the_table_of_scenes():
     ]
     assert meaning.startswith("Latents were chosen on development scenes, all figures are of test scenes")
     assert concepts_sentence(SCENES, 6) == (
-        "1 of 3 concepts on block 6 have a latent of AUROC 0.85 or more: roof (latent 3, 0.91)"
+        "1 of 3 concepts on block 6 has a latent of AUROC 0.85 or more: roof (latent 3, 0.91)"
     )

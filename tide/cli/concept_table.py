@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tide.evaluation.wording import images_in_words
+from tide.messages import counted
 from tide.tables import text_table
 
 Row = dict[str, Any]
@@ -48,8 +49,9 @@ def concepts_sentence(found: Row, block: int | str | None) -> str:
     clearest = sorted(told.items(), key=lambda item: -item[1]["auroc"])[:3]
     named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
     others = ", ".join(concept for concept in rows if concept not in told) if of_captions else ""
+    has = "has" if len(told) == 1 else "have"
     return (
-        f"{len(told)} of {len(rows)} concepts on block {block} have a latent "
+        f"{len(told)} of {counted(len(rows), 'concept')} on block {block} {has} a latent "
         f"{'above chance' if of_captions else f'of AUROC {CLEAR} or more'}"
         f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
     )
