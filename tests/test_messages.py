@@ -1,10 +1,10 @@
-"""What becomes of the messages of others."""
+"""What becomes of the messages of others, and counts in words."""
 
 from __future__ import annotations
 
 import pytest
 
-from tide.messages import one_line
+from tide.messages import counted, one_line
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,8 @@ from tide.messages import one_line
 )
 def test_messages_of_libraries_are_one_line(said, shown):
     assert one_line(ValueError(said)) == shown
+
+
+@pytest.mark.parametrize(("n", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps")])
+def test_counts(n, words):
+    assert counted(n, "step") == words

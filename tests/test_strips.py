@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from tests.helpers.sheets import places
 from tide import strips
 from tide.strips import GAP, Row, labelled, shown, tiled
 
@@ -18,16 +19,6 @@ DEJAVU = str(FONTS / "DejaVuSans.ttf")
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def places(sheet: Image.Image, picture: Image.Image) -> tuple[int, int]:
-    """Where ``picture`` lies in ``sheet``, x and y."""
-    whole, part = np.asarray(sheet), np.asarray(picture)
-    for y, x in zip(*np.nonzero((whole == part[0, 0]).all(-1)), strict=True):
-        there = whole[y : y + part.shape[0], x : x + part.shape[1]]
-        if there.shape == part.shape and (there == part).all():
-            return int(x), int(y)
-    raise AssertionError("the picture is not in the sheet")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         prompt_target,
     )
     from tide.errors import TideError, TideWarning
-    from tide.evaluation import Trial, evaluate, evaluation_text, search_edits
+    from tide.evaluation import EditTrial, evaluate, evaluation_text, search_edits
     from tide.interpretation import caption_concepts, follow, make_atlas
     from tide.loading import load_adapter, load_sae
     from tide.sae import TIDE, TIDEConfig
@@ -49,7 +49,7 @@ _NAMES = {
     "tide.editing": "Contrast Erase Inject Invert Keep PerImage Replace Scale ScaleTarget Steer Strength Swap Target "
     "changed_prompt draw_edits edit image_contrast image_target prompt_target",
     "tide.errors": "TideError TideWarning",
-    "tide.evaluation": "Trial evaluate evaluation_text search_edits",
+    "tide.evaluation": "EditTrial evaluate evaluation_text search_edits",
     "tide.interpretation": "caption_concepts follow make_atlas",
     "tide.loading": "load_adapter load_sae",
     "tide.sae": "TIDE TIDEConfig",
@@ -61,6 +61,7 @@ __all__ = [
     "TIDE",
     "CollectOptions",
     "Contrast",
+    "EditTrial",
     "Erase",
     "Inject",
     "Invert",
@@ -79,7 +80,6 @@ __all__ = [
     "TideWarning",
     "TrainConfig",
     "Trainer",
-    "Trial",
     "adapter_for",
     "caption_concepts",
     "changed_prompt",

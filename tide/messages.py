@@ -1,4 +1,4 @@
-"""Text from libraries and files as part of a message."""
+"""Parts of messages: text from libraries and files, and counts."""
 
 
 def one_line(said: object, most: int = 300) -> str:
@@ -6,3 +6,8 @@ def one_line(said: object, most: int = 300) -> str:
     text = " ".join(str(said).split()) or type(said).__name__
     text = "".join(each if each.isprintable() else "?" for each in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def counted(n: int, what: str) -> str:
+    """``1 step``, ``2 steps``; ``what`` is a noun whose plural ends in s."""
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.cli_samples import N_IMAGES
-from tests.test_strips import places
+from tests.helpers.sheets import places
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.errors import TideWarning
@@ -53,7 +53,8 @@ def test_train_makes_a_checkpoint_of_the_store(checkpoint, pipeline):
 def test_evaluate(cli, checkpoint, pipeline, images, tmp_path):
     """The pipeline is the one that the checkpoint names; all images but one trained it, and that is said."""
     with pytest.warns(
-        TideWarning, match="^fewer than 8 images of .* are left .*, so training images are measured; give"
+        TideWarning,
+        match=r"^fewer than 8 images of .* are left .* are measured; give .* collect \(or train live\)",
     ):
         result = cli("evaluate", "--sae", checkpoint, "--data", images, "--fast", "--out", tmp_path)
     assert result.code == 0
@@ -106,7 +107,7 @@ def test_concepts_of_captions(cli, checkpoint, images, tmp_path):
     captions = [json.loads(line)["text"] for line in (images / "metadata.jsonl").read_text().splitlines()]
     words = [word for word in ("near", "snow", "red") if 0 < sum(word in c.split() for c in captions) < N_IMAGES]
     options = ["--concepts", ",".join(words), "--images-per-concept", N_IMAGES, "--timesteps", 2, "--top-images", 2]
-    with pytest.warns(TideWarning, match="so training images are used; .* train with a larger --hold-out"):
+    with pytest.warns(TideWarning, match=r"so training images are used; .* collect \(or train live\) with a larger"):
         result = cli("concepts", "--sae", checkpoint, "--data", images, *options, "--out", tmp_path)
     assert result.code == 0
     found = json.loads((tmp_path / "concepts.json").read_text())
@@ -198,7 +199,7 @@ def test_more_altered_tokens_change_more(cli, checkpoint, tmp_path):
     edit = ["edit", "--sae", checkpoint, "--prompt", "a red house", "--change", "red=blue", "--n-steps", 3]
     result = cli(*edit, "--altered", 1, 8, 64, "--out", tmp_path / "some")
     assert result.code == 0
-    assert " in 1 tokens, " in result.out
+    assert " in 1 token, " in result.out
     rows = json.loads((tmp_path / "some" / "edit.json").read_text())["edits"]
     assert [row["tokens"] for row in rows] == [1, 8, 64]
     moved = [row["mean_pixel_change"] for row in rows]

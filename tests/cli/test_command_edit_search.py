@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_strips import places
+from tests.helpers.sheets import places
 from tide import TIDE
 from tide.runs import contents
 from tide.sae import TIDEConfig
@@ -56,8 +56,7 @@ def edit(cli, sae, tmp_path):
 
 def test_a_latent_that_never_fires(edit):
     out, report = edit("--scale", "5=5.0", "--strength", 1, 2)
-    assert "On the edited tokens latent 5 was inactive (it never fired)." in out
-    assert "What is inactive, no factor changes; most often active there: " in out
+    assert out.startswith("On the edited tokens latent 5 was inactive (it never fired); most often active there: ")
     assert "Nothing changed at strength 1: latent 5 was inactive on all edited tokens." in out
     assert "Nothing changed at strength 2: latent 5 was" in out
     for row in report["edits"]:
@@ -113,8 +112,11 @@ def test_why_nothing_changed(edit, options, reason):
 
 
 def test_an_edit_that_moves_much_points_to_the_search(edit):
-    assert "--search" in edit("--scale", ",".join(map(str, range(96))) + "=1000", out="a")[0]
+    much = ",".join(map(str, range(96))) + "=1000"
+    assert "the same command with --search and another --out finds" in edit("--scale", much, out="a")[0]
     assert "--search" not in edit("--erase", 1, out="b")[0]
+    out, _ = edit("--scale", much, "--steps", 0, 1, "--branch", "both", "--guidance", 2, out="c")
+    assert "the same command with --search in place of --steps and --branch and another --out finds" in out
 
 
 # -- the search -----------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def test_search(edit, tmp_path, sae):
         assert row["effect"] == pytest.approx(sum(row["effects"]) / 3)
         assert row["damage"] == pytest.approx(sum(row["damages"]) / 3)
     first, *table = out.splitlines()
-    assert first == "Searching 12 settings on 3 trials: 42 runs of 2 steps, and 3 that record targets."
+    assert first == "Searching 12 settings on 3 trials: 42 runs of 2 steps, and 3 to record targets."
     assert len(table) == 1 + 12 + 1
     best = rows[0]
     words = (
@@ -181,13 +183,27 @@ def test_further_checkpoints_and_prompts(edit, tmp_path, sae, other):
 
 def test_a_search_that_cannot_find_anything_says_why(edit):
     out, _ = edit("--scale", "5=5", "--search", out="a")
-    assert "No setting changes anything: the pipeline ran and nothing was edited: latent 5 was inactive" in out
+    assert "No setting changes anything: latent 5 was inactive on all edited tokens; most often active there: " in out
     out, _ = edit("--change", "red=red", "--guidance", 1, "--search", out="b")
-    assert (
-        "No setting changes anything: the pipeline ran and nothing was edited: the target's latents are the im" in out
-    )
+    assert "No setting changes anything: the target's latents are the image's own." in out
     out, _ = edit("--change", "red=red", "--search", out="c")  # of both branches, one takes on the other's latents
     assert "The effect cannot be measured: every target's picture is the unedited one. Least damage: " in out
+
+
+def test_a_search_with_one_inactive_latent_of_two_finds_something(edit):
+    (active, *_) = edit("--scale", "5=1", out="a")[1]["edits"][0]["most_active"]
+    out, report = edit("--scale", f"5,{active}=0.9", "--search", out="b")
+    assert max(row["effect"] for row in report["settings"]) > 0
+    assert "No setting changes anything" not in out
+    assert out.splitlines()[-1].startswith("Try --steps ")
+
+
+def test_a_search_on_one_trial_counts_it(edit, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(PROMPT)
+    options = ["--change", "red=blue", "--guidance", 1, "--search", "--search-prompts", prompts]
+    out, _ = edit(*options)
+    assert out.startswith("Searching 3 settings on 1 trial: 5 runs of 2 steps, and 1 to record targets.\n")
 
 
 @pytest.mark.parametrize(

@@ -327,8 +327,8 @@ def test_trajectories(refused, checkpoint):
 def test_concepts(refused, checkpoint, images):
     concepts = ["concepts", "--sae", checkpoint]
     said = refused(*concepts, "--data", images, "--concepts", "whale")
-    assert said.startswith(f"none of the 10 captions read of the 10 images of {images}")
-    assert said.endswith(" holds 'whale'; name words that they do")
+    assert said.startswith(f"the 10 images of {images}")
+    assert said.endswith(": no caption holds 'whale'; name words that some of them hold")
     assert refused(*concepts, "--data", images) == "no concept is named; give --concepts word,word"
     assert refused(*concepts, "--concepts", "near") == "what to look for concepts in is not clear; give --data"
 

@@ -50,7 +50,7 @@ def test_evaluate_leaves_training_images_out(cli, checkpoint, images, own, tmp_p
     found = strict(tmp_path / "out" / "metrics.json")["images"]
     assert (found["of"], found["fit"], found["measured"]) == ("held-out", 20, 21)  # one image was not trained on
     assert found["read"].startswith(f"41 of the 50 images of {mixed}")
-    assert result.out.startswith(f"{found['read']}: 20 fit PCA and mean, 21 are measured")
+    assert result.out.startswith(f"{found['read']}: 20 to fit PCA and mean, 21 measured")
     assert result.out.splitlines()[-1].startswith("On 21 held-out images the TIDE explains")
 
 
@@ -110,15 +110,15 @@ def test_few_images_with_a_word(cli, checkpoint, own, tmp_path):
     result = cli("concepts", "--sae", checkpoint, "--data", own, *options)
     assert strict(tmp_path / "out" / "concepts.json")["concepts"]["blue"]["auroc"] is None
     assert "too few images to score (fewer than 8 with it or without)" in result.out
-    assert "0 of 1 concepts on block 6 have a latent above chance; not blue" in result.out
+    assert "0 of 1 concept on block 6 have a latent above chance; not blue" in result.out
 
 
 def test_a_word_that_no_caption_holds_says_what_was_examined(cli, checkpoint, own, tmp_path):
     command = ["concepts", "--sae", checkpoint, "--data", own, "--concepts", "whale", "--out", tmp_path / "out"]
     for images, read, more in (
-        ([], f"40 captions read of the 40 images of {own}", ""),
-        (["--images", 10], f"10 captions read of 10 of the 40 images of {own}", ", or examine more images (--images)"),
+        ([], f"the 40 images of {own}", ""),
+        (["--images", 10], f"10 of the 40 images of {own}", ", or examine more images (--images)"),
     ):
         said = cli(*command, *images).err
-        assert said.startswith(f"tide: error: none of the {read}")
-        assert said.endswith(f" holds 'whale'; name words that they do{more}\n")
+        assert said.startswith(f"tide: error: {read}")
+        assert said.endswith(f": no caption holds 'whale'; name words that some of them hold{more}\n")

@@ -33,22 +33,27 @@ def test_the_table_of_captions():
         "seven      60       64       7   0.53  0.38-0.67    0.62    0.60  near chance",
         "few         5       64      12      -          -       -       -  too few images to score",
     ]
-    assert meaning.startswith("124 held-out images, of 400 of the 600 images of digits/.\nThe latent was chosen on one")
+    assert meaning.startswith(
+        "Read: 400 of the 600 images of digits/; used: 124 held-out images.\nwith, without: images"
+    )
+    assert "auroc, neuron and random are of the other half; of a word with too few images" in meaning
+    assert "all figures" not in meaning
+    assert max(map(len, meaning.splitlines())) <= 120
 
 
 def test_training_images_are_called_so():
     found = copy.deepcopy(CAPTIONS)
     found["images"]["of"] = "training"
-    assert "124 training images, of" in concepts_text(found)
+    assert "used: 124 training images." in concepts_text(found)
     assert "held-out" not in concepts_text(found)
 
 
 def test_chance_is_not_praised():
     assert concepts_sentence(CAPTIONS, 6) == (
-        "1 of 3 concepts on block 6 have a latent above chance: blue (latent 12, 0.93); not seven, few"
+        "1 of 3 concepts on block 6 has a latent above chance: blue (latent 12, 0.93); not seven, few"
     )
     alone = {**CAPTIONS, "concepts": {"seven": CHANCE}}
-    assert concepts_sentence(alone, 6) == "0 of 1 concepts on block 6 have a latent above chance; not seven"
+    assert concepts_sentence(alone, 6) == "0 of 1 concept on block 6 have a latent above chance; not seven"
 
 
 def test_the_table_of_scenes():
@@ -61,5 +66,5 @@ def test_the_table_of_scenes():
     ]
     assert meaning.startswith("Latents were chosen on development scenes, all figures are of test scenes")
     assert concepts_sentence(SCENES, 6) == (
-        "1 of 3 concepts on block 6 have a latent of AUROC 0.85 or more: roof (latent 3, 0.91)"
+        "1 of 3 concepts on block 6 has a latent of AUROC 0.85 or more: roof (latent 3, 0.91)"
     )

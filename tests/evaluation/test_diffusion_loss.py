@@ -13,6 +13,7 @@ from tide.activations.collect import sample_generator
 from tide.adapters import adapter_for
 from tide.errors import TideError
 from tide.evaluation import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.diffusion_loss import _figures
 from tide.sae import TIDE, TIDEConfig
 
 TIMESTEPS = torch.tensor([900, 100])
@@ -150,7 +151,7 @@ def test_a_share_that_would_say_nothing(clean, reconstructed, ablated, error):
 
 
 def test_the_error_is_of_paired_differences(alpha, prepared):
-    """Over images and timesteps, and over images at each timestep; against the losses of one image at a time."""
+    """Over images at each timestep; against the losses of one image at a time. A single image has none."""
     adapter = adapter_for(alpha)
     losses = diffusion_loss(adapter, prepared, 6, {"zero": zero_ablation}, timesteps=TIMESTEPS)
     first = diffusion_loss(adapter, prepared[:1], 6, {"zero": zero_ablation}, timesteps=TIMESTEPS)
@@ -166,8 +167,20 @@ def test_the_error_is_of_paired_differences(alpha, prepared):
         added = torch.tensor([pair_mean - half, pair_mean + half, third["zero"][t] - third["clean"][t]])
         expected = float(added.std()) / math.sqrt(3)
         assert losses["zero"]["timestep_error"][t] == pytest.approx(expected, rel=1e-2)
-    alone = diffusion_loss(adapter, [_first(prepared[0])], 6, {"zero": zero_ablation}, timesteps=TIMESTEPS[:1])
+    alone = diffusion_loss(adapter, [_first(prepared[0])], 6, {"zero": zero_ablation}, timesteps=TIMESTEPS)
     assert alone["zero"]["error"] == alone["zero"]["timestep_error"]["900"] == math.inf
+
+
+def test_an_image_counts_once_in_the_error():
+    """Whatever the number of its timesteps, which tell much the same of it."""
+    clean = {900.0: [1.0, 1.0, 1.0], 100.0: [2.0, 2.0, 2.0]}
+    zero = {900.0: [2.0, 3.0, 4.0], 100.0: [3.0, 4.0, 5.0]}  # 1, 2, 3 more at both
+    found = _figures(zero, clean)
+    assert found["error"] == pytest.approx(1 / math.sqrt(3))
+    assert found["error"] == pytest.approx(found["timestep_error"]["900"])
+    opposed = {900.0: [2.0, 3.0, 4.0], 100.0: [5.0, 4.0, 3.0]}  # 2 more in the mean of each
+    assert _figures(opposed, clean)["error"] == 0
+    assert _figures({900.0: [2.0], 100.0: [5.0]}, {900.0: [1.0], 100.0: [2.0]})["error"] == math.inf
 
 
 def _first(images: Prepared) -> Prepared:

@@ -11,9 +11,9 @@ from tests.helpers.edit_samples import SILENT, N, make_sae
 from tide.editing import Erase, Replace, Scale, SteerTowards, Strength, Target, draw_latents, edit
 from tide.editing.record import record_targets
 from tide.errors import TideError
-from tide.evaluation import Trial, search_edits
+from tide.evaluation import EditTrial, search_edits
 from tide.evaluation.edit_ruler import _share_of_way
-from tide.evaluation.edit_search import PRICE, Setting, Tried, n_runs, settings
+from tide.evaluation.edit_search import PRICE, EditSetting, Tried, n_runs, settings
 from tide.pictures import to_image
 
 RUN = {"n_steps": 2, "guidance_scale": 1.0}
@@ -50,7 +50,7 @@ def test_the_way_by_hand():
 
 
 def tried(effects, damages, towards=True):
-    return Tried(Setting("a", "1", (0.0, 1.0), "both"), towards, effects, damages, [], [])
+    return Tried(EditSetting("a", "1", (0.0, 1.0), "both"), towards, effects, damages, [], [])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_score_without_a_target():
 def test_settings():
     found = settings(["a"], ["1"], n_steps=20, guidance_scale=2.0)
     assert len(found) == 10
-    assert found[0] == Setting("a", "1", (0.0, 1.0), "conditional")
+    assert found[0] == EditSetting("a", "1", (0.0, 1.0), "conditional")
     assert {each.branch for each in settings(["a"], ["1"], n_steps=20, guidance_scale=1.0)} == {"conditional"}
     few = settings(["a", "b"], ["1", "2"], n_steps=2, guidance_scale=1.0)  # steps at 0 and 0.5
     assert list(dict.fromkeys(each.steps for each in few)) == [(0.0, 1.0), (0.0, 0.3), (0.2, 0.6)]
@@ -95,7 +95,7 @@ def test_of_no_edit_and_of_the_target_itself(adapter, last):
     def make(model, trial):
         return {"none": Strength(Erase(top_k=3), 0.0), "all": SteerTowards(towards.timesteps, towards.raw)}
 
-    found = search_edits(adapter, {"a": last}, [Trial(SOURCE, 0, TARGET)], make, steps=WHOLE, **RUN)
+    found = search_edits(adapter, {"a": last}, [EditTrial(SOURCE, 0, TARGET)], make, steps=WHOLE, **RUN)
     reached, none = found.tried
     assert (reached.setting.edit, none.setting.edit) == ("all", "none")
     assert reached.effect == pytest.approx(1.0, abs=1e-4)
@@ -111,7 +111,7 @@ def test_without_a_target_the_change_tells(adapter, sae):
     def make(model, trial):
         return {"none": Strength(Erase(top_k=3), 0.0), "silent": Scale([SILENT], 9.0), "erased": Erase(top_k=3)}
 
-    found = search_edits(adapter, {"a": sae}, [Trial(SOURCE, 1)], make, steps=WHOLE, **RUN)
+    found = search_edits(adapter, {"a": sae}, [EditTrial(SOURCE, 1)], make, steps=WHOLE, **RUN)
     by_name = {each.setting.edit: each for each in found.tried}
     for name in ("none", "silent"):
         assert (by_name[name].effect, by_name[name].damage) == (0.0, 1.0)
@@ -125,7 +125,7 @@ def test_without_a_target_the_change_tells(adapter, sae):
 
 
 def test_every_trial_and_setting_is_drawn_as_asked(adapter, sae):
-    trials, runs = [Trial(SOURCE, 3, TARGET), Trial(SOURCE, 4, TARGET)], []
+    trials, runs = [EditTrial(SOURCE, 3, TARGET), EditTrial(SOURCE, 4, TARGET)], []
     targets = {}
 
     def make(model, trial):
@@ -148,7 +148,7 @@ def test_every_trial_and_setting_is_drawn_as_asked(adapter, sae):
 def test_a_mask_reaches_the_edit(adapter, sae):
     half = torch.arange(64) < 32
     found = search_edits(
-        adapter, {"a": sae}, [Trial(SOURCE)], lambda *_: {"1": Erase(top_k=3)}, steps=WHOLE, tokens=half, **RUN
+        adapter, {"a": sae}, [EditTrial(SOURCE)], lambda *_: {"1": Erase(top_k=3)}, steps=WHOLE, tokens=half, **RUN
     )
     assert [each.met[0].tokens for each in found.tried] == [2 * 32]
 
@@ -158,7 +158,7 @@ def test_a_picture_that_overflows_is_infinitely_damaged(adapter, sae):
     found = search_edits(
         adapter,
         {"a": sae},
-        [Trial(SOURCE)],
+        [EditTrial(SOURCE)],
         lambda *_: {"1": Scale(range(N), 3e38), "2": Erase(top_k=1)},
         steps=WHOLE,
         **RUN,
@@ -171,10 +171,10 @@ def test_a_picture_that_overflows_is_infinitely_damaged(adapter, sae):
 @pytest.mark.parametrize(
     ("models", "trials", "message"),
     [
-        ("ab", [Trial(SOURCE)], "several models can be compared only by what they reach; give the trials a target"),
-        ("a", [Trial(SOURCE), Trial(SOURCE, 1, TARGET)], "some trials have a target prompt and some have none"),
+        ("ab", [EditTrial(SOURCE)], "several models can be compared only by what they reach; give the trials a target"),
+        ("a", [EditTrial(SOURCE), EditTrial(SOURCE, 1, TARGET)], "some trials have a target prompt and some have none"),
         ("a", [], "there is nothing to search"),
-        ("", [Trial(SOURCE)], "there is nothing to search"),
+        ("", [EditTrial(SOURCE)], "there is nothing to search"),
     ],
 )
 def test_what_does_not_go_together(adapter, sae, models, trials, message):

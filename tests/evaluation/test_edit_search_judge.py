@@ -10,7 +10,7 @@ import torch
 
 import tide
 from tide.editing import Replace, changed_prompt, prompt_target
-from tide.evaluation import Trial, auroc, search_edits
+from tide.evaluation import EditTrial, auroc, search_edits
 from tide.evaluation.edit_search import BREAKS, LEAST_EFFECT
 from tide.images.tensors import to_tensor
 from tide.scenes.judge import load_judge
@@ -32,7 +32,7 @@ def test_damage_is_breakage_and_effect_is_the_word(tmp_path):
         target = prompt_target(adapter, model, trial.target, seed=trial.seed, **RUN)
         return {f"{factor:g}": Replace(target, factor) for factor in (0.5, 1.0, 2.0)}
 
-    trials = [Trial(PROMPT, seed, changed_prompt(PROMPT, "red", "blue")) for seed in (0, 1)]
+    trials = [EditTrial(PROMPT, seed, changed_prompt(PROMPT, "red", "blue")) for seed in (0, 1)]
     found = search_edits(adapter, {"6": model}, trials, make, **RUN)
 
     def read(pictures):

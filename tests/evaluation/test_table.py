@@ -65,7 +65,7 @@ def test_the_loss_is_of_as_many_images_and_timesteps_as_asked_for(figures):
 
 def test_as_text(figures):
     read, models, losses, fit, notes = evaluation_text(figures).split("\n\n")
-    assert read.startswith("10 images of scenes: 3 fit PCA and mean, 7 are measured (224 tokens), 5 in the model.")
+    assert read.startswith("10 images of scenes: 3 to fit PCA and mean, 7 measured (224 tokens), 5 in the model.")
     names = ["SAE", "PCA k", "PCA k/4", "mean", "clean", "zeroed"]
     assert [line.split("  ")[0] for line in models.splitlines()[1:]] == names
     assert models.split("\n")[0].split() == ["mse", "cosine", "variance", "l0", "dead", "loss", "ratio", "recovered"]

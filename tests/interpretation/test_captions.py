@@ -164,7 +164,9 @@ def test_training_images_are_left_out(adapter, model, monkeypatch):
 def test_training_images_are_used_where_too_few_others_show_a_word(adapter, model, monkeypatch):
     source = open_source("scenes", adapter, images=60)
     monkeypatch.setattr(model, "trained_on", trained_on(source, 40))
-    message = r"fewer than 8 images of scenes with 'purple', or without it, are left .* train with a larger --hold-out"
+    message = (
+        r"fewer than 8 images of scenes with 'purple', or without it, are .* collect \(or train live\) with a larger"
+    )
     with pytest.warns(TideWarning, match=message):
         found = find(adapter, model, ["near", "purple"], images=60)
     assert (found.kind, found.n_read) == ("training", 60)
@@ -179,19 +181,19 @@ def test_few_images_that_trained_nothing_are_held_out_all_the_same(adapter, mode
 
 def test_a_word_is_whole_and_of_any_case(adapter, model):
     assert find(adapter, model, ["NEAR"]).concepts["NEAR"]["images"] > 0
-    message = r"none of the 24 captions read of 24 images of scenes holds 'nea'; name words that they do, or examine"
+    message = "24 images of scenes: no caption holds 'nea'; name words that some of them hold, or examine more images"
     with pytest.raises(TideError, match=message):
         find(adapter, model, ["nea"])
 
 
 def test_a_word_of_every_caption(adapter, model):
-    with pytest.raises(TideError, match="all 24 captions read of 24 images of scenes hold 'facing'; add images"):
+    with pytest.raises(TideError, match="24 images of scenes: every caption holds 'facing'; add images"):
         find(adapter, model, ["facing"])
 
 
 def test_images_without_captions(adapter, model, monkeypatch):
     monkeypatch.setattr("tide.interpretation.captioned.folded", lambda caption: "")
-    with pytest.raises(TideError, match="none of 24 images of scenes has a caption; give data with captions"):
+    with pytest.raises(TideError, match="24 images of scenes: none has a caption; give data with captions"):
         find(adapter, model, ["near"])
 
 

@@ -63,9 +63,21 @@ def test_a_neuron_may_fall_silent_and_a_latent_may_not():
 def test_of_equal_areas_the_larger_difference_goes_first():
     shows = torch.arange(20) < 10
     features = torch.zeros(20, 5)
-    features[:10, 1], features[:10, 3], features[:10, 4] = 0.1, 7.0, 0.5
-    assert strongest(features, shows, 3)[0] == [3, 4, 1]
-    assert strongest(features, shows, 10)[0][:3] == [3, 4, 1]
+    spread = torch.linspace(0, 1, 10)
+    for i, (size, gap) in {1: (1.0, 1.5), 3: (0.1, 9.0), 4: (100.0, 3.0)}.items():
+        features[:, i] = size * torch.cat([gap + spread, spread])
+    assert strongest(features, shows, 3)[0] == [3, 4, 1]  # whatever the sizes of their values
+    assert strongest(features, shows, 10)[0] == [3, 4, 1, 0, 2]
+    signs = torch.tensor([1.0, 1.0, 1.0, -1.0, 1.0])
+    assert strongest(features * signs, shows, 3, signed=True) == ([3, 4, 1], [-1.0, 1.0, 1.0])
+
+
+def test_a_larger_area_goes_first_however_large_the_difference():
+    shows = torch.arange(4000) < 2000
+    rank = torch.arange(4000.0)
+    swapped = torch.cat([rank[:1999], rank[[2000, 1999]], rank[2001:]])  # one pair of four million
+    features = torch.stack([-rank / 4000, -swapped], dim=1)
+    assert strongest(features, shows, 2)[0] == [0, 1]
 
 
 @pytest.mark.parametrize(("n_with", "n_without"), [(8, 8), (9, 30), (31, 12)])

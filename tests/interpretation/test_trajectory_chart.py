@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_strips import places
+from tests.helpers.sheets import places
 from tide.adapters import adapter_for
 from tide.interpretation import follow
 from tide.interpretation.trajectory_chart import draw_trajectory

@@ -7,6 +7,7 @@ import torch
 
 from tide.evaluation.statistics import auroc
 from tide.interpretation.word_labels import MOST_WORDS, label_words
+from tide.interpretation.words import concept_of, folded, holds
 
 N = 200
 
@@ -33,9 +34,33 @@ def test_a_latent_is_labelled_with_the_word_that_it_tells():
     peaks = torch.stack([mask + 0.6 * noise(N, seed=i) for i, mask in enumerate(told)] + [noise(N)], dim=1)
     labels = label_words(peaks, texts)
     assert [label and (label.concept, label.level) for label in labels] == [
-        ("red", "caption"), ("tree", "caption"), ("größe", "caption"), None,
+        ("red", "caption"), ("tree", "caption"), ("grösse", "caption"), None,
     ]  # fmt: skip
     assert labels[0].auroc == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shown", "other", "word"),
+    [
+        ("I don\u2019t see it", "I see it", "don't"),
+        ("一只猫在草地上", "一只狗在草地上", "猫"),
+        ("red_house", "blue-house", "red"),
+        ("a cafe\u0301", "a house", "caf\u00e9"),
+    ],
+)
+def test_a_label_is_a_word_that_concepts_finds(shown, other, word):
+    told = torch.rand(N, generator=torch.Generator().manual_seed(0)) < 0.5
+    texts = [shown if each else other for each in told]
+    (label,) = label_words(told[:, None].float(), texts)
+    assert label.concept == word
+    assert [holds(folded(text), concept_of(word)) for text in texts] == told.tolist()
+
+
+def test_images_show_a_word_where_concepts_finds_it():
+    """Also in "cat's", which is a word of its own."""
+    texts = [("a cat", "a house", "a cat's paw", "a house")[i % 4] for i in torch.randperm(N).tolist()]
+    (label,) = label_words(shows("cat", texts)[:, None].float(), texts)
+    assert (label.concept, label.auroc) == ("cat", 1.0)
 
 
 def test_the_score_is_of_the_images_that_did_not_choose():

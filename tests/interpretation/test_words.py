@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tide.errors import TideError
-from tide.interpretation.words import concept_of, folded, holds
+from tide.interpretation.words import concept_of, folded, holds, words_of
 
 YES = [
     ("A Cat.", "cat"),
@@ -62,3 +62,25 @@ def test_does_not_hold(caption, word):
 def test_a_word_of_nothing(word):
     with pytest.raises(TideError, match="holds no letter; give a word of the captions"):
         concept_of(word)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A Cat, a category.", {"a", "cat", "category"}),
+        ("I don\u2019t 'quote' cats' 's", {"i", "don't", "quote", "cats", "s"}),
+        ("red_seven_01 fire-truck", {"red", "seven", "01", "fire", "truck"}),
+        ("cafe\u0301 Stra\u00dfe", {"caf\u00e9", "strasse"}),
+        ("\u043a\u0440\u0430\u0441\u043d\u044b\u0439", {"\u043a\u0440\u0430\u0441\u043d\u044b\u0439"}),
+        ("लाल घर", {"लाल", "घर"}),
+        ("一只猫cat", {"一", "只", "猫", "cat"}),
+        ("リンゴ แดง 赤", {"赤"}),
+        ("c++ & 🐱 '", {"c"}),
+        ("'", set()),
+        ("", set()),
+    ],
+)
+def test_words_of_a_caption(caption, words):
+    found = words_of(folded(caption))
+    assert found == words
+    assert all(holds(folded(caption), concept_of(each)) for each in found)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tide.evaluation.wording import images_in_words
+from tide.messages import counted
 from tide.tables import text_table
 
 Row = dict[str, Any]
@@ -14,9 +15,11 @@ CAPTION_COLUMNS = ("with", "without", "latent", "auroc", "95 %", "neuron", "rand
 SCENE_COLUMNS = ("latent", "auroc", "neuron", "iou", "remark")
 #: What the columns mean.
 OF_CAPTIONS = (
-    "{read}.\nThe latent was chosen on one half of them, all figures are of the other half. auroc: how well its mean "
-    "over an\nimage tells images with the word from those without (0.5 chance, 1 perfect); neuron, random: of the best "
-    "raw channel\nand of the best latent of an untrained autoencoder, chosen and scored alike."
+    "Read: {read}; used: {used}.\nwith, without: images used whose caption holds the word, or does not. The latent was "
+    "chosen on one half of them, and\nauroc, neuron and random are of the other half; of a word with too few images to "
+    "score it was chosen on all of them.\nauroc: how well the latent's mean over an image tells images with the word "
+    "from those without (0.5 chance, 1 perfect);\nneuron, random: of the best raw channel and of the best latent "
+    "of an untrained autoencoder, chosen and scored alike."
 )
 OF_SCENES = (
     "Latents were chosen on development scenes, all figures are of test scenes, of combinations that the bundled\n"
@@ -35,8 +38,8 @@ def concepts_text(found: Row) -> str:
         return f"{table}\n\n{OF_SCENES}"
     table = _table(CAPTION_COLUMNS, [(concept, *_of_captions(row)) for concept, row in ordered])
     images = found["images"]
-    read = f"{images_in_words(images['used'], images['of'])}, of {images['read']}"
-    return f"{table}\n\n{OF_CAPTIONS.format(read=read)}"
+    used = images_in_words(images["used"], images["of"])
+    return f"{table}\n\n{OF_CAPTIONS.format(read=images['read'], used=used)}"
 
 
 def concepts_sentence(found: Row, block: int | str | None) -> str:
@@ -46,8 +49,9 @@ def concepts_sentence(found: Row, block: int | str | None) -> str:
     clearest = sorted(told.items(), key=lambda item: -item[1]["auroc"])[:3]
     named = ", ".join(f"{concept} (latent {row['latent']}, {row['auroc']:.2f})" for concept, row in clearest)
     others = ", ".join(concept for concept in rows if concept not in told) if of_captions else ""
+    has = "has" if len(told) == 1 else "have"
     return (
-        f"{len(told)} of {len(rows)} concepts on block {block} have a latent "
+        f"{len(told)} of {counted(len(rows), 'concept')} on block {block} {has} a latent "
         f"{'above chance' if of_captions else f'of AUROC {CLEAR} or more'}"
         f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tide.cli.edit_met import as_row, remarks
-from tide.cli.edit_options import EditOptions
+from tide.cli.edit_options import NOT_SEARCHED, EditOptions
 from tide.cli.edit_search import Searching
+from tide.messages import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,17 +66,24 @@ class Edit(EditOptions):
             print(line)
         if max(row["mean_pixel_change"] for row in rows) >= MUCH:
             print(
-                f"A mean change of {MUCH} or more is a lot. If a picture broke, the same command with --search and "
-                "another --out finds steps, branch and strength that keep it whole."
+                f"A mean change of {MUCH} or more is a lot. If a picture broke, the same command with --search"
+                f"{self._without} and another --out finds steps, branch and strength that keep it whole."
             )
         print(
             f"Edited block {model.config.block}: pixels moved by {moved} (mean, of 255){scores.line}; see "
             f"{Path(self.out) / 'strip.png'}."
         )
 
+    @property
+    def _without(self) -> str:
+        """The options of this command that ``--search`` refuses, in words."""
+        given = [name for name in NOT_SEARCHED.split() if getattr(self, name) not in (None, "conditional")]
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        return f" in place of {flags}" if flags else ""
+
     def where(self, row: dict[str, Any]) -> str:
         """Which of the pictures a row of edit.json is about."""
-        return f"in {row['tokens']} tokens" if self.altered else f"at strength {row['strength']:g}"
+        return f"in {counted(row['tokens'], 'token')}" if self.altered else f"at strength {row['strength']:g}"
 
     def _drawn(self, adapter: Adapter, model: TIDE) -> tuple[Image, dict[str, Image], dict[str, Met]]:
         """The unedited picture, the edited ones, and what each edit met."""

@@ -36,12 +36,10 @@ def as_row(met: Met) -> dict[str, Any]:
 
 def remarks(met: Mapping[str, Met]) -> Iterator[str]:
     """Lines about edits by the words that tell them apart ("at strength 1"): how often the latents were active that an
-    edit names by number, and why an edit changed nothing."""
+    edit names by number, which were instead if some were inactive, and why an edit changed nothing."""
     first = next(iter(met.values()))
     if first.active and first.tokens:
-        yield f"On the edited tokens {_activity(met)}."
-    if first.inactive:
-        yield f"What is inactive, no factor changes{first.candidates}."
+        yield f"On the edited tokens {_activity(met)}{first.candidates}."
     if aimed := first.target_active:
         active = sum(count > 0 for count in aimed.values())
         yield f"Of the target's strongest latents, {len(aimed)} in all, {active} were active on the edited tokens."
@@ -58,5 +56,5 @@ def _activity(met: Mapping[str, Met]) -> str:
     for latent in latents[:LISTED]:
         share = sum(each.active[latent] for each in met.values()) / tokens
         words.append(f"latent {latent} was " + (f"active on {share:.1%}" if share else "inactive (it never fired)"))
-    more = [f"{len(latents) - LISTED} more are in edit.json"] if len(latents) > LISTED else []
+    more = [f"{len(latents) - LISTED} more (see edit.json)"] if len(latents) > LISTED else []
     return ", ".join([*words, *more])

@@ -29,6 +29,9 @@ from tide.errors import TideError
 #: The factor of ``--towards-top`` where none is given: the one that Fig. 6's development prompts chose.
 SCALED_BY = 3.0
 
+#: Options that a search tries itself, or has no use for.
+NOT_SEARCHED = "steps branch altered save_target"
+
 _WHAT = tyro.conf.create_mutex_group(required=True, title="edit (one of)")
 _WHERE = tyro.conf.create_mutex_group(required=False, title="where in the image (at most one of)")
 
@@ -61,7 +64,7 @@ class EditOptions(Drawing):
         ),
         with_option("contrast", leaves_out="towards_top save_target"),
         with_option("altered", leaves_out="towards_pooled"),
-        with_option("search", uses="search_sae search_prompts", leaves_out="steps branch altered save_target"),
+        with_option("search", uses="search_sae search_prompts", leaves_out=NOT_SEARCHED),
         _ONE_BRANCH,
         fast_beside("n_steps"),
     )

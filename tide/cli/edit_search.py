@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tide.messages import counted
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from tide.cli.edit_options import EditOptions
     from tide.cli.edit_scores import Scorers
     from tide.editing import Edit
-    from tide.evaluation.edit_ruler import Trial
+    from tide.evaluation.edit_ruler import EditTrial
     from tide.evaluation.edit_search import Search, Tried
     from tide.sae import TIDE
 
@@ -64,9 +66,10 @@ class Searching:
         n_settings = len(settings(list(models), list(asked.settings), **run))
         total = n_runs(n_settings, trials)
         recorded = len(trials) * len(models) if asked.target_prompt and asked.towards_image is None else 0
-        targets = f", and {recorded} that record targets" if recorded else ""
-        drawn = f"{total} runs of {asked.steps_drawn} steps{targets}"
-        print(f"Searching {n_settings} settings on {len(trials)} trials: {drawn}.", flush=True)
+        targets = f", and {recorded} to record targets" if recorded else ""
+        drawn = f"{counted(total, 'run')} of {counted(asked.steps_drawn, 'step')}{targets}"
+        searched = f"{counted(n_settings, 'setting')} on {counted(len(trials), 'trial')}"
+        print(f"Searching {searched}: {drawn}.", flush=True)
         mask = None if asked.mask is None else read_mask(asked.mask, self.adapter, asked.size)
         with tqdm(total=total, unit="run", disable=None) as bar:
             found = search_edits(
@@ -86,17 +89,18 @@ class Searching:
         print(self._table(rows))
         print(f"{self._advice(found, rows)} See {Path(asked.out) / 'search.png'}.")
 
-    def _trials(self) -> list[Trial]:
+    def _trials(self) -> list[EditTrial]:
         from tide.activations.source import read_prompts
         from tide.editing import changed_prompt
-        from tide.evaluation import Trial
+        from tide.evaluation import EditTrial
 
         asked, target = self.asked, self.asked.target_prompt
         if asked.search_prompts is None:
-            return [Trial(asked.prompt, asked.seed + i, target) for i in range(SEEDS)]
+            return [EditTrial(asked.prompt, asked.seed + i, target) for i in range(SEEDS)]
         prompts = [asked.prompt, *read_prompts(Path(asked.search_prompts))]
         change = asked.change
-        return [Trial(each, asked.seed, change and changed_prompt(each, *change)) for each in dict.fromkeys(prompts)]
+        each_once = dict.fromkeys(prompts)
+        return [EditTrial(each, asked.seed, change and changed_prompt(each, *change)) for each in each_once]
 
     def _models(self) -> dict[str, TIDE]:
         from tide.cli.common import sae_of
@@ -105,7 +109,7 @@ class Searching:
         found = {each.sae: sae_of(each, self.adapter, self.pipeline) for each in others}
         return {self.asked.autoencoder.sae: self.model, **found}
 
-    def _edits(self, model: TIDE, trial: Trial) -> dict[str, Edit]:
+    def _edits(self, model: TIDE, trial: EditTrial) -> dict[str, Edit]:
         from tide.cli.edit_target import edits_of
 
         asked = replace(self.asked, prompt=trial.prompt, seed=trial.seed)
@@ -184,9 +188,9 @@ class Searching:
 
         best = found.best
         said = f"{self._in_words(rows[0])} (effect {_number(best.effect)}, damage {_number(best.damage)})"
-        nothing = [met.remark for each in found.tried for met in each.met]
-        if all(nothing):
-            return f"No setting changes anything: {nothing[0]}."
+        met = [each for tried in found.tried for each in tried.met]
+        if all(each.nothing is not None for each in met):
+            return f"No setting changes anything: {met[0].nothing}{met[0].candidates}."
         if not found.wanted:
             return self._of_a_change(best, said)
         if math.isnan(best.effect):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tide.editing.edits import Branch, Edit
 from tide.editing.named import LISTED, aimed_at, in_words, named, why_idle
 from tide.editing.steer import Steer
+from tide.messages import counted
 
 #: An edit that names more latents than this is not about any one of them.
 FEW = 32
@@ -122,7 +123,7 @@ class Met:
         return {latent: int(self.fired[latent]) for latent in sorted(latents)} if len(self.fired) else {}
 
     def _no_rows(self) -> str:
-        calls = f"{self.calls} call{'' if self.calls == 1 else 's'}"
+        calls = counted(self.calls, "call")
         if not self.in_steps:
             return f"none of its {calls} of the block was of the steps {self.steps[0]:g} to {self.steps[1]:g}"
         hint = "; a run without guidance has none" if self.branch == "unconditional" else ""

@@ -2,7 +2,7 @@
 
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
-from tide.evaluation.edit_ruler import Trial
+from tide.evaluation.edit_ruler import EditTrial
 from tide.evaluation.edit_search import Search, search_edits
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, auroc_interval, wilson_interval
@@ -11,8 +11,8 @@ from tide.evaluation.wording import evaluation_sentence, evaluation_text
 
 __all__ = [
     "PCA",
+    "EditTrial",
     "Search",
-    "Trial",
     "auroc",
     "auroc_interval",
     "diffusion_loss",

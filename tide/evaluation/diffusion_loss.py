@@ -53,9 +53,9 @@ def diffusion_loss(
 
     Returns:
         ``{"clean": figures, name: figures}`` with figures ``"loss"``; ``"error"``, the standard error of what the
-        intervention adds to the clean loss, from the differences on the same image at the same timestep (0 for the
-        clean loss, infinite for a single difference); and both for each timestep under ``"timestep"`` and
-        ``"timestep_error"``.
+        intervention adds to the clean loss, over the images: each counts once, with the mean of its differences at
+        the timesteps (0 for the clean loss, infinite for a single image); and both for each timestep under
+        ``"timestep"`` and ``"timestep_error"``.
 
     Raises:
         TideError: there are no images, an intervention is named "clean", or the clean loss is not finite.
@@ -92,7 +92,7 @@ def _figures(by_t: dict[float, list[float]], clean: dict[float, list[float]]) ->
     added = {t: [x - y for x, y in zip(values, clean[t], strict=True)] for t, values in by_t.items()}
     return {
         "loss": sum(map(sum, by_t.values())) / sum(map(len, by_t.values())),
-        "error": _standard_error([each for values in added.values() for each in values]),
+        "error": _standard_error([sum(each) / len(each) for each in zip(*added.values(), strict=True)]),
         "timestep": {f"{t:g}": sum(values) / len(values) for t, values in by_t.items()},
         "timestep_error": {f"{t:g}": _standard_error(values) for t, values in added.items()},
     }

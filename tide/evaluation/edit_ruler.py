@@ -20,7 +20,7 @@ from tide.evaluation.diffusion_loss import diffusion_loss
 READ_AT = (0.3, 0.5, 0.7)
 
 
-class Trial(NamedTuple):
+class EditTrial(NamedTuple):
     """What is drawn: a prompt from the noise of ``seed``. ``target``: the prompt whose picture an edit should reach."""
 
     prompt: str
@@ -51,7 +51,7 @@ class Ruler:
     """Measures the finished pictures of a trial, as latents ``[1, c, h, w]``."""
 
     adapter: Adapter
-    trial: Trial
+    trial: EditTrial
     timesteps: Tensor
     source: Tensor
     target: Tensor | None
@@ -59,7 +59,7 @@ class Ruler:
     losses: dict[str, float]
 
     @classmethod
-    def of(cls, drawer: Drawer, trial: Trial) -> Ruler:
+    def of(cls, drawer: Drawer, trial: EditTrial) -> Ruler:
         adapter, drawn = drawer.adapter, {}
         for prompt in dict.fromkeys(each for each in (trial.prompt, trial.target) if each is not None):
             drawn[prompt] = drawer.draw(prompt, trial.seed)

@@ -21,7 +21,7 @@ from tide.editing.edits import Branch
 from tide.editing.met import Met
 from tide.editing.progress import is_within
 from tide.errors import TideError
-from tide.evaluation.edit_ruler import Drawer, Ruler, Trial
+from tide.evaluation.edit_ruler import Drawer, EditTrial, Ruler
 from tide.pictures import to_image
 from tide.sae.model import TIDE
 
@@ -40,7 +40,7 @@ BREAKS = 5.0
 WHOLE = 2.0
 
 
-class Setting(NamedTuple):
+class EditSetting(NamedTuple):
     """``model`` and ``edit`` by their names."""
 
     model: str
@@ -54,7 +54,7 @@ class Tried:
     """A setting: for each trial its ``effects``, ``damages`` and ``pictures``, and what the edit ``met``; ``towards``:
     whether there are targets."""
 
-    setting: Setting
+    setting: EditSetting
     towards: bool
     effects: list[float]
     damages: list[float]
@@ -94,7 +94,7 @@ class Search:
         tried: the settings, the best first (:attr:`Tried.score`).
     """
 
-    trials: list[Trial]
+    trials: list[EditTrial]
     before: list[Image]
     wanted: list[Image]
     tried: list[Tried]
@@ -111,7 +111,7 @@ def settings(
     n_steps: int,
     guidance_scale: float,
     steps: Sequence[Steps] = STEPS,
-) -> list[Setting]:
+) -> list[EditSetting]:
     """Every combination: of ``steps`` those that hold a step of the run, the first of those that hold the same; of
     branches the conditional rows and both, or the first alone where there is no guidance."""
     first: dict[tuple[int, ...], Steps] = {}
@@ -119,15 +119,15 @@ def settings(
         first.setdefault(tuple(step for step in range(n_steps) if is_within(step, n_steps, part)), part)
     parts = [part for held, part in first.items() if held]
     branches: tuple[Branch, ...] = ("conditional", "both") if guidance_scale > 1 else ("conditional",)
-    return [Setting(m, e, part, b) for m in models for e in edits for part in parts for b in branches]
+    return [EditSetting(m, e, part, b) for m in models for e in edits for part in parts for b in branches]
 
 
 @torch.no_grad()
 def search_edits(
     adapter: Adapter,
     models: Mapping[str, TIDE],
-    trials: Sequence[Trial],
-    make: Callable[[TIDE, Trial], Mapping[str, Edit]],
+    trials: Sequence[EditTrial],
+    make: Callable[[TIDE, EditTrial], Mapping[str, Edit]],
     *,
     steps: Sequence[Steps] = STEPS,
     n_steps: int = 20,
@@ -171,7 +171,7 @@ def search_edits(
     _check(models, trials)
     drawer = Drawer(adapter, n_steps, guidance_scale, image_size(adapter, size), on_run)
     where: dict[str, Any] = {"tokens": tokens, "renormalise": renormalise}
-    found: dict[Setting, Tried] = {}
+    found: dict[EditSetting, Tried] = {}
     before, wanted = [], []
     for trial in trials:
         ruler = Ruler.of(drawer, trial)
@@ -195,12 +195,12 @@ def search_edits(
     return Search(list(trials), before, wanted, sorted(found.values(), key=lambda each: -each.score))
 
 
-def n_runs(n_settings: int, trials: Sequence[Trial]) -> int:
+def n_runs(n_settings: int, trials: Sequence[EditTrial]) -> int:
     """How often :func:`search_edits` runs the pipeline, besides the runs that ``make`` needs."""
     return len(trials) * (n_settings + 1) + sum(trial.target is not None for trial in trials)
 
 
-def _check(models: Mapping[str, TIDE], trials: Sequence[Trial]) -> None:
+def _check(models: Mapping[str, TIDE], trials: Sequence[EditTrial]) -> None:
     with_target = [trial.target is not None for trial in trials]
     if not trials or not models:
         raise TideError("there is nothing to search; give at least one model and one trial")

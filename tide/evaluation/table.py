@@ -97,7 +97,8 @@ def _unseen(source: Source, model: TIDE) -> Unseen[Source]:
     if found.kind == "training":
         warnings.warn(
             f"fewer than {least} images of {source.shown or source.name} are left without those that trained this "
-            "model, so training images are measured; give other data, or train with a larger --hold-out",
+            "model, so training images are measured; give other data, or collect (or train live) with a larger "
+            "--hold-out",
             TideWarning,
             stacklevel=3,
         )

@@ -65,7 +65,7 @@ def _cost(loss: dict[str, Any]) -> str:
 def _read(figures: dict[str, Any]) -> str:
     images, tokens = figures["images"], figures["models"]["tide"]["tokens"]
     return (
-        f"{images['read']}: {images['fit']} fit PCA and mean, {images['measured']} are measured ({tokens:.0f} tokens), "
+        f"{images['read']}: {images['fit']} to fit PCA and mean, {images['measured']} measured ({tokens:.0f} tokens), "
         f"{images['loss']} in the model.\nmse: in units of the activations' mean square; l0: active latents a token; "
         "dead: latents that never fired;\nloss: of the noise (eq. 4), with the row in place of the block's output; "
         "ratio: of that loss to the clean one."

@@ -73,8 +73,8 @@ def pick_images(
     if picked.kind == "training":
         warnings.warn(
             f"fewer than {enough} images of {source.shown or source.name} with {word!r}, or without it, are left "
-            "without those that trained this model, so training images are used; give other data, or train with a "
-            "larger --hold-out",
+            "without those that trained this model, so training images are used; give other data, or collect (or "
+            "train live) with a larger --hold-out",
             TideWarning,
             stacklevel=3,
         )
@@ -99,7 +99,7 @@ def _pick(adapter: Adapter, source: Source, concepts: dict[str, str], wanted: in
         if not any(left.values()):
             break
     if n_empty == n_read:
-        raise TideError(f"none of {source.described} has a caption; give data with captions to look for words in")
+        raise TideError(f"{source.described}: none has a caption; give data with captions to look for words in")
     return Picked(picked, n_read, source.described, kind)
 
 
@@ -107,14 +107,10 @@ def _check(picked: Picked, source: Source, words: Sequence[str]) -> None:
     more = ", or examine more images (--images)" if source.limited else ""
     for word in words:
         if picked.count(word) == 0:
-            raise TideError(
-                f"none of the {picked.n_read} captions read of {picked.described} holds {word!r}; name words that "
-                f"they do{more}"
-            )
+            raise TideError(f"{picked.described}: no caption holds {word!r}; name words that some of them hold{more}")
         if picked.count(word) == len(picked.images):
             raise TideError(
-                f"all {picked.n_read} captions read of {picked.described} hold {word!r}; add images without it to "
-                f"contrast with{more}"
+                f"{picked.described}: every caption holds {word!r}; add images without it to contrast with{more}"
             )
 
 

@@ -12,6 +12,8 @@ from tide.evaluation.statistics import auroc, auroc_interval
 
 #: The fewest images with a concept, and without it, for a score.
 FEWEST = 8
+#: Images to choose on and images to score on where many concepts share one split.
+ALTERNATING = (slice(0, None, 2), slice(1, None, 2))
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,16 @@ def strongest(features: Tensor, shows: Tensor, n: int, *, signed: bool = False) 
     do it with (-1 only if ``signed``).
 
     ``features [images, n_features]``, one value an image. Of equal areas the larger difference of means goes first, in
-    units of the feature's spread.
+    units of the feature's standard deviation over all images, and of equal ones the lower index.
     """
     area = torch.nan_to_num(auroc(features, shows[:, None])[:, 0], nan=0.5)
-    gap = features[shows].double().mean(0) - features[~shows].double().mean(0)
-    gap = gap / (1 + gap.abs())
+    values = features.double()
+    spread = values.std(0, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+    gap = (values[shows].mean(0) - values[~shows].mean(0)) / spread
     merit = torch.where(area >= 0.5, area, 1 - area) if signed else area
     sign = torch.where(area >= 0.5, 1.0, -1.0) if signed else torch.ones_like(area)
-    best = (merit + 1e-6 * sign * gap).topk(min(n, len(area))).indices
+    by_gap = (sign * gap).argsort(descending=True, stable=True)
+    best = by_gap[merit[by_gap].argsort(descending=True, stable=True)][:n]
     return best.tolist(), sign[best].tolist()
 
 

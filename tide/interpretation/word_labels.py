@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +10,8 @@ from torch import Tensor
 
 from tide.evaluation.statistics import auroc
 from tide.interpretation.atlas import LEAST_AUROC, Label
+from tide.interpretation.image_scores import ALTERNATING
+from tide.interpretation.words import folded, holds, words_of
 
 #: What the level of a label is called if its concept is a word of the captions.
 CAPTION = "caption"
@@ -27,17 +27,19 @@ MOST_WORDS = 1000
 def label_words(peaks: Tensor, captions: Sequence[str]) -> tuple[Label | None, ...] | None:
     """For each latent the word whose images it tells from the others best, where it does so well.
 
-    ``peaks [images, n_latents]`` is each latent's peak in each image. The word is chosen by the AUROC on every second
-    image and measured on the others, so that the choice does not flatter it: a label's AUROC is at least
+    ``peaks [images, n_latents]`` is each latent's peak in each image. The words are those of
+    :func:`~tide.interpretation.words.words_of`, found in captions as concepts are. The word is chosen by the AUROC on
+    every second image and measured on the others, so that the choice does not flatter it: a label's AUROC is at least
     :data:`~tide.interpretation.atlas.LEAST_AUROC` and :data:`LEAST_DEVIATIONS` above chance. None if each word is in
     too few captions or in too many of them (:data:`LEAST_IMAGES`).
     """
     words, shows = _vocabulary(captions)
     if not words:
         return None
-    best = auroc(peaks[::2], shows[::2]).argmax(1)
-    held_out = shows[1::2]
-    values = auroc(peaks[1::2], held_out).gather(1, best[:, None])[:, 0]
+    choosing, scoring = ALTERNATING
+    best = auroc(peaks[choosing], shows[choosing]).argmax(1)
+    held_out = shows[scoring]
+    values = auroc(peaks[scoring], held_out).gather(1, best[:, None])[:, 0]
     least = _least(held_out)[best]
     rows = zip(best.tolist(), values.tolist(), least.tolist(), strict=True)
     return tuple(Label(words[word], CAPTION, value) if value >= bar else None for word, value, bar in rows)
@@ -54,13 +56,11 @@ def _least(shows: Tensor) -> Tensor:
 
 def _vocabulary(captions: Sequence[str]) -> tuple[list[str], Tensor]:
     """The words, and which captions hold them, bool ``[captions, words]``."""
-    held = [frozenset(re.findall(r"\w+", caption.lower())) for caption in captions]
-    halves = [Counter(word for words in half for word in words) for half in (held[::2], held[1::2])]
-    sizes = [math.ceil(len(held) / 2), len(held) // 2]
-    fitting = [
-        word
-        for word, _ in Counter(halves[0] + halves[1]).most_common()
-        if all(LEAST_IMAGES <= half[word] <= size - LEAST_IMAGES for half, size in zip(halves, sizes, strict=True))
-    ]
-    words = sorted(fitting[:MOST_WORDS])
-    return words, torch.tensor([[word in each for word in words] for each in held], dtype=torch.bool)
+    texts = list(map(folded, captions))
+    often = Counter(word for text in texts for word in words_of(text))
+    words = sorted(word for word, _ in often.most_common(MOST_WORDS))
+    shows = torch.tensor([[holds(text, word) for word in words] for text in texts], dtype=torch.bool)
+    shows = shows.view(len(texts), len(words))
+    halves = [shows[part] for part in ALTERNATING]
+    fits = torch.stack([each.sum(0) for half in halves for each in (half, ~half)]).amin(0) >= LEAST_IMAGES
+    return [word for word, fit in zip(words, fits.tolist(), strict=True) if fit], shows[:, fits]

@@ -1,4 +1,4 @@
-"""Whole words in captions, in any script: which captions hold a concept."""
+"""Whole words in captions, in any script: which captions hold a concept, and which words a caption has."""
 
 from __future__ import annotations
 
@@ -43,6 +43,32 @@ def holds(caption: str, concept: str) -> bool:
             return True
         start = caption.find(concept, start + 1)
     return False
+
+
+def words_of(caption: str) -> frozenset[str]:
+    """Words of a :func:`folded` caption, each of which it :func:`holds`: runs of letters and digits, also with an
+    apostrophe between two of them ("don't"). Of scripts without spaces only Chinese characters, each by itself; where
+    other words end there, nothing tells."""
+    found: list[str] = []
+    for i, c in enumerate(caption):
+        if _goes_on(caption, i):
+            found[-1] += c
+        else:
+            found.append(c)
+    return frozenset(each for each in found if _is_word(each))
+
+
+def _goes_on(caption: str, i: int) -> bool:
+    """Whether the character at ``i`` continues the word of the one before."""
+    before, c, after = caption[max(0, i - 1) : i], caption[i], caption[i + 1 : i + 2]
+    if c == "'":
+        return bool(after) and _joined(before, after)
+    return _joined(caption[max(0, i - 2) : i - 1] if before == "'" else before, c)
+
+
+def _is_word(found: str) -> bool:
+    name = unicodedata.name(found[0], "")
+    return unicodedata.category(found[0])[0] in "LN" and (name.startswith("CJK ") or not name.startswith(UNSPACED))
 
 
 def _joined(neighbour: str, edge: str) -> bool:
