@@ -197,6 +197,15 @@ def test_a_text_is_no_other_images_than_the_one_of_its_exact_name(tmp_path):
     assert captions(folder) == {"A.png": "capital", "b.png": "small", "a.png": "small, too", "a.jpg": "small, too"}
 
 
+def test_a_text_that_fits_several_images_is_none_of_theirs(tmp_path):
+    folder = make(tmp_path / "photos", "AB.png", "Ab.png", "CD.png", "CD.jpg")
+    (folder / "ab.txt").write_text("either")
+    (folder / "cd.txt").write_text("both")
+    found = captions_of(files_of(folder))
+    assert found.of == {"CD.png": "both", "CD.jpg": "both"}
+    assert found.faults == [f"1 .txt file of {folder} lies beside no image of that name, such as ab.txt"]
+
+
 def test_a_list_can_name_images_without_a_suffix(tmp_path):
     folder = make(tmp_path / "photos", "a.png", "0001")
     list_captions(folder, [{"file_name": "0001", "text": "one"}])
