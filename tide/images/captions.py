@@ -117,12 +117,15 @@ class _Listed:
     several: int = 0
 
     def read(self, files: Files, name: str, caption_column: str | None) -> None:
-        """Adds the entries of the list ``name``; an inner list's captions replace those of an outer one."""
+        """Adds the entries of the list ``name``; an inner list's captions replace those of an outer one. An image that
+        the list names exactly is none that it names in another way."""
         here: dict[str, str] = {}
-        for entry in read_list(files.path(name), caption_column):
+        entries = [(_within(files, name, entry), entry) for entry in read_list(files.path(name), caption_column)]
+        exact = self.index.names.intersection(path for path, _ in entries)
+        for path, entry in entries:
             self.several += entry.several
-            image = self.index.find(_within(files, name, entry))
-            if image is None:
+            image = self.index.find(path)
+            if image is None or (image != path and image in exact):
                 self.unmatched.append(f"{one_line(entry.file, 100)} ({entry.where})")
                 continue
             if here.get(image) and entry.caption and here[image] != entry.caption:
