@@ -181,6 +181,15 @@ def test_the_exact_name_comes_before_one_that_is_alike(tmp_path):
     assert captions_of(files_of(folder)).faults[0].startswith("1 caption has no image in ")
 
 
+@pytest.mark.parametrize("names", [("a.png", "A.png"), ("A.png", "a.png")])
+def test_an_image_that_is_listed_exactly_gets_no_others_caption(tmp_path, names):
+    folder = make(tmp_path / "photos", "a.png")
+    list_captions(folder, [{"file_name": name, "text": f"of {name}"} for name in names])
+    found = captions_of(files_of(folder))
+    assert found.of == {"a.png": "of a.png"}
+    assert found.faults[0].startswith(f"1 caption has no image in {folder}, such as that of A.png ")
+
+
 def test_texts_beside_match_alike_names_too(tmp_path):
     folder = make(tmp_path / "photos", "A.png", "ü.png")
     (folder / "a.TXT").write_text("one")
@@ -195,6 +204,15 @@ def test_a_text_is_no_other_images_than_the_one_of_its_exact_name(tmp_path):
     assert captions(folder) == {"A.png": "capital", "b.png": "small"}
     (folder / "a.TXT").write_text("small, too")
     assert captions(folder) == {"A.png": "capital", "b.png": "small", "a.png": "small, too", "a.jpg": "small, too"}
+
+
+def test_a_text_that_fits_several_images_is_none_of_theirs(tmp_path):
+    folder = make(tmp_path / "photos", "AB.png", "Ab.png", "CD.png", "CD.jpg")
+    (folder / "ab.txt").write_text("either")
+    (folder / "cd.txt").write_text("both")
+    found = captions_of(files_of(folder))
+    assert found.of == {"CD.png": "both", "CD.jpg": "both"}
+    assert found.faults == [f"1 .txt file of {folder} lies beside no image of that name, such as ab.txt"]
 
 
 def test_a_list_can_name_images_without_a_suffix(tmp_path):

@@ -104,9 +104,9 @@ def _tensor(adapter: Adapter, given: Any, name: str) -> Tensor:
 
 def _as_images(adapter: Adapter, images: Tensor, name: str, first: bool) -> Tensor:
     images = as_channels_first(images)
-    if images.shape[1] != 3:
+    if (n := images.shape[1]) != 3:
         raise TideError(
-            f"data have {images.shape[1]} channels; images have 3, latents {adapter.latent_channels}"
+            f"data have {n} {'channel' if n == 1 else 'channels'}; images have 3, latents {adapter.latent_channels}"
             f"{' and no uint8' if images.dtype == torch.uint8 else ''}"
         )
     return signed(images, f"the images of {name}", warns=first)
@@ -118,7 +118,8 @@ def _captions(text: Any, n: int, name: str) -> list[str]:
     if isinstance(text, str) or not isinstance(text, Sequence):
         raise TideError(f"the captions of {name} are {_kind(text)}; give a list of one for each image")
     if len(text) != n:
-        raise TideError(f"{name} holds {n} images and {len(text)} captions; give one for each image")
+        images, captions = "image" if n == 1 else "images", "caption" if len(text) == 1 else "captions"
+        raise TideError(f"{name} holds {n} {images} and {len(text)} {captions}; give one for each image")
     return [prompt_of(each, f"caption {i} of {name}") for i, each in enumerate(text)]
 
 

@@ -113,7 +113,8 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
     if writer.unrecorded:
         notes.append(f"{writer.path} does not record {', '.join(writer.unrecorded)}: taken to be the same")
     if threads != info.get("threads"):
-        notes.append(f"{writer.path} was collected with {threads} threads, not {info['threads']}: roundings can differ")
+        with_threads = f"{threads} {'thread' if threads == 1 else 'threads'}"
+        notes.append(f"{writer.path} was collected with {with_threads}, not {info['threads']}: roundings can differ")
     if writer.next_sample and not writer.recorded:
         notes.append(f"{writer.path} does not record its images and captions: taken to be the same")
     for note in notes:

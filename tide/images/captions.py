@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -83,18 +84,20 @@ def _add_texts(captions: dict[str, str], files: Files) -> list[str]:
 
 def _texts_beside(files: Files) -> dict[str, str]:
     """Image -> the text beside it. A text whose name is written in another way than the image's serves only if it is
-    no other image's own."""
+    no other image's own, and fits no other image's name."""
     texts = {text[: -len(".txt")]: text for text in sorted(files.texts)}
     own: dict[str, str] = {}
     for name in files.pictures:
         exact = next((each for each in _stems(name) if each in texts), None)
         if exact is not None:
             own[name] = exact
-    alike = _Index(texts.keys() - set(own.values()))
+    free, alike = _Index(texts.keys() - set(own.values())), dict[str, str]()
     for name in files.pictures:
-        found = own.get(name) or next(filter(None, map(alike.find, _stems(name))), None)
-        if found is not None:
-            own[name] = found
+        found = next(filter(None, map(free.find, _stems(name))), None)
+        if name not in own and found is not None:
+            alike[name] = found
+    fits = Counter({_stems(name)[0]: stem for name, stem in alike.items()}.values())
+    own |= {name: stem for name, stem in alike.items() if fits[stem] == 1}
     return {name: texts[stem] for name, stem in own.items()}
 
 
@@ -114,12 +117,15 @@ class _Listed:
     several: int = 0
 
     def read(self, files: Files, name: str, caption_column: str | None) -> None:
-        """Adds the entries of the list ``name``; an inner list's captions replace those of an outer one."""
+        """Adds the entries of the list ``name``; an inner list's captions replace those of an outer one. An image that
+        the list names exactly is none that it names in another way."""
         here: dict[str, str] = {}
-        for entry in read_list(files.path(name), caption_column):
+        entries = [(_within(files, name, entry), entry) for entry in read_list(files.path(name), caption_column)]
+        exact = self.index.names.intersection(path for path, _ in entries)
+        for path, entry in entries:
             self.several += entry.several
-            image = self.index.find(_within(files, name, entry))
-            if image is None:
+            image = self.index.find(path)
+            if image is None or (image != path and image in exact):
                 self.unmatched.append(f"{one_line(entry.file, 100)} ({entry.where})")
                 continue
             if here.get(image) and entry.caption and here[image] != entry.caption:
