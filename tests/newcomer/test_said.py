@@ -76,14 +76,16 @@ def test_concepts_have_a_score_with_its_interval(flow):
     for word in flow.words:
         row = next(line for line in flow.concepts.out.splitlines() if line.startswith(word))
         assert re.search(r"([01]\.\d+.*){3}", row), row
-        assert 0.5 <= flow.figures("concepts/concepts.json")["concepts"][word]["auroc"] <= 1
+        found = flow.figures("concepts/concepts.json")["concepts"][word]
+        assert 0 <= found["interval"][0] <= found["auroc"] <= found["interval"][1] <= 1
 
 
-def test_a_colour_scores_better_than_a_digit(pixart_flow):
+def test_a_colour_is_found_at_least_as_well_as_a_digit(pixart_flow):
     """The pipeline hardly knows forms after so short a training."""
     assert pixart_flow.concepts
     rows = pixart_flow.figures("concepts/concepts.json")["concepts"]
-    assert rows["blue"]["auroc"] > rows["seven"]["auroc"]
+    assert rows["blue"]["interval"][0] > 0.5
+    assert rows["blue"]["auroc"] >= rows["seven"]["auroc"]
 
 
 def test_what_was_examined_is_named(pixart_flow, tmp_path):
