@@ -28,7 +28,6 @@ from tide.editing import (
     edit,
     prompt_target,
 )
-from tide.editing.context import quiet_edit
 from tide.errors import TideWarning
 
 TOKENS = 64 * STEPS
@@ -63,7 +62,7 @@ def said(alpha, sae, change, **options) -> list[str]:
 def test_counts(alpha, sae):
     """Of tokens, of those that changed, and of the tokens on which each latent that is named was active."""
     watch = Sees()
-    with quiet_edit(alpha, sae, watch + Scale([SILENT, 20], 3.0)) as met:
+    with edit(alpha, sae, watch + Scale([SILENT, 20], 3.0), warns=False) as met:
         draw(alpha)
     assert met.active == {SILENT: 0, 20: watch.seen[20]}
     assert met.fired.tolist() == [watch.seen[latent] for latent in range(N)]
@@ -81,7 +80,7 @@ def test_latents_of_a_target(alpha, sae):
     target.values[0, [SILENT, 20]] = torch.tensor([2.0, 1.0])
     target.values[1, 30] = 1.0
     for change, latents in ((ScaleTarget(target, 1, 3.0), {SILENT, 30}), (Swap(target, target), {SILENT, 20, 30})):
-        with quiet_edit(alpha, sae, Strength(PerImage((change,)) + Keep(K), 1.0)) as met:
+        with edit(alpha, sae, Strength(PerImage((change,)) + Keep(K), 1.0), warns=False) as met:
             draw(alpha)
         assert met.target_active == {latent: int(met.fired[latent]) for latent in latents}
         assert met.target_active[SILENT] == 0 < met.target_active[30]
@@ -90,7 +89,7 @@ def test_latents_of_a_target(alpha, sae):
 
 def test_the_size_of_a_change(alpha):
     """Relative to the activations, over all edited tokens; of a direction as long as these it is by hand."""
-    with quiet_edit(alpha, None, Steer(NOW, torch.zeros(1, 192)), block=BLOCK) as met:
+    with edit(alpha, None, Steer(NOW, torch.zeros(1, 192)), block=BLOCK, warns=False) as met:
         draw(alpha)
     assert met.change_of_norm == 0
     with edit(alpha, None, SteerTowards(NOW, torch.zeros(1, 192), 0.5), block=BLOCK, steps=(0.5, 1)) as met:
@@ -168,7 +167,7 @@ def test_some_latents_that_are_inactive(alpha, sae):
     """Though others are changed; the latents most often active are named with their share of the tokens."""
     change = Scale([SILENT, 20], 3.0)
     (message,) = said(alpha, sae, change)
-    with quiet_edit(alpha, sae, change) as met:
+    with edit(alpha, sae, change, warns=False) as met:
         draw(alpha)
     start = f"latent {SILENT} was inactive on all edited tokens; most often active there: "
     assert message.startswith(start)

@@ -77,8 +77,10 @@ def test_the_images_that_trained_it_are_kept(tmp_path, trained_on):
     original.save_pretrained(tmp_path)
     assert TIDE.from_pretrained(tmp_path).trained_on == trained_on
     config = json.loads((tmp_path / "config.json").read_text())
-    recorded = {"data": ["photos", "scenes"], "images": 3, "hold_out": 0.1}
-    assert config.get("trained_on") == {None: None, IMAGES: recorded}.get(trained_on, config.get("trained_on"))
+    n = None if trained_on is None else len(trained_on.images)
+    assert config.get("trained_on", {}).get("images") == n
+    if trained_on == IMAGES:
+        assert config["trained_on"] == {"data": ["photos", "scenes"], "images": 3, "hold_out": 0.1}
     model().save_pretrained(tmp_path)  # one that does not say
     assert TIDE.from_pretrained(tmp_path).trained_on is None
 

@@ -50,6 +50,7 @@ def edit(
     tokens: Tensor | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
+    warns: bool = True,
 ) -> Iterator[Met]:
     """Every image that ``pipe`` draws inside the ``with`` block is edited; ``as`` gives what the edit has
     :class:`~tide.editing.met.Met` so far.
@@ -65,6 +66,7 @@ def edit(
             the batch (``num_images_per_prompt`` of each prompt, one after the other).
         branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
+        warns: False for a caller that passes on :attr:`Met.remark`.
 
     The hooks are removed when the block ends, also when the pipeline raises. Nested blocks edit several blocks of
     the transformer at once, and may end in any order. A compiled transformer runs eagerly meanwhile. Warns
@@ -75,26 +77,6 @@ def edit(
     of another width, family or block; once the pipeline runs and the size of the image is known, for a mask or a map of
     another size; for caches that skip blocks; and for a call whose rows cannot be assigned to prompts.
     """
-    options: dict[str, Any] = {"block": block, "steps": steps, "tokens": tokens, "branch": branch}
-    with quiet_edit(pipe, sae, change, **options, renormalise=renormalise) as met:
-        yield met
-    if met.remark is not None:
-        warnings.warn(met.remark, TideWarning, stacklevel=3)
-
-
-@contextmanager
-def quiet_edit(
-    pipe: Any,
-    sae: TIDE | None,
-    change: Edit | Steer,
-    *,
-    block: Block | None = None,
-    steps: tuple[float, float] | None = None,
-    tokens: Tensor | None = None,
-    branch: Branch = "conditional",
-    renormalise: bool = False,
-) -> Iterator[Met]:
-    """:func:`edit` without its warnings, for a caller that passes on :attr:`Met.remark`."""
     adapter = adapter_for(pipe)
     part = step_range(steps)
     _check_rows(tokens, branch)
@@ -114,6 +96,8 @@ def quiet_edit(
 
     with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
         yield met
+    if warns and met.remark is not None:
+        warnings.warn(met.remark, TideWarning, stacklevel=3)
 
 
 def _check_rows(tokens: Tensor | None, branch: Branch) -> None:

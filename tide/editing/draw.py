@@ -13,7 +13,7 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, sampling_arguments
-from tide.editing.context import quiet_edit
+from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
 from tide.editing.met import Met
 from tide.editing.progress import check_steps
@@ -112,7 +112,7 @@ def draw_edits(
     for name, each in edits.items():
         mask = tokens[name] if isinstance(tokens, Mapping) else tokens
         options: dict[str, Any] = {"steps": steps, "tokens": mask, "branch": branch, "renormalise": renormalise}
-        with quiet_edit(adapter.pipe, model, each, **options) as met:
+        with edit(adapter.pipe, model, each, **options, warns=False) as met:
             after[name] = draw()
         if not met.rows:
             raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")

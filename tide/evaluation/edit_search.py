@@ -16,7 +16,7 @@ from tide.adapters import Adapter
 from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size
 from tide.editing import Edit
-from tide.editing.context import quiet_edit
+from tide.editing.context import edit
 from tide.editing.edits import Branch
 from tide.editing.met import Met
 from tide.editing.progress import is_within
@@ -183,8 +183,8 @@ def search_edits(
             for setting in settings([name], list(edits), n_steps=n_steps, guidance_scale=guidance_scale, steps=steps):
                 tried = found.setdefault(setting, Tried(setting, ruler.target is not None, [], [], [], []))
                 change = edits[setting.edit]
-                with quiet_edit(
-                    adapter.pipe, model, change, steps=setting.steps, branch=setting.branch, **where
+                with edit(
+                    adapter.pipe, model, change, steps=setting.steps, branch=setting.branch, **where, warns=False
                 ) as met:
                     edited = drawer.draw(trial.prompt, trial.seed)
                 finite = bool(torch.isfinite(edited).all())
