@@ -33,8 +33,13 @@ __device__ inline uint32_t fresh(uint32_t word) {
   return word;
 }
 
-// Sixteen ones for each half of the word whose highest bit is set.
-__device__ inline uint32_t spread(uint32_t word) { return __byte_perm(word, 0, 0xbb99); }
+// Sixteen ones for each half of the word whose highest bit is set. Not by __byte_perm: it clears the selectors' bits
+// that ask for a byte's sign in place of the byte.
+__device__ inline uint32_t spread(uint32_t word) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
+  return mask;
+}
 
 // The highest bit of each half that is a NaN.
 template <class F>
