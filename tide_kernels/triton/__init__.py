@@ -17,17 +17,20 @@ from tide_kernels.triton.loss import reconstruction_loss
 from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.select import keep_top_, keep_top_with_sums_, select
+from tide_kernels.triton.threshold import count_equal, keep_above, select_above
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
     "add_product_",
     "backward_latents",
     "code_sums",
+    "count_equal",
     "decode_dense",
     "dense_above",
     "encode",
     "encoder_gradients",
     "gather",
+    "keep_above",
     "keep_top_",
     "keep_top_with_sums_",
     "masked_gradient",
@@ -39,6 +42,7 @@ __all__ = [
     "sampled",
     "scatter",
     "select",
+    "select_above",
     "single_launch",
     "transpose",
     "transpose_selected",

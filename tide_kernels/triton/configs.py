@@ -87,6 +87,17 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # `code_sums` would read them again.
     "select": _SELECT,
     "keep_top": tuple(rule._replace(config=rule.config | {"sums": 1}) for rule in _SELECT),
+    # WORDS: of 32 columns that a warp reads at once; ROOM: unused places marked at once.
+    "select_above": (
+        Rule(INTERPRETER, 0, _ANY, _config(1, WORDS=2, ROOM=16)),
+        Rule("", 0, _ANY, _config(1, WORDS=32, ROOM=256)),
+    ),
+    # Rows that are read as above but written in place, or again.
+    "threshold_rows": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("", 16, _ANY, _config(4, COLUMNS=2048)),
+        Rule("", 32, _ANY, _config(4, COLUMNS=1024)),
+    ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
     "gather": (

@@ -17,6 +17,7 @@ ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _MODULES = (
     "modulate",
     "select",
+    "threshold",
     "gather",
     "layout",
     "transpose",
