@@ -18,9 +18,12 @@ from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.select import keep_top_, keep_top_with_sums_, select
 from tide_kernels.triton.threshold import count_equal, keep_above, select_above
+from tide_kernels.triton.threshold_gradient import add_near_places, near_gradient
+from tide_kernels.triton.threshold_histogram import key_histogram_
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
+    "add_near_places",
     "add_product_",
     "backward_latents",
     "code_sums",
@@ -33,8 +36,10 @@ __all__ = [
     "keep_above",
     "keep_top_",
     "keep_top_with_sums_",
+    "key_histogram_",
     "masked_gradient",
     "modulate",
+    "near_gradient",
     "only_by_name",
     "pre_activations",
     "reconstruction_loss",

@@ -18,6 +18,8 @@ _MODULES = (
     "modulate",
     "select",
     "threshold",
+    "threshold_histogram",
+    "threshold_gradient",
     "gather",
     "layout",
     "transpose",

@@ -384,7 +384,9 @@ def _spec(arch: str, name: str, dtype: torch.dtype, by_latent: bool, optional: b
         signature |= {"group": "*i64", "cut": "*i32"}
     else:
         constants |= {"group": None, "cut": None}
-    aligned = tuple(size for size in ("n", "stride_pre", "stride_threshold", "capacity", "stride_out") if size in signature)
+    aligned = tuple(
+        size for size in ("n", "stride_pre", "stride_threshold", "capacity", "stride_out") if size in signature
+    )
     form = f"{name} {TYPES[dtype]}{' by latent' * by_latent}{' groups cut' * optional}"
     return spec(form, arch, kernel, signature, constants, config, aligned)
 
