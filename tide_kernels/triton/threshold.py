@@ -21,7 +21,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.layout import bits_of
-from tide_kernels.triton.select import INFINITY_BITS, INTEGERS
+from tide_kernels.triton.select import INFINITY_BITS, INTEGERS, check_rows
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 
@@ -308,9 +308,10 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
     Returns how many of each row pass.
 
     Raises:
-        ValueError: rows of out are not contiguous.
+        ValueError: rows of out are not contiguous, or overlap.
     """
     n_tokens, n_latents = pre.shape
+    check_rows(out)
     pre = launch.rows_contiguous(pre)
     bounds, by_latent = table_of(threshold)
     count = launch.empty(n_tokens, dtype=torch.int32, device=pre.device)
@@ -350,7 +351,7 @@ def count_equal(pre: Tensor, value: Tensor) -> Tensor:
         (n_tokens,),
         pre.device,
         pre.view(bits),
-        value.view(bits),
+        launch.contiguous(value).view(bits),
         count,
         n_latents,
         pre.stride(0),

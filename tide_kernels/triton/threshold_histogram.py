@@ -57,7 +57,7 @@ def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None)
         (n_tokens,),
         pre.device,
         pre.view(INTEGERS[pre.dtype]),
-        high,
+        None if high is None else launch.contiguous(high),
         copies,
         n_latents,
         pre.stride(0),
