@@ -14,9 +14,6 @@ no borrow crosses between the halves.
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -334,13 +331,14 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     value 0 and index -1. The payload of a NaN may change.
     """
     pre = launch.rows_contiguous(pre)
-    if _compiled("select", pre):
-        return native.select(pre, k)
     length = group_length(pre.shape[1], k)
     return select_directly(pre, k) if length is None else select_pruned(pre, k, length, select_directly)
 
 
 def select_directly(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`select` by a search of whole rows."""
+    if _compiled("select", pre):
+        return native.select(pre, k)
     values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
     indices = launch.empty(len(pre), k, dtype=torch.int32, device=pre.device)
     _launch(pre, k, values, indices)
@@ -384,18 +382,7 @@ def _check_rows(pre: Tensor) -> None:
 def _compiled(name: str, pre: Tensor) -> bool:
     """Whether to use the kernel of csrc/cuda: if it was built and measured to be faster (`tide_kernels.tune`)."""
     wanted = launch.config(name, pre, pre.shape[1])["compiled"]
-    if not wanted or not pre.is_cuda:
-        return False
-    reason = native.cuda_unavailable()
-    if reason is not None:
-        _say_not_compiled(reason)
-    return reason is None
-
-
-@cache
-def _say_not_compiled(reason: str) -> None:
-    """Once: a configuration that was measured on another machine would be timed as if it were served."""
-    warnings.warn(f"the configuration asks for the compiled selection, Triton's runs instead: {reason}", stacklevel=4)
+    return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
 
 def _launch(
