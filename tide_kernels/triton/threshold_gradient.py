@@ -209,11 +209,14 @@ def near_gradient(
         COLUMNS=config["COLUMNS"],
         **launch.options(config),
     )
-    starts = torch.arange(2, device=z.device) * n_pieces if cut is None else cut.pieces
-    counts = torch.zeros_like(sums)
-    fold(table[0], starts, sums)
-    fold(table[1], starts, counts)
-    near += counts.long()
+    if cut is None:
+        sums += table[0].sum(0)
+        near += table[1].sum(0).long()
+    else:
+        counts = torch.zeros_like(sums)
+        fold(table[0], cut.pieces, sums, together=1)
+        fold(table[1], cut.pieces, counts, together=1)
+        near += counts.long()
     if grad_b_enc is not None:
         grad_b_enc += table[2].sum(0)
     if fired is not None:

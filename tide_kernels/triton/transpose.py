@@ -81,25 +81,31 @@ def scatter_kernel(
             tl.store(table + slot * d + o_column, total, mask=m_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def fold_kernel(
     table,  # [slots, width] float32
     slots,
     out,  # [n, width] float32
     width,
+    n,
+    LATENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Adds the partial sums of each latent of several pieces, in their order."""
-    i_latent = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(slots + i_latent).to(tl.int64), tl.load(slots + i_latent + 1).to(tl.int64)
-    if end > begin:
+    """Adds the partial sums of each latent of several pieces, in their order. Few latents have them, and most programs
+    see at once that none of theirs does."""
+    first = tl.program_id(0) * LATENTS
+    last = tl.minimum(first + LATENTS, n)
+    if tl.load(slots + last) > tl.load(slots + first):
         o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < width
-        p_out = out + i_latent * width + o_column
-        total = tl.load(p_out, mask=m_column)
-        for slot in range(begin, end):
-            total += tl.load(table + slot * width + o_column, mask=m_column)
-        tl.store(p_out, total, mask=m_column)
+        for i_latent in range(first, last):
+            begin, end = tl.load(slots + i_latent).to(tl.int64), tl.load(slots + i_latent + 1).to(tl.int64)
+            if end > begin:
+                p_out = out + tl.cast(i_latent, tl.int64) * width + o_column
+                total = tl.load(p_out, mask=m_column)
+                for slot in range(begin, end):
+                    total += tl.load(table + slot * width + o_column, mask=m_column)
+                tl.store(p_out, total, mask=m_column)
 
 
 @triton.jit
@@ -183,20 +189,37 @@ def backward_latents_kernel(
     TILES: tl.constexpr,
     PLACES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     i_piece = tl.program_id(0)
     if tl.load(latent + i_piece) < n:
         i_latent, begin, end, slot = piece_of(i_piece, latent, pieces, offsets, slots, PIECE)
         sums_dec, sums_enc = _zeros(TILES, COLUMNS), _zeros(TILES, COLUMNS)
         sum_b = tl.zeros([PLACES], tl.float32)
+        if AHEAD:
+            o_entry = begin + tl.arange(0, PLACES)
+            i_token = tl.load(tokens + o_entry, mask=o_entry < end, other=0).to(tl.int64)
+            next_grads = _rows(grad + i_token * stride_grad, o_entry < end, d, TILES, COLUMNS)
+            if grad_W_enc is not None:
+                next_inputs = _rows(x_mod + i_token * stride_x_mod, o_entry < end, d, TILES, COLUMNS)
+            i_token = tl.load(tokens + o_entry + PLACES, mask=o_entry + PLACES < end, other=0).to(tl.int64)
         for start in range(begin, end, PLACES):
             o_entry = start + tl.arange(0, PLACES)
             m_entry = o_entry < end
             place = tl.load(places + o_entry, mask=m_entry, other=0)
-            i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
-            grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
-            if grad_W_enc is not None:  # loaded here, so as not to wait for the slopes first
-                inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
+            if AHEAD:
+                grads = next_grads
+                following = o_entry + PLACES
+                next_grads = _rows(grad + i_token * stride_grad, following < end, d, TILES, COLUMNS)
+                if grad_W_enc is not None:
+                    inputs = next_inputs
+                    next_inputs = _rows(x_mod + i_token * stride_x_mod, following < end, d, TILES, COLUMNS)
+                i_token = tl.load(tokens + following + PLACES, mask=following + PLACES < end, other=0).to(tl.int64)
+            else:
+                i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
+                grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
+                if grad_W_enc is not None:  # loaded here, so as not to wait for the slopes first
+                    inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
             slopes = _dots(grads, W_dec + i_latent * stride_W_dec, d, TILES, PLACES, COLUMNS)
             if extra is not None:
                 slopes += tl.load(extra + place, mask=m_entry, other=0)
@@ -308,19 +331,23 @@ def backward_latents(
     return grad_values
 
 
-def fold(table: Tensor, slots: Tensor, out: Tensor) -> None:
-    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order."""
+def fold(table: Tensor, slots: Tensor, out: Tensor, together: int | None = None) -> None:
+    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order. A program takes ``together``
+    rows of out one after another; by default as many as suits a table of few of them."""
     n_latents, width = out.shape
     config = launch.config("fold", out, width)
+    together = together or config["LATENTS"]
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (n_latents if len(table) else 0, triton.cdiv(width, columns)),
+        (triton.cdiv(n_latents, together) if len(table) else 0, triton.cdiv(width, columns)),
         out.device,
         table,
         slots,
         out,
         width,
+        n_latents,
+        LATENTS=together,
         COLUMNS=columns,
         **launch.options(config),
     )
@@ -328,7 +355,8 @@ def fold(table: Tensor, slots: Tensor, out: Tensor) -> None:
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
-    return {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    return tiles | {"AHEAD": config["ahead"]}
 
 
 LAYOUT = dict.fromkeys(Layout._fields, "*i32")
@@ -344,7 +372,7 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
 
     config = static("fold", arch, torch.float32, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
-    signature = {"table": "*fp32", "slots": "*i32", "out": "*fp32", "width": "i32"}
+    signature = {"table": "*fp32", "slots": "*i32", "out": "*fp32", "width": "i32", "n": "i32"}
     records.append(spec(f"fold d={d_model}", arch, fold_kernel, signature, columns, config, ("width",)))
 
     config = static("backward_latents", arch, dtype, d_model)
