@@ -58,10 +58,10 @@ class Cut(NamedTuple):
 
 
 def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torch.device) -> Cut:
-    """The cut that leaves the ``wanted`` largest entries above 0, and all NaN."""
+    """The cut that leaves the ``wanted`` (at least 1) largest entries above 0, and all NaN."""
     need = torch.full((1,), wanted, dtype=torch.int64, device=device)
     high: Tensor | None = None
-    enough = need < 1
+    enough = found = need
     for shift, bits in _ROUNDS[dtype]:
         counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
         histogram(counts, shift, None if high is None else high.squeeze(0))
@@ -211,7 +211,7 @@ class Recomputed(Selection):
             for _, pre in self._all():
                 ops.key_histogram_(pre, counts, shift, high)
 
-        self.cut = find_cut(histogram, batch.dtype, batch.n_tokens * batch.options.k, device)
+        self.cut = find_cut(histogram, batch.dtype, max(1, batch.n_tokens) * batch.options.k, device)
         self.overflow = torch.zeros((), dtype=torch.int64, device=device)
 
     def _computed(self, start: int) -> tuple[Tokens, Tensor]:
