@@ -10,6 +10,15 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
       "screened(Tensor x, Tensor W, Tensor? b, float int8_share, float bf16_share, Tensor(a!) values, "
       "Tensor(b!) indices) -> int");
   m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
+  // The contracts are those of tide_kernels.thresholds.
+  m.def(
+      "select_above(Tensor pre, Tensor threshold, Tensor? group, Tensor? cut, int capacity) -> (Tensor, Tensor, Tensor)");
+  m.def("keep_above(Tensor pre, Tensor threshold, Tensor? group, Tensor? cut, Tensor(a!) out) -> Tensor");
+  // select_above(x W^T + b, threshold, group, None, capacity) into values and indices [tokens, capacity] and counts, as
+  // `screened`.
+  m.def(
+      "screened_above(Tensor x, Tensor W, Tensor? b, Tensor threshold, Tensor? group, float int8_share, "
+      "float bf16_share, Tensor(a!) values, Tensor(b!) indices, Tensor(c!) counts) -> int");
   m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
   // offsets [n_latents + 1] int64, tokens and slots [used places] int32: the places of a code by (latent, token).
