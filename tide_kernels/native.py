@@ -219,6 +219,14 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
     return torch.ops.tide_native.keep_above(pre, threshold, group, cut, out)
 
 
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
+    torch.ops.tide_native.key_histogram_(pre, counts, shift, high)
+
+
+def count_equal(pre: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.tide_native.count_equal(pre, value)
+
+
 def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
     return torch.ops.tide_native.gather(values, indices, W)
 
@@ -257,6 +265,20 @@ def backward_latents(
     return torch.ops.tide_native.backward_latents(
         values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, W_enc, start, squares
     )
+
+
+def add_near_places(
+    grad_values: Tensor,
+    u: Tensor,
+    indices: Tensor,
+    layout: Layout,
+    threshold: Tensor,
+    group: Tensor | None,
+    bandwidth: float,
+    sums: Tensor,
+    near: Tensor,
+) -> None:
+    torch.ops.tide_native.add_near_places(grad_values, u, *layout, threshold, group, bandwidth, sums, near)
 
 
 walks = True  # `backward_latents` also takes W_enc, start and squares

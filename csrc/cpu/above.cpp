@@ -4,52 +4,10 @@
 #include <numeric>
 
 #include "screened.h"
+#include "thresholds.h"
 
 namespace tide {
 namespace {
-
-// A tensor of thresholds and what it needs to stay alive.
-struct Given {
-  Tensor data;
-  std::optional<Tensor> group, cut;
-  Thresholds args{};
-
-  Given(const Tensor& threshold, const std::optional<Tensor>& given_group, const std::optional<Tensor>& given_cut,
-        int64_t n_tokens, int64_t n)
-      : data(threshold) {
-    require_shape(data, "threshold", data.size(0), n);
-    require(data.scalar_type() == ScalarType::Float, "threshold is not float32: cast it");
-    if (n > 1 && data.stride(1) != 0 && data.stride(1) != 1) data = torch::stable::contiguous(data);
-    args = {float_data(data), data.stride(0), n > 1 ? data.stride(1) : 0, nullptr, nullptr};
-    if (given_group.has_value()) {
-      group = vector(*given_group, "group", ScalarType::Long, n_tokens);
-      args.group = static_cast<const int64_t*>(group->data_ptr());
-      for (int64_t i = 0; i < n_tokens; ++i)
-        require(args.group[i] >= 0 && args.group[i] < data.size(0),
-                "group holds a number outside [0, " + std::to_string(data.size(0)) + "), the rows of threshold");
-    } else {
-      require(data.size(0) == 1, "threshold has " + std::to_string(data.size(0)) + " rows: pass the group of each token");
-    }
-    if (given_cut.has_value()) {
-      cut = vector(*given_cut, "cut", ScalarType::Int, n_tokens);
-      args.cut = static_cast<const int32_t*>(cut->data_ptr());
-    }
-  }
-
-  static Tensor vector(const Tensor& t, const char* name, ScalarType type, int64_t numel) {
-    require(t.is_cpu() && t.dim() == 1 && t.numel() == numel && t.scalar_type() == type,
-            std::string(name) + " is not one " + (type == ScalarType::Int ? "int32" : "int64") + " number a token");
-    return torch::stable::contiguous(t);
-  }
-
-  // The thresholds of the tokens from `first`.
-  Thresholds from(int64_t first) const {
-    Thresholds part = args;
-    if (part.group != nullptr) part.group += first;
-    if (part.cut != nullptr) part.cut += first;
-    return part;
-  }
-};
 
 // Integers in the order of the floats; 0 and -0.0 are one, and so are all NaNs.
 int32_t order_of(int32_t bits, int32_t infinity) {
@@ -126,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> select_above(const Tensor& pre, const Tensor&
   const Rows rows(pre);
   require(capacity >= 0 && capacity <= rows.n, "capacity is " + std::to_string(capacity) + ", not from 0 to " +
                                                    std::to_string(rows.n) + ", the latents");
-  const Given given(threshold, group, cut, rows.n_tokens, rows.n);
+  const GivenThresholds given(threshold, group, cut, rows.n_tokens, rows.n);
   Tensor values = torch::stable::new_empty(rows.pre, {rows.n_tokens, capacity});
   Tensor indices = torch::stable::new_empty(rows.pre, {rows.n_tokens, capacity}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(rows.pre, {rows.n_tokens}, ScalarType::Int);
@@ -146,7 +104,7 @@ Tensor keep_above(const Tensor& pre, const Tensor& threshold, std::optional<Tens
   require(out.scalar_type() == pre.scalar_type(), "out has another dtype than pre");
   require(rows.n <= 1 || out.stride(1) == 1, "columns of out do not lie side by side: pass a contiguous tensor");
   require(rows.n_tokens <= 1 || out.stride(0) >= rows.n, "rows of out overlap: pass a contiguous tensor");
-  const Given given(threshold, group, cut, rows.n_tokens, rows.n);
+  const GivenThresholds given(threshold, group, cut, rows.n_tokens, rows.n);
   Tensor counts = torch::stable::new_empty(rows.pre, {rows.n_tokens}, ScalarType::Int);
   int32_t* count = static_cast<int32_t*>(counts.data_ptr());
   char* to = static_cast<char*>(out.data_ptr());
@@ -266,7 +224,7 @@ int64_t screened_above(const Tensor& x, const Tensor& W, std::optional<Tensor> b
           "indices and counts have to be contiguous int32");
   float* value = target(values, "values", n_tokens * capacity);
   int32_t *index = static_cast<int32_t*>(indices.data_ptr()), *count = static_cast<int32_t*>(counts.data_ptr());
-  const Given given(threshold, group, std::nullopt, n_tokens, n);
+  const GivenThresholds given(threshold, group, std::nullopt, n_tokens, n);
   Screened operands(x, W, bias, std::min(kTileTokens, n_tokens));
   int64_t done = 0;
   for (const Screen screen : {Screen::int8, Screen::bf16}) {

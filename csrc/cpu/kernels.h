@@ -156,7 +156,7 @@ struct Kernels {
   void (*gather_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
   void (*sampled_panels)(Element, const TokenArgs&, int64_t first, int64_t last, void* scratch);
   void (*sampled_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
-  // Latents first .. last; scratch: 2 * capacity floats
+  // Latents first .. last; scratch: capacity floats, three times as many for walk
   void (*scatter)(Element, const ScatterArgs&, int64_t first, int64_t last, float* scratch);
   void (*walk)(Element, const WalkArgs&, int64_t first, int64_t last, float* scratch);
   // The steps of a screened selection, in order; a tile of latents is kScreenVectors * lanes of them.
