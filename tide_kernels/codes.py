@@ -18,7 +18,7 @@ from tide_kernels.losses import pair_differences, soft_count, soft_count_gradien
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
-ENCODER = ("W_enc", "b_enc", "scale", "shift")
+ENCODER = ("W_enc", "b_enc", "scale", "shift", "threshold")
 #: The gradients that a walk over a sparse code computes.
 WALKED = ("W_enc", "b_enc", "W_dec")
 
@@ -72,8 +72,9 @@ class Code(Protocol):
     ) -> None:
         """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
         gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted; its
-        start replaces what those of W_dec, W_enc and b_enc hold."""
+        The codes of `tide_kernels.jumprelu` add up what that of their thresholds needs. ``walk`` is for sparse codes
+        of a backend that `walks`, with gradients of the encoder among those wanted; its start replaces what those of
+        W_dec, W_enc and b_enc hold."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -159,10 +160,15 @@ class SparseCode:
         grad_values = backward_latents(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
+        grad_values = self.passed_on(grad_values)
         if "scale" in gradients or "shift" in gradients:
             grad_x_mod = self.ops.gather(grad_values.to(W_enc.dtype), self.indices, W_enc)
             parts = (gradients.get(name) for name in ("scale", "shift"))
             add_modulation_gradients(self.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *parts)
+
+    def passed_on(self, grad_values: Tensor) -> Tensor:
+        """The part of the values' gradient that the pre-activations get: all of it, unless a threshold takes some."""
+        return grad_values
 
     def _extra(self, slopes: Slopes) -> Tensor | None:
         extra = None
@@ -198,11 +204,12 @@ class SparseCode:
         grad_values = self.ops.sampled(grad, W_dec, indices)
         if extra is not None:
             grad_values += extra
+        grad_pre = grad_values.masked_fill(values == 0, 0)
         if grad_W_enc is not None:
-            self.ops.scatter(grad_values, transposed, x_mod, grad_W_enc)
+            self.ops.scatter(grad_pre, transposed, x_mod, grad_W_enc)
         if grad_b_enc is not None:
             ones = grad_b_enc.new_ones(len(values), 1)
-            self.ops.scatter(grad_values, transposed, ones, grad_b_enc.view(-1, 1))
+            self.ops.scatter(grad_pre, transposed, ones, grad_b_enc.view(-1, 1))
         return grad_values
 
 
@@ -237,13 +244,19 @@ class DenseCode:
                 self.count(fired)
             return
         b_enc = gradients.get("b_enc")
-        grad_pre = self.ops.masked_gradient(grad, W_dec, self.z, *slopes, b_enc, fired)
+        grad_pre = self.masked_gradient(grad, W_dec, slopes, b_enc, fired)
         del self.z  # as large as its gradient, and no longer needed
         parts = (gradients.get(name) for name in ("W_enc", "scale", "shift"))
         if self.ops.encoder_gradients is not None:
             self.ops.encoder_gradients(grad_pre, *tokens, W_enc, *parts)
         else:
             encoder_gradients(self.ops, grad_pre, *tokens, W_enc, *parts)
+
+    def masked_gradient(
+        self, grad: Tensor, W_dec: Tensor, slopes: Slopes, grad_b_enc: Tensor | None, fired: Tensor | None
+    ) -> Tensor:
+        """The gradient of the pre-activations; adds its column sums and those of z != 0."""
+        return self.ops.masked_gradient(grad, W_dec, self.z, *slopes, grad_b_enc, fired)
 
 
 def encoder_gradients(
