@@ -18,6 +18,16 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
 
 @triton.jit
+def _pieces(p_row, start, n, PIECES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Several pieces of a row, which are under way together."""
+    pieces = ()
+    for i in tl.static_range(PIECES):
+        o_latent = start + i * COLUMNS + tl.arange(0, COLUMNS)
+        pieces += (tl.load(p_row + o_latent, mask=o_latent < n, other=0),)  # type: ignore[assignment]
+    return pieces
+
+
+@triton.jit
 def key_histogram_kernel(
     pre,  # [n_tokens, n] as integers of the same bits
     high,  # [] int64 or None
@@ -29,7 +39,8 @@ def key_histogram_kernel(
     INFINITY: tl.constexpr,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    PIECES: tl.constexpr,
+    COLUMNS: tl.constexpr,  # one a thread: what is loaded together would have to be moved between threads to be added
 ):
     """One program: a row."""
     SIZE: tl.constexpr = 0x7FFF if INFINITY < 0x10000 else 0x7FFFFFFF
@@ -39,14 +50,15 @@ def key_histogram_kernel(
     lowest = tl.full([], 1, tl.int64)
     if least is not None:
         lowest = tl.maximum(lowest, tl.load(least))
-    for start in range(0, tl.where(lowest > SIZE, 0, n), COLUMNS):
-        o_latent = start + tl.arange(0, COLUMNS)
-        bits = tl.load(p_row + o_latent, mask=o_latent < n, other=0).to(tl.int32)
-        keys = tl.where((bits & SIZE) > INFINITY, SIZE, bits)
-        counted = keys >= lowest.to(tl.int32)
-        if high is not None:
-            counted = counted & ((keys >> (SHIFT + BITS)) == tl.load(high).to(tl.int32))
-        tl.atomic_add(p_counts + ((keys >> SHIFT) & ((1 << BITS) - 1)), 1, mask=counted, sem="relaxed")
+    for start in range(0, tl.where(lowest > SIZE, 0, n), PIECES * COLUMNS):
+        pieces = _pieces(p_row, start, n, PIECES, COLUMNS)
+        for i in tl.static_range(PIECES):
+            bits = pieces[i].to(tl.int32)
+            keys = tl.where((bits & SIZE) > INFINITY, SIZE, bits)
+            counted = keys >= lowest.to(tl.int32)
+            if high is not None:
+                counted = counted & ((keys >> (SHIFT + BITS)) == tl.load(high).to(tl.int32))
+            tl.atomic_add(p_counts + ((keys >> SHIFT) & ((1 << BITS) - 1)), 1, mask=counted, sem="relaxed")
 
 
 def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
@@ -74,6 +86,7 @@ def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None,
         INFINITY=INFINITY_BITS[pre.dtype],
         SHIFT=shift,
         BITS=(len(counts) - 1).bit_length(),
+        PIECES=config["PIECES"],
         COLUMNS=config["COLUMNS"],
         **launch.options(config),
     )
