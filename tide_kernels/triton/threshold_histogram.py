@@ -108,16 +108,14 @@ def _spec(arch: str, dtype: torch.dtype, shift: int, bits: int, given: str) -> S
     return spec(name, arch, key_histogram_kernel, signature, constants, config, ("n", "stride_pre"))
 
 
-AOT = [
-    _spec(arch, dtype, *part)
-    for arch in ARCHS
-    for dtype, *part in (
-        (torch.float16, 0, 15, ""),
-        (torch.bfloat16, 0, 15, ""),
-        (torch.bfloat16, 0, 15, "least"),
-        (torch.float32, 15, 16, ""),
-        (torch.float32, 15, 16, "least"),
-        (torch.float32, 0, 15, "high"),
-        (torch.float32, 0, 15, "high least"),
-    )
-]
+_PARTS: tuple[tuple[torch.dtype, int, int, str], ...] = (
+    (torch.float16, 0, 15, ""),
+    (torch.bfloat16, 0, 15, ""),
+    (torch.bfloat16, 0, 15, "least"),
+    (torch.float32, 15, 16, ""),
+    (torch.float32, 15, 16, "least"),
+    (torch.float32, 0, 15, "high"),
+    (torch.float32, 0, 15, "high least"),
+)
+
+AOT = [_spec(arch, *part) for arch in ARCHS for part in _PARTS]
