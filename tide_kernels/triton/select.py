@@ -26,7 +26,7 @@ from tide_kernels import native
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.dense import code_sums
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 # As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
 # first step, about 3 % of a value.
@@ -476,3 +476,4 @@ AOT = [
     )
     for form in _FORMS
 ]
+AOT += [without(_spec(arch, torch.bfloat16, 18432, "in place with sums"), PAIRED=False) for arch in ARCHS]
