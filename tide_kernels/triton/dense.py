@@ -13,7 +13,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.product import has_mixed_products, product
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -95,3 +95,4 @@ def _code_sums_spec(arch: str, dtype: torch.dtype) -> Spec:
 
 
 AOT = [_code_sums_spec(arch, dtype) for arch in ARCHS for dtype in TYPES]
+AOT += [without(_code_sums_spec(arch, torch.bfloat16), PAIRED=False) for arch in ARCHS]

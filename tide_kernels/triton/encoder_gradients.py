@@ -28,7 +28,7 @@ from tide_kernels.triton.configs import static
 from tide_kernels.triton.dense import add_product_, decode_dense
 from tide_kernels.triton.modulate import modulate
 from tide_kernels.triton.product import blocks, tile_of
-from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec, without
 
 
 @triton.jit
@@ -215,3 +215,8 @@ def _spec(arch: str, dtype: torch.dtype, precision: str) -> Spec:
 
 
 AOT = [_spec(arch, dtype, precision) for arch in ARCHS for dtype, precision in PRECISIONS]
+AOT += [
+    without(_spec(arch, torch.bfloat16, "ieee"), *names)
+    for arch in ARCHS
+    for names in (("scale", "part_scale"), ("part_scale",), ("grad_W_enc",))
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tide_kernels.reference import Reconstruction
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 
 @triton.jit
@@ -143,3 +143,14 @@ def _spec(arch: str, dtype: torch.dtype) -> Spec:
 
 
 AOT = [_spec(arch, dtype) for arch in ARCHS for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+AOT += [
+    without(_spec(arch, torch.bfloat16), *names, **constants)
+    for arch in ARCHS
+    for names, constants in (
+        (("b_dec",), {}),
+        (("grad",), {}),
+        (("error",), {}),
+        (("error",), {"COSINE": False}),
+        (("b_dec", "grad", "error"), {}),
+    )
+]

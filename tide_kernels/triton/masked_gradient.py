@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import FAR, Config, static
 from tide_kernels.triton.product import accumulate, blocks, tile_of
-from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec, without
 
 _TMA_BYTES = 16  # addresses and strides of a descriptor are multiples of it
 
@@ -471,4 +471,9 @@ AOT = [_finish_spec(arch, dtype, terms) for arch in ARCHS for dtype in TYPES for
     for far in ({}, *FAR["masked_gradient"])
     if far.keys() <= static("masked_gradient", arch, dtype, 1152).keys()
     for terms in (False, True)
+]
+AOT += [
+    without(record, "sums", "counts")
+    for record in list(AOT)
+    if " bf16 " in record.name and not record.constexprs["PAIRED"]
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.layout import PIECE, Layout, transpose, transpose_selected
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 __all__ = ["backward_latents", "scatter", "transpose", "transpose_selected"]
 
@@ -388,4 +388,16 @@ AOT = [
     for arch in ARCHS
     for dtype, d_model in ((torch.bfloat16, 1152), (torch.float16, 1152), (torch.float32, 1152), (torch.bfloat16, 4608))
     for record in _specs(arch, dtype, d_model)
+]
+AOT += [
+    without(record, *names)
+    for record in list(AOT)
+    if record.name == "backward_latents bf16 d=1152"
+    for names in (
+        ("extra",),
+        ("grad_W_dec", "table_dec"),
+        ("grad_W_enc", "table_enc"),
+        ("grad_b_enc", "table_b"),
+        ("extra", "grad_W_dec", "grad_W_enc", "grad_b_enc", "table_dec", "table_enc", "table_b"),
+    )
 ]
