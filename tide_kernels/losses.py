@@ -57,6 +57,17 @@ def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
     return error, full_sum(error.square())
 
 
+def misfit(
+    rebuilt: Tensor, error: Tensor, factor: float, grad_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the squares of ``rebuilt + error``, with error = x_hat - x: how far a reconstruction of the residual
+    x - x_hat is off. Also ``factor`` times that sum's argument, in ``grad_dtype`` (None: no gradient). Overwrites
+    ``rebuilt``."""
+    difference = rebuilt.add_(error)
+    squared = full_sum(difference.square())
+    return squared, None if grad_dtype is None else difference.mul_(factor).to(grad_dtype)
+
+
 def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
     """The sum over tokens of 1 - cos(x, x_hat) (eq. 14), and ``factor`` times its gradient in x_hat.
 

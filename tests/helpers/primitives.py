@@ -117,5 +117,8 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
             *([matrix(LATENTS, 9), 0.5, torch.zeros((), dtype=torch.float64)] if hasattr(ops, "walks") else []),
         ]
     ],
+    "add_gather_": [lambda ops: [matrix(N, 1), *code(), matrix(LATENTS, 2)]],
+    "misfit": [lambda ops: [matrix(N, 1), matrix(N, 2), 0.5, torch.float32]],
+    "modulation_gradients": [lambda ops: [matrix(N, 1), matrix(N, 2), group(2), matrix(2, 3), matrix(2, 4)]],
     "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],
 }

@@ -230,7 +230,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     table = _table(layout, d_model)
     launch.launch(
         scatter_kernel,
-        (len(layout.latent) if len(layout.places) else 0, triton.cdiv(d_model, columns)),
+        (len(layout.latent) if len(layout.places) else 0, launch.cdiv(d_model, columns)),
         out.device,
         launch.contiguous(values),
         rows,
@@ -312,7 +312,7 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (n_latents if len(table) else 0, triton.cdiv(width, columns)),
+        (n_latents if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
         layout.slots,
@@ -325,7 +325,7 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
-    return {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    return {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": launch.cdiv(d_model, columns)}
 
 
 _LAYOUT = dict.fromkeys(Layout._fields, "*i32")
