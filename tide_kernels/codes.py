@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tide_kernels.dispatch import Choice, Primitives
-from tide_kernels.losses import pair_differences, soft_count, soft_count_gradient
+from tide_kernels.losses import code_slopes, pair_differences, soft_count
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
@@ -138,7 +138,7 @@ class SparseCode:
     def sums(self, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
         values = self.values.to(self.sum_dtype)
         temporal = self._pairs[0] if paired else values.new_zeros(())
-        return temporal, soft_count(values, self.n_latents, soft_eps)
+        return temporal, (self.ops.soft_count or soft_count)(values, self.n_latents, soft_eps)
 
     def count(self, fired: Tensor) -> None:
         fired += self.transposed.offsets.diff()
@@ -178,14 +178,11 @@ class SparseCode:
         return grad_x_mod
 
     def _extra(self, slopes: Slopes) -> Tensor | None:
-        extra = None
-        if slopes.pair:
-            extra = self._pairs[1] * slopes.pair
-        if slopes.soft is not None:
-            values = self.values.to(self.sum_dtype)
-            soft = soft_count_gradient(values, self.n_latents, slopes.soft_eps) * slopes.soft
-            extra = soft if extra is None else extra + soft
-        return extra
+        if not slopes.pair and slopes.soft is None:
+            return None
+        differences = self._pairs[1] if slopes.pair else None
+        own = self.ops.code_slopes or code_slopes
+        return own(self.values.to(self.sum_dtype), differences, *slopes, self.n_latents)
 
     def _backward_latents(
         self,

@@ -79,6 +79,9 @@ class Primitives:
     encoder_gradients_pay: Callable[..., bool] | None = None
     # ``out += gather(values, indices, W)``: out and the arguments of `gather`.
     add_gather_: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
+    # `soft_count` and `code_slopes` of `tide_kernels.losses`, for compact values of any float dtype.
+    soft_count: Callable[[Tensor, int, float], Tensor] | None = None
+    code_slopes: Callable[..., Tensor] | None = None
     # `tide_kernels.losses.misfit`.
     misfit: Callable[[Tensor, Tensor, float, torch.dtype | None], tuple[Tensor, Tensor | None]] | None = None
     # The sums of `tide_kernels.modulation.add_modulation_gradients`, with u for x: grad, u (None without grad_scale),

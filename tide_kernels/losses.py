@@ -120,6 +120,18 @@ def soft_count_gradient(values: Tensor, n_latents: int, soft_eps: float) -> Tens
     return values * (2 * soft_eps**2 / n_latents) / (values.square() + soft_eps**2).square()
 
 
+def code_slopes(
+    values: Tensor, differences: Tensor | None, pair: float, soft: Tensor | None, soft_eps: float, n_latents: int
+) -> Tensor:
+    """``pair`` times the differences of `pair_differences`, plus ``soft`` times `soft_count_gradient`; one of both may
+    be None, which leaves its term out."""
+    slopes = None if differences is None else differences * pair
+    if soft is None:
+        return torch.zeros_like(values) if slopes is None else slopes
+    counted = soft_count_gradient(values, n_latents, soft_eps) * soft
+    return counted if slopes is None else slopes + counted
+
+
 def huber(difference: Tensor, delta: float) -> Tensor:
     """Huber's function (eq. 16): quadratic up to ``delta``, linear beyond. Its derivative is a clamp."""
     size = difference.abs()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from tide_kernels.triton import launch
+from tide_kernels.triton.code_terms import code_slopes, pair_differences, soft_count
 from tide_kernels.triton.dense import add_product_, code_sums, decode_dense
 from tide_kernels.triton.encode import encode, pre_activations, single_launch
 from tide_kernels.triton.encoder_gradients import encoder_gradients, encoder_gradients_pay
@@ -24,6 +25,7 @@ __all__ = [
     "add_gather_",
     "add_product_",
     "backward_latents",
+    "code_slopes",
     "code_sums",
     "decode_dense",
     "dense_above",
@@ -38,6 +40,7 @@ __all__ = [
     "modulate",
     "modulation_gradients",
     "only_by_name",
+    "pair_differences",
     "pre_activations",
     "reconstruction_loss",
     "refuses",
@@ -45,6 +48,7 @@ __all__ = [
     "scatter",
     "select",
     "single_launch",
+    "soft_count",
     "transpose",
     "transpose_selected",
     "unavailable",
