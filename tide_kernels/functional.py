@@ -207,9 +207,10 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
         dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
-            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. A power of two just above
-            ``dead.sum()`` fits; the sizes of all tensors depend on it, so change it rarely. With None a CPU counts the
-            dead latents, and a GPU, from which a count would have to be read back, computes with all latents.
+            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. `tide_kernels.dead.bucket_for`
+            has few sizes that fit ``dead.sum()``: those of all tensors depend on it, so it should change rarely. With
+            None a CPU counts the dead latents, and a GPU, from which a count would have to be read back, computes with
+            all latents.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
             in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and

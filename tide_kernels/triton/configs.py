@@ -186,6 +186,22 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 0, 6144, _config(4, ROWS=2, COLUMNS=512)),
         Rule("", 0, _ANY, _config(8, ROWS=1, COLUMNS=512)),
     ),
+    # BLOCK: keys that a program of `order` counts at once.
+    "order": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(8, BLOCK=4096))),
+    # PLACES: of either row of a pair that are compared at once.
+    "pair_differences": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4)),
+        Rule("", 0, _ANY, _config(1, PLACES=32)),
+    ),
+    # As for scatter.
+    "modulation_gradients": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
+    ),
+    # BLOCK: elements of a program.
+    "code_terms": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(4, BLOCK=1024))),
+    "add_parts": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(2, BLOCK=256))),
+    "misfit": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(4, BLOCK=4096))),
     "reconstruction_loss": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
         Rule("", 0, _ANY, _config(2, COLUMNS=1024)),

@@ -330,7 +330,7 @@ def masked_gradient(
     grad, W_dec = launch.rows_contiguous(grad.to(z.dtype)), launch.rows_contiguous(W_dec)
     z = launch.contiguous(z)
     config = launch.config("masked_gradient", z, grad.shape[1])
-    tiles = triton.cdiv(n_tokens, config["BLOCK_M"])
+    tiles = launch.cdiv(n_tokens, config["BLOCK_M"])
     sums = counts = None
     if grad_b_enc is not None:
         sums = launch.empty(tiles, n_latents, dtype=torch.float32, device=z.device)
@@ -382,7 +382,7 @@ def _in_one_launch(
     grad_pre = launch.empty(n_tokens, n_latents, dtype=z.dtype, device=z.device)
     tiles = triton.cdiv(n_tokens, config["BLOCK_M"])
     operands: dict[str, Tensor | TensorDescriptor] = {"grad": grad, "W_dec": W_dec, "grad_pre": grad_pre}
-    programs, resident = tiles * triton.cdiv(n_latents, config["BLOCK_N"]), config.get("persistent", 0)
+    programs, resident = tiles * launch.cdiv(n_latents, config["BLOCK_N"]), config.get("persistent", 0)
     tma = bool(config.get("tma") or resident) and all(map(_suits_tma, (grad, W_dec, grad_pre)))
     if tma:
         boxes = _boxes(config)

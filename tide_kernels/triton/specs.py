@@ -27,6 +27,8 @@ _MODULES = (
     "encode",
     "encoder_gradients",
     "loss",
+    "modulation_gradients",
+    "code_terms",
 )
 # The dtypes of matrix products, and the precision of their operands.
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))

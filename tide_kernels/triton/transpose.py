@@ -253,7 +253,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     table = _table(layout, d_model)
     launch.launch(
         scatter_kernel,
-        (len(layout.latent) if len(layout.places) else 0, triton.cdiv(d_model, columns)),
+        (len(layout.latent) if len(layout.places) else 0, launch.cdiv(d_model, columns)),
         out.device,
         launch.contiguous(values),
         rows,
@@ -335,7 +335,7 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (triton.cdiv(n_latents, config["LATENTS"]) if len(table) else 0, triton.cdiv(width, columns)),
+        (launch.cdiv(n_latents, config["LATENTS"]) if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
         layout.slots,
@@ -350,7 +350,7 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
-    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": launch.cdiv(d_model, columns)}
     return tiles | {"AHEAD": config["ahead"]}
 
 
