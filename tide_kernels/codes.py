@@ -200,8 +200,8 @@ class SparseCode:
         """What a backend may fuse into one walk over the latents.
 
         For each place, with token i, latent l and value v, ``dv = <grad_i, W_dec_l> + extra``;
-        ``grad_W_dec_l += v grad_i``, ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``. Returns dv,
-        [n_tokens, k] in the accumulation dtype, 0 at unused places.
+        ``grad_W_dec_l += v grad_i``, ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``, of which those of the
+        encoder leave out places with v = 0. Returns dv, [n_tokens, k] in the accumulation dtype, 0 at unused places.
         """
         if grad_W_dec is not None:
             self.ops.scatter(values, transposed, grad, grad_W_dec)

@@ -96,6 +96,34 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule(INTERPRETER, 0, _ANY, _config(4, ENTRIES=256)),
         Rule("", 0, _ANY, _config(4, ENTRIES=4096)),
     ),
+    # WORDS: of 32 columns that a warp reads at once; ROOM: unused places marked at once.
+    "select_above": (
+        Rule(INTERPRETER, 0, _ANY, _config(1, WORDS=2, ROOM=16)),
+        Rule("", 0, _ANY, _config(1, WORDS=32, ROOM=256)),
+    ),
+    # Rows that are read as above but written in place, or again.
+    "threshold_rows": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=128)),
+        Rule("", 16, _ANY, _config(4, COLUMNS=2048)),
+        Rule("", 32, _ANY, _config(4, COLUMNS=1024)),
+    ),
+    # PLACES that a program loads at once, and GROUPS of tokens that it sums up.
+    "near_places": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, GROUPS=2)),
+        Rule("", 0, 1, _config(1, PLACES=64, GROUPS=1)),
+        Rule("", 0, _ANY, _config(4, PLACES=32, GROUPS=64)),
+    ),
+    # TOKENS of one group that a program goes through, ROWS and COLUMNS at once.
+    "near_gradient": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, TOKENS=16, ROWS=4, COLUMNS=64)),
+        Rule("", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256)),
+        Rule("", 32, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=128)),
+    ),
+    # copies: of the counts, for programs that run together.
+    "key_histogram": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=128, copies=3)),
+        Rule("", 0, _ANY, _config(4, COLUMNS=1024, copies=32)),
+    ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
     "gather": (

@@ -23,14 +23,14 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 __all__ = ["backward_latents", "scatter", "transpose", "transpose_selected"]
 
 
-def _table(layout: Layout, width: int) -> Tensor:
+def partial_sums(layout: Layout, width: int) -> Tensor:
     """Partial sums of the latents of several pieces."""
     rows = 2 * (len(layout.places) // PIECE)
     return launch.empty(rows, width, dtype=torch.float32, device=layout.places.device)
 
 
 @triton.jit
-def _piece(i_piece, latent, pieces, offsets, slots, PIECE: tl.constexpr):
+def piece_of(i_piece, latent, pieces, offsets, slots, PIECE: tl.constexpr):
     """The piece's latent, the range of its places and its row of the table, -1 if it has none."""
     i_latent = tl.load(latent + i_piece).to(tl.int64)
     number = i_piece - tl.load(pieces + i_latent)
@@ -61,7 +61,7 @@ def scatter_kernel(
 ):
     i_piece = tl.program_id(0)
     if tl.load(latent + i_piece) < n:
-        i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
+        i_latent, begin, end, slot = piece_of(i_piece, latent, pieces, offsets, slots, PIECE)
         o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < d
         acc = tl.zeros([PLACES, COLUMNS], tl.float32)
@@ -193,7 +193,7 @@ def backward_latents_kernel(
 ):
     i_piece = tl.program_id(0)
     if tl.load(latent + i_piece) < n:
-        i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
+        i_latent, begin, end, slot = piece_of(i_piece, latent, pieces, offsets, slots, PIECE)
         sums_dec, sums_enc = _zeros(TILES, COLUMNS), _zeros(TILES, COLUMNS)
         sum_b = tl.zeros([PLACES], tl.float32)
         if AHEAD:
@@ -226,10 +226,12 @@ def backward_latents_kernel(
             # Entries past the end have gradients of 0 but a row of weights that may be infinite or NaN.
             slopes = tl.where(m_entry, slopes, 0)
             tl.store(grad_values + place, slopes, mask=m_entry)
+            code = tl.load(values + place, mask=m_entry, other=0)
+            slopes = tl.where(code != 0, slopes, 0)
             sum_b += slopes
             if grad_W_dec is not None:
-                code = tl.load(values + place, mask=m_entry, other=0).to(W_dec.dtype.element_ty).to(tl.float32)
-                sums_dec = _add_weighted(sums_dec, code, grads, TILES)
+                weights = code.to(W_dec.dtype.element_ty).to(tl.float32)
+                sums_dec = _add_weighted(sums_dec, weights, grads, TILES)
             if grad_W_enc is not None:
                 rounded = slopes.to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_enc = _add_weighted(sums_enc, rounded, inputs, TILES)
@@ -250,7 +252,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     rows = launch.rows_contiguous(rows)
     config = launch.config("scatter", rows, d_model)
     columns = launch.cover(d_model, config["COLUMNS"])
-    table = _table(layout, d_model)
+    table = partial_sums(layout, d_model)
     launch.launch(
         scatter_kernel,
         (len(layout.latent) if len(layout.places) else 0, launch.cdiv(d_model, columns)),
@@ -268,7 +270,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
         COLUMNS=columns,
         **launch.options(config),
     )
-    _fold(table, layout, out)
+    fold(table, layout.slots, out)
 
 
 def backward_latents(
@@ -286,16 +288,16 @@ def backward_latents(
     """All that the sparse regime's backward pass needs of a code, in one walk over the latents.
 
     For each place (i, l) with value v, ``dv = <grad_i, W_dec_l> + extra``; and ``grad_W_dec_l += v grad_i``,
-    ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``. Operands of products are rounded to the dtype of
-    W_dec, sums are in float32. Returns dv, float32 ``[n_tokens, k]``, 0 at unused places.
+    ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``, these two only where v is not 0. Operands of products are
+    rounded to the dtype of W_dec, sums are in float32. Returns dv, float32 ``[n_tokens, k]``, 0 at unused places.
     """
     n_latents, d_model = W_dec.shape
     device, dtype = W_dec.device, W_dec.dtype
     grad_values = torch.zeros(indices.shape, dtype=torch.float32, device=device)
     grad, x_mod, W_dec = (launch.rows_contiguous(t.to(dtype)) for t in (grad, x_mod, W_dec))
-    table_dec = None if grad_W_dec is None else _table(layout, d_model)
-    table_enc = None if grad_W_enc is None else _table(layout, d_model)
-    table_b = None if grad_b_enc is None else _table(layout, 1)
+    table_dec = None if grad_W_dec is None else partial_sums(layout, d_model)
+    table_enc = None if grad_W_enc is None else partial_sums(layout, d_model)
+    table_b = None if grad_b_enc is None else partial_sums(layout, 1)
     config = launch.config("backward_latents", W_dec, d_model)
     launch.launch(
         backward_latents_kernel,
@@ -325,11 +327,12 @@ def backward_latents(
     )
     for table, out in ((table_dec, grad_W_dec), (table_enc, grad_W_enc), (table_b, grad_b_enc)):
         if table is not None and out is not None:
-            _fold(table, layout, out.view(n_latents, -1))
+            fold(table, layout.slots, out.view(n_latents, -1))
     return grad_values
 
 
-def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
+def fold(table: Tensor, slots: Tensor, out: Tensor) -> None:
+    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order."""
     n_latents, width = out.shape
     config = launch.config("fold", out, width)
     columns = launch.cover(width, config["COLUMNS"])
@@ -338,7 +341,7 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
         (launch.cdiv(n_latents, config["LATENTS"]) if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
-        layout.slots,
+        slots,
         out,
         width,
         n_latents,
@@ -354,14 +357,14 @@ def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     return tiles | {"AHEAD": config["ahead"]}
 
 
-_LAYOUT = dict.fromkeys(Layout._fields, "*i32")
+LAYOUT = dict.fromkeys(Layout._fields, "*i32")
 
 
 def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     kind, name = TYPES[dtype], f"{TYPES[dtype]} d={d_model}"
     config = static("scatter", arch, dtype, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"]), "PIECE": PIECE}
-    signature = {"values": f"*{kind}", "rows": f"*{kind}", **_LAYOUT, "out": "*fp32", "table": "*fp32"}
+    signature = {"values": f"*{kind}", "rows": f"*{kind}", **LAYOUT, "out": "*fp32", "table": "*fp32"}
     signature |= {"d": "i32", "stride_rows": "i32", "n": "i32"}
     records = [spec(f"scatter {name}", arch, scatter_kernel, signature, columns, config, ("d", "stride_rows"))]
 
@@ -372,9 +375,9 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
 
     config = static("backward_latents", arch, dtype, d_model)
     constants = {**_row_tiles(config, d_model), "PIECE": PIECE}
-    names = ("values", "extra", "grad", "x_mod", "W_dec", *_LAYOUT, "grad_values", "grad_W_dec", "grad_W_enc")
+    names = ("values", "extra", "grad", "x_mod", "W_dec", *LAYOUT, "grad_values", "grad_W_dec", "grad_W_enc")
     names += ("grad_b_enc", "table_dec", "table_enc", "table_b")
-    signature = {name: _LAYOUT.get(name, "*fp32") for name in names}
+    signature = {name: LAYOUT.get(name, "*fp32") for name in names}
     signature |= {name: f"*{kind}" for name in ("values", "grad", "x_mod", "W_dec")}
     strides = ("d", "stride_grad", "stride_x_mod", "stride_W_dec")
     signature |= {name: "i32" for name in (*strides, "n")}
