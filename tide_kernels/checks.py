@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tide_kernels.losses import LossWeights
+from tide_kernels.options import ACTIVATIONS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
@@ -76,10 +77,13 @@ def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
     count("k", k, 1, len(W_enc))
 
 
-def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> Tensor | None:
+def modulation(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None, threshold: Tensor | None = None
+) -> Tensor | None:
     """Checks the modulation of ``x``; returns each token's group as int64, or None for a single group.
 
-    On a GPU, groups out of range are clamped; on a CPU, `group_range` checks them inside the ops.
+    ``threshold`` may have a row per group as well. On a GPU, groups out of range are clamped; on a CPU, `group_range`
+    checks them inside the ops.
     """
     for name, table in (("scale", scale), ("shift", shift)):
         if table is not None:
@@ -87,24 +91,64 @@ def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Ten
     if scale is not None and shift is not None and len(scale) != len(shift):
         raise ValueError(f"scale has {len(scale)} groups, shift {len(shift)}: give both a row per group")
     table = scale if scale is not None else shift
+    if threshold is not None and threshold.dim() == 2:
+        if table is not None and len(table) != len(threshold):
+            raise ValueError(
+                f"threshold has {len(threshold)} groups, scale and shift {len(table)}: give all a row per group"
+            )
+        table = threshold
     if table is None:
         return None
     if group is None:
         if len(table) != 1:
-            raise ValueError(f"scale and shift have {len(table)} groups: pass group, an index per token")
+            name = "threshold has" if table is threshold else "scale and shift have"
+            raise ValueError(f"{name} {len(table)} groups: pass group, an index per token")
         return None
     _typed("group", group, _INTS, "int32 or int64")
     _shaped("group", group, (len(x),), x.device)
     return group.long() if group.device.type == "cpu" else group.long().clamp(0, len(table) - 1)
 
 
-def group_range(group: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> None:
+def group_range(
+    group: Tensor | None, scale: Tensor | None, shift: Tensor | None, threshold: Tensor | None = None
+) -> None:
     table = scale if scale is not None else shift
+    if table is None and threshold is not None and threshold.dim() == 2:
+        table = threshold
     if group is None or table is None or group.device.type != "cpu":
         return
     outside = _outside(group, 0, len(table))
     if outside is not None:
-        raise ValueError(f"group holds {outside}, scale and shift {len(table)} rows: number groups from 0")
+        name = "threshold" if table is threshold else "scale and shift"
+        raise ValueError(f"group holds {outside}, {name} {len(table)} rows: number groups from 0")
+
+
+def threshold(value: Any, n_latents: int, device: torch.device) -> None:
+    """``value`` is a float tensor that fits a code of so many latents; `threshold_range` checks what it holds."""
+    shape: dict[int, tuple[int | str, ...]] = {0: (), 1: (n_latents,), 2: ("groups", n_latents)}
+    _typed("threshold", value, _FLOATS, "float16, bfloat16, float32 or float64")
+    if value.dim() not in shape:
+        wanted = f"[], [{n_latents}] or [groups, {n_latents}]"
+        raise ValueError(f"threshold has shape {list(value.shape)}: reshape it to {wanted}")
+    _shaped("threshold", value, shape[value.dim()], device)
+
+
+def threshold_range(value: Tensor) -> None:
+    """Refuses negative thresholds and NaN in the CPU's memory."""
+    if value.device.type != "cpu" or not value.numel():
+        return
+    bad = value.detach()[~(value.detach() >= 0)]
+    if bad.numel():
+        raise ValueError(f"threshold holds {float(bad.flatten()[0]):g}: pass numbers of at least 0")
+
+
+def activation(name: Any, given: Tensor | None) -> None:
+    """Refuses an unknown activation, thresholds without one and JumpReLU without thresholds."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+    if (given is not None) != (name == "jumprelu"):
+        remedy = "pass threshold" if given is None else "leave threshold out"
+        raise ValueError(f"activation {name!r} {'needs' if given is None else 'has no'} thresholds: {remedy}")
 
 
 def code(values: Tensor, indices: Tensor, device: torch.device) -> None:

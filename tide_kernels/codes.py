@@ -20,7 +20,7 @@ from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
 MODULATION = ("scale", "shift")
-ENCODER = ("W_enc", "b_enc", *MODULATION)
+ENCODER = ("W_enc", "b_enc", *MODULATION, "threshold")
 #: The gradients that a walk over a sparse code computes.
 WALKED = ("W_enc", "b_enc", "W_dec")
 
@@ -75,8 +75,9 @@ class Code(Protocol):
     ) -> Tensor | None:
         """Adds to ``gradients`` those of W_dec, W_enc and b_enc that it has keys for, from ``grad``, the gradient of
         the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted; its
-        start replaces what those of W_dec, W_enc and b_enc hold.
+        The codes of `tide_kernels.jumprelu` add up what that of their thresholds needs. ``walk`` is for sparse codes
+        of a backend that `walks`, with gradients of the encoder among those wanted; its start replaces what those of
+        W_dec, W_enc and b_enc hold.
 
         Returns the gradient of x_mod in the accumulation dtype, added to ``grad_x_mod`` if that is given, from which
         `add_modulation_gradients` makes those of scale and shift: codes of the same tokens share it. Where neither is
@@ -167,6 +168,7 @@ class SparseCode:
         grad_values = backward_latents(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
+        grad_values = self.passed_on(grad_values)
         if gradients.keys().isdisjoint(MODULATION):
             return grad_x_mod
         code = (grad_values.to(W_enc.dtype), self.indices, W_enc)
@@ -176,6 +178,10 @@ class SparseCode:
             return grad_x_mod.add_(self.ops.gather(*code))
         self.ops.add_gather_(grad_x_mod, *code)
         return grad_x_mod
+
+    def passed_on(self, grad_values: Tensor) -> Tensor:
+        """The part of the values' gradient that the pre-activations get: all of it, unless a threshold takes some."""
+        return grad_values
 
     def _extra(self, slopes: Slopes) -> Tensor | None:
         if not slopes.pair and slopes.soft is None:
@@ -208,11 +214,12 @@ class SparseCode:
         grad_values = self.ops.sampled(grad, W_dec, indices)
         if extra is not None:
             grad_values += extra
+        grad_pre = grad_values.masked_fill(values == 0, 0)
         if grad_W_enc is not None:
-            self.ops.scatter(grad_values, transposed, x_mod, grad_W_enc)
+            self.ops.scatter(grad_pre, transposed, x_mod, grad_W_enc)
         if grad_b_enc is not None:
             ones = grad_b_enc.new_ones(len(values), 1)
-            self.ops.scatter(grad_values, transposed, ones, grad_b_enc.view(-1, 1))
+            self.ops.scatter(grad_pre, transposed, ones, grad_b_enc.view(-1, 1))
         return grad_values
 
 
@@ -248,7 +255,7 @@ class DenseCode:
                 self.count(fired)
             return grad_x_mod
         b_enc = gradients.get("b_enc")
-        grad_pre = self.ops.masked_gradient(grad, W_dec, self.z, *slopes, b_enc, fired)
+        grad_pre = self.masked_gradient(grad, W_dec, slopes, b_enc, fired)
         del self.z  # as large as its gradient, and no longer needed
         grad_W_enc, *tables = (gradients.get(name) for name in ("W_enc", *MODULATION))
         if (fused := self._fused(grad_pre, tokens)) is not None:
@@ -256,6 +263,12 @@ class DenseCode:
             return grad_x_mod
         wanted = any(table is not None for table in tables)
         return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod)
+
+    def masked_gradient(
+        self, grad: Tensor, W_dec: Tensor, slopes: Slopes, grad_b_enc: Tensor | None, fired: Tensor | None
+    ) -> Tensor:
+        """The gradient of the pre-activations; adds its column sums and those of z != 0."""
+        return self.ops.masked_gradient(grad, W_dec, self.z, *slopes, grad_b_enc, fired)
 
     def _fused(self, grad_pre: Tensor, tokens: Tokens) -> Callable[..., None] | None:
         """The backend's own way to the encoder's gradients, those of scale and shift included, where it pays."""

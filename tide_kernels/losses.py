@@ -35,6 +35,8 @@ class LossTerms(NamedTuple):
     sparsity: Tensor
     fired: Tensor
     auxk: Tensor
+    least: Tensor
+    overflow: Tensor
 
 
 def full_sum(values: Tensor) -> Tensor:
@@ -103,9 +105,9 @@ def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[T
     # For each place of the second row, the first row's value of that latent. No two write to the same place.
     facing = torch.zeros_like(second).scatter_add_(1, place, first.masked_fill(~shared, 0))
     differences[1::2] = second - facing
-    alone = second.masked_fill(
-        facing != 0, 0
-    )  # selected values are positive, so 0 means that the first row lacks the latent
+    # A value may be 0: whether the first row has the latent does not show in `facing`.
+    faced = torch.zeros_like(place).scatter_add_(1, place, shared.long())
+    alone = second.masked_fill(faced != 0, 0)
     return full_sum(differences[0::2].square()) + full_sum(alone.square()), differences
 
 
