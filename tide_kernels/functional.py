@@ -283,9 +283,10 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
         dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
-            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. A power of two just above
-            ``dead.sum()`` fits; the sizes of all tensors depend on it, so change it rarely. With None a CPU counts the
-            dead latents, and a GPU, from which a count would have to be read back, computes with all latents.
+            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. `tide_kernels.dead.bucket_for`
+            has few sizes that fit ``dead.sum()``: those of all tensors depend on it, so it should change rarely. With
+            None a CPU counts the dead latents, and a GPU, from which a count would have to be read back, computes with
+            all latents.
         activation: "topk", "batch_topk" or "jumprelu".
         threshold: for "jumprelu" alone: ``[]``, ``[n_latents]`` or ``[groups, n_latents]``, of which token i uses the
             row ``group[i]``. At least 0; negative numbers and NaN raise ``ValueError`` on a CPU and are not looked for
@@ -295,9 +296,9 @@ def tide_loss(
             latents, and for "jumprelu" those within half a bandwidth below their threshold. A token with more keeps its
             largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
-            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are contiguous,
-            in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
-            no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
+            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
+            contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
+            gradient, and no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
         start: where ``gradients`` start, whatever the buffers hold: those of W_enc and W_dec from ``start`` times the
             weight, which is the gradient of ``start / 2 |W|^2``, all others from 0. None adds to what they hold.
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of

@@ -91,6 +91,11 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # `code_sums` would read them again.
     "select": _SELECT,
     "keep_top": tuple(rule._replace(config=rule.config | {"sums": 1}) for rule in _SELECT),
+    # ENTRIES: of one program, in groups.
+    "prune": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, ENTRIES=256)),
+        Rule("", 0, _ANY, _config(4, ENTRIES=4096)),
+    ),
     # WORDS: of 32 columns that a warp reads at once; ROOM: unused places marked at once.
     "select_above": (
         Rule(INTERPRETER, 0, _ANY, _config(1, WORDS=2, ROOM=16)),
@@ -119,11 +124,6 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule(INTERPRETER, 0, _ANY, _config(4, PIECES=2, COLUMNS=64, copies=3)),
         Rule("gfx", 0, _ANY, _config(4, PIECES=8, COLUMNS=256, copies=32)),
         Rule("", 0, _ANY, _config(4, PIECES=8, COLUMNS=128, copies=32)),
-    ),
-    # ENTRIES: of one program, in groups.
-    "prune": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, ENTRIES=256)),
-        Rule("", 0, _ANY, _config(4, ENTRIES=4096)),
     ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
@@ -215,6 +215,22 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 0, 6144, _config(4, ROWS=2, COLUMNS=512)),
         Rule("", 0, _ANY, _config(8, ROWS=1, COLUMNS=512)),
     ),
+    # BLOCK: keys that a program of `order` counts at once.
+    "order": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(8, BLOCK=4096))),
+    # PLACES: of either row of a pair that are compared at once.
+    "pair_differences": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4)),
+        Rule("", 0, _ANY, _config(1, PLACES=32)),
+    ),
+    # As for scatter.
+    "modulation_gradients": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
+    ),
+    # BLOCK: elements of a program.
+    "code_terms": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(4, BLOCK=1024))),
+    "add_parts": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(2, BLOCK=256))),
+    "misfit": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(4, BLOCK=4096))),
     "reconstruction_loss": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
         Rule("", 0, _ANY, _config(2, COLUMNS=1024)),

@@ -59,16 +59,16 @@ def transpose_selected(indices: Tensor, n_latents: int) -> Layout:
     if not config["bitmask"] or not 0 < indices.numel() < 2**31:
         return transpose(indices, n_latents)
     indices, device = launch.contiguous(indices), indices.device
-    groups = triton.cdiv(n_tokens, _GROUP)
+    groups = launch.cdiv(n_tokens, _GROUP)
     mask = torch.zeros(n_latents, groups * _WORDS, dtype=torch.int32, device=device)
     before = launch.empty(n_latents, groups, dtype=torch.int32, device=device)
     counts = launch.empty(n_latents, dtype=torch.int32, device=device)
     tokens, places = (launch.empty(indices.numel(), dtype=torch.int32, device=device) for _ in range(2))
     sizes = (k, indices.numel(), groups)
     blocks, options = {"PLACES": config["PLACES"]}, launch.options(config)
-    programs = (triton.cdiv(indices.numel(), config["PLACES"]),)
+    programs = (launch.cdiv(indices.numel(), config["PLACES"]),)
     launch.launch(mark_kernel, programs, device, indices, mask, *sizes, **blocks, **options)
-    rows = (triton.cdiv(n_latents, config["LATENTS"]),)
+    rows = (launch.cdiv(n_latents, config["LATENTS"]),)
     constants = {"LATENTS": config["LATENTS"], "GROUPS": config["GROUPS"]}
     launch.launch(count_kernel, rows, device, mask, before, counts, n_latents, groups, **constants, **options)
     offsets = _starts(counts)

@@ -98,14 +98,14 @@ def ungroup_kernel(
 def select_pruned(pre: Tensor, k: int, length: int, select: Selection) -> tuple[Tensor, Tensor]:
     """What ``select(pre, k)`` gives, by groups of ``length`` columns; rows of pre are contiguous."""
     n_tokens, n_latents = pre.shape
-    groups, integers = triton.cdiv(n_latents, length), INTEGERS[pre.dtype]
+    groups, integers = launch.cdiv(n_latents, length), INTEGERS[pre.dtype]
     config = launch.config("prune", pre, length)
     block, options = config["ENTRIES"] // length, launch.options(config)
     bits = pre.view(integers)
     maxima = launch.empty(n_tokens, groups, dtype=pre.dtype, device=pre.device)
     launch.launch(
         group_maxima_kernel,
-        (n_tokens, triton.cdiv(groups, block)),
+        (n_tokens, launch.cdiv(groups, block)),
         pre.device,
         bits,
         maxima.view(integers),
@@ -121,7 +121,7 @@ def select_pruned(pre: Tensor, k: int, length: int, select: Selection) -> tuple[
     candidates = launch.empty(n_tokens, k * length, dtype=pre.dtype, device=pre.device)
     launch.launch(
         candidates_kernel,
-        (n_tokens, triton.cdiv(k, block)),
+        (n_tokens, launch.cdiv(k, block)),
         pre.device,
         bits,
         chosen,
@@ -137,7 +137,7 @@ def select_pruned(pre: Tensor, k: int, length: int, select: Selection) -> tuple[
     places = config["ENTRIES"]
     launch.launch(
         ungroup_kernel,
-        (triton.cdiv(indices.numel(), places),),
+        (launch.cdiv(indices.numel(), places),),
         pre.device,
         indices,
         chosen,

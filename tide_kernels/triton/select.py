@@ -25,7 +25,7 @@ from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.dense import code_sums
 from tide_kernels.triton.keys import INFINITY_BITS, INTEGERS
 from tide_kernels.triton.prune import group_length, select_pruned
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 # As bits: 1.0, where the first search starts, and the search's first step, about 3 % of a value.
 _ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
@@ -468,3 +468,4 @@ AOT = [
     )
     for form in _FORMS
 ]
+AOT += [without(_spec(arch, torch.bfloat16, 18432, "in place with sums"), PAIRED=False) for arch in ARCHS]

@@ -182,12 +182,12 @@ def near_gradient(
     config = launch.config("near_gradient", z, n_latents)
     tokens = config["TOKENS"]
     cut = None if group is None else _pieces(launch.contiguous(group), groups, tokens)
-    n_pieces = triton.cdiv(n_tokens, tokens) if cut is None else len(cut.group)
+    n_pieces = launch.cdiv(n_tokens, tokens) if cut is None else len(cut.group)
     table = torch.zeros(4, n_pieces, n_latents, dtype=torch.float32, device=z.device)
     bounds, by_latent = table_of(threshold)
     launch.launch(
         near_gradient_kernel,
-        (n_pieces if n_tokens else 0, triton.cdiv(n_latents, config["COLUMNS"])),
+        (n_pieces if n_tokens else 0, launch.cdiv(n_latents, config["COLUMNS"])),
         z.device,
         dz,
         z,
@@ -245,7 +245,7 @@ def add_near_places(
     block = min(config["GROUPS"], triton.next_power_of_2(groups))
     launch.launch(
         near_places_kernel,
-        (len(layout.latent) if indices.numel() else 0, triton.cdiv(groups, block)),
+        (len(layout.latent) if indices.numel() else 0, launch.cdiv(groups, block)),
         sums.device,
         launch.contiguous(grad_values),
         launch.contiguous(u),

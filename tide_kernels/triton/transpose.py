@@ -18,7 +18,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.layout import PIECE, Layout, transpose, transpose_selected
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 __all__ = ["backward_latents", "scatter", "transpose", "transpose_selected"]
 
@@ -255,7 +255,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     table = partial_sums(layout, d_model)
     launch.launch(
         scatter_kernel,
-        (len(layout.latent) if len(layout.places) else 0, triton.cdiv(d_model, columns)),
+        (len(layout.latent) if len(layout.places) else 0, launch.cdiv(d_model, columns)),
         out.device,
         launch.contiguous(values),
         rows,
@@ -340,7 +340,7 @@ def fold(table: Tensor, slots: Tensor, out: Tensor, together: int | None = None)
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (triton.cdiv(n_latents, together) if len(table) else 0, triton.cdiv(width, columns)),
+        (launch.cdiv(n_latents, together) if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
         slots,
@@ -355,7 +355,7 @@ def fold(table: Tensor, slots: Tensor, out: Tensor, together: int | None = None)
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
-    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": launch.cdiv(d_model, columns)}
     return tiles | {"AHEAD": config["ahead"]}
 
 
@@ -393,4 +393,16 @@ AOT = [
     for arch in ARCHS
     for dtype, d_model in ((torch.bfloat16, 1152), (torch.float16, 1152), (torch.float32, 1152), (torch.bfloat16, 4608))
     for record in _specs(arch, dtype, d_model)
+]
+AOT += [
+    without(record, *names)
+    for record in list(AOT)
+    if record.name == "backward_latents bf16 d=1152"
+    for names in (
+        ("extra",),
+        ("grad_W_dec", "table_dec"),
+        ("grad_W_enc", "table_enc"),
+        ("grad_b_enc", "table_b"),
+        ("extra", "grad_W_dec", "grad_W_enc", "grad_b_enc", "table_dec", "table_enc", "table_b"),
+    )
 ]
