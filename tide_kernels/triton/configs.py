@@ -110,8 +110,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # PLACES that a program loads at once, and GROUPS of tokens that it sums up.
     "near_places": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, GROUPS=2)),
-        Rule("", 0, 1, _config(1, PLACES=64, GROUPS=1)),
-        Rule("", 0, _ANY, _config(4, PLACES=32, GROUPS=64)),
+        Rule("", 0, _ANY, _config(1, PLACES=32, GROUPS=32)),
     ),
     # TOKENS of one group that a program goes through, ROWS and COLUMNS at once.
     "near_gradient": (

@@ -241,7 +241,7 @@ def add_near_places(
     out = torch.zeros(n_latents, 2, groups, dtype=torch.float32, device=sums.device)
     table = partial_sums(layout, 2 * groups)
     bounds, by_latent = table_of(threshold)
-    config = launch.config("near_places", u, groups)
+    config = launch.config("near_places", u, n_latents)
     block = min(config["GROUPS"], triton.next_power_of_2(groups))
     launch.launch(
         near_places_kernel,
@@ -270,7 +270,7 @@ def add_near_places(
 
 
 def _places_spec(arch: str, dtype: torch.dtype, groups: int, by_latent: bool) -> Spec:
-    config = static("near_places", arch, dtype, groups)
+    config = static("near_places", arch, dtype, 18432)
     names = ("grad_values", "threshold", *LAYOUT, "out", "table")
     signature = {name: LAYOUT.get(name, "*fp32") for name in names} | {"u": f"*{TYPES[dtype]}", "half": "fp32"}
     signature |= {"n": "i32", "groups": "i32", "stride_threshold": "i32"}
