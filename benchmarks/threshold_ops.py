@@ -6,6 +6,7 @@ Beside each time is the floor of its memory traffic, at the bandwidth that a cop
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -93,10 +94,10 @@ def padded(bench: Bench, shape: Shape) -> dict[str, Callable[[], object]]:
         sums = [torch.zeros(shape.n_latents, shape.d_model, device=bench.device) for _ in range(2)]
         bias = torch.zeros(shape.n_latents, device=bench.device)
         found |= {
-            f"gather, {name}": lambda code=code: triton.gather(*code, W),
-            f"transpose_selected, {name}": lambda code=code: triton.transpose_selected(code[1], shape.n_latents),
-            f"backward_latents, {name}": lambda code=code, layout=layout, sums=sums, bias=bias: triton.backward_latents(
-                *code, layout, x, x, W, None, *sums, bias
+            f"gather, {name}": partial(triton.gather, *code, W),
+            f"transpose_selected, {name}": partial(triton.transpose_selected, code[1], shape.n_latents),
+            f"backward_latents, {name}": partial(
+                triton.backward_latents, *code, layout, x, x, W, None, sums[0], sums[1], bias
             ),
         }
     return found
