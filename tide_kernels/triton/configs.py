@@ -87,6 +87,11 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # `code_sums` would read them again.
     "select": _SELECT,
     "keep_top": tuple(rule._replace(config=rule.config | {"sums": 1}) for rule in _SELECT),
+    # ENTRIES: of one program, in groups.
+    "prune": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, ENTRIES=256)),
+        Rule("", 0, _ANY, _config(4, ENTRIES=4096)),
+    ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
     "gather": (

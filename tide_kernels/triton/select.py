@@ -26,15 +26,14 @@ from tide_kernels import native
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.dense import code_sums
+from tide_kernels.triton.keys import INFINITY_BITS, INTEGERS
+from tide_kernels.triton.prune import group_length, select_pruned
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
-# As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
-# first step, about 3 % of a value.
-INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+# As bits: 1.0, where the first search starts, and the search's first step, about 3 % of a value.
 _ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
 _STEP = {torch.float16: 32, torch.bfloat16: 4, torch.float32: 1 << 18}
 _ROWS_BUSY = 1024  # programs that keep a large GPU busy
-INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 @triton.jit
@@ -337,6 +336,11 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     pre = launch.rows_contiguous(pre)
     if _compiled("select", pre):
         return native.select(pre, k)
+    length = group_length(pre.shape[1], k)
+    return select_directly(pre, k) if length is None else select_pruned(pre, k, length, select_directly)
+
+
+def select_directly(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
     indices = launch.empty(len(pre), k, dtype=torch.int32, device=pre.device)
     _launch(pre, k, values, indices)

@@ -16,6 +16,7 @@ from tide_kernels.triton.configs import OPTIONS, Config
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _MODULES = (
     "modulate",
+    "prune",
     "select",
     "gather",
     "layout",

@@ -22,6 +22,8 @@ SHAPES = [
     pytest.param(97, 5, id="odd n: the last chunk is mostly mask"),
     pytest.param(300, 15, id="5 % of more chunks than stay in registers"),
     pytest.param(131, 130, id="k just below n: fewer positives than k"),
+    pytest.param(1003, 7, id="few of many: by groups, of which the last is short"),
+    pytest.param(512, 1, id="the largest alone, by groups"),
 ]
 
 
