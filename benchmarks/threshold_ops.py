@@ -27,12 +27,13 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
     """What is timed, and the bytes that it has to move."""
     n_tokens, d_model, n_latents = shape.n_tokens, shape.d_model, shape.n_latents
     pre, out = bench.normal(n_tokens, n_latents), torch.empty(n_tokens, n_latents, dtype=bench.dtype, device="cuda")
-    level, capacity = level_of(pre, shape.k), min(n_latents, 4 * shape.k)
+    level, capacity = level_of(pre, shape.k), min(n_latents, -(-4 * shape.k // 16) * 16)
     flat, row = level.expand(1, n_latents), level.expand(1, n_latents).contiguous()
     table = level.expand(_GROUPS, n_latents).contiguous()
     group = torch.arange(n_tokens, device="cuda") % _GROUPS
     cut = torch.full((n_tokens,), n_latents - 1, dtype=torch.int32, device="cuda")
     histogram = torch.zeros(2**15, dtype=torch.int64, device="cuda")
+    least = (level * 0.9).to(pre.dtype).view(torch.int16).long()
     grad, W = bench.normal(n_tokens, d_model), bench.normal(n_latents, d_model, scale=0.03)
     sums, near = torch.zeros_like(table), torch.zeros_like(table, dtype=torch.int64)
     z = out.clone()
@@ -52,6 +53,7 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
         "keep_above, by latent": (lambda: triton.keep_above(pre, row, None, None, out), 2 * dense),
         "keep_above, by group": (lambda: triton.keep_above(pre, table, group, None, out), 2 * dense),
         "key_histogram_": (lambda: triton.key_histogram_(pre, histogram, 0, None), dense),
+        "key_histogram_, from a least": (lambda: triton.key_histogram_(pre, histogram, 0, None, least), dense),
         "count_equal": (lambda: triton.count_equal(pre, level.to(pre.dtype)), dense),
         "product": (lambda: grad @ W.T, dense),
         "near_gradient, by latent": (

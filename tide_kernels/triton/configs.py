@@ -110,8 +110,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # PLACES that a program loads at once, and GROUPS of tokens that it sums up.
     "near_places": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, GROUPS=2)),
-        Rule("", 0, 1, _config(1, PLACES=64, GROUPS=1)),
-        Rule("", 0, _ANY, _config(4, PLACES=32, GROUPS=64)),
+        Rule("", 0, _ANY, _config(1, PLACES=32, GROUPS=32)),
     ),
     # TOKENS of one group that a program goes through, ROWS and COLUMNS at once.
     "near_gradient": (
@@ -119,10 +118,11 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256)),
         Rule("", 32, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=128)),
     ),
-    # copies: of the counts, for programs that run together.
+    # PIECES of a row that are read at once, with a column for each thread; copies: of the counts.
     "key_histogram": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=128, copies=3)),
-        Rule("", 0, _ANY, _config(4, COLUMNS=1024, copies=32)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, PIECES=2, COLUMNS=64, copies=3)),
+        Rule("gfx", 0, _ANY, _config(4, PIECES=8, COLUMNS=256, copies=32)),
+        Rule("", 0, _ANY, _config(4, PIECES=8, COLUMNS=128, copies=32)),
     ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.

@@ -182,12 +182,12 @@ def near_gradient(
     config = launch.config("near_gradient", z, n_latents)
     tokens = config["TOKENS"]
     cut = None if group is None else _pieces(launch.contiguous(group), groups, tokens)
-    n_pieces = triton.cdiv(n_tokens, tokens) if cut is None else len(cut.group)
+    n_pieces = launch.cdiv(n_tokens, tokens) if cut is None else len(cut.group)
     table = torch.zeros(4, n_pieces, n_latents, dtype=torch.float32, device=z.device)
     bounds, by_latent = table_of(threshold)
     launch.launch(
         near_gradient_kernel,
-        (n_pieces if n_tokens else 0, triton.cdiv(n_latents, config["COLUMNS"])),
+        (n_pieces if n_tokens else 0, launch.cdiv(n_latents, config["COLUMNS"])),
         z.device,
         dz,
         z,
@@ -209,11 +209,14 @@ def near_gradient(
         COLUMNS=config["COLUMNS"],
         **launch.options(config),
     )
-    starts = torch.arange(2, device=z.device) * n_pieces if cut is None else cut.pieces
-    counts = torch.zeros_like(sums)
-    fold(table[0], starts, sums)
-    fold(table[1], starts, counts)
-    near += counts.long()
+    if cut is None:
+        sums += table[0].sum(0)
+        near += table[1].sum(0).long()
+    else:
+        counts = torch.zeros_like(sums)
+        fold(table[0], cut.pieces, sums, together=1)
+        fold(table[1], cut.pieces, counts, together=1)
+        near += counts.long()
     if grad_b_enc is not None:
         grad_b_enc += table[2].sum(0)
     if fired is not None:
@@ -238,11 +241,11 @@ def add_near_places(
     out = torch.zeros(n_latents, 2, groups, dtype=torch.float32, device=sums.device)
     table = partial_sums(layout, 2 * groups)
     bounds, by_latent = table_of(threshold)
-    config = launch.config("near_places", u, groups)
+    config = launch.config("near_places", u, n_latents)
     block = min(config["GROUPS"], triton.next_power_of_2(groups))
     launch.launch(
         near_places_kernel,
-        (len(layout.latent) if indices.numel() else 0, triton.cdiv(groups, block)),
+        (len(layout.latent) if indices.numel() else 0, launch.cdiv(groups, block)),
         sums.device,
         launch.contiguous(grad_values),
         launch.contiguous(u),
@@ -267,7 +270,7 @@ def add_near_places(
 
 
 def _places_spec(arch: str, dtype: torch.dtype, groups: int, by_latent: bool) -> Spec:
-    config = static("near_places", arch, dtype, groups)
+    config = static("near_places", arch, dtype, 18432)
     names = ("grad_values", "threshold", *LAYOUT, "out", "table")
     signature = {name: LAYOUT.get(name, "*fp32") for name in names} | {"u": f"*{TYPES[dtype]}", "half": "fp32"}
     signature |= {"n": "i32", "groups": "i32", "stride_threshold": "i32"}

@@ -331,21 +331,23 @@ def backward_latents(
     return grad_values
 
 
-def fold(table: Tensor, slots: Tensor, out: Tensor) -> None:
-    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order."""
+def fold(table: Tensor, slots: Tensor, out: Tensor, together: int | None = None) -> None:
+    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order. A program takes ``together``
+    rows of out one after another; by default as many as suits a table of few of them."""
     n_latents, width = out.shape
     config = launch.config("fold", out, width)
+    together = together or config["LATENTS"]
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (launch.cdiv(n_latents, config["LATENTS"]) if len(table) else 0, launch.cdiv(width, columns)),
+        (launch.cdiv(n_latents, together) if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
         slots,
         out,
         width,
         n_latents,
-        LATENTS=config["LATENTS"],
+        LATENTS=together,
         COLUMNS=columns,
         **launch.options(config),
     )
