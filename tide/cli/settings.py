@@ -13,6 +13,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
+from tide.sae.activation import TIMED
 from tide.training.config import TrainConfig
 
 
@@ -67,6 +68,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "modulation_lr", "with modulation_trainable = false"
     if config.activation != "jumprelu" and not config.timestep_thresholds:
         yield "bandwidth", f"with activation = {config.activation}"
+    if config.activation not in TIMED:
+        yield "timestep_thresholds", f"with activation = {config.activation}"
     if config.activation not in ("relu", "gated"):
         yield "match_l0", f"with activation = {config.activation}"
     if config.n_latents is not None:

@@ -142,7 +142,7 @@ class TrainConfig(ModelOptions):
         if self.modulation and idle and not self.timestep_thresholds:
             raise TideError(
                 "a modulation that starts as the identity and is not trained has no effect; "
-                "set modulation_init = adaln, modulation = false, or timestep_thresholds = true, which use its embedding"
+                "set modulation_init = adaln, modulation = false, or timestep_thresholds = true, which need it"
             )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")

@@ -84,4 +84,4 @@ class JumpReLU(Activation):
 
     @torch.no_grad()
     def set_cut(self, cut: float) -> None:
-        self.slow_log_threshold += math.log(cut) / SPEED
+        self.slow_log_threshold.add_(math.log(cut) / SPEED)
