@@ -177,6 +177,21 @@ def test_batch_topk_passes_back_with_a_cut_that_moves():
     assert abs(float((threshold.grad * theta).sum())) < 1e-10
 
 
+def test_autocast_changes_nothing():
+    """Sums of thousands of places and exponentials are not taken in bf16."""
+
+    def gradient() -> torch.Tensor:
+        rule, (threshold, pre, grad) = timed_batch_topk().float(), thresholds_and_rows()
+        threshold = threshold.detach().float().requires_grad_()
+        temb = torch.randn(3, E, generator=torch.Generator().manual_seed(1))
+        rule.training_latents(pre.detach().float(), None, 1, threshold * rule.gain(temb), GROUP).backward(grad.float())
+        return threshold.grad
+
+    exact = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient(), exact)
+
+
 def test_batch_topk_keeps_all_where_fewer_are_positive():
     rule = timed_batch_topk()
     threshold, pre, _ = thresholds_and_rows()

@@ -13,7 +13,8 @@ from tests.helpers.trainings import MODULATION, D, assert_same, batch, interrupt
 from tide.activations import ActivationBatch
 from tide.errors import TideError, TideWarning
 from tide.sae import TIDE, TIDEConfig
-from tide.training import LossConfig, ProgressiveK, Trainer
+from tide.studies.bench import Bench, DataSizes
+from tide.training import LossConfig, ProgressiveK, TrainConfig, Trainer
 from tide.training.matching import MATCHED_ROWS, following, match_l0
 
 #: What has a threshold to set.
@@ -170,3 +171,28 @@ def test_a_kill_while_the_threshold_is_set_runs_the_last_steps_again(tmp_path, m
     resumed = trainer(tmp_path / "parts", model(**options), steps=30, checkpoint_every=20, **options)
     resumed.fit(stream, resume=True)
     assert_same(state(resumed.model), state(whole.model))
+
+
+# -- the bundled pipeline -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """Many scenes of few tokens each: L0 varies by a quarter from scene to scene, so that its mean over 1024 of them is
+    known to 1 %."""
+    return Bench(DataSizes(train_images=1024, held_out_images=1024, token_fraction=1 / 8, batch_tokens=512))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [8, 16, 64])
+@pytest.mark.parametrize("options", MATCHED.values(), ids=MATCHED)
+def test_held_out_scenes_are_within_3_percent_of_k(bench, options, k):
+    weight = 0.3 if "match_l0" in options else 1.0
+    config = TrainConfig(
+        n_latents=768, k=k, steps=150, batch_tokens=512, checkpoint_every=10**9,
+        loss=LossConfig(sparsity=weight), **options,
+    )  # fmt: skip
+    sae, _ = bench.fit(config, bench.train)
+    found = bench.reconstruction(sae, bench.thinned)["l0"]
+    print(f"k = {k}: held-out L0 {found:.2f} ({found / k - 1:+.1%})")
+    assert found == pytest.approx(k, rel=0.03)
