@@ -82,10 +82,10 @@ class BatchTopK(StoredThreshold):
 
     @torch.no_grad()
     def track(self, least: Tensor) -> None:
-        """Moves the stored threshold towards the smallest height that a training batch kept: without a gain the
-        smallest value."""
-        rate = self.RATE if bool(self.threshold > 0) else 1.0
-        self.threshold.lerp_(self._threshold_at(least), rate)
+        """Moves the stored threshold towards the smallest height that a training batch kept, which without a gain is
+        the smallest value; a height of 0, where fewer were positive than are to stay, changes nothing."""
+        rate = torch.where(self.threshold > 0, self.RATE, 1.0) * (least > 0)  # as tensors: a GPU is not waited for
+        self.threshold.lerp_(self._threshold_at(least), rate.to(self.threshold))
 
     def _threshold_at(self, cut: Tensor | float) -> Tensor:
         cut = torch.as_tensor(cut).to(self.threshold)
