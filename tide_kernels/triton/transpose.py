@@ -400,9 +400,7 @@ AOT += [
     if record.name == "backward_latents bf16 d=1152"
     for names in (
         ("extra",),
-        ("grad_W_dec", "table_dec"),
-        ("grad_W_enc", "table_enc"),
-        ("grad_b_enc", "table_b"),
+        ("extra", "grad_W_dec", "grad_W_enc", "table_dec", "table_enc"),
         ("extra", "grad_W_dec", "grad_W_enc", "grad_b_enc", "table_dec", "table_enc", "table_b"),
     )
 ]
