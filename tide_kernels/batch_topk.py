@@ -34,7 +34,7 @@ _ROUNDS = {
 }
 # The sample: tokens and latents. Its rank is off by a few percent, less than the candidates' margin. A bound that is
 # too high nevertheless costs time alone.
-_SAMPLE_TOKENS, _SAMPLE_LATENTS, _MARGIN = 64, 4096, 1.25
+_SAMPLE_TOKENS, _SAMPLE_LATENTS, _MARGIN = 64, 2048, 1.25
 # Candidates for each entry that stays, above which they take more memory than they save time.
 _MOST_CANDIDATES = 4
 
@@ -186,17 +186,16 @@ class Candidates(Selection):
 
 def sampled_bound(batch: Batch) -> Tensor:
     """A value that is likely below the cut of a batch, by a margin; 0 where the sample has too few positive entries."""
-    tokens = batch.sample(_SAMPLE_TOKENS)
+    ops, tokens = batch.choice.ops, batch.sample(_SAMPLE_TOKENS)
     step = max(1, batch.n_latents // _SAMPLE_LATENTS)
     bias = None if batch.b_enc is None else batch.b_enc[::step]
-    pre = batch.choice.ops.pre_activations(tokens.x_mod, batch.W_enc[::step], bias)
+    pre = ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias)
     rank = max(1, round(pre.numel() * _MARGIN * batch.options.k / batch.n_latents))
-    if rank >= pre.numel():
-        return torch.zeros((), dtype=accumulator(batch.dtype))
-    values = pre.flatten().topk(rank, sorted=False).values
-    # Not the least itself: it has to pass.
-    least = values.min().to(accumulator(batch.dtype)).clamp(min=0).nan_to_num()
-    return torch.nextafter(least, torch.zeros_like(least))
+
+    def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
+        ops.key_histogram_(pre, counts, shift, high)
+
+    return find_cut(histogram, batch.dtype, rank, pre.device).bound
 
 
 class Recomputed(Selection):

@@ -59,6 +59,13 @@ def finite(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value} is out of range: pass a finite number")
 
 
+def number(name: str, value: Any) -> None:
+    """``value`` is a finite number, where a tensor would do as well."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {_kind(value)}: pass a number or a tensor")
+    finite(name, value)
+
+
 def within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} = {value} is out of range: pass one from {low:g} to {high:g}")

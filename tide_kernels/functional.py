@@ -160,7 +160,7 @@ def encode_threshold(
     n_latents = len(W_enc)
     dtype = _compute_dtype(W_enc)
     if not isinstance(threshold, Tensor):
-        checks.finite("threshold", threshold)
+        checks.number("threshold", threshold)
         threshold = torch.tensor(threshold, dtype=accumulator(dtype), device=x.device)
     checks.threshold(threshold, n_latents, x.device)
     group = checks.modulation(x, scale, shift, group, threshold)
@@ -295,9 +295,10 @@ def tide_loss(
             latents, and for "jumprelu" those within half a bandwidth below their threshold. A token with more keeps its
             largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
-            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are contiguous,
-            in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
-            no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
+            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
+            contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
+            gradient, and no other memory as large as the weights is needed. Without buffers, call
+            ``total.backward()``.
         start: where ``gradients`` start, whatever the buffers hold: those of W_enc and W_dec from ``start`` times the
             weight, which is the gradient of ``start / 2 |W|^2``, all others from 0. None adds to what they hold.
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of

@@ -39,7 +39,8 @@ def check(p, *, tolerance=EXACT, **options):
 def bound(request, monkeypatch):
     """Where the sampled bound lies: above the cut nothing has been coded that stays, far below it too much."""
     if request.param == "bound too high":
-        monkeypatch.setattr(batch_topk, "sampled_bound", lambda batch: torch.tensor(3.0, dtype=torch.float64))
+        three = torch.tensor(3.0)
+        monkeypatch.setattr(batch_topk, "sampled_bound", lambda batch: three.to(reference.accumulator(batch.dtype)))
     if request.param == "bound far too low":
         monkeypatch.setattr(batch_topk, "_MOST_CANDIDATES", 1)
 
