@@ -38,8 +38,8 @@ def value_of(bits, INFINITY: tl.constexpr):
 
 @triton.jit
 def _entries(p_row, o_latent, n):
-    """The bits of a row's entries, 0 beyond its end: two negative 16-bit numbers in a word come out wrong, the upper one
-    as -1 (Triton 3.6)."""
+    """The bits of a row's entries, 0 beyond its end. A negative default of 16 bits comes out as -1 in the upper half of
+    each word (Triton 3.6), which is a NaN."""
     return tl.load(p_row + o_latent, mask=o_latent < n, other=0)
 
 
@@ -66,7 +66,7 @@ def _last_tie(cut, i_token):
 
 @triton.jit
 def _passes(value, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr):
-    """Whether entries of the row pass: above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
+    """Whether entries of the row are above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
     if BY_LATENT:
         bound = tl.load(p_bound + o_latent, mask=o_latent < n, other=0.0)
     passes = (value <= bound) == 0  # not `>`: NaN has to pass
