@@ -63,8 +63,8 @@ def find_cut(
 ) -> Cut:
     """The cut that leaves the ``wanted`` (at least 1) largest entries above 0, and all NaN.
 
-    With ``guess``, a key that is likely below the cut (not for float64), the first pass counts only what reaches it, and
-    a second counts everything if that was too little. It reads nothing otherwise, so that the host need not know.
+    With ``guess``, a key that is likely below the cut (not for float64), the first pass counts only what reaches it,
+    and a second counts everything if that was too little. It reads nothing otherwise, so that the host need not know.
     """
     need = torch.full((1,), wanted, dtype=torch.int64, device=device)
     high: Tensor | None = None

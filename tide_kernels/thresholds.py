@@ -76,8 +76,8 @@ def keys_of(pre: Tensor) -> Tensor:
 def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
     """Adds to ``counts [2^b]`` int64 how often each part of b bits, above the lowest ``shift``, occurs among the keys
     of the entries that are above 0 or NaN: ``counts[(key >> shift) % 2^b]``. With ``high`` (int64, no dimension) only
-    of keys whose still higher bits, ``key >> (shift + b)``, are ``high``; with ``least`` (int64, no dimension), for GPUs
-    alone, only of keys that reach it."""
+    of keys whose still higher bits, ``key >> (shift + b)``, are ``high``; with ``least`` (int64, no dimension), for
+    GPUs alone, only of keys that reach it."""
     keys = keys_of(pre).flatten()
     bits = (len(counts) - 1).bit_length()
     counted = keys > 0

@@ -66,7 +66,7 @@ def _last_tie(cut, i_token):
 
 @triton.jit
 def _passes(value, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr):
-    """Whether entries of the row are above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
+    """Whether entries of the row are above their thresholds, NaN or, if TIES, equal to them up to ``last``."""
     if BY_LATENT:
         bound = tl.load(p_bound + o_latent, mask=o_latent < n, other=0.0)
     passes = (value <= bound) == 0  # not `>`: NaN has to pass
