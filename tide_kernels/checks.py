@@ -211,8 +211,7 @@ def gradients(
 ) -> None:
     """Checks that each buffer is named after a parameter that is there, has its shape, is contiguous and of ``dtype``,
     and shares no memory with parameters, ``others`` or other buffers."""
-    read = {name: tensor for name, tensor in (parameters | others).items() if tensor is not None}
-    written: dict[str, Tensor] = {}
+    taken = {name: _span(tensor) for name, tensor in (parameters | others).items() if tensor is not None}
     for name, buffer in buffers.items():
         parameter = parameters.get(name)
         if parameter is None:
@@ -224,10 +223,11 @@ def gradients(
             raise ValueError(f"gradients[{name!r}] is not contiguous: pass memory of its own")
         if buffer.is_neg():
             raise ValueError(f"gradients[{name!r}] is a negated view: pass memory of its own")
-        for other, tensor in (read | written).items():
-            if _meet(buffer, tensor):
+        first, end = _span(buffer)
+        for other, (other_first, other_end) in taken.items():
+            if first < other_end and other_first < end:
                 raise ValueError(f"gradients[{name!r}] lies in the memory of {other}: pass memory of its own")
-        written[f"gradients[{name!r}]"] = buffer
+        taken[f"gradients[{name!r}]"] = (first, end)
 
 
 def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
@@ -242,15 +242,12 @@ def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: 
         _shaped("squares", squares, (), torch.device("cpu"))
 
 
-def _meet(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory ranges that two tensors span, gaps included, overlap."""
-    if not a.numel() or not b.numel() or not {type(a), type(b)} <= {Tensor, torch.nn.Parameter}:
-        return False  # a compiler's fake tensor, for example, has no memory
-    (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
-    return a_first < b_end and b_first < a_end
-
-
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of the first byte and of the byte after the last."""
+    """The address of the first byte and of the one after the last, with gaps included; a range that meets no other for
+    a tensor without memory."""
+    if not tensor.numel() or type(tensor) not in (Tensor, torch.nn.Parameter):  # a compiler's fake tensor, for example
+        return -1, -1
+    if tensor.is_contiguous():
+        return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

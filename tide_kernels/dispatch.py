@@ -90,6 +90,18 @@ class Primitives:
     # ``sums [rows, n_latents]`` and 1 to ``near [rows, n_latents]`` int64.
     add_near_places: Callable[..., None] | None = None
     encoder_gradients: Callable[..., None] | None = None
+    # Whether the former beats products for the same tokens: grad_pre, x, scale, shift, group. None: always.
+    encoder_gradients_pay: Callable[..., bool] | None = None
+    # ``out += gather(values, indices, W)``: out and the arguments of `gather`.
+    add_gather_: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
+    # `soft_count` and `code_slopes` of `tide_kernels.losses`, for compact values of any float dtype.
+    soft_count: Callable[[Tensor, int, float], Tensor] | None = None
+    code_slopes: Callable[..., Tensor] | None = None
+    # `tide_kernels.losses.misfit`.
+    misfit: Callable[[Tensor, Tensor, float, torch.dtype | None], tuple[Tensor, Tensor | None]] | None = None
+    # The sums of `tide_kernels.modulation.add_modulation_gradients`, with u for x: grad, u (None without grad_scale),
+    # group, grad_scale, grad_shift.
+    modulation_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
     # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds.
     walks: bool | None = None

@@ -283,9 +283,10 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
         dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
-            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. A power of two just above
-            ``dead.sum()`` fits; the sizes of all tensors depend on it, so change it rarely. With None a CPU counts the
-            dead latents, and a GPU, from which a count would have to be read back, computes with all latents.
+            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. `tide_kernels.dead.bucket_for`
+            has few sizes that fit ``dead.sum()``: those of all tensors depend on it, so it should change rarely. With
+            None a CPU counts the dead latents, and a GPU, from which a count would have to be read back, computes with
+            all latents.
         activation: "topk", "batch_topk" or "jumprelu".
         threshold: for "jumprelu" alone: ``[]``, ``[n_latents]`` or ``[groups, n_latents]``, of which token i uses the
             row ``group[i]``. At least 0; negative numbers and NaN raise ``ValueError`` on a CPU and are not looked for

@@ -21,13 +21,16 @@ from torch import Tensor
 
 from tide_kernels.batch import Batch
 from tide_kernels.batch_topk import Selection, batch_topk
-from tide_kernels.codes import ENCODER, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
+from tide_kernels.codes import ENCODER, MODULATION, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
 from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
 from tide_kernels.jumprelu import Thresholds
-from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
+from tide_kernels.losses import LossTerms, huber, misfit, soft_count
+from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.reference import accumulator
+
+SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
 
 
 class Chunk(NamedTuple):
@@ -74,10 +77,8 @@ class FusedStep:
             self.thresholds = Thresholds(parameters.threshold, self.batch, self.options.bandwidth, wanted)
         self.selection: Selection | None = None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
-        self.sums = {
-            name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
-            for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
-        }
+        sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
+        self.sums = dict(zip(SUMS, sums.unbind(), strict=True))
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
@@ -220,6 +221,7 @@ class FusedStep:
         self.sums["mse"] += loss.squared
         self.sums["cosine"] += loss.distance
         pair = weights.temporal * self.gain * 4 / self.n_tokens if options.paired else 0.0
+        grad_x_mod = None
         if loss.gradient is None:
             chunk.code.count(self.fired)
         else:
@@ -227,19 +229,27 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments, self.walk)
+            grad_x_mod = chunk.code.backward(*arguments, self.walk)
             self.walk = None  # further chunks add to the gradients
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
-            self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
+            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens, grad_x_mod)
+        if grad_x_mod is not None:
+            tables = (self.gradients.get(name) for name in MODULATION)
+            add_modulation_gradients(self.choice.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *tables)
 
-    def accumulate_auxk(self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens) -> None:
-        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term."""
-        misfit = code.decode(revived.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
-        self.sums["auxk"] += full_sum(misfit.square())
+    def accumulate_auxk(
+        self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens, grad_x_mod: Tensor | None
+    ) -> Tensor | None:
+        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
+        gradient of x_mod and returns it."""
         factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
-        if self.gradients and factor:
-            grad = misfit.mul_(factor).to(self.gradient_dtype(revived.choice))
-            code.backward(grad, tokens, revived.W_enc, revived.W_dec, Slopes(), revived.gradients, None)
+        dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None
+        squared, grad = (self.choice.ops.misfit or misfit)(code.decode(revived.W_dec), error, factor, dtype)
+        self.sums["auxk"] += squared
+        if grad is None:
+            return grad_x_mod
+        weights = (revived.W_enc, revived.W_dec)
+        return code.backward(grad, tokens, *weights, Slopes(), revived.gradients, None, grad_x_mod=grad_x_mod)
 
     def terms(self) -> LossTerms:
         options, sums, n = self.options, self.sums, max(self.n_tokens, 1)

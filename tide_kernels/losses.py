@@ -59,6 +59,17 @@ def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
     return error, full_sum(error.square())
 
 
+def misfit(
+    rebuilt: Tensor, error: Tensor, factor: float, grad_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the squares of ``rebuilt + error``, with error = x_hat - x: how far a reconstruction of the residual
+    x - x_hat is off. Also ``factor`` times that sum's argument, in ``grad_dtype`` (None: no gradient). Overwrites
+    ``rebuilt``."""
+    difference = rebuilt.add_(error)
+    squared = full_sum(difference.square())
+    return squared, None if grad_dtype is None else difference.mul_(factor).to(grad_dtype)
+
+
 def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
     """The sum over tokens of 1 - cos(x, x_hat) (eq. 14), and ``factor`` times its gradient in x_hat.
 
@@ -109,6 +120,18 @@ def soft_count(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
 def soft_count_gradient(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
     """The gradient of `soft_count` in ``values``."""
     return values * (2 * soft_eps**2 / n_latents) / (values.square() + soft_eps**2).square()
+
+
+def code_slopes(
+    values: Tensor, differences: Tensor | None, pair: float, soft: Tensor | None, soft_eps: float, n_latents: int
+) -> Tensor:
+    """``pair`` times the differences of `pair_differences`, plus ``soft`` times `soft_count_gradient`; one of both may
+    be None, which leaves its term out."""
+    slopes = None if differences is None else differences * pair
+    if soft is None:
+        return torch.zeros_like(values) if slopes is None else slopes
+    counted = soft_count_gradient(values, n_latents, soft_eps) * soft
+    return counted if slopes is None else slopes + counted
 
 
 def huber(difference: Tensor, delta: float) -> Tensor:

@@ -188,6 +188,11 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
             *([matrix(LATENTS, 9), 0.5, torch.zeros((), dtype=torch.float64)] if hasattr(ops, "walks") else []),
         ]
     ],
+    "soft_count": [lambda ops: [dyadic(N, K, seed=1), LATENTS, 0.5]],
+    "code_slopes": [lambda ops: [dyadic(N, K, seed=1), dyadic(N, K, seed=2), 0.5, torch.tensor(0.25), 0.5, LATENTS]],
+    "add_gather_": [lambda ops: [matrix(N, 1), *code(), matrix(LATENTS, 2)]],
+    "misfit": [lambda ops: [matrix(N, 1), matrix(N, 2), 0.5, torch.float32]],
+    "modulation_gradients": [lambda ops: [matrix(N, 1), matrix(N, 2), group(2), matrix(2, 3), matrix(2, 4)]],
     "select_above": [above(None, K), above(2, K), above(3, LATENTS)],
     "keep_above": [above(None, pre_activations), above(2, pre_activations)],
     "code_above": [code_above(None), code_above(2)],
