@@ -54,7 +54,7 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
         "keep_above, by latent": (lambda: triton.keep_above(pre, row, None, None, out), 2 * dense),
         "keep_above, by group": (lambda: triton.keep_above(pre, table, group, None, out), 2 * dense),
         "key_histogram_": (lambda: triton.key_histogram_(pre, histogram, 0, None), dense),
-        "key_histogram_, of a rank": (lambda: triton.key_histogram_(pre, histogram, 0, None, wanted), dense),
+        "rank_histogram_": (lambda: triton.rank_histogram_(pre, histogram, 0, wanted), dense),
         "count_equal": (lambda: triton.count_equal(pre, level.to(pre.dtype)), dense),
         "product": (lambda: grad @ W.T, dense),
         "near_gradient, by latent": (

@@ -1,4 +1,4 @@
-"""Counts of keys, from which the threshold of a whole batch follows (`key_histogram_`).
+"""Counts of keys, from which the threshold of a whole batch follows (`key_histogram_`, `rank_histogram_`).
 
 Counts are integers and added atomically, so their order does not matter. Atomic sums in memory are slow: those of all
 entries take many times as long as reading them. Where only the key of a certain rank is asked for, a sample of the rows
@@ -77,16 +77,18 @@ def key_histogram_kernel(
         tl.atomic_add(p_counts + highest, tl.sum(above, 0), sem="relaxed")
 
 
-def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, wanted: int | None = None) -> None:
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
     """Adds to ``counts [2^b]`` int64 how often each part of b bits, above the lowest ``shift``, occurs among the keys
-    of ``pre [n_tokens, n_latents]``, as `tide_kernels.thresholds.key_histogram_` says.
+    of ``pre [n_tokens, n_latents]``, as `tide_kernels.thresholds.key_histogram_` says."""
+    counts += _counted(launch.rows_contiguous(pre), len(counts), shift, high)
 
-    With ``wanted``, only what decides the wanted-th largest part has to be right: its own count and the sum of those
-    above it; and all, if there are fewer.
-    """
+
+def rank_histogram_(pre: Tensor, counts: Tensor, shift: int, wanted: int) -> None:
+    """As `key_histogram_`, but only what decides the ``wanted``-th largest part has to be right: its own count and the
+    sum of those above it; and all, if there are fewer."""
     pre = launch.rows_contiguous(pre)
-    if wanted is None or high is not None or pre.numel() < _LEAST_ENTRIES:
-        counts += _counted(pre, len(counts), shift, high)
+    if pre.numel() < _LEAST_ENTRIES:
+        counts += _counted(pre, len(counts), shift)
         return
     sample = pre[:: max(1, len(pre) // _SAMPLE_ROWS)]
     reached = _counted(sample, len(counts), shift).flip(0).cumsum(0)
