@@ -55,7 +55,7 @@ def key_histogram_kernel(
     p_counts = counts + (i_token % copies) * (1 << BITS)
     lowest, end = 0, n
     if least is not None:
-        lowest = tl.maximum(tl.load(least), 0).to(tl.int32)
+        lowest = tl.load(least).to(tl.int32)
         end = tl.where(lowest > (SIZE >> SHIFT), 0, n)
     if most is not None:
         highest = tl.load(most).to(tl.int32)
@@ -94,7 +94,7 @@ def rank_histogram_(pre: Tensor, counts: Tensor, shift: int, wanted: int) -> Non
     reached = _counted(sample, len(counts), shift).flip(0).cumsum(0)
     rank = wanted * len(sample) / len(pre)
     bounds = (round(rank * _MARGIN + _SLACK), round(rank / _MARGIN - _SLACK))
-    least, most = (len(counts) - 1 - (reached < bound).sum() for bound in bounds)
+    least, most = ((len(counts) - 1 - (reached < bound).sum()).clamp_(min=0) for bound in bounds)
     within = _counted(pre, len(counts), shift, least=least, most=most)
     lumped = (within.gather(0, most.view(1)).squeeze(0) >= wanted) & (most < len(counts) - 1)
     found = (within.sum() >= wanted) & ~lumped
