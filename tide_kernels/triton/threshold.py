@@ -37,10 +37,10 @@ def value_of(bits, INFINITY: tl.constexpr):
 
 
 @triton.jit
-def _entries(p_row, o_latent, n, INFINITY: tl.constexpr):
-    """The bits of a row's entries; those of -infinity, which passes no threshold, beyond its end."""
-    LOWEST: tl.constexpr = INFINITY - (0x8000 if INFINITY < 0x10000 else 0x80000000)
-    return tl.load(p_row + o_latent, mask=o_latent < n, other=LOWEST)
+def _entries(p_row, o_latent, n):
+    """The bits of a row's entries, 0 beyond its end: two negative 16-bit numbers in a word come out wrong, the upper one
+    as -1 (Triton 3.6)."""
+    return tl.load(p_row + o_latent, mask=o_latent < n, other=0)
 
 
 @triton.jit
@@ -66,13 +66,13 @@ def _last_tie(cut, i_token):
 
 @triton.jit
 def _passes(value, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr):
-    """Whether entries pass: above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
+    """Whether entries of the row pass: above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
     if BY_LATENT:
         bound = tl.load(p_bound + o_latent, mask=o_latent < n, other=0.0)
     passes = (value <= bound) == 0  # not `>`: NaN has to pass
     if TIES:
         passes = passes | ((value == bound) & (o_latent <= last))
-    return passes
+    return passes & (o_latent < n)
 
 
 @triton.jit
@@ -118,10 +118,10 @@ def select_above_kernel(
     o_column = tl.arange(0, WORDS)[:, None] * 32 + o_bit
     one = tl.full([WORDS, 32], 1, tl.int32) << o_bit
     place = 0
-    following = _entries(p_row, o_column, n, INFINITY)
+    following = _entries(p_row, o_column, n)
     for start in range(0, n, WORDS * 32):
         o_latent, bits = start + o_column, following
-        following = _entries(p_row, o_latent + WORDS * 32, n, INFINITY)  # under way meanwhile
+        following = _entries(p_row, o_latent + WORDS * 32, n)  # under way meanwhile
         value = value_of(bits, INFINITY)
         passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT)
         words = tl.sum(tl.where(passes, one, 0), 1)
@@ -156,7 +156,7 @@ def _ordered(
     p_row, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr, INFINITY: tl.constexpr
 ):
     """The bits of a row's entries and their order among those that pass."""
-    bits = _entries(p_row, o_latent, n, INFINITY)
+    bits = _entries(p_row, o_latent, n)
     value = value_of(bits, INFINITY)
     return bits, _order(value, _passes(value, p_bound, bound, o_latent, last, n, TIES, BY_LATENT))
 
@@ -235,7 +235,7 @@ def keep_above_kernel(
     total = tl.zeros([COLUMNS], tl.int32)
     for start in range(0, n, COLUMNS):
         o_latent = start + tl.arange(0, COLUMNS)
-        bits = _entries(p_row, o_latent, n, INFINITY)
+        bits = _entries(p_row, o_latent, n)
         value = value_of(bits, INFINITY)
         passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT)
         tl.store(p_out + o_latent, tl.where(passes, bits, 0), mask=o_latent < n)
