@@ -206,16 +206,11 @@ class Recomputed(Selection):
         ops, device = batch.choice.ops, batch.x.device
         self.single = self._computed(0) if len(batch.starts) == 1 else None
 
-        wanted = max(1, batch.n_tokens) * batch.options.k
-
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
-            if self.single is not None and high is None and ops.rank_histogram_ is not None:
-                ops.rank_histogram_(self.single[1], counts, shift, wanted)
-                return
             for _, pre in self._all():
                 ops.key_histogram_(pre, counts, shift, high)
 
-        self.cut = find_cut(histogram, batch.dtype, wanted, device)
+        self.cut = find_cut(histogram, batch.dtype, max(1, batch.n_tokens) * batch.options.k, device)
         self.overflow = torch.zeros((), dtype=torch.int64, device=device)
 
     def _computed(self, start: int) -> tuple[Tokens, Tensor]:

@@ -29,7 +29,7 @@ def record(run: Callable[[], object], device: torch.device, repetitions: int) ->
     on_gpu = device.type == "cuda"
     synchronise(device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         for _ in range(repetitions):
             run()
         synchronise(device)

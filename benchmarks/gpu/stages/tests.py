@@ -30,12 +30,14 @@ def kernel_tests(check: Check) -> None:
 def run_tests(check: Check, selection: list[str], unit: Unit, folder: str = TESTS) -> None:
     """Runs tests below ``folder``, whose conftest.py and those below it count; if they fail, so does the unit."""
     # tests/conftest.py is for pipelines and needs diffusers.
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--confcutdir={folder}"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command.append(f"--confcutdir={folder}")
     if check.dry_run:
         command += DRY_TESTS
     else:
         command += [*_plugins(), *selection]
-    code, lines = check.run(command)
+    # Wide enough for the summary to say why a test failed.
+    code, lines = check.run(command, COLUMNS="240")
     unit.notes += [line for line in lines if line.startswith(("FAILED", "ERROR"))] + lines[-1:]
     if code:
         raise RuntimeError(f"pytest ended with {code}: {' '.join(lines[-1:]) or 'it printed nothing'}")

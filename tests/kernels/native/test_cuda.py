@@ -13,6 +13,7 @@ from tide_kernels import reference
 from tide_kernels.testing import adversarial_rows, poisoned
 
 HERE = Path(__file__).parent
+CUDA = HERE.parents[2] / "csrc" / "cuda"
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -22,8 +23,7 @@ def emulated(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("emulated") / "cuda.so"
-    include = HERE.parents[2] / "csrc" / "cuda"
-    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{include}"]
+    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{CUDA}"]
     subprocess.run([*command, str(HERE / "emulated_cuda.cpp"), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
@@ -89,6 +89,12 @@ def check_in_registers(emulated, pre, k, chunks=6):
 
 def kept(pre, k):
     return dense(*reference.select(pre, k), pre.shape[1])
+
+
+def test_bytes_are_not_permuted_by_the_intrinsic():
+    # It clears the highest bit of each selector, so that bytes come where `permuted` gives copies of their signs.
+    for source in sorted(CUDA.glob("*.cu*")):
+        assert "__byte_perm(" not in source.read_text(), source.name
 
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -228,7 +228,7 @@ def step_options(n_latents, regime):
 
 def run_step(p, options):
     terms = tide_loss(**p.arguments(), **options)
-    return [terms.total, *torch.autograd.grad(terms.total, list(p.parameters().values()))]
+    return [terms.total.detach(), *torch.autograd.grad(terms.total, list(p.parameters().values()))]
 
 
 @pytest.mark.parametrize(("k", "regime"), [(922, "dense"), (64, "sparse")])
