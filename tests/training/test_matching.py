@@ -8,6 +8,8 @@ from itertools import count, islice
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.helpers.trainings import MODULATION, D, assert_same, batch, interrupted, state, stream, trainer
 from tide.activations import ActivationBatch
@@ -16,6 +18,7 @@ from tide.sae import TIDE, TIDEConfig
 from tide.studies.bench import Bench, DataSizes
 from tide.training import LossConfig, ProgressiveK, TrainConfig, Trainer
 from tide.training.matching import MATCHED_ROWS, following, match_l0
+from tide.training.state import STATE
 
 #: What has a threshold to set.
 MATCHED = {
@@ -171,6 +174,18 @@ def test_a_kill_while_the_threshold_is_set_runs_the_last_steps_again(tmp_path, m
     resumed = trainer(tmp_path / "parts", model(**options), steps=30, checkpoint_every=20, **options)
     resumed.fit(stream, resume=True)
     assert_same(state(resumed.model), state(whole.model))
+
+
+def test_a_state_with_a_negative_threshold_is_one_line(tmp_path):
+    options = {"activation": "batch_topk"}
+    with pytest.raises(TideError, match="ended"):
+        trainer(tmp_path, model(**options), steps=10, checkpoint_every=4, **options).fit(interrupted(4))
+    path = tmp_path / STATE
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    save_file({**tensors, "model.activation.threshold": torch.tensor(-1.0)}, path, metadata)
+    with pytest.raises(TideError, match=r"model.activation.threshold is negative; the resume state is damaged"):
+        trainer(tmp_path, model(**options), steps=10, checkpoint_every=4, **options).fit(stream, resume=True)
 
 
 # -- the bundled pipeline -------------------------------------------------------------------------------------------
