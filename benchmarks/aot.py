@@ -53,10 +53,11 @@ _ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 def work_of(record: Spec) -> work.Work | None:
-    """Bytes and operations of a record; None where they depend on the data, or for a kernel not listed above."""
+    """Bytes and operations of a record; None where they depend on the data, for a kernel not listed above, and where
+    arguments are left out."""
     name, words = record.kernel.__name__, record.name.split()
     count = _WORK.get(f"{name} {words[1]}" if len(words) > 1 else name, _WORK.get(name))
-    if count is None:
+    if count is None or not record.whole:
         return None
     sizes = {letter: int(size) for letter, size in re.findall(r"\b([dn])=(\d+)", record.name)}
     n_latents = sizes.get("n", N_LATENTS)

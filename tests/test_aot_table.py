@@ -129,3 +129,4 @@ def test_records_count_their_own_sizes():
     gather = tables.work_of(by_name["gather bf16 d=4608"])
     assert gather.gathered == 16384 * 32 * 4608 * 2
     assert tables.work_of(by_name["fold d=1152"]) is None
+    assert tables.work_of(by_name["modulate bf16 without scale"]) is None

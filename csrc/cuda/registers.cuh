@@ -33,13 +33,19 @@ __device__ inline uint32_t fresh(uint32_t word) {
   return word;
 }
 
-// Sixteen ones for each half of the word whose highest bit is set. Not by __byte_perm: it clears the selectors' bits
-// that ask for a byte's sign in place of the byte.
-__device__ inline uint32_t spread(uint32_t word) {
-  uint32_t mask;
-  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
-  return mask;
+#ifdef __CUDACC__  // the emulation on a CPU brings its own
+// The word's bytes by four selectors of four bits: those with the highest bit ask for eight copies of the byte's sign.
+// Not by __byte_perm, which clears that bit.
+template <unsigned kSelectors>
+__device__ inline uint32_t permuted(uint32_t word) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(bytes) : "r"(word), "n"(kSelectors));
+  return bytes;
 }
+#endif
+
+// Sixteen ones for each half of the word whose highest bit is set.
+__device__ inline uint32_t spread(uint32_t word) { return permuted<0xbb99>(word); }
 
 // The highest bit of each half that is a NaN.
 template <class F>

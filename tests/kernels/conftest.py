@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.helpers.lost_device import pytest_runtest_makereport, pytest_runtest_protocol  # noqa: F401 (hooks)
+
 
 @pytest.fixture(params=["sparse", "dense"])
 def regime(request):

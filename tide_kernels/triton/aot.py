@@ -77,8 +77,7 @@ def examine(spec: Spec) -> Report:
     try:
         kernel = compile_spec(spec)
     except Exception as error:  # the compiler may raise anything, and that is a finding
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Report(spec.name, spec.arch, spec.options, complaints=(f"does not compile: {reason[:300]}",))
+        return Report(spec.name, spec.arch, spec.options, complaints=(f"does not compile: {_cause(error)}",))
     if spec.arch.startswith("gfx"):
         registers, spills = _resources_of_amdgcn(kernel.asm["amdgcn"])
     else:
@@ -103,6 +102,13 @@ def examine(spec: Spec) -> Report:
         time.perf_counter() - begin,
         tuple(complaints),
     )
+
+
+def _cause(error: BaseException) -> str:
+    """What the first of a chain of errors says: the others show who called the function in which it occurred."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (" ".join(str(error).split()) or type(error).__name__)[-300:]
 
 
 def _complaints_about_ptx(ptx: str) -> Iterator[str]:
@@ -134,8 +140,8 @@ def _resources_of_amdgcn(assembly: str) -> tuple[int, int]:
 
 
 def sample(specs: Sequence[Spec]) -> list[Spec]:
-    """One record of each kernel for sm_90; for each other architecture, one of every third kernel, a different third
-    each."""
+    """One record of each kernel for sm_90, and the one with the most arguments None; for each other architecture, one
+    of every third kernel, a different third each."""
     by_kernel: dict[str, dict[str, list[Spec]]] = {}
     for spec in specs:
         by_kernel.setdefault(spec.kernel.__name__, {}).setdefault(spec.arch, []).append(spec)
@@ -145,7 +151,13 @@ def sample(specs: Sequence[Spec]) -> list[Spec]:
         for arch, candidates in records.items():
             if arch == "sm_90" or others.index(arch) == i % len(others):
                 chosen.append(candidates[i % len(candidates)])
+        if (barest := max(records["sm_90"], key=_left_out)) is not records["sm_90"][i % len(records["sm_90"])]:
+            chosen.append(barest)
     return chosen
+
+
+def _left_out(record: Spec) -> int:
+    return sum(value is None for value in record.constexprs.values())
 
 
 def _examine_at(place: int) -> Report:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.product import has_mixed_products, product
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -48,7 +48,7 @@ def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]
     """``sum over pairs |z_2i - z_2i+1|^2`` (0 unless paired) and ``sum v^2 / (v^2 + e^2) / n``, float32 scalars."""
     n_tokens, n_latents = z.shape
     z = launch.contiguous(z)
-    programs = triton.cdiv(n_tokens, 2)
+    programs = launch.cdiv(n_tokens, 2)
     out = launch.empty(2, programs, dtype=torch.float32, device=z.device)
     config = launch.config("code_sums", z, n_latents)
     launch.launch(
@@ -95,3 +95,4 @@ def _code_sums_spec(arch: str, dtype: torch.dtype) -> Spec:
 
 
 AOT = [_code_sums_spec(arch, dtype) for arch in ARCHS for dtype in TYPES]
+AOT += [without(_code_sums_spec(arch, torch.bfloat16), PAIRED=False) for arch in ARCHS]

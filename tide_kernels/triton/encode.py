@@ -26,7 +26,7 @@ from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.modulate import columns, modulate_rows
 from tide_kernels.triton.product import accumulate, product
 from tide_kernels.triton.select import INTEGERS, select_row, selection_constants
-from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec, without
 
 # Kinds of items.
 MODULATE = tl.constexpr(0)
@@ -358,4 +358,14 @@ AOT = [
     for arch in ARCHS
     for dtype, precision in PRECISIONS
     for altered in (False, True)
+]
+AOT += [
+    without(_spec(arch, torch.bfloat16, "ieee", altered), *names, **constants)
+    for arch in ARCHS
+    for altered, names, constants in (
+        (False, ("b_enc",), {}),
+        (True, ("b_enc", "scale", "shift", "group"), {}),
+        (True, ("scale",), {"LAYER_NORM": False}),
+        (True, ("shift", "group"), {"LAYER_NORM": False}),
+    )
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tide_kernels.reference import LAYER_NORM_EPS
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 
 @triton.jit
@@ -40,10 +40,8 @@ def _statistics(chunks, d, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK
 
 @triton.jit
 def group_rows(table, group, o_token, m_token, stride):
-    """Pointers to each token's row of ``table [groups, d]``, or None."""
-    if table is None:
-        return None
-    elif group is None:
+    """Pointers to each token's row of ``table [groups, d]``."""
+    if group is None:
         return table + tl.zeros_like(o_token)
     else:
         return table + tl.load(group + o_token, mask=m_token, other=0).to(tl.int64) * stride
@@ -72,17 +70,20 @@ def modulate_rows(
     chunks = _read(x + o_token * stride_x, m_token, d, COLUMNS, CHUNKS)
     if LAYER_NORM:
         mean, inverse = _statistics(chunks, d, eps, ROWS, COLUMNS, CHUNKS)
-    p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
-    p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
+    # A helper that returned None for an absent table would not compile with Triton 3.6.
+    if scale is not None:
+        p_scale = group_rows(scale, group, o_token, m_token, stride_scale)
+    if shift is not None:
+        p_shift = group_rows(shift, group, o_token, m_token, stride_shift)
     for i in tl.static_range(CHUNKS):
         o_column = i * COLUMNS + tl.arange(0, COLUMNS)
         mask = m_token[:, None] & (o_column < d)[None, :]
         out = chunks[i].to(tl.float32)
         if LAYER_NORM:
             out = (out - mean[:, None]) * inverse[:, None]
-        if p_scale is not None:
+        if scale is not None:
             out *= 1 + tl.load(p_scale[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
-        if p_shift is not None:
+        if shift is not None:
             out += tl.load(p_shift[:, None] + o_column[None, :], mask=mask, other=0).to(tl.float32)
         tl.store(p_out[:, None] + o_column[None, :], out.to(p_out.dtype.element_ty), mask=mask)
 
@@ -185,4 +186,10 @@ AOT = [
     for arch in ARCHS
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
     for layer_norm in (False, True)
+]
+AOT += [
+    without(_spec(arch, torch.bfloat16, layer_norm), *names)
+    for arch in ARCHS
+    for layer_norm in (False, True)
+    for names in (("scale",), ("shift",), ("group",), ("scale", "shift", "group"))
 ]

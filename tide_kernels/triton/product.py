@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec, without
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, ad
     config = launch.config("product", a, inner)
     launch.launch(
         product_kernel,
-        (triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"]),),
+        (launch.cdiv(rows, config["BLOCK_M"]) * launch.cdiv(columns, config["BLOCK_N"]),),
         out.device,
         a,
         b,
@@ -170,17 +170,23 @@ def has_mixed_products(tensor: Tensor) -> bool:
     return tensor.is_cuda and (tensor.dtype == torch.float32 or torch.version.hip is None)
 
 
+# Whether each operand runs along the inner dimension: in x W^T + b, in z W and in z^T rows.
+_RUN_ALONG_INNER = {"encode": (True, True), "decode": (True, False), "add": (False, False)}
+
+
 def _spec(arch: str, dtype: torch.dtype, precision: str, layout: str) -> Spec:
     kind = TYPES[dtype]
     signature = {"a": f"*{kind}", "b": f"*{kind}", "rows": "i32", "columns": "i32", "inner": "i32"}
-    along = layout == "encode"
-    constants: dict[str, object] = {"PRECISION": precision, "ADD": not along, "A_INNER": along, "B_INNER": along}
-    if along:  # x W^T + b: both operands run along the inner dimension
-        signature |= {"out": f"*{kind}", "bias": f"*{kind}", "a_row": "i32", "b_column": "i32"}
-        constants |= {"a_inner": 1, "b_inner": 1}
-    else:  # z^T rows: neither operand does
-        signature |= {"out": "*fp32", "a_inner": "i32", "b_inner": "i32"}
-        constants |= {"bias": None, "a_row": 1, "b_column": 1}
+    signature["out"] = f"*{kind}" if layout == "encode" else "*fp32"
+    constants: dict[str, object] = {"PRECISION": precision, "ADD": layout == "add"}
+    constants["A_INNER"], constants["B_INNER"] = _RUN_ALONG_INNER[layout]
+    for along, running, other in (("A_INNER", "a_inner", "a_row"), ("B_INNER", "b_inner", "b_column")):
+        one, stride = (running, other) if constants[along] else (other, running)
+        constants[one], signature[stride] = 1, "i32"
+    if layout == "encode":
+        signature["bias"] = f"*{kind}"
+    else:
+        constants["bias"] = None
     config = static("product", arch, dtype, 1152)
     aligned = tuple(
         name for name in ("rows", "columns", "inner", "a_row", "a_inner", "b_inner", "b_column") if name in signature
@@ -195,3 +201,5 @@ AOT = [
     for dtype, precision in PRECISIONS
     for layout in ("encode", "add")
 ]
+AOT += [_spec(arch, torch.bfloat16, "ieee", "decode") for arch in ARCHS]
+AOT += [without(_spec(arch, torch.bfloat16, "ieee", "encode"), "bias") for arch in ARCHS]

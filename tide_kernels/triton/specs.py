@@ -6,7 +6,7 @@ Each file of kernels ends with a list ``AOT`` of records for every architecture 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,11 @@ from tide_kernels.triton.configs import OPTIONS, Config
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _MODULES = (
     "modulate",
+    "prune",
     "select",
+    "threshold",
+    "threshold_histogram",
+    "threshold_gradient",
     "gather",
     "layout",
     "transpose",
@@ -26,6 +30,8 @@ _MODULES = (
     "encode",
     "encoder_gradients",
     "loss",
+    "modulation_gradients",
+    "code_terms",
 )
 # The dtypes of matrix products, and the precision of their operands.
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
@@ -43,6 +49,7 @@ class Spec:
     constexprs: dict[str, Any]
     options: dict[str, int]  # num_warps, num_stages and, where given, maxnreg
     aligned: tuple[str, ...]  # arguments that are multiples of 16: all pointers, and sizes where they are
+    whole: bool = True  # False if `without` left arguments out
 
 
 def spec(
@@ -65,6 +72,20 @@ def spec(
         constexprs={**blocks, **constexprs},
         options={name: config[name] for name in OPTIONS if name in config},
         aligned=pointers + aligned,
+    )
+
+
+def without(record: Spec, *names: str, **constants: Any) -> Spec:
+    """The record with the arguments ``names`` None and others as in ``constants``: other branches are compiled."""
+    constexprs = {**record.constexprs, **dict.fromkeys(names), **constants}
+    told = [f"without {' '.join(names)}"] * bool(names) + [f"{name}={value}" for name, value in constants.items()]
+    return replace(
+        record,
+        name=" ".join([record.name, *told]),
+        signature={name: kind for name, kind in record.signature.items() if name not in constexprs},
+        constexprs=constexprs,
+        aligned=tuple(name for name in record.aligned if name not in constexprs),
+        whole=False,
     )
 
 

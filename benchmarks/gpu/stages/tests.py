@@ -34,7 +34,7 @@ def run_tests(check: Check, selection: list[str], unit: Unit, folder: str = TEST
     if check.dry_run:
         command += DRY_TESTS
     else:
-        command += [*_plugins(), "--maxfail=40", *selection]
+        command += [*_plugins(), *selection]
     code, lines = check.run(command)
     unit.notes += [line for line in lines if line.startswith(("FAILED", "ERROR"))] + lines[-1:]
     if code:

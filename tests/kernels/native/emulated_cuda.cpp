@@ -119,17 +119,23 @@ static unsigned __reduce_add_sync(unsigned, unsigned value) {
 }
 static int __ffs(int mask) { return __builtin_ffs(mask); }
 static int __popc(unsigned mask) { return __builtin_popcount(mask); }
-// Four of the eight bytes of y and x; with the highest bit of a selector, eight copies of a byte's sign.
-static unsigned __byte_perm(unsigned x, unsigned y, unsigned selectors) {
-  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
-  unsigned result = 0;
+static void atomicAdd(unsigned* address, unsigned value) { *address += value; }
+
+namespace tide {
+
+// PTX's prmt of the word and 0.
+template <unsigned kSelectors>
+uint32_t permuted(uint32_t word) {
+  uint32_t result = 0;
   for (int b = 0; b < 4; ++b) {
-    const unsigned selector = selectors >> 4 * b & 15u, byte = bytes >> 8 * (selector & 7u) & 255u;
+    const unsigned selector = kSelectors >> 4 * b & 15u;
+    const uint32_t byte = static_cast<uint64_t>(word) >> 8 * (selector & 7u) & 255u;
     result |= (selector & 8u ? (byte & 128u ? 255u : 0u) : byte) << 8 * b;
   }
   return result;
 }
-static void atomicAdd(unsigned* address, unsigned value) { *address += value; }
+
+}  // namespace tide
 
 #include "registers.cuh"
 

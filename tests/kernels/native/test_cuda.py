@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.codes import dense
 from tide_kernels import reference
 from tide_kernels.testing import adversarial_rows, poisoned
 
@@ -87,10 +88,7 @@ def check_in_registers(emulated, pre, k, chunks=6):
 
 
 def kept(pre, k):
-    values, indices = reference.select(pre, k)
-    spare = pre.new_zeros(len(pre), pre.shape[1] + 1)
-    spare.scatter_(1, torch.where(indices < 0, pre.shape[1], indices).long(), values)
-    return spare[:, :-1]
+    return dense(*reference.select(pre, k), pre.shape[1])
 
 
 HALVES = (torch.bfloat16, torch.float16)

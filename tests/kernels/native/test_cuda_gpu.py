@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers.codes import dense
 from tide_kernels import native, reference
 from tide_kernels.testing import adversarial_rows, poisoned
 
@@ -36,10 +37,7 @@ def same(actual, expected):
 
 
 def kept(pre, k):
-    values, indices = reference.select(pre, k)
-    spare = pre.new_zeros(len(pre), pre.shape[1] + 1)
-    spare.scatter_(1, torch.where(indices < 0, pre.shape[1], indices).long(), values)
-    return spare[:, :-1]
+    return dense(*reference.select(pre, k), pre.shape[1])
 
 
 def check(pre, k):
@@ -70,8 +68,7 @@ def test_many_rows_of_which_a_block_takes_several(n_latents, k, dtype):
     values, indices = native.select(pre, k)
     z = pre.clone()
     native.keep_top_(z, k)
-    full = torch.zeros_like(pre).scatter_(1, indices.clamp(min=0).long(), values)
-    assert torch.equal(full, z)
+    assert torch.equal(dense(values, indices, n_latents), z)
     assert bool((indices.diff(dim=1) > 0).all())
     rows = torch.arange(0, len(pre), 257)
     expected_values, expected_indices = reference.select(pre[rows.cuda()].cpu(), k)

@@ -8,6 +8,7 @@ import torch
 from tide_kernels.testing import poisoned
 
 launch = pytest.importorskip("tide_kernels.triton.launch", reason="needs Triton")
+specs = pytest.importorskip("tide_kernels.triton.specs", reason="needs Triton")
 
 collect_ignore_glob = [] if launch.INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
 
@@ -16,6 +17,36 @@ collect_ignore_glob = [] if launch.INTERPRETED or torch.cuda.is_available() else
 def _results_start_as_nan(monkeypatch):
     """Exposes elements of a result that no kernel writes."""
     monkeypatch.setattr(launch, "empty", lambda *shape, dtype, device: poisoned(shape, dtype, device))
+
+
+def _choices(kernel, arguments):
+    """What decides which branches of a kernel are compiled: arguments that are None, or not, and flags."""
+    decisive = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+    return {(name, value if value is None or isinstance(value, bool) else "given") for name, value in decisive.items()}
+
+
+@pytest.fixture(scope="session")
+def compiled_ahead():
+    """The choices for which each kernel is compiled ahead of time."""
+    found = {}
+    for record in specs.collect():
+        choices = _choices(record.kernel, record.signature | record.constexprs)
+        found.setdefault(record.kernel.__name__, set()).update(choices)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _launches_are_compiled_ahead_of_time(monkeypatch, compiled_ahead):
+    """The interpreter runs branches that a compiler may refuse."""
+    run = launch.launch
+
+    def checked(kernel, grid, device, *arguments, **keywords):
+        choices = _choices(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | keywords)
+        missing = choices - compiled_ahead.get(kernel.__name__, choices)
+        assert not missing, f"no record of {kernel.__name__} has {sorted(map(str, missing))}: add one to its AOT"
+        run(kernel, grid, device, *arguments, **keywords)
+
+    monkeypatch.setattr(launch, "launch", checked)
 
 
 @pytest.fixture

@@ -26,3 +26,13 @@ def test_a_record_takes_blocks_and_options_from_the_configuration():
     assert record.options == {"num_warps": 2, "num_stages": 1}
     assert record.aligned == ("values", "d")  # pointers always are
     assert set(record.options) <= set(configs.OPTIONS)
+
+
+def test_a_record_without_arguments_has_them_as_constants():
+    record = next(record for record in specs.collect() if record.name == "modulate bf16 layer norm")
+    bare = specs.without(record, "scale", "stride_scale", LAYER_NORM=False)
+    assert bare.name == "modulate bf16 layer norm without scale stride_scale LAYER_NORM=False"
+    assert set(record.signature) - set(bare.signature) == {"scale", "stride_scale"}
+    assert bare.constexprs == {**record.constexprs, "scale": None, "stride_scale": None, "LAYER_NORM": False}
+    assert set(record.aligned) - set(bare.aligned) == {"scale", "stride_scale"}
+    assert (record.whole, bare.whole) == (True, False)
