@@ -299,11 +299,3 @@ def test_a_checkpoint_without_its_threshold_is_one_line(tmp_path, options, name)
     with pytest.raises(TideError, match=f"lacks {name}; config.json and model.safetensors are of different") as caught:
         TIDE.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_negative_stored_threshold_is_one_line(tmp_path):
-    TIDE(TIDEConfig(D, N, K, activation="batch_topk")).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    save_file({**tensors, "activation.threshold": torch.tensor(-0.5)}, tmp_path / "model.safetensors")
-    with pytest.raises(TideError, match=r"activation.threshold is -0.5 and must not be negative; config.json and"):
-        TIDE.from_pretrained(tmp_path)

@@ -30,8 +30,6 @@ WEIGHTS = "model.safetensors"
 FORMAT = "tide-sae/1"
 #: The tensor of :meth:`tide.images.trained.TrainedOn.digests`, and the entry of the config beside it.
 TRAINED_ON = "trained_on"
-#: The stored threshold of BatchTopK and, if they have one, of ReLU and Gated.
-THRESHOLD = "activation.threshold"
 _MIXED = "config.json and model.safetensors are of different checkpoints, or damaged"
 
 
@@ -79,8 +77,6 @@ def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
     if not (scale := float(tensors["activation_scale"])) > 0:
         raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
-    if THRESHOLD in tensors and (threshold := float(tensors[THRESHOLD])) < 0:
-        raise TideError(f"{weights}: {THRESHOLD} is {threshold:g} and must not be negative; {_MIXED}")
     return tensors
 
 

@@ -26,7 +26,7 @@ from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
 from tide.images.trained import TrainedOn
 from tide.provenance import check_unchanged, first_difference
-from tide.sae.checkpoint import CONFIG, THRESHOLD, WEIGHTS, checkpoint_files, read_config
+from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide.training.config import TrainConfig, former_defaults
@@ -185,7 +185,7 @@ def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Seque
     for i in moments:
         like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameters[i]).items()}
     check_tensors(path, tensors, like, remedy=_REMEDY)
-    _check_values(path, tensors, model, moments, found.step)
+    _check_values(path, tensors, moments, found.step)
     if len(found.dead_counts) > 2 or not all(0 <= each <= len(model["W_enc"]) for each in found.dead_counts):
         raise TideError(f"{path}: dead_counts is {found.dead_counts}; {_REMEDY}")
     history = [entry for entry in found.record["history"] if (entry["step"] or 0) <= found.step]
@@ -204,9 +204,7 @@ def _like(parameter: Tensor) -> dict[str, Tensor]:
     return {"step": torch.empty((), device="meta"), "exp_avg": parameter, "exp_avg_sq": parameter}
 
 
-def _check_values(
-    path: Path, tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], moments: Sequence[int], step: int
-) -> None:
+def _check_values(path: Path, tensors: Mapping[str, Tensor], moments: Sequence[int], step: int) -> None:
     for name in ("silent_for", *(f"optimizer.{i}.{name}" for i in moments for name in ("step", "exp_avg_sq"))):
         if bool((tensors[name] < 0).any()):
             raise TideError(f"{path}: {name} is negative; {_REMEDY}")
@@ -215,8 +213,9 @@ def _check_values(
             raise TideError(f"{path}: optimizer.{i}.step lies beyond step {step}; {_REMEDY}")
     if not bool(tensors["model.activation_scale"] > 0):
         raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
-    if THRESHOLD in model and bool(tensors[f"model.{THRESHOLD}"] < 0):
-        raise TideError(f"{path}: model.{THRESHOLD} is negative; {_REMEDY}")
+    stored = tensors.get("model.activation.threshold")
+    if stored is not None and bool(stored < 0):
+        raise TideError(f"{path}: model.activation.threshold is negative; {_REMEDY}")
 
 
 def _parsed(text: str | bytes, kind: Any, where: str) -> Any:
