@@ -6,6 +6,7 @@ Beside each time is the floor of its memory traffic, at the bandwidth that a cop
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -78,6 +79,30 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
     return {name: run for name, (run, _) in found.items()}, {name: moved for name, (_, moved) in found.items()}
 
 
+def padded(bench: Bench, shape: Shape) -> dict[str, Callable[[], object]]:
+    """Products of a code in as many places as it needs, and in four times as many, as codes of thresholds have."""
+    x, W = bench.normal(shape.n_tokens, shape.d_model), bench.normal(shape.n_latents, shape.d_model, scale=0.03)
+    values, indices = triton.select(x @ W.T, shape.k)
+    wide = (0, 3 * shape.k)
+    codes = {
+        "k places": (values, indices),
+        "4 k places": (torch.nn.functional.pad(values, wide), torch.nn.functional.pad(indices, wide, value=-1)),
+    }
+    found: dict[str, Callable[[], object]] = {}
+    for name, code in codes.items():
+        layout = triton.transpose_selected(code[1], shape.n_latents)
+        sums = [torch.zeros(shape.n_latents, shape.d_model, device=bench.device) for _ in range(2)]
+        bias = torch.zeros(shape.n_latents, device=bench.device)
+        found |= {
+            f"gather, {name}": partial(triton.gather, *code, W),
+            f"transpose_selected, {name}": partial(triton.transpose_selected, code[1], shape.n_latents),
+            f"backward_latents, {name}": partial(
+                triton.backward_latents, *code, layout, x, x, W, None, sums[0], sums[1], bias
+            ),
+        }
+    return found
+
+
 def main() -> None:
     bench = Bench(dry_run=False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
@@ -88,6 +113,8 @@ def main() -> None:
         print(f"{shape}: {'':29} ms    floor")
         for name, timing in times.items():
             print(f"  {name:32} {timing.median * 1e3:8.3f} {moved[name] / bandwidth * 1e3:8.3f}", flush=True)
+    for name, timing in bench.times(padded(bench, SPARSE), queued=True).items():
+        print(f"  {name:32} {timing.median * 1e3:8.3f}", flush=True)
 
 
 if __name__ == "__main__":

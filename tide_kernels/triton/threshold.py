@@ -311,7 +311,7 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
         ValueError: rows of out are not contiguous, or overlap.
     """
     n_tokens, n_latents = pre.shape
-    check_rows(out)
+    check_rows("out", out)
     pre = launch.rows_contiguous(pre)
     bounds, by_latent = table_of(threshold)
     count = launch.empty(n_tokens, dtype=torch.int32, device=pre.device)
