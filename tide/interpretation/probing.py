@@ -1,4 +1,4 @@
-"""k-sparse probing: how well a linear probe that reads a few features tells a concept (Gurnee et al., arXiv 2305.01610).
+"""k-sparse probing: how well a linear probe that reads few features tells a concept (Gurnee et al., arXiv 2305.01610).
 
 Unlike the AUROC of a single latent, a probe on several does not suffer from the many tokens on which a sparse latent is
 0 and which therefore all tie.
