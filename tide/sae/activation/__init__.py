@@ -16,4 +16,7 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     "relu": ReLU,
 }
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchTopK", "Firing", "Gated", "JumpReLU", "ReLU", "soft_count_penalty"]
+#: Those whose thresholds may know the timestep.
+TIMED = ("jumprelu",)
+
+__all__ = ["ACTIVATIONS", "Activation", "BatchTopK", "Firing", "Gated", "JumpReLU", "ReLU", "TIMED", "soft_count_penalty"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tide.sae.activation.base import Activation, Firing, soft_count_penalty
+from tide.sae.activation.base import Firing, above, soft_count_penalty
+from tide.sae.activation.stored import StoredThreshold
 
 
-class BatchTopK(Activation):
+class BatchTopK(StoredThreshold):
     """Of a training batch of N tokens the N k largest positive pre-activations stay (Bussmann et al., arXiv
     2412.06410).
 
@@ -19,25 +20,38 @@ class BatchTopK(Activation):
     #: Share of the newest batch in the moving average.
     RATE = 0.01
 
-    def __init__(self, n_latents: int) -> None:
-        super().__init__(n_latents)
-        self.register_buffer("threshold", torch.zeros(()))
-
     threshold: Tensor
 
-    def forward(self, pre: Tensor, b_enc: Tensor | None) -> Tensor:
-        return torch.where(pre > self.threshold, pre, 0).relu()
+    def __init__(self, n_latents: int) -> None:
+        super().__init__(n_latents)
 
-    def training_latents(self, pre: Tensor, b_enc: Tensor | None, k: int) -> Tensor:
+    def forward(
+        self, pre: Tensor, b_enc: Tensor | None, threshold: Tensor | None = None, group: Tensor | None = None
+    ) -> Tensor:
+        return above(pre, self.threshold)
+
+    def training_latents(
+        self,
+        pre: Tensor,
+        b_enc: Tensor | None,
+        k: int,
+        threshold: Tensor | None = None,
+        group: Tensor | None = None,
+    ) -> Tensor:
         positive = pre.relu()
         if len(pre) == 0:
             return positive
         least = positive.detach().flatten().topk(len(pre) * k, sorted=False).values.min()
         # Where fewer are positive, all of them stay.
         if self.training and bool(least > 0):
-            rate = self.RATE if bool(self.threshold > 0) else 1.0
-            self.threshold.lerp_(least.to(self.threshold), rate)
+            self.track(least)
         return torch.where(positive >= least, positive, 0)
+
+    @torch.no_grad()
+    def track(self, least: Tensor) -> None:
+        """Moves the stored threshold towards ``least``, the smallest value that a training batch kept."""
+        rate = self.RATE if bool(self.threshold > 0) else 1.0
+        self.threshold.lerp_(least.to(self.threshold), rate)
 
     def penalty(self, firing: Firing) -> Tensor:
         """That of TopK (eq. 16)."""
