@@ -11,6 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from tide.loading import quiet
 from tide.studies.grid import Cell, Result, Say, compute_cell, finished_cells
 
 #: Makes the cells of a grid again in a worker process; it is pickled.
@@ -109,9 +112,9 @@ class _Computed:
 
 
 def _start(make: MakeCells) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # as many processes as the machine has cores
+    torch.set_num_threads(1)  # the processes share the cores
+    # It has no end: what a cell computes hears of nothing but what goes wrong.
+    quiet().__enter__()
     _CELLS.update({cell.name: cell for cell in make()})
 
 

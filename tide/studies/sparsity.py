@@ -1,7 +1,7 @@
 """How active latents are best spent: activation functions from 8 to 128 of them, and what needs no trained dictionary.
 
 Every activation function, plain and modulated by the timestep, is trained with the same n, tokens and steps at several
-settings of its knob: k, or for ReLU and Gated the penalty's weight. Measured on held-out scenes: the diffusion loss
+k; after training its threshold is set so that k latents are active. Measured on held-out scenes: the diffusion loss
 recovered, errors, dead latents, where active latents are spent (by timestep and by place), the best single latent of
 each concept, and probes on a few of them (:mod:`tide.interpretation.probing`).
 
@@ -42,7 +42,6 @@ from tide.studies.sparsity_settings import (
     LONGER,
     MODELS,
     TRAINED,
-    WEIGHED,
     Model,
     Sizes,
     cell_name,
@@ -141,20 +140,22 @@ class Study:
 
     # -- settings -----------------------------------------------------------------------------------------
 
-    def config(self, model: Model, knob: float, seed: int, *, longer: bool = False) -> TrainConfig:
-        """The knob of ReLU and Gated is the penalty's weight; k does not affect them."""
+    def config(self, model: Model, k: int, seed: int, *, longer: bool = False) -> TrainConfig:
+        """How a model is trained at ``k`` active latents."""
+        penalty = self.sizes.penalty(model, k)
         config = replace(
             self.base,
             seed=seed,
+            k=k,
             modulation=model.modulation,
             activation=model.activation,  # type: ignore[arg-type]
+            timestep_thresholds=model.timed,
+            match_l0=penalty is not None,
             steps=self.base.steps * (LONGER if longer else 1),
         )
         if model.frozen:
             config = replace(config, revival=replace(config.revival, every=0))  # it would draw rows from the data
-        if model.activation in WEIGHED:
-            return replace(config, loss=replace(config.loss, sparsity=knob))
-        return replace(config, k=int(knob))
+        return config if penalty is None else replace(config, loss=replace(config.loss, sparsity=penalty))
 
     def best(self, outcome: Outcome) -> list[str]:
         """TopK with the modulation, and the two others that recover most with the first seed at the last of the
@@ -162,7 +163,7 @@ class Study:
         at = self.sizes.first[-1]
 
         def recovered(model: Model) -> float:
-            result = outcome.results.get(cell_name(model.name, self.sizes.knobs(model)[at], self.seeds[0]))
+            result = outcome.results.get(cell_name(model.name, self.sizes.l0[at], self.seeds[0]))
             return -1.0 if result is None else float(result["diffusion"]["dev"]["recovered"])
 
         first = "TIDE + TopK"
@@ -188,20 +189,18 @@ class Study:
     def longer_cells(self, longest: Sequence[str]) -> list[Cell]:
         models = [MODELS[name] for name in longest]
         return [
-            self._cell(model, self.sizes.knobs(model)[i], seed, longer=True)
+            self._cell(model, self.sizes.l0[i], seed, longer=True)
             for seed in self.seeds
             for i in self.sizes.first
             for model in models
         ]
 
-    def _settings(self, places: Sequence[int], seeds: Sequence[int]) -> list[tuple[Model, float, int]]:
-        return [
-            (model, self.sizes.knobs(model)[i], seed) for seed in seeds for i in places for model in MODELS.values()
-        ]
+    def _settings(self, places: Sequence[int], seeds: Sequence[int]) -> list[tuple[Model, int, int]]:
+        return [(model, self.sizes.l0[i], seed) for seed in seeds for i in places for model in MODELS.values()]
 
-    def _cell(self, model: Model, knob: float, seed: int, *, longer: bool = False) -> Cell:
-        config = self.config(model, knob, seed, longer=longer)
-        name = cell_name(model.name, knob, seed, longer=longer)
+    def _cell(self, model: Model, k: int, seed: int, *, longer: bool = False) -> Cell:
+        config = self.config(model, k, seed, longer=longer)
+        name = cell_name(model.name, k, seed, longer=longer)
         described = {**self._described(model.random), "training": config.to_dict(), "frozen": model.frozen}
         return Cell(name, described, partial(self._measure, model, config, name), lambda: 0.0)
 
@@ -229,7 +228,7 @@ class Study:
     def _edit_cell(self, name: str, seed: int) -> Cell:
         raw = name == "raw"
         model = MODELS["TIDE + TopK" if raw else name]
-        config = self.config(model, self.sizes.knobs(model)[self.sizes.first[-1]], seed)
+        config = self.config(model, self.sizes.l0[self.sizes.first[-1]], seed)
 
         def run() -> Result:
             bench = self.benches[False].bench

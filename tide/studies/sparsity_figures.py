@@ -105,14 +105,14 @@ class Found:
     missing: list[str]
     out: Path
 
-    def runs(self, model: Model, knob: float, *, longer: bool = False) -> dict[int, Result]:
+    def runs(self, model: Model, k: int, *, longer: bool = False) -> dict[int, Result]:
         """Seed -> the result of one setting."""
-        named = {seed: cell_name(model.name, knob, seed, longer=longer) for seed in self.seeds}
+        named = {seed: cell_name(model.name, k, seed, longer=longer) for seed in self.seeds}
         return {seed: self.results[name] for seed, name in named.items() if name in self.results}
 
-    def setting(self, model: Model, knob: float, *, longer: bool = False) -> dict[str, Any]:
+    def setting(self, model: Model, k: int, *, longer: bool = False) -> dict[str, Any]:
         """Figure -> its mean and standard deviation over the seeds that are there."""
-        rows = [figures_of(result) for result in self.runs(model, knob, longer=longer).values()]
+        rows = [figures_of(result) for result in self.runs(model, k, longer=longer).values()]
         if not rows:
             return {}
         found: dict[str, Any] = {"seeds": len(rows)}
@@ -127,7 +127,7 @@ class Found:
         return [self._at(model, target, figure, seed) for seed in self.seeds]
 
     def _at(self, model: Model, target: int, figure: str, seed: int) -> float | None:
-        runs = [self.runs(model, knob).get(seed) for knob in self.sizes.knobs(model)]
+        runs = [self.runs(model, k).get(seed) for k in self.sizes.l0]
         rows = [row for row in map(figures_of, known(runs)) if figure in row]
         near = [row for row in rows if abs(row["l0"] - target) <= NEAR * target]
         if near:
@@ -149,10 +149,10 @@ class Found:
         """The setting that the rule of docs/method.md makes the default; None where none qualifies."""
         score, rows = f"probe {PROBE} dev", []
         for model in TRAINED:
-            for knob in self.sizes.knobs(model):
-                found = self.setting(model, knob)
+            for k in self.sizes.l0:
+                found = self.setting(model, k)
                 if found and found["recovered dev"] >= LEAST:
-                    rows.append({"model": model.name, "knob": knob, **found})
+                    rows.append({"model": model.name, "k": k, **found})
         if not rows:
             return None
         top = max(rows, key=lambda row: float(row[score]))
@@ -165,13 +165,13 @@ class Found:
         """Setting -> the share of the latents that fire which another seed finds again, a pair of seeds each."""
         found = {}
         for model in MODELS.values():
-            for knob in self.sizes.knobs(model):
-                paths = [dictionary_path(self.out, cell_name(model.name, knob, seed)) for seed in self.seeds]
+            for k in self.sizes.l0:
+                paths = [dictionary_path(self.out, cell_name(model.name, k, seed)) for seed in self.seeds]
                 rows = [read_tensors(path)["rows"] for path in paths if path.is_file()]
                 shares = [repeated(a, b) for a, b in permutations(rows, 2)]
                 if shares:
                     sizes = [len(each) for each in rows]
-                    found[f"{model.name} {knob:g}"] = {"share": mean(shares), "pairs": shares, "firing": sizes}
+                    found[f"{model.name} {k}"] = {"share": mean(shares), "pairs": shares, "firing": sizes}
         return found
 
     # -- margins --------------------------------------------------------------------------------------------
@@ -180,30 +180,31 @@ class Found:
         """Of every trained setting over every baseline at the same place of the grid: reconstruction by seeds, probing
         and localisation by concepts, edits by tasks."""
         rows = [
-            {"model": model.name, "knob": knob, "baseline": name, "figure": figure, **margin}
+            {"model": model.name, "k": k, "baseline": name, "figure": figure, **margin}
             for model in TRAINED
-            for i, knob in enumerate(self.sizes.knobs(model))
+            for k in self.sizes.l0
             for name in (*(b.name for b in BASELINES), "neurons", "PCA")
             for figure in ("recovered", f"probe {PROBE}", "auroc", "iou")
-            if (margin := self._margin(model, i, name, figure)) is not None
+            if (margin := self._margin(model, k, name, figure)) is not None
         ]
         return rows + self._edit_margins()
 
-    def _margin(self, model: Model, place: int, baseline: str, figure: str) -> dict[str, Any] | None:
-        ours = self.runs(model, self.sizes.knobs(model)[place])
-        if baseline in MODELS:
-            other = MODELS[baseline]
-            theirs = self.runs(other, self.sizes.knobs(other)[place])
-        else:
-            theirs = dict.fromkeys(ours, self.results[baseline]) if baseline in self.results else {}
+    def _margin(self, model: Model, k: int, baseline: str, figure: str) -> dict[str, Any] | None:
+        ours, theirs = self.runs(model, k), self._baseline(baseline, k)
         if figure != "recovered":
-            one = list(theirs.values())[:1] if baseline not in MODELS else list(theirs.values())
-            return paired_margin(of_concepts(list(ours.values()), figure), of_concepts(one, figure))
-        if baseline not in MODELS:
-            k = str(self.sizes.l0[place])
-            theirs = {seed: result["k"][k] for seed, result in theirs.items()}
-        pairs = [(ours[s], theirs[s]) for s in ours if s in theirs and "diffusion" in theirs[s]]
+            return paired_margin(*(of_concepts(list(each.values()), figure) for each in (ours, theirs)))
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if "diffusion" in theirs.get(seed, {})]
         return paired_margin(*([figures_of(pair[i])["recovered"] for pair in pairs] for i in (0, 1)))
+
+    def _baseline(self, name: str, k: int) -> dict[int, Result]:
+        """Raw neurons and components are the same for every seed."""
+        if name in MODELS:
+            return self.runs(MODELS[name], k)
+        raw = self.results.get(name)
+        if raw is None:
+            return {}
+        result = {**raw["k"][str(k)], "concepts": raw["concepts"]}
+        return {seed: result for seed in self.seeds}
 
     def edited(self, name: str) -> dict[tuple[int, int], float]:
         """(seed, task) -> 1 where the edit reached its target and kept all else, else 0."""
@@ -221,5 +222,5 @@ class Found:
             shared = sorted(ours.keys() & theirs.keys())
             margin = paired_margin([ours[task] for task in shared], [theirs[task] for task in shared])
             if margin is not None:
-                rows.append({"model": name, "knob": None, "baseline": rival, "figure": "edits", **margin})
+                rows.append({"model": name, "k": None, "baseline": rival, "figure": "edits", **margin})
         return rows

@@ -62,11 +62,11 @@ def verdict_of(found: Found, table: Table, chosen: dict[str, Any] | None, margin
         parts.append(f"no setting recovers {LEAST:.0%} on development scenes, so the default stays")
     else:
         parts.append(
-            f"by the rule the default is {chosen['model']} at {chosen['knob']:g}: on development scenes it recovers "
+            f"by the rule the default is {chosen['model']} at k = {chosen['k']}: on development scenes it recovers "
             f"{chosen['recovered dev']:.1%}, and its probes on {PROBE} latents score {chosen[f'probe {PROBE} dev']:.3f}"
         )
-        parts += [_margin_in_words(row) for row in margins if (row["model"], row["knob"]) == (
-            chosen["model"], chosen["knob"]) and row["figure"] == f"probe {PROBE}"]  # fmt: skip
+        parts += [_margin_in_words(row) for row in margins if (row["model"], row["k"]) == (
+            chosen["model"], chosen["k"]) and row["figure"] == f"probe {PROBE}"]  # fmt: skip
     if found.missing:
         parts.append(f"{len(found.missing)} cells are missing")
     return "; ".join(part for part in parts if part) + "."
@@ -115,11 +115,11 @@ def _edits(found: Found, name: str) -> dict[str, Any]:
 def longer_of(found: Found, longest: Sequence[str]) -> dict[str, Any]:
     """Setting -> its figures as trained, and after :data:`LONGER` times the steps."""
     return {
-        f"{name} {found.sizes.knobs(MODELS[name])[i]:g}": {"once": once, "longer": longer}
+        f"{name} {found.sizes.l0[i]}": {"once": once, "longer": longer}
         for name in longest
         for i in found.sizes.first
-        if (once := found.setting(MODELS[name], found.sizes.knobs(MODELS[name])[i]))
-        and (longer := found.setting(MODELS[name], found.sizes.knobs(MODELS[name])[i], longer=True))
+        if (once := found.setting(MODELS[name], found.sizes.l0[i]))
+        and (longer := found.setting(MODELS[name], found.sizes.l0[i], longer=True))
     }
 
 
@@ -201,7 +201,7 @@ def _draw_timesteps(options: Options, found: Found) -> None:
     figure, axes = charts.panels(2)
     for axis, modulated in zip(axes, (False, True), strict=True):
         for model in (m for m in TRAINED if m.modulation == modulated):
-            runs = list(found.runs(model, found.sizes.knobs(model)[found.sizes.first[-1]]).values())
+            runs = list(found.runs(model, found.sizes.l0[found.sizes.first[-1]]).values())
             if runs:
                 bins = runs[0]["held_out"]["l0 at"]
                 points = [(float(b.split("-")[0]) + 50, mean([r["held_out"]["l0 at"][b] for r in runs])) for b in bins]
@@ -215,7 +215,7 @@ def _draw_places(options: Options, found: Found, pictured: Sequence[Scene]) -> N
     """Where latents are spent: test scenes beside the number of active latents of each of their tokens."""
     drawn: dict[str, tuple[str, list[list[float]]]] = {}
     for model in TRAINED:
-        runs = found.runs(model, found.sizes.knobs(model)[found.sizes.first[-1]])
+        runs = found.runs(model, found.sizes.l0[found.sizes.first[-1]])
         if model.modulation and runs:
             places = next(iter(runs.values()))["places"]
             regions = ", ".join(f"{name} {value:.0f}" for name, value in places["region"].items())
@@ -223,7 +223,8 @@ def _draw_places(options: Options, found: Found, pictured: Sequence[Scene]) -> N
     if not drawn:
         return
     n = min(len(maps) for _, maps in drawn.values())
-    top = max(max(map(max, maps)) for _, maps in drawn.values())
+    # A few tokens with far more than all others would leave these without colour.
+    top = float(np.quantile([maps[:n] for _, maps in drawn.values()], 0.97))
     images = [to_uint8(image) for image in images_of(pictured[:n])]
     rows = [[image, *(_overlay(image, maps[i], top) for _, maps in drawn.values())] for i, image in enumerate(images)]
     picture = tiled(("image", *(label for label, _ in drawn.values())), rows, title="Active latents by place")

@@ -1,4 +1,4 @@
-"""The settings of the study of sparsity: kinds of autoencoders, the grid of their knobs, and the names of its cells."""
+"""The settings of the study of sparsity: kinds of autoencoders, the grid of k, and the names of its cells."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ LONGER = 4
 
 @dataclass(frozen=True)
 class Model:
-    """One kind of autoencoder. ``frozen``: encoder and decoder stay random; ``random``: it is trained on a transformer
-    with random weights."""
+    """One kind of autoencoder. ``timed``: thresholds know the timestep; ``frozen``: encoder and decoder stay random;
+    ``random``: it is trained on a transformer with random weights."""
 
     name: str
     activation: str
     modulation: bool = False
+    timed: bool = False
     frozen: bool = False
     random: bool = False
 
-    @property
-    def baseline(self) -> bool:
-        return self.frozen or self.random
-
 
 LABELS = {"topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU", "gated": "Gated", "relu": "ReLU"}
-#: Activations whose knob is the weight of the penalty.
-WEIGHED = ("relu", "gated")
 
-TRAINED = tuple(
-    Model(f"{'TIDE + ' if modulation else ''}{label}", activation, modulation)
-    for activation, label in LABELS.items()
-    for modulation in (False, True)
+#: Of the activations with thresholds for each latent, JumpReLU can learn how they depend on the timestep.
+TRAINED = (
+    *(
+        Model(f"{'TIDE + ' if modulation else ''}{label}", activation, modulation)
+        for activation, label in LABELS.items()
+        for modulation in (False, True)
+    ),
+    Model("TIDE + JumpReLU by timestep", "jumprelu", modulation=True, timed=True),
 )
 BASELINES = tuple(
     Model(f"{LABELS[activation]}, {what}", activation, random, frozen=not random, random=random)
@@ -49,8 +48,9 @@ MODELS = {model.name: model for model in (*TRAINED, *BASELINES)}
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid. ``l0`` are the k that are trained; ``relu`` and ``gated`` weights of the penalty that end near them;
-    ``first`` the places in these lists that are computed first."""
+    """The grid. ``l0`` are the k that all aim at. The penalty leads ReLU and Gated there: ``relu`` and ``gated`` are
+    its weights, which end a little above; a stored threshold then lowers L0 to k. ``first`` are the places in these
+    lists that are computed first."""
 
     data: DataSizes
     features: FeatureSizes
@@ -63,8 +63,10 @@ class Sizes:
     seeds: int
     steps: int
 
-    def knobs(self, model: Model) -> tuple[float, ...]:
-        return {"relu": self.relu, "gated": self.gated}.get(model.activation, self.l0)
+    def penalty(self, model: Model, k: int) -> float | None:
+        """The weight of the penalty at ``k``; None where the penalty itself aims at k."""
+        weights = {"relu": self.relu, "gated": self.gated}.get(model.activation)
+        return None if weights is None else weights[self.l0.index(k)]
 
 
 DEFAULT = Sizes(
@@ -73,8 +75,8 @@ DEFAULT = Sizes(
     edits=EditSizes(),
     n_latents=3072,
     l0=(8, 16, 32, 64, 128),
-    relu=(12.0, 5.4, 2.6, 1.25, 0.6),
-    gated=(8.5, 4.0, 2.1, 1.1, 0.55),
+    relu=(7.5, 4.0, 2.15, 1.1, 0.54),
+    gated=(5.6, 3.1, 1.75, 0.96, 0.52),
     first=(1, 2),
     seeds=3,
     steps=1200,
@@ -82,7 +84,7 @@ DEFAULT = Sizes(
 FAST = Sizes(
     data=FAST_DATA,
     features=FeatureSizes(images=24, timesteps=2),
-    edits=EditSizes(dev=2, test=4, probe_images=32),
+    edits=EditSizes(dev=1, test=2, probe_images=32),
     n_latents=192,
     l0=(4, 16),
     relu=(4.0, 1.0),
@@ -93,8 +95,8 @@ FAST = Sizes(
 )
 
 
-def cell_name(model: str, knob: float, seed: int, *, longer: bool = False) -> str:
-    return f"{model} {knob:g} seed {seed}" + (f" {LONGER} times as long" if longer else "")
+def cell_name(model: str, k: int, seed: int, *, longer: bool = False) -> str:
+    return f"{model} {k} seed {seed}" + (f" {LONGER} times as long" if longer else "")
 
 
 def edit_name(name: str, seed: int) -> str:
