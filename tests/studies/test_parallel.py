@@ -48,6 +48,7 @@ def test_results_are_those_of_the_grid(tmp_path):
     assert not (tmp_path / "ran a").exists()
 
 
+@pytest.mark.slow
 def test_several_processes(tmp_path):
     """One cell kills its process, which is replaced, and one fails; both leave the others."""
     outcome, said = computed(tmp_path, tmp_path, "dies", "fails", "a", "b")

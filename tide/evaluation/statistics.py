@@ -30,7 +30,7 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 def t_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t; above 9 degrees of freedom by the expansion in their inverse (Abramowitz and
-    Stegun 26.7.5), right to 1e-4."""
+    Stegun 26.7.5), right to 2e-4."""
     if freedom < 1:
         raise TideError(f"{freedom} degrees of freedom are too few; give at least 1")
     if freedom <= len(_T):

@@ -44,9 +44,10 @@ class Workers:
         cells = make()
         outcome = Outcome(finished_cells(cells, out), [cell.name for cell in cells])
         left = [cell for cell in cells if cell.name not in outcome.results]
-        self.say(f"{len(left)} of {len(cells)} cells to compute.")
         if not left:
+            self.say(f"All {len(cells)} cells are finished in {out}.")
             return outcome
+        self.say(f"{len(left)} of {len(cells)} cells to compute.")
         if self.n == 1:
             for cell in left:
                 if time.time() < self.deadline:

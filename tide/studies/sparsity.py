@@ -36,8 +36,8 @@ from tide.studies.parallel import Outcome, Workers
 from tide.studies.sparsity_edits import LATENTS, RAW, ContrastEdits
 from tide.studies.sparsity_report import Found, write_report
 from tide.studies.sparsity_settings import (
-    BASELINES,
     DEFAULT,
+    EDITED,
     FAST,
     LONGER,
     MODELS,
@@ -178,13 +178,8 @@ class Study:
         cells = [*self._data_cells(), self._raw_cell("neurons"), self._raw_cell("PCA")]
         cells += [self._cell(*each) for each in self._settings(first, self.seeds[:1])]
         cells += [self._cell(*each) for each in self._settings(first, self.seeds[1:])]
-        cells += [self._edit_cell(name, seed) for seed in self.seeds for name in (*self.edited, "raw")]
+        cells += [self._edit_cell(name, seed) for seed in self.seeds for name in (*EDITED, "raw")]
         return cells + [self._cell(*each) for each in self._settings(later, self.seeds)]
-
-    @property
-    def edited(self) -> list[str]:
-        """Models whose latents edit; a dictionary of the random transformer is of other activations."""
-        return [f"TIDE + {label}" for label in ("TopK", "JumpReLU")] + [m.name for m in BASELINES if m.frozen]
 
     def longer_cells(self, longest: Sequence[str]) -> list[Cell]:
         models = [MODELS[name] for name in longest]

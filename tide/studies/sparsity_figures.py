@@ -31,7 +31,7 @@ from tide.tables import known, mean, spread
 #: The number of features of the probes by which the default is chosen, and the share of the loss that it must recover.
 PROBE, LEAST = 5, 0.98
 #: A run whose L0 is this close to a target, relatively, counts as being there.
-NEAR = 0.03
+NEAR = 0.05
 #: Cosine from which a decoder's row counts as the same latent.
 SAME = 0.9
 
@@ -120,6 +120,11 @@ class Found:
             values = [row[name] for row in rows]
             found |= {name: mean(values), f"{name} ±": spread(values)}
         return found
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """:meth:`setting` of each that is there, by its name."""
+        grid = [(model, k) for model in MODELS.values() for k in self.sizes.l0]
+        return {f"{model.name} {k}": found for model, k in grid if (found := self.setting(model, k))}
 
     def at_target(self, model: Model, target: int, figure: str) -> list[float | None]:
         """A figure at ``target`` active latents for each seed: that of the setting whose L0 is there, or between the

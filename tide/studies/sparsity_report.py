@@ -32,6 +32,7 @@ def write_report(options: Options, found: Found, described: dict[str, Any], pict
     everything = {
         "seeds": found.seeds,
         **described,
+        "settings": found.settings(),
         "matched": table,
         "chosen": chosen,
         "ahead without timestep": {str(t): beaten(table, str(t), found.seeds) for t in found.sizes.l0 if t <= SPARSE},

@@ -43,6 +43,8 @@ BASELINES = tuple(
     for what, random in (("random dictionary", False), ("random transformer", True))
     for activation in ("topk", "jumprelu")
 )
+#: Models whose latents edit; a dictionary of the random transformer is of other activations.
+EDITED = ("TIDE + TopK", "TIDE + JumpReLU", *(model.name for model in BASELINES if model.frozen))
 MODELS = {model.name: model for model in (*TRAINED, *BASELINES)}
 
 
