@@ -177,4 +177,9 @@ def test_the_models_options_are_the_models():
     assert {name: getattr(found, name) for name in options} == options
     assert (found.d_model, found.n_latents, found.k, found.block) == (16, 64, 8, 3)
     plain = replace(config, modulation=False).model_config(16, None)
-    assert (plain.pre_norm, plain.undo, plain.timestep_thresholds, plain.activation) == ("none", False, False, "jumprelu")
+    assert (plain.pre_norm, plain.undo, plain.timestep_thresholds, plain.activation) == (
+        "none",
+        False,
+        False,
+        "jumprelu",
+    )

@@ -126,14 +126,11 @@ class Autoencoder(nn.Module):
 
 def _activation(config: TIDEConfig, generator: torch.Generator) -> Activation | None:
     """The activation's own parameters; None for TopK, which has none and is the kernels' own."""
-    n_latents = config.n_latents
     if config.activation == "topk":
         return None
-    if config.activation == "batch_topk":
-        return BatchTopK(n_latents)
-    if config.activation == "jumprelu":
-        gain = None
-        if config.timestep_thresholds and config.modulation is not None:
-            gain = TimestepGain(n_latents, config.modulation.d_embedding, generator)
-        return JumpReLU(n_latents, config.bandwidth, gain=gain)
-    return {"relu": ReLU, "gated": Gated}[config.activation](n_latents, stored=config.match_l0)
+    if config.activation in ("relu", "gated"):
+        return (ReLU if config.activation == "relu" else Gated)(config.n_latents, stored=config.match_l0)
+    gain = None
+    if config.timestep_thresholds and config.modulation is not None:
+        gain = TimestepGain(config.n_latents, config.modulation.d_embedding, generator)
+    return (JumpReLU if config.activation == "jumprelu" else BatchTopK)(config.n_latents, config.bandwidth, gain=gain)

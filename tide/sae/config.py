@@ -21,10 +21,11 @@ class ModelOptions:
         undo: also inverts the modulation at the output: ``(x_hat - shift) / (1 + scale)``.
         activation: "topk", or one of :mod:`tide.sae.activation`. BatchTopK and JumpReLU aim at ``k`` active latents on
             average; ReLU and Gated do so with ``match_l0`` alone.
-        bandwidth: that of JumpReLU's straight-through estimators.
+        bandwidth: that of the straight-through estimators by which JumpReLU's thresholds learn, and those that know
+            the timestep.
         centre: subtracts each channel's mean before all else (docs/normalisation.md).
-        timestep_thresholds: JumpReLU's thresholds also depend on the timestep, by the modulation's embedding of it
-            (:class:`~tide.sae.activation.gain.TimestepGain`).
+        timestep_thresholds: the thresholds of JumpReLU or BatchTopK also depend on the timestep, by the modulation's
+            embedding of it (:class:`~tide.sae.activation.gain.TimestepGain`).
         match_l0: ReLU and Gated get a stored threshold, which training sets so that ``k`` latents are active on
             average. BatchTopK and JumpReLU always do so.
     """
@@ -85,7 +86,9 @@ class TIDEConfig(ModelOptions):
         if self.modulation is None and (self.undo or self.pre_norm != "none"):
             raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
         if self.modulation is None and self.timestep_thresholds:
-            raise TideError("timestep_thresholds follow the modulation's embedding; give modulation=... or leave them off")
+            raise TideError(
+                "timestep_thresholds follow the modulation's embedding; give modulation=... or leave them off"
+            )
         if self.modulation is not None and self.modulation.d_model != self.d_model:
             raise TideError(
                 f"the modulation has width {self.modulation.d_model} and the model {self.d_model}; they must be equal"

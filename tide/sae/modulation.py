@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class ScaleShift(NamedTuple):
         scale, shift = (None if each is None else each.to(dtype) for each in (self.scale, self.shift))
         return self._replace(scale=scale, shift=shift)
 
-    def tables(self) -> dict[str, Tensor | None]:
+    def tables(self) -> dict[str, Any]:
         """Scale, shift and group by their names, as every kernel takes them."""
         return {"scale": self.scale, "shift": self.shift, "group": self.group}
 

@@ -86,10 +86,12 @@ class TrainConfig(ModelOptions):
     """How a TIDE is trained: the model's own options (:class:`~tide.sae.ModelOptions`), its sizes, and the schedule.
 
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
-    ``modulation=False`` trains the plain SAE; ``pre_norm``, ``undo`` and ``timestep_thresholds`` then have no effect. ``modulation_init``
-    "identity" copies the timestep embedding from the diffusion model and starts with scale and shift zero, like the
-    plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An ``activation`` other than
-    TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as ``undo`` does.
+    ``modulation=False`` trains the plain SAE; ``pre_norm``, ``undo`` and ``timestep_thresholds`` then have no effect.
+    ``modulation_init`` "identity" copies the timestep embedding from the diffusion model and starts with scale and
+    shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An
+    ``activation`` other than TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as
+    ``undo`` does. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
+    a token are active on training tokens (:func:`tide.training.matching.match_l0`).
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
@@ -140,7 +142,7 @@ class TrainConfig(ModelOptions):
         if self.modulation and idle and not self.timestep_thresholds:
             raise TideError(
                 "a modulation that starts as the identity and is not trained has no effect; "
-                "set modulation_init = adaln, modulation = false, or timestep_thresholds = true, which need its embedding"
+                "set modulation_init = adaln, modulation = false, or timestep_thresholds = true, which need it"
             )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")

@@ -23,9 +23,7 @@ _LOWER_BITS = 10
 _BINS = 1 << (31 - _LOWER_BITS)
 
 
-def following(
-    stream: Iterator[ActivationBatch], last: ActivationBatch, steps: int
-) -> Iterator[ActivationBatch]:
+def following(stream: Iterator[ActivationBatch], last: ActivationBatch, steps: int) -> Iterator[ActivationBatch]:
     """The batches that come after the ``last`` of a training of ``steps``, for :func:`match_l0`: enough for
     :data:`MATCHED_ROWS` and at most ``steps``. Where the stream has ended, the last one again, with a warning
     (:class:`~tide.errors.TideWarning`)."""

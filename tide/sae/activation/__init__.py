@@ -17,6 +17,16 @@ ACTIVATIONS: dict[str, type[Activation]] = {
 }
 
 #: Those whose thresholds may know the timestep.
-TIMED = ("jumprelu",)
+TIMED = ("batch_topk", "jumprelu")
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchTopK", "Firing", "Gated", "JumpReLU", "ReLU", "TIMED", "soft_count_penalty"]
+__all__ = [
+    "ACTIVATIONS",
+    "TIMED",
+    "Activation",
+    "BatchTopK",
+    "Firing",
+    "Gated",
+    "JumpReLU",
+    "ReLU",
+    "soft_count_penalty",
+]

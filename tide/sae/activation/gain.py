@@ -21,24 +21,26 @@ class TimestepGain(nn.Module):
 
     ``e_t`` is the LayerNorm of the modulation's timestep embedding (:meth:`~tide.sae.Modulation.embedding`). ``g`` is
     common to all latents; ``U [n_latents, RANK]`` belongs to single ones. Both are zero at the start, so that every
-    gain is 1. ``V [RANK, d_embedding]`` starts random and is learnt, too. The parameters are g over
-    ``SPEED / sqrt(d_embedding)`` and U over :data:`SPEED`.
+    gain is 1. ``V [RANK, d_embedding]`` starts random and is learnt, too.
+
+    The parameters are scaled so that a step of the optimiser changes gains as much in models of any width: ``common``
+    is ``sqrt(d_embedding) g / SPEED``, ``by_latent`` is ``sqrt(RANK) U / SPEED``, and ``projection``, whose entries
+    have a deviation of 1, is ``sqrt(d_embedding) V``.
     """
 
     def __init__(self, n_latents: int, d_embedding: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.common = nn.Parameter(torch.zeros(d_embedding))
         self.by_latent = nn.Parameter(torch.zeros(n_latents, RANK))
-        projection = torch.randn(RANK, d_embedding, generator=generator)
-        self.projection = nn.Parameter(projection / math.sqrt(d_embedding))
+        self.projection = nn.Parameter(torch.randn(RANK, d_embedding, generator=generator))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """``embedding [groups, d_embedding]`` to gains ``[groups, n_latents]``, in the parameters' precision."""
         with torch.autocast(embedding.device.type, enabled=False):
-            e = F.layer_norm(embedding.to(self.common.dtype), self.common.shape)
-            common = e @ (self.common / math.sqrt(len(self.common)))
-            by_latent = F.linear(F.linear(e, self.projection), self.by_latent)
-            return (SPEED * (common[:, None] + by_latent)).exp()
+            e = F.layer_norm(embedding.to(self.common.dtype), self.common.shape) / math.sqrt(len(self.common))
+            common = F.linear(e, self.common[None])
+            by_latent = F.linear(F.linear(e, self.projection), self.by_latent) / math.sqrt(RANK)
+            return (SPEED * (common + by_latent)).exp()
 
     @torch.no_grad()
     def restart(self, latents: Tensor) -> None:
