@@ -5,6 +5,7 @@ Features are chosen, and probes fitted, on training scenes; both are scored on s
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -57,8 +58,9 @@ class Features:
 
     @cached_property
     def concepts(self) -> list[str]:
-        """Those that some tokens of every split show, and some do not."""
-        masks = [data.masks for data in self.annotated.values()]
+        """Those that some tokens of the training and of the test scenes show, and some do not. Scenes of development,
+        of fewer combinations, may lack one."""
+        masks = [self.annotated[split].masks for split in ("train", "test")]
         return [c for c in LEVEL_OF if all(bool(m[c].any()) and not bool(m[c].all()) for m in masks)]
 
     def _annotated(self, split: Split) -> Annotated:
@@ -139,5 +141,6 @@ def latents_and_counts(model: TIDE, data: Annotated) -> tuple[Tensor, Tensor]:
     return total / n, count / n
 
 
-def _rounded(value: float) -> float:
-    return round(value, 6)
+def _rounded(value: float) -> float | None:
+    """None where it is not known."""
+    return None if math.isnan(value) else round(value, 6)

@@ -59,12 +59,12 @@ def figures_of(result: Result) -> dict[str, float]:
 
 
 def concept_figures(concepts: Mapping[str, Any]) -> dict[str, float]:
-    """Means over the concepts."""
+    """Means over the concepts that are known."""
     rows = list(concepts.values())
     found = {name: mean([row[name] for row in rows]) for name in ("auroc", "iou")}
     for m in PROBED:
         found[f"probe {m}"] = mean([row["probes"][str(m)]["test"] for row in rows])
-        found[f"probe {m} dev"] = mean([row["probes"][str(m)]["dev"] for row in rows])
+        found[f"probe {m} dev"] = mean(known(row["probes"][str(m)]["dev"] for row in rows))
     return found
 
 
