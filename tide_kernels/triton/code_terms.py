@@ -53,11 +53,12 @@ def pair_differences_kernel(
         own, latents = _row(values, indices, i_first, o_place, k)
         difference = own - _facing(values, indices, i_second, latents, k, PLACES)
         tl.store(differences + i_first * k + o_place, difference, mask=mask)
-        total += difference * difference
+        # A value of 0, which places near a threshold may have, counts as if the row lacked the latent, in both rows.
+        total += tl.where(own != 0, difference * difference, 0)
         own, latents = _row(values, indices, i_second, o_place, k)
         facing = _facing(values, indices, i_first, latents, k, PLACES)
         tl.store(differences + i_second * k + o_place, own - facing, mask=mask)
-        # Selected values are positive, so 0 means that the first row lacks the latent: the others were counted there.
+        # The others were counted in the first row.
         total += tl.where(facing != 0, 0, own * own)
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
