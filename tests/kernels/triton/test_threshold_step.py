@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import naive
-from tide_kernels import LossWeights, tide_loss
+from tide_kernels import LossWeights, tide_loss, triton
 from tide_kernels.testing import assert_close, random_problem
 
 N, D, LATENTS, K = 12, 20, 90, 6
@@ -44,3 +44,11 @@ def test_agrees_with_the_plain_formula(activation, regime, device):
     assert torch.equal(terms.fired, expected.fired)
     for name, gradient in gradients.items():
         assert_close(gradient, wanted[name], TOLERANCE, f"gradient of {name}")
+
+
+def test_a_pair_of_which_one_row_holds_a_latent_with_a_value_of_0(device):
+    values = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0]], device=device)
+    indices = torch.tensor([[1, 4, -1], [1, 4, -1]], dtype=torch.int32, device=device)
+    total, differences = triton.pair_differences(values, indices)
+    assert float(total) == 13.0
+    assert differences.tolist() == [[-3.0, 2.0, 0.0], [3.0, -2.0, 0.0]]
