@@ -25,13 +25,15 @@ def _row(values, indices, i_row, o_place, k):
 
 @triton.jit
 def _facing(values, indices, i_row, latents, k, PLACES: tl.constexpr):
-    """The values that a row has for the given latents, 0 where it lacks one."""
-    facing = tl.zeros([PLACES], tl.float32)
+    """The values that a row has for the given latents, 0 where it lacks one, and whether it has them: a value may be 0
+    in the code of a threshold."""
+    facing, has = tl.zeros([PLACES], tl.float32), tl.zeros([PLACES], tl.int32)
     for start in range(0, k, PLACES):
         others, held = _row(values, indices, i_row, start + tl.arange(0, PLACES), k)
         same = (latents[:, None] == held[None, :]) & (latents >= 0)[:, None]
         facing += tl.sum(tl.where(same, others[None, :], 0), 1)
-    return facing
+        has += tl.sum(same.to(tl.int32), 1)
+    return facing, has
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -51,14 +53,14 @@ def pair_differences_kernel(
         o_place = start + tl.arange(0, PLACES)
         mask = o_place < k
         own, latents = _row(values, indices, i_first, o_place, k)
-        difference = own - _facing(values, indices, i_second, latents, k, PLACES)
+        facing, _ = _facing(values, indices, i_second, latents, k, PLACES)
+        difference = own - facing
         tl.store(differences + i_first * k + o_place, difference, mask=mask)
         total += difference * difference
         own, latents = _row(values, indices, i_second, o_place, k)
-        facing = _facing(values, indices, i_first, latents, k, PLACES)
+        facing, has = _facing(values, indices, i_first, latents, k, PLACES)
         tl.store(differences + i_second * k + o_place, own - facing, mask=mask)
-        # Selected values are positive, so 0 means that the first row lacks the latent: the others were counted there.
-        total += tl.where(facing != 0, 0, own * own)
+        total += tl.where(has != 0, 0, own * own)  # latents of both rows were counted above
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
 
