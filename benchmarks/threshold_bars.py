@@ -1,8 +1,8 @@
 """The bars of threshold activations for a CPU, a part of ``python -m benchmarks.cpu_bars``.
 
-A step of BatchTopK and one of JumpReLU beside one of TopK, all of them of this package, and beside those of SAELens. The
-problem's thresholds leave as many active latents as TopK has. The squared error alone is differentiated; JumpReLU's
-penalty has no weight, and SAELens computes it nevertheless.
+A step of BatchTopK and one of JumpReLU beside this package's step of TopK and beside those of SAELens. The thresholds
+leave as many active latents as TopK has. The squared error alone is differentiated: JumpReLU's penalty has no weight,
+and SAELens computes it nevertheless.
 """
 
 from __future__ import annotations
@@ -92,11 +92,12 @@ def batch_cut(problem: Problem) -> float:
 def ours(problem: Problem, activation: Activation, cut: float) -> peers.Step:
     """This package's step."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in problem.weights().items()}
-    options: dict[str, Any] = {"activation": activation, "weights": MSE}
+    options: dict[str, Any] = {"k": problem.k, "activation": activation, "weights": MSE}
     if activation == "jumprelu":
         leaves["threshold"] = torch.full((len(problem.W_enc),), cut, requires_grad=True)
         options["bandwidth"] = BANDWIDTH
-    return peers.Step(lambda: tide_loss(problem.x, k=problem.k, **leaves, **options).total, leaves)
+    options |= leaves
+    return peers.Step(lambda: tide_loss(problem.x, **options).total, leaves)
 
 
 def sae_lens(problem: Problem, activation: Activation, cut: float) -> peers.Step:
@@ -113,7 +114,7 @@ def sae_lens(problem: Problem, activation: Activation, cut: float) -> peers.Step
     common: dict[str, Any] = {"d_in": d_model, "d_sae": n_latents, "device": "cpu", "dtype": "float32"}
     common["apply_b_dec_to_input"] = False
     weights = problem.weights() | {"W_enc": problem.W_enc.T.contiguous()}
-    sae: torch.nn.Module
+    sae: Any
     if activation == "jumprelu":
         sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(jumprelu_bandwidth=BANDWIDTH, **common))
         weights["threshold"] = torch.full((n_latents,), cut)
@@ -127,7 +128,7 @@ def sae_lens(problem: Problem, activation: Activation, cut: float) -> peers.Step
     batch = TrainStepInput(
         sae_in=problem.x, coefficients={"l0": 0.0}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
     )
-    leaves = {name: parameters[name] for name in weights}
+    leaves: dict[str, Tensor] = {name: parameters[name] for name in weights}
     return peers.Step(lambda: sae.training_forward_pass(batch).loss / d_model, leaves, None, frozenset({"W_enc"}))
 
 

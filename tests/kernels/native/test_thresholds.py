@@ -128,7 +128,6 @@ def test_bad_input_is_refused():
     with pytest.raises(RuntimeError, match="value is not one number of pre's dtype"):
         native.count_equal(pre, torch.tensor(1))
     values, indices = code(3, 5, 4)
-    layout = native.transpose(indices, 5)
+    layout, sums = native.transpose(indices, 5), torch.zeros(1, 5)
     with pytest.raises(RuntimeError, match="near has to be contiguous int64 of 5 elements"):
-        sums = torch.zeros(1, 5)
         native.add_near_places(values, values, indices, layout, torch.zeros(1, 5), None, 0.5, sums, sums)
