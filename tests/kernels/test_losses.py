@@ -80,6 +80,19 @@ def test_pair_differences_and_half_their_gradient():
     assert_close(2 * differences, slopes.masked_fill(indices < 0, 0), EXACT)
 
 
+def test_pairs_of_a_code_that_holds_latents_of_value_0():
+    """A code of thresholds does: places near their threshold."""
+    z = naive.topk(normal(6, 9), 4)
+    values, indices = naive.compact(z, 4)
+    values[:, ::2] = 0
+    dense = torch.zeros(6, 9, dtype=torch.float64).scatter_add(1, indices.clamp(min=0).long(), values).requires_grad_()
+    expected = (dense[0::2] - dense[1::2]).square().sum()
+    total, differences = losses.pair_differences(values, indices, 9)
+    assert_close(total, expected, EXACT)
+    slopes = torch.autograd.grad(expected, dense)[0].gather(1, indices.clamp(min=0).long())
+    assert_close(2 * differences, slopes.masked_fill(indices < 0, 0), EXACT)
+
+
 def test_soft_count_and_its_gradient():
     values = normal(4, 6).relu().requires_grad_()
     expected = (values.square() / (values.square() + 0.01)).sum() / 20

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, Spec, spec, without
+from tide_kernels.triton.specs import ARCHS, Spec, spec
 
 
 @triton.jit
@@ -25,13 +25,15 @@ def _row(values, indices, i_row, o_place, k):
 
 @triton.jit
 def _facing(values, indices, i_row, latents, k, PLACES: tl.constexpr):
-    """The values that a row has for the given latents, 0 where it lacks one."""
-    facing = tl.zeros([PLACES], tl.float32)
+    """The values that a row has for the given latents, 0 where it lacks one, and whether it has them: a value may be 0
+    in the code of a threshold."""
+    facing, has = tl.zeros([PLACES], tl.float32), tl.zeros([PLACES], tl.int32)
     for start in range(0, k, PLACES):
         others, held = _row(values, indices, i_row, start + tl.arange(0, PLACES), k)
         same = (latents[:, None] == held[None, :]) & (latents >= 0)[:, None]
         facing += tl.sum(tl.where(same, others[None, :], 0), 1)
-    return facing
+        has += tl.sum(same.to(tl.int32), 1)
+    return facing, has
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -51,15 +53,14 @@ def pair_differences_kernel(
         o_place = start + tl.arange(0, PLACES)
         mask = o_place < k
         own, latents = _row(values, indices, i_first, o_place, k)
-        difference = own - _facing(values, indices, i_second, latents, k, PLACES)
+        facing, _ = _facing(values, indices, i_second, latents, k, PLACES)
+        difference = own - facing
         tl.store(differences + i_first * k + o_place, difference, mask=mask)
-        # A value of 0, which places near a threshold may have, counts as if the row lacked the latent, in both rows.
-        total += tl.where(own != 0, difference * difference, 0)
+        total += difference * difference
         own, latents = _row(values, indices, i_second, o_place, k)
-        facing = _facing(values, indices, i_first, latents, k, PLACES)
+        facing, has = _facing(values, indices, i_first, latents, k, PLACES)
         tl.store(differences + i_second * k + o_place, own - facing, mask=mask)
-        # The others were counted in the first row.
-        total += tl.where(facing != 0, 0, own * own)
+        total += tl.where(has != 0, 0, own * own)  # latents of both rows were counted above
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
 
@@ -157,8 +158,8 @@ def _specs(arch: str) -> list[Spec]:
     tensors = {"values": "*fp32", "sums": "*fp32"} | numbers
     records.append(spec("soft_count", arch, soft_count_kernel, tensors, {}, config, ("size",)))
     tensors = {"values": "*fp32", "differences": "*fp32", "soft": "*fp32", "out": "*fp32", "pair": "fp32"} | numbers
-    slopes = spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",))
-    return [*records, slopes, without(slopes, "soft"), without(slopes, "differences")]
+    records.append(spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",)))
+    return records
 
 
 AOT = [record for arch in ARCHS for record in _specs(arch)]

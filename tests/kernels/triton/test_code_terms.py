@@ -27,6 +27,16 @@ def test_differences_within_pairs(selected):
     assert_close(differences, wanted, EXACT, "differences")
 
 
+def test_differences_of_codes_that_hold_latents_of_value_0(selected):
+    """A code of thresholds does: places near their threshold."""
+    values, indices = selected
+    values[:, ::2] = 0
+    total, differences = triton.pair_differences(values, indices)
+    expected, wanted = losses.pair_differences(values.double(), indices, LATENTS)
+    assert_close(total, expected, EXACT, "sum")
+    assert_close(differences, wanted, EXACT, "differences")
+
+
 def test_nan_shows_in_the_sum_and_in_its_latent(normal):
     values, indices = reference.select(normal(4, LATENTS), 5)
     values[3, 1] = torch.nan
