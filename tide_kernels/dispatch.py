@@ -67,7 +67,7 @@ class Primitives:
     # Threshold activations; contracts in `tide_kernels.thresholds`.
     select_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor, Tensor]]
     keep_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
-    key_histogram_: Callable[[Tensor, Tensor, int, Tensor | None, Tensor | None], None]
+    key_histogram_: Callable[[Tensor, Tensor, int, Tensor | None], None]
     count_equal: Callable[[Tensor, Tensor], Tensor]
     near_gradient: Callable[..., Tensor]
     # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.

@@ -221,8 +221,7 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
     return torch.ops.tide_native.keep_above(pre, threshold, group, cut, out)
 
 
-def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
-    assert least is None  # it is for GPUs, where adding to a count is what takes the time
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
     torch.ops.tide_native.key_histogram_(pre, counts, shift, high)
 
 

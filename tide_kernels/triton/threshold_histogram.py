@@ -77,14 +77,10 @@ def key_histogram_kernel(
         tl.atomic_add(p_counts + highest, tl.sum(above, 0), sem="relaxed")
 
 
-def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
     """Adds to ``counts [2^b]`` int64 how often each part of b bits, above the lowest ``shift``, occurs among the keys
-    of ``pre [n_tokens, n_latents]``, as `tide_kernels.thresholds.key_histogram_` says.
-
-    With ``least`` (a key, int64, no dimension), parts below its own are not counted. Nothing is read if all are.
-    """
-    lowest = None if least is None else (least >> shift).clamp(min=0, max=_NOTHING)
-    counts += _counted(launch.rows_contiguous(pre), len(counts), shift, high, lowest)
+    of ``pre [n_tokens, n_latents]``, as `tide_kernels.thresholds.key_histogram_` says."""
+    counts += _counted(launch.rows_contiguous(pre), len(counts), shift, high)
 
 
 def rank_histogram_(pre: Tensor, counts: Tensor, shift: int, wanted: int) -> None:
