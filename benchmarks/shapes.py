@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide_kernels import LossWeights
+from tide_kernels.dead import bucket_for
 
 # All terms, including the auxiliary one, with weights of the size that training uses.
 ALL_TERMS = LossWeights(mse=1.0, cosine=1.0, temporal=0.1, sparsity=1.0, auxk=1 / 32)
@@ -81,8 +82,8 @@ class Problem:
 
     @property
     def dead_bucket(self) -> int:
-        """A power of two that holds the dead latents, known without reading them back (`make_problem`)."""
-        return 1 << (len(self.W_enc) // DEAD_EVERY).bit_length()
+        """A size that holds the dead latents as in a training, known without reading them back (`make_problem`)."""
+        return bucket_for(-(-len(self.W_enc) // DEAD_EVERY))
 
     def weights(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}

@@ -10,6 +10,21 @@ STABLE_TORCH_LIBRARY(tide_native, m) {
       "screened(Tensor x, Tensor W, Tensor? b, float int8_share, float bf16_share, Tensor(a!) values, "
       "Tensor(b!) indices) -> int");
   m.def("keep_top_(Tensor(a!) pre, int k) -> ()");
+  // The contracts are those of tide_kernels.thresholds.
+  m.def(
+      "select_above(Tensor pre, Tensor threshold, Tensor? group, Tensor? cut, int capacity) -> (Tensor, Tensor, Tensor)");
+  m.def("keep_above(Tensor pre, Tensor threshold, Tensor? group, Tensor? cut, Tensor(a!) out) -> Tensor");
+  // select_above(x W^T + b, threshold, group, None, capacity) into values and indices [tokens, capacity] and counts, as
+  // `screened`.
+  m.def(
+      "screened_above(Tensor x, Tensor W, Tensor? b, Tensor threshold, Tensor? group, float int8_share, "
+      "float bf16_share, Tensor(a!) values, Tensor(b!) indices, Tensor(c!) counts) -> int");
+  m.def("key_histogram_(Tensor pre, Tensor(a!) counts, int shift, Tensor? high) -> ()");
+  m.def("count_equal(Tensor pre, Tensor value) -> Tensor");
+  // At the places where u is within half a bandwidth of its threshold: sums += grad_values and near += 1.
+  m.def(
+      "add_near_places(Tensor grad_values, Tensor u, Tensor offsets, Tensor tokens, Tensor slots, Tensor threshold, "
+      "Tensor? group, float bandwidth, Tensor(a!) sums, Tensor(b!) near) -> ()");
   m.def("gather(Tensor values, Tensor indices, Tensor W) -> Tensor");
   m.def("sampled(Tensor rows, Tensor W, Tensor indices) -> Tensor");
   // offsets [n_latents + 1] int64, tokens and slots [used places] int32: the places of a code by (latent, token).

@@ -4,7 +4,7 @@ A backend brings primitives and no backward of its own. With g = dL/dx_hat, z th
 encoder's input (eqs 1, 2, 8):
 
 * decode:  dW_dec = z^T g,  db_dec = sum g,  dz = g W_dec^T at the selected latents;
-* encode:  dpre = dz there and 0 elsewhere (TopK and ReLU pass the selected gradients unchanged),
+* encode:  dpre = dz there and 0 elsewhere (TopK, ReLU and thresholds pass the selected gradients unchanged),
   dW_enc = dpre^T x_mod,  db_enc = sum dpre,  dx_mod = dpre W_enc; `tide_kernels.modulation` continues from there.
 
 Operands of matrix products are rounded to the compute dtype; sums are accumulated in float32 (float64 for float64)
@@ -23,6 +23,7 @@ from torch import Tensor
 from tide_kernels import checks
 from tide_kernels.dispatch import BackendError, Choice, choose
 from tide_kernels.fused import FusedStep
+from tide_kernels.jumprelu import table_of
 from tide_kernels.losses import LossTerms
 from tide_kernels.modulation import add_modulation_gradients, input_gradient, modulated
 from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters
@@ -205,8 +206,8 @@ def _(
     return x.new_empty(len(x), k, dtype=dtype), x.new_empty(len(x), k, dtype=torch.int32)
 
 
-@_op("encode_topk_backward")
-def encode_topk_backward(
+@_op("encode_backward")
+def encode_backward(
     grad_values: Tensor,
     indices: Tensor,
     x: Tensor,
@@ -216,13 +217,14 @@ def encode_topk_backward(
     b_enc: Tensor | None,
     group: Tensor | None,
     layer_norm: bool,
+    k: int,
     chunk: int,
     backend: str,
     regime: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     dtype = grad_values.dtype
-    choice = _encoder_choice(x, W_enc, indices.shape[1], dtype, backend, regime)
+    choice = _encoder_choice(x, W_enc, k, dtype, backend, regime)
     weight, sum_dtype = W_enc.to(dtype), accumulator(dtype)
     parameters = (scale, shift, W_enc, b_enc)
     sums = [_sums(want, p, sum_dtype) for want, p in zip(wanted[1:], parameters, strict=True)]
@@ -245,7 +247,7 @@ def encode_topk_backward(
     return _finished([grad_x, *sums], [x, *parameters])
 
 
-@encode_topk_backward.register_fake
+@encode_backward.register_fake
 def _(
     grad_values: Tensor,
     indices: Tensor,
@@ -261,19 +263,93 @@ def _(
 
 
 def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.layer_norm, _, _, ctx.chunk, ctx.backend, ctx.regime, _ = inputs
+    *tensors, ctx.layer_norm, ctx.k, _, ctx.chunk, ctx.backend, ctx.regime, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], *tensors)
 
 
 def _encode_backward(ctx: Any, grad_values: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:5]
-    settings = (ctx.layer_norm, ctx.chunk, ctx.backend, ctx.regime, wanted)
-    gradients = encode_topk_backward(grad_values, *ctx.saved_tensors, *settings)
+    settings = (ctx.layer_norm, ctx.k, ctx.chunk, ctx.backend, ctx.regime, wanted)
+    gradients = encode_backward(grad_values, *ctx.saved_tensors, *settings)
     return _spread(ctx, gradients, wanted)
 
 
 encode_topk.register_autograd(_encode_backward, setup_context=_encode_setup)
+
+
+# -- encode_threshold ----------------------------------------------------------------------------------------
+
+
+@_op("encode_threshold")
+def encode_threshold(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    threshold: Tensor,
+    group: Tensor | None,
+    layer_norm: bool,
+    k: int,
+    capacity: int,
+    dtype: torch.dtype,
+    chunk: int,
+    backend: str,
+    regime: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.group_range(group, scale, shift, threshold)
+    checks.threshold_range(threshold)
+    choice = _encoder_choice(x, W_enc, k, dtype, backend, regime)
+    weight, bias = W_enc.to(dtype), None if b_enc is None else b_enc.to(dtype)
+    table = table_of(threshold, len(W_enc), accumulator(dtype))
+    values, indices, count = _places(x, capacity, dtype)
+    for rows in _blocks(len(x), chunk):
+        x_mod = modulated(choice.ops, x[rows], scale, shift, _rows(group, rows), layer_norm, dtype)
+        belongs = _rows(group, rows) if len(table) > 1 else None
+        values[rows], indices[rows], count[rows] = choice.ops.above(x_mod, weight, bias, table, belongs, capacity)
+    return values, indices, count
+
+
+def _places(x: Tensor, capacity: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the code of tokens."""
+    counts = x.new_empty(len(x), dtype=torch.int32)
+    return x.new_empty(len(x), capacity, dtype=dtype), x.new_empty(len(x), capacity, dtype=torch.int32), counts
+
+
+@encode_threshold.register_fake
+def _(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    threshold: Tensor,
+    group: Tensor | None,
+    layer_norm: bool,
+    k: int,
+    capacity: int,
+    dtype: torch.dtype,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _places(x, capacity, dtype)
+
+
+def _threshold_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, _, group, ctx.layer_norm, ctx.k, _, _, ctx.chunk, ctx.backend, ctx.regime = inputs
+    _, indices, count = output
+    ctx.mark_non_differentiable(indices, count)
+    ctx.save_for_backward(indices, *tensors, group)
+
+
+def _threshold_backward(ctx: Any, grad_values: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:5]
+    settings = (ctx.layer_norm, ctx.k, ctx.chunk, ctx.backend, ctx.regime, wanted)
+    gradients = encode_backward(grad_values, *ctx.saved_tensors, *settings)
+    return _spread(ctx, gradients, wanted)
+
+
+encode_threshold.register_autograd(_threshold_backward, setup_context=_threshold_setup)
 
 
 # -- decode --------------------------------------------------------------------------------------------------
@@ -380,7 +456,9 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
 
 def _loss_choice(arguments: LossArguments) -> Choice:
     parameters, options = arguments.parameters, arguments.options
-    checks.group_range(arguments.group, parameters.scale, parameters.shift)
+    checks.group_range(arguments.group, parameters.scale, parameters.shift, parameters.threshold)
+    if parameters.threshold is not None:
+        checks.threshold_range(parameters.threshold)
     return _encoder_choice(arguments.x, parameters.W_enc, options.k, arguments.dtype, options.backend, options.regime)
 
 
@@ -410,11 +488,12 @@ def _(x: Tensor, *rest: Any) -> list[Tensor]:
     sum_dtype = accumulator(arguments.dtype)
     terms = LossTerms(*(x.new_empty((), dtype=sum_dtype) for _ in LossTerms._fields))
     fired = x.new_empty(len(arguments.parameters.W_enc), dtype=torch.int64)
+    overflow = x.new_empty((), dtype=torch.int64)
     gradients = (
         p.new_empty(p.shape, dtype=sum_dtype) if want and p is not None else torch.zeros(0)
         for want, p in zip(wanted, arguments.parameters, strict=True)
     )
-    return [*terms._replace(fired=fired), *gradients]
+    return [*terms._replace(fired=fired, overflow=overflow), *gradients]
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

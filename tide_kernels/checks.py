@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tide_kernels.losses import LossWeights
+from tide_kernels.options import ACTIVATIONS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
@@ -58,6 +59,13 @@ def finite(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value} is out of range: pass a finite number")
 
 
+def number(name: str, value: Any) -> None:
+    """``value`` is a finite number, where a tensor would do as well."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {_kind(value)}: pass a number or a tensor")
+    finite(name, value)
+
+
 def within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} = {value} is out of range: pass one from {low:g} to {high:g}")
@@ -76,10 +84,13 @@ def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
     count("k", k, 1, len(W_enc))
 
 
-def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> Tensor | None:
+def modulation(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None, threshold: Tensor | None = None
+) -> Tensor | None:
     """Checks the modulation of ``x``; returns each token's group as int64, or None for a single group.
 
-    On a GPU, groups out of range are clamped; on a CPU, `group_range` checks them inside the ops.
+    ``threshold`` may have a row per group as well. On a GPU, groups out of range are clamped; on a CPU, `group_range`
+    checks them inside the ops.
     """
     for name, table in (("scale", scale), ("shift", shift)):
         if table is not None:
@@ -87,24 +98,64 @@ def modulation(x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Ten
     if scale is not None and shift is not None and len(scale) != len(shift):
         raise ValueError(f"scale has {len(scale)} groups, shift {len(shift)}: give both a row per group")
     table = scale if scale is not None else shift
+    if threshold is not None and threshold.dim() == 2:
+        if table is not None and len(table) != len(threshold):
+            raise ValueError(
+                f"threshold has {len(threshold)} groups, scale and shift {len(table)}: give all a row per group"
+            )
+        table = threshold
     if table is None:
         return None
     if group is None:
         if len(table) != 1:
-            raise ValueError(f"scale and shift have {len(table)} groups: pass group, an index per token")
+            name = "threshold has" if table is threshold else "scale and shift have"
+            raise ValueError(f"{name} {len(table)} groups: pass group, an index per token")
         return None
     _typed("group", group, _INTS, "int32 or int64")
     _shaped("group", group, (len(x),), x.device)
     return group.long() if group.device.type == "cpu" else group.long().clamp(0, len(table) - 1)
 
 
-def group_range(group: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> None:
+def group_range(
+    group: Tensor | None, scale: Tensor | None, shift: Tensor | None, threshold: Tensor | None = None
+) -> None:
     table = scale if scale is not None else shift
+    if table is None and threshold is not None and threshold.dim() == 2:
+        table = threshold
     if group is None or table is None or group.device.type != "cpu":
         return
     outside = _outside(group, 0, len(table))
     if outside is not None:
-        raise ValueError(f"group holds {outside}, scale and shift {len(table)} rows: number groups from 0")
+        name = "threshold" if table is threshold else "scale and shift"
+        raise ValueError(f"group holds {outside}, {name} {len(table)} rows: number groups from 0")
+
+
+def threshold(value: Any, n_latents: int, device: torch.device) -> None:
+    """``value`` is a float tensor that fits a code of so many latents; `threshold_range` checks what it holds."""
+    shape: dict[int, tuple[int | str, ...]] = {0: (), 1: (n_latents,), 2: ("groups", n_latents)}
+    _typed("threshold", value, _FLOATS, "float16, bfloat16, float32 or float64")
+    if value.dim() not in shape:
+        wanted = f"[], [{n_latents}] or [groups, {n_latents}]"
+        raise ValueError(f"threshold has shape {list(value.shape)}: reshape it to {wanted}")
+    _shaped("threshold", value, shape[value.dim()], device)
+
+
+def threshold_range(value: Tensor) -> None:
+    """Refuses negative thresholds and NaN in the CPU's memory."""
+    if value.device.type != "cpu" or not value.numel():
+        return
+    bad = value.detach()[~(value.detach() >= 0)]
+    if bad.numel():
+        raise ValueError(f"threshold holds {float(bad.flatten()[0]):g}: pass numbers of at least 0")
+
+
+def activation(name: Any, given: Tensor | None) -> None:
+    """Refuses an unknown activation, thresholds without one and JumpReLU without thresholds."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+    if (given is not None) != (name == "jumprelu"):
+        remedy = "pass threshold" if given is None else "leave threshold out"
+        raise ValueError(f"activation {name!r} {'needs' if given is None else 'has no'} thresholds: {remedy}")
 
 
 def code(values: Tensor, indices: Tensor, device: torch.device) -> None:
@@ -160,8 +211,7 @@ def gradients(
 ) -> None:
     """Checks that each buffer is named after a parameter that is there, has its shape, is contiguous and of ``dtype``,
     and shares no memory with parameters, ``others`` or other buffers."""
-    read = {name: tensor for name, tensor in (parameters | others).items() if tensor is not None}
-    written: dict[str, Tensor] = {}
+    taken = {name: _span(tensor) for name, tensor in (parameters | others).items() if tensor is not None}
     for name, buffer in buffers.items():
         parameter = parameters.get(name)
         if parameter is None:
@@ -173,10 +223,11 @@ def gradients(
             raise ValueError(f"gradients[{name!r}] is not contiguous: pass memory of its own")
         if buffer.is_neg():
             raise ValueError(f"gradients[{name!r}] is a negated view: pass memory of its own")
-        for other, tensor in (read | written).items():
-            if _meet(buffer, tensor):
+        first, end = _span(buffer)
+        for other, (other_first, other_end) in taken.items():
+            if first < other_end and other_first < end:
                 raise ValueError(f"gradients[{name!r}] lies in the memory of {other}: pass memory of its own")
-        written[f"gradients[{name!r}]"] = buffer
+        taken[f"gradients[{name!r}]"] = (first, end)
 
 
 def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
@@ -191,15 +242,12 @@ def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: 
         _shaped("squares", squares, (), torch.device("cpu"))
 
 
-def _meet(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory ranges that two tensors span, gaps included, overlap."""
-    if not a.numel() or not b.numel() or not {type(a), type(b)} <= {Tensor, torch.nn.Parameter}:
-        return False  # a compiler's fake tensor, for example, has no memory
-    (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
-    return a_first < b_end and b_first < a_end
-
-
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of the first byte and of the byte after the last."""
+    """The address of the first byte and of the one after the last, with gaps included; a range that meets no other for
+    a tensor without memory."""
+    if not tensor.numel() or type(tensor) not in (Tensor, torch.nn.Parameter):  # a compiler's fake tensor, for example
+        return -1, -1
+    if tensor.is_contiguous():
+        return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

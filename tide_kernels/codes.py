@@ -7,6 +7,7 @@ twenty times the arithmetic at 5 % density, which a GPU more than makes up for b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from tide_kernels.dispatch import Choice, Primitives
-from tide_kernels.losses import pair_differences, soft_count, soft_count_gradient
+from tide_kernels.losses import code_slopes, pair_differences, soft_count
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.reference import accumulator
 
-ENCODER = ("W_enc", "b_enc", "scale", "shift")
+MODULATION = ("scale", "shift")
+ENCODER = ("W_enc", "b_enc", *MODULATION, "threshold")
 #: The gradients that a walk over a sparse code computes.
 WALKED = ("W_enc", "b_enc", "W_dec")
 
@@ -69,11 +71,17 @@ class Code(Protocol):
         gradients: dict[str, Tensor],
         fired: Tensor | None,
         walk: Walk | None = None,
-    ) -> None:
-        """Adds to ``gradients`` those of W_dec, W_enc, b_enc, scale and shift that it has keys for, from ``grad``, the
-        gradient of the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
-        ``walk`` is for sparse codes of a backend that `walks`, with gradients of the encoder among those wanted; its
-        start replaces what those of W_dec, W_enc and b_enc hold."""
+        grad_x_mod: Tensor | None = None,
+    ) -> Tensor | None:
+        """Adds to ``gradients`` those of W_dec, W_enc and b_enc that it has keys for, from ``grad``, the gradient of
+        the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
+        The codes of `tide_kernels.jumprelu` add up what that of their thresholds needs. ``walk`` is for sparse codes
+        of a backend that `walks`, with gradients of the encoder among those wanted; its start replaces what those of
+        W_dec, W_enc and b_enc hold.
+
+        Returns the gradient of x_mod in the accumulation dtype, added to ``grad_x_mod`` if that is given, from which
+        `add_modulation_gradients` makes those of scale and shift: codes of the same tokens share it. Where neither is
+        wanted, or a backend has added them itself, it returns ``grad_x_mod``."""
 
 
 def encode(choice: Choice, pre: Tensor, k: int, sums: tuple[bool, float] | None = None) -> Code:
@@ -131,7 +139,7 @@ class SparseCode:
     def sums(self, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
         values = self.values.to(self.sum_dtype)
         temporal = self._pairs[0] if paired else values.new_zeros(())
-        return temporal, soft_count(values, self.n_latents, soft_eps)
+        return temporal, (self.ops.soft_count or soft_count)(values, self.n_latents, soft_eps)
 
     def count(self, fired: Tensor) -> None:
         fired += self.transposed.offsets.diff()
@@ -146,33 +154,41 @@ class SparseCode:
         gradients: dict[str, Tensor],
         fired: Tensor | None,
         walk: Walk | None = None,
-    ) -> None:
+        grad_x_mod: Tensor | None = None,
+    ) -> Tensor | None:
         if fired is not None:
             self.count(fired)
         if gradients.keys().isdisjoint(ENCODER):
             if "W_dec" in gradients:
                 self.ops.scatter(self.values, self.transposed, grad, gradients["W_dec"])
-            return
+            return grad_x_mod
         weights = (gradients.get(name) for name in ("W_dec", "W_enc", "b_enc"))
         backward_latents = self.ops.backward_latents or self._backward_latents
         more = {} if walk is None else {**walk._asdict(), "W_enc": W_enc}
         grad_values = backward_latents(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
-        if "scale" in gradients or "shift" in gradients:
-            grad_x_mod = self.ops.gather(grad_values.to(W_enc.dtype), self.indices, W_enc)
-            parts = (gradients.get(name) for name in ("scale", "shift"))
-            add_modulation_gradients(self.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *parts)
+        grad_values = self.passed_on(grad_values)
+        if gradients.keys().isdisjoint(MODULATION):
+            return grad_x_mod
+        code = (grad_values.to(W_enc.dtype), self.indices, W_enc)
+        if grad_x_mod is None:
+            return self.ops.gather(*code)
+        if self.ops.add_gather_ is None:
+            return grad_x_mod.add_(self.ops.gather(*code))
+        self.ops.add_gather_(grad_x_mod, *code)
+        return grad_x_mod
+
+    def passed_on(self, grad_values: Tensor) -> Tensor:
+        """The part of the values' gradient that the pre-activations get: all of it, unless a threshold takes some."""
+        return grad_values
 
     def _extra(self, slopes: Slopes) -> Tensor | None:
-        extra = None
-        if slopes.pair:
-            extra = self._pairs[1] * slopes.pair
-        if slopes.soft is not None:
-            values = self.values.to(self.sum_dtype)
-            soft = soft_count_gradient(values, self.n_latents, slopes.soft_eps) * slopes.soft
-            extra = soft if extra is None else extra + soft
-        return extra
+        if not slopes.pair and slopes.soft is None:
+            return None
+        differences = self._pairs[1] if slopes.pair else None
+        own = self.ops.code_slopes or code_slopes
+        return own(self.values.to(self.sum_dtype), differences, *slopes, self.n_latents)
 
     def _backward_latents(
         self,
@@ -190,19 +206,20 @@ class SparseCode:
         """What a backend may fuse into one walk over the latents.
 
         For each place, with token i, latent l and value v, ``dv = <grad_i, W_dec_l> + extra``;
-        ``grad_W_dec_l += v grad_i``, ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``. Returns dv,
-        [n_tokens, k] in the accumulation dtype, 0 at unused places.
+        ``grad_W_dec_l += v grad_i``, ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``, of which those of the
+        encoder leave out places with v = 0. Returns dv, [n_tokens, k] in the accumulation dtype, 0 at unused places.
         """
         if grad_W_dec is not None:
             self.ops.scatter(values, transposed, grad, grad_W_dec)
         grad_values = self.ops.sampled(grad, W_dec, indices)
         if extra is not None:
             grad_values += extra
+        grad_pre = grad_values.masked_fill(values == 0, 0)
         if grad_W_enc is not None:
-            self.ops.scatter(grad_values, transposed, x_mod, grad_W_enc)
+            self.ops.scatter(grad_pre, transposed, x_mod, grad_W_enc)
         if grad_b_enc is not None:
             ones = grad_b_enc.new_ones(len(values), 1)
-            self.ops.scatter(grad_values, transposed, ones, grad_b_enc.view(-1, 1))
+            self.ops.scatter(grad_pre, transposed, ones, grad_b_enc.view(-1, 1))
         return grad_values
 
 
@@ -229,21 +246,57 @@ class DenseCode:
         gradients: dict[str, Tensor],
         fired: Tensor | None,
         walk: Walk | None = None,
-    ) -> None:
+        grad_x_mod: Tensor | None = None,
+    ) -> Tensor | None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)
         if gradients.keys().isdisjoint(ENCODER):
             if fired is not None:
                 self.count(fired)
-            return
+            return grad_x_mod
         b_enc = gradients.get("b_enc")
-        grad_pre = self.ops.masked_gradient(grad, W_dec, self.z, *slopes, b_enc, fired)
+        grad_pre = self.masked_gradient(grad, W_dec, slopes, b_enc, fired)
         del self.z  # as large as its gradient, and no longer needed
-        parts = (gradients.get(name) for name in ("W_enc", "scale", "shift"))
-        if self.ops.encoder_gradients is not None:
-            self.ops.encoder_gradients(grad_pre, *tokens, W_enc, *parts)
-        else:
-            encoder_gradients(self.ops, grad_pre, *tokens, W_enc, *parts)
+        grad_W_enc, *tables = (gradients.get(name) for name in ("W_enc", *MODULATION))
+        if (fused := self._fused(grad_pre, tokens)) is not None:
+            fused(grad_pre, *tokens, W_enc, grad_W_enc, *tables)
+            return grad_x_mod
+        wanted = any(table is not None for table in tables)
+        return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod)
+
+    def masked_gradient(
+        self, grad: Tensor, W_dec: Tensor, slopes: Slopes, grad_b_enc: Tensor | None, fired: Tensor | None
+    ) -> Tensor:
+        """The gradient of the pre-activations; adds its column sums and those of z != 0."""
+        return self.ops.masked_gradient(grad, W_dec, self.z, *slopes, grad_b_enc, fired)
+
+    def _fused(self, grad_pre: Tensor, tokens: Tokens) -> Callable[..., None] | None:
+        """The backend's own way to the encoder's gradients, those of scale and shift included, where it pays."""
+        pays = self.ops.encoder_gradients_pay
+        if pays is not None and not pays(grad_pre, tokens.x, tokens.scale, tokens.shift, tokens.group):
+            return None
+        return self.ops.encoder_gradients
+
+
+def encoder_products(
+    ops: Primitives,
+    grad_pre: Tensor,
+    x_mod: Tensor,
+    W_enc: Tensor,
+    grad_W_enc: Tensor | None,
+    wanted: bool,
+    grad_x_mod: Tensor | None = None,
+) -> Tensor | None:
+    """Adds ``grad_pre^T x_mod`` to ``grad_W_enc``. Returns ``grad_pre W_enc``, the gradient of x_mod, if it is
+    ``wanted``, added to ``grad_x_mod`` if that is given."""
+    if grad_W_enc is not None:
+        ops.add_product_(grad_W_enc, grad_pre, x_mod)
+    if not wanted:
+        return grad_x_mod
+    if grad_x_mod is None:
+        return ops.decode_dense(grad_pre, W_enc)
+    ops.add_product_(grad_x_mod, grad_pre.T, W_enc)
+    return grad_x_mod
 
 
 def encoder_gradients(
@@ -260,11 +313,10 @@ def encoder_gradients(
     grad_scale: Tensor | None,
     grad_shift: Tensor | None,
 ) -> None:
-    """Adds the gradients that follow from ``grad_pre``, that of the pre-activations: ``grad_W_enc += grad_pre^T x_mod``
-    and, with ``grad_x_mod = grad_pre W_enc``, those of scale and shift. A backend's own takes the same
-    arguments without ``ops``."""
-    if grad_W_enc is not None:
-        ops.add_product_(grad_W_enc, grad_pre, x_mod)
-    if grad_scale is not None or grad_shift is not None:
-        grad_x_mod = ops.decode_dense(grad_pre, W_enc)
+    """Adds the gradients that follow from ``grad_pre``, that of the pre-activations: that of W_enc by
+    `encoder_products` and, with that of x_mod, those of scale and shift. A backend's own takes the same arguments
+    without ``ops``."""
+    wanted = grad_scale is not None or grad_shift is not None
+    grad_x_mod = encoder_products(ops, grad_pre, x_mod, W_enc, grad_W_enc, wanted)
+    if grad_x_mod is not None:
         add_modulation_gradients(ops, grad_x_mod, x, group, layer_norm, grad_scale, grad_shift)

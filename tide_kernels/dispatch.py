@@ -64,17 +64,44 @@ class Primitives:
     code_sums: Callable[[Tensor, bool, float], tuple[Tensor, Tensor]]
     masked_gradient: Callable[..., Tensor]
     add_product_: Callable[[Tensor, Tensor, Tensor], None]
+    # Threshold activations; contracts in `tide_kernels.thresholds`.
+    select_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor, Tensor]]
+    keep_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
+    key_histogram_: Callable[[Tensor, Tensor, int, Tensor | None], None]
+    count_equal: Callable[[Tensor, Tensor], Tensor]
+    near_gradient: Callable[..., Tensor]
     # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.
     encode: Callable[..., tuple[Tensor, Tensor]] | None = None
     # `select` of `pre_activations(x_mod, W_enc, b_enc)`, which need not exist: the arguments of both. The values are
     # float32 pre-activations up to the order of their sums.
     select_product: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]] | None = None
+    # `select_above` of `pre_activations(x_mod, W_enc, b_enc)`, which need not exist: x_mod, W_enc, b_enc, threshold,
+    # group and capacity. The values are as those of `select_product`.
+    code_above: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     # `tide_kernels.losses.pair_differences` of float32 values, whatever the number of latents.
     pair_differences: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    # As `tide_kernels.codes.SparseCode` composes it. A place with index >= 0 and value 0 passes no gradient to W_enc
+    # and b_enc; its own is returned.
     backward_latents: Callable[..., Tensor] | None = None
+    # The sums of a sparse code for its thresholds' gradient (grad_values, u, indices, transposed, threshold, group,
+    # bandwidth, sums, near): at places in use where |u - threshold| < bandwidth / 2, adds grad_values to
+    # ``sums [rows, n_latents]`` and 1 to ``near [rows, n_latents]`` int64.
+    add_near_places: Callable[..., None] | None = None
     encoder_gradients: Callable[..., None] | None = None
+    # Whether the former beats products for the same tokens: grad_pre, x, scale, shift, group. None: always.
+    encoder_gradients_pay: Callable[..., bool] | None = None
+    # ``out += gather(values, indices, W)``: out and the arguments of `gather`.
+    add_gather_: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
+    # `soft_count` and `code_slopes` of `tide_kernels.losses`, for compact values of any float dtype.
+    soft_count: Callable[[Tensor, int, float], Tensor] | None = None
+    code_slopes: Callable[..., Tensor] | None = None
+    # `tide_kernels.losses.misfit`.
+    misfit: Callable[[Tensor, Tensor, float, torch.dtype | None], tuple[Tensor, Tensor | None]] | None = None
+    # The sums of `tide_kernels.modulation.add_modulation_gradients`, with u for x: grad, u (None without grad_scale),
+    # group, grad_scale, grad_shift.
+    modulation_gradients: Callable[..., None] | None = None
     keep_top_with_sums_: Callable[[Tensor, int, bool, float], tuple[Tensor, Tensor]] | None = None
     # Whether `backward_latents` also takes W_enc and what `tide_kernels.codes.Walk` holds.
     walks: bool | None = None
@@ -86,6 +113,20 @@ class Primitives:
         if self.select_product is not None:
             return self.select_product(x_mod, W_enc, b_enc, k)
         return self.select(self.pre_activations(x_mod, W_enc, b_enc), k)
+
+    def above(
+        self,
+        x_mod: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor | None,
+        threshold: Tensor,
+        group: Tensor | None,
+        capacity: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, indices and counts of the pre-activations above their thresholds."""
+        if self.code_above is not None:
+            return self.code_above(x_mod, W_enc, b_enc, threshold, group, capacity)
+        return self.select_above(self.pre_activations(x_mod, W_enc, b_enc), threshold, group, None, capacity)
 
     @classmethod
     def of(cls, backend: Any) -> Primitives:

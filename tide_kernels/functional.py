@@ -26,7 +26,7 @@ from torch import Tensor
 from tide_kernels import autograd, checks
 from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
-from tide_kernels.options import LossArguments, LossOptions, Parameters, default_chunk
+from tide_kernels.options import LossArguments, LossOptions, Parameters, default_capacity, default_chunk
 from tide_kernels.reference import accumulator
 
 DEFAULT_WEIGHTS = LossWeights()
@@ -117,6 +117,63 @@ def encode_topk(
     )
 
 
+def encode_threshold(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    threshold: Tensor | float,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    group: Tensor | None = None,
+    layer_norm: bool = False,
+    k: int | None = None,
+    capacity: int | None = None,
+    backend: str = "auto",
+    regime: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sparse code of tokens by thresholds: ``pre H(pre - threshold)`` with ``pre = W_enc x_mod + b_enc``, x_mod as
+    in `modulate`.
+
+    Selects the pre-activations above their threshold (strictly); NaN passes every threshold, so that it shows.
+    Pre-activations are rounded to the compute dtype before they are compared, in float32 (float64 for float64).
+
+    Args:
+        x: ``[n_tokens, d_model]``.
+        W_enc: ``[n_latents, d_model]``; b_enc: ``[n_latents]`` or None.
+        threshold: a number, or a tensor ``[]``, ``[n_latents]`` or ``[groups, n_latents]``, of which token i uses the
+            row ``group[i]``. At least 0; negative numbers and NaN raise ``ValueError`` on a CPU and are not looked for
+            on a GPU. It gets no gradient.
+        scale, shift, group, layer_norm: as in `modulate`.
+        k: how many latents are active on average, which sets the default capacity and the regime "auto"; n_latents by
+            default.
+        capacity: places of a code, at most n_latents; by default 4 k. A token with more active latents keeps its
+            largest; ties go to the lowest index, and NaN counts as largest.
+        backend, regime: see the module's docstring; the regime is that of the backward pass.
+
+    Returns:
+        ``values [n_tokens, capacity]`` in the compute dtype and ``indices [n_tokens, capacity]`` int32, ascending by
+        index; unused places come last, with value 0 and index -1. ``count [n_tokens]`` int32 is how many latents are
+        active, kept or not. Values are differentiable in x, W_enc, b_enc, scale and shift.
+    """
+    checks.encoder(x, W_enc, b_enc, 1 if k is None else k)
+    n_latents = len(W_enc)
+    dtype = _compute_dtype(W_enc)
+    if not isinstance(threshold, Tensor):
+        checks.number("threshold", threshold)
+        threshold = torch.tensor(threshold, dtype=accumulator(dtype), device=x.device)
+    checks.threshold(threshold, n_latents, x.device)
+    group = checks.modulation(x, scale, shift, group, threshold)
+    k = n_latents if k is None else k
+    if capacity is None:
+        capacity = min(n_latents, default_capacity(k))
+    checks.count("capacity", capacity, 1, n_latents)
+    chunk = default_chunk(len(x), n_latents, x.device)
+    return autograd.encode_threshold(
+        x, scale, shift, W_enc, b_enc, threshold, group, layer_norm, k, capacity, dtype, chunk, backend, regime
+    )
+
+
 def decode(
     values: Tensor,
     indices: Tensor,
@@ -167,6 +224,10 @@ def tide_loss(
     dead: Tensor | None = None,
     k_aux: int = 0,
     dead_bucket: int | None = None,
+    activation: str = "topk",
+    threshold: Tensor | None = None,
+    bandwidth: float = 0.3,
+    capacity: int | None = None,
     gradients: dict[str, Tensor] | None = None,
     start: float | None = None,
     squares: Tensor | None = None,
@@ -174,30 +235,45 @@ def tide_loss(
     backend: str = "auto",
     regime: str = "auto",
 ) -> LossTerms:
-    """The fused training loss of a TopK sparse autoencoder with timestep modulation (eqs 1, 2, 7, 8, 13-16).
+    """The fused training loss of a sparse autoencoder with timestep modulation (eqs 1, 2, 7, 8, 13-16).
 
-    With ``values, indices = encode_topk(x, ...)`` and ``x_hat = decode(values, indices, W_dec, b_dec)``:
+    With ``values, indices = encode_topk(x, ...)``, or the code of another ``activation``, and
+    ``x_hat = decode(values, indices, W_dec, b_dec)``:
 
     * ``mse``: the mean over all elements of (x - x_hat)^2 (eq. 13, as a mean);
     * ``cosine``: the mean over tokens of 1 - cos(x, x_hat) (eq. 14). A token where x or x_hat is zero
       contributes 1 and no gradient;
     * ``temporal``: the mean over pairs of |F_2i - F_2i+1|^2, where F are the sparse latents (eq. 15); 0 unless paired;
     * ``sparsity``: Huber(S - s_target; delta) (eq. 16), where S is the mean over tokens of
-      ``(1 / n_latents) sum_j v_j^2 / (v_j^2 + soft_eps^2)``;
+      ``(1 / n_latents) sum_j v_j^2 / (v_j^2 + soft_eps^2)``; for "jumprelu" ``(L0 / k - 1)^2``, where L0 is the number
+      of active latents in the mean over tokens. It moves the thresholds alone;
     * ``auxk``: the mean over all elements of (e - e_hat)^2 with e = x - x_hat taken as a constant and e_hat
       its reconstruction from only the top ``k_aux`` dead latents, without b_dec; 0 if no latent is dead;
     * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is left to the
       optimiser.
 
+    The activations, with ``pre = W_enc x_mod + b_enc``; for all of them NaN is active, so that it shows:
+
+    * "topk": the k largest positive pre-activations of each token;
+    * "batch_topk": the ``n_tokens k`` largest positive pre-activations of the whole batch, exactly, whatever the chunks
+      (Bussmann et al., arXiv 2412.06410). Ties go to the lowest (token, latent);
+    * "jumprelu": ``z = pre H(pre - threshold)`` (Rajamanoharan et al., arXiv 2407.14435). The thresholds' gradient is
+      that of straight-through estimators with a rectangular kernel K of width ``bandwidth``:
+      ``dz/dthreshold = -(threshold / bandwidth) K((pre - threshold) / bandwidth)`` and
+      ``dH/dthreshold = -(1 / bandwidth) K((pre - threshold) / bandwidth)``.
+
     Forward and backward run together over chunks of tokens: no ``[n_tokens, n_latents]`` tensor exists, and
-    peak memory is set by ``chunk``. The exception is a nonzero sparsity weight, whose gradient needs the batch's mean
-    S first: every token's compact code and modulated token are then kept for the length of the call.
+    peak memory is set by ``chunk``. The exceptions are "batch_topk" and a nonzero sparsity weight with "topk", whose
+    gradient needs the batch's mean S first: every token's compact code and modulated token are then kept for the length
+    of the call. "batch_topk" with many chunks in the dense regime or on a GPU keeps nothing: it computes
+    pre-activations once more for each pass.
 
     Args:
         x: ``[n_tokens, d_model]``. It gets no gradient: for one, compose `encode_topk` and `decode`.
         W_enc, W_dec: ``[n_latents, d_model]``, of one dtype.
         b_enc: ``[n_latents]`` or None; b_dec: ``[d_model]`` or None.
-        k: places of a code, from 1 to n_latents.
+        k: from 1 to n_latents: active latents of a token for "topk", their mean over tokens for "batch_topk", the mean
+            aimed at for "jumprelu".
         scale, shift, group, layer_norm: as in `modulate`.
         paired: rows 2i and 2i + 1 are the same token at neighbouring timesteps; n_tokens has to be even.
         weights: the terms' factors. A term of weight 0 is still reported.
@@ -207,13 +283,23 @@ def tide_loss(
         dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         k_aux: how many dead latents a token may use.
         dead_bucket: how many dead latents the auxiliary term considers; where more are dead, those of the lowest
-            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. A power of two just above
-            ``dead.sum()`` fits; the sizes of all tensors depend on it, so change it rarely. With None a CPU counts the
-            dead latents, and a GPU, from which a count would have to be read back, computes with all latents.
+            indices. Its products then cost ``dead_bucket / n_latents`` of a step's. `tide_kernels.dead.bucket_for`
+            has few sizes that fit ``dead.sum()``: those of all tensors depend on it, so it should change rarely. With
+            None a CPU counts the dead latents, and a GPU, from which a count would have to be read back, computes with
+            all latents.
+        activation: "topk", "batch_topk" or "jumprelu".
+        threshold: for "jumprelu" alone: ``[]``, ``[n_latents]`` or ``[groups, n_latents]``, of which token i uses the
+            row ``group[i]``. At least 0; negative numbers and NaN raise ``ValueError`` on a CPU and are not looked for
+            on a GPU.
+        bandwidth: the width of JumpReLU's kernel.
+        capacity: for thresholds in the sparse regime on a GPU, places of a token's code, by default 4 k: its active
+            latents, and for "jumprelu" those within half a bandwidth below their threshold. A token with more keeps its
+            largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
-            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift); for example their ``.grad``. They are contiguous,
-            in the terms' dtype, and share no memory with another argument. The result then carries no gradient, and
-            no other memory as large as the weights is needed. Without buffers, call ``total.backward()``.
+            parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
+            contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
+            gradient, and no other memory as large as the weights is needed. Without buffers, call
+            ``total.backward()``.
         start: where ``gradients`` start, whatever the buffers hold: those of W_enc and W_dec from ``start`` times the
             weight, which is the gradient of ``start / 2 |W|^2``, all others from 0. None adds to what they hold.
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
@@ -225,17 +311,22 @@ def tide_loss(
 
     Returns:
         `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
-        the weights, biases, scale and shift. ``fired [n_latents]`` int64 is the number of tokens on which
-        each latent is active (its use by the auxiliary term does not count).
+        the weights, biases, scale, shift and threshold. ``fired [n_latents]`` int64 is the number of tokens on which
+        each latent is active (its use by the auxiliary term does not count). ``least`` is the smallest value that
+        "batch_topk" kept, 0 if fewer than ``n_tokens k`` are positive and for other activations; ``overflow`` int64 the
+        number of tokens whose code had too few places.
     """
     checks.encoder(x, W_enc, b_enc, k)
+    checks.activation(activation, threshold)
     checks.floating("W_dec", W_dec, tuple(W_enc.shape), x.device)
     n_tokens, (n_latents, d_model) = len(x), W_enc.shape
     if W_enc.dtype != W_dec.dtype:
         raise TypeError(f"W_enc is {W_enc.dtype} and W_dec {W_dec.dtype}: keep both weights in one dtype")
     if b_dec is not None:
         checks.floating("b_dec", b_dec, (d_model,), x.device)
-    group = checks.modulation(x, scale, shift, group)
+    if threshold is not None:
+        checks.threshold(threshold, n_latents, x.device)
+    group = checks.modulation(x, scale, shift, group, threshold)
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x requires grad, tide_loss gives none for it: compose encode_topk and decode instead")
     if paired and n_tokens % 2:
@@ -244,6 +335,9 @@ def tide_loss(
     if weights.temporal and not paired:
         raise ValueError("weights.temporal is not 0 and paired is False: pass pairs of rows and paired=True")
     checks.positive("delta", delta)
+    checks.positive("bandwidth", bandwidth)
+    if capacity is not None:
+        checks.count("capacity", capacity, 1, n_latents)
     checks.within("soft_eps", soft_eps, 1e-9, 1e9)
     if s_target is not None:
         checks.finite("s_target", s_target)
@@ -254,7 +348,7 @@ def tide_loss(
     if chunk is not None:
         checks.count("chunk", chunk, 1)
 
-    parameters = Parameters(W_enc, b_enc, W_dec, b_dec, scale, shift)
+    parameters = Parameters(W_enc, b_enc, W_dec, b_dec, scale, shift, threshold)
     options = LossOptions(
         k=k,
         k_aux=k_aux,
@@ -268,6 +362,9 @@ def tide_loss(
         backend=backend,
         regime=regime,
         dead_bucket=dead_bucket,
+        activation=activation,
+        bandwidth=bandwidth,
+        capacity=capacity,
     )
     arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
     if gradients is not None:

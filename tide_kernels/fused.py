@@ -8,6 +8,7 @@ All terms but one are sums over tokens (or over pairs, which no chunk splits). T
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
 only on the codes. With a sparsity weight and several chunks, all chunks are therefore encoded first, and their
 compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
+BatchTopK, which selects from the whole batch, encodes all chunks first as well (`tide_kernels.batch_topk`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tide_kernels.codes import ENCODER, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
+from tide_kernels.batch import Batch
+from tide_kernels.batch_topk import Selection, batch_topk
+from tide_kernels.codes import ENCODER, MODULATION, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
 from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
-from tide_kernels.losses import LossTerms, full_sum, huber, soft_count
-from tide_kernels.modulation import modulated
+from tide_kernels.jumprelu import Thresholds
+from tide_kernels.losses import LossTerms, huber, misfit, soft_count
+from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.reference import accumulator
+
+SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
 
 
 class Chunk(NamedTuple):
@@ -47,17 +53,14 @@ class FusedStep:
         start: float | None = None,
         squares: Tensor | None = None,
     ) -> None:
-        self.x, parameters, self.group, self.dead, self.dtype, self.options = arguments
+        self.x, parameters, _, self.dead, self.dtype, self.options = arguments
         self.choice, self.gradients = choice, gradients
         self.sum_dtype = accumulator(self.dtype)
-        self.scale, self.shift, self.b_dec = parameters.scale, parameters.shift, parameters.b_dec
-        self.W_enc, self.W_dec = parameters.W_enc.to(self.dtype), parameters.W_dec.to(self.dtype)
-        self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
+        self.batch = Batch(arguments, choice)
+        self.W_enc, self.b_enc, self.W_dec = self.batch.W_enc, self.batch.b_enc, parameters.W_dec.to(self.dtype)
+        self.b_dec = parameters.b_dec
         self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
-        # Whether pre-activations stay inside the backend, and a chunk holds codes alone.
-        self.compact = choice.regime == "sparse" and choice.ops.select_product is not None
-        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
         self.walk = self.first_walk(start, squares)
@@ -67,18 +70,22 @@ class FusedStep:
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
             self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
+        self.thresholds: Thresholds | None = None
+        if self.options.activation == "jumprelu":
+            assert parameters.threshold is not None
+            wanted = "threshold" in gradients
+            self.thresholds = Thresholds(parameters.threshold, self.batch, self.options.bandwidth, wanted)
+        self.selection: Selection | None = None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
-        self.sums = {
-            name: torch.zeros((), dtype=self.sum_dtype, device=self.x.device)
-            for name in ("mse", "cosine", "temporal", "sparsity", "auxk")
-        }
+        sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
+        self.sums = dict(zip(SUMS, sums.unbind(), strict=True))
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
         if not (self.choice.ops.walks and sparse and self.n_tokens):
             return None
-        alone = self.n_tokens <= self.chunk and (self.dead is None or not self.options.k_aux)
+        alone = self.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
         # A walk in another dtype reads rounded weights.
         return Walk(start if not start or self.dtype == torch.float32 else None, squares if alone else None)
 
@@ -108,21 +115,39 @@ class FusedStep:
 
     def run(self) -> LossTerms:
         """The loss terms; afterwards ``gradients`` holds ``gain`` times the gradients of ``total``."""
-        options = self.options
-        starts = range(0, self.n_tokens, self.chunk)
-        if options.weights.sparsity and self.gradients and len(starts) > 1:
-            kept = [self.keep(start) for start in starts]
-            counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, options.soft_eps) for _, c, _ in kept)
-            slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
-            for tokens, code, dead in kept:
-                dead_code = None if dead is None else self.unpack_dead(dead)
-                self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
+        if self.options.activation == "batch_topk":
+            self.run_batch_topk()
+        elif self.needs_slope() and self.thresholds is None:
+            self.run_kept()
         else:
-            for start in starts:
+            for start in self.batch.starts:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
+        if self.thresholds is not None and "threshold" in self.gradients:
+            self.thresholds.finish(self.gradients["threshold"], self.penalty_slope())
         return self.terms()
+
+    def needs_slope(self) -> bool:
+        """Whether the sparsity term's gradient needs more than one chunk's codes."""
+        return bool(self.options.weights.sparsity and self.gradients) and len(self.batch.starts) > 1
+
+    def run_kept(self) -> None:
+        """Encodes all chunks before the first is used."""
+        kept = [self.keep(start) for start in self.batch.starts]
+        counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, self.options.soft_eps) for _, c, _ in kept)
+        slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
+        for tokens, code, dead in kept:
+            dead_code = None if dead is None else self.unpack_dead(dead)
+            self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
+
+    def run_batch_topk(self) -> None:
+        self.selection = batch_topk(self.batch)
+        slope = None
+        if self.needs_slope():
+            slope = self.sparsity_slope(self.selection.soft_count(self.options.soft_eps))
+        for tokens, code, dead_code in self.selection.chunks(self.dead_code):
+            self.accumulate(Chunk(tokens, code, dead_code), slope)
 
     def unpack_dead(self, kept: Compact) -> Code | None:
         revived = self.revived
@@ -134,24 +159,33 @@ class FusedStep:
         excess = count / self.n_tokens - self.s_target
         return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / self.n_tokens)
 
-    def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor | None]:
-        """The second is None where the backend selects without it."""
-        options, ops = self.options, self.choice.ops
-        rows = slice(start, start + self.chunk)
-        x, group = self.x[rows], None if self.group is None else self.group[rows]
-        x_mod = modulated(ops, x, self.scale, self.shift, group, options.layer_norm, self.dtype)
-        tokens = Tokens(x, x_mod, self.scale, self.shift, group, options.layer_norm)
-        return tokens, None if self.compact else ops.pre_activations(x_mod, self.W_enc, self.b_enc)
+    def penalty_slope(self) -> Tensor | None:
+        """The derivative of JumpReLU's penalty, times its weight, in the number of active places; None without one."""
+        weight, wanted = self.options.weights.sparsity, max(self.n_tokens, 1) * self.options.k
+        if not weight:
+            return None
+        return (self.sums["sparsity"] / wanted - 1) * (2 * weight * self.gain / wanted)
 
     def select(self, tokens: Tokens, pre: Tensor | None) -> Compact:
         ops, k = self.choice.ops, self.options.k
         return Compact(*(ops.code(tokens.x_mod, self.W_enc, self.b_enc, k) if pre is None else ops.select(pre, k)))
 
+    def dead_code(self, tokens: Tokens, pre: Tensor | None) -> Code | None:
+        """The code of the chunk's dead latents, if there are any."""
+        if (revived := self.revived) is None:
+            return None
+        return encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
+
+    def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor | None]:
+        """The second is None where the backend selects without it."""
+        tokens = self.batch.tokens(start)
+        return tokens, None if self.batch.compact else self.batch.pre_activations(tokens)
+
     def encode(self, start: int) -> Chunk:
         tokens, pre = self.tokens_and_pre_activations(start)
-        dead_code = None
-        if (revived := self.revived) is not None:
-            dead_code = encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
+        dead_code = self.dead_code(tokens, pre)
+        if self.thresholds is not None:
+            return Chunk(tokens, self.thresholds.code(self.batch, tokens, pre), dead_code)
         if pre is None:
             return Chunk(tokens, self.select(tokens, None).unpack(self.choice, self.n_latents), dead_code)
         code = encode(self.choice, pre, self.options.k, (self.options.paired, self.options.soft_eps))
@@ -172,7 +206,7 @@ class FusedStep:
         temporal, count = chunk.code.sums(options.paired, options.soft_eps)
         self.sums["temporal"] += temporal
         self.sums["sparsity"] += count
-        if weights.sparsity and sparsity_slope is None:
+        if weights.sparsity and sparsity_slope is None and self.thresholds is None:
             sparsity_slope = self.sparsity_slope(count)
         x_hat = chunk.code.decode(self.W_dec)
         loss = self.choice.ops.reconstruction_loss(
@@ -187,6 +221,7 @@ class FusedStep:
         self.sums["mse"] += loss.squared
         self.sums["cosine"] += loss.distance
         pair = weights.temporal * self.gain * 4 / self.n_tokens if options.paired else 0.0
+        grad_x_mod = None
         if loss.gradient is None:
             chunk.code.count(self.fired)
         else:
@@ -194,26 +229,34 @@ class FusedStep:
                 self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
             slopes = Slopes(pair, sparsity_slope, options.soft_eps)
             arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            chunk.code.backward(*arguments, self.walk)
+            grad_x_mod = chunk.code.backward(*arguments, self.walk)
             self.walk = None  # further chunks add to the gradients
         if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
-            self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens)
+            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens, grad_x_mod)
+        if grad_x_mod is not None:
+            tables = (self.gradients.get(name) for name in MODULATION)
+            add_modulation_gradients(self.choice.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *tables)
 
-    def accumulate_auxk(self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens) -> None:
-        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term."""
-        misfit = code.decode(revived.W_dec).add_(error)  # the reconstruction minus (x - x_hat)
-        self.sums["auxk"] += full_sum(misfit.square())
+    def accumulate_auxk(
+        self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens, grad_x_mod: Tensor | None
+    ) -> Tensor | None:
+        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
+        gradient of x_mod and returns it."""
         factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
-        if self.gradients and factor:
-            grad = misfit.mul_(factor).to(self.gradient_dtype(revived.choice))
-            code.backward(grad, tokens, revived.W_enc, revived.W_dec, Slopes(), revived.gradients, None)
+        dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None
+        squared, grad = (self.choice.ops.misfit or misfit)(code.decode(revived.W_dec), error, factor, dtype)
+        self.sums["auxk"] += squared
+        if grad is None:
+            return grad_x_mod
+        weights = (revived.W_enc, revived.W_dec)
+        return code.backward(grad, tokens, *weights, Slopes(), revived.gradients, None, grad_x_mod=grad_x_mod)
 
     def terms(self) -> LossTerms:
         options, sums, n = self.options, self.sums, max(self.n_tokens, 1)
         elements = max(self.x.numel(), 1)
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
-        sparsity = huber(sums["sparsity"] / n - self.s_target, options.delta) * (self.n_tokens > 0)
+        sparsity = self.sparsity(sums["sparsity"] / n) * (self.n_tokens > 0)
         auxk = sums["auxk"] / elements
         if self.dead is not None:
             auxk = torch.where(self.dead.any(), auxk, 0)  # without dead latents there is nothing to revive
@@ -221,4 +264,16 @@ class FusedStep:
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk)
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, *self.least_and_overflow())
+
+    def sparsity(self, mean: Tensor) -> Tensor:
+        """The sparsity term, from the mean soft count or, with thresholds, the mean number of active latents."""
+        if self.thresholds is not None:
+            return (mean / self.options.k - 1).square()
+        return huber(mean - self.s_target, self.options.delta)
+
+    def least_and_overflow(self) -> tuple[Tensor, Tensor]:
+        found = self.selection or self.thresholds
+        none = torch.zeros((), dtype=torch.int64, device=self.x.device)
+        least = none if self.selection is None else self.selection.cut.least
+        return least.to(self.sum_dtype), none if found is None else found.overflow

@@ -35,6 +35,8 @@ class LossTerms(NamedTuple):
     sparsity: Tensor
     fired: Tensor
     auxk: Tensor
+    least: Tensor
+    overflow: Tensor
 
 
 def full_sum(values: Tensor) -> Tensor:
@@ -55,6 +57,17 @@ def squared_error(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
     """The error x_hat - x, and the sum of its squares (eq. 13)."""
     error = x_hat - x
     return error, full_sum(error.square())
+
+
+def misfit(
+    rebuilt: Tensor, error: Tensor, factor: float, grad_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of the squares of ``rebuilt + error``, with error = x_hat - x: how far a reconstruction of the residual
+    x - x_hat is off. Also ``factor`` times that sum's argument, in ``grad_dtype`` (None: no gradient). Overwrites
+    ``rebuilt``."""
+    difference = rebuilt.add_(error)
+    squared = full_sum(difference.square())
+    return squared, None if grad_dtype is None else difference.mul_(factor).to(grad_dtype)
 
 
 def cosine_distance(x: Tensor, x_hat: Tensor, factor: float) -> tuple[Tensor, Tensor | None]:
@@ -92,9 +105,9 @@ def pair_differences(values: Tensor, indices: Tensor, n_latents: int) -> tuple[T
     # For each place of the second row, the first row's value of that latent. No two write to the same place.
     facing = torch.zeros_like(second).scatter_add_(1, place, first.masked_fill(~shared, 0))
     differences[1::2] = second - facing
-    alone = second.masked_fill(
-        facing != 0, 0
-    )  # selected values are positive, so 0 means that the first row lacks the latent
+    # A value may be 0: whether the first row has the latent does not show in `facing`.
+    faced = torch.zeros_like(place).scatter_add_(1, place, shared.long())
+    alone = second.masked_fill(faced != 0, 0)
     return full_sum(differences[0::2].square()) + full_sum(alone.square()), differences
 
 
@@ -107,6 +120,18 @@ def soft_count(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
 def soft_count_gradient(values: Tensor, n_latents: int, soft_eps: float) -> Tensor:
     """The gradient of `soft_count` in ``values``."""
     return values * (2 * soft_eps**2 / n_latents) / (values.square() + soft_eps**2).square()
+
+
+def code_slopes(
+    values: Tensor, differences: Tensor | None, pair: float, soft: Tensor | None, soft_eps: float, n_latents: int
+) -> Tensor:
+    """``pair`` times the differences of `pair_differences`, plus ``soft`` times `soft_count_gradient`; one of both may
+    be None, which leaves its term out."""
+    slopes = None if differences is None else differences * pair
+    if soft is None:
+        return torch.zeros_like(values) if slopes is None else slopes
+    counted = soft_count_gradient(values, n_latents, soft_eps) * soft
+    return counted if slopes is None else slopes + counted
 
 
 def huber(difference: Tensor, delta: float) -> Tensor:

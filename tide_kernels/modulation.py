@@ -58,11 +58,16 @@ def add_modulation_gradients(
     table = grad_shift if grad_shift is not None else grad_scale
     if table is None:
         return
+    u = None
+    if grad_scale is not None:
+        u = ops.modulate(x, None, None, None, True, grad.dtype) if layer_norm else x
+    if ops.modulation_gradients is not None:
+        ops.modulation_gradients(grad, u, group, grad_scale, grad_shift)
+        return
     ordered = by_group(ops, group, len(table))
     if grad_shift is not None:
         add_by_group(ops, grad, ordered, grad_shift)
-    if grad_scale is not None:
-        u = ops.modulate(x, None, None, None, True, grad.dtype) if layer_norm else x
+    if grad_scale is not None and u is not None:
         add_by_group(ops, (grad * u).to(grad.dtype), ordered, grad_scale)
 
 

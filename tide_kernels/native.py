@@ -145,7 +145,33 @@ def select_product(x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -
     return values, indices
 
 
-def _screening_pays(n_tokens: int, d_model: int, density: float) -> bool:
+def code_above(
+    x_mod: Tensor, W_enc: Tensor, b_enc: Tensor | None, threshold: Tensor, group: Tensor | None, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``select_above(pre_activations(x_mod, W_enc, b_enc), threshold, group, None, capacity)``.
+
+    As `select_product`, but what a screen leaves is compared with its thresholds at once, tile by tile, so that no
+    product is kept.
+    """
+    n_tokens, (n_latents, d_model) = len(x_mod), W_enc.shape
+    values = memory.empty((n_tokens, capacity), x_mod.dtype)
+    indices = memory.empty((n_tokens, capacity), torch.int32)
+    count = torch.empty(n_tokens, dtype=torch.int32)
+    done = 0
+    if x_mod.dtype == torch.float32 and _screening_pays(n_tokens, d_model):
+        shares = (_MOST_CANDIDATES_INT8, _MOST_CANDIDATES)
+        done = torch.ops.tide_native.screened_above(
+            x_mod, W_enc, b_enc, threshold, group, *shares, values, indices, count
+        )
+    chunk = max(2, _CHUNK_ELEMENTS // n_latents)
+    for start in range(done, n_tokens, chunk):
+        rows = slice(start, start + chunk)
+        pre, groups = pre_activations(x_mod[rows], W_enc, b_enc), None if group is None else group[rows]
+        values[rows], indices[rows], count[rows] = select_above(pre, threshold, groups, None, capacity)
+    return values, indices, count
+
+
+def _screening_pays(n_tokens: int, d_model: int, density: float = 0.0) -> bool:
     """Whether a screen is expected to take less time than a float32 product and its selection.
 
     Whole selections, two threads of a Zen 4 EPYC, torch 2.13 (`python -m benchmarks.cpu_bars`, benchmarks/NOTES.md).
@@ -181,6 +207,24 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def keep_top_(pre: Tensor, k: int) -> None:
     torch.ops.tide_native.keep_top_(pre, k)
+
+
+def select_above(
+    pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor | None, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.tide_native.select_above(pre, threshold, group, cut, capacity)
+
+
+def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor | None, out: Tensor) -> Tensor:
+    return torch.ops.tide_native.keep_above(pre, threshold, group, cut, out)
+
+
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
+    torch.ops.tide_native.key_histogram_(pre, counts, shift, high)
+
+
+def count_equal(pre: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.tide_native.count_equal(pre, value)
 
 
 def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
@@ -221,6 +265,20 @@ def backward_latents(
     return torch.ops.tide_native.backward_latents(
         values, *layout, grad, x_mod, W_dec, extra, grad_W_dec, grad_W_enc, grad_b_enc, W_enc, start, squares
     )
+
+
+def add_near_places(
+    grad_values: Tensor,
+    u: Tensor,
+    indices: Tensor,
+    layout: Layout,
+    threshold: Tensor,
+    group: Tensor | None,
+    bandwidth: float,
+    sums: Tensor,
+    near: Tensor,
+) -> None:
+    torch.ops.tide_native.add_near_places(grad_values, u, *layout, threshold, group, bandwidth, sums, near)
 
 
 walks = True  # `backward_latents` also takes W_enc, start and squares

@@ -20,6 +20,8 @@ _CHUNK_ELEMENTS = 2**29
 # Tokens of a chunk without such a tensor: each chunk reads the weights and their gradients again, while a part of its
 # tokens stays in the second-level cache.
 _COMPACT_TOKENS_CPU = 2**10
+#: What the training loss can train.
+ACTIVATIONS = ("topk", "batch_topk", "jumprelu")
 _TILE = 256  # tokens: a multiple of the height of every kernel's tile
 
 
@@ -39,6 +41,11 @@ def default_chunk(n_tokens: int, n_latents: int, device: torch.device, compact: 
     return max(_TILE, equal + -equal % _TILE)
 
 
+def default_capacity(k: int) -> int:
+    """Places for the code of a token where k are in use on average."""
+    return 4 * k
+
+
 class LossOptions(NamedTuple):
     """The arguments of `tide_kernels.tide_loss` that are not tensors, with the same names, meanings and defaults."""
 
@@ -54,6 +61,13 @@ class LossOptions(NamedTuple):
     backend: str = "auto"
     regime: str = "auto"
     dead_bucket: int | None = None
+    activation: str = "topk"
+    bandwidth: float = 0.3
+    capacity: int | None = None
+
+    def places(self, n_latents: int) -> int:
+        """``capacity``, or its default for this many latents: places of a token's code."""
+        return min(n_latents, default_capacity(self.k) if self.capacity is None else self.capacity)
 
     def sparsity_target(self, n_latents: int) -> float:
         """``s_target``, or its default for this many latents."""
@@ -74,6 +88,7 @@ class Parameters(NamedTuple):
     b_dec: Tensor | None  # [d_model]
     scale: Tensor | None  # [groups, d_model]
     shift: Tensor | None  # [groups, d_model]
+    threshold: Tensor | None = None  # [], [n_latents] or [groups, n_latents]
 
 
 class LossArguments(NamedTuple):

@@ -12,6 +12,8 @@ Conventions shared by all backends:
   CPU threads. All but PyTorch's matrix products is the same for any number of threads.
 * No primitive holds a tensor ``[n_tokens, k, d_model]``.
 
+The primitives of threshold activations are in `tide_kernels.thresholds`.
+
 A backend may also bring fusions of primitives: ``encode``, ``backward_latents``, ``encoder_gradients`` and
 ``keep_top_with_sums_``. The reference has none, since `tide_kernels.codes` composes them.
 """
@@ -26,15 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide_kernels.losses import cosine_distance, full_sum, soft_count, soft_count_gradient, squared_error
+from tide_kernels.thresholds import KEYS
+from tide_kernels.thresholds import count_equal as count_equal
+from tide_kernels.thresholds import keep_above as keep_above
+from tide_kernels.thresholds import key_histogram_ as key_histogram_
+from tide_kernels.thresholds import near_gradient as near_gradient
+from tide_kernels.thresholds import select_above as select_above
 
 LAYER_NORM_EPS = 1e-6  # that of the norms inside a DiT block
-
-_KEYS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
 
 
 class Transposed(NamedTuple):
@@ -148,7 +149,7 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates, columns = _candidates(pre, k)
     # As integers, the bits of non-negative floats keep their order and NaN comes last; all NaNs get one key.
     # Negative floats are negative integers, so `> 0` is the ReLU.
-    keys = candidates.view(_KEYS[pre.dtype])
+    keys = candidates.view(KEYS[pre.dtype])
     keys = keys.masked_fill(candidates.isnan(), torch.iinfo(keys.dtype).max)
     threshold = keys.kthvalue(keys.shape[1] - k + 1, dim=1, keepdim=True).values
     above, tied = keys > threshold, keys == threshold

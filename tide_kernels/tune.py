@@ -57,6 +57,7 @@ _CHOICES = {
     "compiled": (0, 1),
     "sums": (0, 1),
     "tma": (0, 1),
+    "ahead": (0, 1),
     "persistent": (0, 1, 2),
     "group_tokens": (GROUP_TOKENS // 2, GROUP_TOKENS * 2),
     "maxnreg": (96, 128, 168, NO_LIMIT),

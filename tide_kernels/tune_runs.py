@@ -103,6 +103,21 @@ class Operands:
         backend().keep_top_(z, self.shape.k)
         return z
 
+    @cached_property
+    def threshold(self) -> Tensor:
+        """What about k entries of a row exceed, for each latent."""
+        rows = self.pre[:64].float()
+        level = rows.kthvalue(self.shape.n_latents - self.shape.k, dim=1).values.mean()
+        return level.expand(1, self.shape.n_latents).contiguous()
+
+    @cached_property
+    def code_above(self) -> tuple[Tensor, Tensor, Tensor]:
+        return backend().select_above(self.pre, self.threshold, None, None, self.places)
+
+    @property
+    def places(self) -> int:
+        return min(4 * self.shape.k, self.shape.n_latents)
+
     def sums(self) -> Tensor:
         return torch.zeros(self.shape.n_latents, self.shape.d_model, device=self.device)
 
@@ -161,6 +176,56 @@ def _masked_gradient(o: Operands) -> Run:
     return run
 
 
+def _select_above(o: Operands) -> Run:
+    return lambda: backend().select_above(o.pre, o.threshold, None, None, o.places)
+
+
+def _keep_above(o: Operands) -> Run:
+    out = torch.empty_like(o.pre)
+    return lambda: (backend().keep_above(o.pre, o.threshold, None, None, out), out)
+
+
+def _key_histogram(o: Operands) -> Run:
+    sixteen = o.dtype.itemsize == 2
+    counts = torch.zeros(2 ** (15 if sixteen else 16), dtype=torch.int64, device=o.device)
+
+    def run() -> Results:
+        backend().key_histogram_(o.pre, counts.zero_(), 0 if sixteen else 15, None)
+        return (counts,)
+
+    return run
+
+
+def _near_sums(o: Operands) -> tuple[Tensor, Tensor]:
+    sums = torch.zeros(1, o.shape.n_latents, device=o.device)
+    return sums, sums.long()
+
+
+def _near_places(o: Operands) -> Run:
+    sums, near = _near_sums(o)
+    values, indices, _ = o.code_above
+    layout, slopes = backend().transpose_selected(indices, o.shape.n_latents), values.float()
+
+    def run() -> Results:
+        results = (sums.zero_(), near.zero_())
+        backend().add_near_places(slopes, values, indices, layout, o.threshold, None, 0.3, *results)
+        return results
+
+    return run
+
+
+def _near_gradient(o: Operands) -> Run:
+    sums, near = _near_sums(o)
+
+    def run() -> Results:
+        results = (sums.zero_(), near.zero_())
+        encoder = (sums.new_zeros(o.shape.n_latents), near.new_zeros(o.shape.n_latents))
+        options = (o.pre, o.threshold, None, 0.3, *results)
+        return backend().near_gradient(o.grad, o.W, o.z, 0.0, *encoder, *options), *encoder, *results
+
+    return run
+
+
 def _encoder_gradients(o: Operands) -> Run:
     grad_W = o.sums()
     tables = torch.zeros(2, *o.scale.shape, device=o.device)
@@ -199,6 +264,11 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "select": (lambda o: lambda: backend().select(o.pre, o.shape.k), "n_latents"),
     "masked_gradient": (_masked_gradient, "d_model"),
     "encoder_gradients": (_encoder_gradients, "d_model"),
+    "near_gradient": (_near_gradient, "n_latents"),
+    "key_histogram": (_key_histogram, "n_latents"),
+    "threshold_rows": (_keep_above, "n_latents"),
+    "select_above": (_select_above, "n_latents"),
+    "near_places": (_near_places, "n_latents"),
     "pre_activations": (lambda o: lambda: (backend().pre_activations(o.x, o.W, o.b),), "d_model"),
     "backward_latents": (_backward_latents, "d_model"),
     "gather": (lambda o: lambda: (backend().gather(*o.code, o.W),), "d_model"),
@@ -218,5 +288,5 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "product": (_product, "d_model"),
 }
 KERNELS = tuple(RUNNERS)
-SPARSE = ("select", "backward_latents", "gather", "scatter", "sampled", "transpose")
-DENSE = ("keep_top", "masked_gradient", "encoder_gradients", "code_sums")
+SPARSE = ("select", "select_above", "near_places", "backward_latents", "gather", "scatter", "sampled", "transpose")
+DENSE = ("keep_top", "threshold_rows", "near_gradient", "masked_gradient", "encoder_gradients", "code_sums")

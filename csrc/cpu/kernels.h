@@ -111,6 +111,24 @@ struct ScreenArgs {  // see screen.h
   int32_t* indices;           // [tokens, k]
 };
 
+// Which entries of a matrix are kept: those above their threshold, and those that equal it and whose latent is not above
+// the row's cut. NaN is above every threshold.
+struct Thresholds {
+  const float* data;
+  int64_t group_stride, latent_stride;  // 0 where one row, or one number, serves all
+  const int64_t* group;                 // [rows], or null: the first row of thresholds
+  const int32_t* cut;                   // [rows], or null: nothing that is equal is kept
+};
+
+// What is above its threshold in a product of all tokens and a tile of latents, token by token.
+struct TileAbove {
+  uint64_t* latents;  // [tokens]: bit j is the tile's j-th latent
+  int32_t* starts;    // [tokens]: where a token's values begin
+  float* values;      // room for a tile and one more
+  int64_t count;      // values
+  int64_t candidates;
+};
+
 struct AdamWArgs {  // a parameter's, see adamw.h
   float *parameter, *exp_avg, *exp_avg_sq;
   const float* gradient;
@@ -138,7 +156,7 @@ struct Kernels {
   void (*gather_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
   void (*sampled_panels)(Element, const TokenArgs&, int64_t first, int64_t last, void* scratch);
   void (*sampled_rows)(Element, const TokenArgs&, int64_t first, int64_t last);
-  // Latents first .. last; scratch: 2 * capacity floats
+  // Latents first .. last; scratch: capacity floats, three times as many for walk
   void (*scatter)(Element, const ScatterArgs&, int64_t first, int64_t last, float* scratch);
   void (*walk)(Element, const WalkArgs&, int64_t first, int64_t last, float* scratch);
   // The steps of a screened selection, in order; a tile of latents is kScreenVectors * lanes of them.
@@ -147,6 +165,14 @@ struct Kernels {
   void (*screen_rows)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
   void (*screen_exact)(const ScreenArgs&, int64_t first_latent, int64_t last_latent, int32_t* scratch);
   void (*screen_finish)(const ScreenArgs&, int64_t first, int64_t last, int32_t* scratch);
+  // What is above the thresholds: of a row, its entries, their columns and how many; both outputs have room for
+  // kSpare more than n.
+  int64_t (*above_row)(Element, const Matrix& pre, int64_t n, const Thresholds&, int64_t row, void* values,
+                       int32_t* columns);
+  // Likewise in their places, in a row of zeros, which may be that of pre.
+  int64_t (*keep_above_row)(Element, const Matrix& pre, int64_t n, const Thresholds&, int64_t row, void* out);
+  // Of a product, after screen_tokens; scratch: (most_pairs(d) + tokens) * kScreenVectors * lanes integers.
+  void (*above_tile)(const ScreenArgs&, const Thresholds&, int64_t tile, uint32_t* scratch, TileAbove&);
   // The sum of the squares of adjacent elements.
   double (*squares)(const float* from, int64_t count);
   // Elements first .. last
@@ -154,6 +180,7 @@ struct Kernels {
 };
 
 constexpr int64_t kScreenVectors = 4;
+constexpr int64_t kSpare = 16;
 // Pairs of columns, padded to the widest vectors.
 static inline int64_t most_pairs(int64_t d) { return (d + 31) / 32 * 16; }
 

@@ -189,12 +189,40 @@ void scatter(Element element, const ScatterArgs& a, int64_t first, int64_t last,
   scatter_of<float>(a, first, last, scratch);
 }
 
+TIDE_INLINE Rows rows_from(const Rows& rows, int64_t latent) {
+  Rows part = rows;
+  part.out += latent * rows.d;
+  if (part.W != nullptr) part.W += latent * rows.d;
+  if (part.squares != nullptr) part.squares += latent;
+  return part;
+}
+
+// The places of a block that pass gradients to the encoder: those whose values are not 0. `weights` become theirs alone.
+struct Active {
+  int64_t offsets[kBlockLatents + 1];
+
+  TIDE_INLINE Layout of_block(Active& active, const Layout& layout, int64_t begin, int64_t end, const float* values,
+                              float* weights, int32_t* tokens) {
+    const int64_t origin = layout.offsets[begin];
+    int64_t count = 0;
+    for (int64_t l = begin; l < end; ++l) {
+      active.offsets[l - begin] = count;
+      for (int64_t p = layout.offsets[l]; p < layout.offsets[l + 1]; ++p) {
+        weights[count] = weights[p - origin];
+        tokens[count] = layout.tokens[p];
+        count += values[p - origin] != 0.0f;
+      }
+    }
+    active.offsets[end - begin] = count;
+    return {active.offsets, tokens, nullptr};
+  }
+};
+
 // The gradient of b_enc for the latents of a block, from the gradients of their places.
-TIDE_INLINE void add_bias(const WalkArgs& a, int64_t begin, int64_t end, const float* grad_places) {
-  const int64_t origin = a.layout.offsets[begin];
+TIDE_INLINE void add_bias(const WalkArgs& a, const Layout& block, int64_t begin, int64_t end, const float* grad_places) {
   for (int64_t l = begin; l < end; ++l) {
     float total = a.replaces ? 0.0f : a.grad_b_enc[l];
-    for (int64_t p = a.layout.offsets[l]; p < a.layout.offsets[l + 1]; ++p) total += grad_places[p - origin];
+    for (int64_t p = block.offsets[l - begin]; p < block.offsets[l - begin + 1]; ++p) total += grad_places[p];
     a.grad_b_enc[l] = total;
     if (a.squares != nullptr) a.squares[l] += static_cast<double>(total) * total;
   }
@@ -204,6 +232,7 @@ template <class T>
 void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
   const Layout& layout = a.layout;
   float *weights = scratch, *products = scratch + a.capacity;
+  int32_t* active_tokens = reinterpret_cast<int32_t*>(scratch + 2 * a.capacity);
   const Rows dec{a.grad_W_dec, a.d, a.replaces, a.start_W_dec, a.start, a.squares};
   const Rows enc{a.grad_W_enc, a.d, a.replaces, a.start_W_enc, a.start, a.squares};
   for (int64_t begin = first, end; begin < last; begin = end) {
@@ -221,10 +250,14 @@ void walk_of(const WalkArgs& a, int64_t first, int64_t last, float* scratch) {
                                          columns);
     });
     for (int64_t p = 0; p < places; ++p) a.grad_values[place_of(layout, origin + p, a.k)] = products[p];
-    if (a.grad_b_enc != nullptr) add_bias(a, begin, end, products);
+    if (a.grad_b_enc == nullptr && a.grad_W_enc == nullptr) continue;
+    Active active;
+    const Layout block = Active::of_block(active, layout, begin, end, weights, products, active_tokens);
+    if (a.grad_b_enc != nullptr) add_bias(a, block, begin, end, products);
     if (a.grad_W_enc != nullptr) {
-      for (int64_t p = 0; p < places; ++p) products[p] = rounded<T>(products[p]);  // as all operands of products
-      add_block<T>(a.plan, layout, begin, end, a.n_tokens, a.x_mod, products, enc);
+      const int64_t passing = block.offsets[end - begin];
+      for (int64_t p = 0; p < passing; ++p) products[p] = rounded<T>(products[p]);  // as all operands of products
+      add_block<T>(a.plan, block, 0, end - begin, a.n_tokens, a.x_mod, products, rows_from(enc, begin));
     }
   }
   if (a.replaces) finish_streams();

@@ -1,54 +1,26 @@
 // screened: the selection of x W^T + b, by an int8 or bfloat16 product and float32 dot products of what it leaves. See
 // screen.h.
-#include "tensors.h"
+#include "screened.h"
 
 namespace tide {
 namespace {
 
 constexpr int64_t kProductElements = 1 << 23;  // of a tile of tokens, in bfloat16
-constexpr int64_t kMostBytes = 1 << 16;        // columns of int8, whose products' sums fit into 32 bits
-constexpr int64_t kTrial = 16;                 // a trial is made of so many tokens, and of this fraction of the latents
 
-Tensor rows_of_floats(const Tensor& t, const char* name) {
-  require_matrix(t, name);
-  require(t.scalar_type() == ScalarType::Float, std::string(name) + " is not float32: cast it");
-  return adjacent_columns(t);
-}
+// The memory of the largest tile, besides.
+struct Buffers : Screened {
+  Tensor product, columns, used, exact;
 
-// The memory of the largest tile, and the operands of all.
-struct Buffers {
-  Tensor x, W;
-  std::optional<Tensor> bias;
-  Tensor packed, tokens, offsets, latents, product, columns, used, exact;
-  ScreenArgs args{};
-
-  Buffers(const Tensor& given_x, const Tensor& given_W, const std::optional<Tensor>& given_bias, int64_t k, int64_t tile)
-      : x(rows_of_floats(given_x, "x")), W(rows_of_floats(given_W, "W")) {
-    args.d = W.size(1), args.n = W.size(0), args.k = k;
-    args.x = matrix(x), args.W = matrix(W);
-    if (given_bias.has_value()) {
-      require(given_bias->is_cpu() && given_bias->numel() == args.n, "b is not a vector of one element per latent");
-      bias = floats(*given_bias);
-      args.bias = float_data(*bias);
-    }
+  Buffers(const Tensor& x, const Tensor& W, const std::optional<Tensor>& bias, int64_t k, int64_t tile)
+      : Screened(x, W, bias, tile) {
+    args.k = k;
     args.capacity = 3 * k / 2 + args.n / 32 + 64;
-    packed = integers({tile, most_pairs(args.d)}), columns = integers({tile, args.capacity}), used = integers({tile});
-    // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
-    args.stride = ((args.n + 31) / 32 | 1) * 32;
-    tokens = reals({4, tile}), offsets = integers({tile}), latents = reals({2, args.stride});
-    product = torch::stable::new_empty(x, {tile, args.stride}, ScalarType::BFloat16);
+    columns = integers({tile, args.capacity}), used = integers({tile});
+    product = torch::stable::new_empty(this->x, {tile, args.stride}, ScalarType::BFloat16);
     exact = reals({tile, args.capacity});
-    args.packed = static_cast<uint32_t*>(packed.data_ptr());
     args.columns = static_cast<int32_t*>(columns.data_ptr()), args.used = static_cast<int32_t*>(used.data_ptr());
-    args.alpha = data(tokens), args.beta = args.alpha + tile, args.cut = args.beta + tile;
-    args.scale = args.cut + tile, args.offset = static_cast<int32_t*>(offsets.data_ptr());
-    args.size = data(latents), args.error = args.size + args.stride;
     args.product = static_cast<uint16_t*>(product.data_ptr()), args.exact = data(exact);
   }
-
-  Tensor integers(std::vector<int64_t> size) const { return torch::stable::new_empty(x, size, ScalarType::Int); }
-  Tensor reals(std::vector<int64_t> size) const { return torch::stable::new_empty(x, size, ScalarType::Float); }
-  static float* data(const Tensor& t) { return static_cast<float*>(t.data_ptr()); }
 };
 
 // Whether at most a `share` of the latents are candidates, and few tokens have so many that they are done in full.
@@ -73,8 +45,7 @@ void over_tokens(const ScreenArgs& args, const F& step) {
 bool screen(const ScreenArgs& args, double share) {
   const Kernels& run = kernels();
   const int64_t latents = kScreenVectors * run.lanes;
-  torch::stable::parallel_for(0, args.n_tokens, 1 + 16384 / (args.d + 1),
-                              [&](int64_t first, int64_t last) { run.screen_tokens(args, first, last); });
+  screen_tokens(args);
   torch::stable::parallel_for(0, (args.n + latents - 1) / latents, 1, [&](int64_t first, int64_t last) {
     const Scratch<uint32_t> scratch((most_pairs(args.d) + args.n_tokens) * latents);
     run.screen_product(args, first, last, scratch.data());
@@ -105,11 +76,9 @@ bool screened_tile(const ScreenArgs& args, double share) {
   return true;
 }
 
-// A range of tokens of `all`.
-ScreenArgs tokens_of(const ScreenArgs& all, int64_t first, int64_t n_tokens) {
-  ScreenArgs args = all;
-  args.n_tokens = n_tokens;
-  args.x.data = static_cast<const float*>(args.x.data) + first * args.x.stride;
+// A range of tokens.
+ScreenArgs tokens_of(const Buffers& all, int64_t first, int64_t n_tokens) {
+  ScreenArgs args = all.part(first, n_tokens);
   args.values += first * args.k;
   args.indices += first * args.k;
   return args;
@@ -136,7 +105,7 @@ int64_t screened(const Tensor& x, const Tensor& W, std::optional<Tensor> bias, d
     const double share = screen == Screen::int8 ? (W.size(1) <= kMostBytes ? int8_share : 0) : bf16_share;
     buffers.args.screen = screen;
     for (bool tried = false; share > 0 && done < n_tokens; tried = true) {
-      const ScreenArgs args = tokens_of(buffers.args, done, tile < n_tokens - done ? tile : n_tokens - done);
+      const ScreenArgs args = tokens_of(buffers, done, tile < n_tokens - done ? tile : n_tokens - done);
       if ((!tried && !promising(args, share)) || !screened_tile(args, share)) break;
       done += args.n_tokens;
     }

@@ -264,20 +264,26 @@ TIDE_INLINE vfloat product_of(const ScreenArgs& a, int64_t token, vbits sums, co
 
 constexpr int64_t kTileWords = 16 * 1024 / (kTileLatents * 4);  // of a tile's weights, in the first-level cache
 
+// The sums of the words of a tile of latents with all tokens, [tokens][kTileLatents]; scales are the latents' own.
+template <class T>
+TIDE_INLINE void sum_tile(const ScreenArgs& a, int64_t latent, uint32_t* packed, uint32_t* sums, float* scales) {
+  const int64_t words = screen_words<T>(a.d);
+  pack_latents<T>(a, latent, packed, scales);
+  for (int64_t p = 0; p < words; p += kTileWords) {
+    const int64_t end = least(p + kTileWords, words);
+    int64_t i = 0;
+    for (; i + kTileTokens <= a.n_tokens; i += kTileTokens) screen_tile<T, kTileTokens>(a, i, p, end, packed, sums);
+    for (; i < a.n_tokens; ++i) screen_tile<T, 1>(a, i, p, end, packed, sums);
+  }
+}
+
 template <class T>
 void screen_product_of(const ScreenArgs& a, int64_t first, int64_t last, uint32_t* packed) {
-  const int64_t words = screen_words<T>(a.d);
-  uint32_t* sums = packed + words * kTileLatents;
+  uint32_t* sums = packed + screen_words<T>(a.d) * kTileLatents;
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t latent = tile * kTileLatents, columns = least(kTileLatents, a.n - latent);
     float scales[kTileLatents] = {};
-    pack_latents<T>(a, latent, packed, scales);
-    for (int64_t p = 0; p < words; p += kTileWords) {
-      const int64_t end = least(p + kTileWords, words);
-      int64_t i = 0;
-      for (; i + kTileTokens <= a.n_tokens; i += kTileTokens) screen_tile<T, kTileTokens>(a, i, p, end, packed, sums);
-      for (; i < a.n_tokens; ++i) screen_tile<T, 1>(a, i, p, end, packed, sums);
-    }
+    sum_tile<T>(a, latent, packed, sums, scales);
     vfloat bias[kTileVectors] = {};
     if (a.bias != nullptr) load_row<kTileVectors>(a.bias + latent, columns, bias);
     for (int64_t i = 0; i < a.n_tokens; ++i) {
@@ -394,6 +400,15 @@ TIDE_INLINE void exact_places(const ScreenArgs& a, const float* x, const int32_t
   dots<R>(x, rows, a.d, exact);
 }
 
+TIDE_INLINE void exact_run(const ScreenArgs& a, const float* x, const int32_t* columns, int64_t count, float* exact) {
+  for (; count >= 4; count -= 4, columns += 4, exact += 4) exact_places<4>(a, x, columns, exact);
+  switch (count) {
+    case 3: return exact_places<3>(a, x, columns, exact);
+    case 2: return exact_places<2>(a, x, columns, exact);
+    case 1: return exact_places<1>(a, x, columns, exact);
+  }
+}
+
 constexpr int64_t kExactBytes = 384 * 1024;  // of rows of W, which stay in the second-level cache
 
 // Float32 values of the candidates among latents first .. last; scratch: an integer per token.
@@ -420,13 +435,7 @@ void screen_exact(const ScreenArgs& a, int64_t first, int64_t last, int32_t* cur
       while (j < a.used[i] && columns[j] < end) ++j;
       const float* x = static_cast<const float*>(a.x.data) + i * a.x.stride;
       float* exact = a.exact + i * a.capacity;
-      int64_t place = cursors[i];
-      for (; place + 4 <= j; place += 4) exact_places<4>(a, x, columns + place, exact + place);
-      switch (j - place) {
-        case 3: exact_places<3>(a, x, columns + place, exact + place); break;
-        case 2: exact_places<2>(a, x, columns + place, exact + place); break;
-        case 1: exact_places<1>(a, x, columns + place, exact + place); break;
-      }
+      exact_run(a, x, columns + cursors[i], j - cursors[i], exact + cursors[i]);
       cursors[i] = static_cast<int32_t>(j);
     }
   }

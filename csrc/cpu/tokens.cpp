@@ -9,6 +9,42 @@ constexpr int64_t kGroupTokens = 128;
 
 Scratch<char> packing_scratch(int64_t tokens) { return Scratch<char>(kSegmentBytes + tokens * sizeof(int32_t)); }
 
+// The places of each token, all in front and ascending, without those whose values are 0.
+struct Nonzero {
+  Tensor values, indices;
+  std::vector<int32_t> used;
+
+  Nonzero(const Tensor& given, const Code& code, int64_t n_tokens, int64_t k)
+      : values(given), indices(code.indices), used(n_tokens) {
+    const float* value = float_data(values);
+    over_rows(n_tokens, k, [&](int64_t i) {
+      int32_t count = 0;
+      for (int64_t j = 0; j < code.used[i]; ++j) count += value[i * k + j] != 0.0f;
+      used[i] = count;
+    });
+    if (used == code.used) return;
+    values = torch::stable::new_empty(given, {n_tokens, k});
+    indices = torch::stable::new_empty(code.indices, {n_tokens, k});
+    float* to_value = static_cast<float*>(values.data_ptr());
+    const int32_t* index = static_cast<const int32_t*>(code.indices.data_ptr());
+    int32_t* to_index = static_cast<int32_t*>(indices.data_ptr());
+    over_rows(n_tokens, k, [&](int64_t i) {
+      for (int64_t place = i * k, to = place; to < i * k + used[i]; ++place) {
+        to_value[to] = value[place];
+        to_index[to] = index[place];
+        to += value[place] != 0.0f;
+      }
+    });
+  }
+
+  template <class F>
+  static void over_rows(int64_t n_tokens, int64_t k, const F& f) {
+    torch::stable::parallel_for(0, n_tokens, 1 + 65536 / (k + 1), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) f(i);
+    });
+  }
+};
+
 Tensor gather(const Tensor& values, const Tensor& indices, const Tensor& given_W) {
   require_matrix(given_W, "W");
   const Tensor W = adjacent_columns(given_W);
@@ -34,6 +70,10 @@ Tensor gather(const Tensor& values, const Tensor& indices, const Tensor& given_W
     const int64_t even = (args.plan.panels + threads - 1) / threads * threads;
     const int64_t panels = args.plan.panels = even < args.plan.units ? even : args.plan.units;
     const int64_t parts = (threads + panels - 1) / panels;
+    const Nonzero places(weights, code, n_tokens, k);
+    args.values = float_data(places.values);
+    args.indices = static_cast<const int32_t*>(places.indices.data_ptr());
+    args.used = places.used.data();
     const auto token = [&](int64_t part) { return n_tokens * part / parts; };
     torch::stable::parallel_for(0, panels * parts, 1, [&](int64_t first, int64_t last) {
       const Scratch<char> scratch = packing_scratch(n_tokens / parts + 1);

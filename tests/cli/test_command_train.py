@@ -357,7 +357,8 @@ def test_every_field_can_be_set():
             value = value[part]  # type: ignore[index]
         return "null" if value is None else list(value) if isinstance(value, tuple) else value
 
-    without_effect = {"modulation_chunk", "bandwidth", "loss.k_aux"}  # beside the other defaults
+    # Beside the other defaults.
+    without_effect = {"modulation_chunk", "bandwidth", "timestep_thresholds", "match_l0", "loss.k_aux"}
     assert train_config(None, [f"{key}={of(key)}" for key in keys if key not in without_effect], {}) == TrainConfig()
 
 

@@ -251,6 +251,14 @@ def test_the_watch_sees_what_is_read():
         (["bandwidth=0.3"], "--set bandwidth is not used with activation = topk; leave it off"),
         (["loss.k_aux=32"], "--set loss.k_aux is not used with loss.auxk = 0; leave it off"),
         (["modulation=false", "undo=true"], "--set undo is not used without modulation; leave it off"),
+        (
+            ["activation=jumprelu", "modulation=false", "timestep_thresholds=true"],
+            "--set timestep_thresholds is not used without modulation; leave it off",
+        ),
+        (["timestep_thresholds=true"], "timestep_thresholds need activation = batch_topk or jumprelu, not topk"),
+        (["timestep_thresholds=false"], "--set timestep_thresholds is not used with activation = topk; leave it off"),
+        (["activation=jumprelu", "match_l0=true"], "--set match_l0 is not used with activation = jumprelu; leave it"),
+        (["activation=batch_topk", "bandwidth=0.4"], "--set bandwidth is not used with activation = batch_topk; leave"),
         (["modulation_chunk=mlp"], "--set modulation_chunk is not used with modulation_init = identity; leave it off"),
         (["n_latents=96", "expansion=4"], "--set expansion is not used with n_latents; leave it off"),
         (
@@ -265,6 +273,16 @@ def test_settings_without_effect_are_refused(assignments, message):
     with pytest.raises(TideError) as error:
         train_config(None, assignments, {"steps": 7})
     assert str(error.value).startswith(message)
+
+
+def test_settings_of_thresholds_that_are_used():
+    timed = train_config(None, ["activation=batch_topk", "timestep_thresholds=true", "bandwidth=0.4"])
+    assert (timed.timestep_thresholds, timed.bandwidth) == (True, 0.4)
+    assert train_config(None, ["activation=relu", "k=8", "match_l0=true"]).match_l0
+    # The embedding alone is of use to them.
+    assert train_config(
+        None, ["activation=jumprelu", "timestep_thresholds=true", "modulation_trainable=false"]
+    ).timestep_thresholds
 
 
 def test_a_plain_sae_has_no_modulation():

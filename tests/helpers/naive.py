@@ -35,6 +35,31 @@ def topk(pre: Tensor, k: int) -> Tensor:
     return torch.where(torch.zeros_like(pre).scatter(1, order, 1.0) > 0, latents, torch.zeros_like(pre))
 
 
+def batch_topk(pre: Tensor, kept: int) -> Tensor:
+    """The ``kept`` largest of all of ReLU(pre), ties to the lowest (row, latent), and every NaN."""
+    return torch.where(pre.isnan(), pre, topk(pre.reshape(1, -1), kept).view_as(pre))
+
+
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """JumpReLU and H(pre - threshold), both with the straight-through derivatives in the threshold alone."""
+    near = ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype).detach()
+    moved = (threshold - threshold.detach()) / -bandwidth * near  # 0, with the derivative of H
+    active = ~(pre <= threshold)
+    return torch.where(active, pre, 0) + threshold.detach() * moved, active.to(pre.dtype) + moved
+
+
+def rows_above(pre: Tensor, threshold: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, indices and counts of the entries above their threshold, row by row; NaN is above and largest."""
+    values, indices = pre.new_zeros(len(pre), capacity), torch.full((len(pre), capacity), -1, dtype=torch.int32)
+    counts = torch.zeros(len(pre), dtype=torch.int32)
+    for i, (row, bound) in enumerate(zip(pre, threshold.expand_as(pre), strict=True)):
+        above = [j for j, entry in enumerate(row.tolist()) if not entry <= bound[j]]
+        largest = sorted(above, key=lambda j: (not row[j].isnan(), -row[j].nan_to_num().double(), j))
+        kept = torch.tensor(sorted(largest[:capacity]), dtype=torch.int64)
+        counts[i], values[i, : len(kept)], indices[i, : len(kept)] = len(above), row[kept], kept.to(torch.int32)
+    return values, indices, counts
+
+
 def compact(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The code of a dense matrix: its nonzero entries by ascending index, then value 0 and index -1."""
     values, indices = z.new_zeros(len(z), k), torch.full((len(z), k), -1, dtype=torch.int32, device=z.device)
@@ -74,11 +99,18 @@ def tide_loss(
     soft_eps=0.1,
     dead=None,
     k_aux=0,
+    activation="topk",
+    threshold=None,
+    bandwidth=0.3,
 ) -> NaiveLoss:
     n_latents = len(W_enc)
     pre = modulate(x, scale, shift, group, layer_norm) @ W_enc.T
     pre = pre if b_enc is None else pre + b_enc
-    z = topk(pre, k)
+    if activation == "jumprelu":
+        rows = threshold[group.long()] if threshold.dim() == 2 and group is not None else threshold
+        z, active = jump(pre, rows, bandwidth)
+    else:
+        z = topk(pre, k) if activation == "topk" else batch_topk(pre, k * len(x))
     x_hat = z @ W_dec if b_dec is None else z @ W_dec + b_dec
 
     mse = (x - x_hat).square().mean()
@@ -90,6 +122,8 @@ def tide_loss(
     s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents
     target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype)
     sparsity = torch.nn.functional.huber_loss(s, target, delta=delta)
+    if activation == "jumprelu":
+        sparsity = (active.sum(1).mean() / k - 1).square()
     auxk = zero
     if dead is not None and k_aux and dead.any():
         missing = (x - x_hat).detach()

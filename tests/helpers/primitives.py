@@ -58,6 +58,77 @@ def encoder_gradients(groups: int | None) -> Callable[[Any], list[Any]]:
     return arguments
 
 
+def thresholds(rows: int) -> Tensor:
+    return dyadic(rows, LATENTS, seed=6).abs()
+
+
+def pre_activations() -> Tensor:
+    return dyadic(N, LATENTS, seed=1)
+
+
+def cut() -> Tensor:
+    return torch.arange(-1, N - 1, dtype=torch.int32)
+
+
+def above(groups: int | None, *more: Any) -> Callable[[Any], list[Any]]:
+    """Pre-activations, their thresholds, groups and cut, and further arguments."""
+    return lambda ops: [
+        pre_activations(),
+        thresholds(groups or 1),
+        None if groups is None else group(groups),
+        cut(),
+        *(value() if callable(value) else value for value in more),
+    ]
+
+
+def code_above(groups: int | None) -> Callable[[Any], list[Any]]:
+    return lambda ops: [
+        matrix(N, 1),
+        matrix(LATENTS, 2),
+        dyadic(LATENTS, seed=3),
+        thresholds(groups or 1),
+        None if groups is None else group(groups),
+        K,
+    ]
+
+
+def near_gradient(groups: int | None) -> Callable[[Any], list[Any]]:
+    return lambda ops: [
+        matrix(N, 1),
+        matrix(LATENTS, 2),
+        masked(),
+        0.5,
+        dyadic(LATENTS, seed=3),
+        torch.arange(LATENTS),
+        pre_activations(),
+        thresholds(groups or 1),
+        None if groups is None else group(groups),
+        1.5,
+        dyadic(groups or 1, LATENTS, seed=4),
+        torch.arange((groups or 1) * LATENTS).view(-1, LATENTS),
+    ]
+
+
+def near_places(groups: int | None) -> Callable[[Any], list[Any]]:
+    def arguments(ops: Any) -> list[Any]:
+        values, indices = code()
+        sums, near = near_gradient(groups)(ops)[-2:]
+        belongs = None if groups is None else group(groups)
+        u, layout = dyadic(N, K, seed=5), ops.transpose(indices, LATENTS)
+        return [values, u, indices, layout, thresholds(groups or 1), belongs, 1.5, sums, near]
+
+    return arguments
+
+
+def histogram(high: int | None) -> Callable[[Any], list[Any]]:
+    return lambda ops: [
+        pre_activations(),
+        torch.arange(2**15 if high is not None else 2**16),
+        0 if high is not None else 15,
+        None if high is None else torch.tensor(high),
+    ]
+
+
 #: The arguments of each primitive; several lists for a primitive that takes several paths.
 ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "modulate": [modulation(False), modulation(True)],
@@ -117,5 +188,17 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
             *([matrix(LATENTS, 9), 0.5, torch.zeros((), dtype=torch.float64)] if hasattr(ops, "walks") else []),
         ]
     ],
+    "soft_count": [lambda ops: [dyadic(N, K, seed=1), LATENTS, 0.5]],
+    "code_slopes": [lambda ops: [dyadic(N, K, seed=1), dyadic(N, K, seed=2), 0.5, torch.tensor(0.25), 0.5, LATENTS]],
+    "add_gather_": [lambda ops: [matrix(N, 1), *code(), matrix(LATENTS, 2)]],
+    "misfit": [lambda ops: [matrix(N, 1), matrix(N, 2), 0.5, torch.float32]],
+    "modulation_gradients": [lambda ops: [matrix(N, 1), matrix(N, 2), group(2), matrix(2, 3), matrix(2, 4)]],
+    "select_above": [above(None, K), above(2, K), above(3, LATENTS)],
+    "keep_above": [above(None, pre_activations), above(2, pre_activations)],
+    "code_above": [code_above(None), code_above(2)],
+    "key_histogram_": [histogram(None), histogram(0x3F800000 >> 15)],
+    "count_equal": [lambda ops: [pre_activations(), torch.tensor(0.5)]],
+    "near_gradient": [near_gradient(None), near_gradient(2)],
+    "add_near_places": [near_places(None), near_places(2)],
     "encoder_gradients": [encoder_gradients(None), encoder_gradients(2), encoder_gradients(3)],
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from tide_kernels import LossOptions, LossWeights, autograd, decode, encode_topk, modulate, tide_loss
+from tide_kernels import LossOptions, LossWeights, autograd, decode, encode_threshold, encode_topk, modulate, tide_loss
 from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.testing import assert_close, random_problem
 
@@ -44,7 +44,19 @@ def test_tide_loss_keeps_the_rules_of_the_library(problem, regime):
     options = LossOptions(3, 2, True, True, ALL_TERMS, 0.1, 0.01, 0.1, 4, "reference", regime)
     for given in (options, options._replace(s_target=None, chunk=None)):
         arguments = LossArguments(p.x, parameters, p.group, dead, DTYPE, given)
-        opcheck(autograd.tide_loss, (*arguments.flat(), [True] * 6))
+        opcheck(autograd.tide_loss, (*arguments.flat(), [True] * 6 + [False]))
+
+
+def test_threshold_activations_keep_the_rules_of_the_library(problem, regime):
+    p = problem
+    threshold = torch.full((3, 20), 0.2, requires_grad=True)
+    code = (p.x, p.scale, p.shift, p.W_enc, p.b_enc, threshold, p.group, True, 3, 5, DTYPE, 4, "reference", regime)
+    opcheck(autograd.encode_threshold, code)
+    for activation, given in (("batch_topk", None), ("jumprelu", threshold)):
+        parameters = Parameters(**p.parameters(), threshold=given)
+        options = LossOptions(3, chunk=4, backend="reference", regime=regime, activation=activation)
+        arguments = LossArguments(p.x, parameters, p.group, None, DTYPE, options)
+        opcheck(autograd.tide_loss, (*arguments.flat(), [True] * 6 + [given is not None]))
 
 
 def test_backward_ops_have_the_shapes_their_fakes_say(problem, regime):
@@ -53,8 +65,8 @@ def test_backward_ops_have_the_shapes_their_fakes_say(problem, regime):
     tensors = (p.x, p.scale, p.shift, p.W_enc, p.b_enc, p.group)
     wanted = [True, False, True, True, False]
     tests = ("test_schema", "test_faketensor")
-    arguments = (values.detach(), indices, *tensors, True, 4, "reference", regime, wanted)
-    opcheck(autograd.encode_topk_backward, arguments, test_utils=tests)
+    arguments = (values.detach(), indices, *tensors, True, 3, 4, "reference", regime, wanted)
+    opcheck(autograd.encode_backward, arguments, test_utils=tests)
     decoder = (values.detach(), p.W_dec, p.b_dec, indices, DTYPE, 4, "reference", regime, [True, True, False])
     opcheck(autograd.decode_backward, (p.x, *decoder), test_utils=tests)
     opcheck(autograd.modulate_backward, (p.x, *tensors[:3], p.group, True, "reference", [True] * 3), test_utils=tests)
@@ -100,6 +112,18 @@ class Autoencoder(torch.nn.Module):
         values, indices = encode_topk(x_mod, self.W_enc, self.b_enc, self.k, layer_norm=True)
         return decode(values, indices, self.W_dec, self.b_dec)
 
+    def above(self, x, group):
+        modulation = {"scale": self.scale, "shift": self.shift, "group": group}
+        values, indices, _ = encode_threshold(x, self.W_enc, self.b_enc, 0.1, k=self.k, **modulation)
+        return decode(values, indices, self.W_dec, self.b_dec)
+
+    def jump_loss(self, x, group):
+        parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        modulation = {"scale": self.scale, "shift": self.shift, "group": group}
+        # A threshold that moves with a parameter.
+        options = {"activation": "jumprelu", "threshold": self.b_enc.exp(), "weights": ALL_TERMS._replace(auxk=0.0)}
+        return tide_loss(x, *parameters, self.k, **modulation, paired=True, **options).total
+
     def loss(self, x, group):
         weights = ALL_TERMS._replace(auxk=0.0)
         parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
@@ -108,7 +132,7 @@ class Autoencoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["", "dynamic shapes"])
-@pytest.mark.parametrize("method", ["forward", "loss"])
+@pytest.mark.parametrize("method", ["forward", "above", "loss", "jump_loss"])
 def test_a_module_compiles_whole(problem, method, dynamic):
     module = Autoencoder(problem)
     run = getattr(module, method)

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from tide_kernels import LossWeights, decode, encode_topk, modulate, tide_loss
+from tide_kernels import LossWeights, decode, encode_threshold, encode_topk, modulate, tide_loss
 from tide_kernels.testing import random_problem
 
 N, D, LATENTS = 6, 4, 10
 HALF = torch.zeros(LATENTS, dtype=torch.float32)
+
+JUMP = {"activation": "jumprelu"}
 
 BAD_LOSS = [
     ({"x": torch.zeros(N, D, dtype=torch.int64)}, TypeError, r"x is int64: pass a tensor of float16"),
@@ -59,6 +61,18 @@ BAD_LOSS = [
     ({"squares": torch.zeros(()), "gradients": {}}, TypeError, r"squares is float32: pass a tensor of float64"),
     ({"squares": torch.zeros(2).double(), "gradients": {}}, ValueError, r"squares has shape \[2\]"),
     ({"chunk": 0}, ValueError, r"chunk = 0 .*at least 1"),
+    ({"activation": "relu"}, ValueError, r"activation 'relu' is unknown: use one of topk, batch_topk, jumprelu"),
+    ({"activation": "jumprelu"}, ValueError, r"activation 'jumprelu' needs thresholds: pass threshold"),
+    ({"threshold": HALF}, ValueError, r"activation 'topk' has no thresholds: leave threshold out"),
+    ({"activation": "batch_topk", "k": LATENTS + 1}, ValueError, r"k = 11 .* from 1 to n_latents = 10"),
+    (JUMP | {"threshold": 0.5}, TypeError, r"threshold is float: pass a tensor of float16"),
+    (JUMP | {"threshold": torch.zeros(D)}, ValueError, r"threshold has shape \[4\]: reshape it to \[10\]"),
+    (JUMP | {"threshold": torch.zeros(1, 1, LATENTS)}, ValueError, r"threshold .*\[\], \[10\] or \[groups, 10\]"),
+    (JUMP | {"threshold": torch.zeros(2, LATENTS)}, ValueError, r"threshold has 2 groups, scale and shift 3: give all"),
+    (JUMP | {"threshold": HALF - 1}, ValueError, r"threshold holds -1: pass numbers of at least 0"),
+    (JUMP | {"threshold": HALF * torch.nan}, ValueError, r"threshold holds nan: pass numbers of at least 0"),
+    (JUMP | {"threshold": HALF, "bandwidth": 0.0}, ValueError, r"bandwidth = 0.0 .*above 0"),
+    ({"activation": "batch_topk", "capacity": LATENTS + 1}, ValueError, r"capacity = 11 .*n_latents = 10"),
     ({"backend": "cuda"}, ValueError, r"backend 'cuda' is unknown: use one of auto, "),
     ({"regime": "fast"}, ValueError, r"regime 'fast' is unknown: use one of auto, sparse, dense"),
 ]  # fmt: skip
@@ -94,6 +108,39 @@ def test_encode_topk():
         encode_topk(p.x, p.W_enc, p.b_enc, LATENTS + 1)
     with pytest.raises(ValueError, match=r"group holds 3"):
         encode_topk(p.x, p.W_enc, p.b_enc, 2, scale=p.scale, group=torch.full((N,), 3))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "error", "message"),
+    [
+        (-0.5, ValueError, r"threshold holds -0.5: pass numbers of at least 0"),
+        (float("nan"), ValueError, r"threshold = nan .*finite"),
+        ([0.5], TypeError, r"threshold is list: pass a number or a tensor"),
+        (torch.zeros(LATENTS + 1), ValueError, r"threshold has shape \[11\]: reshape it to \[10\]"),
+        (torch.full((LATENTS,), float("nan")), ValueError, r"threshold holds nan"),
+        (torch.zeros(LATENTS).long(), TypeError, r"threshold is int64: pass a tensor of float16"),
+        (torch.zeros(3, LATENTS), ValueError, r"threshold has 3 groups: pass group, an index per token"),
+    ],
+    ids=["negative", "NaN", "a list", "of another size", "a tensor of NaN", "integers", "no group"],
+)
+def test_encode_threshold(threshold, error, message):
+    p = random_problem(N, D, LATENTS, 2, modulated=False)
+    with pytest.raises(error, match=message) as raised:
+        encode_threshold(p.x, p.W_enc, p.b_enc, threshold)
+    assert "\n" not in str(raised.value)
+
+
+def test_groups_of_thresholds_are_checked_without_modulation():
+    p = random_problem(N, D, LATENTS, 2, modulated=False)
+    with pytest.raises(ValueError, match=r"group holds 3, threshold 3 rows: number groups from 0"):
+        encode_threshold(p.x, p.W_enc, p.b_enc, torch.zeros(3, LATENTS), group=torch.full((N,), 3))
+
+
+@pytest.mark.parametrize("capacity", [0, LATENTS + 1])
+def test_the_capacity_is_checked(capacity):
+    p = random_problem(N, D, LATENTS, 2)
+    with pytest.raises(ValueError, match=rf"capacity = {capacity} is out of range: pass one from 1 to n_latents = 10"):
+        encode_threshold(p.x, p.W_enc, p.b_enc, 0.5, capacity=capacity)
 
 
 def test_modulate():

@@ -9,6 +9,7 @@ from tests.helpers import naive
 from tide_kernels import losses, reference
 from tide_kernels.codes import Compact, DenseCode, Slopes, SparseCode, Tokens, encode
 from tide_kernels.dispatch import Choice, Primitives
+from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.testing import assert_close, random_problem
 
 EXACT = 1e-12  # float64, relative to the RMS
@@ -90,14 +91,24 @@ ALL = ("W_dec", "W_enc", "b_enc", "scale", "shift")
 
 
 @pytest.mark.parametrize("wanted", [ALL, ("W_dec",), ("scale",), ("b_enc",), ()], ids=str)
-def test_backward(problem, regime, wanted):
+@pytest.mark.parametrize("shares", [False, True], ids=["", "added to the gradient of another code"])
+def test_backward(problem, regime, wanted, shares):
     p = problem
     tokens, z, code = encoded(p, regime)
     grad = torch.randn(N, D, generator=torch.Generator().manual_seed(1), dtype=z.dtype)
     slopes = Slopes(0.3, torch.tensor(0.7, dtype=z.dtype), 0.1)
     gradients = {name: torch.ones_like(p.parameters()[name]) for name in wanted}
     fired = torch.zeros(LATENTS, dtype=torch.int64)
-    code.backward(grad, tokens, p.W_enc.detach(), p.W_dec.detach(), slopes, gradients, fired)
+    weights = (p.W_enc.detach(), p.W_dec.detach())
+    shared = torch.ones(N, D, dtype=z.dtype) if shares else None
+    grad_x_mod = code.backward(grad, tokens, *weights, slopes, gradients, fired, grad_x_mod=shared)
+    tables = [gradients.get(name) for name in ("scale", "shift")]
+    if not any(table is not None for table in tables):
+        assert grad_x_mod is shared
+    else:
+        assert shared is None or grad_x_mod is shared
+        grad_x_mod -= int(shares)
+        add_modulation_gradients(choice(regime).ops, grad_x_mod, p.x, p.group, False, *tables)
 
     latents = naive.latents(p.x, p.W_enc, p.b_enc, K, p.scale, p.shift, p.group)
     pairs = (latents[0::2] - latents[1::2]).square().sum() / 2

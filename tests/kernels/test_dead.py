@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers import naive
 from tide_kernels import LossOptions, LossWeights, backend_status, tide_loss
-from tide_kernels.dead import Gathered, Masked, dead_latents
+from tide_kernels.dead import Gathered, Masked, bucket_for, dead_latents
 from tide_kernels.dispatch import choose
 from tide_kernels.testing import assert_close, random_problem
 
@@ -165,3 +165,12 @@ def test_a_cpu_that_counts_no_dead_latent_has_no_auxiliary_term(problem):
     assert gathered(problem, None, dead=torch.zeros_like(DEAD)) is None
     terms = tide_loss(**problem.arguments(), dead=torch.zeros_like(DEAD), k_aux=2, dead_bucket=4)
     assert terms.auxk == 0
+
+
+def test_the_sizes_of_buckets_are_few_and_fit_closely():
+    sizes = [bucket_for(n_dead) for n_dead in range(20000)]
+    assert sizes[:6] == [1, 1, 2, 4, 4, 8]
+    assert [bucket_for(n) for n in (128, 129, 2304, 4096, 4097)] == [128, 160, 2560, 4096, 5120]
+    assert all(n_dead <= size for n_dead, size in enumerate(sizes))
+    assert all(size <= 1.25 * n_dead for n_dead, size in enumerate(sizes) if n_dead > 128)
+    assert len(set(sizes)) == 37

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import naive
-from tide_kernels import decode, encode_topk, modulate
+from tide_kernels import decode, encode_threshold, encode_topk, modulate
 from tide_kernels.testing import assert_close, random_problem
 
 EXACT = 1e-12  # float64, relative to the RMS
@@ -230,3 +230,76 @@ def test_pre_activations_are_rounded_before_the_selection():
     assert encode_topk(x, W_enc, None, 1)[1].item() == 1
     with torch.autocast("cpu", torch.bfloat16):
         assert encode_topk(x, W_enc, None, 1)[1].item() == 0
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("modulation", MODULATIONS)
+@pytest.mark.parametrize("shape", [(), (11,), (0, 11)], ids=["a number", "of each latent", "of each group and latent"])
+def test_encode_by_thresholds_agrees_with_the_plain_formula(shape, modulation, layer_norm, regime):
+    p = random_problem(6, 5, 11, 3, **modulation)
+    if len(shape) == 2:
+        shape = (len(p.scale) if p.scale is not None else 4, 11)
+    if p.group is None and len(shape) == 2:
+        shape = (1, 11)
+    threshold = torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    tensors = {"x": p.x.requires_grad_()} | {n: t for n, t in p.parameters().items() if n not in ("W_dec", "b_dec")}
+    modulated = {"scale": p.scale, "shift": p.shift, "group": p.group, "layer_norm": layer_norm}
+    values, indices, count = encode_threshold(p.x, p.W_enc, p.b_enc, threshold, **modulated, capacity=6, regime=regime)
+
+    pre = naive.modulate(p.x, p.scale, p.shift, p.group, layer_norm) @ p.W_enc.T + p.b_enc
+    rows = threshold[p.group] if threshold.dim() == 2 and p.group is not None else threshold
+    expected, places, counts = naive.rows_above(pre.detach(), rows, 6)
+    assert torch.equal(indices, places)
+    assert torch.equal(count, counts)
+    assert_close(values, expected, EXACT)
+    probe = torch.randn_like(expected)
+    kept = torch.where(places >= 0, pre.gather(1, places.clamp(min=0).long()), 0)
+    wanted = gradients((kept * probe).sum(), tensors)
+    for name, gradient in gradients((values * probe).sum(), tensors).items():
+        assert_close(gradient, wanted[name], EXACT, name)
+
+
+def test_gradcheck_of_a_code_by_thresholds(regime):
+    p = random_problem(4, 3, 7, 2, groups=2)
+
+    def values(x, W_enc, b_enc, scale, shift):
+        modulated = {"scale": scale, "shift": shift, "group": p.group}
+        return encode_threshold(x, W_enc, b_enc, 0.3, **modulated, regime=regime)[0]
+
+    assert torch.autograd.gradcheck(values, (p.x.requires_grad_(), p.W_enc, p.b_enc, p.scale, p.shift))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_code_by_thresholds_has_four_times_the_places_of_the_mean(k):
+    """Four rows are longer: they keep their largest and count what passed."""
+    p = random_problem(4, 3, 12, 2, modulated=False)
+    pre = torch.arange(12.0, dtype=torch.float64)
+    values, indices, count = encode_threshold(p.x * 0, p.W_enc, pre, torch.tensor(0.5, dtype=torch.float32), k=k)
+    width = min(12, 4 * k)
+    assert values.shape == (4, width)
+    assert count.tolist() == [11] * 4
+    assert indices[0, :11].tolist() == list(range(max(1, 12 - width), 12))[:11]
+
+
+def test_a_threshold_that_requires_grad_gets_none():
+    p = random_problem(4, 3, 12, 2)
+    threshold = torch.tensor(0.1, requires_grad=True)
+    encode_threshold(p.x, p.W_enc, p.b_enc, threshold)[0].sum().backward()
+    assert threshold.grad is None
+    assert p.W_enc.grad.any()
+
+
+def test_autocast_chooses_the_dtype_of_a_code_by_thresholds():
+    p = random_problem(4, 3, 12, 2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        values, _, _ = encode_threshold(p.x, p.W_enc, p.b_enc, 0.1)
+    assert values.dtype == torch.bfloat16
+
+
+def test_no_tokens_have_a_code_by_thresholds(regime):
+    p = random_problem(0, 3, 12, 2)
+    values, indices, count = encode_threshold(p.x, p.W_enc, p.b_enc, 0.1, k=2, regime=regime)
+    assert values.shape == indices.shape == (0, 8)
+    assert count.shape == (0,)
+    values.sum().backward()
+    assert not p.W_enc.grad.any()

@@ -75,6 +75,10 @@ def training() -> dict[str, Tensor]:
     return tokens() | encoder() | decoder() | {"dead": torch.arange(LATENTS) % 3 == 0}
 
 
+def thresholds(groups: int = GROUPS) -> dict[str, Tensor]:
+    return {"threshold": dyadic(groups, LATENTS, seed=10).abs()}
+
+
 # Normalised tokens are not multiples of 1/8: normal weights keep rounding from making ties.
 NORMALISED = {"W_enc": normal(LATENTS, D), "b_enc": normal(LATENTS)}
 TERMS = {
@@ -84,6 +88,7 @@ TERMS = {
     "weights": LossWeights(mse=1.5, cosine=0.7, temporal=0.3, sparsity=20.0, auxk=0.4),
     "delta": 0.5,
 }
+JUMP = TERMS | {"activation": "jumprelu", "bandwidth": 1.5, "chunk": 4}
 CASES = {
     "modulate": Case("modulate", tokens, has_regimes=False),
     "modulate, layer norm": Case("modulate", tokens, {"layer_norm": True}, has_regimes=False),
@@ -93,9 +98,12 @@ CASES = {
         "encode_topk", lambda: tokens() | encoder(), {"k": K, "path": "single"}, has_regimes=False, backends=("triton",)
     ),
     "encode_topk, not modulated": Case("encode_topk", lambda: {"x": tokens()["x"]} | encoder(), {"k": K}),
+    "encode_threshold": Case("encode_threshold", lambda: tokens() | encoder() | thresholds(), {"k": K}),
     "decode": Case("decode", code),
     "tide_loss": Case("tide_loss", training, TERMS),
     "tide_loss, chunks": Case("tide_loss", training, TERMS | {"chunk": 4}, backends=("reference", "native")),
+    "tide_loss, BatchTopK": Case("tide_loss", training, TERMS | {"activation": "batch_topk", "chunk": 4}),
+    "tide_loss, JumpReLU": Case("tide_loss", lambda: training() | thresholds(), JUMP),
     "tide_loss, into buffers": Case("tide_loss", training, TERMS | {"chunk": 4}, buffers=True),
     "tide_loss, buffers that start from the weights": Case(
         "tide_loss", training, TERMS | {"start": 0.5}, buffers=True, backends=("native",)
@@ -135,8 +143,9 @@ def _backend_runs_here(request: pytest.FixtureRequest) -> None:
 def leaves(tensors: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
     """The tensors with respect to which the op differentiates, as leaves of a graph."""
     differentiable = [name for name, t in tensors.items() if t.is_floating_point()]
-    if case.op == "tide_loss":
-        differentiable.remove("x")
+    constant = {"tide_loss": "x", "encode_threshold": "threshold"}.get(case.op)
+    if constant is not None:
+        differentiable.remove(constant)
     return {name: tensors[name].detach().requires_grad_() for name in differentiable}
 
 

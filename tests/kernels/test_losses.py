@@ -93,3 +93,29 @@ def test_huber(delta):
     difference = torch.tensor([-1.0, -delta, -0.1, 0.0, 0.005, 2.0], dtype=torch.float64)
     expected = F.huber_loss(difference, torch.zeros_like(difference), delta=delta, reduction="none")
     assert_close(losses.huber(difference, delta), expected, EXACT)
+
+
+@pytest.mark.parametrize("grad_dtype", [torch.float64, torch.float32, None], ids=str)
+def test_the_misfit_of_a_reconstructed_residual(grad_dtype):
+    generator = torch.Generator().manual_seed(0)
+    rebuilt, x, x_hat = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    wanted = rebuilt - (x - x_hat)
+    squared, gradient = losses.misfit(rebuilt.clone(), x_hat - x, 0.7, grad_dtype)
+    assert_close(squared, wanted.square().sum(), 1e-12)
+    assert (gradient is None) == (grad_dtype is None)
+    if gradient is not None:
+        assert gradient.dtype == grad_dtype
+        assert_close(gradient, 0.7 * wanted, 4 * torch.finfo(grad_dtype).eps)
+
+
+@pytest.mark.parametrize("terms", ["pair", "soft", "both"])
+def test_the_slopes_of_a_code_are_the_gradient_of_its_terms(terms):
+    z = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    indices = torch.arange(5, dtype=torch.int32).expand(4, 5)
+    pair, soft = 0.0 if terms == "soft" else 0.3, None if terms == "pair" else torch.tensor(0.7, dtype=torch.float64)
+    total = pair / 2 * (z[0::2] - z[1::2]).square().sum()
+    if soft is not None:
+        total = total + soft * losses.soft_count(z, 5, 0.1)
+    (expected,) = torch.autograd.grad(total, z)
+    differences = losses.pair_differences(z.detach(), indices, 5)[1] if pair else None
+    assert_close(losses.code_slopes(z.detach(), differences, pair, soft, 0.1, 5), expected, 1e-12)

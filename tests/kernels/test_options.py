@@ -32,14 +32,14 @@ def test_one_value_serves_as_the_arguments_of_tide_loss():
 @pytest.mark.parametrize("biases", [True, False])
 def test_a_call_is_restored_as_it_was(biases):
     p = random_problem(6, 4, 10, 2, groups=3, biases=biases)
-    parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift)
+    parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift, p.W_enc[:, 0])
     weights = LossWeights(1.0, 2.0, 3.0, 4.0, 5.0)
-    options = LossOptions(2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4)
+    options = LossOptions(2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4, "jumprelu", 0.5, 7)
     call = LossArguments(p.x, parameters, p.group, None, torch.float32, options)
     restored = LossArguments.restored(*call.flat())
     assert restored.options == options
     assert isinstance(restored.options.weights, LossWeights)
-    assert all(a is b for a, b in zip(restored.flat()[:9], call.flat()[:9], strict=True))
+    assert all(a is b for a, b in zip(restored.flat()[:10], call.flat()[:10], strict=True))
     assert restored.dtype == torch.float32
 
 
@@ -82,3 +82,9 @@ def test_chunks_of_a_gpu_are_equal_whole_tiles(n_tokens, n_latents):
 
 def test_chunks_of_a_cpu_do_not_depend_on_the_number_of_tokens():
     assert {default_chunk(n_tokens, 16384, CPU) for n_tokens in (0, 1, 512, 1000)} == {256}
+
+
+def test_a_code_has_four_times_the_places_of_the_mean():
+    assert LossOptions(k=5).places(100) == 20
+    assert LossOptions(k=50).places(100) == 100
+    assert LossOptions(k=5, capacity=7).places(100) == 7

@@ -42,22 +42,24 @@ def step(backend, regime, options, monkeypatch):
     tables = {name: torch.empty(LATENTS, D, dtype=dtype, device=META) for name in ("W_enc", "W_dec")}
     tables |= {name: torch.empty(GROUPS, D, dtype=dtype, device=META) for name in ("scale", "shift")}
     biases = {name: torch.empty(n, dtype=dtype, device=META) for name, n in (("b_enc", LATENTS), ("b_dec", D))}
-    parameters = Parameters(**tables, **biases)
+    jumps = options.activation == "jumprelu"
+    threshold = torch.empty(GROUPS, LATENTS, device=META) if jumps else None
+    parameters = Parameters(**tables, **biases, threshold=threshold)
     x = torch.empty(N, D, dtype=dtype, device=META)
     group = torch.empty(N, dtype=torch.int64, device=META)
     dead = torch.empty(LATENTS, dtype=torch.bool, device=META) if options.k_aux else None
-    gradients = {
-        name: torch.empty(p.shape, dtype=accumulator(dtype), device=META) for name, p in parameters._asdict().items()
-    }
+    given = {name: p for name, p in parameters._asdict().items() if p is not None}
+    gradients = {name: torch.empty(p.shape, dtype=accumulator(dtype), device=META) for name, p in given.items()}
     return FusedStep(LossArguments(x, parameters, group, dead, dtype, options), choice, gradients).run(), gradients
 
 
 @pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
 @pytest.mark.parametrize("bucket", [None, 64], ids=["masked", "in a bucket"])
 @pytest.mark.parametrize("terms", [MSE, ALL_TERMS], ids=["MSE", "all terms"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_the_step_reads_nothing_back(backend, terms, bucket, chunk, regime, monkeypatch):
-    options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, **terms)
+def test_the_step_reads_nothing_back(backend, activation, terms, bucket, chunk, regime, monkeypatch):
+    options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, activation=activation, **terms)
     results, gradients = step(backend, regime, options, monkeypatch)
     assert {t.device for t in (*results, *gradients.values())} == {META}
 

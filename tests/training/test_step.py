@@ -66,7 +66,7 @@ class Plain:
 
     def loss(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
         sae, loss = self.sae, self.config.loss
-        scale, shift, group = sae.modulation_of(len(rows), rows.position)
+        scale, shift, group, _ = sae.modulation_of(len(rows), rows.position)
         terms = naive.tide_loss(
             rows.x.double() / sae.activation_scale, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, K,
             scale=scale, shift=shift, group=group, layer_norm=sae.layer_norm, paired=True,

@@ -169,11 +169,17 @@ def test_the_default_rate_falls_with_the_width_as_the_entries_of_a_unit_row_do()
 
 def test_the_models_options_are_the_models():
     """Every one of them reaches the model's config; a plain SAE has no use for those of the modulation."""
-    options = {"pre_norm": "layernorm", "undo": True, "activation": "gated", "bandwidth": 0.7, "centre": True}
+    options = {"pre_norm": "layernorm", "undo": True, "activation": "jumprelu", "bandwidth": 0.7, "centre": True,
+               "timestep_thresholds": True, "match_l0": True}  # fmt: skip
     assert options.keys() == {option.name for option in fields(ModelOptions)}
     config = TrainConfig(n_latents=64, k=8, **options)
     found = config.model_config(16, ModulationConfig(16, 8), block=3)
     assert {name: getattr(found, name) for name in options} == options
     assert (found.d_model, found.n_latents, found.k, found.block) == (16, 64, 8, 3)
     plain = replace(config, modulation=False).model_config(16, None)
-    assert (plain.pre_norm, plain.undo, plain.activation) == ("none", False, "gated")
+    assert (plain.pre_norm, plain.undo, plain.timestep_thresholds, plain.activation) == (
+        "none",
+        False,
+        False,
+        "jumprelu",
+    )

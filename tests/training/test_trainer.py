@@ -89,8 +89,8 @@ def test_what_is_written(tmp_path):
     assert TrainConfig.from_dict(written["config"]) == job.config
     assert [entry["step"] for entry in written["history"]] == [10, 20, 30, 40, 50, 60]
     names = {
-        "loss", "mse", "explained_variance", "cosine", "temporal", "sparsity", "gradient_norm", "k", "lr", "silent",
-        "revived",
+        "loss", "mse", "explained_variance", "cosine", "temporal", "sparsity", "gradient_norm", "k", "lr", "l0",
+        "silent", "revived",
     }  # fmt: skip
     assert written["history"][0].keys() == names | {"step"}
     events = EventAccumulator(str(out / "tensorboard")).Reload()

@@ -13,6 +13,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
+from tide.sae.activation import TIMED
 from tide.training.config import TrainConfig
 
 
@@ -60,12 +61,17 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield f"modulation_{name}", "without modulation"
         yield "pre_norm", "without modulation"
         yield "undo", "without modulation"
+        yield "timestep_thresholds", "without modulation"
     if config.modulation_init != "adaln":
         yield "modulation_chunk", f"with modulation_init = {config.modulation_init}"
     if not config.modulation_trainable:
         yield "modulation_lr", "with modulation_trainable = false"
-    if config.activation != "jumprelu":
+    if config.activation != "jumprelu" and not config.timestep_thresholds:
         yield "bandwidth", f"with activation = {config.activation}"
+    if config.activation not in TIMED:
+        yield "timestep_thresholds", f"with activation = {config.activation}"
+    if config.activation not in ("relu", "gated"):
+        yield "match_l0", f"with activation = {config.activation}"
     if config.n_latents is not None:
         yield "expansion", "with n_latents"
     if config.k is not None:

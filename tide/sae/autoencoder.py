@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tide.errors import TideError
-from tide.sae.activation import ACTIVATIONS, Activation, JumpReLU
+from tide.sae.activation import Activation, BatchTopK, Gated, JumpReLU, ReLU
+from tide.sae.activation.gain import TimestepGain
 from tide.sae.codes import Codes
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ScaleShift
@@ -36,7 +37,7 @@ class Autoencoder(nn.Module):
         self.W_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
-        self.activation = _activation(config)
+        self.activation = _activation(config, generator)
 
     @property
     def d_model(self) -> int:
@@ -60,7 +61,7 @@ class Autoencoder(nn.Module):
             return self.select(rows, modulation, self.config.k if k is None else k)
         if k is not None:
             raise TideError(f"k cannot be set for one call of a {self.config.activation} autoencoder; leave it out")
-        z = self.activation(self.pre_activations(rows, modulation), self.b_enc)
+        z = self.activation(self.pre_activations(rows, modulation), self.b_enc, modulation.threshold, modulation.group)
         if len(z) == 0:
             return Codes(z[:, :1], z[:, :1].int())
         _, indices = select(z.detach(), max(1, int((z != 0).sum(1).max())))
@@ -74,7 +75,7 @@ class Autoencoder(nn.Module):
             self.W_enc.to(dtype),
             None if self.b_enc is None else self.b_enc.to(dtype),
             k,
-            **modulation.to(dtype)._asdict(),
+            **modulation.to(dtype).tables(),
             layer_norm=self.layer_norm,
             backend=self.backend,
         )
@@ -87,7 +88,7 @@ class Autoencoder(nn.Module):
 
     def modulated(self, rows: Tensor, modulation: ScaleShift) -> Tensor:
         """``x_mod``; the rows themselves without modulation."""
-        scale, shift, group = modulation.to(rows.dtype)
+        scale, shift, group, _ = modulation.to(rows.dtype)
         if scale is None:
             return rows
         return modulate(rows, scale, shift, group, layer_norm=self.layer_norm, backend=self.backend)
@@ -123,8 +124,13 @@ class Autoencoder(nn.Module):
         return x_hat / (factor if modulation.group is None else factor[modulation.group.long()])
 
 
-def _activation(config: TIDEConfig) -> Activation | None:
+def _activation(config: TIDEConfig, generator: torch.Generator) -> Activation | None:
     """The activation's own parameters; None for TopK, which has none and is the kernels' own."""
-    if config.activation == "jumprelu":
-        return JumpReLU(config.n_latents, config.bandwidth)
-    return None if config.activation == "topk" else ACTIVATIONS[config.activation](config.n_latents)
+    if config.activation == "topk":
+        return None
+    if config.activation in ("relu", "gated"):
+        return (ReLU if config.activation == "relu" else Gated)(config.n_latents, stored=config.match_l0)
+    gain = None
+    if config.timestep_thresholds and config.modulation is not None:
+        gain = TimestepGain(config.n_latents, config.modulation.d_embedding, generator)
+    return (JumpReLU if config.activation == "jumprelu" else BatchTopK)(config.n_latents, config.bandwidth, gain=gain)

@@ -34,9 +34,10 @@ def composed_loss(
         sparsity = soft_count_penalty(z, s_target, options.delta)
     else:
         pre = model.pre_activations(x, modulation).to(x.dtype)  # products under autocast are narrower
-        z = model.activation.training_latents(pre, model.b_enc, k)
+        cut = modulation.threshold, modulation.group
+        z = model.activation.training_latents(pre, model.b_enc, k, *cut)
         x_hat = model.reconstruct_dense(z, modulation)
-        sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, options.delta))
+        sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, options.delta, *cut))
     x_hat = x_hat.to(x.dtype)
     mse = _mean((x - x_hat).square())
     cosine = _mean(1 - F.cosine_similarity(x, x_hat))
@@ -70,7 +71,7 @@ def _dead_latents_loss(
         min(k_aux, int(dead.sum())),
         layer_norm=model.layer_norm,
         backend=model.backend,
-        **modulation._asdict(),
+        **modulation.tables(),
     )
     found = decode(values, indices, model.W_dec[dead], backend=model.backend)
     if model.config.undo:

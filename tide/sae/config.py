@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tide.errors import TideError
-from tide.sae.activation import ACTIVATIONS
+from tide.sae.activation import ACTIVATIONS, TIMED
 from tide.sae.modulation import ModulationConfig
 
 
@@ -20,9 +20,14 @@ class ModelOptions:
             inside the diffusion model.
         undo: also inverts the modulation at the output: ``(x_hat - shift) / (1 + scale)``.
         activation: "topk", or one of :mod:`tide.sae.activation`. BatchTopK and JumpReLU aim at ``k`` active latents on
-            average; ReLU and Gated ignore ``k``.
-        bandwidth: that of JumpReLU's straight-through estimators.
+            average; ReLU and Gated do so with ``match_l0`` alone.
+        bandwidth: that of the straight-through estimators by which JumpReLU's thresholds learn, and those that know
+            the timestep.
         centre: subtracts each channel's mean before all else (docs/normalisation.md).
+        timestep_thresholds: the thresholds of JumpReLU or BatchTopK also depend on the timestep, by the modulation's
+            embedding of it (:class:`~tide.sae.activation.gain.TimestepGain`).
+        match_l0: ReLU and Gated get a stored threshold, which training sets so that ``k`` latents are active on
+            average. BatchTopK and JumpReLU always do so.
     """
 
     pre_norm: Literal["none", "layernorm"] = "none"
@@ -30,6 +35,8 @@ class ModelOptions:
     activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
     bandwidth: float = 0.3
     centre: bool = False
+    timestep_thresholds: bool = False
+    match_l0: bool = False
 
     def __post_init__(self) -> None:
         if self.pre_norm not in ("none", "layernorm"):
@@ -39,6 +46,8 @@ class ModelOptions:
             raise TideError(f"activation = {self.activation!r} is unknown; use one of {known}")
         if not self.bandwidth > 0:
             raise TideError(f"bandwidth = {self.bandwidth} must be positive")
+        if self.timestep_thresholds and self.activation not in TIMED:
+            raise TideError(f"timestep_thresholds need activation = {' or '.join(TIMED)}, not {self.activation}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,10 @@ class TIDEConfig(ModelOptions):
             raise TideError(f"d_model = {self.d_model} must be positive")
         if self.modulation is None and (self.undo or self.pre_norm != "none"):
             raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
+        if self.modulation is None and self.timestep_thresholds:
+            raise TideError(
+                "timestep_thresholds follow the modulation's embedding; give modulation=... or leave them off"
+            )
         if self.modulation is not None and self.modulation.d_model != self.d_model:
             raise TideError(
                 f"the modulation has width {self.modulation.d_model} and the model {self.d_model}; they must be equal"

@@ -109,16 +109,21 @@ class TIDE(Autoencoder):
         return (x_hat.to(wide) * self.activation_scale + self.activation_mean).to(x_hat.dtype)
 
     def modulation_of(self, n_rows: int, position: At) -> ScaleShift:
-        """Scale and shift of ``n_rows`` rows at ``position``.
+        """Scale, shift and threshold of ``n_rows`` rows at ``position``.
 
         Raises :class:`~tide.errors.TideError` if the modulation needs what the position lacks, and for rows that its
         groups cannot share evenly.
         """
         if self.modulation is None:
-            return ScaleShift()
+            return ScaleShift(threshold=self._thresholds(None))
         position = Position.of(position)
-        scale, shift = self.modulation(position.timesteps(self.W_enc.device), position.conditioning)
-        return ScaleShift(scale, shift, position.groups(n_rows, len(scale), scale.device))
+        embedding = self.modulation.embedding(position.timesteps(self.W_enc.device), position.conditioning)
+        scale, shift = self.modulation.scale_and_shift(embedding)
+        group = position.groups(n_rows, len(scale), scale.device)
+        return ScaleShift(scale, shift, group, self._thresholds(embedding))
+
+    def _thresholds(self, embedding: Tensor | None) -> Tensor | None:
+        return None if self.activation is None else self.activation.thresholds(embedding)
 
     # -- the autoencoder ----------------------------------------------------------------------------------
 
@@ -133,6 +138,14 @@ class TIDE(Autoencoder):
         with inference(self):
             codes = self.encode(x.float().to(self.W_enc.device), position)
             return codes.dense(self.n_latents).view(*x.shape[:-1], self.n_latents).to(x.device)
+
+    def heights(self, x: Tensor, position: At = None) -> Tensor:
+        """``[N, n_latents]``: how far the latents of ``x [..., d_model]`` are from being inactive, as
+        :meth:`tide.sae.activation.Activation.heights` has it; only of an activation with a threshold to set."""
+        assert self.activation is not None
+        rows, modulation = self._entering(x, position)
+        pre = self.pre_activations(rows, modulation)
+        return self.activation.heights(pre, self.b_enc, modulation.threshold, modulation.group)
 
     def decode(self, codes: Codes, position: At = None) -> Tensor:
         """Activations ``[N, d_model]`` of sparse latents. The position matters only with ``undo``."""
@@ -208,7 +221,7 @@ class TIDE(Autoencoder):
         """What ``tide_loss`` is called with, besides rows, dead latents and buffers."""
         options = options._replace(layer_norm=self.layer_norm, backend=self.backend)
         weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return {**weights, **modulation._asdict(), **options._asdict()}
+        return {**weights, **modulation.tables(), **options._asdict()}
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,16 +46,25 @@ class ModulationConfig:
 
 class ScaleShift(NamedTuple):
     """The modulation of rows as the kernels take it: ``scale, shift [groups, d_model]`` of eq. 8, and each row's
-    ``group [N]`` int32, None where all are of a single group. All three are None without modulation."""
+    ``group [N]`` int32, None where all are of a single group. All three are None without modulation.
+
+    ``threshold`` is what pre-activations have to exceed (:meth:`tide.sae.activation.Activation.thresholds`): ``[]``,
+    ``[n_latents]`` or, where it knows the timestep, ``[groups, n_latents]``; None of an activation that has none.
+    """
 
     scale: Tensor | None = None
     shift: Tensor | None = None
     group: Tensor | None = None
+    threshold: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> ScaleShift:
-        """Scale and shift in ``dtype``."""
+        """Scale and shift in ``dtype``; the threshold keeps its precision."""
         scale, shift = (None if each is None else each.to(dtype) for each in (self.scale, self.shift))
-        return ScaleShift(scale, shift, self.group)
+        return self._replace(scale=scale, shift=shift)
+
+    def tables(self) -> dict[str, Any]:
+        """Scale, shift and group by their names, as every kernel takes them."""
+        return {"scale": self.scale, "shift": self.shift, "group": self.group}
 
 
 class Modulation(nn.Module):
@@ -122,10 +131,15 @@ class Modulation(nn.Module):
     def forward(self, timestep: Tensor, conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``timestep [groups]``, ``conditioning [groups, d_embedding]`` to scale and shift ``[groups, d_model]``.
 
+        Raises :class:`~tide.errors.TideError` if conditioning is missing, or given although the model has none.
+        """
+        return self.scale_and_shift(self.embedding(timestep, conditioning))
+
+    def embedding(self, timestep: Tensor, conditioning: Tensor | None = None) -> Tensor:
+        """``temb [groups, d_embedding]``; arguments and errors as for :meth:`forward`.
+
         Computed in the parameters' precision, whatever the autocast state: there are few groups, and a sinusoid of the
         timestep rounded to bf16 no longer distinguishes neighbouring timesteps.
-
-        Raises :class:`~tide.errors.TideError` if conditioning is missing, or given although the model has none.
         """
         config = self.config
         if config.conditioned != (conditioning is not None):
@@ -142,9 +156,13 @@ class Modulation(nn.Module):
                 flip_sin_to_cos=config.flip_sin_to_cos,
                 downscale_freq_shift=config.downscale_freq_shift,
             )
-            embedding = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
-            if conditioning is not None:
-                embedding = embedding + conditioning.to(embedding)
+            embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
+        return embedding if conditioning is None else embedding + conditioning.to(embedding)
+
+    def scale_and_shift(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """``[groups, d_model]`` each, of ``embedding [groups, d_embedding]``."""
+        config = self.config
+        with torch.autocast(embedding.device.type, enabled=False):
             rows = self.linear(F.silu(embedding))
         zeros = rows.new_zeros(len(rows), config.d_model)
         scale = rows[:, : config.d_model] if config.has_scale else zeros

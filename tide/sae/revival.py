@@ -60,7 +60,7 @@ class Revival:
         own: list[Tensor] = []  # an activation function may have parameters of its own for each latent
         if model.activation is not None:
             model.activation.restart(dead)
-            own = list(model.activation.parameters())
+            own = [*model.activation.latent_parameters()]
         shared = (model.W_enc, model.W_dec) if model.b_enc is None else (model.W_enc, model.W_dec, model.b_enc)
         for parameter in (*shared, *own):
             for moment in optimizer.state.get(parameter, {}).values():

@@ -86,10 +86,12 @@ class TrainConfig(ModelOptions):
     """How a TIDE is trained: the model's own options (:class:`~tide.sae.ModelOptions`), its sizes, and the schedule.
 
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
-    ``modulation=False`` trains the plain SAE; ``pre_norm`` and ``undo`` then have no effect. ``modulation_init``
-    "identity" copies the timestep embedding from the diffusion model and starts with scale and shift zero, like the
-    plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An ``activation`` other than
-    TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as ``undo`` does.
+    ``modulation=False`` trains the plain SAE; ``pre_norm``, ``undo`` and ``timestep_thresholds`` then have no effect.
+    ``modulation_init`` "identity" copies the timestep embedding from the diffusion model and starts with scale and
+    shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An
+    ``activation`` other than TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as
+    ``undo`` does. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
+    a token are active on training tokens (:func:`tide.training.matching.match_l0`).
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
@@ -136,10 +138,11 @@ class TrainConfig(ModelOptions):
                 raise TideError(f"{name} = {value} must be positive")
         if not 0 < self.density <= 1:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
-        if self.modulation and self.modulation_init == "identity" and not self.modulation_trainable:
+        idle = self.modulation_init == "identity" and not self.modulation_trainable
+        if self.modulation and idle and not self.timestep_thresholds:
             raise TideError(
                 "a modulation that starts as the identity and is not trained has no effect; "
-                "set modulation_init = adaln, or modulation = false"
+                "set modulation_init = adaln, modulation = false, or timestep_thresholds = true, which need it"
             )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")
@@ -158,7 +161,7 @@ class TrainConfig(ModelOptions):
         n_latents, k = self.sizes(d_model)
         options = {option.name: getattr(self, option.name) for option in fields(ModelOptions)}
         if modulation is None:
-            options |= {"pre_norm": "none", "undo": False}
+            options |= {"pre_norm": "none", "undo": False, "timestep_thresholds": False}
         return TIDEConfig(d_model, n_latents, k, modulation, **options, **trained_on)
 
     def learning_rate(self, d_model: int) -> float:

@@ -8,10 +8,11 @@ import torch
 
 from tide.sae.revival import Revival
 from tide.training.late import Late
+from tide_kernels.dead import bucket_for
 
 
 class DeadBucket:
-    """The ``dead_bucket`` of :func:`tide_kernels.tide_loss`: the smallest power of two with room for all dead latents.
+    """The ``dead_bucket`` of :func:`tide_kernels.tide_loss`: the least size of few with room for all dead latents.
 
     A GPU's counters are read one step late. What is counted are therefore the latents that may be dead a step later,
     so the room always suffices. A checkpoint keeps the counts: the step after it has the size that it would have had
@@ -37,7 +38,7 @@ class DeadBucket:
             return None
         if not self._counts:
             self.count(n_tokens)
-        return 1 << max(0, int(self._counts[0].read()) - 1).bit_length()
+        return bucket_for(int(self._counts[0].read()))
 
     def count(self, n_tokens: int) -> None:
         """After `Revival.count` of a step of ``n_tokens``: those that the next step of as many may leave dead."""

@@ -32,6 +32,7 @@ from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
 from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
+from tide.training.matching import following, match_l0
 from tide.training.memory import check_memory
 from tide.training.prefetch import Mover
 from tide.training.schedules import cosine_lr, progressive_k
@@ -228,6 +229,8 @@ class Trainer:
                     watch(self.model, self.step)
                 self._in_step = True
                 figures = self._train_step(batch)
+                if self.step + 1 == self.config.steps:
+                    self._match_l0(stream, batch)
                 self.step += 1
                 self._in_step = False
                 bar.update()
@@ -246,6 +249,12 @@ class Trainer:
                 f"the activations ended after {self.step} of {self.config.steps} steps; collect more or lower steps"
             )
         return batch
+
+    def _match_l0(self, stream: Iterator[ActivationBatch], last: ActivationBatch) -> None:
+        """Sets a threshold that aims at k, once the weights are final."""
+        if self.model.activation is not None and self.model.activation.matched:
+            self._finite.settle()
+            match_l0(self.model, following(stream, last, self.config.steps))
 
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
@@ -268,7 +277,7 @@ class Trainer:
         skip = self._finite.add(self.step, batch, terms.total, norm)
         figures: dict[str, Tensor | float] = {"mse": terms.mse}
         if self._is_logged(self.step + 1):
-            figures = self._figures(terms, norm) | {"k": float(k), "lr": lr}
+            figures = self._figures(terms, norm, len(x)) | {"k": float(k), "lr": lr}
         self.optimizer.update(norm, config.clip, skip)
         self._revive(batch, terms.fired, x)
         return figures
@@ -301,7 +310,7 @@ class Trainer:
         return gradient_norm([gradient for gradient in gradients if id(gradient) not in walked], known)
 
     @torch.no_grad()
-    def _figures(self, terms: LossTerms, norm: Tensor) -> dict[str, Tensor | float]:
+    def _figures(self, terms: LossTerms, norm: Tensor, n_rows: int) -> dict[str, Tensor | float]:
         """What is logged of a step, before its update."""
         reg = self.config.loss.reg
         return {
@@ -311,6 +320,7 @@ class Trainer:
             "temporal": terms.temporal,
             "sparsity": terms.sparsity,
             "gradient_norm": norm,
+            "l0": terms.fired.sum() / max(1, n_rows),
             "silent": (terms.fired == 0).float().mean(),
         }
 

@@ -9,37 +9,55 @@ from __future__ import annotations
 import torch
 
 from tide_kernels.triton import launch
+from tide_kernels.triton.code_terms import code_slopes, pair_differences, soft_count
 from tide_kernels.triton.dense import add_product_, code_sums, decode_dense
 from tide_kernels.triton.encode import encode, pre_activations, single_launch
-from tide_kernels.triton.encoder_gradients import encoder_gradients
-from tide_kernels.triton.gather import gather, sampled
-from tide_kernels.triton.loss import reconstruction_loss
+from tide_kernels.triton.encoder_gradients import encoder_gradients, encoder_gradients_pay
+from tide_kernels.triton.gather import add_gather_, gather, sampled
+from tide_kernels.triton.loss import misfit, reconstruction_loss
 from tide_kernels.triton.masked_gradient import masked_gradient
 from tide_kernels.triton.modulate import modulate
+from tide_kernels.triton.modulation_gradients import modulation_gradients
 from tide_kernels.triton.select import keep_top_, keep_top_with_sums_, select
+from tide_kernels.triton.threshold import count_equal, keep_above, select_above
+from tide_kernels.triton.threshold_gradient import add_near_places, near_gradient
+from tide_kernels.triton.threshold_histogram import key_histogram_
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
+    "add_gather_",
+    "add_near_places",
     "add_product_",
     "backward_latents",
+    "code_slopes",
     "code_sums",
+    "count_equal",
     "decode_dense",
     "dense_above",
     "encode",
     "encoder_gradients",
+    "encoder_gradients_pay",
     "gather",
+    "keep_above",
     "keep_top_",
     "keep_top_with_sums_",
+    "key_histogram_",
     "masked_gradient",
+    "misfit",
     "modulate",
+    "modulation_gradients",
+    "near_gradient",
     "only_by_name",
+    "pair_differences",
     "pre_activations",
     "reconstruction_loss",
     "refuses",
     "sampled",
     "scatter",
     "select",
+    "select_above",
     "single_launch",
+    "soft_count",
     "transpose",
     "transpose_selected",
     "unavailable",

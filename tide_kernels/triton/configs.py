@@ -67,10 +67,13 @@ _PRODUCT = (
 _SELECT = (
     Rule(INTERPRETER, 0, 4096, _config(4, WORDS=128, RESIDENT=1, rows=3, compiled=0)),
     Rule(INTERPRETER, 0, _ANY, _config(4, WORDS=8192, RESIDENT=4, rows=3, compiled=0)),
+    Rule("sm_9", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=1, maxnreg=128)),
     Rule("sm", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+    Rule("sm_9", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=1)),
     Rule("", 16, 8192, _config(4, WORDS=512, RESIDENT=8, rows=8, compiled=0)),
     Rule("", 16, 32768, _config(8, WORDS=1024, RESIDENT=16, rows=8, compiled=0)),
     Rule("sm_100", 16, _ANY, _config(16, WORDS=2048, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
+    Rule("sm_9", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=1, maxnreg=128)),
     Rule("sm", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0, maxnreg=128)),
     Rule("", 16, _ANY, _config(16, WORDS=2048, RESIDENT=18, rows=8, compiled=0)),
     Rule("sm", 32, 8192, _config(8, WORDS=1024, RESIDENT=8, rows=8, compiled=0, maxnreg=128)),
@@ -81,17 +84,52 @@ _SELECT = (
 )
 
 # The first rule that applies is taken. The interpreter's blocks are small, so that small tests have several tiles.
-# None of the others was measured: they compile without spills and within the available shared memory.
+# Those of sm_9 in 16 bits were measured on an H200 (benchmarks/NOTES.md). None of the others was: they compile without
+# spills and within the available shared memory.
 _TABLE: dict[str, tuple[Rule, ...]] = {
     # Compact codes, and rows in place. sums: 1 if selection in place also adds up the codes' sums, for which
     # `code_sums` would read them again.
     "select": _SELECT,
     "keep_top": tuple(rule._replace(config=rule.config | {"sums": 1}) for rule in _SELECT),
+    # ENTRIES: of one program, in groups.
+    "prune": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, ENTRIES=256)),
+        Rule("", 0, _ANY, _config(4, ENTRIES=4096)),
+    ),
+    # WORDS: of 32 columns that a warp reads at once; ROOM: unused places marked at once.
+    "select_above": (
+        Rule(INTERPRETER, 0, _ANY, _config(1, WORDS=2, ROOM=16)),
+        Rule("", 0, _ANY, _config(1, WORDS=32, ROOM=256)),
+    ),
+    # Rows that are read as above but written in place, or again.
+    "threshold_rows": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=128)),
+        Rule("", 16, _ANY, _config(4, COLUMNS=2048)),
+        Rule("", 32, _ANY, _config(4, COLUMNS=1024)),
+    ),
+    # PLACES that a program loads at once, and GROUPS of tokens that it sums up.
+    "near_places": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=16, GROUPS=2)),
+        Rule("", 0, _ANY, _config(1, PLACES=32, GROUPS=32)),
+    ),
+    # TOKENS of one group that a program goes through, ROWS and COLUMNS at once.
+    "near_gradient": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, TOKENS=16, ROWS=4, COLUMNS=64)),
+        Rule("", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256)),
+        Rule("", 32, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=128)),
+    ),
+    # PIECES of a row that are read at once, with a column for each thread; copies: of the counts.
+    "key_histogram": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PIECES=2, COLUMNS=64, copies=3)),
+        Rule("gfx", 0, _ANY, _config(4, PIECES=8, COLUMNS=256, copies=32)),
+        Rule("", 0, _ANY, _config(4, PIECES=8, COLUMNS=128, copies=32)),
+    ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.
     "gather": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
         Rule("", 0, 256, _config(1, PLACES=8, COLUMNS=256)),
+        Rule("sm_9", 16, _ANY, _config(1, PLACES=8, COLUMNS=512)),
         Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
     ),
     "sampled": (
@@ -100,22 +138,25 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     ),
     "scatter": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("sm_9", 16, _ANY, _config(1, PLACES=8, COLUMNS=512)),
         Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
     ),
     "fold": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
-        Rule("", 0, _ANY, _config(2, COLUMNS=1024)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, LATENTS=4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, LATENTS=64, COLUMNS=1024)),
     ),
+    # ahead: 1 to load the next places' rows while those before are worked on.
     "backward_latents": (
-        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64, ahead=1)),
         # A lane loads 16 bytes, so that a row takes whole warps and a lane holds a column of all places.
-        Rule("", 16, 1280, _config(1, PLACES=2, COLUMNS=256)),
-        Rule("", 16, 2560, _config(2, PLACES=2, COLUMNS=512)),
-        Rule("", 16, 5120, _config(4, PLACES=2, COLUMNS=1024)),
-        Rule("", 16, _ANY, _config(8, PLACES=2, COLUMNS=2048)),
-        Rule("", 32, 1280, _config(2, PLACES=2, COLUMNS=256)),
-        Rule("", 32, 2560, _config(4, PLACES=2, COLUMNS=512)),
-        Rule("", 32, _ANY, _config(8, PLACES=2, COLUMNS=1024)),
+        Rule("sm_9", 16, 1280, _config(1, PLACES=1, COLUMNS=256, ahead=0)),
+        Rule("", 16, 1280, _config(1, PLACES=2, COLUMNS=256, ahead=0)),
+        Rule("", 16, 2560, _config(2, PLACES=2, COLUMNS=512, ahead=0)),
+        Rule("", 16, 5120, _config(4, PLACES=2, COLUMNS=1024, ahead=0)),
+        Rule("", 16, _ANY, _config(8, PLACES=2, COLUMNS=2048, ahead=0)),
+        Rule("", 32, 1280, _config(2, PLACES=2, COLUMNS=256, ahead=0)),
+        Rule("", 32, 2560, _config(4, PLACES=2, COLUMNS=512, ahead=0)),
+        Rule("", 32, _ANY, _config(8, PLACES=2, COLUMNS=1024, ahead=0)),
     ),
     # bitmask: whether to order codes of `select` by a mask of bits, n_tokens a latent, instead of a sort. An estimate:
     # the mask is written and read once, so that a sort wins where the mask is large and codes are short.
@@ -128,13 +169,15 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
     # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors; persistent: programs of a
-    # multiprocessor that take one tile after another by descriptors, 0 for a program a tile.
+    # multiprocessor that take one tile after another by descriptors, 0 for a program a tile; cublas: 1 for PyTorch's
+    # product, finished by a second launch.
     "masked_gradient": (
-        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0, persistent=0)),
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0, persistent=0, cublas=0)),
         Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
         Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
         Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
-        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0)),
+        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 4, 3, PARTS=4, tma=1, persistent=0, cublas=0)),
+        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0, cublas=0)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
     ),
     # The tile of the product; ROWS and COLUMNS of an item of the modulation, as for modulate; WORDS and RESIDENT as
@@ -171,12 +214,29 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 0, 6144, _config(4, ROWS=2, COLUMNS=512)),
         Rule("", 0, _ANY, _config(8, ROWS=1, COLUMNS=512)),
     ),
+    # BLOCK: keys that a program of `order` counts at once.
+    "order": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(8, BLOCK=4096))),
+    # PLACES: of either row of a pair that are compared at once.
+    "pair_differences": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4)),
+        Rule("", 0, _ANY, _config(1, PLACES=32)),
+    ),
+    # As for scatter.
+    "modulation_gradients": (
+        Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4, COLUMNS=64)),
+        Rule("", 0, _ANY, _config(2, PLACES=8, COLUMNS=512)),
+    ),
+    # BLOCK: elements of a program.
+    "code_terms": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=16)), Rule("", 0, _ANY, _config(4, BLOCK=1024))),
+    "add_parts": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(2, BLOCK=256))),
+    "misfit": (Rule(INTERPRETER, 0, _ANY, _config(4, BLOCK=64)), Rule("", 0, _ANY, _config(4, BLOCK=4096))),
     "reconstruction_loss": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
         Rule("", 0, _ANY, _config(2, COLUMNS=1024)),
     ),
     "code_sums": (
         Rule(INTERPRETER, 0, _ANY, _config(4, COLUMNS=64)),
+        Rule("sm_9", 16, _ANY, _config(4, COLUMNS=1024)),
         Rule("sm_100", 32, _ANY, _config(4, COLUMNS=1024)),
         Rule("", 0, _ANY, _config(4, COLUMNS=2048)),
     ),
@@ -185,9 +245,13 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
 # Configurations worth a trial that no climb by single entries reaches, since several change together.
 FAR: dict[str, tuple[Config, ...]] = {
     "masked_gradient": (
-        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2},
-        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4},
-        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "persistent": 1},
+        {"cublas": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2, "num_warps": 4},
+        {"cublas": 1, "BLOCK_M": 64, "BLOCK_N": 128, "PARTS": 1, "num_warps": 4},
+        {"cublas": 1, "BLOCK_M": 32, "BLOCK_N": 256, "PARTS": 1, "num_warps": 4},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "num_warps": 8, "num_stages": 4},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2, "num_warps": 4},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "num_warps": 8},
+        {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "persistent": 1, "num_warps": 8},
         {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 4, "persistent": 2, "num_warps": 4},
     ),
     "encode": ({"BLOCK_N": 256, "num_warps": 8, "WORDS": 1024, "RESIDENT": 9, "programs": 1},),

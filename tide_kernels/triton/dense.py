@@ -48,7 +48,7 @@ def code_sums(z: Tensor, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]
     """``sum over pairs |z_2i - z_2i+1|^2`` (0 unless paired) and ``sum v^2 / (v^2 + e^2) / n``, float32 scalars."""
     n_tokens, n_latents = z.shape
     z = launch.contiguous(z)
-    programs = triton.cdiv(n_tokens, 2)
+    programs = launch.cdiv(n_tokens, 2)
     out = launch.empty(2, programs, dtype=torch.float32, device=z.device)
     config = launch.config("code_sums", z, n_latents)
     launch.launch(

@@ -104,7 +104,7 @@ def encoder_gradients(
     grad_shift: Tensor | None,
 ) -> None:
     """Adds the contribution of ``grad_pre [C, n]`` to each of the three gradients that is not None, all float32."""
-    if (grad_scale is not None or grad_shift is not None) and _groups_pay(grad_pre, x, scale, shift, group):
+    if (grad_scale is not None or grad_shift is not None) and encoder_gradients_pay(grad_pre, x, scale, shift, group):
         _by_group(grad_pre, x, scale, shift, group, layer_norm, W_enc, grad_W_enc, grad_scale, grad_shift)
         return
     codes.encoder_gradients(
@@ -117,8 +117,12 @@ def _primitives() -> Primitives:
     return Primitives.of(import_module("tide_kernels.triton"))
 
 
-def _groups_pay(grad_pre: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None) -> bool:
-    """Whether there are enough tokens per group for the kernel to pay."""
+def encoder_gradients_pay(
+    grad_pre: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, group: Tensor | None
+) -> bool:
+    """Whether there are scale and shift, and enough tokens per group, for the kernel to pay."""
+    if scale is None and shift is None:
+        return False
     least = launch.config("encoder_gradients", grad_pre, x.shape[1])["group_tokens"]
     return len(x) >= least * _groups(scale, shift, group)
 
@@ -155,13 +159,13 @@ def _by_group(
     u, W_enc, grad_pre = launch.rows_contiguous(u), launch.rows_contiguous(W_enc), launch.contiguous(grad_pre)
     scale = None if scale is None else launch.rows_contiguous(scale)
     config = launch.config("encoder_gradients", grad_pre, d_model)
-    tiles = triton.cdiv(n_latents, config["BLOCK_M"])
+    tiles = launch.cdiv(n_latents, config["BLOCK_M"])
     part_scale = None
     if grad_scale is not None:
         part_scale = launch.empty(groups, tiles, d_model, dtype=torch.float32, device=device)
     launch.launch(
         encoder_gradients_kernel,
-        (tiles * triton.cdiv(d_model, config["BLOCK_N"]),),
+        (tiles * launch.cdiv(d_model, config["BLOCK_N"]),),
         device,
         grad_pre,
         u,

@@ -25,6 +25,7 @@ def gather_kernel(
     d,
     stride_W,
     k,
+    ADD: tl.constexpr,
     PLACES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -39,7 +40,11 @@ def gather_kernel(
         weights = tl.load(values + i_token * k + o_place, mask=used, other=0).to(tl.float32)
         p_rows = W + latents.to(tl.int64)[:, None] * stride_W + o_column[None, :]
         acc += weights[:, None] * tl.load(p_rows, mask=used[:, None] & m_column[None, :], other=0).to(tl.float32)
-    tl.store(out + i_token * d + o_column, tl.sum(acc, 0), mask=m_column)
+    total = tl.sum(acc, 0)
+    p_out = out + i_token * d + o_column
+    if ADD:
+        total += tl.load(p_out, mask=m_column)
+    tl.store(p_out, total, mask=m_column)
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -73,15 +78,24 @@ def sampled_kernel(
 
 def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
     """``out_i = sum_j values_ij W[indices_ij]``, float32 ``[n_tokens, d_model]``."""
-    n_tokens, k = indices.shape
-    d_model = W.shape[1]
+    out = launch.empty(len(indices), W.shape[1], dtype=torch.float32, device=W.device)
+    _gather(values, indices, W, out, add=False)
+    return out
+
+
+def add_gather_(out: Tensor, values: Tensor, indices: Tensor, W: Tensor) -> None:
+    """``out += gather(values, indices, W)``; out is float32 ``[n_tokens, d_model]``."""
+    _gather(values, indices, W, out, add=True)
+
+
+def _gather(values: Tensor, indices: Tensor, W: Tensor, out: Tensor, add: bool) -> None:
+    n_tokens, d_model = out.shape
     W = launch.rows_contiguous(W)
-    out = launch.empty(n_tokens, d_model, dtype=torch.float32, device=W.device)
     config = launch.config("gather", W, d_model)
     columns = launch.cover(d_model, config["COLUMNS"])
     launch.launch(
         gather_kernel,
-        (n_tokens, triton.cdiv(d_model, columns)),
+        (n_tokens, launch.cdiv(d_model, columns)),
         W.device,
         launch.contiguous(values),
         launch.contiguous(indices),
@@ -89,12 +103,12 @@ def gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
         out,
         d_model,
         W.stride(0),
-        k,
+        indices.shape[1],
+        ADD=add,
         PLACES=config["PLACES"],
         COLUMNS=columns,
         **launch.options(config),
     )
-    return out
 
 
 def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
@@ -105,7 +119,7 @@ def sampled(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
     config = launch.config("sampled", W, W.shape[1])
     launch.launch(
         sampled_kernel,
-        (n_tokens, triton.cdiv(k, config["PLACES"])),
+        (n_tokens, launch.cdiv(k, config["PLACES"])),
         W.device,
         rows,
         W,
@@ -127,7 +141,7 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     config = static("gather", arch, dtype, d_model)
     gather_signature = {"values": f"*{kind}", "indices": "*i32", "W": f"*{kind}", "out": "*fp32"}
     gather_signature |= {"d": "i32", "stride_W": "i32", "k": "i32"}
-    columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
+    columns: dict[str, int | bool] = {"COLUMNS": launch.cover(d_model, config["COLUMNS"]), "ADD": True}
     first = spec(
         f"gather {kind} d={d_model}", arch, gather_kernel, gather_signature, columns, config, ("d", "stride_W")
     )

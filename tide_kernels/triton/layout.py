@@ -59,16 +59,16 @@ def transpose_selected(indices: Tensor, n_latents: int) -> Layout:
     if not config["bitmask"] or not 0 < indices.numel() < 2**31:
         return transpose(indices, n_latents)
     indices, device = launch.contiguous(indices), indices.device
-    groups = triton.cdiv(n_tokens, _GROUP)
+    groups = launch.cdiv(n_tokens, _GROUP)
     mask = torch.zeros(n_latents, groups * _WORDS, dtype=torch.int32, device=device)
     before = launch.empty(n_latents, groups, dtype=torch.int32, device=device)
     counts = launch.empty(n_latents, dtype=torch.int32, device=device)
     tokens, places = (launch.empty(indices.numel(), dtype=torch.int32, device=device) for _ in range(2))
     sizes = (k, indices.numel(), groups)
     blocks, options = {"PLACES": config["PLACES"]}, launch.options(config)
-    programs = (triton.cdiv(indices.numel(), config["PLACES"]),)
+    programs = (launch.cdiv(indices.numel(), config["PLACES"]),)
     launch.launch(mark_kernel, programs, device, indices, mask, *sizes, **blocks, **options)
-    rows = (triton.cdiv(n_latents, config["LATENTS"]),)
+    rows = (launch.cdiv(n_latents, config["LATENTS"]),)
     constants = {"LATENTS": config["LATENTS"], "GROUPS": config["GROUPS"]}
     launch.launch(count_kernel, rows, device, mask, before, counts, n_latents, groups, **constants, **options)
     offsets = _starts(counts)
@@ -90,7 +90,7 @@ def _starts(count: Tensor) -> Tensor:
 
 
 @triton.jit
-def _bits_of(words):
+def bits_of(words):
     """The number of bits set in each word."""
     words = words.to(tl.uint32, bitcast=True)
     words = words - ((words >> 1) & 0x55555555)
@@ -132,7 +132,7 @@ def count_kernel(
     for start in range(0, groups, GROUPS):
         o_word = start * 8 + tl.arange(0, GROUPS * 8)
         p_words = mask + o_latent[:, None] * groups * 8 + o_word[None, :]
-        bits = _bits_of(tl.load(p_words, mask=m_latent & (o_word < groups * 8)[None, :], other=0))
+        bits = bits_of(tl.load(p_words, mask=m_latent & (o_word < groups * 8)[None, :], other=0))
         bits = tl.sum(tl.reshape(bits, [LATENTS, GROUPS, 8]), 2)
         o_group = start + tl.arange(0, GROUPS)
         out = total[:, None] + tl.cumsum(bits, 1) - bits
@@ -169,7 +169,7 @@ def emit_kernel(
     # Of the words up to the token's own, and in that one only the bits below its own.
     below = (tl.full([PLACES], 1, tl.int32) << i_bit) - 1
     bits = tl.where(o_word == i_word[:, None], bits & below[:, None], tl.where(o_word < i_word[:, None], bits, 0))
-    place = tl.load(offsets + row, mask=used, other=0) + tl.sum(_bits_of(bits), 1)
+    place = tl.load(offsets + row, mask=used, other=0) + tl.sum(bits_of(bits), 1)
     place += tl.load(before + row * groups + i_group, mask=used, other=0)
     tl.store(tokens + place, i_token, mask=used)
     tl.store(places + place, o_place, mask=used)

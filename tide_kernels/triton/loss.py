@@ -130,6 +130,61 @@ def reconstruction_loss(
     return Reconstruction(squared, distance, grad, error)
 
 
+@triton.jit
+def misfit_kernel(
+    rebuilt,  # [n] float32
+    error,  # [n] float32
+    sums,  # [programs] float32
+    grad,  # [n] or None
+    n,
+    factor,
+    BLOCK: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    o_element = tl.arange(0, BLOCK)
+    mask = o_element < n - first
+    difference = tl.load(rebuilt + first + o_element, mask=mask, other=0)
+    difference += tl.load(error + first + o_element, mask=mask, other=0)
+    tl.store(sums + tl.program_id(0), tl.sum(difference * difference, 0))
+    if grad is not None:
+        tl.store(grad + first + o_element, (difference * factor).to(grad.dtype.element_ty), mask=mask)
+
+
+def misfit(
+    rebuilt: Tensor, error: Tensor, factor: float, grad_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of ``(rebuilt + error)^2``, both float32 of one shape, and ``factor (rebuilt + error)`` in ``grad_dtype``
+    (None: no gradient)."""
+    rebuilt, error = launch.contiguous(rebuilt), launch.contiguous(error)
+    config = launch.config("misfit", rebuilt, rebuilt.shape[1])
+    programs = launch.cdiv(rebuilt.numel(), config["BLOCK"])
+    sums = launch.empty(programs, dtype=torch.float32, device=rebuilt.device)
+    grad = None
+    if grad_dtype is not None:
+        grad = launch.empty(*rebuilt.shape, dtype=grad_dtype, device=rebuilt.device)
+    launch.launch(
+        misfit_kernel,
+        (programs,),
+        rebuilt.device,
+        rebuilt,
+        error,
+        sums,
+        grad,
+        rebuilt.numel(),
+        float(factor),
+        BLOCK=config["BLOCK"],
+        **launch.options(config),
+    )
+    return sums.sum(), grad
+
+
+def _misfit_spec(arch: str, dtype: torch.dtype) -> Spec:
+    kind = TYPES[dtype]
+    signature = {"rebuilt": "*fp32", "error": "*fp32", "sums": "*fp32", "grad": f"*{kind}", "n": "i32"}
+    config = static("misfit", arch, torch.float32, 1152)
+    return spec(f"misfit {kind}", arch, misfit_kernel, signature | {"factor": "fp32"}, {}, config, ("n",))
+
+
 def _spec(arch: str, dtype: torch.dtype) -> Spec:
     kind = TYPES[dtype]
     signature = {"x": f"*{kind}", "x_hat": "*fp32", "b_dec": f"*{kind}", "sums": "*fp32", "grad": f"*{kind}"}
@@ -142,7 +197,12 @@ def _spec(arch: str, dtype: torch.dtype) -> Spec:
     return spec(f"reconstruction_loss {kind}", arch, kernel, signature, constants, config, aligned)
 
 
-AOT = [_spec(arch, dtype) for arch in ARCHS for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+AOT = [
+    make(arch, dtype)
+    for make in (_spec, _misfit_spec)
+    for arch in ARCHS
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+]
 AOT += [
     without(_spec(arch, torch.bfloat16), *names, **constants)
     for arch in ARCHS

@@ -140,7 +140,7 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, ad
     config = launch.config("product", a, inner)
     launch.launch(
         product_kernel,
-        (triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"]),),
+        (launch.cdiv(rows, config["BLOCK_M"]) * launch.cdiv(columns, config["BLOCK_N"]),),
         out.device,
         a,
         b,

@@ -14,9 +14,6 @@ no borrow crosses between the halves.
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -26,15 +23,14 @@ from tide_kernels import native
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.dense import code_sums
+from tide_kernels.triton.keys import INFINITY_BITS, INTEGERS
+from tide_kernels.triton.prune import group_length, select_pruned
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
-# As bits: +infinity, after which comes the key of all NaNs; 1.0, where the first search starts; and the search's
-# first step, about 3 % of a value.
-INFINITY_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+# As bits: 1.0, where the first search starts, and the search's first step, about 3 % of a value.
 _ONE = {torch.float16: 0x3C00, torch.bfloat16: 0x3F80, torch.float32: 0x3F800000}
 _STEP = {torch.float16: 32, torch.bfloat16: 4, torch.float32: 1 << 18}
 _ROWS_BUSY = 1024  # programs that keep a large GPU busy
-INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 @triton.jit
@@ -335,6 +331,12 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     value 0 and index -1. The payload of a NaN may change.
     """
     pre = launch.rows_contiguous(pre)
+    length = group_length(pre.shape[1], k)
+    return select_directly(pre, k) if length is None else select_pruned(pre, k, length, select_directly)
+
+
+def select_directly(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`select` by a search of whole rows."""
     if _compiled("select", pre):
         return native.select(pre, k)
     values = launch.empty(len(pre), k, dtype=pre.dtype, device=pre.device)
@@ -349,7 +351,7 @@ def keep_top_(pre: Tensor, k: int) -> None:
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
     """
-    _check_rows(pre)
+    check_rows(pre)
     if _compiled("keep_top", pre):
         native.keep_top_(pre, k)
     else:
@@ -362,7 +364,7 @@ def keep_top_with_sums_(pre: Tensor, k: int, paired: bool, soft_eps: float) -> t
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
     """
-    _check_rows(pre)
+    check_rows(pre)
     if _compiled("keep_top", pre) or not launch.config("keep_top", pre, pre.shape[1])["sums"]:
         keep_top_(pre, k)
         return code_sums(pre, paired, soft_eps)
@@ -372,26 +374,16 @@ def keep_top_with_sums_(pre: Tensor, k: int, paired: bool, soft_eps: float) -> t
     return temporal, soft
 
 
-def _check_rows(pre: Tensor) -> None:
-    if len(pre) > 1 and pre.stride(0) < pre.shape[1]:
+def check_rows(out: Tensor) -> None:
+    """Raises ValueError if rows that are written share memory."""
+    if len(out) > 1 and out.stride(0) < out.shape[1]:
         raise ValueError("rows of pre overlap: pass a contiguous tensor")
 
 
 def _compiled(name: str, pre: Tensor) -> bool:
     """Whether to use the kernel of csrc/cuda: if it was built and measured to be faster (`tide_kernels.tune`)."""
     wanted = launch.config(name, pre, pre.shape[1])["compiled"]
-    if not wanted or not pre.is_cuda:
-        return False
-    reason = native.cuda_unavailable()
-    if reason is not None:
-        _say_not_compiled(reason)
-    return reason is None
-
-
-@cache
-def _say_not_compiled(reason: str) -> None:
-    """Once: a configuration that was measured on another machine would be timed as if it were served."""
-    warnings.warn(f"the configuration asks for the compiled selection, Triton's runs instead: {reason}", stacklevel=4)
+    return bool(wanted) and pre.is_cuda and native.cuda_unavailable() is None
 
 
 def _launch(

@@ -16,7 +16,11 @@ from tide_kernels.triton.configs import OPTIONS, Config
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _MODULES = (
     "modulate",
+    "prune",
     "select",
+    "threshold",
+    "threshold_histogram",
+    "threshold_gradient",
     "gather",
     "layout",
     "transpose",
@@ -26,6 +30,8 @@ _MODULES = (
     "encode",
     "encoder_gradients",
     "loss",
+    "modulation_gradients",
+    "code_terms",
 )
 # The dtypes of matrix products, and the precision of their operands.
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))

@@ -23,14 +23,14 @@ from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 __all__ = ["backward_latents", "scatter", "transpose", "transpose_selected"]
 
 
-def _table(layout: Layout, width: int) -> Tensor:
+def partial_sums(layout: Layout, width: int) -> Tensor:
     """Partial sums of the latents of several pieces."""
     rows = 2 * (len(layout.places) // PIECE)
     return launch.empty(rows, width, dtype=torch.float32, device=layout.places.device)
 
 
 @triton.jit
-def _piece(i_piece, latent, pieces, offsets, slots, PIECE: tl.constexpr):
+def piece_of(i_piece, latent, pieces, offsets, slots, PIECE: tl.constexpr):
     """The piece's latent, the range of its places and its row of the table, -1 if it has none."""
     i_latent = tl.load(latent + i_piece).to(tl.int64)
     number = i_piece - tl.load(pieces + i_latent)
@@ -61,7 +61,7 @@ def scatter_kernel(
 ):
     i_piece = tl.program_id(0)
     if tl.load(latent + i_piece) < n:
-        i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
+        i_latent, begin, end, slot = piece_of(i_piece, latent, pieces, offsets, slots, PIECE)
         o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < d
         acc = tl.zeros([PLACES, COLUMNS], tl.float32)
@@ -81,25 +81,31 @@ def scatter_kernel(
             tl.store(table + slot * d + o_column, total, mask=m_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def fold_kernel(
     table,  # [slots, width] float32
     slots,
     out,  # [n, width] float32
     width,
+    n,
+    LATENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Adds the partial sums of each latent of several pieces, in their order."""
-    i_latent = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(slots + i_latent).to(tl.int64), tl.load(slots + i_latent + 1).to(tl.int64)
-    if end > begin:
+    """Adds the partial sums of each latent of several pieces, in their order. Few latents have them, and most programs
+    see at once that none of theirs does."""
+    first = tl.program_id(0) * LATENTS
+    last = tl.minimum(first + LATENTS, n)
+    if tl.load(slots + last) > tl.load(slots + first):
         o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         m_column = o_column < width
-        p_out = out + i_latent * width + o_column
-        total = tl.load(p_out, mask=m_column)
-        for slot in range(begin, end):
-            total += tl.load(table + slot * width + o_column, mask=m_column)
-        tl.store(p_out, total, mask=m_column)
+        for i_latent in range(first, last):
+            begin, end = tl.load(slots + i_latent).to(tl.int64), tl.load(slots + i_latent + 1).to(tl.int64)
+            if end > begin:
+                p_out = out + tl.cast(i_latent, tl.int64) * width + o_column
+                total = tl.load(p_out, mask=m_column)
+                for slot in range(begin, end):
+                    total += tl.load(table + slot * width + o_column, mask=m_column)
+                tl.store(p_out, total, mask=m_column)
 
 
 @triton.jit
@@ -183,30 +189,49 @@ def backward_latents_kernel(
     TILES: tl.constexpr,
     PLACES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     i_piece = tl.program_id(0)
     if tl.load(latent + i_piece) < n:
-        i_latent, begin, end, slot = _piece(i_piece, latent, pieces, offsets, slots, PIECE)
+        i_latent, begin, end, slot = piece_of(i_piece, latent, pieces, offsets, slots, PIECE)
         sums_dec, sums_enc = _zeros(TILES, COLUMNS), _zeros(TILES, COLUMNS)
         sum_b = tl.zeros([PLACES], tl.float32)
+        if AHEAD:
+            o_entry = begin + tl.arange(0, PLACES)
+            i_token = tl.load(tokens + o_entry, mask=o_entry < end, other=0).to(tl.int64)
+            next_grads = _rows(grad + i_token * stride_grad, o_entry < end, d, TILES, COLUMNS)
+            if grad_W_enc is not None:
+                next_inputs = _rows(x_mod + i_token * stride_x_mod, o_entry < end, d, TILES, COLUMNS)
+            i_token = tl.load(tokens + o_entry + PLACES, mask=o_entry + PLACES < end, other=0).to(tl.int64)
         for start in range(begin, end, PLACES):
             o_entry = start + tl.arange(0, PLACES)
             m_entry = o_entry < end
             place = tl.load(places + o_entry, mask=m_entry, other=0)
-            i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
-            grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
-            if grad_W_enc is not None:  # loaded here, so as not to wait for the slopes first
-                inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
+            if AHEAD:
+                grads = next_grads
+                following = o_entry + PLACES
+                next_grads = _rows(grad + i_token * stride_grad, following < end, d, TILES, COLUMNS)
+                if grad_W_enc is not None:
+                    inputs = next_inputs
+                    next_inputs = _rows(x_mod + i_token * stride_x_mod, following < end, d, TILES, COLUMNS)
+                i_token = tl.load(tokens + following + PLACES, mask=following + PLACES < end, other=0).to(tl.int64)
+            else:
+                i_token = tl.load(tokens + o_entry, mask=m_entry, other=0).to(tl.int64)
+                grads = _rows(grad + i_token * stride_grad, m_entry, d, TILES, COLUMNS)
+                if grad_W_enc is not None:  # loaded here, so as not to wait for the slopes first
+                    inputs = _rows(x_mod + i_token * stride_x_mod, m_entry, d, TILES, COLUMNS)
             slopes = _dots(grads, W_dec + i_latent * stride_W_dec, d, TILES, PLACES, COLUMNS)
             if extra is not None:
                 slopes += tl.load(extra + place, mask=m_entry, other=0)
             # Entries past the end have gradients of 0 but a row of weights that may be infinite or NaN.
             slopes = tl.where(m_entry, slopes, 0)
             tl.store(grad_values + place, slopes, mask=m_entry)
+            code = tl.load(values + place, mask=m_entry, other=0)
+            slopes = tl.where(code != 0, slopes, 0)
             sum_b += slopes
             if grad_W_dec is not None:
-                code = tl.load(values + place, mask=m_entry, other=0).to(W_dec.dtype.element_ty).to(tl.float32)
-                sums_dec = _add_weighted(sums_dec, code, grads, TILES)
+                weights = code.to(W_dec.dtype.element_ty).to(tl.float32)
+                sums_dec = _add_weighted(sums_dec, weights, grads, TILES)
             if grad_W_enc is not None:
                 rounded = slopes.to(W_dec.dtype.element_ty).to(tl.float32)
                 sums_enc = _add_weighted(sums_enc, rounded, inputs, TILES)
@@ -227,10 +252,10 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
     rows = launch.rows_contiguous(rows)
     config = launch.config("scatter", rows, d_model)
     columns = launch.cover(d_model, config["COLUMNS"])
-    table = _table(layout, d_model)
+    table = partial_sums(layout, d_model)
     launch.launch(
         scatter_kernel,
-        (len(layout.latent) if len(layout.places) else 0, triton.cdiv(d_model, columns)),
+        (len(layout.latent) if len(layout.places) else 0, launch.cdiv(d_model, columns)),
         out.device,
         launch.contiguous(values),
         rows,
@@ -245,7 +270,7 @@ def scatter(values: Tensor, layout: Layout, rows: Tensor, out: Tensor) -> None:
         COLUMNS=columns,
         **launch.options(config),
     )
-    _fold(table, layout, out)
+    fold(table, layout.slots, out)
 
 
 def backward_latents(
@@ -263,16 +288,16 @@ def backward_latents(
     """All that the sparse regime's backward pass needs of a code, in one walk over the latents.
 
     For each place (i, l) with value v, ``dv = <grad_i, W_dec_l> + extra``; and ``grad_W_dec_l += v grad_i``,
-    ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``. Operands of products are rounded to the dtype of
-    W_dec, sums are in float32. Returns dv, float32 ``[n_tokens, k]``, 0 at unused places.
+    ``grad_W_enc_l += dv x_mod_i``, ``grad_b_enc_l += dv``, these two only where v is not 0. Operands of products are
+    rounded to the dtype of W_dec, sums are in float32. Returns dv, float32 ``[n_tokens, k]``, 0 at unused places.
     """
     n_latents, d_model = W_dec.shape
     device, dtype = W_dec.device, W_dec.dtype
     grad_values = torch.zeros(indices.shape, dtype=torch.float32, device=device)
     grad, x_mod, W_dec = (launch.rows_contiguous(t.to(dtype)) for t in (grad, x_mod, W_dec))
-    table_dec = None if grad_W_dec is None else _table(layout, d_model)
-    table_enc = None if grad_W_enc is None else _table(layout, d_model)
-    table_b = None if grad_b_enc is None else _table(layout, 1)
+    table_dec = None if grad_W_dec is None else partial_sums(layout, d_model)
+    table_enc = None if grad_W_enc is None else partial_sums(layout, d_model)
+    table_b = None if grad_b_enc is None else partial_sums(layout, 1)
     config = launch.config("backward_latents", W_dec, d_model)
     launch.launch(
         backward_latents_kernel,
@@ -302,22 +327,27 @@ def backward_latents(
     )
     for table, out in ((table_dec, grad_W_dec), (table_enc, grad_W_enc), (table_b, grad_b_enc)):
         if table is not None and out is not None:
-            _fold(table, layout, out.view(n_latents, -1))
+            fold(table, layout.slots, out.view(n_latents, -1))
     return grad_values
 
 
-def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
+def fold(table: Tensor, slots: Tensor, out: Tensor, together: int | None = None) -> None:
+    """``out_l += the sum of the rows slots[l]:slots[l + 1] of the table``, in their order. A program takes ``together``
+    rows of out one after another; by default as many as suits a table of few of them."""
     n_latents, width = out.shape
     config = launch.config("fold", out, width)
+    together = together or config["LATENTS"]
     columns = launch.cover(width, config["COLUMNS"])
     launch.launch(
         fold_kernel,
-        (n_latents if len(table) else 0, triton.cdiv(width, columns)),
+        (launch.cdiv(n_latents, together) if len(table) else 0, launch.cdiv(width, columns)),
         out.device,
         table,
-        layout.slots,
+        slots,
         out,
         width,
+        n_latents,
+        LATENTS=together,
         COLUMNS=columns,
         **launch.options(config),
     )
@@ -325,30 +355,31 @@ def _fold(table: Tensor, layout: Layout, out: Tensor) -> None:
 
 def _row_tiles(config: Config, d_model: int) -> dict[str, int]:
     columns = min(config["COLUMNS"], triton.next_power_of_2(d_model))
-    return {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": triton.cdiv(d_model, columns)}
+    tiles = {"PLACES": config["PLACES"], "COLUMNS": columns, "TILES": launch.cdiv(d_model, columns)}
+    return tiles | {"AHEAD": config["ahead"]}
 
 
-_LAYOUT = dict.fromkeys(Layout._fields, "*i32")
+LAYOUT = dict.fromkeys(Layout._fields, "*i32")
 
 
 def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     kind, name = TYPES[dtype], f"{TYPES[dtype]} d={d_model}"
     config = static("scatter", arch, dtype, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"]), "PIECE": PIECE}
-    signature = {"values": f"*{kind}", "rows": f"*{kind}", **_LAYOUT, "out": "*fp32", "table": "*fp32"}
+    signature = {"values": f"*{kind}", "rows": f"*{kind}", **LAYOUT, "out": "*fp32", "table": "*fp32"}
     signature |= {"d": "i32", "stride_rows": "i32", "n": "i32"}
     records = [spec(f"scatter {name}", arch, scatter_kernel, signature, columns, config, ("d", "stride_rows"))]
 
     config = static("fold", arch, torch.float32, d_model)
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
-    signature = {"table": "*fp32", "slots": "*i32", "out": "*fp32", "width": "i32"}
+    signature = {"table": "*fp32", "slots": "*i32", "out": "*fp32", "width": "i32", "n": "i32"}
     records.append(spec(f"fold d={d_model}", arch, fold_kernel, signature, columns, config, ("width",)))
 
     config = static("backward_latents", arch, dtype, d_model)
     constants = {**_row_tiles(config, d_model), "PIECE": PIECE}
-    names = ("values", "extra", "grad", "x_mod", "W_dec", *_LAYOUT, "grad_values", "grad_W_dec", "grad_W_enc")
+    names = ("values", "extra", "grad", "x_mod", "W_dec", *LAYOUT, "grad_values", "grad_W_dec", "grad_W_enc")
     names += ("grad_b_enc", "table_dec", "table_enc", "table_b")
-    signature = {name: _LAYOUT.get(name, "*fp32") for name in names}
+    signature = {name: LAYOUT.get(name, "*fp32") for name in names}
     signature |= {name: f"*{kind}" for name in ("values", "grad", "x_mod", "W_dec")}
     strides = ("d", "stride_grad", "stride_x_mod", "stride_W_dec")
     signature |= {name: "i32" for name in (*strides, "n")}

@@ -19,6 +19,10 @@ def test_gather(sizes, dtype, code, normal):
     W = normal(n_latents, d_model, dtype=dtype)
     expected = reference.gather(values.double(), indices, W.double())
     assert_close(triton.gather(values, indices, W), expected, TOLERANCE)
+    out = normal(n_tokens, d_model)
+    expected += out
+    triton.add_gather_(out, values, indices, W)
+    assert_close(out, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -52,3 +52,21 @@ def test_no_tokens(normal):
     squared, distance, grad, error = triton.reconstruction_loss(x, x, None, 1.0, 1.0, torch.float32, True)
     assert float(squared) == float(distance) == 0
     assert grad.shape == error.shape == (0, 70)
+
+
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.float16, None], ids=str)
+def test_the_misfit_of_a_reconstructed_residual(grad_dtype, normal):
+    rebuilt, error = normal(9, 70), normal(9, 70)
+    expected = rebuilt.double() + error.double()
+    squared, grad = triton.misfit(rebuilt, error, 0.7, grad_dtype)
+    assert_close(squared, expected.square().sum(), 1e-6)
+    assert (grad is None) == (grad_dtype is None)
+    if grad is not None:
+        assert grad.dtype == grad_dtype
+        assert_close(grad, 0.7 * expected, TOLERANCE[grad_dtype])
+
+
+def test_no_tokens_have_no_misfit(normal):
+    squared, grad = triton.misfit(normal(0, 70), normal(0, 70), 0.7, torch.float32)
+    assert float(squared) == 0
+    assert grad.shape == (0, 70)

@@ -16,4 +16,17 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     "relu": ReLU,
 }
 
-__all__ = ["ACTIVATIONS", "Activation", "BatchTopK", "Firing", "Gated", "JumpReLU", "ReLU", "soft_count_penalty"]
+#: Those whose thresholds may know the timestep.
+TIMED = ("batch_topk", "jumprelu")
+
+__all__ = [
+    "ACTIVATIONS",
+    "TIMED",
+    "Activation",
+    "BatchTopK",
+    "Firing",
+    "Gated",
+    "JumpReLU",
+    "ReLU",
+    "soft_count_penalty",
+]

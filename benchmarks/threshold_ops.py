@@ -1,0 +1,94 @@
+"""Times of the threshold primitives on a GPU: ``python -m benchmarks.threshold_ops``, milliseconds of the device alone.
+
+Beside each time is the floor of its memory traffic, at the bandwidth that a copy of the pre-activations has here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.bench import PAPER, SPARSE, Bench
+from benchmarks.shapes import Shape
+from tide_kernels import triton
+
+_BANDWIDTH = 0.3
+_GROUPS = 64
+
+
+def level_of(pre: Tensor, k: int) -> Tensor:
+    """The threshold that about k entries of a row exceed."""
+    return pre[:64].flatten().float().kthvalue(64 * (pre.shape[1] - k)).values
+
+
+def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """What is timed, and the bytes that it has to move."""
+    n_tokens, d_model, n_latents = shape.n_tokens, shape.d_model, shape.n_latents
+    pre, out = bench.normal(n_tokens, n_latents), torch.empty(n_tokens, n_latents, dtype=bench.dtype, device="cuda")
+    level, capacity = level_of(pre, shape.k), min(n_latents, -(-4 * shape.k // 16) * 16)
+    flat, row = level.expand(1, n_latents), level.expand(1, n_latents).contiguous()
+    table = level.expand(_GROUPS, n_latents).contiguous()
+    group = torch.arange(n_tokens, device="cuda") % _GROUPS
+    cut = torch.full((n_tokens,), n_latents - 1, dtype=torch.int32, device="cuda")
+    histogram = torch.zeros(2**15, dtype=torch.int64, device="cuda")
+    least = (level * 0.9).to(pre.dtype).view(torch.int16).long()
+    grad, W = bench.normal(n_tokens, d_model), bench.normal(n_latents, d_model, scale=0.03)
+    sums, near = torch.zeros_like(table), torch.zeros_like(table, dtype=torch.int64)
+    z = out.clone()
+    triton.keep_above(pre, row, None, None, z)
+    u, indices, _ = triton.select_above(pre, row - _BANDWIDTH / 2, None, None, capacity)
+    layout, slopes = triton.transpose_selected(indices, n_latents), bench.normal(n_tokens, capacity).float()
+    dense, code = pre.numel() * pre.element_size(), n_tokens * capacity * (pre.element_size() + 4)
+    found: dict[str, tuple[Callable[[], object], float]] = {
+        "copy": (lambda: out.copy_(pre), 2 * dense),
+        "select_above, one number": (lambda: triton.select_above(pre, flat, None, None, capacity), dense + code),
+        "select_above, one number, cut": (lambda: triton.select_above(pre, flat, None, cut, capacity), dense + code),
+        "select_above, by latent": (lambda: triton.select_above(pre, row, None, None, capacity), dense + code),
+        "select_above, by group": (lambda: triton.select_above(pre, table, group, None, capacity), dense + code),
+        "select_above, all overflow": (lambda: triton.select_above(pre, row, None, None, shape.k // 2), dense),
+        "keep_above, one number": (lambda: triton.keep_above(pre, flat, None, None, out), 2 * dense),
+        "keep_above, one number, cut": (lambda: triton.keep_above(pre, flat, None, cut, out), 2 * dense),
+        "keep_above, by latent": (lambda: triton.keep_above(pre, row, None, None, out), 2 * dense),
+        "keep_above, by group": (lambda: triton.keep_above(pre, table, group, None, out), 2 * dense),
+        "key_histogram_": (lambda: triton.key_histogram_(pre, histogram, 0, None), dense),
+        "key_histogram_, from a least": (lambda: triton.key_histogram_(pre, histogram, 0, None, least), dense),
+        "count_equal": (lambda: triton.count_equal(pre, level.to(pre.dtype)), dense),
+        "product": (lambda: grad @ W.T, dense),
+        "near_gradient, by latent": (
+            lambda: triton.near_gradient(
+                grad, W, z, 0.0, sums[0], near[0], pre, row, None, _BANDWIDTH, sums[:1], near[:1]
+            ),
+            5 * dense,
+        ),
+        "near_gradient, by group": (
+            lambda: triton.near_gradient(grad, W, z, 0.0, sums[0], near[0], pre, table, group, _BANDWIDTH, sums, near),
+            5 * dense,
+        ),
+        "add_near_places, by latent": (
+            lambda: triton.add_near_places(slopes, u, indices, layout, row, None, _BANDWIDTH, sums[:1], near[:1]),
+            code,
+        ),
+        "add_near_places, by group": (
+            lambda: triton.add_near_places(slopes, u, indices, layout, table, group, _BANDWIDTH, sums, near),
+            code,
+        ),
+    }
+    return {name: run for name, (run, _) in found.items()}, {name: moved for name, (_, moved) in found.items()}
+
+
+def main() -> None:
+    bench = Bench(dry_run=False)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for shape in (PAPER, SPARSE):
+        timed, moved = runs(bench, shape)
+        times = bench.times(timed, queued=True)
+        bandwidth = moved["copy"] / times["copy"].median
+        print(f"{shape}: {'':29} ms    floor")
+        for name, timing in times.items():
+            print(f"  {name:32} {timing.median * 1e3:8.3f} {moved[name] / bandwidth * 1e3:8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

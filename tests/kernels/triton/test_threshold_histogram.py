@@ -1,0 +1,61 @@
+"""Counts of keys against the reference."""
+
+import pytest
+import torch
+
+from tide_kernels import reference, triton
+from tide_kernels.testing import adversarial_rows
+
+PARTS = {
+    "all bits of float16": (torch.float16, 15, 0, None),
+    "all bits of bfloat16": (torch.bfloat16, 15, 0, None),
+    "upper bits of float32": (torch.float32, 16, 15, None),
+    "lower bits of float32 where the upper ones are those of 1": (torch.float32, 15, 0, 0x3F80 * 2),
+    "lower bits of NaN": (torch.float32, 15, 0, 0xFFFF),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_key_histogram(part, device):
+    dtype, bits, shift, high = PARTS[part]
+    pre = torch.stack(list(adversarial_rows(150, dtype).values()))
+    pre[0, :60] = 1 + torch.arange(60) * torch.finfo(dtype).eps
+    counts = torch.arange(2**bits)
+    expected = counts.clone()
+    high = None if high is None else torch.tensor(high)
+    reference.key_histogram_(pre, expected, shift, high)
+    assert int((expected - counts).sum()) > 60
+    found = counts.to(device)
+    triton.key_histogram_(pre.to(device), found, shift, None if high is None else high.to(device))
+    assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_keys_below_the_least_are_left_out(dtype, device):
+    pre = torch.stack(list(adversarial_rows(150, dtype).values()))
+    shift = 15 if dtype == torch.float32 else 0
+    bits = 15 if dtype == torch.float16 else 16
+    one = int(torch.ones((), dtype=dtype).view(torch.int16 if dtype == torch.float16 else torch.int32))
+    for least, first in ((one, one >> shift), (2**40, 2**bits), (-5, 0)):
+        expected, found = (
+            torch.zeros(2**bits, dtype=torch.int64),
+            torch.zeros(2**bits, dtype=torch.int64, device=device),
+        )
+        reference.key_histogram_(pre, expected, shift, None)
+        expected[:first] = 0
+        triton.key_histogram_(pre.to(device), found, shift, None, torch.tensor(least, device=device))
+        assert torch.equal(found.cpu(), expected)
+
+
+def test_rows_that_lie_apart(device, generator):
+    pre = torch.randn(6, 80, generator=generator).half()
+    expected, found = torch.zeros(2**15, dtype=torch.int64), torch.zeros(2**15, dtype=torch.int64, device=device)
+    reference.key_histogram_(pre[::2], expected, 0, None)
+    triton.key_histogram_(pre.to(device)[::2], found, 0, None)
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_no_tokens(device):
+    counts = torch.arange(2**15, device=device)
+    triton.key_histogram_(torch.empty(0, 50, device=device).half(), counts, 0, None)
+    assert torch.equal(counts.cpu(), torch.arange(2**15))

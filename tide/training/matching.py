@@ -1,0 +1,88 @@
+"""Sets the threshold of a trained model so that k latents a token are active, on tokens it was trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+
+from tide.activations.batch import ActivationBatch
+from tide.errors import TideWarning
+from tide.sae.model import TIDE, inference
+
+#: The threshold is set on at least this many rows, where the batches hold as many: the mean of L0 over them is then
+#: within about a hundredth of that over all, though neighbouring tokens are alike.
+MATCHED_ROWS = 65536
+#: Rows whose heights ``[rows, n_latents]`` are held at a time.
+_ROWS = 512
+#: Heights are counted by the upper bits of their float32, in bins that are 2^-13 of their height wide or narrower.
+_LOWER_BITS = 10
+_BINS = 1 << (31 - _LOWER_BITS)
+
+
+def following(stream: Iterator[ActivationBatch], last: ActivationBatch, steps: int) -> Iterator[ActivationBatch]:
+    """The batches that come after the ``last`` of a training of ``steps``, for :func:`match_l0`: enough for
+    :data:`MATCHED_ROWS` and at most ``steps``. Where the stream has ended, the last one again, with a warning
+    (:class:`~tide.errors.TideWarning`)."""
+    batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, len(last)))))
+    first = next(batches, None)
+    if first is not None:
+        return chain([first], batches)
+    warnings.warn(
+        f"the activations ended with the training, so the threshold is set on the {len(last)} rows of its last step: "
+        "L0 may be off by some per cent; give more batches than steps",
+        TideWarning,
+        stacklevel=2,
+    )
+    return iter([last])
+
+
+def match_l0(model: TIDE, batches: Iterable[ActivationBatch]) -> None:
+    """Sets the threshold of ``model.activation`` so that ``model.config.k`` latents a token are active in the mean over
+    all rows of ``batches``.
+
+    The heights (:meth:`tide.sae.activation.Activation.heights`) are counted in narrow bins, in one pass; the cut is
+    the ``N k``-th largest of those of N rows, interpolated within its bin. Without rows nothing changes. Warns
+    (:class:`~tide.errors.TideWarning`) if fewer than k latents a token could be active: then all that could are.
+    """
+    assert model.activation is not None
+    counts, n_rows = torch.zeros(_BINS, dtype=torch.int64, device=model.W_enc.device), 0
+    with inference(model):
+        for batch in batches:
+            for part in _parts(batch.to(model.W_enc.device)):
+                counts += _counted(model.heights(part.x.to(model.W_enc.dtype), part.position))
+                n_rows += len(part)
+    found = counts[1:].sum().item()  # those that are not positive are in the first
+    if not found:
+        return
+    wanted, k = model.config.k * n_rows, model.config.k
+    if found < wanted:
+        warnings.warn(
+            f"only {found / n_rows:.1f} latents a token have a positive pre-activation, fewer than k = {k}: "
+            "L0 stays below k; train with a smaller k",
+            TideWarning,
+            stacklevel=2,
+        )
+    model.activation.set_cut(_cut(counts.cpu(), min(wanted, int(found))))
+
+
+def _parts(batch: ActivationBatch) -> Iterator[ActivationBatch]:
+    return (batch.take(slice(start, start + _ROWS)) for start in range(0, len(batch), _ROWS))
+
+
+def _counted(heights: Tensor) -> Tensor:
+    """How many of the positive heights each bin holds; all others are in the first."""
+    bits = heights.float().clamp(min=0).abs().view(torch.int32)  # abs: of -0 and of NaN the sign is a bit, too
+    return torch.bincount(bits.flatten() >> _LOWER_BITS, minlength=_BINS)
+
+
+def _cut(counts: Tensor, wanted: int) -> float:
+    """What ``wanted`` of the counted heights lie above: the bins' lower bound, or within the bin that holds it."""
+    above = counts.flip(0).cumsum(0).flip(0)  # of each bin, with those in the bin
+    i = int((above >= wanted).nonzero()[-1])
+    bounds = torch.tensor([i << _LOWER_BITS, (i + 1) << _LOWER_BITS], dtype=torch.int32).view(torch.float32).tolist()
+    share = (wanted - int(above[i] - counts[i])) / int(counts[i])
+    return bounds[1] - share * (bounds[1] - bounds[0])
