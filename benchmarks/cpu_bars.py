@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gate, peers
+from benchmarks import gate, peers, threshold_bars
 from benchmarks.environment import environment
 from benchmarks.floors import linears
 from benchmarks.measure import interleaved, peak
@@ -38,6 +38,8 @@ class Plan:
     steps: dict[Shape, tuple[float, float]]  # times faster than dense torch, and than the best peer
     products: dict[Shape, float]  # at most this many times the encoder's product
     selects: tuple[Shape, ...]
+    thresholds: tuple[Shape, ...]  # steps of threshold activations
+    encodes: tuple[Shape, ...]
     repetitions: int
 
 
@@ -49,14 +51,21 @@ PLAN = Plan(
     },
     products={Shape(512, 1152, 16384, 819): 1.6, Shape(2048, 1152, 16384, 32): 1.4},
     selects=tuple(Shape(256, 1152, n, n // 20) for n in (4608, 18432, 73728)),
+    thresholds=(Shape(512, 1152, 16384, 819), Shape(4096, 1152, 16384, 819)),
+    encodes=(Shape(512, 1152, 16384, 819), Shape(4096, 1152, 16384, 819)),
     repetitions=9,
 )
 TOY = Plan(
     steps={Shape(32, 48, 128, 8): (3.0, 6.0)},
     products={Shape(32, 48, 128, 8): 1.6},
     selects=(Shape(8, 48, 256, 12),),
+    thresholds=(Shape(32, 48, 128, 8),),
+    encodes=(Shape(32, 48, 128, 8),),
     repetitions=2,
 )
+
+
+KINDS = ("select", "step", "product", "encode", "thresholds")
 
 
 def step_bars(shape: Shape, wanted: tuple[float, float], plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
@@ -132,8 +141,8 @@ def select_bars(shape: Shape, plan: Plan) -> tuple[dict[str, Any], list[Bar]]:
     return {name: timing.record() for name, timing in timings.items()}, [bar]
 
 
-def measure(plan: Plan, out: Path) -> None:
-    """Measures, prints and writes all figures."""
+def measure(plan: Plan, out: Path, kinds: Sequence[str]) -> None:
+    """Measures, prints and writes all figures of some kinds."""
     chosen = choose("auto", "auto", device=CPU, dtype=DTYPE, n_latents=4608, k=230)
     record: dict[str, Any] = {**environment(CPU), "backend": chosen.backend, "figures": {}, "bars": []}
     print(f"{record['processor']}, {record['threads']} threads, backend {chosen.backend}")
@@ -141,7 +150,10 @@ def measure(plan: Plan, out: Path) -> None:
         **{f"select {s}": partial(select_bars, s, plan) for s in plan.selects},
         **{f"step {s}": partial(step_bars, s, wanted, plan) for s, wanted in plan.steps.items()},
         **{f"product {s}": partial(product_bars, s, wanted, plan) for s, wanted in plan.products.items()},
+        **{f"encode {s}": partial(threshold_bars.encode_bars, s, plan.repetitions) for s in plan.encodes},
+        **{f"thresholds {s}": partial(threshold_bars.step_bars, s, plan.repetitions) for s in plan.thresholds},
     }
+    stages = {name: stage for name, stage in stages.items() if name.split()[0] in kinds}
     bars: list[Bar] = []
     for name, stage in stages.items():
         figures, found = stage()
@@ -157,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_bars", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{date.today().isoformat()}.json")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes, to check that everything runs")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, help="the kinds of figures, all by default")
     options = parser.parse_args(arguments)
-    measure(TOY if options.dry_run else PLAN, options.out)
+    measure(TOY if options.dry_run else PLAN, options.out, options.only)
     return 0
 
 

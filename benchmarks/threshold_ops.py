@@ -6,6 +6,7 @@ Beside each time is the floor of its memory traffic, at the bandwidth that a cop
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
     group = torch.arange(n_tokens, device="cuda") % _GROUPS
     cut = torch.full((n_tokens,), n_latents - 1, dtype=torch.int32, device="cuda")
     histogram = torch.zeros(2**15, dtype=torch.int64, device="cuda")
-    least = (level * 0.9).to(pre.dtype).view(torch.int16).long()
+    wanted = n_tokens * shape.k
     grad, W = bench.normal(n_tokens, d_model), bench.normal(n_latents, d_model, scale=0.03)
     sums, near = torch.zeros_like(table), torch.zeros_like(table, dtype=torch.int64)
     z = out.clone()
@@ -53,7 +54,7 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
         "keep_above, by latent": (lambda: triton.keep_above(pre, row, None, None, out), 2 * dense),
         "keep_above, by group": (lambda: triton.keep_above(pre, table, group, None, out), 2 * dense),
         "key_histogram_": (lambda: triton.key_histogram_(pre, histogram, 0, None), dense),
-        "key_histogram_, from a least": (lambda: triton.key_histogram_(pre, histogram, 0, None, least), dense),
+        "rank_histogram_": (lambda: triton.rank_histogram_(pre, histogram, 0, wanted), dense),
         "count_equal": (lambda: triton.count_equal(pre, level.to(pre.dtype)), dense),
         "product": (lambda: grad @ W.T, dense),
         "near_gradient, by latent": (
@@ -78,6 +79,30 @@ def runs(bench: Bench, shape: Shape) -> tuple[dict[str, Callable[[], object]], d
     return {name: run for name, (run, _) in found.items()}, {name: moved for name, (_, moved) in found.items()}
 
 
+def padded(bench: Bench, shape: Shape) -> dict[str, Callable[[], object]]:
+    """Products of a code in as many places as it needs, and in four times as many, as codes of thresholds have."""
+    x, W = bench.normal(shape.n_tokens, shape.d_model), bench.normal(shape.n_latents, shape.d_model, scale=0.03)
+    values, indices = triton.select(x @ W.T, shape.k)
+    wide = (0, 3 * shape.k)
+    codes = {
+        "k places": (values, indices),
+        "4 k places": (torch.nn.functional.pad(values, wide), torch.nn.functional.pad(indices, wide, value=-1)),
+    }
+    found: dict[str, Callable[[], object]] = {}
+    for name, code in codes.items():
+        layout = triton.transpose_selected(code[1], shape.n_latents)
+        sums = [torch.zeros(shape.n_latents, shape.d_model, device=bench.device) for _ in range(2)]
+        bias = torch.zeros(shape.n_latents, device=bench.device)
+        found |= {
+            f"gather, {name}": partial(triton.gather, *code, W),
+            f"transpose_selected, {name}": partial(triton.transpose_selected, code[1], shape.n_latents),
+            f"backward_latents, {name}": partial(
+                triton.backward_latents, *code, layout, x, x, W, None, sums[0], sums[1], bias
+            ),
+        }
+    return found
+
+
 def main() -> None:
     bench = Bench(dry_run=False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
@@ -88,6 +113,8 @@ def main() -> None:
         print(f"{shape}: {'':29} ms    floor")
         for name, timing in times.items():
             print(f"  {name:32} {timing.median * 1e3:8.3f} {moved[name] / bandwidth * 1e3:8.3f}", flush=True)
+    for name, timing in bench.times(padded(bench, SPARSE), queued=True).items():
+        print(f"  {name:32} {timing.median * 1e3:8.3f}", flush=True)
 
 
 if __name__ == "__main__":

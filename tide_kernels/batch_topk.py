@@ -13,6 +13,7 @@ two for float32. How the histogram sees all entries depends on the regime:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ _SAMPLE_TOKENS, _SAMPLE_LATENTS, _MARGIN = 64, 2048, 1.25
 _MOST_CANDIDATES = 4
 
 #: Adds the keys of all entries to counts: the arguments of `key_histogram_` after its first.
-Histogram = Callable[[Tensor, int, Tensor | None], None]
+Histogram = Callable[[Tensor, int, Tensor | None, Tensor | None], None]
 
 #: The code of a chunk's dead latents, from its tokens and, if they exist, its pre-activations.
 DeadCode = Callable[[Tokens, Tensor | None], Code | None]
@@ -57,14 +58,27 @@ class Cut(NamedTuple):
         return self.bound.expand(1, n_latents)
 
 
-def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torch.device) -> Cut:
-    """The cut that leaves the ``wanted`` (at least 1) largest entries above 0, and all NaN."""
+def find_cut(
+    histogram: Histogram, dtype: torch.dtype, wanted: int, device: torch.device, guess: Tensor | None = None
+) -> Cut:
+    """The cut that leaves the ``wanted`` (at least 1) largest entries above 0, and all NaN.
+
+    With ``guess``, a key that is likely below the cut (not for float64), the first pass counts only what reaches it,
+    and a second counts everything if that was too little. It reads nothing otherwise, so that the host need not know.
+    """
     need = torch.full((1,), wanted, dtype=torch.int64, device=device)
     high: Tensor | None = None
     enough = found = need
     for shift, bits in _ROUNDS[dtype]:
         counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
-        histogram(counts, shift, None if high is None else high.squeeze(0))
+        if high is not None:
+            histogram(counts, shift, high.squeeze(0), None)
+        else:
+            histogram(counts, shift, None, guess)
+            if guess is not None:
+                suffices = counts.sum() >= wanted
+                counts *= suffices
+                histogram(counts, shift, None, torch.where(suffices, torch.iinfo(KEYS[dtype]).max + 1, 0))
         reached = counts.flip(0).cumsum(0)
         place = (reached >= need).int().argmax().view(1)
         part = len(counts) - 1 - place
@@ -138,9 +152,9 @@ class Candidates(Selection):
         self.batch, wanted = batch, batch.n_tokens * batch.options.k
         ops, device = batch.choice.ops, batch.x.device
 
-        def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
+        def histogram(counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None) -> None:
             for _, code in kept:
-                ops.key_histogram_(code.values, counts, shift, high)
+                ops.key_histogram_(code.values, counts, shift, high, least)
 
         self.cut = find_cut(histogram, batch.dtype, wanted, device)
         ties = _Ties(ops, self.cut)
@@ -153,7 +167,7 @@ class Candidates(Selection):
     def of(cls, batch: Batch) -> Candidates | None:
         """None if the bound is above the cut, or far below it."""
         wanted = batch.n_tokens * batch.options.k
-        bound, found = sampled_bound(batch), 0
+        bound, found = sampled_cut(batch).bound, 0
         kept = []
         for start in batch.starts:
             tokens = batch.tokens(start)
@@ -184,18 +198,15 @@ class Candidates(Selection):
             yield tokens, code.unpack(self.batch.choice, self.batch.n_latents), dead(tokens, None)
 
 
-def sampled_bound(batch: Batch) -> Tensor:
-    """A value that is likely below the cut of a batch, by a margin; 0 where the sample has too few positive entries."""
+def sampled_cut(batch: Batch) -> Cut:
+    """A cut that is likely below that of a batch, by a margin; 0 where the sample has too few positive entries."""
     ops, tokens = batch.choice.ops, batch.sample(_SAMPLE_TOKENS)
     step = max(1, batch.n_latents // _SAMPLE_LATENTS)
     bias = None if batch.b_enc is None else batch.b_enc[::step]
     pre = ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias)
     rank = max(1, round(pre.numel() * _MARGIN * batch.options.k / batch.n_latents))
 
-    def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
-        ops.key_histogram_(pre, counts, shift, high)
-
-    return find_cut(histogram, batch.dtype, rank, pre.device).bound
+    return find_cut(partial(ops.key_histogram_, pre), batch.dtype, rank, pre.device)
 
 
 class Recomputed(Selection):
@@ -206,11 +217,15 @@ class Recomputed(Selection):
         ops, device = batch.choice.ops, batch.x.device
         self.single = self._computed(0) if len(batch.starts) == 1 else None
 
-        def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
+        def histogram(counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None) -> None:
             for _, pre in self._all():
-                ops.key_histogram_(pre, counts, shift, high)
+                ops.key_histogram_(pre, counts, shift, high, least)
 
-        self.cut = find_cut(histogram, batch.dtype, max(1, batch.n_tokens) * batch.options.k, device)
+        wanted, guess = max(1, batch.n_tokens) * batch.options.k, None
+        if self.single is not None and device.type != "cpu" and batch.dtype != torch.float64 and batch.n_tokens:
+            # Counting is what takes the time on a GPU: atomic additions, most of them for small entries.
+            guess = sampled_cut(batch).least.view(KEYS[batch.dtype]).long()
+        self.cut = find_cut(histogram, batch.dtype, wanted, device, guess)
         self.overflow = torch.zeros((), dtype=torch.int64, device=device)
 
     def _computed(self, start: int) -> tuple[Tokens, Tensor]:

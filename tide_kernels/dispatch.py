@@ -67,7 +67,7 @@ class Primitives:
     # Threshold activations; contracts in `tide_kernels.thresholds`.
     select_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor, Tensor]]
     keep_above: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
-    key_histogram_: Callable[[Tensor, Tensor, int, Tensor | None], None]
+    key_histogram_: Callable[[Tensor, Tensor, int, Tensor | None, Tensor | None], None]
     count_equal: Callable[[Tensor, Tensor], Tensor]
     near_gradient: Callable[..., Tensor]
     # Fusions of the above. None: `tide_kernels.codes` composes them from the backend's own primitives.
@@ -78,6 +78,9 @@ class Primitives:
     # `select_above` of `pre_activations(x_mod, W_enc, b_enc)`, which need not exist: x_mod, W_enc, b_enc, threshold,
     # group and capacity. The values are as those of `select_product`.
     code_above: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    # `key_histogram_` of a first part (pre, counts, shift, wanted), of which only what decides the wanted-th largest
+    # has to be right: its own count and the sum of those above it; and all, if there are fewer.
+    rank_histogram_: Callable[[Tensor, Tensor, int, int], None] | None = None
     # As `transpose`, for a code of `select`, which holds no latent twice in a row. None: `transpose` serves as well.
     transpose_selected: Callable[[Tensor, int], Any] | None = None
     # `tide_kernels.losses.pair_differences` of float32 values, whatever the number of latents.

@@ -18,9 +18,10 @@ from tide_kernels.functional import tide_loss
 from tide_kernels.losses import LossTerms
 
 #: Arguments that are copied in at each call. The others are used in place.
-INPUTS = ("x", "group", "scale", "shift", "dead")
-#: Inputs of a row for each group, of which a call may have more or fewer.
-TABLES = ("scale", "shift")
+INPUTS = ("x", "group", "scale", "shift", "dead", "threshold")
+#: Inputs whose gradients arise in memory of the graph. Where they have a row for each group, a call may have more or
+#: fewer rows.
+TABLES = ("scale", "shift", "threshold")
 #: Calls of a kind before it is captured, so that a changing k does not capture at each step.
 PATIENCE = 20
 #: Graphs that are kept. A training alternates between few kinds: two or three sizes of `LossOptions.dead_bucket`.
@@ -88,9 +89,9 @@ class GraphedLoss:
 
     Calls that differ only in the values of `INPUTS` are of one kind. After `PATIENCE` calls of a kind its next is
     captured, and those after it are replayed, whatever calls come between them. The graphs of the `KEPT` kinds called
-    last are kept. The tables ``scale`` and ``shift`` may have any number of groups, up to the next power of two: that
-    many are computed, in every call, so that all have the same bits. Weights and buffers must stay where they are in
-    memory: elsewhere, they make a new kind. The next call overwrites the terms of a replay.
+    last are kept. The tables ``scale``, ``shift`` and ``threshold`` may have any number of groups, up to the next power
+    of two: that many are computed, in every call, so that all have the same bits. Weights and buffers must stay where
+    they are in memory: elsewhere, they make a new kind. The next call overwrites the terms of a replay.
 
     Where capturing fails, a warning says why, once, and the calls that are not captured yet run as ever.
     """
@@ -114,7 +115,7 @@ class GraphedLoss:
         with torch.cuda.device_of(x):  # streams and captures belong to the current device; on a CPU this does nothing
             terms = self._run(arguments, inputs, buffers)
         for name, total in sums.items():
-            found = total[: len(gradients[name])]
+            found = total if total.dim() < 2 else total[: len(gradients[name])]
             gradients[name].copy_(found) if arguments.get("start") is not None else gradients[name].add_(found)
         return terms
 
@@ -191,8 +192,10 @@ def _drop_oldest(kept: dict[Kind, Any], most: int) -> None:
 
 def _padded(name: str, given: Tensor) -> Tensor:
     """An input; a table with as many groups as the next power of two."""
+    if name not in TABLES or given.dim() < 2:
+        return given
     groups = 1 << max(0, len(given) - 1).bit_length()
-    if name not in TABLES or groups == len(given):
+    if groups == len(given):
         return given
     return torch.nn.functional.pad(given.detach(), (0, 0, 0, groups - len(given)))
 

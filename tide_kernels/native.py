@@ -24,6 +24,8 @@ from tide_kernels import memory
 # Shares of the latents above which their exact dot products cost more than a screen saves: one in bfloat16 against a
 # float32 product, one in int8 against bfloat16.
 _MOST_CANDIDATES, _MOST_CANDIDATES_INT8 = 0.125, 0.05
+# The same where a screen's candidates are computed tile by tile, which costs less.
+_MOST_CANDIDATES_INT8_ABOVE = 0.2
 # The density above which int8 is not tried.
 _INT8_DENSITY = 0.015
 # Of a chunk's pre-activations: 16 MB of float32, which stay in a common third-level cache.
@@ -159,7 +161,7 @@ def code_above(
     count = torch.empty(n_tokens, dtype=torch.int32)
     done = 0
     if x_mod.dtype == torch.float32 and _screening_pays(n_tokens, d_model):
-        shares = (_MOST_CANDIDATES_INT8, _MOST_CANDIDATES)
+        shares = (_MOST_CANDIDATES_INT8_ABOVE, _MOST_CANDIDATES)
         done = torch.ops.tide_native.screened_above(
             x_mod, W_enc, b_enc, threshold, group, *shares, values, indices, count
         )
@@ -219,7 +221,8 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
     return torch.ops.tide_native.keep_above(pre, threshold, group, cut, out)
 
 
-def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
+    assert least is None  # it is for GPUs, where adding to a count is what takes the time
     torch.ops.tide_native.key_histogram_(pre, counts, shift, high)
 
 

@@ -73,15 +73,18 @@ def keys_of(pre: Tensor) -> Tensor:
     return keys.masked_fill(pre.isnan(), torch.iinfo(keys.dtype).max).clamp_(min=0)
 
 
-def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None) -> None:
+def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
     """Adds to ``counts [2^b]`` int64 how often each part of b bits, above the lowest ``shift``, occurs among the keys
     of the entries that are above 0 or NaN: ``counts[(key >> shift) % 2^b]``. With ``high`` (int64, no dimension) only
-    of keys whose still higher bits, ``key >> (shift + b)``, are ``high``."""
+    of keys whose still higher bits, ``key >> (shift + b)``, are ``high``; with ``least`` (int64, no dimension), for
+    GPUs alone, only of keys that reach it."""
     keys = keys_of(pre).flatten()
     bits = (len(counts) - 1).bit_length()
     counted = keys > 0
     if high is not None:
         counted &= (keys >> (shift + bits)) == high
+    if least is not None:
+        counted &= keys.long() >= least  # which may be larger than any key
     part = ((keys >> shift) & (len(counts) - 1)).long()
     counts.scatter_add_(0, part, counted.long())
 

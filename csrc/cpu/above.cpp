@@ -136,7 +136,7 @@ struct Product {
   double compute() {
     screen_tokens(args);
     torch::stable::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
-      const Scratch<uint32_t> scratch((most_pairs(args.d) + args.n_tokens) * latents);
+      const Scratch<uint32_t> scratch(above_scratch(args.d, args.n_tokens, kernels().lanes));
       const Scratch<float> found(args.n_tokens * latents + 1);
       for (int64_t t = first; t < last; ++t) {
         TileAbove tile{above.data() + t * args.n_tokens, starts.data() + t * args.n_tokens, found.data(), 0, 0};
@@ -225,14 +225,17 @@ int64_t screened_above(const Tensor& x, const Tensor& W, std::optional<Tensor> b
   float* value = target(values, "values", n_tokens * capacity);
   int32_t *index = static_cast<int32_t*>(indices.data_ptr()), *count = static_cast<int32_t*>(counts.data_ptr());
   const GivenThresholds given(threshold, group, std::nullopt, n_tokens, n);
-  Screened operands(x, W, bias, std::min(kTileTokens, n_tokens));
+  const int64_t tile = std::min(kTileTokens, n_tokens);
+  Screened operands(x, W, bias, tile);
+  const Tensor panels = operands.reals({tile, panel_floats(W.size(1))});
+  operands.args.panels = Screened::data(panels);
   int64_t done = 0;
   for (const Screen screen : {Screen::int8, Screen::bf16}) {
     const double share = screen == Screen::int8 ? (W.size(1) <= kMostBytes ? int8_share : 0) : bf16_share;
     operands.args.screen = screen;
     bool worthwhile = share > 0;
     for (bool tried = false; worthwhile && done < n_tokens; tried = true) {
-      const ScreenArgs args = operands.part(done, std::min(kTileTokens, n_tokens - done));
+      const ScreenArgs args = operands.part(done, std::min(tile, n_tokens - done));
       const Thresholds thresholds = given.from(done);
       if (!tried && !promising(args, thresholds, share)) break;
       Product product(args, thresholds);

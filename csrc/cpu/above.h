@@ -198,45 +198,94 @@ TIDE_INLINE uint64_t tile_candidates(const ScreenArgs& a, int64_t i, int64_t lat
   return found;
 }
 
-// The float32 values of the candidates of a token; those above their thresholds are appended to `out`.
-TIDE_INLINE uint64_t exact_above(const ScreenArgs& a, int64_t i, int64_t latent, uint64_t candidates, const Bar& bar,
-                                 TileAbove& out) {
-  int32_t columns[kTileLatents];
-  float exact[kTileLatents];
-  int64_t count = 0;
-  for (; candidates; candidates &= candidates - 1)
-    columns[count++] = static_cast<int32_t>(latent + __builtin_ctzll(candidates));
-  exact_run(a, static_cast<const float*>(a.x.data) + i * a.x.stride, columns, count, exact);
-  uint64_t above = 0;
-  for (int64_t j = 0; j < count; ++j) {
-    const float value = a.bias == nullptr ? exact[j] : exact[j] + a.bias[columns[j]];
-    const bool passes = Bar::passes(bar, ordered(value), columns[j]);
-    out.values[out.count] = value;
-    out.count += passes;
-    above |= static_cast<uint64_t>(passes) << (columns[j] - latent);
+// Candidates of a few tokens in a tile of latents, token by token, and their float32 values.
+struct Candidates {
+  int64_t first, tokens;
+  int32_t starts[kAboveTokens + 1];
+  uint8_t columns[kAboveTokens * kTileLatents];  // in the tile
+  float* sums;                                   // [candidates][kLanes]
+};
+
+// The last columns of a tile's rows where they do not fill a panel, padded with zeros.
+TIDE_INLINE void pack_rest(const ScreenArgs& a, int64_t latent, int64_t latents, float* rest) {
+  const int64_t c = a.d / kPanelColumns * kPanelColumns;
+  const float* from = static_cast<const float*>(a.W.data) + latent * a.W.stride + c;
+  for (int64_t r = 0; r < latents && c < a.d; ++r)
+    pack_piece(from + r * a.W.stride, a.d - c, kPanelColumns, rest + r * kPanelColumns);
+}
+
+// The sums of products, lane by lane and each in the order of the columns, panel by panel.
+TIDE_INLINE void add_products(const ScreenArgs& a, int64_t latent, const float* rest, Candidates& of) {
+  std::memset(of.sums, 0, of.starts[of.tokens] * kLanes * sizeof(float));
+  const float* tokens = a.panels + of.first * kPanelColumns;
+  for (int64_t c = 0; c < a.d; c += kPanelColumns, tokens += a.n_tokens * kPanelColumns) {
+    const bool whole = a.d - c >= kPanelColumns;
+    const float* panel = whole ? static_cast<const float*>(a.W.data) + latent * a.W.stride + c : rest;
+    const int64_t stride = whole ? a.W.stride : kPanelColumns;
+    for (int64_t i = 0; i < of.tokens; ++i) {
+      vfloat x[kPanelVectors];
+      for (int v = 0; v < kPanelVectors; ++v) x[v] = load(tokens + i * kPanelColumns + v * kLanes);
+      for (int64_t j = of.starts[i]; j < of.starts[i + 1]; ++j) {
+        const float* weights = panel + of.columns[j] * stride;
+        vfloat sum = load(of.sums + j * kLanes);
+        for (int v = 0; v < kPanelVectors; ++v) sum += x[v] * load(weights + v * kLanes);
+        store(of.sums + j * kLanes, sum);
+      }
+    }
   }
-  out.candidates += count;
-  return above;
+}
+
+// Appends those of the candidates that are above their thresholds to `out`.
+TIDE_INLINE void take_above(const ScreenArgs& a, const Thresholds& thresholds, int64_t latent, const Candidates& of,
+                            TileAbove& out) {
+  for (int64_t i = 0; i < of.tokens; ++i) {
+    const Bar bar = Bar::of_row(thresholds, of.first + i);
+    out.starts[of.first + i] = static_cast<int32_t>(out.count);
+    uint64_t above = 0;
+    for (int64_t j = of.starts[i]; j < of.starts[i + 1]; ++j) {
+      const int64_t column = of.columns[j];
+      float value = sum(load(of.sums + j * kLanes));
+      if (a.bias != nullptr) value += a.bias[latent + column];
+      const bool passes = Bar::passes(bar, ordered(value), latent + column);
+      out.values[out.count] = value;
+      out.count += passes;
+      above |= static_cast<uint64_t>(passes) << column;
+    }
+    out.latents[of.first + i] = above;
+  }
+  out.candidates += of.starts[of.tokens];
 }
 
 template <class T>
 void above_tile_of(const ScreenArgs& a, const Thresholds& thresholds, int64_t tile, uint32_t* packed, TileAbove& out) {
   uint32_t* sums = packed + screen_words<T>(a.d) * kTileLatents;
-  const int64_t latent = tile * kTileLatents, columns = least(kTileLatents, a.n - latent);
-  const uint64_t valid = columns == 64 ? ~uint64_t{0} : (uint64_t{1} << columns) - 1;
+  float* rest = reinterpret_cast<float*>(sums + a.n_tokens * kTileLatents);
+  const int64_t latent = tile * kTileLatents, latents = least(kTileLatents, a.n - latent);
+  const uint64_t valid = latents == 64 ? ~uint64_t{0} : (uint64_t{1} << latents) - 1;
   float scales[kTileLatents] = {};
   sum_tile<T>(a, latent, packed, sums, scales);
-  const TileRow bias = a.bias == nullptr ? TileRow{} : TileRow::of(a.bias + latent, columns);
+  pack_rest(a, latent, latents, rest);
+  const TileRow bias = a.bias == nullptr ? TileRow{} : TileRow::of(a.bias + latent, latents);
   TileRow row = {};
   for (int v = 0; v < kTileVectors; ++v) row.vectors[v] = splat(*thresholds.data);
   out.count = out.candidates = 0;
-  for (int64_t i = 0; i < a.n_tokens; ++i) {
-    const Bar bar = Bar::of_row(thresholds, i);
-    if (bar.stride != 0) row = TileRow::of(bar.thresholds + latent, columns);
-    const uint64_t found =
-        valid & tile_candidates<T>(a, i, latent, sums + i * kTileLatents, scales, bias, row, bar.tied > latent);
-    out.starts[i] = static_cast<int32_t>(out.count);
-    out.latents[i] = found == 0 ? 0 : exact_above(a, i, latent, found, bar, out);
+  Candidates some;
+  some.sums = rest + kPanelColumns * kTileLatents;
+  for (some.first = 0; some.first < a.n_tokens; some.first += kAboveTokens) {
+    some.tokens = least(kAboveTokens, a.n_tokens - some.first);
+    int32_t count = 0;
+    for (int64_t i = 0; i < some.tokens; ++i) {
+      const int64_t token = some.first + i;
+      const Bar bar = Bar::of_row(thresholds, token);
+      if (bar.stride != 0) row = TileRow::of(bar.thresholds + latent, latents);
+      some.starts[i] = count;
+      uint64_t found = valid & tile_candidates<T>(a, token, latent, sums + token * kTileLatents, scales, bias, row,
+                                                  bar.tied > latent);
+      for (; found; found &= found - 1) some.columns[count++] = static_cast<uint8_t>(__builtin_ctzll(found));
+    }
+    some.starts[some.tokens] = count;
+    if (count > 0) add_products(a, latent, rest, some);
+    take_above(a, thresholds, latent, some, out);
   }
 }
 

@@ -98,6 +98,7 @@ struct ScreenArgs {  // see screen.h
   Matrix x, W;  // float
   const float* bias;
   uint32_t* packed;           // [tokens, most_pairs(d)] at most: tokens in the numbers of the screen
+  float* panels;              // [panels of columns, tokens, columns of a panel], or null: the tokens in float32
   float *alpha, *beta, *cut;  // [tokens]
   float* scale;               // [tokens], int8 only
   int32_t* offset;            // [tokens], int8 only
@@ -171,7 +172,7 @@ struct Kernels {
                        int32_t* columns);
   // Likewise in their places, in a row of zeros, which may be that of pre.
   int64_t (*keep_above_row)(Element, const Matrix& pre, int64_t n, const Thresholds&, int64_t row, void* out);
-  // Of a product, after screen_tokens; scratch: (most_pairs(d) + tokens) * kScreenVectors * lanes integers.
+  // Of a product, after screen_tokens; scratch: above_scratch integers.
   void (*above_tile)(const ScreenArgs&, const Thresholds&, int64_t tile, uint32_t* scratch, TileAbove&);
   // The sum of the squares of adjacent elements.
   double (*squares)(const float* from, int64_t count);
@@ -183,6 +184,14 @@ constexpr int64_t kScreenVectors = 4;
 constexpr int64_t kSpare = 16;
 // Pairs of columns, padded to the widest vectors.
 static inline int64_t most_pairs(int64_t d) { return (d + 31) / 32 * 16; }
+
+constexpr int64_t kAboveTokens = 32;  // whose candidates are computed together
+constexpr int64_t kWidestPanel = 128;  // columns
+static inline int64_t panel_floats(int64_t d) { return (d + kWidestPanel - 1) / kWidestPanel * kWidestPanel; }
+// A tile in the numbers of a screen, its sums with all tokens, its last columns, and sums with a few tokens.
+static inline int64_t above_scratch(int64_t d, int64_t n_tokens, int64_t lanes) {
+  return (most_pairs(d) + n_tokens + kWidestPanel + kAboveTokens * lanes) * kScreenVectors * lanes;
+}
 
 constexpr int64_t kSegmentBytes = 256 * 1024;  // of a panel of W, a quarter of a common second-level cache
 constexpr int64_t kBlockLatents = 256;         // latents whose weights and gradients are walked together

@@ -24,6 +24,9 @@ namespace {
 
 // Of the product's inner loop.
 constexpr int kTileTokens = 6, kTileVectors = kScreenVectors, kTileLatents = kTileVectors * kLanes;
+// Of tokens in float32, and of a tile's rows of W: so much of them stays in the first-level cache.
+constexpr int kPanelVectors = 8;
+constexpr int64_t kPanelColumns = kPanelVectors * kLanes;
 constexpr float kFlushed = 0x1p-62f;  // squares below its square may be lost from a norm
 constexpr float kLeast = 0x1p-149f;
 
@@ -151,6 +154,8 @@ void screen_tokens_of(const ScreenArgs& a, int64_t first, int64_t last) {
       a.scale[i] = numbers.scale;
       a.offset[i] = -sums[0];
     }
+    for (int64_t c = 0; a.panels != nullptr && c < a.d; c += kPanelColumns)
+      pack_piece(row + c, least(kPanelColumns, a.d - c), kPanelColumns, a.panels + c * a.n_tokens + i * kPanelColumns);
     const float norm = norm_above(norms.squares, a.d), error = norm_above(norms.errors, a.d);
     const float sums = static_cast<float>(a.d + 8) * 0x1p-22f;
     // The products of a token of zeros are exact.

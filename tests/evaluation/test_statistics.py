@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from tide.errors import TideError
 from tide.evaluation import auroc, auroc_interval, wilson_interval
+from tide.evaluation.statistics import mean_interval, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -135,3 +138,15 @@ def test_the_interval_without_images_and_of_nonsense():
     for area in (-0.1, 1.1, float("nan")):
         with pytest.raises(TideError, match="is not an area under a curve"):
             auroc_interval(area, 5, 5)
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (9, 2.2622), (10, 2.2281), (28, 2.0484), (95, 1.9853)])
+def test_quantiles_of_t(freedom, expected):
+    assert t_quantile(freedom) == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_interval_of_a_mean():
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5))
+    assert mean_interval([4.0]) == (-math.inf, math.inf)
+    with pytest.raises(TideError, match="0 degrees of freedom"):
+        t_quantile(0)

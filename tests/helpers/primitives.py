@@ -197,6 +197,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "keep_above": [above(None, pre_activations), above(2, pre_activations)],
     "code_above": [code_above(None), code_above(2)],
     "key_histogram_": [histogram(None), histogram(0x3F800000 >> 15)],
+    "rank_histogram_": [lambda ops: [pre_activations(), torch.arange(2**16), 15, 5]],
     "count_equal": [lambda ops: [pre_activations(), torch.tensor(0.5)]],
     "near_gradient": [near_gradient(None), near_gradient(2)],
     "add_near_places": [near_places(None), near_places(2)],

@@ -8,9 +8,10 @@ import torch
 from tests.helpers import naive
 from tests.helpers.layouts import dyadic
 from tide_kernels import LossWeights, batch_topk, reference, tide_loss
-from tide_kernels.batch_topk import find_cut
+from tide_kernels.batch_topk import Cut, find_cut
 from tide_kernels.dispatch import Primitives
 from tide_kernels.testing import adversarial_rows, assert_close, random_problem
+from tide_kernels.thresholds import keys_of
 
 EXACT = 1e-11  # float64, relative to the RMS
 N, D, LATENTS, K = 8, 5, 11, 3
@@ -39,8 +40,12 @@ def check(p, *, tolerance=EXACT, **options):
 def bound(request, monkeypatch):
     """Where the sampled bound lies: above the cut nothing has been coded that stays, far below it too much."""
     if request.param == "bound too high":
-        three = torch.tensor(3.0)
-        monkeypatch.setattr(batch_topk, "sampled_bound", lambda batch: three.to(reference.accumulator(batch.dtype)))
+
+        def three(batch):
+            value = torch.tensor(3.0, dtype=reference.accumulator(batch.dtype))
+            return Cut(value, value, torch.zeros(()))
+
+        monkeypatch.setattr(batch_topk, "sampled_cut", three)
     if request.param == "bound far too low":
         monkeypatch.setattr(batch_topk, "_MOST_CANDIDATES", 1)
 
@@ -86,17 +91,30 @@ def test_ties_go_to_the_lowest_token_and_latent(k, dtype, regime, bound):
     assert terms.least == (positive.min() if len(positive) == 13 * k else 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_the_cut_of_adversarial_rows(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "guess"),
+    [
+        *(
+            (dtype, guess)
+            for dtype in (torch.float16, torch.bfloat16, torch.float32)
+            for guess in (None, 0, 0.5, torch.inf)
+        ),
+        (torch.float64, None),
+    ],
+    ids=str,
+)
+def test_the_cut_of_adversarial_rows(dtype, guess):
+    """A guess may be below the cut or above it."""
     rows = torch.stack(list(adversarial_rows(24, dtype).values()))
     rows = rows[~rows.isnan().any(1)]
 
-    def histogram(counts, shift, high):
-        reference.key_histogram_(rows, counts, shift, high)
+    def histogram(counts, shift, high, least):
+        reference.key_histogram_(rows, counts, shift, high, least)
 
+    key = None if guess is None else keys_of(torch.tensor(guess, dtype=dtype)).long()
     positive = rows[rows > 0].sort(descending=True).values
     for wanted in (1, 2, 7, len(positive) // 2, len(positive) - 1, len(positive), len(positive) + 1):
-        cut = find_cut(histogram, dtype, wanted, rows.device)
+        cut = find_cut(histogram, dtype, wanted, rows.device, key)
         assert cut.least == (positive[wanted - 1] if wanted <= len(positive) else 0)
         above = rows[rows > cut.table(24)]
         above = above[above > 0]

@@ -29,8 +29,9 @@ class Recorded:
 
     def capture(self, work):
         self.captures += 1
-        terms = [torch.empty(()) for _ in range(7)]
+        terms = [torch.empty(()) for _ in LossTerms._fields]
         terms[5] = torch.empty(N, dtype=torch.int64)
+        terms[-1] = torch.empty((), dtype=torch.int64)
         self.terms += terms
 
         def replay() -> None:
@@ -124,6 +125,23 @@ def test_the_number_of_groups_may_change(groups):
     assert graphs.replays == 7
 
 
+@pytest.mark.parametrize("shape", [(), (N,), (3, N)], ids=["a number", "of each latent", "of each group and latent"])
+def test_thresholds_are_copied_in_and_their_gradient_out(shape):
+    graphs, step = Recorded(), Step()
+    loss = GraphedLoss(lambda: graphs)
+    for number in range(PATIENCE + 4):
+        inputs = step.inputs(number, groups=3)
+        inputs["threshold"] = torch.rand(shape, generator=torch.Generator().manual_seed(number))
+        found = []
+        for run in (tide_loss, loss):
+            buffers = {"threshold": torch.ones(shape)}
+            options = {"k": K, "activation": "jumprelu", "weights": WEIGHTS._replace(auxk=0.0), "paired": True}
+            terms = run(**step.weights, **inputs, **options, gradients=buffers)
+            found.append([each.clone() for each in (*terms, *buffers.values())])
+        assert all(torch.equal(got, each) for got, each in zip(*found, strict=True))
+    assert graphs.replays == 3
+
+
 @pytest.mark.parametrize("change", ["k", "tokens", "groups", "weights elsewhere", "dtype"])
 def test_calls_of_another_kind_leave_the_graph_and_get_one_of_their_own(change):
     """Evaluation calls between the steps of a training, for example."""
@@ -164,7 +182,8 @@ def test_two_kinds_in_alternation_are_both_replayed_and_share_their_inputs_memor
         check(step, loss, step.inputs(number), K + number % 2)
     assert (graphs.warm, graphs.captures, graphs.replays) == (2, 2, 10)
     first, second = loss._captured.values()
-    assert all(first.inputs[name] is second.inputs[name] for name in INPUTS)
+    assert set(first.inputs) == set(INPUTS) - {"threshold"}
+    assert all(first.inputs[name] is second.inputs[name] for name in first.inputs)
 
 
 def capture(step: Step, loss: GraphedLoss, k: int) -> None:

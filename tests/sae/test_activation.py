@@ -14,6 +14,7 @@ from tide.errors import TideError
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.sae.activation import ACTIVATIONS, BatchTopK, Firing, Gated, JumpReLU, ReLU
 from tide.sae.activation.jumprelu import SPEED
+from tide.sae.modulation import ScaleShift
 from tide.sae.revival import Revival
 from tide.training import LossConfig, ProgressiveK, RevivalConfig, TrainConfig, Trainer
 
@@ -293,3 +294,29 @@ def test_training_gives_the_same_bits_with_the_same_number_of_threads():
     first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
     assert "activation.threshold" in first
     assert first == second
+
+
+@pytest.mark.parametrize("activation", ["batch_topk", "jumprelu"])
+def test_codes_grow_with_the_longest_row(activation):
+    """A row of which more is active than the codes have places for is encoded with room for all of it."""
+    sae = TIDE(TIDEConfig(D, N, 1, activation=activation))
+    with torch.no_grad():
+        sae.b_enc.fill_(5.0)
+        sae.b_enc[0] = -5.0
+    x = torch.zeros(3, D)
+    codes = sae.encode(x)
+    assert codes.indices.tolist() == [list(range(1, N))] * 3
+    with torch.no_grad():
+        sae.b_enc[3:] = -5.0
+    assert sae.encode(x).indices.tolist() == [[1, 2]] * 3
+
+
+def test_the_fused_loss_moves_the_stored_threshold_in_training_alone():
+    sae = TIDE(TIDEConfig(D, N, 2, activation="batch_topk"))
+    x = torch.randn(9, D, generator=torch.Generator().manual_seed(0))
+    sae.eval().loss(x)
+    assert sae.activation.threshold == 0
+    sae.train().loss(x)
+    kept = sae.pre_activations(x, ScaleShift()).flatten().topk(18).values
+    torch.testing.assert_close(sae.activation.threshold, kept[-1].detach())
+    assert sae.eval().dense(x).count_nonzero() == 17  # what equals the threshold is out

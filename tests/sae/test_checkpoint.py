@@ -249,6 +249,37 @@ def test_a_bad_checkpoint_is_a_one_line_error(saved, name):
     assert str(saved) in str(caught.value) or name == "k above n"
 
 
+BAD_THRESHOLDS = {
+    "BatchTopK's is missing": ("batch_topk", {"activation.threshold": None}, "lacks activation.threshold; config"),
+    "JumpReLU's are missing": ("jumprelu", {"activation.slow_log_threshold": None}, "lacks activation.slow_log_thre"),
+    "negative": (
+        "batch_topk",
+        {"activation.threshold": torch.tensor(-1.0)},
+        "threshold is -1 and must be at least 0",
+    ),
+    "not finite": ("batch_topk", {"activation.threshold": torch.tensor(float("nan"))}, "threshold holds NaN or inf; "),
+    "of another size": ("batch_topk", {"activation.threshold": torch.ones(3)}, r"threshold has shape \[3\]"),
+    "of another activation": ("jumprelu", {"activation.threshold": torch.ones(())}, "holds activation.threshold"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_THRESHOLDS)
+def test_a_bad_stored_threshold_is_a_one_line_error(tmp_path, name):
+    activation, changes, message = BAD_THRESHOLDS[name]
+    TIDE(TIDEConfig(6, 20, 3, activation=activation)).save_pretrained(tmp_path)
+    edit_weights(tmp_path, **changes)
+    with pytest.raises(TideError, match=message) as caught:
+        TIDE.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_activation_of_a_newer_version_is_a_one_line_error(saved):
+    edit_config(saved, activation="hyperrelu")
+    with pytest.raises(TideError, match=r"activation is 'hyperrelu' and must be 'topk' or .* of another version"):
+        TIDE.from_pretrained(saved)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

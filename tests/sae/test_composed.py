@@ -42,9 +42,12 @@ def loss(sae: TIDE, x: torch.Tensor, *, dead: torch.Tensor | None = None, **opti
 
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
 @pytest.mark.parametrize("auxk", [0.0, 0.3])
-def test_is_the_fused_loss(pre_norm, auxk):
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "jumprelu that knows the timestep"])
+def test_is_the_fused_loss(activation, pre_norm, auxk):
     """Terms and gradients, AuxK included."""
-    sae, x = model(pre_norm=pre_norm), rows().double()
+    activation, _, timed = activation.partition(" ")
+    sae, x = model(activation, pre_norm=pre_norm, timestep_thresholds=bool(timed)).eval(), rows().double()
+    assert sae.fused
     dead = torch.arange(N) % 3 == 0 if auxk else None
     options = OPTIONS._replace(weights=WEIGHTS._replace(auxk=auxk), k_aux=3 if auxk else 0)
     fused = sae.loss(x, Position(TIMESTEP, group=GROUP), options, dead=dead)

@@ -15,8 +15,23 @@ import torch
 from PIL import Image
 
 from tide.errors import TideError
-from tide.studies import ablation, bars, centring, edit_study, fig1, fig4, fig5, fig6, fig6_pictures, models, table1
+from tide.studies import (
+    ablation,
+    bars,
+    centring,
+    edit_study,
+    fig1,
+    fig4,
+    fig5,
+    fig6,
+    fig6_pictures,
+    models,
+    sparsity,
+    sparsity_edits,
+    table1,
+)
 from tide.studies.bench import Bench, DataSizes
+from tide.studies.features import FeatureSizes
 from tide.studies.options import Options
 from tide.studies.scaling import ScalingLaw
 from tide.training import TrainConfig, build_model
@@ -34,6 +49,8 @@ FILES = {
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
              "fig4.json"},
+    "sparsity": {"sparsity.png", "sparsity-timesteps.png", "sparsity-places.png", "sparsity.csv",
+                 "sparsity-margins.csv", "sparsity.json", "data", "dictionaries"},
     "centring": {"centring.png", "centring.csv", "centring.json"},
     "ablation": {"ablation.png", "ablation-curves.png", "ablation.csv", "ablation-curves.csv", "ablation.json"},
 }  # fmt: skip
@@ -64,6 +81,14 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(bars, "FAST", bars.Sizes(16, 16, 2, 2, 12, 1, 2, replace(fig6.FAST, test=2)))
     monkeypatch.setattr(models, "FAST_DATA", TINY)
     monkeypatch.setattr(models, "FAST_STEPS", 2)
+
+    grid = {"features": FeatureSizes(8, 1), "edits": sparsity_edits.EditSizes(1, 1, 8), "n_latents": 32, "l0": (2, 8)}
+    monkeypatch.setattr(sparsity, "FAST", replace(sparsity.FAST, **small, **grid))
+    monkeypatch.setattr(sparsity_edits, "METHODS", short)
+    monkeypatch.setattr(sparsity, "EDITED", ("TIDE + TopK",))
+    few = ("TopK", "TIDE + TopK", "TIDE + JumpReLU by timestep", "ReLU", "TopK, random dictionary",
+           "TopK, random transformer")  # fmt: skip
+    monkeypatch.setattr(sparsity, "MODELS", {name: sparsity.MODELS[name] for name in few})
 
     def shared(sizes: DataSizes, seed: int, say, progress: bool) -> Bench:
         assert sizes == TINY or sizes.train_images == 16

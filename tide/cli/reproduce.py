@@ -14,6 +14,7 @@ from tide.cli.values import (
     Flag,
     MaybeCount,
     MaybeFolder,
+    MaybeNumber,
     MaybePrompts,
     MaybeSeeds,
     MaybeThreads,
@@ -43,6 +44,10 @@ STUDIES = {
         "seeds steps models",
     ),
     "table1": Study("reconstruction of SAE and TIDE, with and without sampling of tokens"),
+    "sparsity": Study(
+        "activation functions at 8 to 128 active latents, where they are spent, margins over random dictionaries",
+        "seeds steps device workers minutes",
+    ),
     "fig4": Study("scaling in n and k; diffusion loss against other activation functions"),
     "fig5": Study(
         "coarse to fine: latents from step to step, between source and target, and when contours form",
@@ -102,6 +107,12 @@ class Reproduce(Command):
     """prompts of the diffusion loss in bars (default: 200, with --fast 4)"""
     edit_prompts: MaybePrompts = None
     """prompts of the edits in bars (default: 100, with --fast 2)"""
+    device: Text = "cpu"
+    """device that sparsity computes on: cpu, cuda ..."""
+    workers: MaybeCount = None
+    """processes that compute the cells of sparsity side by side (default: 1)"""
+    minutes: MaybeNumber = None
+    """after so many minutes sparsity starts no further cell and reports what it has (default: no limit)"""
     backend: Text = "auto"
     """kernel backend: auto, reference, triton or native"""
     threads: MaybeThreads = None
@@ -113,12 +124,13 @@ class Reproduce(Command):
         import torch
 
         from tide.cli.common import output_folder
+        from tide.devices import device_of
         from tide.loading import check_backend, quiet
         from tide.runs import write_run
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        check_backend(self.backend, torch.device("cpu"))
+        check_backend(self.backend, device_of(self.device))
         options = self._options()
         shared = [] if options.models is None else [options.models]
         with output_folder(options.out, *shared), quiet():
@@ -142,6 +154,9 @@ class Reproduce(Command):
             seeds=self.seeds,
             steps=self.steps,
             backend=self.backend,
+            device=self.device,
+            workers=self.workers or 1,
+            minutes=self.minutes,
             progress=sys.stderr.isatty(),
             made_by=self.made_by(),
             models=models if "models" in STUDIES[self.study].uses else None,

@@ -12,7 +12,7 @@ from tide.sae.activation.gain import TimestepGain
 from tide.sae.codes import Codes
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ScaleShift
-from tide_kernels import decode, encode_topk, modulate
+from tide_kernels import decode, encode_threshold, encode_topk, modulate
 from tide_kernels.reference import select
 
 #: |1 + scale| is kept at least this far from zero when the modulation is undone (values of 6e-4 occur).
@@ -61,11 +61,36 @@ class Autoencoder(nn.Module):
             return self.select(rows, modulation, self.config.k if k is None else k)
         if k is not None:
             raise TideError(f"k cannot be set for one call of a {self.config.activation} autoencoder; leave it out")
+        if modulation.threshold is not None and not isinstance(self.activation, Gated):
+            return self.select_above(rows, modulation)
         z = self.activation(self.pre_activations(rows, modulation), self.b_enc, modulation.threshold, modulation.group)
         if len(z) == 0:
             return Codes(z[:, :1], z[:, :1].int())
         _, indices = select(z.detach(), max(1, int((z != 0).sum(1).max())))
         return Codes(z.gather(1, indices.clamp(min=0).long()).masked_fill(indices < 0, 0), indices)
+
+    def select_above(self, rows: Tensor, modulation: ScaleShift) -> Codes:
+        """The codes of the rows by thresholds, by the kernels: with places for the longest row, and no more."""
+        longest, width = None, 0
+        while longest is None or longest > width:  # a second time where a row is longer than was expected
+            values, indices, count = self._above(rows, modulation, longest)
+            longest, width = max(1, int(count.max())) if len(count) else 1, values.shape[1]
+        return Codes(values[:, :longest], indices[:, :longest])
+
+    def _above(self, rows: Tensor, modulation: ScaleShift, capacity: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = rows.dtype
+        assert modulation.threshold is not None
+        return encode_threshold(
+            rows,
+            self.W_enc.to(dtype),
+            None if self.b_enc is None else self.b_enc.to(dtype),
+            modulation.threshold,
+            **modulation.to(dtype).tables(),
+            layer_norm=self.layer_norm,
+            k=self.config.k,
+            capacity=capacity,
+            backend=self.backend,
+        )
 
     def select(self, rows: Tensor, modulation: ScaleShift, k: int) -> Codes:
         """The TopK codes of the rows, by the kernels."""

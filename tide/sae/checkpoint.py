@@ -75,6 +75,8 @@ def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = read_tensors(weights, "the checkpoint")
     tensors.pop(TRAINED_ON, None)
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
+    if (stored := tensors.get("activation.threshold")) is not None and bool((stored < 0).any()):
+        raise TideError(f"{weights}: activation.threshold is {float(stored.min()):g} and must be at least 0; {_MIXED}")
     if not (scale := float(tensors["activation_scale"])) > 0:
         raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
     return tensors

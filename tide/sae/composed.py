@@ -1,4 +1,5 @@
-"""The training loss composed of single ops, for what the fused op does not compute: ``undo`` and other activations.
+"""The training loss composed of single ops, for what the fused op does not compute: ``undo``, ReLU, Gated, and a
+BatchTopK whose threshold knows the timestep.
 
 It holds the latents of all tokens, ``[N, n_latents]``, forward and backward. It is slower than ``tide_loss``, and meant
 for baselines and ablations.
@@ -52,7 +53,11 @@ def composed_loss(
     if model.activation is not None and (second := model.activation.auxiliary_latents(pre)) is not None:
         total = total + weights.mse * _mean((x - model.reconstruct_dense(second, modulation, frozen=True)).square())
     fired = (z.detach() != 0).sum(0)
-    return LossTerms(total, mse.detach(), cosine.detach(), temporal.detach(), sparsity.detach(), fired, auxk.detach())
+    mse, cosine, temporal, sparsity, auxk = (term.detach() for term in (mse, cosine, temporal, sparsity, auxk))
+    nothing = x.new_zeros(
+        ()
+    )  # the activation tracks its own threshold, and dense latents have all the places they need
+    return LossTerms(total, mse, cosine, temporal, sparsity, fired, auxk, nothing, nothing.long())
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tide.errors import TideError
 from tide.files import replace_files
 from tide.images.trained import TrainedOn
+from tide.sae.activation import BatchTopK
 from tide.sae.autoencoder import Autoencoder
 from tide.sae.checkpoint import checkpoint_files, load_config, load_trained_on, load_weights
 from tide.sae.codes import Codes
@@ -22,6 +23,7 @@ from tide.sae.modulation import Modulation, ScaleShift
 from tide.sae.normalisation import Moments, measured
 from tide.sae.position import At, Position
 from tide_kernels import LossOptions, LossTerms, tide_loss
+from tide_kernels.options import ACTIVATIONS as FUSED
 
 
 class TIDE(Autoencoder):
@@ -168,26 +170,36 @@ class TIDE(Autoencoder):
     ) -> LossTerms:
         """The training loss (eqs 13-16) on rows in activation units; every term in normalised units.
 
-        TopK has one fused op. With ``undo`` or another activation the loss is composed of single ops, which is slower
-        and holds ``[N, n_latents]`` (:mod:`tide.sae.composed`).
+        TopK, BatchTopK and JumpReLU have one fused op. With ``undo`` or another activation, and for a BatchTopK whose
+        threshold knows the timestep, the loss is composed of single ops, which is slower and holds ``[N, n_latents]``
+        (:mod:`tide.sae.composed`).
 
         Args:
             x: activations ``[..., d_model]``.
             position: as for :meth:`encode`.
             options: k, the weights of the terms and what else the loss depends on, by default those of
-                :class:`tide_kernels.LossOptions` at the config's k. Its ``layer_norm`` and ``backend`` are the model's.
+                :class:`tide_kernels.LossOptions` at the config's k. Its ``layer_norm``, ``backend``, ``activation`` and
+                ``bandwidth`` are the model's.
             dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
         """
         rows, modulation = self._entering(x, position)
         options = LossOptions(self.config.k) if options is None else options
         if not self.fused:
             return composed_loss(self, rows, modulation, options, dead)
-        return tide_loss(rows, dead=dead, **self._arguments(modulation, options))
+        terms = tide_loss(rows, dead=dead, **self._arguments(modulation, options))
+        self._track(terms)
+        return terms
 
     @property
     def fused(self) -> bool:
         """Whether the loss is the fused op, which can add its gradients to buffers (:meth:`add_gradients`)."""
-        return not self.config.undo and self.activation is None
+        timed = isinstance(self.activation, BatchTopK) and self.activation.gain is not None
+        return not self.config.undo and self.config.activation in FUSED and not timed
+
+    def _track(self, terms: LossTerms) -> None:
+        """BatchTopK's stored threshold follows what training batches keep."""
+        if self.training and isinstance(self.activation, BatchTopK):
+            self.activation.track(terms.least)
 
     def add_gradients(
         self,
@@ -203,25 +215,31 @@ class TIDE(Autoencoder):
         """As :meth:`loss` of a :attr:`fused` model; the gradients of ``total`` are computed along with it.
 
         They are added to ``gradients``, buffers by the names W_enc, b_enc, W_dec and b_dec, and to ``.grad`` of the
-        modulation's parameters that require one. ``loss`` is called as :func:`tide_kernels.tide_loss` is; ``more``
-        are arguments of it, of which ``start`` replaces what the buffers hold.
+        modulation's and the thresholds' parameters that require one. ``loss`` is called as
+        :func:`tide_kernels.tide_loss` is; ``more`` are arguments of it, of which ``start`` replaces what the buffers
+        hold.
         """
         rows, modulation = self._entering(x, position)
-        tables = {name: getattr(modulation, name) for name in ("scale", "shift")}
+        arguments = self._arguments(modulation, options) | more
+        tables = {name: arguments[name] for name in ("scale", "shift", "threshold")}
         tables = {name: table for name, table in tables.items() if table is not None and table.requires_grad}
         found = {name: torch.zeros_like(table) for name, table in tables.items()}
-        arguments = self._arguments(modulation, options) | more
         terms = loss(rows, dead=dead, gradients={**gradients, **found}, **arguments)
         if tables:
             with torch.autocast(rows.device.type, enabled=False):  # as the modulation's own forward pass
                 torch.autograd.backward(list(tables.values()), list(found.values()))
+        self._track(terms)
         return terms
 
     def _arguments(self, modulation: ScaleShift, options: LossOptions) -> dict[str, Any]:
         """What ``tide_loss`` is called with, besides rows, dead latents and buffers."""
-        options = options._replace(layer_norm=self.layer_norm, backend=self.backend)
+        activation = self.config.activation
+        options = options._replace(
+            layer_norm=self.layer_norm, backend=self.backend, activation=activation, bandwidth=self.config.bandwidth
+        )
         weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return {**weights, **modulation.tables(), **options._asdict()}
+        threshold = modulation.threshold if activation == "jumprelu" else None
+        return {**weights, **modulation.tables(), "threshold": threshold, **options._asdict()}
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""

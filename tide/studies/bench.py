@@ -19,7 +19,13 @@ from tide.activations import Prepared, collect, prepare
 from tide.activations.collect import draw_tokens, sample_generator
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter, Block, adapter_for
-from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.diffusion_loss import (
+    Intervention,
+    diffusion_loss,
+    recovered,
+    sae_intervention,
+    zero_ablation,
+)
 from tide.evaluation.reconstruction import Reconstruct, evaluate_reconstruction, with_sae
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.interpretation.timesteps import spread_timesteps
@@ -27,6 +33,7 @@ from tide.sae.model import TIDE, inference
 from tide.scenes.annotate import images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS, load_pipeline
 from tide.scenes.scene import Scene, Split, prompts
+from tide.studies.kept import kept_rows
 from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
 from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
@@ -103,6 +110,8 @@ class Bench:
     adapter: Adapter = field(default_factory=lambda: adapter_for(load_pipeline()))
     progress: bool = False
     at: Block = "penultimate"
+    #: Where activations are kept, for other processes that measure on the same ones; None keeps them in memory alone.
+    folder: Path | None = None
 
     @cached_property
     def block(self) -> int:
@@ -127,6 +136,10 @@ class Bench:
 
     def _collected(self, name: str, make: Callable[[], ActivationPool]) -> ActivationPool:
         started = time.perf_counter()
+        if self.folder is not None:
+            path = self.folder / f"{name.replace(' ', '-')}.safetensors"
+            rows = kept_rows(path, self.config(), lambda: make().all)
+            return ActivationPool([rows], self.sizes.batch_tokens, seed=self.seed)
         pool = make()
         self.say(f"Collected {len(pool)} {name} in {time.perf_counter() - started:.0f} s.")
         return pool
@@ -180,7 +193,7 @@ class Bench:
             batches = collect(
                 self.adapter, list(encoded), [self.block], token_fraction=1.0, batch_size=32, seed=self.seed + 2
             )
-            return ActivationPool((batch[self.block] for batch in batches), self.sizes.batch_tokens)
+            return ActivationPool((batch[self.block].to("cpu") for batch in batches), self.sizes.batch_tokens)
 
         return self._collected("tokens of shifted scenes", make)
 
@@ -197,11 +210,19 @@ class Bench:
     # -- training and measuring ---------------------------------------------------------------------------
 
     def fit(
-        self, config: TrainConfig, pool: ActivationPool, watch: Callable[[TIDE, int], None] | None = None
+        self,
+        config: TrainConfig,
+        pool: ActivationPool,
+        watch: Callable[[TIDE, int], None] | None = None,
+        *,
+        frozen: bool = False,
     ) -> tuple[TIDE, list[dict[str, float]]]:
         """A model trained on ``pool``, in the order of the configuration's seed, and its curves. ``watch`` is called
-        before every step."""
+        before every step. ``frozen`` keeps encoder and decoder as they are drawn."""
         model = build_model(self.adapter, self.block, config)
+        if frozen:
+            model.W_enc.requires_grad_(False)
+            model.W_dec.requires_grad_(False)
         with TemporaryDirectory() as folder:
             trainer = Trainer(model, config, Path(folder) / "cell", progress=self.progress)
             trainer.fit(reordered(pool, config.seed).from_step, watch=watch)
@@ -230,7 +251,13 @@ class Bench:
 
     def reconstruction(self, model: TIDE, pool: ActivationPool, rows: int | None = None) -> dict[str, Any]:
         """Figures of the model on ``pool``, or on its first ``rows`` rows."""
-        return measured(with_sae(model), pool, model.n_latents, self.scale, rows)
+        return self.measured(with_sae(model), pool, model.n_latents, rows)
+
+    def measured(
+        self, reconstruct: Reconstruct, pool: ActivationPool, n_latents: int | None = None, rows: int | None = None
+    ) -> dict[str, Any]:
+        """The same of any reconstruction, computed on the pipeline's device (:func:`measured`)."""
+        return measured(reconstruct, pool, n_latents, self.scale, rows, device=self.adapter.device)
 
     @cached_property
     def scale(self) -> float:
@@ -238,9 +265,12 @@ class Bench:
         from its first batch and varies by a few thousandths from seed to seed."""
         return float(self.train.all.x.float().square().mean().sqrt())
 
-    @cached_property
-    def loss_data(self) -> list[Prepared]:
-        return prepared_scenes(self.adapter, prompts("test", self.sizes.loss_prompts, self.seed + 4))
+    def loss_data(self, split: Split = "test") -> list[Prepared]:
+        """The scenes of the diffusion loss; those of development are for what is chosen by it."""
+        if split not in self._loss_data:
+            seed = self.seed + {"test": 4, "dev": 5, "train": 6}[split]
+            self._loss_data[split] = prepared_scenes(self.adapter, prompts(split, self.sizes.loss_prompts, seed))
+        return self._loss_data[split]
 
     @cached_property
     def timesteps(self) -> torch.Tensor:
@@ -248,33 +278,38 @@ class Bench:
 
     @cached_property
     def diffusion_seconds(self) -> float:
-        """How long :meth:`diffusion` will take: as many passes as :attr:`unedited`, which is needed anyway."""
-        _ = self.loss_data
+        """How long :meth:`diffusion` will take: as many passes as :meth:`unedited`, which is needed anyway."""
+        self.loss_data()
         started = time.perf_counter()
-        _ = self.unedited
+        self.unedited()
         return time.perf_counter() - started
 
-    def _losses(self, name: str, intervention: Any) -> dict[str, Any]:
+    def _losses(self, name: str, intervention: Intervention, split: Split) -> dict[str, Any]:
         return diffusion_loss(
             self.adapter,
-            self.loss_data,
+            self.loss_data(split),
             self.block,
             {name: intervention},
             timesteps=self.timesteps,
             seed=self.seed,
         )
 
-    @cached_property
-    def unedited(self) -> dict[str, Any]:
+    def unedited(self, split: Split = "test") -> dict[str, Any]:
         """The diffusion loss of the untouched model, and with the block's output set to zero."""
-        return self._losses("ablated", zero_ablation)
+        if split not in self._unedited:
+            self._unedited[split] = self._losses("ablated", zero_ablation, split)
+        return self._unedited[split]
 
-    def diffusion(self, model: TIDE) -> dict[str, Any]:
-        """The diffusion loss of held-out scenes with the model's reconstruction in place (eq. 4), the share of the
-        loss that it recovers, and both for each timestep."""
+    def diffusion(self, model: TIDE, split: Split = "test") -> dict[str, Any]:
+        """:meth:`diffusion_with` the model's reconstruction in place (eq. 4)."""
         with inference(model):
-            found = self._losses("model", sae_intervention(model))["model"]
-        clean, ablated = self.unedited["clean"], self.unedited["ablated"]
+            return self.diffusion_with(sae_intervention(model), split)
+
+    def diffusion_with(self, intervention: Intervention, split: Split = "test") -> dict[str, Any]:
+        """The diffusion loss of scenes of ``split`` under a change of the block's output, the share of the loss that it
+        recovers, and both for each timestep."""
+        found = self._losses("model", intervention, split)["model"]
+        clean, ablated = self.unedited(split)["clean"], self.unedited(split)["ablated"]
         by_timestep = {
             t: {"loss": loss, "recovered": recovered(clean["timestep"][t], loss, ablated["timestep"][t])}
             for t, loss in found["timestep"].items()
@@ -285,6 +320,9 @@ class Bench:
             "recovered": recovered(clean["loss"], found["loss"], ablated["loss"]),
             "timestep": by_timestep,
         }
+
+    _loss_data: dict[Split, list[Prepared]] = field(default_factory=dict)
+    _unedited: dict[Split, dict[str, Any]] = field(default_factory=dict)
 
 
 def prepared_scenes(adapter: Adapter, pairs: Sequence[tuple[Scene, str]], *, batch_size: int = 64) -> list[Prepared]:
@@ -302,7 +340,7 @@ def scene_pool(
     """Activations of rendered scenes (Algorithm 1, neighbouring timesteps in pairs) in memory."""
     prepared = prepared_scenes(adapter, prompts(split, n_images, seed))
     batches = collect(adapter, prepared, [block], token_fraction=token_fraction, batch_size=32, seed=seed)
-    return ActivationPool((batch[block] for batch in batches), rows, seed=seed)
+    return ActivationPool((batch[block].to("cpu") for batch in batches), rows, seed=seed)
 
 
 def reordered(pool: ActivationPool, seed: int) -> ActivationPool:
@@ -318,13 +356,16 @@ def measured(
     n_latents: int | None,
     scale: float,
     rows: int | None = None,
+    *,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """MSE (normalised and raw), cosine and explained variance; of a model also L0, the share of dead latents and, under
     ``"l0 at"``, the L0 of each bin of timesteps."""
     batches = pool.once(EVALUATION_ROWS)
     if rows is not None:
         batches = islice(batches, max(1, rows // EVALUATION_ROWS))
-    found = evaluate_reconstruction(reconstruct, batches, n_latents=n_latents, scale=scale)
+    moved = (batch.to(device) for batch in batches)
+    found = evaluate_reconstruction(reconstruct, moved, n_latents=n_latents, scale=scale)
     named = {"mse": "mse_normalised", "mse_raw": "mse"}
     named |= {name: name for name in ("cosine", "explained_variance", "l0", "dead") if name in found}
     figures: dict[str, Any] = {ours: float(found[theirs]) for ours, theirs in named.items()}

@@ -42,36 +42,49 @@ def run_cells(cells: Sequence[Cell], out: Path, say: Say = print) -> dict[str, R
     Raises :class:`~tide.errors.TideError`, before anything is computed, if ``out`` holds a cell of another
     configuration or a damaged one. An interrupted cell leaves nothing.
     """
-    paths = [cell_path(out, cell.name) for cell in cells]
-    if len(set(paths)) < len(paths):
-        raise ValueError("two cells have the same name")
-    found = {c.name: _finished(c, path) for c, path in zip(cells, paths, strict=True) if path.exists()}
-    left = [(cell, path) for cell, path in zip(cells, paths, strict=True) if cell.name not in found]
+    found = finished_cells(cells, out)
+    left = [cell for cell in cells if cell.name not in found]
     if not left:
         say(f"All {len(cells)} cells are finished in {out}.")
         return found
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TideError(f"{out} cannot be written to ({error}); choose another --out") from error
     kept = f" ({len(found)} are finished)" if found else ""
     say(f"{len(left)} of {len(cells)} cells to compute{kept}; estimating their time ...")
-    estimates = {cell.name: cell.estimate() for cell, _ in left}
+    estimates = {cell.name: cell.estimate() for cell in left}
     to_come = sum(estimates.values())
     say(f"About {duration(to_come)} on this machine as busy as it is now.")
     spent = expected = 0.0
-    for cell, path in left:
-        started = time.perf_counter()
-        result = cell.run()
-        seconds = time.perf_counter() - started
-        write_sealed(path, {"name": cell.name, "config": cell.config, "seconds": round(seconds, 2), "result": result})
-        found[cell.name] = result
+    for cell in left:
+        found[cell.name], seconds = compute_cell(cell, out)
         spent, expected = spent + seconds, expected + estimates[cell.name]
         to_come -= estimates[cell.name]
         pace = spent / expected if expected > 0 else 1.0
         rest = f", about {duration(to_come * pace)} left" if len(found) < len(cells) else ""
         say(f"[{len(found)}/{len(cells)}] {cell.name}: {seconds:.1f} s{rest}")
     return {cell.name: found[cell.name] for cell in cells}
+
+
+def finished_cells(cells: Sequence[Cell], out: Path) -> dict[str, Result]:
+    """The results of those cells that ``out`` holds, by their names; makes the folder of the others."""
+    paths = [cell_path(out, cell.name) for cell in cells]
+    if len(set(paths)) < len(paths):
+        raise ValueError("two cells have the same name")
+    found = {c.name: _finished(c, path) for c, path in zip(cells, paths, strict=True) if path.exists()}
+    if len(found) < len(cells):
+        try:
+            (out / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TideError(f"{out} cannot be written to ({error}); choose another --out") from error
+    return found
+
+
+def compute_cell(cell: Cell, out: Path) -> tuple[Result, float]:
+    """Runs a cell and writes its result; that, and the seconds that it took."""
+    started = time.perf_counter()
+    result = cell.run()
+    seconds = time.perf_counter() - started
+    described = {"name": cell.name, "config": cell.config, "seconds": round(seconds, 2), "result": result}
+    write_sealed(cell_path(out, cell.name), described)
+    return result, seconds
 
 
 class _Kept(TypedDict):

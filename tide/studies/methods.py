@@ -148,9 +148,12 @@ def _contrast(editor: Editor, tasks: Tasks, factor: float) -> Edit:
 
 
 def _moved(editor: Editor, pairs: list[tuple[Target, Target]], factor: float) -> Edit:
-    """Each latent moves at most to the level that it has with the target; the k largest are kept."""
-    keep = Keep(editor.model.config.k)
-    return PerImage(tuple(Contrast(*pair, factor) + keep for pair in pairs))
+    """Each latent moves at most to the level that it has with the target; a TopK model's k largest are kept."""
+    contrasts: list[Edit] = [Contrast(*pair, factor) for pair in pairs]
+    if editor.model.config.activation == "topk":
+        # Tokens of other models have any number of active latents, of which k is at most the mean.
+        contrasts = [each + Keep(editor.model.config.k) for each in contrasts]
+    return PerImage(tuple(contrasts))
 
 
 def _steer_contrast(editor: Editor, tasks: Tasks, factor: float) -> Steer:

@@ -21,6 +21,8 @@ RECORDED = ("fast", "seed", "seeds", "steps", "backend")
 class Options:
     """The options of a study; where ``seeds`` or ``steps`` is None, the study has its own.
 
+    ``device``, ``workers`` and ``minutes`` are for studies of many small cells: where they are computed, by how many
+    processes, and for how long new ones are started (None: until all are done).
     ``models`` is the folder in which the figures that look into trained models keep them (None: in ``out``);
     ``made_by``, of :func:`tide.provenance.provenance`, is for their ``run.json``. ``sae``, ``prompts`` and
     ``edit_prompts`` are for the bars alone: the checkpoint that they measure, and the number of prompts of the
@@ -34,6 +36,9 @@ class Options:
     steps: int | None = None
     backend: str = "auto"
     progress: bool = False
+    device: str = "cpu"
+    workers: int = 1
+    minutes: float | None = None
     models: Path | None = None
     made_by: Mapping[str, Any] | None = None
     sae: Path | None = None

@@ -81,7 +81,7 @@ class LayoutProbe:
 
             with tap(adapter, {self.block: keep}):
                 images.append(draw(adapter, tasks[start : start + DRAW_BATCH]))
-            layouts.append((torch.stack(seen).mean(0) - self.mean) @ self.weight + self.offset)
+            layouts.append((torch.stack(seen).mean(0).cpu() - self.mean) @ self.weight + self.offset)
         return torch.cat(images), torch.cat(layouts)
 
 

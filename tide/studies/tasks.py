@@ -103,7 +103,7 @@ def draw(
     prompts: Sequence[str] | None = None,
     batch_size: int = DRAW_BATCH,
 ) -> Tensor:
-    """Images ``[tasks, 3, 64, 64]``, each from its own seed, edited by ``method`` (None: unedited).
+    """Images ``[tasks, 3, 64, 64]`` on the CPU, each from its own seed, edited by ``method`` (None: unedited).
 
     ``prompts`` replaces the tasks' captions.
     """
@@ -112,7 +112,7 @@ def draw(
     for start in range(0, len(tasks), batch_size):
         part = slice(start, start + batch_size)
         with nullcontext() if method is None else method(list(tasks[part])):
-            images.append(generate_images(adapter, captions[part], [task.seed for task in tasks[part]]))
+            images.append(generate_images(adapter, captions[part], [task.seed for task in tasks[part]]).cpu())
     return torch.cat(images)
 
 

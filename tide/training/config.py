@@ -88,10 +88,11 @@ class TrainConfig(ModelOptions):
     ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
     ``modulation=False`` trains the plain SAE; ``pre_norm``, ``undo`` and ``timestep_thresholds`` then have no effect.
     ``modulation_init`` "identity" copies the timestep embedding from the diffusion model and starts with scale and
-    shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. An
-    ``activation`` other than TopK has its own penalty, with the weight ``loss.sparsity``; it trains more slowly, as
-    ``undo`` does. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
-    a token are active on training tokens (:func:`tide.training.matching.match_l0`).
+    shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. JumpReLU,
+    ReLU and Gated have a penalty of their own, with the weight ``loss.sparsity``. ReLU and Gated train more slowly, as
+    do ``undo`` and a BatchTopK with ``timestep_thresholds``. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and
+    Gated, end with a threshold at which k latents a token are active on training tokens
+    (:func:`tide.training.matching.match_l0`).
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at

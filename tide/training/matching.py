@@ -13,8 +13,9 @@ from tide.activations.batch import ActivationBatch
 from tide.errors import TideWarning
 from tide.sae.model import TIDE, inference
 
-#: The threshold is set on at least this many rows, where the batches hold as many: the mean of L0 over them is then
-#: within about a hundredth of that over all, though neighbouring tokens are alike.
+#: The threshold is set on at least this many rows, where the batches hold as many. As tokens of one image are alike,
+#: the number of images counts: over as many rows of 1024 scenes the mean of L0 has a standard error of 0.5 % for
+#: BatchTopK and JumpReLU, and of 1 % for a ReLU that is cut from 60 active latents to 8.
 MATCHED_ROWS = 65536
 #: Rows whose heights ``[rows, n_latents]`` are held at a time.
 _ROWS = 512
@@ -52,7 +53,7 @@ def match_l0(model: TIDE, batches: Iterable[ActivationBatch]) -> None:
     counts, n_rows = torch.zeros(_BINS, dtype=torch.int64, device=model.W_enc.device), 0
     with inference(model):
         for batch in batches:
-            for part in _parts(batch.to(model.W_enc.device)):
+            for part in _parts(batch.merged().to(model.W_enc.device)):
                 counts += _counted(model.heights(part.x.to(model.W_enc.dtype), part.position))
                 n_rows += len(part)
     found = counts[1:].sum().item()  # those that are not positive are in the first

@@ -213,6 +213,9 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor], moments: Sequence[i
             raise TideError(f"{path}: optimizer.{i}.step lies beyond step {step}; {_REMEDY}")
     if not bool(tensors["model.activation_scale"] > 0):
         raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
+    stored = tensors.get("model.activation.threshold")
+    if stored is not None and bool(stored < 0):
+        raise TideError(f"{path}: model.activation.threshold is negative; {_REMEDY}")
 
 
 def _parsed(text: str | bytes, kind: Any, where: str) -> Any:

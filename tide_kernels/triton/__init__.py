@@ -21,7 +21,7 @@ from tide_kernels.triton.modulation_gradients import modulation_gradients
 from tide_kernels.triton.select import keep_top_, keep_top_with_sums_, select
 from tide_kernels.triton.threshold import count_equal, keep_above, select_above
 from tide_kernels.triton.threshold_gradient import add_near_places, near_gradient
-from tide_kernels.triton.threshold_histogram import key_histogram_
+from tide_kernels.triton.threshold_histogram import key_histogram_, rank_histogram_
 from tide_kernels.triton.transpose import backward_latents, scatter, transpose, transpose_selected
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "only_by_name",
     "pair_differences",
     "pre_activations",
+    "rank_histogram_",
     "reconstruction_loss",
     "refuses",
     "sampled",

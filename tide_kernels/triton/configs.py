@@ -115,6 +115,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # TOKENS of one group that a program goes through, ROWS and COLUMNS at once.
     "near_gradient": (
         Rule(INTERPRETER, 0, _ANY, _config(4, TOKENS=16, ROWS=4, COLUMNS=64)),
+        Rule("sm_100", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256, maxnreg=128)),
         Rule("", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256)),
         Rule("", 32, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=128)),
     ),

@@ -141,17 +141,19 @@ def _specs(arch: str, dtype: torch.dtype, d_model: int) -> list[Spec]:
     config = static("gather", arch, dtype, d_model)
     gather_signature = {"values": f"*{kind}", "indices": "*i32", "W": f"*{kind}", "out": "*fp32"}
     gather_signature |= {"d": "i32", "stride_W": "i32", "k": "i32"}
-    columns: dict[str, int | bool] = {"COLUMNS": launch.cover(d_model, config["COLUMNS"]), "ADD": True}
-    first = spec(
-        f"gather {kind} d={d_model}", arch, gather_kernel, gather_signature, columns, config, ("d", "stride_W")
-    )
+    columns: dict[str, int | bool] = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
+    aligned: tuple[str, ...] = ("d", "stride_W")
+    records = [
+        spec(f"gather{form} {kind} d={d_model}", arch, gather_kernel, gather_signature, columns | add, config, aligned)
+        for form, add in (("", {"ADD": False}), (" add", {"ADD": True}))
+    ]
     config = static("sampled", arch, dtype, d_model)
     sampled_signature = {"rows": f"*{kind}", "W": f"*{kind}", "indices": "*i32", "out": "*fp32"}
     sampled_signature |= {"d": "i32", "stride_rows": "i32", "stride_W": "i32", "k": "i32"}
     columns = {"COLUMNS": launch.cover(d_model, config["COLUMNS"])}
     aligned = ("d", "stride_rows", "stride_W")
-    second = spec(f"sampled {kind} d={d_model}", arch, sampled_kernel, sampled_signature, columns, config, aligned)
-    return [first, second]
+    name = f"sampled {kind} d={d_model}"
+    return [*records, spec(name, arch, sampled_kernel, sampled_signature, columns, config, aligned)]
 
 
 AOT = [

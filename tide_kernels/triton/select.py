@@ -351,7 +351,7 @@ def keep_top_(pre: Tensor, k: int) -> None:
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
     """
-    check_rows(pre)
+    check_rows("pre", pre)
     if _compiled("keep_top", pre):
         native.keep_top_(pre, k)
     else:
@@ -364,7 +364,7 @@ def keep_top_with_sums_(pre: Tensor, k: int, paired: bool, soft_eps: float) -> t
     Raises:
         ValueError: rows of pre are not contiguous, or overlap.
     """
-    check_rows(pre)
+    check_rows("pre", pre)
     if _compiled("keep_top", pre) or not launch.config("keep_top", pre, pre.shape[1])["sums"]:
         keep_top_(pre, k)
         return code_sums(pre, paired, soft_eps)
@@ -374,10 +374,10 @@ def keep_top_with_sums_(pre: Tensor, k: int, paired: bool, soft_eps: float) -> t
     return temporal, soft
 
 
-def check_rows(out: Tensor) -> None:
+def check_rows(name: str, out: Tensor) -> None:
     """Raises ValueError if rows that are written share memory."""
     if len(out) > 1 and out.stride(0) < out.shape[1]:
-        raise ValueError("rows of pre overlap: pass a contiguous tensor")
+        raise ValueError(f"rows of {name} overlap: pass a contiguous tensor")
 
 
 def _compiled(name: str, pre: Tensor) -> bool:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tide_kernels.triton import launch
-from tide_kernels.triton.configs import static
+from tide_kernels.triton.configs import Config, static
 from tide_kernels.triton.layout import bits_of
 from tide_kernels.triton.select import INFINITY_BITS, INTEGERS, check_rows
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
@@ -37,10 +37,10 @@ def value_of(bits, INFINITY: tl.constexpr):
 
 
 @triton.jit
-def _entries(p_row, o_latent, n, INFINITY: tl.constexpr):
-    """The bits of a row's entries; those of -infinity, which passes no threshold, beyond its end."""
-    LOWEST: tl.constexpr = INFINITY - (0x8000 if INFINITY < 0x10000 else 0x80000000)
-    return tl.load(p_row + o_latent, mask=o_latent < n, other=LOWEST)
+def _entries(p_row, o_latent, n):
+    """The bits of a row's entries, 0 beyond its end. Not -infinity: Triton 3.6.0 packs two 16-bit numbers into a word
+    as if they were positive, so that the upper one becomes -1."""
+    return tl.load(p_row + o_latent, mask=o_latent < n, other=0)
 
 
 @triton.jit
@@ -65,13 +65,18 @@ def _last_tie(cut, i_token):
 
 
 @triton.jit
-def _passes(value, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr):
-    """Whether entries pass: above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``."""
+def _passes(
+    value, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr, PADDED: tl.constexpr
+):
+    """Whether entries pass: above their thresholds, NaN or, if TIES, equal to them up to the latent ``last``. Those
+    beyond the end of the row, of which there are some if PADDED, never do."""
     if BY_LATENT:
         bound = tl.load(p_bound + o_latent, mask=o_latent < n, other=0.0)
     passes = (value <= bound) == 0  # not `>`: NaN has to pass
     if TIES:
         passes = passes | ((value == bound) & (o_latent <= last))
+    if PADDED:
+        passes = passes & (o_latent < n)
     return passes
 
 
@@ -106,6 +111,7 @@ def select_above_kernel(
     capacity,
     INFINITY: tl.constexpr,
     BY_LATENT: tl.constexpr,
+    PADDED: tl.constexpr,  # whether the last columns that are read lie beyond the row
     WORDS: tl.constexpr,  # of 32 columns, read at once
     ROOM: tl.constexpr,  # unused places marked at once
 ):
@@ -118,12 +124,12 @@ def select_above_kernel(
     o_column = tl.arange(0, WORDS)[:, None] * 32 + o_bit
     one = tl.full([WORDS, 32], 1, tl.int32) << o_bit
     place = 0
-    following = _entries(p_row, o_column, n, INFINITY)
+    following = _entries(p_row, o_column, n)
     for start in range(0, n, WORDS * 32):
         o_latent, bits = start + o_column, following
-        following = _entries(p_row, o_latent + WORDS * 32, n, INFINITY)  # under way meanwhile
+        following = _entries(p_row, o_latent + WORDS * 32, n)  # under way meanwhile
         value = value_of(bits, INFINITY)
-        passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT)
+        passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT, PADDED)
         words = tl.sum(tl.where(passes, one, 0), 1)
         reached, words = tl.associative_scan((bits_of(words), words), 0, _add_first)
         found = bits_of(words)
@@ -153,12 +159,21 @@ def _order(value, passes):
 
 @triton.jit
 def _ordered(
-    p_row, p_bound, bound, o_latent, last, n, TIES: tl.constexpr, BY_LATENT: tl.constexpr, INFINITY: tl.constexpr
+    p_row,
+    p_bound,
+    bound,
+    o_latent,
+    last,
+    n,
+    TIES: tl.constexpr,
+    BY_LATENT: tl.constexpr,
+    PADDED: tl.constexpr,
+    INFINITY: tl.constexpr,
 ):
     """The bits of a row's entries and their order among those that pass."""
-    bits = _entries(p_row, o_latent, n, INFINITY)
+    bits = _entries(p_row, o_latent, n)
     value = value_of(bits, INFINITY)
-    return bits, _order(value, _passes(value, p_bound, bound, o_latent, last, n, TIES, BY_LATENT))
+    return bits, _order(value, _passes(value, p_bound, bound, o_latent, last, n, TIES, BY_LATENT, PADDED))
 
 
 @triton.jit
@@ -176,6 +191,7 @@ def overflow_kernel(
     capacity,
     INFINITY: tl.constexpr,
     BY_LATENT: tl.constexpr,
+    PADDED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Writes the rows anew of which more entries pass than there are places: their largest, of ties the first."""
@@ -193,7 +209,7 @@ def overflow_kernel(
             total = tl.zeros([COLUMNS], tl.int32)
             for start in range(0, n, COLUMNS):
                 o_latent = start + tl.arange(0, COLUMNS)
-                _, order = _ordered(p_row, p_bound, bound, o_latent, last, n, TIES, BY_LATENT, INFINITY)
+                _, order = _ordered(p_row, p_bound, bound, o_latent, last, n, TIES, BY_LATENT, PADDED, INFINITY)
                 total += (order >= probe).to(tl.int32)
             reaches = tl.sum(total, 0)
             low = tl.where(reaches >= capacity, probe, low)
@@ -202,7 +218,7 @@ def overflow_kernel(
         place, room = i_token * capacity, capacity - reached
         for start in range(0, n, COLUMNS):
             o_latent = start + tl.arange(0, COLUMNS)
-            bits, order = _ordered(p_row, p_bound, bound, o_latent, last, n, TIES, BY_LATENT, INFINITY)
+            bits, order = _ordered(p_row, p_bound, bound, o_latent, last, n, TIES, BY_LATENT, PADDED, INFINITY)
             tied = (order == low).to(tl.int32)
             kept = ((order > low) | ((tied > 0) & (tl.cumsum(tied, 0) <= room))).to(tl.int32)
             o_place = place + tl.cumsum(kept, 0) - 1
@@ -226,6 +242,7 @@ def keep_above_kernel(
     stride_out,
     INFINITY: tl.constexpr,
     BY_LATENT: tl.constexpr,
+    PADDED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     i_token = tl.program_id(0).to(tl.int64)
@@ -235,9 +252,9 @@ def keep_above_kernel(
     total = tl.zeros([COLUMNS], tl.int32)
     for start in range(0, n, COLUMNS):
         o_latent = start + tl.arange(0, COLUMNS)
-        bits = _entries(p_row, o_latent, n, INFINITY)
+        bits = _entries(p_row, o_latent, n)
         value = value_of(bits, INFINITY)
-        passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT)
+        passes = _passes(value, p_bound, bound, o_latent, last, n, cut is not None, BY_LATENT, PADDED)
         tl.store(p_out + o_latent, tl.where(passes, bits, 0), mask=o_latent < n)
         total += passes.to(tl.int32)
     tl.store(count + i_token, tl.sum(total, 0))
@@ -292,12 +309,12 @@ def select_above(
     )
     constants = {"INFINITY": INFINITY_BITS[pre.dtype], "BY_LATENT": by_latent}
     config = launch.config("select_above", pre, n_latents)
-    blocks = {name: config[name] for name in ("WORDS", "ROOM")}
+    blocks = {name: config[name] for name in ("WORDS", "ROOM")} | {"PADDED": n_latents % (32 * config["WORDS"]) != 0}
     options = launch.options(config)
     launch.launch(select_above_kernel, (n_tokens,), pre.device, *arguments, **constants, **blocks, **options)
     if capacity < n_latents:
         config = launch.config("threshold_rows", pre, n_latents)
-        options = {"COLUMNS": config["COLUMNS"], **launch.options(config)}
+        options = {**_columns(config, n_latents), **launch.options(config)}
         launch.launch(overflow_kernel, (n_tokens,), pre.device, *arguments, **constants, **options)
     return values, indices, count
 
@@ -311,7 +328,7 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
         ValueError: rows of out are not contiguous, or overlap.
     """
     n_tokens, n_latents = pre.shape
-    check_rows(out)
+    check_rows("out", out)
     pre = launch.rows_contiguous(pre)
     bounds, by_latent = table_of(threshold)
     count = launch.empty(n_tokens, dtype=torch.int32, device=pre.device)
@@ -333,7 +350,7 @@ def keep_above(pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor
         out.stride(0),
         INFINITY=INFINITY_BITS[pre.dtype],
         BY_LATENT=by_latent,
-        COLUMNS=config["COLUMNS"],
+        **_columns(config, n_latents),
         **launch.options(config),
     )
     return count
@@ -362,6 +379,10 @@ def count_equal(pre: Tensor, value: Tensor) -> Tensor:
     return count
 
 
+def _columns(config: Config, n_latents: int) -> dict[str, int | bool]:
+    return {"COLUMNS": config["COLUMNS"], "PADDED": n_latents % config["COLUMNS"] != 0}
+
+
 def table_of(threshold: Tensor) -> tuple[Tensor, bool]:
     """Thresholds ``[groups, n_latents]`` in rows that are contiguous, and whether a row has more than one number: if
     not, ``[groups, 1]``."""
@@ -374,13 +395,13 @@ _CODE = {"indices": "*i32", "capacity": "i32"}
 
 
 def _spec(arch: str, name: str, dtype: torch.dtype, by_latent: bool, optional: bool) -> Spec:
-    """``optional``: with groups and a cut."""
+    """``optional``: with groups and a cut, and rows that do not end with a block."""
     kernel = {"select_above": select_above_kernel, "overflow": overflow_kernel, "keep_above": keep_above_kernel}[name]
     integer = "*i16" if dtype.itemsize == 2 else "*i32"
     config = static("select_above" if name == "select_above" else "threshold_rows", arch, dtype, 18432)
     signature = {"pre": integer, **_SIGNATURE}
     signature |= {"out": integer, "stride_out": "i32"} if name == "keep_above" else {"values": integer, **_CODE}
-    constants: dict[str, object] = {"INFINITY": INFINITY_BITS[dtype], "BY_LATENT": by_latent}
+    constants: dict[str, object] = {"INFINITY": INFINITY_BITS[dtype], "BY_LATENT": by_latent, "PADDED": optional}
     if optional:
         signature |= {"group": "*i64", "cut": "*i32"}
     else:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.layout import PIECE, Layout
+from tide_kernels.triton.select import check_rows
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 from tide_kernels.triton.threshold import table_of
 from tide_kernels.triton.transpose import LAYOUT, fold, partial_sums, piece_of
@@ -174,9 +175,15 @@ def near_gradient(
     sums: Tensor,
     near: Tensor,
 ) -> Tensor:
-    """The gradient of ``pre [C, n]`` and the sums for the thresholds' own: `tide_kernels.thresholds.near_gradient`."""
+    """The gradient of ``pre [C, n]`` and the sums for the thresholds' own: `tide_kernels.thresholds.near_gradient`.
+
+    Raises:
+        ValueError: rows of sums or near overlap.
+    """
     n_tokens, n_latents = z.shape
     groups = len(threshold)
+    check_rows("sums", sums)
+    check_rows("near", near)
     z, pre = launch.contiguous(z), launch.contiguous(pre)
     dz = grad.to(z.dtype) @ W_dec.T
     config = launch.config("near_gradient", z, n_latents)
@@ -236,8 +243,14 @@ def add_near_places(
     near: Tensor,
 ) -> None:
     """Adds, at the places of a sparse code where ``|u - threshold| < bandwidth / 2``, grad_values to ``sums [groups,
-    n]`` float32 and 1 to ``near [groups, n]`` int64, in the row of the token's group."""
+    n]`` float32 and 1 to ``near [groups, n]`` int64, in the row of the token's group.
+
+    Raises:
+        ValueError: rows of sums or near overlap.
+    """
     groups, n_latents = sums.shape
+    check_rows("sums", sums)
+    check_rows("near", near)
     out = torch.zeros(n_latents, 2, groups, dtype=torch.float32, device=sums.device)
     table = partial_sums(layout, 2 * groups)
     bounds, by_latent = table_of(threshold)

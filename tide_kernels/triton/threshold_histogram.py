@@ -1,7 +1,12 @@
-"""Counts of keys, from which the threshold of a whole batch follows (`key_histogram_`).
+"""Counts of keys, from which the threshold of a whole batch follows (`key_histogram_`, `rank_histogram_`).
 
-Counts are integers and added atomically, so their order does not matter. Pre-activations share few keys, which many
-programs would have to add to at once: there are several copies of the counts, for programs that run together.
+Counts are integers and added atomically, so their order does not matter. Atomic sums in memory are slow: those of all
+entries take many times as long as reading them. Where only the key of a certain rank is asked for, a sample of the rows
+gives a window of keys that it is likely in. Entries above the window are counted in registers, those below not at all.
+Should the counts show that it is not in there, another launch, which otherwise returns at once, counts everything.
+
+Pre-activations share few keys, which many programs would have to add to at once: there are several copies of the
+counts, for programs that run together.
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ def _pieces(p_row, start, n, PIECES: tl.constexpr, COLUMNS: tl.constexpr):
 def key_histogram_kernel(
     pre,  # [n_tokens, n] as integers of the same bits
     high,  # [] int64 or None
-    least,  # [] int64 or None
+    least,  # [] int64 or None: parts below it are not counted
+    most,  # [] int64 or None: parts above it count as it
     counts,  # [copies, 2^BITS] int32
     n,
     stride_pre,
@@ -47,75 +53,115 @@ def key_histogram_kernel(
     i_token = tl.program_id(0)
     p_row = pre + i_token.to(tl.int64) * stride_pre
     p_counts = counts + (i_token % copies) * (1 << BITS)
-    lowest = tl.full([], 1, tl.int64)
+    lowest, end = 0, n
     if least is not None:
-        lowest = tl.maximum(lowest, tl.load(least))
-    for start in range(0, tl.where(lowest > SIZE, 0, n), PIECES * COLUMNS):
+        lowest = tl.load(least).to(tl.int32)
+        end = tl.where(lowest > (SIZE >> SHIFT), 0, n)
+    if most is not None:
+        highest = tl.load(most).to(tl.int32)
+        above = tl.zeros([COLUMNS], tl.int32)
+    for start in range(0, end, PIECES * COLUMNS):
         pieces = _pieces(p_row, start, n, PIECES, COLUMNS)
         for i in tl.static_range(PIECES):
             bits = pieces[i].to(tl.int32)
             keys = tl.where((bits & SIZE) > INFINITY, SIZE, bits)
-            counted = keys >= lowest.to(tl.int32)
+            part = keys >> SHIFT  # of negative keys negative
+            counted = (keys > 0) & (part >= lowest)
             if high is not None:
-                counted = counted & ((keys >> (SHIFT + BITS)) == tl.load(high).to(tl.int32))
-            tl.atomic_add(p_counts + ((keys >> SHIFT) & ((1 << BITS) - 1)), 1, mask=counted, sem="relaxed")
+                counted = counted & ((part >> BITS) == tl.load(high).to(tl.int32))
+            if most is not None:
+                above += (part > highest).to(tl.int32)
+                counted = counted & (part <= highest)
+            tl.atomic_add(p_counts + (part & ((1 << BITS) - 1)), 1, mask=counted, sem="relaxed")
+    if most is not None:
+        tl.atomic_add(p_counts + highest, tl.sum(above, 0), sem="relaxed")
 
 
 def key_histogram_(pre: Tensor, counts: Tensor, shift: int, high: Tensor | None, least: Tensor | None = None) -> None:
     """Adds to ``counts [2^b]`` int64 how often each part of b bits, above the lowest ``shift``, occurs among the keys
     of ``pre [n_tokens, n_latents]``, as `tide_kernels.thresholds.key_histogram_` says.
 
-    With ``least`` (int64, no dimension), only of keys that reach it: most of the time goes into small ones, of which
-    there are many. Nothing is read where no key does.
+    With ``least`` (a key, int64, no dimension), parts below its own are not counted. Nothing is read if all are.
     """
-    n_tokens, n_latents = pre.shape
+    lowest = None if least is None else (least >> shift).clamp(min=0, max=_NOTHING)
+    counts += _counted(launch.rows_contiguous(pre), len(counts), shift, high, lowest)
+
+
+def rank_histogram_(pre: Tensor, counts: Tensor, shift: int, wanted: int) -> None:
+    """As `key_histogram_`, but only what decides the ``wanted``-th largest part has to be right: its own count and the
+    sum of those above it; and all, if there are fewer."""
     pre = launch.rows_contiguous(pre)
+    if pre.numel() < _LEAST_ENTRIES:
+        counts += _counted(pre, len(counts), shift)
+        return
+    sample = pre[:: max(1, len(pre) // _SAMPLE_ROWS)]
+    reached = _counted(sample, len(counts), shift).flip(0).cumsum(0)
+    rank = wanted * len(sample) / len(pre)
+    bounds = (round(rank * _MARGIN + _SLACK), round(rank / _MARGIN - _SLACK))
+    least, most = ((len(counts) - 1 - (reached < bound).sum()).clamp_(min=0) for bound in bounds)
+    within = _counted(pre, len(counts), shift, least=least, most=most)
+    lumped = (within.gather(0, most.view(1)).squeeze(0) >= wanted) & (most < len(counts) - 1)
+    found = (within.sum() >= wanted) & ~lumped
+    everything = _counted(pre, len(counts), shift, least=torch.where(found, _NOTHING, 0))
+    counts += torch.where(found, within, everything)
+
+
+# Rows of the sample, and how far the wanted key's rank among them may be from its rank among all: relatively, for rows
+# differ, and in entries.
+_SAMPLE_ROWS, _MARGIN, _SLACK = 256, 1.125, 64
+_LEAST_ENTRIES = 2**22  # below which a sample does not pay
+_NOTHING = 2**30  # above all parts
+
+
+def _counted(
+    pre: Tensor,
+    size: int,
+    shift: int,
+    high: Tensor | None = None,
+    least: Tensor | None = None,
+    most: Tensor | None = None,
+) -> Tensor:
+    """The histogram as `key_histogram_kernel` counts it, int64 ``[size]``."""
+    n_tokens, n_latents = pre.shape
     config = launch.config("key_histogram", pre, n_latents)
-    copies = torch.zeros(config["copies"], len(counts), dtype=torch.int32, device=pre.device)
+    copies = torch.zeros(config["copies"], size, dtype=torch.int32, device=pre.device)
     launch.launch(
         key_histogram_kernel,
         (n_tokens,),
         pre.device,
         pre.view(INTEGERS[pre.dtype]),
         None if high is None else launch.contiguous(high),
-        None if least is None else launch.contiguous(least),
+        least,
+        most,
         copies,
         n_latents,
         pre.stride(0),
         len(copies),
         INFINITY=INFINITY_BITS[pre.dtype],
         SHIFT=shift,
-        BITS=(len(counts) - 1).bit_length(),
+        BITS=(size - 1).bit_length(),
         PIECES=config["PIECES"],
         COLUMNS=config["COLUMNS"],
         **launch.options(config),
     )
-    counts += copies.sum(0)
+    return copies.sum(0)
 
 
-def _spec(arch: str, dtype: torch.dtype, shift: int, bits: int, given: str) -> Spec:
-    """``given``: the name of an argument that may be None, or nothing."""
+def _spec(arch: str, dtype: torch.dtype, shift: int, bits: int, given: tuple[str, ...]) -> Spec:
+    """``given``: the arguments that may be None and are not."""
     integer = "*i16" if dtype.itemsize == 2 else "*i32"
     config = static("key_histogram", arch, dtype, 18432)
     signature = {"pre": integer, "counts": "*i32", "n": "i32", "stride_pre": "i32", "copies": "i32"}
+    signature |= dict.fromkeys(given, "*i64")
     constants: dict[str, object] = {"INFINITY": INFINITY_BITS[dtype], "SHIFT": shift, "BITS": bits}
-    for name in ("high", "least"):
-        if name in given:
-            signature[name] = "*i64"
-        else:
-            constants[name] = None
-    name = f"key_histogram {TYPES[dtype]} bits {shift} to {shift + bits} {given}".strip()
+    constants |= {name: None for name in ("high", "least", "most") if name not in given}
+    name = " ".join(("key_histogram", TYPES[dtype], f"bits {shift} to {shift + bits}", *given))
     return spec(name, arch, key_histogram_kernel, signature, constants, config, ("n", "stride_pre"))
 
 
-_PARTS: tuple[tuple[torch.dtype, int, int, str], ...] = (
-    (torch.float16, 0, 15, ""),
-    (torch.bfloat16, 0, 15, ""),
-    (torch.bfloat16, 0, 15, "least"),
-    (torch.float32, 15, 16, ""),
-    (torch.float32, 15, 16, "least"),
-    (torch.float32, 0, 15, "high"),
-    (torch.float32, 0, 15, "high least"),
-)
-
-AOT = [_spec(arch, *part) for arch in ARCHS for part in _PARTS]
+AOT = [
+    _spec(arch, dtype, shift, bits, given)
+    for arch in ARCHS
+    for dtype, shift, bits in ((torch.float16, 0, 15), (torch.bfloat16, 0, 15), (torch.float32, 15, 16))
+    for given in ((), ("least",), ("least", "most"))
+] + [_spec(arch, torch.float32, 0, 15, ("high",)) for arch in ARCHS]

@@ -220,8 +220,8 @@ def test_a_value_at_its_bound(token, latent, shares):
         assert screened(x, W, None, threshold, None, 1, shares)[2].item() == count
 
 
-def test_a_token_of_zeros_costs_nothing(monkeypatch):
-    """Its products are exact, so with a threshold of 0 no entry is computed in float32: nothing exceeds a share of 0."""
+def test_a_token_of_zeros_costs_nothing():
+    """Its products are exact, so with a threshold of 0 no entry is computed in float32."""
     x, W, threshold = torch.zeros(300, 64), normal(2048, 64, seed=1), torch.zeros(1, 1).expand(1, 2048)
     out = torch.empty(300, 8), torch.empty(300, 8, dtype=torch.int32), torch.empty(300, dtype=torch.int32)
     assert torch.ops.tide_native.screened_above(x, W, None, threshold, None, 0.0, 1e-9, *out) == 300

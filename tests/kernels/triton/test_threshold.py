@@ -101,10 +101,12 @@ def test_rows_that_lie_apart(device, generator):
     assert not out[:, 80:].any()
 
 
-def test_columns_of_the_result_that_lie_apart_are_refused(device):
+def test_a_result_that_cannot_be_written_is_refused(device):
     pre, threshold = torch.ones(3, 4, device=device), torch.zeros(1, 4, device=device)
     with pytest.raises(ValueError, match="out of keep_above_kernel is not contiguous"):
-        triton.keep_above(pre, threshold, None, None, torch.zeros(4, 3, device=device).T)
+        triton.keep_above(pre, threshold, None, None, torch.zeros(3, 8, device=device)[:, ::2])
+    with pytest.raises(ValueError, match="rows of out overlap"):
+        triton.keep_above(pre, threshold, None, None, torch.zeros(1, 4, device=device).expand(3, 4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

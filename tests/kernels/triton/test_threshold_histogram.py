@@ -1,5 +1,7 @@
 """Counts of keys against the reference."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_keys_below_the_least_are_left_out(dtype, device):
     shift = 15 if dtype == torch.float32 else 0
     bits = 15 if dtype == torch.float16 else 16
     one = int(torch.ones((), dtype=dtype).view(torch.int16 if dtype == torch.float16 else torch.int32))
-    for least, first in ((one, one >> shift), (2**40, 2**bits), (-5, 0)):
+    for least, first in ((one, one >> shift), (2**31, 2**bits), (-5, 0)):
         expected, found = (
             torch.zeros(2**bits, dtype=torch.int64),
             torch.zeros(2**bits, dtype=torch.int64, device=device),
@@ -45,6 +47,55 @@ def test_keys_below_the_least_are_left_out(dtype, device):
         expected[:first] = 0
         triton.key_histogram_(pre.to(device), found, shift, None, torch.tensor(least, device=device))
         assert torch.equal(found.cpu(), expected)
+
+
+def decided(counts: torch.Tensor, wanted: int) -> tuple[int, int, int] | None:
+    """The wanted-th largest part, its count, and the sum of those above; None if there are fewer."""
+    reached = counts.flip(0).cumsum(0)
+    if reached[-1] < wanted:
+        return None
+    place = int((reached < wanted).sum())
+    own = int(counts[len(counts) - 1 - place])
+    return len(counts) - 1 - place, own, int(reached[place]) - own
+
+
+ROWS = {  # rows, of which the sample sees every fourth
+    "alike": lambda normal: normal,
+    "larger where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 4 == 0, 3.0, 1.0)[:, None],
+    "smaller where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 4 == 0, 0.2, 1.0)[:, None],
+    "few levels": lambda normal: (normal * 2).round(),
+    "hardly any positive": lambda normal: normal - 3.2,
+    "NaN": lambda normal: normal.masked_fill(normal > 1, torch.nan),
+}
+
+
+@pytest.mark.parametrize("wanted", [1, 640, 3000, 10**6])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_what_decides_a_rank(dtype, rows, wanted, device, generator, monkeypatch):
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    for name, value in {"_LEAST_ENTRIES": 0, "_SAMPLE_ROWS": 16, "_SLACK": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    pre = ROWS[rows](torch.randn(64, 100, generator=generator)).to(dtype)
+    bits, shift = (15, 0) if dtype == torch.float16 else (16, 15)
+    expected, found = torch.zeros(2**bits, dtype=torch.int64), torch.zeros(2**bits, dtype=torch.int64, device=device)
+    reference.key_histogram_(pre, expected, shift, None)
+    triton.rank_histogram_(pre.to(device), found, shift, wanted)
+    assert decided(found.cpu(), wanted) == decided(expected, wanted)
+    if decided(expected, wanted) is None:
+        assert torch.equal(found.cpu(), expected)
+
+
+def test_most_entries_are_not_counted_one_by_one(device, generator, monkeypatch):
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    monkeypatch.setattr(module, "_LEAST_ENTRIES", 0)
+    pre = torch.randn(64, 100, generator=generator).half()
+    counts = torch.zeros(2**15, dtype=torch.int64, device=device)
+    triton.rank_histogram_(pre.to(device), counts, 0, 2000)
+    full = torch.zeros(2**15, dtype=torch.int64)
+    reference.key_histogram_(pre, full, 0, None)
+    assert decided(counts.cpu(), 2000) == decided(full, 2000)
+    assert int((counts > 0).sum()) < int((full > 0).sum()) / 2
 
 
 def test_rows_that_lie_apart(device, generator):

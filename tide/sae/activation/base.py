@@ -39,7 +39,8 @@ class Firing:
 class Activation(nn.Module):
     """From pre-activations ``pre = W_enc x_mod + b_enc`` ``[N, n_latents]`` to latents ``z >= 0`` of their shape.
 
-    Calling it is inference. A subclass overrides what differs in training. Everything is dense: these are baselines.
+    Calling it is inference. A subclass overrides what differs in training. Everything here is dense;
+    :func:`tide_kernels.tide_loss` computes BatchTopK and JumpReLU without ``[N, n_latents]``.
 
     Where a method takes a ``threshold``, it is what :meth:`thresholds` returns, and ``group [N]`` the row of it that
     each token has (int32, None where all have the only one). A threshold of None is the one without a timestep.
