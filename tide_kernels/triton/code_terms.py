@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, Spec, spec
+from tide_kernels.triton.specs import ARCHS, Spec, spec, without
 
 
 @triton.jit
@@ -53,11 +53,12 @@ def pair_differences_kernel(
         own, latents = _row(values, indices, i_first, o_place, k)
         difference = own - _facing(values, indices, i_second, latents, k, PLACES)
         tl.store(differences + i_first * k + o_place, difference, mask=mask)
-        total += difference * difference
+        # A value of 0, which places near a threshold may have, counts as if the row lacked the latent, in both rows.
+        total += tl.where(own != 0, difference * difference, 0)
         own, latents = _row(values, indices, i_second, o_place, k)
         facing = _facing(values, indices, i_first, latents, k, PLACES)
         tl.store(differences + i_second * k + o_place, own - facing, mask=mask)
-        # Selected values are positive, so 0 means that the first row lacks the latent: the others were counted there.
+        # The others were counted in the first row.
         total += tl.where(facing != 0, 0, own * own)
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
@@ -156,8 +157,8 @@ def _specs(arch: str) -> list[Spec]:
     tensors = {"values": "*fp32", "sums": "*fp32"} | numbers
     records.append(spec("soft_count", arch, soft_count_kernel, tensors, {}, config, ("size",)))
     tensors = {"values": "*fp32", "differences": "*fp32", "soft": "*fp32", "out": "*fp32", "pair": "fp32"} | numbers
-    records.append(spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",)))
-    return records
+    slopes = spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",))
+    return [*records, slopes, without(slopes, "soft"), without(slopes, "differences")]
 
 
 AOT = [record for arch in ARCHS for record in _specs(arch)]
