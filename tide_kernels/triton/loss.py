@@ -203,6 +203,7 @@ AOT = [
     for arch in ARCHS
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
 ]
+AOT += [without(_misfit_spec(arch, torch.bfloat16), "grad") for arch in ARCHS]
 AOT += [
     without(_spec(arch, torch.bfloat16), *names, **constants)
     for arch in ARCHS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec, without
 
 _PROGRAMS = 2048  # that keep a large GPU busy
 
@@ -210,4 +210,14 @@ AOT = [
     *(_order_spec(arch, kind) for arch in ARCHS for kind in ("*i64", "*u8")),
     *(_spec(arch, dtype) for arch in ARCHS for dtype in TYPES),
     *(_parts_spec(arch) for arch in ARCHS),
+]
+AOT += [
+    without(record, *names)
+    for arch in ARCHS
+    for record, names in (
+        (_spec(arch, torch.bfloat16), ("u",)),
+        (_spec(arch, torch.bfloat16), ("order", "offsets")),
+        (_parts_spec(arch), ("grad_scale",)),
+        (_parts_spec(arch), ("grad_shift",)),
+    )
 ]
