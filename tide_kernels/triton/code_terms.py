@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
-from tide_kernels.triton.specs import ARCHS, Spec, spec
+from tide_kernels.triton.specs import ARCHS, Spec, spec, without
 
 
 @triton.jit
@@ -158,8 +158,8 @@ def _specs(arch: str) -> list[Spec]:
     tensors = {"values": "*fp32", "sums": "*fp32"} | numbers
     records.append(spec("soft_count", arch, soft_count_kernel, tensors, {}, config, ("size",)))
     tensors = {"values": "*fp32", "differences": "*fp32", "soft": "*fp32", "out": "*fp32", "pair": "fp32"} | numbers
-    records.append(spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",)))
-    return records
+    whole = spec("code_slopes", arch, code_slopes_kernel, tensors, {}, config, ("size",))
+    return [*records, whole, without(whole, "soft"), without(whole, "differences")]
 
 
 AOT = [record for arch in ARCHS for record in _specs(arch)]
