@@ -1,8 +1,8 @@
 // What is above a threshold: of rows that exist, and of a product that does not.
 //
 // Floats become integers of the same order, one for all NaNs above infinity, so that neither flushed denormals nor NaN
-// need care. For a product, a screen (screen.h) rules out every entry whose upper bound is not above its threshold, tile
-// by tile of latents; the others are computed in float32 at once, while the tile's weights are in the second-level
+// need care. For a product, a screen (screen.h) rules out every entry whose upper bound is not above its threshold,
+// tile by tile of latents; the others are computed in float32 at once, while the tile's weights are in the second-level
 // cache, and only they are compared and returned. No matrix [tokens, latents] exists.
 #pragma once
 
@@ -56,7 +56,9 @@ TIDE_INLINE __m512i ordered_bits(__m512i bits) {
   return _mm512_mask_mov_epi32(order, nan, _mm512_set1_epi32(kNaN));
 }
 
-TIDE_INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
+TIDE_INLINE __mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
+}
 
 template <Element E>
 TIDE_INLINE __m512i wide_bits_at(const typename Key<E>::Bits* p, __mmask16 lanes) {

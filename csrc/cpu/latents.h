@@ -197,7 +197,7 @@ TIDE_INLINE Rows rows_from(const Rows& rows, int64_t latent) {
   return part;
 }
 
-// The places of a block that pass gradients to the encoder: those whose values are not 0. `weights` become theirs alone.
+// The places of a block that pass gradients to the encoder: those whose values are not 0. `weights` become theirs.
 struct Active {
   int64_t offsets[kBlockLatents + 1];
 

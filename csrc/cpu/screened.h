@@ -30,7 +30,7 @@ struct Screened {
       bias = floats(*given_bias);
       args.bias = float_data(*bias);
     }
-    // Rows an odd number of cache lines apart, so that a column's entries do not all compete for one place in the cache.
+    // Rows an odd number of cache lines apart, so that a column's entries do not compete for one place in the cache.
     args.stride = ((args.n + 31) / 32 | 1) * 32;
     packed = integers({tile, most_pairs(args.d)}), offsets = integers({tile});
     tokens = reals({4, tile}), latents = reals({2, args.stride});
