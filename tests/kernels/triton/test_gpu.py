@@ -143,7 +143,7 @@ def test_dense_products(z):
 def test_encoder_gradients(way, z, monkeypatch):
     # The package's attribute of this name is the function.
     module = import_module("tide_kernels.triton.encoder_gradients")
-    monkeypatch.setattr(module, "_groups_pay", lambda *_: way == "by group")
+    monkeypatch.setattr(module, "encoder_gradients_pay", lambda *_: way == "by group")
     x, W = normal(N_TOKENS, D_MODEL, seed=1), normal(N_LATENTS, D_MODEL, seed=2, size=0.03)
     scale, shift = normal(GROUPS, D_MODEL, seed=3, size=0.3), normal(GROUPS, D_MODEL, seed=4, size=0.3)
     group = torch.arange(N_TOKENS, device="cuda") * 7 % GROUPS
