@@ -32,7 +32,6 @@ def test_key_histogram(part, device):
     assert torch.equal(found.cpu(), expected)
 
 
-
 def decided(counts: torch.Tensor, wanted: int) -> tuple[int, int, int] | None:
     """The wanted-th largest part, its count, and the sum of those above; None if there are fewer."""
     reached = counts.flip(0).cumsum(0)
