@@ -40,6 +40,14 @@ class Shape:
 
         return group_length(self.n_latents, self.k) or 2
 
+    @property
+    def searched(self) -> int:
+        """Columns that `select` searches: those of the chosen groups where selection is by groups, else all."""
+        from tide_kernels.triton.prune import group_length
+
+        length = group_length(self.n_latents, self.k)
+        return self.n_latents if length is None else self.k * length
+
     def __str__(self) -> str:
         return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
 
@@ -142,6 +150,13 @@ def _keep_top(o: Operands) -> Run:
         return *backend().keep_top_with_sums_(scratch.copy_(o.pre), o.shape.k, True, 0.1), scratch
 
     return in_place
+
+
+def _select(o: Operands) -> Run:
+    from tide_kernels.triton.select import select_directly
+
+    pre = o.pre[:, : o.shape.searched].contiguous()
+    return lambda: select_directly(pre, o.shape.k)
 
 
 def _prune(o: Operands) -> Run:
@@ -308,7 +323,7 @@ def _misfit(o: Operands) -> Run:
 # How to run each kernel, and the size by which `configs` looks it up; ordered by their share of a step's time.
 RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "keep_top": (_keep_top, "n_latents"),
-    "select": (lambda o: lambda: backend().select(o.pre, o.shape.k), "n_latents"),
+    "select": (_select, "searched"),
     "prune": (_prune, "group_length"),
     "masked_gradient": (_masked_gradient, "d_model"),
     "encoder_gradients": (_encoder_gradients, "d_model"),

@@ -16,8 +16,9 @@ def test_every_configuration_in_use_has_a_runner():
     assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold", "order", "add_parts"}
 
 
+@pytest.mark.parametrize("k", [1, 8], ids=["selection by groups", "selection of whole rows"])
 @pytest.mark.parametrize("kernel", tune_runs.KERNELS)
-def test_a_run_looks_up_what_its_job_tunes(kernel, monkeypatch):
+def test_a_run_looks_up_what_its_job_tunes(kernel, k, monkeypatch):
     if reason := backend_status()["triton"]:
         pytest.skip(f"triton: {reason}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +27,7 @@ def test_a_run_looks_up_what_its_job_tunes(kernel, monkeypatch):
     looked_up, look_up = set(), launch.lookup
     monkeypatch.setattr(launch, "lookup", lambda *what: (looked_up.add(configs.key(*what)), look_up(*what))[1])
     monkeypatch.setattr(tune_runs.backend(), "dense_above", lambda device: 0.0 if kernel in tune_runs.DENSE else 1.0)
-    (job,) = tune.jobs([kernel], [Shape(6, 20, 200, 8)], torch.float16, device)
+    (job,) = tune.jobs([kernel], [Shape(6, 20, 200, k)], torch.float16, device)
     looked_up.clear()
     job.run()
     assert job.key in looked_up
