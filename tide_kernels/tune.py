@@ -31,6 +31,7 @@ from tide_kernels import encode_topk, tide_loss
 from tide_kernels.losses import LossWeights
 from tide_kernels.tune_runs import (
     DENSE,
+    DTYPES,
     GROUP_TOKENS,
     KERNELS,
     RUNNERS,
@@ -107,7 +108,7 @@ def jobs(kernels: Sequence[str], shapes: Sequence[Shape], dtype: torch.dtype, de
         for kernel in kernels:
             runner, name = RUNNERS[kernel]
             size = getattr(shape, name)
-            kind = torch.int32 if kernel == "transpose" else dtype  # its operands are indices
+            kind = DTYPES.get(kernel, dtype)
             key = configs.key(kernel, arch, kind, size)
             if kernel in (SPARSE if dense else DENSE) or key in seen:
                 continue

@@ -33,6 +33,21 @@ class Shape:
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not a valid shape: write N,d,n,k") from error
 
+    @property
+    def group_length(self) -> int:
+        """Columns of a group where selection is by groups, and the fewest where it is not."""
+        from tide_kernels.triton.prune import group_length
+
+        return group_length(self.n_latents, self.k) or 2
+
+    @property
+    def searched(self) -> int:
+        """Columns that `select` searches: those of the chosen groups where selection is by groups, else all."""
+        from tide_kernels.triton.prune import group_length
+
+        length = group_length(self.n_latents, self.k)
+        return self.n_latents if length is None else self.k * length
+
     def __str__(self) -> str:
         return f"N={self.n_tokens} d={self.d_model} n={self.n_latents} k={self.k}"
 
@@ -137,6 +152,20 @@ def _keep_top(o: Operands) -> Run:
     return in_place
 
 
+def _select(o: Operands) -> Run:
+    from tide_kernels.triton.select import select_directly
+
+    pre = o.pre[:, : o.shape.searched].contiguous()
+    return lambda: select_directly(pre, o.shape.k)
+
+
+def _prune(o: Operands) -> Run:
+    from tide_kernels.triton.prune import select_pruned
+    from tide_kernels.triton.select import select_directly
+
+    return lambda: select_pruned(o.pre, o.shape.k, o.shape.group_length, select_directly)
+
+
 def _scatter(o: Operands) -> Run:
     out = o.sums()
 
@@ -238,6 +267,34 @@ def _encoder_gradients(o: Operands) -> Run:
     return run
 
 
+def _modulation_gradients(o: Operands) -> Run:
+    grad = o.grad.float()
+    tables = torch.zeros(2, *o.scale.shape, device=o.device)
+
+    def run() -> Results:
+        sums = tuple(tables.zero_())
+        backend().modulation_gradients(grad, o.x, o.group, *sums)
+        return sums
+
+    return run
+
+
+def _pair_differences(o: Operands) -> Run:
+    values, indices = o.code[0].float(), o.code[1]
+    return lambda: backend().pair_differences(values, indices)
+
+
+def _code_terms(o: Operands) -> Run:
+    values, soft = o.code[0].float(), torch.ones((), device=o.device)
+    _, differences = backend().pair_differences(values, o.code[1])
+
+    def run() -> Results:
+        slopes = backend().code_slopes(values, differences, 0.3, soft, 0.1, o.shape.n_latents)
+        return backend().soft_count(values, o.shape.n_latents, 0.1), slopes
+
+    return run
+
+
 def _product(o: Operands) -> Run:
     from tide_kernels.triton.product import product
 
@@ -258,12 +315,19 @@ def _loss(o: Operands) -> Run:
     return run
 
 
+def _misfit(o: Operands) -> Run:
+    rebuilt, error = o.x.float(), o.grad.float()
+    return lambda: backend().misfit(rebuilt, error, 0.5, o.dtype)
+
+
 # How to run each kernel, and the size by which `configs` looks it up; ordered by their share of a step's time.
 RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     "keep_top": (_keep_top, "n_latents"),
-    "select": (lambda o: lambda: backend().select(o.pre, o.shape.k), "n_latents"),
+    "select": (_select, "searched"),
+    "prune": (_prune, "group_length"),
     "masked_gradient": (_masked_gradient, "d_model"),
     "encoder_gradients": (_encoder_gradients, "d_model"),
+    "modulation_gradients": (_modulation_gradients, "d_model"),
     "near_gradient": (_near_gradient, "n_latents"),
     "key_histogram": (_key_histogram, "n_latents"),
     "threshold_rows": (_keep_above, "n_latents"),
@@ -277,6 +341,7 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
         "d_model",
     ),
     "reconstruction_loss": (_loss, "d_model"),
+    "misfit": (_misfit, "d_model"),
     "code_sums": (lambda o: lambda: backend().code_sums(o.z, True, 0.1), "n_latents"),
     "modulate": (
         lambda o: lambda: (backend().modulate(o.x, o.scale, o.scale, o.group, False, o.dtype),),
@@ -284,9 +349,31 @@ RUNNERS: dict[str, tuple[Callable[[Operands], Run], str]] = {
     ),
     "scatter": (_scatter, "d_model"),
     "transpose": (lambda o: lambda: _used(backend().transpose_selected(o.code[1], o.shape.n_latents)), "n_latents"),
+    "pair_differences": (_pair_differences, "k"),
+    "code_terms": (_code_terms, "k"),
     "sampled": (lambda o: lambda: (backend().sampled(o.grad, o.W, o.code[1]),), "d_model"),
     "product": (_product, "d_model"),
 }
 KERNELS = tuple(RUNNERS)
-SPARSE = ("select", "select_above", "near_places", "backward_latents", "gather", "scatter", "sampled", "transpose")
+SPARSE = (
+    "select",
+    "prune",
+    "select_above",
+    "near_places",
+    "backward_latents",
+    "gather",
+    "scatter",
+    "sampled",
+    "transpose",
+    "pair_differences",
+    "code_terms",
+)
 DENSE = ("keep_top", "threshold_rows", "near_gradient", "masked_gradient", "encoder_gradients", "code_sums")
+# By which dtype `configs` looks up a kernel whose first operand has not that of the tokens: indices, or float32.
+DTYPES = {
+    "transpose": torch.int32,
+    "modulation_gradients": torch.float32,
+    "pair_differences": torch.float32,
+    "code_terms": torch.float32,
+    "misfit": torch.float32,
+}

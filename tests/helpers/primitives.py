@@ -136,7 +136,7 @@ ARGUMENTS: dict[str, list[Callable[[Any], list[Any]]]] = {
     "reconstruction_loss": [
         lambda ops: [matrix(N, 1), matrix(N, 2), dyadic(D, seed=3), 0.5, 0.25, torch.float32, True]
     ],
-    "select": [lambda ops: [dyadic(4, LATENTS, seed=1), K]],
+    "select": [lambda ops: [dyadic(4, LATENTS, seed=1), K], lambda ops: [dyadic(4, 100, seed=1), 1]],
     "select_product": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), dyadic(LATENTS, seed=3), K]],
     "gather": [lambda ops: [*code(), matrix(LATENTS, 2)]],
     "sampled": [lambda ops: [matrix(N, 1), matrix(LATENTS, 2), code()[1]]],

@@ -11,8 +11,26 @@ launch = pytest.importorskip("tide_kernels.triton.launch", reason="needs Triton"
 
 
 def test_every_configuration_in_use_has_a_runner():
-    # "fold" runs inside scatter and backward_latents, and is looked up only for float32 sums.
-    assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold"}
+    # "fold" runs inside scatter and backward_latents, and is looked up only for float32 sums. "order" and "add_parts"
+    # are short launches before and after modulation_gradients, and are timed with it.
+    assert set(configs._TABLE) - set(tune_runs.KERNELS) <= {"fold", "order", "add_parts"}
+
+
+@pytest.mark.parametrize("k", [1, 8], ids=["selection by groups", "selection of whole rows"])
+@pytest.mark.parametrize("kernel", tune_runs.KERNELS)
+def test_a_run_looks_up_what_its_job_tunes(kernel, k, monkeypatch):
+    if reason := backend_status()["triton"]:
+        pytest.skip(f"triton: {reason}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kernel == "pre_activations" and device.type == "cpu":
+        pytest.skip("a choice between cuBLAS and Triton is looked up on a GPU alone")
+    looked_up, look_up = set(), launch.lookup
+    monkeypatch.setattr(launch, "lookup", lambda *what: (looked_up.add(configs.key(*what)), look_up(*what))[1])
+    monkeypatch.setattr(tune_runs.backend(), "dense_above", lambda device: 0.0 if kernel in tune_runs.DENSE else 1.0)
+    (job,) = tune.jobs([kernel], [Shape(6, 20, 200, k)], torch.float16, device)
+    looked_up.clear()
+    job.run()
+    assert job.key in looked_up
 
 
 @pytest.mark.parametrize("kernel", configs.FAR)
