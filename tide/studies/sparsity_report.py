@@ -41,7 +41,6 @@ def write_report(options: Options, found: Found, described: dict[str, Any], pict
         "stability": found.stability(),
         "longer": longer_of(found, described["longest"]),
         "missing": found.missing,
-        "cells": found.results,
         "verdict": verdict,
     }
     write_results(options, "sparsity", finite(everything))

@@ -177,7 +177,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
         Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
         Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
-        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 4, 3, PARTS=4, tma=1, persistent=0, cublas=0)),
+        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 4, 3, PARTS=2, tma=1, persistent=0, cublas=0)),
         Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0, cublas=0)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
     ),
@@ -220,6 +220,7 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # PLACES: of either row of a pair that are compared at once.
     "pair_differences": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PLACES=4)),
+        Rule("sm_9", 0, _ANY, _config(2, PLACES=32)),
         Rule("", 0, _ANY, _config(1, PLACES=32)),
     ),
     # As for scatter.

@@ -22,6 +22,8 @@ from tide_kernels.triton.product import accumulate, blocks, tile_of
 from tide_kernels.triton.specs import ARCHS, PRECISIONS, TYPES, Spec, spec, without
 
 _TMA_BYTES = 16  # addresses and strides of a descriptor are multiples of it
+# What is configured for descriptors and cannot have them: addresses take registers that four warps have not.
+_BY_POINTERS = {"num_warps": 8}
 
 
 @triton.jit
@@ -383,7 +385,9 @@ def _in_one_launch(
     tiles = triton.cdiv(n_tokens, config["BLOCK_M"])
     operands: dict[str, Tensor | TensorDescriptor] = {"grad": grad, "W_dec": W_dec, "grad_pre": grad_pre}
     programs, resident = tiles * launch.cdiv(n_latents, config["BLOCK_N"]), config.get("persistent", 0)
-    tma = bool(config.get("tma") or resident) and all(map(_suits_tma, (grad, W_dec, grad_pre)))
+    wanted = bool(config.get("tma") or resident)
+    tma = wanted and all(map(_suits_tma, (grad, W_dec, grad_pre)))
+    options = launch.options(config | _BY_POINTERS if wanted and not tma else config)
     if tma:
         boxes = _boxes(config)
         operands = {name: TensorDescriptor.from_tensor(t, boxes[name]) for name, t in operands.items()}
@@ -414,7 +418,7 @@ def _in_one_launch(
         PERSISTENT=persistent,
         PARTS=config["PARTS"],
         **blocks(config),
-        **launch.options(config),
+        **options,
     )
     return grad_pre
 
@@ -434,6 +438,8 @@ def _boxes(config: Config) -> dict[str, list[int]]:
 def _spec(arch: str, dtype: torch.dtype, precision: str, terms: bool, far: Config) -> Spec:
     kind, config = TYPES[dtype], static("masked_gradient", arch, dtype, 1152) | far
     tma, persistent = "tma" in far, "persistent" in far
+    if config.get("tma") and not tma:
+        config = config | _BY_POINTERS
     if tma:
         signature = {name: f"tensordesc<{kind}{box}>" for name, box in _boxes(config).items()}
     else:
@@ -468,7 +474,7 @@ AOT = [_finish_spec(arch, dtype, terms) for arch in ARCHS for dtype in TYPES for
     _spec(arch, dtype, precision, terms, far)
     for arch in ARCHS
     for dtype, precision in PRECISIONS
-    for far in ({}, *FAR["masked_gradient"])
+    for far in ({}, *(far for far in FAR["masked_gradient"] if "cublas" not in far))
     if far.keys() <= static("masked_gradient", arch, dtype, 1152).keys()
     for terms in (False, True)
 ]
