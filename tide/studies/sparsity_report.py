@@ -162,8 +162,8 @@ def _margin_rows(margins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _drawn_style(model: Model) -> dict[str, Any]:
-    """A colour for each activation; dashed without the timestep."""
-    style = charts.style(list(LABELS).index(model.activation))
+    """A colour for each activation, and one for thresholds that know the timestep; dashed without the timestep."""
+    style = charts.style(len(LABELS) if model.timed else list(LABELS).index(model.activation))
     return {**style, "linestyle": "-" if model.modulation else "--"}
 
 
