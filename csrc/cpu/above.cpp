@@ -39,8 +39,8 @@ void write_row(Bits* values, int32_t* columns, int64_t count, int64_t capacity, 
   if (count > capacity) keep_largest(values, columns, count, capacity);
   const int64_t used = std::min(count, capacity);
   if (values != out_values) {
-    std::memcpy(out_values, values, used * sizeof(Bits));
-    std::memcpy(out_indices, columns, used * sizeof(int32_t));
+    std::copy_n(values, used, out_values);
+    std::copy_n(columns, used, out_indices);
   }
   std::fill(out_values + used, out_values + capacity, Bits{0});
   std::fill(out_indices + used, out_indices + capacity, -1);
