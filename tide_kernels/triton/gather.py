@@ -89,7 +89,7 @@ def add_gather_(out: Tensor, values: Tensor, indices: Tensor, W: Tensor) -> None
 
 
 def _gather(values: Tensor, indices: Tensor, W: Tensor, out: Tensor, add: bool) -> None:
-    n_tokens, d_model = out.shape
+    n_tokens, d_model = len(indices), W.shape[1]
     W = launch.rows_contiguous(W)
     config = launch.config("gather", W, d_model)
     columns = launch.cover(d_model, config["COLUMNS"])
