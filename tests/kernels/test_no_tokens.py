@@ -16,6 +16,9 @@ from tide_kernels.testing import random_problem
 
 #: The arguments that have a row for each token, in all primitives.
 BY_TOKEN = {"x", "x_mod", "x_hat", "pre", "values", "indices", "rows", "z", "grad", "grad_pre", "group", "extra"}
+BY_TOKEN |= {"cut", "u", "grad_values", "rebuilt", "error", "differences"}
+#: Their ``out`` has a row for each token, that of others one for each latent.
+OUT_BY_TOKEN = {"keep_above", "add_gather_"}
 CODES = {"transposed", "layout"}
 #: What makes `backward_latents` replace gradients instead of adding to them.
 REPLACING = {"start", "squares"}
@@ -33,7 +36,8 @@ def without_tokens(module: Any, function: Any, arguments: list[Any]) -> list[Any
     names = list(inspect.signature(function).parameters)
     nobody = module.transpose(torch.empty(0, K, dtype=torch.int32), LATENTS)
     given = dict(zip(names, arguments, strict=True))
-    given |= {name: given[name][:0] for name in BY_TOKEN & given.keys() if given[name] is not None}
+    by_token = BY_TOKEN | {"out"} if function.__name__ in OUT_BY_TOKEN else BY_TOKEN
+    given |= {name: given[name][:0] for name in by_token & given.keys() if given[name] is not None}
     given |= {name: nobody for name in CODES & given.keys()}
     given |= {name: None for name in REPLACING & given.keys()}
     return list(given.values())
