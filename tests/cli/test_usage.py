@@ -84,6 +84,7 @@ LINES = {
     ],
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
+        "sparsity --out {out}",
         "bars --sae {sae} --out {out}",
     ],
 }
@@ -92,7 +93,9 @@ LINES = {
 VALUES = {
     **dict.fromkeys(("batch_size", "buffer_rows", "steps", "n_steps", "timesteps", "loss_timesteps"), "3"),
     **dict.fromkeys(("images", "loss_images", "images_per_concept", "top_images", "edit_prompts", "seeds"), "3"),
-    **dict.fromkeys(("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed"), "2"),
+    **dict.fromkeys(
+        ("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed", "workers", "minutes"), "2"
+    ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts"), "here"),
@@ -214,7 +217,7 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
-    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring", "bars"):
+    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "ablation", "centring", "bars"):
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 
 
