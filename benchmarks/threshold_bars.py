@@ -89,15 +89,17 @@ def batch_cut(problem: Problem) -> float:
     return float(least.double().mean())
 
 
-def ours(problem: Problem, activation: Activation, cut: float) -> peers.Step:
+def ours(
+    problem: Problem, activation: Activation, cut: float, autocast: torch.dtype | None = None, backend: str = "auto"
+) -> peers.Step:
     """This package's step."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in problem.weights().items()}
-    options: dict[str, Any] = {"k": problem.k, "activation": activation, "weights": MSE}
+    options: dict[str, Any] = {"k": problem.k, "activation": activation, "weights": MSE, "backend": backend}
     if activation == "jumprelu":
-        leaves["threshold"] = torch.full((len(problem.W_enc),), cut, requires_grad=True)
+        leaves["threshold"] = torch.full_like(problem.b_enc, cut, requires_grad=True)
         options["bandwidth"] = BANDWIDTH
     options |= leaves
-    return peers.Step(lambda: tide_loss(problem.x, **options).total, leaves)
+    return peers.Step(lambda: tide_loss(problem.x, **options).total, leaves, autocast)
 
 
 def sae_lens(problem: Problem, activation: Activation, cut: float) -> peers.Step:

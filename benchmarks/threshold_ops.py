@@ -1,6 +1,8 @@
-"""Times of the threshold primitives on a GPU: ``python -m benchmarks.threshold_ops``, milliseconds of the device alone.
+"""Times of the threshold primitives on a GPU: ``python -m benchmarks.threshold_ops``, milliseconds of the device alone,
+and of steps of TopK, BatchTopK and JumpReLU, of the squared error, by the host's clock.
 
-Beside each time is the floor of its memory traffic, at the bandwidth that a copy of the pre-activations has here.
+Beside each primitive's time is the floor of its memory traffic, at the bandwidth that a copy of the pre-activations has
+here.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import PAPER, SPARSE, Bench
-from benchmarks.shapes import Shape
+from benchmarks.measure import Timing
+from benchmarks.shapes import Shape, make_problem
+from benchmarks.threshold_bars import OVER_TOPK, Activation, ours
 from tide_kernels import triton
 
 _BANDWIDTH = 0.3
@@ -103,6 +107,16 @@ def padded(bench: Bench, shape: Shape) -> dict[str, Callable[[], object]]:
     return found
 
 
+def steps(bench: Bench, shape: Shape) -> dict[str, Timing]:
+    """Steps of the activations, in turn; JumpReLU's thresholds leave about as many latents active as TopK does."""
+    problem = make_problem(shape, bench.device, bench.dtype)
+    pre = torch.nn.functional.linear(problem.x[:64], problem.W_enc, problem.b_enc)
+    activations: tuple[Activation, ...] = ("topk", *OVER_TOPK)
+    level = float(level_of(pre, shape.k))
+    made = {name: ours(problem, name, level, bench.autocast, bench.backend) for name in activations}
+    return bench.times({name: step.run for name, step in made.items()})
+
+
 def main() -> None:
     bench = Bench(dry_run=False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
@@ -113,6 +127,8 @@ def main() -> None:
         print(f"{shape}: {'':29} ms    floor")
         for name, timing in times.items():
             print(f"  {name:32} {timing.median * 1e3:8.3f} {moved[name] / bandwidth * 1e3:8.3f}", flush=True)
+        for name, timing in steps(bench, shape).items():
+            print(f"  {f'step, {name}':32} {timing.median * 1e3:8.3f}", flush=True)
     for name, timing in bench.times(padded(bench, SPARSE), queued=True).items():
         print(f"  {name:32} {timing.median * 1e3:8.3f}", flush=True)
 

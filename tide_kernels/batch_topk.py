@@ -101,9 +101,9 @@ class _Ties:
         ties = self.ops.count_equal(pre, self.value).long()
         stays = (self.left - (ties.cumsum(0) - ties)).clamp(min=0).minimum(ties)
         self.left = self.left - stays.sum()
-        partial = ((stays > 0) & (stays < ties)).int().argmax().view(1)  # of one row at most some stay and some do not
-        places = (pre.index_select(0, partial).squeeze(0) == self.value).cumsum(0)
-        last = (places >= stays.gather(0, partial)).int().argmax()
+        parted = ((stays > 0) & (stays < ties)).int().argmax().view(1)  # of one row at most some stay and some do not
+        places = (pre.index_select(0, parted).squeeze(0) == self.value).cumsum(0)
+        last = (places >= stays.gather(0, parted)).int().argmax()
         columns = torch.where(stays == ties, pre.shape[1] - 1, last)
         return torch.where(stays == 0, -1, columns).to(torch.int32)
 
@@ -192,7 +192,6 @@ def sampled_bound(batch: Batch) -> Tensor:
     bias = None if batch.b_enc is None else batch.b_enc[::step]
     pre = ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias)
     rank = max(1, round(pre.numel() * _MARGIN * batch.options.k / batch.n_latents))
-
     return find_cut(partial(ops.key_histogram_, pre), batch.dtype, rank, pre.device).bound
 
 
@@ -203,7 +202,6 @@ class Recomputed(Selection):
         self.batch = batch
         ops, device = batch.choice.ops, batch.x.device
         self.single = self._computed(0) if len(batch.starts) == 1 else None
-
         wanted = max(1, batch.n_tokens) * batch.options.k
 
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
