@@ -122,10 +122,9 @@ def test_they_call_every_compiled_op(monkeypatch):
     assert registered - NO_PRIMITIVES <= calls.names
 
 
-def test_they_launch_every_kernel(monkeypatch, tmp_path):
+def test_they_launch_every_kernel(monkeypatch):
     module = backend_of("triton")
-    from tide_kernels import tune
-    from tide_kernels.triton import configs, launch, specs
+    from tide_kernels.triton import launch, specs
 
     launched = set()
     real = launch.launch
@@ -136,11 +135,4 @@ def test_they_launch_every_kernel(monkeypatch, tmp_path):
 
     monkeypatch.setattr(launch, "launch", recorded)
     every_call(module)
-    # A second launch finishes the product if tuning asks for it.
-    grad, *rest = ARGUMENTS["masked_gradient"][0](module)
-    key = configs.key("masked_gradient", launch.architecture(grad.device), grad.dtype, grad.shape[1])
-    tuned = tmp_path / "tuned.json"
-    tune.save(tuned, {key: {"cublas": 1}})
-    with configs.using(tuned):
-        module.masked_gradient(grad, *rest)
     assert launched >= {record.kernel.__name__ for record in specs.collect()}

@@ -170,15 +170,14 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
     # Tiles of matrix products; SWIZZLE: rows of tiles in flight together.
     "product": _PRODUCT,
     # PARTS: pieces of a tile, finished one after another; tma: 1 for copies by descriptors; persistent: programs of a
-    # multiprocessor that take one tile after another by descriptors, 0 for a program a tile; cublas: 1 for PyTorch's
-    # product, finished by a second launch.
+    # multiprocessor that take one tile after another by descriptors, 0 for a program a tile.
     "masked_gradient": (
-        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0, persistent=0, cublas=0)),
+        Rule(INTERPRETER, 0, _ANY, _tile(32, 32, 32, 4, 1, PARTS=2, tma=0, persistent=0)),
         Rule("gfx", 16, _ANY, _tile(128, 128, 64, 8, 2, PARTS=1)),
         Rule("gfx", 32, _ANY, _tile(64, 64, 32, 4, 2, PARTS=1)),
         Rule("sm_8", 16, _ANY, _tile(128, 64, 64, 8, 3, PARTS=2)),
-        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 4, 3, PARTS=2, tma=1, persistent=0, cublas=0)),
-        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0, cublas=0)),
+        Rule("sm_9", 16, _ANY, _tile(128, 128, 64, 4, 3, PARTS=2, tma=1, persistent=0)),
+        Rule("", 16, _ANY, _tile(128, 128, 64, 8, 3, PARTS=2, tma=0, persistent=0)),
         Rule("", 32, _ANY, _tile(64, 64, 32, 4, 3, PARTS=1)),
     ),
     # The tile of the product; ROWS and COLUMNS of an item of the modulation, as for modulate; WORDS and RESIDENT as
@@ -247,9 +246,6 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
 # Configurations worth a trial that no climb by single entries reaches, since several change together.
 FAR: dict[str, tuple[Config, ...]] = {
     "masked_gradient": (
-        {"cublas": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2, "num_warps": 4},
-        {"cublas": 1, "BLOCK_M": 64, "BLOCK_N": 128, "PARTS": 1, "num_warps": 4},
-        {"cublas": 1, "BLOCK_M": 32, "BLOCK_N": 256, "PARTS": 1, "num_warps": 4},
         {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "num_warps": 8, "num_stages": 4},
         {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 128, "PARTS": 2, "num_warps": 4},
         {"tma": 1, "BLOCK_M": 128, "BLOCK_N": 256, "PARTS": 4, "num_warps": 8},

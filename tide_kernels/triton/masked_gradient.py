@@ -1,8 +1,5 @@
 """The gradient of the pre-activations: the one product of the dense regime that cuBLAS cannot finish.
 
-In one launch, or as a product of cuBLAS that a second launch finishes, of which it reads what is selected alone: 5 %
-of the entries are in half of the sectors of memory.
-
 The epilogue adds the gradients of the latents' own loss terms, masks, and computes column sums. Those of each tile are
 stored, and added up in a fixed order. z is read by pointers; all else by pointers or, where the configuration says so
 and the operands lie well, by descriptors, for which the hardware copies whole tiles (TMA).
@@ -290,29 +287,6 @@ def masked_gradient_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
-def finish_product_kernel(
-    product,  # [n_tokens, n]; becomes the gradient
-    z,  # [n_tokens, n]
-    soft_factor,  # [] float32 or None
-    sums,  # [tiles of tokens, n] float32 or None
-    counts,  # [tiles of tokens, n] int32 or None
-    n_tokens,
-    n,
-    pair_factor,
-    soft_eps,
-    PAIRED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    PART: tl.constexpr,
-):
-    i_m, first_latent = tl.program_id(1), tl.program_id(0) * PART
-    code, mask, offsets = _codes(z, i_m * BLOCK_M, first_latent, n_tokens, n, BLOCK_M, PART)
-    acc = tl.load(product + offsets, mask=mask & (code != 0), other=0).to(tl.float32)
-    out, selected = _finish(acc, code, soft_factor, n, pair_factor, soft_eps, PAIRED, BLOCK_M, PART)
-    tl.store(product + offsets, out, mask=mask)
-    _store_sums(out, selected, sums, counts, i_m, first_latent + tl.arange(0, PART), n, BLOCK_M, PART)
-
-
 def masked_gradient(
     grad: Tensor,
     W_dec: Tensor,
@@ -339,10 +313,7 @@ def masked_gradient(
     if fired is not None:
         counts = launch.empty(tiles, n_latents, dtype=torch.int32, device=z.device)
     terms = (None if soft_factor is None else launch.contiguous(soft_factor), sums, counts)
-    if config.get("cublas"):
-        grad_pre = _product_finished(grad, W_dec, z, pair_factor, soft_eps, terms, config)
-    else:
-        grad_pre = _in_one_launch(grad, W_dec, z, pair_factor, soft_eps, terms, config)
+    grad_pre = _launch(grad, W_dec, z, pair_factor, soft_eps, terms, config)
     if grad_b_enc is not None and sums is not None:
         grad_b_enc += sums.sum(0)
     if fired is not None and counts is not None:
@@ -353,31 +324,7 @@ def masked_gradient(
 _Terms = tuple[Tensor | None, Tensor | None, Tensor | None]  # soft_factor, sums and counts
 
 
-def _product_finished(
-    grad: Tensor, W_dec: Tensor, z: Tensor, pair_factor: float, soft_eps: float, terms: _Terms, config: Config
-) -> Tensor:
-    (n_tokens, n_latents), part = z.shape, config["BLOCK_N"] // config["PARTS"]
-    product = launch.contiguous(grad @ W_dec.T)
-    launch.launch(
-        finish_product_kernel,
-        (triton.cdiv(n_latents, part), triton.cdiv(n_tokens, config["BLOCK_M"])),
-        z.device,
-        product,
-        z,
-        *terms,
-        n_tokens,
-        n_latents,
-        float(pair_factor),
-        float(soft_eps),
-        PAIRED=pair_factor != 0,
-        BLOCK_M=config["BLOCK_M"],
-        PART=part,
-        **launch.options(config),
-    )
-    return product
-
-
-def _in_one_launch(
+def _launch(
     grad: Tensor, W_dec: Tensor, z: Tensor, pair_factor: float, soft_eps: float, terms: _Terms, config: Config
 ) -> Tensor:
     (n_tokens, n_latents), (soft_factor, sums, counts) = z.shape, terms
@@ -457,24 +404,11 @@ def _spec(arch: str, dtype: torch.dtype, precision: str, terms: bool, far: Confi
     return spec(name, arch, masked_gradient_kernel, signature, constants, config, aligned)
 
 
-def _finish_spec(arch: str, dtype: torch.dtype, terms: bool) -> Spec:
-    kind, config = TYPES[dtype], static("masked_gradient", arch, dtype, 1152)
-    signature = {"product": f"*{kind}", "z": f"*{kind}", "sums": "*fp32", "counts": "*i32", "n_tokens": "i32"}
-    signature |= {"n": "i32", "pair_factor": "fp32", "soft_eps": "fp32"}
-    constants: dict[str, object] = {"PAIRED": terms, "PART": config["BLOCK_N"] // config["PARTS"]}
-    if terms:
-        signature["soft_factor"] = "*fp32"
-    else:
-        constants["soft_factor"] = None
-    name = f"finish_product {kind}{' pairs soft' * terms}"
-    return spec(name, arch, finish_product_kernel, signature, constants, config, ("n",))
-
-
-AOT = [_finish_spec(arch, dtype, terms) for arch in ARCHS for dtype in TYPES for terms in (False, True)] + [
+AOT = [
     _spec(arch, dtype, precision, terms, far)
     for arch in ARCHS
     for dtype, precision in PRECISIONS
-    for far in ({}, *(far for far in FAR["masked_gradient"] if "cublas" not in far))
+    for far in ({}, *FAR["masked_gradient"])
     if far.keys() <= static("masked_gradient", arch, dtype, 1152).keys()
     for terms in (False, True)
 ]
