@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tide.errors import TideError
-from tide.studies.grid import Cell, cell_path, duration, run_cells
+from tide.studies.grid import Cell, cell_path, devices_of, duration, run_cells
 from tide.training import TrainConfig
 
 
@@ -126,3 +126,11 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(TideError, match=r"file/out cannot be written to .*; choose another --out"):
         run_cells(cells(ran), tmp_path / "file" / "out", lambda _: None)
     assert ran == []
+
+
+def test_a_grid_may_hold_cells_of_several_devices_and_tells_how_many_of_each(tmp_path):
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a", "b"), device="cuda"), tmp_path, lambda _: None)
+    results = run_cells(cells(ran, names=("a", "b", "c"), device="cpu"), tmp_path, lambda _: None)
+    assert ran == ["a", "b", "c"]
+    assert devices_of(results, tmp_path) == {"cuda": 2, "cpu": 1}

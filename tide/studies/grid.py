@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -98,11 +99,23 @@ def _finished(cell: Cell, path: Path) -> Result:
     kept = read_sealed(path, _Kept, remedy="delete it to compute it again, or choose another --out")
     defaults = {"training": former_defaults()} if "training" in cell.config else None
     remedy = "use the same options, or another --out"
-    check_unchanged(
-        kept["config"], cell.config, f"{path} was made with other options", remedy=remedy, defaults=defaults
-    )
+    before, now = _on_any_device(kept["config"]), _on_any_device(cell.config)
+    check_unchanged(before, now, f"{path} was made with other options", remedy=remedy, defaults=defaults)
     result: Result = kept["result"]
     return result
+
+
+def _on_any_device(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Devices differ in rounding alone, so a grid may hold cells of several; each states its own."""
+    if "training" not in config:
+        return dict(config)
+    return {**config, "training": {name: value for name, value in config["training"].items() if name != "device"}}
+
+
+def devices_of(names: Iterable[str], out: Path) -> dict[str, int]:
+    """Device -> how many of the finished cells ``names`` trained a model on it."""
+    configs = (read_sealed(cell_path(out, name), _Kept, remedy="delete it")["config"] for name in names)
+    return dict(Counter(config["training"]["device"] for config in configs if "training" in config))
 
 
 def duration(seconds: float) -> str:

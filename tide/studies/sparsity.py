@@ -30,7 +30,7 @@ from tide.scenes.scene import Split
 from tide.studies.baselines import StrongestNeurons, scenes_adapter
 from tide.studies.bench import NEVER, Bench
 from tide.studies.features import Features, latents_and_counts
-from tide.studies.grid import Cell, Result
+from tide.studies.grid import Cell, Result, devices_of
 from tide.studies.options import Options
 from tide.studies.parallel import Outcome, Workers
 from tide.studies.sparsity_edits import LATENTS, RAW, ContrastEdits
@@ -68,7 +68,12 @@ def reproduce(options: Options) -> str:
     if not outcome.results:
         raise TideError(f"no cell was finished; give more --minutes, and see {options.out / 'failed'} for what failed")
     bench = study.benches[False].bench
-    described = {"data": bench.config(), "training": study.base.to_dict(), "longest": longest}
+    described = {
+        "data": bench.config(),
+        "training": study.base.to_dict(),
+        "devices": devices_of(outcome.results, options.out),
+        "longest": longest,
+    }
     found = Found(study.sizes, study.seeds, outcome.results, outcome.missing, options.out)
     return write_report(options, found, described, study.benches[False].scenes("test"))
 
