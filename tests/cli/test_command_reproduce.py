@@ -11,6 +11,7 @@ from tide import TIDE
 from tide.cli.reproduce import STUDIES
 from tide.runs import contents, read_run
 from tide.sae import TIDEConfig
+from tide.training import LossConfig, TrainConfig
 
 
 @pytest.fixture
@@ -59,6 +60,16 @@ def test_folders_of_its_own(cli, study, tmp_path, monkeypatch, fast, suffix):
     assert options.models.is_dir()
 
 
+def test_options_of_the_trainings(cli, study, tmp_path):
+    words = ["--set", "activation=topk", "density=0.05", "--set", "loss.temporal=1e-3"]
+    assert cli("reproduce", "fig1", *words, "--out", tmp_path / "out", "--models", tmp_path / "models").code == 0
+    (options,) = study
+    config = options.training(TrainConfig(steps=7))
+    assert config == TrainConfig(steps=7, activation="topk", density=0.05, loss=LossConfig(temporal=1e-3))
+    recorded = contents(tmp_path / "out").configuration
+    assert recorded["set"] == {"activation": "topk", "density": 0.05, "loss.temporal": 1e-3}
+
+
 def test_the_bars_name_their_checkpoint(cli, study, tmp_path):
     torch.manual_seed(0)
     TIDE(TIDEConfig(8, 16, 2, block=5)).save_pretrained(tmp_path / "tide")
@@ -103,6 +114,13 @@ def test_interrupted(cli, study, tmp_path, monkeypatch):
         (["bars", "--sae", "s", "--seeds", "2"], "--seeds is not used by bars; leave it off"),
         (["fig4", "--prompts", "2"], "--prompts is not used by fig4; leave it off"),
         (["fig4", "--models", "m"], "--models is not used by fig4; leave it off"),
+        (["fig4", "--set", "k=3"], "--set is not used by fig4; leave it off"),
+        (["fig1", "--set"], "--set has no value; give it one or leave it off"),
+        (["fig1", "--set", "denisty=0.1"], "--set denisty is not an option of the training configuration; known: "),
+        (["fig1", "--set", "k=many"], "k = 'many' must be"),
+        (["fig1", "--set", "lr=.inf"], "lr = inf is not finite; give a number that is"),
+        (["fig1", "--set", "steps=3"], "--set steps is not used: the study decides it, or an option of its own; leave"),
+        (["table1", "--set", "modulation=false"], "--set modulation is not used: the study decides it"),
     ],
 )
 def test_what_is_refused(cli, study, tmp_path, monkeypatch, words, message):

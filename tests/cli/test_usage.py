@@ -251,15 +251,21 @@ def test_the_watch_sees_what_is_read():
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["bandwidth=0.3"], "--set bandwidth is not used with activation = topk; leave it off"),
+        (["activation=topk", "bandwidth=0.3"], "--set bandwidth is not used with activation = topk; leave it off"),
         (["loss.k_aux=32"], "--set loss.k_aux is not used with loss.auxk = 0; leave it off"),
         (["modulation=false", "undo=true"], "--set undo is not used without modulation; leave it off"),
         (
             ["activation=jumprelu", "modulation=false", "timestep_thresholds=true"],
             "--set timestep_thresholds is not used without modulation; leave it off",
         ),
-        (["timestep_thresholds=true"], "timestep_thresholds need activation = batch_topk or jumprelu, not topk"),
-        (["timestep_thresholds=false"], "--set timestep_thresholds is not used with activation = topk; leave it off"),
+        (
+            ["activation=topk", "timestep_thresholds=true"],
+            "timestep_thresholds need activation = batch_topk or jumprelu, not topk",
+        ),
+        (
+            ["activation=topk", "timestep_thresholds=false"],
+            "--set timestep_thresholds is not used with activation = topk; leave it off",
+        ),
         (["activation=jumprelu", "match_l0=true"], "--set match_l0 is not used with activation = jumprelu; leave it"),
         (["activation=batch_topk", "bandwidth=0.4"], "--set bandwidth is not used with activation = batch_topk; leave"),
         (["modulation_chunk=mlp"], "--set modulation_chunk is not used with modulation_init = identity; leave it off"),
@@ -297,8 +303,8 @@ def test_a_plain_sae_has_no_modulation():
 def test_a_file_may_list_defaults_that_have_no_effect(tmp_path):
     """A file of all options, as a run writes them, is no question of each; a value of one's own is."""
     file = tmp_path / "train.yaml"
-    file.write_text("bandwidth: 0.3\nloss: {k_aux: 64}\n")
-    assert train_config(file, []) == TrainConfig()
-    file.write_text("bandwidth: 0.5\n")
+    file.write_text("activation: topk\nbandwidth: 0.3\nloss: {k_aux: 64}\n")
+    assert train_config(file, []) == TrainConfig(activation="topk")
+    file.write_text("activation: topk\nbandwidth: 0.5\n")
     with pytest.raises(TideError, match=r"bandwidth of .*train.yaml is not used with activation = topk; leave it off"):
         train_config(file, [])

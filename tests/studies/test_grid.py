@@ -79,6 +79,26 @@ def test_a_cell_from_before_an_option_has_its_default(tmp_path):
         run_cells(cells(ran, names=("a",), centre=True), tmp_path, lambda _: None)
 
 
+def test_a_density_beside_k_is_no_difference(tmp_path):
+    """Where k is set a density has no effect, and older cells always state one."""
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a",), k=64, density=0.05), tmp_path, lambda _: None)
+    run_cells(cells(ran, names=("a",), k=64, density=None), tmp_path, lambda _: None)
+    assert ran == ["a"]
+    run_cells(cells(ran, names=("b",), k=None, density=0.05), tmp_path, lambda _: None)
+    with pytest.raises(TideError, match=r"other options \(training\.density 0\.05, now null\)"):
+        run_cells(cells(ran, names=("b",), k=None, density=None), tmp_path, lambda _: None)
+
+
+def test_cells_from_before_the_default_changed_are_of_topk_at_5_percent(tmp_path):
+    ran: list[str] = []
+    run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)
+    run_cells(cells(ran, names=("a",), activation="topk", density=0.05), tmp_path, lambda _: None)
+    assert ran == ["a"]
+    with pytest.raises(TideError, match=r"other options \(training\.activation \"topk\", now \"jumprelu\"\)"):
+        run_cells(cells(ran, names=("a",), activation="jumprelu"), tmp_path, lambda _: None)
+
+
 def test_a_grid_that_grew_computes_what_is_new(tmp_path):
     ran: list[str] = []
     run_cells(cells(ran, names=("a",)), tmp_path, lambda _: None)

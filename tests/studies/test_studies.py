@@ -120,7 +120,7 @@ def test_a_study_and_its_resumption(tiny, tmp_path, name, checkpoint):
     assert {path.name for path in tmp_path.iterdir()} == FILES[name] | {"cells"}
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["verdict"] == verdict
-    assert found["options"] == {"fast": True, "seed": 0, "seeds": 1, "steps": None, "backend": "auto"}
+    assert found["options"] == {"fast": True, "seed": 0, "seeds": 1, "steps": None, "backend": "auto", "set": {}}
     assert "torch" in found["versions"]
     assert found["machine"]
     for path in tmp_path.glob("*.csv"):

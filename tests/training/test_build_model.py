@@ -12,7 +12,7 @@ from tide.training import TrainConfig, build_model
 
 def test_build_model(alpha):
     adapter = adapter_for(alpha)
-    sae = build_model(adapter, 6, TrainConfig(expansion=2, modulation_init="adaln"), tensor="attention")
+    sae = build_model(adapter, 6, TrainConfig(expansion=2, density=0.05, modulation_init="adaln"), tensor="attention")
     assert (sae.config.family, sae.config.block, sae.config.tensor) == ("pixart", 6, "attention")
     assert (sae.d_model, sae.n_latents, sae.config.k) == (192, 384, 19)
     timestep = torch.tensor([10.0, 700.0])

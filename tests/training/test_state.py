@@ -320,6 +320,13 @@ def test_an_older_state_needs_its_training_json(out):
         resume(out)
 
 
+def test_a_run_from_before_an_empty_density(out, whole):
+    """A density beside k has no effect, and older trainings always state one."""
+    edit_json(out / "training.json", lambda record: record["config"].update(density=0.05))
+    assert whole.config.k is not None
+    assert resume(out).history == whole.history
+
+
 def test_a_finished_run_of_an_older_version_is_known(out):
     job = resume(out)
     edit_json(out / "training.json", lambda record: record["config"].pop("undo"))

@@ -143,13 +143,14 @@ def test_bad_files(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (3072, 154)),
+        ({}, (3072, 64)),
+        ({"density": 0.05}, (3072, 154)),
         ({"expansion": 4, "density": 0.01}, (768, 8)),
         ({"n_latents": 10, "k": 3}, (10, 3)),
         ({"n_latents": 10, "density": 0.001}, (10, 1)),
         ({"n_latents": 10, "k": 10}, (10, 10)),
     ],
-    ids=["5 % of 16 d", "rounded", "set", "never below 1", "k = n"],
+    ids=["64 of 16 d", "5 %", "rounded", "set", "never below 1", "k = n"],
 )
 def test_sizes(options, expected):
     assert TrainConfig(**options).sizes(192) == expected
@@ -183,3 +184,15 @@ def test_the_models_options_are_the_models():
         False,
         "jumprelu",
     )
+
+
+def test_changed_by_full_names():
+    config = TrainConfig(steps=7).changed({"k": 8, "loss.temporal": 0.5, "progressive_k.shape": "off"})
+    expected = TrainConfig(steps=7, k=8, loss=LossConfig(temporal=0.5), progressive_k=ProgressiveK(shape="off"))
+    assert config == expected
+
+
+@pytest.mark.parametrize("name", ["denisty", "loss.denisty", "nothing.mse", "loss", "k.mse"])
+def test_only_options_can_be_changed(name):
+    with pytest.raises(TideError, match=f"'{name}' is not an option of the training configuration"):
+        TrainConfig().changed({name: 0.5})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -11,6 +11,7 @@ import tyro
 from tide.cli.command import Command
 from tide.cli.usage import Aspect
 from tide.cli.values import (
+    Assignments,
     Flag,
     MaybeCount,
     MaybeFolder,
@@ -41,9 +42,9 @@ class Study(NamedTuple):
 STUDIES = {
     "fig1": Study(
         "concepts at the paper's three levels, in latents and in raw neurons; the atlas of all latents",
-        "seeds steps models",
+        "seeds steps set models",
     ),
-    "table1": Study("reconstruction of SAE and TIDE, with and without sampling of tokens"),
+    "table1": Study("reconstruction of SAE and TIDE, with and without sampling of tokens", "seeds steps set"),
     "sparsity": Study(
         "activation functions at 8 to 128 active latents, where they are spent, margins over random dictionaries",
         "seeds steps device workers minutes",
@@ -51,11 +52,17 @@ STUDIES = {
     "fig4": Study("scaling in n and k; diffusion loss against other activation functions"),
     "fig5": Study(
         "coarse to fine: latents from step to step, between source and target, and when contours form",
-        "seeds steps models",
+        "seeds steps set models",
     ),
-    "fig6": Study("edits by every strategy of the paper, against raw activations and the prompt", "seeds steps models"),
-    "ablation": Study("what the paper leaves open: modulation, losses, learning rates, schedules, revival"),
-    "centring": Study("with and without subtracting each channel's mean, also where one channel is far off"),
+    "fig6": Study(
+        "edits by every strategy of the paper, against raw activations and the prompt", "seeds steps set models"
+    ),
+    "ablation": Study(
+        "what the paper leaves open: modulation, losses, learning rates, schedules, revival", "seeds steps set"
+    ),
+    "centring": Study(
+        "with and without subtracting each channel's mean, also where one channel is far off", "seeds steps set"
+    ),
     "bars": Study(
         "what a checkpoint of the bundled pipeline must reach: diffusion loss, concepts, edits",
         "sae prompts edit_prompts",
@@ -99,6 +106,8 @@ class Reproduce(Command):
     """first random seed; the data use it, too"""
     steps: MaybeCount = None
     """steps of every training (default: the study's own)"""
+    set: Assignments = field(default_factory=list)
+    """set fields of tide.TrainConfig in the place of the study's: the paper's TopK is activation=topk density=0.05"""
     models: MaybeFolder = None
     """folder of the models that fig1, fig5 and fig6 share (default: runs/reproduce/models, with --fast models-fast)"""
     sae: Annotated[str | None, option("CHECKPOINT")] = None
@@ -143,6 +152,7 @@ class Reproduce(Command):
         """What the study is given; a fast run has folders of its own by default."""
         import sys
 
+        from tide.cli.settings import study_options
         from tide.studies.options import Options
 
         fast = "-fast" if self.fast else ""
@@ -159,6 +169,7 @@ class Reproduce(Command):
             minutes=self.minutes,
             progress=sys.stderr.isatty(),
             made_by=self.made_by(),
+            set=study_options(self.set),
             models=models if "models" in STUDIES[self.study].uses else None,
             sae=None if self.sae is None else Path(self.sae),
             prompts=self.prompts,

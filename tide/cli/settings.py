@@ -13,8 +13,8 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
-from tide.sae.activation import TIMED
 from tide.training.config import TrainConfig
+from tide.training.idle_options import idle_options
 
 
 def train_config(
@@ -32,67 +32,22 @@ def train_config(
     """
     defaults = TrainConfig().to_dict()
     said = {} if file is None else dict(_entries(read_yaml(Path(file))))
-    raw = (TrainConfig() if file is None else TrainConfig.from_yaml(file)).to_dict()
+    base = TrainConfig() if file is None else TrainConfig.from_yaml(file)
     given = {name: f"{name} of {file}" for name, value in said.items() if value != dict(_entries(defaults)).get(name)}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise TideError(f"--set {assignment} is not an assignment; write it as --set loss.temporal=1e-3")
-        _assign(raw, key, text)
-        given[key] = f"--set {key}"
+    values = assigned(assignments)
+    given |= {key: f"--set {key}" for key in values}
     given_options = {name: value for name, value in (options or {}).items() if value is not None}
     if twice := sorted(given_options.keys() & {key for key, flag in given.items() if flag == f"--set {key}"}):
         raise TideError(f"--set {twice[0]} is not used with --{twice[0]}; leave one of them off")
-    if plain and raw["modulation"] and "modulation" in given:
+    if plain and values.get("modulation", base.modulation) and "modulation" in given:
         raise TideError(f"{given['modulation']} is not used with --sae; leave one of them off")
-    config = TrainConfig.from_dict(raw | given_options | ({"modulation": False} if plain else {}))
+    config = base.changed(values | given_options | ({"modulation": False} if plain else {}))
     _check_numbers(config)
-    for name, reason in _without_effect(config):
+    for name, reason in idle_options(config):
         if name in given:
             raise TideError(f"{given[name]} is not used {reason}; leave it off")
     named = "device" in said or "device" in given or "device" in given_options
     return replace(config, device=str(device_of(config.device if named else None)))
-
-
-def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """Options that have no effect given the others, and why."""
-    if not config.modulation:
-        for name in ("init", "chunk", "trainable", "lr"):
-            yield f"modulation_{name}", "without modulation"
-        yield "pre_norm", "without modulation"
-        yield "undo", "without modulation"
-        yield "timestep_thresholds", "without modulation"
-    if config.modulation_init != "adaln":
-        yield "modulation_chunk", f"with modulation_init = {config.modulation_init}"
-    if not config.modulation_trainable:
-        yield "modulation_lr", "with modulation_trainable = false"
-    if config.activation != "jumprelu" and not config.timestep_thresholds:
-        yield "bandwidth", f"with activation = {config.activation}"
-    if config.activation not in TIMED:
-        yield "timestep_thresholds", f"with activation = {config.activation}"
-    if config.activation not in ("relu", "gated"):
-        yield "match_l0", f"with activation = {config.activation}"
-    if config.n_latents is not None:
-        yield "expansion", "with n_latents"
-    if config.k is not None:
-        yield "density", "with k"
-    if config.progressive_k.shape == "off":
-        yield "progressive_k.start", "with progressive_k.shape = off"
-        yield "progressive_k.length", "with progressive_k.shape = off"
-    yield from _losses_without_effect(config)
-
-
-def _losses_without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    if config.loss.sparsity == 0:
-        yield "loss.s_target", "with loss.sparsity = 0"
-        yield "loss.delta", "with loss.sparsity = 0"
-    if config.activation not in ("topk", "batch_topk"):
-        yield "loss.s_target", f"with activation = {config.activation}"
-        yield "loss.delta", f"with activation = {config.activation}"
-    if config.loss.auxk == 0:
-        yield "loss.k_aux", "with loss.auxk = 0"
-        if config.revival.every == 0:
-            yield "revival.after_tokens", "with revival.every = 0 and loss.auxk = 0"
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -108,20 +63,40 @@ def _check_numbers(config: TrainConfig) -> None:
         raise TideError(f"seed = {config.seed} is negative; give at least 0")
 
 
-def _assign(raw: dict[str, Any], key: str, text: str) -> None:
-    *parents, name = key.split(".")
-    at: Any = raw
-    for parent in parents:
-        at = at.get(parent) if isinstance(at, dict) else None
-    if not isinstance(at, dict) or name not in at:
-        known = ", ".join(key for key, _ in _entries(raw))
-        raise TideError(f"--set {key} is not an option of the training configuration; known: {known}")
-    if isinstance(at[name], dict):
-        raise TideError(f"--set {key} names a group; set one of {', '.join(f'{key}.{each}' for each in at[name])}")
-    try:
-        at[name] = parse_yaml(text)
-    except TideError:
-        raise TideError(f"--set {key}={text} could not be read; write a number, a word or a list") from None
+def each_assignment(groups: Sequence[Sequence[str]]) -> list[str]:
+    """The assignments of every ``--set``."""
+    if any(not group for group in groups):
+        raise TideError("--set has no value; give it one or leave it off")
+    return [each for group in groups for each in group]
+
+
+def study_options(groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What ``--set`` gives to the trainings of a study: values by the options' full names."""
+    values = assigned(each_assignment(groups))
+    config = TrainConfig().changed(values)
+    _check_numbers(config)
+    read = dict(_entries(config.to_dict()))
+    return {name: read[name] for name in values}
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """The values that ``key=value`` texts give to options, by the options' full names."""
+    options = TrainConfig().to_dict()
+    known = dict(_entries(options))
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise TideError(f"--set {assignment} is not an assignment; write it as --set loss.temporal=1e-3")
+        if isinstance(group := options.get(key), dict):
+            raise TideError(f"--set {key} names a group; set one of {', '.join(f'{key}.{each}' for each in group)}")
+        if key not in known:
+            raise TideError(f"--set {key} is not an option of the training configuration; known: {', '.join(known)}")
+        try:
+            values[key] = parse_yaml(text)
+        except TideError:
+            raise TideError(f"--set {key}={text} could not be read; write a number, a word or a list") from None
+    return values
 
 
 def _entries(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
 from tide.cli.values import (
     HOLD_OUT,
+    Assignments,
     BlockName,
     Count,
     Flag,
@@ -22,7 +21,6 @@ from tide.cli.values import (
     MaybeNames,
     MaybeSeed,
     MaybeText,
-    option,
 )
 
 if TYPE_CHECKING:
@@ -67,9 +65,7 @@ class Train(Command):
     """folder for the checkpoint"""
     config: MaybeFile = None
     """YAML file with the training configuration"""
-    set: Annotated[list[tuple[str, ...]], tyro.conf.UseAppendAction, option("KEY=VALUE ...")] = field(
-        default_factory=list
-    )
+    set: Assignments = field(default_factory=list)
     """set any field of tide.TrainConfig, such as loss.temporal=1e-3, expansion=64, k=64"""
     sae: Flag = False
     """train a plain SAE, without modulation"""
@@ -111,14 +107,10 @@ class Train(Command):
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""
-        from tide.cli.settings import train_config
-        from tide.errors import TideError
+        from tide.cli.settings import each_assignment, train_config
 
-        if () in self.set:
-            raise TideError("--set has no value; give it one or leave it off")
         options = {"steps": self.steps, "backend": self.backend, "seed": self.seed, "device": self.model.device}
-        assignments = [each for group in self.set for each in group]
-        return train_config(self.config, assignments, options, plain=self.sae)
+        return train_config(self.config, each_assignment(self.set), options, plain=self.sae)
 
     def _from_stores(self, config: TrainConfig) -> Job:
         from dataclasses import replace

@@ -203,6 +203,7 @@ def _fraction_text(value: float) -> str:
 
 
 Text = Annotated[str, option()]
+Assignments = Annotated[list[tuple[str, ...]], tyro.conf.UseAppendAction, option("KEY=VALUE ...")]
 Folder = Annotated[str, option("DIR")]
 Flag = Annotated[bool, option()]
 Count = Annotated[int, read_by(positive, "N"), option()]

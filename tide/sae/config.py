@@ -9,6 +9,8 @@ from tide.errors import TideError
 from tide.sae.activation import ACTIVATIONS, TIMED
 from tide.sae.modulation import ModulationConfig
 
+Activation = Literal["topk", "batch_topk", "relu", "jumprelu", "gated"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -32,7 +34,7 @@ class ModelOptions:
 
     pre_norm: Literal["none", "layernorm"] = "none"
     undo: bool = False
-    activation: Literal["topk", "batch_topk", "relu", "jumprelu", "gated"] = "topk"
+    activation: Activation = "topk"
     bandwidth: float = 0.3
     centre: bool = False
     timestep_thresholds: bool = False
@@ -54,7 +56,7 @@ class ModelOptions:
 class TIDEConfig(ModelOptions):
     """Everything needed to rebuild a :class:`~tide.sae.TIDE`, and where it was trained.
 
-    ``modulation=None`` is the plain TopK SAE. The defaults are those of checkpoints that are older than an option.
+    ``modulation=None`` is the plain SAE. The defaults are those of checkpoints that are older than an option.
     """
 
     d_model: int

@@ -74,8 +74,9 @@ class VariantSizes:
     data: DataSizes = DataSizes(
         train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6
     )
-    n_latents: int = 3072
-    k: int = 154
+    #: None: those of the configuration.
+    n_latents: int | None = None
+    k: int | None = None
     seeds: int = 3
     steps: int = 1000
     #: Tokens of silence after which a latent is revived.
@@ -83,14 +84,16 @@ class VariantSizes:
 
     def training(self, options: Options) -> TrainConfig:
         """What the variants differ from."""
-        return TrainConfig(
-            n_latents=self.n_latents,
-            k=self.k,
-            steps=options.steps or self.steps,
-            batch_tokens=self.data.batch_tokens,
-            backend=options.backend,
-            checkpoint_every=NEVER,
-            revival=RevivalConfig(after_tokens=self.after_tokens),
+        return options.training(
+            TrainConfig(
+                n_latents=self.n_latents,
+                k=self.k,
+                steps=options.steps or self.steps,
+                batch_tokens=self.data.batch_tokens,
+                backend=options.backend,
+                checkpoint_every=NEVER,
+                revival=RevivalConfig(after_tokens=self.after_tokens),
+            )
         )
 
 
@@ -230,8 +233,8 @@ class Bench:
 
     def seconds(self, config: TrainConfig, pool: ActivationPool) -> float:
         """How long :meth:`fit` will take, from a few steps at the final k, as most steps are."""
-        key = repr((config.modulation, config.pre_norm, config.undo, config.activation, config.sizes(1), id(pool)))
-        key += repr((config.expansion, config.density, config.loss.auxk))
+        key = repr((config.modulation, config.pre_norm, config.undo, config.activation, config.loss.auxk, id(pool)))
+        key += repr(config.sizes(self.adapter.d_model))
         if key not in self._step_seconds:
             model = build_model(self.adapter, self.block, config)
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)

@@ -94,6 +94,8 @@ def reproduce(options: Options) -> str:
     steps = options.steps or sizes.steps
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
     base = TrainConfig(
+        activation="topk",
+        density=0.05,
         steps=steps,
         batch_tokens=sizes.data.batch_tokens,
         backend=options.backend,

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from tide.errors import TideError
 from tide.files import read_sealed, write_sealed
 from tide.provenance import check_unchanged
-from tide.training.config import former_defaults
+from tide.training.config import comparable, former_defaults
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -99,17 +99,18 @@ def _finished(cell: Cell, path: Path) -> Result:
     kept = read_sealed(path, _Kept, remedy="delete it to compute it again, or choose another --out")
     defaults = {"training": former_defaults()} if "training" in cell.config else None
     remedy = "use the same options, or another --out"
-    before, now = _on_any_device(kept["config"]), _on_any_device(cell.config)
+    before, now = _comparable(kept["config"]), _comparable(cell.config)
     check_unchanged(before, now, f"{path} was made with other options", remedy=remedy, defaults=defaults)
     result: Result = kept["result"]
     return result
 
 
-def _on_any_device(config: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Devices differ in rounding alone, so a grid may hold cells of several; each states its own."""
     if "training" not in config:
         return dict(config)
-    return {**config, "training": {name: value for name, value in config["training"].items() if name != "device"}}
+    training = comparable(config["training"])
+    return {**config, "training": {name: value for name, value in training.items() if name != "device"}}
 
 
 def devices_of(names: Iterable[str], out: Path) -> dict[str, int]:

@@ -49,11 +49,13 @@ class Models:
         data = FAST_DATA if options.fast else DATA
         bench = Bench(data, options.seed, options.say, progress=options.progress)
         steps = options.steps or (FAST_STEPS if options.fast else STEPS)
-        config = TrainConfig(
-            steps=steps,
-            batch_tokens=bench.sizes.batch_tokens,
-            backend=options.backend,
-            checkpoint_every=500,
+        config = options.training(
+            TrainConfig(
+                steps=steps,
+                batch_tokens=bench.sizes.batch_tokens,
+                backend=options.backend,
+                checkpoint_every=500,
+            )
         )
         return cls(bench, config, options.models or options.out / "models", options.made_by)
 

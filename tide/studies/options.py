@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tide.errors import TideError
 from tide.files import write_json
 from tide.provenance import machine, versions
+from tide.training import TrainConfig
+from tide.training.idle_options import idle_options
 
 #: The options that the results of every study state.
-RECORDED = ("fast", "seed", "seeds", "steps", "backend")
+RECORDED = ("fast", "seed", "seeds", "steps", "backend", "set")
+
+#: Options of a training that a study, or another of its options, decides.
+DECIDED = ("modulation", "steps", "seed", "backend", "device", "checkpoint_every", "log_every")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Options:
 
     ``device``, ``workers`` and ``minutes`` are for studies of many small cells: where they are computed, by how many
     processes, and for how long new ones are started (None: until all are done).
+    ``set`` are options of :class:`~tide.training.TrainConfig`, by their full names, that take the place of the study's.
     ``models`` is the folder in which the figures that look into trained models keep them (None: in ``out``);
     ``made_by``, of :func:`tide.provenance.provenance`, is for their ``run.json``. ``sae``, ``prompts`` and
     ``edit_prompts`` are for the bars alone: the checkpoint that they measure, and the number of prompts of the
@@ -39,6 +45,7 @@ class Options:
     device: str = "cpu"
     workers: int = 1
     minutes: float | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
     models: Path | None = None
     made_by: Mapping[str, Any] | None = None
     sae: Path | None = None
@@ -51,6 +58,17 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TideError(f"--{name.replace('_', '-')} {value} is too few; give at least 1")
+
+        if taken := next((name for name in self.set if name in DECIDED), None):
+            raise TideError(f"--set {taken} is not used: the study decides it, or an option of its own; leave it off")
+
+    def training(self, config: TrainConfig) -> TrainConfig:
+        """The study's ``config`` with :attr:`set`."""
+        changed = config.changed(self.set)
+        for name, reason in idle_options(changed):
+            if name in self.set:
+                raise TideError(f"--set {name} is not used {reason}; leave it off")
+        return changed
 
     def each_seed(self, default: int) -> list[int]:
         return [self.seed + i for i in range(self.seeds or default)]

@@ -38,12 +38,14 @@ def reproduce(options: Options) -> str:
     seeds = options.each_seed(2 if options.fast else SEEDS)
     steps = options.steps or (FAST_STEPS if options.fast else STEPS)
     bench = Bench(FAST if options.fast else SIZES, options.seed, options.say, progress=options.progress)
-    base = TrainConfig(
-        steps=steps,
-        batch_tokens=bench.sizes.batch_tokens,
-        backend=options.backend,
-        checkpoint_every=NEVER,
-        expansion=2 if options.fast else 16,
+    base = options.training(
+        TrainConfig(
+            steps=steps,
+            batch_tokens=bench.sizes.batch_tokens,
+            backend=options.backend,
+            checkpoint_every=NEVER,
+            expansion=2 if options.fast else 16,
+        )
     )
     cells = [
         _cell(bench, replace(base, modulation=name.startswith("TIDE"), seed=seed), name, kind, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -11,12 +12,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.messages import one_line
-from tide.sae.config import ModelOptions, TIDEConfig
+from tide.sae.config import Activation, ModelOptions, TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide_kernels import LossOptions, LossWeights
 
 #: The default learning rate as a share of 1 / sqrt(d), the size of an entry of a unit row: 4e-3 at d = 192.
 LR_SHARE = 0.055
+
+#: How many latents a token has on average, unless ``k`` or ``density`` is set; like the activation function by the rule
+#: of docs/method.md.
+DEFAULT_K = 64
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class RevivalConfig:
 class TrainConfig(ModelOptions):
     """How a TIDE is trained: the model's own options (:class:`~tide.sae.ModelOptions`), its sizes, and the schedule.
 
-    ``expansion`` and ``density`` give n = expansion x d and k = density x n unless ``n_latents`` or ``k`` are set.
+    n is ``n_latents``, or else ``expansion`` x d; k is ``k``, or else ``density`` x n, or else :data:`DEFAULT_K`. The
+    paper's TopK at 5 % is ``activation="topk", density=0.05``.
     ``modulation=False`` trains the plain SAE; ``pre_norm``, ``undo`` and ``timestep_thresholds`` then have no effect.
     ``modulation_init`` "identity" copies the timestep embedding from the diffusion model and starts with scale and
     shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. JumpReLU,
@@ -100,12 +106,13 @@ class TrainConfig(ModelOptions):
     more than half of them.
     """
 
+    activation: Activation = "jumprelu"
     modulation: bool = True
     modulation_init: Literal["identity", "adaln", "random"] = "identity"
     modulation_chunk: Literal["msa", "mlp"] = "msa"
     modulation_trainable: bool = True
     expansion: int = 16
-    density: float = 0.05
+    density: float | None = None
     n_latents: int | None = None
     k: int | None = None
     steps: int = 1000
@@ -137,7 +144,7 @@ class TrainConfig(ModelOptions):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TideError(f"{name} = {value} must be positive")
-        if not 0 < self.density <= 1:
+        if self.density is not None and not 0 < self.density <= 1:
             raise TideError(f"density = {self.density} must lie in (0, 1]; it is k / n_latents")
         idle = self.modulation_init == "identity" and not self.modulation_trainable
         if self.modulation and idle and not self.timestep_thresholds:
@@ -151,7 +158,10 @@ class TrainConfig(ModelOptions):
     def sizes(self, d_model: int) -> tuple[int, int]:
         """``(n_latents, k)`` for activations of width ``d_model``."""
         n_latents = self.n_latents if self.n_latents is not None else self.expansion * d_model
-        k = self.k if self.k is not None else max(1, round(self.density * n_latents))
+        if self.k is not None:
+            k = self.k
+        else:
+            k = DEFAULT_K if self.density is None else max(1, round(self.density * n_latents))
         if not 1 <= k <= n_latents:
             raise TideError(f"k = {k} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
         return n_latents, k
@@ -173,6 +183,22 @@ class TrainConfig(ModelOptions):
         """Plain values, those of each group in a dictionary of its own, as :meth:`from_dict` takes them."""
         return asdict(self)
 
+    def changed(self, values: Mapping[str, Any]) -> TrainConfig:
+        """This configuration with other ``values``, by their full names, such as ``loss.temporal``.
+
+        Raises :class:`~tide.errors.TideError` for a name that is not an option's, and for a value of another type.
+        """
+        raw = self.to_dict()
+        for full, value in values.items():
+            *groups, name = full.split(".")
+            at: Any = raw
+            for group in groups:
+                at = at.get(group) if isinstance(at, dict) else None
+            if not isinstance(at, dict) or isinstance(at.get(name, at), dict):
+                raise TideError(f"{one_line(repr(full))} is not an option of the training configuration")
+            at[name] = value
+        return TrainConfig.from_dict(raw)
+
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> TrainConfig:
         """Builds the configuration. An unknown key is an error that lists the known ones, a value of another type one
@@ -187,9 +213,16 @@ class TrainConfig(ModelOptions):
         return cls.from_dict(read_yaml(Path(path)))
 
 
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values without a density beside k, where it has no effect: in older configurations it
+    was never empty."""
+    return {name: value for name, value in config.items() if name != "density" or config.get("k") is None}
+
+
 def former_defaults() -> dict[str, Any]:
-    """The values of options that a configuration lacks because it is older than they are."""
-    return TrainConfig().to_dict()
+    """The values of options that a configuration lacks because it is older than they are: TopK at 5 %, the default of
+    its day."""
+    return TrainConfig(activation="topk", density=0.05).to_dict()
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:

@@ -29,7 +29,7 @@ from tide.provenance import check_unchanged, first_difference
 from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
-from tide.training.config import TrainConfig, former_defaults
+from tide.training.config import TrainConfig, comparable, former_defaults
 
 TRAINING = "training.json"
 RESUME = "resume"
@@ -248,7 +248,7 @@ def check_same(out: Path, record: Record, config: TrainConfig, model: TIDEConfig
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in FREE}
+    return {name: value for name, value in comparable(config).items() if name not in FREE}
 
 
 def is_trained(out: str | Path, config: TrainConfig) -> bool:
