@@ -358,7 +358,7 @@ def test_every_field_can_be_set():
         return "null" if value is None else list(value) if isinstance(value, tuple) else value
 
     # Beside the other defaults.
-    without_effect = {"modulation_chunk", "bandwidth", "timestep_thresholds", "match_l0", "loss.k_aux"}
+    without_effect = {"modulation_chunk", "match_l0", "loss.s_target", "loss.delta", "loss.k_aux"}
     assert train_config(None, [f"{key}={of(key)}" for key in keys if key not in without_effect], {}) == TrainConfig()
 
 

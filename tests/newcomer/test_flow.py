@@ -35,7 +35,7 @@ def test_evaluate(flow):
     assert flow.evaluate.out
     figures = flow.figures("eval/metrics.json")
     sae, pca = figures["models"]["tide"], figures["models"]["pca_k"]
-    assert sae["l0"] == 8
+    assert sae["l0"] == pytest.approx(8, rel=0.1)  # k, on other tokens than the threshold was set on
     assert sae["explained_variance"] > max(0.7, pca["explained_variance"])
     assert figures["diffusion_loss"]["recovered"] > 0.6
     assert f"explains {sae['explained_variance']:.1%} of the variance" in flow.evaluate.last

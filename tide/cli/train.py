@@ -1,4 +1,4 @@
-"""``tide train``: a TIDE, or a plain TopK SAE, from activation stores or from a live stream."""
+"""``tide train``: a TIDE, or a plain SAE, from activation stores or from a live stream."""
 
 from __future__ import annotations
 

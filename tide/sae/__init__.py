@@ -1,4 +1,4 @@
-"""The autoencoder: TIDE (and the plain TopK SAE as the same model without modulation)."""
+"""The autoencoder: TIDE (and the plain SAE as the same model without modulation)."""
 
 from tide.sae.codes import Codes
 from tide.sae.config import ModelOptions, TIDEConfig
