@@ -37,6 +37,7 @@ from tide.studies.kept import kept_rows
 from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
 from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
+from tide.training.config import PAPER_OPTIONS
 from tide_kernels import LossOptions
 
 #: A cell is trained without interruption, so only its last state is written.
@@ -74,16 +75,15 @@ class VariantSizes:
     data: DataSizes = DataSizes(
         train_images=2048, held_out_images=96, token_fraction=0.5, loss_prompts=32, loss_timesteps=6
     )
-    #: None: those of the configuration.
-    n_latents: int | None = None
-    k: int | None = None
+    n_latents: int = 3072
+    k: int = 154
     seeds: int = 3
     steps: int = 1000
     #: Tokens of silence after which a latent is revived.
     after_tokens: int = 50_000
 
     def training(self, options: Options) -> TrainConfig:
-        """What the variants differ from."""
+        """What the variants differ from: the paper's autoencoder, changed by :attr:`Options.set`."""
         return options.training(
             TrainConfig(
                 n_latents=self.n_latents,
@@ -93,6 +93,7 @@ class VariantSizes:
                 backend=options.backend,
                 checkpoint_every=NEVER,
                 revival=RevivalConfig(after_tokens=self.after_tokens),
+                **PAPER_OPTIONS,
             )
         )
 

@@ -24,6 +24,7 @@ from tide.studies.options import Options, write_results
 from tide.studies.scaling import ScalingLaw, fit_scaling_law
 from tide.tables import known, mean, spread, write_csv
 from tide.training import TrainConfig
+from tide.training.config import PAPER_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def reproduce(options: Options) -> str:
     steps = options.steps or sizes.steps
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
     base = TrainConfig(
-        activation="topk",
-        density=0.05,
+        **PAPER_OPTIONS,
         steps=steps,
         batch_tokens=sizes.data.batch_tokens,
         backend=options.backend,

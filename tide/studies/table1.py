@@ -24,6 +24,7 @@ from tide.studies.options import Options, write_results
 from tide.studies.orderings import METRICS, PAPER, Figures, count_ahead, in_words, paper_orderings
 from tide.tables import mean, spread, text_table, with_spread, write_csv
 from tide.training import TrainConfig
+from tide.training.config import PAPER_OPTIONS
 
 SIZES = DataSizes(train_images=1024, wide_images=16384, held_out_images=192)
 FAST = DataSizes(train_images=32, wide_images=512, held_out_images=16, train_rows=4096, batch_tokens=128)
@@ -45,6 +46,7 @@ def reproduce(options: Options) -> str:
             backend=options.backend,
             checkpoint_every=NEVER,
             expansion=2 if options.fast else 16,
+            **PAPER_OPTIONS,
         )
     )
     cells = [

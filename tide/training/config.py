@@ -23,6 +23,9 @@ LR_SHARE = 0.055
 #: of docs/method.md.
 DEFAULT_K = 64
 
+#: The paper's autoencoder: activation function and share of active latents.
+PAPER_OPTIONS: dict[str, Any] = {"activation": "topk", "density": 0.05}
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -222,7 +225,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 def former_defaults() -> dict[str, Any]:
     """The values of options that a configuration lacks because it is older than they are: TopK at 5 %, the default of
     its day."""
-    return TrainConfig(activation="topk", density=0.05).to_dict()
+    return TrainConfig(**PAPER_OPTIONS).to_dict()
 
 
 def _build(cls: type, raw: dict[str, Any], where: str, prefix: str) -> Any:
