@@ -7,13 +7,16 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from tide.adapters import adapter_for
 from tide.errors import TideError
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import TIMED, BatchTopK, JumpReLU
 from tide.sae.activation.gain import RANK, SPEED, TimestepGain
 from tide.sae.revival import Revival
+from tide.scenes import load_pipeline
 from tide_kernels import LossOptions, LossWeights
 
 D, N, K, E = 12, 40, 5, 16
@@ -64,6 +67,15 @@ def test_the_gain_is_its_formula():
     V = made.projection / math.sqrt(E)
     expected = (e @ g)[:, None] + torch.stack([U @ (V @ each) for each in e])
     torch.testing.assert_close(made(temb), expected.exp())
+
+
+def test_the_rank_holds_how_the_embedding_varies():
+    """Of the bundled pipeline, over all timesteps of its schedule."""
+    modulation = adapter_for(load_pipeline()).modulation(6)
+    with torch.no_grad():
+        e = F.layer_norm(modulation.embedding(torch.arange(1000.0)), (192,))
+    energy = torch.linalg.svdvals(e - e.mean(0)).square()
+    assert energy[:RANK].sum() / energy.sum() == pytest.approx(0.98, abs=0.005)
 
 
 def test_gradients_of_the_gain():

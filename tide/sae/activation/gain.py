@@ -11,8 +11,8 @@ from torch import Tensor, nn
 #: A step of Adam moves a parameter by the learning rate at most, which for the logarithm of a threshold is too little
 #: in a short run: the encoder adapts faster. Parameters of thresholds are therefore logarithms over this.
 SPEED = 10.0
-#: Functions of the timestep that the factors of single latents are made of. Three directions hold 98 % of the
-#: embedding's variation with the timestep on the bundled pipeline.
+#: Functions of the timestep that the factors of single latents are made of. As many directions hold 98 % of
+#: the embedding's variation with the timestep on the bundled pipeline.
 RANK = 4
 
 
