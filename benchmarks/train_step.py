@@ -67,8 +67,9 @@ def activations(rows: int, width: int) -> ActivationBatch:
 
 
 def trainer(options: argparse.Namespace, out: Path) -> Trainer:
-    """With the defaults of a training, but a constant k and no revival, so that all steps are alike."""
+    """Of TopK, with the defaults of a training, but a constant k and no revival, so that all steps are alike."""
     config = TrainConfig(
+        activation="topk",
         n_latents=options.latents,
         k=options.k,
         steps=max(options.steps, 1000) if not options.store else options.steps,
@@ -191,7 +192,9 @@ def measure_store(options: argparse.Namespace, out: Path) -> dict[str, float]:
             piece = rows.take(slice(first, first + 2**13)).compacted()
             names = [f"{number}" for number in range(int(piece.sample[0]), int(piece.sample[-1]) + 1)]
             writer.add(piece, [Sample(name, digest(name), digest(name)) for name in names])
-    config = TrainConfig(modulation=False, n_latents=options.latents, k=options.k, batch_tokens=options.tokens)
+    config = TrainConfig(
+        activation="topk", modulation=False, n_latents=options.latents, k=options.k, batch_tokens=options.tokens
+    )
     sources = {
         "memory": ActivationPool([rows], options.tokens).from_step,
         "store": from_stores(out / "store", config).batches,

@@ -119,8 +119,15 @@ def test_interrupted(cli, study, tmp_path, monkeypatch):
         (["fig1", "--set", "denisty=0.1"], "--set denisty is not an option of the training configuration; known: "),
         (["fig1", "--set", "k=many"], "k = 'many' must be"),
         (["fig1", "--set", "lr=.inf"], "lr = inf is not finite; give a number that is"),
-        (["fig1", "--set", "steps=3"], "--set steps is not used: the study decides it, or an option of its own; leave"),
-        (["table1", "--set", "modulation=false"], "--set modulation is not used: the study decides it"),
+        (["fig1", "--set", "steps=3"], "--set steps is not used; give --steps, if the study has it"),
+        (
+            ["table1", "--set", "modulation=false"],
+            "--set modulation is not used: the study sets it itself; leave it",
+        ),
+        (
+            ["fig1", "--set", "batch_tokens=64"],
+            "--set batch_tokens is not used: the study sets it itself",
+        ),
     ],
 )
 def test_what_is_refused(cli, study, tmp_path, monkeypatch, words, message):

@@ -305,6 +305,8 @@ def test_a_file_may_list_defaults_that_have_no_effect(tmp_path):
     file = tmp_path / "train.yaml"
     file.write_text("activation: topk\nbandwidth: 0.3\nloss: {k_aux: 64}\n")
     assert train_config(file, []) == TrainConfig(activation="topk")
+    file.write_text("activation: topk\ndensity: 0.05\nk: 32\n")  # as versions before wrote it
+    assert train_config(file, []) == TrainConfig(activation="topk", density=0.05, k=32)
     file.write_text("activation: topk\nbandwidth: 0.5\n")
     with pytest.raises(TideError, match=r"bandwidth of .*train.yaml is not used with activation = topk; leave it off"):
         train_config(file, [])

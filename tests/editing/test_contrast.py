@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from tests.helpers.edit_samples import BLOCK, STEPS, K, N, assert_untouched, draw
 from tide.adapters import adapter_for
-from tide.editing import Contrast, Keep, PerImage, Place, Steer, SteerBounded, Target, edit
+from tide.editing import Contrast, Keep, PerImage, Place, Scale, Steer, SteerBounded, Target, edit
+from tide.editing.contrast import sparse_again
 from tide.editing.record import record_contrast
 from tide.errors import TideError
+from tide.sae import TIDE, TIDEConfig
 
 HERE = Place(500.0, token=torch.tensor([0]), image=torch.tensor([0]))
 WITH, WITHOUT = ("a green tree", "a house, far"), ("a red tree", "a house, near")
@@ -54,6 +56,15 @@ def test_keep_drops_all_but_the_largest():
     z = torch.tensor([[0.5, 3.0, 0.0, 2.0], [0.0, 0.0, 1.0, 0.0]])
     assert Keep(2).latents(z, HERE).tolist() == [[0.0, 3.0, 0.0, 2.0], [0.0, 0.0, 1.0, 0.0]]
     assert torch.equal(Keep(4).latents(z, HERE), z)
+
+
+@pytest.mark.parametrize(("activation", "left"), [("topk", 2), ("jumprelu", 3)])
+def test_only_topk_keeps_its_k_largest(activation, left):
+    """With other activations k is a mean, and a token may have more."""
+    model = TIDE(TIDEConfig(4, 8, 2, activation=activation))
+    change = sparse_again(Scale([0], factor=2.0), model)
+    z = torch.tensor([[1.0, 3.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0]])
+    assert int((change.latents(z, HERE) > 0).sum()) == left
 
 
 def test_neurons_are_bounded_as_latents_are():

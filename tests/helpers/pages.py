@@ -33,7 +33,7 @@ SMALL_OPTIONS = {
 }
 #: Further words of ``tide train``, and numbers of ``run small`` in Python.
 SMALL_TRAINING = ("--set", "n_latents=96", "k=8", "batch_tokens=64")
-SMALL_NUMBERS = {"images": 32, "steps": 2, "n_latents": 96, "batch_tokens": 64, "loss_timesteps": 1}
+SMALL_NUMBERS = {"images": 32, "steps": 2, "n_latents": 96, "k": 8, "batch_tokens": 64, "loss_timesteps": 1}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def batch(seed: int, *, paired: bool = True, rows: int = ROWS) -> ActivationBatc
 
 def config(**options) -> TrainConfig:
     defaults = {
-        "n_latents": N, "k": K, "steps": 60, "lr": 2e-2, "batch_tokens": ROWS, "log_every": 10,
+        "activation": "topk", "n_latents": N, "k": K, "steps": 60, "lr": 2e-2, "batch_tokens": ROWS, "log_every": 10,
         "checkpoint_every": 20, "loss": LossConfig(temporal=1e-3, sparsity=0.1),
         "revival": RevivalConfig(after_tokens=6 * ROWS, every=5),
     }  # fmt: skip

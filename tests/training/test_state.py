@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tide.files import lock_folder
 from tide.images.trained import TrainedOn
 from tide.sae import TIDE, TIDEConfig
 from tide.training import LossConfig, TrainConfig, Trainer, is_trained
+from tide.training.state import check_same
 
 STATE = Path("resume", "state.safetensors")
 
@@ -318,6 +320,16 @@ def test_an_older_state_needs_its_training_json(out):
     (out / "training.json").unlink()
     with pytest.raises(TideError, match=r"training.json does not exist"):
         resume(out)
+
+
+def test_a_run_that_names_no_activation_is_of_topk(out):
+    edit_json(out / "training.json", lambda record: record["config"].pop("activation"))
+    (out / STATE).unlink()
+    record = json.loads((out / "training.json").read_text())
+    old = TrainConfig.from_dict({**record["config"], "activation": "topk"})
+    check_same(out, record, old, model().config, None)
+    with pytest.raises(TideError, match=r'was started with other options \(activation "topk", now "jumprelu"\)'):
+        check_same(out, record, replace(old, activation="jumprelu"), model().config, None)
 
 
 def test_a_run_from_before_an_empty_density(out, whole):

@@ -162,6 +162,13 @@ def test_k_outside_of_n(k):
         TrainConfig(n_latents=10, k=k).sizes(192)
 
 
+def test_the_default_k_needs_as_many_latents():
+    with pytest.raises(
+        TideError, match=r"k = 64 \(the default\) must lie between 1 and n_latents = 48; lower k or raise"
+    ):
+        TrainConfig(n_latents=48).sizes(192)
+
+
 def test_the_default_rate_falls_with_the_width_as_the_entries_of_a_unit_row_do():
     assert TrainConfig().learning_rate(192) == pytest.approx(4e-3, rel=0.01)
     assert TrainConfig().learning_rate(4 * 192) == pytest.approx(TrainConfig().learning_rate(192) / 2)

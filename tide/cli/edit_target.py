@@ -12,7 +12,8 @@ from tide import editing
 from tide.adapters import Adapter
 from tide.cli.command import left_behind
 from tide.cli.edit_options import EditOptions
-from tide.editing import Contrast, Keep, Replace, ScaleTarget, Strength, Target
+from tide.editing import Contrast, Replace, ScaleTarget, Strength, Target
+from tide.editing.contrast import sparse_again
 from tide.images import open_picture
 from tide.sae import TIDE
 
@@ -59,7 +60,7 @@ def _change_towards(asked: EditOptions, adapter: Adapter, model: TIDE) -> Change
     """The edit that ``--towards``, ``--change`` or ``--target`` ask for."""
     if asked.contrast:
         pair = _contrast(asked, adapter, model)
-        return Change(lambda strength: Contrast(*pair, strength) + Keep(model.config.k), lambda: pair)
+        return Change(lambda strength: sparse_again(Contrast(*pair, strength), model), lambda: pair)
     if asked.target is not None:
         target = editing.load_target(asked.target, model)
         target = target.pooled() if asked.towards_pooled else target

@@ -13,7 +13,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.files import read_yaml
 from tide.files.reading import parse_yaml
-from tide.training.config import TrainConfig
+from tide.training.config import TrainConfig, former_defaults
 from tide.training.idle_options import idle_options
 
 
@@ -28,12 +28,13 @@ def train_config(
     no modulation if ``plain``. Where none of them names a device, it is the GPU if there is one.
 
     Raises :class:`~tide.errors.TideError` for what is given and has no effect: an assignment whatever its value, an
-    entry of the file unless it is the default, since a file may list everything.
+    entry of the file unless it is the default, or was one, since a file may list everything.
     """
-    defaults = TrainConfig().to_dict()
+    defaults, former = (dict(_entries(each)) for each in (TrainConfig().to_dict(), former_defaults()))
     said = {} if file is None else dict(_entries(read_yaml(Path(file))))
     base = TrainConfig() if file is None else TrainConfig.from_yaml(file)
-    given = {name: f"{name} of {file}" for name, value in said.items() if value != dict(_entries(defaults)).get(name)}
+    own = (name for name, value in said.items() if value not in (defaults.get(name), former.get(name)))
+    given = {name: f"{name} of {file}" for name in own}
     values = assigned(assignments)
     given |= {key: f"--set {key}" for key in values}
     given_options = {name: value for name, value in (options or {}).items() if value is not None}

@@ -16,6 +16,7 @@ from torch import Tensor
 from tide.editing.edits import Edit, Place, Target, check_target, check_top_k, strongest
 from tide.editing.steer import Steer
 from tide.errors import TideError
+from tide.sae.model import TIDE
 
 #: How far above the level it has with the concept a latent may be raised.
 CEILING = 1.5
@@ -72,8 +73,8 @@ class Contrast(Edit):
 
 @dataclass(frozen=True)
 class Keep(Edit):
-    """Keeps each token's ``top_k`` largest latents and sets the others to 0, as the SAE's own TopK does: after an edit
-    that raised many latents, a token again consists of as few as in training."""
+    """Keeps each token's ``top_k`` largest latents and sets the others to 0, as TopK does: after an edit that raised
+    many latents, a token again consists of as few as in training."""
 
     top_k: int
 
@@ -82,6 +83,12 @@ class Keep(Edit):
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         return z.masked_fill(~strongest(z, self.top_k), 0.0)
+
+
+def sparse_again(change: Edit, model: TIDE) -> Edit:
+    """``change``, after which the tokens of a TopK ``model`` keep their k largest latents. With other activations k is
+    a mean, tokens have different numbers of active latents, and all are kept."""
+    return change + Keep(model.config.k) if model.config.activation == "topk" else change
 
 
 @dataclass(frozen=True)

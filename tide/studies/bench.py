@@ -37,7 +37,6 @@ from tide.studies.kept import kept_rows
 from tide.studies.options import Options
 from tide.studies.shifted import shifted_images, shifted_scenes
 from tide.training import RevivalConfig, TrainConfig, Trainer, build_model
-from tide.training.config import PAPER_OPTIONS
 from tide_kernels import LossOptions
 
 #: A cell is trained without interruption, so only its last state is written.
@@ -82,7 +81,7 @@ class VariantSizes:
     #: Tokens of silence after which a latent is revived.
     after_tokens: int = 50_000
 
-    def training(self, options: Options) -> TrainConfig:
+    def training(self, options: Options, decided: Sequence[str] = ()) -> TrainConfig:
         """What the variants differ from: the paper's autoencoder, changed by :attr:`Options.set`."""
         return options.training(
             TrainConfig(
@@ -93,8 +92,9 @@ class VariantSizes:
                 backend=options.backend,
                 checkpoint_every=NEVER,
                 revival=RevivalConfig(after_tokens=self.after_tokens),
-                **PAPER_OPTIONS,
-            )
+                activation="topk",
+            ),
+            decided,
         )
 
 

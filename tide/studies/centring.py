@@ -51,7 +51,7 @@ def reproduce(options: Options) -> str:
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     bench = Bench(sizes.data, options.seed, options.say, progress=options.progress)
-    base = sizes.training(options)
+    base = sizes.training(options, ("centre",))
     cells = [
         _cell(bench, replace(base, modulation=model == "TIDE", centre=centre, seed=seed), data, model, sizes)
         for seed in seeds

@@ -28,7 +28,6 @@ from tide.editing import (
     Edit,
     Erase,
     Invert,
-    Keep,
     PerImage,
     Replace,
     ScaleTarget,
@@ -40,6 +39,7 @@ from tide.editing import (
     edit,
     most_different_tokens,
 )
+from tide.editing.contrast import sparse_again
 from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.sae.model import TIDE
@@ -149,11 +149,7 @@ def _contrast(editor: Editor, tasks: Tasks, factor: float) -> Edit:
 
 def _moved(editor: Editor, pairs: list[tuple[Target, Target]], factor: float) -> Edit:
     """Each latent moves at most to the level that it has with the target; a TopK model's k largest are kept."""
-    contrasts: list[Edit] = [Contrast(*pair, factor) for pair in pairs]
-    if editor.model.config.activation == "topk":
-        # Tokens of other models have any number of active latents, of which k is at most the mean.
-        contrasts = [each + Keep(editor.model.config.k) for each in contrasts]
-    return PerImage(tuple(contrasts))
+    return PerImage(tuple(sparse_again(Contrast(*pair, factor), editor.model) for pair in pairs))
 
 
 def _steer_contrast(editor: Editor, tasks: Tasks, factor: float) -> Steer:

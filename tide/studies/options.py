@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from tide.provenance import machine, versions
 from tide.training import TrainConfig
 from tide.training.idle_options import idle_options
 
+#: The width of the bundled pipeline's blocks.
+WIDTH = 192
+
 #: The options that the results of every study state.
 RECORDED = ("fast", "seed", "seeds", "steps", "backend", "set")
 
-#: Options of a training that a study, or another of its options, decides.
-DECIDED = ("modulation", "steps", "seed", "backend", "device", "checkpoint_every", "log_every")
+#: Options of a training that a study has options of its own for, and those that it decides.
+OWN = ("steps", "seed", "backend", "device")
+DECIDED = ("modulation", "batch_tokens", "checkpoint_every", "log_every")
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,28 @@ class Options:
             if value is not None and value < 1:
                 raise TideError(f"--{name.replace('_', '-')} {value} is too few; give at least 1")
 
-        if taken := next((name for name in self.set if name in DECIDED), None):
-            raise TideError(f"--set {taken} is not used: the study decides it, or an option of its own; leave it off")
+        for name in self.set:
+            if name in OWN:
+                raise TideError(f"--set {name} is not used; give --{name}, if the study has it")
+            self.refuse(name, DECIDED)
 
-    def training(self, config: TrainConfig) -> TrainConfig:
-        """The study's ``config`` with :attr:`set`."""
+    def refuse(self, name: str, decided: Sequence[str]) -> None:
+        """Raises :class:`~tide.errors.TideError` if the study decides the option ``name`` itself."""
+        if name in decided:
+            raise TideError(f"--set {name} is not used: the study sets it itself; leave it off")
+
+    def training(self, config: TrainConfig, decided: Sequence[str] = ()) -> TrainConfig:
+        """The study's ``config`` with :attr:`set`, in which a density takes the place of the study's k.
+
+        Raises :class:`~tide.errors.TideError` for options that the study has ``decided``, for those without effect, and
+        for a k that does not fit the number of latents.
+        """
+        for name in self.set:
+            self.refuse(name, decided)
+        if "density" in self.set and "k" not in self.set:
+            config = replace(config, k=None)
         changed = config.changed(self.set)
+        changed.sizes(WIDTH)
         for name, reason in idle_options(changed):
             if name in self.set:
                 raise TideError(f"--set {name} is not used {reason}; leave it off")

@@ -31,8 +31,9 @@ PAPER_OPTIONS: dict[str, Any] = {"activation": "topk", "density": 0.05}
 class LossConfig:
     """Weights of eqs 13-17 in normalised units, and the options of eq. 16.
 
-    ``s_target`` is a fraction of the scheduled k / n. ``auxk`` weighs the auxiliary loss on dead latents (off by
-    default: revival resets them instead).
+    ``s_target`` and ``delta`` are those of TopK and BatchTopK; the others have a penalty of their own with the weight
+    ``sparsity``. ``s_target`` is a fraction of the scheduled k / n. ``auxk`` weighs the auxiliary loss on dead latents
+    (off by default: revival resets them instead).
     """
 
     mse: float = 1.0
@@ -105,8 +106,8 @@ class TrainConfig(ModelOptions):
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
-    ``modulation_lr`` times that. The long ``warmup`` keeps latents alive: Adam's first steps at the full rate silence
-    more than half of them.
+    ``modulation_lr`` times that. The long ``warmup`` keeps latents of TopK alive: Adam's first steps at the full rate
+    silence more than half of them.
     """
 
     activation: Activation = "jumprelu"
@@ -166,7 +167,8 @@ class TrainConfig(ModelOptions):
         else:
             k = DEFAULT_K if self.density is None else max(1, round(self.density * n_latents))
         if not 1 <= k <= n_latents:
-            raise TideError(f"k = {k} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
+            shown = f"k = {k}" if self.k is not None else f"k = {k} (the default)"
+            raise TideError(f"{shown} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
         return n_latents, k
 
     def model_config(self, d_model: int, modulation: ModulationConfig | None, **trained_on: Any) -> TIDEConfig:
@@ -217,8 +219,8 @@ class TrainConfig(ModelOptions):
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's plain values without a density beside k, where it has no effect: in older configurations it
-    was never empty."""
+    """A configuration's plain values without the density where k is set: it has no effect there, and older versions
+    always stored one of 0.05."""
     return {name: value for name, value in config.items() if name != "density" or config.get("k") is None}
 
 
