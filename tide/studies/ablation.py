@@ -1,10 +1,10 @@
 """What the paper leaves open, one choice at a time: modulation, losses, learning rates, progressive k and revival.
 
 Every variant differs from the row "default", the paper's TopK with the library's other defaults, in one choice, and is
-trained on the same tokens in the same order. Besides its final figures each has a curve: the MSE of the same held-out tokens during training, at
-the final k. It tests the claim of Fig. 3 that the timestep speeds up convergence: the step at which a variant first
-comes within a tenth of the final error of its seed's plain SAE, and the step from which on it stays there, which is
-later where revived latents raise the error for a while.
+trained on the same tokens in the same order. Besides its final figures each has a curve: the MSE of the same held-out
+tokens during training, at the final k. It tests the claim of Fig. 3 that the timestep speeds up convergence: the step
+at which a variant first comes within a tenth of the final error of its seed's plain SAE, and the step from which on it
+stays there, which is later where revived latents raise the error for a while.
 """
 
 from __future__ import annotations
