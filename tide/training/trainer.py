@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from tide.activations.batch import ActivationBatch
 from tide.adapters.base import Adapter, Block
 from tide.devices import device_of, in_double
-from tide.errors import Interrupted, TideError
+from tide.errors import Interrupted, TideError, TideWarning
 from tide.files import finite, lock_folder, new_folders, remove_leftovers
 from tide.ranks import refuse_ranks
 from tide.runs import Contents, read_run, record_measured, write_run
@@ -106,6 +107,7 @@ class Trainer:
         self.out = Path(out)
         self.progress = progress
         self.history: list[dict[str, float]] = []
+        self._has_warned = False
         self.source: dict[str, Any] | None = None
         #: The resumptions with another number of steps, the latest last.
         self.lengths: list[Length] = []
@@ -313,7 +315,7 @@ class Trainer:
     def _figures(self, terms: LossTerms, norm: Tensor, n_rows: int) -> dict[str, Tensor | float]:
         """What is logged of a step, before its update."""
         reg = self.config.loss.reg
-        return {
+        figures: dict[str, Tensor | float] = {
             "loss": terms.total.detach() + reg * self.model.regularisation() if reg else terms.total.detach(),
             "mse": terms.mse,
             "cosine": terms.cosine,
@@ -323,6 +325,8 @@ class Trainer:
             "l0": terms.fired.sum() / max(1, n_rows),
             "silent": (terms.fired == 0).float().mean(),
         }
+        # Tokens of TopK have k latents and always fit into their places.
+        return figures if self.model.activation is None else figures | {"overflow": terms.overflow / max(1, n_rows)}
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.config.steps
@@ -375,11 +379,24 @@ class Trainer:
         values = _read(figures)
         values |= {"step": float(self.step), "revived": float(self.revived)}
         self.history.append(values)
+        if values.get("overflow"):
+            self._warn_of_overflow(values["overflow"])
         curves.add({f"train/{name}": value for name, value in values.items() if name != "step"}, self.step)
         bar.set_postfix_str(
             f"mse {values['mse']:.4f} explained {values['explained_variance']:.1%} cos {1 - values['cosine']:.4f} "
             f"k {values['k']:.0f}"
         )
+
+    def _warn_of_overflow(self, share: float) -> None:
+        """Once for each trainer."""
+        if not self._has_warned:
+            warnings.warn(
+                f"at step {self.step} {share:.1%} of the tokens have more latents than the 4 k places of their code, "
+                "and the smallest are not trained on them; a larger k has more places",
+                TideWarning,
+                stacklevel=2,
+            )
+        self._has_warned = True
 
     def save(self) -> None:
         """Writes the checkpoint, the curves and the resume state, each file replaced in one step.
