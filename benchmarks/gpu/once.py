@@ -11,27 +11,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks.gpu.bench import PAPER, SPARSE, Bench
 from benchmarks.gpu.primitives import DENSE, SPARSE_KERNELS, Operands, Run
+from benchmarks.gpu.thresholds import works
 from benchmarks.measure import synchronise
 from benchmarks.peers import Ours
-from benchmarks.shapes import Shape, make_problem
-from tide_kernels import native
+from benchmarks.shapes import ALL_TERMS, Problem, Shape, make_problem
+from benchmarks.threshold_steps import BANDWIDTH, THRESHOLD_ACTIVATIONS, Activation
+from tide_kernels import native, tide_loss
 
 SMALL = (Shape(128, 128, 512, 26), Shape(66, 70, 300, 15))
 FULL = {"dense": PAPER, "sparse": SPARSE}
 
 
 def small(bench: Bench) -> int:
-    """Every primitive and the compiled selection, then the steps. Returns how many there were."""
+    """Every primitive and the compiled selection, then the steps by every activation. Returns how many there were."""
     count = 0
     for shape in SMALL:
         operands = Operands(bench, shape)
         runs = {name: build(operands) for name, build in (DENSE | SPARSE_KERNELS).items()}
-        for name, run in (runs | _compiled_selection(operands)).items():
+        runs |= {name: work.run for name, work in works(bench, shape).items()} | _compiled_selection(operands)
+        for name, run in runs.items():
             if run is not None:
                 print(f"{name} {shape}", flush=True)
                 run()
@@ -44,7 +48,26 @@ def small(bench: Bench) -> int:
             contender.prepare(problem, bench.autocast).run()
             synchronise(bench.device)
             count += 1
+            for activation in THRESHOLD_ACTIVATIONS:
+                print(f"step of {activation}, {regime} {shape}", flush=True)
+                _threshold_step(bench, problem, activation, regime)
+                synchronise(bench.device)
+                count += 1
     return count
+
+
+def _threshold_step(bench: Bench, problem: Problem, activation: Activation, regime: str) -> None:
+    """All terms, modulation, and thresholds of each group of tokens where the activation has them."""
+    leaves = problem.weights() | problem.modulation()
+    options: dict[str, Any] = {"group": problem.group, "dead": problem.dead, "k_aux": problem.k_aux}
+    if activation == "jumprelu":
+        leaves["threshold"] = torch.full((len(problem.scale), len(problem.W_enc)), 1.5, device=bench.device)
+        options["bandwidth"] = BANDWIDTH
+    options |= {"weights": ALL_TERMS, "paired": True, "backend": bench.backend, "regime": regime}
+    options |= {name: tensor.clone().requires_grad_() for name, tensor in leaves.items()}
+    with torch.autocast(bench.device.type, bench.dtype, enabled=bench.autocast is not None):
+        total = tide_loss(problem.x, k=problem.k, activation=activation, **options).total
+    total.backward()
 
 
 def _compiled_selection(operands: Operands) -> dict[str, Run | None]:

@@ -12,7 +12,7 @@ TESTS = "tests/kernels"
 # They need diffusers, so the stage "training" runs them.
 TRAINING_TESTS = "tests/training"
 DRY_TESTS = ["--collect-only", "-qq", f"{TESTS}/test_reference_gpu.py"]
-PROCESSES = "8"
+PROCESSES = "16"
 ONE_TEST = "100"  # seconds
 
 
