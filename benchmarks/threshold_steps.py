@@ -79,7 +79,7 @@ def truth(problem: Problem, cut: float) -> Truth:
 def batch_cut(problem: Problem) -> float:
     """Between the ``n_tokens k``-th largest pre-activation and the next."""
     wanted = len(problem.x) * problem.k
-    pre = (problem.x @ problem.W_enc.T + problem.b_enc).flatten()
+    pre = F.linear(problem.x.float(), problem.W_enc, problem.b_enc).flatten()
     least = pre.topk(wanted + 1, sorted=False).values.topk(2, largest=False).values
     return float(least.double().mean())
 

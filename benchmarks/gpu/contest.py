@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import gate
 from benchmarks.floors import step_floor
 from benchmarks.gpu.check import Check, Figures, Unit, explained
+from benchmarks.gpu.replay import captured, replayed
 from benchmarks.measure import peak
 from benchmarks.peers import Contender, Ours, Step
 from benchmarks.shapes import Problem, Shape, make_problem
@@ -41,9 +42,24 @@ def contest(
             figure |= peak(step.run, check.device, before=step.clear).record()
             step.clear()
             steps[contender.name] = step
-    for name, timing in check.times({name: step.run for name, step in steps.items()}).items():
+    runs = {name: step.run for name, step in steps.items()} | replays(check, unit.figures, steps)
+    for name, timing in check.times(runs).items():
         unit.figures[name] |= timing.record() | {"floor_seconds": floor.seconds}
     return unit.figures
+
+
+def replays(check: Check, figures: Figures, steps: dict[str, Step]) -> dict[str, Callable[[], object]]:
+    """The steps that a GPU can run as graphs: ours and plain PyTorch's. The figure of one that cannot be says why.
+
+    Other packages' steps take many times as long as their launches.
+    """
+    runs = {}
+    for name, step in steps.items():
+        if name.startswith(("tide", "dense torch")):
+            figure = figures.setdefault(replayed(name), {})
+            with explained(figure, check):
+                runs[replayed(name)] = captured(step, check.device)
+    return runs
 
 
 class _Gates:

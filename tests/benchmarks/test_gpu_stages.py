@@ -13,13 +13,16 @@ import torch
 from benchmarks import peers
 from benchmarks.environment import ROOT
 from benchmarks.gpu import check as checks
-from benchmarks.gpu import once, plans, primitives
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu import once, plans, primitives, thresholds
+from benchmarks.gpu.bench import SPARSE, Bench
+from benchmarks.gpu.replay import in_both_forms
 from benchmarks.gpu.stages import kernels, selection
 from benchmarks.gpu.stages import peers as against
 from benchmarks.gpu.stages import tests as stage_tests
+from benchmarks.gpu.stages import thresholds as threshold_stage
 from benchmarks.gpu.stages import tools as stage_tools
 from benchmarks.shapes import Shape
+from benchmarks.table import Bar
 from tide_kernels import native, reference
 
 SLOW = ("gpu tests", "kernel tests", "sanitizer", "ncu", "training", "grid")
@@ -55,8 +58,11 @@ def test_every_test_marked_gpu_is_run_by_a_stage():
 
 def test_every_figure_of_a_step_passed_its_gate_and_has_its_floor(run_stage):
     for unit in run_stage("step")["units"].values():
-        assert len(unit["figures"]) == 3
-        assert all({"gate_error", "seconds", "floor_seconds"} <= figure.keys() for figure in unit["figures"].values())
+        launched = {name for name in unit["figures"] if not name.endswith(", replayed")}
+        assert len(launched) == 3
+        assert unit["figures"].keys() - launched == {f"{name}, replayed" for name in launched}
+        assert all({"seconds", "floor_seconds"} <= figure.keys() for figure in unit["figures"].values())
+        assert all("gate_error" in unit["figures"][name] for name in launched)
         # Half as many bars where few latents are active: there is no aim beside the bar.
         assert {bar["bar"] for bar in unit["bars"]} in ({1.25, 1.15, 1.2}, {1.5, 1.2})
 
@@ -202,10 +208,37 @@ def test_without_a_peer_there_is_no_bar():
 def test_the_small_shapes_run_every_kernel_and_both_regimes(capsys):
     fusions = 5  # which the reference lacks
     compiled = 2 if native.unavailable() is None else 0  # select and keep_top_
-    each = len(primitives.DENSE | primitives.SPARSE_KERNELS) - fusions + compiled + 2
-    assert once.small(Bench(dry_run=True)) == 2 * each
+    small = Bench(dry_run=True)
+    above = len(thresholds.works(small, small.shape(SPARSE)))
+    steps = 2 * 3  # of both regimes, by each activation
+    each = len(primitives.DENSE | primitives.SPARSE_KERNELS) - fusions + above + compiled + steps
+    assert once.small(small) == 2 * each
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("keep_top_ N66", "step, sparse N128", "step, dense N66"))
+
+
+def test_bars_of_threshold_steps_are_over_topk_and_over_the_best_of_each_package():
+    seconds = {"tide topk": 2.0, "tide jumprelu": 1.0, "dense torch jumprelu": 4.0, "sae-lens jumprelu": 5.0}
+    seconds |= {"dense torch jumprelu, compiled": 1.2, "sae-lens batch_topk": 3.0}
+    bars = threshold_stage.step_bars(SPARSE, {name: {"seconds": value} for name, value in seconds.items()})
+    assert [(bar.what.removeprefix(f"jumprelu step {SPARSE}"), bar.value, bar.met) for bar in bars] == [
+        (" over the topk step", 0.5, True),
+        (", times faster than sae-lens jumprelu", 5.0, True),
+        (", times faster than dense torch jumprelu, compiled", 1.2, False),
+    ]
+
+
+def test_bars_of_replays_count_a_rival_without_one_as_it_is_launched():
+    figures = {"own": {"seconds": 4.0}, "own, replayed": {"seconds": 1.0}, "rival": {"seconds": 8.0}}
+
+    def bars(of):
+        return [Bar("times faster", of["rival"]["seconds"] / of["own"]["seconds"], 2.0)]
+
+    assert [(bar.what, bar.value) for bar in in_both_forms(bars, figures)] == [
+        ("times faster", 2.0),
+        ("replayed: times faster", 8.0),
+    ]
+    assert len(in_both_forms(bars, figures | {"own, replayed": {"note": "it reads a tensor back"}})) == 1
 
 
 FAKE_SANITIZER = """#!{python}

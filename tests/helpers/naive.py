@@ -120,7 +120,7 @@ def tide_loss(
     zero = mse.new_zeros(())
     temporal = (z[0::2] - z[1::2]).square().sum(1).mean() if paired else zero
     s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents
-    target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype)
+    target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype, device=s.device)
     sparsity = torch.nn.functional.huber_loss(s, target, delta=delta)
     if activation == "jumprelu":
         sparsity = (active.sum(1).mean() / k - 1).square()

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Figures, Unit, explained
 from benchmarks.gpu.contest import contest, ours, seconds_of
+from benchmarks.gpu.replay import in_both_forms
 from benchmarks.measure import time_of
 from benchmarks.peers import Contender, DenseTorch, SaeLens, Sparsify
 from benchmarks.shapes import Shape, make_problem
@@ -54,7 +55,8 @@ def grid(check: Check) -> None:
 
 def _against_peers(check: Check, shape: Shape, compiled: bool, unit: Unit) -> None:
     figures = contest(check, unit, shape, contenders(check, compiled=compiled))
-    unit.bars += peer_bars(shape, figures, ours(check).name, ours(check, all_terms=True).name)
+    names = ours(check).name, ours(check, all_terms=True).name
+    unit.bars += in_both_forms(lambda figures: peer_bars(shape, figures, *names), figures)
 
 
 def peer_bars(shape: Shape, figures: Figures, mse: str, all_terms: str) -> list[Bar]:

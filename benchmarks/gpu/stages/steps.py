@@ -10,6 +10,7 @@ from benchmarks import gate
 from benchmarks.gpu.bench import LARGE, PAPER, SPARSE
 from benchmarks.gpu.check import Check, Figures, Unit, explained
 from benchmarks.gpu.contest import contest, ours, seconds_of
+from benchmarks.gpu.replay import in_both_forms
 from benchmarks.measure import peak
 from benchmarks.peers import Contender, DenseTorch
 from benchmarks.shapes import Shape, make_problem
@@ -48,7 +49,7 @@ def step(check: Check) -> None:
 def _step(check: Check, shape: Shape, unit: Unit) -> None:
     mse, all_terms = ours(check), ours(check, all_terms=True)
     figures = contest(check, unit, shape, [mse, all_terms, DenseTorch()], shape.n_tokens)
-    unit.bars += step_bars(shape, figures, mse.name, all_terms.name)
+    unit.bars += in_both_forms(lambda figures: step_bars(shape, figures, mse.name, all_terms.name), figures)
 
 
 def step_bars(shape: Shape, figures: Figures, mse: str, all_terms: str) -> list[Bar]:

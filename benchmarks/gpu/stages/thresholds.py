@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Figures, Unit, explained
-from benchmarks.gpu.contest import GATE_TOKENS, seconds_of
+from benchmarks.gpu.contest import GATE_TOKENS, replays, seconds_of
+from benchmarks.gpu.replay import in_both_forms
 from benchmarks.gpu.stages.peers import compiler
 from benchmarks.gpu.thresholds import works
 from benchmarks.measure import peak
@@ -81,10 +82,11 @@ def _steps(check: Check, shape: Shape, unit: Unit) -> None:
             figure |= peak(step.run, check.device, before=step.clear).record()
             step.clear()
             steps[name] = step
-    for name, timing in check.times({name: step.run for name, step in steps.items()}).items():
+    runs = {name: step.run for name, step in steps.items()} | replays(check, unit.figures, steps)
+    for name, timing in check.times(runs).items():
         unit.figures[name] |= timing.record()
     unit.notes.append(f"threshold {cut:.3f}, the {len(gate.problem.x)} k-th largest pre-activation of as many tokens")
-    unit.bars += step_bars(shape, unit.figures)
+    unit.bars += in_both_forms(partial(step_bars, shape), unit.figures)
 
 
 class _Gate:
@@ -115,11 +117,10 @@ ROUNDED = 0.3
 
 
 def step_bars(shape: Shape, figures: Figures) -> list[Bar]:
-    """BatchTopK and JumpReLU over TopK, and how many times faster than the best other step of the same activation."""
+    """BatchTopK and JumpReLU over TopK, and how many times faster than other steps of the same activation."""
     seconds, bars = seconds_of(figures), []
     for activation in THRESHOLD_ACTIVATIONS:
         own = seconds.get(f"tide {activation}")
-        rivals = {n: s for n, s in seconds.items() if activation in n and not n.startswith("tide")}
         if own is None:
             continue
         if "tide topk" in seconds:
@@ -127,7 +128,7 @@ def step_bars(shape: Shape, figures: Figures) -> list[Bar]:
             what = f"{activation} step {shape} over the topk step"
             bars.append(Bar(what, own / seconds["tide topk"], most, at_most=True))
         for rival, wanted in (("sae-lens", 2.0), ("dense torch", 1.3)):
-            times = {n: s for n, s in rivals.items() if n.startswith(rival)}
+            times = {n: s for n, s in seconds.items() if activation in n and n.startswith(rival)}
             if times:
                 best = min(times, key=lambda n: times[n])
                 bars.append(Bar(f"{activation} step {shape}, times faster than {best}", times[best] / own, wanted))

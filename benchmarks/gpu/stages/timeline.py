@@ -4,32 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks.floors import step_floor
 from benchmarks.gpu.bench import PAPER, SPARSE
 from benchmarks.gpu.check import Check, Unit
-from benchmarks.gpu.contest import ours
+from benchmarks.gpu.contest import GATE_TOKENS, ours
+from benchmarks.gpu.replay import captured
 from benchmarks.gpu.timeline import record, summary
 from benchmarks.peers import Step
-from benchmarks.shapes import Shape, make_problem
+from benchmarks.shapes import Problem, Shape, make_problem
+from benchmarks.threshold_steps import THRESHOLD_ACTIVATIONS, Activation, batch_cut
+from benchmarks.threshold_steps import ours as threshold_step
+
+Maker = Callable[[Problem], Step]
 
 REPETITIONS = 5
 LISTED = 14  # kernels, the rest of a step is small
 
 
 def timeline(check: Check) -> None:
-    """The squared error's step and that of all terms, at 5 % and with few active latents."""
+    """The squared error's step, that of all terms, and those of threshold activations, at 5 % and with few active
+    latents."""
+
+    def topk(all_terms: bool) -> Maker:
+        return lambda problem: ours(check, all_terms=all_terms).prepare(problem, check.autocast)
+
+    def by_threshold(activation: Activation) -> Maker:
+        options: dict[str, Any] = {"autocast": check.autocast, "backend": check.backend, "buffered": True}
+        return lambda problem: threshold_step(problem, activation, _cut(problem), **options)
+
+    makers = {"": topk(False), ", all terms": topk(True)}
+    makers |= {f", {activation}": by_threshold(activation) for activation in THRESHOLD_ACTIVATIONS}
     for full in (PAPER, SPARSE):
-        for all_terms in (False, True):
-            title = f"{full}{', all terms' if all_terms else ''}"
-            check.unit(title, partial(_timeline, check, check.shape(full), all_terms))
+        for title, make in makers.items():
+            check.unit(f"{full}{title}", partial(_timeline, check, check.shape(full), make))
 
 
-def _timeline(check: Check, shape: Shape, all_terms: bool, unit: Unit) -> None:
-    problem = make_problem(shape, check.device, check.dtype)
-    step = ours(check, all_terms=all_terms).prepare(problem, check.autocast)
+def _cut(problem: Problem) -> float:
+    return batch_cut(problem.first(GATE_TOKENS))
+
+
+def _timeline(check: Check, shape: Shape, make: Maker, unit: Unit) -> None:
+    step = make(make_problem(shape, check.device, check.dtype))
     for _ in range(3):
         step.run()
     found = summary(record(step.run, check.device, REPETITIONS), REPETITIONS)
@@ -59,19 +78,3 @@ def _graph(check: Check, shape: Shape, step: Step, unit: Unit) -> None:
     floor = step_floor(shape, check.device, check.dtype).seconds
     for name, timing in check.times({"step, eager": step.run, "step, graph": replay}).items():
         unit.figures[name] = timing.record() | {"floor_seconds": floor}
-
-
-def captured(step: Step, device: torch.device) -> Callable[[], object]:
-    """A replay of the step as a CUDA graph; without a GPU the step itself."""
-    if device.type != "cuda":
-        return step.run
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step.run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step.run()
-    return graph.replay
