@@ -161,7 +161,7 @@ def encode_threshold(
     dtype = _compute_dtype(W_enc)
     if not isinstance(threshold, Tensor):
         checks.number("threshold", threshold)
-        threshold = torch.tensor(threshold, dtype=accumulator(dtype), device=x.device)
+        threshold = torch.full((), threshold, dtype=accumulator(dtype), device=x.device)
     checks.threshold(threshold, n_latents, x.device)
     group = checks.modulation(x, scale, shift, group, threshold)
     k = n_latents if k is None else k

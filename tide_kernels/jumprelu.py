@@ -31,7 +31,7 @@ class Thresholds:
         self.table = table_of(threshold, batch.n_latents, accumulator(batch.dtype))
         # The lowest pre-activations that are near. What is near by the rounded difference is above this by far less
         # than a rounding error, and some places above it are not near.
-        lowest = torch.nextafter(self.table - bandwidth / 2, self.table.new_tensor(-torch.inf))
+        lowest = torch.nextafter(self.table - bandwidth / 2, torch.full_like(self.table, -torch.inf))
         self.bound = lowest if wanted else self.table
         # Of dL/dz at the places near a threshold, and of these places.
         shape, device = self.table.shape, self.table.device

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tide_kernels import LossTerms, LossWeights, tide_loss
-from tide_kernels.graph import COUNTED, INPUTS, KEPT, PATIENCE, CudaGraphs, GraphedLoss
+from tide_kernels.graph import COUNTED, INPUTS, KEPT, PATIENCE, TABLES, CudaGraphs, GraphedLoss
 
 N_TOKENS, D, N, K = 64, 8, 32, 4
 WEIGHTS = LossWeights(1.0, 0.5, 1e-2, 0.1, 0.1)
@@ -60,9 +60,9 @@ class Failing(Recorded):
 class Step:
     """The arguments of a step, by the number of the call."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", activation: str = "topk") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.device = device
+        self.device, self.activation = device, activation
         self.weights = {
             "W_enc": torch.randn(N, D, generator=generator), "b_enc": torch.zeros(N),
             "W_dec": torch.randn(N, D, generator=generator), "b_dec": torch.zeros(D),
@@ -79,15 +79,18 @@ class Step:
             "group": torch.randint(0, groups, (n_tokens,), generator=generator),
             "dead": torch.rand(N, generator=generator) > 0.5,
         }
+        if self.activation == "jumprelu":
+            inputs["threshold"] = torch.rand(groups, N, generator=generator)
         return {name: each.to(self.device) for name, each in inputs.items()}
 
     def __call__(self, loss, inputs: dict, k: int = K, start: float | None = None):
         """The terms and all gradients of one call, from zeros; if they start elsewhere, from what must be replaced."""
         held = 0.0 if start is None else torch.nan
-        tables = {name: torch.full_like(inputs[name], held) for name in ("scale", "shift")}
+        tables = {name: torch.full_like(inputs[name], held) for name in TABLES if name in inputs}
         for gradient in self.gradients.values():
             gradient.fill_(held)
         options = {"k": k, "k_aux": 4, "paired": True, "weights": WEIGHTS, "start": start}
+        options |= {"activation": self.activation, **({"bandwidth": 0.5} if "threshold" in inputs else {})}
         terms = loss(gradients={**self.gradients, **tables}, **self.weights, **inputs, **options)
         return [each.clone() for each in (*terms, *self.gradients.values(), *tables.values())]
 
@@ -279,10 +282,11 @@ def on_gpu(test):
 @pytest.mark.parametrize("bucket", [None, 16], ids=["masked", "bucket"])
 @pytest.mark.parametrize("regime", ["sparse", "dense"])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, whose casts of weights are captured"])
-def test_a_replay_has_the_bits_of_the_call_it_replaces(bucket, regime, half):
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
+def test_a_replay_has_the_bits_of_the_call_it_replaces(activation, bucket, regime, half):
     """On a GPU, with groups that fill the graph's tables."""
     graphs = CudaGraphs()
-    loss, step = GraphedLoss(lambda: graphs), Step("cuda")
+    loss, step = GraphedLoss(lambda: graphs), Step("cuda", activation)
 
     def call(function):
         def under_autocast(**arguments):

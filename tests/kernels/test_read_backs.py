@@ -1,4 +1,4 @@
-"""A step on a GPU reads nothing back, so that a CUDA graph can capture it.
+"""A step on a GPU reads nothing back and copies nothing there, so that a CUDA graph can capture it.
 
 Its Python runs here on tensors that have a shape but no data, and that are not in a CPU's memory: `.item()`, the truth
 of a tensor and shapes that depend on data all raise. Kernels are not launched; the memory for results is there already.
@@ -10,6 +10,7 @@ import importlib
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tide_kernels import LossOptions, LossWeights, reference
 from tide_kernels.dispatch import Choice, Primitives
@@ -21,6 +22,18 @@ META = torch.device("meta")
 N, D, LATENTS, K, GROUPS = 1024, 64, 512, 8, 4
 ALL_TERMS = {"weights": LossWeights(1.0, 1.0, 0.1, 10.0, 0.1), "paired": True, "k_aux": 4}
 MSE = {"weights": LossWeights(cosine=0.0)}
+
+
+class NothingFromTheHost(TorchFunctionMode):
+    """Refuses tensors of Python's numbers that are made in a CPU's memory and then copied."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor) and made.device == META:
+            raise RuntimeError(f"{func.__name__} copies a number to the device: use torch.full")
+        if func is torch.Tensor.to and args[0].device.type == "cpu" and made.device == META:
+            raise RuntimeError("a tensor is copied to the device")
+        return made
 
 
 def triton_ops(monkeypatch):
@@ -50,7 +63,9 @@ def step(backend, regime, options, monkeypatch):
     dead = torch.empty(LATENTS, dtype=torch.bool, device=META) if options.k_aux else None
     given = {name: p for name, p in parameters._asdict().items() if p is not None}
     gradients = {name: torch.empty(p.shape, dtype=accumulator(dtype), device=META) for name, p in given.items()}
-    return FusedStep(LossArguments(x, parameters, group, dead, dtype, options), choice, gradients).run(), gradients
+    arguments = LossArguments(x, parameters, group, dead, dtype, options)
+    with NothingFromTheHost():
+        return FusedStep(arguments, choice, gradients).run(), gradients
 
 
 @pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
@@ -58,7 +73,7 @@ def step(backend, regime, options, monkeypatch):
 @pytest.mark.parametrize("terms", [MSE, ALL_TERMS], ids=["MSE", "all terms"])
 @pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_the_step_reads_nothing_back(backend, activation, terms, bucket, chunk, regime, monkeypatch):
+def test_the_step_reads_nothing_back_and_copies_nothing(backend, activation, terms, bucket, chunk, regime, monkeypatch):
     options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, activation=activation, **terms)
     results, gradients = step(backend, regime, options, monkeypatch)
     assert {t.device for t in (*results, *gradients.values())} == {META}
@@ -77,4 +92,21 @@ def test_a_read_back_would_be_noticed(read_back, regime, monkeypatch):
 
     monkeypatch.setattr(reference, decode.__name__, reading)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
+
+
+COPIES = {"new_tensor": lambda t: t.new_tensor(1.0), "tensor": lambda t: torch.tensor(1.0, device=t.device)}
+COPIES["to"] = lambda t: torch.ones(()).to(t.device)
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_a_copy_would_be_noticed(copy, regime, monkeypatch):
+    decode = reference.decode_dense if regime == "dense" else reference.gather
+
+    def copying(values, *rest):
+        copy(values)
+        return decode(values, *rest)
+
+    monkeypatch.setattr(reference, decode.__name__, copying)
+    with pytest.raises(RuntimeError, match=r"cop\w+ .*to the device"):
         step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
