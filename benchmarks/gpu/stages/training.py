@@ -7,6 +7,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ CAPTION_TOKENS, CAPTION_CHANNELS = 120, 4096
 
 
 def training(check: Check) -> None:
-    """Training on a live stream of the bundled pipeline; live collection through a transformer of PixArt-XL's size."""
+    """Training on activations of the bundled pipeline, and on those of a transformer of PixArt-XL's size."""
     if importlib.util.find_spec("diffusers") is None:
         check.unit("training", partial(_left_out, "diffusers is not installed"))
         return
     tests = partial(run_tests, check, ["-m", "gpu", TRAINING_TESTS], folder="tests")
     check.unit("tests of training marked gpu", tests)
-    check.unit("tide train, live, the bundled pipeline", partial(_train, check))
-    check.unit("live collection, PixArt-XL's size", partial(_collect, check))
+    check.unit("tide train, the bundled pipeline", partial(_train, check))
+    check.unit("collection and training, PixArt-XL's size", partial(_at_full_size, check))
 
 
 def _left_out(reason: str, unit: Unit) -> None:
@@ -40,28 +41,74 @@ def _left_out(reason: str, unit: Unit) -> None:
 
 
 def _train(check: Check, unit: Unit) -> None:
+    """From memory, which is the training itself, and live, where the transformer runs as well."""
     import tide
 
-    steps, rows = (4, 64) if check.dry_run else (300, 4096)
-    options: dict[str, Any] = {"backend": check.backend, "device": str(check.device), "batch_tokens": rows}
     adapter = tide.load_adapter("scenes", device=str(check.device))
     source = tide.open_source("scenes", adapter, images=8 if check.dry_run else 512)
+    options = _collecting(check)
+    pool = [batch for found in tide.collect(adapter, source, ["penultimate"], options) for batch in found.values()]
+    config = _config(check, 64 if check.dry_run else 4096)
+    steps = 4 if check.dry_run else 300
+    _timed(check, unit, "from memory", lambda each: tide.from_pool(pool, adapter, each), config, steps)
+    live = partial(tide.live, adapter, source, options=options, cache=True)
+    _timed(check, unit, "live", live, config, steps)
+
+
+def _collecting(check: Check) -> Any:
+    """All tokens of many images at once: a GPU is idle where a pass is small."""
+    from tide.activations import CollectOptions
+
+    return CollectOptions(token_fraction=1.0, batch_size=2 if check.dry_run else 64)
+
+
+def _config(check: Check, rows: int, **options: Any) -> Any:
+    from tide import TrainConfig
+
+    return TrainConfig(backend=check.backend, device=str(check.device), batch_tokens=rows, **options)
+
+
+def _timed(check: Check, unit: Unit, name: str, job: Callable[[Any], Any], config: Any, steps: int) -> None:
+    """Tokens a second of so many steps, after a training that compiles what they need."""
+    import tide
+
     with tempfile.TemporaryDirectory() as folder:
         folders = (Path(folder) / str(i) for i in itertools.count())
 
         def train(steps: int) -> None:
-            tide.train(tide.live(adapter, source, tide.TrainConfig(steps=steps, **options)), next(folders))
+            tide.train(job(replace(config, steps=steps)), next(folders))
 
-        train(2)
+        train(min(30, steps))  # as long as it takes until steps are replayed
         seconds = _seconds(partial(train, steps), check.device)
-        events = summary(record(partial(train, max(2, steps // 10)), check.device, 1), 1)
-    _figure(unit, "train", seconds, steps * rows, events.share)
+        events = summary(record(partial(train, max(2, steps // 5)), check.device, 1), 1)
+    _figure(unit, name, seconds, steps * config.batch_tokens, events.share)
 
 
-def _collect(check: Check, unit: Unit) -> None:
+def _at_full_size(check: Check, unit: Unit) -> None:
+    """Live collection and training from memory, of a transformer of PixArt-XL's size with random weights."""
+    import tide
+
+    adapter, data = _full_size(check)
+    run = partial(tide.collect, adapter, data, ["penultimate"], _collecting(check))
+
+    def collected() -> list[Any]:
+        return [batch for found in run() for batch in found.values()]
+
+    pool = collected()
+    rows = sum(map(len, pool))
+    seconds = _seconds(collected, check.device)
+    events = summary(record(collected, check.device, 1), 1)
+    _figure(unit, "collect", seconds, rows, events.share)
+    tokens, steps = (64, 4) if check.dry_run else (16384, 100)
+    for name, options in (("train", {}), ("train, topk at 5 %", {"activation": "topk", "density": 0.05})):
+        config = _config(check, tokens, **options)
+        _timed(check, unit, name, lambda each: tide.from_pool(pool, adapter, each), config, steps)
+
+
+def _full_size(check: Check) -> tuple[Any, list[Any]]:
+    """The adapter of such a transformer, and a batch of data for it."""
     from diffusers import PixArtTransformer2DModel
 
-    from tide.activations import CollectOptions, collect
     from tide.adapters import adapter_for
     from tide.scenes.pipeline import build_pipeline
 
@@ -72,21 +119,11 @@ def _collect(check: Check, unit: Unit) -> None:
         sample_size=size, caption_channels=CAPTION_CHANNELS, use_additional_conditions=False, **options
     )
     pipe.to(check.device, check.dtype)
-    adapter = adapter_for(pipe)
     text = {
         "encoder_hidden_states": torch.randn(images, CAPTION_TOKENS, CAPTION_CHANNELS).to(check.dtype),
         "encoder_attention_mask": torch.ones(images, CAPTION_TOKENS, dtype=torch.int64),
     }
-    data = [(torch.randn(images, 4, size, size), text)]
-    kept = CollectOptions(token_fraction=1.0, batch_size=2 if check.dry_run else 16)
-
-    def run() -> int:
-        return sum(len(batch) for found in collect(adapter, data, ["penultimate"], kept) for batch in found.values())
-
-    rows = run()
-    seconds = _seconds(run, check.device)
-    events = summary(record(run, check.device, 1), 1)
-    _figure(unit, "collect", seconds, rows, events.share)
+    return adapter_for(pipe), [(torch.randn(images, 4, size, size), text)]
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
