@@ -23,6 +23,7 @@ from benchmarks.measure import synchronise
 XL = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "cross_attention_dim": 1152}
 TOY = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32}
 CAPTION_TOKENS, CAPTION_CHANNELS = 120, 4096
+LISTED = 8  # kernels of a training
 
 
 def training(check: Check) -> None:
@@ -80,8 +81,11 @@ def _timed(check: Check, unit: Unit, name: str, job: Callable[[Any], Any], confi
 
         train(min(30, steps))  # as long as it takes until steps are replayed
         seconds = _seconds(partial(train, steps), check.device)
-        events = summary(record(partial(train, max(2, steps // 5)), check.device, 1), 1)
+        profiled = max(2, steps // 4)
+        events = summary(record(partial(train, profiled), check.device, 1), 1)
     _figure(unit, name, seconds, steps * config.batch_tokens, events.share)
+    slowest = list(events.kernels.items())[:LISTED]
+    unit.notes += [f"{name}: {each[:60]} {taken / profiled * 1e3:.3f} ms a step" for each, (_, taken) in slowest]
 
 
 def _at_full_size(check: Check, unit: Unit) -> None:
