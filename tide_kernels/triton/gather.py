@@ -16,7 +16,6 @@ from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
 
-
 _SCAN = tl.constexpr(128)  # places looked at together, from the end: a code that is full costs one look
 
 
