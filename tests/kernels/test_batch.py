@@ -10,8 +10,8 @@ from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.testing import random_problem
 
 
-def batch(chunk, capacity=None):
-    p = random_problem(7, 4, 10, 2, groups=3, requires_grad=False)
+def batch(chunk, capacity=None, n_tokens=7):
+    p = random_problem(n_tokens, 4, 10, 2, groups=3, requires_grad=False)
     parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift)
     options = LossOptions(k=2, chunk=chunk, capacity=capacity)
     choice = choose("reference", "sparse", device=p.x.device, dtype=p.x.dtype, n_latents=10, k=2)
@@ -32,6 +32,16 @@ def test_chunks_are_all_tokens_in_their_order(chunk):
 def test_a_sample_is_evenly_spaced_and_no_larger_than_asked_for(most, rows):
     p, tokens = batch(3)
     assert torch.equal(tokens.sample(most).x, p.x[rows])
+
+
+@pytest.mark.parametrize("n_tokens", [8, 96, 128, 130, 256, 640])
+def test_a_sample_holds_both_tokens_of_pairs_alike(n_tokens):
+    """One of them, the noisier one, may have larger pre-activations throughout."""
+    _, tokens = batch(20, n_tokens=n_tokens)
+    tokens.x = torch.arange(n_tokens)[:, None].expand(-1, 4).double()
+    rows = tokens.sample(n_tokens // 2).x[:, 0].long()
+    assert 2 < len(rows) <= n_tokens // 2
+    assert abs(int((rows % 2 == 0).sum()) - int((rows % 2 == 1).sum())) <= 1
 
 
 def test_a_code_on_a_cpu_has_room_for_its_longest_row():

@@ -8,8 +8,10 @@ import torch
 from tests.helpers import naive
 from tests.helpers.layouts import dyadic
 from tide_kernels import LossWeights, batch_topk, reference, tide_loss
+from tide_kernels.batch import Batch
 from tide_kernels.batch_topk import find_cut
-from tide_kernels.dispatch import Primitives
+from tide_kernels.dispatch import Primitives, choose
+from tide_kernels.options import LossArguments, LossOptions, Parameters
 from tide_kernels.testing import adversarial_rows, assert_close, random_problem
 
 EXACT = 1e-11  # float64, relative to the RMS
@@ -104,6 +106,20 @@ def test_the_cut_of_adversarial_rows(dtype):
         if cut.ties:
             assert cut.bound == cut.least
             assert (rows == cut.least).sum() > cut.ties
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_the_sampled_bound_holds_where_one_token_of_each_pair_is_larger(which):
+    """A sample of the larger ones alone would give a bound above the cut, and everything would be computed again."""
+    p = random_problem(256, 16, 512, 8, modulated=False, dtype=torch.float32, requires_grad=False)
+    p.x[which::2] *= 1.3
+    parameters = Parameters(p.W_enc, None, p.W_dec, None, None, None)
+    options = LossOptions(k=8, chunk=64, activation="batch_topk")
+    choice = choose("reference", "sparse", device=p.x.device, dtype=p.x.dtype, n_latents=512, k=8)
+    batch = Batch(LossArguments(p.x, parameters, None, None, p.x.dtype, options), choice)
+    cut = (p.x @ p.W_enc.T).flatten().topk(256 * 8).values[-1]
+    assert 0.8 * cut < batch_topk.sampled_bound(batch) < cut
+    assert batch_topk.Candidates.of(batch) is not None
 
 
 def test_every_nan_stays(regime):

@@ -1,7 +1,8 @@
 """Products of a compact code with rows of a weight matrix: `gather` (decode) and `sampled` (its gradient in values).
 
 Both walk over a token's code a few places at a time, so that as many weight rows are loaded at once.
-Sums are in float32. An unused place (index -1) reads nothing and adds nothing, whatever its value.
+Sums are in float32. An unused place (index -1) reads nothing and adds nothing, whatever its value. Codes of thresholds
+have several times the places that most rows use, the unused ones last: `gather` ends after a row's last used place.
 """
 
 from __future__ import annotations
@@ -14,6 +15,20 @@ from torch import Tensor
 from tide_kernels.triton import launch
 from tide_kernels.triton.configs import static
 from tide_kernels.triton.specs import ARCHS, TYPES, Spec, spec
+
+_SCAN = tl.constexpr(128)  # places looked at together, from the end: a code that is full costs one look
+
+
+@triton.jit
+def _end_of_used(p_indices, k):
+    """How many of a row's places there are up to its last used one."""
+    end, left = k, k
+    while left > 0:
+        o_place = left - _SCAN + tl.arange(0, _SCAN)
+        latents = tl.load(p_indices + o_place, mask=o_place >= 0, other=-1)
+        end = tl.max(tl.where(latents >= 0, o_place + 1, 0), 0)
+        left = tl.where(end > 0, 0, left - _SCAN)
+    return end
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -33,7 +48,7 @@ def gather_kernel(
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < d
     acc = tl.zeros([PLACES, COLUMNS], tl.float32)
-    for start in range(0, k, PLACES):
+    for start in range(0, _end_of_used(indices + i_token * k, k), PLACES):
         o_place = start + tl.arange(0, PLACES)
         latents = tl.load(indices + i_token * k + o_place, mask=o_place < k, other=-1)
         used = latents >= 0

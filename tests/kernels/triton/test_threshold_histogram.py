@@ -42,10 +42,10 @@ def decided(counts: torch.Tensor, wanted: int) -> tuple[int, int, int] | None:
     return len(counts) - 1 - place, own, int(reached[place]) - own
 
 
-ROWS = {  # rows, of which the sample sees every fourth
+ROWS = {  # rows, of which the sample sees every fifth
     "alike": lambda normal: normal,
-    "larger where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 4 == 0, 3.0, 1.0)[:, None],
-    "smaller where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 4 == 0, 0.2, 1.0)[:, None],
+    "larger where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 5 == 0, 3.0, 1.0)[:, None],
+    "smaller where the sample looks": lambda normal: normal * torch.where(torch.arange(64) % 5 == 0, 0.2, 1.0)[:, None],
     "few levels": lambda normal: (normal * 2).round(),
     "hardly any positive": lambda normal: normal - 3.2,
     "NaN": lambda normal: normal.masked_fill(normal > 1, torch.nan),
@@ -81,12 +81,73 @@ def test_most_entries_are_not_counted_one_by_one(device, generator, monkeypatch)
     assert int((counts > 0).sum()) < int((full > 0).sum()) / 2
 
 
-def test_rows_that_lie_apart(device, generator):
-    pre = torch.randn(6, 80, generator=generator).half()
+@pytest.mark.parametrize("larger", [1.1, 1.3])
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_the_sample_holds_both_rows_of_pairs_alike(which, larger, device, generator, monkeypatch):
+    """Else nearly all entries of the larger rows, or none, were in the sample, and everything would be counted."""
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    for name, value in {"_LEAST_ENTRIES": 0, "_SAMPLE_ROWS": 64, "_SLACK": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    bounds, counted = [], module._counted
+
+    def watched(*arguments, least=None, **keywords):
+        bounds.append(least)
+        return counted(*arguments, least=least, **keywords)
+
+    monkeypatch.setattr(module, "_counted", watched)
+    pre = torch.randn(256, 512, generator=generator)
+    pre[which::2] *= larger
+    counts = torch.zeros(2**15, dtype=torch.int64, device=device)
+    triton.rank_histogram_(pre.half().to(device), counts, 0, 10 * 256)
+    assert len(bounds) == 3
+    assert int(bounds[2]) == module._NOTHING
+
+
+LAYOUTS = {  # of rows, and how many 16-bit entries are read at once
+    "whole words": (lambda pre: pre, 4),
+    "rows that lie apart": (lambda pre: pre[::2], 4),
+    "a slice that begins with a word": (lambda pre: pre[:, 8:-4], 4),
+    "a slice that begins within a word": (lambda pre: pre[:, 2:-2], 1),
+    "a length of no whole words": (lambda pre: pre[:, :-2], 1),
+    "rows that begin within a word": (lambda pre: pre.flatten()[: 5 * 602].view(5, 602)[:, :600], 1),
+    "a single row": (lambda pre: pre[1:2], 4),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_rows(layout, device, generator):
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    cut, entries = LAYOUTS[layout]
+    pre = torch.randn(6, 600, generator=generator).half()
+    pre[:, ::7] = torch.tensor(-torch.nan)  # whose bits are those of negative numbers, and whose key is not
+    pre[:, 1::50] = -torch.inf
     expected, found = torch.zeros(2**15, dtype=torch.int64), torch.zeros(2**15, dtype=torch.int64, device=device)
-    reference.key_histogram_(pre[::2], expected, 0, None)
-    triton.key_histogram_(pre.to(device)[::2], found, 0, None)
+    reference.key_histogram_(cut(pre), expected, 0, None)
+    assert module._words(cut(pre.to(device)))[1] == entries
+    triton.key_histogram_(cut(pre.to(device)), found, 0, None)
     assert torch.equal(found.cpu(), expected)
+
+
+def test_memory_that_is_not_aligned_is_read_by_entries(generator):
+    """As a tensor over somebody else's memory may be, whatever its offset says."""
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    memory = torch.randn(6 * 80 + 4, generator=generator).half().numpy()
+    for start, entries in ((0, 4), (1, 1), (2, 1), (4, 4)):
+        pre = torch.from_numpy(memory[start : start + 6 * 80]).view(6, 80)
+        assert pre.storage_offset() == 0
+        assert module._words(pre)[1] == entries
+
+
+def test_entries_of_32_bits_are_read_in_pairs(device, generator):
+    module = importlib.import_module("tide_kernels.triton.threshold_histogram")
+    pre = torch.randn(5, 302, generator=generator).to(device)
+    pre[:, ::9] = -torch.nan
+    for part in (pre, pre[:, 1:-1]):
+        expected, found = torch.zeros(2**16, dtype=torch.int64), torch.zeros(2**16, dtype=torch.int64, device=device)
+        reference.key_histogram_(part.cpu(), expected, 15, None)
+        assert module._words(part)[1] == (2 if part is pre else 1)
+        triton.key_histogram_(part, found, 15, None)
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_no_tokens(device):
