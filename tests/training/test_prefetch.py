@@ -108,6 +108,30 @@ def test_ctrl_c_while_waiting_for_a_batch(tmp_path):
     assert threads() == []
 
 
+def test_only_what_is_in_a_cpus_memory_is_pinned(monkeypatch):
+    """Activations that were collected on a GPU are there already; CUDA refuses to pin them."""
+    pinned: list[str] = []
+
+    def pin(tensor):
+        pinned.append(tensor.device.type)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    elsewhere = batch(0).to(torch.device("meta"))
+    assert next(prefetched(iter([elsewhere]), 2, pin=True)).x.is_meta
+    assert pinned == []
+    next(prefetched(iter([batch(0)]), 2, pin=True))
+    assert set(pinned) == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_on_the_gpu_stay_where_they_are():
+    there = batch(0).to(torch.device("cuda"))
+    (got,) = prefetched(iter([there]), 2, pin=True)
+    assert Mover(torch.device("cuda"))(got).x.data_ptr() == there.x.data_ptr()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_pinned_batches_reach_the_gpu_whole():

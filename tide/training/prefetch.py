@@ -48,11 +48,16 @@ def _fill(
 ) -> None:
     try:
         for batch in batches:
-            if not _put(queue, ended, batch.mapped(Tensor.pin_memory) if pin else batch):
+            if not _put(queue, ended, batch.mapped(_pinned) if pin else batch):
                 return
         _put(queue, ended, None)
     except BaseException as error:
         _put(queue, ended, _Failure(error))
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Of a tensor in a CPU's memory; activations that were collected on a GPU are where they are needed."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def _put(
