@@ -98,5 +98,6 @@ def refuses(device: torch.device, dtype: torch.dtype, n_latents: int, k: int) ->
 
 def dense_above(device: torch.device) -> float:
     """The density k / n_latents above which masked matrix products beat gathers."""
-    # An estimate, not a measurement, from an H200's gather bandwidth and rate of matrix products.
+    # An H200 breaks even at 0.8 % of 18432 latents (benchmarks/NOTES.md). Of fewer, such as dead ones, it does so
+    # earlier: the ordering of places and the launches cost the same.
     return 0.006
