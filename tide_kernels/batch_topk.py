@@ -212,7 +212,7 @@ def likely_bound(batch: Batch, sample: Tensor) -> Tensor:
 
 
 class Passes:
-    """The pre-activations of a batch, which each pass computes again, or of a batch of a single chunk, computed once."""
+    """The pre-activations of a batch. Each pass computes them again, unless the batch is a single chunk."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch

@@ -127,9 +127,7 @@ class DenseCut(DenseJump):
             self._add_soft(out, slopes.soft, slopes.soft_eps, self.of.sums[0], grad_b_enc)
         return out
 
-    def _add_soft(
-        self, out: Tensor, slope: Tensor, soft_eps: float, sums: Tensor, grad_b_enc: Tensor | None
-    ) -> None:
+    def _add_soft(self, out: Tensor, slope: Tensor, soft_eps: float, sums: Tensor, grad_b_enc: Tensor | None) -> None:
         """The part of the soft count, which `near_gradient` leaves out: it is 0 where z is."""
         for rows in _parts(out):
             soft = soft_count_gradient(self.z[rows].to(sums.dtype), out.shape[1], soft_eps).mul_(slope)
@@ -146,10 +144,7 @@ class HeightSelection(Selection):
     def __init__(self, batch: Batch, units: Units, cut: Cut, wanted: bool) -> None:
         self.batch, self.units, self.cut = batch, units, cut
         self.thresholds = CutThresholds(units, _factor(cut), batch, wanted)
-
-    @property
-    def overflow(self) -> Tensor:
-        return self.thresholds.overflow
+        self.overflow = self.thresholds.overflow  # which grows in place
 
     def finish(self, gradient: Tensor) -> None:
         self.thresholds.finish(gradient)
