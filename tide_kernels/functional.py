@@ -271,8 +271,8 @@ def tide_loss(
     Forward and backward run together over chunks of tokens: no ``[n_tokens, n_latents]`` tensor exists, and
     peak memory is set by ``chunk``. The exceptions are "batch_topk" and a nonzero sparsity weight with "topk", whose
     gradient needs the batch's mean S first: every token's compact code and modulated token are then kept for the length
-    of the call, and with thresholds that get a gradient also the places near them. "batch_topk" with many chunks in the
-    dense regime or on a GPU keeps nothing: it computes pre-activations once more for each pass.
+    of the call. "batch_topk" with many chunks in the dense regime or on a GPU keeps nothing: it computes
+    pre-activations once more for each pass.
 
     Args:
         x: ``[n_tokens, d_model]``. It gets no gradient: for one, compose `encode_topk` and `decode`.

@@ -10,7 +10,8 @@ places near a threshold, by row and latent::
 
 c lies a few rounding errors below the smallest height that stays: no rounding of heights or of ``c T`` keeps out one of
 the largest, and all entries of equal height stay. So a handful may stay beyond ``n_tokens k``, and more where
-pre-activations of 16 bits tie. Heights are in the accumulation dtype.
+pre-activations of 16 bits tie. Heights are in the accumulation dtype. A backend may compute pre-activations twice, for
+the cut and for the code, with sums in another order: what this moves across the cut is a handful, too.
 
 How the heights of all entries are seen depends on the regime, as in `tide_kernels.batch_topk`.
 """
@@ -18,6 +19,7 @@ How the heights of all entries are seen depends on the regime, as in `tide_kerne
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,7 +153,8 @@ class HeightSelection(Selection):
 
 
 class Candidates(HeightSelection):
-    """From compact codes of all entries above a bound."""
+    """From compact codes of all entries above a bound. They serve to find the cut alone: the step's own codes also hold
+    what is near a threshold, which may be many times as much and is not kept."""
 
     def __init__(self, batch: Batch, units: Units, kept: list[tuple[Tokens, Compact]], wanted: bool) -> None:
         ops = batch.choice.ops
@@ -163,24 +166,27 @@ class Candidates(HeightSelection):
 
         cut = find_cut(histogram, units.dtype, batch.n_tokens * batch.options.k, batch.x.device)
         super().__init__(batch, units, cut, wanted)
-        self.kept = kept
+        self.kept, self.multiplies = kept, False
 
     @classmethod
     def of(cls, batch: Batch, units: Units, wanted: bool) -> Candidates | None:
         """None if the bound is above the cut, or far below it."""
-        bound, found = sampled_bound(batch, units), 0
-        # If c is not below the bound, then what is near c T is not below this, in rounded numbers, too.
-        lowest = CutThresholds(units, bound, batch, wanted).bound
+        sample = Sample.of(batch, units)
+        bound, found = sample.bound(), 0
         kept = []
         for start in batch.starts:
             tokens = batch.tokens(start)
-            values, indices, count = batch.above(tokens, None, lowest, units.group(tokens))
+            values, indices, count = batch.above(tokens, None, bound * units.table, units.group(tokens))
             found += int(count.sum())
             if found > MOST_CANDIDATES * batch.n_tokens * batch.options.k:
                 return None
             kept.append((tokens, Compact(values, indices)))
         candidates = cls(batch, units, kept, wanted)
-        return candidates if bool(candidates.thresholds.factor >= bound) else None
+        if not bool(candidates.thresholds.factor >= bound):
+            return None
+        # A code that is longer than it has places is made twice, which with pre-activations at hand costs little.
+        candidates.multiplies = sample.above(candidates.thresholds.bound) > batch.options.places(batch.n_latents) / 2
+        return candidates
 
     def soft_count(self, soft_eps: float) -> Tensor:
         total = torch.zeros((), dtype=self.units.dtype)
@@ -191,28 +197,35 @@ class Candidates(HeightSelection):
         return total
 
     def chunks(self, dead: DeadCode) -> Iterator[tuple[Tokens, Code, Code | None]]:
-        for tokens, code in self.kept:
-            group = self.units.group(tokens)
-            places = self._selected(code, group)
-            yield tokens, self.thresholds.sparse(*places, self.batch.n_latents, group), dead(tokens, None)
-
-    def _selected(self, code: Compact, group: Tensor | None) -> Compact:
-        """The candidates that are above their cut or near it, in places for the longest row."""
-        (values, indices), width = code, code.values.shape[1]
-        lowest = self.units.at_places(self.thresholds.bound, indices, group)
-        above = (values.to(self.units.dtype) - lowest).masked_fill_(indices < 0, -1)
-        _, columns, count = self.batch.choice.ops.select_above(above, above.new_zeros(1, width), None, None, width)
-        columns = columns[:, : max(1, int(count.max()))]
-        unused, columns = columns < 0, columns.clamp(min=0).long()
-        return Compact(
-            values.gather(1, columns).masked_fill_(unused, 0), indices.gather(1, columns).masked_fill_(unused, -1)
-        )
+        for tokens, _ in self.kept:
+            pre = self.batch.pre_activations(tokens) if self.multiplies else None
+            dead_code = dead(tokens, pre)
+            yield tokens, self.thresholds.code(self.batch, tokens, pre), dead_code
 
 
-def sampled_bound(batch: Batch, units: Units) -> Tensor:
-    """A height that is likely below the cut of a batch, by a margin; 0 where the sample has too few positive ones."""
-    tokens, pre, step = sampled(batch)
-    return likely_bound(batch, units.heights(pre, units.group(tokens), step))
+class Sample(NamedTuple):
+    """Some pre-activations of a batch."""
+
+    batch: Batch
+    units: Units
+    pre: Tensor
+    group: Tensor | None
+    step: int  # from latent to latent
+
+    @classmethod
+    def of(cls, batch: Batch, units: Units) -> Sample:
+        tokens, pre, step = sampled(batch)
+        return cls(batch, units, pre, units.group(tokens), step)
+
+    def bound(self) -> Tensor:
+        """A height that is likely below the cut of the batch, by a margin; 0 where too few are positive."""
+        return likely_bound(self.batch, self.units.heights(self.pre, self.group, self.step))
+
+    def above(self, table: Tensor) -> float:
+        """How many entries of a token are above thresholds, on average."""
+        bound = table[:, :: self.step]
+        passes = self.pre > (bound if self.group is None else bound.index_select(0, self.group))
+        return float(passes.sum()) / len(self.pre) * self.step
 
 
 class Recomputed(HeightSelection):

@@ -1,4 +1,4 @@
-"""BatchTopK with thresholds in the fused step: the largest heights stay; terms and gradients are the plain formula's."""
+"""BatchTopK with thresholds in the fused step: the largest heights stay, and gradients are the plain formula's."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def found_heights(p, threshold):
 def bound(request, monkeypatch):
     """Where the sampled bound lies: above the cut nothing has been coded that stays, far below it too much."""
     if request.param == "bound too high":
-        monkeypatch.setattr(heights, "sampled_bound", lambda batch, units: units.table.new_full((), 9.0))
+        monkeypatch.setattr(heights.Sample, "bound", lambda self: self.units.table.new_full((), 9.0))
     if request.param == "bound far too low":
         monkeypatch.setattr(heights, "MOST_CANDIDATES", 1)
 
@@ -86,10 +86,13 @@ def test_parts_of_a_chunk_change_rounding_only(regime, monkeypatch):
     check(random_problem(22, D, LATENTS, K, groups=4), thresholds(4, LATENTS), regime=regime, chunk=10, **ALL)
 
 
-def test_candidates_are_used_where_the_sample_is_good(monkeypatch):
-    """Nothing is multiplied twice in the sparse regime on a CPU."""
+@pytest.mark.parametrize("capacity", [1, 40], ids=["multiplied", "coded"])
+def test_candidates_are_used_where_the_sample_is_good(capacity, monkeypatch):
+    """In the sparse regime on a CPU. Codes that are long are made of pre-activations."""
     monkeypatch.setattr(heights, "Recomputed", None)
-    check(random_problem(64, D, 40, 8, groups=3), thresholds(3, 40), regime="sparse", chunk=16)
+    p = random_problem(64, D, 40, 8, groups=3)
+    check(p, thresholds(3, 40), regime="sparse", chunk=16, capacity=capacity)
+    check(p, thresholds(3, 40), regime="sparse", chunk=16, capacity=capacity, **ALL | {"dead": torch.arange(40) > 30})
 
 
 def test_without_modulation_the_groups_are_those_of_the_thresholds(regime):
