@@ -89,7 +89,7 @@ class CutThresholds(Thresholds):
     def __init__(self, units: Units, factor: Tensor, batch: Batch, wanted: bool) -> None:
         super().__init__(factor * units.table, batch, batch.options.bandwidth, wanted)
         self.units, self.factor = units.table, factor
-        # Where all positive entries stay, no place counts as near: thresholds of 0 have no gradient.
+        # Where all positive entries stay, c is 0 and T gets no gradient: what is near 0 need not be coded.
         self.bound = torch.where(factor > 0, self.bound, self.table)
 
     def dense(self, z: Tensor, pre: Tensor, active: Tensor, group: Tensor | None) -> Code:
