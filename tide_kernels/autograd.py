@@ -458,7 +458,7 @@ def _loss_choice(arguments: LossArguments) -> Choice:
     parameters, options = arguments.parameters, arguments.options
     checks.group_range(arguments.group, parameters.scale, parameters.shift, parameters.threshold)
     if parameters.threshold is not None:
-        checks.threshold_range(parameters.threshold)
+        checks.threshold_range(parameters.threshold, divides=options.activation == "batch_topk")
     return _encoder_choice(arguments.x, parameters.W_enc, options.k, arguments.dtype, options.backend, options.regime)
 
 

@@ -8,6 +8,8 @@ two for float32. How the histogram sees all entries depends on the regime:
   batch. All chunks are coded above it, once; the histogram and the selection read these short codes alone.
 * `Recomputed`, everything else, and where the bound turns out to be too high: each pass computes the pre-activations of
   each chunk again. A single chunk's are computed once. Nothing waits for a GPU.
+
+With thresholds the largest heights stay instead: `tide_kernels.heights`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _ROUNDS = {
 # too high nevertheless costs time alone.
 _SAMPLE_TOKENS, _SAMPLE_LATENTS, _MARGIN = 64, 2048, 1.25
 # Candidates for each entry that stays, above which they take more memory than they save time.
-_MOST_CANDIDATES = 4
+MOST_CANDIDATES = 4
 
 #: Adds the keys of all entries to counts: the arguments of `key_histogram_` after its first.
 Histogram = Callable[[Tensor, int, Tensor | None], None]
@@ -122,6 +124,10 @@ class Selection:
         """For each chunk its tokens, its code and that of its dead latents."""
         raise NotImplementedError
 
+    def finish(self, gradient: Tensor) -> None:
+        """Adds the gradient of the thresholds, once all chunks' codes are used up; only of a selection by heights."""
+        raise NotImplementedError
+
 
 def batch_topk(batch: Batch) -> Selection:
     """The selection of ``n_tokens k`` entries."""
@@ -160,7 +166,7 @@ class Candidates(Selection):
             tokens = batch.tokens(start)
             values, indices, count = batch.above(tokens, None, bound.expand(1, batch.n_latents), None)
             found += int(count.sum())
-            if found > _MOST_CANDIDATES * wanted:
+            if found > MOST_CANDIDATES * wanted:
                 return None
             kept.append((tokens, Compact(values, indices)))
         return cls(batch, kept) if found >= wanted or not float(bound) else None
@@ -187,47 +193,72 @@ class Candidates(Selection):
 
 def sampled_bound(batch: Batch) -> Tensor:
     """A value that is likely below the cut of a batch, by a margin; 0 where the sample has too few positive entries."""
-    ops, tokens = batch.choice.ops, batch.sample(_SAMPLE_TOKENS)
+    return likely_bound(batch, sampled(batch)[1])
+
+
+def sampled(batch: Batch) -> tuple[Tokens, Tensor, int]:
+    """Some tokens of a batch, the pre-activations of each so many-th latent, and that step from latent to latent."""
+    tokens = batch.sample(_SAMPLE_TOKENS)
     step = max(1, batch.n_latents // _SAMPLE_LATENTS)
     bias = None if batch.b_enc is None else batch.b_enc[::step]
-    pre = ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias)
-    rank = max(1, round(pre.numel() * _MARGIN * batch.options.k / batch.n_latents))
-    return find_cut(partial(ops.key_histogram_, pre), batch.dtype, rank, pre.device).bound
+    return tokens, batch.choice.ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias), step
 
 
-class Recomputed(Selection):
-    """From pre-activations that are computed in each pass, or once if the batch is a single chunk."""
+def likely_bound(batch: Batch, sample: Tensor) -> Tensor:
+    """As `sampled_bound`, of a sample of what is to be cut."""
+    rank = max(1, round(sample.numel() * _MARGIN * batch.options.k / batch.n_latents))
+    histogram = partial(batch.choice.ops.key_histogram_, sample)
+    return find_cut(histogram, sample.dtype, rank, sample.device).bound
+
+
+class Passes:
+    """The pre-activations of a batch. Each pass computes them again, unless the batch is a single chunk."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        ops, device = batch.choice.ops, batch.x.device
         self.single = self._computed(0) if len(batch.starts) == 1 else None
-        wanted = max(1, batch.n_tokens) * batch.options.k
-
-        def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
-            if self.single is not None and high is None and ops.rank_histogram_ is not None:
-                ops.rank_histogram_(self.single[1], counts, shift, wanted)
-                return
-            for _, pre in self._all():
-                ops.key_histogram_(pre, counts, shift, high)
-
-        self.cut = find_cut(histogram, batch.dtype, wanted, device)
-        self.overflow = torch.zeros((), dtype=torch.int64, device=device)
 
     def _computed(self, start: int) -> tuple[Tokens, Tensor]:
         tokens = self.batch.tokens(start)
         return tokens, self.batch.pre_activations(tokens)
 
-    def _all(self) -> Iterator[tuple[Tokens, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tokens, Tensor]]:
         if self.single is not None:
             yield self.single
         else:
             yield from map(self._computed, self.batch.starts)
 
+    def last(self) -> Iterator[tuple[Tokens, Tensor]]:
+        """The last pass, which keeps nothing: the pre-activations of a single chunk are as large as its code."""
+        if self.single is None:
+            yield from self
+            return
+        kept, self.single = [self.single], None
+        yield kept.pop()  # a variable would hold what is yielded
+
+
+class Recomputed(Selection):
+    """From pre-activations that are computed in each pass."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.passes = batch, Passes(batch)
+        ops, device = batch.choice.ops, batch.x.device
+        wanted = max(1, batch.n_tokens) * batch.options.k
+
+        def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
+            if self.passes.single is not None and high is None and ops.rank_histogram_ is not None:
+                ops.rank_histogram_(self.passes.single[1], counts, shift, wanted)
+                return
+            for _, pre in self.passes:
+                ops.key_histogram_(pre, counts, shift, high)
+
+        self.cut = find_cut(histogram, batch.dtype, wanted, device)
+        self.overflow = torch.zeros((), dtype=torch.int64, device=device)
+
     def soft_count(self, soft_eps: float) -> Tensor:
         dtype, ties = accumulator(self.batch.dtype), _Ties(self.batch.choice.ops, self.cut)
         total = torch.zeros((), dtype=dtype, device=self.batch.x.device)
-        for _, pre in self._all():
+        for _, pre in self.passes:
             kept = torch.empty_like(pre)
             self.batch.choice.ops.keep_above(pre, self.cut.table(pre.shape[1]), None, ties.columns(pre), kept)
             total += self.batch.choice.ops.code_sums(kept, False, soft_eps)[1]
@@ -235,7 +266,7 @@ class Recomputed(Selection):
 
     def chunks(self, dead: DeadCode) -> Iterator[tuple[Tokens, Code, Code | None]]:
         ties = _Ties(self.batch.choice.ops, self.cut)
-        for tokens, pre in self._all():
+        for tokens, pre in self.passes.last():
             dead_code = dead(tokens, pre)
             code = self._code(pre, ties)
             del pre  # as large as any code
@@ -244,7 +275,6 @@ class Recomputed(Selection):
     def _code(self, pre: Tensor, ties: _Ties) -> Code:
         ops, (_, n_latents) = self.batch.choice.ops, pre.shape
         table, cut = self.cut.table(n_latents), ties.columns(pre)
-        self.single = None  # not needed any more, and as large as its code
         if self.batch.choice.regime == "dense":
             ops.keep_above(pre, table, None, cut, pre)
             return DenseCode(ops, pre)

@@ -140,20 +140,22 @@ def threshold(value: Any, n_latents: int, device: torch.device) -> None:
     _shaped("threshold", value, shape[value.dim()], device)
 
 
-def threshold_range(value: Tensor) -> None:
-    """Refuses negative thresholds and NaN in the CPU's memory."""
+def threshold_range(value: Tensor, divides: bool = False) -> None:
+    """Refuses negative thresholds and NaN in the CPU's memory; where a threshold ``divides``, also 0 and infinity."""
     if value.device.type != "cpu" or not value.numel():
         return
-    bad = value.detach()[~(value.detach() >= 0)]
+    value = value.detach()
+    bad = value[~((value > 0) & (value < math.inf))] if divides else value[~(value >= 0)]
     if bad.numel():
-        raise ValueError(f"threshold holds {float(bad.flatten()[0]):g}: pass numbers of at least 0")
+        remedy = "pass finite numbers above 0" if divides else "pass numbers of at least 0"
+        raise ValueError(f"threshold holds {float(bad.flatten()[0]):g}: {remedy}")
 
 
 def activation(name: Any, given: Tensor | None) -> None:
-    """Refuses an unknown activation, thresholds without one and JumpReLU without thresholds."""
+    """Refuses an unknown activation, thresholds for TopK and JumpReLU without thresholds."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
-    if (given is not None) != (name == "jumprelu"):
+    if name != "batch_topk" and (given is not None) != (name == "jumprelu"):
         remedy = "pass threshold" if given is None else "leave threshold out"
         raise ValueError(f"activation {name!r} {'needs' if given is None else 'has no'} thresholds: {remedy}")
 

@@ -257,6 +257,12 @@ def tide_loss(
     * "topk": the k largest positive pre-activations of each token;
     * "batch_topk": the ``n_tokens k`` largest positive pre-activations of the whole batch, exactly, whatever the chunks
       (Bussmann et al., arXiv 2412.06410). Ties go to the lowest (token, latent);
+    * "batch_topk" with ``threshold``: of the batch the ``n_tokens k`` largest heights ``pre / threshold`` above 0. With
+      c the cut of the heights ``z = pre H(pre - c threshold)``. c lies a few rounding errors below the smallest height
+      that stays: entries of that height all stay, and so do a handful that rounding does not tell from it. The
+      thresholds' gradient is that of the straight-through estimators below at ``c threshold``, where c moves with them
+      so that as many stay: ``dc = -c (sum K dthreshold) / (sum K threshold)``, sums over the batch. Where fewer than
+      ``n_tokens k`` are positive, ``z = ReLU(pre)`` and the thresholds get no gradient;
     * "jumprelu": ``z = pre H(pre - threshold)`` (Rajamanoharan et al., arXiv 2407.14435). The thresholds' gradient is
       that of straight-through estimators with a rectangular kernel K of width ``bandwidth``:
       ``dz/dthreshold = -(threshold / bandwidth) K((pre - threshold) / bandwidth)`` and
@@ -288,13 +294,13 @@ def tide_loss(
             None a CPU counts the dead latents, and a GPU, from which a count would have to be read back, computes with
             all latents.
         activation: "topk", "batch_topk" or "jumprelu".
-        threshold: for "jumprelu" alone: ``[]``, ``[n_latents]`` or ``[groups, n_latents]``, of which token i uses the
-            row ``group[i]``. At least 0; negative numbers and NaN raise ``ValueError`` on a CPU and are not looked for
-            on a GPU.
-        bandwidth: the width of JumpReLU's kernel.
+        threshold: for "jumprelu", and for "batch_topk" if heights are to be cut: ``[]``, ``[n_latents]`` or ``[groups,
+            n_latents]``, of which token i uses the row ``group[i]``. At least 0; for "batch_topk", which divides by it,
+            finite and above 0. Other numbers and NaN raise ``ValueError`` on a CPU and are not looked for on a GPU.
+        bandwidth: the width of the kernel K of the thresholds' gradient.
         capacity: for thresholds in the sparse regime on a GPU, places of a token's code, by default 4 k: its active
-            latents, and for "jumprelu" those within half a bandwidth below their threshold. A token with more keeps its
-            largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
+            latents, and where ``threshold`` gets a gradient those within half a bandwidth below it. A token with more
+            keeps its largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
             contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
@@ -313,8 +319,8 @@ def tide_loss(
         `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
         the weights, biases, scale, shift and threshold. ``fired [n_latents]`` int64 is the number of tokens on which
         each latent is active (its use by the auxiliary term does not count). ``least`` is the smallest value that
-        "batch_topk" kept, 0 if fewer than ``n_tokens k`` are positive and for other activations; ``overflow`` int64 the
-        number of tokens whose code had too few places.
+        "batch_topk" kept, with ``threshold`` the smallest height, 0 if fewer than ``n_tokens k`` are positive and for
+        other activations; ``overflow`` int64 the number of tokens whose code had too few places.
     """
     checks.encoder(x, W_enc, b_enc, k)
     checks.activation(activation, threshold)

@@ -24,6 +24,7 @@ from tide_kernels.batch_topk import Selection, batch_topk
 from tide_kernels.codes import ENCODER, MODULATION, WALKED, Code, Compact, Slopes, Tokens, Walk, encode
 from tide_kernels.dead import DeadLatents, dead_latents
 from tide_kernels.dispatch import Choice
+from tide_kernels.heights import batch_topk_of_heights
 from tide_kernels.jumprelu import Thresholds
 from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
@@ -58,7 +59,7 @@ class FusedStep:
         self.sum_dtype = accumulator(self.dtype)
         self.batch = Batch(arguments, choice)
         self.W_enc, self.b_enc, self.W_dec = self.batch.W_enc, self.batch.b_enc, parameters.W_dec.to(self.dtype)
-        self.b_dec = parameters.b_dec
+        self.b_dec, self.threshold = parameters.b_dec, parameters.threshold
         self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
         self.s_target = self.options.sparsity_target(self.n_latents)
@@ -70,11 +71,10 @@ class FusedStep:
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
             self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
-        self.thresholds: Thresholds | None = None
+        self.thresholds: Thresholds | None = None  # JumpReLU's; those of BatchTopK follow from the whole batch
         if self.options.activation == "jumprelu":
-            assert parameters.threshold is not None
-            wanted = "threshold" in gradients
-            self.thresholds = Thresholds(parameters.threshold, self.batch, self.options.bandwidth, wanted)
+            assert self.threshold is not None
+            self.thresholds = Thresholds(self.threshold, self.batch, self.options.bandwidth, "threshold" in gradients)
         self.selection: Selection | None = None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
@@ -124,9 +124,15 @@ class FusedStep:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
-        if self.thresholds is not None and "threshold" in self.gradients:
-            self.thresholds.finish(self.gradients["threshold"], self.penalty_slope())
+        if "threshold" in self.gradients:
+            self.finish_thresholds(self.gradients["threshold"])
         return self.terms()
+
+    def finish_thresholds(self, gradient: Tensor) -> None:
+        if self.thresholds is not None:
+            self.thresholds.finish(gradient, self.penalty_slope())
+        elif self.selection is not None:
+            self.selection.finish(gradient)
 
     def needs_slope(self) -> bool:
         """Whether the sparsity term's gradient needs more than one chunk's codes."""
@@ -142,7 +148,10 @@ class FusedStep:
             self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
 
     def run_batch_topk(self) -> None:
-        self.selection = batch_topk(self.batch)
+        if self.threshold is None:
+            self.selection = batch_topk(self.batch)
+        else:
+            self.selection = batch_topk_of_heights(self.batch, self.threshold, "threshold" in self.gradients)
         slope = None
         if self.needs_slope():
             slope = self.sparsity_slope(self.selection.soft_count(self.options.soft_eps))
@@ -267,7 +276,7 @@ class FusedStep:
         return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, *self.least_and_overflow())
 
     def sparsity(self, mean: Tensor) -> Tensor:
-        """The sparsity term, from the mean soft count or, with thresholds, the mean number of active latents."""
+        """The sparsity term, from the mean soft count or, for JumpReLU, the mean number of active latents."""
         if self.thresholds is not None:
             return (mean / self.options.k - 1).square()
         return huber(mean - self.s_target, self.options.delta)

@@ -197,7 +197,9 @@ def _padded(name: str, given: Tensor) -> Tensor:
     groups = 1 << max(0, len(given) - 1).bit_length()
     if groups == len(given):
         return given
-    return torch.nn.functional.pad(given.detach(), (0, 0, 0, groups - len(given)))
+    # No token has the further rows. Thresholds are positive, for what is divided by them and for their checks.
+    value = 1.0 if name == "threshold" else 0.0
+    return torch.nn.functional.pad(given.detach(), (0, 0, 0, groups - len(given)), value=value)
 
 
 def _kind(arguments: dict[str, Any], buffers: dict[str, Tensor]) -> Kind:

@@ -27,7 +27,7 @@ class Thresholds:
     """The thresholds of a step as a table, and the sums that their gradient needs."""
 
     def __init__(self, threshold: Tensor, batch: Batch, bandwidth: float, wanted: bool) -> None:
-        self.ops, self.bandwidth, self.given = batch.choice.ops, bandwidth, threshold
+        self.ops, self.bandwidth = batch.choice.ops, bandwidth
         self.table = table_of(threshold, batch.n_latents, accumulator(batch.dtype))
         # The lowest pre-activations that are near. What is near by the rounded difference is above this by far less
         # than a rounding error, and some places above it are not near.
@@ -50,10 +50,16 @@ class Thresholds:
         if pre is not None and batch.choice.regime == "dense":
             z = pre if self.sums is None else torch.empty_like(pre)
             active = self.ops.keep_above(pre, self.table, group, None, z)
-            return DenseJump(self, z, pre, active.sum(), group)
+            return self.dense(z, pre, active.sum(), group)
         u, indices, count = batch.above(tokens, pre, self.bound, group)
         self.overflow += overflowing(count, u.shape[1])
-        return SparseJump(self, u, indices, batch.n_latents, group)
+        return self.sparse(u, indices, batch.n_latents, group)
+
+    def dense(self, z: Tensor, pre: Tensor, active: Tensor, group: Tensor | None) -> Code:
+        return DenseJump(self, z, pre, active, group)
+
+    def sparse(self, u: Tensor, indices: Tensor, n_latents: int, group: Tensor | None) -> Code:
+        return SparseJump(self, u, indices, n_latents, group)
 
     def finish(self, gradient: Tensor, penalty: Tensor | None) -> None:
         """Adds the gradient of the thresholds. ``penalty`` is the loss's derivative in the number of active places, a
@@ -63,10 +69,13 @@ class Thresholds:
         total = self.table * sums
         if penalty is not None:
             total = total + penalty * near
-        total = total / -self.bandwidth
-        if gradient.dim() < 2:
-            total = total.sum(0)
-        gradient += total.sum() if gradient.dim() == 0 else total
+        add_to(gradient, total / -self.bandwidth)
+
+
+def add_to(gradient: Tensor, of_table: Tensor) -> None:
+    """Adds the gradient of a table of thresholds to that of the thresholds which `table_of` made it of."""
+    total = of_table.sum(0) if gradient.dim() < 2 else of_table
+    gradient += total.sum() if gradient.dim() == 0 else total
 
 
 def table_of(threshold: Tensor, n_latents: int, dtype: torch.dtype) -> Tensor:

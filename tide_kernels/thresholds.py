@@ -127,16 +127,25 @@ def near_gradient(
 
 
 def add_near(
-    dz: Tensor, pre: Tensor, threshold: Tensor, group: Tensor | None, bandwidth: float, sums: Tensor, near: Tensor
+    dz: Tensor,
+    pre: Tensor,
+    threshold: Tensor,
+    group: Tensor | None,
+    bandwidth: float,
+    sums: Tensor,
+    near: Tensor | None,
 ) -> None:
-    """Adds up dz and places where ``pre`` is within half a bandwidth of its threshold, by row of the thresholds."""
+    """Adds up dz and, unless ``near`` is None, places where ``pre`` is within half a bandwidth of its threshold, by row
+    of the thresholds."""
     bound = threshold if group is None else threshold.index_select(0, group)
     close = (pre - bound).abs() < bandwidth / 2
     if group is None:
         sums += torch.where(close, dz, 0).sum(0)
-        near += close.sum(0)
-    else:
-        sums += _by_group(torch.where(close, dz, 0), group, len(threshold))
+        if near is not None:
+            near += close.sum(0)
+        return
+    sums += _by_group(torch.where(close, dz, 0), group, len(threshold))
+    if near is not None:
         near += _by_group(close.to(dz.dtype), group, len(threshold)).round().long()
 
 

@@ -48,6 +48,20 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tens
     return torch.where(active, pre, 0) + threshold.detach() * moved, active.to(pre.dtype) + moved
 
 
+def height_topk(pre: Tensor, threshold: Tensor, kept: int, bandwidth: float) -> Tensor:
+    """The ``kept`` entries of all of ReLU(pre) whose ``pre / threshold`` is largest: ``pre H(pre - c threshold)``.
+    The straight-through derivatives in the threshold hold as many above c: ``dc = -c sum(K dT) / sum(K T)``."""
+    heights = (pre / threshold).detach()
+    z = torch.where(batch_topk(heights, kept) > 0, pre, 0)
+    if (z > 0).sum() < kept:
+        return z
+    least = heights[z > 0].min()
+    near = ((pre - least * threshold).abs() < bandwidth / 2).to(pre.dtype).detach()
+    kernel = (near * threshold.expand_as(pre)).sum()
+    theta = least * (2 - kernel / kernel.detach()) * threshold
+    return z + theta.detach() * (theta - theta.detach()) / -bandwidth * near
+
+
 def rows_above(pre: Tensor, threshold: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     """Values, indices and counts of the entries above their threshold, row by row; NaN is above and largest."""
     values, indices = pre.new_zeros(len(pre), capacity), torch.full((len(pre), capacity), -1, dtype=torch.int32)
@@ -106,9 +120,12 @@ def tide_loss(
     n_latents = len(W_enc)
     pre = modulate(x, scale, shift, group, layer_norm) @ W_enc.T
     pre = pre if b_enc is None else pre + b_enc
-    if activation == "jumprelu":
+    if threshold is not None:
         rows = threshold[group.long()] if threshold.dim() == 2 and group is not None else threshold
+    if activation == "jumprelu":
         z, active = jump(pre, rows, bandwidth)
+    elif threshold is not None:
+        z = height_topk(pre, rows, k * len(x), bandwidth)
     else:
         z = topk(pre, k) if activation == "topk" else batch_topk(pre, k * len(x))
     x_hat = z @ W_dec if b_dec is None else z @ W_dec + b_dec

@@ -44,7 +44,7 @@ def bound(request, monkeypatch):
         three = torch.tensor(3.0)
         monkeypatch.setattr(batch_topk, "sampled_bound", lambda batch: three.to(reference.accumulator(batch.dtype)))
     if request.param == "bound far too low":
-        monkeypatch.setattr(batch_topk, "_MOST_CANDIDATES", 1)
+        monkeypatch.setattr(batch_topk, "MOST_CANDIDATES", 1)
 
 
 @pytest.mark.parametrize("weights", [ALL_TERMS, ALL_TERMS._replace(sparsity=0.0)], ids=["all terms", "no sparsity"])

@@ -10,6 +10,7 @@ N, D, LATENTS = 6, 4, 10
 HALF = torch.zeros(LATENTS, dtype=torch.float32)
 
 JUMP = {"activation": "jumprelu"}
+BATCH = {"activation": "batch_topk"}
 
 BAD_LOSS = [
     ({"x": torch.zeros(N, D, dtype=torch.int64)}, TypeError, r"x is int64: pass a tensor of float16"),
@@ -72,6 +73,14 @@ BAD_LOSS = [
     (JUMP | {"threshold": HALF - 1}, ValueError, r"threshold holds -1: pass numbers of at least 0"),
     (JUMP | {"threshold": HALF * torch.nan}, ValueError, r"threshold holds nan: pass numbers of at least 0"),
     (JUMP | {"threshold": HALF, "bandwidth": 0.0}, ValueError, r"bandwidth = 0.0 .*above 0"),
+    (BATCH | {"threshold": 0.5}, TypeError, r"threshold is float: pass a tensor of float16"),
+    (BATCH | {"threshold": torch.ones(D)}, ValueError, r"threshold has shape \[4\]: reshape it to \[10\]"),
+    (BATCH | {"threshold": torch.ones(2, LATENTS)}, ValueError, r"threshold has 2 groups, scale and shift 3: give all"),
+    (BATCH | {"threshold": HALF}, ValueError, r"threshold holds 0: pass finite numbers above 0"),
+    (BATCH | {"threshold": HALF - 1}, ValueError, r"threshold holds -1: pass finite numbers above 0"),
+    (BATCH | {"threshold": HALF + torch.nan}, ValueError, r"threshold holds nan: pass finite numbers above 0"),
+    (BATCH | {"threshold": HALF + torch.inf}, ValueError, r"threshold holds inf: pass finite numbers above 0"),
+    (BATCH | {"threshold": HALF + 1, "bandwidth": 0.0}, ValueError, r"bandwidth = 0.0 .*above 0"),
     ({"activation": "batch_topk", "capacity": LATENTS + 1}, ValueError, r"capacity = 11 .*n_latents = 10"),
     ({"backend": "cuda"}, ValueError, r"backend 'cuda' is unknown: use one of auto, "),
     ({"regime": "fast"}, ValueError, r"regime 'fast' is unknown: use one of auto, sparse, dense"),

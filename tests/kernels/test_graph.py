@@ -62,7 +62,9 @@ class Step:
 
     def __init__(self, device: str = "cpu", activation: str = "topk") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.device, self.activation = device, activation
+        self.device = device
+        self.activation, _, given = activation.partition(" with ")
+        self.thresholds = bool(given) or self.activation == "jumprelu"
         self.weights = {
             "W_enc": torch.randn(N, D, generator=generator), "b_enc": torch.zeros(N),
             "W_dec": torch.randn(N, D, generator=generator), "b_dec": torch.zeros(D),
@@ -79,8 +81,8 @@ class Step:
             "group": torch.randint(0, groups, (n_tokens,), generator=generator),
             "dead": torch.rand(N, generator=generator) > 0.5,
         }
-        if self.activation == "jumprelu":
-            inputs["threshold"] = torch.rand(groups, N, generator=generator)
+        if self.thresholds:
+            inputs["threshold"] = torch.rand(groups, N, generator=generator) + 0.1
         return {name: each.to(self.device) for name, each in inputs.items()}
 
     def __call__(self, loss, inputs: dict, k: int = K, start: float | None = None):
@@ -128,17 +130,18 @@ def test_the_number_of_groups_may_change(groups):
     assert graphs.replays == 7
 
 
+@pytest.mark.parametrize("activation", ["jumprelu", "batch_topk"])
 @pytest.mark.parametrize("shape", [(), (N,), (3, N)], ids=["a number", "of each latent", "of each group and latent"])
-def test_thresholds_are_copied_in_and_their_gradient_out(shape):
+def test_thresholds_are_copied_in_and_their_gradient_out(shape, activation):
     graphs, step = Recorded(), Step()
     loss = GraphedLoss(lambda: graphs)
     for number in range(PATIENCE + 4):
         inputs = step.inputs(number, groups=3)
-        inputs["threshold"] = torch.rand(shape, generator=torch.Generator().manual_seed(number))
+        inputs["threshold"] = torch.rand(shape, generator=torch.Generator().manual_seed(number)) + 0.1
         found = []
         for run in (tide_loss, loss):
             buffers = {"threshold": torch.ones(shape)}
-            options = {"k": K, "activation": "jumprelu", "weights": WEIGHTS._replace(auxk=0.0), "paired": True}
+            options = {"k": K, "activation": activation, "weights": WEIGHTS._replace(auxk=0.0), "paired": True}
             terms = run(**step.weights, **inputs, **options, gradients=buffers)
             found.append([each.clone() for each in (*terms, *buffers.values())])
         assert all(torch.equal(got, each) for got, each in zip(*found, strict=True))
@@ -282,7 +285,7 @@ def on_gpu(test):
 @pytest.mark.parametrize("bucket", [None, 16], ids=["masked", "bucket"])
 @pytest.mark.parametrize("regime", ["sparse", "dense"])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, whose casts of weights are captured"])
-@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "batch_topk with thresholds", "jumprelu"])
 def test_a_replay_has_the_bits_of_the_call_it_replaces(activation, bucket, regime, half):
     """On a GPU, with groups that fill the graph's tables."""
     graphs = CudaGraphs()

@@ -103,6 +103,11 @@ CASES = {
     "tide_loss": Case("tide_loss", training, TERMS),
     "tide_loss, chunks": Case("tide_loss", training, TERMS | {"chunk": 4}, backends=("reference", "native")),
     "tide_loss, BatchTopK": Case("tide_loss", training, TERMS | {"activation": "batch_topk", "chunk": 4}),
+    "tide_loss, BatchTopK with thresholds": Case(
+        "tide_loss",
+        lambda: training() | {"threshold": thresholds()["threshold"] + 0.5},
+        JUMP | {"activation": "batch_topk"},
+    ),
     "tide_loss, JumpReLU": Case("tide_loss", lambda: training() | thresholds(), JUMP),
     "tide_loss, into buffers": Case("tide_loss", training, TERMS | {"chunk": 4}, buffers=True),
     "tide_loss, buffers that start from the weights": Case(

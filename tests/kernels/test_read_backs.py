@@ -46,7 +46,7 @@ def triton_ops(monkeypatch):
     return triton
 
 
-def step(backend, regime, options, monkeypatch):
+def step(backend, regime, options, monkeypatch, thresholds=False):
     """Runs the step on tensors without data; returns the terms and the gradients."""
     module = triton_ops(monkeypatch) if backend == "triton" else reference
     choice = Choice(backend, regime, Primitives.of(module))
@@ -55,8 +55,7 @@ def step(backend, regime, options, monkeypatch):
     tables = {name: torch.empty(LATENTS, D, dtype=dtype, device=META) for name in ("W_enc", "W_dec")}
     tables |= {name: torch.empty(GROUPS, D, dtype=dtype, device=META) for name in ("scale", "shift")}
     biases = {name: torch.empty(n, dtype=dtype, device=META) for name, n in (("b_enc", LATENTS), ("b_dec", D))}
-    jumps = options.activation == "jumprelu"
-    threshold = torch.empty(GROUPS, LATENTS, device=META) if jumps else None
+    threshold = torch.empty(GROUPS, LATENTS, device=META) if thresholds else None
     parameters = Parameters(**tables, **biases, threshold=threshold)
     x = torch.empty(N, D, dtype=dtype, device=META)
     group = torch.empty(N, dtype=torch.int64, device=META)
@@ -71,11 +70,12 @@ def step(backend, regime, options, monkeypatch):
 @pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
 @pytest.mark.parametrize("bucket", [None, 64], ids=["masked", "in a bucket"])
 @pytest.mark.parametrize("terms", [MSE, ALL_TERMS], ids=["MSE", "all terms"])
-@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "batch_topk with thresholds", "jumprelu"])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_the_step_reads_nothing_back_and_copies_nothing(backend, activation, terms, bucket, chunk, regime, monkeypatch):
-    options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, activation=activation, **terms)
-    results, gradients = step(backend, regime, options, monkeypatch)
+    name, _, thresholds = activation.partition(" with ")
+    options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, activation=name, **terms)
+    results, gradients = step(backend, regime, options, monkeypatch, bool(thresholds) or name == "jumprelu")
     assert {t.device for t in (*results, *gradients.values())} == {META}
 
 

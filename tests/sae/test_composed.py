@@ -33,6 +33,8 @@ def model(activation: str = "topk", **options) -> TIDE:
     return sae.double()
 
 
+TIMED = [f"{name} that knows the timestep" for name in ("batch_topk", "jumprelu")]
+FUSED = ["topk", "batch_topk", "jumprelu", *TIMED]
 OPTIONS = LossOptions(K, paired=True, weights=WEIGHTS, s_target=0.02, delta=0.01)
 
 
@@ -42,7 +44,7 @@ def loss(sae: TIDE, x: torch.Tensor, *, dead: torch.Tensor | None = None, **opti
 
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
 @pytest.mark.parametrize("auxk", [0.0, 0.3])
-@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "jumprelu that knows the timestep"])
+@pytest.mark.parametrize("activation", FUSED)
 def test_is_the_fused_loss(activation, pre_norm, auxk):
     """Terms and gradients, AuxK included."""
     activation, _, timed = activation.partition(" ")

@@ -15,9 +15,10 @@ from tide.errors import TideError
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 from tide.sae.activation import TIMED, BatchTopK, JumpReLU
 from tide.sae.activation.gain import RANK, SPEED, TimestepGain
+from tide.sae.composed import composed_loss
 from tide.sae.revival import Revival
 from tide.scenes import load_pipeline
-from tide_kernels import LossOptions, LossWeights
+from tide_kernels import LossOptions, LossWeights, tide_loss
 
 D, N, K, E = 12, 40, 5, 16
 MODULATION = ModulationConfig(d_model=D, d_embedding=E, n_frequencies=8)
@@ -125,6 +126,36 @@ def test_the_loss_reaches_every_parameter_of_the_gain(activation):
         assert parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("activation", TIMED)
+def test_the_loss_is_the_fused_op_with_the_thresholds_of_the_timestep(activation):
+    sae, x = model(activation, moved=True).eval(), rows()
+    assert sae.fused
+    options = LossOptions(K, weights=LossWeights(sparsity=0.3))
+    terms = sae.loss(x, AT, options)
+    modulation = sae.modulation_of(len(x), AT)
+    weights = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    given = options._asdict() | {"activation": activation, "bandwidth": sae.config.bandwidth}
+    expected = tide_loss(sae.normalised(x), **weights, **modulation.tables(), **given, threshold=modulation.threshold)
+    assert all(torch.equal(got, want) for got, want in zip(terms, expected, strict=True))
+
+
+def test_the_fused_loss_moves_the_stored_threshold_of_batch_topk_as_the_composed_one():
+    """By the least height, in units of the thresholds; in training alone."""
+    sae, x = model("batch_topk", moved=True), rows()
+    stored = {}
+    for name in ("fused", "composed"):
+        sae.activation.threshold.fill_(0.3)
+        if name == "fused":
+            sae.loss(x, AT)
+        else:
+            composed_loss(sae, *sae._entering(x, AT), LossOptions(K), None)
+        stored[name] = float(sae.activation.threshold)
+    assert stored["fused"] != pytest.approx(0.3, rel=1e-3)
+    assert stored["fused"] == pytest.approx(stored["composed"], rel=1e-6)
+    sae.eval().loss(x, AT)
+    assert float(sae.activation.threshold) == stored["composed"]
+
+
 # -- straight-through gradients ---------------------------------------------------------------------------------
 
 
@@ -162,15 +193,14 @@ def timed_batch_topk() -> BatchTopK:
 
 
 def test_batch_topk_keeps_the_highest_above_their_thresholds():
-    """In the order of pre / threshold; as many as without a gain, but for the one at the cut, whose quotient is
-    rounded."""
+    """In the order of pre / threshold; as many as without a gain."""
     rule = timed_batch_topk()
     threshold, pre, _ = thresholds_and_rows()
     heights = (pre / threshold[GROUP.long()]).detach()
     z = rule.training_latents(pre, None, 1, threshold, GROUP)
     kept, left = heights[z > 0], heights[z == 0]
     assert kept.min() >= left.max()
-    assert 29 <= len(kept) <= 30
+    assert len(kept) == 30
     assert torch.equal(z[z > 0], pre[z > 0])
 
 

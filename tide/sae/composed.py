@@ -1,5 +1,4 @@
-"""The training loss composed of single ops, for what the fused op does not compute: ``undo``, ReLU, Gated, and a
-BatchTopK whose threshold knows the timestep.
+"""The training loss composed of single ops, for what the fused op does not compute: ``undo``, ReLU and Gated.
 
 It holds the latents of all tokens, ``[N, n_latents]``, forward and backward. It is slower than ``tide_loss``, and meant
 for baselines and ablations.

@@ -170,9 +170,8 @@ class TIDE(Autoencoder):
     ) -> LossTerms:
         """The training loss (eqs 13-16) on rows in activation units; every term in normalised units.
 
-        TopK, BatchTopK and JumpReLU have one fused op. With ``undo`` or another activation, and for a BatchTopK whose
-        threshold knows the timestep, the loss is composed of single ops, which is slower and holds ``[N, n_latents]``
-        (:mod:`tide.sae.composed`).
+        TopK, BatchTopK and JumpReLU have one fused op. With ``undo`` or another activation the loss is composed of
+        single ops, which is slower and holds ``[N, n_latents]`` (:mod:`tide.sae.composed`).
 
         Args:
             x: activations ``[..., d_model]``.
@@ -193,8 +192,7 @@ class TIDE(Autoencoder):
     @property
     def fused(self) -> bool:
         """Whether the loss is the fused op, which can add its gradients to buffers (:meth:`add_gradients`)."""
-        timed = isinstance(self.activation, BatchTopK) and self.activation.gain is not None
-        return not self.config.undo and self.config.activation in FUSED and not timed
+        return not self.config.undo and self.config.activation in FUSED
 
     def _track(self, terms: LossTerms) -> None:
         """BatchTopK's stored threshold follows what training batches keep."""
@@ -238,7 +236,9 @@ class TIDE(Autoencoder):
             layer_norm=self.layer_norm, backend=self.backend, activation=activation, bandwidth=self.config.bandwidth
         )
         weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        threshold = modulation.threshold if activation == "jumprelu" else None
+        timed = isinstance(self.activation, BatchTopK) and self.activation.gain is not None
+        # The threshold that a BatchTopK without a gain stores is for inference.
+        threshold = modulation.threshold if activation == "jumprelu" or timed else None
         return {**weights, **modulation.tables(), "threshold": threshold, **options._asdict()}
 
     def regularisation(self) -> Tensor:

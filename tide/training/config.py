@@ -100,9 +100,8 @@ class TrainConfig(ModelOptions):
     ``modulation_init`` "identity" copies the timestep embedding from the diffusion model and starts with scale and
     shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. JumpReLU,
     ReLU and Gated have a penalty of their own, with the weight ``loss.sparsity``. ReLU and Gated train more slowly, as
-    do ``undo`` and a BatchTopK with ``timestep_thresholds``. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and
-    Gated, end with a threshold at which k latents a token are active on training tokens
-    (:func:`tide.training.matching.match_l0`).
+    does ``undo``. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
+    a token are active on training tokens (:func:`tide.training.matching.match_l0`).
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at

@@ -23,10 +23,12 @@ def step(loss, dtype, device, activation, **options):
     p, threshold = problem(dtype, device)
     dead = torch.arange(LATENTS, device=device) % 3 == 0
     weights = LossWeights(mse=1.5, cosine=0.7, temporal=0.3, sparsity=2.0, auxk=0.4)
-    options |= {"weights": weights, "paired": True, "dead": dead, "k_aux": 4, "activation": activation}
+    options |= {"weights": weights, "paired": True, "dead": dead, "k_aux": 4}
     parameters = p.parameters()
-    if activation == "jumprelu":
-        options |= {"threshold": threshold, "bandwidth": 0.9}
+    activation, _, given = activation.partition(" with ")
+    options |= {"activation": activation}
+    if given or activation == "jumprelu":
+        options |= {"threshold": threshold + 0.1 if given else threshold, "bandwidth": 0.9}
         parameters = parameters | {"threshold": threshold}
     terms = loss(**p.arguments(), **options)
     gradients = torch.autograd.grad(terms.total, list(parameters.values()), materialize_grads=True)
@@ -34,7 +36,7 @@ def step(loss, dtype, device, activation, **options):
 
 
 @pytest.mark.parametrize("regime", ["sparse", "dense"])
-@pytest.mark.parametrize("activation", ["jumprelu", "batch_topk"])
+@pytest.mark.parametrize("activation", ["jumprelu", "batch_topk", "batch_topk with thresholds"])
 def test_agrees_with_the_plain_formula(activation, regime, device):
     expected, wanted = step(naive.tide_loss, torch.float64, device, activation)
     options = {"backend": "triton", "regime": regime, "capacity": LATENTS, "chunk": 8}

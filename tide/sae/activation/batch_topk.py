@@ -29,6 +29,8 @@ class BatchTopK(StoredThreshold):
     over the batch::
 
         dc = -c (sum K dtheta) / (sum K theta)
+
+    Training is :func:`tide_kernels.tide_loss`; :meth:`training_latents` serves ``undo``, whose loss is composed.
     """
 
     #: Share of the newest batch in the moving average.
@@ -71,7 +73,8 @@ class BatchTopK(StoredThreshold):
             self.track(least)
         if self.gain is None or threshold is None:
             return torch.where(positive >= least, positive, 0)
-        return Jump.apply(pre, self._following(pre, threshold, group, least), group, self.bandwidth)
+        below = least * (1 - 2 * torch.finfo(least.dtype).eps)  # or rounding would keep out what is at the cut
+        return Jump.apply(pre, self._following(pre, threshold, group, below), group, self.bandwidth)
 
     def _following(self, pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor) -> Tensor:
         """``cut * threshold``, the cut a function of the threshold as well (see the class)."""
