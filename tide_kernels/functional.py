@@ -299,8 +299,9 @@ def tide_loss(
             finite and above 0. Other numbers and NaN raise ``ValueError`` on a CPU and are not looked for on a GPU.
         bandwidth: the width of the kernel K of the thresholds' gradient.
         capacity: for thresholds in the sparse regime on a GPU, places of a token's code, by default 4 k: its active
-            latents, and where ``threshold`` gets a gradient those within half a bandwidth below it. A token with more
-            keeps its largest and counts in ``overflow``. On a CPU, and in the dense regime, none overflows.
+            latents, and where ``threshold`` gets a gradient those within half a bandwidth below it (below c times it).
+            A token with more keeps its largest and counts in ``overflow``. On a CPU, and in the dense regime, none
+            overflows.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
             contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no

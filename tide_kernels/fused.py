@@ -8,7 +8,8 @@ All terms but one are sums over tokens (or over pairs, which no chunk splits). T
 term: its gradient has the factor Huber'(S - s_target), which needs the mean S of the whole batch. S depends
 only on the codes. With a sparsity weight and several chunks, all chunks are therefore encoded first, and their
 compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
-BatchTopK, which selects from the whole batch, encodes all chunks first as well (`tide_kernels.batch_topk`).
+BatchTopK, which selects from the whole batch, encodes all chunks first as well (`tide_kernels.batch_topk`); with
+thresholds it encodes them once to find the cut and again in the step (`tide_kernels.heights`).
 """
 
 from __future__ import annotations

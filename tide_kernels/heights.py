@@ -130,7 +130,8 @@ class DenseCut(DenseJump):
         return out
 
     def _add_soft(self, out: Tensor, slope: Tensor, soft_eps: float, sums: Tensor, grad_b_enc: Tensor | None) -> None:
-        """The part of the soft count, which `near_gradient` leaves out: it is 0 where z is."""
+        """The part of the soft count, which `near_gradient` leaves out: it is 0 where z is. A gradient of 16 bits is
+        rounded once more by it; that of b_enc adds up the part as it was before."""
         for rows in _parts(out):
             soft = soft_count_gradient(self.z[rows].to(sums.dtype), out.shape[1], soft_eps).mul_(slope)
             out[rows] += soft

@@ -21,7 +21,7 @@ from benchmarks.gpu.thresholds import works
 from benchmarks.measure import synchronise
 from benchmarks.peers import Ours
 from benchmarks.shapes import ALL_TERMS, Problem, Shape, make_problem
-from benchmarks.threshold_steps import BANDWIDTH, THRESHOLD_ACTIVATIONS, Activation
+from benchmarks.threshold_steps import BANDWIDTH
 from tide_kernels import native, tide_loss
 
 SMALL = (Shape(128, 128, 512, 26), Shape(66, 70, 300, 15))
@@ -48,19 +48,20 @@ def small(bench: Bench) -> int:
             contender.prepare(problem, bench.autocast).run()
             synchronise(bench.device)
             count += 1
-            for activation in THRESHOLD_ACTIVATIONS:
-                print(f"step of {activation}, {regime} {shape}", flush=True)
-                _threshold_step(bench, problem, activation, regime)
+            for activation, by_group in (("batch_topk", False), ("batch_topk", True), ("jumprelu", True)):
+                with_thresholds = " with thresholds" * by_group
+                print(f"step of {activation}{with_thresholds}, {regime} {shape}", flush=True)
+                _threshold_step(bench, problem, activation, by_group, regime)
                 synchronise(bench.device)
                 count += 1
     return count
 
 
-def _threshold_step(bench: Bench, problem: Problem, activation: Activation, regime: str) -> None:
-    """All terms, modulation, and thresholds of each group of tokens where the activation has them."""
+def _threshold_step(bench: Bench, problem: Problem, activation: str, by_group: bool, regime: str) -> None:
+    """All terms, modulation, and thresholds of each group of tokens."""
     leaves = problem.weights() | problem.modulation()
     options: dict[str, Any] = {"group": problem.group, "dead": problem.dead, "k_aux": problem.k_aux}
-    if activation == "jumprelu":
+    if by_group:
         leaves["threshold"] = torch.full((len(problem.scale), len(problem.W_enc)), 1.5, device=bench.device)
         options["bandwidth"] = BANDWIDTH
     options |= {"weights": ALL_TERMS, "paired": True, "backend": bench.backend, "regime": regime}

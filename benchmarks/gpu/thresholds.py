@@ -30,7 +30,7 @@ def level_of(pre: Tensor, k: int) -> Tensor:
 
 def works(bench: Bench, shape: Shape) -> dict[str, Work]:
     """The primitives that the backend has, by name and kind of threshold: one number, by latent, by group and latent.
-    ``cut`` takes tokens behind a row away, as ties of BatchTopK do."""
+    With a cut, entries equal to the threshold pass as well, as ties of BatchTopK do."""
     o = Operands(bench, shape)
     ops, pre, out, n_latents = o.ops, o.pre, o.scratch, shape.n_latents
     level, capacity = level_of(pre, shape.k), min(n_latents, default_capacity(shape.k))

@@ -210,7 +210,7 @@ def test_the_small_shapes_run_every_kernel_and_both_regimes(capsys):
     compiled = 2 if native.unavailable() is None else 0  # select and keep_top_
     small = Bench(dry_run=True)
     above = len(thresholds.works(small, small.shape(SPARSE)))
-    steps = 2 * 3  # of both regimes, by each activation
+    steps = 2 * 4  # of both regimes, by each activation, BatchTopK with thresholds and without
     each = len(primitives.DENSE | primitives.SPARSE_KERNELS) - fusions + above + compiled + steps
     assert once.small(small) == 2 * each
     printed = capsys.readouterr().out

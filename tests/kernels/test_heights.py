@@ -220,8 +220,8 @@ def test_narrow_dtypes_agree_with_float64(dtype, regime):
         torch.autograd.grad(tide_loss(**p.arguments(), threshold=t, **options).total, t)[0]
         for p, t in ((exact, threshold.clone().requires_grad_()), (narrow, threshold.float().requires_grad_()))
     )
-    # Some ten roundings of one gradient's operands, which may cancel to a tenth.
-    assert_close(got, wanted, 100 * torch.finfo(dtype).eps)
+    # Of 16 bits the gradient and its sums are rounded, a few times. In float32 some ten roundings add up.
+    assert_close(got, wanted, (20 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps)
 
 
 # In float32 an operation rounds by 6e-8; some hundred add up, and gradients are small differences of larger numbers.

@@ -25,14 +25,18 @@ MSE = {"weights": LossWeights(cosine=0.0)}
 
 
 class NothingFromTheHost(TorchFunctionMode):
-    """Refuses tensors of Python's numbers that are made in a CPU's memory and then copied."""
+    """Refuses tensors that are made in a CPU's memory and then copied: a capture does."""
+
+    MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.Tensor.new_tensor)
+    MOVERS = (torch.Tensor.to, torch.Tensor.copy_)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        if func in (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor) and made.device == META:
+        if func in self.MAKERS and made.device == META:
             raise RuntimeError(f"{func.__name__} copies a number to the device: use torch.full")
-        if func is torch.Tensor.to and args[0].device.type == "cpu" and made.device == META:
-            raise RuntimeError("a tensor is copied to the device")
+        given = [each.device.type for each in args if isinstance(each, torch.Tensor)]
+        if func in self.MOVERS and made.device == META and "cpu" in given:
+            raise RuntimeError(f"{func.__name__} copies a tensor to the device")
         return made
 
 
@@ -96,7 +100,7 @@ def test_a_read_back_would_be_noticed(read_back, regime, monkeypatch):
 
 
 COPIES = {"new_tensor": lambda t: t.new_tensor(1.0), "tensor": lambda t: torch.tensor(1.0, device=t.device)}
-COPIES["to"] = lambda t: torch.ones(()).to(t.device)
+COPIES |= {"to": lambda t: torch.ones(()).to(t.device), "copy_": lambda t: t.copy_(torch.ones(t.shape))}
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)

@@ -23,8 +23,9 @@ class _Failure:
 def prefetched(batches: Iterable[ActivationBatch], depth: int, *, pin: bool = False) -> Iterator[ActivationBatch]:
     """The same batches in the same order, at most ``depth`` of them read ahead by a thread.
 
-    With ``pin`` they are in pinned memory, from which a GPU copies while it computes. What ``batches`` raises is raised
-    here, after the batches before it. The thread starts with the first batch and ends when the iterator is closed.
+    With ``pin`` what is in a CPU's memory is pinned, so that a GPU copies it while it computes. What ``batches`` raises
+    is raised here, after the batches before it. The thread starts with the first batch and ends when the iterator is
+    closed.
     """
     queue: Queue[ActivationBatch | _Failure | None] = Queue(depth)
     ended = threading.Event()

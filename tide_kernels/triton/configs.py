@@ -119,11 +119,11 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
         Rule("", 16, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=256)),
         Rule("", 32, _ANY, _config(4, TOKENS=128, ROWS=4, COLUMNS=128)),
     ),
-    # PIECES of a row that are read at once, with a word for each thread; copies: of the counts.
+    # PIECES of a row that are read at once, with a column for each thread; copies: of the counts.
     "key_histogram": (
         Rule(INTERPRETER, 0, _ANY, _config(4, PIECES=2, COLUMNS=64, copies=3)),
-        Rule("gfx", 0, _ANY, _config(4, PIECES=4, COLUMNS=256, copies=32)),
-        Rule("", 0, _ANY, _config(4, PIECES=4, COLUMNS=128, copies=32)),
+        Rule("gfx", 0, _ANY, _config(4, PIECES=8, COLUMNS=256, copies=32)),
+        Rule("", 0, _ANY, _config(4, PIECES=8, COLUMNS=128, copies=32)),
     ),
     # PLACES: weight rows that a program loads at once; COLUMNS: the greatest width of a piece of them, of which the
     # one that pads d_model the least is used.

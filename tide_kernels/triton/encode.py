@@ -322,8 +322,8 @@ def schedule(config: Config, n_tokens: int, n_latents: int, alters: bool, progra
 
 
 def single_launch(device: torch.device, dtype: torch.dtype, n_tokens: int, n_latents: int, k: int) -> bool:
-    """Whether `encode` is faster than separate product and selection. It was not measured, so it is never chosen
-    automatically (see benchmarks/NOTES.md)."""
+    """Whether `encode` is faster than separate product and selection. An H200 found it three to four times slower, so
+    it is never chosen automatically (benchmarks/NOTES.md)."""
     return False
 
 

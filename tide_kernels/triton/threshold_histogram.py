@@ -5,9 +5,6 @@ entries take many times as long as reading them. Where only the key of a certain
 gives a window of keys that it is likely in. Entries above the window are counted in registers, those below not at all.
 Should the counts show that it is not in there, another launch, which otherwise returns at once, counts everything.
 
-Where the layout of rows allows it, entries are read in words of 8 bytes: a load for each entry of 16 bits takes longer
-than what it brings.
-
 Pre-activations share few keys, which many programs would have to add to at once: there are several copies of the
 counts, for programs that run together.
 """
@@ -30,26 +27,14 @@ def _pieces(p_row, start, n, PIECES: tl.constexpr, COLUMNS: tl.constexpr):
     """Several pieces of a row, which are under way together."""
     pieces = ()
     for i in tl.static_range(PIECES):
-        o_word = start + i * COLUMNS + tl.arange(0, COLUMNS)
-        pieces += (tl.load(p_row + o_word, mask=o_word < n, other=0),)  # type: ignore[assignment]
+        o_latent = start + i * COLUMNS + tl.arange(0, COLUMNS)
+        pieces += (tl.load(p_row + o_latent, mask=o_latent < n, other=0),)  # type: ignore[assignment]
     return pieces
 
 
 @triton.jit
-def _entry(words, i, ENTRIES: tl.constexpr):
-    """The i-th entry of each word as int32, its sign kept."""
-    if ENTRIES == 1:
-        return words.to(tl.int32)
-    elif ENTRIES == 2:
-        return (words >> (32 * i)).to(tl.int32)
-    else:
-        half = (words >> (32 * (i // 2))).to(tl.int32)
-        return (half << (16 - 16 * (i % 2))) >> 16
-
-
-@triton.jit
 def key_histogram_kernel(
-    pre,  # [n_tokens, n] words: integers of the bits of ENTRIES entries
+    pre,  # [n_tokens, n] as integers of the same bits
     high,  # [] int64 or None
     least,  # [] int64 or None: parts below it are not counted
     most,  # [] int64 or None: parts above it count as it
@@ -60,9 +45,8 @@ def key_histogram_kernel(
     INFINITY: tl.constexpr,
     SHIFT: tl.constexpr,
     BITS: tl.constexpr,
-    ENTRIES: tl.constexpr,
     PIECES: tl.constexpr,
-    COLUMNS: tl.constexpr,  # one a thread: words loaded together would have to be moved between threads to be added
+    COLUMNS: tl.constexpr,  # one a thread: what is loaded together would have to be moved between threads to be added
 ):
     """One program: a row."""
     SIZE: tl.constexpr = 0x7FFF if INFINITY < 0x10000 else 0x7FFFFFFF
@@ -70,8 +54,6 @@ def key_histogram_kernel(
     p_row = pre + i_token.to(tl.int64) * stride_pre
     p_counts = counts + (i_token % copies) * (1 << BITS)
     lowest, end = 0, n
-    if high is not None:
-        upper = tl.load(high).to(tl.int32)
     if least is not None:
         lowest = tl.load(least).to(tl.int32)
         end = tl.where(lowest > (SIZE >> SHIFT), 0, n)
@@ -80,13 +62,13 @@ def key_histogram_kernel(
         above = tl.zeros([COLUMNS], tl.int32)
     for start in range(0, end, PIECES * COLUMNS):
         pieces = _pieces(p_row, start, n, PIECES, COLUMNS)
-        for i in tl.static_range(PIECES * ENTRIES):
-            bits = _entry(pieces[i // ENTRIES], i % ENTRIES, ENTRIES)
+        for i in tl.static_range(PIECES):
+            bits = pieces[i].to(tl.int32)
             keys = tl.where((bits & SIZE) > INFINITY, SIZE, bits)
             part = keys >> SHIFT  # of negative keys negative
             counted = (keys > 0) & (part >= lowest)
             if high is not None:
-                counted = counted & ((part >> BITS) == upper)
+                counted = counted & ((part >> BITS) == tl.load(high).to(tl.int32))
             if most is not None:
                 above += (part > highest).to(tl.int32)
                 counted = counted & (part <= highest)
@@ -139,24 +121,22 @@ def _counted(
     """The histogram as `key_histogram_kernel` counts it, int64 ``[size]``."""
     n_tokens, n_latents = pre.shape
     config = launch.config("key_histogram", pre, n_latents)
-    words, entries = _words(pre)
     copies = torch.zeros(config["copies"], size, dtype=torch.int32, device=pre.device)
     launch.launch(
         key_histogram_kernel,
         (n_tokens,),
         pre.device,
-        words,
+        pre.view(INTEGERS[pre.dtype]),
         None if high is None else launch.contiguous(high),
         least,
         most,
         copies,
-        words.shape[1],
-        words.stride(0),
+        n_latents,
+        pre.stride(0),
         len(copies),
         INFINITY=INFINITY_BITS[pre.dtype],
         SHIFT=shift,
         BITS=(size - 1).bit_length(),
-        ENTRIES=entries,
         PIECES=config["PIECES"],
         COLUMNS=config["COLUMNS"],
         **launch.options(config),
@@ -164,37 +144,21 @@ def _counted(
     return copies.sum(0)
 
 
-def _words(pre: Tensor) -> tuple[Tensor, int]:
-    """``pre`` as integers of 8 bytes, or of an entry's where its rows do not consist of such words, and how many
-    entries an integer holds."""
-    entries = _WORD // pre.element_size()
-    whole = all(size % entries == 0 for size in (pre.shape[1], pre.stride(0), pre.storage_offset()))
-    if whole and pre.data_ptr() % _WORD == 0:
-        return pre.view(torch.int64), entries
-    return pre.view(INTEGERS[pre.dtype]), 1
-
-
-_WORD = 8  # bytes
-
-
-def _spec(arch: str, dtype: torch.dtype, shift: int, bits: int, given: tuple[str, ...], words: bool) -> Spec:
+def _spec(arch: str, dtype: torch.dtype, shift: int, bits: int, given: tuple[str, ...]) -> Spec:
     """``given``: the arguments that may be None and are not."""
-    integer = "*i64" if words else "*i16" if dtype.itemsize == 2 else "*i32"
+    integer = "*i16" if dtype.itemsize == 2 else "*i32"
     config = static("key_histogram", arch, dtype, 18432)
     signature = {"pre": integer, "counts": "*i32", "n": "i32", "stride_pre": "i32", "copies": "i32"}
     signature |= dict.fromkeys(given, "*i64")
     constants: dict[str, object] = {"INFINITY": INFINITY_BITS[dtype], "SHIFT": shift, "BITS": bits}
-    constants["ENTRIES"] = _WORD // dtype.itemsize if words else 1
     constants |= {name: None for name in ("high", "least", "most") if name not in given}
     name = " ".join(("key_histogram", TYPES[dtype], f"bits {shift} to {shift + bits}", *given))
-    name += "" if words else " by entries"
     return spec(name, arch, key_histogram_kernel, signature, constants, config, ("n", "stride_pre"))
 
 
 AOT = [
-    _spec(arch, dtype, shift, bits, given, words)
-    for words in (True, False)
+    _spec(arch, dtype, shift, bits, given)
     for arch in ARCHS
     for dtype, shift, bits in ((torch.float16, 0, 15), (torch.bfloat16, 0, 15), (torch.float32, 15, 16))
     for given in ((), ("least",), ("least", "most"))
-] + [_spec(arch, torch.float32, 0, 15, ("high",), words) for words in (True, False) for arch in ARCHS]
+] + [_spec(arch, torch.float32, 0, 15, ("high",)) for arch in ARCHS]

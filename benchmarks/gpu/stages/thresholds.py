@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ def _steps(check: Check, shape: Shape, unit: Unit) -> None:
                 figure["note"] = reason
                 continue
             if name != "tide topk":  # which the stage "step" gates
-                figure["gate_error"] = gate.error(name, make)
+                figure |= gate.errors(name, make)
             step = make(problem, cut, check.autocast)
             step.run()
             figure |= peak(step.run, check.device, before=step.clear).record()
@@ -99,20 +100,22 @@ class _Gate:
         self.cut = batch_cut(self.problem)
         self.truth: Truth = truth(self.problem, self.cut)
 
-    def error(self, name: str, make: Maker) -> float:
-        """The worst error in float32.
+    def errors(self, name: str, make: Maker) -> dict[str, Any]:
+        """The worst error in float32, and a note of that in the precision that is timed.
 
         Raises:
-            GateError: it, or that in the precision that is timed, is too large.
+            GateError: one of them is too large.
         """
         allowed = 1e-5 if name.startswith("tide") else 1e-4
-        error = self.truth.check(name, make(self.problem, self.cut, None), allowed)
-        if self.check.autocast is not None:
-            self.truth.check(name, make(self.problem, self.cut, self.check.autocast), ROUNDED)
-        return error
+        found: dict[str, Any] = {"gate_error": self.truth.check(name, make(self.problem, self.cut, None), allowed)}
+        if (dtype := self.check.autocast) is not None:
+            rounded = self.truth.check(name, make(self.problem, self.cut, dtype), ROUNDED)
+            found["note"] = f"gradients are off by {rounded:.1e} in {str(dtype).removeprefix('torch.')}"
+        return found
 
 
-#: In bfloat16 about 2 % of a code's entries are so near to the threshold that rounding decides whether they are active.
+#: In bfloat16 about 2 % of a code's entries are so near to the threshold that rounding decides whether they are active:
+#: as if as many were wrong, sqrt(0.02) of a gradient, and twice that for those which replace them.
 ROUNDED = 0.3
 
 

@@ -73,7 +73,8 @@ class BatchTopK(StoredThreshold):
             self.track(least)
         if self.gain is None or threshold is None:
             return torch.where(positive >= least, positive, 0)
-        below = least * (1 - 2 * torch.finfo(least.dtype).eps)  # or rounding would keep out what is at the cut
+        # Else rounding would keep out what is at the cut.
+        below = least * (1 - 2 * torch.finfo(least.dtype).eps)
         return Jump.apply(pre, self._following(pre, threshold, group, below), group, self.bandwidth)
 
     def _following(self, pre: Tensor, threshold: Tensor, group: Tensor | None, cut: Tensor) -> Tensor:
