@@ -83,20 +83,20 @@ def test_the_step_reads_nothing_back_and_copies_nothing(backend, activation, ter
     assert {t.device for t in (*results, *gradients.values())} == {META}
 
 
+def planted(what, regime, monkeypatch):
+    """Runs a step whose decoder first does ``what`` with its values."""
+    decode = reference.decode_dense if regime == "dense" else reference.gather
+    monkeypatch.setattr(reference, decode.__name__, lambda values, *rest: (what(values), decode(values, *rest))[1])
+    step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
+
+
 READ_BACKS = {"item": lambda t: t.sum().item(), "truth": lambda t: bool(t.any()), "size": lambda t: t.nonzero()}
 
 
 @pytest.mark.parametrize("read_back", READ_BACKS.values(), ids=READ_BACKS)
 def test_a_read_back_would_be_noticed(read_back, regime, monkeypatch):
-    decode = reference.decode_dense if regime == "dense" else reference.gather
-
-    def reading(values, *rest):
-        read_back(values)
-        return decode(values, *rest)
-
-    monkeypatch.setattr(reference, decode.__name__, reading)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
+        planted(read_back, regime, monkeypatch)
 
 
 COPIES = {"new_tensor": lambda t: t.new_tensor(1.0), "tensor": lambda t: torch.tensor(1.0, device=t.device)}
@@ -105,12 +105,5 @@ COPIES |= {"to": lambda t: torch.ones(()).to(t.device), "copy_": lambda t: t.cop
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 def test_a_copy_would_be_noticed(copy, regime, monkeypatch):
-    decode = reference.decode_dense if regime == "dense" else reference.gather
-
-    def copying(values, *rest):
-        copy(values)
-        return decode(values, *rest)
-
-    monkeypatch.setattr(reference, decode.__name__, copying)
-    with pytest.raises(RuntimeError, match=r"cop\w+ .*to the device"):
-        step("reference", regime, LossOptions(k=K, regime=regime, **MSE), monkeypatch)
+    with pytest.raises(RuntimeError, match=r"copies a \w+ to the device"):
+        planted(copy, regime, monkeypatch)
