@@ -27,7 +27,7 @@ from torch import Tensor
 from tide_kernels.batch import Batch
 from tide_kernels.batch_topk import MOST_CANDIDATES, Cut, DeadCode, Passes, Selection, find_cut, likely_bound, sampled
 from tide_kernels.codes import Code, Compact, DenseCode, Slopes, SparseCode, Tokens
-from tide_kernels.jumprelu import DenseJump, SparseJump, Thresholds, add_to, table_of
+from tide_kernels.jumprelu import DenseJump, SparseJump, Thresholds, add_to, at_places, table_of
 from tide_kernels.losses import full_sum, soft_count, soft_count_gradient
 from tide_kernels.reference import accumulator
 from tide_kernels.thresholds import add_near
@@ -61,13 +61,6 @@ class Units:
         """Of the pre-activations of each ``step``-th latent."""
         table = self.table[:, ::step]
         return pre.to(self.dtype) / (table if group is None else table.index_select(0, group))
-
-    def at_places(self, table: Tensor, indices: Tensor, group: Tensor | None) -> Tensor:
-        """The entry of such a table at each place of a code; any at unused places."""
-        flat = indices.clamp(min=0)
-        if group is not None:
-            flat = flat + (group * table.shape[1]).unsqueeze(1)
-        return table.flatten().index_select(0, flat.flatten()).view(indices.shape)
 
 
 def _factor(cut: Cut) -> Tensor:
@@ -162,7 +155,7 @@ class Candidates(HeightSelection):
 
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
             for tokens, code in kept:
-                at = units.at_places(units.table, code.indices, units.group(tokens))
+                at = at_places(units.table, code.indices, units.group(tokens))
                 ops.key_histogram_(code.values.to(units.dtype) / at, counts, shift, high)
 
         cut = find_cut(histogram, units.dtype, batch.n_tokens * batch.options.k, batch.x.device)
@@ -192,7 +185,7 @@ class Candidates(HeightSelection):
     def soft_count(self, soft_eps: float) -> Tensor:
         total = torch.zeros((), dtype=self.units.dtype)
         for tokens, (values, indices) in self.kept:
-            at = self.units.at_places(self.thresholds.table, indices, self.units.group(tokens))
+            at = at_places(self.thresholds.table, indices, self.units.group(tokens))
             active = values.to(self.units.dtype).masked_fill(values <= at, 0)
             total += soft_count(active, self.batch.n_latents, soft_eps)
         return total

@@ -84,23 +84,24 @@ def table_of(threshold: Tensor, n_latents: int, dtype: torch.dtype) -> Tensor:
     return rows if rows.dim() == 2 else rows.expand(1, n_latents)
 
 
+def at_places(table: Tensor, indices: Tensor, group: Tensor | None) -> Tensor:
+    """The entry of a table ``[rows, n_latents]`` at each place of a code; any at unused places."""
+    flat = indices.clamp(min=0)
+    if group is not None:
+        flat = flat + (group * table.shape[1]).unsqueeze(1)
+    return table.flatten().index_select(0, flat.flatten()).view(indices.shape)
+
+
 class SparseJump(SparseCode):
     """A code of the places that are active or near their threshold."""
 
     def __init__(self, of: Thresholds, u: Tensor, indices: Tensor, n_latents: int, group: Tensor | None) -> None:
         self.of, self.u, self.group = of, u, group
-        self.bound = self._thresholds(indices, n_latents)
+        self.bound = at_places(of.table, indices, group)
         used = indices >= 0
         # Not `>`: NaN is active.
         self.active = (u <= self.bound).logical_not_().logical_and_(used)
         super().__init__(of.ops, u.masked_fill(~self.active, 0), indices, n_latents)
-
-    def _thresholds(self, indices: Tensor, n_latents: int) -> Tensor:
-        """That of each place."""
-        flat = indices.clamp(min=0)
-        if self.group is not None:
-            flat = flat + (self.group * n_latents).unsqueeze(1)
-        return self.of.table.flatten().index_select(0, flat.flatten()).view(indices.shape)
 
     def sums(self, paired: bool, soft_eps: float) -> tuple[Tensor, Tensor]:
         """The second is L0 times the tokens, in place of the soft count."""

@@ -181,7 +181,7 @@ def mixed(
 def _ahead(
     batches: Callable[[int], Iterator[ActivationBatch]], config: TrainConfig, rows: int
 ) -> Callable[[int], Iterator[ActivationBatch]]:
-    """The same batches; for a GPU, a thread reads up to ``rows`` rows ahead, into pinned memory if they are not there.
+    """The same batches; for a GPU, a thread reads up to ``rows`` rows ahead, into pinned memory from a CPU's.
 
     On a CPU there is no thread: it would take from the step the cores that both need.
     """
