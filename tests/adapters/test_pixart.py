@@ -55,6 +55,11 @@ def test_resolve_block_refuses(alpha, block):
         adapter_for(alpha).resolve_block(block)
 
 
+def test_all_blocks_and_repeated_ones(adapter):
+    assert adapter.resolve_blocks(["all"]) == list(range(8))
+    assert adapter.resolve_blocks([-1, 3, "penultimate", 7]) == [7, 3, 6]
+
+
 def test_timestep_by_keyword_and_by_position(alpha):
     adapter = adapter_for(alpha)
     hidden = torch.zeros(3, 4, 16, 16)

@@ -19,6 +19,7 @@ from tide.activations.writer import estimate_bytes, readable_size
 from tide.adapters.base import GUIDANCE, Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
 from tide.errors import TideError
+from tide.files.per_block import block_folders, found_blocks
 from tide.fingerprint import pipeline_fingerprints
 from tide.runs import Contents, read_run, record_measured, write_run
 
@@ -58,7 +59,7 @@ def collect_to_disk(
             (:func:`~tide.activations.collect_sampling`).
         out: the folder of the store; with several blocks that of the stores ``block-N``. Each folder gets a
             ``run.json``.
-        blocks: numbers, negative from the end, or "penultimate".
+        blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
         guidance_scale: of sampling runs.
         seed: of timesteps, noise and tokens.
@@ -74,8 +75,8 @@ def collect_to_disk(
     options = options or CollectOptions()
     check_source(source, prompts=True)
     folder = Path(out)
-    indices = list(dict.fromkeys(adapter.resolve_block(block) for block in blocks))
-    folders = {block: folder if len(indices) == 1 else folder / f"block-{block}" for block in indices}
+    indices = adapter.resolve_blocks(blocks)
+    folders = block_folders(folder, indices)
     expected = expected_bytes(adapter, source, options)
     each = " each" if len(indices) > 1 else ""
     say(_announced(source, f"{blocks_in_words(indices)}: about {readable_size(expected)} on disk{each}"))
@@ -118,7 +119,7 @@ def collect_to_disk(
 def recorded_hold_out(folder: Path) -> float | None:
     """The share of the images that the collection of a store, or of the stores in a folder, left out; None if there is
     no store yet."""
-    for store in (folder, *sorted(folder.glob("block-*"))):
+    for store in (folder, *found_blocks(folder).values()):
         if (store / MANIFEST).is_file():
             return float(read_manifest(store)["info"].get("hold_out", 0.0))
     return None

@@ -98,6 +98,11 @@ class Adapter(ABC):
             raise TideError(f"block {block} does not exist; this transformer has blocks 0..{n - 1}")
         return index % n
 
+    def resolve_blocks(self, blocks: Sequence[Block]) -> list[int]:
+        """The numbers of blocks, each once, in the order given; "all" stands for every block."""
+        listed = (each for block in blocks for each in (range(self.n_blocks) if block == "all" else [block]))
+        return list(dict.fromkeys(map(self.resolve_block, listed)))
+
     def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
         """The module whose output holds ``tensor`` of ``block``."""
         check_tensor(tensor)

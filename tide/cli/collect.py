@@ -36,7 +36,7 @@ class Collect(Command):
     out: Annotated[str, option("STORE")]
     """folder of the store; with several blocks each has its own, STORE/block-N"""
     block: Blocks = ("penultimate",)
-    """numbers of blocks, or 'penultimate'; several are collected in one pass"""
+    """numbers of blocks, 'penultimate' or 'all'; several are collected in one pass"""
     sampling: Flag = False
     """collect along sampling runs of the captions instead of from noised images"""
     prompts: MaybeFile = None

@@ -68,6 +68,11 @@ def block(text: str) -> int | str:
         raise TideError(f"{_shown(text)} is not a block; give a number or 'penultimate'") from None
 
 
+def block_of_several(text: str) -> int | str:
+    """As :func:`block`, or ``all``."""
+    return text if text == "all" else block(text)
+
+
 def positive(text: str) -> int:
     return _whole(text, "count", 1, MOST)
 
@@ -211,7 +216,7 @@ Seed = Annotated[int, read_by(seed, "N"), option()]
 Number = Annotated[float, read_by(finite, "X"), option()]
 Fraction = Annotated[float, read_by(fraction, "X", _fraction_text), option()]
 BlockName = Annotated[int | str, read_by(block, "B"), option()]
-Blocks = Annotated[tuple[int | str, ...], words_by(block, "B ..."), option()]
+Blocks = Annotated[tuple[int | str, ...], words_by(block_of_several, "B ..."), option()]
 Numbers = Annotated[tuple[float, ...], words_by(finite, "X ..."), option()]
 MaybeNames = Annotated[tuple[str, ...] | None, words_by(str, "DIR ..."), option()]
 MaybeText = Annotated[str | None, read_by(str, "STR"), option()]

@@ -21,6 +21,7 @@ from tide.adapters.base import Adapter, Block, check_tensor
 from tide.adapters.sizes import caption_length, n_tokens
 from tide.devices import device_of
 from tide.errors import TideError
+from tide.files.per_block import found_blocks
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
 from tide.images.identity import Sample, digest
@@ -135,8 +136,8 @@ def open_store(path: str | Path) -> ActivationStore:
     Raises :class:`~tide.errors.TideError` for one that is damaged or does not say what it is of, and for the folder of
     several stores.
     """
-    if several := sorted(folder.name for folder in Path(path).glob("block-*") if folder.is_dir()):
-        raise TideError(f"{path} holds stores of several blocks; give one of them: {path}/{several[0]}")
+    if several := found_blocks(Path(path)):
+        raise TideError(f"{path} holds stores of several blocks; give one of them: {next(iter(several.values()))}")
     store = ActivationStore(path)
     if missing := [name for name in _OF if name not in store.info]:
         raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
