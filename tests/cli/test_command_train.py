@@ -33,14 +33,14 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    train_step = Trainer._train_step
+    train_step = Trainer.train_step
 
     def interrupted(trainer: Trainer, batch):
         if trainer.step == step:
             raise KeyboardInterrupt
         return train_step(trainer, batch)
 
-    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
 
 
 def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp_path, monkeypatch):

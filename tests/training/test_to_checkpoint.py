@@ -70,7 +70,7 @@ def test_a_folder_that_holds_a_training(adapter, batches, tmp_path):
 
 
 def test_an_interrupted_training_is_resumed_to_the_same_bits(adapter, batches, tmp_path, monkeypatch):
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def interrupted(trainer: Trainer, batch):
         if trainer.step == 3:
@@ -78,7 +78,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_bits(adapter, batches, t
         return step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(Interrupted, match=r"^the checkpoint of step 2 is kept; rerun with resume to continue$"):
             train(job_of(batches, adapter), tmp_path / "t")
     assert contents(tmp_path / "t").measured == {}

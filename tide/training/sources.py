@@ -28,10 +28,10 @@ from tide.images.identity import Sample, digest
 from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
 from tide.sae import TIDE
+from tide.training.build import build_model
 from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
 from tide.training.prefetch import prefetched
-from tide.training.trainer import build_model
 
 #: Rows that are mixed at a time, of a store or of a live stream.
 BUFFER_ROWS = 65536

@@ -1,12 +1,12 @@
-"""Calibrates a model on the first batches, which are then trained on like all others."""
+"""Calibrates models on the first batches, which are then trained on like all others."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 
-from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.sae.model import TIDE
 
 #: A channel's mean is taken over the first batches: at least this many, and enough to hold this many rows. If rows are
@@ -14,27 +14,29 @@ from tide.sae.model import TIDE
 MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
-def started(model: TIDE, batches: Iterator[ActivationBatch], steps: int) -> Iterator[ActivationBatch]:
-    """Calibrates ``model`` on the first of ``batches``, at most ``steps``; returns all batches, these included.
+def started(models: Mapping[int, TIDE], batches: Iterator[BlockBatch], steps: int) -> Iterator[BlockBatch]:
+    """Calibrates each block's model on the first of ``batches``, at most ``steps``; returns all batches, these
+    included.
 
-    Without batches the model stays as it is. Warns if one channel dominates the activations.
+    Without batches the models stay as they are. Warns if one channel dominates a block's activations.
     """
-    first = list(_first(batches, steps, centre=model.config.centre))
-    if not first:
-        return batches
-    start = first[0].to(model.W_enc.device)
-    moments = model.calibrate(start.x, start.position, more=[batch.x for batch in first[1:]])
-    if warning := moments.warning(centre=model.config.centre):
-        warnings.warn(warning, stacklevel=3)
+    centre = any(model.config.centre for model in models.values())
+    first = list(_first(batches, steps, centre=centre))
+    for block, model in models.items() if first else ():
+        start = first[0][block].to(model.W_enc.device)
+        moments = model.calibrate(start.x, start.position, more=[batch[block].x for batch in first[1:]])
+        if warning := moments.warning(centre=model.config.centre):
+            of = f"block {model.config.block}: " if len(models) > 1 else ""
+            warnings.warn(of + warning, stacklevel=4)
     return chain(first, batches)
 
 
-def _first(batches: Iterator[ActivationBatch], steps: int, *, centre: bool) -> Iterator[ActivationBatch]:
+def _first(batches: Iterator[BlockBatch], steps: int, *, centre: bool) -> Iterator[BlockBatch]:
     """The first batch or, for a mean worth subtracting, several."""
     n_batches, n_rows = (MEAN_BATCHES, MEAN_ROWS) if centre else (1, 1)
     rows = 0
     for i, batch in enumerate(islice(batches, steps), 1):
-        rows += len(batch)
+        rows += batch.rows
         yield batch
         if i >= n_batches and rows >= n_rows:
             return
