@@ -1,4 +1,4 @@
-"""The activations of the same tokens at several blocks, as one batch."""
+"""A batch of activations for each of several blocks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tide.activations.batch import ActivationBatch
 
 
 class BlockBatch(Mapping[int, ActivationBatch]):
-    """Block -> :class:`~tide.activations.ActivationBatch`; row i is the same token in all of them.
+    """Block -> :class:`~tide.activations.ActivationBatch`, all of as many rows.
 
-    What changes the rows of a batch changes those of all blocks alike.
+    From one forward pass, row i is the same token in all of them. What changes the rows of one changes those of all.
     """
 
     def __init__(self, of: Mapping[int, ActivationBatch]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -44,7 +43,7 @@ def cut(pieces: Iterable[B], rows: int) -> Iterator[B]:
         yield held[0].cat(held).compacted()
 
 
-class LiveStream(Generic[B]):
+class LiveStream:
     """Endless batches straight from collection, each of which can be reproduced.
 
     Every epoch collects all samples again. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
@@ -55,8 +54,7 @@ class LiveStream(Generic[B]):
 
     Args:
         collect: ``collect(seed, start)`` yields the batches of one epoch from sample ``start`` on, a pass at a time, as
-            :func:`tide.activations.collect` does with these two arguments: of one block, or of several as a
-            :class:`~tide.activations.block_batch.BlockBatch`.
+            :func:`tide.activations.collect` does with these two arguments.
         rows: rows of a batch, even where activations are paired.
         n_samples: images of an epoch.
         rows_per_sample: rows that each image gives.
@@ -69,7 +67,7 @@ class LiveStream(Generic[B]):
 
     def __init__(
         self,
-        collect: Callable[[int, int], Iterable[B]],
+        collect: Callable[[int, int], Iterable[BlockBatch]],
         rows: int,
         *,
         n_samples: int,
@@ -92,17 +90,17 @@ class LiveStream(Generic[B]):
         #: Sample at which each window starts, and the end of the last.
         self.bounds = [0, *(min(end, n_samples) for end in ends)]
 
-    def from_step(self, step: int) -> Iterator[B]:
+    def from_step(self, step: int) -> Iterator[BlockBatch]:
         """Batches from number ``step`` on, without end."""
         epoch, skip = divmod(step * self.rows, self.epoch_rows)
         return cut(self._from(epoch, skip), self.rows)
 
-    def _from(self, epoch: int, skip: int) -> Iterator[B]:
+    def _from(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
         for number in count(epoch):
             yield from self._epoch(number, skip)
             skip = 0
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[B]:
+    def _epoch(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
         """The windows of an epoch from row ``skip`` of its order on."""
         starts = [bound * self.rows_per_sample for bound in self.bounds]
         first = max(i for i, start in enumerate(starts[:-1]) if start <= skip)
@@ -114,8 +112,8 @@ class LiveStream(Generic[B]):
             yield mixed.take(slice(skip, None))
             skip = 0
 
-    def _window(self, source: Iterator[B], rows: int) -> B:
-        taken: list[B] = []
+    def _window(self, source: Iterator[BlockBatch], rows: int) -> BlockBatch:
+        taken: list[BlockBatch] = []
         missing = rows
         while missing > 0 and (batch := next(source, None)) is not None:
             taken.append(batch)
@@ -125,7 +123,7 @@ class LiveStream(Generic[B]):
                 f"the data gave {rows - missing} rows where {rows} were announced; "
                 "images of one size are needed, as many as at the start"
             )
-        whole = taken[0].cat(taken)
+        whole = BlockBatch.cat(taken)
         if whole.paired and self.rows % 2:
             raise TideError(f"a batch of {self.rows} rows would separate a pair; give an even number")
         return whole

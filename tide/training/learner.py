@@ -106,7 +106,6 @@ class Learner:
         self._loss = GraphedLoss() if late else tide_loss
         self._curves: Curves | None = None
 
-
     # -- beginning and end --------------------------------------------------------------------------------
 
     def start(self, origin: Origin, *, resume: bool) -> None:

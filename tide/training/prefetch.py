@@ -61,9 +61,7 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
-def _put(
-    queue: Queue[B | _Failure | None], ended: threading.Event, item: B | _Failure | None
-) -> bool:
+def _put(queue: Queue[B | _Failure | None], ended: threading.Event, item: B | _Failure | None) -> bool:
     """Whether there was room before the reader went away."""
     while not ended.is_set():
         try:

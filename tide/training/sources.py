@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import Data, collect, prepare
 from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
@@ -30,6 +31,7 @@ from tide.provenance import first_difference
 from tide.sae import TIDE
 from tide.training.build import build_model
 from tide.training.config import TrainConfig
+from tide.training.job import Job, Jobs
 from tide.training.memory import check_memory
 from tide.training.prefetch import prefetched
 
@@ -37,28 +39,6 @@ from tide.training.prefetch import prefetched
 BUFFER_ROWS = 65536
 #: Batches from memory that are prepared ahead for a GPU.
 _POOL_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that :func:`tide.training.train` needs.
-
-    Attributes:
-        config: how it is trained.
-        model: a fresh one.
-        batches: ``batches(step)`` yields batches of ``config.batch_tokens`` rows from number ``step`` on, endlessly.
-        described: all besides the configuration and the machine that the batches' bits depend on, as JSON. It is kept
-            in ``training.json``, and resuming on what is described otherwise is refused.
-        data: of ``run.json`` (:class:`tide.runs.Contents`).
-        weights: of the pipeline, as far as known: component -> fingerprint.
-    """
-
-    config: TrainConfig
-    model: TIDE
-    batches: Callable[[int], Iterator[ActivationBatch]]
-    described: dict[str, Any]
-    data: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
 
 
 class StoreInfo(TypedDict):
@@ -128,6 +108,42 @@ def from_stores(
         data={"name": info.get("data"), "stores": folders},
         weights=info.get("weights", {}),
     )
+
+
+def from_block_stores(
+    paths: str | Path | Sequence[str | Path],
+    config: TrainConfig,
+    *,
+    blocks: Sequence[int] | None = None,
+    open_pipeline: Callable[[str], Adapter] | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+) -> Jobs:
+    """Training of several blocks, each on its own activation stores (:func:`from_stores`).
+
+    Args:
+        paths: folders that hold a store for each block, ``block-N``, as one collection of several blocks makes them.
+        config: how each is trained.
+        blocks: numbers of those to train; default all that the first folder has.
+        open_pipeline: as of :func:`from_stores`; called once.
+        buffer_rows: rows of each block mixed at a time.
+
+    Raises:
+        TideError: a folder lacks a block's store, or what :func:`from_stores` raises.
+    """
+    folders = [Path(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]
+    found = {folder: found_blocks(folder) for folder in folders}
+    wanted = list(found[folders[0]]) if blocks is None else list(blocks)
+    for folder, stores in found.items():
+        if missing := [block for block in wanted if block not in stores]:
+            raise TideError(
+                f"{folder} holds no store of block {missing[0]}; its blocks are {', '.join(map(str, stores))}"
+            )
+    opened = None if open_pipeline is None else functools.cache(open_pipeline)
+    width = ActivationStore(found[folders[0]][wanted[0]]).d_model
+    check_memory(config, width, blocks=len(wanted), buffer_rows=buffer_rows)
+    options: dict[str, Any] = {"open_pipeline": opened, "buffer_rows": buffer_rows}
+    jobs = {block: from_stores([found[each][block] for each in folders], config, **options) for block in wanted}
+    return Jobs.beside(jobs)
 
 
 def open_store(path: str | Path) -> ActivationStore:
@@ -275,48 +291,55 @@ def live(
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
+    As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
+    """
+    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, cache=cache)
+    (job,) = jobs.of.values()
+    return job
+
+
+def live_blocks(
+    adapter: Adapter,
+    source: Source,
+    config: TrainConfig,
+    *,
+    blocks: Sequence[Block] = ("all",),
+    options: CollectOptions | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+    cache: bool = False,
+) -> Jobs:
+    """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
+    gets the batches, to the bit, that a stream of its own would give it.
+
     Args:
         adapter: the pipeline's.
         source: images with captions (:func:`tide.data.open_source`).
-        config: how it is trained.
-        block: a number, negative from the end, or "penultimate".
+        config: how each is trained.
+        blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
-        buffer_rows: rows mixed at a time.
+        buffer_rows: rows of each block mixed at a time.
         cache: keep the encoded images and captions in memory.
 
     Raises:
-        TideError: the block does not exist, an image cannot be read, or the model does not fit the device.
+        TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
     """
     check_source(source)
     options = options or CollectOptions()
-    model = build_model(adapter, block, config, tensor=options.tensor)
-    index = model.config.trained_block
+    indices = adapter.resolve_blocks(blocks)
+    check_memory(config, adapter.d_model, blocks=len(indices), buffer_rows=buffer_rows)
+    models = {index: build_model(adapter, index, config, tensor=options.tensor) for index in indices}
     images: Data = source
     length = caption_length(adapter)
     if cache:
         images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
 
-    def collected(seed: int, start: int) -> Iterator[ActivationBatch]:
-        passes = collect(adapter, images, [index], options, seed=seed, start=start, max_sequence_length=length)
-        return (each[index] for each in passes)
+    def collected(seed: int, start: int) -> Iterator[BlockBatch]:
+        passes = collect(adapter, images, indices, options, seed=seed, start=start, max_sequence_length=length)
+        return map(BlockBatch, passes)
 
-    size, weights = list(source.size), pipeline_fingerprints(adapter.pipe)
-    described = {
-        "images": source.n_images,
-        "size": size,
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "block": index,
-        "tensor": options.tensor,
-        "timesteps": options.n_timesteps,
-        "token_fraction": options.token_fraction,
-        "paired": options.paired,
-        "batch_size": options.batch_size,
-        "buffer_rows": buffer_rows,
-        "data": source.fingerprint(),
-        "hold_out": source.hold_out,
-        "pipeline": weights,
-    }
-    about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
+    weights = pipeline_fingerprints(adapter.pipe)
+    described = _described(adapter, source, options, buffer_rows, weights)
+    about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
     about |= {"hold_out": source.hold_out} if source.hold_out else {}
     stream = LiveStream(
         collected,
@@ -328,5 +351,36 @@ def live(
         buffer_rows=buffer_rows,
         seed=config.seed,
     )
-    model.trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
-    return Job(config, model, stream.from_step, described, data=about, weights=weights)
+    trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
+    jobs = {}
+    for index, model in models.items():
+        model.trained_on = trained_on
+        batches = functools.partial(_of_block, stream.from_step, index)
+        jobs[index] = Job(
+            config, model, batches, {**described, "block": index}, data={"name": source.name, **about}, weights=weights
+        )
+    return Jobs(config, jobs, stream.from_step)
+
+
+def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:
+    return (each[block] for each in batches(step))
+
+
+def _described(
+    adapter: Adapter, source: Source, options: CollectOptions, buffer_rows: int, weights: dict[str, str]
+) -> dict[str, Any]:
+    """What the bits of a live stream depend on, besides the block."""
+    return {
+        "images": source.n_images,
+        "size": list(source.size),
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "tensor": options.tensor,
+        "timesteps": options.n_timesteps,
+        "token_fraction": options.token_fraction,
+        "paired": options.paired,
+        "batch_size": options.batch_size,
+        "buffer_rows": buffer_rows,
+        "data": source.fingerprint(),
+        "hold_out": source.hold_out,
+        "pipeline": weights,
+    }
