@@ -180,7 +180,6 @@ class Learner:
 
     def train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         """One update of the weights; the step's figures. It counts with :meth:`end_step`."""
-        self.in_step = True
         config, model = self.config, self.model
         k = progressive_k(self.step, config.steps, model.config.k, model.n_latents, config.progressive_k)
         lr = cosine_lr(self.step, config.steps, self.lr, config.warmup, config.final_lr)

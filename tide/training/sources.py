@@ -135,9 +135,8 @@ def from_block_stores(
     wanted = list(found[folders[0]]) if blocks is None else list(blocks)
     for folder, stores in found.items():
         if missing := [block for block in wanted if block not in stores]:
-            raise TideError(
-                f"{folder} holds no store of block {missing[0]}; its blocks are {', '.join(map(str, stores))}"
-            )
+            its = ", ".join(map(str, stores)) or "none"
+            raise TideError(f"{folder} holds no store of block {missing[0]}; its blocks are {its}")
     opened = None if open_pipeline is None else functools.cache(open_pipeline)
     width = ActivationStore(found[folders[0]][wanted[0]]).d_model
     check_memory(config, width, blocks=len(wanted), buffer_rows=buffer_rows)

@@ -126,9 +126,8 @@ def _announced(
         lengths = {tuple(each.lengths[-1].values()) for each in learners.values() if each.lengths}
         for at, before, now in lengths:
             if at == step:
-                say(
-                    f"Resumes from step {at} to {now} instead of {before}: learning rate and k follow the new schedules."
-                )
+                follow = "learning rate and k follow the new schedules"
+                say(f"Resumes from step {at} to {now} instead of {before}: {follow}.")
         for number, batch in enumerate(jobs.batches(step)):
             if len(learners) > 1 and not number:
                 write_run(out, _contents(jobs), made_by)

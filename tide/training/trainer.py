@@ -210,6 +210,7 @@ class _Loop:
         waiting = {block: learner for block, learner in self.learners.items() if learner.step == self.step}
         figures: dict[int, dict[str, Tensor | float]] = {}
         for block, learner in waiting.items():
+            learner.in_step = True
             figures[block] = learner.train_step(batch[block])
         if self.step + 1 == self.steps:
             self._match_l0(waiting, stream, batch)
