@@ -28,6 +28,7 @@ from tide_kernels.losses import LossTerms
 from tide_kernels.modulation import add_modulation_gradients, input_gradient, modulated
 from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters
 from tide_kernels.products import products
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -468,11 +469,12 @@ def accumulate_gradients(
     gradients: dict[str, Tensor],
     start: float | None = None,
     squares: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> LossTerms:
     """The terms. Their gradients are added to ``gradients``, or to the start that replaces what these hold; the buffers
     are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
-        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares)
+        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares, ranks)
         for gradient in gradients.values() if step.gain != 1 else ():
             gradient.mul_(step.gain)
         terms = step.run()

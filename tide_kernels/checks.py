@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide_kernels.losses import LossWeights
 from tide_kernels.options import ACTIVATIONS
+from tide_kernels.ranks import Ranks
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
@@ -232,9 +233,10 @@ def gradients(
         taken[f"gradients[{name!r}]"] = (first, end)
 
 
-def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
-    """Refuses ``start`` and ``squares`` without buffers, a start that is not finite, and squares of another kind."""
-    for name, value in (("start", start), ("squares", squares)):
+def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None, ranks: Any) -> None:
+    """Refuses ``start``, ``squares`` and ``ranks`` without buffers, a start that is not finite, and squares and ranks
+    of another kind."""
+    for name, value in (("start", start), ("squares", squares), ("ranks", ranks)):
         if value is not None and buffers is None:
             raise ValueError(f"{name} is about the buffers of gradients and there are none: pass gradients")
     if start is not None:
@@ -242,6 +244,8 @@ def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: 
     if squares is not None:
         _typed("squares", squares, (torch.float64,), "float64")
         _shaped("squares", squares, (), torch.device("cpu"))
+    if ranks is not None and not isinstance(ranks, Ranks):
+        raise TypeError(f"ranks is a {type(ranks).__name__}: pass tide_kernels.Ranks")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

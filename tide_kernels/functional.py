@@ -27,6 +27,7 @@ from tide_kernels import autograd, checks
 from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
 from tide_kernels.options import LossArguments, LossOptions, Parameters, default_capacity, default_chunk
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
 
 DEFAULT_WEIGHTS = LossWeights()
@@ -231,6 +232,7 @@ def tide_loss(
     gradients: dict[str, Tensor] | None = None,
     start: float | None = None,
     squares: Tensor | None = None,
+    ranks: Ranks | None = None,
     chunk: int | None = None,
     backend: str = "auto",
     regime: str = "auto",
@@ -312,7 +314,12 @@ def tide_loss(
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
             backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
-            among ``gradients``, and without ``dead`` and ``k_aux``.
+            among ``gradients``, and without ``dead`` and ``k_aux``, and of one process alone.
+        ranks: the processes that share the batch, of which this one passes its rows of ``x`` and ``group``, possibly
+            none and never half a pair. Terms and ``gradients`` are then those of all rows, on every rank, with the
+            same bits. All ranks pass the same parameters and other arguments; scale, shift and threshold have the rows
+            of all ranks' groups. What the buffers held, or their start, counts once: that of rank 0. Only with
+            ``gradients``.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
@@ -349,7 +356,7 @@ def tide_loss(
     if s_target is not None:
         checks.finite("s_target", s_target)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
-    checks.of_buffers(gradients, start, squares)
+    checks.of_buffers(gradients, start, squares, ranks)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:
@@ -377,7 +384,7 @@ def tide_loss(
     if gradients is not None:
         others = {"x": x, "group": group, "dead": dead}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
-        return autograd.accumulate_gradients(arguments, gradients, start, squares)
+        return autograd.accumulate_gradients(arguments, gradients, start, squares, ALONE if ranks is None else ranks)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
     results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]

@@ -10,6 +10,9 @@ only on the codes. With a sparsity weight and several chunks, all chunks are the
 compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
 BatchTopK, which selects from the whole batch, encodes all chunks first as well (`tide_kernels.batch_topk`); with
 thresholds it encodes them once to find the cut and again in the step (`tide_kernels.heights`).
+
+`Ranks` may share the batch. Normalisers, S and the cut are then those of all ranks' tokens, and sums and gradients are
+summed over the ranks at the end. What the gradient buffers hold before counts once: only rank 0 starts from it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from tide_kernels.jumprelu import Thresholds
 from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.options import LossArguments, Parameters
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
 
 SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
@@ -45,7 +49,7 @@ class Chunk(NamedTuple):
 
 class FusedStep:
     """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums, and of
-    which ``start`` first replaces what they hold; it and ``squares`` as in `tide_kernels.tide_loss`."""
+    which ``start`` first replaces what they hold; it, ``squares`` and ``ranks`` as in `tide_kernels.tide_loss`."""
 
     def __init__(
         self,
@@ -54,17 +58,21 @@ class FusedStep:
         gradients: dict[str, Tensor],
         start: float | None = None,
         squares: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.x, parameters, _, self.dead, self.dtype, self.options = arguments
-        self.choice, self.gradients = choice, gradients
+        self.choice, self.gradients, self.ranks = choice, gradients, ranks
         self.sum_dtype = accumulator(self.dtype)
-        self.batch = Batch(arguments, choice)
+        self.batch = Batch(arguments, choice, ranks)
         self.W_enc, self.b_enc, self.W_dec = self.batch.W_enc, self.batch.b_enc, parameters.W_dec.to(self.dtype)
         self.b_dec, self.threshold = parameters.b_dec, parameters.threshold
-        self.n_tokens, self.d_model = self.x.shape
+        # Of all ranks, as everything below but what `self.batch` holds.
+        self.n_tokens, self.d_model = self.batch.all_tokens, self.x.shape[1]
         self.n_latents = len(self.W_enc)
         self.s_target = self.options.sparsity_target(self.n_latents)
+        self.n_elements = self.n_tokens * self.d_model
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
+        start = start if ranks.number == 0 else 0.0
         self.walk = self.first_walk(start, squares)
         if start is not None:
             self.start_gradients(start, parameters)
@@ -78,17 +86,20 @@ class FusedStep:
             self.thresholds = Thresholds(self.threshold, self.batch, self.options.bandwidth, "threshold" in gradients)
         self.selection: Selection | None = None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
-        sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
-        self.sums = dict(zip(SUMS, sums.unbind(), strict=True))
+        self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
+        self.sums = dict(zip(SUMS, self.all_sums.unbind(), strict=True))
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
-        if not (self.choice.ops.walks and sparse and self.n_tokens):
+        if not (self.choice.ops.walks and sparse and self.batch.n_tokens):
             return None
-        alone = self.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
+        finishes = self.batch.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
         # A walk in another dtype reads rounded weights.
-        return Walk(start if not start or self.dtype == torch.float32 else None, squares if alone else None)
+        return Walk(
+            start if not start or self.dtype == torch.float32 else None,
+            squares if finishes and not self.ranks.several else None,
+        )
 
     def start_gradients(self, start: float, parameters: Parameters) -> None:
         """Of all gradients but those that a walk starts."""
@@ -125,8 +136,10 @@ class FusedStep:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
+        self.ranks.sum_([self.all_sums])
         if "threshold" in self.gradients:
             self.finish_thresholds(self.gradients["threshold"])
+        self.ranks.sum_(list(self.gradients.values()))
         return self.terms()
 
     def finish_thresholds(self, gradient: Tensor) -> None:
@@ -137,13 +150,14 @@ class FusedStep:
 
     def needs_slope(self) -> bool:
         """Whether the sparsity term's gradient needs more than one chunk's codes."""
-        return bool(self.options.weights.sparsity and self.gradients) and len(self.batch.starts) > 1
+        several = self.ranks.several or len(self.batch.starts) > 1
+        return bool(self.options.weights.sparsity and self.gradients) and several
 
     def run_kept(self) -> None:
         """Encodes all chunks before the first is used."""
         kept = [self.keep(start) for start in self.batch.starts]
         counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, self.options.soft_eps) for _, c, _ in kept)
-        slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
+        slope = self.sparsity_slope(self.ranks.summed(sum(counts, self.sums["sparsity"])))
         for tokens, code, dead in kept:
             dead_code = None if dead is None else self.unpack_dead(dead)
             self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
@@ -155,7 +169,7 @@ class FusedStep:
             self.selection = batch_topk_of_heights(self.batch, self.threshold, "threshold" in self.gradients)
         slope = None
         if self.needs_slope():
-            slope = self.sparsity_slope(self.selection.soft_count(self.options.soft_eps))
+            slope = self.sparsity_slope(self.ranks.summed(self.selection.soft_count(self.options.soft_eps)))
         for tokens, code, dead_code in self.selection.chunks(self.dead_code):
             self.accumulate(Chunk(tokens, code, dead_code), slope)
 
@@ -165,9 +179,9 @@ class FusedStep:
 
     def sparsity_slope(self, count: Tensor) -> Tensor:
         """The factor of the soft count's gradient, from the sum of the batch's soft counts."""
-        options = self.options
-        excess = count / self.n_tokens - self.s_target
-        return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / self.n_tokens)
+        options, n = self.options, max(self.n_tokens, 1)
+        excess = count / n - self.s_target
+        return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / n)
 
     def penalty_slope(self) -> Tensor | None:
         """The derivative of JumpReLU's penalty, times its weight, in the number of active places; None without one."""
@@ -223,7 +237,7 @@ class FusedStep:
             tokens.x,
             x_hat,
             self.b_dec,
-            weights.mse * self.gain * 2 / self.x.numel(),
+            weights.mse * self.gain * 2 / self.n_elements,
             weights.cosine * self.gain / self.n_tokens,
             self.gradient_dtype(self.choice) if self.gradients else None,
             chunk.dead_code is not None,
@@ -252,7 +266,7 @@ class FusedStep:
     ) -> Tensor | None:
         """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
         gradient of x_mod and returns it."""
-        factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
+        factor = self.options.weights.auxk * self.gain * 2 / self.n_elements
         dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None
         squared, grad = (self.choice.ops.misfit or misfit)(code.decode(revived.W_dec), error, factor, dtype)
         self.sums["auxk"] += squared
@@ -263,7 +277,7 @@ class FusedStep:
 
     def terms(self) -> LossTerms:
         options, sums, n = self.options, self.sums, max(self.n_tokens, 1)
-        elements = max(self.x.numel(), 1)
+        elements = max(self.n_elements, 1)
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
         sparsity = self.sparsity(sums["sparsity"] / n) * (self.n_tokens > 0)
@@ -274,7 +288,16 @@ class FusedStep:
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, *self.least_and_overflow())
+        least, overflow = self.least_and_overflow()
+        self.sum_counts(overflow)
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, least, overflow)
+
+    def sum_counts(self, overflow: Tensor) -> None:
+        """Over the ranks."""
+        found = torch.full((), self.batch.n_tokens, dtype=torch.int64, device=self.x.device)
+        self.ranks.sum_([self.fired, overflow, found])
+        if self.ranks.several and found.device.type == "cpu" and int(found) != self.n_tokens:
+            raise ValueError(f"n_tokens of Ranks is {self.n_tokens} and its ranks hold {found} rows: pass their sum")
 
     def sparsity(self, mean: Tensor) -> Tensor:
         """The sparsity term, from the mean soft count or, for JumpReLU, the mean number of active latents."""
