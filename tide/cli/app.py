@@ -18,7 +18,7 @@ from typing import Any
 from tide.cli.command import Command, left_behind
 from tide.cli.parsing import check_text, parse
 from tide.errors import Interrupted, TideError, TideWarning, out_of_memory
-from tide.ranks import refuse_ranks
+from tide.ranks import launched, refuse_other_launchers, refuse_ranks
 
 #: Command -> what it does. Each is a class of its name in the module of its name.
 COMMANDS = {
@@ -33,6 +33,8 @@ COMMANDS = {
     "reproduce": "reproduce the paper's tables and figures",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
+#: Commands whose work the processes of one launcher divide among them.
+DIVIDED = ("train",)
 
 #: Letters of a line on stderr: a path may be long, and a mistyped argument can be very long.
 LONGEST = 1000
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(overview())
                 return 0
             if asked.name != "doctor":
-                refuse_ranks()
+                (refuse_other_launchers if asked.name in DIVIDED else refuse_ranks)()
             asked.run()
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
@@ -105,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
-        print(f"tide: error: {reason}", file=sys.stderr)
+        found = launched()
+        of = "" if found is None else f"rank {found.number} of {found.count}: "
+        print(f"tide: error: {of}{reason}", file=sys.stderr)
         return 2
     return 0
 

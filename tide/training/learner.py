@@ -29,6 +29,7 @@ from tide.training.finite import FiniteCheck
 from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
 from tide.training.update import AdamW, gradient_norm
+from tide.world import World
 from tide_kernels import LossOptions, LossTerms, tide_loss
 from tide_kernels.codes import WALKED
 from tide_kernels.dispatch import choose
@@ -76,9 +77,20 @@ class Learner:
     ``out`` gets ``config.json`` and ``model.safetensors`` (the checkpoint), ``training.json`` (configuration and
     curves), ``run.json`` (what made it, :mod:`tide.runs`), ``tensorboard/`` and ``resume/`` (optimiser state), from
     which it resumes.
+
+    The ranks of ``world`` train one model together: each has a learner, whose batches are this rank's equal part of the
+    whole ones (``config.batch_tokens`` rows), in the order of the ranks. All make the same steps, those that one
+    process would make of the whole batches, and hold the same model. Until the last step they write the state to resume
+    from alone, all of them at once (:mod:`tide.training.shared_state`); the first rank then writes the checkpoint.
     """
 
-    def __init__(self, model: TIDE, config: TrainConfig, out: str | Path) -> None:
+    def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, world: World | None = None) -> None:
+        self.world = world or World()
+        if self.world.several and not model.fused:
+            what = "undo" if model.config.undo else f"activation = {model.config.activation}"
+            raise TideError(
+                f"{what} trains on one rank; use topk, batch_topk or jumprelu without undo, or start it once"
+            )
         self.model = model.to(device_of(config.device))
         self.config = config
         self.out = Path(out)
@@ -111,7 +123,8 @@ class Learner:
     def start(self, origin: Origin, *, resume: bool) -> None:
         """Before the work: finds what is damaged in the folder, and resumes from the state there if asked to. The
         folder is locked."""
-        remove_leftovers(self.out / RESUME)
+        if self.world.first:
+            remove_leftovers(self.out / RESUME)
         read_run(self.out)
         if resume:
             self._resume(origin.source)
@@ -120,6 +133,8 @@ class Learner:
 
     def begin(self, origin: Origin) -> None:
         """Once there is a batch, so that faulty data leave no half-made folder: writes what there is to say."""
+        if not self.world.first:
+            return
         write_run(self.out, self._contents(origin), origin.made_by)
         self._curves = Curves(self.out / "tensorboard", self.step + 1)
 
@@ -131,7 +146,8 @@ class Learner:
     def finish(self) -> None:
         """After the last step: records its figures in ``run.json``."""
         last = self.history[-1]
-        record_measured(self.out, {name: last.get(name) for name in ("mse", "cosine", "explained_variance")})
+        if self.world.first:
+            record_measured(self.out, {name: last.get(name) for name in ("mse", "cosine", "explained_variance")})
 
     def save_between_steps(self) -> None:
         """Saves the steps since the last checkpoint, unless one is half done."""
@@ -175,7 +191,8 @@ class Learner:
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
         rows do not vary."""
-        variance = float(Moments.of([x]).variance.mean())  # in float64, where rows that are equal have none at all
+        moments = Moments.of([x])  # in float64, where rows that are equal have no variance at all
+        variance = float(moments.of_all(self.world).variance.mean())
         return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
 
     def train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
@@ -193,7 +210,7 @@ class Learner:
         skip = self._finite.add(self.step, batch, terms.total, norm)
         figures: dict[str, Tensor | float] = {"mse": terms.mse}
         if self._is_logged(self.step + 1):
-            figures = self._figures(terms, norm, len(x)) | {"k": float(k), "lr": lr}
+            figures = self._figures(terms, norm, len(x) * self.world.count) | {"k": float(k), "lr": lr}
         self.optimizer.update(norm, config.clip, skip)
         self._revive(batch, terms.fired, x)
         return figures
@@ -203,11 +220,16 @@ class Learner:
         config, model = self.config, self.model
         dead = None
         if config.loss.auxk:
-            dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size(len(x)))
+            dead, options = (
+                self.revival.dead,
+                options._replace(dead_bucket=self._dead_bucket.size(len(x) * self.world.count)),
+            )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
                 more: dict[str, Any] = {"dead": dead, "loss": self._loss, "start": 2 * config.loss.reg}
+                if self.world.several:
+                    more["ranks"] = self.world.ranks(len(x) * self.world.count)
                 if self._squares is not None:
                     more["squares"] = self._squares.fill_(math.nan)
                 return model.add_gradients(x, batch.position, options, self._buffers, **more)
@@ -251,9 +273,10 @@ class Learner:
         raise TideError(f"the {what} is not finite at step {step}; lower lr ({self.lr:g}) or train in fp32")
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
-        self.revival.count(fired, len(x))
+        n_rows = len(x) * self.world.count
+        self.revival.count(fired, n_rows)
         if self.config.loss.auxk:
-            self._dead_bucket.count(len(x))
+            self._dead_bucket.count(n_rows)
         every = self.config.revival.every
         # Not in the last tenth: a latent restarted there would not have time to settle.
         late = self.step > 0.9 * self.config.steps
@@ -265,7 +288,7 @@ class Learner:
         with torch.no_grad():
             x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
+        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator, self.world)
 
     def _kept_gradients(self) -> dict[str, Tensor]:
         """The gradients that the fused loss writes, by the names of the weights: those of AdamW's that are kept. None
@@ -310,11 +333,16 @@ class Learner:
         self._has_warned = True
 
     def save(self) -> None:
-        """Writes the checkpoint, the curves and the resume state, each file replaced in one step.
+        """Writes the checkpoint, the curves and the resume state, each file replaced in one step. Several ranks write
+        the resume state until the last step, of which the first writes all.
 
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
         self._finite.settle()
+        done = self.step == self.config.steps
+        if done and not self.world.first:
+            self.saved = self.step
+            return
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),
@@ -326,7 +354,7 @@ class Learner:
         weights = self.model.state_dict()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
-        write(self.out, self.model.config, state, self.model.trained_on)
+        write(self.out, self.model.config, state, self.model.trained_on, None if done else self.world)
         self.saved = self.step
 
     def _resume(self, source: dict[str, Any] | None) -> None:
@@ -340,7 +368,7 @@ class Learner:
                 "folder"
             )
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        state = read(self.out, found, self.model.state_dict(), parameters)
+        state = read(found, self.model.state_dict(), parameters)
         before = state.record["config"].get("steps", former_defaults()["steps"])
         self.lengths = list(state.record.get("lengths", []))
         if before != self.config.steps:

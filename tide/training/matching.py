@@ -13,6 +13,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.stream import B
 from tide.errors import TideWarning
 from tide.sae.model import TIDE, inference
+from tide.world import World
 
 #: The threshold is set on at least this many rows, where the batches hold as many. As tokens of one image are alike,
 #: the number of images counts: over as many rows of 1024 scenes the mean of L0 has a standard error of 0.5 % for
@@ -47,11 +48,11 @@ class L0Match:
     all rows that are added.
 
     The heights (:meth:`tide.sae.activation.Activation.heights`) are counted in narrow bins; the cut is the ``N k``-th
-    largest of those of N rows, interpolated within its bin.
+    largest of those of N rows, interpolated within its bin. The ranks of ``world`` add rows of their own.
     """
 
-    def __init__(self, model: TIDE) -> None:
-        self.model = model
+    def __init__(self, model: TIDE, world: World | None = None) -> None:
+        self.model, self.world = model, world or World()
         self.counts = torch.zeros(_BINS, dtype=torch.int64, device=model.W_enc.device)
         self.n_rows = 0
 
@@ -67,19 +68,20 @@ class L0Match:
         """Sets the threshold. Without rows nothing changes. Warns (:class:`~tide.errors.TideWarning`) if fewer than k
         latents a token could be active: then all that could are."""
         assert self.model.activation is not None
-        found = int(self.counts[1:].sum())  # those that are not positive are in the first
+        counts, n_rows = self.world.summed(self.counts), sum(self.world.said(self.n_rows))
+        found = int(counts[1:].sum())  # those that are not positive are in the first
         if not found:
             return
         k = self.model.config.k
-        wanted = k * self.n_rows
+        wanted = k * n_rows
         if found < wanted:
             warnings.warn(
-                f"only {found / self.n_rows:.1f} latents a token have a positive pre-activation, fewer than k = {k}: "
+                f"only {found / n_rows:.1f} latents a token have a positive pre-activation, fewer than k = {k}: "
                 "L0 stays below k; train with a smaller k",
                 TideWarning,
                 stacklevel=2,
             )
-        self.model.activation.set_cut(_cut(self.counts.cpu(), min(wanted, found)))
+        self.model.activation.set_cut(_cut(counts.cpu(), min(wanted, found)))
 
 
 def _parts(batch: ActivationBatch) -> Iterator[ActivationBatch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -15,6 +16,7 @@ from tide.activations.collect import Data, collect, prepare
 from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
+from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.source import DIGESTS, Source, check_source
 from tide.activations.store import ActivationStore
 from tide.activations.stream import LiveStream
@@ -34,6 +36,7 @@ from tide.training.config import TrainConfig
 from tide.training.job import Job, Jobs
 from tide.training.memory import check_memory
 from tide.training.prefetch import prefetched
+from tide.world import current
 
 #: Rows that are mixed at a time, of a store or of a live stream.
 BUFFER_ROWS = 65536
@@ -78,6 +81,17 @@ def from_stores(
         TideError: a store is damaged, the stores are not of one block, they are not of the pipeline that was opened, or
             the model does not fit the device.
     """
+    job = _store_job(paths, config, open_pipeline, buffer_rows)
+    return replace(job, batches=_ahead(_parts(job.batches, config, Shares(current())), config, buffer_rows))
+
+
+def _store_job(
+    paths: str | Path | Sequence[str | Path],
+    config: TrainConfig,
+    open_pipeline: Callable[[str], Adapter] | None,
+    buffer_rows: int,
+) -> Job:
+    """As :func:`from_stores`, with whole batches whatever the number of ranks."""
     if isinstance(paths, str | Path):
         paths = [paths]
     if not paths:
@@ -99,11 +113,7 @@ def from_stores(
     return Job(
         config,
         model,
-        _ahead(
-            lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
-            config,
-            buffer_rows,
-        ),
+        lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
         {"stores": about, "buffer_rows": buffer_rows},
         data={"name": info.get("data"), "stores": folders},
         weights=info.get("weights", {}),
@@ -140,9 +150,12 @@ def from_block_stores(
     opened = None if open_pipeline is None else functools.cache(open_pipeline)
     width = ActivationStore(found[folders[0]][wanted[0]]).d_model
     check_memory(config, width, blocks=len(wanted), buffer_rows=buffer_rows)
-    options: dict[str, Any] = {"open_pipeline": opened, "buffer_rows": buffer_rows}
-    jobs = {block: from_stores([found[each][block] for each in folders], config, **options) for block in wanted}
-    return Jobs.beside(jobs)
+    shares = shared_blocks(wanted)
+    jobs = {}
+    for block in filter(shares.trained_here, wanted):
+        job = _store_job([found[each][block] for each in folders], config, opened, buffer_rows)
+        jobs[block] = replace(job, batches=_ahead(_parts(job.batches, config, shares), config, buffer_rows))
+    return Jobs.beside(jobs, shares)
 
 
 def open_store(path: str | Path) -> ActivationStore:
@@ -192,6 +205,32 @@ def mixed(
     ]
     while True:
         yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
+
+
+def shared_blocks(blocks: Sequence[int]) -> Shares:
+    """How the ranks that were started together divide these blocks: a single one is trained by all of them, of several
+    each rank gets some.
+
+    Raises :class:`~tide.errors.TideError` for more ranks than blocks.
+    """
+    world = current()
+    if len(blocks) == 1 or not world.several:
+        return Shares(world)
+    if world.count > len(blocks):
+        raise TideError(
+            f"{world.count} ranks cannot share {len(blocks)} blocks; start at most {len(blocks)}, or train one block"
+        )
+    return Shares(world, {block: i % world.count for i, block in enumerate(blocks)})
+
+
+def _parts(
+    batches: Callable[[int], Iterator[ActivationBatch]], config: TrainConfig, shares: Shares
+) -> Callable[[int], Iterator[ActivationBatch]]:
+    """This rank's rows of each batch, with the timesteps of the whole batch."""
+    if shares.count == 1:
+        return batches
+    part = shares.part(config.batch_tokens)
+    return lambda step: (batch.merged().take(part) for batch in batches(step))
 
 
 def _ahead(
@@ -259,7 +298,8 @@ def from_pool(
     if source is not None:
         data = {"name": source.name, **about}
         model.trained_on = TrainedOn.of([source.name], _read_for(pool, source), source.hold_out)
-    batches = _ahead(pool.from_step, config, _POOL_BATCHES * config.batch_tokens)
+    parts = _parts(pool.from_step, config, Shares(current()))
+    batches = _ahead(parts, config, _POOL_BATCHES * config.batch_tokens)
     return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
 
@@ -325,30 +365,35 @@ def live_blocks(
     check_source(source)
     options = options or CollectOptions()
     indices = adapter.resolve_blocks(blocks)
-    check_memory(config, adapter.d_model, blocks=len(indices), buffer_rows=buffer_rows)
-    models = {index: build_model(adapter, index, config, tensor=options.tensor) for index in indices}
+    shares = shared_blocks(indices)
+    here = list(filter(shares.trained_here, indices))
+    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows)
+    models = {index: build_model(adapter, index, config, tensor=options.tensor) for index in here}
     images: Data = source
     length = caption_length(adapter)
     if cache:
         images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
 
-    def collected(seed: int, start: int) -> Iterator[BlockBatch]:
-        passes = collect(adapter, images, indices, options, seed=seed, start=start, max_sequence_length=length)
-        return map(BlockBatch, passes)
+    def collected(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
+        places: dict[str, Any] = {"seed": seed, "start": start, "stop": stop}
+        return map(BlockBatch, collect(adapter, images, indices, options, **places, max_sequence_length=length))
 
     weights = pipeline_fingerprints(adapter.pipe)
     described = _described(adapter, source, options, buffer_rows, weights)
     about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
     about |= {"hold_out": source.hold_out} if source.hold_out else {}
-    stream = LiveStream(
-        collected,
-        config.batch_tokens,
+    sizes = {
         # Images are read once to be counted where the source does not know how many there are.
-        n_samples=source.n_images if source.exact else sum(len(batch) for batch, _ in images),
-        rows_per_sample=options.rows_per_image(n_tokens(adapter, source.size)),
-        per_pass=options.batch_size,
-        buffer_rows=buffer_rows,
-        seed=config.seed,
+        "n_samples": source.n_images if source.exact else sum(len(batch) for batch, _ in images),
+        "rows_per_sample": options.rows_per_image(n_tokens(adapter, source.size)),
+        "per_pass": options.batch_size,
+        "buffer_rows": buffer_rows,
+        "seed": config.seed,
+    }
+    stream = (
+        SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
+        if shares.world.several
+        else LiveStream(collected, config.batch_tokens, **sizes)
     )
     trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
     jobs = {}
@@ -358,7 +403,7 @@ def live_blocks(
         jobs[index] = Job(
             config, model, batches, {**described, "block": index}, data={"name": source.name, **about}, weights=weights
         )
-    return Jobs(config, jobs, stream.from_step)
+    return Jobs(config, jobs, stream.from_step, shares)
 
 
 def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:

@@ -18,6 +18,7 @@ from tide.training.job import Job, Jobs
 from tide.training.learner import Learner, Origin
 from tide.training.state import holds_training
 from tide.training.trainer import BlockBatches, fit_blocks
+from tide.world import World, current
 
 
 def train(
@@ -70,22 +71,27 @@ def train_blocks(
     Returns:
         Block -> learner.
     """
-    config, folders = jobs.config, block_folders(Path(out), list(jobs.of))
+    config, world = jobs.config, jobs.shares.world
+    folders = block_folders(Path(out), list(jobs.shares.owners or jobs.of))
+    #: The ranks that train a block together.
+    together = world if jobs.shares.owners is None else World()
     with reserved(Path(out), resume=resume):
         learners = {}
-        for block, job in jobs.of.items():
-            _check_new(folders[block], resume)
-            check_backend(config.backend, device_of(config.device), job.model.n_latents, job.model.config.k)
-            learners[block] = Learner(job.model, config, folders[block])
+        with world.together():
+            for block, job in jobs.of.items():
+                _check_new(folders[block], resume)
+                check_backend(config.backend, device_of(config.device), job.model.n_latents, job.model.config.k)
+                learners[block] = Learner(job.model, config, folders[block], together)
         origins = {block: Origin(job.described, job.data, job.weights, made_by) for block, job in jobs.of.items()}
         try:
             fit_blocks(
                 learners,
-                _announced(jobs, learners, Path(out), made_by, resume, say),
+                _announced(jobs, learners, folders, Path(out), made_by, resume, say),
                 origins,
                 title=Path(out).name,
                 resume=resume,
                 progress=sys.stderr.isatty(),
+                world=world,
             )
         except Interrupted as stop:
             saved = any(learner.saved for learner in learners.values())
@@ -100,8 +106,9 @@ def reserved(out: Path, *, resume: bool) -> Iterator[None]:
     raises, a new folder that is empty is removed."""
     _check_new(out, resume)
     with new_folders(out):
-        with lock_folder(out):
-            pass  # only a check: the trainer locks it
+        if current().first:
+            with lock_folder(out):
+                pass  # only a check: the training locks it
         yield
 
 
@@ -113,6 +120,7 @@ def _check_new(out: Path, resume: bool) -> None:
 def _announced(
     jobs: Jobs,
     learners: Mapping[int, Learner],
+    folders: Mapping[int, Path],
     out: Path,
     made_by: Mapping[str, Any] | None,
     resume: bool,
@@ -125,27 +133,27 @@ def _announced(
             _check_new(learner.out, resume)  # another training may have come and gone meanwhile
         lengths = {tuple(each.lengths[-1].values()) for each in learners.values() if each.lengths}
         for at, before, now in lengths:
-            if at == step:
+            if at == step and jobs.shares.world.first:
                 follow = "learning rate and k follow the new schedules"
                 say(f"Resumes from step {at} to {now} instead of {before}: {follow}.")
         for number, batch in enumerate(jobs.batches(step)):
-            if len(learners) > 1 and not number:
-                write_run(out, _contents(jobs), made_by)
+            if len(folders) > 1 and not number and jobs.shares.world.first:
+                write_run(out, _contents(jobs, list(folders)), made_by)
             yield batch
 
     return from_step
 
 
-def _contents(jobs: Jobs) -> Contents:
+def _contents(jobs: Jobs, blocks: list[int]) -> Contents:
     """What the folder of several blocks holds."""
     first = next(iter(jobs.of.values()))
     return Contents(
         kind="autoencoder",
-        blocks=list(jobs.of),
+        blocks=blocks,
         family=first.model.config.family,
         pipeline=first.model.config.pipeline,
         weights=dict(first.weights),
         data={} if len({str(job.data) for job in jobs.of.values()}) > 1 else dict(first.data),
         configuration=jobs.config.to_dict(),
-        files={f"block-{block}": "autoencoder" for block in jobs.of},
+        files={f"block-{block}": "autoencoder" for block in blocks},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders
-from tide.ranks import refuse_ranks
+from tide.ranks import refuse_other_launchers
 from tide.sae.model import TIDE
 from tide.training.config import TrainConfig
 from tide.training.learner import Learner, Origin
@@ -23,6 +23,7 @@ from tide.training.matching import L0Match, following
 from tide.training.prefetch import Mover
 from tide.training.start import started
 from tide.training.stopping import Stop, stop_signals
+from tide.world import StopVote, World
 
 #: Batches, or a function of the first step that yields them, so that a run resumes where it stopped.
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
@@ -96,8 +97,11 @@ def fit_blocks(
     resume: bool = False,
     progress: bool = True,
     watch: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> None:
     """Runs the remaining steps of all learners, block -> learner, which share configuration and device.
+
+    The ranks of ``world`` make the same steps at a time, whether they train one model together or a block each.
 
     Each step takes one batch of every block from one stream. A learner that is ahead of another, because a kill came
     between their checkpoints, waits for it; so all blocks end with what each would have alone. Afterwards the models
@@ -112,24 +116,33 @@ def fit_blocks(
     another training writes to a folder, and for a state that does not fit; :class:`~tide.errors.Interrupted` after a
     signal. The last checkpoints before an error stay.
     """
-    refuse_ranks()
-    folders = [learner.out for learner in learners.values()]
-    with new_folders(*folders), contextlib.ExitStack() as held, stop_signals() as stop:
-        for folder in folders:
-            held.enter_context(lock_folder(folder))
-        try:
-            for block, learner in learners.items():
-                learner.start(origins[block], resume=resume)
-            _Loop(learners, origins, stop, watch).run(batches, title, progress)
-            for learner in learners.values():
-                learner.finish()
-            stop.check()
-        except KeyboardInterrupt as error:
-            for learner in () if stop.at_once else learners.values():
-                learner.save_between_steps()
-            raise Interrupted(_kept(learners), getattr(error, "signal", signal.SIGINT)) from None
+    refuse_other_launchers()
+    world = world or World()
+    with contextlib.ExitStack() as held, stop_signals(several=world.several) as stop:
+        with world.watched(lambda: _kept(learners)):
+            try:
+                with world.together():
+                    _hold([learner.out for learner in learners.values() if learner.world.first], held)
+                with world.together():
+                    for block, learner in learners.items():
+                        learner.start(origins[block], resume=resume)
+                _Loop(learners, origins, stop, watch, world).run(batches, title, progress and world.first)
+                for learner in learners.values():
+                    learner.finish()
+                stop.check()
+            except KeyboardInterrupt as error:
+                for learner in () if stop.at_once else learners.values():
+                    learner.save_between_steps()
+                raise Interrupted(_kept(learners), getattr(error, "signal", signal.SIGINT)) from None
     for learner in learners.values():
         learner.model.eval()
+
+
+def _hold(folders: Sequence[Path], held: contextlib.ExitStack) -> None:
+    """Makes the folders and locks them for this process alone."""
+    held.enter_context(new_folders(*folders))
+    for folder in folders:
+        held.enter_context(lock_folder(folder))
 
 
 def _kept(learners: Mapping[int, Learner]) -> str:
@@ -149,11 +162,13 @@ class _Loop:
         origins: Mapping[int, Origin],
         stop: Stop,
         watch: Callable[[int], None] | None,
+        world: World,
     ) -> None:
-        self.learners, self.origins, self.stop, self.watch = learners, origins, stop, watch
+        self.learners, self.origins, self.stop, self.watch, self.world = learners, origins, stop, watch, world
         first = next(iter(learners.values()))
         self.steps = first.config.steps
-        self.step = min(learner.step for learner in learners.values())
+        self.step = world.least(min(learner.step for learner in learners.values()))
+        self.vote = StopVote(world)
         self.move = Mover(first.model.W_enc.device)
 
     def run(self, batches: BlockBatches, title: str, progress: bool) -> None:
@@ -169,6 +184,7 @@ class _Loop:
             begun = False
             while self.step < self.steps:
                 # Merged, it has tens of groups and not hundreds, for each of which the modulation is computed.
+                self._check_stop()
                 batch = self.move(self._next(stream).merged())
                 if not begun:
                     begun = True
@@ -188,7 +204,13 @@ class _Loop:
             if self.step:
                 return stream
             fresh = {block: learner.model for block, learner in self.learners.items() if not learner.step}
-            return started(fresh, stream, self.steps)
+            together = next(iter(self.learners.values())).world
+            return started(fresh, stream, self.steps, together)
+
+    def _check_stop(self) -> None:
+        """Ends all of several ranks after the same step, if one of them was asked to."""
+        if self.world.several and self.vote.asked(self.stop.asked is not None):
+            raise Interrupted(number=self.stop.asked or signal.SIGTERM)
 
     def _next(self, stream: Iterator[BlockBatch]) -> BlockBatch:
         with self.stop.waiting():
@@ -225,8 +247,8 @@ class _Loop:
             activation = learner.model.activation
             if activation is not None and activation.matched:
                 learner.settle()
-                matches[block] = L0Match(learner.model)
-        if not matches:
+                matches[block] = L0Match(learner.model, learner.world)
+        if not matches and not self.world.several:  # the others may need what follows, which they share
             return
         for batch in following(stream, last, self.steps):
             for block, match in matches.items():
