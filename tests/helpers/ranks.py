@@ -18,15 +18,18 @@ import torch
 import torch.distributed as dist
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, wait: float = 120.0
+) -> list[Any]:
     """What ``function(*args)``, of a module, returns in each of so many new processes, which are a gloo group of one
-    thread each. An error in one of them, or none done after ``timeout`` seconds, fails the test."""
+    thread each. An error in one of them, or none done after ``timeout`` seconds, fails the test. ``wait``: seconds
+    after which a collective operation fails."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (sender, function, rank, world_size, f"{folder}/store", timeout, args)
+            arguments = (sender, function, rank, world_size, f"{folder}/store", wait, args)
             processes.append(context.Process(target=_run, args=arguments, daemon=True))
             processes[-1].start()
             sender.close()
@@ -58,7 +61,7 @@ def _run(
     rank: int,
     world_size: int,
     store: str,
-    timeout: float,
+    wait: float,
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
@@ -67,9 +70,7 @@ def _run(
     result = error = None
     try:
         files = dist.FileStore(store, world_size)
-        dist.init_process_group(
-            "gloo", store=files, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
-        )
+        dist.init_process_group("gloo", store=files, rank=rank, world_size=world_size, timeout=timedelta(seconds=wait))
         result = function(*args)
         dist.destroy_process_group()
     except Exception:

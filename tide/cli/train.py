@@ -96,6 +96,7 @@ class Train(Command):
         from tide.errors import TideError
         from tide.training import train_blocks
         from tide.training.to_checkpoint import reserved
+        from tide.world import leave
 
         if bool(self.store) == (self.source.data is not None):
             raise TideError("what to train on is not clear; give --store, or --pipeline and --data")
@@ -103,11 +104,13 @@ class Train(Command):
         with reserved(out, resume=self.resume):
             config = self.configuration()
             jobs = self._from_stores(config) if self.store else self._live(config)
-            if len(jobs.of) > 1:
+            if len(jobs.of) > 1 or jobs.shares.world.several:
                 print(self._announced(jobs))
             learners = train_blocks(jobs, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
         for learner in learners.values():
-            print(_in_a_line(learner))
+            if learner.world.first:
+                print(_in_a_line(learner))
+        leave()
 
     def _announced(self, jobs: Jobs) -> str:
         """What is trained, and the memory that it takes."""
@@ -117,7 +120,10 @@ class Train(Command):
         model = next(iter(jobs.of.values())).model
         needed = need(jobs.config, model.d_model, blocks=len(jobs.of), buffer_rows=self.buffer_rows)
         kind = "plain SAE" if model.modulation is None else "TIDE"
-        return f"a {kind} of {model.n_latents} latents for each of {blocks_in_words(list(jobs.of))}: {needed}"
+        world = jobs.shares.world
+        rank = f"rank {world.number} of {world.count}: " if world.several else ""
+        each = "for each of " if len(jobs.of) > 1 else "for "
+        return f"{rank}a {kind} of {model.n_latents} latents {each}{blocks_in_words(list(jobs.of))}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""
@@ -153,6 +159,7 @@ class Train(Command):
         from tide.errors import TideError
         from tide.images.order import check_hold_out
         from tide.training import live_blocks
+        from tide.world import current
 
         if self.model.pipeline is None:
             raise TideError("a live stream runs a pipeline; give --pipeline")
@@ -162,7 +169,8 @@ class Train(Command):
         source = source_of(
             self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
         )
-        print("\n".join([f"training on {source.described}", *source.notes]))
+        if current().first:
+            print("\n".join([f"training on {source.described}", *source.notes]))
         return live_blocks(
             adapter,
             source,

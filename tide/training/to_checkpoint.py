@@ -75,7 +75,7 @@ def train_blocks(
     folders = block_folders(Path(out), list(jobs.shares.owners or jobs.of))
     #: The ranks that train a block together.
     together = world if jobs.shares.owners is None else World()
-    with reserved(Path(out), resume=resume):
+    with reserved(Path(out), resume=resume, world=world):
         learners = {}
         with world.together():
             for block, job in jobs.of.items():
@@ -101,12 +101,12 @@ def train_blocks(
 
 
 @contextmanager
-def reserved(out: Path, *, resume: bool) -> Iterator[None]:
+def reserved(out: Path, *, resume: bool, world: World | None = None) -> Iterator[None]:
     """Checks before anything is loaded that a training may be written to ``out``, and creates the folder. If the block
     raises, a new folder that is empty is removed."""
     _check_new(out, resume)
     with new_folders(out):
-        if current().first:
+        if (world or current()).first:
             with lock_folder(out):
                 pass  # only a check: the training locks it
         yield

@@ -15,7 +15,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders
-from tide.ranks import refuse_other_launchers
+from tide.ranks import refuse_other_launchers, refuse_ranks
 from tide.sae.model import TIDE
 from tide.training.config import TrainConfig
 from tide.training.learner import Learner, Origin
@@ -63,6 +63,7 @@ class Trainer(Learner):
 
         Raises what :func:`fit_blocks` raises.
         """
+        refuse_ranks()
         fit_blocks(
             {_ALONE: self},
             _keyed(batches),
