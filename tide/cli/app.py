@@ -23,6 +23,7 @@ from tide.ranks import refuse_ranks
 #: Command -> what it does. Each is a class of its name in the module of its name.
 COMMANDS = {
     "demo": "train, measure, interpret and edit on the bundled pipeline",
+    "plan": "say what collecting and training will take",
     "collect": "collect activations into a store",
     "train": "train a TIDE, or with --sae a plain SAE",
     "evaluate": "measure reconstruction and diffusion loss of a checkpoint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
-from tide.activations import ActivationBatch, CollectOptions, StoreWriter, collect
+from tide.activations import ActivationBatch, CollectOptions, StoreWriter, collect, prepare
 from tide.adapters import Adapter
-from tide.adapters.sizes import caption_length, image_size
+from tide.adapters.sizes import caption_length, image_size, n_tokens
+from tide.data import open_source
 from tide.devices import device_memory
 from tide.errors import TideError
 from tide.files import read_json
 from tide.loading import BUNDLED, load_adapter
+from tide.pictures import to_image
 from tide.planning.machines import HERE, Constant, Machine
 from tide.planning.sizes import sizes_of_adapter
 from tide.training import TrainConfig, from_pool, train
@@ -28,8 +31,8 @@ GLOO = Path(__file__).parent / "gloo.json"
 
 #: Seconds that each of the measurements may take, beyond its warm-up.
 _BUDGET = 10.0
-#: Steps of the shorter of two trainings, and the most by which the other is longer.
-_FEW_STEPS, _MORE_STEPS = 4, 60
+#: Steps of a first, short training, and the most of the one that is measured.
+_FEW_STEPS, _MOST_STEPS = 5, 60
 #: Tokens of a measured step at most on a CPU.
 _CPU_TOKENS = 1024
 _WRITTEN = 2**26
@@ -40,8 +43,8 @@ _SCRATCH = 8.0
 def measure(
     pipeline: object, config: TrainConfig, options: CollectOptions, size: tuple[int, int] | None = None
 ) -> Machine:
-    """The constants of this machine, on its GPU if there is one: of passes of ``pipeline``, "scenes" or a folder, with
-    its VAE and text encoders; of steps of ``config``; of writing to the disk of the current folder.
+    """The constants of this machine, on its GPU if there is one: of reading images and running ``pipeline``, "scenes"
+    or a folder; of steps of ``config``; of writing to the disk of the current folder.
 
     Raises :class:`~tide.errors.TideError` for a pipeline that is not here.
     """
@@ -53,7 +56,7 @@ def measure(
     adapter = load_adapter(pipeline)
     with tempfile.TemporaryDirectory(dir=".", prefix=".tide-plan-") as folder:
         constants = {
-            "rate": _rate(adapter, options, size),
+            **_passes(adapter, options, size, Path(folder)),
             **_steps(adapter, config, size, Path(folder)),
             **_disk(adapter, Path(folder)),
             **_assumed(adapter.device),
@@ -61,52 +64,70 @@ def measure(
     return Machine(HERE, adapter.device.type, adapter.dtype.itemsize, constants)
 
 
-def _rate(adapter: Adapter, options: CollectOptions, size: tuple[int, int] | None) -> Constant:
-    """Operations a second of whole passes through every block, as a collection runs them."""
-    sizes = sizes_of_adapter(adapter, size, HERE)
-    data = list(_random(adapter, size, options.batch_size, options.batch_size))
-
-    def run() -> None:
-        for _ in collect(adapter, data, [-1], options, max_sequence_length=caption_length(adapter)):
-            pass
-
-    run()
-    seconds, times = _repeated(run, adapter.device)
-    flops = options.batch_size * (sizes.encode_flops + (1 + options.paired) * sizes.pass_flops)
-    source = f"{times} collections of {options.batch_size} images of noise"
-    return Constant(flops / seconds, True, source)
+def _passes(
+    adapter: Adapter, options: CollectOptions, size: tuple[int, int] | None, folder: Path
+) -> dict[str, Constant]:
+    """Reading images; operations a second of encoding them; and of passes through every block, as a collection runs
+    them."""
+    sizes, n = sizes_of_adapter(adapter, size, HERE), options.batch_size
+    _write_pictures(folder / "pictures", adapter, size, n)
+    source = open_source(folder / "pictures", adapter, size=size, batch_size=n)
+    data, length = list(source), caption_length(adapter)
+    encoded = list(prepare(adapter, data, batch_size=n, max_sequence_length=length))
+    of_passes = n * (1 + options.paired) * sizes.pass_flops
+    read, encode, run = (
+        _repeated(each, adapter.device)
+        for each in (
+            lambda: list(source),
+            lambda: list(prepare(adapter, data, batch_size=n, max_sequence_length=length)),
+            lambda: list(collect(adapter, encoded, [-1], options)),
+        )
+    )
+    return {
+        "pixel": Constant(read / (n * sizes.n_pixels), True, f"{n} JPEG files of the pipeline's size"),
+        "encode_rate": Constant(n * sizes.encode_flops / encode, True, f"batches of {n} images"),
+        "rate": Constant(of_passes / run, True, f"collections of {n} images in a batch"),
+    }
 
 
 def _steps(
     adapter: Adapter, config: TrainConfig, size: tuple[int, int] | None, folder: Path
 ) -> dict[str, Constant]:
-    """A step's seconds, from two trainings of different lengths on activations in memory."""
+    """A step's seconds: the mean time between the batches of a short training on activations in memory, the first
+    apart, which calibrates the model."""
     tokens = min(config.batch_tokens, _CPU_TOKENS) if adapter.device.type == "cpu" else config.batch_tokens
     config = replace(config, device=str(adapter.device), batch_tokens=tokens)
     pool = _pool(adapter, size, tokens)
 
-    def seconds(steps: int) -> float:
+    def step(steps: int) -> float:
+        drawn: list[float] = []
         job = from_pool(pool, adapter, replace(config, steps=steps), block=-1)
-        return _seconds(lambda: train(job, folder / f"{steps}-{time.monotonic_ns()}"), adapter.device)
+        timed = replace(job, batches=lambda first: _timed(job.batches(first), drawn))
+        train(timed, folder / f"{steps} steps")
+        return (drawn[-1] - drawn[1]) / (len(drawn) - 2)
 
-    seconds(_FEW_STEPS)
-    few = seconds(_FEW_STEPS)
-    more = max(_FEW_STEPS, min(_MORE_STEPS, round(_BUDGET * _FEW_STEPS / few)))
-    step = max(seconds(_FEW_STEPS + more) - few, 0.0) / more
+    steps = max(_FEW_STEPS, min(_MOST_STEPS, round(_BUDGET / step(_FEW_STEPS))))
     n_latents, _ = config.sizes(adapter.d_model)
-    source = f"{more} steps of {tokens} tokens and {n_latents} latents, updates included"
-    each = Constant(step / (tokens * n_latents * adapter.d_model), True, source)
+    source = f"{steps} steps of {tokens} tokens and {n_latents} latents, updates included"
+    each = Constant(step(1 + steps) / (tokens * n_latents * adapter.d_model), True, source)
     nothing = Constant(0.0, True, "part of the step that was measured")
     of = {"dense": each, "sparse": each, "place": nothing, "weights": nothing}
     return {**{f"{config.activation}.{name}": value for name, value in of.items()}, "update": nothing}
 
 
+def _timed(batches: Iterator[ActivationBatch], drawn: list[float]) -> Iterator[ActivationBatch]:
+    """The batches; ``drawn`` gets the time at which each is asked for."""
+    for batch in batches:
+        drawn.append(time.perf_counter())
+        yield batch
+
+
 def _pool(adapter: Adapter, size: tuple[int, int] | None, tokens: int) -> list[ActivationBatch]:
-    """At least two steps' activations of the last block: all tokens of a few images of noise."""
+    """At least two steps' activations of the last block: all tokens of some images of noise."""
     options = CollectOptions(token_fraction=1.0)
-    sizes = sizes_of_adapter(adapter, size, HERE)
-    images = math.ceil(2 * tokens / options.rows_per_image(sizes.n_tokens))
-    data = _random(adapter, size, images, options.batch_size)
+    height, width = image_size(adapter, size)
+    n = math.ceil(2 * tokens / options.rows_per_image(n_tokens(adapter, (height, width))))
+    data = (torch.rand(n, 3, height, width) * 2 - 1, ["a picture"] * n)
     found = collect(adapter, data, [-1], options, max_sequence_length=caption_length(adapter))
     return [batch for passed in found for batch in passed.values()]
 
@@ -148,23 +169,21 @@ def _assumed(device: torch.device) -> dict[str, Constant]:
     }
 
 
-def _random(
-    adapter: Adapter, size: tuple[int, int] | None, n: int, batch_size: int
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Batches of ``n`` images of noise in all, each with a caption."""
+def _write_pictures(folder: Path, adapter: Adapter, size: tuple[int, int] | None, n: int) -> None:
+    """Smooth noise in ``n`` JPEG files, each with a caption."""
     height, width = image_size(adapter, size)
     generator = torch.Generator().manual_seed(0)
-    for start in range(0, n, batch_size):
-        count = min(batch_size, n - start)
-        yield torch.rand(count, 3, height, width, generator=generator) * 2 - 1, ["a picture"] * count
+    coarse = torch.rand(n, 3, 8, 8, generator=generator) * 2 - 1
+    folder.mkdir()
+    for number, image in enumerate(F.interpolate(coarse, (height, width), mode="bicubic").clamp(-1, 1)):
+        to_image(image).save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text("a picture")
 
 
-def _repeated(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    """The mean seconds of a run that is repeated until its budget is spent, 20 times at most; and how often it ran."""
-    taken: list[float] = []
-    while not taken or (sum(taken) < _BUDGET and len(taken) < 20):
-        taken.append(_seconds(run, device))
-    return sum(taken) / len(taken), len(taken)
+def _repeated(run: Callable[[], object], device: torch.device) -> float:
+    """The median seconds of a run that is repeated, after a first one, until its budget is spent, 20 times at most."""
+    first = _seconds(run, device)
+    return statistics.median(_seconds(run, device) for _ in range(max(1, min(20, int(_BUDGET / first)))))
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -16,7 +16,9 @@ HERE = "here"
 
 #: Constant -> its unit, and what it is. Those of a step have the activation function in front: ``topk.dense``.
 CONSTANTS = {
-    "rate": ("FLOP/s", "of the diffusion transformer, the VAE and the text encoders"),
+    "pixel": ("s", "to read, decode and resize a pixel of an image"),
+    "encode_rate": ("FLOP/s", "of the VAE and the text encoders"),
+    "rate": ("FLOP/s", "of the diffusion transformer"),
     "dense": ("s", "a step for each token, latent and channel, where the code is dense"),
     "sparse": ("s", "a step for each token, latent and channel, where the code is sparse"),
     "place": ("s", "a step for each token, active latent and channel, where the code is sparse"),

@@ -36,15 +36,16 @@ SYMBOLS = {
 #: What is computed -> how.
 FORMULAS = {
     "tokens of a block": "R = I c round(T f); steps of a block: S = e R / B",
-    "encode": "ceil(I / W) (VAE + text encoders) / rate",
+    "read": "ceil(I / W) pixels pixel",
+    "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
     "forward": "ceil(I / W) c (2 weights T + 4 L T (T + caption) d) (last block + 1) / L / rate",
     "a step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
     "disk": "m (R (d b + 16) + c I 4 (1 + conditioning))",
     "an autoencoder": "16 (2 n d + n + d + modulation): weights, gradients and two moments in float32",
-    "disk, then train": "encode + forward + disk / (W write) + ceil(m / W) S max(step, B (d b + 16) / read)",
-    "live, blocks over ranks": "e (encode + forward) + ceil(m / W) S step + wire",
+    "from stores": "read + encode + forward + disk / (W write) + ceil(m / W) S max(step, B (d b + 16) / read)",
+    "live, block parallel": "e (read + encode + forward) + ceil(m / W) S step + wire",
     "wire of these": "m S B (d b + 16) (W - 1) / W in all; a rank receives those of its blocks, ceil(m / W) / m of it",
-    "data parallel": "encode + forward + disk / (W write) + m S (step of B / W tokens + wire)",
+    "data parallel": "read + encode + forward + disk / (W write) + m S (step of B / W tokens + wire)",
     "wire of this": "2 (W - 1) / W 4 (2 n d + n + d) a rank, step and block",
 }
 
@@ -100,13 +101,13 @@ class Model:
         work = self.work
         steps = work.owned * work.steps * max(self.step(work.batch_tokens), self._read)
         seconds = {**self._collection, "steps": steps}
-        return Way("disk, then train", seconds, self.disk, self._larger(self._trainer(work.batch_tokens)), 0.0)
+        return Way("from stores", seconds, self.disk, self._larger(self._trainer(work.batch_tokens)), 0.0)
 
     def live(self) -> Way:
         """Every rank runs the transformer on its share of the images and owns some of the blocks; tokens travel to the
         owners of their blocks."""
         work = self.work
-        seconds = {name: work.epochs * self._collection[name] for name in ("encode", "forward")}
+        seconds = {name: work.epochs * self._collection[name] for name in ("read", "encode", "forward")}
         seconds["steps"] = work.owned * work.steps * self.step(work.batch_tokens)
         sent = work.steps * work.batch_tokens * self._row * self._elsewhere
         seconds["wire"] = work.owned * sent / self._wire
@@ -116,7 +117,7 @@ class Model:
             "buffers": work.owned * BUFFER_ROWS * self._row,
             "step": self._scratch(work.batch_tokens),
         }
-        return Way("live, blocks over ranks", seconds, 0.0, memory, len(work.blocks) * sent)
+        return Way("live, block parallel", seconds, 0.0, memory, len(work.blocks) * sent)
 
     def data_parallel(self) -> Way:
         """Collected to disk once; then all ranks train one block after another, each on its share of every step."""
@@ -154,13 +155,14 @@ class Model:
     @cached_property
     def _collection(self) -> dict[str, float]:
         """Seconds of a collection, on ranks that share the images and wait for nobody."""
-        work, sizes, rate = self.work, self.work.pipeline, self.machine["rate"]
+        work, sizes, machine = self.work, self.work.pipeline, self.machine
         images = math.ceil(work.n_images / work.n_gpus)
         until = (max(work.blocks) + 1) / sizes.n_blocks  # a pass ends after the last block asked for
         return {
-            "encode": images * sizes.encode_flops / rate,
-            "forward": images * work.passes * sizes.pass_flops * until / rate,
-            "write": self.disk / work.n_gpus / self.machine["write"],
+            "read": images * sizes.n_pixels * machine["pixel"],
+            "encode": images * sizes.encode_flops / machine["encode_rate"],
+            "forward": images * work.passes * sizes.pass_flops * until / machine["rate"],
+            "write": self.disk / work.n_gpus / machine["write"],
         }
 
     @property

@@ -46,8 +46,10 @@ class PipelineSizes:
     Attributes:
         name: of the pipeline.
         source: where the sizes come from, in words.
+        family: of the transformer, as its adapter names it; None if only sizes are known.
         d_model, n_blocks: of the transformer.
         n_tokens: of an image.
+        n_pixels: of an image; 0 if it is not known.
         pass_flops: operations of the transformer's blocks on one image, once: twice their weights for each token, and
             4 d (tokens + tokens of the caption) for each token and block.
         encode_flops: operations of the VAE on one image and of the text encoders on its caption.
@@ -61,9 +63,11 @@ class PipelineSizes:
     n_blocks: int
     n_tokens: int
     pass_flops: float
-    encode_flops: float
     n_weights: int
+    encode_flops: float = 0.0
     d_conditioning: int = 0
+    n_pixels: int = 0
+    family: str | None = None
 
 
 def sizes_of(name: str | Path, size: tuple[int, int] | None = None) -> PipelineSizes:
@@ -88,7 +92,7 @@ def sizes_of(name: str | Path, size: tuple[int, int] | None = None) -> PipelineS
 
 
 def given_sizes(d_model: int, n_blocks: int, tokens: int) -> PipelineSizes:
-    """Sizes of which only width, blocks and tokens of an image are known; encoding images and captions is not counted.
+    """Sizes of which only width, blocks and tokens of an image are known; images and captions are not counted.
 
     A block is taken to have :data:`BLOCK_WEIGHTS` d^2 weights.
     """
@@ -97,12 +101,11 @@ def given_sizes(d_model: int, n_blocks: int, tokens: int) -> PipelineSizes:
     weights = BLOCK_WEIGHTS * d_model**2 * n_blocks
     return PipelineSizes(
         name=f"a transformer of {n_blocks} blocks, width {d_model}, {tokens} tokens an image",
-        source=f"given, with {BLOCK_WEIGHTS} d^2 weights a block; VAE and text encoders are not counted",
+        source=f"given, with {BLOCK_WEIGHTS} d^2 weights a block; images and captions are not counted",
         d_model=d_model,
         n_blocks=n_blocks,
         n_tokens=tokens,
         pass_flops=_pass_flops(weights, tokens, 0, d_model, n_blocks),
-        encode_flops=0.0,
         n_weights=weights,
     )
 
@@ -156,6 +159,8 @@ def _sizes(
         d_model=d_model,
         n_blocks=n_blocks,
         n_tokens=tokens,
+        n_pixels=size[0] * size[1],
+        family=adapter.family,
         pass_flops=_pass_flops(weights, tokens, caption_tokens, d_model, n_blocks),
         encode_flops=_vae_flops(adapter, size) + sum(2 * _token_weights(text) * caption_tokens for text in texts),
         **known,
