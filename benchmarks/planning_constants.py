@@ -35,6 +35,8 @@ SHORT = DENSE.with_tokens(4096)
 #: Bytes that AdamW and the norm of the gradients move for a parameter: it, its gradient twice, two moments read; it and
 #: both moments written.
 UPDATE_BYTES = 4 * 8
+#: Of a step, what setting the threshold takes of a token: the encoder's product of five, and the count of heights.
+MATCH_SHARE = 0.4
 #: To read, decode and resize an image of 1024 x 1024 pixels.
 IMAGE_SECONDS = 0.02
 #: Of NVLink 4 and of an InfiniBand NDR card each way, a GPU; and the share of it that collectives reach.
@@ -100,7 +102,9 @@ def step_constants(record: Record) -> dict[str, Constant]:
     source = f"a step of all loss terms at {DENSE}, {SHORT} and {SPARSE}, replayed, and sparse steps over k"
     for name, value in topk.items():
         found[f"topk.{name}"] = Constant(value, True, source)
+    found["topk.match"] = Constant(0.0, True, "TopK has no threshold")
     for activation in ("batch_topk", "jumprelu"):
+        found[f"{activation}.match"] = Constant(MATCH_SHARE * topk["dense"], False, f"{MATCH_SHARE:g} of a dense step")
         ratios = {shape: squared_ratio(record, activation, shape) for shape in (DENSE, SPARSE)}
         for name, value in topk.items():
             ratio = ratios[DENSE if name in ("dense", "weights") else SPARSE]
@@ -128,8 +132,12 @@ def others(record: Record) -> dict[str, Constant]:
         "update": Constant(UPDATE_BYTES / copy, False, f"{UPDATE_BYTES} bytes at the measured {copy / 1e12:.2f} TB/s"),
         "write": Constant(1e9, False, "a disk or file system that gives each rank 1 GB/s"),
         "read": Constant(2e9, False, "a disk or file system that gives each rank 2 GB/s"),
-        "wire_inside": Constant(NVLINK * WIRE_SHARE, False, f"{wire} NVLink 4's 450 GB/s each way (NVIDIA's data sheet)"),
-        "wire_between": Constant(INFINIBAND * WIRE_SHARE, False, f"{wire} an InfiniBand NDR card's 400 Gb/s for each GPU"),
+        "wire_inside": Constant(
+            NVLINK * WIRE_SHARE, False, f"{wire} NVLink 4's 450 GB/s each way (NVIDIA's data sheet)"
+        ),
+        "wire_between": Constant(
+            INFINIBAND * WIRE_SHARE, False, f"{wire} an InfiniBand NDR card's 400 Gb/s for each GPU"
+        ),
         "node": Constant(8, False, "the usual node, HGX H200"),
         "memory": Constant(record.all["calls"][0]["device_memory_bytes"], True, "what the device says"),
         "scratch": Constant(
@@ -148,7 +156,9 @@ def gloo(path: Path) -> Constant:
     """What a rank sends by gloo in an all-to-all, taken for every exchange between machines without a known wire."""
     held = json.loads(path.read_text())
     speed = held["figures"]["all_to_all"]["bytes_per_second"]
-    return Constant(speed, False, f"gloo's all-to-all between {held['ranks']} processes of one {held['processor']} machine")
+    return Constant(
+        speed, False, f"gloo's all-to-all between {held['ranks']} processes of one {held['processor']} machine"
+    )
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -19,14 +19,15 @@ import argparse
 import heapq
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.table import RESULTS, markdown, replace as replace_file, write
+from benchmarks.table import RESULTS, markdown, write
+from benchmarks.table import replace as replace_file
 from tide.activations.stores import SHARDS
 from tide.charts import log_scale, panels, save, style
 
@@ -166,7 +167,9 @@ def chart(figures: dict[str, dict[int, dict[str, dict[str, float]]]], path: Path
     figure, axes = panels(len(figures), width=4.4)
     for axis, (case, by_ranks) in zip(axes, figures.items(), strict=True):
         for i, way in enumerate(next(iter(by_ranks.values()))):
-            axis.plot(list(by_ranks), [each[way]["over the ideal"] for each in by_ranks.values()], label=way, **style(i))
+            axis.plot(
+                list(by_ranks), [each[way]["over the ideal"] for each in by_ranks.values()], label=way, **style(i)
+            )
         axis.set(title=case, xlabel="ranks", ylabel="time over the ideal")
         log_scale(axis, "x", "y")
         axis.set_xticks(list(by_ranks), [str(n) for n in by_ranks])
@@ -184,7 +187,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     most = RANKS[-1]
     cases = {case: simulated(most, options.steps, trouble, options.seeds) for case, trouble in CASES.items()}
-    shown = {name: CASES[name] for name in ("usual spread", "both")}
+    shown = {"usual spread": CASES["usual spread"], "some slow, some killed": CASES["both"]}
     curves = {
         case: {n: simulated(n, options.steps, trouble, options.seeds) for n in RANKS} for case, trouble in shown.items()
     }

@@ -90,28 +90,30 @@ def _passes(
     }
 
 
-def _steps(
-    adapter: Adapter, config: TrainConfig, size: tuple[int, int] | None, folder: Path
-) -> dict[str, Constant]:
-    """A step's seconds: the mean time between the batches of a short training on activations in memory, the first
-    apart, which calibrates the model."""
+def _steps(adapter: Adapter, config: TrainConfig, size: tuple[int, int] | None, folder: Path) -> dict[str, Constant]:
+    """Seconds of a step and of matching the threshold: the mean times between the batches of a short training on
+    activations in memory. The first step is left out: it calibrates the model."""
     tokens = min(config.batch_tokens, _CPU_TOKENS) if adapter.device.type == "cpu" else config.batch_tokens
     config = replace(config, device=str(adapter.device), batch_tokens=tokens)
     pool = _pool(adapter, size, tokens)
 
-    def step(steps: int) -> float:
+    def intervals(steps: int) -> tuple[float, float]:
         drawn: list[float] = []
         job = from_pool(pool, adapter, replace(config, steps=steps), block=-1)
         timed = replace(job, batches=lambda first: _timed(job.batches(first), drawn))
         train(timed, folder / f"{steps} steps")
-        return (drawn[-1] - drawn[1]) / (len(drawn) - 2)
+        matching = drawn[steps:]  # batches after the last step are those of the threshold
+        matched = (matching[-1] - matching[0]) / (len(matching) - 1) if len(matching) > 1 else 0.0
+        return (drawn[steps - 1] - drawn[1]) / (steps - 2), matched
 
-    steps = max(_FEW_STEPS, min(_MOST_STEPS, round(_BUDGET / step(_FEW_STEPS))))
+    steps = max(_FEW_STEPS, min(_MOST_STEPS, round(_BUDGET / intervals(_FEW_STEPS)[0])))
     n_latents, _ = config.sizes(adapter.d_model)
-    source = f"{steps} steps of {tokens} tokens and {n_latents} latents, updates included"
-    each = Constant(step(1 + steps) / (tokens * n_latents * adapter.d_model), True, source)
+    source = f"{steps} steps of {tokens} tokens and {n_latents} latents"
+    step, match = (
+        Constant(each / (tokens * n_latents * adapter.d_model), True, source) for each in intervals(2 + steps)
+    )
     nothing = Constant(0.0, True, "part of the step that was measured")
-    of = {"dense": each, "sparse": each, "place": nothing, "weights": nothing}
+    of = {"dense": step, "sparse": step, "place": nothing, "weights": nothing, "match": match}
     return {**{f"{config.activation}.{name}": value for name, value in of.items()}, "update": nothing}
 
 

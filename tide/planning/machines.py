@@ -23,6 +23,7 @@ CONSTANTS = {
     "sparse": ("s", "a step for each token, latent and channel, where the code is sparse"),
     "place": ("s", "a step for each token, active latent and channel, where the code is sparse"),
     "weights": ("s", "a step for each latent and channel, whatever its tokens"),
+    "match": ("s", "to set the threshold after a training, for each token, latent and channel"),
     "update": ("s", "AdamW for each parameter"),
     "write": ("B/s", "to disk, a rank"),
     "read": ("B/s", "from disk, a rank"),
@@ -32,7 +33,7 @@ CONSTANTS = {
     "memory": ("B", "of a GPU"),
     "scratch": ("B", "of a step for each token of a chunk and latent"),
 }
-_OF_STEPS = ("dense", "sparse", "place", "weights")
+_OF_STEPS = ("dense", "sparse", "place", "weights", "match")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from tide.activations.writer import estimate_bytes
 from tide.planning.machines import Machine
 from tide.planning.work import Work
+from tide.training.matching import MATCHED_ROWS
 from tide.training.sources import BUFFER_ROWS
 from tide_kernels import LossOptions
 
@@ -40,12 +41,13 @@ FORMULAS = {
     "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
     "forward": "ceil(I / W) c (2 weights T + 4 L T (T + caption) d) (last block + 1) / L / rate",
     "a step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
+    "a training": "S step + min(S B, 65536) n d match: the threshold is set at the end",
     "disk": "m (R (d b + 16) + c I 4 (1 + conditioning))",
     "an autoencoder": "16 (2 n d + n + d + modulation): weights, gradients and two moments in float32",
-    "from stores": "read + encode + forward + disk / (W write) + ceil(m / W) S max(step, B (d b + 16) / read)",
-    "live, block parallel": "e (read + encode + forward) + ceil(m / W) S step + wire",
+    "from stores": "read + encode + forward + disk / (W write) + ceil(m / W) training, where a step takes B (d b + 16) / read at least",
+    "live, block parallel": "e (read + encode + forward) + ceil(m / W) training + wire",
     "wire of these": "m S B (d b + 16) (W - 1) / W in all; a rank receives those of its blocks, ceil(m / W) / m of it",
-    "data parallel": "read + encode + forward + disk / (W write) + m S (step of B / W tokens + wire)",
+    "data parallel": "read + encode + forward + disk / (W write) + m (training with B / W tokens a step + S wire)",
     "wire of this": "2 (W - 1) / W 4 (2 n d + n + d) a rank, step and block",
 }
 
@@ -99,8 +101,7 @@ class Model:
     def from_stores(self) -> Way:
         """Collected to disk once; then each rank trains its blocks from their stores, one after another."""
         work = self.work
-        steps = work.owned * work.steps * max(self.step(work.batch_tokens), self._read)
-        seconds = {**self._collection, "steps": steps}
+        seconds = {**self._collection, "steps": work.owned * self.training(work.batch_tokens, self._read)}
         return Way("from stores", seconds, self.disk, self._larger(self._trainer(work.batch_tokens)), 0.0)
 
     def live(self) -> Way:
@@ -108,7 +109,7 @@ class Model:
         owners of their blocks."""
         work = self.work
         seconds = {name: work.epochs * self._collection[name] for name in ("read", "encode", "forward")}
-        seconds["steps"] = work.owned * work.steps * self.step(work.batch_tokens)
+        seconds["steps"] = work.owned * self.training(work.batch_tokens)
         sent = work.steps * work.batch_tokens * self._row * self._elsewhere
         seconds["wire"] = work.owned * sent / self._wire
         memory = {
@@ -123,11 +124,10 @@ class Model:
         """Collected to disk once; then all ranks train one block after another, each on its share of every step."""
         work = self.work
         share = math.ceil(work.batch_tokens / work.n_gpus)
-        n_steps = len(work.blocks) * work.steps
-        sent = n_steps * 2 * self._elsewhere * _FLOAT * work.parameters
+        sent = len(work.blocks) * work.steps * 2 * self._elsewhere * _FLOAT * work.parameters
         seconds = {
             **self._collection,
-            "steps": n_steps * max(self.step(share), self._read / work.n_gpus),
+            "steps": len(work.blocks) * self.training(share, self._read / work.n_gpus),
             "wire": sent / self._wire,
         }
         return Way("data parallel", seconds, self.disk, self._larger(self._trainer(share)), work.n_gpus * sent)
@@ -136,7 +136,16 @@ class Model:
         """Seconds of a step of so many tokens, with its update."""
         n, k, of = self.work.n_latents, self.work.k, self._step
         token = min(n * of["dense"], n * of["sparse"] + k * of["place"])
-        return self.work.d_model * (n * of["weights"] + n_tokens * token) + self.work.parameters * self.machine["update"]
+        return (
+            self.work.d_model * (n * of["weights"] + n_tokens * token) + self.work.parameters * self.machine["update"]
+        )
+
+    def training(self, n_tokens: int, read: float = 0.0) -> float:
+        """Seconds of all steps of an autoencoder, each of which reads for ``read`` seconds in the background, and of
+        setting its threshold at the end."""
+        work = self.work
+        matched = min(work.steps * n_tokens, MATCHED_ROWS) * work.n_latents * work.d_model * self._step["match"]
+        return work.steps * max(self.step(n_tokens), read) + matched
 
     @property
     def disk(self) -> float:
