@@ -1,7 +1,8 @@
 """A plan of the bundled pipeline beside a real run: ``python -m benchmarks.planning_check``.
 
 Plans with ``--machine here``, then collects from a folder of rendered scenes and trains from the store, and compares
-the time of collection and of training. Rounds alternate, since other work on the machine slows both. Writes ``benchmarks/results/planning-check-<date>.json``.
+the time of collection and of training. Rounds alternate, since other work on the machine slows both.
+Writes ``benchmarks/results/planning-check-<date>.json``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The constants of plans, from recorded measurements: ``python -m benchmarks.planning_constants``.
 
-Writes ``tide/planning/machines/nvidia-h200.json`` from the record of that GPU, and ``tide/planning/gloo.json`` from what
-`benchmarks.wire` measured. What no record holds is assumed, with its reason; each constant says which it is.
+Writes ``tide/planning/machines/nvidia-h200.json`` from the record of that GPU, and ``tide/planning/gloo.json`` from
+what `benchmarks.wire` measured. What no record holds is assumed, with its reason; each constant says which it is.
 """
 
 from __future__ import annotations

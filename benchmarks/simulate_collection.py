@@ -8,8 +8,8 @@ Compares three ways to divide the images, with the same ranks, kills and seeds:
 * steps together: after each step every rank waits for the slowest, as with a collective in each step.
 
 Time is in units of the share of a rank of usual speed: a collection without any trouble takes 1. A rank's step takes
-m_r x_s of the usual time, m_r = exp(0.1 N(0, 1)), times 3 to 10 for a straggler, and x_s = exp(0.2 N(0, 1)). A killed rank
-loses what it did since its last shard and begins again after a delay. Writes a table and a chart to
+m_r x_s of the usual time, m_r = exp(0.1 N(0, 1)), times 3 to 10 for a straggler, and x_s = exp(0.2 N(0, 1)). A killed
+rank loses what it did since its last shard and begins again after a delay. Writes a table and a chart to
 ``benchmarks/results/simulate-collection``.
 """
 

@@ -44,11 +44,11 @@ def exchange(rank: int, ranks: int, size: int, repetitions: int, rendezvous: str
 
 
 def measured(ranks: int, size: int, repetitions: int) -> dict[str, dict[str, Any]]:
-    """The figures of both; ``bytes_per_second`` is what a rank sends in a second. ``size``: bytes of a rank's tensor."""
+    """The figures of both; ``bytes_per_second`` is what a rank sends. ``size``: bytes of a rank's tensor."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         arguments = (ranks, size, repetitions, f"{folder}/rendezvous", str(out))
-        processes.spawn(exchange, args=arguments, nprocs=ranks)  # type: ignore[no-untyped-call]
+        processes.spawn(exchange, args=arguments, nprocs=ranks)
         figures: dict[str, dict[str, Any]] = json.loads(out.read_text())
     sent = size * (ranks - 1) / ranks
     for name, figure in figures.items():

@@ -36,19 +36,20 @@ SYMBOLS = {
 }
 #: What is computed -> how.
 FORMULAS = {
-    "tokens of a block": "R = I c round(T f); steps of a block: S = e R / B",
+    "tokens of a block": "R = I c round(T f); steps of a training: S = e R / B",
     "read": "ceil(I / W) pixels pixel",
     "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
     "forward": "ceil(I / W) c (2 weights T + 4 L T (T + caption) d) (last block + 1) / L / rate",
-    "a step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
-    "a training": "S step + min(S B, 65536) n d match: the threshold is set at the end",
-    "disk": "m (R (d b + 16) + c I 4 (1 + conditioning))",
-    "an autoencoder": "16 (2 n d + n + d + modulation): weights, gradients and two moments in float32",
-    "from stores": "read + encode + forward + disk / (W write) + ceil(m / W) training, where a step takes B (d b + 16) / read at least",
-    "live, block parallel": "e (read + encode + forward) + ceil(m / W) training + wire",
-    "wire of these": "m S B (d b + 16) (W - 1) / W in all; a rank receives those of its blocks, ceil(m / W) / m of it",
-    "data parallel": "read + encode + forward + disk / (W write) + m (training with B / W tokens a step + S wire)",
-    "wire of this": "2 (W - 1) / W 4 (2 n d + n + d) a rank, step and block",
+    "stores": "m (R (d b + 16) + c I 4 (1 + conditioning)) bytes",
+    "step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
+    "training": "S step + min(S B, 65536) n d match; from stores a step takes B (d b + 16) / read at least",
+    "from stores": "read + encode + forward + stores / (W write) + ceil(m / W) training",
+    "live, block parallel": "e (read + encode + forward) + ceil(m / W) (training + wire)",
+    "data parallel": "read + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
+    "tokens on the wire": "S B (d b + 16) (W - 1) / W bytes to the owner of a block",
+    "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
+    "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
+    "memory": "pipeline + pass or autoencoder + step; live all of these at once, and buffers of 65536 tokens a block",
 }
 
 #: Bytes of a row of activations besides its values: sample, token, group.
@@ -101,7 +102,7 @@ class Model:
     def from_stores(self) -> Way:
         """Collected to disk once; then each rank trains its blocks from their stores, one after another."""
         work = self.work
-        seconds = {**self._collection, "steps": work.owned * self.training(work.batch_tokens, self._read)}
+        seconds = {**self._collection, "training": work.owned * self.training(work.batch_tokens, self._read)}
         return Way("from stores", seconds, self.disk, self._larger(self._trainer(work.batch_tokens)), 0.0)
 
     def live(self) -> Way:
@@ -109,7 +110,7 @@ class Model:
         owners of their blocks."""
         work = self.work
         seconds = {name: work.epochs * self._collection[name] for name in ("read", "encode", "forward")}
-        seconds["steps"] = work.owned * self.training(work.batch_tokens)
+        seconds["training"] = work.owned * self.training(work.batch_tokens)
         sent = work.steps * work.batch_tokens * self._row * self._elsewhere
         seconds["wire"] = work.owned * sent / self._wire
         memory = {
@@ -127,7 +128,7 @@ class Model:
         sent = len(work.blocks) * work.steps * 2 * self._elsewhere * _FLOAT * work.parameters
         seconds = {
             **self._collection,
-            "steps": len(work.blocks) * self.training(share, self._read / work.n_gpus),
+            "training": len(work.blocks) * self.training(share, self._read / work.n_gpus),
             "wire": sent / self._wire,
         }
         return Way("data parallel", seconds, self.disk, self._larger(self._trainer(share)), work.n_gpus * sent)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.activations import CollectOptions
+from tide.activations.writer import readable_size
 from tide.adapters.blocks import Block, block_numbers
 from tide.checks import check_count
 from tide.errors import TideError
@@ -78,8 +79,8 @@ def plan(
         images: to collect from.
         blocks: numbers, negative from the end, "penultimate", or "all".
         gpus: each is a rank.
-        machine: "here", which measures this one (:func:`~tide.planning.measure`; a minute for the bundled pipeline), one
-            whose constants ship with the package, or one measured before.
+        machine: "here", which measures this one (:func:`~tide.planning.measure`; less than a minute for the bundled
+            pipeline), one whose constants ship with the package, or one measured before.
         size: height and width of the images in pixels; default the pipeline's own.
         config: of the trainings, except for ``steps``: each trains on all activations ``epochs`` times.
         options: what is kept of each image.
@@ -120,6 +121,6 @@ def _check_fits(found: Plan) -> None:
     least = min(found.ways, key=lambda way: way.total_memory)
     most = max(least.memory, key=lambda name: least.memory[name])
     raise TideError(
-        f"no way of training fits: {least.name}, which needs the least memory, needs {least.total_memory / 1e9:.3g} GB a "
-        f"rank, {found.lacking(least) / 1e9:.3g} GB more than there is, most of it for the {most}; {_REMEDIES[most]}"
+        f"no way of training fits: even {least.name} needs {readable_size(least.total_memory)} of memory a rank, "
+        f"{readable_size(found.lacking(least))} more than there is, most of it for the {most}; {_REMEDIES[most]}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tide.activations.options import CollectOptions
 from tide.checks import check_count
@@ -38,7 +38,7 @@ class Work:
     activation: str
     batch_tokens: int
     epochs: int = 1
-    options: CollectOptions = CollectOptions()
+    options: CollectOptions = field(default_factory=CollectOptions)
 
     def __post_init__(self) -> None:
         for name in ("n_images", "n_gpus", "epochs"):
