@@ -31,7 +31,7 @@ from tide.training import TrainConfig, from_stores, train
 OPTIONS = CollectOptions(token_fraction=1 / 2)
 CONFIG = TrainConfig(batch_tokens=512)
 #: What a plan calls the parts of a real collection and training.
-PARTS = {"collection": ("read", "encode", "forward", "write"), "training": ("training",)}
+PARTS = {"collection": ("images", "encode", "forward", "write"), "training": ("training",)}
 
 
 def planned(images: int, epochs: int) -> dict[str, float]:

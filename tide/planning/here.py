@@ -6,6 +6,7 @@ import math
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,8 @@ def measure(
             "--machine, such as nvidia-h200"
         )
     adapter = load_adapter(pipeline)
-    with tempfile.TemporaryDirectory(dir=".", prefix=".tide-plan-") as folder:
+    with tempfile.TemporaryDirectory(dir=".", prefix=".tide-plan-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are about activations of noise
         constants = {
             **_passes(adapter, options, size, Path(folder)),
             **_steps(adapter, config, size, Path(folder)),

@@ -37,15 +37,15 @@ SYMBOLS = {
 #: What is computed -> how.
 FORMULAS = {
     "tokens of a block": "R = I c round(T f); steps of a training: S = e R / B",
-    "read": "ceil(I / W) pixels pixel",
+    "images": "ceil(I / W) pixels pixel",
     "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
     "forward": "ceil(I / W) c (2 weights T + 4 L T (T + caption) d) (last block + 1) / L / rate",
     "stores": "m (R (d b + 16) + c I 4 (1 + conditioning)) bytes",
     "step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
     "training": "S step + min(S B, 65536) n d match; from stores a step takes B (d b + 16) / read at least",
-    "from stores": "read + encode + forward + stores / (W write) + ceil(m / W) training",
-    "live, block parallel": "e (read + encode + forward) + ceil(m / W) (training + wire)",
-    "data parallel": "read + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
+    "from stores": "images + encode + forward + stores / (W write) + ceil(m / W) training",
+    "live, block parallel": "e (images + encode + forward) + ceil(m / W) (training + wire)",
+    "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
     "tokens on the wire": "S B (d b + 16) (W - 1) / W bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
@@ -109,7 +109,7 @@ class Model:
         """Every rank runs the transformer on its share of the images and owns some of the blocks; tokens travel to the
         owners of their blocks."""
         work = self.work
-        seconds = {name: work.epochs * self._collection[name] for name in ("read", "encode", "forward")}
+        seconds = {name: work.epochs * self._collection[name] for name in ("images", "encode", "forward")}
         seconds["training"] = work.owned * self.training(work.batch_tokens)
         sent = work.steps * work.batch_tokens * self._row * self._elsewhere
         seconds["wire"] = work.owned * sent / self._wire
@@ -169,7 +169,7 @@ class Model:
         images = math.ceil(work.n_images / work.n_gpus)
         until = (max(work.blocks) + 1) / sizes.n_blocks  # a pass ends after the last block asked for
         return {
-            "read": images * sizes.n_pixels * machine["pixel"],
+            "images": images * sizes.n_pixels * machine["pixel"],
             "encode": images * sizes.encode_flops / machine["encode_rate"],
             "forward": images * work.passes * sizes.pass_flops * until / machine["rate"],
             "write": self.disk / work.n_gpus / machine["write"],

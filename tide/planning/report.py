@@ -11,7 +11,7 @@ from tide.planning.planner import Plan
 from tide.tables import text_table
 
 #: Parts of a way, in the order in which they follow one another.
-_PARTS = ("read", "encode", "forward", "write", "training", "wire")
+_PARTS = ("images", "encode", "forward", "write", "training", "wire")
 
 
 def plan_text(found: Plan, *, formulas: bool = False) -> str:
