@@ -60,7 +60,10 @@ def test_this_machine_is_measured(cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*XL, "--gpus", "0"], "--gpus: '0' is not a count; give a whole number, 1 to 2147483647; see `tide plan --help`"),
+        (
+            [*XL, "--gpus", "0"],
+            "--gpus: '0' is not a count; give a whole number, 1 to 2147483647; see `tide plan --help`",
+        ),
         ([*XL[:-1], "h300"], "machine 'h300' is unknown; use here or nvidia-h200"),
         ([*XL, "--block", "28"], "block 28 does not exist; this transformer has blocks 0..27"),
         ([*XL, "--tokens", "3"], "--tokens is not used with --pipeline; leave it off"),

@@ -84,7 +84,8 @@ def test_nodes_are_joined_by_the_slower_wire():
 
 def test_the_threshold_is_set_on_65536_tokens_at_most():
     few, many = (
-        Model(work(n_images=n), machine(topk_match=1.0)).training(100) - Model(work(n_images=n), machine()).training(100)
+        Model(work(n_images=n), machine(topk_match=1.0)).training(100)
+        - Model(work(n_images=n), machine()).training(100)
         for n in (100, 100_000)
     )
     assert (few, many) == pytest.approx((800 * 50 * 8, 65536 * 50 * 8))

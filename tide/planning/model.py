@@ -39,7 +39,7 @@ FORMULAS = {
     "tokens of a block": "R = I c round(T f); steps of a training: S = e R / B",
     "images": "ceil(I / W) pixels pixel",
     "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
-    "forward": "ceil(I / W) c (2 weights T + 4 L T (T + caption) d) (last block + 1) / L / rate",
+    "forward": "ceil(I / W) c (2 weights tokens + 4 L T (T + caption) d) (last block + 1) / L / rate",
     "stores": "m (R (d b + 16) + c I 4 (1 + conditioning)) bytes",
     "step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
     "training": "S step + min(S B, 65536) n d match; from stores a step takes B (d b + 16) / read at least",

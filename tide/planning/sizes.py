@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ KNOWN = Path(__file__).parent / "pipelines.json"
 BLOCK_WEIGHTS = 12
 
 
+#: Layers of a block that see the caption alone, as diffusers names them in every transformer.
+_OF_CAPTIONS = re.compile(r"ff_context|add_[qkv]_proj|to_add_out|attn2\.to_[kv]$")
+
+
 class Configs(TypedDict):
     """The configurations of a pipeline's models; each names its class under ``_class_name``."""
 
@@ -50,8 +55,9 @@ class PipelineSizes:
         d_model, n_blocks: of the transformer.
         n_tokens: of an image.
         n_pixels: of an image; 0 if it is not known.
-        pass_flops: operations of the transformer's blocks on one image, once: twice their weights for each token, and
-            4 d (tokens + tokens of the caption) for each token and block.
+        pass_flops: operations of the transformer's blocks on one image, once: twice their weights for each token of
+            the image or of the caption, whichever they see, and 4 d (tokens + tokens of the caption) for each token of
+            the image and block. Linear attention takes less.
         encode_flops: operations of the VAE on one image and of the text encoders on its caption.
         n_weights: of all models together.
         d_conditioning: width of what the model adds to its timestep embedding, 0 without it.
@@ -105,7 +111,7 @@ def given_sizes(d_model: int, n_blocks: int, tokens: int) -> PipelineSizes:
         d_model=d_model,
         n_blocks=n_blocks,
         n_tokens=tokens,
-        pass_flops=_pass_flops(weights, tokens, 0, d_model, n_blocks),
+        pass_flops=_pass_flops(weights, tokens, 0, 0, d_model, n_blocks),
         n_weights=weights,
     )
 
@@ -154,31 +160,35 @@ def _sizes(
     adapter: Adapter, size: tuple[int, int], texts: list[Any], *, caption_tokens: int, **known: Any
 ) -> PipelineSizes:
     tokens, d_model, n_blocks = n_tokens(adapter, size), adapter.d_model, adapter.n_blocks
-    weights = sum(map(_token_weights, adapter.blocks))
+    images, captions = (sum(counts) for counts in zip(*map(_weights, adapter.blocks), strict=True))
     return PipelineSizes(
         d_model=d_model,
         n_blocks=n_blocks,
         n_tokens=tokens,
         n_pixels=size[0] * size[1],
         family=adapter.family,
-        pass_flops=_pass_flops(weights, tokens, caption_tokens, d_model, n_blocks),
-        encode_flops=_vae_flops(adapter, size) + sum(2 * _token_weights(text) * caption_tokens for text in texts),
+        pass_flops=_pass_flops(images, tokens, captions, caption_tokens, d_model, n_blocks),
+        encode_flops=_vae_flops(adapter, size) + sum(2 * sum(_weights(text)) * caption_tokens for text in texts),
         **known,
     )
 
 
-def _pass_flops(weights: int, tokens: int, caption_tokens: int, d_model: int, n_blocks: int) -> float:
-    return float(2 * weights * tokens + 4 * n_blocks * tokens * (tokens + caption_tokens) * d_model)
+def _pass_flops(weights: int, tokens: int, of_captions: int, caption_tokens: int, d_model: int, n_blocks: int) -> float:
+    attention = 4 * n_blocks * tokens * (tokens + caption_tokens) * d_model
+    return float(2 * weights * tokens + 2 * of_captions * caption_tokens + attention)
 
 
-def _token_weights(model: nn.Module) -> int:
-    """Weights that are multiplied with every token: of linear layers and convolutions, but for those of norms, which
-    see the timestep alone."""
-    return sum(
-        part.weight.numel()
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and "norm" not in name
-    )
+def _weights(model: nn.Module) -> tuple[int, int]:
+    """Weights that are multiplied with every token of the image, and with every token of the caption: of linear layers
+    and convolutions, but for those of norms, which see the timestep alone."""
+    images = captions = 0
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and "norm" not in name:
+            if _OF_CAPTIONS.search(name):
+                captions += part.weight.numel()
+            else:
+                images += part.weight.numel()
+    return images, captions
 
 
 def _vae_flops(adapter: Adapter, size: tuple[int, int]) -> float:
