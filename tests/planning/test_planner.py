@@ -53,7 +53,7 @@ def test_no_way_fits():
 
 
 def test_what_needs_memory_decides_over_the_remedy():
-    with pytest.raises(TideError, match="most of it for the autoencoders; lower --n-latents$"):
+    with pytest.raises(TideError, match=r"most of it for the autoencoders; lower --n-latents$"):
         planned(config=TrainConfig(activation="topk", n_latents=10**6, k=5, batch_tokens=2), memory=10**8)
 
 

@@ -23,7 +23,6 @@ from tide.ranks import refuse_ranks
 #: Command -> what it does. Each is a class of its name in the module of its name.
 COMMANDS = {
     "demo": "train, measure, interpret and edit on the bundled pipeline",
-    "plan": "say what collecting and training will take",
     "collect": "collect activations into a store",
     "train": "train a TIDE, or with --sae a plain SAE",
     "evaluate": "measure reconstruction and diffusion loss of a checkpoint",
@@ -32,6 +31,7 @@ COMMANDS = {
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",
+    "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
 
