@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from tide.cli.command import Command
+from tide.cli.command import Command, left_behind
 from tide.cli.usage import Aspect, with_option
 from tide.cli.values import (
     Blocks,
@@ -83,6 +83,7 @@ class Plan(Command):
         from tide.cli.common import output_folder
         from tide.planning import plan_text
 
+        left_behind.set(self.interrupted)  # not what a training says that is only measured
         with nullcontext() if self.out is None else output_folder(Path(self.out)):
             found = self._planned()
             if self.out is not None:
