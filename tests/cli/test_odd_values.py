@@ -14,6 +14,7 @@ from tide.errors import TideError
 LEAST = {
     "demo": [],
     "doctor": [],
+    "plan": ["--pipeline", "p", "--images", "1"],
     "collect": ["--pipeline", "p", "--data", "here", "--out", "o"],
     "train": ["--store", "s", "--out", "o"],
     "evaluate": ["--sae", "s", "--data", "here", "--out", "o"],

@@ -26,6 +26,10 @@ from tide.training import TrainConfig
 LINES = {
     "demo": ["--out {out}"],
     "doctor": [""],
+    "plan": [
+        "--pipeline {pipeline} --images 4 --machine nvidia-h200 --out {out}",
+        "--d-model 8 --blocks 2 --tokens 4 --images 4 --machine nvidia-h200 --out {out}",
+    ],
     "collect": [
         "--pipeline {pipeline} --data {images} --out {out}",
         "--pipeline {pipeline} --data scenes --images 2 --out {out}",
@@ -105,6 +109,9 @@ VALUES = {
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
     **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
     **dict.fromkeys(("fit", "token_fraction", "hold_out"), "1/4"),
+    **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
+    **dict.fromkeys(("machine", "activation"), "name"),
+    "memory": "1GB",
     "prompts": "3",
     "set": "k=3",
     "change": "near=far",

@@ -31,6 +31,7 @@ COMMANDS = {
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",
+    "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
 #: Commands whose work the processes of one launcher divide among them.
