@@ -7,7 +7,7 @@ import torch
 
 from tide.evaluation.statistics import auroc
 from tide.interpretation.word_labels import MOST_WORDS, label_words
-from tide.interpretation.words import concept_of, folded, holds
+from tide.images.words import concept_of, folded, holds
 
 N = 200
 

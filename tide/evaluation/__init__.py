@@ -6,8 +6,8 @@ from tide.evaluation.edit_ruler import EditTrial
 from tide.evaluation.edit_search import Search, search_edits
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, auroc_interval, wilson_interval
-from tide.evaluation.table import evaluate
-from tide.evaluation.wording import evaluation_sentence, evaluation_text
+from tide.evaluation.table import evaluate, evaluate_blocks
+from tide.evaluation.wording import blocks_sentence, blocks_text, evaluation_sentence, evaluation_text
 
 __all__ = [
     "PCA",
@@ -15,8 +15,11 @@ __all__ = [
     "Search",
     "auroc",
     "auroc_interval",
+    "blocks_sentence",
+    "blocks_text",
     "diffusion_loss",
     "evaluate",
+    "evaluate_blocks",
     "evaluate_reconstruction",
     "evaluation_sentence",
     "evaluation_text",

@@ -3,7 +3,7 @@
 Every activation function, plain and modulated by the timestep, is trained with the same n, tokens and steps at several
 k; after training its threshold is set so that k latents are active. Measured on held-out scenes: the diffusion loss
 recovered, errors, dead latents, where active latents are spent (by timestep and by place), the best single latent of
-each concept, and probes on a few of them (:mod:`tide.interpretation.probing`).
+each concept, and probes on a few of them (:mod:`tide.evaluation.probing`).
 
 Beside them stand baselines: the same autoencoder with an encoder and a decoder that stay random, one trained on a
 diffusion transformer with random weights, raw neurons, a PCA. The best of all are trained four times as long.
