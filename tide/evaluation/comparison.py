@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from tide.activations.collect import Prepared
-from tide.adapters import Adapter, Call
+from tide.adapters import Adapter
 from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import (
-    Intervention,
     Losses,
     diffusion_loss,
     recovered,
@@ -52,7 +51,7 @@ def compare_losses(
     - ``"timestep"``: every loss by timestep.
     """
     interventions = {name: sae_intervention(model) for name, model in models.items()}
-    interventions |= {name: _projection(pca, rank) for name, rank in baseline_ranks(k).items()}
+    interventions |= {name: pca.intervention(rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
     options: dict[str, Any] = {"timesteps": timesteps, "tensor": tensor, "seed": seed, "clean": clean}
     losses = diffusion_loss(adapter, data, block, interventions, **options)
@@ -88,10 +87,3 @@ def _beside(clean: float, loss: float, ablated: float, error: float) -> dict[str
 def _parts(clean: float, reconstructed: float, ablated: float, error: float) -> dict[str, Any]:
     beside = _beside(clean, reconstructed, ablated, error)
     return {"clean": clean, "reconstructed": beside.pop("loss"), "ablated": ablated, **beside}
-
-
-def _projection(pca: PCA, rank: int) -> Intervention:
-    def project(x: Tensor, call: Call) -> Tensor:
-        return pca.project(x, rank)
-
-    return project

@@ -66,12 +66,13 @@ def blocks_sentence(found: dict[str, Any]) -> str:
     known = {block: value for block, value in explained.items() if value is not None}
     images = next(iter(blocks.values()))["images"]
     mean = _means(average)
+    ratio = _ratio(mean["diffusion_loss"]["ratio"])
     worst = min(known, key=lambda block: known[block], default=None)
     least = "" if worst is None else f", least on block {worst} ({known[worst]:.1%})"
     return (
         f"On {images_in_words(images['measured'], images['of'])} the autoencoders of {len(blocks)} blocks explain "
         f"{_cell(mean['models']['tide']['explained_variance'], '.1%')} of the variance on average{least}; with one of "
-        f"them in place the diffusion loss is {_ratio(mean['diffusion_loss']['ratio'])} times the clean one on average"
+        f"them in place the diffusion loss is {ratio} times the clean one on average"
     )
 
 

@@ -20,9 +20,10 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid
 from tide.editing.masks import image_mask
 from tide.errors import TideError
+from tide.evaluation.baselines import untrained
 from tide.images.trained import Kind
 from tide.interpretation.captioned import Captioned, pick_images
-from tide.interpretation.image_latents import Pooled, image_activations, latent_maps, pool, untrained
+from tide.interpretation.image_latents import Pooled, image_activations, latent_maps, pool
 from tide.interpretation.image_scores import FEWEST, Halves, halves, score, strongest
 from tide.interpretation.timesteps import concept_timesteps
 from tide.pictures import heat_overlay

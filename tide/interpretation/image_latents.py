@@ -20,15 +20,6 @@ Activations = tuple[Tensor, Tensor | None]
 Pooled = dict[str, Tensor]
 
 
-def untrained(model: TIDE, seed: int = 0) -> TIDE:
-    """An autoencoder of the model's shape, input units and modulation, with random latents: what a claim about the
-    model's latents is compared with."""
-    fresh = TIDE(model.config, model.modulation, backend=model.backend, seed=seed)
-    units = {name: value for name, value in model.state_dict().items() if name.startswith("activation_")}
-    fresh.load_state_dict(units, strict=False)
-    return fresh.to(model.W_enc)
-
-
 def image_activations(
     adapter: Adapter,
     model: TIDE,

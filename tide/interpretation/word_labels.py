@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tide.evaluation.statistics import auroc
+from tide.images.words import folded, holds, words_of
 from tide.interpretation.atlas import LEAST_AUROC, Label
 from tide.interpretation.image_scores import ALTERNATING
-from tide.images.words import folded, holds, words_of
 
 #: What the level of a label is called if its concept is a word of the captions.
 CAPTION = "caption"

@@ -23,11 +23,11 @@ from typing import Any
 import torch.nn.functional as F
 
 from tide.errors import TideError
-from tide.evaluation.baselines import PCA
+from tide.evaluation.baselines import PCA, StrongestNeurons
 from tide.files import replace_file, tensors_writer
 from tide.sae.model import TIDE
 from tide.scenes.scene import Split
-from tide.studies.baselines import StrongestNeurons, scenes_adapter
+from tide.studies.baselines import scenes_adapter
 from tide.studies.bench import NEVER, Bench
 from tide.studies.features import Features, latents_and_counts
 from tide.studies.grid import Cell, Result, devices_of
