@@ -4,6 +4,7 @@ from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.edit_ruler import EditTrial
 from tide.evaluation.edit_search import Search, search_edits
+from tide.evaluation.layer_sweep import sweep
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, auroc_interval, wilson_interval
 from tide.evaluation.table import evaluate, evaluate_blocks
@@ -26,6 +27,7 @@ __all__ = [
     "recovered",
     "sae_intervention",
     "search_edits",
+    "sweep",
     "wilson_interval",
     "with_sae",
     "zero_ablation",

@@ -29,15 +29,24 @@ class PCA:
     @classmethod
     def fit(cls, batches: Iterable[ActivationBatch]) -> PCA:
         """From the covariance of all rows, accumulated in float64."""
+        return cls.fit_rows(batch.x for batch in batches)
+
+    @classmethod
+    def fit_rows(cls, parts: Iterable[Tensor]) -> PCA:
+        """As :meth:`fit`, of rows ``[N, d_model]``."""
         n, total, outer = 0, torch.zeros(()), torch.zeros(())
-        for batch in batches:
-            x = in_double(batch.x)
+        for rows in parts:
+            x = in_double(rows)
             n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
         if n < 2:
             raise TideError("a PCA needs at least two activations; collect more")
         mean = total / n
         _, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
         return cls(mean.float(), vectors.flip(1).T.contiguous().float())
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """``x [..., d_model]`` along all components, ``[..., d_model]``."""
+        return (x - self.mean.to(x)) @ self.components.T.to(x)
 
     def project(self, x: Tensor, rank: int) -> Tensor:
         """The reconstruction of ``x [..., d_model]`` from its mean and ``rank`` components; rank 0 is the mean, a rank
