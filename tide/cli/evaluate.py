@@ -72,7 +72,8 @@ class Evaluate(Command):
             "batch_size": self.batch_size,
         }
         if len(models) == 1:
-            first = figures = evaluate(adapter, *models.values(), images, **options, seed=self.seed)
+            (model,) = models.values()
+            first = figures = evaluate(adapter, model, images, **options, seed=self.seed)
         else:
             figures = evaluate_blocks(adapter, models, images, **options, seed=self.seed)
             first = next(iter(figures["blocks"].values()))

@@ -120,8 +120,9 @@ def sweep(
         measure = _Measure(adapter, sides, at, data, clean, seed)
         with tqdm(total=len(left), unit="block", disable=None if progress else True) as bar:
             for block, tokens in measure.read(models, left):
-                found[block] = finite(measure.block(models[block], tokens))
-                kept.write(f"block-{block}", found[block], **own[block])
+                figures: dict[str, Any] = finite(measure.block(models[block], tokens))
+                kept.write(f"block-{block}", figures, **own[block])
+                found[block] = figures
                 finished(block)
                 bar.update()
     rows = {str(block): found[block] for block in models}
@@ -306,14 +307,18 @@ class _Measure:
             options: dict[str, Any] = {"timesteps": self.timesteps, "tensor": model.config.tensor, "seed": self.seed}
             losses = image_losses(adapter, self.data, changes, **options)
             probed = dict(each.features for each in variants.values() if each.features)
-            probes = {
-                name: probes_by_timestep(features, fitted, measured, labels, adapter.device)
-                for name, features in (probed.items() if labels else ())
-            }
+            probes = (
+                None
+                if labels is None
+                else {
+                    name: probes_by_timestep(features, fitted, measured, labels, adapter.device)
+                    for name, features in probed.items()
+                }
+            )
         sizes = {"d_model": model.d_model, "n_latents": model.n_latents, "k": model.config.k}
         kind = "TIDE" if model.modulation is not None else "SAE"
         losses_of = loss_by_timestep(losses, self.clean)
-        return {"sae": {"kind": kind, **sizes}, "fit": fits, "loss": losses_of, "probes": probes or None}
+        return {"sae": {"kind": kind, **sizes}, "fit": fits, "loss": losses_of, "probes": probes}
 
     def _variants(self, model: TIDE, fitted: BlockTokens) -> dict[str, _Variant]:
         """The autoencoder and its baselines, which are fitted to ``fitted``."""
