@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tide.activations import Prepared, prepare
+from tide.activations import Prepared
+from tide.activations.options import check_fraction
 from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
-from tide.adapters.sizes import caption_length, image_grid
-from tide.errors import TideError
 from tide.evaluation.baselines import PCA, StrongestNeurons, random_autoencoder
-from tide.evaluation.block_tokens import BlockTokens, read_tokens, token_places
-from tide.evaluation.concept_labels import Labels, label_images, label_tokens
+from tide.evaluation.block_tokens import BlockTokens, read_tokens
 from tide.evaluation.diffusion_loss import (
     Change,
     Intervention,
@@ -33,17 +31,15 @@ from tide.evaluation.fit_by_timestep import Rebuild, by_model, by_projection, fi
 from tide.evaluation.kept import Kept
 from tide.evaluation.loss_by_timestep import loss_by_timestep
 from tide.evaluation.probes_by_timestep import Features, probes_by_timestep
-from tide.evaluation.table import average, between, check_models, shared, unseen_images
+from tide.evaluation.sweep_images import Asked, Sides
+from tide.evaluation.table import average, check_models, unseen_images
 from tide.files import finite
-from tide.fingerprint import fingerprint, pipeline_fingerprints
-from tide.images.masked import Masked
+from tide.fingerprint import fingerprint
 from tide.sae.model import TIDE, inference
 from tide.sae.position import Position
 
 #: Bytes of the activations that are held at once: blocks beyond share passes of their own.
 MOST_BYTES = 4 * 2**30
-#: Of each image's tokens at least as many are read, where the share is not given, as the images of small models need.
-LEAST_TOKENS, SHARE = 32, 1 / 16
 #: Rows that a random autoencoder is calibrated on.
 CALIBRATED = 4096
 
@@ -100,22 +96,25 @@ def sweep(
             other options.
     """
     check_models(adapter, models)
+    if token_fraction is not None:
+        check_fraction(token_fraction)
     for each in filter(None, (source, fit_source)):
         check_source(each)
     images = unseen_images(source, models.values())
     at = adapter.sampling_timesteps(timesteps)
-    sides = _Sides(adapter, images.source, fit_source, fit, token_fraction, concepts, seed)
+    asked = Asked(adapter, images.source, fit_source, fit, token_fraction, concepts, seed)
     options = {"fit": fit, "token_fraction": token_fraction, "timesteps": timesteps, "loss_images": loss_images}
-    kept = Kept(None if out is None else Path(out), {**options, "seed": seed, **sides.described()})
+    kept = Kept(None if out is None else Path(out), {**options, "seed": seed, **asked.described()})
     own = {block: {"weights": fingerprint([model])} for block, model in models.items()}
     found = {block: kept.read(f"block-{block}", **own[block]) for block in models}
     left = [block for block, figures in found.items() if figures is None]
     common = kept.read("images")
     if left or common is None:
-        sides.encode()
-        data = sides.loss_data(loss_images)
+        sides = asked.sides()
+        data = sides.loss_data(adapter.device, loss_images)
         clean = clean_losses(adapter, data, timesteps=at, seed=seed)
-        common = finite({"images": {**sides.counts(loss_images), "of": images.kind}, **_common(sides, at, clean)})
+        counts = {**sides.counts(loss_images), **asked.read(), "of": images.kind}
+        common = finite({"images": counts, **_common(sides, at, clean)})
         kept.write("images", common)
         measure = _Measure(adapter, sides, at, data, clean, seed)
         with tqdm(total=len(left), unit="block", disable=None if progress else True) as bar:
@@ -130,122 +129,13 @@ def sweep(
     return {**common, "blocks": rows, "average": average(measured)}
 
 
-def _common(sides: _Sides, timesteps: Tensor, clean: Losses) -> dict[str, Any]:
+def _common(sides: Sides, timesteps: Tensor, clean: Losses) -> dict[str, Any]:
     by_t = {f"{t:g}": sum(values) / len(values) for t, values in clean.items()}
     return {
         "timesteps": timesteps.tolist(),
         "clean": {"loss": sum(by_t.values()) / len(by_t), "timestep": by_t},
         "concepts": None if sides.labels is None else sides.labels.counted(),
     }
-
-
-class _Side(NamedTuple):
-    """Images on one side of the split: encoded, their captions, the tokens that are read, the source and the number of
-    its images that come before."""
-
-    images: list[Prepared]
-    captions: list[str]
-    places: Tensor
-    source: Source
-    first: int
-
-
-@dataclass
-class _Sides:
-    """The images that baselines and probes are fitted to, and those that are measured."""
-
-    adapter: Adapter
-    source: Source
-    fit_source: Source | None
-    fit: float
-    token_fraction: float | None
-    concepts: Sequence[str] | None
-    seed: int
-    fitted: _Side | None = None
-    measured: _Side | None = None
-    labels: Labels | None = None
-
-    def described(self) -> dict[str, Any]:
-        """All that the figures depend on beside the models and the options of a sweep."""
-        data = [[each.name, each.fingerprint(), each.n_images] for each in self.sources]
-        concepts = None if self.concepts is None else list(self.concepts)
-        return {"pipeline": pipeline_fingerprints(self.adapter.pipe), "data": data, "concepts": concepts}
-
-    @property
-    def sources(self) -> list[Source]:
-        return [self.source] if self.fit_source is None else [self.source, self.fit_source]
-
-    def encode(self) -> None:
-        """Encodes all images and labels them."""
-        images, captions = _encoded(self.adapter, self.source)
-        if self.fit_source is None:
-            n_fit, _ = shared(images, self.fit)
-            self.fitted = self._side(between(images, 0, n_fit), captions[:n_fit], self.source, 0)
-            self.measured = self._side(between(images, n_fit, None), captions[n_fit:], self.source, n_fit)
-        else:
-            self.fitted = self._side(*_encoded(self.adapter, self.fit_source), self.fit_source, 0)
-            self.measured = self._side(images, captions, self.source, 0)
-        self.labels = self._labels()
-
-    def _side(self, images: list[Prepared], captions: list[str], source: Source, first: int) -> _Side:
-        height, width = self._grid()
-        n = height * width
-        fraction = self.token_fraction or min(1.0, max(SHARE, LEAST_TOKENS / n))
-        seed = self.seed + (source is self.fit_source)
-        return _Side(images, captions, token_places(first + len(captions), n, fraction, seed)[first:], source, first)
-
-    def _grid(self) -> tuple[int, int]:
-        return image_grid(self.adapter, self.source.size)
-
-    def _labels(self) -> Labels | None:
-        fitted, measured = self.pair()
-        if all(isinstance(side.source.batches, Masked) for side in (fitted, measured)):
-            masks = (_masks(fitted, self._grid()), _masks(measured, self._grid()))
-            batches = measured.source.batches
-            assert isinstance(batches, Masked)
-            return label_tokens(masks, (fitted.places, measured.places), batches.level_of, self.concepts)
-        if not self.concepts:
-            return None
-        return label_images((fitted.captions, measured.captions), self.concepts)
-
-    def pair(self) -> tuple[_Side, _Side]:
-        assert self.fitted is not None
-        assert self.measured is not None
-        return self.fitted, self.measured
-
-    def counts(self, loss_images: int) -> dict[str, Any]:
-        fitted, measured = self.pair()
-        n = len(measured.captions)
-        counts = {"fit": len(fitted.captions), "measured": n, "loss": min(loss_images, n)}
-        fit_read = None if self.fit_source is None else self.fit_source.described
-        return {**counts, "tokens": measured.places.shape[1], "read": self.source.described, "fit_read": fit_read}
-
-    def loss_data(self, loss_images: int) -> list[Prepared]:
-        _, measured = self.pair()
-        device = self.adapter.device
-        return [
-            Prepared(latents.to(device), {name: value.to(device) for name, value in text.items()})
-            for latents, text in between(measured.images, 0, loss_images)
-        ]
-
-
-def _encoded(adapter: Adapter, source: Source) -> tuple[list[Prepared], list[str]]:
-    images: list[Prepared] = []
-    captions: list[str] = []
-    for pixels, texts in source:
-        images += prepare(
-            adapter, [(pixels, texts)], batch_size=len(pixels), max_sequence_length=caption_length(adapter)
-        )
-        captions += texts
-    if not captions:
-        raise TideError(f"{source.shown or source.name} holds no images; give data that hold some")
-    return images, captions
-
-
-def _masks(side: _Side, grid: tuple[int, int]) -> dict[str, Tensor]:
-    assert isinstance(side.source.batches, Masked)
-    last = side.first + len(side.captions)
-    return {name: mask[side.first :] for name, mask in side.source.batches.masks(last, grid).items()}
 
 
 class _Variant(NamedTuple):
@@ -263,7 +153,7 @@ class _Measure:
     """What all blocks share: the images of both sides, timesteps, encoded images and clean loss."""
 
     adapter: Adapter
-    sides: _Sides
+    sides: Sides
     timesteps: Tensor
     data: list[Prepared]
     clean: Losses
@@ -279,14 +169,14 @@ class _Measure:
                 read_tokens(
                     self.adapter, side.images, group, self.timesteps, side.places, tensor=tensor, seed=self.seed + i
                 )
-                for i, side in enumerate(self.sides.pair())
+                for i, side in enumerate(self.sides.both)
             ]
             for block in group:
                 yield block, (tokens[0].pop(block), tokens[1].pop(block))
 
     def _groups(self, blocks: Sequence[int]) -> Iterator[Sequence[int]]:
         """Consecutive blocks whose activations fit into :data:`MOST_BYTES`."""
-        rows = sum(side.places.numel() for side in self.sides.pair()) * len(self.timesteps)
+        rows = sum(side.places.numel() for side in self.sides.both) * len(self.timesteps)
         each = rows * self.adapter.d_model * self.adapter.dtype.itemsize
         n = max(1, MOST_BYTES // each)
         return (blocks[i : i + n] for i in range(0, len(blocks), n))
