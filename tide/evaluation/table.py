@@ -208,7 +208,7 @@ def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3
     """The images to measure models on, those that trained any of them left out where enough remain; otherwise with a
     :class:`~tide.errors.TideWarning`."""
     least = min(LEAST, source.n_images)
-    found = unseen(source, _trained_on(models), least)
+    found = unseen(source, trained_on(models), least)
     if found.kind == "training":
         warnings.warn(
             f"fewer than {least} images of {source.shown or source.name} are left without those that trained this "
@@ -220,7 +220,7 @@ def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3
     return found
 
 
-def _trained_on(models: Iterable[TIDE]) -> TrainedOn | None:
+def trained_on(models: Iterable[TIDE]) -> TrainedOn | None:
     """The images that trained any of the models; None if one of them does not record its own."""
     recorded = [model.trained_on for model in models]
     known = [each for each in recorded if each is not None]
