@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         prompt_target,
     )
     from tide.errors import TideError, TideWarning
-    from tide.evaluation import EditTrial, evaluate, evaluate_blocks, evaluation_text, search_edits
+    from tide.evaluation import EditTrial, evaluate, evaluate_blocks, evaluation_text, search_edits, sweep
+    from tide.evaluation.sweep_page import write_sweep
     from tide.interpretation import caption_concepts, follow, make_atlas
     from tide.loading import load_adapter, load_sae, load_saes
     from tide.sae import TIDE, TIDEConfig
@@ -49,7 +50,8 @@ _NAMES = {
     "tide.editing": "Contrast Erase Inject Invert Keep PerImage Replace Scale ScaleTarget Steer Strength Swap Target "
     "changed_prompt draw_edits edit image_contrast image_target prompt_target",
     "tide.errors": "TideError TideWarning",
-    "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits",
+    "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
+    "tide.evaluation.sweep_page": "write_sweep",
     "tide.interpretation": "caption_concepts follow make_atlas",
     "tide.loading": "load_adapter load_sae load_saes",
     "tide.sae": "TIDE TIDEConfig",
@@ -104,7 +106,9 @@ __all__ = [
     "prompt_target",
     "scenes",
     "search_edits",
+    "sweep",
     "train",
+    "write_sweep",
 ]
 
 
