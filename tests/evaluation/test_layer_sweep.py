@@ -132,7 +132,7 @@ def test_figures_of_other_options_or_weights(adapter, tmp_path):
     other = models(adapter, (6,))
     with torch.no_grad():
         other[6].b_dec.add_(1)
-    with pytest.raises(TideError, match="block-6.json was made with other options \\(weights "):
+    with pytest.raises(TideError, match=r"block-6.json was made with other options \(weights "):
         small_sweep(adapter, other, out=shutil.copytree(tmp_path, tmp_path / "copy"))
 
 
@@ -149,9 +149,8 @@ def test_words_of_captions(adapter, tmp_path):
     from tide.scenes import images_of, prompts
 
     pairs = prompts("train", 40, 0)
-    pictures = [
-        (to_image(image), text) for image, (_, text) in zip(images_of([s for s, _ in pairs]), pairs, strict=True)
-    ]
+    images = images_of([scene for scene, _ in pairs])
+    pictures = [(to_image(image), text) for image, (_, text) in zip(images, pairs, strict=True)]
     source = open_source(pictures, adapter, batch_size=8)
     options = {**OPTIONS, "loss_images": 1, "timesteps": 1}
     found = sweep(adapter, models(adapter, (6,)), source, concepts=["near", "whale"], **options)
