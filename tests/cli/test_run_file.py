@@ -19,6 +19,7 @@ MAKERS = {
     "collect": ("activations", ["--pipeline", "{pipeline}", "--data", "{images}", "--images", "2"]),
     "train": ("autoencoder", ["--store", "{store}", "--steps", "2", *SMALL]),
     "evaluate": ("evaluation", [*CHECKPOINT, "--data", "{images}", "--loss-timesteps", "1", "--loss-images", "2"]),
+    "sweep": ("sweep", [*CHECKPOINT, "--data", "{images}", "--timesteps", "1", "--loss-images", "2"]),
     "concepts": ("concepts", [*CHECKPOINT, "--data", "{images}", "--concepts", "near", "--timesteps", "1"]),
     "atlas": ("atlas", [*CHECKPOINT, "--data", "{images}", "--images", "4", "--timesteps", "1"]),
     "trajectory": ("trajectory", DRAWN),

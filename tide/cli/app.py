@@ -26,6 +26,7 @@ COMMANDS = {
     "collect": "collect activations into a store",
     "train": "train a TIDE, or with --sae a plain SAE",
     "evaluate": "measure reconstruction and diffusion loss of a checkpoint",
+    "sweep": "measure the autoencoders of several blocks and draw them by block and timestep",
     "concepts": "find latents of concepts and draw where they fire",
     "atlas": "draw all latents as one page to look through",
     "trajectory": "follow the latents along a sampling run",
