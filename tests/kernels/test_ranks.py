@@ -93,16 +93,10 @@ class Part(NamedTuple):
     ranks: Ranks | None = None
 
     @classmethod
-    def of(cls, shares: Shares, n_latents: int, knows: bool) -> Part:
-        """This rank's; all ranks call it. ``knows``: whether it says how many tokens there are."""
-        number, across = dist.get_rank(), len(shares.latents)
-        grid = torch.arange(shares.count).view(-1, across)
-        along = [dist.new_group(each.tolist()) for each in grid.T][number % across]
-        beside = [dist.new_group(each.tolist()) for each in grid][number // across]
-        n_tokens = N if knows else None
-        ranks = Ranks(along, n_tokens) if across == 1 else Ranks(along, n_tokens, beside, n_latents)
-        latents = _share((*shares.latents[:-1], n_latents - sum(shares.latents[:-1])), number % across)
-        return cls(_share(shares.tokens, number // across), latents, ranks)
+    def of(cls, shares: Shares, ranks: Ranks, n_latents: int = LATENTS) -> Part:
+        """This rank's. The last rank has what there are more of ``n_latents``."""
+        latents = (*shares.latents[:-1], n_latents - sum(shares.latents[:-1]))
+        return cls(_share(shares.tokens, ranks.tokens.number), _share(latents, ranks.latents.number), ranks)
 
 
 WHOLE = Part()
@@ -199,13 +193,10 @@ def dense(code: Any, n_latents: int) -> torch.Tensor:
 def refusals(part: Part) -> list[str]:
     """How a rank refuses to count wrong."""
     tokens, latents = part.ranks.tokens.group, part.ranks.latents.group
-    wrong = [Ranks(tokens, N + 2, latents, LATENTS if latents else None)]
-    if latents:
-        wrong.append(Ranks(tokens, N, latents, LATENTS + 1))
     messages = []
-    for ranks in wrong:
+    for n_tokens, n_latents in ((N + 2, LATENTS), (N, LATENTS + 1)):
         with pytest.raises(ValueError, match="Ranks") as caught:
-            outcome(Case(), part._replace(ranks=ranks))
+            outcome(Case(), part._replace(ranks=Ranks(tokens, n_tokens, latents, n_latents)))
         messages.append(str(caught.value))
     return messages
 
@@ -219,10 +210,19 @@ class Found(NamedTuple):
     refusals: tuple[list[str], ...]
 
 
+def groups(shares: Shares) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """Those of this rank, for tokens and for latents."""
+    number, across = dist.get_rank(), len(shares.latents)
+    grid = torch.arange(shares.count).view(-1, across)
+    tokens = [dist.new_group(ranks) for ranks in grid.T.tolist()]
+    latents = [dist.new_group(ranks) for ranks in grid.tolist()]
+    return tokens[number % across], latents[number // across]
+
+
 def in_each_rank(shares: Shares) -> tuple[list[Any], list[torch.Tensor], list[str]]:
-    known, asked, tied = (
-        Part.of(shares, *which) for which in ((LATENTS, True), (LATENTS, False), (TIED_LATENTS, True))
-    )
+    tokens, latents = groups(shares)
+    known, asked = (Part.of(shares, Ranks(tokens, n, latents, LATENTS)) for n in (N, None))
+    tied = Part.of(shares, Ranks(tokens, N, latents, TIED_LATENTS), TIED_LATENTS)
     calls = [outcome(case, (known, asked)[i % 2]) for i, case in enumerate(CASES)]
     return calls, [selected(case, tied) for case in TIED], refusals(known)
 
@@ -275,10 +275,9 @@ def test_ties_go_to_the_lowest_token_and_latent(found, case):
 
 
 def test_wrong_numbers_are_noticed(found):
-    messages = ["n_tokens of Ranks is 24 and its ranks hold 22 rows: pass their sum"]
-    if len(found.shares.latents) > 1:
-        messages.append("n_latents of Ranks is 12 and its ranks hold 11 latents: pass their sum")
-    assert all(refused == messages for refused in found.refusals)
+    tokens = "n_tokens of Ranks is 24 and its ranks hold 22 rows: pass their sum"
+    latents = "n_latents of Ranks is 12 and its ranks hold 11 latents: pass their sum"
+    assert all(refused == [tokens, latents] for refused in found.refusals)
 
 
 def test_what_ranks_cannot_be():
