@@ -455,12 +455,16 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
     return [*terms, *(gradients.get(name, torch.zeros(0)) for name in Parameters._fields)]
 
 
-def _loss_choice(arguments: LossArguments) -> Choice:
+def _loss_choice(arguments: LossArguments, ranks: Ranks = ALONE) -> Choice:
     parameters, options = arguments.parameters, arguments.options
     checks.group_range(arguments.group, parameters.scale, parameters.shift, parameters.threshold)
     if parameters.threshold is not None:
         checks.threshold_range(parameters.threshold, divides=options.activation == "batch_topk")
-    return _encoder_choice(arguments.x, parameters.W_enc, options.k, arguments.dtype, options.backend, options.regime)
+    # As if ranks held equally many latents: all have to choose the same regime.
+    n_latents, k = (-(-n // ranks.latents.count) for n in (ranks.n_latents(len(parameters.W_enc)), options.k))
+    settings = (options.backend, options.regime)
+    device, n_tokens = arguments.x.device, len(arguments.x)
+    return choose(*settings, device=device, dtype=arguments.dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
 
 
 @torch.no_grad()
@@ -474,7 +478,7 @@ def accumulate_gradients(
     """The terms. Their gradients are added to ``gradients``, or to the start that replaces what these hold; the buffers
     are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
-        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares, ranks)
+        step = FusedStep(arguments, _loss_choice(arguments, ranks), gradients, start, squares, ranks)
         for gradient in gradients.values() if step.gain != 1 else ():
             gradient.mul_(step.gain)
         terms = step.run()

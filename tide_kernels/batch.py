@@ -22,11 +22,15 @@ class Batch:
         self.W_enc = parameters.W_enc.to(self.dtype)
         self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
         self.n_tokens, self.n_latents = len(self.x), len(self.W_enc)
-        self.all_tokens = ranks.tokens(self.n_tokens, self.x.device)  # of all ranks
+        # Of all ranks.
+        self.all_tokens = ranks.n_tokens(self.n_tokens, self.x.device)
+        self.all_latents = ranks.n_latents(self.n_latents)
         ops, topk = choice.ops, self.options.activation == "topk"
         # Whether pre-activations stay inside the backend, and a chunk holds codes alone.
         self.compact = choice.regime == "sparse" and (ops.select_product if topk else ops.code_above) is not None
-        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
+        # Ranks that share the latents work on the same chunks.
+        of_each = -(-self.all_latents // ranks.latents.count)
+        self.chunk = self.options.tokens_per_chunk(self.n_tokens, of_each, self.x.device, self.compact)
         self.starts = range(0, self.n_tokens, self.chunk)
 
     def tokens(self, start: int) -> Tokens:

@@ -170,7 +170,7 @@ class Candidates(HeightSelection):
         sample = Sample.of(batch, units)
         bound = sample.bound()
         kept, _ = candidates(batch, lambda tokens: (bound * units.table, units.group(tokens)))
-        (failed,) = batch.ranks.totals(batch.x.device, kept is None)
+        (failed,) = batch.ranks.totals(kept is None)
         if kept is None or failed:
             return None
         found = cls(batch, units, kept, wanted)

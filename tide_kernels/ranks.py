@@ -1,8 +1,15 @@
-"""Processes that share one batch: each holds some of its rows, and what the whole batch decides is summed over them.
+"""Processes that share a training step: by its tokens, by the autoencoder's latents, or by both.
 
-`tide_kernels.tide_loss` with ``ranks`` computes the loss of all ranks' rows together. All ranks call it with the same
-parameters and options; the rows of rank 0 come first, then those of rank 1, and so on. Every rank takes part in every
-collective operation, whether it has rows or not: what decides about one must be the same on all ranks.
+`tide_kernels.tide_loss` with ``ranks`` computes what one process computes that has all tokens and all latents:
+
+* ranks of a group for tokens each hold some rows of the batch. Rank 0's come first, then those of rank 1, and so on.
+  Loss terms and gradients, which are sums over tokens, are summed over the ranks;
+* ranks of a group for latents see the same tokens, and each holds some latents: rows of W_enc, b_enc and W_dec. Rank
+  0's come first. A selection takes what is largest on all ranks, a reconstruction is the sum of the ranks' own.
+
+With both, a rank is in one group of each kind, as in a `torch.distributed.device_mesh` of two dimensions. Every rank
+takes part in every collective operation, whether it has tokens or not. So whatever decides about one is the same on all
+ranks: options, the number of chunks of tokens that ranks for latents share, and what was summed before.
 """
 
 from __future__ import annotations
@@ -18,95 +25,111 @@ from torch import Tensor
 _SMALL = 2**20
 
 
-class Ranks:
-    """The ranks of a process group as they share the tokens of a batch; a single process without a group.
+class Group:
+    """The ranks of one process group; a single process without one."""
 
-    Args:
-        tokens: the process group; `torch.distributed.group.WORLD` for all processes.
-        n_tokens: how many rows all ranks hold together, if the caller knows. Otherwise each call adds them up, which
-            a GPU has to wait for.
-    """
-
-    def __init__(self, tokens: dist.ProcessGroup | None = None, n_tokens: int | None = None) -> None:
-        self.group, self.n_tokens = tokens, n_tokens
-        self.count = 1 if tokens is None else dist.get_world_size(tokens)
-        self.number = 0 if tokens is None else dist.get_rank(tokens)
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.count = 1 if group is None else dist.get_world_size(group)
+        self.number = 0 if group is None else dist.get_rank(group)
         if self.number < 0:
-            raise ValueError("this process is not in the group of Ranks: build Ranks on the group's own processes")
-        if n_tokens is not None and n_tokens < 0:
-            raise ValueError(f"n_tokens = {n_tokens} is out of range: pass the number of rows of all ranks")
+            raise ValueError("this process is not in the group of its Ranks: pass a group that it is in")
 
     @property
     def several(self) -> bool:
         return self.count > 1
 
-    def tokens(self, own: int, device: torch.device) -> int:
-        """The rows of all ranks, of which ``own`` are this one's."""
-        if not self.several:
-            return own
-        return self.totals(device, own)[0] if self.n_tokens is None else self.n_tokens
-
-    def totals(self, device: torch.device, *numbers: int) -> list[int]:
-        """The sums of whole numbers over the ranks. A GPU has to be waited for."""
-        if not self.several:
-            return list(numbers)
-        return self.summed(torch.tensor(numbers, dtype=torch.int64, device=device)).tolist()
-
     def summed(self, value: Tensor) -> Tensor:
-        """The sum of a small tensor over the ranks, in memory of its own."""
+        """The sum of a small tensor over the ranks, in memory of its own where there are several."""
         if not self.several:
             return value
-        total = value.clone()
+        total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         return total
 
+    def gathered(self, value: Tensor) -> Tensor:
+        """The tensors of all ranks, which have one shape, in a new first dimension."""
+        each = value.new_empty(self.count, *value.shape)
+        dist.all_gather(list(each.unbind()), value.contiguous(), group=self.group)
+        return each
+
     def of_lower(self, value: Tensor) -> Tensor:
         """The sum of a small tensor over the ranks below this one."""
-        if not self.several:
-            return torch.zeros_like(value)
-        each = value.new_zeros(self.count, *value.shape)
-        each[self.number] = value
-        dist.all_reduce(each, group=self.group)
-        return each[: self.number].sum(0)
+        return self.gathered(value)[: self.number].sum(0) if self.several else torch.zeros_like(value)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Sums contiguous tensors over the ranks, in place."""
-        self.start_sum_(tensors).wait()
-
-    def start_sum_(self, tensors: Sequence[Tensor]) -> Pending:
-        """As `sum_`, which is done once what this returns has been waited for. Small tensors of one dtype are summed
-        together."""
-        pending = Pending()
+        """Sums contiguous tensors over the ranks, in place; small ones of one dtype together."""
         if not self.several:
-            return pending
+            return
         small = sorted((t for t in tensors if t.nbytes < _SMALL), key=lambda t: str(t.dtype))
-        for large in (t for t in tensors if t.nbytes >= _SMALL):
-            pending.add(dist.all_reduce(large, group=self.group, async_op=True), large, [])
-        for _, parts in groupby(small, key=lambda t: t.dtype):
-            members = list(parts)
-            packed = torch.cat([part.flatten() for part in members])
-            pending.add(dist.all_reduce(packed, group=self.group, async_op=True), packed, members)
-        return pending
-
-
-class Pending:
-    """Sums that are on their way."""
-
-    def __init__(self) -> None:
-        self._sums: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
-
-    def add(self, work: dist.Work, total: Tensor, parts: list[Tensor]) -> None:
-        """``parts`` receive the total once it is there."""
-        self._sums.append((work, total, parts))
-
-    def wait(self) -> None:
-        for work, total, parts in self._sums:
+        packs = [list(members) for _, members in groupby(small, key=lambda t: t.dtype)]
+        packed = [torch.cat([member.flatten() for member in members]) for members in packs]
+        totals = [*(t for t in tensors if t.nbytes >= _SMALL), *packed]
+        for work in [dist.all_reduce(total, group=self.group, async_op=True) for total in totals]:
             work.wait()
-            if parts:
-                for part, found in zip(parts, total.split([p.numel() for p in parts]), strict=True):
-                    part.copy_(found.view_as(part))
-        self._sums.clear()
+        for total, members in zip(packed, packs, strict=True):
+            for member, found in zip(members, total.split([m.numel() for m in members]), strict=True):
+                member.copy_(found.view_as(member))
 
 
-#: A process that has the whole batch.
+class Ranks:
+    """The ranks that share a step with this process.
+
+    Args:
+        tokens: the process group that shares the tokens, `torch.distributed.group.WORLD` if all processes do; None if
+            this process has all.
+        n_tokens: how many rows the ranks of ``tokens`` hold together, if the caller knows. Otherwise each call adds
+            them up, which a GPU has to wait for.
+        latents: the process group that shares the latents; None if this process has all.
+        n_latents: how many latents the ranks of ``latents`` hold together; needed with them.
+    """
+
+    def __init__(
+        self,
+        tokens: dist.ProcessGroup | None = None,
+        n_tokens: int | None = None,
+        latents: dist.ProcessGroup | None = None,
+        n_latents: int | None = None,
+    ) -> None:
+        if (latents is None) != (n_latents is None):
+            raise ValueError("latents and n_latents of Ranks belong together: pass both or neither")
+        for name, number in (("n_tokens", n_tokens), ("n_latents", n_latents)):
+            if number is not None and number < 0:
+                raise ValueError(f"{name} = {number} is out of range: pass the number that all ranks hold together")
+        self.tokens, self.latents = Group(tokens), Group(latents)
+        self._n_tokens, self._n_latents = n_tokens, n_latents
+
+    @property
+    def several(self) -> bool:
+        return self.tokens.several or self.latents.several
+
+    def n_tokens(self, own: int, device: torch.device) -> int:
+        """The rows of all ranks, of which ``own`` are this one's."""
+        if not self.tokens.several:
+            return own
+        if self._n_tokens is None:
+            return int(self.tokens.summed(torch.full((1,), own, dtype=torch.int64, device=device)))
+        return self._n_tokens
+
+    def n_latents(self, own: int) -> int:
+        """The latents of all ranks, of which ``own`` are this one's."""
+        return own if self._n_latents is None else self._n_latents
+
+    def check(self, tokens: int, latents: int) -> None:
+        """Refuses other numbers than the rows and the latents that all ranks hold."""
+        known = (("n_tokens", self._n_tokens, tokens, "rows"), ("n_latents", self._n_latents, latents, "latents"))
+        for name, given, held, what in known:
+            if given is not None and given != held:
+                raise ValueError(f"{name} of Ranks is {given} and its ranks hold {held} {what}: pass their sum")
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a small tensor over all ranks."""
+        return self.tokens.summed(self.latents.summed(value))
+
+    def totals(self, *numbers: int) -> list[int]:
+        """The sums of whole numbers over all ranks, which are on CPUs."""
+        return self.summed(torch.tensor(numbers, dtype=torch.int64)).tolist() if self.several else list(numbers)
+
+
+#: A process that has all tokens and all latents.
 ALONE = Ranks()

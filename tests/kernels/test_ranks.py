@@ -24,11 +24,25 @@ N, D, LATENTS, K, GROUPS = 22, 5, 11, 3, 3
 ALL = LossWeights(mse=1.5, cosine=0.7, temporal=0.3, sparsity=20.0, auxk=0.4)
 THRESHOLDS: dict[str, tuple[int, ...]] = {"one": (), "each": (LATENTS,), "groups": (GROUPS, LATENTS)}
 
-#: The rows of each rank.
+
+class Shares(NamedTuple):
+    """What the ranks hold: rank i has the ``i // len(latents)``-th share of the tokens and the
+    ``i % len(latents)``-th of the latents."""
+
+    tokens: tuple[int, ...]
+    latents: tuple[int, ...] = (LATENTS,)
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens) * len(self.latents)
+
+
 SHARES = {
-    "2 ranks": (12, 10),
-    "2 ranks, one without rows": (0, 22),
-    "4 ranks, one of one pair and one without rows": (8, 2, 0, 12),
+    "2 of the tokens, one without": Shares((0, 22)),
+    "4 of the tokens, one of one pair and one without": Shares((8, 2, 0, 12)),
+    "2 of the latents": Shares((N,), (7, 4)),
+    "3 of the latents, one without dead ones": Shares((N,), (1, 2, 8)),
+    "2 of the tokens and of the latents": Shares((8, 14), (4, 7)),
 }
 
 
@@ -41,12 +55,14 @@ class Case(NamedTuple):
     backend: str = "reference"
     dtype: torch.dtype = torch.float64
     start: float | None = 0.25
+    dead: tuple[int, ...] = (0, 3, 6, 9)
     more: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         parts = (self.activation, self.thresholds, self.regime, self.backend, str(self.dtype).removeprefix("torch."))
         more = (f"{name}={value}" for name, value in self.more)
-        return " ".join(filter(None, (*parts, "" if self.start is not None else "held", *more)))
+        start, dead = "" if self.start is not None else "held", "" if self.dead else "none dead"
+        return " ".join(filter(None, (*parts, start, dead, *more)))
 
 
 ACTIVATIONS = [
@@ -64,25 +80,56 @@ CASES = [
     Case(more=(("weights", LossWeights()),)),
     Case(more=(("weights", ALL._replace(sparsity=0.0)), ("dead_bucket", 2))),
     Case(dtype=torch.float16, regime="dense"),
+    Case(dead=()),
     *(Case("batch_topk", None, more=(("k", k),)) for k in (1, LATENTS)),
 ]
 
 
-def outcome(case: Case, rows: slice, ranks: Ranks | None) -> tuple[LossTerms, dict[str, torch.Tensor]]:
-    """Terms and gradients of a case's call with so many of its rows."""
+class Part(NamedTuple):
+    """What a rank holds."""
+
+    rows: slice = slice(None)
+    latents: slice = slice(None)
+    ranks: Ranks | None = None
+
+    @classmethod
+    def of(cls, shares: Shares, ranks: Ranks, n_latents: int = LATENTS) -> Part:
+        """This rank's. The last rank has what there are more of ``n_latents``."""
+        latents = (*shares.latents[:-1], n_latents - sum(shares.latents[:-1]))
+        return cls(_share(shares.tokens, ranks.tokens.number), _share(latents, ranks.latents.number), ranks)
+
+
+WHOLE = Part()
+
+
+def _share(sizes: tuple[int, ...], number: int) -> slice:
+    return slice(sum(sizes[:number]), sum(sizes[: number + 1]))
+
+
+def outcome(case: Case, part: Part = WHOLE) -> tuple[LossTerms, dict[str, torch.Tensor]]:
+    """Terms and gradients of a case's call with a part of it."""
     p = random_problem(N, D, LATENTS, K, groups=GROUPS, dtype=case.dtype, requires_grad=False)
-    arguments = p.arguments() | {"x": p.x[rows], "group": p.group[rows]}
     parameters = p.parameters()
     if case.thresholds is not None:
         uniform = torch.rand(THRESHOLDS[case.thresholds], generator=torch.Generator().manual_seed(1))
-        parameters["threshold"] = arguments["threshold"] = (uniform + 0.2).to(case.dtype)
-    options = {"weights": ALL, "paired": True, "dead": torch.arange(LATENTS) % 3 == 0, "k_aux": 2, "chunk": 4}
-    options |= {"s_target": 0.1, "delta": 0.03, "bandwidth": 1.5, "start": case.start} | dict(case.more)
+        parameters["threshold"] = (uniform + 0.2).to(case.dtype)
+    parameters = {name: _of_latents(name, each, part.latents).contiguous() for name, each in parameters.items()}
+    arguments = p.arguments() | parameters | {"x": p.x[part.rows], "group": p.group[part.rows]}
+    dead = torch.isin(torch.arange(LATENTS), torch.tensor(case.dead, dtype=torch.int64))
+    options = {"weights": ALL, "paired": True, "dead": dead[part.latents], "k_aux": 2}
+    options |= {"s_target": 0.1, "delta": 0.03, "bandwidth": 1.5, "start": case.start, "chunk": 4} | dict(case.more)
     options |= {"activation": case.activation, "regime": case.regime, "backend": case.backend}
     dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
     buffers = {name: torch.ones(q.shape, dtype=dtype) for name, q in parameters.items()}
-    terms = tide_loss(**arguments | options, gradients=buffers, ranks=ranks)
+    terms = tide_loss(**arguments | options, gradients=buffers, ranks=part.ranks)
     return terms, buffers
+
+
+def _of_latents(name: str, table: torch.Tensor, latents: slice) -> torch.Tensor:
+    """The part of a parameter, or of what goes by its name, that belongs to some latents."""
+    if name == "threshold" and table.dim():
+        return table[..., latents]
+    return table[latents] if name in ("W_enc", "b_enc", "W_dec", "fired") else table
 
 
 class TiedCase(NamedTuple):
@@ -101,6 +148,7 @@ class TiedCase(NamedTuple):
 #: Where the sampled bound lies. One rank may find too many candidates, and then none may use any.
 BOUNDS = ("candidates", "bound too high", "too many candidates on rank 1")
 KS = (1, 2, 5, 9)
+TIED_LATENTS = 12
 TIED = [
     *(TiedCase(*case, "sparse", "reference", BOUNDS[0]) for case in product(KS, (torch.float64, torch.bfloat16))),
     *(
@@ -114,20 +162,21 @@ TIED = [
 
 def tied_rows(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and weights of small multiples of 1/8, so that products are exact and most of them tie."""
-    return dyadic(N, 2, seed=N, eighths=3, dtype=dtype), dyadic(12, 2, seed=12, eighths=3, dtype=dtype)
+    return dyadic(N, 2, seed=N, eighths=3, dtype=dtype), dyadic(TIED_LATENTS, 2, seed=12, eighths=3, dtype=dtype)
 
 
-def selected(case: TiedCase, rows: slice, ranks: Ranks) -> torch.Tensor:
-    """z of a rank's own rows."""
+def selected(case: TiedCase, part: Part) -> torch.Tensor:
+    """z of a rank's own part."""
     x, W = tied_rows(case.dtype)
+    W, ranks = W[part.latents], part.ranks
     options = LossOptions(k=case.k, chunk=4, activation="batch_topk")
-    arguments = LossArguments(x[rows], Parameters(W, None, W, None, None, None), None, None, case.dtype, options)
+    arguments = LossArguments(x[part.rows], Parameters(W, None, W, None, None, None), None, None, case.dtype, options)
     device = x.device
     choice = choose(case.backend, case.regime, device=device, dtype=case.dtype, n_latents=len(W), k=case.k)
     with pytest.MonkeyPatch.context() as patch:
         if case.bound == BOUNDS[1]:
             patch.setattr(batch_topk, "sampled_bound", lambda batch: torch.tensor(3.0))
-        if case.bound == BOUNDS[2] and ranks.number == 1:
+        if case.bound == BOUNDS[2] and dist.get_rank() == 1:
             patch.setattr(batch_topk, "MOST_CANDIDATES", 0)
         selection = batch_topk.batch_topk(Batch(arguments, choice, ranks))
     codes = [code for _, code, _ in selection.chunks(lambda tokens, pre: None)]
@@ -141,34 +190,48 @@ def dense(code: Any, n_latents: int) -> torch.Tensor:
     return code.z
 
 
-def refusal(rows: slice) -> str:
+def refusals(part: Part) -> list[str]:
     """How a rank refuses to count wrong."""
-    with pytest.raises(ValueError, match="Ranks") as caught:
-        outcome(Case(), rows, Ranks(dist.group.WORLD, n_tokens=N + 2))
-    return str(caught.value)
+    tokens, latents = part.ranks.tokens.group, part.ranks.latents.group
+    messages = []
+    for n_tokens, n_latents in ((N + 2, LATENTS), (N, LATENTS + 1)):
+        with pytest.raises(ValueError, match="Ranks") as caught:
+            outcome(Case(), part._replace(ranks=Ranks(tokens, n_tokens, latents, n_latents)))
+        messages.append(str(caught.value))
+    return messages
 
 
 class Found(NamedTuple):
-    """What the ranks return, a tuple or list of one entry a rank."""
+    """What the ranks return, a tuple of one entry a rank for each case."""
 
+    shares: Shares
     calls: dict[Case, tuple[Any, ...]]  # terms and gradients
-    kept: dict[TiedCase, tuple[torch.Tensor, ...]]  # z of the rank's rows
-    refusals: tuple[str, ...]
+    kept: dict[TiedCase, tuple[torch.Tensor, ...]]  # z of the rank's part
+    refusals: tuple[list[str], ...]
 
 
-def in_each_rank(shares: tuple[int, ...]) -> tuple[list[Any], list[torch.Tensor], str]:
-    first = sum(shares[: dist.get_rank()])
-    rows = slice(first, first + shares[dist.get_rank()])
-    known, asked = Ranks(dist.group.WORLD, n_tokens=N), Ranks(dist.group.WORLD)
-    calls = [outcome(case, rows, (known, asked)[i % 2]) for i, case in enumerate(CASES)]
-    return calls, [selected(case, rows, known) for case in TIED], refusal(rows)
+def groups(shares: Shares) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """Those of this rank, for tokens and for latents."""
+    number, across = dist.get_rank(), len(shares.latents)
+    grid = torch.arange(shares.count).view(-1, across)
+    tokens = [dist.new_group(ranks) for ranks in grid.T.tolist()]
+    latents = [dist.new_group(ranks) for ranks in grid.tolist()]
+    return tokens[number % across], latents[number // across]
+
+
+def in_each_rank(shares: Shares) -> tuple[list[Any], list[torch.Tensor], list[str]]:
+    tokens, latents = groups(shares)
+    known, asked = (Part.of(shares, Ranks(tokens, n, latents, LATENTS)) for n in (N, None))
+    tied = Part.of(shares, Ranks(tokens, N, latents, TIED_LATENTS), TIED_LATENTS)
+    calls = [outcome(case, (known, asked)[i % 2]) for i, case in enumerate(CASES)]
+    return calls, [selected(case, tied) for case in TIED], refusals(known)
 
 
 @pytest.fixture(scope="module", params=SHARES.values(), ids=SHARES)
 def found(request) -> Found:
-    calls, kept, refusals = zip(*run_ranks(in_each_rank, len(request.param), request.param), strict=True)
+    calls, kept, refused = zip(*run_ranks(in_each_rank, request.param.count, request.param), strict=True)
     by_case = [dict(zip(cases, zip(*each, strict=True), strict=True)) for cases, each in ((CASES, calls), (TIED, kept))]
-    return Found(*by_case, refusals)
+    return Found(request.param, *by_case, refused)
 
 
 def tolerance(case: Case) -> float:
@@ -177,33 +240,44 @@ def tolerance(case: Case) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_terms_and_gradients_are_those_of_one_process(found, case):
-    terms, gradients = outcome(case, slice(None), None)
-    for found_terms, found_gradients in found.calls[case]:
+    terms, gradients = outcome(case)
+    across = len(found.shares.latents)
+    for number, (found_terms, found_gradients) in enumerate(found.calls[case]):
+        latents = _share(found.shares.latents, number % across)
         for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk"):
             assert_close(getattr(found_terms, name), getattr(terms, name), tolerance(case), name)
-        assert torch.equal(found_terms.fired, terms.fired)
+        assert torch.equal(found_terms.fired, terms.fired[latents])
         assert found_terms.overflow == terms.overflow
         assert_close(found_terms.least, terms.least, tolerance(case), "least")
-        for name, want in gradients.items():
-            assert_close(found_gradients[name], want, tolerance(case), f"gradient of {name}")
+        for name, whole in gradients.items():
+            want, rms = _of_latents(name, whole, latents), whole.square().mean().sqrt()
+            error = (found_gradients[name] - want).abs().max()
+            assert error <= tolerance(case) * rms, f"gradient of {name} is off by {error / rms:.3g} of its RMS"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_all_ranks_get_the_same_bits(found, case):
-    (terms, gradients), *others = found.calls[case]
-    for other_terms, other_gradients in others:
-        assert all(torch.equal(a, b) for a, b in zip(terms, other_terms, strict=True))
-        assert all(torch.equal(gradients[name], other_gradients[name]) for name in gradients)
+def test_ranks_with_the_same_latents_get_the_same_bits(found, case):
+    across = len(found.shares.latents)
+    for first in range(across):
+        (terms, gradients), *others = found.calls[case][first::across]
+        for other_terms, other_gradients in others:
+            assert all(torch.equal(a, b) for a, b in zip(terms, other_terms, strict=True))
+            assert all(torch.equal(gradients[name], other_gradients[name]) for name in gradients)
 
 
 @pytest.mark.parametrize("case", TIED, ids=str)
-def test_ties_go_to_the_lowest_rank_token_and_latent(found, case):
+def test_ties_go_to_the_lowest_token_and_latent(found, case):
     x, W = tied_rows(case.dtype)
-    assert torch.equal(torch.cat(found.kept[case]), naive.batch_topk(x @ W.T, N * case.k))
+    across = len(found.shares.latents)
+    parts = found.kept[case]
+    rows = [torch.cat(parts[first : first + across], 1) for first in range(0, len(parts), across)]
+    assert torch.equal(torch.cat(rows), naive.batch_topk(x @ W.T, N * case.k))
 
 
-def test_a_wrong_number_of_tokens_is_noticed(found):
-    assert set(found.refusals) == {"n_tokens of Ranks is 24 and its ranks hold 22 rows: pass their sum"}
+def test_wrong_numbers_are_noticed(found):
+    tokens = "n_tokens of Ranks is 24 and its ranks hold 22 rows: pass their sum"
+    latents = "n_latents of Ranks is 12 and its ranks hold 11 latents: pass their sum"
+    assert all(refused == [tokens, latents] for refused in found.refusals)
 
 
 def test_what_ranks_cannot_be():
@@ -214,10 +288,12 @@ def test_what_ranks_cannot_be():
         tide_loss(**p.arguments(), gradients={}, ranks=2)
     with pytest.raises(ValueError, match="n_tokens = -1"):
         Ranks(n_tokens=-1)
+    with pytest.raises(ValueError, match="belong together"):
+        Ranks(n_latents=11)
 
 
 def test_one_process_may_be_all_ranks():
-    terms, gradients = outcome(Case(), slice(None), Ranks())
-    expected_terms, expected = outcome(Case(), slice(None), None)
+    terms, gradients = outcome(Case(), Part(ranks=Ranks()))
+    expected_terms, expected = outcome(Case())
     assert all(torch.equal(a, b) for a, b in zip(terms, expected_terms, strict=True))
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
