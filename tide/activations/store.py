@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import sample_generator
 from tide.activations.manifest import open_shard, read_manifest, samples_of, verify_shard
+from tide.activations.parts import read_parts
 from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
 from tide.files import file_digest
@@ -30,7 +31,8 @@ _OPEN_FILES = 64
 
 
 class ActivationStore:
-    """Reads an activation store, whole or still growing, through memory maps.
+    """Reads an activation store, whole or still growing, through memory maps. A folder of parts
+    (:mod:`tide.activations.parts`) is read as the store that one process would have collected, once all are finished.
 
     It can be pickled and used by several processes: each opens the shards for itself.
 
@@ -41,7 +43,7 @@ class ActivationStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+        self.manifest = read_parts(self.path) or read_manifest(self.path)
         self.shards = self.manifest["shards"]
         if not self.shards:
             raise TideError(f"{self.path} holds no activations yet; collect some first")

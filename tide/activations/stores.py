@@ -33,13 +33,16 @@ def write_stores(
     info: dict[str, Any],
     *,
     n: int,
+    first: int = 0,
     data: Source | Prompts | None = None,
     expected: int = 0,
     quota: int | None = None,
     resume: bool = False,
     begun: Callable[[], None] = lambda: None,
+    shared: bool = False,
+    progress: bool = True,
 ) -> tuple[dict[int, int], int]:
-    """Writes ``activations(data, start, stop)`` to one store per block.
+    """Writes ``activations(data, start, stop)`` of the images ``first`` to ``n - 1`` to one store per block.
 
     All stores are locked before anything is written. When resuming, ``data`` must hold what the stores were collected
     from, and is read in their order as far as its own is free; damaged shards are collected again, and a store that is
@@ -51,12 +54,15 @@ def write_stores(
         folders: block -> the folder of its store.
         info: kept in the manifests (:class:`StoreWriter`); a store can be extended only if it names ``batch_size``, the
             images of a pass.
-        n: images.
+        n: the number of the image after the last.
+        first: the number of the first image.
         data: what is collected from; recorded in the shards.
         expected: bytes that each store is going to take.
         quota: disk limit of each store in bytes.
         resume: resume or extend the stores that are there.
         begun: called once, as soon as there is a shard.
+        shared: other processes write to the parent of several stores, so it is not locked.
+        progress: show a bar at a terminal.
 
     Returns:
         The rows of each store, and the images in each.
@@ -67,7 +73,7 @@ def write_stores(
     shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
     with ExitStack() as stack:
         stack.enter_context(new_folders(*folders.values()))
-        if len(folders) > 1:
+        if len(folders) > 1 and not shared:
             stack.enter_context(lock_folder(next(iter(folders.values())).parent))
         writers = {
             block: stack.enter_context(
@@ -78,6 +84,7 @@ def write_stores(
                     quota=quota,
                     shard_bytes=shard_bytes,
                     resume=resume,
+                    first_sample=first,
                 )
             )
             for block, folder in folders.items()
@@ -91,10 +98,12 @@ def write_stores(
                 _check_data(writer, data)
             if writer.next_sample < n:
                 writer.align(info.get("batch_size", 1))
-        _collect(activations, writers, data, n, begun)
-    return {block: writer.rows for block, writer in writers.items()}, min(
-        writer.next_sample for writer in writers.values()
-    )
+        segments = list(_segments(writers, n))
+        done = max(0, n - first - sum(stop - start for start, stop, _ in segments))
+        with tqdm(total=n - first, initial=done, unit="image", disable=None if progress else True) as bar:
+            _collect(activations, writers, data, segments, begun, bar)
+    end = min(writer.next_sample for writer in writers.values())
+    return {block: writer.rows for block, writer in writers.items()}, end - first
 
 
 def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:
@@ -115,7 +124,7 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
     if threads != info.get("threads"):
         with_threads = f"{threads} {'thread' if threads == 1 else 'threads'}"
         notes.append(f"{writer.path} was collected with {with_threads}, not {info['threads']}: roundings can differ")
-    if writer.next_sample and not writer.recorded:
+    if writer.manifest["shards"] and not writer.recorded:
         notes.append(f"{writer.path} does not record its images and captions: taken to be the same")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -148,23 +157,21 @@ def _collect(
     activations: Activations,
     writers: dict[int, StoreWriter],
     data: Source | Prompts | None,
-    n: int,
+    segments: list[tuple[int, int, list[int]]],
     begun: Callable[[], None],
+    bar: tqdm,
 ) -> None:
-    segments = list(_segments(writers, n))
-    missing = sum(stop - start for start, stop, _ in segments)
     is_first = True
-    with tqdm(total=n, initial=max(0, n - missing), unit="image", disable=None) as bar:
-        for start, stop, takers in segments:
-            for batches in activations(data, start, stop):
-                first, end = _ends(batches)
-                samples = () if data is None else data.samples()[first:end]
-                for block in takers:
-                    writers[block].add(batches[block], samples)
-                if is_first and any(writer.n_written for writer in writers.values()):
-                    begun()
-                    is_first = False
-                bar.update(end - first)
+    for start, stop, takers in segments:
+        for batches in activations(data, start, stop):
+            first, end = _ends(batches)
+            samples = () if data is None else data.samples()[first:end]
+            for block in takers:
+                writers[block].add(batches[block], samples)
+            if is_first and any(writer.n_written for writer in writers.values()):
+                begun()
+                is_first = False
+            bar.update(end - first)
     _check_mended(writers.values())
     for writer in writers.values():
         writer.flush()

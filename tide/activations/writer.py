@@ -111,6 +111,7 @@ class StoreWriter:
         expected_bytes: the expected size (:func:`estimate_bytes`), checked against quota and free disk at once.
         quota: the most bytes that all shards in the folder may take, including those that a crash left unlisted; while
             a damaged shard is replaced, both copies count on disk.
+        first_sample: where an empty store begins: that of a part is not the data's first.
 
     Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and when they
     are used up; everything written before stays.
@@ -125,8 +126,10 @@ class StoreWriter:
         quota: int | None = None,
         shard_bytes: int = 256 * 2**20,
         resume: bool = False,
+        first_sample: int = 0,
     ) -> None:
         self.path = Path(path)
+        self.first_sample = first_sample
         self.quota = quota
         self.shard_bytes = shard_bytes
         #: Index of a damaged shard -> what is wrong with it. The file stays until it is replaced.
@@ -215,7 +218,9 @@ class StoreWriter:
     @property
     def next_sample(self) -> int:
         """The first sample after those in the store: where a collection resumes."""
-        return self.manifest["next_sample"] if self._outdated is None else self._outdated["first_sample"]
+        if self._outdated is not None:
+            return self._outdated["first_sample"]
+        return self.manifest["next_sample"] if self.manifest["shards"] else self.first_sample
 
     @property
     def rows(self) -> int:

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
-from tide.cli.values import HOLD_OUT, Blocks, Flag, MaybeBytes, MaybeFile, MaybeFraction, MaybeNumber, Seed, option
+from tide.cli.values import (
+    HOLD_OUT,
+    Blocks,
+    Flag,
+    MaybeBytes,
+    MaybeFile,
+    MaybeFraction,
+    MaybeNumber,
+    MaybePart,
+    Seed,
+    option,
+)
 
 if TYPE_CHECKING:
+    from tide.activations.parts import Part
     from tide.activations.source import Prompts, Source
+    from tide.activations.to_disk import Collected
     from tide.adapters import Adapter
 
 
@@ -51,25 +64,49 @@ class Collect(Command):
     """random seed"""
     resume: Flag = False
     """resume an interrupted collection, or extend it"""
+    part: MaybePart = None
+    """collect part R of W, counted from 0, into a folder of its own (default: as torchrun or a Slurm array says)"""
     model: LoadedModel
     source: Data = field(default_factory=Data)
     activations: Activations = field(default_factory=Activations)
 
     def run(self) -> None:
+        from tide.activations.parts import named
+
+        part = self._part()
+        with named(part):
+            found = self._collected(part)
+        self._report(found, part)
+
+    def _part(self) -> Part | None:
+        """The part that the options name, or the launcher."""
+        from tide.activations.parts import Part, part_of_environment
+        from tide.ranks import refuse_ranks
+
+        if self.part is not None:
+            return Part(*self.part)
+        if (found := part_of_environment()) is None:
+            refuse_ranks()
+        return found
+
+    def _collected(self, part: Part | None) -> Collected:
         from pathlib import Path
 
-        from tide.activations.to_disk import blocks_in_words, collect_to_disk, images_in_words
-        from tide.activations.writer import readable_size
+        from tide.activations.to_disk import collect_to_disk
         from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
+        from tide.devices import use_own_gpu
         from tide.files import new_folders
 
         options = collect_options(self.activations)
         self._check_source()
+        # Of processes that were started together one speaks for all.
+        speaks = part is None or part.index == 0 or self.part is not None
         out = Path(self.out)
         with new_folders(out):
+            use_own_gpu()
             adapter = adapter_of(self.model)
-            found = collect_to_disk(
+            return collect_to_disk(
                 adapter,
                 self._opened(adapter),
                 out,
@@ -79,11 +116,23 @@ class Collect(Command):
                 seed=self.seed,
                 quota=self.quota,
                 resume=self.resume,
+                part=None if part is None else (part.index, part.of),
                 made_by=self.made_by(),
+                say=print if speaks else lambda text: None,
+                progress=speaks,
             )
+
+    def _report(self, found: Collected, part: Part | None) -> None:
+        from tide.activations.to_disk import blocks_in_words, images_in_words
+        from tide.activations.writer import readable_size
+
+        if part is not None and not found.images:
+            print(f"{self.out}, {part}: there are fewer passes than parts, and nothing to do.")
+            return
         activations = f"{found.rows} {'activation' if found.rows == 1 else 'activations'}"
         images, blocks = images_in_words(found.images), blocks_in_words(list(found.folders))
-        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {out}.")
+        where = self.out if part is None else f"{self.out}, {part}"
+        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {where}.")
 
     def _check_source(self) -> None:
         from tide.errors import TideError

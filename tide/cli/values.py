@@ -49,6 +49,14 @@ def n_bytes(text: str) -> int:
     return int(Decimal(found[1]) * _UNITS[found[2].upper()])
 
 
+def part(text: str) -> tuple[int, int]:
+    """``3/64``: part 3 of 64, counted from 0. Whether there is such a part is the library's to say."""
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None:
+        raise TideError(f"{_shown(text)} is not a part; write it as 3/64, counted from 0")
+    return int(found[1]), int(found[2])
+
+
 def fraction(text: str) -> float:
     """``1/16`` or ``0.0625``; any finite number."""
     over, slash, under = text.partition("/")
@@ -235,6 +243,7 @@ MaybeDtype = Annotated[str | None, read_by(dtype, "{bf16,fp16,fp32}"), option()]
 MaybeSize = Annotated[tuple[int, int] | None, read_by(size, "PIXELS"), option()]
 MaybeRange = Annotated[tuple[float, float] | None, words_by(finite, "FIRST LAST", 2), option()]
 MaybeBytes = Annotated[int | None, read_by(n_bytes, "50GB"), option()]
+MaybePart = Annotated[tuple[int, int] | None, read_by(part, "R/W"), option()]
 MaybeWords = Annotated[tuple[str, ...] | None, read_by(words, "WORD,WORD"), option()]
 MaybeFeatures = Annotated[tuple[int, ...] | None, read_by(features, "N,N"), option()]
 MaybeScaling = Annotated[tuple[tuple[int, ...], float] | None, read_by(scaling, "N,N=X"), option()]
