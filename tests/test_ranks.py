@@ -1,4 +1,4 @@
-"""Several processes of one run are refused."""
+"""Which of several processes this is; several are refused where each would repeat the work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tide.cli.app import main
 from tide.errors import TideError
-from tide.ranks import refuse_ranks
+from tide.ranks import rank_and_world, refuse_ranks
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
@@ -22,7 +22,15 @@ def test_one_process_passes(monkeypatch, count):
     refuse_ranks()
 
 
-def test_every_command_but_doctor_refuses(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("rank", "world", "found"),
+    [("3", "8", (3, 8)), ("0", "1", None), ("", "8", None), ("3", "", None), ("a", "8", None)],
+)
+def test_rank_and_world(rank, world, found):
+    assert rank_and_world({"RANK": rank, "WORLD_SIZE": world}) == found
+
+
+def test_commands_that_do_not_divide_their_work_refuse(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "--store", "none", "--out", "none"]) == 2
     assert "one of 2 processes" in capsys.readouterr().err
