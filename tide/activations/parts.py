@@ -146,7 +146,8 @@ def read_parts(folder: Path) -> Manifest | None:
 
 
 def _check_whole(folder: Path, of: int, manifests: Mapping[Part, Manifest]) -> None:
-    lacking = [part for part in (Part(i, of) for i in range(of)) if not manifests.get(part, {}).get("complete")]
+    finished = {part for part, manifest in manifests.items() if manifest["complete"]}
+    lacking = [part for part in (Part(i, of) for i in range(of)) if part not in finished]
     if lacking:
         what = f"{_parts(lacking)} {'is' if len(lacking) == 1 else 'are'} missing or unfinished"
         raise TideError(
