@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tide.activations.manifest import MANIFEST, Manifest, read_manifest
+from tide.activations.manifest import MANIFEST, Manifest, manifest_at
 from tide.errors import TideError
+from tide.files.remote import Place, folders_in
 from tide.provenance import check_unchanged
 from tide.ranks import rank_and_world
 
@@ -94,12 +94,12 @@ def named(part: Part | None) -> Iterator[None]:
         raise TideError(f"{part}: {error}") from error
 
 
-def found_parts(folder: Path) -> dict[Part, Path]:
+def found_parts(folder: Place) -> dict[Part, Place]:
     """The folders of parts in ``folder``, in order; none in the folder of a whole store.
 
     Raises :class:`~tide.errors.TideError` if they are not all parts of the same number.
     """
-    found = ((_NAME.fullmatch(each.name), each) for each in folder.glob("part-*") if each.is_dir())
+    found = ((_NAME.fullmatch(name), each) for name, each in folders_in(folder).items())
     parts = {Part(int(name[1]), int(name[2])): each for name, each in found if name and int(name[1]) < int(name[2])}
     if len(numbers := sorted({part.of for part in parts})) > 1:
         raise TideError(
@@ -108,7 +108,7 @@ def found_parts(folder: Path) -> dict[Part, Path]:
     return dict(sorted(parts.items(), key=lambda item: item[0].index))
 
 
-def check_place(folder: Path, part: Part | None, info: dict[str, Any]) -> None:
+def check_place(folder: Place, part: Part | None, info: dict[str, Any]) -> None:
     """Raises :class:`~tide.errors.TideError` if ``folder`` holds anything that ``part`` of a store of ``info``, or a
     whole one, cannot be collected into: a whole store, parts of another number, parts of other data or options."""
     others = found_parts(folder)
@@ -116,17 +116,17 @@ def check_place(folder: Path, part: Part | None, info: dict[str, Any]) -> None:
         if others:
             raise TideError(f"{folder} holds {_parts(list(others))} of a store; give --part, or choose another folder")
         return
-    if (folder / MANIFEST).is_file():
+    if manifest_at(folder) is not None:
         raise TideError(f"{folder} already holds activations that one process collected; choose another folder")
     for other, path in others.items():
         if other.of != part.of:
             raise TideError(f"{folder} holds parts of {other.of}, not of {part.of}; give --part R/{other.of}")
-        if other != part and (path / MANIFEST).is_file():
-            _check_same(path, read_manifest(path)["info"], folder / part.name, info)
+        if other != part and (manifest := manifest_at(path)) is not None:
+            _check_same(path, manifest["info"], folder / part.name, info)
             break  # the others were compared with it, or will be when they are read
 
 
-def read_parts(folder: Path) -> Manifest | None:
+def read_parts(folder: Place) -> Manifest | None:
     """One manifest of all parts in ``folder``, whose shards are named from there; None if there are no parts.
 
     Raises :class:`~tide.errors.TideError` for parts that are missing, unfinished, damaged or not of one collection.
@@ -134,9 +134,10 @@ def read_parts(folder: Path) -> Manifest | None:
     parts = found_parts(folder)
     if not parts:
         return None
-    if (folder / MANIFEST).is_file():
+    if manifest_at(folder) is not None:
         raise TideError(f"{folder} holds a whole store and parts of one; remove what does not belong there")
-    manifests = {part: read_manifest(path) for part, path in parts.items() if (path / MANIFEST).is_file()}
+    found = ((part, manifest_at(path)) for part, path in parts.items())
+    manifests = {part: manifest for part, manifest in found if manifest is not None}
     _check_whole(folder, next(iter(parts)).of, manifests)
     first = next(iter(manifests))
     for part, manifest in manifests.items():
@@ -145,7 +146,7 @@ def read_parts(folder: Path) -> Manifest | None:
     return _joined(folder, manifests)
 
 
-def _check_whole(folder: Path, of: int, manifests: Mapping[Part, Manifest]) -> None:
+def _check_whole(folder: Place, of: int, manifests: Mapping[Part, Manifest]) -> None:
     finished = {part for part, manifest in manifests.items() if manifest["complete"]}
     lacking = [part for part in (Part(i, of) for i in range(of)) if part not in finished]
     if lacking:
@@ -164,7 +165,7 @@ def _parts(parts: Sequence[Part]) -> str:
     return f"parts {', '.join(str(part.index) for part in parts[:_LISTED])}{further} of {parts[0].of}"
 
 
-def _check_part(folder: Path, part: Part, manifest: Manifest) -> None:
+def _check_part(folder: Place, part: Part, manifest: Manifest) -> None:
     """Raises unless the manifest is that of the part that the folder's name says."""
     path, said = folder / part.name, manifest["info"].get(PART)
     if not isinstance(said, dict) or (said.get("index"), said.get("of")) != (part.index, part.of):
@@ -178,7 +179,7 @@ def _check_part(folder: Path, part: Part, manifest: Manifest) -> None:
             raise TideError(f"{path / MANIFEST}: {shard['file']} holds images of another part; collect it again")
 
 
-def _check_same(path: Path, before: dict[str, Any], other: Path, now: dict[str, Any]) -> None:
+def _check_same(path: Place, before: dict[str, Any], other: Place, now: dict[str, Any]) -> None:
     """Raises unless both infos are of the same data, model and options; roundings may differ."""
     what = f"{other} is not of the same collection as {path}"
     check_unchanged(_common(before), _common(now), what, remedy="use the same options and data, or another folder")
@@ -191,7 +192,7 @@ def _common(info: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in info.items() if name not in (PART, "threads")}, **of_all}
 
 
-def _joined(folder: Path, manifests: Mapping[Part, Manifest]) -> Manifest:
+def _joined(folder: Place, manifests: Mapping[Part, Manifest]) -> Manifest:
     filled = {part: manifest for part, manifest in manifests.items() if manifest["shards"]}
     first = next(iter((filled or manifests).values()))
     for part, manifest in filled.items():

@@ -11,7 +11,7 @@ import torch
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, collect_sampling
-from tide.activations.manifest import MANIFEST, read_manifest
+from tide.activations.manifest import manifest_at
 from tide.activations.options import CollectOptions
 from tide.activations.parts import PART, Part, check_place, found_parts
 from tide.activations.source import Prompts, Source, check_source
@@ -21,6 +21,7 @@ from tide.adapters.base import GUIDANCE, Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
 from tide.errors import TideError
 from tide.files.per_block import block_folders, found_blocks
+from tide.files.remote import Place
 from tide.fingerprint import pipeline_fingerprints
 from tide.runs import Contents, read_run, record_measured, write_run
 
@@ -163,17 +164,17 @@ def _described(out: Path, folders: dict[int, Path], part: Part | None) -> dict[P
     return {out: folders, **each} if part is None else each
 
 
-def recorded_hold_out(folder: Path) -> float | None:
+def recorded_hold_out(folder: Place) -> float | None:
     """The share of the images that the collection of a store, or of the stores in a folder, left out; None if there is
     no store yet."""
     places = (folder, *found_blocks(folder).values())
     for store in (*places, *(part for place in places for part in found_parts(place).values())):
-        if (store / MANIFEST).is_file():
-            return float(read_manifest(store)["info"].get("hold_out", 0.0))
+        if (manifest := manifest_at(store)) is not None:
+            return float(manifest["info"].get("hold_out", 0.0))
     return None
 
 
-def _check_hold_out(store: Path, hold_out: float) -> None:
+def _check_hold_out(store: Place, hold_out: float) -> None:
     """A store that is resumed keeps its share. One of an earlier version records none, and nothing was left out."""
     before = recorded_hold_out(store)
     if before is not None and before != hold_out:

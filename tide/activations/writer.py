@@ -177,7 +177,7 @@ class StoreWriter:
         """Reads every shard; completes entries written by an earlier version."""
         for index, shard in enumerate(self.manifest["shards"]):
             try:
-                file = verify_shard(self.path, self.manifest, shard)
+                file = verify_shard(self.path / shard["file"], self.manifest, shard)
             except TideError as error:
                 self.damaged[index] = str(error)
                 if samples := recorded_beside(self.path, shard):
