@@ -218,6 +218,13 @@ def places(sample: Tensor) -> Tensor:
     return torch.where(sample < 0, -1 - sample, sample)
 
 
+def sample_range(sample: Tensor) -> dict[str, int]:
+    """The places in the data of a shard's rows, as its entry says them."""
+    place = places(sample)
+    first = int(place.min())
+    return {"first_sample": first, "samples": int(place.max()) + 1 - first}
+
+
 def encoded(samples: Sequence[Sample]) -> Tensor:
     """What a shard records of its samples: JSON, as uint8."""
     return torch.frombuffer(bytearray(json.dumps([list(sample) for sample in samples]).encode()), dtype=torch.uint8)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -14,9 +13,11 @@ from tqdm import tqdm
 from tide.activations.batch import ActivationBatch
 from tide.activations.manifest import places
 from tide.activations.source import Prompts, Source
+from tide.activations.target import target_of
 from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.files.remote import Place
 from tide.images.identity import what_changed
 
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
@@ -29,7 +30,7 @@ Activations = Callable[[Any, int, int], Iterable[dict[int, ActivationBatch]]]
 
 def write_stores(
     activations: Activations,
-    folders: dict[int, Path],
+    folders: dict[int, Place],
     info: dict[str, Any],
     *,
     n: int,
@@ -72,9 +73,9 @@ def write_stores(
     """
     shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
     with ExitStack() as stack:
-        stack.enter_context(new_folders(*folders.values()))
+        stack.enter_context(new_folders(*(target_of(folder).local for folder in folders.values())))
         if len(folders) > 1 and not shared:
-            stack.enter_context(lock_folder(next(iter(folders.values())).parent))
+            stack.enter_context(lock_folder(target_of(next(iter(folders.values())).parent).local))
         writers = {
             block: stack.enter_context(
                 StoreWriter(
@@ -110,9 +111,11 @@ def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:
     """Raises unless what is still to come of all stores together fits their disks."""
     needed: dict[int, int] = {}
     for writer in writers:
-        disk = existing_parent(writer.path).stat().st_dev
-        needed[disk] = needed.get(disk, 0) + max(0, expected - writer.used)
-        check_disk(needed[disk], writer.path, "are expected")
+        local = writer.target.local
+        disk = existing_parent(local).stat().st_dev
+        further = writer.target.needed(max(0, expected - writer.used), writer.shard_bytes)
+        needed[disk] = needed.get(disk, 0) + further
+        check_disk(needed[disk], local, "are expected")
 
 
 def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, collect_sampling
-from tide.activations.manifest import manifest_at
+from tide.activations.manifest import manifest_at, read_manifest
 from tide.activations.options import CollectOptions
 from tide.activations.parts import PART, Part, check_place, found_parts
 from tide.activations.source import Prompts, Source, check_source
@@ -21,7 +21,7 @@ from tide.adapters.base import GUIDANCE, Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
 from tide.errors import TideError
 from tide.files.per_block import block_folders, found_blocks
-from tide.files.remote import Place
+from tide.files.remote import Place, place_of
 from tide.fingerprint import pipeline_fingerprints
 from tide.runs import Contents, read_run, record_measured, write_run
 
@@ -29,7 +29,7 @@ from tide.runs import Contents, read_run, record_measured, write_run
 class Collected(NamedTuple):
     """The stores (block -> folder), their rows and bytes in total, and the images in each."""
 
-    folders: dict[int, Path]
+    folders: Mapping[int, Place]
     rows: int
     images: int
     bytes: int
@@ -66,7 +66,7 @@ def collect_to_disk(
         source: images with captions (:func:`tide.data.open_source`), which are noised as in Algorithm 1
             (:func:`~tide.activations.collect`), or :class:`Prompts`, whose sampling runs are followed
             (:func:`~tide.activations.collect_sampling`).
-        out: the folder of the store; with several blocks that of the stores ``block-N``. Each folder gets a
+        out: the folder or URL of the store; with several blocks that of the stores ``block-N``. Each folder gets a
             ``run.json``.
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
@@ -88,14 +88,14 @@ def collect_to_disk(
     check_source(source, prompts=True)
     share = _Share.of(part, source, options)
     indices = adapter.resolve_blocks(blocks)
-    places = block_folders(Path(out), indices)
+    places = block_folders(place_of(out), indices)
     expected = expected_bytes(adapter, source, options)
     say(_announced(source, indices, expected, share))
     info = _info(adapter, source, options, guidance_scale, seed, share.part)
     for block, path in places.items():
         check_place(path, share.part, {**info, "block": block})
     folders = {block: share.folder(path) for block, path in places.items()}
-    described = _described(Path(out), folders, share.part)
+    described = _described(place_of(out), folders, share.part)
     for path in described:
         read_run(path)  # a damaged one is found before the work
     for path in folders.values():
@@ -125,7 +125,8 @@ def collect_to_disk(
         shared=share.part is not None,
         progress=progress,
     )
-    sizes = {block: sum(file.stat().st_size for file in path.glob("shard-*")) for block, path in folders.items()}
+    shards = {block: read_manifest(path)["shards"] for block, path in folders.items()}
+    sizes = {block: sum(shard["bytes"] for shard in each) for block, each in shards.items()}
     for path, stores in described.items():
         found = {"rows": sum(rows[block] for block in stores), "bytes": sum(sizes[block] for block in stores)}
         record_measured(path, {**found, "images": images})
@@ -149,7 +150,7 @@ class _Share:
         found = Part(*part)
         return cls(found, n, *found.share(n, options.batch_size))
 
-    def folder(self, store: Path) -> Path:
+    def folder(self, store: Place) -> Place:
         """Where it is written, of a store's folder."""
         return store if self.part is None else store / self.part.name
 
@@ -158,7 +159,7 @@ class _Share:
         return n_bytes * (self.end - self.first) // self.n_images
 
 
-def _described(out: Path, folders: dict[int, Path], part: Part | None) -> dict[Path, dict[int, Path]]:
+def _described(out: Place, folders: dict[int, Place], part: Part | None) -> dict[Place, dict[int, Place]]:
     """Every folder that gets a ``run.json`` -> the stores in it. A part describes none that it shares with others."""
     each = {path: {block: path} for block, path in folders.items()}
     return {out: folders, **each} if part is None else each
@@ -250,7 +251,7 @@ def _info(
     }
 
 
-def _contents(info: dict[str, Any], folder: Path, stores: dict[int, Path], n_images: int) -> Contents:
+def _contents(info: dict[str, Any], folder: Place, stores: dict[int, Place], n_images: int) -> Contents:
     """``run.json``'s of a folder that is a store or holds several."""
     return Contents(
         kind="activations",

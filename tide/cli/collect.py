@@ -47,7 +47,7 @@ class Collect(Command):
     interrupted: ClassVar[str] = "whole shards are kept; rerun with --resume to continue"
 
     out: Annotated[str, option("STORE")]
-    """folder of the store; with several blocks each has its own, STORE/block-N"""
+    """folder or URL (s3://, gs://, hf:// ...) of the store; with several blocks each has its own, STORE/block-N"""
     block: Blocks = ("penultimate",)
     """numbers of blocks, 'penultimate' or 'all'; several are collected in one pass"""
     sampling: Flag = False
@@ -90,26 +90,23 @@ class Collect(Command):
         return found
 
     def _collected(self, part: Part | None) -> Collected:
-        from pathlib import Path
-
         from tide.activations.to_disk import collect_to_disk
         from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
         from tide.devices import use_own_gpu
-        from tide.files import new_folders
+        from tide.files.remote import writable
 
         options = collect_options(self.activations)
         self._check_source()
         # Of processes that were started together one speaks for all.
         speaks = part is None or part.index == 0 or self.part is not None
-        out = Path(self.out)
-        with new_folders(out):
+        with writable(self.out):
             use_own_gpu()
             adapter = adapter_of(self.model)
             return collect_to_disk(
                 adapter,
                 self._opened(adapter),
-                out,
+                self.out,
                 blocks=self.block,
                 options=options,
                 guidance_scale=GUIDANCE if self.guidance is None else self.guidance,
@@ -167,11 +164,10 @@ class Collect(Command):
 
     def _reserved(self) -> float:
         """The share of the images to leave out. A store that is resumed keeps its own."""
-        from pathlib import Path
-
         from tide.activations.to_disk import recorded_hold_out
+        from tide.files.remote import place_of
 
         if self.hold_out is not None:
             return self.hold_out
-        before = recorded_hold_out(Path(self.out)) if self.resume else None
+        before = recorded_hold_out(place_of(self.out)) if self.resume else None
         return HOLD_OUT if before is None else before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -113,3 +114,8 @@ def _make_room(folder: Path, size: int, remote: RemotePath) -> None:
             return
         path.unlink(missing_ok=True)
         used -= each
+
+
+def staging_folder(remote: RemotePath) -> Path:
+    """The local folder by way of which the folder at a URL is written."""
+    return cache_folder() / "staging" / hashlib.sha256(str(remote).encode()).hexdigest()[:16]

@@ -6,14 +6,19 @@ A connection that breaks is tried again three times with growing waits; what fai
 from __future__ import annotations
 
 import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from tide.errors import TideError
+from tide.files.folders import new_folders
 from tide.files.reading import read_text
+from tide.files.writing import write_json
 from tide.messages import one_line
 
 #: Seconds before each further attempt.
@@ -47,6 +52,10 @@ class RemotePath:
     @property
     def name(self) -> str:
         return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.url.rstrip("/").rpartition("/")[0])
 
     def resolve(self) -> RemotePath:
         """Itself: a URL depends on no current folder."""
@@ -100,6 +109,12 @@ class RemotePath:
         except FileNotFoundError as error:
             raise TideError(f"{self} cannot be written ({one_line(error)}); check the bucket and the folder") from None
 
+    def check_writable(self) -> None:
+        """Raises unless a file can be written into this folder: a small one is, and removed again."""
+        probe = self / f".{uuid4().hex}.tmp"
+        write_json_at(probe, {})
+        probe.remove()
+
     def remove(self) -> None:
         """Removes the file, if there is one."""
         try:
@@ -130,7 +145,30 @@ def text_at(path: Place) -> str | None:
     """The text of a file anywhere; None if there is no such file."""
     if isinstance(path, RemotePath):
         return path.read_text()
-    return read_text(path) if path.is_file() else None
+    return read_text(path) if path.exists() else None
+
+
+def write_json_at(path: Place, data: object) -> None:
+    """Writes ``data`` as JSON in one step, anywhere."""
+    if isinstance(path, Path):
+        write_json(path, data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / path.name, data)
+        path.upload(Path(folder) / path.name)
+
+
+@contextmanager
+def writable(path: str | Path | RemotePath) -> Iterator[None]:
+    """Finds a place that cannot be written before any work is done: a folder is made
+    (:func:`~tide.files.new_folders`), and a file written to a URL."""
+    place = place_of(path)
+    if isinstance(place, RemotePath):
+        place.check_writable()
+        yield
+    else:
+        with new_folders(place):
+            yield
 
 
 def folders_in(folder: Place) -> dict[str, Place]:
