@@ -36,6 +36,13 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def use_own_gpu() -> None:
+    """Makes ``cuda`` the GPU of this process's own among those that torchrun started on this machine."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    if rank.isdecimal() and torch.cuda.is_available():
+        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+
+
 def _module(kind: str) -> Any:
     """What torch has for a kind of device: ``torch.cuda``, ``torch.mps``, ``torch.xpu``, that of an extension."""
     return torch.backends.mps if kind == "mps" else getattr(torch, kind, None)

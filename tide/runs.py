@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from tide.files import read_json, write_json
+from tide.files import parse_json
+from tide.files.remote import Place, place_of, text_at, write_json_at
 from tide.provenance import provenance
 
 FILE = "run.json"
@@ -62,14 +62,15 @@ class Run(TypedDict):
     earlier: NotRequired[list[dict[str, Any]]]
 
 
-def read_run(folder: str | Path) -> Run | None:
+def read_run(folder: str | Place) -> Run | None:
     """The folder's ``run.json``, or None where there is none. Raises :class:`~tide.errors.TideError` for a damaged
     one."""
-    path = Path(folder) / FILE
-    return read_json(path, Run) if path.exists() else None
+    path = place_of(folder) / FILE
+    text = text_at(path)
+    return None if text is None else parse_json(text, str(path), Run)
 
 
-def contents(folder: str | Path) -> Contents | None:
+def contents(folder: str | Place) -> Contents | None:
     """What a folder holds, or None where nothing says so. Raises :class:`~tide.errors.TideError` for a damaged
     ``run.json``."""
     run: Any = read_run(folder)
@@ -78,7 +79,7 @@ def contents(folder: str | Path) -> Contents | None:
     return Contents(**{each.name: run["holds"][each.name] for each in fields(Contents) if each.name in run["holds"]})
 
 
-def write_run(folder: str | Path, holds: Contents, made_by: Mapping[str, Any] | None = None) -> None:
+def write_run(folder: str | Place, holds: Contents, made_by: Mapping[str, Any] | None = None) -> None:
     """Writes ``run.json``; the entries of earlier runs into this folder are kept under ``earlier``, the oldest first.
 
     ``made_by``: what :func:`tide.provenance.provenance` says; default that of a caller from Python.
@@ -86,11 +87,11 @@ def write_run(folder: str | Path, holds: Contents, made_by: Mapping[str, Any] | 
     before: dict[str, Any] = dict(read_run(folder) or {})
     earlier = [*before.pop("earlier", []), before] if before else []
     now = {**(made_by or provenance()), "holds": {k: v for k, v in asdict(holds).items() if v not in (None, [], {})}}
-    write_json(Path(folder) / FILE, {**now, **({"earlier": earlier} if earlier else {})})
+    write_json_at(place_of(folder) / FILE, {**now, **({"earlier": earlier} if earlier else {})})
 
 
-def record_measured(folder: str | Path, measured: Mapping[str, Any]) -> None:
+def record_measured(folder: str | Place, measured: Mapping[str, Any]) -> None:
     """Adds the headline figures to the last run of ``run.json`` once they are known."""
     run: Any = read_run(folder)
     if run is not None and "holds" in run:
-        write_json(Path(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})
+        write_json_at(place_of(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})

@@ -127,6 +127,7 @@ VALUES = {
     "guidance": "2",
     "device": "cpu",
     "quota": "1GB",
+    "part": "0/2",
     "size": "64",
 }
 

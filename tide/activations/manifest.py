@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.files import file_digest, open_tensors, read_json, read_text
+from tide.files import file_digest, open_tensors, parse_json
+from tide.files.remote import Place, text_at
 from tide.files.schema import check_schema
 from tide.files.tensors import is_finite
 from tide.images.identity import Sample, digest_of
@@ -63,12 +64,19 @@ def new_manifest(info: dict[str, Any]) -> Manifest:
     return {"format": FORMAT, "info": info, "rows": 0, "next_sample": 0, "complete": False, "shards": []}
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The checked manifest of a store; raises :class:`~tide.errors.TideError` if there is none, or a damaged one."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    if (manifest := manifest_at(folder)) is None:
         raise TideError(f"{folder} holds no {MANIFEST}; give the folder of an activation store")
-    found = read_json(path)
+    return manifest
+
+
+def manifest_at(folder: Place) -> Manifest | None:
+    """As :func:`read_manifest`; None if there is none."""
+    path = folder / MANIFEST
+    if (text := text_at(path)) is None:
+        return None
+    found = parse_json(text, str(path))
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise TideError(f"{path} is not of the format {FORMAT}; give the folder of an activation store")
     check_schema(found, Manifest, str(path))
@@ -120,14 +128,13 @@ def _kind_fault(manifest: Manifest) -> str | None:
     return None
 
 
-def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> Any:
-    """The memory-mapped file of a shard, after all checks that need only its header and two numbers: it is not a link,
-    has the size that the manifest says, holds tensors of the right shapes and dtypes, and has the right first and last
-    samples.
+def open_shard(path: Path, manifest: Manifest, shard: Shard) -> Any:
+    """The memory-mapped file ``path`` of a shard, after all checks that need only its header and two numbers: it is not
+    a link, has the size that the manifest says, holds tensors of the right shapes and dtypes, and has the right first
+    and last samples.
 
     Raises :class:`~tide.errors.TideError`.
     """
-    path = folder / shard["file"]
     if path.is_symlink():
         raise TideError(f"{path} is a link, which may lead out of the store; put the shard itself there")
     try:
@@ -184,10 +191,9 @@ def _sample_fault(sample: Tensor, shard: Shard) -> str | None:
     return None
 
 
-def verify_shard(folder: Path, manifest: Manifest, shard: Shard) -> Any:
+def verify_shard(path: Path, manifest: Manifest, shard: Shard) -> Any:
     """As :func:`open_shard`, after reading the whole file: its SHA-256 if the manifest has it, and every value."""
-    file = open_shard(folder, manifest, shard)
-    path = folder / shard["file"]
+    file = open_shard(path, manifest, shard)
     if "sha256" in shard and file_digest(path) != shard["sha256"]:
         raise TideError(f"{path} is not the shard that the manifest lists (another SHA-256); {_REMEDY}")
     if fault := _content_fault(file, manifest, shard):
@@ -212,6 +218,13 @@ def places(sample: Tensor) -> Tensor:
     return torch.where(sample < 0, -1 - sample, sample)
 
 
+def sample_range(sample: Tensor) -> dict[str, int]:
+    """The places in the data of a shard's rows, as its entry says them."""
+    place = places(sample)
+    first = int(place.min())
+    return {"first_sample": first, "samples": int(place.max()) + 1 - first}
+
+
 def encoded(samples: Sequence[Sample]) -> Tensor:
     """What a shard records of its samples: JSON, as uint8."""
     return torch.frombuffer(bytearray(json.dumps([list(sample) for sample in samples]).encode()), dtype=torch.uint8)
@@ -222,18 +235,20 @@ def samples_of(file: Any) -> list[Sample] | None:
     return _decoded(bytes(file.get_tensor(SAMPLES).numpy())) if SAMPLES in file.keys() else None
 
 
-def record_of(name: str) -> str:
-    """The file that lists the samples of the shard ``name`` once more. If the shard is damaged, it still tells which
+def record_of(file: str) -> str:
+    """The file that lists the samples of the shard ``file`` once more. If the shard is damaged, it still tells which
     images in which order it is collected from again."""
-    return f"samples-{shard_number(name):05d}.json"
+    folder, slash, name = file.rpartition("/")
+    return f"{folder}{slash}samples-{shard_number(name):05d}.json"
 
 
-def recorded_beside(folder: Path, shard: Shard) -> list[Sample] | None:
-    """The samples of a shard that cannot be read, or None: stores of earlier versions do not record them."""
+def recorded_beside(folder: Place, shard: Shard) -> list[Sample] | None:
+    """The samples of a shard that is damaged or elsewhere, or None: stores of earlier versions do not record them."""
     try:
-        samples = _decoded(read_text(folder / record_of(shard["file"])).encode())
+        text = text_at(folder / record_of(shard["file"]))
     except TideError:
         return None
+    samples = None if text is None else _decoded(text.encode())
     return samples if samples is not None and digest_of(samples) == shard.get("data") else None
 
 

@@ -81,6 +81,15 @@ class Source:
         data is free. ``n``: how many were read then."""
         return replace(self, batches=self.batches.beginning_with(recorded, n))
 
+    def recording_from(self, first: int) -> Source:
+        """The same images; the files of those before number ``first`` are not read where that can be avoided."""
+        return replace(self, batches=self.batches.recording_from(first))
+
+    def listing(self) -> str:
+        """A digest of the images' names in their order, which reads no image; "" for data that are streamed or
+        rendered."""
+        return self.batches.listing(self.n_images)
+
     def prompts(self, size: tuple[int, int]) -> Prompts:
         """The captions, to sample images of ``size`` from."""
         texts = tuple(islice(self.batches.captions(), self.n_images))
@@ -134,6 +143,13 @@ class Prompts:
 
     def samples_before(self, n: int) -> list[Sample]:
         return self.samples()
+
+    def recording_from(self, first: int) -> Prompts:
+        return self
+
+    def listing(self) -> str:
+        """A digest of the prompts in their order."""
+        return digest("\n".join(self.texts))
 
     def beginning_with(self, recorded: Mapping[int, Sample], n: int = 0) -> Prompts:
         """The same prompts; if they are not ``ordered``, those ``recorded`` (place -> sample) at their places."""

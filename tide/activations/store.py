@@ -17,10 +17,12 @@ from torch.utils.data import get_worker_info
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import sample_generator
-from tide.activations.manifest import open_shard, read_manifest, samples_of, verify_shard
+from tide.activations.manifest import read_manifest
+from tide.activations.parts import read_parts
+from tide.activations.shards import shards_of
 from tide.activations.stream import cut, shuffled
 from tide.errors import TideError
-from tide.files import file_digest
+from tide.files.remote import RemotePath, place_of
 from tide.images.identity import Sample
 
 #: Rows of one shard that are read and shuffled as one piece. Even, so that no pair is separated.
@@ -30,7 +32,11 @@ _OPEN_FILES = 64
 
 
 class ActivationStore:
-    """Reads an activation store, whole or still growing, through memory maps.
+    """Reads an activation store, whole or still growing, through memory maps. A folder of parts
+    (:mod:`tide.activations.parts`) is read as the store that one process would have collected, once all are finished.
+
+    The path may be a URL (:mod:`tide.files.remote`): then a shard is fetched whole when it is first used, kept in a
+    bounded cache (:mod:`tide.files.cache`), and every value of it is checked.
 
     It can be pickled and used by several processes: each opens the shards for itself.
 
@@ -39,14 +45,13 @@ class ActivationStore:
     Shards that the manifest does not list are ignored.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+    def __init__(self, path: str | Path | RemotePath) -> None:
+        self.path = place_of(path)
+        self.manifest = read_parts(self.path) or read_manifest(self.path)
         self.shards = self.manifest["shards"]
         if not self.shards:
             raise TideError(f"{self.path} holds no activations yet; collect some first")
-        for shard in self.shards:
-            open_shard(self.path, self.manifest, shard)
+        self._shards = shards_of(self.path, self.manifest)
         self._files: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -59,7 +64,7 @@ class ActivationStore:
         if index not in self._files:
             if len(self._files) >= _OPEN_FILES:
                 del self._files[next(iter(self._files))]
-            self._files[index] = open_shard(self.path, self.manifest, self.shards[index])
+            self._files[index] = self._shards.open(index)
         return self._files[index]
 
     def __len__(self) -> int:
@@ -88,16 +93,14 @@ class ActivationStore:
         """Sixteen hexadecimal digits that identify the contents: from the SHA-256 and the rows of every shard, in
         order. If the manifest does not list the SHA-256, the shards are read."""
         digest = hashlib.sha256()
-        for shard in self.shards:
-            content = shard.get("sha256") or file_digest(self.path / shard["file"])
-            digest.update(f"{content} {shard['rows']}\n".encode())
+        for index, shard in enumerate(self.shards):
+            digest.update(f"{self._shards.digest(index)} {shard['rows']}\n".encode())
         return digest.hexdigest()[:16]
 
     def samples(self) -> list[Sample] | None:
         """The images and captions that it was collected from, in order; None if a shard does not record them."""
         found: list[Sample] = []
-        for index in range(len(self.shards)):
-            of_shard = samples_of(self._file(index))
+        for of_shard in self._shards.samples():
             if of_shard is None:
                 return None
             found += of_shard
@@ -106,8 +109,8 @@ class ActivationStore:
     def verify(self) -> None:
         """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not as written, or holds
         values that no collection writes: missing groups, negative tokens, NaN or inf."""
-        for shard in self.shards:
-            verify_shard(self.path, self.manifest, shard)
+        for index in range(len(self.shards)):
+            self._shards.verify(index)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> ActivationBatch:
         """Rows ``start`` to ``stop`` of a shard, with the groups they use. Reads no other rows."""

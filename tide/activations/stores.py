@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -14,9 +13,11 @@ from tqdm import tqdm
 from tide.activations.batch import ActivationBatch
 from tide.activations.manifest import places
 from tide.activations.source import Prompts, Source
+from tide.activations.target import target_of
 from tide.activations.writer import StoreWriter, check_disk, existing_parent
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
+from tide.files.remote import Place
 from tide.images.identity import what_changed
 
 #: Shards that a collection is cut into, so that an interruption loses a twentieth at most.
@@ -29,17 +30,20 @@ Activations = Callable[[Any, int, int], Iterable[dict[int, ActivationBatch]]]
 
 def write_stores(
     activations: Activations,
-    folders: dict[int, Path],
+    folders: dict[int, Place],
     info: dict[str, Any],
     *,
     n: int,
+    first: int = 0,
     data: Source | Prompts | None = None,
     expected: int = 0,
     quota: int | None = None,
     resume: bool = False,
     begun: Callable[[], None] = lambda: None,
+    shared: bool = False,
+    progress: bool = True,
 ) -> tuple[dict[int, int], int]:
-    """Writes ``activations(data, start, stop)`` to one store per block.
+    """Writes ``activations(data, start, stop)`` of the images ``first`` to ``n - 1`` to one store per block.
 
     All stores are locked before anything is written. When resuming, ``data`` must hold what the stores were collected
     from, and is read in their order as far as its own is free; damaged shards are collected again, and a store that is
@@ -51,12 +55,15 @@ def write_stores(
         folders: block -> the folder of its store.
         info: kept in the manifests (:class:`StoreWriter`); a store can be extended only if it names ``batch_size``, the
             images of a pass.
-        n: images.
+        n: the number of the image after the last.
+        first: the number of the first image.
         data: what is collected from; recorded in the shards.
         expected: bytes that each store is going to take.
         quota: disk limit of each store in bytes.
         resume: resume or extend the stores that are there.
         begun: called once, as soon as there is a shard.
+        shared: other processes write to the parent of several stores, so it is not locked.
+        progress: show a bar at a terminal.
 
     Returns:
         The rows of each store, and the images in each.
@@ -66,9 +73,9 @@ def write_stores(
     """
     shard_bytes = min(256 * 2**20, max(SMALLEST_SHARD, expected // SHARDS))
     with ExitStack() as stack:
-        stack.enter_context(new_folders(*folders.values()))
-        if len(folders) > 1:
-            stack.enter_context(lock_folder(next(iter(folders.values())).parent))
+        stack.enter_context(new_folders(*(target_of(folder).local for folder in folders.values())))
+        if len(folders) > 1 and not shared:
+            stack.enter_context(lock_folder(target_of(next(iter(folders.values())).parent).local))
         writers = {
             block: stack.enter_context(
                 StoreWriter(
@@ -78,6 +85,7 @@ def write_stores(
                     quota=quota,
                     shard_bytes=shard_bytes,
                     resume=resume,
+                    first_sample=first,
                 )
             )
             for block, folder in folders.items()
@@ -91,19 +99,23 @@ def write_stores(
                 _check_data(writer, data)
             if writer.next_sample < n:
                 writer.align(info.get("batch_size", 1))
-        _collect(activations, writers, data, n, begun)
-    return {block: writer.rows for block, writer in writers.items()}, min(
-        writer.next_sample for writer in writers.values()
-    )
+        segments = list(_segments(writers, n))
+        done = max(0, n - first - sum(stop - start for start, stop, _ in segments))
+        with tqdm(total=n - first, initial=done, unit="image", disable=None if progress else True) as bar:
+            _collect(activations, writers, data, segments, begun, bar)
+    end = min(writer.next_sample for writer in writers.values())
+    return {block: writer.rows for block, writer in writers.items()}, end - first
 
 
 def _check_disks(writers: Iterable[StoreWriter], expected: int) -> None:
     """Raises unless what is still to come of all stores together fits their disks."""
     needed: dict[int, int] = {}
     for writer in writers:
-        disk = existing_parent(writer.path).stat().st_dev
-        needed[disk] = needed.get(disk, 0) + max(0, expected - writer.used)
-        check_disk(needed[disk], writer.path, "are expected")
+        local = writer.target.local
+        disk = existing_parent(local).stat().st_dev
+        further = writer.target.needed(max(0, expected - writer.used), writer.shard_bytes)
+        needed[disk] = needed.get(disk, 0) + further
+        check_disk(needed[disk], local, "are expected")
 
 
 def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
@@ -115,7 +127,7 @@ def _tell(writer: StoreWriter, info: dict[str, Any]) -> None:
     if threads != info.get("threads"):
         with_threads = f"{threads} {'thread' if threads == 1 else 'threads'}"
         notes.append(f"{writer.path} was collected with {with_threads}, not {info['threads']}: roundings can differ")
-    if writer.next_sample and not writer.recorded:
+    if writer.manifest["shards"] and not writer.recorded:
         notes.append(f"{writer.path} does not record its images and captions: taken to be the same")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -148,23 +160,21 @@ def _collect(
     activations: Activations,
     writers: dict[int, StoreWriter],
     data: Source | Prompts | None,
-    n: int,
+    segments: list[tuple[int, int, list[int]]],
     begun: Callable[[], None],
+    bar: tqdm,
 ) -> None:
-    segments = list(_segments(writers, n))
-    missing = sum(stop - start for start, stop, _ in segments)
     is_first = True
-    with tqdm(total=n, initial=max(0, n - missing), unit="image", disable=None) as bar:
-        for start, stop, takers in segments:
-            for batches in activations(data, start, stop):
-                first, end = _ends(batches)
-                samples = () if data is None else data.samples()[first:end]
-                for block in takers:
-                    writers[block].add(batches[block], samples)
-                if is_first and any(writer.n_written for writer in writers.values()):
-                    begun()
-                    is_first = False
-                bar.update(end - first)
+    for start, stop, takers in segments:
+        for batches in activations(data, start, stop):
+            first, end = _ends(batches)
+            samples = () if data is None else data.samples()[first:end]
+            for block in takers:
+                writers[block].add(batches[block], samples)
+            if is_first and any(writer.n_written for writer in writers.values()):
+                begun()
+                is_first = False
+            bar.update(end - first)
     _check_mended(writers.values())
     for writer in writers.values():
         writer.flush()

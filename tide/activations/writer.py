@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ from tide.activations.manifest import (
     SHARD,
     Shard,
     encoded,
+    manifest_at,
     new_manifest,
     places,
-    read_manifest,
     record_of,
-    recorded_beside,
-    samples_of,
+    sample_range,
     shard_number,
-    verify_shard,
 )
+from tide.activations.target import target_of
 from tide.errors import TideError
-from tide.files import file_digest, json_writer, lock_folder, new_folders, replace_files, tensors_writer, write_json
+from tide.files import json_writer, tensors_writer
+from tide.files.remote import RemotePath, place_of
 from tide.images.identity import Sample, digest_of
 from tide.provenance import check_unchanged
 
@@ -105,12 +105,14 @@ class StoreWriter:
 
     Args:
         path: the folder; created if needed, and removed again if this writer made it and leaves it empty. It must not
-            hold a store unless ``resume``.
+            hold a store unless ``resume``. A URL is written by way of a local folder
+            (:class:`~tide.activations.target.RemoteTarget`).
         info: where the activations come from (block, tensor, model, seed ...), JSON-able, kept in the manifest. When
             resuming, entries of the manifest must be the same, except for :data:`ROUNDING`.
         expected_bytes: the expected size (:func:`estimate_bytes`), checked against quota and free disk at once.
         quota: the most bytes that all shards in the folder may take, including those that a crash left unlisted; while
             a damaged shard is replaced, both copies count on disk.
+        first_sample: where an empty store begins: that of a part is not the data's first.
 
     Raises :class:`~tide.errors.TideError` if quota or disk do not suffice, before anything is written, and when they
     are used up; everything written before stays.
@@ -118,15 +120,18 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | RemotePath,
         *,
         info: dict[str, Any] | None = None,
         expected_bytes: int = 0,
         quota: int | None = None,
         shard_bytes: int = 256 * 2**20,
         resume: bool = False,
+        first_sample: int = 0,
     ) -> None:
-        self.path = Path(path)
+        self.path = place_of(path)
+        self.target = target_of(self.path)
+        self.first_sample = first_sample
         self.quota = quota
         self.shard_bytes = shard_bytes
         #: Index of a damaged shard -> what is wrong with it. The file stays until it is replaced.
@@ -142,21 +147,20 @@ class StoreWriter:
         #: Place in the data -> the sample recorded there.
         self.recorded: dict[int, Sample] = {}
         with ExitStack() as held:
-            held.enter_context(new_folders(self.path))
-            held.enter_context(lock_folder(self.path))
+            held.enter_context(self.target.held())
             self._open(info, resume)
             self._check_space(max(0, expected_bytes - self.used), "are expected")
             self._held = held.pop_all()
 
     def _open(self, info: dict[str, Any] | None, resume: bool) -> None:
-        existing = (self.path / MANIFEST).exists()
-        if existing and not resume:
+        existing = manifest_at(self.path) if resume else None
+        if not resume and self.target.holds(MANIFEST):
             raise TideError(f"{self.path} already holds activations; resume, or choose another folder")
         # A crash before the first manifest leaves the first shard alone.
-        if not existing and any(file.name != SHARD.format(0) for file in self.path.glob("shard-*.safetensors")):
+        if existing is None and self.target.sizes().keys() - {SHARD.format(0)}:
             raise TideError(f"{self.path} holds shards and no {MANIFEST}; copy it back, or choose another folder")
-        self.manifest = read_manifest(self.path) if existing else new_manifest(info or {})
-        if not existing:
+        self.manifest = existing or new_manifest(info or {})
+        if existing is None:
             return
         if info is not None:
             self._check_info(info)
@@ -174,16 +178,11 @@ class StoreWriter:
         """Reads every shard; completes entries written by an earlier version."""
         for index, shard in enumerate(self.manifest["shards"]):
             try:
-                file = verify_shard(self.path, self.manifest, shard)
+                samples = self.target.verified(self.manifest, shard)
             except TideError as error:
                 self.damaged[index] = str(error)
-                if samples := recorded_beside(self.path, shard):
-                    self._record(shard, samples)
-                continue
-            if "sha256" not in shard:
-                shard["sha256"] = file_digest(self.path / shard["file"])
-            shard.update({**_range(file.get_tensor("sample")), **shard})  # type: ignore[typeddict-item]
-            self._record(shard, samples_of(file) or ())
+                samples = self.target.recorded(shard)
+            self._record(shard, samples or ())
         self._place_damaged()
 
     def _place_damaged(self) -> None:
@@ -215,7 +214,9 @@ class StoreWriter:
     @property
     def next_sample(self) -> int:
         """The first sample after those in the store: where a collection resumes."""
-        return self.manifest["next_sample"] if self._outdated is None else self._outdated["first_sample"]
+        if self._outdated is not None:
+            return self._outdated["first_sample"]
+        return self.manifest["next_sample"] if self.manifest["shards"] else self.first_sample
 
     @property
     def rows(self) -> int:
@@ -229,8 +230,7 @@ class StoreWriter:
 
     def _bytes_without(self, *names: str) -> int:
         without = {self._next_name, *names, *([] if self._outdated is None else [self._outdated["file"]])}
-        files = (file for file in self.path.glob("shard-*.safetensors") if file.name not in without)
-        return sum(file.stat().st_size for file in files)
+        return sum(size for name, size in self.target.sizes().items() if name not in without)
 
     @property
     def _next_name(self) -> str:
@@ -342,31 +342,29 @@ class StoreWriter:
         self._save([*(shards if outdated is None else shards[:-1]), entry], next_sample=end, complete=False)
         if outdated is not None:
             self._outdated = None
-            with suppress(OSError):  # it only takes space
-                (self.path / record_of(outdated["file"])).unlink(missing_ok=True)
-                (self.path / outdated["file"]).unlink()
+            for name in (record_of(outdated["file"]), outdated["file"]):
+                self.target.remove(name)
         self._record(entry, self._pending.samples)
         self._pending = _Pending()
         self.n_written += 1
 
     def _write(self, name: str, pending: _Pending) -> Shard:
         """Writes one shard; returns its entry for the manifest."""
-        file = self.path / name
         self._check_space(pending.bytes, "are next", replaced=name)
         batch = ActivationBatch.cat(pending.batches)
         tensors = _tensors(batch)
         record = {}
         if pending.samples:
             tensors[SAMPLES] = encoded(pending.samples)
-            record[self.path / record_of(name)] = json_writer(pending.samples)
-        replace_files({**record, file: tensors_writer(tensors, {"format": FORMAT})})
+            record[record_of(name)] = json_writer(pending.samples)
+        size, sha256 = self.target.put({**record, name: tensors_writer(tensors, {"format": FORMAT})})
         entry: Shard = {
             "file": name,
             "rows": len(batch),
             "groups": len(batch.timestep),
-            "bytes": file.stat().st_size,
-            "sha256": file_digest(file),
-            **_range(batch.sample),  # type: ignore[typeddict-item]
+            "bytes": size,
+            "sha256": sha256,
+            **sample_range(batch.sample),  # type: ignore[typeddict-item]
         }
         return {**entry, "data": digest_of(pending.samples)} if pending.samples else entry
 
@@ -379,7 +377,7 @@ class StoreWriter:
             "next_sample": next_sample,
             "complete": complete,
         }
-        write_json(self.path / MANIFEST, manifest)
+        self.target.put({MANIFEST: json_writer(manifest)})
         self.manifest = manifest  # type: ignore[assignment]
 
     def _check_space(self, n_bytes: int, what: str, replaced: str = "") -> None:
@@ -389,7 +387,7 @@ class StoreWriter:
                 f"{readable_size(n_bytes)} of activations {what} and {self.path} may take {readable_size(self.quota)}, "
                 f"{readable_size(used)} of it used; raise the quota or collect fewer tokens or images"
             )
-        check_disk(n_bytes, self.path, what)
+        check_disk(self.target.needed(n_bytes, self.shard_bytes), self.target.local, what)
 
 
 def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
@@ -404,10 +402,3 @@ def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
     if batch.conditioning is not None:
         tensors["conditioning"] = batch.conditioning.to(torch.float32)
     return tensors
-
-
-def _range(sample: Tensor) -> dict[str, int]:
-    """The places in the data of a shard's rows."""
-    place = places(sample)
-    first = int(place.min())
-    return {"first_sample": first, "samples": int(place.max()) + 1 - first}

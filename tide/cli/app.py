@@ -35,9 +35,6 @@ COMMANDS = {
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
-#: Commands whose work the processes of one launcher divide among them.
-DIVIDED = ("train",)
-
 #: Letters of a line on stderr: a path may be long, and a mistyped argument can be very long.
 LONGEST = 1000
 
@@ -93,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if asked is None:
                 print(overview())
                 return 0
-            if asked.name != "doctor":
-                (refuse_other_launchers if asked.name in DIVIDED else refuse_ranks)()
+            if asked.name == "train":
+                refuse_other_launchers()
+            elif asked.name not in ("doctor", "collect"):  # processes that collect divide the images among them
+                refuse_ranks()
             asked.run()
             sys.stdout.flush()
     except KeyboardInterrupt as stop:

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tide.cli.command import Command
 from tide.cli.options import Activations, Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
-from tide.cli.values import HOLD_OUT, Blocks, Flag, MaybeBytes, MaybeFile, MaybeFraction, MaybeNumber, Seed, option
+from tide.cli.values import (
+    HOLD_OUT,
+    Blocks,
+    Flag,
+    MaybeBytes,
+    MaybeFile,
+    MaybeFraction,
+    MaybeNumber,
+    MaybePart,
+    Seed,
+    option,
+)
 
 if TYPE_CHECKING:
+    from tide.activations.parts import Part
     from tide.activations.source import Prompts, Source
+    from tide.activations.to_disk import Collected
     from tide.adapters import Adapter
 
 
@@ -34,7 +47,7 @@ class Collect(Command):
     interrupted: ClassVar[str] = "whole shards are kept; rerun with --resume to continue"
 
     out: Annotated[str, option("STORE")]
-    """folder of the store; with several blocks each has its own, STORE/block-N"""
+    """folder or URL (s3://, gs://, hf:// ...) of the store; with several blocks each has its own, STORE/block-N"""
     block: Blocks = ("penultimate",)
     """numbers of blocks, 'penultimate' or 'all'; several are collected in one pass"""
     sampling: Flag = False
@@ -51,39 +64,72 @@ class Collect(Command):
     """random seed"""
     resume: Flag = False
     """resume an interrupted collection, or extend it"""
+    part: MaybePart = None
+    """collect part R of W, counted from 0, into a folder of its own (default: as torchrun or a Slurm array says)"""
     model: LoadedModel
     source: Data = field(default_factory=Data)
     activations: Activations = field(default_factory=Activations)
 
     def run(self) -> None:
-        from pathlib import Path
+        from tide.activations.parts import named
 
-        from tide.activations.to_disk import blocks_in_words, collect_to_disk, images_in_words
-        from tide.activations.writer import readable_size
+        part = self._part()
+        with named(part):
+            found = self._collected(part)
+        self._report(found, part)
+
+    def _part(self) -> Part | None:
+        """The part that the options name, or the launcher."""
+        from tide.activations.parts import Part, part_of_environment
+        from tide.ranks import refuse_ranks
+
+        if self.part is not None:
+            return Part(*self.part)
+        if (found := part_of_environment()) is None:
+            refuse_ranks()
+        return found
+
+    def _collected(self, part: Part | None) -> Collected:
+        from tide.activations.to_disk import collect_to_disk
         from tide.adapters.base import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
-        from tide.files import new_folders
+        from tide.devices import use_own_gpu
+        from tide.files.remote import writable
 
         options = collect_options(self.activations)
         self._check_source()
-        out = Path(self.out)
-        with new_folders(out):
+        # Of processes that were started together one speaks for all.
+        speaks = part is None or part.index == 0 or self.part is not None
+        with writable(self.out):
+            use_own_gpu()
             adapter = adapter_of(self.model)
-            found = collect_to_disk(
+            return collect_to_disk(
                 adapter,
                 self._opened(adapter),
-                out,
+                self.out,
                 blocks=self.block,
                 options=options,
                 guidance_scale=GUIDANCE if self.guidance is None else self.guidance,
                 seed=self.seed,
                 quota=self.quota,
                 resume=self.resume,
+                part=None if part is None else (part.index, part.of),
                 made_by=self.made_by(),
+                say=print if speaks else lambda text: None,
+                progress=speaks,
             )
+
+    def _report(self, found: Collected, part: Part | None) -> None:
+        from tide.activations.to_disk import blocks_in_words, images_in_words
+        from tide.activations.writer import readable_size
+
+        if part is not None and not found.images:
+            print(f"{self.out}, {part}: there are fewer passes than parts, and nothing to do.")
+            return
         activations = f"{found.rows} {'activation' if found.rows == 1 else 'activations'}"
         images, blocks = images_in_words(found.images), blocks_in_words(list(found.folders))
-        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {out}.")
+        where = self.out if part is None else f"{self.out}, {part}"
+        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {where}.")
 
     def _check_source(self) -> None:
         from tide.errors import TideError
@@ -118,11 +164,10 @@ class Collect(Command):
 
     def _reserved(self) -> float:
         """The share of the images to leave out. A store that is resumed keeps its own."""
-        from pathlib import Path
-
         from tide.activations.to_disk import recorded_hold_out
+        from tide.files.remote import place_of
 
         if self.hold_out is not None:
             return self.hold_out
-        before = recorded_hold_out(Path(self.out)) if self.resume else None
+        before = recorded_hold_out(place_of(self.out)) if self.resume else None
         return HOLD_OUT if before is None else before

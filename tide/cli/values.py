@@ -6,16 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from tide.checks import n_bytes, shown
 from tide.errors import TideError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 #: The largest count: PyTorch's and NumPy's own limits are far above, and no count of anything here comes near.
 MOST = 2**31 - 1
@@ -36,17 +34,17 @@ def size(text: str) -> tuple[int, int]:
     sides = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
     if not all(1 <= side <= MOST_PIXELS for side in sides):
         raise TideError(
-            f"{_shown(text)} is not a valid size; give pixels, such as 1024 or 768x1024, at most {MOST_PIXELS}"
+            f"{shown(text)} is not a valid size; give pixels, such as 1024 or 768x1024, at most {MOST_PIXELS}"
         )
     return sides
 
 
-def n_bytes(text: str) -> int:
-    """``50GB``, ``1.5 TB``, ``800MB`` (powers of ten)."""
-    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2].upper() not in _UNITS:
-        raise TideError(f"{_shown(text)} is not an amount of disk; write it as 800MB or 50GB")
-    return int(Decimal(found[1]) * _UNITS[found[2].upper()])
+def part(text: str) -> tuple[int, int]:
+    """``3/64``: part 3 of 64, counted from 0. Whether there is such a part is the library's to say."""
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None:
+        raise TideError(f"{shown(text)} is not a part; write it as 3/64, counted from 0")
+    return int(found[1]), int(found[2])
 
 
 def fraction(text: str) -> float:
@@ -55,7 +53,7 @@ def fraction(text: str) -> float:
     try:
         return finite(str(finite(over) / finite(under))) if slash else finite(text)
     except (TideError, ZeroDivisionError):
-        raise TideError(f"{_shown(text)} is not a fraction; write it as 1/16 or 0.0625") from None
+        raise TideError(f"{shown(text)} is not a fraction; write it as 1/16 or 0.0625") from None
 
 
 def block(text: str) -> int | str:
@@ -65,7 +63,7 @@ def block(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise TideError(f"{_shown(text)} is not a block; give a number or 'penultimate'") from None
+        raise TideError(f"{shown(text)} is not a block; give a number or 'penultimate'") from None
 
 
 def block_of_several(text: str) -> int | str:
@@ -101,7 +99,7 @@ def _whole(text: str, what: str, least: int, most: int) -> int:
     except ValueError:
         value = least - 1
     if not least <= value <= most:
-        raise TideError(f"{_shown(text)} is not a {what}; give a whole number, {least} to {most}")
+        raise TideError(f"{shown(text)} is not a {what}; give a whole number, {least} to {most}")
     return value
 
 
@@ -111,7 +109,7 @@ def finite(text: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) <= MOST_NUMBER:
-        raise TideError(f"{_shown(text)} is not a number; give a finite one, at most {MOST_NUMBER:g}")
+        raise TideError(f"{shown(text)} is not a number; give a finite one, at most {MOST_NUMBER:g}")
     return value
 
 
@@ -120,7 +118,7 @@ def features(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise TideError(f"{_shown(text)} is not a list of latents; write it as 12,40") from None
+        raise TideError(f"{shown(text)} is not a list of latents; write it as 12,40") from None
 
 
 def scaling(text: str) -> tuple[tuple[int, ...], float]:
@@ -129,14 +127,14 @@ def scaling(text: str) -> tuple[tuple[int, ...], float]:
     try:
         return features(names), finite(factor)
     except TideError:
-        raise TideError(f"{_shown(text)} is not a scaling; write it as 12,40=3.0") from None
+        raise TideError(f"{shown(text)} is not a scaling; write it as 12,40=3.0") from None
 
 
 def replacement(text: str) -> tuple[str, str]:
     """``red=blue``: a word and what takes its place."""
     source, _, target = (part.strip() for part in text.partition("="))
     if not source or not target:
-        raise TideError(f"{_shown(text)} is not a change of a word; write it as red=blue")
+        raise TideError(f"{shown(text)} is not a change of a word; write it as red=blue")
     return source, target
 
 
@@ -146,7 +144,7 @@ def dtype(text: str) -> str:
 
 def _one_of(text: str, what: str, *known: str) -> str:
     if text not in known:
-        raise TideError(f"{_shown(text)} is not a {what}; use {', '.join(known[:-1])} or {known[-1]}")
+        raise TideError(f"{shown(text)} is not a {what}; use {', '.join(known[:-1])} or {known[-1]}")
     return text
 
 
@@ -158,14 +156,9 @@ def words(text: str) -> tuple[str, ...]:
     for word in found:
         if not word.isprintable() or set("/\\") & set(word) or len(word.encode()) > MOST_BYTES:
             raise TideError(
-                f"{_shown(word)} cannot name a picture; give words without slashes, of at most {MOST_BYTES} bytes"
+                f"{shown(word)} cannot name a picture; give words without slashes, of at most {MOST_BYTES} bytes"
             )
     return found
-
-
-def _shown(text: str) -> str:
-    """The text as a message quotes it: at most 60 letters."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 # -- types of options -----------------------------------------------------------------------------------------------
@@ -236,6 +229,7 @@ MaybeDtype = Annotated[str | None, read_by(dtype, "{bf16,fp16,fp32}"), option()]
 MaybeSize = Annotated[tuple[int, int] | None, read_by(size, "PIXELS"), option()]
 MaybeRange = Annotated[tuple[float, float] | None, words_by(finite, "FIRST LAST", 2), option()]
 MaybeBytes = Annotated[int | None, read_by(n_bytes, "50GB"), option()]
+MaybePart = Annotated[tuple[int, int] | None, read_by(part, "R/W"), option()]
 MaybeWords = Annotated[tuple[str, ...] | None, read_by(words, "WORD,WORD"), option()]
 MaybeFeatures = Annotated[tuple[int, ...] | None, read_by(features, "N,N"), option()]
 MaybeScaling = Annotated[tuple[tuple[int, ...], float] | None, read_by(scaling, "N,N=X"), option()]

@@ -28,6 +28,10 @@ class Sample(NamedTuple):
     caption: str
 
 
+#: Stands for an image whose file was not read.
+UNREAD = Sample("", "", "")
+
+
 def digest(content: bytes | str | Tensor) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of bytes, a text or a tensor's values."""
     data: Any = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tide.errors import TideError, TideWarning
-from tide.images.identity import Sample
+from tide.images.identity import UNREAD, Sample, digest
 from tide.images.order import continuing, held_out, seeded
 from tide.images.sets import ImageSet
 from tide.images.tensors import Size, to_tensor
@@ -40,6 +40,8 @@ class Samples(ABC):
         self.told = False
         #: Digests of images that are left out.
         self.excluded: frozenset[str] = frozenset()
+        #: The number of the first image whose file the record needs.
+        self.recorded_from = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """Batches of images ``[B, 3, H, W]`` float32 in [-1, 1] and their captions."""
@@ -75,6 +77,17 @@ class Samples(ABC):
         ``n``: how many were read then; of a damaged part nothing is recorded.
         """
         return self
+
+    def recording_from(self, first: int) -> Self:
+        """The same images, but ``samples`` holds :data:`~tide.images.identity.UNREAD` for those before number
+        ``first`` where their files need not be read."""
+        found = copy.copy(self)
+        found.samples, found.recorded_from = [], first
+        return found
+
+    def listing(self, n: int) -> str:
+        """A digest of the names of the first ``n`` images in their order; "" where they are not known unread."""
+        return ""
 
     def tell(self, without_caption: int, n: int) -> None:
         """Warns of images without a caption among the ``n`` that were read, unless that was said before."""
@@ -122,8 +135,11 @@ class Selected(Samples):
     def samples_before(self, n: int) -> list[Sample]:
         if self.on_error == "skip":
             return super().samples_before(n)
-        self.samples = [self.images.sample(i) for i in islice(self._kept(), n)]
+        self.samples = [self._sample(i, number) for number, i in enumerate(islice(self._kept(), n))]
         return self.samples
+
+    def listing(self, n: int) -> str:
+        return digest("\n".join(self.names[i] for i in self.order[:n]))
 
     def captions(self) -> Iterator[str]:
         if self.on_error == "skip":
@@ -133,13 +149,16 @@ class Selected(Samples):
     def _pairs(self, start: int, samples: list[Sample]) -> Iterator[_Pair]:
         for i in self._kept():
             if len(samples) < start and self.on_error == "raise":
-                samples.append(self.images.sample(i))
+                samples.append(self._sample(i, len(samples)))
                 continue
             if (picture := readable(partial(self.images.picture, i), self.on_error)) is None:
                 continue
             samples.append(self.images.sample(i))
             if len(samples) > start:
                 yield to_tensor(picture, self.size), self.images.caption(i)
+
+    def _sample(self, i: int, number: int) -> Sample:
+        return UNREAD if number < self.recorded_from else self.images.sample(i)
 
     def _kept(self) -> Iterator[int]:
         """The numbers of the images that are not left out; of what is left out only the digest is read."""

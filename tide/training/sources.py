@@ -25,6 +25,7 @@ from tide.adapters.sizes import caption_length, n_tokens
 from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.per_block import found_blocks
+from tide.files.remote import RemotePath, place_of
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
 from tide.images.identity import Sample, digest
@@ -68,10 +69,11 @@ def from_stores(
     open_pipeline: Callable[[str], Adapter] | None = None,
     buffer_rows: int = BUFFER_ROWS,
 ) -> Job:
-    """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first.
+    """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first;
+    those at a URL are checked when they are fetched.
 
     Args:
-        paths: the stores' folders, or one.
+        paths: the stores' folders or URLs, or one.
         config: how it is trained.
         open_pipeline: gives the pipeline that the stores name (such as :func:`tide.loading.load_adapter`), whose
             transformer the modulation is copied from; a plain SAE (``modulation=False``) needs none.
@@ -159,19 +161,20 @@ def from_block_stores(
 
 
 def open_store(path: str | Path) -> ActivationStore:
-    """A store to train on, every value of it checked.
+    """A store to train on, every value of it checked, or to be checked when it is fetched.
 
     Raises :class:`~tide.errors.TideError` for one that is damaged or does not say what it is of, and for the folder of
     several stores.
     """
-    if several := found_blocks(Path(path)):
+    if several := found_blocks(place_of(path)):
         raise TideError(f"{path} holds stores of several blocks; give one of them: {next(iter(several.values()))}")
     store = ActivationStore(path)
     if missing := [name for name in _OF if name not in store.info]:
         raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
     check_schema(store.info, StoreInfo, f"{path}/manifest.json (info)")
     check_tensor(store.info["tensor"])
-    store.verify()  # a flipped bit is a value like any other to a training
+    if not isinstance(store.path, RemotePath):
+        store.verify()  # a flipped bit is a value like any other to a training
     return store
 
 

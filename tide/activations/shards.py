@@ -1,0 +1,122 @@
+"""The shards of a store that is read: files in its folder, or copies of files at a URL."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tide.activations.manifest import Manifest, open_shard, recorded_beside, samples_of, verify_shard
+from tide.errors import TideError, TideWarning
+from tide.files import file_digest
+from tide.files.cache import cache_limit, fetched
+from tide.files.remote import Place, RemotePath
+from tide.images.identity import Sample
+
+#: Small files at a URL that are read at a time.
+_READERS = 16
+
+
+def shards_of(folder: Place, manifest: Manifest) -> Shards:
+    """The shards that the manifest of ``folder`` lists; raises :class:`~tide.errors.TideError` as far as faults show
+    without reading them."""
+    return RemoteShards(folder, manifest) if isinstance(folder, RemotePath) else LocalShards(folder, manifest)
+
+
+class Shards(ABC):
+    """Shards by their places in the manifest. Faults raise :class:`~tide.errors.TideError`."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @abstractmethod
+    def open(self, index: int) -> Any:
+        """The memory-mapped file."""
+
+    @abstractmethod
+    def verify(self, index: int) -> None:
+        """Reads all of it and checks every value."""
+
+    @abstractmethod
+    def digest(self, index: int) -> str:
+        """Its SHA-256."""
+
+    @abstractmethod
+    def samples(self) -> list[list[Sample] | None]:
+        """What each records of its samples."""
+
+
+class LocalShards(Shards):
+    """Files in a folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.paths = [folder / shard["file"] for shard in manifest["shards"]]
+        for index in range(len(self.paths)):
+            self.open(index)
+
+    def open(self, index: int) -> Any:
+        return open_shard(self.paths[index], self.manifest, self.manifest["shards"][index])
+
+    def verify(self, index: int) -> None:
+        verify_shard(self.paths[index], self.manifest, self.manifest["shards"][index])
+
+    def digest(self, index: int) -> str:
+        return self.manifest["shards"][index].get("sha256") or file_digest(self.paths[index])
+
+    def samples(self) -> list[list[Sample] | None]:
+        return [samples_of(self.open(index)) for index in range(len(self.paths))]
+
+
+class RemoteShards(Shards):
+    """Files at a URL. Each is fetched whole when it is first used (:func:`tide.files.cache.fetched`), and every value
+    of it is checked then, once in a process."""
+
+    def __init__(self, folder: RemotePath, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.folder = folder
+        self._checked: set[int] = set()
+        if any("sha256" not in shard for shard in manifest["shards"]):
+            raise TideError(f"{folder} lists no SHA-256, as stores of earlier versions; copy it and read the copy")
+        needed, limit = sum(shard["bytes"] for shard in manifest["shards"]), cache_limit()
+        if needed > limit:
+            said = (
+                f"{folder} takes {needed:,} bytes and its copies may take {limit:,}, so shards are fetched repeatedly"
+            )
+            warnings.warn(f"{said}; raise TIDE_CACHE_SIZE", TideWarning, stacklevel=4)
+
+    def open(self, index: int) -> Any:
+        if index in self._checked:
+            try:
+                return open_shard(self._copy(index), self.manifest, self.manifest["shards"][index])
+            except TideError:  # another process removed it for want of room between the two
+                self._checked.discard(index)
+        return self._verified(index)
+
+    def verify(self, index: int) -> None:
+        self._verified(index)
+
+    def _verified(self, index: int) -> Any:
+        shard = self.manifest["shards"][index]
+        copy = self._copy(index)
+        try:
+            file = verify_shard(copy, self.manifest, shard)
+        except TideError:  # as above, or this disk has damaged it
+            copy.unlink(missing_ok=True)
+            file = verify_shard(self._copy(index), self.manifest, shard)
+        self._checked.add(index)
+        return file
+
+    def _copy(self, index: int) -> Path:
+        shard = self.manifest["shards"][index]
+        return fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+
+    def digest(self, index: int) -> str:
+        return self.manifest["shards"][index]["sha256"]
+
+    def samples(self) -> list[list[Sample] | None]:
+        """Those in the small files beside the shards."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            return list(readers.map(lambda shard: recorded_beside(self.folder, shard), self.manifest["shards"]))
