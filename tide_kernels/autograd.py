@@ -90,8 +90,10 @@ def _spread(ctx: Any, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tu
 
 
 def _padded(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """What the backward of an op returns: the gradients of its first arguments, None for the others."""
-    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
+    """What the backward of an op returns: the gradients of its first arguments, None for the others. An empty list
+    counts as a list of tensors, and wants an empty one."""
+    others = ctx.needs_input_grad[len(gradients) :]
+    return (*gradients, *([] if each == [] else None for each in others))
 
 
 # -- modulate ------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ class Code(Protocol):
     def count(self, fired: Tensor) -> None:
         """Adds to ``fired`` the number of tokens on which each latent is active."""
 
+    def part(self, low: int, high: int) -> Code:
+        """The code of the latents from ``low`` up to ``high`` alone, which are numbered from 0. It serves for `decode`
+        and `backward`, with the rows of these latents alone."""
+
     def backward(
         self,
         grad: Tensor,
@@ -144,6 +148,9 @@ class SparseCode:
     def count(self, fired: Tensor) -> None:
         fired += self.transposed.offsets.diff()
 
+    def part(self, low: int, high: int) -> Code:
+        return SparseCode(self.ops, *places_of(self.values, self.indices, low, high), high - low)
+
     def backward(
         self,
         grad: Tensor,
@@ -223,6 +230,23 @@ class SparseCode:
         return grad_values
 
 
+def places_of(values: Tensor, indices: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The places of a code that hold the latents from ``low`` up to ``high``, which are numbered from 0.
+
+    The rows of ``indices`` ascend, unused places last, and so do those of the result. It has places for ``high - low``
+    latents at most; on a CPU, where it costs nothing to know the longest row, for that row and no more.
+    """
+    before = ((indices >= 0) & (indices < low)).sum(1, keepdim=True)
+    count = ((indices >= low) & (indices < high)).sum(1, keepdim=True)
+    width = min(indices.shape[1], high - low)
+    if indices.device.type == "cpu":
+        width = max(1, int(count.max()))
+    column = torch.arange(width, device=indices.device)
+    place, unused = (before + column).clamp_(max=indices.shape[1] - 1), column >= count
+    values, indices = values.gather(1, place), indices.gather(1, place) - low
+    return values.masked_fill_(unused, 0), indices.masked_fill_(unused, -1)
+
+
 class DenseCode:
     def __init__(self, ops: Primitives, z: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> None:
         self.ops, self.z, self.known_sums = ops, z, sums
@@ -235,6 +259,9 @@ class DenseCode:
 
     def count(self, fired: Tensor) -> None:
         fired += (self.z != 0).sum(0, dtype=torch.int32)  # summed as int64, the chunk would be the largest tensor
+
+    def part(self, low: int, high: int) -> Code:
+        return DenseCode(self.ops, self.z[:, low:high])
 
     def backward(
         self,

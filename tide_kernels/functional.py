@@ -228,6 +228,7 @@ def tide_loss(
     threshold: Tensor | None = None,
     bandwidth: float = 0.3,
     capacity: int | None = None,
+    prefixes: tuple[int, ...] = (),
     gradients: dict[str, Tensor] | None = None,
     start: float | None = None,
     squares: Tensor | None = None,
@@ -251,6 +252,13 @@ def tide_loss(
       its reconstruction from only the top ``k_aux`` dead latents, without b_dec; 0 if no latent is dead;
     * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is left to the
       optimiser.
+
+    With ``prefixes`` the dictionary is nested (Matryoshka; Bussmann et al., arXiv 2503.17547): ``mse`` and ``cosine``
+    are means over the reconstructions by the first m latents, for each m of ``prefixes`` and for all n_latents::
+
+        x_hat_m = sum over j < m of z_j W_dec_j + b_dec
+
+    The code z, and with it every other term, is that of the whole dictionary. Each entry of it is still decoded once.
 
     The activations, with ``pre = W_enc x_mod + b_enc``; for all of them NaN is active, so that it shows:
 
@@ -302,6 +310,7 @@ def tide_loss(
             latents, and where ``threshold`` gets a gradient those within half a bandwidth below it (below c times it).
             A token with more keeps its largest and counts in ``overflow``. On a CPU, and in the dense regime, none
             overflows.
+        prefixes: numbers of latents, ascending and below n_latents.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
             contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
@@ -312,14 +321,15 @@ def tide_loss(
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
             backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
-            among ``gradients``, and without ``dead`` and ``k_aux``.
+            among ``gradients``, and without ``prefixes``, ``dead`` and ``k_aux``.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
     Returns:
         `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
         the weights, biases, scale, shift and threshold. ``fired [n_latents]`` int64 is the number of tokens on which
-        each latent is active (its use by the auxiliary term does not count). ``least`` is the smallest value that
+        each latent is active (its use by the auxiliary term does not count). ``whole`` is the mse of the reconstruction
+        by all latents, equal to ``mse`` without prefixes. ``least`` is the smallest value that
         "batch_topk" kept, with ``threshold`` the smallest height, 0 if fewer than ``n_tokens k`` are positive and for
         other activations; ``overflow`` int64 the number of tokens whose code had too few places.
     """
@@ -349,6 +359,7 @@ def tide_loss(
     if s_target is not None:
         checks.finite("s_target", s_target)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
+    checks.prefixes(prefixes, n_latents)
     checks.of_buffers(gradients, start, squares)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
@@ -372,6 +383,7 @@ def tide_loss(
         activation=activation,
         bandwidth=bandwidth,
         capacity=capacity,
+        prefixes=prefixes,
     )
     arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
     if gradients is not None:

@@ -29,10 +29,11 @@ from tide_kernels.heights import batch_topk_of_heights
 from tide_kernels.jumprelu import Thresholds
 from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
+from tide_kernels.nested import parts_of
 from tide_kernels.options import LossArguments, Parameters
-from tide_kernels.reference import accumulator
+from tide_kernels.reference import Reconstruction, accumulator
 
-SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
+SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk", "whole")
 
 
 class Chunk(NamedTuple):
@@ -63,6 +64,7 @@ class FusedStep:
         self.b_dec, self.threshold = parameters.b_dec, parameters.threshold
         self.n_tokens, self.d_model = self.x.shape
         self.n_latents = len(self.W_enc)
+        self.parts = parts_of(self.options.prefixes, self.n_latents)
         self.s_target = self.options.sparsity_target(self.n_latents)
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
         self.walk = self.first_walk(start, squares)
@@ -86,7 +88,8 @@ class FusedStep:
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
         if not (self.choice.ops.walks and sparse and self.n_tokens):
             return None
-        alone = self.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
+        one = self.n_tokens <= self.batch.chunk and len(self.parts) == 1
+        alone = one and (self.dead is None or not self.options.k_aux)
         # A walk in another dtype reads rounded weights.
         return Walk(start if not start or self.dtype == torch.float32 else None, squares if alone else None)
 
@@ -218,34 +221,63 @@ class FusedStep:
         self.sums["sparsity"] += count
         if weights.sparsity and sparsity_slope is None and self.thresholds is None:
             sparsity_slope = self.sparsity_slope(count)
-        x_hat = chunk.code.decode(self.W_dec)
-        loss = self.choice.ops.reconstruction_loss(
-            tokens.x,
-            x_hat,
-            self.b_dec,
-            weights.mse * self.gain * 2 / self.x.numel(),
-            weights.cosine * self.gain / self.n_tokens,
-            self.gradient_dtype(self.choice) if self.gradients else None,
-            chunk.dead_code is not None,
-        )
-        self.sums["mse"] += loss.squared
-        self.sums["cosine"] += loss.distance
+        codes = [chunk.code]
+        if len(self.parts) > 1:
+            codes = [chunk.code.part(part.low, part.high) for part in self.parts]
+        losses = self.reconstruct(tokens, codes, chunk.dead_code is not None)
         pair = weights.temporal * self.gain * 4 / self.n_tokens if options.paired else 0.0
         grad_x_mod = None
-        if loss.gradient is None:
-            chunk.code.count(self.fired)
+        if self.gradients:
+            grad_x_mod = self.backward(tokens, codes, losses, Slopes(pair, sparsity_slope, options.soft_eps))
         else:
-            if "b_dec" in self.gradients:
-                self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
-            slopes = Slopes(pair, sparsity_slope, options.soft_eps)
-            arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            grad_x_mod = chunk.code.backward(*arguments, self.walk)
-            self.walk = None  # further chunks add to the gradients
-        if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
-            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens, grad_x_mod)
+            chunk.code.count(self.fired)
+        if self.revived is not None and chunk.dead_code is not None and (error := losses[-1].error) is not None:
+            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, error, tokens, grad_x_mod)
         if grad_x_mod is not None:
             tables = (self.gradients.get(name) for name in MODULATION)
             add_modulation_gradients(self.choice.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *tables)
+
+    def reconstruct(self, tokens: Tokens, codes: list[Code], want_error: bool) -> list[Reconstruction]:
+        """The reconstructions of a chunk by the first part of the latents, by the first two, and so on; of the last
+        one, that of all latents, also the error if it is wanted. Adds to the sums."""
+        weights, share = self.options.weights, 1 / len(self.parts)
+        losses: list[Reconstruction] = []
+        x_hat: Tensor | None = None
+        for part, code in zip(self.parts, codes, strict=True):
+            own = code.decode(part.rows(self.W_dec))
+            x_hat = own if x_hat is None else own.add_(x_hat)
+            loss = self.choice.ops.reconstruction_loss(
+                tokens.x,
+                x_hat,
+                self.b_dec,
+                weights.mse * share * self.gain * 2 / self.x.numel(),
+                weights.cosine * share * self.gain / self.n_tokens,
+                self.gradient_dtype(self.choice) if self.gradients else None,
+                want_error and part is self.parts[-1],
+            )
+            self.sums["mse"].add_(loss.squared, alpha=share)
+            self.sums["cosine"].add_(loss.distance, alpha=share)
+            losses.append(loss)
+        self.sums["whole"] += losses[-1].squared
+        return losses
+
+    def backward(
+        self, tokens: Tokens, codes: list[Code], losses: list[Reconstruction], slopes: Slopes
+    ) -> Tensor | None:
+        """Adds the gradients that come from the reconstructions, and what the codes' own slopes add to them; returns
+        that of x_mod."""
+        grad = grad_x_mod = None
+        for part, code, loss in reversed(list(zip(self.parts, codes, losses, strict=True))):
+            assert loss.gradient is not None
+            if "b_dec" in self.gradients:
+                self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
+            # A part is in its own reconstruction and in those of all longer prefixes.
+            grad = loss.gradient if grad is None else grad + loss.gradient
+            weights = (part.rows(self.W_enc), part.rows(self.W_dec))
+            sums = (part.gradients(self.gradients), part.rows(self.fired))
+            grad_x_mod = code.backward(grad, tokens, *weights, part.slopes(slopes), *sums, self.walk, grad_x_mod)
+        self.walk = None  # further chunks add to the gradients
+        return grad_x_mod
 
     def accumulate_auxk(
         self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens, grad_x_mod: Tensor | None
@@ -267,14 +299,14 @@ class FusedStep:
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
         sparsity = self.sparsity(sums["sparsity"] / n) * (self.n_tokens > 0)
-        auxk = sums["auxk"] / elements
+        auxk, whole = sums["auxk"] / elements, sums["whole"] / elements
         if self.dead is not None:
             auxk = torch.where(self.dead.any(), auxk, 0)  # without dead latents there is nothing to revive
         total = torch.zeros_like(mse)
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, *self.least_and_overflow())
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, whole, *self.least_and_overflow())
 
     def sparsity(self, mean: Tensor) -> Tensor:
         """The sparsity term, from the mean soft count or, for JumpReLU, the mean number of active latents."""

@@ -64,6 +64,7 @@ class LossOptions(NamedTuple):
     activation: str = "topk"
     bandwidth: float = 0.3
     capacity: int | None = None
+    prefixes: tuple[int, ...] = ()
 
     def places(self, n_latents: int) -> int:
         """``capacity``, or its default for this many latents: places of a token's code."""
@@ -103,7 +104,7 @@ class LossArguments(NamedTuple):
 
     def flat(self) -> tuple[Any, ...]:
         """The call in the order of `LOSS_SCHEMA`."""
-        options = (list(value) if isinstance(value, LossWeights) else value for value in self.options)
+        options = (list(value) if isinstance(value, tuple) else value for value in self.options)
         return (self.x, *self.parameters, self.group, self.dead, self.dtype, *options)
 
     @classmethod
@@ -112,7 +113,7 @@ class LossArguments(NamedTuple):
         n = len(Parameters._fields)
         group, dead, dtype, *rest = flat[n:]
         options = LossOptions(*rest)
-        options = options._replace(weights=LossWeights(*options.weights))
+        options = options._replace(weights=LossWeights(*options.weights), prefixes=tuple(options.prefixes))
         return cls(x, Parameters(*flat[:n]), group, dead, dtype, options)
 
 
@@ -127,6 +128,7 @@ _SCHEMA_TYPES = {
     bool: "bool",
     str: "str",
     LossWeights: "float[]",
+    tuple[int, ...]: "int[]",
 }
 
 

@@ -109,6 +109,9 @@ CASES = {
         JUMP | {"activation": "batch_topk"},
     ),
     "tide_loss, JumpReLU": Case("tide_loss", lambda: training() | thresholds(), JUMP),
+    "tide_loss, prefixes": Case(
+        "tide_loss", lambda: training() | thresholds(), JUMP | {"prefixes": (2, 7)}, backends=("reference", "native")
+    ),
     "tide_loss, into buffers": Case("tide_loss", training, TERMS | {"chunk": 4}, buffers=True),
     "tide_loss, buffers that start from the weights": Case(
         "tide_loss", training, TERMS | {"start": 0.5}, buffers=True, backends=("native",)

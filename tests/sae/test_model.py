@@ -50,6 +50,77 @@ def test_dense_places_the_values_and_leaves_unused_places_out():
     assert codes.dense(4).tolist() == expected
 
 
+def test_a_prefix_leaves_the_places_of_later_latents_unused():
+    codes = Codes(torch.tensor([[2.0, 3.0], [4.0, 0.0]]), torch.tensor([[0, 2], [1, -1]], dtype=torch.int32))
+    found = codes.prefix(2)
+    assert found.values.tolist() == [[2.0, 0.0], [4.0, 0.0]]
+    assert found.indices.tolist() == [[0, -1], [1, -1]]
+
+
+NESTED = [
+    {"activation": "jumprelu"},
+    {"activation": "jumprelu", "timestep_thresholds": True},
+    {"activation": "batch_topk", "timestep_thresholds": True},
+    {"activation": "relu"},
+    {"activation": "gated", "match_l0": True},
+]
+
+
+@pytest.mark.parametrize("options", NESTED, ids=lambda options: " ".join(map(str, options.values())))
+def test_a_nested_model_is_the_prefix_of_the_whole(options):
+    """The same latents with the same values, and so the same reconstructions; prefixes below it stay."""
+    sae = model(prefixes=(4, 10, 20), **options).eval()
+    small, x = sae.nested(10), rows(30)
+    assert (small.n_latents, small.config.prefixes, small.training) == (10, (4,), False)
+    with torch.no_grad():
+        prefix = sae.encode(x, 500.0, prefix=10)
+        assert 0 < (prefix.values != 0).sum() < (sae.encode(x, 500.0).values != 0).sum()
+        # A product of fewer columns may add up in another order.
+        torch.testing.assert_close(small.encode(x, 500.0).dense(10), prefix.dense(10), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(small(x, 500.0), sae.decode(prefix, 500.0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_nested_topk_picks_k_of_its_own_latents():
+    sae, x = model(prefixes=(10,)), rows(30)
+    with torch.no_grad():
+        code, prefix = sae.nested(10).encode(x, 500.0), sae.encode(x, 500.0, prefix=10)
+        expected = encode_topk(x / 3, *_encoder(sae, 10), K, **_tables(sae, 500.0))
+    assert torch.equal(code.indices, expected[1])
+    assert (prefix.indices >= 0).sum() < (code.indices >= 0).sum()
+    assert sae.nested(3).config.k == 3
+
+
+def _encoder(sae: TIDE, n_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return sae.W_enc[:n_latents], sae.b_enc[:n_latents]
+
+
+def _tables(sae: TIDE, timestep: float) -> dict[str, torch.Tensor]:
+    return dict(zip(("scale", "shift"), sae.modulation(torch.tensor([timestep])), strict=True))
+
+
+def test_a_nested_model_is_a_checkpoint_with_memory_of_its_own(tmp_path):
+    sae = model(centre=True, prefixes=(10,)).double()
+    small = sae.nested(10)
+    assert {value.dtype for value in small.state_dict().values()} == {torch.float64}
+    small.save_pretrained(tmp_path)
+    with torch.no_grad():
+        small.W_dec.zero_()
+    assert sae.W_dec.any()
+    assert torch.equal(TIDE.from_pretrained(tmp_path).W_dec, sae.W_dec[:10])
+
+
+@pytest.mark.parametrize("n_latents", [0, N + 1])
+def test_only_so_many_latents_can_be_nested(n_latents):
+    with pytest.raises(TideError, match=f"^{n_latents} latents cannot be the first of {N}; give 1 to {N}$"):
+        model().nested(n_latents)
+
+
+@pytest.mark.parametrize("prefixes", [(0,), (5, 5), (N,)])
+def test_prefixes_of_a_config_ascend(prefixes):
+    with pytest.raises(TideError, match=rf"must ascend from at least 1 to less than n_latents = {N}$"):
+        TIDEConfig(D, N, K, prefixes=prefixes)
+
+
 def test_is_the_composition_of_the_kernels():
     """Eqs 1, 2 and 8 in normalised units, the output back in activation units."""
     sae, x, group = model(), rows(7), torch.tensor([0, 1, 1, 0, 1, 0, 0], dtype=torch.int32)

@@ -215,6 +215,30 @@ def test_explained_variance_is_of_the_batch_that_mse_is_of(tmp_path):
     assert job.history[0]["explained_variance"] == pytest.approx(1 - error / float(first.x.var(0, correction=0).mean()))
 
 
+def test_explained_variance_is_of_all_latents(tmp_path):
+    """Of the same weights and batch, whereas the logged mse is a mean over prefixes."""
+    first = {}
+    for prefixes in ((), (0.25,)):
+        job = trainer(tmp_path / str(prefixes), steps=1, log_every=1, loss=LossConfig(prefixes=prefixes))
+        job.fit(stream())
+        first[prefixes] = job.history[0]
+    assert first[(0.25,)]["explained_variance"] == pytest.approx(first[()]["explained_variance"], rel=1e-6)
+    assert first[(0.25,)]["mse"] > 1.1 * first[()]["mse"]
+
+
+@pytest.mark.parametrize("undo", [False, True], ids=["fused", "composed"])
+def test_prefixes_nest_dictionaries(tmp_path, undo):
+    """Eight of 32 latents cannot hold 16 directions; they hold more of them if they are trained to."""
+    errors, held_out = {}, batch(10**6)
+    for prefixes in ((), (0.25,)):
+        job = trainer(tmp_path / str(prefixes), model(undo=undo), steps=200, loss=LossConfig(prefixes=prefixes))
+        sae = job.fit(stream())
+        with torch.no_grad():
+            prefix = sae.encode(held_out.x, held_out.position, prefix=8)
+            errors[prefixes] = float((sae.decode(prefix, held_out.position) - held_out.x).square().mean())
+    assert errors[(0.25,)] < 0.7 * errors[()]
+
+
 def test_explained_variance_of_rows_that_do_not_vary(tmp_path):
     same = batch(0, rows=30)  # no power of two, so that a mean in float32 is rounded
     same.x = same.x[:1].expand(30, D)

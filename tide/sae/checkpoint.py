@@ -60,7 +60,8 @@ def load_config(path: Path, **expected: Any) -> TIDEConfig:
         raise TideError(f"{path} was trained on {name} {before!r}, not {now!r}; use a checkpoint made for this {name}")
     given = {name: value for name, value in raw.items() if name in known}
     modulation = ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None
-    config = TIDEConfig(**{**given, "modulation": modulation})
+    prefixes = tuple(raw.get("prefixes", ()))
+    config = TIDEConfig(**{**given, "modulation": modulation, "prefixes": prefixes})
     _check_sizes(path / WEIGHTS, config)
     return config
 

@@ -9,6 +9,7 @@ of threads may change the last bits, because it does so in PyTorch's matrix prod
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,21 +31,23 @@ def composed_loss(
     k, weights, s_target = options.k, options.weights, options.sparsity_target(model.n_latents)
     if model.activation is None:
         codes = model.select(x, modulation, k)
-        z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, modulation)
+        z = codes.dense(model.n_latents).to(x.dtype)
+        nested = [model.reconstruct(codes.prefix(m), modulation) for m in (*options.prefixes, model.n_latents)]
         sparsity = soft_count_penalty(z, s_target, options.delta)
     else:
         pre = model.pre_activations(x, modulation).to(x.dtype)  # products under autocast are narrower
         cut = modulation.threshold, modulation.group
         z = model.activation.training_latents(pre, model.b_enc, k, *cut)
-        x_hat = model.reconstruct_dense(z, modulation)
+        latent = torch.arange(model.n_latents, device=x.device)
+        nested = [model.reconstruct_dense(torch.where(latent < m, z, 0), modulation) for m in options.prefixes]
+        nested.append(model.reconstruct_dense(z, modulation))
         sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, options.delta, *cut))
-    x_hat = x_hat.to(x.dtype)
-    mse = _mean((x - x_hat).square())
-    cosine = _mean(1 - F.cosine_similarity(x, x_hat))
+    *shorter, whole = (_misfit(x, x_hat) for x_hat in nested)
+    mse, cosine = torch.stack([*shorter, whole]).mean(0)
     temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if options.paired else x.new_zeros(())
     auxk = x.new_zeros(())
     if weights.auxk and dead is not None and bool(dead.any()):
-        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), modulation, dead, options.k_aux)
+        auxk = _dead_latents_loss(model, x, (x - nested[-1]).detach(), modulation, dead, options.k_aux)
     total = x.new_zeros(())
     for weight, term in zip(weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
         if weight:
@@ -56,7 +59,13 @@ def composed_loss(
     nothing = x.new_zeros(
         ()
     )  # the activation tracks its own threshold, and dense latents have all the places they need
-    return LossTerms(total, mse, cosine, temporal, sparsity, fired, auxk, nothing, nothing.long())
+    return LossTerms(total, mse, cosine, temporal, sparsity, fired, auxk, whole[0].detach(), nothing, nothing.long())
+
+
+def _misfit(x: Tensor, x_hat: Tensor) -> Tensor:
+    """The squared error and the cosine distance (eqs 13, 14), ``[2]``."""
+    x_hat = x_hat.to(x.dtype)
+    return torch.stack([_mean((x - x_hat).square()), _mean(1 - F.cosine_similarity(x, x_hat))])
 
 
 def _mean(values: Tensor) -> Tensor:

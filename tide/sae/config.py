@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from tide.errors import TideError
@@ -56,7 +57,8 @@ class ModelOptions:
 class TIDEConfig(ModelOptions):
     """Everything needed to rebuild a :class:`~tide.sae.TIDE`, and where it was trained.
 
-    ``modulation=None`` is the plain SAE. The defaults are those of checkpoints that are older than an option.
+    ``modulation=None`` is the plain SAE. ``prefixes`` are the numbers of first latents that were trained to be
+    dictionaries of their own (:meth:`tide.sae.TIDE.nested`). The defaults are those of checkpoints that are older than an option.
     """
 
     d_model: int
@@ -69,6 +71,7 @@ class TIDEConfig(ModelOptions):
     pipeline: str | None = None
     block: int | None = None
     tensor: str = "output"
+    prefixes: tuple[int, ...] = ()
 
     @property
     def trained_block(self) -> int:
@@ -85,6 +88,10 @@ class TIDEConfig(ModelOptions):
             )
         if self.d_model < 1:
             raise TideError(f"d_model = {self.d_model} must be positive")
+        if any(low >= high for low, high in pairwise((0, *self.prefixes, self.n_latents))):
+            raise TideError(
+                f"prefixes = {self.prefixes} must ascend from at least 1 to less than n_latents = {self.n_latents}"
+            )
         if self.modulation is None and (self.undo or self.pre_norm != "none"):
             raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
         if self.modulation is None and self.timestep_thresholds:

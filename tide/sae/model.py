@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,12 @@ class TIDE(Autoencoder):
 
     # -- the autoencoder ----------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, position: At = None, *, k: int | None = None) -> Codes:
-        """Sparse latents of activations ``x [..., d_model]``, flattened to rows; ``k`` None is the config's."""
+    def encode(self, x: Tensor, position: At = None, *, k: int | None = None, prefix: int | None = None) -> Codes:
+        """Sparse latents of activations ``x [..., d_model]``, flattened to rows; ``k`` None is the config's. With
+        ``prefix`` only the first so many latents stay of the code of all, as in training with prefixes."""
         rows, modulation = self._entering(x, position)
-        return self.latents(rows, modulation, k)
+        codes = self.latents(rows, modulation, k)
+        return codes if prefix is None else codes.prefix(prefix)
 
     def dense(self, x: Tensor, position: At = None) -> Tensor:
         """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` with their zeros, in evaluation mode and
@@ -176,7 +179,7 @@ class TIDE(Autoencoder):
         Args:
             x: activations ``[..., d_model]``.
             position: as for :meth:`encode`.
-            options: k, the weights of the terms and what else the loss depends on, by default those of
+            options: k, the weights of the terms, prefixes and what else the loss depends on, by default those of
                 :class:`tide_kernels.LossOptions` at the config's k. Its ``layer_norm``, ``backend``, ``activation`` and
                 ``bandwidth`` are the model's.
             dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
@@ -280,6 +283,29 @@ class TIDE(Autoencoder):
                     f"{name} is not finite once it starts from the first activations; "
                     "check the pipeline's weights, or train on another block"
                 )
+
+    # -- nested dictionaries ------------------------------------------------------------------------------
+
+    def nested(self, n_latents: int) -> TIDE:
+        """The first ``n_latents`` latents as a model of their own, in memory of its own: useful for one of the
+        config's ``prefixes``, which were trained to reconstruct alone.
+
+        It encodes as :meth:`encode` with ``prefix`` does. TopK alone differs: it picks k latents of the first
+        ``n_latents``, not those of the k of all that are among them.
+
+        Raises :class:`~tide.errors.TideError` if there are not so many latents.
+        """
+        if not 1 <= n_latents <= self.n_latents:
+            raise TideError(f"{n_latents} latents cannot be the first of {self.n_latents}; give 1 to {self.n_latents}")
+        prefixes = tuple(each for each in self.config.prefixes if each < n_latents)
+        config = replace(self.config, n_latents=n_latents, k=min(self.config.k, n_latents), prefixes=prefixes)
+        model = TIDE(config, backend=self.backend).to(self.W_enc.device, self.W_enc.dtype)
+        own = model.state_dict()
+        # Of two shapes, it is the number of latents that differs.
+        rows = {n: each if each.shape == own[n].shape else each[:n_latents] for n, each in self.state_dict().items()}
+        model.load_state_dict(rows)
+        model.trained_on = self.trained_on
+        return model.train(self.training)
 
     # -- checkpoint ---------------------------------------------------------------------------------------
 

@@ -238,7 +238,7 @@ class Trainer:
                 bar.update()
                 if self._is_logged(self.step):
                     self._finite.settle()
-                    figures["explained_variance"] = self._explained_variance(figures["mse"], batch.x)
+                    figures["explained_variance"] = self._explained_variance(figures.pop("whole"), batch.x)
                     self._log(figures, curves, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
@@ -259,8 +259,8 @@ class Trainer:
             match_l0(self.model, following(stream, last, self.config.steps))
 
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
-        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
-        rows do not vary."""
+        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from the ``mse`` of all latents in normalised
+        units; NaN where the rows do not vary."""
         variance = float(Moments.of([x]).variance.mean())  # in float64, where rows that are equal have none at all
         return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
 
@@ -318,6 +318,7 @@ class Trainer:
         figures: dict[str, Tensor | float] = {
             "loss": terms.total.detach() + reg * self.model.regularisation() if reg else terms.total.detach(),
             "mse": terms.mse,
+            "whole": terms.whole,
             "cosine": terms.cosine,
             "temporal": terms.temporal,
             "sparsity": terms.sparsity,
