@@ -34,7 +34,9 @@ def test_a_call_is_restored_as_it_was(biases):
     p = random_problem(6, 4, 10, 2, groups=3, biases=biases)
     parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift, p.W_enc[:, 0])
     weights = LossWeights(1.0, 2.0, 3.0, 4.0, 5.0)
-    options = LossOptions(2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4, "jumprelu", 0.5, 7, (2, 3))
+    options = LossOptions(
+        2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4, "jumprelu", 0.5, 7, (2, 3)
+    )
     call = LossArguments(p.x, parameters, p.group, None, torch.float32, options)
     restored = LossArguments.restored(*call.flat())
     assert restored.options == options
