@@ -1,8 +1,8 @@
 """What nesting costs and gives: ``python -m benchmarks.matryoshka``.
 
-On the bundled pipeline, per seed: a TIDE trained with prefixes, one trained without, and one of each prefix's size alone,
-which aims at as many active latents as the nested prefix has. All are measured on the same held-out scenes, the first
-two by the first m latents of their code. Writes ``benchmarks/results/matryoshka.json``.
+On the bundled pipeline, for each seed: a TIDE trained with prefixes, one trained without, and one of each prefix's size
+alone, which aims at as many active latents as the nested prefix has. All are measured on the same held-out scenes, the
+first two by the first m latents of their code. Writes ``benchmarks/results/matryoshka.json``.
 """
 
 from __future__ import annotations

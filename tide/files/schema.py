@@ -18,8 +18,9 @@ def check_schema(value: Any, kind: Any, where: str) -> None:
     Args:
         value: what ``json.loads`` returned.
         kind: ``str``, ``int``, ``float`` (any finite number), ``bool``, ``None``, ``Any``, a ``Literal``, a union,
-            ``list[...]``, ``tuple[...]`` (of any length with an ellipsis), ``dict[str, ...]``, a ``TypedDict`` or a dataclass, whose fields with a
-            default may be missing; further keys of these two are allowed and not checked.
+            ``list[...]``, ``tuple[...]`` (of any length with an ellipsis), ``dict[str, ...]``, a ``TypedDict`` or a
+            dataclass, whose fields with a default may be missing; further keys of these two are allowed and not
+            checked.
         where: the file, for the message.
     """
     if (fault := _fault(value, kind, "")) is not None:

@@ -58,7 +58,8 @@ class TIDEConfig(ModelOptions):
     """Everything needed to rebuild a :class:`~tide.sae.TIDE`, and where it was trained.
 
     ``modulation=None`` is the plain SAE. ``prefixes`` are the numbers of first latents that were trained to be
-    dictionaries of their own (:meth:`tide.sae.TIDE.nested`). The defaults are those of checkpoints that are older than an option.
+    dictionaries of their own (:meth:`tide.sae.TIDE.nested`). The defaults are those of checkpoints that are older than
+    an option.
     """
 
     d_model: int
