@@ -26,7 +26,7 @@ WALKED = ("W_enc", "b_enc", "W_dec")
 
 
 class Tokens(NamedTuple):
-    """A chunk of the batch and all that its code was computed from."""
+    """A chunk of the batch, all that its code was computed from, and what it is to reconstruct."""
 
     x: Tensor
     x_mod: Tensor
@@ -34,6 +34,7 @@ class Tokens(NamedTuple):
     shift: Tensor | None
     group: Tensor | None
     layer_norm: bool
+    target: Tensor
 
 
 class Slopes(NamedTuple):
@@ -286,7 +287,8 @@ class DenseCode:
         del self.z  # as large as its gradient, and no longer needed
         grad_W_enc, *tables = (gradients.get(name) for name in ("W_enc", *MODULATION))
         if (fused := self._fused(grad_pre, tokens)) is not None:
-            fused(grad_pre, *tokens, W_enc, grad_W_enc, *tables)
+            x, x_mod, *modulation, _ = tokens
+            fused(grad_pre, x, x_mod, *modulation, W_enc, grad_W_enc, *tables)
             return grad_x_mod
         wanted = any(table is not None for table in tables)
         return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod)

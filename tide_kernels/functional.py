@@ -215,6 +215,7 @@ def tide_loss(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     group: Tensor | None = None,
+    target: Tensor | None = None,
     layer_norm: bool = False,
     paired: bool = False,
     weights: LossWeights = DEFAULT_WEIGHTS,
@@ -253,6 +254,9 @@ def tide_loss(
     * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is left to the
       optimiser.
 
+    With a ``target`` y the model is a transcoder: its code is that of x, and x_hat is compared with y in place of x, in
+    ``mse``, ``cosine`` and the residual e.
+
     With ``prefixes`` the dictionary is nested (Matryoshka; Bussmann et al., arXiv 2503.17547): ``mse`` and ``cosine``
     are means over the reconstructions by the first m latents, for each m of ``prefixes`` and for all n_latents::
 
@@ -289,6 +293,7 @@ def tide_loss(
         k: from 1 to n_latents: active latents of a token for "topk", their mean over tokens for "batch_topk", the mean
             aimed at for "jumprelu".
         scale, shift, group, layer_norm: as in `modulate`.
+        target: ``[n_tokens, d_model]``, or None for x itself. It gets no gradient.
         paired: rows 2i and 2i + 1 are the same token at neighbouring timesteps; n_tokens has to be even.
         weights: the terms' factors. A term of weight 0 is still reported.
         s_target: target of S; 0.8 k / n_latents by default (S never exceeds k / n_latents).
@@ -346,6 +351,10 @@ def tide_loss(
     group = checks.modulation(x, scale, shift, group, threshold)
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x requires grad, tide_loss gives none for it: compose encode_topk and decode instead")
+    if target is not None:
+        checks.floating("target", target, tuple(x.shape), x.device)
+        if target.requires_grad and torch.is_grad_enabled():
+            raise ValueError("target requires grad and tide_loss gives none for it: pass target.detach()")
     if paired and n_tokens % 2:
         raise ValueError(f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair")
     checks.loss_weights(weights)
@@ -385,9 +394,9 @@ def tide_loss(
         capacity=capacity,
         prefixes=prefixes,
     )
-    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
+    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options, target)
     if gradients is not None:
-        others = {"x": x, "group": group, "dead": dead}
+        others = {"x": x, "group": group, "dead": dead, "target": target}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
         return autograd.accumulate_gradients(arguments, gradients, start, squares)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]

@@ -56,7 +56,7 @@ class FusedStep:
         start: float | None = None,
         squares: Tensor | None = None,
     ) -> None:
-        self.x, parameters, _, self.dead, self.dtype, self.options = arguments
+        self.x, parameters, _, self.dead, self.dtype, self.options, _ = arguments
         self.choice, self.gradients = choice, gradients
         self.sum_dtype = accumulator(self.dtype)
         self.batch = Batch(arguments, choice)
@@ -247,7 +247,7 @@ class FusedStep:
             own = code.decode(part.rows(self.W_dec))
             x_hat = own if x_hat is None else own.add_(x_hat)
             loss = self.choice.ops.reconstruction_loss(
-                tokens.x,
+                tokens.target,
                 x_hat,
                 self.b_dec,
                 weights.mse * share * self.gain * 2 / self.x.numel(),
@@ -282,7 +282,7 @@ class FusedStep:
     def accumulate_auxk(
         self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens, grad_x_mod: Tensor | None
     ) -> Tensor | None:
-        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
+        """The dead latents reconstruct what is missing, target - x_hat, which is a constant to this term. Adds to the
         gradient of x_mod and returns it."""
         factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
         dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None

@@ -114,6 +114,7 @@ def tide_loss(
     scale=None,
     shift=None,
     group=None,
+    target=None,
     layer_norm=False,
     paired=False,
     weights=(1.0, 1.0, 0.0, 0.0, 0.0),
@@ -138,21 +139,22 @@ def tide_loss(
         z = height_topk(pre, rows, k * len(x), bandwidth)
     else:
         z = topk(pre, k) if activation == "topk" else batch_topk(pre, k * len(x))
+    y = x if target is None else target
     misfits = []
     for m in (*prefixes, n_latents):
         x_hat = z[:, :m] @ W_dec[:m] if b_dec is None else z[:, :m] @ W_dec[:m] + b_dec
-        misfits.append(torch.stack(misfit(x, x_hat)))
+        misfits.append(torch.stack(misfit(y, x_hat)))
     mse, cosine = torch.stack(misfits).mean(0)
     zero = mse.new_zeros(())
     temporal = (z[0::2] - z[1::2]).square().sum(1).mean() if paired else zero
     s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents
-    target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype, device=s.device)
-    sparsity = torch.nn.functional.huber_loss(s, target, delta=delta)
+    s_target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype, device=s.device)
+    sparsity = torch.nn.functional.huber_loss(s, s_target, delta=delta)
     if activation == "jumprelu":
         sparsity = (active.sum(1).mean() / k - 1).square()
     auxk = zero
     if dead is not None and k_aux and dead.any():
-        missing = (x - x_hat).detach()
+        missing = (y - x_hat).detach()
         revived = topk(torch.where(dead, pre, torch.zeros_like(pre)), k_aux)
         auxk = (missing - revived @ W_dec).square().mean()
     terms = (mse, cosine, temporal, sparsity, auxk)
