@@ -363,3 +363,95 @@ def test_inference_restores_the_mode_also_after_an_error(training):
         raise RuntimeError
     assert sae.training is training
     assert torch.is_grad_enabled()
+
+
+# -- transcoders ------------------------------------------------------------------------------------------
+
+TRANSCODER = {"tensor": "feed_forward_input", "target": "feed_forward"}
+
+
+def calibrated(**options) -> tuple[TIDE, torch.Tensor, torch.Tensor]:
+    """A transcoder that was calibrated on rows x and their targets y, and these."""
+    x, y = rows(60), 5 * rows(60, seed=1) + 40
+    sae = TIDE(TIDEConfig(D, N, K, modulation=MODULATION, **TRANSCODER, **options))
+    sae.calibrate(x[:40], 500.0, more=[x[40:]], targets=[y[:40], y[40:]])
+    return sae, x, y
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_a_transcoder_has_two_units(centre):
+    """Its output starts at the target's mean, in the target's units; its input has those of x."""
+    sae, _, y = calibrated(centre=centre)
+    deviation, mean = (y - y.mean(0)).square().mean().sqrt(), y.square().mean().sqrt()
+    assert float(sae.target_scale) == pytest.approx(float(deviation if centre else mean))
+    assert float(sae.activation_scale) == pytest.approx(1.0, rel=0.1)
+    nothing = Codes(torch.zeros(1, 1), torch.full((1, 1), -1, dtype=torch.int32))
+    torch.testing.assert_close(sae.decode(nothing).detach()[0], y[:40].mean(0), rtol=1e-5, atol=1e-4)
+    one = torch.eye(N)[:1]
+    with torch.no_grad():
+        sae.W_dec[0] = torch.arange(D)
+    torch.testing.assert_close(sae.decode_dense(one), sae.W_dec[:1] * sae.target_scale)
+    assert sae.half().target_scale.dtype == torch.float16
+    if centre:
+        assert sae.target_mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "relu", "gated"])
+def test_a_transcoders_loss_is_of_its_target(activation):
+    sae, x, y = calibrated(activation=activation)
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_enc)
+    terms = sae.eval().loss(x, 500.0, LossOptions(K, weights=LossWeights(sparsity=0.0)), target=y)
+    codes = sae.encode(x, 500.0)
+    error = (sae.decode(codes, 500.0) - y).square().mean() / sae.target_scale.square()
+    if activation != "batch_topk":  # whose batch decides in training
+        assert float(terms.mse) == pytest.approx(float(error.detach()), rel=1e-4)
+    terms.total.backward()
+    assert sae.W_dec.grad.any()
+    assert sae.W_enc.grad.any()
+
+
+def test_a_transcoders_decoder_starts_at_zero():
+    """Its encoder as an autoencoder's, whose decoder is the same directions."""
+    sae, plain = TIDE(TIDEConfig(D, N, K, **TRANSCODER)), TIDE(TIDEConfig(D, N, K))
+    assert not sae.W_dec.any()
+    assert torch.equal(plain.W_dec, plain.W_enc)
+    assert torch.equal(plain.W_enc, sae.W_enc)
+
+
+def test_a_target_is_given_to_transcoders_alone():
+    sae, x, y = calibrated()
+    with pytest.raises(TideError, match=r"^this TIDE is a transcoder of feed_forward; pass the target as well$"):
+        sae.loss(x, 500.0)
+    with pytest.raises(TideError, match=r"^this TIDE reconstructs what it encodes; leave the target out$"):
+        model().loss(x, 500.0, target=y)
+    with pytest.raises(TideError, match="pass the target as well"):
+        sae.calibrate(x, 500.0)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_a_transcoder_is_kept_with_its_units(tmp_path, centre):
+    sae, x, _ = calibrated(centre=centre)
+    sae.save_pretrained(tmp_path)
+    again = TIDE.from_pretrained(tmp_path, tensor="feed_forward_input")
+    assert again.config == sae.config
+    with torch.no_grad():
+        assert torch.equal(again(x, 500.0), sae(x, 500.0))
+        small = sae.nested(10)
+        assert torch.equal(small.target_scale, sae.target_scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "output"}, "^target 'output' is unknown; use one of attention, feed_forward$"),
+        ({"target": "attention"}, "^a transcoder of attention reads attention_input, not output; set tensor to that$"),
+        (
+            {**TRANSCODER, "undo": True},
+            "^undo inverts a modulation that a transcoder's target never had; leave it off$",
+        ),
+    ],
+)
+def test_bad_targets_of_a_config(options, message):
+    with pytest.raises(TideError, match=message):
+        TIDEConfig(D, N, K, modulation=MODULATION, **options)

@@ -26,6 +26,7 @@ from tests.helpers.trainings import (
     stream,
     trainer,
 )
+from tide.activations import ActivationBatch
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
 from tide.errors import TideError
@@ -237,6 +238,36 @@ def test_prefixes_nest_dictionaries(tmp_path, undo):
             prefix = sae.encode(held_out.x, held_out.position, prefix=8)
             errors[prefixes] = float((sae.decode(prefix, held_out.position) - held_out.x).square().mean())
     assert errors[(0.25,)] < 0.8 * errors[()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": "topk"}, {"activation": "jumprelu"}, {"activation": "relu"}],
+    ids=lambda o: o["activation"],
+)
+def test_a_transcoder_learns_its_module(tmp_path, options):
+    """A known map of the directions in x: each becomes another one, scaled and shifted."""
+    turned = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(4)))[0]
+
+    def pair(seed: int) -> ActivationBatch:
+        rows = batch(seed)
+        return replace(rows, target=3 * rows.x @ turned + 1)
+
+    sae = model(tensor="feed_forward_input", target="feed_forward", **options)
+    job = trainer(tmp_path, sae, steps=400, **options)
+    job.fit(pair(seed) for seed in count())
+    held_out = pair(10**6)
+    with torch.no_grad():
+        error = (sae(held_out.x, held_out.position) - held_out.target).square().sum()
+    explained = 1 - error / (held_out.target - held_out.target.mean(0)).square().sum()
+    assert explained > 0.8
+    assert job.history[-1]["explained_variance"] > 0.8
+
+
+def test_a_transcoder_does_not_train_without_targets(tmp_path):
+    job = trainer(tmp_path, model(tensor="feed_forward_input", target="feed_forward"), steps=4)
+    with pytest.raises(TideError, match=r"^this TIDE is a transcoder of feed_forward; pass the target as well$"):
+        job.fit(stream())
 
 
 def test_explained_variance_of_rows_that_do_not_vary(tmp_path):

@@ -24,10 +24,10 @@ class PCA:
 
     @classmethod
     def fit(cls, batches: Iterable[ActivationBatch]) -> PCA:
-        """From the covariance of all rows, accumulated in float64."""
+        """From the covariance of all rows, or of their targets, accumulated in float64."""
         n, total, outer = 0, torch.zeros(()), torch.zeros(())
         for batch in batches:
-            x = in_double(batch.x)
+            x = in_double(batch.wanted)
             n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
         if n < 2:
             raise TideError("a PCA needs at least two activations; collect more")
@@ -48,6 +48,6 @@ class PCA:
         """:meth:`project` as :func:`~tide.evaluation.evaluate_reconstruction` takes it."""
 
         def project(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
-            return self.project(batch.x.float(), rank), None
+            return self.project(batch.wanted.float(), rank), None
 
         return project

@@ -46,7 +46,10 @@ def compare_losses(
     interventions = {name: sae_intervention(model) for name, model in models.items()}
     interventions |= {name: _projection(pca, rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
-    losses = diffusion_loss(adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, seed=seed)
+    transcodes = any(model.config.target is not None for model in models.values())
+    losses = diffusion_loss(
+        adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, inputs=transcodes, seed=seed
+    )
     main = "tide" if "tide" in models else next(iter(models))
     clean, ablated = losses["clean"], losses["ablated"]
     variants = {

@@ -22,10 +22,14 @@ LEAST_HARM = 0.01
 
 
 def sae_intervention(model: TIDE) -> Intervention:
-    """Replaces the tokens by their reconstruction."""
+    """Replaces the tokens by their reconstruction, or by what a transcoder makes of the module's input, for which
+    :func:`diffusion_loss` needs ``inputs``."""
 
     def reconstruct(x: Tensor, call: Call) -> Tensor:
-        return model(x.float(), call).to(x.dtype)
+        given = x if model.config.target is None else call.inputs
+        if given is None:
+            raise TideError("a transcoder reads the module's input; measure its diffusion loss with inputs=True")
+        return model(given.float(), call).to(x.dtype)
 
     return reconstruct
 
@@ -44,9 +48,11 @@ def diffusion_loss(
     *,
     timesteps: Tensor,
     tensor: str = "output",
+    inputs: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
+    """Mean squared error of the predicted noise (eq. 4), clean and under each intervention. ``tensor`` and ``inputs``
+    are those of :func:`~tide.adapters.tap`.
 
     Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
     depends on ``seed``, the image and the timestep, not on how ``data`` is batched.
@@ -72,7 +78,7 @@ def diffusion_loss(
             noisy = adapter.add_noise(latents, noise, steps)
             for name, change in {"clean": None, **interventions}.items():
                 hooks = {} if change is None else {block: change}
-                with tap(adapter, hooks, tensor=tensor):
+                with tap(adapter, hooks, tensor=tensor, inputs=inputs):
                     prediction = adapter.denoise(noisy, steps, images.text)
                 error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
                 sums.setdefault(name, {}).setdefault(t, []).extend(error.flatten(1).mean(1).tolist())

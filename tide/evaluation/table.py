@@ -76,7 +76,7 @@ def evaluate(
         models = _reconstructions(model, pca, activations)
         data = _on_device(_between(measured, 0, loss_images), adapter.device)
         timesteps = adapter.sampling_timesteps(loss_timesteps)
-        k, tensor = model.config.k, model.config.tensor
+        k, tensor = model.config.k, model.config.target or model.config.tensor
         losses = compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, tensor=tensor, seed=seed)
     counts = {"fit": n_fit, "measured": n - n_fit, "loss": min(loss_images, n - n_fit)}
     figures: dict[str, Any] = finite(
@@ -115,17 +115,19 @@ def _shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
 
 
 def _about(model: TIDE) -> dict[str, Any]:
+    kind = "TIDE" if model.modulation is not None else "SAE"
     return {
-        "kind": "TIDE" if model.modulation is not None else "SAE",
+        "kind": kind if model.config.target is None else "transcoder",
         "d_model": model.d_model,
         "n_latents": model.n_latents,
         "k": model.config.k,
         "block": model.config.block,
+        "target": model.config.target,
     }
 
 
 def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
-    scale = float(model.activation_scale)
+    scale = float(model.output_units.scale)
     found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the same activations, which was given once
@@ -154,5 +156,6 @@ def _on_device(data: list[Prepared], device: torch.device) -> Iterator[Prepared]
 def _activations(
     adapter: Adapter, model: TIDE, data: list[Prepared], block: int, **options: Any
 ) -> Iterator[ActivationBatch]:
-    for batches in collect(adapter, data, [block], paired=False, tensor=model.config.tensor, **options):
+    options |= {"tensor": model.config.tensor, "target": model.config.target}
+    for batches in collect(adapter, data, [block], paired=False, **options):
         yield batches[block].to(adapter.device)

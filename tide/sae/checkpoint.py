@@ -78,8 +78,9 @@ def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
     if (stored := tensors.get("activation.threshold")) is not None and bool((stored < 0).any()):
         raise TideError(f"{weights}: activation.threshold is {float(stored.min()):g} and must be at least 0; {_MIXED}")
-    if not (scale := float(tensors["activation_scale"])) > 0:
-        raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
+    for name in ("activation_scale", "target_scale"):
+        if name in tensors and not (scale := float(tensors[name])) > 0:
+            raise TideError(f"{weights}: {name} is {scale:g} and must be positive; {_MIXED}")
     return tensors
 
 

@@ -23,7 +23,8 @@ def started(model: TIDE, batches: Iterator[ActivationBatch], steps: int) -> Iter
     if not first:
         return batches
     start = first[0].to(model.W_enc.device)
-    moments = model.calibrate(start.x, start.position, more=[batch.x for batch in first[1:]])
+    targets = [batch.target for batch in first if batch.target is not None]
+    moments = model.calibrate(start.x, start.position, more=[batch.x for batch in first[1:]], targets=targets)
     if warning := moments.warning(centre=model.config.centre):
         warnings.warn(warning, stacklevel=3)
     return chain(first, batches)

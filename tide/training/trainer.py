@@ -50,8 +50,11 @@ from tide_kernels.graph import GraphedLoss
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 
 
-def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
-    """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
+def build_model(
+    adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output", target: str | None = None
+) -> TIDE:
+    """A fresh TIDE (or SAE, or transcoder) for one block of the adapter's transformer, its modulation started as
+    asked."""
     check_memory(config, adapter.d_model)
     index = adapter.resolve_block(block)
     modulation: Modulation | None = None
@@ -68,6 +71,7 @@ def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: 
         pipeline=adapter.name,
         block=index,
         tensor=tensor,
+        target=target,
     )
     model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
     if model.modulation is not None:
@@ -238,7 +242,7 @@ class Trainer:
                 bar.update()
                 if self._is_logged(self.step):
                     self._finite.settle()
-                    figures["explained_variance"] = self._explained_variance(figures.pop("whole"), batch.x)
+                    figures["explained_variance"] = self._explained_variance(figures.pop("whole"), batch.wanted)
                     self._log(figures, curves, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                     self.save()
@@ -262,7 +266,7 @@ class Trainer:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from the ``mse`` of all latents in normalised
         units; NaN where the rows do not vary."""
         variance = float(Moments.of([x]).variance.mean())  # in float64, where rows that are equal have none at all
-        return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
+        return 1 - float(mse) * float(self.model.output_units.scale) ** 2 / variance if variance > 0 else math.nan
 
     def _train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         """One update of the weights; the step's figures."""
@@ -287,17 +291,22 @@ class Trainer:
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
         """The loss's terms; the parameters' gradients are then those of the loss and of the regularisation."""
         config, model = self.config, self.model
-        dead = None
+        dead, target = None, None if batch.target is None else batch.target.to(x.dtype)
         if config.loss.auxk:
             dead, options = self.revival.dead, options._replace(dead_bucket=self._dead_bucket.size(len(x)))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
-                more: dict[str, Any] = {"dead": dead, "loss": self._loss, "start": 2 * config.loss.reg}
+                more: dict[str, Any] = {
+                    "dead": dead,
+                    "target": target,
+                    "loss": self._loss,
+                    "start": 2 * config.loss.reg,
+                }
                 if self._squares is not None:
                     more["squares"] = self._squares.fill_(math.nan)
                 return model.add_gradients(x, batch.position, options, self._buffers, **more)
-            terms = model.loss(x, batch.position, options, dead=dead)
+            terms = model.loss(x, batch.position, options, dead=dead, target=target)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         loss.backward()
         return terms
@@ -352,7 +361,10 @@ class Trainer:
         with torch.no_grad():
             x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator)
+        inputs = None if batch.target is None else x
+        self.revived += self.revival.revive(
+            self.model, self.optimizer, batch.wanted.to(x), x_hat, generator, inputs=inputs
+        )
 
     def _kept_gradients(self) -> dict[str, Tensor]:
         """The gradients that the fused loss writes, by the names of the weights: those of AdamW's that are kept. None
