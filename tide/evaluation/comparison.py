@@ -53,8 +53,9 @@ def compare_losses(
     interventions = {name: sae_intervention(model) for name, model in models.items()}
     interventions |= {name: pca.intervention(rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
+    transcodes = any(model.config.target is not None for model in models.values())
     options: dict[str, Any] = {"timesteps": timesteps, "tensor": tensor, "seed": seed, "clean": clean}
-    losses = diffusion_loss(adapter, data, block, interventions, **options)
+    losses = diffusion_loss(adapter, data, block, interventions, inputs=transcodes, **options)
     main = "tide" if "tide" in models else next(iter(models))
     untouched, ablated = losses["clean"], losses["ablated"]
     variants = {

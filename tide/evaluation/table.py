@@ -173,10 +173,11 @@ def _collected(
     adapter: Adapter, models: Mapping[int, TIDE], batches: list[Prepared], n_fit: int, options: dict[str, Any]
 ) -> dict[int, _Activations]:
     """The activations of every block, which share the transformer's passes."""
-    tensor = next(iter(models.values())).config.tensor
+    config = next(iter(models.values())).config
     found = {block: _Activations([], []) for block in models}
     for part, (first, last) in enumerate(((0, n_fit), (n_fit, None))):
-        own = {**options, "seed": options["seed"] + part, "paired": False, "tensor": tensor}
+        own = {**options, "seed": options["seed"] + part, "paired": False}
+        own |= {"tensor": config.tensor, "target": config.target}
         for of_blocks in collect(adapter, between(batches, first, last), list(models), **own):
             for block, batch in of_blocks.items():
                 found[block][part].append(batch.to("cpu"))  # of many blocks they are more than a GPU holds
@@ -193,7 +194,8 @@ def _measured(
     seed: int,
 ) -> dict[str, Any]:
     block, k = adapter.resolve_block(model.config.trained_block), model.config.k
-    options: dict[str, Any] = {"tensor": model.config.tensor, "seed": seed, "clean": clean}
+    tensor = model.config.target or model.config.tensor
+    options: dict[str, Any] = {"tensor": tensor, "seed": seed, "clean": clean}
     fit, measured = ([batch.to(adapter.device) for batch in batches] for batches in activations)
     with inference(model):
         pca = PCA.fit(fit)
@@ -237,17 +239,19 @@ def shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
 
 
 def _about(model: TIDE) -> dict[str, Any]:
+    kind = "TIDE" if model.modulation is not None else "SAE"
     return {
-        "kind": "TIDE" if model.modulation is not None else "SAE",
+        "kind": kind if model.config.target is None else "transcoder",
         "d_model": model.d_model,
         "n_latents": model.n_latents,
         "k": model.config.k,
         "block": model.config.block,
+        "target": model.config.target,
     }
 
 
 def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
-    scale = float(model.activation_scale)
+    scale = float(model.output_units.scale)
     found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the same activations, which was given once
