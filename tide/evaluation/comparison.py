@@ -31,6 +31,7 @@ def compare_losses(
     timesteps: Tensor,
     *,
     tensor: str = "output",
+    inputs: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The diffusion loss (eq. 4) clean, with each reconstruction in place, and with the block's output set to zero.
@@ -46,9 +47,8 @@ def compare_losses(
     interventions = {name: sae_intervention(model) for name, model in models.items()}
     interventions |= {name: _projection(pca, rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
-    transcodes = any(model.config.target is not None for model in models.values())
     losses = diffusion_loss(
-        adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, inputs=transcodes, seed=seed
+        adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, inputs=inputs, seed=seed
     )
     main = "tide" if "tide" in models else next(iter(models))
     clean, ablated = losses["clean"], losses["ablated"]

@@ -76,8 +76,9 @@ def evaluate(
         models = _reconstructions(model, pca, activations)
         data = _on_device(_between(measured, 0, loss_images), adapter.device)
         timesteps = adapter.sampling_timesteps(loss_timesteps)
-        k, tensor = model.config.k, model.config.target or model.config.tensor
-        losses = compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, tensor=tensor, seed=seed)
+        config = model.config
+        tapped: dict[str, Any] = {"tensor": config.target or config.tensor, "inputs": config.target is not None}
+        losses = compare_losses(adapter, {"tide": model}, pca, config.k, data, block, timesteps, **tapped, seed=seed)
     counts = {"fit": n_fit, "measured": n - n_fit, "loss": min(loss_images, n - n_fit)}
     figures: dict[str, Any] = finite(
         {
