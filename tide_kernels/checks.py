@@ -195,12 +195,12 @@ def prefixes(values: Any, n_latents: int, ranks: Ranks) -> None:
     """``values`` is a tuple of ascending numbers of latents, each a part of all."""
     if not isinstance(values, tuple):
         raise TypeError(f"prefixes is a {type(values).__name__}: pass a tuple of ints")
+    if values and ranks.latents.several:
+        raise ValueError("prefixes cannot be cut where ranks share the latents: pass ranks that share the tokens alone")
     for place, value in enumerate(values):
         count(f"prefixes[{place}]", value, 1, n_latents)
     if any(low >= high for low, high in pairwise((*values, n_latents))):
         raise ValueError(f"prefixes = {values} do not ascend to less than n_latents = {n_latents}: pass sizes that do")
-    if values and ranks.latents.several:
-        raise ValueError("prefixes cannot be cut where ranks share the latents: pass ranks that share the tokens alone")
 
 
 def dead_latents(

@@ -193,17 +193,15 @@ def _measured(
     clean: Losses,
     seed: int,
 ) -> dict[str, Any]:
-    block, k = adapter.resolve_block(model.config.trained_block), model.config.k
-    tensor = model.config.target or model.config.tensor
-    options: dict[str, Any] = {"tensor": tensor, "seed": seed, "clean": clean}
+    config, block = model.config, adapter.resolve_block(model.config.trained_block)
+    options: dict[str, Any] = {"tensor": config.target or config.tensor, "inputs": config.target is not None}
+    options |= {"seed": seed, "clean": clean}
     fit, measured = ([batch.to(adapter.device) for batch in batches] for batches in activations)
     with inference(model):
         pca = PCA.fit(fit)
-        return {
-            "sae": _about(model),
-            "models": _reconstructions(model, pca, measured),
-            "diffusion_loss": compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, **options),
-        }
+        models = _reconstructions(model, pca, measured)
+        losses = compare_losses(adapter, {"tide": model}, pca, config.k, data, block, timesteps, **options)
+        return {"sae": _about(model), "models": models, "diffusion_loss": losses}
 
 
 def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3) -> Unseen[Source]:
