@@ -8,7 +8,16 @@ import torch
 from tide.activations import collect, prepare
 from tide.data import open_source
 from tide.errors import TideError
-from tide.evaluation import PCA, evaluate, evaluate_reconstruction, evaluation_sentence, evaluation_text, with_sae
+from tide.evaluation import (
+    PCA,
+    evaluate,
+    evaluate_blocks,
+    evaluate_reconstruction,
+    evaluation_sentence,
+    evaluation_text,
+    sweep,
+    with_sae,
+)
 from tide.sae import TIDE, TIDEConfig
 
 N_FIT, N_IMAGES = 3, 10
@@ -109,3 +118,9 @@ def test_a_transcoder_is_measured_by_its_target(adapter):
     assert explained["tide"] == pytest.approx(explained["mean"], abs=0.1)
     assert explained["pca_k"] > 0.2
     assert "the transcoder explains" in evaluation_sentence(figures)
+    several = evaluate_blocks(adapter, {6: model}, source, **options)
+    assert several["blocks"]["6"] == figures
+    with pytest.raises(
+        TideError, match=r"^the model of block 6 is a transcoder of feed_forward, which a sweep does not"
+    ):
+        sweep(adapter, {6: model}, source)

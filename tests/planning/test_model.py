@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.plans import machine, sizes, work
+from tide.activations.options import CollectOptions
 from tide.activations.writer import estimate_bytes
 from tide.planning.model import Model
 from tide.training.sources import BUFFER_ROWS
@@ -38,6 +39,14 @@ def test_one_rank_from_stores():
     )
     assert (way.disk, way.wire) == (stored, 0)
     assert way.total_seconds == pytest.approx(sum(way.seconds.values()))
+
+
+def test_transcoders_keep_a_target_beside_every_token():
+    pairs = CollectOptions(tensor="attention_input", target="attention")
+    plain, own = (Model(work(n_gpus=2, options=options), machine()).ways() for options in (CollectOptions(), pairs))
+    assert [way.disk for way in own] == [2 * estimate_bytes(100, 64, 8, target=True), 0, own[0].disk]
+    assert own[1].wire / plain[1].wire == (2 * 8 * 2 + 16) / ROW
+    assert own[1].memory["buffers"] == BUFFER_ROWS * (2 * 8 * 2 + 16)
 
 
 def test_ranks_share_images_and_blocks():

@@ -50,6 +50,8 @@ def test_several_blocks_need_their_weights_and_their_buffers(monkeypatch):
     one, three = need(config, 16, buffer_rows=10), need(config, 16, blocks=3, buffer_rows=10)
     assert (one.weights, one.step, one.buffer) == (32 * 64 * 16, 8 * 100 * 16, 40 * 16)
     assert (three.weights, three.step, three.buffer) == (3 * one.weights, one.step, 3 * one.buffer)
+    transcoders = need(config, 16, blocks=3, buffer_rows=10, target=True)
+    assert transcoders == (three.weights, 3 * 4 * 100 * 16, 2 * three.buffer)
     monkeypatch.setattr(memory, "device_memory", lambda device: three.total - 1)
     check_memory(config, 16, blocks=2, buffer_rows=10)
     with pytest.raises(TideError, match=r"with 3 blocks of n_latents = 64 .* or train fewer blocks at a time$"):

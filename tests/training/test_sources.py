@@ -279,6 +279,21 @@ def test_a_transcoder_from_every_source(adapter, source, pairs):
     assert "target" in jobs[2].described
 
 
+def test_transcoders_of_several_blocks(adapter, source, tmp_path):
+    """Of one stream, and of stores in parts: each block has its own module's pairs."""
+    for index in range(2):
+        collect_to_disk(adapter, source, tmp_path, blocks=(3, 6), options=PAIRS, part=(index, 2))
+    for jobs in (
+        live_blocks(adapter, source, CONFIG, blocks=[3, 6], options=PAIRS, buffer_rows=100),
+        from_block_stores(tmp_path, PLAIN, buffer_rows=1024),
+    ):
+        assert [job.model.config.target for job in jobs.of.values()] == ["feed_forward"] * 2
+        for block, batch in next(jobs.batches(1)).items():
+            with torch.no_grad():
+                found = adapter.hook_module(block, "feed_forward")(batch.x)
+            torch.testing.assert_close(found, batch.target, rtol=1e-4, atol=1e-5)
+
+
 def test_stores_of_a_transcoder_and_of_an_autoencoder_are_not_mixed(stores, pairs, tmp_path):
     with pytest.raises(TideError, match=r"is of tensor 'feed_forward_input' and .* of 'output'; train on sto"):
         from_stores([stores / "block-3", pairs], PLAIN)

@@ -18,6 +18,7 @@ from tide.cli.values import (
     MaybeCount,
     MaybeFolder,
     MaybeSize,
+    MaybeText,
     Text,
     option,
     read_by,
@@ -70,6 +71,8 @@ class Plan(Command):
     """how often every activation is trained on"""
     token_fraction: Fraction = 1 / 16
     """share of each image's tokens to keep"""
+    transcoder: MaybeText = None
+    """train transcoders of attention or feed_forward, which keep what enters it and what leaves it"""
     no_pairs: Flag = False
     """collect single timesteps instead of pairs of neighbouring ones"""
     batch_size: Count = 8
@@ -93,8 +96,10 @@ class Plan(Command):
     def _planned(self) -> Planned:
         from tide.activations import CollectOptions
         from tide.planning import plan
+        from tide.sae.config import input_of
         from tide.training import TrainConfig
 
+        target = self.transcoder
         options = {name: getattr(self, name) for name in ("n_latents", "k", "activation", "batch_tokens")}
         return plan(
             self.pipeline or self._sizes(),
@@ -105,7 +110,11 @@ class Plan(Command):
             size=self.size,
             config=TrainConfig.from_dict(options),
             options=CollectOptions(
-                token_fraction=self.token_fraction, paired=not self.no_pairs, batch_size=self.batch_size
+                tensor="output" if target is None else input_of(target),
+                target=target,
+                token_fraction=self.token_fraction,
+                paired=not self.no_pairs,
+                batch_size=self.batch_size,
             ),
             epochs=self.epochs,
             memory=self.memory,

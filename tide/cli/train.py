@@ -120,7 +120,8 @@ class Train(Command):
         from tide.training.memory import need
 
         model = next(iter(jobs.of.values())).model
-        needed = need(jobs.config, model.d_model, blocks=len(jobs.of), buffer_rows=self.buffer_rows)
+        sizes: dict[str, Any] = {"blocks": len(jobs.of), "buffer_rows": self.buffer_rows}
+        needed = need(jobs.config, model.d_model, **sizes, target=model.config.target is not None)
         world = jobs.shares.world
         rank = f"rank {world.number} of {world.count}: " if world.several else ""
         each = "for each of " if len(jobs.of) > 1 else "for "

@@ -28,6 +28,7 @@ SYMBOLS = {
     "m": "blocks that are trained",
     "W": "GPUs, one rank each",
     "d": "width of the activations",
+    "a": "activations of a token, 2 for a transcoder",
     "n": "latents",
     "k": "active latents of a token",
     "B": "tokens of a step",
@@ -40,13 +41,13 @@ FORMULAS = {
     "images": "ceil(I / W) pixels pixel",
     "encode": "ceil(I / W) (VAE + text encoders) / encode_rate",
     "forward": "ceil(I / W) c (2 weights tokens + 4 L T (T + caption) d) (last block + 1) / L / rate",
-    "stores": "m (R (d b + 16) + c I 4 (1 + conditioning)) bytes",
+    "stores": "m (R (a d b + 16) + c I 4 (1 + conditioning)) bytes",
     "step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
-    "training": "S step + min(S B, 65536) n d match; from stores a step takes B (d b + 16) / read at least",
+    "training": "S step + min(S B, 65536) n d match; from stores a step takes B (a d b + 16) / read at least",
     "from stores": "images + encode + forward + stores / (W write) + ceil(m / W) training",
     "live, block parallel": "e (images + encode + forward) + ceil(m / W) (training + wire)",
     "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
-    "tokens on the wire": "S B (d b + 16) (W - 1) / W bytes to the owner of a block",
+    "tokens on the wire": "S B (a d b + 16) (W - 1) / W bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
     "memory": "pipeline + pass or autoencoder + step; live all of these at once, and buffers of 65536 tokens a block",
@@ -160,6 +161,7 @@ class Model:
             paired=work.options.paired,
             d_conditioning=work.pipeline.d_conditioning,
             dtype=torch.bfloat16 if self.machine.itemsize == 2 else torch.float32,
+            target=work.tensors > 1,
         )
 
     @cached_property
@@ -178,7 +180,7 @@ class Model:
     @property
     def _row(self) -> int:
         """Bytes of a row of activations."""
-        return self.work.d_model * self.machine.itemsize + _ROW_BYTES
+        return self.work.tensors * self.work.d_model * self.machine.itemsize + _ROW_BYTES
 
     @property
     def _read(self) -> float:
@@ -201,7 +203,7 @@ class Model:
         """Memory of a rank that collects: the pipeline, a pass, and the rows that are kept of it."""
         work, sizes = self.work, self.work.pipeline
         rows = work.options.batch_size * work.passes * sizes.n_tokens
-        kept = work.options.batch_size * work.image_rows * len(work.blocks)
+        kept = work.options.batch_size * work.image_rows * len(work.blocks) * work.tensors
         return {
             "pipeline": sizes.n_weights * self.machine.itemsize,
             "pass": (rows * _PASS_WIDTHS + kept) * work.d_model * self.machine.itemsize,

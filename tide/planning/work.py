@@ -59,6 +59,11 @@ class Work:
         return self.options.rows_per_image(self.pipeline.n_tokens)
 
     @property
+    def tensors(self) -> int:
+        """Activations of a row: of a transcoder what it reads and what it is to make of it."""
+        return 1 if self.options.target is None else 2
+
+    @property
     def rows(self) -> int:
         """Rows of a block of all images."""
         return self.n_images * self.image_rows

@@ -16,7 +16,7 @@ def build_model(
 ) -> TIDE:
     """A fresh TIDE (or SAE, or transcoder) for one block of the adapter's transformer, its modulation started as
     asked."""
-    check_memory(config, adapter.d_model)
+    check_memory(config, adapter.d_model, target=target is not None)
     index = adapter.resolve_block(block)
     modulation: Modulation | None = None
     if config.modulation:

@@ -13,8 +13,8 @@ class Need(NamedTuple):
     """Bytes that every backend needs at least."""
 
     weights: int  # in float32: both weights [n_latents, d_model] of each block with their gradients and two moments
-    step: int  # the activations and the reconstruction of a step's rows, of a block at a time
-    buffer: int  # the rows that are mixed, of each block
+    step: int  # the activations, their targets and the reconstruction of a step's rows, of a block at a time
+    buffer: int  # the rows that are mixed, of each block, and their targets
 
     @property
     def total(self) -> int:
@@ -27,20 +27,24 @@ class Need(NamedTuple):
         )
 
 
-def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0) -> Need:
-    """What a training of so many blocks needs."""
+def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False) -> Need:
+    """What a training of so many blocks needs; ``target``: of transcoders."""
     n_latents, _ = config.sizes(d_model)
     weights = blocks * 4 * 4 * 2 * n_latents * d_model
-    return Need(weights, 2 * 4 * config.batch_tokens * d_model, blocks * 4 * buffer_rows * d_model)
+    return Need(
+        weights, (2 + target) * 4 * config.batch_tokens * d_model, (1 + target) * blocks * 4 * buffer_rows * d_model
+    )
 
 
-def check_memory(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0) -> None:
+def check_memory(
+    config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False
+) -> None:
     """Raises :class:`~tide.errors.TideError` if ``config.device`` is not there, or training cannot fit its memory.
 
     It counts what :func:`need` does. A training that passes may still not fit.
     """
     needed, memory = (
-        need(config, d_model, blocks=blocks, buffer_rows=buffer_rows),
+        need(config, d_model, blocks=blocks, buffer_rows=buffer_rows, target=target),
         device_memory(device_of(config.device)),
     )
     if memory is None or needed.total <= memory:

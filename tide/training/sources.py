@@ -108,7 +108,7 @@ def _store_job(
                 f"{store.path} is of {found.name} {found.now!r} and {first.path} of {found.before!r}; "
                 "train on stores of one block"
             )
-    check_memory(config, first.d_model)
+    check_memory(config, first.d_model, target=of["target"] is not None)
     model = _adapted(first, config, open_pipeline) if config.modulation else _plain(first, config)
     model.trained_on = _images_of(stores)
     about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
@@ -151,8 +151,9 @@ def from_block_stores(
             its = ", ".join(map(str, stores)) or "none"
             raise TideError(f"{folder} holds no store of block {missing[0]}; its blocks are {its}")
     opened = None if open_pipeline is None else functools.cache(open_pipeline)
-    width = ActivationStore(found[folders[0]][wanted[0]]).d_model
-    check_memory(config, width, blocks=len(wanted), buffer_rows=buffer_rows)
+    first = ActivationStore(found[folders[0]][wanted[0]])
+    target = first.manifest.get("target", False)
+    check_memory(config, first.d_model, blocks=len(wanted), buffer_rows=buffer_rows, target=target)
     shares = shared_blocks(wanted)
     jobs = {}
     for block in filter(shares.trained_here, wanted):
@@ -383,7 +384,8 @@ def live_blocks(
     indices = adapter.resolve_blocks(blocks)
     shares = shared_blocks(indices)
     here = list(filter(shares.trained_here, indices))
-    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows)
+    transcodes = options.target is not None
+    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows, target=transcodes)
     of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
     models = {index: build_model(adapter, index, config, **of) for index in here}
     images: Data = source
