@@ -60,7 +60,7 @@ class Train(Command):
     )
 
     store: MaybeNames = None
-    """one or more stores of the same block, mixed in proportion to their sizes"""
+    """one or more stores (folders or URLs) of the same block, mixed in proportion to their sizes"""
     out: Folder
     """folder for the checkpoint"""
     config: MaybeFile = None

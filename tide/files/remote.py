@@ -26,7 +26,10 @@ WAITS = (1.0, 3.0, 9.0)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 #: Errors of drivers that mean that nobody is signed in, by the names of their classes.
-_UNSIGNED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "LocalTokenNotFoundError")
+_UNSIGNED = (
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),  # s3fs
+    *("DefaultCredentialsError", "LocalTokenNotFoundError", "ClientAuthenticationError"),  # gcsfs, hf, adlfs
+)
 #: Errors that another attempt does not mend.
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ImportError)
 
