@@ -99,7 +99,7 @@ class Step:
         self.trainer.step = 1  # the first step of an older trainer calibrates
 
     def __call__(self) -> None:
-        self.trainer._train_step(self.batch)
+        self.trainer.train_step(self.batch)
 
 
 class Loss:

@@ -6,13 +6,13 @@ import pytest
 
 from tide.cli.app import main
 from tide.errors import TideError
-from tide.ranks import rank_and_world, refuse_ranks
+from tide.ranks import Launched, launched, refuse_other_launchers, refuse_ranks
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_one_of_two(monkeypatch, name):
     monkeypatch.setenv(name, "2")
-    with pytest.raises(TideError, match=rf"^{name} says that this is one of 2 processes, and TIDE runs in one; start"):
+    with pytest.raises(TideError, match=rf"^{name} says that this is one of 2 processes, and only `tide train` and"):
         refuse_ranks()
 
 
@@ -23,15 +23,31 @@ def test_one_process_passes(monkeypatch, count):
 
 
 @pytest.mark.parametrize(
-    ("rank", "world", "found"),
-    [("3", "8", (3, 8)), ("0", "1", None), ("", "8", None), ("3", "", None), ("a", "8", None)],
+    ("environment", "found"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launched(3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Launched(3, 8, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"RANK": "", "WORLD_SIZE": "8"}, None),
+        ({"RANK": "3"}, None),
+        ({"RANK": "a", "WORLD_SIZE": "8"}, None),
+    ],
 )
-def test_rank_and_world(rank, world, found):
-    assert rank_and_world({"RANK": rank, "WORLD_SIZE": world}) == found
+def test_which_of_torchrun_s_processes_this_is(environment, found):
+    assert launched(environment) == found
+
+
+def test_a_launcher_that_names_no_rank_is_refused_where_torchrun_is_not(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TideError, match="one of 2 processes"):
+        refuse_other_launchers()
+    monkeypatch.setenv("RANK", "1")
+    refuse_other_launchers()
 
 
 def test_commands_that_do_not_divide_their_work_refuse(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "--store", "none", "--out", "none"]) == 2
-    assert "one of 2 processes" in capsys.readouterr().err
+    for command in (["train", "--store", "none", "--out", "none"], ["evaluate", "--sae", "none", "--out", "none"]):
+        assert main(command) == 2
+        assert "one of 2 processes" in capsys.readouterr().err
     assert main(["doctor"]) == 0

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
         prompt_target,
     )
     from tide.errors import TideError, TideWarning
-    from tide.evaluation import EditTrial, evaluate, evaluation_text, search_edits
+    from tide.evaluation import EditTrial, evaluate, evaluate_blocks, evaluation_text, search_edits, sweep
+    from tide.evaluation.sweep_page import write_sweep
     from tide.interpretation import caption_concepts, follow, make_atlas
-    from tide.loading import load_adapter, load_sae
+    from tide.loading import load_adapter, load_sae, load_saes
     from tide.sae import TIDE, TIDEConfig
     from tide.training import TrainConfig, Trainer, from_pool, from_stores, live, train
 
@@ -49,9 +50,10 @@ _NAMES = {
     "tide.editing": "Contrast Erase Inject Invert Keep PerImage Replace Scale ScaleTarget Steer Strength Swap Target "
     "changed_prompt draw_edits edit image_contrast image_target prompt_target",
     "tide.errors": "TideError TideWarning",
-    "tide.evaluation": "EditTrial evaluate evaluation_text search_edits",
+    "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
+    "tide.evaluation.sweep_page": "write_sweep",
     "tide.interpretation": "caption_concepts follow make_atlas",
-    "tide.loading": "load_adapter load_sae",
+    "tide.loading": "load_adapter load_sae load_saes",
     "tide.sae": "TIDE TIDEConfig",
     "tide.training": "TrainConfig Trainer from_pool from_stores live train",
 }
@@ -88,6 +90,7 @@ __all__ = [
     "draw_edits",
     "edit",
     "evaluate",
+    "evaluate_blocks",
     "evaluation_text",
     "follow",
     "from_pool",
@@ -97,12 +100,15 @@ __all__ = [
     "live",
     "load_adapter",
     "load_sae",
+    "load_saes",
     "make_atlas",
     "open_source",
     "prompt_target",
     "scenes",
     "search_edits",
+    "sweep",
     "train",
+    "write_sweep",
 ]
 
 

@@ -163,7 +163,8 @@ def _themed(draw: Callable[P, str]) -> Callable[P, str]:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve in a colour of :data:`INKS`; ``notes``, one for each point, stand beside the points."""
+    """A curve in a colour of :data:`INKS`; ``notes``, one for each point, stand beside the points. ``errors``, one for
+    each point, are drawn as a band of one error to either side."""
 
     name: str
     ink: str
@@ -171,6 +172,7 @@ class Series:
     dashes: Any = "-"
     marker: str = ""
     notes: Sequence[str] = ()
+    errors: Sequence[float] = ()
 
 
 @_themed
@@ -182,11 +184,12 @@ def line_svg(
     percent: str = "",
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    whole_x: bool = False,
 ) -> str:
     """A line chart as the ``data:`` address of an SVG image; empty text where nothing can be drawn.
 
     Points that are not finite, or not positive on a log scale, are left out. The axes named in ``percent`` ("y", "xy")
-    are written as percentages.
+    are written as percentages; ``whole_x`` puts ticks at whole numbers alone.
     """
     drawn = [(each, kept) for each in series if (kept := _drawable(each.points, log_y))]
     if not drawn:
@@ -197,11 +200,17 @@ def line_svg(
         xs, ys = zip(*(each.points[i] for i in kept), strict=True)
         axis.plot(xs, ys, color=INKS[each.ink][0], linestyle=each.dashes, linewidth=1.8, marker=marker, markersize=5,
                   label=each.name)  # fmt: skip
+        if each.errors:
+            wide = [each.errors[i] if math.isfinite(each.errors[i]) else 0.0 for i in kept]
+            low, high = ([y + sign * half for y, half in zip(ys, wide, strict=True)] for sign in (-1, 1))
+            axis.fill_between(xs, low, high, color=INKS[each.ink][0], alpha=0.18, linewidth=0)
         for i in kept if each.notes else []:
             axis.annotate(each.notes[i], each.points[i], (4, 3), textcoords="offset points", fontsize=7)
     if log_y:
         log_scale(axis, "y")
     _percent(axis, percent)
+    if whole_x:
+        whole_numbers(axis)
     axis.set(xlabel=x_label, **{f"{name}lim": limits for name, limits in (("x", x_range), ("y", y_range)) if limits})
     _legend(figure, 2)
     return _svg_data(figure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tide.errors import TideError
 from tide.messages import one_line
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
+from tide.sae.sets import members, one_of
 from tide.scenes.pipeline import DATA
 
 #: The name of the pipeline, and of the images, that the package ships.
@@ -153,11 +154,12 @@ def pipeline_name(name: str | Path) -> str:
 
 
 def recorded_pipeline(checkpoint: str | Path) -> str | None:
-    """The pipeline that the checkpoint's config names, read without its weights; None if it names none.
+    """The pipeline that the config of a checkpoint, or of a set of them, names, read without weights; None if it names
+    none.
 
     Old checkpoints may name the folder of the pipeline's transformer.
     """
-    name = load_config(Path(checkpoint)).pipeline
+    name = load_config(one_of(checkpoint)).pipeline
     if name is None:
         return None
     path = Path(name).parent if Path(name).name == "transformer" else Path(name)
@@ -178,3 +180,25 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     adapter.resolve_block(model.config.trained_block)
     check_backend(backend, adapter.device, model.n_latents, model.config.k)
     return model.to(adapter.device)
+
+
+def load_saes(
+    folder: str | Path, adapter: Adapter, *, backend: str = "auto", blocks: Sequence[Block] | None = None
+) -> dict[int, TIDE]:
+    """The checkpoints of a set (:mod:`tide.sae.sets`) by block, ascending, beside the pipeline that they are for; of a
+    folder that is one checkpoint, that one. ``blocks``: those to load, default all.
+
+    Raises :class:`~tide.errors.TideError` for what :func:`load_sae` and :func:`~tide.sae.sets.members` refuse.
+    """
+    wanted = [adapter.resolve_block(block) for block in blocks or ()]
+    paths = members(folder, wanted)
+    if not paths:
+        for block in wanted[1:]:
+            load_config(Path(folder), block=block)
+        model = load_sae(folder, adapter, backend=backend, block=wanted[0] if wanted else None)
+        return {adapter.resolve_block(model.config.trained_block): model}
+    for block, path in paths.items():
+        if block >= adapter.n_blocks:
+            last = adapter.n_blocks - 1
+            raise TideError(f"{path} is of a block that does not exist; this transformer has blocks 0..{last}")
+    return {block: load_sae(path, adapter, backend=backend, block=block) for block, path in paths.items()}

@@ -1,9 +1,10 @@
-"""Several processes of one run (``torchrun``, ``mpirun``): which of them this is, and where they are refused."""
+"""Several processes of one run: those of ``torchrun``, and launchers whose processes are refused."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tide.errors import TideError
 
@@ -11,12 +12,22 @@ from tide.errors import TideError
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def rank_and_world(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """This process's number and how many torchrun started; None for one alone."""
+@dataclass(frozen=True)
+class Launched:
+    """One of the processes that torchrun started: its number, how many there are, its number on this machine."""
+
+    number: int
+    count: int
+    local: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """Which of torchrun's processes this is; None for one alone."""
     rank, world = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
     if not rank.isdecimal() or not world.isdecimal() or int(world) < 2:
         return None
-    return int(rank), int(world)
+    local = environment.get("LOCAL_RANK", "")
+    return Launched(int(rank), int(world), int(local) if local.isdecimal() else 0)
 
 
 def refuse_ranks() -> None:
@@ -25,6 +36,12 @@ def refuse_ranks() -> None:
         count = os.environ.get(name, "")
         if count.isdecimal() and int(count) > 1:
             raise TideError(
-                f"{name} says that this is one of {int(count)} processes, and TIDE runs in one; start it once, without "
-                f"torchrun or mpirun, or unset {name}"
+                f"{name} says that this is one of {int(count)} processes, and only `tide train` and `tide collect` "
+                f"divide their work, under torchrun; start it once, or unset {name}"
             )
+
+
+def refuse_other_launchers() -> None:
+    """Raises :class:`~tide.errors.TideError` for processes of a launcher that do not know which of them they are."""
+    if launched() is None:
+        refuse_ranks()

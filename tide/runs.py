@@ -12,7 +12,9 @@ from tide.provenance import provenance
 
 FILE = "run.json"
 
-Kind = Literal["activations", "autoencoder", "evaluation", "concepts", "atlas", "trajectory", "edit", "study"]
+Kind = Literal[
+    "plan", "activations", "autoencoder", "evaluation", "sweep", "concepts", "atlas", "trajectory", "edit", "study",
+]  # fmt: skip
 FileKind = Literal[
     "activations", "autoencoder", "chart", "curves", "data", "figures", "index", "labels", "model", "page", "picture",
     "report", "table", "weights",

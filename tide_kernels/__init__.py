@@ -8,12 +8,14 @@ from tide_kernels.functional import decode, encode_threshold, encode_topk, modul
 from tide_kernels.losses import LossTerms, LossWeights
 from tide_kernels.memory import empty_cache
 from tide_kernels.options import LossOptions
+from tide_kernels.ranks import Ranks
 
 __all__ = [
     "BackendError",
     "LossOptions",
     "LossTerms",
     "LossWeights",
+    "Ranks",
     "backend_status",
     "decode",
     "empty_cache",

@@ -28,6 +28,7 @@ from tide_kernels.losses import LossTerms
 from tide_kernels.modulation import add_modulation_gradients, input_gradient, modulated
 from tide_kernels.options import LOSS_SCHEMA, LossArguments, Parameters
 from tide_kernels.products import products
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -454,12 +455,16 @@ def tide_loss(x: Tensor, *rest: Any) -> list[Tensor]:
     return [*terms, *(gradients.get(name, torch.zeros(0)) for name in Parameters._fields)]
 
 
-def _loss_choice(arguments: LossArguments) -> Choice:
+def _loss_choice(arguments: LossArguments, ranks: Ranks = ALONE) -> Choice:
     parameters, options = arguments.parameters, arguments.options
     checks.group_range(arguments.group, parameters.scale, parameters.shift, parameters.threshold)
     if parameters.threshold is not None:
         checks.threshold_range(parameters.threshold, divides=options.activation == "batch_topk")
-    return _encoder_choice(arguments.x, parameters.W_enc, options.k, arguments.dtype, options.backend, options.regime)
+    # As if ranks held equally many latents: all have to choose the same regime.
+    n_latents, k = (-(-n // ranks.latents.count) for n in (ranks.n_latents(len(parameters.W_enc)), options.k))
+    settings = (options.backend, options.regime)
+    device, n_tokens = arguments.x.device, len(arguments.x)
+    return choose(*settings, device=device, dtype=arguments.dtype, n_latents=n_latents, k=k, n_tokens=n_tokens)
 
 
 @torch.no_grad()
@@ -468,11 +473,12 @@ def accumulate_gradients(
     gradients: dict[str, Tensor],
     start: float | None = None,
     squares: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> LossTerms:
     """The terms. Their gradients are added to ``gradients``, or to the start that replaces what these hold; the buffers
     are not scaled by the gain before or after."""
     with torch.autocast(arguments.x.device.type, enabled=False):
-        step = FusedStep(arguments, _loss_choice(arguments), gradients, start, squares)
+        step = FusedStep(arguments, _loss_choice(arguments, ranks), gradients, start, squares, ranks)
         for gradient in gradients.values() if step.gain != 1 else ():
             gradient.mul_(step.gain)
         terms = step.run()

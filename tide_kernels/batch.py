@@ -9,31 +9,37 @@ from tide_kernels.codes import Tokens
 from tide_kernels.dispatch import Choice
 from tide_kernels.modulation import modulated
 from tide_kernels.options import LossArguments
+from tide_kernels.ranks import ALONE, Ranks
 
 
 class Batch:
-    """The tokens of a step and the encoder's weights in the dtype of products."""
+    """The tokens of a step that this one of ``ranks`` holds, and the encoder's weights in the dtype of products."""
 
-    def __init__(self, arguments: LossArguments, choice: Choice) -> None:
+    def __init__(self, arguments: LossArguments, choice: Choice, ranks: Ranks = ALONE) -> None:
         self.x, parameters, self.group, _, self.dtype, self.options = arguments
-        self.choice = choice
+        self.choice, self.ranks = choice, ranks
         self.scale, self.shift = parameters.scale, parameters.shift
         self.W_enc = parameters.W_enc.to(self.dtype)
         self.b_enc = None if parameters.b_enc is None else parameters.b_enc.to(self.dtype)
         self.n_tokens, self.n_latents = len(self.x), len(self.W_enc)
+        # Of all ranks.
+        self.all_tokens = ranks.n_tokens(self.n_tokens, self.x.device)
+        self.all_latents = ranks.n_latents(self.n_latents)
         ops, topk = choice.ops, self.options.activation == "topk"
         # Whether pre-activations stay inside the backend, and a chunk holds codes alone.
         self.compact = choice.regime == "sparse" and (ops.select_product if topk else ops.code_above) is not None
-        self.chunk = self.options.tokens_per_chunk(self.n_tokens, self.n_latents, self.x.device, self.compact)
+        # Ranks that share the latents work on the same chunks.
+        of_each = -(-self.all_latents // ranks.latents.count)
+        self.chunk = self.options.tokens_per_chunk(self.n_tokens, of_each, self.x.device, self.compact)
         self.starts = range(0, self.n_tokens, self.chunk)
 
     def tokens(self, start: int) -> Tokens:
         return self._tokens(slice(start, start + self.chunk))
 
     def sample(self, most: int) -> Tokens:
-        """At most so many tokens, evenly spaced."""
+        """Of all ranks together about so many tokens at most, evenly spaced."""
         # An odd step takes both tokens of pairs alike: one of them may have the larger values throughout.
-        step = -(-self.n_tokens // most) | 1
+        step = -(-self.all_tokens // most) | 1
         return self._tokens(slice(step // 2, None, step))
 
     def _tokens(self, rows: slice) -> Tokens:

@@ -9,6 +9,10 @@ two for float32. How the histogram sees all entries depends on the regime:
 * `Recomputed`, everything else, and where the bound turns out to be too high: each pass computes the pre-activations of
   each chunk again. A single chunk's are computed once. Nothing waits for a GPU.
 
+Ranks add up their histograms, so that all find the same cut. Ties at it go to the lowest (token, latent) of all ranks:
+those that share the tokens know how many ties the ranks below them hold, those that share the latents how many each
+token has on the ranks below.
+
 With thresholds the largest heights stay instead: `tide_kernels.heights`.
 """
 
@@ -25,6 +29,7 @@ from tide_kernels.batch import Batch, overflowing
 from tide_kernels.codes import Code, Compact, DenseCode, SparseCode, Tokens
 from tide_kernels.dispatch import Primitives
 from tide_kernels.losses import soft_count
+from tide_kernels.ranks import ALONE, Group, Ranks
 from tide_kernels.reference import accumulator
 from tide_kernels.thresholds import KEYS
 
@@ -53,21 +58,24 @@ class Cut(NamedTuple):
 
     least: Tensor  # the smallest value that stays, a scalar in the dtype of pre-activations; 0 if all positive ones do
     bound: Tensor  # what is above it stays, a scalar in the accumulation dtype
-    ties: Tensor  # how many of the entries equal to the bound stay as well, a scalar int64
+    ties: Tensor  # how many entries of this rank's tokens equal to the bound stay as well, a scalar int64
 
     def table(self, n_latents: int) -> Tensor:
         """The bound as a threshold of the primitives."""
         return self.bound.expand(1, n_latents)
 
 
-def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torch.device) -> Cut:
-    """The cut that leaves the ``wanted`` (at least 1) largest entries above 0, and all NaN."""
+def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torch.device, ranks: Ranks = ALONE) -> Cut:
+    """The cut that leaves the ``wanted`` (at least 1) largest entries of all ranks above 0, and all NaN. ``histogram``
+    counts this rank's."""
     need = torch.full((1,), wanted, dtype=torch.int64, device=device)
     high: Tensor | None = None
-    enough = found = need
+    enough = found = own = need
     for shift, bits in _ROUNDS[dtype]:
-        counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
-        histogram(counts, shift, None if high is None else high.squeeze(0))
+        own_counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
+        histogram(own_counts, shift, None if high is None else high.squeeze(0))
+        own_counts = ranks.latents.summed(own_counts)
+        counts = ranks.tokens.summed(own_counts)
         reached = counts.flip(0).cumsum(0)
         place = (reached >= need).int().argmax().view(1)
         part = len(counts) - 1 - place
@@ -75,7 +83,7 @@ def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torc
             high, enough = part, reached[-1:] >= need
         else:
             high = (high << bits) + part
-        found = counts.gather(0, part)
+        found, own = counts.gather(0, part), own_counts.gather(0, part)
         need = need - (reached.gather(0, place) - found)
     assert high is not None
     least = torch.where(enough, high, 0).to(KEYS[dtype]).view(dtype)
@@ -85,6 +93,8 @@ def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torc
     below = torch.nextafter(bound, torch.zeros_like(bound))
     bound = torch.where(enough & whole, below, bound)
     bound = torch.where(bound.isnan(), torch.inf, bound)
+    if ranks.tokens.several:
+        need = (need - ranks.tokens.of_lower(own)).clamp(min=0).minimum(own)
     ties = torch.where(enough & ~whole & ~least.isnan(), need, 0)
     return Cut(least.squeeze(0), bound.squeeze(0), ties.squeeze(0))
 
@@ -92,8 +102,8 @@ def find_cut(histogram: Histogram, dtype: torch.dtype, wanted: int, device: torc
 class _Ties:
     """Deals the ties of a cut to the rows of all chunks in turn."""
 
-    def __init__(self, ops: Primitives, cut: Cut) -> None:
-        self.ops, self.value, self.left = ops, cut.least, cut.ties
+    def __init__(self, ops: Primitives, cut: Cut, latents: Group = ALONE.latents) -> None:
+        self.ops, self.value, self.left, self.latents = ops, cut.least, cut.ties, latents
         self.none = cut.ties.device.type == "cpu" and not int(cut.ties)
 
     def columns(self, pre: Tensor) -> Tensor | None:
@@ -101,13 +111,24 @@ class _Ties:
         if self.none:
             return None
         ties = self.ops.count_equal(pre, self.value).long()
-        stays = (self.left - (ties.cumsum(0) - ties)).clamp(min=0).minimum(ties)
-        self.left = self.left - stays.sum()
+        stays = self._dealt(ties)
         parted = ((stays > 0) & (stays < ties)).int().argmax().view(1)  # of one row at most some stay and some do not
         places = (pre.index_select(0, parted).squeeze(0) == self.value).cumsum(0)
         last = (places >= stays.gather(0, parted)).int().argmax()
         columns = torch.where(stays == ties, pre.shape[1] - 1, last)
         return torch.where(stays == 0, -1, columns).to(torch.int32)
+
+    def _dealt(self, ties: Tensor) -> Tensor:
+        """How many of the ties in each row stay."""
+        if not self.latents.several:
+            stays = (self.left - (ties.cumsum(0) - ties)).clamp(min=0).minimum(ties)
+            self.left = self.left - stays.sum()
+            return stays
+        each = self.latents.gathered(ties)
+        before = each.sum(0).cumsum(0) - each[self.latents.number :].sum(0)
+        stays = (self.left - before).clamp(min=0).minimum(ties)
+        self.left = (self.left - each.sum()).clamp(min=0)
+        return stays
 
 
 class Selection:
@@ -117,7 +138,7 @@ class Selection:
     overflow: Tensor  # rows with more entries than places, of the chunks so far
 
     def soft_count(self, soft_eps: float) -> Tensor:
-        """The sum of the batch's soft counts."""
+        """The sum of the soft counts of this rank's codes."""
         raise NotImplementedError
 
     def chunks(self, dead: DeadCode) -> Iterator[tuple[Tokens, Code, Code | None]]:
@@ -131,7 +152,7 @@ class Selection:
 
 def batch_topk(batch: Batch) -> Selection:
     """The selection of ``n_tokens k`` entries."""
-    if batch.choice.regime == "sparse" and batch.x.device.type == "cpu" and batch.n_tokens:
+    if batch.choice.regime == "sparse" and batch.x.device.type == "cpu" and batch.all_tokens:
         candidates = Candidates.of(batch)
         if candidates is not None:
             return candidates
@@ -142,15 +163,15 @@ class Candidates(Selection):
     """From compact codes of all entries above a bound."""
 
     def __init__(self, batch: Batch, kept: list[tuple[Tokens, Compact]]) -> None:
-        self.batch, wanted = batch, batch.n_tokens * batch.options.k
+        self.batch, wanted = batch, batch.all_tokens * batch.options.k
         ops, device = batch.choice.ops, batch.x.device
 
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
             for _, code in kept:
                 ops.key_histogram_(code.values, counts, shift, high)
 
-        self.cut = find_cut(histogram, batch.dtype, wanted, device)
-        ties = _Ties(ops, self.cut)
+        self.cut = find_cut(histogram, batch.dtype, wanted, device, batch.ranks)
+        ties = _Ties(ops, self.cut, batch.ranks.latents)
         for place, (tokens, code) in enumerate(kept):
             kept[place] = tokens, self._selected(code, ties)
         self.kept = kept
@@ -158,18 +179,13 @@ class Candidates(Selection):
 
     @classmethod
     def of(cls, batch: Batch) -> Candidates | None:
-        """None if the bound is above the cut, or far below it."""
-        wanted = batch.n_tokens * batch.options.k
-        bound, found = sampled_bound(batch), 0
-        kept = []
-        for start in batch.starts:
-            tokens = batch.tokens(start)
-            values, indices, count = batch.above(tokens, None, bound.expand(1, batch.n_latents), None)
-            found += int(count.sum())
-            if found > MOST_CANDIDATES * wanted:
-                return None
-            kept.append((tokens, Compact(values, indices)))
-        return cls(batch, kept) if found >= wanted or not float(bound) else None
+        """None if the bound is above the cut or, on any rank, far below it."""
+        bound = sampled_bound(batch)
+        kept, found = candidates(batch, lambda tokens: (bound.expand(1, batch.n_latents), None))
+        found, failed = batch.ranks.totals(found, kept is None)
+        if kept is None or failed or (found < batch.all_tokens * batch.options.k and float(bound)):
+            return None
+        return cls(batch, kept)
 
     def _selected(self, code: Compact, ties: _Ties) -> Compact:
         """What stays of a chunk's candidates, in places for the longest row."""
@@ -191,6 +207,23 @@ class Candidates(Selection):
             yield tokens, code.unpack(self.batch.choice, self.batch.n_latents), dead(tokens, None)
 
 
+def candidates(
+    batch: Batch, bound: Callable[[Tokens], tuple[Tensor, Tensor | None]]
+) -> tuple[list[tuple[Tokens, Compact]] | None, int]:
+    """The tokens and codes of all chunks above ``bound`` (a table and each token's row of it), and how many entries
+    these hold. None for more than `MOST_CANDIDATES`."""
+    kept: list[tuple[Tokens, Compact]] = []
+    found = 0
+    for start in batch.starts:
+        tokens = batch.tokens(start)
+        values, indices, count = batch.above(tokens, None, *bound(tokens))
+        found += int(count.sum())
+        if found > MOST_CANDIDATES * batch.n_tokens * batch.options.k:
+            return None, found
+        kept.append((tokens, Compact(values, indices)))
+    return kept, found
+
+
 def sampled_bound(batch: Batch) -> Tensor:
     """A value that is likely below the cut of a batch, by a margin; 0 where the sample has too few positive entries."""
     return likely_bound(batch, sampled(batch)[1])
@@ -199,16 +232,17 @@ def sampled_bound(batch: Batch) -> Tensor:
 def sampled(batch: Batch) -> tuple[Tokens, Tensor, int]:
     """Some tokens of a batch, the pre-activations of each so many-th latent, and that step from latent to latent."""
     tokens = batch.sample(_SAMPLE_TOKENS)
-    step = max(1, batch.n_latents // _SAMPLE_LATENTS)
+    step = max(1, batch.all_latents // _SAMPLE_LATENTS)
     bias = None if batch.b_enc is None else batch.b_enc[::step]
     return tokens, batch.choice.ops.pre_activations(tokens.x_mod, batch.W_enc[::step].contiguous(), bias), step
 
 
 def likely_bound(batch: Batch, sample: Tensor) -> Tensor:
     """As `sampled_bound`, of a sample of what is to be cut."""
-    rank = max(1, round(sample.numel() * _MARGIN * batch.options.k / batch.n_latents))
+    (size,) = batch.ranks.totals(sample.numel())
+    rank = max(1, round(size * _MARGIN * batch.options.k / batch.all_latents))
     histogram = partial(batch.choice.ops.key_histogram_, sample)
-    return find_cut(histogram, sample.dtype, rank, sample.device).bound
+    return find_cut(histogram, sample.dtype, rank, sample.device, batch.ranks).bound
 
 
 class Passes:
@@ -243,20 +277,22 @@ class Recomputed(Selection):
     def __init__(self, batch: Batch) -> None:
         self.batch, self.passes = batch, Passes(batch)
         ops, device = batch.choice.ops, batch.x.device
-        wanted = max(1, batch.n_tokens) * batch.options.k
+        wanted = max(1, batch.all_tokens) * batch.options.k
+        # The counts around this rank's own cut alone would be right: other ranks need those around theirs.
+        rank_histogram_ = None if batch.ranks.several else ops.rank_histogram_
 
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
-            if self.passes.single is not None and high is None and ops.rank_histogram_ is not None:
-                ops.rank_histogram_(self.passes.single[1], counts, shift, wanted)
+            if self.passes.single is not None and high is None and rank_histogram_ is not None:
+                rank_histogram_(self.passes.single[1], counts, shift, wanted)
                 return
             for _, pre in self.passes:
                 ops.key_histogram_(pre, counts, shift, high)
 
-        self.cut = find_cut(histogram, batch.dtype, wanted, device)
+        self.cut = find_cut(histogram, batch.dtype, wanted, device, batch.ranks)
         self.overflow = torch.zeros((), dtype=torch.int64, device=device)
 
     def soft_count(self, soft_eps: float) -> Tensor:
-        dtype, ties = accumulator(self.batch.dtype), _Ties(self.batch.choice.ops, self.cut)
+        dtype, ties = accumulator(self.batch.dtype), self._ties()
         total = torch.zeros((), dtype=dtype, device=self.batch.x.device)
         for _, pre in self.passes:
             kept = torch.empty_like(pre)
@@ -265,12 +301,15 @@ class Recomputed(Selection):
         return total
 
     def chunks(self, dead: DeadCode) -> Iterator[tuple[Tokens, Code, Code | None]]:
-        ties = _Ties(self.batch.choice.ops, self.cut)
+        ties = self._ties()
         for tokens, pre in self.passes.last():
             dead_code = dead(tokens, pre)
             code = self._code(pre, ties)
             del pre  # as large as any code
             yield tokens, code, dead_code
+
+    def _ties(self) -> _Ties:
+        return _Ties(self.batch.choice.ops, self.cut, self.batch.ranks.latents)
 
     def _code(self, pre: Tensor, ties: _Ties) -> Code:
         ops, (_, n_latents) = self.batch.choice.ops, pre.shape

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide_kernels.losses import LossWeights
 from tide_kernels.options import ACTIVATIONS
+from tide_kernels.ranks import ALONE, Ranks
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
@@ -76,12 +77,12 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value} is out of range: pass a finite number above 0")
 
 
-def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int) -> None:
+def encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, k: int, ranks: Ranks = ALONE) -> None:
     floating("x", x, ("n_tokens", "d_model"))
     floating("W_enc", W_enc, ("n_latents", x.shape[1]), x.device)
     if b_enc is not None:
         floating("b_enc", b_enc, (len(W_enc),), x.device)
-    count("k", k, 1, len(W_enc))
+    count("k", k, 1, ranks.n_latents(len(W_enc)))
 
 
 def modulation(
@@ -189,8 +190,10 @@ def _outside(indices: Tensor, low: int, end: int) -> int | None:
     return most if most >= end else None
 
 
-def dead_latents(dead: Tensor | None, k_aux: int, weight: float, n_latents: int, device: torch.device) -> None:
-    count("k_aux", k_aux, 0, n_latents)
+def dead_latents(
+    dead: Tensor | None, k_aux: int, weight: float, n_latents: int, device: torch.device, ranks: Ranks
+) -> None:
+    count("k_aux", k_aux, 0, ranks.n_latents(n_latents))
     if dead is not None:
         _typed("dead", dead, (torch.bool,), "bool, True for a dead latent")
         _shaped("dead", dead, (n_latents,), device)
@@ -232,9 +235,10 @@ def gradients(
         taken[f"gradients[{name!r}]"] = (first, end)
 
 
-def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None) -> None:
-    """Refuses ``start`` and ``squares`` without buffers, a start that is not finite, and squares of another kind."""
-    for name, value in (("start", start), ("squares", squares)):
+def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: Tensor | None, ranks: Any) -> None:
+    """Refuses ``start``, ``squares`` and ``ranks`` without buffers, a start that is not finite, and squares and ranks
+    of another kind."""
+    for name, value in (("start", start), ("squares", squares), ("ranks", ranks)):
         if value is not None and buffers is None:
             raise ValueError(f"{name} is about the buffers of gradients and there are none: pass gradients")
     if start is not None:
@@ -242,6 +246,8 @@ def of_buffers(buffers: dict[str, Tensor] | None, start: float | None, squares: 
     if squares is not None:
         _typed("squares", squares, (torch.float64,), "float64")
         _shaped("squares", squares, (), torch.device("cpu"))
+    if ranks is not None and not isinstance(ranks, Ranks):
+        raise TypeError(f"ranks is a {type(ranks).__name__}: pass tide_kernels.Ranks")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

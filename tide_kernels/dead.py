@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tide_kernels.dispatch import Choice, choose
 from tide_kernels.options import LossOptions
+from tide_kernels.ranks import Group
 
 
 class DeadLatents(Protocol):
@@ -52,15 +53,19 @@ def dead_latents(
     b_enc: Tensor | None,
     W_dec: Tensor,
     gradients: dict[str, Tensor],
+    shared: Group,
 ) -> DeadLatents | None:
-    """The latents marked by ``dead [n_latents]`` in the form that ``options.dead_bucket`` asks for; None without any.
+    """The latents marked by ``dead [n_latents]`` in the form that ``options.dead_bucket`` asks for; None without any,
+    unless other ranks of ``shared``, which share the latents, may have some.
 
     Without a bucket a CPU counts them, since reading its own memory costs nothing, and a GPU masks.
     """
     bucket = options.dead_bucket
+    if bucket is not None and shared.several:  # it is that of all ranks, and this one takes what lower ones leave
+        dead = dead & (dead.cumsum(0) + shared.of_lower(dead.sum()) <= bucket)
     if bucket is None and dead.device.type != "cpu":
         return Masked(dead, options, choice, W_enc, b_enc, W_dec, gradients)
-    bucket = int(dead.sum()) if bucket is None else min(bucket, len(dead))
+    bucket = max(int(dead.sum()), int(shared.several)) if bucket is None else min(bucket, len(dead))
     return Gathered(dead, bucket, options, choice, W_enc, b_enc, W_dec, gradients) if bucket else None
 
 
@@ -77,7 +82,7 @@ class Masked:
         W_dec: Tensor,
         gradients: dict[str, Tensor],
     ) -> None:
-        self.alive, self.k, self.choice = ~dead, options.k_aux, choice
+        self.alive, self.k, self.choice = ~dead, min(options.k_aux, len(dead)), choice
         self.W_enc, self.b_enc, self.W_dec, self.gradients = W_enc, b_enc, W_dec, gradients
 
     def pre_activations(self, x_mod: Tensor, pre: Tensor | None) -> Tensor:

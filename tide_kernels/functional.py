@@ -27,6 +27,7 @@ from tide_kernels import autograd, checks
 from tide_kernels.dispatch import PATHS
 from tide_kernels.losses import LossTerms, LossWeights
 from tide_kernels.options import LossArguments, LossOptions, Parameters, default_capacity, default_chunk
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
 
 DEFAULT_WEIGHTS = LossWeights()
@@ -231,6 +232,7 @@ def tide_loss(
     gradients: dict[str, Tensor] | None = None,
     start: float | None = None,
     squares: Tensor | None = None,
+    ranks: Ranks | None = None,
     chunk: int | None = None,
     backend: str = "auto",
     regime: str = "auto",
@@ -312,7 +314,13 @@ def tide_loss(
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
             backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
-            among ``gradients``, and without ``dead`` and ``k_aux``.
+            among ``gradients``, and without ``dead`` and ``k_aux``, and of one process alone.
+        ranks: the processes that share the step, whose terms and ``gradients`` are those of one process that has
+            everything; only with ``gradients``. Of ranks that share the tokens each passes its rows of ``x`` and
+            ``group``, possibly none and never half a pair; all get the same bits. Scale, shift and threshold have the
+            rows of all ranks' groups. Of ranks that share the latents each passes its own of W_enc, b_enc, W_dec,
+            threshold and ``dead``, and gets their gradients and ``fired``; ``overflow`` counts a token on each rank.
+            All else is the same on all ranks. What buffers held, or their start, counts once: that of rank 0.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
@@ -323,7 +331,9 @@ def tide_loss(
         "batch_topk" kept, with ``threshold`` the smallest height, 0 if fewer than ``n_tokens k`` are positive and for
         other activations; ``overflow`` int64 the number of tokens whose code had too few places.
     """
-    checks.encoder(x, W_enc, b_enc, k)
+    checks.of_buffers(gradients, start, squares, ranks)
+    ranks = ALONE if ranks is None else ranks
+    checks.encoder(x, W_enc, b_enc, k, ranks)
     checks.activation(activation, threshold)
     checks.floating("W_dec", W_dec, tuple(W_enc.shape), x.device)
     n_tokens, (n_latents, d_model) = len(x), W_enc.shape
@@ -344,12 +354,11 @@ def tide_loss(
     checks.positive("delta", delta)
     checks.positive("bandwidth", bandwidth)
     if capacity is not None:
-        checks.count("capacity", capacity, 1, n_latents)
+        checks.count("capacity", capacity, 1, ranks.n_latents(n_latents))
     checks.within("soft_eps", soft_eps, 1e-9, 1e9)
     if s_target is not None:
         checks.finite("s_target", s_target)
-    checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device)
-    checks.of_buffers(gradients, start, squares)
+    checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device, ranks)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:
@@ -377,7 +386,7 @@ def tide_loss(
     if gradients is not None:
         others = {"x": x, "group": group, "dead": dead}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
-        return autograd.accumulate_gradients(arguments, gradients, start, squares)
+        return autograd.accumulate_gradients(arguments, gradients, start, squares, ranks)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]
     results = autograd.tide_loss(*arguments.flat(), wanted)
     total, *others = results[: len(LossTerms._fields)]

@@ -10,6 +10,11 @@ only on the codes. With a sparsity weight and several chunks, all chunks are the
 compact codes and modulated tokens are kept: ``O(n_tokens (k + d_model))`` memory, and nothing is computed twice.
 BatchTopK, which selects from the whole batch, encodes all chunks first as well (`tide_kernels.batch_topk`); with
 thresholds it encodes them once to find the cut and again in the step (`tide_kernels.heights`).
+
+Where `Ranks` share the step, normalisers, S and the cut are those of all ranks, and sums and gradients are summed over
+the ranks at the end. What a buffer holds before counts once: of the ranks whose gradients are summed only the first
+starts from it. Ranks that share the latents sum each chunk's reconstruction, so that the loss's gradient is the same on
+all of them; what follows from it for their own latents is theirs alone.
 """
 
 from __future__ import annotations
@@ -30,7 +35,9 @@ from tide_kernels.jumprelu import Thresholds
 from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.options import LossArguments, Parameters
+from tide_kernels.ranks import ALONE, Ranks
 from tide_kernels.reference import accumulator
+from tide_kernels.shards import largest_of_all
 
 SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
 
@@ -45,7 +52,7 @@ class Chunk(NamedTuple):
 
 class FusedStep:
     """One training step. It adds the gradients to the buffers ``gradients``, which have the dtype of the sums, and of
-    which ``start`` first replaces what they hold; it and ``squares`` as in `tide_kernels.tide_loss`."""
+    which ``start`` first replaces what they hold; it, ``squares`` and ``ranks`` as in `tide_kernels.tide_loss`."""
 
     def __init__(
         self,
@@ -54,41 +61,50 @@ class FusedStep:
         gradients: dict[str, Tensor],
         start: float | None = None,
         squares: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.x, parameters, _, self.dead, self.dtype, self.options = arguments
-        self.choice, self.gradients = choice, gradients
+        self.choice, self.gradients, self.ranks = choice, gradients, ranks
         self.sum_dtype = accumulator(self.dtype)
-        self.batch = Batch(arguments, choice)
+        self.batch = Batch(arguments, choice, ranks)
         self.W_enc, self.b_enc, self.W_dec = self.batch.W_enc, self.batch.b_enc, parameters.W_dec.to(self.dtype)
         self.b_dec, self.threshold = parameters.b_dec, parameters.threshold
-        self.n_tokens, self.d_model = self.x.shape
+        self.n_tokens, self.d_model = self.batch.all_tokens, self.x.shape[1]  # of all ranks
         self.n_latents = len(self.W_enc)
-        self.s_target = self.options.sparsity_target(self.n_latents)
+        self.share = self.n_latents / self.batch.all_latents  # codes divide soft counts by their own latents
+        self.s_target = self.options.sparsity_target(self.batch.all_latents)
+        self.n_elements = self.n_tokens * self.d_model
         self.gain = self.gain_of(self.n_tokens, self.d_model, self.dtype)
+        start = start if ranks.tokens.number == 0 else 0.0
         self.walk = self.first_walk(start, squares)
         if start is not None:
             self.start_gradients(start, parameters)
+        for gradient in self.of_all_latents() if ranks.latents.number else ():
+            gradient.zero_()
         self.revived: DeadLatents | None = None
         if self.dead is not None and self.options.k_aux:
             weights = (self.W_enc, self.b_enc, self.W_dec)
-            self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients)
+            self.revived = dead_latents(self.dead, self.options, choice, *weights, gradients, ranks.latents)
         self.thresholds: Thresholds | None = None  # JumpReLU's; those of BatchTopK follow from the whole batch
         if self.options.activation == "jumprelu":
             assert self.threshold is not None
             self.thresholds = Thresholds(self.threshold, self.batch, self.options.bandwidth, "threshold" in gradients)
         self.selection: Selection | None = None
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
-        sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
-        self.sums = dict(zip(SUMS, sums.unbind(), strict=True))
+        self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
+        self.sums = dict(zip(SUMS, self.all_sums.unbind(), strict=True))
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
-        if not (self.choice.ops.walks and sparse and self.n_tokens):
+        if not (self.choice.ops.walks and sparse and self.batch.n_tokens):
             return None
-        alone = self.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
+        finishes = self.batch.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
         # A walk in another dtype reads rounded weights.
-        return Walk(start if not start or self.dtype == torch.float32 else None, squares if alone else None)
+        return Walk(
+            start if not start or self.dtype == torch.float32 else None,
+            squares if finishes and not self.ranks.several else None,
+        )
 
     def start_gradients(self, start: float, parameters: Parameters) -> None:
         """Of all gradients but those that a walk starts."""
@@ -100,6 +116,10 @@ class FusedStep:
                 torch.mul(getattr(parameters, name), start, out=gradient)
             else:
                 gradient.zero_()
+
+    def of_all_latents(self) -> list[Tensor]:
+        """The gradients that are sums over all latents."""
+        return [gradient for name, gradient in self.gradients.items() if name in MODULATION or gradient.dim() == 0]
 
     def gradient_dtype(self, choice: Choice) -> torch.dtype:
         """The dtype of a reconstruction's gradient: dense products round it anyway, gathers keep the loss's."""
@@ -125,8 +145,13 @@ class FusedStep:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
+        # Reconstructions are those of all latents already.
+        self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"]])
+        self.ranks.tokens.sum_([self.all_sums])
         if "threshold" in self.gradients:
             self.finish_thresholds(self.gradients["threshold"])
+        self.ranks.latents.sum_(self.of_all_latents())
+        self.ranks.tokens.sum_(list(self.gradients.values()))
         return self.terms()
 
     def finish_thresholds(self, gradient: Tensor) -> None:
@@ -137,13 +162,14 @@ class FusedStep:
 
     def needs_slope(self) -> bool:
         """Whether the sparsity term's gradient needs more than one chunk's codes."""
-        return bool(self.options.weights.sparsity and self.gradients) and len(self.batch.starts) > 1
+        several = self.ranks.several or len(self.batch.starts) > 1
+        return bool(self.options.weights.sparsity and self.gradients) and several
 
     def run_kept(self) -> None:
         """Encodes all chunks before the first is used."""
         kept = [self.keep(start) for start in self.batch.starts]
         counts = (soft_count(c.values.to(self.sum_dtype), self.n_latents, self.options.soft_eps) for _, c, _ in kept)
-        slope = self.sparsity_slope(sum(counts, self.sums["sparsity"]))
+        slope = self.slope_of_all(sum(counts, self.sums["sparsity"]))
         for tokens, code, dead in kept:
             dead_code = None if dead is None else self.unpack_dead(dead)
             self.accumulate(Chunk(tokens, code.unpack(self.choice, self.n_latents), dead_code), slope)
@@ -155,7 +181,7 @@ class FusedStep:
             self.selection = batch_topk_of_heights(self.batch, self.threshold, "threshold" in self.gradients)
         slope = None
         if self.needs_slope():
-            slope = self.sparsity_slope(self.selection.soft_count(self.options.soft_eps))
+            slope = self.slope_of_all(self.selection.soft_count(self.options.soft_eps))
         for tokens, code, dead_code in self.selection.chunks(self.dead_code):
             self.accumulate(Chunk(tokens, code, dead_code), slope)
 
@@ -163,11 +189,15 @@ class FusedStep:
         revived = self.revived
         return None if revived is None else kept.unpack(revived.choice, len(revived.W_enc))
 
+    def slope_of_all(self, count: Tensor) -> Tensor:
+        """`sparsity_slope`, from the sum of this rank's soft counts."""
+        return self.sparsity_slope(self.ranks.summed(count * self.share) if self.ranks.several else count)
+
     def sparsity_slope(self, count: Tensor) -> Tensor:
         """The factor of the soft count's gradient, from the sum of the batch's soft counts."""
-        options = self.options
-        excess = count / self.n_tokens - self.s_target
-        return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / self.n_tokens)
+        options, n = self.options, max(self.n_tokens, 1)
+        excess = count / n - self.s_target
+        return excess.clamp(-options.delta, options.delta) * (options.weights.sparsity * self.gain / n * self.share)
 
     def penalty_slope(self) -> Tensor | None:
         """The derivative of JumpReLU's penalty, times its weight, in the number of active places; None without one."""
@@ -177,14 +207,22 @@ class FusedStep:
         return (self.sums["sparsity"] / wanted - 1) * (2 * weight * self.gain / wanted)
 
     def select(self, tokens: Tokens, pre: Tensor | None) -> Compact:
-        ops, k = self.choice.ops, self.options.k
-        return Compact(*(ops.code(tokens.x_mod, self.W_enc, self.b_enc, k) if pre is None else ops.select(pre, k)))
+        ops, k = self.choice.ops, min(self.options.k, self.n_latents)
+        code = Compact(*(ops.code(tokens.x_mod, self.W_enc, self.b_enc, k) if pre is None else ops.select(pre, k)))
+        return largest_of_all(ops, code, self.options.k, self.ranks.latents)
 
     def dead_code(self, tokens: Tokens, pre: Tensor | None) -> Code | None:
         """The code of the chunk's dead latents, if there are any."""
         if (revived := self.revived) is None:
             return None
+        if self.ranks.latents.several:
+            return self.unpack_dead(self.select_dead(revived, tokens, pre))
         return encode(revived.choice, revived.pre_activations(tokens.x_mod, pre), revived.k)
+
+    def select_dead(self, revived: DeadLatents, tokens: Tokens, pre: Tensor | None) -> Compact:
+        ops = self.choice.ops
+        code = Compact(*ops.select(revived.pre_activations(tokens.x_mod, pre), revived.k))
+        return largest_of_all(ops, code, self.options.k_aux, self.ranks.latents)
 
     def tokens_and_pre_activations(self, start: int) -> tuple[Tokens, Tensor | None]:
         """The second is None where the backend selects without it."""
@@ -196,8 +234,8 @@ class FusedStep:
         dead_code = self.dead_code(tokens, pre)
         if self.thresholds is not None:
             return Chunk(tokens, self.thresholds.code(self.batch, tokens, pre), dead_code)
-        if pre is None:
-            return Chunk(tokens, self.select(tokens, None).unpack(self.choice, self.n_latents), dead_code)
+        if pre is None or self.ranks.latents.several:
+            return Chunk(tokens, self.select(tokens, pre).unpack(self.choice, self.n_latents), dead_code)
         code = encode(self.choice, pre, self.options.k, (self.options.paired, self.options.soft_eps))
         return Chunk(tokens, code, dead_code)
 
@@ -207,23 +245,26 @@ class FusedStep:
         kept = self.select(tokens, pre)
         if (revived := self.revived) is None:
             return tokens, kept, None
-        return tokens, kept, Compact(*self.choice.ops.select(revived.pre_activations(tokens.x_mod, pre), revived.k))
+        return tokens, kept, self.select_dead(revived, tokens, pre)
 
     def accumulate(self, chunk: Chunk, sparsity_slope: Tensor | None) -> None:
         """Adds a chunk's part of every sum and every gradient. ``sparsity_slope`` may be None if the chunk is the whole
         batch or the sparsity term has no weight."""
         options, weights, tokens = self.options, self.options.weights, chunk.tokens
         temporal, count = chunk.code.sums(options.paired, options.soft_eps)
+        if self.ranks.latents.several and self.thresholds is None:
+            count = count * self.share
         self.sums["temporal"] += temporal
         self.sums["sparsity"] += count
         if weights.sparsity and sparsity_slope is None and self.thresholds is None:
             sparsity_slope = self.sparsity_slope(count)
         x_hat = chunk.code.decode(self.W_dec)
+        self.ranks.latents.sum_([x_hat])
         loss = self.choice.ops.reconstruction_loss(
             tokens.x,
             x_hat,
             self.b_dec,
-            weights.mse * self.gain * 2 / self.x.numel(),
+            weights.mse * self.gain * 2 / self.n_elements,
             weights.cosine * self.gain / self.n_tokens,
             self.gradient_dtype(self.choice) if self.gradients else None,
             chunk.dead_code is not None,
@@ -252,9 +293,11 @@ class FusedStep:
     ) -> Tensor | None:
         """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
         gradient of x_mod and returns it."""
-        factor = self.options.weights.auxk * self.gain * 2 / self.x.numel()
+        factor = self.options.weights.auxk * self.gain * 2 / self.n_elements
         dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None
-        squared, grad = (self.choice.ops.misfit or misfit)(code.decode(revived.W_dec), error, factor, dtype)
+        rebuilt = code.decode(revived.W_dec)
+        self.ranks.latents.sum_([rebuilt])
+        squared, grad = (self.choice.ops.misfit or misfit)(rebuilt, error, factor, dtype)
         self.sums["auxk"] += squared
         if grad is None:
             return grad_x_mod
@@ -263,18 +306,36 @@ class FusedStep:
 
     def terms(self) -> LossTerms:
         options, sums, n = self.options, self.sums, max(self.n_tokens, 1)
-        elements = max(self.x.numel(), 1)
+        elements = max(self.n_elements, 1)
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
         sparsity = self.sparsity(sums["sparsity"] / n) * (self.n_tokens > 0)
         auxk = sums["auxk"] / elements
         if self.dead is not None:
-            auxk = torch.where(self.dead.any(), auxk, 0)  # without dead latents there is nothing to revive
+            auxk = torch.where(self.any_dead(self.dead), auxk, 0)  # without dead latents there is nothing to revive
         total = torch.zeros_like(mse)
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, *self.least_and_overflow())
+        least, overflow = self.least_and_overflow()
+        self.sum_counts(overflow)
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, least, overflow)
+
+    def any_dead(self, dead: Tensor) -> Tensor:
+        if not self.ranks.latents.several:
+            return dead.any()
+        return self.ranks.latents.summed(dead.any().to(torch.int32)) > 0
+
+    def sum_counts(self, overflow: Tensor) -> None:
+        """Over the ranks, of which each should know how many tokens and latents all hold."""
+        if not self.ranks.several:
+            return
+        sizes = (self.batch.n_tokens, self.n_latents)
+        tokens, latents = (torch.full((), size, dtype=torch.int64, device=self.x.device) for size in sizes)
+        self.ranks.latents.sum_([overflow, latents])
+        self.ranks.tokens.sum_([overflow, self.fired, tokens])
+        if self.x.device.type == "cpu":
+            self.ranks.check(int(tokens), int(latents))
 
     def sparsity(self, mean: Tensor) -> Tensor:
         """The sparsity term, from the mean soft count or, for JumpReLU, the mean number of active latents."""

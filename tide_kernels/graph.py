@@ -93,7 +93,8 @@ class GraphedLoss:
     of two: that many are computed, in every call, so that all have the same bits. Weights and buffers must stay where
     they are in memory: elsewhere, they make a new kind. The next call overwrites the terms of a replay.
 
-    Where capturing fails, a warning says why, once, and the calls that are not captured yet run as ever.
+    Where capturing fails, a warning says why, once, and the calls that are not captured yet run as ever. Calls with
+    ``ranks`` always run as ever.
     """
 
     def __init__(self, graphs: Callable[[], Graphs] = CudaGraphs) -> None:
@@ -105,6 +106,8 @@ class GraphedLoss:
         self._fails = False
 
     def __call__(self, x: Tensor, *, gradients: dict[str, Tensor], **arguments: Any) -> LossTerms:
+        if arguments.get("ranks") is not None:
+            return tide_loss(x, gradients=gradients, **arguments)
         arguments["x"] = x
         inputs = {name: _padded(name, arguments[name]) for name in INPUTS if arguments.get(name) is not None}
         arguments |= inputs

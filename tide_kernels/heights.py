@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tide_kernels.batch import Batch
-from tide_kernels.batch_topk import MOST_CANDIDATES, Cut, DeadCode, Passes, Selection, find_cut, likely_bound, sampled
+from tide_kernels.batch_topk import Cut, DeadCode, Passes, Selection, candidates, find_cut, likely_bound, sampled
 from tide_kernels.codes import Code, Compact, DenseCode, Slopes, SparseCode, Tokens
 from tide_kernels.jumprelu import DenseJump, SparseJump, Thresholds, add_to, at_places, table_of
 from tide_kernels.losses import full_sum, soft_count, soft_count_gradient
@@ -39,10 +39,10 @@ _ELEMENTS = 2**26
 def batch_topk_of_heights(batch: Batch, threshold: Tensor, wanted: bool) -> Selection:
     """The selection of ``n_tokens k`` entries. ``wanted``: whether the thresholds get a gradient."""
     units = Units(threshold, batch)
-    if batch.choice.regime == "sparse" and batch.x.device.type == "cpu" and batch.n_tokens:
-        candidates = Candidates.of(batch, units, wanted)
-        if candidates is not None:
-            return candidates
+    if batch.choice.regime == "sparse" and batch.x.device.type == "cpu" and batch.all_tokens:
+        found = Candidates.of(batch, units, wanted)
+        if found is not None:
+            return found
     return Recomputed(batch, units, wanted)
 
 
@@ -81,7 +81,7 @@ class CutThresholds(Thresholds):
 
     def __init__(self, units: Units, factor: Tensor, batch: Batch, wanted: bool) -> None:
         super().__init__(factor * units.table, batch, batch.options.bandwidth, wanted)
-        self.units, self.factor = units.table, factor
+        self.units, self.factor, self.ranks = units.table, factor, batch.ranks
         # Where all positive entries stay, c is 0 and T gets no gradient: what is near 0 need not be coded.
         self.bound = torch.where(factor > 0, self.bound, self.table)
 
@@ -96,8 +96,10 @@ class CutThresholds(Thresholds):
         assert self.sums is not None
         sums, near = self.sums
         by_theta = self.table * sums / -self.bandwidth
-        held = full_sum(near * self.units).clamp(min=torch.finfo(sums.dtype).tiny)
-        along = full_sum(by_theta * self.units)
+        held, along = full_sum(near * self.units), full_sum(by_theta * self.units)
+        if self.ranks.several:
+            held, along = self.ranks.summed(torch.stack([held, along])).unbind()
+        held = held.clamp(min=torch.finfo(sums.dtype).tiny)
         add_to(gradient, self.factor * (by_theta - near * (along / held)))
 
 
@@ -158,29 +160,25 @@ class Candidates(HeightSelection):
                 at = at_places(units.table, code.indices, units.group(tokens))
                 ops.key_histogram_(code.values.to(units.dtype) / at, counts, shift, high)
 
-        cut = find_cut(histogram, units.dtype, batch.n_tokens * batch.options.k, batch.x.device)
+        cut = find_cut(histogram, units.dtype, batch.all_tokens * batch.options.k, batch.x.device, batch.ranks)
         super().__init__(batch, units, cut, wanted)
         self.kept, self.multiplies = kept, False
 
     @classmethod
     def of(cls, batch: Batch, units: Units, wanted: bool) -> Candidates | None:
-        """None if the bound is above the cut, or far below it."""
+        """None if the bound is above the cut or, on any rank, far below it."""
         sample = Sample.of(batch, units)
-        bound, found = sample.bound(), 0
-        kept = []
-        for start in batch.starts:
-            tokens = batch.tokens(start)
-            values, indices, count = batch.above(tokens, None, bound * units.table, units.group(tokens))
-            found += int(count.sum())
-            if found > MOST_CANDIDATES * batch.n_tokens * batch.options.k:
-                return None
-            kept.append((tokens, Compact(values, indices)))
-        candidates = cls(batch, units, kept, wanted)
-        if not bool(candidates.thresholds.factor >= bound):
+        bound = sample.bound()
+        kept, _ = candidates(batch, lambda tokens: (bound * units.table, units.group(tokens)))
+        (failed,) = batch.ranks.totals(kept is None)
+        if kept is None or failed:
+            return None
+        found = cls(batch, units, kept, wanted)
+        if not bool(found.thresholds.factor >= bound):
             return None
         # A code that is longer than it has places is made twice, which with pre-activations at hand costs little.
-        candidates.multiplies = sample.above(candidates.thresholds.bound) > batch.options.places(batch.n_latents) / 2
-        return candidates
+        found.multiplies = sample.above(found.thresholds.bound) > batch.options.places(batch.n_latents) / 2
+        return found
 
     def soft_count(self, soft_eps: float) -> Tensor:
         total = torch.zeros((), dtype=self.units.dtype)
@@ -219,7 +217,7 @@ class Sample(NamedTuple):
         """How many entries of a token are above thresholds, on average."""
         bound = table[:, :: self.step]
         passes = self.pre > (bound if self.group is None else bound.index_select(0, self.group))
-        return float(passes.sum()) / len(self.pre) * self.step
+        return float(passes.sum()) / max(1, len(self.pre)) * self.step
 
 
 class Recomputed(HeightSelection):
@@ -227,7 +225,8 @@ class Recomputed(HeightSelection):
 
     def __init__(self, batch: Batch, units: Units, wanted: bool) -> None:
         self.passes = passes = Passes(batch)
-        ops, most = batch.choice.ops, max(1, batch.n_tokens) * batch.options.k
+        ops, most = batch.choice.ops, max(1, batch.all_tokens) * batch.options.k
+        rank_histogram_ = None if batch.ranks.several else ops.rank_histogram_  # as in `tide_kernels.batch_topk`
 
         def histogram(counts: Tensor, shift: int, high: Tensor | None) -> None:
             for tokens, pre in passes:
@@ -235,12 +234,12 @@ class Recomputed(HeightSelection):
                 whole = passes.single is not None and pre.numel() <= _ELEMENTS
                 for rows in _parts(pre):
                     heights = units.heights(pre[rows], None if group is None else group[rows])
-                    if whole and high is None and ops.rank_histogram_ is not None:
-                        ops.rank_histogram_(heights, counts, shift, most)
+                    if whole and high is None and rank_histogram_ is not None:
+                        rank_histogram_(heights, counts, shift, most)
                     else:
                         ops.key_histogram_(heights, counts, shift, high)
 
-        super().__init__(batch, units, find_cut(histogram, units.dtype, most, batch.x.device), wanted)
+        super().__init__(batch, units, find_cut(histogram, units.dtype, most, batch.x.device, batch.ranks), wanted)
 
     def soft_count(self, soft_eps: float) -> Tensor:
         ops, total = self.batch.choice.ops, torch.zeros((), dtype=self.units.dtype, device=self.batch.x.device)

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.activations.stream import ActivationBuffer, LiveStream, cut, stream
 from tide.errors import TideError
+
+BLOCK = 6
 
 
 def collected(n_batches: int, n: int = 20, *, paired: bool = True, first: int = 0) -> list[ActivationBatch]:
@@ -132,7 +135,7 @@ def passes(seed: int, start: int, *, n_samples: int, per_pass: int, rows: int, p
             (batch,) = collected(1, rows, first=sample, paired=paired)
             batch.x = batch.x + (seed % 1000) + 1e4 * (min(first + per_pass, n_samples) - first)
             batches.append(batch)
-        yield ActivationBatch.cat(batches)
+        yield BlockBatch({BLOCK: ActivationBatch.cat(batches)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,7 +160,8 @@ def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_p
     whole = list(islice(live.from_step(0), start + 3))
     assert set(asked) == {0}
     asked.clear()
-    for one, other in zip(islice(live.from_step(start), 3), whole[start:], strict=True):
+    for resumed, uninterrupted in zip(islice(live.from_step(start), 3), whole[start:], strict=True):
+        one, other = resumed[BLOCK], uninterrupted[BLOCK]
         assert len(one) == batch
         assert one.paired
         for name in ("x", "sample", "token", "group", "timestep", "conditioning"):
@@ -178,7 +182,7 @@ def test_a_live_stream_gives_every_row_once_an_epoch():
         buffer_rows=80,
     )
     assert live.bounds == [0, 4, 8, 10]
-    epochs = [list(islice(live.from_step(first), 4)) for first in (0, 4)]
+    epochs = [[each[BLOCK] for each in islice(live.from_step(first), 4)] for first in (0, 4)]
     for epoch in epochs:
         counts = Counter((int(s), int(t)) for b in epoch for s, t in zip(b.sample, b.token, strict=True))
         assert counts == {(sample, token): 2 for sample in range(10) for token in range(10)}

@@ -222,6 +222,7 @@ def test_a_torchvision_of_another_torch(cli, monkeypatch):
 WRITERS = {
     "demo": [],
     "evaluate": ["--sae", "{sae}", "--data", "{images}"],
+    "sweep": ["--sae", "{sae}", "--data", "{images}"],
     "concepts": ["--sae", "{sae}", "--data", "{images}", "--concepts", "near"],
     "atlas": ["--sae", "{sae}", "--data", "{images}"],
     "trajectory": ["--sae", "{sae}", "--prompt", "near"],

@@ -15,6 +15,7 @@ RUNS = {
     "collect": ["--pipeline", "scenes", "--data", "scenes"],
     "train": ["--pipeline", "scenes", "--data", "scenes"],
     "evaluate": ["--data", "scenes"],
+    "sweep": ["--data", "scenes"],
     "concepts": ["--concepts", "near", "--data", "scenes"],
     "atlas": ["--data", "scenes"],
     "trajectory": ["--prompt", "near"],
@@ -43,7 +44,7 @@ def test_a_file_that_is_not_there(cli, tmp_path, checkpoint, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["evaluate", "concepts", "atlas", "trajectory", "edit"])
+@pytest.mark.parametrize("name", ["evaluate", "sweep", "concepts", "atlas", "trajectory", "edit"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_checkpoint_of_a_family_without_an_adapter_says_which(cli, tmp_path, checkpoint, name, recorded):
     if recorded:

@@ -20,7 +20,7 @@ from tide.cli.settings import train_config
 from tide.errors import TideError
 from tide.files import lock_folder
 from tide.runs import contents
-from tide.training import TrainConfig, Trainer
+from tide.training import Learner, TrainConfig
 from tide.training.sources import mixed
 
 
@@ -33,14 +33,14 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    train_step = Trainer._train_step
+    train_step = Learner.train_step
 
-    def interrupted(trainer: Trainer, batch):
+    def interrupted(trainer: Learner, batch):
         if trainer.step == step:
             raise KeyboardInterrupt
         return train_step(trainer, batch)
 
-    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    monkeypatch.setattr(Learner, "train_step", interrupted)
 
 
 def test_resume_ends_where_an_uninterrupted_run_does(cli, store, checkpoint, tmp_path, monkeypatch):
@@ -175,6 +175,30 @@ def live(pipeline, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("live") / "whole"
     assert main([str(each) for each in (*command, "--steps", 15, "--out", out)]) == 0
     return [*command, "--steps", 15], out
+
+
+def test_all_blocks_train_on_one_stream(cli, live, tmp_path):
+    """The memory is said before it starts; a block has the weights that it would have alone."""
+    command, whole = live
+    at = command.index("--block")
+    several = [*command[:at], "--block", 2, 0, *command[at + 2 :], "--out", tmp_path / "set"]
+    result = cli(*several)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert re.match(
+        r"a TIDE of \d+ latents for each of blocks 2, 0: .* GB of weights, gradients and moments, and", lines[1]
+    )
+    assert [f"on block {block} for 15 steps" in line for block, line in zip((2, 0), lines[2:], strict=True)] == [
+        True
+    ] * 2
+    assert equal(weights(tmp_path / "set/block-2"), weights(whole))
+    assert cli(*several, "--resume").code == 0
+
+
+def test_stores_of_several_blocks_train_together(cli, store, checkpoint, tmp_path):
+    assert cli("train", "--store", store, "--out", tmp_path / "set", "--steps", 8, *SMALL).code == 0
+    assert sorted(each.name for each in (tmp_path / "set").glob("block-*")) == ["block-3", "block-6"]
+    assert equal(weights(tmp_path / "set/block-6"), weights(checkpoint))
 
 
 # -- what a resumed training may be ------------------------------------------------------------------------------

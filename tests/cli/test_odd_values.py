@@ -14,9 +14,11 @@ from tide.errors import TideError
 LEAST = {
     "demo": [],
     "doctor": [],
+    "plan": ["--pipeline", "p", "--images", "1"],
     "collect": ["--pipeline", "p", "--data", "here", "--out", "o"],
     "train": ["--store", "s", "--out", "o"],
     "evaluate": ["--sae", "s", "--data", "here", "--out", "o"],
+    "sweep": ["--sae", "s", "--data", "here", "--out", "o"],
     "concepts": ["--sae", "s", "--data", "here", "--out", "o"],
     "atlas": ["--sae", "s", "--out", "o"],
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],

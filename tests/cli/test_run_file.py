@@ -15,9 +15,11 @@ DRAWN = [*CHECKPOINT, "--prompt", "near", "--n-steps", "4"]
 
 #: Of every command that makes a folder: the kind, and the least that makes it.
 MAKERS = {
+    "plan": ("plan", ["--pipeline", "{pipeline}", "--images", "2", "--machine", "nvidia-h200"]),
     "collect": ("activations", ["--pipeline", "{pipeline}", "--data", "{images}", "--images", "2"]),
     "train": ("autoencoder", ["--store", "{store}", "--steps", "2", *SMALL]),
     "evaluate": ("evaluation", [*CHECKPOINT, "--data", "{images}", "--loss-timesteps", "1", "--loss-images", "2"]),
+    "sweep": ("sweep", [*CHECKPOINT, "--data", "{images}", "--timesteps", "1", "--loss-images", "2"]),
     "concepts": ("concepts", [*CHECKPOINT, "--data", "{images}", "--concepts", "near", "--timesteps", "1"]),
     "atlas": ("atlas", [*CHECKPOINT, "--data", "{images}", "--images", "4", "--timesteps", "1"]),
     "trajectory": ("trajectory", DRAWN),
@@ -52,7 +54,7 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
     assert holds.data
     assert holds.configuration or kind == "activations"
-    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("trajectory", "edit")
+    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("plan", "trajectory", "edit")
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)
     if kind != "study":

@@ -223,6 +223,7 @@ def commands(checkpoint: Path, store: Path, images: Path) -> dict[str, tuple[lis
     return {
         "edit": (["edit", *sae, "--prompt", "a red house", "--erase", 1], checkpoint),
         "evaluate": (["evaluate", *sae, "--data", images], checkpoint),
+        "sweep": (["sweep", *sae, "--data", images], checkpoint),
         "concepts": (["concepts", *sae, "--data", images, "--concepts", "near"], checkpoint),
         "atlas": (["atlas", *sae, "--data", images], checkpoint),
         "trajectory": (["trajectory", *sae, "--prompt", "a red house"], checkpoint),
@@ -230,7 +231,7 @@ def commands(checkpoint: Path, store: Path, images: Path) -> dict[str, tuple[lis
     }
 
 
-COMMANDS = ("edit", "evaluate", "concepts", "atlas", "trajectory", "train")
+COMMANDS = ("edit", "evaluate", "sweep", "concepts", "atlas", "trajectory", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,7 +16,7 @@ import tyro
 from tests.helpers.cli_samples import SMALL
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
-from tide.cli.options import Activations, Autoencoder, Data, Model, Option, options_of
+from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model, Option, options_of
 from tide.cli.parsing import given_options
 from tide.cli.settings import train_config
 from tide.errors import TideError
@@ -26,6 +26,10 @@ from tide.training import TrainConfig
 LINES = {
     "demo": ["--out {out}"],
     "doctor": [""],
+    "plan": [
+        "--pipeline {pipeline} --images 4 --machine nvidia-h200 --out {out}",
+        "--d-model 8 --blocks 2 --tokens 4 --images 4 --machine nvidia-h200 --out {out}",
+    ],
     "collect": [
         "--pipeline {pipeline} --data {images} --out {out}",
         "--pipeline {pipeline} --data scenes --images 2 --out {out}",
@@ -50,6 +54,14 @@ LINES = {
         "--sae s --data a/name --out o",
         "--sae s --data a.parquet --out o",
         "--sae s --data . --images 8 --loss-timesteps 1 --loss-images 2 --out o",
+    ],
+    "sweep": [
+        "--sae {sae} --pipeline scenes --images 16 --timesteps 1 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data {images} --images 8 --timesteps 1 --loss-images 1 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data scenes --images 16 --timesteps 1 --out {out}",
+        "--sae s --data a/name --out o",
+        "--sae s --data a.parquet --out o",
+        "--sae s --data . --images 8 --timesteps 1 --loss-images 2 --out o",
     ],
     "concepts": [
         "--sae {sae} --pipeline scenes --concepts near --images-per-concept 24 --out {out}",
@@ -105,6 +117,9 @@ VALUES = {
     **dict.fromkeys(("target", "save_target", "clip", "lpips", "prompt", "towards", "concepts"), "there"),
     **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
     **dict.fromkeys(("fit", "token_fraction", "hold_out"), "1/4"),
+    **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
+    **dict.fromkeys(("machine", "activation"), "name"),
+    "memory": "1GB",
     "prompts": "3",
     "set": "k=3",
     "change": "near=far",
@@ -206,7 +221,7 @@ def watching() -> Iterator[set[str]]:
         return object.__getattribute__(self, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Command, Activations, Autoencoder, Data, Model):
+        for kind in (Command, Activations, Autoencoder, Autoencoders, Data, Model):
             patch.setattr(kind, "__getattribute__", watched, raising=False)
         yield found
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tide.evaluation import comparison
+from tide.evaluation import PCA, comparison
 
 
 def losses(by_timestep: dict[str, float]) -> dict:
@@ -25,6 +26,6 @@ def test_a_clean_loss_of_zero(monkeypatch, reconstructed, ratio, worst):
     found["tide"] = losses({"1000": reconstructed, "500": 0.3, "0": 0.5})
     found["ablated"] = losses({"1000": 0.5, "500": 0.5, "0": 0.9})
     monkeypatch.setattr(comparison, "diffusion_loss", lambda *_, **__: found)
-    table = comparison.compare_losses(None, {"tide": None}, None, 8, [], 0, None)
+    table = comparison.compare_losses(None, {"tide": None}, PCA(torch.zeros(1), torch.eye(1)), 8, [], 0, None)
     assert table["by_timestep"]["1000"]["ratio"] == ratio
     assert table["worst"] == worst

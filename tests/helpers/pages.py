@@ -26,6 +26,7 @@ SMALL_OPTIONS = {
     "collect": {"--images": "8", "--batch-size": "4"},
     "train": {"--steps": "2"},
     "evaluate": {"--images": "8", "--loss-timesteps": "1", "--loss-images": "2"},
+    "sweep": {"--images": "16", "--timesteps": "1", "--loss-images": "2"},
     "concepts": {"--images-per-concept": "4", "--timesteps": "1"},
     "atlas": {"--images": "4", "--timesteps": "1"},
     "edit": {"--n-steps": "3"},

@@ -15,10 +15,10 @@ from tide.activations.collect import sample_noise
 from tide.data import open_source
 from tide.errors import TideError, TideWarning
 from tide.evaluation import auroc
+from tide.evaluation.baselines import untrained
 from tide.images.trained import TrainedOn
 from tide.interpretation import Annotated, concept_scores, mean_latents
 from tide.interpretation.captions import caption_concepts
-from tide.interpretation.image_latents import untrained
 from tide.interpretation.image_scores import halves
 from tide.interpretation.reading import noised_activations
 from tide.sae import TIDE, TIDEConfig

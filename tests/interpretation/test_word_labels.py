@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tide.evaluation.statistics import auroc
+from tide.images.words import concept_of, folded, holds
 from tide.interpretation.word_labels import MOST_WORDS, label_words
-from tide.interpretation.words import concept_of, folded, holds
 
 N = 200
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 
-from tide_kernels import LossTerms, LossWeights, tide_loss
+from tide_kernels import LossTerms, LossWeights, Ranks, tide_loss
 from tide_kernels.graph import COUNTED, INPUTS, KEPT, PATIENCE, TABLES, CudaGraphs, GraphedLoss
 
 N_TOKENS, D, N, K = 64, 8, 32, 4
@@ -97,7 +98,7 @@ class Step:
         return [each.clone() for each in (*terms, *self.gradients.values(), *tables.values())]
 
 
-def check(step: Step, loss: GraphedLoss, inputs: dict, k: int = K, start: float | None = None) -> None:
+def check(step: Step, loss: Callable[..., LossTerms], inputs: dict, k: int = K, start: float | None = None) -> None:
     expected = step(tide_loss, inputs, k, start)
     for number, (got, each) in enumerate(zip(step(loss, inputs, k, start), expected, strict=True)):
         assert torch.equal(got, each), number
@@ -109,6 +110,14 @@ def test_equal_calls_are_captured_once_and_replayed():
     for number in range(PATIENCE + 6):
         check(step, loss, step.inputs(number))
     assert (graphs.warm, graphs.captures, graphs.replays) == (1, 1, 5)
+
+
+def test_calls_with_ranks_are_never_captured():
+    graphs, step = Recorded(), Step()
+    loss = GraphedLoss(lambda: graphs)
+    for number in range(PATIENCE + 2):
+        check(step, partial(loss, ranks=Ranks()), step.inputs(number, groups=3))
+    assert (graphs.captures, graphs.replays) == (0, 0)
 
 
 def test_a_start_replaces_what_gradients_hold():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import naive
-from tide_kernels import LossWeights, backend_status, heights, tide_loss
+from tide_kernels import LossWeights, backend_status, batch_topk, heights, tide_loss
 from tide_kernels.testing import assert_close, random_problem
 
 EXACT = 1e-11  # float64, relative to the RMS
@@ -62,7 +62,7 @@ def bound(request, monkeypatch):
     if request.param == "bound too high":
         monkeypatch.setattr(heights.Sample, "bound", lambda self: self.units.table.new_full((), 9.0))
     if request.param == "bound far too low":
-        monkeypatch.setattr(heights, "MOST_CANDIDATES", 1)
+        monkeypatch.setattr(batch_topk, "MOST_CANDIDATES", 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

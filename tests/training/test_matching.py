@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count, islice
 
@@ -17,7 +18,7 @@ from tide.errors import TideError, TideWarning
 from tide.sae import TIDE, TIDEConfig
 from tide.studies.bench import Bench, DataSizes
 from tide.training import LossConfig, ProgressiveK, TrainConfig, Trainer
-from tide.training.matching import MATCHED_ROWS, following, match_l0
+from tide.training.matching import MATCHED_ROWS, L0Match, following
 from tide.training.state import STATE
 
 #: What has a threshold to set.
@@ -46,6 +47,13 @@ def moved(k: int = 8, **options) -> TIDE:
         for parameter in sae.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return sae.eval()
+
+
+def match_l0(sae: TIDE, batches: Iterable[ActivationBatch]) -> None:
+    match = L0Match(sae)
+    for each in batches:
+        match.add(each)
+    match.finish()
 
 
 def l0(sae: TIDE, batches: list[ActivationBatch]) -> float:
@@ -168,7 +176,7 @@ def test_a_kill_while_the_threshold_is_set_runs_the_last_steps_again(tmp_path, m
     whole.fit(stream)
     killed = trainer(tmp_path / "parts", model(**options), steps=30, checkpoint_every=20, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("tide.training.trainer.match_l0", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(L0Match, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt, match="the checkpoint of step 20 is kept"):
             killed.fit(stream)
     resumed = trainer(tmp_path / "parts", model(**options), steps=30, checkpoint_every=20, **options)

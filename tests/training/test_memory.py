@@ -8,7 +8,7 @@ from tide.adapters import adapter_for
 from tide.errors import TideError
 from tide.sae import TIDE
 from tide.training import TrainConfig, build_model, memory
-from tide.training.memory import check_memory
+from tide.training.memory import check_memory, need
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,17 @@ def test_the_estimate(monkeypatch, room, fits):
     else:
         with pytest.raises(TideError, match="lower n_latents"):
             check_memory(config, 16)
+
+
+def test_several_blocks_need_their_weights_and_their_buffers(monkeypatch):
+    config = TrainConfig(n_latents=64, k=4, batch_tokens=100)
+    one, three = need(config, 16, buffer_rows=10), need(config, 16, blocks=3, buffer_rows=10)
+    assert (one.weights, one.step, one.buffer) == (32 * 64 * 16, 8 * 100 * 16, 40 * 16)
+    assert (three.weights, three.step, three.buffer) == (3 * one.weights, one.step, 3 * one.buffer)
+    monkeypatch.setattr(memory, "device_memory", lambda device: three.total - 1)
+    check_memory(config, 16, blocks=2, buffer_rows=10)
+    with pytest.raises(TideError, match=r"with 3 blocks of n_latents = 64 .* or train fewer blocks at a time$"):
+        check_memory(config, 16, blocks=3, buffer_rows=10)
 
 
 def test_a_device_that_is_not_there():

@@ -21,7 +21,7 @@ from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.images.trained import TrainedOn
-from tide.training import TrainConfig, build_model, from_pool, from_stores, live
+from tide.training import TrainConfig, build_model, from_block_stores, from_pool, from_stores, live, live_blocks
 
 N = 10
 OPTIONS = CollectOptions(token_fraction=1 / 4)
@@ -137,6 +137,24 @@ def test_a_damaged_store_is_found_first(stores, tmp_path):
         from_stores([path], PLAIN)
 
 
+@pytest.mark.parametrize("blocks", [None, [6]], ids=["all that are there", "one of them"])
+def test_stores_of_several_blocks_are_read_in_turn(stores, blocks):
+    jobs = from_block_stores(stores, PLAIN, blocks=blocks, buffer_rows=1024)
+    assert list(jobs.of) == (blocks or [3, 6])
+    for block, job in jobs.of.items():
+        alone = from_stores(stores / f"block-{block}", PLAIN, buffer_rows=1024)
+        assert alone.described == job.described
+        for together, own in zip(islice(jobs.batches(2), 3), alone.batches(2), strict=False):
+            assert torch.equal(together[block].x, own.x)
+
+
+def test_a_folder_without_the_store_of_a_block(stores, tmp_path):
+    with pytest.raises(TideError, match=r"holds no store of block 5; its blocks are 3, 6$"):
+        from_block_stores(stores, PLAIN, blocks=[5, 6])
+    with pytest.raises(TideError, match=r"holds no store of block 3; its blocks are none$"):
+        from_block_stores([stores, tmp_path], PLAIN)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,3 +231,17 @@ def test_a_live_stream_gives_the_same_bits_from_any_step(adapter, options, exact
             assert torch.equal(one.sample, other.sample)
     assert len(torch.cat([batch.sample for batch in whole]).unique()) == N
     assert not torch.equal(next(batches(0, seed=2)).x, whole[0].x)
+
+
+def test_several_blocks_get_what_each_would_get_alone(adapter, source):
+    jobs = live_blocks(adapter, source, CONFIG, blocks=[3, "penultimate", 3], options=OPTIONS, buffer_rows=100)
+    assert list(jobs.of) == [3, 6]
+    for block, job in jobs.of.items():
+        alone = live(adapter, source, CONFIG, block=block, options=OPTIONS, buffer_rows=100)
+        assert job.described == alone.described
+        assert (job.data, job.weights) == (alone.data, alone.weights)
+        assert job.model.config == alone.model.config
+        for together, own, of_job in zip(jobs.batches(1), islice(alone.batches(1), 3), job.batches(1), strict=False):
+            assert torch.equal(together[block].x, own.x)
+            assert torch.equal(of_job.x, own.x)
+            assert torch.equal(together[block].timestep, own.timestep)

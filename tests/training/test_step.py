@@ -100,7 +100,7 @@ def test_equals_the_plain_form_in_float64(tmp_path, case):
     for number in range(STEPS):
         rows = batch(number).merged()
         total, gradients = plain.step(number, rows)
-        figures = job._train_step(rows)
+        figures = job.train_step(rows)
         job.step += 1
         died += int(job.revival.dead.sum())
         assert float(figures["loss"]) == pytest.approx(total, rel=10 * near)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from tide import TIDE
-from tide.activations import collect
+from tide.activations import CollectOptions, collect
 from tide.activations.memory import ActivationPool
 from tide.adapters import Adapter
 from tide.data import open_source
@@ -17,7 +19,18 @@ from tide.errors import Interrupted, TideError
 from tide.files import lock_folder
 from tide.provenance import provenance
 from tide.runs import contents, read_run
-from tide.training import Job, TrainConfig, Trainer, build_model, from_pool, train
+from tide.training import (
+    Job,
+    Jobs,
+    Learner,
+    TrainConfig,
+    Trainer,
+    build_model,
+    from_pool,
+    live_blocks,
+    train,
+    train_blocks,
+)
 from tide.training.to_checkpoint import reserved
 
 CONFIG = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4, checkpoint_every=2)
@@ -70,15 +83,15 @@ def test_a_folder_that_holds_a_training(adapter, batches, tmp_path):
 
 
 def test_an_interrupted_training_is_resumed_to_the_same_bits(adapter, batches, tmp_path, monkeypatch):
-    step = Trainer._train_step
+    step = Learner.train_step
 
-    def interrupted(trainer: Trainer, batch):
+    def interrupted(trainer: Learner, batch):
         if trainer.step == 3:
             raise KeyboardInterrupt
         return step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", interrupted)
+        patch.setattr(Learner, "train_step", interrupted)
         with pytest.raises(Interrupted, match=r"^the checkpoint of step 2 is kept; rerun with resume to continue$"):
             train(job_of(batches, adapter), tmp_path / "t")
     assert contents(tmp_path / "t").measured == {}
@@ -108,3 +121,90 @@ def test_a_folder_that_another_training_writes_is_found_first(tmp_path):
     with lock_folder(tmp_path / "t"), pytest.raises(TideError, match="is being written by this process already"):
         with reserved(tmp_path / "t", resume=False):
             pytest.fail("not reserved")
+
+
+# -- several blocks --------------------------------------------------------------------------------------------------
+
+BLOCKS = CONFIG.changed({"steps": 5, "checkpoint_every": 2, "activation": "jumprelu", "centre": True})
+
+
+def jobs_of(adapter: Adapter, blocks=(6, 3)) -> Jobs:
+    images = open_source("scenes", adapter, images=8)
+    return live_blocks(adapter, images, BLOCKS, blocks=blocks, options=CollectOptions(token_fraction=1 / 2), cache=True)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (TIDE.from_pretrained(each).state_dict() for each in (one, other))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), (one, name)
+
+
+@pytest.fixture(scope="module")
+def together(adapter, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("together")
+    train_blocks(jobs_of(adapter), out)
+    return out
+
+
+def test_each_of_several_blocks_ends_as_if_it_were_trained_alone(adapter, together, tmp_path):
+    """A threshold that is set after training, and a mean that is measured before it, included."""
+    for block in (3, 6):
+        train(jobs_of(adapter, [block]).of[block], tmp_path / str(block))
+        assert_same_weights(together / f"block-{block}", tmp_path / str(block))
+        assert TIDE.from_pretrained(together / f"block-{block}").config.block == block
+
+
+def test_the_folder_of_several_blocks_says_what_it_holds(together):
+    holds = contents(together)
+    assert holds is not None
+    assert (holds.kind, holds.blocks) == ("autoencoder", [6, 3])
+    assert holds.files == {"block-6": "autoencoder", "block-3": "autoencoder"}
+    assert {each.name for each in together.iterdir()} == {"block-3", "block-6", "run.json"}
+    alone = contents(together / "block-3")
+    assert alone is not None
+    assert (alone.blocks, alone.data) == ([3], holds.data)
+
+
+@pytest.mark.parametrize("at", [0, 2, 4], ids="before step {}".format)
+def test_a_kill_between_the_checkpoints_of_two_blocks_is_made_up_for(adapter, together, tmp_path, monkeypatch, at):
+    """The block that saved waits for the one that did not."""
+    save = Learner.save
+
+    def killed(learner: Learner) -> None:
+        if learner.out.name == "block-3" and learner.step > at:
+            raise RuntimeError("killed")
+        save(learner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "save", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_blocks(jobs_of(adapter), tmp_path / "out")
+    resumed = train_blocks(jobs_of(adapter), tmp_path / "out", resume=True)
+    for block, learner in resumed.items():
+        assert learner.step == 5
+        assert_same_weights(tmp_path / "out" / f"block-{block}", together / f"block-{block}")
+
+
+def test_a_block_is_added_to_those_that_are_finished(adapter, together, tmp_path):
+    shutil.copytree(together / "block-3", tmp_path / "out/block-3")
+    found = train_blocks(jobs_of(adapter), tmp_path / "out", resume=True)
+    assert [learner.step for learner in found.values()] == [5, 5]
+    assert_same_weights(tmp_path / "out/block-6", together / "block-6")
+
+
+def test_a_block_that_is_there_already_is_found_first(adapter, together):
+    with pytest.raises(TideError, match=r"block-6 already holds a checkpoint; resume, or choose another folder"):
+        train_blocks(jobs_of(adapter), together)
+
+
+def test_an_interruption_says_what_is_kept(adapter, tmp_path, monkeypatch):
+    step = Learner.train_step
+
+    def interrupted(learner: Learner, batch):
+        if learner.step == 3 and learner.out.name == "block-3":
+            raise KeyboardInterrupt
+        return step(learner, batch)
+
+    monkeypatch.setattr(Learner, "train_step", interrupted)
+    with pytest.raises(Interrupted, match=r"^the blocks' checkpoints of step 2 are kept; rerun with resume"):
+        train_blocks(jobs_of(adapter), tmp_path / "out")

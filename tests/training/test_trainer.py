@@ -234,8 +234,8 @@ def test_explained_variance_of_rows_that_do_not_vary(tmp_path):
 def test_the_mean_is_of_the_first_batches(tmp_path, monkeypatch, steps, rows, read):
     """And they are trained on in the same order as ever."""
     seen = []
-    monkeypatch.setattr(Trainer, "_train_step", lambda self, batch: seen.append(batch.x) or {"mse": 0.0, "cosine": 0.0,
-                                                                                             "k": 1.0})  # fmt: skip
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: seen.append(batch.x) or {"mse": 0.0, "cosine": 0.0,
+                                                                                            "k": 1.0})  # fmt: skip
     sae = model(centre=True)
     batches = [batch(i, rows=rows) for i in range(steps)]
     trainer(tmp_path, sae, steps=steps).fit(batches)

@@ -50,6 +50,11 @@ class ActivationBatch:
         return len(self.x)
 
     @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.x)
+
+    @property
     def d_model(self) -> int:
         return self.x.shape[1]
 

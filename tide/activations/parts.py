@@ -18,7 +18,7 @@ from tide.activations.manifest import MANIFEST, Manifest, manifest_at
 from tide.errors import TideError
 from tide.files.remote import Place, folders_in
 from tide.provenance import check_unchanged
-from tide.ranks import rank_and_world
+from tide.ranks import launched
 
 _NAME = re.compile(r"part-([0-9]{5,9})-of-([0-9]{5,9})")
 #: The entry of a manifest's ``info`` that tells a part from the whole.
@@ -69,8 +69,8 @@ def part_of_environment(environment: Mapping[str, str] = os.environ) -> Part | N
 
     Raises :class:`~tide.errors.TideError` for an array whose tasks are not numbered in equal steps.
     """
-    if (ranks := rank_and_world(environment)) is not None:
-        return Part(*ranks)
+    if (rank := launched(environment)) is not None:
+        return Part(rank.number, rank.count)
     task, first, count, step = (
         _number(environment.get(f"SLURM_ARRAY_TASK_{name}", "")) for name in ("ID", "MIN", "COUNT", "STEP")
     )

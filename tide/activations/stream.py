@@ -5,37 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from typing import TypeVar
 
 import torch
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import sample_generator
 from tide.errors import TideError
 
+#: Of one block, or of several.
+B = TypeVar("B", ActivationBatch, BlockBatch)
 
-def shuffled(batch: ActivationBatch, generator: torch.Generator) -> ActivationBatch:
+
+def shuffled(batch: B, generator: torch.Generator) -> B:
     """The rows of ``batch`` in a random order, pairs together."""
     unit = 2 if batch.paired else 1
-    order = torch.randperm(len(batch) // unit, generator=generator)
+    order = torch.randperm(batch.rows // unit, generator=generator)
     return batch.take((order[:, None] * unit + torch.arange(unit)).reshape(-1)).compacted()
 
 
-def cut(pieces: Iterable[ActivationBatch], rows: int) -> Iterator[ActivationBatch]:
+def cut(pieces: Iterable[B], rows: int) -> Iterator[B]:
     """Batches of ``rows`` rows from pieces of any size, in order; the last one may be smaller."""
-    held: list[ActivationBatch] = []
+    held: list[B] = []
     n_held = 0
     for piece in pieces:
         held.append(piece)
-        n_held += len(piece)
+        n_held += piece.rows
         if n_held < rows:
             continue
-        whole = ActivationBatch.cat(held)
+        whole = piece.cat(held)
         n_held %= rows
-        for first in range(0, len(whole) - n_held, rows):
+        for first in range(0, whole.rows - n_held, rows):
             yield whole.take(slice(first, first + rows)).compacted()
-        held = [whole.take(slice(len(whole) - n_held, None)).compacted()] if n_held else []
+        held = [whole.take(slice(whole.rows - n_held, None)).compacted()] if n_held else []
     if held:
-        yield ActivationBatch.cat(held).compacted()
+        yield held[0].cat(held).compacted()
 
 
 class LiveStream:
@@ -49,7 +54,7 @@ class LiveStream:
 
     Args:
         collect: ``collect(seed, start)`` yields the batches of one epoch from sample ``start`` on, a pass at a time, as
-            :func:`tide.activations.collect` does with these two arguments and one block.
+            :func:`tide.activations.collect` does with these two arguments.
         rows: rows of a batch, even where activations are paired.
         n_samples: images of an epoch.
         rows_per_sample: rows that each image gives.
@@ -62,7 +67,7 @@ class LiveStream:
 
     def __init__(
         self,
-        collect: Callable[[int, int], Iterable[ActivationBatch]],
+        collect: Callable[[int, int], Iterable[BlockBatch]],
         rows: int,
         *,
         n_samples: int,
@@ -85,17 +90,17 @@ class LiveStream:
         #: Sample at which each window starts, and the end of the last.
         self.bounds = [0, *(min(end, n_samples) for end in ends)]
 
-    def from_step(self, step: int) -> Iterator[ActivationBatch]:
+    def from_step(self, step: int) -> Iterator[BlockBatch]:
         """Batches from number ``step`` on, without end."""
         epoch, skip = divmod(step * self.rows, self.epoch_rows)
         return cut(self._from(epoch, skip), self.rows)
 
-    def _from(self, epoch: int, skip: int) -> Iterator[ActivationBatch]:
+    def _from(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
         for number in count(epoch):
             yield from self._epoch(number, skip)
             skip = 0
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[ActivationBatch]:
+    def _epoch(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
         """The windows of an epoch from row ``skip`` of its order on."""
         starts = [bound * self.rows_per_sample for bound in self.bounds]
         first = max(i for i, start in enumerate(starts[:-1]) if start <= skip)
@@ -107,18 +112,18 @@ class LiveStream:
             yield mixed.take(slice(skip, None))
             skip = 0
 
-    def _window(self, source: Iterator[ActivationBatch], rows: int) -> ActivationBatch:
-        taken: list[ActivationBatch] = []
+    def _window(self, source: Iterator[BlockBatch], rows: int) -> BlockBatch:
+        taken: list[BlockBatch] = []
         missing = rows
         while missing > 0 and (batch := next(source, None)) is not None:
             taken.append(batch)
-            missing -= len(batch)
+            missing -= batch.rows
         if missing:
             raise TideError(
                 f"the data gave {rows - missing} rows where {rows} were announced; "
                 "images of one size are needed, as many as at the start"
             )
-        whole = ActivationBatch.cat(taken)
+        whole = BlockBatch.cat(taken)
         if whole.paired and self.rows % 2:
             raise TideError(f"a batch of {self.rows} rows would separate a pair; give an even number")
         return whole

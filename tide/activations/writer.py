@@ -57,11 +57,11 @@ def estimate_bytes(
 
 
 def readable_size(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
+    for unit in ("B", "KB", "MB", "GB", "TB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
         n /= 1000
-    return f"{n:.3g} TB"
+    return f"{n:.3g} PB"
 
 
 def existing_parent(path: Path) -> Path:

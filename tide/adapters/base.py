@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tide.adapters import schedule
+from tide.adapters.blocks import Block, block_number, block_numbers
 from tide.adapters.guidance import Guidance
 from tide.adapters.pipelines import check_inputs
 from tide.adapters.vae import decoded, encoded, pixels_per_latent, vae_of
@@ -27,8 +28,6 @@ GUIDANCE = 4.5
 #: Which scale and shift of a block: those before its self-attention or those before its feed-forward.
 Chunk = Literal["msa", "mlp"]
 CHUNKS = get_args(Chunk)
-#: A number, counted from the end if negative, or "penultimate".
-Block = int | str
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
@@ -92,16 +91,11 @@ class Adapter(ABC):
 
     def resolve_block(self, block: Block) -> int:
         """A block's number; negative ones count from the end, "penultimate" is the last but one."""
-        n = self.n_blocks
-        index = n - 2 if block == "penultimate" else block
-        if not isinstance(index, int) or not -n <= index < n or (block == "penultimate" and n < 2):
-            raise TideError(f"block {block} does not exist; this transformer has blocks 0..{n - 1}")
-        return index % n
+        return block_number(block, self.n_blocks)
 
     def resolve_blocks(self, blocks: Sequence[Block]) -> list[int]:
         """The numbers of blocks, each once, in the order given; "all" stands for every block."""
-        listed = (each for block in blocks for each in (range(self.n_blocks) if block == "all" else [block]))
-        return list(dict.fromkeys(map(self.resolve_block, listed)))
+        return block_numbers(blocks, self.n_blocks)
 
     def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
         """The module whose output holds ``tensor`` of ``block``."""

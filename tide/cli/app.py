@@ -18,7 +18,7 @@ from typing import Any
 from tide.cli.command import Command, left_behind
 from tide.cli.parsing import check_text, parse
 from tide.errors import Interrupted, TideError, TideWarning, out_of_memory
-from tide.ranks import refuse_ranks
+from tide.ranks import launched, refuse_other_launchers, refuse_ranks
 
 #: Command -> what it does. Each is a class of its name in the module of its name.
 COMMANDS = {
@@ -26,14 +26,15 @@ COMMANDS = {
     "collect": "collect activations into a store",
     "train": "train a TIDE, or with --sae a plain SAE",
     "evaluate": "measure reconstruction and diffusion loss of a checkpoint",
+    "sweep": "measure the autoencoders of several blocks and draw them by block and timestep",
     "concepts": "find latents of concepts and draw where they fire",
     "atlas": "draw all latents as one page to look through",
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",
+    "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
 }
-
 #: Letters of a line on stderr: a path may be long, and a mistyped argument can be very long.
 LONGEST = 1000
 
@@ -89,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if asked is None:
                 print(overview())
                 return 0
-            if asked.name not in ("doctor", "collect"):  # processes that collect divide the images among them
+            if asked.name == "train":
+                refuse_other_launchers()
+            elif asked.name not in ("doctor", "collect"):  # processes that collect divide the images among them
                 refuse_ranks()
             asked.run()
             sys.stdout.flush()
@@ -105,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
-        print(f"tide: error: {reason}", file=sys.stderr)
+        found = launched()
+        of = "" if found is None else f"rank {found.number} of {found.count}: "
+        print(f"tide: error: {of}{reason}", file=sys.stderr)
         return 2
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,17 +13,18 @@ from tide.activations.options import CollectOptions
 from tide.adapters import Adapter, import_adapters
 from tide.adapters.registry import serves_family
 from tide.cli.command import left_behind
-from tide.cli.options import Activations, Autoencoder, Data, Model
+from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model
 from tide.cli.trust import followed
 from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.fingerprint import fingerprint, pipeline_fingerprints
-from tide.loading import BUNDLED, load_adapter, load_sae, pipeline_name, recorded_pipeline
+from tide.loading import BUNDLED, load_adapter, load_sae, load_saes, pipeline_name, recorded_pipeline
 from tide.messages import one_line
 from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
+from tide.sae.sets import one_of
 
 
 def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
@@ -43,7 +44,7 @@ def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool
     )
 
 
-def pipeline_of(model: Model, autoencoder: Autoencoder) -> str:
+def pipeline_of(model: Model, autoencoder: Autoencoder | Autoencoders) -> str:
     """The pipeline that the options name, or that of the checkpoint, as far as it is :func:`followed`.
 
     Runs the module of ``--adapter``. Raises :class:`~tide.errors.TideError` for a checkpoint of a family that no
@@ -58,11 +59,13 @@ def pipeline_of(model: Model, autoencoder: Autoencoder) -> str:
 
 
 def check_family(checkpoint: str | Path) -> None:
-    """Raises :class:`~tide.errors.TideError` if no adapter serves the family that the checkpoint was trained on."""
-    family = load_config(Path(checkpoint)).family
+    """Raises :class:`~tide.errors.TideError` if no adapter serves the family that the checkpoint, or a set of them, was
+    trained on."""
+    one = one_of(checkpoint)
+    family = load_config(one).family
     if family is None or serves_family(family):
         return
-    named = _adapter_of_training(Path(checkpoint))
+    named = _adapter_of_training(one)
     trained = "" if named is None else f" (it was trained with --adapter {one_line(named, 100)})"
     raise TideError(f"{checkpoint} is of the family {family!r}, which has no adapter here; give --adapter{trained}")
 
@@ -76,16 +79,36 @@ def _adapter_of_training(checkpoint: Path) -> str | None:
 def sae_of(autoencoder: Autoencoder, adapter: Adapter, pipeline: str) -> TIDE:
     """The checkpoint; says on stderr if it was trained on another pipeline."""
     model = load_sae(autoencoder.sae, adapter, backend=autoencoder.backend, block=autoencoder.block)
-    trained_on = recorded_pipeline(autoencoder.sae)
-    if trained_on and trained_on != pipeline_name(pipeline):
-        print(f"note: {autoencoder.sae} was trained on {trained_on}, and the pipeline is {pipeline}", file=sys.stderr)
+    _note_pipeline(autoencoder.sae, pipeline)
     return model
 
 
-def about_sae(autoencoder: Autoencoder, model: TIDE) -> dict[str, Any]:
-    """The checkpoint's part of ``run.json`` (:class:`tide.runs.Contents`)."""
-    folder = str(Path(autoencoder.sae).resolve())
-    return {"folder": folder, "weights": fingerprint([model]), "config": asdict(model.config)}
+def saes_of(autoencoders: Autoencoders, adapter: Adapter, pipeline: str) -> dict[int, TIDE]:
+    """The checkpoints by block; says on stderr if they were trained on another pipeline."""
+    models = load_saes(autoencoders.sae, adapter, backend=autoencoders.backend, blocks=autoencoders.block)
+    _note_pipeline(autoencoders.sae, pipeline)
+    return models
+
+
+def _note_pipeline(checkpoint: str, pipeline: str) -> None:
+    trained_on = recorded_pipeline(checkpoint)
+    if trained_on and trained_on != pipeline_name(pipeline):
+        print(f"note: {checkpoint} was trained on {trained_on}, and the pipeline is {pipeline}", file=sys.stderr)
+
+
+def about_sae(autoencoder: Autoencoder | Autoencoders, model: TIDE) -> dict[str, Any]:
+    """A checkpoint's part of ``run.json`` (:class:`tide.runs.Contents`)."""
+    folder = Path(autoencoder.sae)
+    own = folder if one_of(folder) == folder else folder / f"block-{model.config.trained_block}"
+    return {"folder": str(own.resolve()), "weights": fingerprint([model]), "config": asdict(model.config)}
+
+
+def about_saes(autoencoders: Autoencoder | Autoencoders, models: Mapping[int, TIDE]) -> dict[str, Any]:
+    """As :func:`about_sae`; of several checkpoints their folder, and under ``blocks`` what it says of each."""
+    of_blocks = {str(block): about_sae(autoencoders, model) for block, model in models.items()}
+    if len(of_blocks) == 1:
+        return next(iter(of_blocks.values()))
+    return {"folder": str(Path(autoencoders.sae).resolve()), "blocks": of_blocks}
 
 
 D = TypeVar("D", bound=Data)
@@ -129,12 +152,25 @@ def about(kind: Kind, adapter: Adapter, pipeline: str, model: TIDE, autoencoder:
     ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit`` and ``trajectory`` leave ``weights`` out: reading
     those of a large pipeline takes longer than drawing a picture.
     """
+    block = adapter.resolve_block(model.config.trained_block)
+    return about_blocks(kind, adapter, pipeline, {block: model}, autoencoder, **found)
+
+
+def about_blocks(
+    kind: Kind,
+    adapter: Adapter,
+    pipeline: str,
+    models: Mapping[int, TIDE],
+    autoencoders: Autoencoder | Autoencoders,
+    **found: Any,
+) -> Contents:
+    """As :func:`about`, of the checkpoints of several blocks."""
     return Contents(
         kind=kind,
-        blocks=[adapter.resolve_block(model.config.trained_block)],
+        blocks=list(models),
         family=adapter.family,
         pipeline=pipeline_name(pipeline),
-        autoencoder=about_sae(autoencoder, model),
+        autoencoder=about_saes(autoencoders, models),
         **found,
     )
 

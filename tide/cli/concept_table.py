@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tide.evaluation.wording import images_in_words
@@ -26,6 +26,12 @@ OF_SCENES = (
     "pipeline was not trained on. auroc: how well the latent tells tokens of the concept from others (0.5 chance, 1\n"
     "perfect); neuron: that of the best raw channel, chosen alike; iou: of the latent's map with the concept's mask."
 )
+OF_BLOCKS = (
+    "auroc: of the best block's latent, and on each block (0.5 chance, 1 perfect); neuron: of the best raw channel of\n"
+    "the best block. The best of several blocks is a little better by chance alone."
+)
+#: Blocks whose AUROCs stand beside the best one's.
+MOST_BLOCKS = 10
 #: The AUROC at which a latent is said to find a concept of rendered scenes, as in the demo's headline.
 CLEAR = 0.85
 
@@ -55,6 +61,37 @@ def concepts_sentence(found: Row, block: int | str | None) -> str:
         f"{'above chance' if of_captions else f'of AUROC {CLEAR} or more'}"
         f"{f': {named}' if named else ''}{f'; not {others}' if others else ''}"
     )
+
+
+def best_blocks(tables: Mapping[int, Row]) -> dict[str, Row]:
+    """Concept -> the block whose latent finds it best, that latent, its AUROC and the best raw channel's there; of the
+    concepts whose AUROC is known on some block."""
+    best = {}
+    for concept in next(iter(tables.values()))["concepts"]:
+        rows = {block: table["concepts"][concept] for block, table in tables.items()}
+        block = max(rows, key=lambda each: _area(rows[each]))
+        row = rows[block]
+        if row["auroc"] is not None:
+            neuron = row["neuron_auroc"] if "neuron_auroc" in row else row["neuron"]["auroc"]
+            best[concept] = {"block": block, "latent": row["latent"], "auroc": row["auroc"], "neuron_auroc": neuron}
+    return best
+
+
+def blocks_text(tables: Mapping[int, Row]) -> str:
+    """A row a concept, the clearest first: the block whose latent is best, and of few blocks the AUROC on each."""
+    best = best_blocks(tables)
+    ordered = sorted(next(iter(tables.values()))["concepts"], key=lambda each: -best.get(each, {"auroc": -1})["auroc"])
+    each_block = list(tables) if len(tables) <= MOST_BLOCKS else []
+    header = ("concept", "best block", "latent", "auroc", "neuron", *(f"on {block}" for block in each_block))
+    table = text_table(header, [_best_row(concept, best.get(concept), tables, each_block) for concept in ordered])
+    return f"{table}\n\n{OF_BLOCKS}"
+
+
+def _best_row(concept: str, best: Row | None, tables: Mapping[int, Row], blocks: Sequence[int]) -> tuple[str, ...]:
+    found = ("-",) * 4
+    if best is not None:
+        found = str(best["block"]), str(best["latent"]), _cell(best["auroc"]), _cell(best["neuron_auroc"])
+    return (concept, *found, *(_cell(tables[block]["concepts"][concept]["auroc"]) for block in blocks))
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

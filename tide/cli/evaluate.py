@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tide.cli.command import Command
-from tide.cli.options import Autoencoder, Data, Images, Model
+from tide.cli.options import Autoencoders, Data, Images, Model
 from tide.cli.usage import Aspect, fast_beside, kind_of_data
 from tide.cli.values import Count, Flag, Folder, Fraction, MaybeCount, Seed
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
-    """Measure reconstruction and diffusion loss of a checkpoint, beside PCA and the mean activation."""
+    """Measure reconstruction and diffusion loss of a checkpoint, beside PCA and the mean activation.
+
+    With a folder of several blocks' checkpoints all are measured on the same images, and averaged.
+    """
 
     usage: ClassVar[tuple[Aspect, ...]] = (
         kind_of_data(),
         fast_beside("images", "loss_timesteps", "loss_images"),
     )
 
-    autoencoder: Autoencoder
+    autoencoder: Autoencoders
     model: Model = field(default_factory=Model)
     source: Images = field(default_factory=Images)
     fit: Fraction = 0.5
@@ -55,11 +58,11 @@ class Evaluate(Command):
 
     def _measure(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
-        from tide.evaluation import evaluate, evaluation_sentence, evaluation_text
+        from tide.evaluation import evaluate, evaluate_blocks
         from tide.fingerprint import pipeline_fingerprints
 
         adapter = common.adapter_of(self.model, pipeline)
-        model = common.sae_of(self.autoencoder, adapter, pipeline)
+        models = common.saes_of(self.autoencoder, adapter, pipeline)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
         options: dict[str, Any] = {
             "loss_timesteps": self.loss_timesteps or (3 if self.fast else 10),
@@ -68,13 +71,18 @@ class Evaluate(Command):
             "token_fraction": self.token_fraction,
             "batch_size": self.batch_size,
         }
-        figures = evaluate(adapter, model, images, **options, seed=self.seed)
-        counts = figures["images"]
-        holds = common.about(
+        if len(models) == 1:
+            (model,) = models.values()
+            first = figures = evaluate(adapter, model, images, **options, seed=self.seed)
+        else:
+            figures = evaluate_blocks(adapter, models, images, **options, seed=self.seed)
+            first = next(iter(figures["blocks"].values()))
+        counts = first["images"]
+        holds = common.about_blocks(
             "evaluation",
             adapter,
             pipeline,
-            model,
+            models,
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": counts["fit"] + counts["measured"], "of": counts["of"]},
@@ -83,8 +91,15 @@ class Evaluate(Command):
             files={"metrics.json": "figures"},
         )
         self._write(figures, holds)
-        print(evaluation_text(figures))
-        print(f"\n{evaluation_sentence(figures)}; see {Path(self.out) / 'metrics.json'}.")
+        self._say(figures)
+
+    def _say(self, figures: dict[str, Any]) -> None:
+        from tide.evaluation import blocks_sentence, blocks_text, evaluation_sentence, evaluation_text
+
+        several = "blocks" in figures
+        print(blocks_text(figures) if several else evaluation_text(figures))
+        sentence = blocks_sentence(figures) if several else evaluation_sentence(figures)
+        print(f"\n{sentence}; see {Path(self.out) / 'metrics.json'}.")
 
     def _write(self, figures: dict[str, Any], holds: Contents) -> None:
         from tide.cli.common import writing
@@ -97,9 +112,11 @@ class Evaluate(Command):
             write_run(out, holds, self.made_by())
 
 
-def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
-    tide = figures["models"]["tide"]
+def _headline(figures: dict[str, Any]) -> dict[str, Any]:
+    """Of one block the figures, of several their averages."""
+    of = figures.get("average", figures)
+    tide = of["models"]["tide"]
     return {
         **{name: tide[name] for name in ("explained_variance", "cosine", "l0", "dead")},
-        **{name: figures["diffusion_loss"][name] for name in ("ratio", "recovered")},
+        **{name: of["diffusion_loss"][name] for name in ("ratio", "recovered")},
     }

@@ -13,6 +13,7 @@ from tide.cli.values import (
     Flag,
     Fraction,
     MaybeBlock,
+    MaybeBlocks,
     MaybeCount,
     MaybeDtype,
     MaybeSize,
@@ -80,6 +81,18 @@ class Autoencoder:
     """checkpoint folder that `tide train` wrote"""
     block: MaybeBlock = None
     """fail unless the checkpoint was trained on this block"""
+    backend: Text = "auto"
+    """kernel backend: auto, reference, triton or native"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoders:
+    """The trained SAE or TIDE of a block, or those of several."""
+
+    sae: Annotated[str, option("CHECKPOINT")]
+    """checkpoint folder that `tide train` wrote, or a folder with one for each block: block-0, block-1 ..."""
+    block: MaybeBlocks = None
+    """take these blocks alone; fail if one is missing"""
     backend: Text = "auto"
     """kernel backend: auto, reference, triton or native"""
 

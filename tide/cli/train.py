@@ -11,7 +11,7 @@ from tide.cli.usage import Aspect, kind_of_data, with_option
 from tide.cli.values import (
     HOLD_OUT,
     Assignments,
-    BlockName,
+    Blocks,
     Count,
     Flag,
     Folder,
@@ -25,7 +25,7 @@ from tide.cli.values import (
 
 if TYPE_CHECKING:
     from tide.adapters import Adapter
-    from tide.training import Job, TrainConfig, Trainer
+    from tide.training import Jobs, Learner, TrainConfig
 
 
 def _modulation(command: Any) -> str:
@@ -60,7 +60,8 @@ class Train(Command):
     )
 
     store: MaybeNames = None
-    """one or more stores (folders or URLs) of the same block, mixed in proportion to their sizes"""
+    """one or more stores (folders or URLs) of the same block, mixed in proportion to their sizes, or folders of several
+    blocks' stores"""
     out: Folder
     """folder for the checkpoint"""
     config: MaybeFile = None
@@ -79,8 +80,9 @@ class Train(Command):
     """resume an interrupted training"""
     buffer_rows: Count = 65536
     """number of activations that are shuffled together"""
-    block: BlockName = "penultimate"
-    """block to train on live: a number or 'penultimate'"""
+    block: Blocks = ("penultimate",)
+    """blocks to train on live: numbers, 'penultimate' or 'all'; several share the forward passes, and each has a folder
+    of its own, OUT/block-N"""
     cache: Flag = False
     """keep encoded images and captions in memory during live training"""
     hold_out: Fraction = HOLD_OUT
@@ -93,17 +95,36 @@ class Train(Command):
         from pathlib import Path
 
         from tide.errors import TideError
-        from tide.training import train
+        from tide.training import train_blocks
         from tide.training.to_checkpoint import reserved
+        from tide.world import leave
 
         if bool(self.store) == (self.source.data is not None):
             raise TideError("what to train on is not clear; give --store, or --pipeline and --data")
         out = Path(self.out)
         with reserved(out, resume=self.resume):
             config = self.configuration()
-            job = self._from_stores(config) if self.store else self._live(config)
-            trainer = train(job, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
-        print(_in_a_line(trainer))
+            jobs = self._from_stores(config) if self.store else self._live(config)
+            if len(jobs.of) > 1 or jobs.shares.world.several:
+                print(self._announced(jobs))
+            learners = train_blocks(jobs, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
+        for learner in learners.values():
+            if learner.world.first:
+                print(_in_a_line(learner))
+        leave()
+
+    def _announced(self, jobs: Jobs) -> str:
+        """What is trained, and the memory that it takes."""
+        from tide.activations.to_disk import blocks_in_words
+        from tide.training.memory import need
+
+        model = next(iter(jobs.of.values())).model
+        needed = need(jobs.config, model.d_model, blocks=len(jobs.of), buffer_rows=self.buffer_rows)
+        kind = "plain SAE" if model.modulation is None else "TIDE"
+        world = jobs.shares.world
+        rank = f"rank {world.number} of {world.count}: " if world.several else ""
+        each = "for each of " if len(jobs.of) > 1 else "for "
+        return f"{rank}a {kind} of {model.n_latents} latents {each}{blocks_in_words(list(jobs.of))}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""
@@ -112,12 +133,14 @@ class Train(Command):
         options = {"steps": self.steps, "backend": self.backend, "seed": self.seed, "device": self.model.device}
         return train_config(self.config, each_assignment(self.set), options, plain=self.sae)
 
-    def _from_stores(self, config: TrainConfig) -> Job:
+    def _from_stores(self, config: TrainConfig) -> Jobs:
         from dataclasses import replace
+        from pathlib import Path
 
         from tide.cli.common import adapter_of
         from tide.cli.trust import followed
-        from tide.training import from_stores
+        from tide.files.per_block import found_blocks
+        from tide.training import Jobs, from_block_stores, from_stores
 
         assert self.store
         stores, model = self.store, replace(self.model, device="cpu", dtype="fp32")
@@ -125,15 +148,19 @@ class Train(Command):
         def opened(name: str) -> Adapter:
             return adapter_of(model, model.pipeline or followed(name, stores[0]), denoiser_only=True)
 
-        return from_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
+        if found_blocks(Path(stores[0])):
+            return from_block_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
+        job = from_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
+        return Jobs.beside({job.model.config.trained_block: job})
 
-    def _live(self, config: TrainConfig) -> Job:
+    def _live(self, config: TrainConfig) -> Jobs:
         from dataclasses import replace
 
         from tide.cli.common import adapter_of, collect_options, source_of
         from tide.errors import TideError
         from tide.images.order import check_hold_out
-        from tide.training import live
+        from tide.training import live_blocks
+        from tide.world import current
 
         if self.model.pipeline is None:
             raise TideError("a live stream runs a pipeline; give --pipeline")
@@ -143,24 +170,25 @@ class Train(Command):
         source = source_of(
             self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
         )
-        print("\n".join([f"training on {source.described}", *source.notes]))
-        return live(
+        if current().first:
+            print("\n".join([f"training on {source.described}", *source.notes]))
+        return live_blocks(
             adapter,
             source,
             config,
-            block=self.block,
+            blocks=self.block,
             options=options,
             buffer_rows=self.buffer_rows,
             cache=self.cache,
         )
 
 
-def _in_a_line(trainer: Trainer) -> str:
-    model, last = trainer.model, trainer.history[-1]
+def _in_a_line(learner: Learner) -> str:
+    model, last = learner.model, learner.history[-1]
     explained = last.get("explained_variance")  # a run that an older version finished has none
     return (
         f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {model.n_latents} latents, "
-        f"k = {model.config.k}, on block {model.config.block} for {trainer.step} steps: mse {last['mse']:.4f} "
+        f"k = {model.config.k}, on block {model.config.block} for {learner.step} steps: mse {last['mse']:.4f} "
         f"(normalised), {'' if explained is None else f'{explained:.1%} of the variance explained, '}cosine "
-        f"{1 - last['cosine']:.4f} on the last batch; it is in {trainer.out}."
+        f"{1 - last['cosine']:.4f} on the last batch; it is in {learner.out}."
     )

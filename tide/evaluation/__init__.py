@@ -4,10 +4,11 @@ from tide.evaluation.baselines import PCA
 from tide.evaluation.diffusion_loss import diffusion_loss, recovered, sae_intervention, zero_ablation
 from tide.evaluation.edit_ruler import EditTrial
 from tide.evaluation.edit_search import Search, search_edits
+from tide.evaluation.layer_sweep import sweep
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.evaluation.statistics import auroc, auroc_interval, wilson_interval
-from tide.evaluation.table import evaluate
-from tide.evaluation.wording import evaluation_sentence, evaluation_text
+from tide.evaluation.table import evaluate, evaluate_blocks
+from tide.evaluation.wording import blocks_sentence, blocks_text, evaluation_sentence, evaluation_text
 
 __all__ = [
     "PCA",
@@ -15,14 +16,18 @@ __all__ = [
     "Search",
     "auroc",
     "auroc_interval",
+    "blocks_sentence",
+    "blocks_text",
     "diffusion_loss",
     "evaluate",
+    "evaluate_blocks",
     "evaluate_reconstruction",
     "evaluation_sentence",
     "evaluation_text",
     "recovered",
     "sae_intervention",
     "search_edits",
+    "sweep",
     "wilson_interval",
     "with_sae",
     "zero_ablation",

@@ -9,9 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from tide.activations.collect import Prepared
-from tide.adapters import Adapter, Call
+from tide.adapters import Adapter
 from tide.evaluation.baselines import PCA
-from tide.evaluation.diffusion_loss import Intervention, diffusion_loss, recovered, sae_intervention, zero_ablation
+from tide.evaluation.diffusion_loss import (
+    Losses,
+    diffusion_loss,
+    recovered,
+    sae_intervention,
+    zero_ablation,
+)
 from tide.files import finite
 from tide.sae.model import TIDE
 
@@ -32,6 +38,7 @@ def compare_losses(
     *,
     tensor: str = "output",
     seed: int = 0,
+    clean: Losses | None = None,
 ) -> dict[str, Any]:
     """The diffusion loss (eq. 4) clean, with each reconstruction in place, and with the block's output set to zero.
 
@@ -44,23 +51,24 @@ def compare_losses(
     - ``"timestep"``: every loss by timestep.
     """
     interventions = {name: sae_intervention(model) for name, model in models.items()}
-    interventions |= {name: _projection(pca, rank) for name, rank in baseline_ranks(k).items()}
+    interventions |= {name: pca.intervention(rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
-    losses = diffusion_loss(adapter, data, block, interventions, timesteps=timesteps, tensor=tensor, seed=seed)
+    options: dict[str, Any] = {"timesteps": timesteps, "tensor": tensor, "seed": seed, "clean": clean}
+    losses = diffusion_loss(adapter, data, block, interventions, **options)
     main = "tide" if "tide" in models else next(iter(models))
-    clean, ablated = losses["clean"], losses["ablated"]
+    untouched, ablated = losses["clean"], losses["ablated"]
     variants = {
-        name: _beside(clean["loss"], value["loss"], ablated["loss"], ablated["error"])
+        name: _beside(untouched["loss"], value["loss"], ablated["loss"], ablated["error"])
         for name, value in losses.items()
         if name not in ("clean", "ablated")
     }
     by_timestep = {
-        t: _parts(clean["timestep"][t], loss, ablated["timestep"][t], ablated["timestep_error"][t])
+        t: _parts(untouched["timestep"][t], loss, ablated["timestep"][t], ablated["timestep_error"][t])
         for t, loss in losses[main]["timestep"].items()
     }
     ratios = {t: each["ratio"] for t, each in by_timestep.items()}
     found = {
-        **_parts(clean["loss"], losses[main]["loss"], ablated["loss"], ablated["error"]),
+        **_parts(untouched["loss"], losses[main]["loss"], ablated["loss"], ablated["error"]),
         "worst": max(ratios, key=lambda t: ratios[t] if math.isfinite(ratios[t]) else math.inf),
         "by_timestep": by_timestep,
         "variants": variants,
@@ -79,10 +87,3 @@ def _beside(clean: float, loss: float, ablated: float, error: float) -> dict[str
 def _parts(clean: float, reconstructed: float, ablated: float, error: float) -> dict[str, Any]:
     beside = _beside(clean, reconstructed, ablated, error)
     return {"clean": clean, "reconstructed": beside.pop("loss"), "ablated": ablated, **beside}
-
-
-def _projection(pca: PCA, rank: int) -> Intervention:
-    def project(x: Tensor, call: Call) -> Tensor:
-        return pca.project(x, rank)
-
-    return project

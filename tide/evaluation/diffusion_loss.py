@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from tide.sae.model import TIDE
 
 #: A change of a block's image tokens ``[B, T, d_model]`` during one call of the transformer.
 Intervention = Callable[[Tensor, Call], Tensor]
+#: Losses by timestep, one for each image.
+Losses = dict[float, list[float]]
 #: The share of the clean loss that an ablation must add for :func:`recovered` to be measured against it.
 LEAST_HARM = 0.01
 
@@ -35,21 +37,68 @@ def zero_ablation(x: Tensor, call: Call) -> Tensor:
     return torch.zeros_like(x)
 
 
+class Change(NamedTuple):
+    """An intervention on one of the blocks."""
+
+    block: int
+    intervention: Intervention
+
+
 @torch.no_grad()
-def diffusion_loss(
+def image_losses(
     adapter: Adapter,
     data: Iterable[Prepared],
-    block: int,
-    interventions: dict[str, Intervention],
+    changes: Mapping[str, Change | None],
     *,
     timesteps: Tensor,
     tensor: str = "output",
     seed: int = 0,
+) -> dict[str, Losses]:
+    """The mean squared error of the predicted noise (eq. 4) of every image at every timestep, under each of
+    ``changes``; None is the untouched model. The noise is the same for all, as :func:`diffusion_loss` draws it."""
+    losses: dict[str, Losses] = {name: {t: [] for t in timesteps.tolist()} for name in changes}
+    first = 0
+    for images in data:
+        latents = images.latents.to(adapter.device)
+        for step, t in enumerate(timesteps.tolist()):
+            noise = sample_noise(latents.shape, seed, first, step).to(latents)
+            steps = torch.full((len(noise),), t, device=noise.device)
+            noisy = adapter.add_noise(latents, noise, steps)
+            for name, change in changes.items():
+                with tap(adapter, {} if change is None else {change.block: change.intervention}, tensor=tensor):
+                    prediction = adapter.denoise(noisy, steps, images.text)
+                error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
+                losses[name][t].extend(error.flatten(1).mean(1).tolist())
+        first += len(latents)
+    return losses
+
+
+def clean_losses(adapter: Adapter, data: Iterable[Prepared], *, timesteps: Tensor, seed: int = 0) -> Losses:
+    """:func:`image_losses` of the untouched model, which several calls of :func:`diffusion_loss` can share.
+
+    Raises :class:`~tide.errors.TideError` if there are no images, or a loss is not finite.
+    """
+    clean = image_losses(adapter, data, {"clean": None}, timesteps=timesteps, seed=seed)["clean"]
+    _check_clean(clean)
+    return clean
+
+
+def diffusion_loss(
+    adapter: Adapter,
+    data: Iterable[Prepared],
+    block: int,
+    interventions: Mapping[str, Intervention],
+    *,
+    timesteps: Tensor,
+    tensor: str = "output",
+    seed: int = 0,
+    clean: Losses | None = None,
 ) -> dict[str, Any]:
     """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
 
     Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
-    depends on ``seed``, the image and the timestep, not on how ``data`` is batched.
+    depends on ``seed``, the image and the timestep, not on how ``data`` is batched. ``clean``: :func:`clean_losses` of
+    the same data, timesteps and seed; measured if it is None.
 
     Returns:
         ``{"clean": figures, name: figures}`` with figures ``"loss"``; ``"error"``, the standard error of what the
@@ -62,32 +111,26 @@ def diffusion_loss(
     """
     if "clean" in interventions:
         raise TideError("an intervention is named 'clean', which is what the untouched model is called; rename it")
-    sums: dict[str, dict[float, list[float]]] = {}
-    first = 0
-    for images in data:
-        latents = images.latents.to(adapter.device)
-        for step, t in enumerate(timesteps.tolist()):
-            noise = sample_noise(latents.shape, seed, first, step).to(latents)
-            steps = torch.full((len(noise),), t, device=noise.device)
-            noisy = adapter.add_noise(latents, noise, steps)
-            for name, change in {"clean": None, **interventions}.items():
-                hooks = {} if change is None else {block: change}
-                with tap(adapter, hooks, tensor=tensor):
-                    prediction = adapter.denoise(noisy, steps, images.text)
-                error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
-                sums.setdefault(name, {}).setdefault(t, []).extend(error.flatten(1).mean(1).tolist())
-        first += len(latents)
-    if not sums:
+    changes: dict[str, Change | None] = {} if clean is not None else {"clean": None}
+    changes |= {name: Change(block, intervention) for name, intervention in interventions.items()}
+    losses = image_losses(adapter, data, changes, timesteps=timesteps, tensor=tensor, seed=seed)
+    if clean is not None:
+        losses = {"clean": clean, **losses}
+    _check_clean(losses["clean"])
+    return {name: _figures(by_t, losses["clean"]) for name, by_t in losses.items()}
+
+
+def _check_clean(clean: Losses) -> None:
+    if not any(clean.values()):
         raise TideError("there are no images to measure the diffusion loss on; give a folder that holds some")
-    if broken := [t for t, values in sums["clean"].items() if not math.isfinite(sum(values))]:
+    if broken := [t for t, values in clean.items() if not math.isfinite(sum(values))]:
         raise TideError(
             f"the diffusion loss of the untouched model is not finite at timestep {broken[0]:g}; use a wider dtype "
             "(bf16 or fp32 instead of fp16)"
         )
-    return {name: _figures(by_t, sums["clean"]) for name, by_t in sums.items()}
 
 
-def _figures(by_t: dict[float, list[float]], clean: dict[float, list[float]]) -> dict[str, Any]:
+def _figures(by_t: Losses, clean: Losses) -> dict[str, Any]:
     """The losses of one intervention, by timestep and image, against the clean ones."""
     added = {t: [x - y for x, y in zip(values, clean[t], strict=True)] for t, values in by_t.items()}
     return {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tide.activations import ActivationBatch, Prepared, collect, prepare
 from tide.activations.source import Source, check_source
@@ -15,10 +18,12 @@ from tide.adapters.sizes import caption_length
 from tide.errors import TideError, TideWarning
 from tide.evaluation.baselines import PCA
 from tide.evaluation.comparison import baseline_ranks, compare_losses
+from tide.evaluation.diffusion_loss import Losses, clean_losses
 from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
 from tide.files import finite
-from tide.images.trained import Unseen, unseen
+from tide.images.trained import TrainedOn, Unseen, unseen
 from tide.sae.model import TIDE, inference
+from tide.tables import mean, spread
 
 #: The fewest images that did not train a model which its evaluation takes for enough.
 LEAST = 8
@@ -63,49 +68,166 @@ def evaluate(
         TideError: ``fit`` leaves no images for fitting or for measuring, a number is out of range, or the source
             cannot be read.
     """
-    check_source(source)
     block = adapter.resolve_block(model.config.trained_block)
-    images = _unseen(source, model)
+    options: dict[str, Any] = {"fit": fit, "token_fraction": token_fraction, "batch_size": batch_size, "seed": seed}
+    counts = {"loss_timesteps": loss_timesteps, "loss_images": loss_images}
+    return _evaluated(adapter, {block: model}, source, **counts, **options)[block]
+
+
+def evaluate_blocks(
+    adapter: Adapter,
+    models: Mapping[int, TIDE],
+    source: Source,
+    *,
+    fit: float = 0.5,
+    token_fraction: float = 1 / 16,
+    loss_timesteps: int = 10,
+    loss_images: int = 64,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """:func:`evaluate` of the autoencoders of several blocks, ``models``, on the same images.
+
+    The transformer runs once for all blocks where activations are collected, and once for the clean diffusion loss;
+    the chosen tokens of all blocks are held in memory. Left out are the images that trained any of the models.
+
+    Returns:
+        Numbers for JSON: under ``"blocks"`` the figures of each, by its number; under ``"average"`` their
+        :func:`average`, as Table 1 of the paper averages over the layers.
+
+    Raises:
+        TideError: there are no models, one is of another block than it is given for, they are of different tensors of
+            their blocks, or as :func:`evaluate`.
+    """
+    check_models(adapter, models)
+    options: dict[str, Any] = {"fit": fit, "token_fraction": token_fraction, "batch_size": batch_size, "seed": seed}
+    counts = {"loss_timesteps": loss_timesteps, "loss_images": loss_images}
+    found = _evaluated(adapter, models, source, **counts, **options)
+    return {"blocks": {str(block): each for block, each in found.items()}, "average": average(list(found.values()))}
+
+
+def check_models(adapter: Adapter, models: Mapping[int, TIDE]) -> None:
+    """Raises :class:`~tide.errors.TideError` unless each of the models is of the block that it is given for, and all
+    are of the same tensor."""
+    if not models:
+        raise TideError("there are no autoencoders to measure; give at least one")
+    for block, model in models.items():
+        if (own := adapter.resolve_block(model.config.trained_block)) != block:
+            raise TideError(f"the autoencoder given for block {block} is of block {own}; give each for its own block")
+    if len(tensors := sorted({model.config.tensor for model in models.values()})) > 1:
+        raise TideError(f"the autoencoders are of different tensors ({', '.join(tensors)}); give those of one")
+
+
+def average(figures: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of several blocks, all of one form: each number becomes its ``mean``, its ``spread`` (standard
+    deviation) and the number of ``blocks`` in which it is known; None where it is known in none."""
+    rows = list(figures)
+    found: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if any(isinstance(value, Mapping) for value in values):
+            found[name] = average(values)
+        elif values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            found[name] = {"mean": mean(values), "spread": spread(values), "blocks": len(values)}
+        elif not values:
+            found[name] = None
+    return found
+
+
+class _Activations(NamedTuple):
+    """Of one block: those that baselines are fitted to, and those that are measured."""
+
+    fit: list[ActivationBatch]
+    measured: list[ActivationBatch]
+
+
+def _evaluated(
+    adapter: Adapter,
+    models: Mapping[int, TIDE],
+    source: Source,
+    *,
+    fit: float,
+    loss_timesteps: int,
+    loss_images: int,
+    **collecting: Any,
+) -> dict[int, dict[str, Any]]:
+    """The figures of :func:`evaluate` by block."""
+    check_source(source)
+    batch_size, seed = collecting["batch_size"], collecting["seed"]
+    images = unseen_images(source, models.values(), stacklevel=4)
     batches = list(prepare(adapter, images.source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))
-    n_fit, n = _shared(batches, fit)
-    seen, measured = _between(batches, 0, n_fit), _between(batches, n_fit, None)
-    options: dict[str, Any] = {"token_fraction": token_fraction, "batch_size": batch_size}
-    with inference(model):
-        pca = PCA.fit(_activations(adapter, model, seen, block, seed=seed, **options))
-        activations = list(_activations(adapter, model, measured, block, seed=seed + 1, **options))
-        models = _reconstructions(model, pca, activations)
-        data = _on_device(_between(measured, 0, loss_images), adapter.device)
-        timesteps = adapter.sampling_timesteps(loss_timesteps)
-        k, tensor = model.config.k, model.config.tensor
-        losses = compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, tensor=tensor, seed=seed)
+    n_fit, n = shared(batches, fit)
+    activations = _collected(adapter, models, batches, n_fit, collecting)
+    data = _on_device(between(batches, n_fit, n_fit + loss_images), adapter.device)
+    timesteps = adapter.sampling_timesteps(loss_timesteps)
+    clean = clean_losses(adapter, data, timesteps=timesteps, seed=seed)
     counts = {"fit": n_fit, "measured": n - n_fit, "loss": min(loss_images, n - n_fit)}
-    figures: dict[str, Any] = finite(
-        {
-            "images": {**counts, "of": images.kind, "read": images.source.described},
+    about = {"images": {**counts, "of": images.kind, "read": images.source.described}}
+    return {
+        block: finite({**about, **_measured(adapter, model, activations.pop(block), data, timesteps, clean, seed)})
+        for block, model in models.items()
+    }
+
+
+def _collected(
+    adapter: Adapter, models: Mapping[int, TIDE], batches: list[Prepared], n_fit: int, options: dict[str, Any]
+) -> dict[int, _Activations]:
+    """The activations of every block, which share the transformer's passes."""
+    tensor = next(iter(models.values())).config.tensor
+    found = {block: _Activations([], []) for block in models}
+    for part, (first, last) in enumerate(((0, n_fit), (n_fit, None))):
+        own = {**options, "seed": options["seed"] + part, "paired": False, "tensor": tensor}
+        for of_blocks in collect(adapter, between(batches, first, last), list(models), **own):
+            for block, batch in of_blocks.items():
+                found[block][part].append(batch.to("cpu"))  # of many blocks they are more than a GPU holds
+    return found
+
+
+def _measured(
+    adapter: Adapter,
+    model: TIDE,
+    activations: _Activations,
+    data: list[Prepared],
+    timesteps: Tensor,
+    clean: Losses,
+    seed: int,
+) -> dict[str, Any]:
+    block, k = adapter.resolve_block(model.config.trained_block), model.config.k
+    options: dict[str, Any] = {"tensor": model.config.tensor, "seed": seed, "clean": clean}
+    fit, measured = ([batch.to(adapter.device) for batch in batches] for batches in activations)
+    with inference(model):
+        pca = PCA.fit(fit)
+        return {
             "sae": _about(model),
-            "models": models,
-            "diffusion_loss": losses,
+            "models": _reconstructions(model, pca, measured),
+            "diffusion_loss": compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, **options),
         }
-    )
-    return figures
 
 
-def _unseen(source: Source, model: TIDE) -> Unseen[Source]:
-    """The images to measure on, those that trained the model left out where enough remain."""
+def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3) -> Unseen[Source]:
+    """The images to measure models on, those that trained any of them left out where enough remain; otherwise with a
+    :class:`~tide.errors.TideWarning`."""
     least = min(LEAST, source.n_images)
-    found = unseen(source, model.trained_on, least)
+    found = unseen(source, trained_on(models), least)
     if found.kind == "training":
         warnings.warn(
             f"fewer than {least} images of {source.shown or source.name} are left without those that trained this "
             "model, so training images are measured; give other data, or collect (or train live) with a larger "
             "--hold-out",
             TideWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return found
 
 
-def _shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
+def trained_on(models: Iterable[TIDE]) -> TrainedOn | None:
+    """The images that trained any of the models; None if one of them does not record its own."""
+    recorded = [model.trained_on for model in models]
+    known = [each for each in recorded if each is not None]
+    return reduce(or_, known) if len(known) == len(recorded) else None
+
+
+def shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
     """How many images are for fitting, and how many there are."""
     n = sum(len(batch.latents) for batch in batches)
     n_fit = round(n * fit)
@@ -135,7 +257,7 @@ def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> 
     return found
 
 
-def _between(batches: list[Prepared], start: int, stop: int | None) -> list[Prepared]:
+def between(batches: list[Prepared], start: int, stop: int | None) -> list[Prepared]:
     """The images from ``start`` on and before ``stop``."""
     found, first = [], 0
     for latents, text in batches:
@@ -146,13 +268,7 @@ def _between(batches: list[Prepared], start: int, stop: int | None) -> list[Prep
     return found
 
 
-def _on_device(data: list[Prepared], device: torch.device) -> Iterator[Prepared]:
-    for latents, text in data:
-        yield Prepared(latents.to(device), {name: value.to(device) for name, value in text.items()})
-
-
-def _activations(
-    adapter: Adapter, model: TIDE, data: list[Prepared], block: int, **options: Any
-) -> Iterator[ActivationBatch]:
-    for batches in collect(adapter, data, [block], paired=False, tensor=model.config.tensor, **options):
-        yield batches[block].to(adapter.device)
+def _on_device(data: list[Prepared], device: torch.device) -> list[Prepared]:
+    return [
+        Prepared(latents.to(device), {name: value.to(device) for name, value in text.items()}) for latents, text in data
+    ]

@@ -47,6 +47,55 @@ def evaluation_sentence(figures: dict[str, Any]) -> str:
     )
 
 
+def blocks_text(found: dict[str, Any]) -> str:
+    """The figures of :func:`tide.evaluation.evaluate_blocks`: a row a block, and their mean."""
+    blocks, average = found["blocks"], found["average"]
+    rows = [(f"block {block}", *_of_block(figures)) for block, figures in blocks.items()]
+    rows.append(("mean", *_of_block(_means(average))))
+    header = ("", *FIT, "l0", "dead", "PCA k/4", "loss", "ratio", "recovered")
+    first = next(iter(blocks.values()))
+    refused = any(figures["diffusion_loss"]["recovered"] is None for figures in blocks.values())
+    notes = ["PCA k/4: the variance that a PCA of a quarter of the rank explains.", *[NOTHING_TO_RECOVER] * refused]
+    return "\n\n".join([_read(first), _table(header, rows), "\n".join(notes)])
+
+
+def blocks_sentence(found: dict[str, Any]) -> str:
+    """What the average over the blocks comes to, and which block is reconstructed worst."""
+    blocks, average = found["blocks"], found["average"]
+    explained = {block: figures["models"]["tide"]["explained_variance"] for block, figures in blocks.items()}
+    known = {block: value for block, value in explained.items() if value is not None}
+    images = next(iter(blocks.values()))["images"]
+    mean = _means(average)
+    ratio = _ratio(mean["diffusion_loss"]["ratio"])
+    worst = min(known, key=lambda block: known[block], default=None)
+    least = "" if worst is None else f", least on block {worst} ({known[worst]:.1%})"
+    return (
+        f"On {images_in_words(images['measured'], images['of'])} the autoencoders of {len(blocks)} blocks explain "
+        f"{_cell(mean['models']['tide']['explained_variance'], '.1%')} of the variance on average{least}; with one of "
+        f"them in place the diffusion loss is {ratio} times the clean one on average"
+    )
+
+
+def _of_block(figures: dict[str, Any]) -> tuple[str, ...]:
+    tide, loss = figures["models"]["tide"], figures["diffusion_loss"]
+    return (
+        *_fit(tide),
+        _cell(tide["l0"], ".1f"),
+        _cell(tide["dead"], ".1%"),
+        _cell(figures["models"]["pca_k/4"]["explained_variance"], ".4f"),
+        *_loss({**loss, "loss": loss["reconstructed"]}),
+    )
+
+
+def _means(average: Any) -> Any:
+    """The means of :func:`tide.evaluation.table.average`, in the form of the figures of a block."""
+    if not isinstance(average, Mapping):
+        return average
+    if average.keys() == {"mean", "spread", "blocks"}:
+        return average["mean"]
+    return {name: _means(each) for name, each in average.items()}
+
+
 def _cost(loss: dict[str, Any]) -> str:
     ratio, worst = loss["ratio"], loss["by_timestep"][loss["worst"]]["ratio"]
     if ratio is None:

@@ -4,7 +4,7 @@ from tide.interpretation.abrupt_change import abrupt_change
 from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.atlas_reading import make_atlas, read_atlas
-from tide.interpretation.captions import CaptionConcepts, caption_concepts
+from tide.interpretation.captions import CaptionConcepts, caption_concepts, caption_concepts_of_blocks
 from tide.interpretation.concepts import (
     Annotated,
     Found,
@@ -32,6 +32,7 @@ __all__ = [
     "abrupt_change",
     "build_atlas",
     "caption_concepts",
+    "caption_concepts_of_blocks",
     "concept_profiles",
     "concept_scores",
     "draw_trajectory",

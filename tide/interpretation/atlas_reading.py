@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
+from tide.images.masked import Masked
 from tide.interpretation.atlas import LEAST_AUROC, Atlas, ImageText, build_atlas, label_latents, shortened
 from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
 from tide.interpretation.reading import noised_activations
@@ -28,16 +29,6 @@ from tide.sae.model import TIDE
 
 #: Bytes of the latents that labels are measured on. 2700 scenes at 3072 latents.
 LABEL_BYTES = 2 * 2**30
-
-
-@runtime_checkable
-class Masked(Protocol):
-    """Images in which it is known where each concept is, as :class:`tide.scenes.samples.SceneSamples`."""
-
-    @property
-    def level_of(self) -> Mapping[str, str]: ...
-
-    def masks(self, n: int, grid: tuple[int, int]) -> dict[str, Tensor]: ...
 
 
 def make_atlas(

@@ -15,8 +15,8 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
 from tide.errors import TideError, TideWarning
 from tide.images.trained import Kind, TrainedOn, unseen
+from tide.images.words import concept_of, folded, holds
 from tide.interpretation.image_scores import FEWEST
-from tide.interpretation.words import concept_of, folded, holds
 from tide.pictures import TILE, resized, to_uint8
 
 

@@ -4,7 +4,7 @@ whose caption holds the word, and cosine scores of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +20,11 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid
 from tide.editing.masks import image_mask
 from tide.errors import TideError
+from tide.evaluation.baselines import untrained
+from tide.evaluation.table import check_models, trained_on
 from tide.images.trained import Kind
 from tide.interpretation.captioned import Captioned, pick_images
-from tide.interpretation.image_latents import Pooled, image_activations, latent_maps, pool, untrained
+from tide.interpretation.image_latents import Activations, Pooled, image_activations, latent_maps, pool
 from tide.interpretation.image_scores import FEWEST, Halves, halves, score, strongest
 from tide.interpretation.timesteps import concept_timesteps
 from tide.pictures import heat_overlay
@@ -127,7 +129,28 @@ def caption_concepts(
         TideError: there are no words or no images for them, no caption holds a word or every one does, the source
             cannot be read, or the model does not know its block.
     """
+    block = adapter.resolve_block(model.config.trained_block)
+    options: dict[str, Any] = {"images_per_concept": images_per_concept, "top_images": top_images}
+    options |= {"timesteps": timesteps, "seed": seed, "batch_size": batch_size}
+    return caption_concepts_of_blocks(adapter, {block: model}, source, words, **options)[block]
+
+
+def caption_concepts_of_blocks(
+    adapter: Adapter,
+    models: Mapping[int, TIDE],
+    source: Source,
+    words: Sequence[str],
+    *,
+    images_per_concept: int = 64,
+    top_images: int = 4,
+    timesteps: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 4,
+) -> dict[int, CaptionConcepts]:
+    """:func:`caption_concepts` of the autoencoders of several blocks, ``models``, on the same images and halves; the
+    passes of the transformer are shared. Left out are the images that trained any of the models."""
     check_source(source)
+    check_models(adapter, models)
     if isinstance(words, str) or not words:
         raise TideError(f"words = {words!r} must be a list of one word or more, such as ['house']")
     if images_per_concept < 1 or top_images < 1:
@@ -135,28 +158,52 @@ def caption_concepts(
             f"images_per_concept = {images_per_concept} and top_images = {top_images} must both be at least 1"
         )
     timesteps = concept_timesteps(adapter, 3) if timesteps is None else timesteps
-    picked = pick_images(adapter, source, words, images_per_concept, model.trained_on)
+    picked = pick_images(adapter, source, words, images_per_concept, trained_on(models.values()))
     images = [each.prepared for each in picked.images]
-    read = partial(image_activations, adapter, model, images, timesteps=timesteps, seed=seed, batch_size=batch_size)
-    pooled = pool(read(range(len(images))), timesteps, {"latents": model, "random": untrained(model, seed)})
-    found = {word: _Concept.of(word, picked.images, pooled, top_images, seed) for word in words}
-    drawn: dict[str, list[Drawn]] = {word: [] for word in words}
-    wanted = sorted({i for each in found.values() for i in each.top})
-    for i, x in zip(wanted, read(wanted), strict=True):
-        for word, each in found.items():
-            if i in each.top:
-                maps = latent_maps(model, timesteps, *x, each.pooled, each.background, each.latents[:DRAWN])
-                drawn[word].append(Drawn(picked.images[i].thumbnail, maps))
-    return CaptionConcepts(
-        {word: each.row for word, each in found.items()},
+    read = partial(image_activations, adapter, models, images, timesteps=timesteps, seed=seed, batch_size=batch_size)
+    pooled = pool(
+        read(range(len(images))),
         timesteps,
-        len(images),
-        image_grid(adapter, source.size),
-        drawn,
-        picked.kind,
-        picked.n_read,
-        picked.described,
+        {block: {"latents": model, "random": untrained(model, seed)} for block, model in models.items()},
     )
+    found = {
+        block: {word: _Concept.of(word, picked.images, own, top_images, seed) for word in words}
+        for block, own in pooled.items()
+    }
+    drawn = _drawn(found, models, read, picked.images, timesteps)
+    return {
+        block: CaptionConcepts(
+            {word: each.row for word, each in of_words.items()},
+            timesteps,
+            len(images),
+            image_grid(adapter, source.size),
+            drawn[block],
+            picked.kind,
+            picked.n_read,
+            picked.described,
+        )
+        for block, of_words in found.items()
+    }
+
+
+def _drawn(
+    found: Mapping[int, Mapping[str, _Concept]],
+    models: Mapping[int, TIDE],
+    read: Callable[[list[int]], Iterator[dict[int, Activations]]],
+    images: Sequence[Captioned],
+    timesteps: Tensor,
+) -> dict[int, dict[str, list[Drawn]]]:
+    """Block -> word -> its top images with their maps, read once for all blocks."""
+    drawn: dict[int, dict[str, list[Drawn]]] = {block: {word: [] for word in own} for block, own in found.items()}
+    wanted = sorted({i for own in found.values() for each in own.values() for i in each.top})
+    for i, of_blocks in zip(wanted, read(wanted), strict=True):
+        for block, own in found.items():
+            for word, each in own.items():
+                if i in each.top:
+                    x, latents = of_blocks[block], each.latents[:DRAWN]
+                    maps = latent_maps(models[block], timesteps, *x, each.pooled, each.background, latents)
+                    drawn[block][word].append(Drawn(images[i].thumbnail, maps))
+    return drawn
 
 
 @dataclass(frozen=True)

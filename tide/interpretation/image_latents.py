@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tide.activations import Prepared
 from tide.activations.collect import sample_generator
-from tide.adapters import Adapter
+from tide.adapters import Adapter, Call
 from tide.interpretation.concepts import concept_scores
-from tide.interpretation.reading import PIECE, noised_activations
+from tide.interpretation.reading import PIECE, calls_of_blocks
 from tide.sae import TIDE, Position
 
 #: An image's activations ``[timesteps, tokens, d_model]`` and its conditioning ``[1, d_embedding]``, if there is any.
@@ -20,49 +20,52 @@ Activations = tuple[Tensor, Tensor | None]
 Pooled = dict[str, Tensor]
 
 
-def untrained(model: TIDE, seed: int = 0) -> TIDE:
-    """An autoencoder of the model's shape, input units and modulation, with random latents: what a claim about the
-    model's latents is compared with."""
-    fresh = TIDE(model.config, model.modulation, backend=model.backend, seed=seed)
-    units = {name: value for name, value in model.state_dict().items() if name.startswith("activation_")}
-    fresh.load_state_dict(units, strict=False)
-    return fresh.to(model.W_enc)
-
-
 def image_activations(
     adapter: Adapter,
-    model: TIDE,
+    models: Mapping[int, TIDE],
     images: Sequence[Prepared],
     indices: Sequence[int],
     *,
     timesteps: Tensor,
     seed: int,
     batch_size: int,
-) -> Iterator[Activations]:
-    """The activations of each of ``indices``.
+) -> Iterator[dict[int, Activations]]:
+    """The activations of each of ``indices``, of every block that ``models`` have: blocks share the passes.
 
     The noise of an image depends on ``seed`` and its index alone, so that reading it again gives the same.
     """
+    tensor = next(iter(models.values())).config.tensor
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
         latents = torch.cat([images[i].latents for i in part])
         text = {name: torch.cat([images[i].text[name] for i in part]) for name in images[part[0]].text}
         noise = torch.stack([torch.randn(latents.shape[1:], generator=sample_generator(seed, i)) for i in part])
-        x, conditioning = noised_activations(adapter, model, Prepared(latents, text), noise, timesteps)
+        steps = list(calls_of_blocks(adapter, list(models), Prepared(latents, text), noise, timesteps, tensor))
+        x = {block: torch.stack([of_step[block][0] for of_step in steps]) for block in models}
         for row in range(len(part)):
-            yield x[:, row], None if conditioning is None else conditioning[row : row + 1]
+            yield {block: (x[block][:, row], _row_of(steps[0][block][1], row)) for block in models}
 
 
-def pool(images: Iterable[Activations], timesteps: Tensor, models: Mapping[str, TIDE]) -> Pooled:
-    """The mean over an image's tokens and timesteps of every model's latents, and of the activation's channels as
-    "neurons"."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in (*models, "neurons")}
-    for x, conditioning in images:
-        for name, model in models.items():
-            total = torch.stack([piece.sum(0) for piece in _pieces(model, timesteps, x, conditioning)]).sum(0)
-            rows[name].append((total / x.shape[1]).cpu())
-        rows["neurons"].append(x.float().mean((0, 1)).cpu())
-    return {name: torch.stack(each) for name, each in rows.items()}
+def _row_of(call: Call, row: int) -> Tensor | None:
+    """The conditioning of an image, which is the same at all timesteps."""
+    return None if call.conditioning is None else call.conditioning[row : row + 1]
+
+
+def pool(
+    images: Iterable[Mapping[int, Activations]], timesteps: Tensor, models: Mapping[int, Mapping[str, TIDE]]
+) -> dict[int, Pooled]:
+    """Of each block the mean over an image's tokens and timesteps of the latents of each of its ``models``, and of the
+    activation's channels as "neurons"."""
+    rows: dict[int, dict[str, list[Tensor]]] = {
+        block: {name: [] for name in (*own, "neurons")} for block, own in models.items()
+    }
+    for of_blocks in images:
+        for block, (x, conditioning) in of_blocks.items():
+            for name, model in models[block].items():
+                total = torch.stack([piece.sum(0) for piece in _pieces(model, timesteps, x, conditioning)]).sum(0)
+                rows[block][name].append((total / x.shape[1]).cpu())
+            rows[block]["neurons"].append(x.float().mean((0, 1)).cpu())
+    return {block: {name: torch.stack(each) for name, each in own.items()} for block, own in rows.items()}
 
 
 def latent_maps(

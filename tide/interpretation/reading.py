@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -17,25 +17,35 @@ PIECE = 2**25
 
 
 @torch.no_grad()
-def noised_calls(
-    adapter: Adapter, model: TIDE, images: Prepared, noise: Tensor, timesteps: Tensor
-) -> Iterator[tuple[Tensor, Call]]:
-    """For each of ``timesteps [timesteps]``, what the block and tensor that ``model`` was trained on hold of ``images``
-    with ``noise [images, c, h, w]`` mixed in (eq. 3): the tokens ``[images, tokens, d_model]``, in the pipeline's dtype
-    on its device, and the call of the transformer.
+def calls_of_blocks(
+    adapter: Adapter, blocks: Sequence[int], images: Prepared, noise: Tensor, timesteps: Tensor, tensor: str = "output"
+) -> Iterator[dict[int, tuple[Tensor, Call]]]:
+    """For each of ``timesteps [timesteps]``, what ``blocks`` hold of ``images`` with ``noise [images, c, h, w]`` mixed
+    in (eq. 3), read in one pass: the tokens ``[images, tokens, d_model]``, in the pipeline's dtype on its device, and
+    the call of the transformer."""
+    seen: dict[int, tuple[Tensor, Call]] = {}
 
-    Raises :class:`~tide.errors.TideError` for a model that does not know its block.
-    """
-    seen: list[tuple[Tensor, Call]] = []
-
-    def keep(x: Tensor, call: Call) -> None:
-        seen.append((x.clone(), call))
+    def keep(block: int, x: Tensor, call: Call) -> None:
+        seen[block] = x.clone(), call
 
     for t in timesteps.tolist():
         noisy = adapter.add_noise(images.latents, noise, t)
         run = partial(adapter.denoise, noisy, t, images.text)
-        run_until(adapter, {model.config.trained_block: keep}, run, model.config.tensor)
-        yield seen.pop()
+        run_until(adapter, {block: partial(keep, block) for block in blocks}, run, tensor)
+        yield dict(seen)
+        seen.clear()
+
+
+def noised_calls(
+    adapter: Adapter, model: TIDE, images: Prepared, noise: Tensor, timesteps: Tensor
+) -> Iterator[tuple[Tensor, Call]]:
+    """:func:`calls_of_blocks` of the block and tensor that ``model`` was trained on.
+
+    Raises :class:`~tide.errors.TideError` for a model that does not know its block.
+    """
+    block = model.config.trained_block
+    for of_blocks in calls_of_blocks(adapter, [block], images, noise, timesteps, model.config.tensor):
+        yield of_blocks[block]
 
 
 def noised_activations(

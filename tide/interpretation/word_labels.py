@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tide.evaluation.statistics import auroc
+from tide.images.words import folded, holds, words_of
 from tide.interpretation.atlas import LEAST_AUROC, Label
 from tide.interpretation.image_scores import ALTERNATING
-from tide.interpretation.words import folded, holds, words_of
 
 #: What the level of a label is called if its concept is a word of the captions.
 CAPTION = "caption"
@@ -28,7 +28,7 @@ def label_words(peaks: Tensor, captions: Sequence[str]) -> tuple[Label | None, .
     """For each latent the word whose images it tells from the others best, where it does so well.
 
     ``peaks [images, n_latents]`` is each latent's peak in each image. The words are those of
-    :func:`~tide.interpretation.words.words_of`, found in captions as concepts are. The word is chosen by the AUROC on
+    :func:`~tide.images.words.words_of`, found in captions as concepts are. The word is chosen by the AUROC on
     every second image and measured on the others, so that the choice does not flatter it: a label's AUROC is at least
     :data:`~tide.interpretation.atlas.LEAST_AUROC` and :data:`LEAST_DEVIATIONS` above chance. None if each word is in
     too few captions or in too many of them (:data:`LEAST_IMAGES`).

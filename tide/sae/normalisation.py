@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tide.devices import in_double
 from tide.errors import TideError
+from tide.world import World
 
 #: Rows that are copied to float64 at a time.
 ROWS_AT_ONCE = 8192
@@ -55,6 +56,12 @@ class Moments:
         share, apart = other.n / n, other.mean - self.mean
         within = (1 - share) * self.variance + share * other.variance
         return Moments(n, self.mean + share * apart, within + (1 - share) * share * apart.square())
+
+    def of_all(self, world: World) -> Moments:
+        """Of the rows of all ranks, each of which has moments of its own."""
+        mean, variance = (world.gathered(each.unsqueeze(0)) for each in (self.mean, self.variance))
+        parts = (Moments(*each) for each in zip(world.said(self.n), mean, variance, strict=True))
+        return sum(parts, Moments.of([]))
 
     @property
     def energy(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.sae.model import TIDE
+from tide.world import World
 
 
 class Revival:
@@ -35,22 +36,30 @@ class Revival:
 
     @torch.no_grad()
     def revive(
-        self, model: TIDE, optimizer: torch.optim.Optimizer, x: Tensor, x_hat: Tensor, generator: torch.Generator
+        self,
+        model: TIDE,
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        x_hat: Tensor,
+        generator: torch.Generator,
+        world: World | None = None,
     ) -> int:
         """Resets dead latents from the rows of ``x`` that ``x_hat`` misses most; returns how many.
 
         At most one latent per sixteen rows is reset at a time; the others wait for the next batch. ``x`` and
-        ``x_hat`` are ``[N, d_model]``, ``generator`` is of the CPU.
+        ``x_hat`` are ``[N, d_model]``, ``generator`` is of the CPU. The ranks of ``world`` hold equal parts of the
+        batch and reset the same latents.
         """
+        world = world or World()
         residual = (x - x_hat).float()
-        error = residual.square().sum(1)
+        error = world.gathered(residual.square().sum(1))
         # Rows without error have no direction to give, and multinomial draws none of them.
-        most = min(max(1, len(x) // 16), int((error > 0).sum()))
+        most = min(max(1, len(error) // 16), int((error > 0).sum()))
         dead = self.dead.nonzero().squeeze(1)[:most]
         if len(dead) == 0:
             return 0
         rows = torch.multinomial(error.cpu(), len(dead), generator=generator).to(x.device)
-        directions = F.normalize(residual[rows], dim=1)
+        directions = F.normalize(_rows_of_all(residual, rows, world), dim=1)
         alive = ~self.dead
         norm = model.W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else torch.ones(())
         model.W_dec[dead] = directions.to(model.W_dec)
@@ -68,3 +77,10 @@ class Revival:
                     moment[dead] = 0
         self.silent_for[dead] = 0
         return len(dead)
+
+
+def _rows_of_all(own: Tensor, rows: Tensor, world: World) -> Tensor:
+    """The given rows of all ranks' parts, one after the other, of which ``own`` is this one's."""
+    rank = rows // len(own)
+    found = own[rows % len(own)]
+    return world.summed(found.masked_fill((rank != world.number).unsqueeze(1), 0))

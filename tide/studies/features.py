@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tide.evaluation.probing import choose_features, fit_probes
 from tide.interpretation.concepts import Annotated, find_concepts
-from tide.interpretation.probing import choose_features, fit_probes
 from tide.interpretation.timesteps import concept_timesteps
 from tide.sae.model import TIDE
 from tide.sae.position import Position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,35 @@ def measure_concepts(
     and ``recipe_precision`` the share of the :data:`TOP_SHARE` most similar tokens that lie in the mask.
     """
     block = model.config.trained_block
-    first = annotated_scenes(adapter, selection, [block], timesteps, seed=seed)[block]
-    second = annotated_scenes(adapter, held_out, [block], timesteps, seed=seed + 1)[block]
+    return measure_blocks(adapter, {block: model}, selection, held_out, timesteps, seed=seed)[block]
+
+
+def measure_blocks(
+    adapter: Adapter,
+    models: Mapping[int, TIDE],
+    selection: Sequence[Scene],
+    held_out: Sequence[Scene],
+    timesteps: Tensor,
+    *,
+    seed: int = 0,
+) -> dict[int, MeasuredConcepts]:
+    """:func:`measure_concepts` of the autoencoders of several blocks, which share the passes of the transformer."""
+    blocks = list(models)
+    first = annotated_scenes(adapter, selection, blocks, timesteps, seed=seed)
+    second = annotated_scenes(adapter, held_out, blocks, timesteps, seed=seed + 1)
+    return {
+        block: _measured(model, first.pop(block), second.pop(block), list(held_out)) for block, model in models.items()
+    }
+
+
+def _measured(model: TIDE, first: Annotated, second: Annotated, held_out: list[Scene]) -> MeasuredConcepts:
     concepts = [c for c in LEVEL_OF if first.masks[c].any() and second.masks[c].any()]
     z_first, x_first = _features(model, first)
     z_second, x_second = _features(model, second)
     m_first, m_second = first.flat_masks(concepts), second.flat_masks(concepts)
     latents = find_concepts(concepts, (z_first, m_first), (z_second, m_second), signed=False)
     neurons = find_concepts(concepts, (x_first, m_first), (x_second, m_second), signed=True)
-    everything = torch.ones(len(selection), dtype=torch.bool)
+    everything = torch.ones(first.x.shape[1], dtype=torch.bool)
     background = pooled_latents(z_first, everything, first.n_tokens)
     within = _within_objects(concepts, first, second, (z_first, z_second), (x_first, x_second))
     table: dict[str, dict[str, Any]] = {}
@@ -109,7 +129,7 @@ def measure_concepts(
         for level in CONCEPTS
         if any(row["level"] == level for row in table.values())
     }
-    return MeasuredConcepts(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), list(held_out))
+    return MeasuredConcepts(table, levels, latents, z_second.view(len(held_out), second.n_tokens, -1), held_out)
 
 
 def _within_objects(

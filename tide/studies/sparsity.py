@@ -3,7 +3,7 @@
 Every activation function, plain and modulated by the timestep, is trained with the same n, tokens and steps at several
 k; after training its threshold is set so that k latents are active. Measured on held-out scenes: the diffusion loss
 recovered, errors, dead latents, where active latents are spent (by timestep and by place), the best single latent of
-each concept, and probes on a few of them (:mod:`tide.interpretation.probing`).
+each concept, and probes on a few of them (:mod:`tide.evaluation.probing`).
 
 Beside them stand baselines: the same autoencoder with an encoder and a decoder that stay random, one trained on a
 diffusion transformer with random weights, raw neurons, a PCA. The best of all are trained four times as long.
@@ -23,11 +23,11 @@ from typing import Any
 import torch.nn.functional as F
 
 from tide.errors import TideError
-from tide.evaluation.baselines import PCA
+from tide.evaluation.baselines import PCA, StrongestNeurons
 from tide.files import replace_file, tensors_writer
 from tide.sae.model import TIDE
 from tide.scenes.scene import Split
-from tide.studies.baselines import StrongestNeurons, scenes_adapter
+from tide.studies.baselines import scenes_adapter
 from tide.studies.bench import NEVER, Bench
 from tide.studies.features import Features, latents_and_counts
 from tide.studies.grid import Cell, Result, devices_of

@@ -101,7 +101,7 @@ class TrainConfig(ModelOptions):
     shift zero, like the plain SAE; "adaln" also copies the block's scale and shift; "random" copies nothing. JumpReLU,
     ReLU and Gated have a penalty of their own, with the weight ``loss.sparsity``. ReLU and Gated train more slowly, as
     does ``undo``. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
-    a token are active on training tokens (:func:`tide.training.matching.match_l0`).
+    a token are active on training tokens (:class:`tide.training.matching.L0Match`).
     ``batch_tokens`` is the number of rows of a step.
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.stream import B
 from tide.errors import TideWarning
 from tide.sae.model import TIDE, inference
+from tide.world import World
 
 #: The threshold is set on at least this many rows, where the batches hold as many. As tokens of one image are alike,
 #: the number of images counts: over as many rows of 1024 scenes the mean of L0 has a standard error of 0.5 % for
@@ -24,16 +26,16 @@ _LOWER_BITS = 10
 _BINS = 1 << (31 - _LOWER_BITS)
 
 
-def following(stream: Iterator[ActivationBatch], last: ActivationBatch, steps: int) -> Iterator[ActivationBatch]:
-    """The batches that come after the ``last`` of a training of ``steps``, for :func:`match_l0`: enough for
+def following(stream: Iterator[B], last: B, steps: int) -> Iterator[B]:
+    """The batches that come after the ``last`` of a training of ``steps``, for :class:`L0Match`: enough for
     :data:`MATCHED_ROWS` and at most ``steps``. Where the stream has ended, the last one again, with a warning
     (:class:`~tide.errors.TideWarning`)."""
-    batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, len(last)))))
+    batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, last.rows))))
     first = next(batches, None)
     if first is not None:
         return chain([first], batches)
     warnings.warn(
-        f"the activations ended with the training, so the threshold is set on the {len(last)} rows of its last step: "
+        f"the activations ended with the training, so the threshold is set on the {last.rows} rows of its last step: "
         "L0 may be off by some per cent; give more batches than steps",
         TideWarning,
         stacklevel=2,
@@ -41,33 +43,45 @@ def following(stream: Iterator[ActivationBatch], last: ActivationBatch, steps: i
     return iter([last])
 
 
-def match_l0(model: TIDE, batches: Iterable[ActivationBatch]) -> None:
+class L0Match:
     """Sets the threshold of ``model.activation`` so that ``model.config.k`` latents a token are active in the mean over
-    all rows of ``batches``.
+    all rows that are added.
 
-    The heights (:meth:`tide.sae.activation.Activation.heights`) are counted in narrow bins, in one pass; the cut is
-    the ``N k``-th largest of those of N rows, interpolated within its bin. Without rows nothing changes. Warns
-    (:class:`~tide.errors.TideWarning`) if fewer than k latents a token could be active: then all that could are.
+    The heights (:meth:`tide.sae.activation.Activation.heights`) are counted in narrow bins; the cut is the ``N k``-th
+    largest of those of N rows, interpolated within its bin. The ranks of ``world`` add rows of their own.
     """
-    assert model.activation is not None
-    counts, n_rows = torch.zeros(_BINS, dtype=torch.int64, device=model.W_enc.device), 0
-    with inference(model):
-        for batch in batches:
+
+    def __init__(self, model: TIDE, world: World | None = None) -> None:
+        self.model, self.world = model, world or World()
+        self.counts = torch.zeros(_BINS, dtype=torch.int64, device=model.W_enc.device)
+        self.n_rows = 0
+
+    def add(self, batch: ActivationBatch) -> None:
+        """Counts the heights of its rows."""
+        model = self.model
+        with inference(model):
             for part in _parts(batch.merged().to(model.W_enc.device)):
-                counts += _counted(model.heights(part.x.to(model.W_enc.dtype), part.position))
-                n_rows += len(part)
-    found = counts[1:].sum().item()  # those that are not positive are in the first
-    if not found:
-        return
-    wanted, k = model.config.k * n_rows, model.config.k
-    if found < wanted:
-        warnings.warn(
-            f"only {found / n_rows:.1f} latents a token have a positive pre-activation, fewer than k = {k}: "
-            "L0 stays below k; train with a smaller k",
-            TideWarning,
-            stacklevel=2,
-        )
-    model.activation.set_cut(_cut(counts.cpu(), min(wanted, int(found))))
+                self.counts += _counted(model.heights(part.x.to(model.W_enc.dtype), part.position))
+                self.n_rows += len(part)
+
+    def finish(self) -> None:
+        """Sets the threshold. Without rows nothing changes. Warns (:class:`~tide.errors.TideWarning`) if fewer than k
+        latents a token could be active: then all that could are."""
+        assert self.model.activation is not None
+        counts, n_rows = self.world.summed(self.counts), sum(self.world.said(self.n_rows))
+        found = int(counts[1:].sum())  # those that are not positive are in the first
+        if not found:
+            return
+        k = self.model.config.k
+        wanted = k * n_rows
+        if found < wanted:
+            warnings.warn(
+                f"only {found / n_rows:.1f} latents a token have a positive pre-activation, fewer than k = {k}: "
+                "L0 stays below k; train with a smaller k",
+                TideWarning,
+                stacklevel=2,
+            )
+        self.model.activation.set_cut(_cut(counts.cpu(), min(wanted, found)))
 
 
 def _parts(batch: ActivationBatch) -> Iterator[ActivationBatch]:

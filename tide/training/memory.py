@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tide.devices import device_memory, device_of
 from tide.errors import TideError
 from tide.training.config import TrainConfig
 
 
-def check_memory(config: TrainConfig, d_model: int) -> None:
+class Need(NamedTuple):
+    """Bytes that every backend needs at least."""
+
+    weights: int  # in float32: both weights [n_latents, d_model] of each block with their gradients and two moments
+    step: int  # the activations and the reconstruction of a step's rows, of a block at a time
+    buffer: int  # the rows that are mixed, of each block
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{_gigabytes(self.weights)} of weights, gradients and moments, and {_gigabytes(self.buffer)} of "
+            "activations to mix"
+        )
+
+
+def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0) -> Need:
+    """What a training of so many blocks needs."""
+    n_latents, _ = config.sizes(d_model)
+    weights = blocks * 4 * 4 * 2 * n_latents * d_model
+    return Need(weights, 2 * 4 * config.batch_tokens * d_model, blocks * 4 * buffer_rows * d_model)
+
+
+def check_memory(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0) -> None:
     """Raises :class:`~tide.errors.TideError` if ``config.device`` is not there, or training cannot fit its memory.
 
-    It counts only what every backend needs: in float32, both weights ``[n_latents, d_model]`` with their gradients and
-    two moments, and the activations and reconstruction of a step's rows. A training that passes may still not fit.
+    It counts what :func:`need` does. A training that passes may still not fit.
     """
-    n_latents, _ = config.sizes(d_model)
-    weights, rows = 4 * 4 * 2 * n_latents * d_model, 2 * 4 * config.batch_tokens * d_model
-    memory = device_memory(device_of(config.device))
-    if memory is None or weights + rows <= memory:
+    needed, memory = (
+        need(config, d_model, blocks=blocks, buffer_rows=buffer_rows),
+        device_memory(device_of(config.device)),
+    )
+    if memory is None or needed.total <= memory:
         return
-    size, remedy = f"n_latents = {n_latents}", "n_latents (or expansion)"
-    if rows > weights:
+    size, remedy = f"n_latents = {config.sizes(d_model)[0]}", "n_latents (or expansion)"
+    if needed.step > needed.weights:
         size, remedy = f"batch_tokens = {config.batch_tokens}", "batch_tokens"
+    elif blocks > 1:
+        size, remedy = f"{blocks} blocks of {size}", f"{remedy}, or train fewer blocks at a time"
     raise TideError(
-        f"training with {size} of width {d_model} takes {_gigabytes(weights + rows)} of memory at least and "
+        f"training with {size} of width {d_model} takes {_gigabytes(needed.total)} of memory at least and "
         f"{config.device} has {_gigabytes(memory)}; lower {remedy}"
     )
 

@@ -9,7 +9,7 @@ from queue import Full, Queue
 import torch
 from torch import Tensor
 
-from tide.activations.batch import ActivationBatch
+from tide.activations.stream import B
 
 #: How often, in seconds, a waiting thread looks whether it has to end.
 _LOOK = 0.1
@@ -20,14 +20,14 @@ class _Failure:
         self.error = error
 
 
-def prefetched(batches: Iterable[ActivationBatch], depth: int, *, pin: bool = False) -> Iterator[ActivationBatch]:
+def prefetched(batches: Iterable[B], depth: int, *, pin: bool = False) -> Iterator[B]:
     """The same batches in the same order, at most ``depth`` of them read ahead by a thread.
 
     With ``pin`` what is in a CPU's memory is pinned, so that a GPU copies it while it computes. What ``batches`` raises
     is raised here, after the batches before it. The thread starts with the first batch and ends when the iterator is
     closed.
     """
-    queue: Queue[ActivationBatch | _Failure | None] = Queue(depth)
+    queue: Queue[B | _Failure | None] = Queue(depth)
     ended = threading.Event()
     thread = threading.Thread(target=_fill, args=(queue, ended, batches, pin), name="prefetch", daemon=True)
     thread.start()
@@ -42,9 +42,9 @@ def prefetched(batches: Iterable[ActivationBatch], depth: int, *, pin: bool = Fa
 
 
 def _fill(
-    queue: Queue[ActivationBatch | _Failure | None],
+    queue: Queue[B | _Failure | None],
     ended: threading.Event,
-    batches: Iterable[ActivationBatch],
+    batches: Iterable[B],
     pin: bool,
 ) -> None:
     try:
@@ -61,9 +61,7 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
-def _put(
-    queue: Queue[ActivationBatch | _Failure | None], ended: threading.Event, item: ActivationBatch | _Failure | None
-) -> bool:
+def _put(queue: Queue[B | _Failure | None], ended: threading.Event, item: B | _Failure | None) -> bool:
     """Whether there was room before the reader went away."""
     while not ended.is_set():
         try:
@@ -81,7 +79,7 @@ class Mover:
         self.device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: ActivationBatch) -> ActivationBatch:
+    def __call__(self, batch: B) -> B:
         if self._copies is None:
             return batch.to(self.device)
         computing = torch.cuda.current_stream(self.device)

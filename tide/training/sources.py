@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import Data, collect, prepare
 from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
+from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.source import DIGESTS, Source, check_source
 from tide.activations.store import ActivationStore
 from tide.activations.stream import LiveStream
@@ -29,37 +32,17 @@ from tide.images.identity import Sample, digest
 from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
 from tide.sae import TIDE
+from tide.training.build import build_model
 from tide.training.config import TrainConfig
+from tide.training.job import Job, Jobs
 from tide.training.memory import check_memory
 from tide.training.prefetch import prefetched
-from tide.training.trainer import build_model
+from tide.world import current
 
 #: Rows that are mixed at a time, of a store or of a live stream.
 BUFFER_ROWS = 65536
 #: Batches from memory that are prepared ahead for a GPU.
 _POOL_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that :func:`tide.training.train` needs.
-
-    Attributes:
-        config: how it is trained.
-        model: a fresh one.
-        batches: ``batches(step)`` yields batches of ``config.batch_tokens`` rows from number ``step`` on, endlessly.
-        described: all besides the configuration and the machine that the batches' bits depend on, as JSON. It is kept
-            in ``training.json``, and resuming on what is described otherwise is refused.
-        data: of ``run.json`` (:class:`tide.runs.Contents`).
-        weights: of the pipeline, as far as known: component -> fingerprint.
-    """
-
-    config: TrainConfig
-    model: TIDE
-    batches: Callable[[int], Iterator[ActivationBatch]]
-    described: dict[str, Any]
-    data: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
 
 
 class StoreInfo(TypedDict):
@@ -100,6 +83,17 @@ def from_stores(
         TideError: a store is damaged, the stores are not of one block, they are not of the pipeline that was opened, or
             the model does not fit the device.
     """
+    job = _store_job(paths, config, open_pipeline, buffer_rows)
+    return replace(job, batches=_ahead(_parts(job.batches, config, Shares(current())), config, buffer_rows))
+
+
+def _store_job(
+    paths: str | Path | Sequence[str | Path],
+    config: TrainConfig,
+    open_pipeline: Callable[[str], Adapter] | None,
+    buffer_rows: int,
+) -> Job:
+    """As :func:`from_stores`, with whole batches whatever the number of ranks."""
     if isinstance(paths, str | Path):
         paths = [paths]
     if not paths:
@@ -121,15 +115,49 @@ def from_stores(
     return Job(
         config,
         model,
-        _ahead(
-            lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
-            config,
-            buffer_rows,
-        ),
+        lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
         {"stores": about, "buffer_rows": buffer_rows},
         data={"name": info.get("data"), "stores": folders},
         weights=info.get("weights", {}),
     )
+
+
+def from_block_stores(
+    paths: str | Path | Sequence[str | Path],
+    config: TrainConfig,
+    *,
+    blocks: Sequence[int] | None = None,
+    open_pipeline: Callable[[str], Adapter] | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+) -> Jobs:
+    """Training of several blocks, each on its own activation stores (:func:`from_stores`).
+
+    Args:
+        paths: folders that hold a store for each block, ``block-N``, as one collection of several blocks makes them.
+        config: how each is trained.
+        blocks: numbers of those to train; default all that the first folder has.
+        open_pipeline: as of :func:`from_stores`; called once.
+        buffer_rows: rows of each block mixed at a time.
+
+    Raises:
+        TideError: a folder lacks a block's store, or what :func:`from_stores` raises.
+    """
+    folders = [Path(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]
+    found = {folder: found_blocks(folder) for folder in folders}
+    wanted = list(found[folders[0]]) if blocks is None else list(blocks)
+    for folder, stores in found.items():
+        if missing := [block for block in wanted if block not in stores]:
+            its = ", ".join(map(str, stores)) or "none"
+            raise TideError(f"{folder} holds no store of block {missing[0]}; its blocks are {its}")
+    opened = None if open_pipeline is None else functools.cache(open_pipeline)
+    width = ActivationStore(found[folders[0]][wanted[0]]).d_model
+    check_memory(config, width, blocks=len(wanted), buffer_rows=buffer_rows)
+    shares = shared_blocks(wanted)
+    jobs = {}
+    for block in filter(shares.trained_here, wanted):
+        job = _store_job([found[each][block] for each in folders], config, opened, buffer_rows)
+        jobs[block] = replace(job, batches=_ahead(_parts(job.batches, config, shares), config, buffer_rows))
+    return Jobs.beside(jobs, shares)
 
 
 def open_store(path: str | Path) -> ActivationStore:
@@ -180,6 +208,32 @@ def mixed(
     ]
     while True:
         yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
+
+
+def shared_blocks(blocks: Sequence[int]) -> Shares:
+    """How the ranks that were started together divide these blocks: a single one is trained by all of them, of several
+    each rank gets some.
+
+    Raises :class:`~tide.errors.TideError` for more ranks than blocks.
+    """
+    world = current()
+    if len(blocks) == 1 or not world.several:
+        return Shares(world)
+    if world.count > len(blocks):
+        raise TideError(
+            f"{world.count} ranks cannot share {len(blocks)} blocks; start at most {len(blocks)}, or train one block"
+        )
+    return Shares(world, {block: i % world.count for i, block in enumerate(blocks)})
+
+
+def _parts(
+    batches: Callable[[int], Iterator[ActivationBatch]], config: TrainConfig, shares: Shares
+) -> Callable[[int], Iterator[ActivationBatch]]:
+    """This rank's rows of each batch, with the timesteps of the whole batch."""
+    if shares.count == 1:
+        return batches
+    part = shares.part(config.batch_tokens)
+    return lambda step: (batch.merged().take(part) for batch in batches(step))
 
 
 def _ahead(
@@ -247,7 +301,8 @@ def from_pool(
     if source is not None:
         data = {"name": source.name, **about}
         model.trained_on = TrainedOn.of([source.name], _read_for(pool, source), source.hold_out)
-    batches = _ahead(pool.from_step, config, _POOL_BATCHES * config.batch_tokens)
+    parts = _parts(pool.from_step, config, Shares(current()))
+    batches = _ahead(parts, config, _POOL_BATCHES * config.batch_tokens)
     return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
 
@@ -278,37 +333,94 @@ def live(
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
+    As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
+    """
+    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, cache=cache)
+    (job,) = jobs.of.values()
+    return job
+
+
+def live_blocks(
+    adapter: Adapter,
+    source: Source,
+    config: TrainConfig,
+    *,
+    blocks: Sequence[Block] = ("all",),
+    options: CollectOptions | None = None,
+    buffer_rows: int = BUFFER_ROWS,
+    cache: bool = False,
+) -> Jobs:
+    """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
+    gets the batches, to the bit, that a stream of its own would give it.
+
     Args:
         adapter: the pipeline's.
         source: images with captions (:func:`tide.data.open_source`).
-        config: how it is trained.
-        block: a number, negative from the end, or "penultimate".
+        config: how each is trained.
+        blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
-        buffer_rows: rows mixed at a time.
+        buffer_rows: rows of each block mixed at a time.
         cache: keep the encoded images and captions in memory.
 
     Raises:
-        TideError: the block does not exist, an image cannot be read, or the model does not fit the device.
+        TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
     """
     check_source(source)
     options = options or CollectOptions()
-    model = build_model(adapter, block, config, tensor=options.tensor)
-    index = model.config.trained_block
+    indices = adapter.resolve_blocks(blocks)
+    shares = shared_blocks(indices)
+    here = list(filter(shares.trained_here, indices))
+    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows)
+    models = {index: build_model(adapter, index, config, tensor=options.tensor) for index in here}
     images: Data = source
     length = caption_length(adapter)
     if cache:
         images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
 
-    def collected(seed: int, start: int) -> Iterator[ActivationBatch]:
-        passes = collect(adapter, images, [index], options, seed=seed, start=start, max_sequence_length=length)
-        return (each[index] for each in passes)
+    def collected(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
+        places: dict[str, Any] = {"seed": seed, "start": start, "stop": stop}
+        return map(BlockBatch, collect(adapter, images, indices, options, **places, max_sequence_length=length))
 
-    size, weights = list(source.size), pipeline_fingerprints(adapter.pipe)
-    described = {
+    weights = pipeline_fingerprints(adapter.pipe)
+    described = _described(adapter, source, options, buffer_rows, weights)
+    about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
+    about |= {"hold_out": source.hold_out} if source.hold_out else {}
+    sizes = {
+        # Images are read once to be counted where the source does not know how many there are.
+        "n_samples": source.n_images if source.exact else sum(len(batch) for batch, _ in images),
+        "rows_per_sample": options.rows_per_image(n_tokens(adapter, source.size)),
+        "per_pass": options.batch_size,
+        "buffer_rows": buffer_rows,
+        "seed": config.seed,
+    }
+    stream = (
+        SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
+        if shares.world.several
+        else LiveStream(collected, config.batch_tokens, **sizes)
+    )
+    trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
+    jobs = {}
+    for index, model in models.items():
+        model.trained_on = trained_on
+        batches = functools.partial(_of_block, stream.from_step, index)
+        jobs[index] = Job(
+            config, model, batches, {**described, "block": index}, data={"name": source.name, **about}, weights=weights
+        )
+    return Jobs(config, jobs, stream.from_step, shares)
+
+
+def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:
+    return (each[block] for each in batches(step))
+
+
+def _described(
+    adapter: Adapter, source: Source, options: CollectOptions, buffer_rows: int, weights: dict[str, str]
+) -> dict[str, Any]:
+    """What the bits of a live stream depend on, besides the block."""
+    return {
         "images": source.n_images,
-        "size": size,
+        "size": list(source.size),
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        "block": index,
         "tensor": options.tensor,
         "timesteps": options.n_timesteps,
         "token_fraction": options.token_fraction,
@@ -319,17 +431,3 @@ def live(
         "hold_out": source.hold_out,
         "pipeline": weights,
     }
-    about = {"name": source.name, "images": source.n_images, "size": size, "fingerprint": described["data"]}
-    about |= {"hold_out": source.hold_out} if source.hold_out else {}
-    stream = LiveStream(
-        collected,
-        config.batch_tokens,
-        # Images are read once to be counted where the source does not know how many there are.
-        n_samples=source.n_images if source.exact else sum(len(batch) for batch, _ in images),
-        rows_per_sample=options.rows_per_image(n_tokens(adapter, source.size)),
-        per_pass=options.batch_size,
-        buffer_rows=buffer_rows,
-        seed=config.seed,
-    )
-    model.trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
-    return Job(config, model, stream.from_step, described, data=about, weights=weights)

@@ -30,6 +30,8 @@ from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide.training.config import TrainConfig, comparable, former_defaults
+from tide.training.shared_state import DESCRIBED, last_shared, read_shared, remove_shared, write_shared
+from tide.world import World
 
 TRAINING = "training.json"
 RESUME = "resume"
@@ -66,6 +68,13 @@ class _Progress(TypedDict):
     dead_counts: NotRequired[list[int]]
 
 
+class _Described(TypedDict):
+    """What lies beside the tensors of a state that ranks share."""
+
+    progress: _Progress
+    record: Record
+
+
 @dataclass
 class State:
     """Everything that a training resumes from.
@@ -86,11 +95,14 @@ class State:
 
 def holds_training(out: Path) -> bool:
     """Whether a training, finished or not, has left a checkpoint in ``out``."""
-    return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE))
+    return any((out / name).exists() for name in (CONFIG, WEIGHTS, STATE)) or last_shared(out / RESUME) is not None
 
 
-def write(out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | None = None) -> None:
-    """Writes everything in one step; ``trained_on`` goes into the checkpoint.
+def write(
+    out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | None = None, world: World | None = None
+) -> None:
+    """Writes everything in one step; ``trained_on`` goes into the checkpoint. With several ranks in ``world``, all of
+    which call it, the state alone (:mod:`tide.training.shared_state`).
 
     The resume state, which is complete in itself, is renamed into place first and ``training.json`` last: a run that is
     killed in between resumes from the state, and a run that ``training.json`` calls finished is finished.
@@ -98,6 +110,7 @@ def write(out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | N
     Raises :class:`~tide.errors.TideError`, and leaves everything as it was, for numbers that are not finite.
     """
     tensors = _named(state)
+    world = world or World()
     for name, value in tensors.items():
         if not is_finite(value):
             raise TideError(
@@ -107,11 +120,16 @@ def write(out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | N
     progress: _Progress = {"step": state.step, "revived": state.revived, "moments": sorted(state.moments)}
     if state.dead_counts:
         progress["dead_counts"] = list(state.dead_counts)
+    if world.several:
+        described: _Described = {"progress": progress, "record": state.record}
+        write_shared(out / RESUME, state.step, tensors, described, world)
+        return
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     files: dict[Path, Write] = {out / STATE: tensors_writer(tensors, {"progress": json.dumps(progress)})}
     checkpoint = checkpoint_files(config, state.model, out, trained_on)
     replace_files({**files, **checkpoint, out / TRAINING: json_writer(state.record)})
+    remove_shared(out / RESUME)
 
 
 def _named(state: State) -> dict[str, Tensor]:
@@ -131,6 +149,8 @@ class Found(NamedTuple):
     moments: list[int] | None
     dead_counts: list[int]
     record: Record
+    #: Where its tensors are: a file, or a folder that several ranks wrote.
+    path: Path
 
 
 def find(out: Path) -> Found | None:
@@ -138,19 +158,33 @@ def find(out: Path) -> Found | None:
 
     Raises :class:`~tide.errors.TideError` for a state that is damaged, and for a checkpoint whose state is gone.
     """
+    alone, shared = _find_alone(out), last_shared(out / RESUME)
+    together = None if shared is None else _find_shared(shared)
+    if alone is None and together is None and holds_training(out):
+        raise TideError(f"{out} holds a checkpoint and no {STATE} to resume from; train into another folder")
+    return max((each for each in (alone, together) if each is not None), key=lambda each: each.step, default=None)
+
+
+def _find_shared(folder: Path) -> Found:
+    described: _Described = read_json(folder / DESCRIBED, _Described)
+    return _found(folder, described["progress"], described["record"])
+
+
+def _find_alone(out: Path) -> Found | None:
     path = out / STATE
     if not path.exists():
-        if holds_training(out):
-            raise TideError(f"{out} holds a checkpoint and no {STATE} to resume from; train into another folder")
         return None
     with open_tensors(path) as file:
         stored = file.get_tensor("record") if "record" in file.keys() else None
         progress: _Progress = _parsed((file.metadata() or {}).get("progress", ""), _Progress, f"{path} (progress)")
-    record = _record(out, stored)
+    return _found(path, progress, _record(out, stored))
+
+
+def _found(path: Path, progress: _Progress, record: Record) -> Found:
     step, revived, steps = progress["step"], progress["revived"], former_defaults() | record["config"]
     if not isinstance(steps["steps"], int) or not 0 <= step <= steps["steps"] or revived < 0:
         raise TideError(f"{path} says step {step} of {steps['steps']} and {revived} revived; {_REMEDY}")
-    return Found(step, revived, progress.get("moments"), progress.get("dead_counts", []), record)
+    return Found(step, revived, progress.get("moments"), progress.get("dead_counts", []), record, path)
 
 
 def _record(out: Path, stored: Tensor | None) -> Record:
@@ -166,14 +200,14 @@ def _record(out: Path, stored: Tensor | None) -> Record:
     return record
 
 
-def read(out: Path, found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
-    """The state that was found in ``out``.
+def read(found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
+    """The state that was found.
 
     Its tensors must match ``model`` and ``parameters``, those of the optimiser in its order. Raises
     :class:`~tide.errors.TideError` if they do not.
     """
-    path = out / STATE
-    tensors = read_tensors(path)
+    path = found.path
+    tensors = dict(read_shared(path)) if path.is_dir() else read_tensors(path)
     tensors.pop("record", None)
     n = len(parameters)
     listed = range(n) if found.moments is None else found.moments

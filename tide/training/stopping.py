@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,12 +12,21 @@ from types import FrameType
 from tide.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds within which several signals to one of several ranks are one.
+APART = 2.0
 
 
 class Stop:
-    """What the signals have asked for. ``asked`` is the number of the first signal."""
+    """What the signals have asked for. ``asked`` is the number of the first signal.
 
-    def __init__(self) -> None:
+    Of several ranks none ends alone, since the others would wait for it: the first signal ends all of them after the
+    same step (:class:`tide.world.StopVote`), also while a batch is awaited. A launcher passes on the signal that a
+    terminal has sent to all its processes already; what comes within :data:`APART` seconds is one signal.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        self.several = several
+        self._at = -math.inf
         self.asked: int | None = None
         self.at_once = False
         self._waits = False
@@ -28,6 +39,9 @@ class Stop:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """A time in which no step is half done, so the first signal ends it at once."""
+        if self.several:
+            yield
+            return
         self.check()
         self._waits = True
         try:
@@ -36,7 +50,8 @@ class Stop:
             self._waits = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.asked is not None
+        again, self._at = time.monotonic() - self._at > APART, time.monotonic()
+        self.at_once = self.asked is not None and (again or not self.several)
         self.asked = number
         if self.at_once or self._waits:
             self._waits = False
@@ -44,12 +59,12 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(*, several: bool = False) -> Iterator[Stop]:
     """Handles both signals while the block runs, then restores their former handlers.
 
     A signal that is ignored stays ignored. Outside the main thread, where Python allows no handlers, none is set.
     """
-    stop = Stop()
+    stop = Stop(several=several)
     former = {}
     try:
         for number in _SIGNALS:

@@ -1,4 +1,4 @@
-"""What ``tide train`` does: a training from any source into the folder of a checkpoint."""
+"""What ``tide train`` does: trainings from any source into the folders of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
 from tide.devices import check_backend, device_of
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders
-from tide.training.sources import Job
+from tide.files.per_block import block_folders
+from tide.runs import Contents, write_run
+from tide.training.job import Job, Jobs
+from tide.training.learner import Learner, Origin
 from tide.training.state import holds_training
-from tide.training.trainer import Batches, Trainer
+from tide.training.trainer import BlockBatches, fit_blocks
+from tide.world import World, current
 
 
 def train(
@@ -24,7 +28,7 @@ def train(
     resume: bool = False,
     made_by: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
-) -> Trainer:
+) -> Learner:
     """Trains a fresh model into a folder, with checkpoints on the way.
 
     ::
@@ -34,46 +38,77 @@ def train(
 
     Args:
         job: the model, its configuration and its data: :func:`from_stores`, :func:`from_pool` or :func:`live`.
-        out: the folder of the checkpoint; gets what :class:`Trainer` writes.
+        out: the folder of the checkpoint; gets what :class:`~tide.training.learner.Learner` writes.
         resume: resume the training that ``out`` holds, if it holds one.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
         say: called with one line of text when a resumed training has another number of steps.
 
     Returns:
-        The trainer: ``model`` is the trained one, ``history`` the figures along the way.
+        The learner: ``model`` is the trained one, ``history`` the figures along the way.
 
     Raises:
         TideError: ``out`` holds a training and ``resume`` is false, or it is of another configuration or of other data;
-            the backend cannot serve; what :meth:`Trainer.fit` raises.
+            the backend cannot serve; what :func:`~tide.training.trainer.fit_blocks` raises.
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
-    config, model, folder = job.config, job.model, Path(out)
-    with reserved(folder, resume=resume):
-        check_backend(config.backend, device_of(config.device), model.n_latents, model.config.k)
-        trainer = Trainer(model, config, folder, progress=sys.stderr.isatty())
+    (learner,) = train_blocks(Jobs.beside({0: job}), out, resume=resume, made_by=made_by, say=say).values()
+    return learner
+
+
+def train_blocks(
+    jobs: Jobs,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    made_by: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[int, Learner]:
+    """As :func:`train`, of several blocks from one stream: :func:`live_blocks` or :func:`from_block_stores`.
+
+    Each block has a folder ``out/block-N`` of its own, with its curves and the state that it resumes from; with a
+    single block that is ``out``. A block that is resumed alone (:func:`live` of that block) ends with the same bits.
+
+    Returns:
+        Block -> learner.
+    """
+    config, world = jobs.config, jobs.shares.world
+    folders = block_folders(Path(out), list(jobs.shares.owners or jobs.of))
+    #: The ranks that train a block together.
+    together = world if jobs.shares.owners is None else World()
+    with reserved(Path(out), resume=resume, world=world):
+        learners = {}
+        with world.together():
+            for block, job in jobs.of.items():
+                _check_new(folders[block], resume)
+                check_backend(config.backend, device_of(config.device), job.model.n_latents, job.model.config.k)
+                learners[block] = Learner(job.model, config, folders[block], together)
+        origins = {block: Origin(job.described, job.data, job.weights, made_by) for block, job in jobs.of.items()}
         try:
-            trainer.fit(
-                _announced(job, trainer, resume, say),
+            fit_blocks(
+                learners,
+                _announced(jobs, learners, folders, Path(out), made_by, resume, say),
+                origins,
+                title=Path(out).name,
                 resume=resume,
-                source=job.described,
-                data=job.data,
-                weights=job.weights,
-                made_by=made_by,
+                progress=sys.stderr.isatty(),
+                world=world,
             )
         except Interrupted as stop:
-            again = "; rerun with resume to continue" if trainer.saved else ""
+            saved = any(learner.saved for learner in learners.values())
+            again = "; rerun with resume to continue" if saved else ""
             raise Interrupted(f"{stop}{again}", stop.signal) from None
-    return trainer
+    return learners
 
 
 @contextmanager
-def reserved(out: Path, *, resume: bool) -> Iterator[None]:
+def reserved(out: Path, *, resume: bool, world: World | None = None) -> Iterator[None]:
     """Checks before anything is loaded that a training may be written to ``out``, and creates the folder. If the block
     raises, a new folder that is empty is removed."""
     _check_new(out, resume)
     with new_folders(out):
-        with lock_folder(out):
-            pass  # only a check: the trainer locks it
+        if (world or current()).first:
+            with lock_folder(out):
+                pass  # only a check: the training locks it
         yield
 
 
@@ -82,14 +117,43 @@ def _check_new(out: Path, resume: bool) -> None:
         raise TideError(f"{out} already holds a checkpoint; resume, or choose another folder")
 
 
-def _announced(job: Job, trainer: Trainer, resume: bool, say: Callable[[str], None]) -> Batches:
-    """``job.batches``, with what has to be done once the trainer holds the folder and knows what it resumes."""
+def _announced(
+    jobs: Jobs,
+    learners: Mapping[int, Learner],
+    folders: Mapping[int, Path],
+    out: Path,
+    made_by: Mapping[str, Any] | None,
+    resume: bool,
+    say: Callable[[str], None],
+) -> BlockBatches:
+    """``jobs.batches``, with what has to be done once the folders are held and it is known what is resumed."""
 
-    def from_step(step: int) -> Iterator[ActivationBatch]:
-        _check_new(trainer.out, resume)  # another training may have come and gone meanwhile
-        if trainer.lengths and trainer.lengths[-1]["at"] == step:
-            before, now = trainer.lengths[-1]["before"], job.config.steps
-            say(f"Resumes from step {step} to {now} instead of {before}: learning rate and k follow the new schedules.")
-        return job.batches(step)
+    def from_step(step: int) -> Iterator[BlockBatch]:
+        for learner in learners.values():
+            _check_new(learner.out, resume)  # another training may have come and gone meanwhile
+        lengths = {tuple(each.lengths[-1].values()) for each in learners.values() if each.lengths}
+        for at, before, now in lengths:
+            if at == step and jobs.shares.world.first:
+                follow = "learning rate and k follow the new schedules"
+                say(f"Resumes from step {at} to {now} instead of {before}: {follow}.")
+        for number, batch in enumerate(jobs.batches(step)):
+            if len(folders) > 1 and not number and jobs.shares.world.first:
+                write_run(out, _contents(jobs, list(folders)), made_by)
+            yield batch
 
     return from_step
+
+
+def _contents(jobs: Jobs, blocks: list[int]) -> Contents:
+    """What the folder of several blocks holds."""
+    first = next(iter(jobs.of.values()))
+    return Contents(
+        kind="autoencoder",
+        blocks=blocks,
+        family=first.model.config.family,
+        pipeline=first.model.config.pipeline,
+        weights=dict(first.weights),
+        data={} if len({str(job.data) for job in jobs.of.values()}) > 1 else dict(first.data),
+        configuration=jobs.config.to_dict(),
+        files={f"block-{block}": "autoencoder" for block in blocks},
+    )

@@ -36,8 +36,8 @@ def choose_features(features: Tensor, masks: Tensor, n: int) -> Tensor:
     if not 1 <= n <= features.shape[1]:
         raise TideError(f"{n} features of a probe are asked for; there are {features.shape[1]}")
     x, y = _standardised(features.float())[0], masks.float() - masks.float().mean(0)
-    gram, left = x.T @ x / len(x), x.T @ y / len(x)  # [features, features], [features, concepts]
-    norms = gram.diagonal()[:, None].repeat(1, masks.shape[1])
+    left = x.T @ y / len(x)  # [features, concepts]
+    norms = x.square().mean(0)[:, None].repeat(1, masks.shape[1])
     before: list[Tensor] = []
     chosen: list[Tensor] = []
     for _ in range(n):
@@ -47,7 +47,7 @@ def choose_features(features: Tensor, masks: Tensor, n: int) -> Tensor:
         index = merit.argmax(0, keepdim=True)
         length = norms.gather(0, index).clamp(min=LEAST_LEFT).sqrt()
         # What this feature adds to those before it, as every other feature sees it.
-        seen = gram[:, index[0]]
+        seen = x.T @ x[:, index[0]] / len(x)
         for each in before:
             seen = seen - each * each.gather(0, index)
         seen = seen / length

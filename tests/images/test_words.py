@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tide.errors import TideError
-from tide.interpretation.words import concept_of, folded, holds, words_of
+from tide.images.words import concept_of, folded, holds, words_of
 
 YES = [
     ("A Cat.", "cat"),

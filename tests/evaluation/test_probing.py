@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tide.errors import TideError
-from tide.interpretation.probing import RIDGE, choose_features, fit_probes
+from tide.evaluation.probing import RIDGE, choose_features, fit_probes
 
 ROWS = 400
 

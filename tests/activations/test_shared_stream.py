@@ -1,0 +1,105 @@
+"""Ranks that share a live stream get, to the bit, the batches of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import pytest
+import torch
+
+from tests.helpers.ranks import run_ranks
+from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
+from tide.activations.shared_stream import SharedStream, Shares
+from tide.activations.stream import LiveStream
+from tide.errors import TideError
+from tide.world import World
+
+BLOCKS = (2, 5, 7)
+#: 22 images of 12 rows, 2 a pass, in windows of at most 5 passes: the last pass of an epoch has 2 images as well.
+SIZES = {"n_samples": 22, "rows_per_sample": 12, "per_pass": 2, "buffer_rows": 120, "seed": 3}
+ROWS, STEPS = 36, 16
+
+
+def collect(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
+    """Passes whose values tell epoch, block, sample, token and timestep, with a conditioning that differs by block."""
+    for first in range(start, SIZES["n_samples"] if stop is None else stop, SIZES["per_pass"]):
+        samples = torch.arange(first, first + SIZES["per_pass"])
+        timestep = torch.stack([samples * 10.0, samples * 10.0 + 5], 1).flatten()
+        token = torch.arange(6, dtype=torch.int32).repeat_interleave(2).repeat(len(samples))
+        group = (torch.arange(12) % 2).repeat(len(samples)) + torch.arange(len(samples)).repeat_interleave(12) * 2
+        found = {}
+        for block in BLOCKS:
+            x = torch.stack([timestep[group], token.float(), torch.full_like(token, block).float()], 1)
+            found[block] = ActivationBatch(
+                x=(x + seed % 1000).to(torch.bfloat16 if block == 5 else torch.float32),
+                timestep=timestep,
+                group=group.int(),
+                conditioning=(timestep + block)[:, None],
+                sample=samples.repeat_interleave(12),
+                token=token,
+                paired=True,
+            )
+        yield BlockBatch(found)
+
+
+def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
+    return {n: getattr(batch, n) for n in ("x", "timestep", "group", "conditioning", "sample", "token")}
+
+
+def stream(owners: Mapping[int, int] | None, start: int) -> list[dict[int, dict[str, torch.Tensor]]]:
+    import torch.distributed as dist
+
+    shares = Shares(World(dist.get_rank(), dist.get_world_size()), owners)
+    own = SharedStream(collect, ROWS, shares=shares, **SIZES).from_step(start)
+    return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[BlockBatch]:
+    """Through the end of two epochs: one has 22 x 12 = 264 rows, 7.3 batches."""
+    return list(islice(LiveStream(collect, ROWS, **SIZES).from_step(0), STEPS + 5))
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, count, start):
+    ranks = run_ranks(stream, count, None, start)
+    own = ROWS // count
+    for step in range(STEPS):
+        for block, expected in whole[start + step].items():
+            for rank, found in enumerate(each[step][block] for each in ranks):
+                part = expected.take(slice(rank * own, (rank + 1) * own))
+                for name, value in tensors(part).items():  # with the timesteps of the whole batch
+                    assert torch.equal(found[name], value), (step, block, rank, name)
+
+
+@pytest.mark.parametrize("owners", [{2: 0, 5: 1, 7: 0}, {2: 2, 5: 1, 7: 0}], ids=["two ranks", "three ranks"])
+def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
+    ranks = run_ranks(stream, max(owners.values()) + 1, owners, 2)
+    for step in range(STEPS):
+        for block, expected in whole[2 + step].items():
+            assert [block in each[step] for each in ranks] == [owners[block] == rank for rank in range(len(ranks))]
+            for name, value in tensors(expected).items():
+                assert torch.equal(ranks[owners[block]][step][block][name], value), (step, block, name)
+
+
+def test_more_ranks_than_passes_at_a_time():
+    with pytest.raises(
+        TideError, match=r"^8 ranks share what is mixed at a time, and that is 3 passes of 2 images; use at"
+    ):
+        SharedStream(collect, 32, shares=Shares(World(0, 8)), **SIZES)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(36, 4), (10, 3), (9, 1)])
+def test_batches_that_cannot_be_divided(rows, count):
+    message = rf"^batch_tokens = {rows} cannot be divided among {count} ranks, pairs kept whole; give a multiple of"
+    with pytest.raises(TideError, match=message):
+        Shares(World(0, count)).part(rows)
+
+
+def test_data_that_give_less_than_they_announced():
+    sizes = {**SIZES, "rows_per_sample": 14}
+    with pytest.raises(TideError, match="the data gave 72 rows where 84 were announced"):
+        next(SharedStream(collect, 28, shares=Shares(World()), **sizes).from_step(0))

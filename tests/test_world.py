@@ -1,0 +1,111 @@
+"""What ranks agree on, and what they say of one that is missing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from tests.helpers.ranks import run_ranks
+from tide.errors import TideError
+from tide.world import WAIT, StopVote, World, current, wait_limit
+
+
+def here() -> World:
+    import torch.distributed as dist
+
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def agreed() -> dict[str, object]:
+    world = here()
+    vote = StopVote(world)
+    own = torch.tensor([[float(world.number), 1.0]])
+    return {
+        "gathered": world.gathered(own).tolist(),
+        "summed": world.summed(own).tolist(),
+        "said": world.said(f"I am {world.number}"),
+        "least": world.least(7 - world.number),
+        "first": world.first,
+        # Rank 1 is asked to stop in the second step; all learn it in the third.
+        "votes": [vote.asked(world.number == 1 and step == 1) for step in range(4)],
+        "failures": [failure(world, kind) for kind in (None, TideError, OSError)],
+    }
+
+
+def failure(world: World, kind: type[Exception] | None) -> str:
+    try:
+        with world.together():
+            if kind is not None and world.number == 1:
+                raise kind("the disk\nis full")
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_agree():
+    first, second = run_ranks(agreed, 2)
+    assert first.pop("first")
+    assert not second.pop("first")
+    assert first["failures"] == ["", *["rank 1 of 2 has ended: the disk is full"] * 2]
+    assert second.pop("failures") == ["", *["the disk\nis full"] * 2]
+    del first["failures"]
+    assert first == second
+    assert first == {
+        "gathered": [[0.0, 1.0], [1.0, 1.0]],
+        "summed": [[1.0, 2.0]],
+        "said": ["I am 0", "I am 1"],
+        "least": 6,
+        "votes": [False, False, True, False],
+    }
+
+
+def lost() -> str:
+    """What the ranks that remain say when rank 1 does not take part."""
+    world = here()
+    try:
+        with world.watched(lambda: "step 4 is kept"):
+            if world.number == 1:
+                time.sleep(12)
+                return ""
+            world.said(0)
+    except TideError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_rank_that_is_late_is_named(monkeypatch):
+    monkeypatch.setenv(WAIT, "2")
+    for rank, said in enumerate(run_ranks(lost, 3, wait=2)):
+        if rank != 1:
+            assert said == (
+                f"waited 2 s for rank 1 of 3 (the limit is set by {WAIT}, in seconds); step 4 is kept; "
+                "resume to continue"
+            )
+
+
+def test_an_error_that_is_no_collective_s_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="shapes"), World(0, 2).watched(lambda: ""):
+        raise RuntimeError("shapes do not match")
+
+
+def test_a_process_alone_exchanges_nothing():
+    world, own = World(), torch.ones(2)
+    assert world.gathered(own) is own
+    assert world.summed(own) is own
+    assert world.said("x") == ["x"]
+    assert world.first
+    assert not world.several
+    assert not world.ranks(8).several
+    with pytest.raises(TideError, match=r"^no$"), world.together():
+        raise TideError("no")
+    assert StopVote(world).asked(True)
+    assert current().count == 1
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "soon", "inf", "nan"])
+def test_a_limit_that_is_no_number_of_seconds(monkeypatch, said):
+    monkeypatch.setenv(WAIT, said)
+    with pytest.raises(TideError, match=rf"^{WAIT} = '{said}' is not a number of seconds; give one above 0"):
+        wait_limit()

@@ -1,0 +1,236 @@
+"""A live stream that several ranks share: each runs the diffusion model on some images, and tokens travel to the rank
+that trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tide.activations.batch import ActivationBatch
+from tide.activations.block_batch import BlockBatch
+from tide.activations.collect import sample_generator
+from tide.activations.stream import LiveStream, cut, shuffled
+from tide.errors import TideError
+from tide.world import World
+
+#: ``collect(seed, start, stop)``: the passes of an epoch over the samples ``start`` to ``stop - 1``.
+CollectBetween = Callable[[int, int, int], Iterable[BlockBatch]]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How ranks divide what they train on.
+
+    Attributes:
+        world: the ranks.
+        owners: block -> the rank that trains it, on whole batches (block parallel). None if all ranks train the same
+            blocks, rank r of W on the rows r B / W to (r + 1) B / W of each batch of B (data parallel).
+    """
+
+    world: World
+    owners: Mapping[int, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Into how many parts a batch is divided."""
+        return self.world.count if self.owners is None else 1
+
+    def trained_here(self, block: int) -> bool:
+        return self.owners is None or self.owners[block] == self.world.number
+
+    def part(self, rows: int) -> slice:
+        """This rank's rows of a batch. Raises :class:`~tide.errors.TideError` for what cannot be divided into whole
+        pairs."""
+        if rows % (2 * self.count):
+            raise TideError(
+                f"batch_tokens = {rows} cannot be divided among {self.count} ranks, pairs kept whole; "
+                f"give a multiple of {2 * self.count}"
+            )
+        own = rows // self.count
+        first = own * self.world.number if self.owners is None else 0
+        return slice(first, first + own)
+
+
+class SharedStream(LiveStream):
+    """A :class:`~tide.activations.stream.LiveStream` whose passes are divided among ranks; its batches are the same.
+
+    The passes of a window are dealt to the ranks in order. When all have run theirs, the tokens travel to the ranks
+    that train on them. Which token goes where follows from the seed, so activations and their places are all that is
+    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks.
+
+    A batch has the timesteps of all its rows on every rank, which is what :class:`tide_kernels.Ranks` asks for.
+
+    Args:
+        collect: of all blocks.
+        rows: of a whole batch.
+        shares: who trains on what.
+        sizes: the others, as of a live stream.
+
+    Raises :class:`~tide.errors.TideError` if a window has fewer passes than there are ranks, and for rows that cannot
+    be divided.
+    """
+
+    def __init__(self, collect: CollectBetween, rows: int, *, shares: Shares, **sizes: int) -> None:
+        super().__init__(lambda seed, start: (), rows, **sizes)
+        self.collect_between, self.shares, self.world = collect, shares, shares.world
+        self.per_pass = sizes["per_pass"]
+        self.part = shares.part(rows)
+        fewest = min(-(-(stop - start) // self.per_pass) for start, stop in self._windows())
+        if fewest < self.world.count:
+            raise TideError(
+                f"{self.world.count} ranks share what is mixed at a time, and that is {fewest} passes of "
+                f"{self.per_pass} images; use at most {fewest} ranks, fewer images a pass (batch_size), more images, "
+                "or a larger buffer_rows"
+            )
+
+    def _windows(self) -> list[tuple[int, int]]:
+        return list(pairwise(self.bounds))
+
+    def from_step(self, step: int) -> Iterator[BlockBatch]:
+        """Batches from number ``step`` on, without end: of this rank's blocks, or this rank's rows of each."""
+        epoch, skip = divmod(step * self.rows, self.epoch_rows)
+        held: dict[int, _Held] = {}
+        for places in cut(self._places(epoch, skip, held), self.rows):
+            own = BlockBatch({block: batch.take(self.part) for block, batch in places.items()})
+            yield BlockBatch({block: _filled(block, batch, held) for block, batch in own.items()})
+            oldest = int(next(iter(places.values())).x[:, 0].min())
+            for number in [number for number in held if number < oldest]:
+                del held[number]
+
+    def _places(self, epoch: int, skip: int, held: dict[int, _Held]) -> Iterator[BlockBatch]:
+        """The rows of all windows in the order of the stream, with (number of the window, row in it) for ``x``. What
+        this rank needs of a window is in ``held`` when its places are yielded."""
+        number = at = 0
+        while True:
+            seed = sample_generator(self.seed, epoch).initial_seed()
+            for window, (start, stop) in enumerate(self._windows()):
+                n_rows = (stop - start) * self.rows_per_sample
+                if skip >= n_rows:
+                    skip -= n_rows
+                    continue
+                own, counts = self._own(seed, start, stop)
+                generator = sample_generator(self.seed, epoch, window)
+                mixed = shuffled(self._described(own, counts, number), generator).take(slice(skip, None))
+                held[number] = self._exchanged(own, counts, self._wanted(mixed, at, n_rows))
+                at = (at + mixed.rows) % self.rows
+                number, skip = number + 1, 0
+                yield mixed
+            epoch += 1
+
+    def _own(self, seed: int, start: int, stop: int) -> tuple[BlockBatch, list[int]]:
+        """What this rank's passes of a window give, and how many rows each rank has of it."""
+        count, passes = self.world.count, -(-(stop - start) // self.per_pass)
+        edges = [min(stop, start + passes * rank // count * self.per_pass) for rank in range(count + 1)]
+        first, last = edges[self.world.number : self.world.number + 2]
+        own = BlockBatch.cat(list(self.collect_between(seed, first, last)))
+        if own.rows != (last - first) * self.rows_per_sample:
+            raise TideError(
+                f"the data gave {own.rows} rows where {(last - first) * self.rows_per_sample} were announced; "
+                "images of one size are needed, as many as at the start"
+            )
+        return own, [(b - a) * self.rows_per_sample for a, b in pairwise(edges)]
+
+    def _described(self, own: BlockBatch, counts: Sequence[int], number: int) -> BlockBatch:
+        """All rows of a window of the blocks that are trained here, as the passes gave them, with their places."""
+        first = next(iter(own.values()))
+        per_group = first.rows // len(first.timestep)  # every image has as many rows
+        groups = [rows // per_group for rows in counts]
+        before = list(accumulate(groups, initial=0))[self.world.number]
+        group, sample, token = (
+            self._of_all(each, counts) for each in (first.group + before, first.sample, first.token)
+        )
+        timestep, n_rows = self._of_all(first.timestep, groups), sum(counts)
+        places = torch.stack([torch.full((n_rows,), number), torch.arange(n_rows)], 1)
+        found = {}
+        for block, batch in own.items():
+            conditioning = None if batch.conditioning is None else self._of_all(batch.conditioning, groups)
+            if self.shares.trained_here(block):
+                found[block] = ActivationBatch(places, timestep, group, conditioning, sample, token, batch.paired)
+        return BlockBatch(found)
+
+    def _of_all(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all ranks, of which rank r has ``sizes[r]``, on the CPU."""
+        own = own.cpu()
+        padded = own.new_zeros(max(sizes), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = self.world.gathered(padded).split(max(sizes))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def _wanted(self, mixed: BlockBatch, at: int, n_rows: int) -> list[Tensor]:
+        """The rows of a window, ascending, that each rank needs of a block that it trains, where the batch that the
+        window continues has ``at`` rows already."""
+        if self.shares.owners is not None:
+            return [torch.arange(n_rows)] * self.world.count
+        rows = next(iter(mixed.values())).x[:, 1]
+        rank = (torch.arange(at, at + len(rows)) % self.rows) // (self.rows // self.shares.count)
+        return [rows[rank == each].sort().values for each in range(self.world.count)]
+
+    def _exchanged(self, own: BlockBatch, counts: Sequence[int], wanted: Sequence[Tensor]) -> _Held:
+        """Sends each rank what it needs of this rank's rows; returns what this rank got."""
+        ends = list(accumulate(counts, initial=0))
+        me = self.world.number
+        sent = [rows[(rows >= ends[me]) & (rows < ends[me + 1])] - ends[me] for rows in wanted]
+        edges = torch.searchsorted(wanted[me], torch.tensor(ends))
+        got = edges.diff().tolist()
+        held = _Held(wanted[me], {})
+        for blocks in self._rounds(list(own)):
+            empty = next(iter(own.values())).x[:0]
+            parts = [
+                empty if block is None else own[block].x[rows.to(empty.device)]
+                for block, rows in zip(blocks, sent, strict=True)
+            ]
+            mine = blocks[me]
+            found = _all_to_all(parts, got if mine is not None else [0] * len(got))
+            if mine is not None:
+                held.x[mine] = found
+        return held
+
+    def _rounds(self, blocks: Sequence[int]) -> Iterator[list[int | None]]:
+        """For each exchange, the block that each rank gets."""
+        owners = self.shares.owners
+        if owners is None:
+            for block in blocks:
+                yield [block] * self.world.count
+            return
+        of = [[block for block in blocks if owners[block] == rank] for rank in range(self.world.count)]
+        for i in range(max(map(len, of))):
+            yield [each[i] if i < len(each) else None for each in of]
+
+
+@dataclass
+class _Held:
+    """What a rank has of a window: block -> ``x``, one row for each of ``rows``, which ascend."""
+
+    rows: Tensor
+    x: dict[int, Tensor]
+
+
+def _all_to_all(parts: Sequence[Tensor], got: Sequence[int]) -> Tensor:
+    """Part r goes to rank r; returns the rows that came, ``got[r]`` from rank r, in the order of the ranks."""
+    like, width = parts[0], parts[0].shape[1] * parts[0].element_size()
+    out = like.new_empty(sum(got), like.shape[1])
+    # As bytes, which every backend can send.
+    dist.all_to_all_single(
+        out.view(torch.uint8).view(-1),
+        torch.cat(list(parts)).contiguous().view(torch.uint8).view(-1),
+        [rows * width for rows in got],
+        [len(part) * width for part in parts],
+    )
+    return out
+
+
+def _filled(block: int, places: ActivationBatch, held: Mapping[int, _Held]) -> ActivationBatch:
+    """The batch whose ``x`` are places, with the activations that belong there."""
+    windows = [window for window in held.values() if block in window.x]
+    like = windows[0].x[block]
+    x = like.new_empty(len(places), like.shape[1])
+    for number in places.x[:, 0].unique().tolist():
+        here = places.x[:, 0] == number
+        at = torch.searchsorted(held[number].rows, places.x[here, 1])
+        x[here.to(x.device)] = held[number].x[block][at.to(x.device)]
+    return replace(places, x=x)

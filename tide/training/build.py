@@ -1,0 +1,36 @@
+"""A fresh model for a block of a diffusion transformer."""
+
+from __future__ import annotations
+
+import torch
+
+from tide.adapters.base import Adapter, Block
+from tide.sae.model import TIDE
+from tide.sae.modulation import Modulation
+from tide.training.config import TrainConfig
+from tide.training.memory import check_memory
+
+
+def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
+    """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
+    check_memory(config, adapter.d_model)
+    index = adapter.resolve_block(block)
+    modulation: Modulation | None = None
+    if config.modulation:
+        modulation = adapter.modulation(index, chunk=config.modulation_chunk)
+        if config.modulation_init == "identity":
+            modulation.start_as_identity()
+        elif config.modulation_init == "random":
+            modulation = Modulation.random(modulation.config, torch.Generator().manual_seed(config.seed))
+    model_config = config.model_config(
+        adapter.d_model,
+        None if modulation is None else modulation.config,
+        family=adapter.family,
+        pipeline=adapter.name,
+        block=index,
+        tensor=tensor,
+    )
+    model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
+    if model.modulation is not None:
+        model.modulation.requires_grad_(config.modulation_trainable)
+    return model

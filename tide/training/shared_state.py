@@ -1,0 +1,103 @@
+"""The state of a training that several ranks share: written by all of them, read by any number.
+
+``torch.distributed.checkpoint`` divides the tensors among the ranks, which write them at once, as safetensors. A state
+has a folder ``resume/step-N`` of its own, which gets its name when all of it is there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from tide.errors import TideError
+from tide.files import open_tensors, write_json
+from tide.files.folders import make_folder, sync, sync_folder
+from tide.world import World
+
+#: The file beside the tensors: how far the training is, and its record.
+DESCRIBED = "state.json"
+_NAME = re.compile(r"step-([0-9]{1,12})")
+_UNFINISHED = ".step.tmp"
+
+
+def write_shared(resume: Path, step: int, tensors: dict[str, Tensor], described: Any, world: World) -> None:
+    """Writes the state of ``step``; all ranks call it, each with all tensors. The state before it is removed last.
+
+    Raises :class:`~tide.errors.TideError` on all ranks, and leaves what there was, if one rank cannot write.
+    """
+    unfinished = resume / _UNFINISHED
+    with world.together():
+        if world.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_folder(unfinished)
+    try:
+        # dcp wants no gradients, and names the rank that fails on all of them.
+        dcp.save(
+            {name: tensor.detach() for name, tensor in tensors.items()},
+            storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True),
+        )
+    except dcp.CheckpointException as error:
+        raise TideError(f"step {step} was not saved ({_failures(error)}); what {resume.parent} held is kept") from error
+    if not world.first:
+        return
+    write_json(unfinished / DESCRIBED, described)
+    for file in unfinished.iterdir():
+        sync(file)
+    final = resume / f"step-{step}"
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+    sync_folder(resume)
+    remove_shared(resume, but=step)
+
+
+def _failures(error: dcp.CheckpointException) -> str:
+    """What failed on which rank, in a line."""
+    failures = (f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+    return " ".join("; ".join(failures).split())
+
+
+def remove_shared(resume: Path, but: int | None = None) -> None:
+    """Removes the states in the folder, and what a killed training left of one."""
+    shutil.rmtree(resume / _UNFINISHED, ignore_errors=True)
+    for step, folder in _found(resume).items():
+        if step != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_shared(resume: Path) -> Path | None:
+    """The folder of the latest state, if there is one."""
+    found = _found(resume)
+    return found[max(found)] if found else None
+
+
+def _found(resume: Path) -> dict[int, Path]:
+    named = ((_NAME.fullmatch(each.name), each) for each in resume.glob("step-*") if each.is_dir())
+    return {int(name[1]): each for name, each in named if name}
+
+
+def read_shared(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of a state, on the CPU. Raises :class:`~tide.errors.TideError` for files that are damaged."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with open_tensors(file):
+            pass
+    reader = HuggingFaceStorageReader(str(folder))
+    kinds: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(kind.size, dtype=kind.properties.dtype)
+        for name, kind in kinds.items()
+        if isinstance(kind, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # every rank reads all
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return tensors

@@ -1,0 +1,202 @@
+"""The processes that ``torchrun`` started for one run: what they agree on, and what they say of one that is missing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tide.errors import TideError
+from tide.ranks import launched
+from tide_kernels import Ranks
+
+#: Seconds that a rank waits for the others, unless the environment says otherwise.
+WAIT = "TIDE_WAIT"
+_DEFAULT_WAIT = 600.0
+#: Seconds that a rank gives the others to say that they wait as well.
+_GRACE = 3.0
+#: The key under which a rank that lost its group says so in the store that all share.
+_SEEN = "tide/seen/{}"
+
+T = TypeVar("T")
+
+
+class World:
+    """All ranks of a run, this one among them; a process alone is a world of one, in which nothing is exchanged.
+
+    Attributes:
+        number: of this rank, from 0.
+        count: of all ranks.
+    """
+
+    def __init__(self, number: int = 0, count: int = 1) -> None:
+        self.number, self.count = number, count
+
+    @property
+    def several(self) -> bool:
+        return self.count > 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that logs, and writes what there is one of."""
+        return self.number == 0
+
+    def ranks(self, n_tokens: int) -> Ranks:
+        """The ranks as they share a batch of ``n_tokens`` rows."""
+        return Ranks(dist.group.WORLD, n_tokens) if self.several else Ranks()
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors, of one shape, one after the other along the first dimension."""
+        if not self.several:
+            return tensor
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, in memory of its own if there are several."""
+        return Ranks(dist.group.WORLD).summed(tensor) if self.several else tensor
+
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        return min(self.said(number))
+
+    def said(self, value: T) -> list[T]:
+        """What each rank says, in their order. The values travel as JSON would hold them."""
+        if not self.several:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that either succeeds on all ranks or raises on all of them.
+
+        A :class:`~tide.errors.TideError` or an ``OSError`` of one rank ends the others with one that names it.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except (TideError, OSError) as error:
+            failed = error
+        messages = self.said("" if failed is None else " ".join(str(failed).split()))
+        if failed is not None:
+            raise failed
+        for rank, message in enumerate(messages):
+            if message:
+                raise TideError(f"rank {rank} of {self.count} has ended: {message}")
+
+    @contextmanager
+    def watched(self, kept: Callable[[], str]) -> Iterator[None]:
+        """Turns the loss of another rank while the block runs into a :class:`~tide.errors.TideError` that names it;
+        ``kept`` says what is on disk."""
+        started = time.monotonic()
+        try:
+            yield
+        except (RuntimeError, dist.DistError) as error:
+            if not self.several or not _of_a_collective(error):
+                raise
+            raise TideError(f"{self._missing(error, started)}; {kept()}; resume to continue") from error
+
+    def _missing(self, error: Exception, started: float) -> str:
+        """Who does not answer: the ranks that do not say within a few seconds that they, too, have lost the group."""
+        timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        absent = _absent(self.number, self.count)
+        who = f"rank {', '.join(map(str, absent))} of {self.count}" if absent else f"another of the {self.count} ranks"
+        if timed_out:
+            return f"waited {wait_limit():g} s for {who} (the limit is set by {WAIT}, in seconds)"
+        return f"{who} has ended; its own message, or that of its machine, says why"
+
+
+def _absent(number: int, count: int) -> list[int]:
+    """The ranks that do not answer through the store by which the group was formed."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(_SEEN.format(number), "1")
+        end = time.monotonic() + _GRACE
+        missing = list(range(count))
+        while missing and time.monotonic() < end:
+            missing = [rank for rank in missing if not store.check([_SEEN.format(rank)])]
+            time.sleep(0.1)
+    except (RuntimeError, ValueError, dist.DistError):  # the store went with its rank
+        return []
+    return missing
+
+
+def _of_a_collective(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "connection closed"))
+
+
+def wait_limit() -> float:
+    """Seconds that a rank waits for the others (``TIDE_WAIT``). Raises :class:`~tide.errors.TideError` for a value that
+    is none."""
+    said = os.environ.get(WAIT, "")
+    try:
+        seconds = float(said or _DEFAULT_WAIT)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise TideError(f"{WAIT} = {said!r} is not a number of seconds; give one above 0, such as 600")
+    return seconds
+
+
+def current() -> World:
+    """The ranks that torchrun started. The first call forms their group, which takes all of them; a process that was
+    started alone gets a world of one.
+
+    A device "cuda" is that of the local rank afterwards. Raises :class:`~tide.errors.TideError` if the ranks do not
+    find each other.
+    """
+    found = launched()
+    if found is None:
+        return World()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(found.local % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=wait_limit()))
+        except (RuntimeError, ValueError, dist.DistError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise TideError(
+                f"the {found.count} ranks do not find each other ({line}); start them by torchrun"
+            ) from error
+    return World(found.number, found.count)
+
+
+def leave() -> None:
+    """Ends the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class StopVote:
+    """Whether any rank was asked to stop: each step's answer is known one step later, so that nobody waits for it.
+
+    All ranks call :meth:`asked` as often and get the same answers, so they stop after the same step.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._pending: tuple[dist.Work, Tensor] | None = None
+
+    def asked(self, here: bool) -> bool:
+        """Says whether this rank is asked to stop; returns what all ranks said in the last call."""
+        if not self.world.several:
+            return here
+        before, found = self._pending, False
+        if before is not None:
+            before[0].wait()
+            found = bool(before[1])
+        flag = torch.tensor([int(here)])
+        self._pending = (dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag)
+        return found
