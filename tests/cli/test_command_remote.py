@@ -36,6 +36,14 @@ def test_a_store_is_collected_to_a_url_and_trained_on(cli, command, pipeline, tm
     assert cli("train", "--store", URL, "--pipeline", pipeline, "--out", tmp_path / "tide", *small).code == 0
 
 
+def test_parts_of_several_blocks_at_a_url_are_trained_on(cli, command, pipeline, tmp_path):
+    for part in ("0/2", "1/2"):
+        assert cli(*command, "--block", 1, 3, "--part", part).code == 0
+    small = ["--set", "n_latents=96", "k=8", "batch_tokens=8", "--steps", 2]
+    assert cli("train", "--store", URL, "--pipeline", pipeline, "--out", tmp_path / "tides", *small).code == 0
+    assert sorted(path.name for path in (tmp_path / "tides").glob("block-*")) == ["block-1", "block-3"]
+
+
 def test_a_url_that_cannot_be_written_is_found_before_the_pipeline_is_loaded(cli, command, monkeypatch, cache):
     monkeypatch.setattr("tide.cli.common.load_adapter", lambda *_a, **_k: pytest.fail("the pipeline was loaded"))
     Troubled.errors[:] = [PermissionError("Access Denied")]

@@ -135,11 +135,11 @@ class Train(Command):
 
     def _from_stores(self, config: TrainConfig) -> Jobs:
         from dataclasses import replace
-        from pathlib import Path
 
         from tide.cli.common import adapter_of
         from tide.cli.trust import followed
         from tide.files.per_block import found_blocks
+        from tide.files.remote import place_of
         from tide.training import Jobs, from_block_stores, from_stores
 
         assert self.store
@@ -148,7 +148,7 @@ class Train(Command):
         def opened(name: str) -> Adapter:
             return adapter_of(model, model.pipeline or followed(name, stores[0]), denoiser_only=True)
 
-        if found_blocks(Path(stores[0])):
+        if found_blocks(place_of(stores[0])):
             return from_block_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
         job = from_stores(stores, config, open_pipeline=opened, buffer_rows=self.buffer_rows)
         return Jobs.beside({job.model.config.trained_block: job})

@@ -25,7 +25,7 @@ from tide.adapters.sizes import caption_length, n_tokens
 from tide.devices import device_of
 from tide.errors import TideError
 from tide.files.per_block import found_blocks
-from tide.files.remote import RemotePath, place_of
+from tide.files.remote import Place, RemotePath, place_of
 from tide.files.schema import check_schema
 from tide.fingerprint import pipeline_fingerprints
 from tide.images.identity import Sample, digest
@@ -88,13 +88,13 @@ def from_stores(
 
 
 def _store_job(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | Place | Sequence[str | Place],
     config: TrainConfig,
     open_pipeline: Callable[[str], Adapter] | None,
     buffer_rows: int,
 ) -> Job:
     """As :func:`from_stores`, with whole batches whatever the number of ranks."""
-    if isinstance(paths, str | Path):
+    if isinstance(paths, str | Place):
         paths = [paths]
     if not paths:
         raise TideError("no store is given; give at least one folder")
@@ -133,7 +133,8 @@ def from_block_stores(
     """Training of several blocks, each on its own activation stores (:func:`from_stores`).
 
     Args:
-        paths: folders that hold a store for each block, ``block-N``, as one collection of several blocks makes them.
+        paths: folders or URLs that hold a store for each block, ``block-N``, as one collection of several blocks makes
+            them.
         config: how each is trained.
         blocks: numbers of those to train; default all that the first folder has.
         open_pipeline: as of :func:`from_stores`; called once.
@@ -142,7 +143,7 @@ def from_block_stores(
     Raises:
         TideError: a folder lacks a block's store, or what :func:`from_stores` raises.
     """
-    folders = [Path(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]
+    folders = [place_of(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]
     found = {folder: found_blocks(folder) for folder in folders}
     wanted = list(found[folders[0]]) if blocks is None else list(blocks)
     for folder, stores in found.items():
@@ -160,7 +161,7 @@ def from_block_stores(
     return Jobs.beside(jobs, shares)
 
 
-def open_store(path: str | Path) -> ActivationStore:
+def open_store(path: str | Place) -> ActivationStore:
     """A store to train on, every value of it checked, or to be checked when it is fetched.
 
     Raises :class:`~tide.errors.TideError` for one that is damaged or does not say what it is of, and for the folder of
