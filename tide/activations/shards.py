@@ -17,6 +17,8 @@ from tide.images.identity import Sample
 
 #: Small files at a URL that are read at a time.
 _READERS = 16
+#: How often a copy that cannot be used is fetched.
+_ATTEMPTS = 3
 
 
 def shards_of(folder: Place, manifest: Manifest) -> Shards:
@@ -88,30 +90,23 @@ class RemoteShards(Shards):
             warnings.warn(f"{said}; raise TIDE_CACHE_SIZE", TideWarning, stacklevel=4)
 
     def open(self, index: int) -> Any:
-        if index in self._checked:
+        shard, checks = self.manifest["shards"][index], open_shard if index in self._checked else verify_shard
+        for attempt in range(_ATTEMPTS):
+            copy = fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
             try:
-                return open_shard(self._copy(index), self.manifest, self.manifest["shards"][index])
-            except TideError:  # another process removed it for want of room between the two
-                self._checked.discard(index)
-        return self._verified(index)
+                file = checks(copy, self.manifest, shard)
+            except (TideError, FileNotFoundError):
+                # This disk has damaged it, or another process has just removed it for want of room.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                copy.unlink(missing_ok=True)
+                continue
+            self._checked.add(index)
+            return file
 
     def verify(self, index: int) -> None:
-        self._verified(index)
-
-    def _verified(self, index: int) -> Any:
-        shard = self.manifest["shards"][index]
-        copy = self._copy(index)
-        try:
-            file = verify_shard(copy, self.manifest, shard)
-        except TideError:  # as above, or this disk has damaged it
-            copy.unlink(missing_ok=True)
-            file = verify_shard(self._copy(index), self.manifest, shard)
-        self._checked.add(index)
-        return file
-
-    def _copy(self, index: int) -> Path:
-        shard = self.manifest["shards"][index]
-        return fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+        self._checked.discard(index)
+        self.open(index)
 
     def digest(self, index: int) -> str:
         return self.manifest["shards"][index]["sha256"]

@@ -26,7 +26,10 @@ WAITS = (1.0, 3.0, 9.0)
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 #: Errors of drivers that mean that nobody is signed in, by the names of their classes.
-_UNSIGNED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "LocalTokenNotFoundError")
+_UNSIGNED = (
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),  # s3fs
+    *("DefaultCredentialsError", "LocalTokenNotFoundError", "ClientAuthenticationError"),  # gcsfs, hf, adlfs
+)
 #: Errors that another attempt does not mend.
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ImportError)
 
@@ -130,6 +133,8 @@ def _check_arrived(n: int, of: int) -> None:
 
 #: Where a store is: a local folder or a URL.
 Place = Path | RemotePath
+#: Of a local folder come local paths.
+P = TypeVar("P", Path, RemotePath, Place)
 
 
 def place_of(path: str | Path | RemotePath) -> Place:
@@ -171,11 +176,13 @@ def writable(path: str | Path | RemotePath) -> Iterator[None]:
             yield
 
 
-def folders_in(folder: Place) -> dict[str, Place]:
+def folders_in(folder: P) -> dict[str, P]:
     """The folders in a folder anywhere, by name."""
     if isinstance(folder, RemotePath):
-        return {name: folder / name for name, size in folder.listing().items() if size is None}
-    return {each.name: each for each in folder.glob("*") if each.is_dir()}
+        names = [name for name, size in folder.listing().items() if size is None]
+    else:
+        names = [each.name for each in folder.glob("*") if each.is_dir()]
+    return {name: folder / name for name in names}
 
 
 def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
