@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tide.data import open_source
 from tide.files import write_json
 from tide.loading import load_adapter
 from tide.sae import TIDE
+from tide.sae.config import Activation
 from tide.training import TrainConfig, live_blocks
 from tide.training.learner import Learner, Origin
 from tide.training.trainer import fit_blocks
@@ -43,6 +45,7 @@ from tide.world import World
 
 #: d_model, n_latents: those of the bundled pipeline, and those that leave more to compute for each byte that travels.
 SIZES = {"bundled": (192, 3072), "d = 576": (576, 9216)}
+ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "topk")
 ROWS = 4096
 STEPS = 8
 #: Images of a step of the live training, and steps of a window: both the same for any number of ranks.
@@ -88,17 +91,17 @@ def _rows(n: int, d_model: int, seed: int) -> ActivationBatch:
     )
 
 
-def _learner(world: World, size: str, activation: str, rows: int, folder: str) -> Learner:
+def _learner(world: World, size: str, activation: Activation, rows: int, folder: str) -> Learner:
     d_model, n_latents = SIZES[size]
     config = TrainConfig(
         activation=activation, n_latents=n_latents, k=64, batch_tokens=rows, modulation=False, steps=100, log_every=1000
-    )  # type: ignore[arg-type]
+    )
     model = TIDE(config.model_config(d_model, None))
     model.calibrate(_rows(1024, d_model, 0).x)
     return Learner(model.train(), config, folder, world)
 
 
-def data_parallel(world: World, size: str, activation: str, rows: int) -> float:
+def data_parallel(world: World, size: str, activation: Activation, rows: int) -> float:
     """Tokens of all ranks a second, in the median over steps; ``rows`` a rank."""
     with tempfile.TemporaryDirectory() as folder:
         learner = _learner(world, size, activation, rows * world.count, folder)
@@ -113,7 +116,7 @@ def data_parallel(world: World, size: str, activation: str, rows: int) -> float:
     return rows * world.count / statistics.median(seconds[3:])
 
 
-def difference(world: World, size: str, activation: str) -> dict[str, float]:
+def difference(world: World, size: str, activation: Activation) -> dict[str, float]:
     """How far terms and gradients of one step are from one process's, over their root mean square."""
     with tempfile.TemporaryDirectory() as folder:
         whole = _rows(2048, SIZES[size][0], 7)
@@ -161,7 +164,7 @@ def blocks(world: World, n_blocks: int) -> dict[str, float]:
             spent["steps"] += time.perf_counter() - begun
         return found
 
-    Learner.train_step = timed  # type: ignore[method-assign]
+    Learner.train_step = timed  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder:
         learners = {b: Learner(job.model, config, f"{folder}/{world.number}/{b}") for b, job in jobs.of.items()}
         origins = {b: Origin() for b in learners}
@@ -192,7 +195,7 @@ def ratios(rounds: int, measure: Callable[[], tuple[float, float]]) -> dict[str,
     return {"median": statistics.median(found), "rounds": sorted(found)}
 
 
-def _one_and_two(size: str, activation: str, rows: int) -> tuple[float, float]:
+def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
     """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
     return (
         on_ranks(1, data_parallel, size, activation, ROWS),
@@ -200,19 +203,20 @@ def _one_and_two(size: str, activation: str, rows: int) -> tuple[float, float]:
     )
 
 
+def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
+    """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
+    one = on_ranks(1, data_parallel, size, activation, ROWS)
+    return one, on_ranks(2, data_parallel, size, activation, rows)
+
+
 def measured(rounds: int) -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {"data parallel": {}, "fixed global batch": {}, "difference from one process": {}}
     for size in SIZES:
-        for activation in ("jumprelu", "topk"):
+        for activation in ACTIVATIONS:
             name = f"{size}, {activation}"
-            of = (data_parallel, size, activation)
-            found["data parallel"][name] = ratios(
-                rounds, lambda of=of: (on_ranks(1, *of, ROWS), on_ranks(2, *of, ROWS))
-            )
-            found["fixed global batch"][name] = ratios(
-                rounds, lambda of=of: (on_ranks(1, *of, ROWS), on_ranks(2, *of, ROWS // 2))
-            )
+            for what, rows in (("data parallel", ROWS), ("fixed global batch", ROWS // 2)):
+                found[what][name] = ratios(rounds, partial(_one_and_two, size, activation, rows))
             for ranks in (2, 4):
                 found["difference from one process"][f"{name}, {ranks} ranks"] = on_ranks(
                     ranks, difference, size, activation
@@ -227,7 +231,7 @@ def measured(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
     arguments = parser.parse_args()
