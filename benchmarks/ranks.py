@@ -197,14 +197,6 @@ def ratios(rounds: int, measure: Callable[[], tuple[float, float]]) -> dict[str,
 
 def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
     """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
-    return (
-        on_ranks(1, data_parallel, size, activation, ROWS),
-        on_ranks(2, data_parallel, size, activation, rows),
-    )
-
-
-def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
-    """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
     one = on_ranks(1, data_parallel, size, activation, ROWS)
     return one, on_ranks(2, data_parallel, size, activation, rows)
 
