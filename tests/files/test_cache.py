@@ -77,7 +77,9 @@ def test_another_file_than_the_list_says_is_refused(folder, size, sha256, what):
     path, _, own = given(1)
     with pytest.raises(TideError) as error:
         fetched(path, size, sha256 or own)
-    assert str(error.value) == f"{path} is not the file that the manifest lists ({what}); collect it again"
+    assert str(error.value) == (
+        f"{path} is not the file that the manifest lists ({what}); remove it there and run `tide collect --resume`"
+    )
     assert list(folder.iterdir()) == []
 
 

@@ -82,12 +82,12 @@ def fetched(remote: RemotePath, size: int, sha256: str) -> Path:
 
 def _download(remote: RemotePath, to: Path, size: int, sha256: str) -> None:
     remote.download(to)
-    if (found := to.stat().st_size) != size:
+    found = to.stat().st_size
+    fault = f"{found} bytes, not {size}" if found != size else "another SHA-256" if file_digest(to) != sha256 else None
+    if fault is not None:
         raise TideError(
-            f"{remote} is not the file that the manifest lists ({found} bytes, not {size}); collect it again"
+            f"{remote} is not the file that the manifest lists ({fault}); remove it there and run `tide collect --resume`"
         )
-    if file_digest(to) != sha256:
-        raise TideError(f"{remote} is not the file that the manifest lists (another SHA-256); collect it again")
 
 
 def _copies(folder: Path) -> list[tuple[float, int, Path]]:
