@@ -314,7 +314,7 @@ def tide_loss(
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
             backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
-            among ``gradients``, and without ``dead`` and ``k_aux``, and of one process alone.
+            among ``gradients``, without ``dead`` and ``k_aux``, and without other ``ranks``.
         ranks: the processes that share the step, whose terms and ``gradients`` are those of one process that has
             everything; only with ``gradients``. Of ranks that share the tokens each passes its rows of ``x`` and
             ``group``, possibly none and never half a pair; all get the same bits. Scale, shift and threshold have the

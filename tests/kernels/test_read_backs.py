@@ -16,6 +16,7 @@ from tide_kernels import LossOptions, LossWeights, reference
 from tide_kernels.dispatch import Choice, Primitives
 from tide_kernels.fused import FusedStep
 from tide_kernels.options import LossArguments, Parameters
+from tide_kernels.ranks import ALONE, Group, Ranks
 from tide_kernels.reference import accumulator
 
 META = torch.device("meta")
@@ -50,7 +51,7 @@ def triton_ops(monkeypatch):
     return triton
 
 
-def step(backend, regime, options, monkeypatch, thresholds=False):
+def step(backend, regime, options, monkeypatch, thresholds=False, ranks=ALONE):
     """Runs the step on tensors without data; returns the terms and the gradients."""
     module = triton_ops(monkeypatch) if backend == "triton" else reference
     choice = Choice(backend, regime, Primitives.of(module))
@@ -68,7 +69,7 @@ def step(backend, regime, options, monkeypatch, thresholds=False):
     gradients = {name: torch.empty(p.shape, dtype=accumulator(dtype), device=META) for name, p in given.items()}
     arguments = LossArguments(x, parameters, group, dead, dtype, options)
     with NothingFromTheHost():
-        return FusedStep(arguments, choice, gradients).run(), gradients
+        return FusedStep(arguments, choice, gradients, ranks=ranks).run(), gradients
 
 
 @pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
@@ -80,6 +81,40 @@ def test_the_step_reads_nothing_back_and_copies_nothing(backend, activation, ter
     name, _, thresholds = activation.partition(" with ")
     options = LossOptions(k=K, chunk=chunk, dead_bucket=bucket, regime=regime, activation=name, **terms)
     results, gradients = step(backend, regime, options, monkeypatch, bool(thresholds) or name == "jumprelu")
+    assert {t.device for t in (*results, *gradients.values())} == {META}
+
+
+class Second(Group):
+    """The second of two ranks, whose collective operations have the shapes of real ones."""
+
+    def __init__(self) -> None:
+        self.count, self.number = 2, 1
+
+    def summed(self, value):
+        return value.clone()
+
+    def gathered(self, value):
+        return torch.stack([value, value])
+
+    def sum_(self, tensors):
+        for tensor in tensors:
+            tensor.mul_(2)
+
+
+@pytest.mark.parametrize("chunk", [None, 512], ids=["one chunk", "kept chunks"])
+@pytest.mark.parametrize("shared", ["tokens", "latents", "both"])
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "batch_topk with thresholds", "jumprelu"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_so_does_a_step_of_ranks_that_know_how_much_there_is(backend, activation, shared, chunk, regime, monkeypatch):
+    ranks = Ranks(n_tokens=2 * N)
+    if shared != "latents":
+        ranks.tokens = Second()
+    if shared != "tokens":
+        ranks.latents, ranks._n_latents = Second(), 2 * LATENTS
+    name, _, thresholds = activation.partition(" with ")
+    options = LossOptions(k=K, chunk=chunk, dead_bucket=64, regime=regime, activation=name, **ALL_TERMS)
+    needs = bool(thresholds) or name == "jumprelu"
+    results, gradients = step(backend, regime, options, monkeypatch, needs, ranks)
     assert {t.device for t in (*results, *gradients.values())} == {META}
 
 

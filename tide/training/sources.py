@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -63,7 +62,7 @@ _OF = ("pipeline", "family", "block", "tensor")
 
 
 def from_stores(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | Place | Sequence[str | Place],
     config: TrainConfig,
     *,
     open_pipeline: Callable[[str], Adapter] | None = None,
@@ -123,7 +122,7 @@ def _store_job(
 
 
 def from_block_stores(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | Place | Sequence[str | Place],
     config: TrainConfig,
     *,
     blocks: Sequence[int] | None = None,
@@ -143,7 +142,7 @@ def from_block_stores(
     Raises:
         TideError: a folder lacks a block's store, or what :func:`from_stores` raises.
     """
-    folders = [place_of(each) for each in ([paths] if isinstance(paths, str | Path) else paths)]
+    folders = [place_of(each) for each in ([paths] if isinstance(paths, str | Place) else paths)]
     found = {folder: found_blocks(folder) for folder in folders}
     wanted = list(found[folders[0]]) if blocks is None else list(blocks)
     for folder, stores in found.items():
