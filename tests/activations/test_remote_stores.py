@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,7 +113,8 @@ def test_a_shard_that_is_not_the_listed_one(store, local):
     with pytest.raises(TideError) as error:
         store.read(1)
     assert str(error.value) == (
-        f"{URL}/shard-00001.safetensors is not the file that the manifest lists (another SHA-256); collect it again"
+        f"{URL}/shard-00001.safetensors is not the file that the manifest lists (another SHA-256); "
+        "remove it there and run `tide collect --resume`"
     )
     Troubled().rm_file("/bucket/acts/shard-00001.safetensors")
     with pytest.raises(TideError, match=r"shard-00001.safetensors does not exist; copy the folder again"):
@@ -145,11 +148,26 @@ def test_a_store_larger_than_the_cache_is_read_with_a_warning(store, local, monk
     assert sum(copy.stat().st_size for copy in (cache / "shards").iterdir()) <= 2 * largest
 
 
-def test_a_manifest_without_digests_is_refused(store, local):
-    text = (local / "manifest.json").read_text().replace('"sha256"', '"sha255"')
+@pytest.mark.parametrize("digest", ["", "../../outside"], ids=["none", "a path"])
+def test_a_manifest_without_digests_is_refused(store, local, digest):
+    text = re.sub(r'"sha256": "\w+"', f'"sha256": "{digest}"', (local / "manifest.json").read_text(), count=1)
     Troubled().pipe_file("/bucket/acts/manifest.json", text.encode())
-    with pytest.raises(TideError, match=r"lists no SHA-256, as stores of earlier versions; copy it and read the copy"):
+    with pytest.raises(TideError) as error:
         ActivationStore(URL)
+    assert str(error.value) == f"{URL} does not list the SHA-256 of every shard; copy the store and read the copy"
+
+
+def test_the_shards_of_a_buffer_are_fetched_at_the_same_time(store, monkeypatch):
+    """All three are under way before the first has come."""
+    together = threading.Barrier(3, timeout=30)
+    get_file = Troubled.get_file
+
+    def get(self, path, *args, **kwargs):
+        together.wait()
+        get_file(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Troubled, "get_file", get)
+    assert sum(map(len, store.batches(16))) == len(store)
 
 
 # -- collecting ------------------------------------------------------------------------------------------------------

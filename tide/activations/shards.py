@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tide.activations.manifest import Manifest, open_shard, recorded_beside, samples_of, verify_shard
+from tide.activations.manifest import Manifest, Shard, open_shard, recorded_beside, samples_of, verify_shard
 from tide.errors import TideError, TideWarning
 from tide.files import file_digest
 from tide.files.cache import cache_limit, fetched
@@ -17,8 +19,11 @@ from tide.images.identity import Sample
 
 #: Small files at a URL that are read at a time.
 _READERS = 16
+#: Shards that are fetched at a time.
+_DOWNLOADS = 8
 #: How often a copy that cannot be used is fetched.
 _ATTEMPTS = 3
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def shards_of(folder: Place, manifest: Manifest) -> Shards:
@@ -36,6 +41,9 @@ class Shards(ABC):
     @abstractmethod
     def open(self, index: int) -> Any:
         """The memory-mapped file."""
+
+    def prepare(self, indices: Set[int]) -> None:  # noqa: B027
+        """Has those shards at hand that are going to be opened, where opening one takes long."""
 
     @abstractmethod
     def verify(self, index: int) -> None:
@@ -80,8 +88,9 @@ class RemoteShards(Shards):
         super().__init__(manifest)
         self.folder = folder
         self._checked: set[int] = set()
-        if any("sha256" not in shard for shard in manifest["shards"]):
-            raise TideError(f"{folder} lists no SHA-256, as stores of earlier versions; copy it and read the copy")
+        # It becomes the name of a file.
+        if not all(_SHA256.fullmatch(shard.get("sha256", "")) for shard in manifest["shards"]):
+            raise TideError(f"{folder} does not list the SHA-256 of every shard; copy the store and read the copy")
         needed, limit = sum(shard["bytes"] for shard in manifest["shards"]), cache_limit()
         if needed > limit:
             said = (
@@ -92,7 +101,7 @@ class RemoteShards(Shards):
     def open(self, index: int) -> Any:
         shard, checks = self.manifest["shards"][index], open_shard if index in self._checked else verify_shard
         for attempt in range(_ATTEMPTS):
-            copy = fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+            copy = self._copy(shard)
             try:
                 file = checks(copy, self.manifest, shard)
             except (TideError, FileNotFoundError):
@@ -103,6 +112,16 @@ class RemoteShards(Shards):
                 continue
             self._checked.add(index)
             return file
+
+    def _copy(self, shard: Shard) -> Path:
+        return fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+
+    def prepare(self, indices: Set[int]) -> None:
+        """Fetches several at a time, unless they would push one another out of the cache."""
+        shards = [self.manifest["shards"][index] for index in sorted(indices)]
+        if len(shards) > 1 and sum(shard["bytes"] for shard in shards) <= cache_limit():
+            with ThreadPoolExecutor(_DOWNLOADS) as downloads:
+                list(downloads.map(self._copy, shards))
 
     def verify(self, index: int) -> None:
         self._checked.discard(index)
