@@ -156,7 +156,7 @@ def test_words_of_captions(adapter, tmp_path):
     options = {**OPTIONS, "loss_images": 1, "timesteps": 1}
     found = sweep(adapter, models(adapter, (6,)), source, concepts=["near", "whale"], **options)
     assert (list(found["concepts"]), found["left_out"]) == (["near"], ["whale"])
-    assert sweep_sentences(found)[-1] == "Too few show, or do not show: whale."
+    assert sweep_sentences(found)[-1] == "Left out, since too few show them or too few do not: whale."
     assert found["concepts"]["near"]["level"] == "caption"
     assert found["blocks"]["6"]["probes"]["tide"]["1"]["concepts"].keys() == {"near"}
     without = sweep(adapter, models(adapter, (6,)), source, **options)

@@ -114,7 +114,7 @@ def _against(found: Figures) -> str:
 
 def _left_out(found: Figures) -> str:
     left_out = found["left_out"]
-    return f"Too few show, or do not show: {', '.join(left_out)}." if left_out else ""
+    return f"Left out, since too few show them or too few do not: {', '.join(left_out)}." if left_out else ""
 
 
 def _ahead(probes: Figures, name: str) -> int:
