@@ -19,15 +19,17 @@ def test_the_cpu_without_a_gpu(monkeypatch):
     assert device_of(None) == device_of("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("rank", "number"), [("1", 1), ("5", 1), ("", None), (None, None)])
-def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, rank, number):
+@pytest.mark.parametrize(("environment", "number"), [({"LOCAL_RANK": "1"}, 1), ({"LOCAL_RANK": "5"}, 1), ({}, None)])
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, environment, number):
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4 if rank == "1" else 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    launcher = {"RANK": "5", "WORLD_SIZE": "8", **environment} if environment else {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     use_own_gpu()
     assert chosen == ([] if number is None else [number])
 

@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.remote import Troubled
+from tests.helpers.remote import URL, Troubled, start
 from tide.activations import ActivationStore
-from tide.files import remote
-
-URL = "troubled://bucket/acts"
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path) -> Path:
-    Troubled.reset()
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("TIDE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return start(monkeypatch, tmp_path)
 
 
 @pytest.fixture

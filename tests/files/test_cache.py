@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.remote import Troubled
+from tests.helpers.remote import Troubled, start
 from tide.errors import TideError
-from tide.files import cache, remote
+from tide.files import cache
 from tide.files.cache import cache_limit, fetched
 from tide.files.remote import RemotePath
 
@@ -23,11 +23,8 @@ SIZE = 1000
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path) -> Path:
-    Troubled.reset()
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("TIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TIDE_CACHE_SIZE", "3KB")
-    return tmp_path / "cache/shards"
+    return start(monkeypatch, tmp_path) / "shards"
 
 
 def given(i: int) -> tuple[RemotePath, int, str]:

@@ -20,7 +20,9 @@ from tide.files.remote import Place, folders_in
 from tide.provenance import check_unchanged
 from tide.ranks import launched
 
-_NAME = re.compile(r"part-([0-9]{5,9})-of-([0-9]{5,9})")
+_NAME = re.compile(r"part-([0-9]{5})-of-([0-9]{5})")
+#: The most parts: what their names can say.
+MOST = 99_999
 #: The entry of a manifest's ``info`` that tells a part from the whole.
 PART = "part"
 #: Fields of manifests that are equal in all parts that hold activations.
@@ -41,6 +43,8 @@ class Part:
     def __post_init__(self) -> None:
         if self.of < 1:
             raise TideError(f"{self.of} parts are none; give R/W with W of at least 1, such as 0/64")
+        if self.of > MOST:
+            raise TideError(f"{self.of} parts are too many; give at most {MOST}")
         if not 0 <= self.index < self.of:
             raise TideError(f"part {self.index} of {self.of} does not exist; they are 0 to {self.of - 1}")
 
