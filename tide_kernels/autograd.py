@@ -90,9 +90,11 @@ def _spread(ctx: Any, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tu
     return _padded(ctx, [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)])
 
 
-def _padded(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """What the backward of an op returns: the gradients of its first arguments, None for the others."""
-    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
+def _padded(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What the backward of an op returns: the gradients of its first arguments, None for the others. An empty list
+    counts as a list of tensors, and wants an empty one."""
+    others = ctx.needs_input_grad[len(gradients) :]
+    return (*gradients, *([] if each == [] else None for each in others))
 
 
 # -- modulate ------------------------------------------------------------------------------------------------

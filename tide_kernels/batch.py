@@ -16,7 +16,8 @@ class Batch:
     """The tokens of a step that this one of ``ranks`` holds, and the encoder's weights in the dtype of products."""
 
     def __init__(self, arguments: LossArguments, choice: Choice, ranks: Ranks = ALONE) -> None:
-        self.x, parameters, self.group, _, self.dtype, self.options = arguments
+        self.x, parameters, self.group, _, self.dtype, self.options, target = arguments
+        self.target = self.x if target is None else target
         self.choice, self.ranks = choice, ranks
         self.scale, self.shift = parameters.scale, parameters.shift
         self.W_enc = parameters.W_enc.to(self.dtype)
@@ -43,10 +44,10 @@ class Batch:
         return self._tokens(slice(step // 2, None, step))
 
     def _tokens(self, rows: slice) -> Tokens:
-        x, group = self.x[rows], None if self.group is None else self.group[rows]
+        x, target, group = self.x[rows], self.target[rows], None if self.group is None else self.group[rows]
         layer_norm = self.options.layer_norm
         x_mod = modulated(self.choice.ops, x, self.scale, self.shift, group, layer_norm, self.dtype)
-        return Tokens(x, x_mod, self.scale, self.shift, group, layer_norm)
+        return Tokens(x, x_mod, self.scale, self.shift, group, layer_norm, target)
 
     def pre_activations(self, tokens: Tokens) -> Tensor:
         return self.choice.ops.pre_activations(tokens.x_mod, self.W_enc, self.b_enc)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -188,6 +189,18 @@ def _outside(indices: Tensor, low: int, end: int) -> int | None:
     if least < low:
         return least
     return most if most >= end else None
+
+
+def prefixes(values: Any, n_latents: int, ranks: Ranks) -> None:
+    """``values`` is a tuple of ascending numbers of latents, each a part of all."""
+    if not isinstance(values, tuple):
+        raise TypeError(f"prefixes is a {type(values).__name__}: pass a tuple of ints")
+    if values and ranks.latents.several:
+        raise ValueError("prefixes cannot be cut where ranks share the latents: pass ranks that share the tokens alone")
+    for place, value in enumerate(values):
+        count(f"prefixes[{place}]", value, 1, n_latents)
+    if any(low >= high for low, high in pairwise((*values, n_latents))):
+        raise ValueError(f"prefixes = {values} do not ascend to less than n_latents = {n_latents}: pass sizes that do")
 
 
 def dead_latents(

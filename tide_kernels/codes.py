@@ -26,7 +26,7 @@ WALKED = ("W_enc", "b_enc", "W_dec")
 
 
 class Tokens(NamedTuple):
-    """A chunk of the batch and all that its code was computed from."""
+    """A chunk of the batch, all that its code was computed from, and what it is to reconstruct."""
 
     x: Tensor
     x_mod: Tensor
@@ -34,6 +34,7 @@ class Tokens(NamedTuple):
     shift: Tensor | None
     group: Tensor | None
     layer_norm: bool
+    target: Tensor
 
 
 class Slopes(NamedTuple):
@@ -60,6 +61,10 @@ class Code(Protocol):
 
     def count(self, fired: Tensor) -> None:
         """Adds to ``fired`` the number of tokens on which each latent is active."""
+
+    def part(self, low: int, high: int) -> Code:
+        """The code of the latents from ``low`` up to ``high`` alone, which are numbered from 0. It serves for `decode`
+        and `backward`, with the rows of these latents alone."""
 
     def backward(
         self,
@@ -144,6 +149,9 @@ class SparseCode:
     def count(self, fired: Tensor) -> None:
         fired += self.transposed.offsets.diff()
 
+    def part(self, low: int, high: int) -> Code:
+        return SparseCode(self.ops, *places_of(self.values, self.indices, low, high), high - low)
+
     def backward(
         self,
         grad: Tensor,
@@ -223,6 +231,23 @@ class SparseCode:
         return grad_values
 
 
+def places_of(values: Tensor, indices: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The places of a code that hold the latents from ``low`` up to ``high``, which are numbered from 0.
+
+    The rows of ``indices`` ascend, unused places last, and so do those of the result. It has places for ``high - low``
+    latents at most; on a CPU, where it costs nothing to know the longest row, for that row and no more.
+    """
+    before = ((indices >= 0) & (indices < low)).sum(1, keepdim=True)
+    count = ((indices >= low) & (indices < high)).sum(1, keepdim=True)
+    width = min(indices.shape[1], high - low)
+    if indices.device.type == "cpu":
+        width = max(1, int(count.max()))
+    column = torch.arange(width, device=indices.device)
+    place, unused = (before + column).clamp_(max=indices.shape[1] - 1), column >= count
+    values, indices = values.gather(1, place), indices.gather(1, place) - low
+    return values.masked_fill_(unused, 0), indices.masked_fill_(unused, -1)
+
+
 class DenseCode:
     def __init__(self, ops: Primitives, z: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> None:
         self.ops, self.z, self.known_sums = ops, z, sums
@@ -235,6 +260,9 @@ class DenseCode:
 
     def count(self, fired: Tensor) -> None:
         fired += (self.z != 0).sum(0, dtype=torch.int32)  # summed as int64, the chunk would be the largest tensor
+
+    def part(self, low: int, high: int) -> Code:
+        return DenseCode(self.ops, self.z[:, low:high])
 
     def backward(
         self,
@@ -259,7 +287,8 @@ class DenseCode:
         del self.z  # as large as its gradient, and no longer needed
         grad_W_enc, *tables = (gradients.get(name) for name in ("W_enc", *MODULATION))
         if (fused := self._fused(grad_pre, tokens)) is not None:
-            fused(grad_pre, *tokens, W_enc, grad_W_enc, *tables)
+            x, x_mod, *modulation, _ = tokens
+            fused(grad_pre, x, x_mod, *modulation, W_enc, grad_W_enc, *tables)
             return grad_x_mod
         wanted = any(table is not None for table in tables)
         return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod)

@@ -216,6 +216,7 @@ def tide_loss(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     group: Tensor | None = None,
+    target: Tensor | None = None,
     layer_norm: bool = False,
     paired: bool = False,
     weights: LossWeights = DEFAULT_WEIGHTS,
@@ -229,6 +230,7 @@ def tide_loss(
     threshold: Tensor | None = None,
     bandwidth: float = 0.3,
     capacity: int | None = None,
+    prefixes: tuple[int, ...] = (),
     gradients: dict[str, Tensor] | None = None,
     start: float | None = None,
     squares: Tensor | None = None,
@@ -253,6 +255,16 @@ def tide_loss(
       its reconstruction from only the top ``k_aux`` dead latents, without b_dec; 0 if no latent is dead;
     * ``total``: the sum of the terms times ``weights`` (eq. 7). Weight decay (eq. 17) is left to the
       optimiser.
+
+    With a ``target`` y the model is a transcoder: its code is that of x, and x_hat is compared with y in place of x, in
+    ``mse``, ``cosine`` and the residual e.
+
+    With ``prefixes`` the dictionary is nested (Matryoshka; Bussmann et al., arXiv 2503.17547): ``mse`` and ``cosine``
+    are means over the reconstructions by the first m latents, for each m of ``prefixes`` and for all n_latents::
+
+        x_hat_m = sum over j < m of z_j W_dec_j + b_dec
+
+    The code z, and with it every other term, is that of the whole dictionary. Each entry of it is still decoded once.
 
     The activations, with ``pre = W_enc x_mod + b_enc``; for all of them NaN is active, so that it shows:
 
@@ -283,6 +295,7 @@ def tide_loss(
         k: from 1 to n_latents: active latents of a token for "topk", their mean over tokens for "batch_topk", the mean
             aimed at for "jumprelu".
         scale, shift, group, layer_norm: as in `modulate`.
+        target: ``[n_tokens, d_model]``, or None for x itself. It gets no gradient.
         paired: rows 2i and 2i + 1 are the same token at neighbouring timesteps; n_tokens has to be even.
         weights: the terms' factors. A term of weight 0 is still reported.
         s_target: target of S; 0.8 k / n_latents by default (S never exceeds k / n_latents).
@@ -304,6 +317,7 @@ def tide_loss(
             latents, and where ``threshold`` gets a gradient those within half a bandwidth below it (below c times it).
             A token with more keeps its largest and counts in ``overflow``. On a CPU, and in the dense regime, none
             overflows.
+        prefixes: numbers of latents, ascending and below n_latents.
         gradients: buffers to which the gradients of ``total`` are added during the call, by the names of the
             parameters (W_enc, b_enc, W_dec, b_dec, scale, shift, threshold); for example their ``.grad``. They are
             contiguous, in the terms' dtype, and share no memory with another argument. The result then carries no
@@ -314,20 +328,22 @@ def tide_loss(
         squares: a float64 scalar in the CPU's memory, which receives the sum of the squares of the ``gradients`` of
             W_enc, b_enc and W_dec, for their norm. It is left as it is unless one pass finishes them: that of the
             backend "native" in the sparse regime, in a single chunk, with the gradient of W_enc, b_enc, scale or shift
-            among ``gradients``, without ``dead`` and ``k_aux``, and without other ``ranks``.
+            among ``gradients``, without ``prefixes``, ``dead`` and ``k_aux``, and without other ``ranks``.
         ranks: the processes that share the step, whose terms and ``gradients`` are those of one process that has
-            everything; only with ``gradients``. Of ranks that share the tokens each passes its rows of ``x`` and
-            ``group``, possibly none and never half a pair; all get the same bits. Scale, shift and threshold have the
-            rows of all ranks' groups. Of ranks that share the latents each passes its own of W_enc, b_enc, W_dec,
-            threshold and ``dead``, and gets their gradients and ``fired``; ``overflow`` counts a token on each rank.
-            All else is the same on all ranks. What buffers held, or their start, counts once: that of rank 0.
+            everything; only with ``gradients``. Of ranks that share the tokens each passes its rows of ``x``,
+            ``target`` and ``group``, possibly none and never half a pair; all get the same bits. Scale, shift and
+            threshold have the rows of all ranks' groups. Of ranks that share the latents each passes its own of W_enc,
+            b_enc, W_dec, threshold and ``dead``, and gets their gradients and ``fired``; ``overflow`` counts a token on
+            each rank; there are no ``prefixes``. All else is the same on all ranks. What buffers held, or their start,
+            counts once: that of rank 0.
         chunk: tokens per chunk, rounded up to a whole pair if paired; by n_latents and device if None.
         backend, regime: see the module's docstring.
 
     Returns:
         `LossTerms`, scalars in float32 (float64 for float64 weights). Only ``total`` is differentiable, in
         the weights, biases, scale, shift and threshold. ``fired [n_latents]`` int64 is the number of tokens on which
-        each latent is active (its use by the auxiliary term does not count). ``least`` is the smallest value that
+        each latent is active (its use by the auxiliary term does not count). ``whole`` is the mse of the reconstruction
+        by all latents, equal to ``mse`` without prefixes. ``least`` is the smallest value that
         "batch_topk" kept, with ``threshold`` the smallest height, 0 if fewer than ``n_tokens k`` are positive and for
         other activations; ``overflow`` int64 the number of tokens whose code had too few places.
     """
@@ -346,6 +362,10 @@ def tide_loss(
     group = checks.modulation(x, scale, shift, group, threshold)
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x requires grad, tide_loss gives none for it: compose encode_topk and decode instead")
+    if target is not None:
+        checks.floating("target", target, tuple(x.shape), x.device)
+        if target.requires_grad and torch.is_grad_enabled():
+            raise ValueError("target requires grad and tide_loss gives none for it: pass target.detach()")
     if paired and n_tokens % 2:
         raise ValueError(f"paired=True and x has an odd number of rows, {n_tokens}: pass both rows of each pair")
     checks.loss_weights(weights)
@@ -359,6 +379,7 @@ def tide_loss(
     if s_target is not None:
         checks.finite("s_target", s_target)
     checks.dead_latents(dead, k_aux, weights.auxk, n_latents, x.device, ranks)
+    checks.prefixes(prefixes, n_latents, ranks)
     if dead_bucket is not None:
         checks.count("dead_bucket", dead_bucket, 1)
     if chunk is not None:
@@ -381,10 +402,11 @@ def tide_loss(
         activation=activation,
         bandwidth=bandwidth,
         capacity=capacity,
+        prefixes=prefixes,
     )
-    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options)
+    arguments = LossArguments(x, parameters, group, dead, _compute_dtype(W_enc), options, target)
     if gradients is not None:
-        others = {"x": x, "group": group, "dead": dead}
+        others = {"x": x, "group": group, "dead": dead, "target": target}
         checks.gradients(gradients, parameters._asdict(), others, accumulator(arguments.dtype))
         return autograd.accumulate_gradients(arguments, gradients, start, squares, ranks)
     wanted = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in parameters]

@@ -34,12 +34,13 @@ from tide_kernels.heights import batch_topk_of_heights
 from tide_kernels.jumprelu import Thresholds
 from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
+from tide_kernels.nested import parts_of
 from tide_kernels.options import LossArguments, Parameters
 from tide_kernels.ranks import ALONE, Ranks
-from tide_kernels.reference import accumulator
+from tide_kernels.reference import Reconstruction, accumulator
 from tide_kernels.shards import largest_of_all
 
-SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk")
+SUMS = ("mse", "cosine", "temporal", "sparsity", "auxk", "whole")
 
 
 class Chunk(NamedTuple):
@@ -63,7 +64,7 @@ class FusedStep:
         squares: Tensor | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.x, parameters, _, self.dead, self.dtype, self.options = arguments
+        self.x, parameters, _, self.dead, self.dtype, self.options, _ = arguments
         self.choice, self.gradients, self.ranks = choice, gradients, ranks
         self.sum_dtype = accumulator(self.dtype)
         self.batch = Batch(arguments, choice, ranks)
@@ -71,6 +72,7 @@ class FusedStep:
         self.b_dec, self.threshold = parameters.b_dec, parameters.threshold
         self.n_tokens, self.d_model = self.batch.all_tokens, self.x.shape[1]  # of all ranks
         self.n_latents = len(self.W_enc)
+        self.parts = parts_of(self.options.prefixes, self.n_latents)
         self.share = self.n_latents / self.batch.all_latents  # codes divide soft counts by their own latents
         self.s_target = self.options.sparsity_target(self.batch.all_latents)
         self.n_elements = self.n_tokens * self.d_model
@@ -99,7 +101,8 @@ class FusedStep:
         sparse = self.choice.regime == "sparse" and not self.gradients.keys().isdisjoint(ENCODER)
         if not (self.choice.ops.walks and sparse and self.batch.n_tokens):
             return None
-        finishes = self.batch.n_tokens <= self.batch.chunk and (self.dead is None or not self.options.k_aux)
+        one = self.batch.n_tokens <= self.batch.chunk and len(self.parts) == 1
+        finishes = one and (self.dead is None or not self.options.k_aux)
         # A walk in another dtype reads rounded weights.
         return Walk(
             start if not start or self.dtype == torch.float32 else None,
@@ -258,40 +261,69 @@ class FusedStep:
         self.sums["sparsity"] += count
         if weights.sparsity and sparsity_slope is None and self.thresholds is None:
             sparsity_slope = self.sparsity_slope(count)
-        x_hat = chunk.code.decode(self.W_dec)
-        self.ranks.latents.sum_([x_hat])
-        loss = self.choice.ops.reconstruction_loss(
-            tokens.x,
-            x_hat,
-            self.b_dec,
-            weights.mse * self.gain * 2 / self.n_elements,
-            weights.cosine * self.gain / self.n_tokens,
-            self.gradient_dtype(self.choice) if self.gradients else None,
-            chunk.dead_code is not None,
-        )
-        self.sums["mse"] += loss.squared
-        self.sums["cosine"] += loss.distance
+        codes = [chunk.code]
+        if len(self.parts) > 1:
+            codes = [chunk.code.part(part.low, part.high) for part in self.parts]
+        losses = self.reconstruct(tokens, codes, chunk.dead_code is not None)
         pair = weights.temporal * self.gain * 4 / self.n_tokens if options.paired else 0.0
         grad_x_mod = None
-        if loss.gradient is None:
-            chunk.code.count(self.fired)
+        if self.gradients:
+            grad_x_mod = self.backward(tokens, codes, losses, Slopes(pair, sparsity_slope, options.soft_eps))
         else:
-            if "b_dec" in self.gradients:
-                self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
-            slopes = Slopes(pair, sparsity_slope, options.soft_eps)
-            arguments = (loss.gradient, tokens, self.W_enc, self.W_dec, slopes, self.gradients, self.fired)
-            grad_x_mod = chunk.code.backward(*arguments, self.walk)
-            self.walk = None  # further chunks add to the gradients
-        if self.revived is not None and chunk.dead_code is not None and loss.error is not None:
-            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, loss.error, tokens, grad_x_mod)
+            chunk.code.count(self.fired)
+        if self.revived is not None and chunk.dead_code is not None and (error := losses[-1].error) is not None:
+            grad_x_mod = self.accumulate_auxk(self.revived, chunk.dead_code, error, tokens, grad_x_mod)
         if grad_x_mod is not None:
             tables = (self.gradients.get(name) for name in MODULATION)
             add_modulation_gradients(self.choice.ops, grad_x_mod, tokens.x, tokens.group, tokens.layer_norm, *tables)
 
+    def reconstruct(self, tokens: Tokens, codes: list[Code], want_error: bool) -> list[Reconstruction]:
+        """The reconstructions of a chunk by the first part of the latents, by the first two, and so on; of the last
+        one, that of all latents, also the error if it is wanted. Adds to the sums."""
+        weights, share = self.options.weights, 1 / len(self.parts)
+        losses: list[Reconstruction] = []
+        x_hat: Tensor | None = None
+        for part, code in zip(self.parts, codes, strict=True):
+            own = code.decode(part.rows(self.W_dec))
+            self.ranks.latents.sum_([own])
+            x_hat = own if x_hat is None else own.add_(x_hat)
+            loss = self.choice.ops.reconstruction_loss(
+                tokens.target,
+                x_hat,
+                self.b_dec,
+                weights.mse * share * self.gain * 2 / self.n_elements,
+                weights.cosine * share * self.gain / self.n_tokens,
+                self.gradient_dtype(self.choice) if self.gradients else None,
+                want_error and part is self.parts[-1],
+            )
+            self.sums["mse"].add_(loss.squared, alpha=share)
+            self.sums["cosine"].add_(loss.distance, alpha=share)
+            losses.append(loss)
+        self.sums["whole"] += losses[-1].squared
+        return losses
+
+    def backward(
+        self, tokens: Tokens, codes: list[Code], losses: list[Reconstruction], slopes: Slopes
+    ) -> Tensor | None:
+        """Adds the gradients that come from the reconstructions, and what the codes' own slopes add to them; returns
+        that of x_mod."""
+        grad = grad_x_mod = None
+        for part, code, loss in reversed(list(zip(self.parts, codes, losses, strict=True))):
+            assert loss.gradient is not None
+            if "b_dec" in self.gradients:
+                self.gradients["b_dec"] += loss.gradient.sum(0, dtype=self.sum_dtype)
+            # A part is in its own reconstruction and in those of all longer prefixes.
+            grad = loss.gradient if grad is None else grad + loss.gradient
+            weights = (part.rows(self.W_enc), part.rows(self.W_dec))
+            sums = (part.gradients(self.gradients), part.rows(self.fired))
+            grad_x_mod = code.backward(grad, tokens, *weights, part.slopes(slopes), *sums, self.walk, grad_x_mod)
+        self.walk = None  # further chunks add to the gradients
+        return grad_x_mod
+
     def accumulate_auxk(
         self, revived: DeadLatents, code: Code, error: Tensor, tokens: Tokens, grad_x_mod: Tensor | None
     ) -> Tensor | None:
-        """The dead latents reconstruct what is missing, x - x_hat, which is a constant to this term. Adds to the
+        """The dead latents reconstruct what is missing, target - x_hat, which is a constant to this term. Adds to the
         gradient of x_mod and returns it."""
         factor = self.options.weights.auxk * self.gain * 2 / self.n_elements
         dtype = self.gradient_dtype(revived.choice) if self.gradients and factor else None
@@ -310,7 +342,7 @@ class FusedStep:
         mse, cosine = sums["mse"] / elements, sums["cosine"] / n
         temporal = sums["temporal"] * (2 / n)
         sparsity = self.sparsity(sums["sparsity"] / n) * (self.n_tokens > 0)
-        auxk = sums["auxk"] / elements
+        auxk, whole = sums["auxk"] / elements, sums["whole"] / elements
         if self.dead is not None:
             auxk = torch.where(self.any_dead(self.dead), auxk, 0)  # without dead latents there is nothing to revive
         total = torch.zeros_like(mse)
@@ -319,7 +351,7 @@ class FusedStep:
                 total = total + weight * term
         least, overflow = self.least_and_overflow()
         self.sum_counts(overflow)
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, least, overflow)
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, whole, least, overflow)
 
     def any_dead(self, dead: Tensor) -> Tensor:
         if not self.ranks.latents.several:

@@ -18,7 +18,7 @@ from tide_kernels.functional import tide_loss
 from tide_kernels.losses import LossTerms
 
 #: Arguments that are copied in at each call. The others are used in place.
-INPUTS = ("x", "group", "scale", "shift", "dead", "threshold")
+INPUTS = ("x", "target", "group", "scale", "shift", "dead", "threshold")
 #: Inputs whose gradients arise in memory of the graph. Where they have a row for each group, a call may have more or
 #: fewer rows.
 TABLES = ("scale", "shift", "threshold")

@@ -93,8 +93,7 @@ class CutThresholds(Thresholds):
 
     def finish(self, gradient: Tensor, penalty: Tensor | None = None) -> None:
         """Adds the gradient of T."""
-        assert self.sums is not None
-        sums, near = self.sums
+        sums, near = self.totals()
         by_theta = self.table * sums / -self.bandwidth
         held, along = full_sum(near * self.units), full_sum(by_theta * self.units)
         if self.ranks.several:

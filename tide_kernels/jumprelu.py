@@ -15,11 +15,13 @@ pre-activations beside z.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
 from tide_kernels.batch import Batch, overflowing
-from tide_kernels.codes import Code, DenseCode, Slopes, SparseCode, Tokens
+from tide_kernels.codes import Code, DenseCode, Slopes, SparseCode, Tokens, places_of
 from tide_kernels.reference import accumulator
 
 
@@ -38,6 +40,26 @@ class Thresholds:
         zeros = torch.zeros(shape, dtype=self.table.dtype, device=device)
         self.sums = (zeros, torch.zeros(shape, dtype=torch.int64, device=device)) if wanted else None
         self.overflow = torch.zeros((), dtype=torch.int64, device=threshold.device)
+        self.parts: dict[tuple[int, int], Thresholds] = {}
+
+    def part(self, low: int, high: int) -> Thresholds:
+        """Those of the latents from ``low`` up to ``high``, with sums of their own, which `totals` collects."""
+        if (low, high) not in self.parts:
+            part = copy(self)
+            part.table = self.table[:, low:high]
+            if self.sums is not None:
+                sums, near = (each.new_zeros(part.table.shape) for each in self.sums)
+                part.sums = sums, near
+            self.parts[low, high] = part
+        return self.parts[low, high]
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """The sums, with those of the parts; to be asked for once, when all codes are used up."""
+        assert self.sums is not None
+        for (low, high), part in self.parts.items():
+            for total, own in zip(self.sums, part.sums or (), strict=True):
+                total[:, low:high] += own
+        return self.sums
 
     def group(self, tokens: Tokens) -> Tensor | None:
         """Each token's row of the table; None for a table of one row."""
@@ -64,8 +86,7 @@ class Thresholds:
     def finish(self, gradient: Tensor, penalty: Tensor | None) -> None:
         """Adds the gradient of the thresholds. ``penalty`` is the loss's derivative in the number of active places, a
         scalar; None for a penalty without weight."""
-        assert self.sums is not None
-        sums, near = self.sums
+        sums, near = self.totals()
         total = self.table * sums
         if penalty is not None:
             total = total + penalty * near
@@ -114,6 +135,9 @@ class SparseJump(SparseCode):
         self.ops.scatter(active, self.transposed, ones, out)
         fired += out.squeeze(1).long()
 
+    def part(self, low: int, high: int) -> Code:
+        return self.of.part(low, high).sparse(*places_of(self.u, self.indices, low, high), high - low, self.group)
+
     def passed_on(self, grad_values: Tensor) -> Tensor:
         """As in `SparseCode`, after adding to the sums of the thresholds."""
         if self.of.sums is not None:
@@ -161,6 +185,10 @@ class DenseJump(DenseCode):
         """The second is L0 times the tokens, in place of the soft count."""
         count = self.active.to(self.of.table.dtype)
         return self.ops.code_sums(self.z, True, soft_eps)[0] if paired else torch.zeros_like(count), count
+
+    def part(self, low: int, high: int) -> Code:
+        latents = slice(low, high)
+        return self.of.part(low, high).dense(self.z[:, latents], self.pre[:, latents], self.active, self.group)
 
     def masked_gradient(
         self, grad: Tensor, W_dec: Tensor, slopes: Slopes, grad_b_enc: Tensor | None, fired: Tensor | None

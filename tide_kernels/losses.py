@@ -26,7 +26,8 @@ class LossWeights(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """What `tide_loss` returns. Only ``total`` carries gradient; the other terms are unweighted."""
+    """What `tide_loss` returns. Only ``total`` carries gradient; the other terms are unweighted. ``whole`` is the mse
+    of the reconstruction by all latents, which ``mse`` is as well unless there are prefixes."""
 
     total: Tensor
     mse: Tensor
@@ -35,6 +36,7 @@ class LossTerms(NamedTuple):
     sparsity: Tensor
     fired: Tensor
     auxk: Tensor
+    whole: Tensor
     least: Tensor
     overflow: Tensor
 

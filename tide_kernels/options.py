@@ -64,6 +64,7 @@ class LossOptions(NamedTuple):
     activation: str = "topk"
     bandwidth: float = 0.3
     capacity: int | None = None
+    prefixes: tuple[int, ...] = ()
 
     def places(self, n_latents: int) -> int:
         """``capacity``, or its default for this many latents: places of a token's code."""
@@ -100,20 +101,21 @@ class LossArguments(NamedTuple):
     dead: Tensor | None  # [n_latents] bool
     dtype: torch.dtype  # of the operands of matrix products
     options: LossOptions
+    target: Tensor | None = None  # [n_tokens, d_model]: what is reconstructed, if not x
 
     def flat(self) -> tuple[Any, ...]:
         """The call in the order of `LOSS_SCHEMA`."""
-        options = (list(value) if isinstance(value, LossWeights) else value for value in self.options)
-        return (self.x, *self.parameters, self.group, self.dead, self.dtype, *options)
+        options = (list(value) if isinstance(value, tuple) else value for value in self.options)
+        return (self.x, *self.parameters, self.group, self.dead, self.dtype, *options, self.target)
 
     @classmethod
     def restored(cls, x: Tensor, *flat: Any) -> LossArguments:
         """The call that `flat` spelled out."""
         n = len(Parameters._fields)
-        group, dead, dtype, *rest = flat[n:]
+        group, dead, dtype, *rest, target = flat[n:]
         options = LossOptions(*rest)
-        options = options._replace(weights=LossWeights(*options.weights))
-        return cls(x, Parameters(*flat[:n]), group, dead, dtype, options)
+        options = options._replace(weights=LossWeights(*options.weights), prefixes=tuple(options.prefixes))
+        return cls(x, Parameters(*flat[:n]), group, dead, dtype, options, target)
 
 
 _SCHEMA_TYPES = {
@@ -127,6 +129,7 @@ _SCHEMA_TYPES = {
     bool: "bool",
     str: "str",
     LossWeights: "float[]",
+    tuple[int, ...]: "int[]",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -120,3 +122,37 @@ def test_check_finite(value, name):
 
 def test_finite_values_whose_sum_overflows_pass():
     make(x=torch.full((8, 3), 3e38)).check_finite("block 6")
+
+
+def with_targets(**kwargs) -> ActivationBatch:
+    """Row i has the target [-i, -i, -i]."""
+    batch = make(**kwargs)
+    return replace(batch, target=-batch.x)
+
+
+def test_targets_stay_with_their_rows():
+    batch = with_targets()
+    changed = [
+        batch.take(torch.tensor([7, 2, 6])),
+        batch.take(slice(3, 5)).compacted(),
+        batch.merged(),
+        ActivationBatch.cat([batch.take(slice(4, None)), batch]),
+        batch.to(dtype=torch.float64),
+    ]
+    for each in changed:
+        assert torch.equal(each.target, -each.x)
+        assert each.target.dtype == each.x.dtype
+        assert each.wanted is each.target
+    assert make().wanted is not None
+    assert make().take(slice(2)).target is None
+
+
+def test_bad_targets():
+    with pytest.raises(TideError, match=r"^targets have shape \[7, 3\] and x \[8, 3\]; give x's shape$"):
+        make(target=torch.zeros(7, 3))
+    with pytest.raises(TideError, match=r"^some activations have targets and some have none; collect all in one way$"):
+        ActivationBatch.cat([make(), with_targets()])
+    bad = with_targets()
+    bad.target[5, 1] = float("nan")
+    with pytest.raises(TideError, match=r"^activations of block 6 hold NaN at timestep 100; use a wider dtype"):
+        bad.check_finite("block 6")

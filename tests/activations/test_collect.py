@@ -54,6 +54,31 @@ def test_rows_are_what_a_plain_hook_sees(alpha, prepared, tensor):
         assert torch.equal(batch.x, full[which, batch.token.long()])
 
 
+TRANSCODER = {"tensor": "feed_forward_input", "target": "feed_forward"}
+
+
+def test_a_transcoders_rows_are_pairs_of_input_and_output(alpha, prepared):
+    """Of the same tokens as an autoencoder's, which sees one side of them."""
+    adapter = adapter_for(alpha)
+    options = {"batch_size": 3, "token_fraction": 0.25, "seed": 1}
+    pairs = all_rows(collect(adapter, prepared, [2], **options, **TRANSCODER), 2)
+    outputs = all_rows(collect(adapter, prepared, [2], **options, tensor="feed_forward"), 2)
+    assert torch.equal(pairs.target, outputs.x)
+    assert torch.equal(pairs.token, outputs.token)
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.blocks[2].ff(pairs.x), pairs.target, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transcoders_rows_of_a_sampling_run(alpha):
+    adapter = adapter_for(alpha)
+    pairs = all_rows(collect_sampling(adapter, CAPTIONS[:2], [2], n_steps=3, paired=True, **TRANSCODER), 2)
+    assert pairs.paired
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.blocks[2].ff(pairs.x), pairs.target, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TideError, match="a transcoder of feed_forward reads feed_forward_input, not output"):
+        list(collect_sampling(adapter, CAPTIONS[:2], [2], target="feed_forward"))
+
+
 def test_the_noise_is_eq_3_on_the_schedule(alpha, prepared):
     """Repeats a collection by hand: the model run in full on latents noised at the collected timesteps."""
     adapter = adapter_for(alpha)
@@ -227,6 +252,9 @@ def test_activations_that_are_not_finite(alpha, prepared):
         ({"n_timesteps": 0}, "n_timesteps 0 is too small; give at least 1"),
         ({"timesteps": [5, 1000]}, "timestep 1000 does not exist"),
         ({"tensor": "residual"}, "tensor 'residual' is unknown"),
+        ({"tensor": "feed_forward_input"}, "tensor 'feed_forward_input' is unknown; use one of output, attention, fee"),
+        ({"target": "output"}, "target 'output' is unknown; use one of attention, feed_forward"),
+        ({"target": "attention"}, "a transcoder of attention reads attention_input, not output; set tensor to that"),
         ({"blocks": [12]}, "block 12 does not exist"),
         ({"data": []}, "the data hold no images"),
         ({"data": [(torch.zeros(1, 5, 8, 8), ["a"])]}, "data have 5 channels; images have 3, latents 4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -22,8 +23,9 @@ SIZES = {"n_samples": 22, "rows_per_sample": 12, "per_pass": 2, "buffer_rows": 1
 ROWS, STEPS = 36, 16
 
 
-def collect(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
-    """Passes whose values tell epoch, block, sample, token and timestep, with a conditioning that differs by block."""
+def collect(seed: int, start: int, stop: int | None = None, *, targets: bool = False) -> Iterator[BlockBatch]:
+    """Passes whose values tell epoch, block, sample, token and timestep, with a conditioning that differs by block and,
+    if asked for, with targets."""
     for first in range(start, SIZES["n_samples"] if stop is None else stop, SIZES["per_pass"]):
         samples = torch.arange(first, first + SIZES["per_pass"])
         timestep = torch.stack([samples * 10.0, samples * 10.0 + 5], 1).flatten()
@@ -40,19 +42,23 @@ def collect(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBat
                 sample=samples.repeat_interleave(12),
                 token=token,
                 paired=True,
+                target=(x + seed % 1000).double() / 3 if targets else None,
             )
         yield BlockBatch(found)
 
 
 def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
-    return {n: getattr(batch, n) for n in ("x", "timestep", "group", "conditioning", "sample", "token")}
+    names = ("x", "timestep", "group", "conditioning", "sample", "token", "target")
+    return {name: each for name in names if (each := getattr(batch, name)) is not None}
 
 
-def stream(owners: Mapping[int, int] | None, start: int) -> list[dict[int, dict[str, torch.Tensor]]]:
+def stream(
+    owners: Mapping[int, int] | None, start: int, targets: bool = False
+) -> list[dict[int, dict[str, torch.Tensor]]]:
     import torch.distributed as dist
 
     shares = Shares(World(dist.get_rank(), dist.get_world_size()), owners)
-    own = SharedStream(collect, ROWS, shares=shares, **SIZES).from_step(start)
+    own = SharedStream(partial(collect, targets=targets), ROWS, shares=shares, **SIZES).from_step(start)
     return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
 
 
@@ -83,6 +89,18 @@ def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
             assert [block in each[step] for each in ranks] == [owners[block] == rank for rank in range(len(ranks))]
             for name, value in tensors(expected).items():
                 assert torch.equal(ranks[owners[block]][step][block][name], value), (step, block, name)
+
+
+@pytest.mark.parametrize("owners", [None, {2: 0, 5: 1, 7: 0}], ids=["parts of each block", "blocks of their own"])
+def test_targets_travel_with_their_rows(owners):
+    """In a dtype of their own; the ranks' parts of a block, one after the other, are its batch."""
+    ranks = run_ranks(stream, 2, owners, 3, True)
+    whole = LiveStream(partial(collect, targets=True), ROWS, **SIZES).from_step(3)
+    for step, batches in enumerate(islice(whole, STEPS)):
+        for block, expected in batches.items():
+            found = [each[step][block] for each in ranks if block in each[step]]
+            for name in ("x", "target"):
+                assert torch.equal(torch.cat([each[name] for each in found]), getattr(expected, name)), (step, block)
 
 
 def test_more_ranks_than_passes_at_a_time():

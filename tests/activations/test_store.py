@@ -6,6 +6,7 @@ import errno
 import json
 import pickle
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import tide.activations.writer as writer_module
-from tests.helpers.store_batches import INFO, batch_of, check_rows, write
+from tests.helpers.store_batches import INFO, batch_of, check_rows, edit_manifest, write
 from tide.activations.batch import ActivationBatch
 from tide.activations.collect import collect, prepare
 from tide.activations.store import ActivationStore
@@ -66,6 +67,31 @@ def test_dtypes_come_back(tmp_path, dtype):
     with StoreWriter(tmp_path / "s") as writer:
         writer.add(batch_of(0, x=x))
     assert torch.equal(ActivationStore(tmp_path / "s").read(0).x, x)
+
+
+def test_targets_are_kept_beside_x(tmp_path):
+    with StoreWriter(tmp_path / "s", info=INFO, shard_bytes=3000) as writer:
+        for sample in range(6):
+            batch = batch_of(sample)
+            writer.add(replace(batch, target=2 * batch.x))
+    store = ActivationStore(tmp_path / "s")
+    store.verify()
+    assert store.manifest["target"]
+    assert len(store.shards) > 3  # a row takes nearly twice the bytes
+    for batch in store.batches(16, seed=1):
+        check_rows(batch)
+        assert torch.equal(batch.target, 2 * batch.x)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["", "written by an earlier version"])
+def test_rows_with_and_without_targets_do_not_mix(filled, recorded):
+    if not recorded:
+        edit_manifest(filled, lambda manifest: manifest.pop("target"))
+    assert ActivationStore(filled).read(0).target is None
+    with StoreWriter(filled, info=INFO, resume=True) as writer:
+        batch = batch_of(6)
+        with pytest.raises(TideError, match="holds activations with target False and not True; choose another folder"):
+            writer.add(replace(batch, target=batch.x))
 
 
 def test_layout(filled):

@@ -85,6 +85,41 @@ def test_image_tokens_of_every_block(name):
     assert own.token_grid(*latents_of(name).shape[-2:]) == (rows, columns)
 
 
+def test_what_enters_the_feed_forward_makes_its_output(name):
+    """The module, run on the tokens that were read, gives the tokens that it gave."""
+    own, seen, outputs = adapter(name), [], []
+    module = own.hook_module(0, "feed_forward")
+    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
+        own.denoise(latents_of(name), 500, text_of(name))
+    handle.remove()
+    (x, inputs), rows, columns = seen[0], *FAMILIES[name].grid
+    assert inputs.shape == x.shape == (2, rows * columns, own.d_model)
+    with torch.no_grad():
+        again = module(own.with_image_tokens(outputs[0], inputs, "feed_forward"))
+    found = again if again.dim() == 3 else own.image_tokens(again, "feed_forward")
+    # The same products, in float32, without those of text tokens.
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tensor", ["attention", "feed_forward"])
+def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
+    """Read by name they are what is read beside the output; they cannot be replaced."""
+    own, rows = adapter(name), FAMILIES[name].grid[0] * FAMILIES[name].grid[1]
+    beside, alone = [], []
+    with torch.no_grad(), tap(own, {0: lambda x, call: beside.append((call.inputs, x))}, tensor, inputs=True):
+        own.denoise(latents_of(name), 500, text_of(name))
+    inputs, outputs = beside[0]
+    with torch.no_grad(), tap(own, {0: lambda x, call: alone.append(x)}, f"{tensor}_input"):
+        own.denoise(latents_of(name), 500, text_of(name))
+    assert alone[0].shape == outputs.shape == (2, rows, own.d_model)
+    assert torch.equal(alone[0], inputs)
+    assert alone[0].std() > 0.01
+    with pytest.raises(TideError, match=f"^{tensor}_input is read and not replaced; replace one of output, attention"):
+        with torch.no_grad(), tap(own, {0: lambda x, call: x}, f"{tensor}_input"):
+            own.denoise(latents_of(name), 500, text_of(name))
+
+
 def test_a_token_is_a_square_of_the_image(name):
     """Row-major: latents that are changed in one corner change the tokens of that corner most."""
     own, (rows, columns) = adapter(name), FAMILIES[name].grid

@@ -83,6 +83,35 @@ def test_calls_carry_the_schedulers_timesteps(alpha, alpha_with_sizes):
     assert seen[-1].conditioning.shape == (1, 48)
 
 
+@pytest.mark.parametrize("tensor", ["attention", "feed_forward"])
+def test_inputs_are_what_a_plain_hook_sees(alpha, tensor):
+    """Of the rows that a call takes as well."""
+    adapter, plain, calls = adapter_for(alpha), [], []
+    handle = MODULES[tensor](adapter.blocks[2]).register_forward_pre_hook(lambda _m, args: plain.append(args[0]))
+    with tap(adapter, {2: lambda x, call: calls.append(call)}, tensor, inputs=True):
+        run(alpha)
+    handle.remove()
+    assert len(plain) == len(calls) == 3
+    assert all(call.inputs is expected for call, expected in zip(calls, plain, strict=True))
+    assert torch.equal(calls[0].take(calls[0].conditional).inputs, plain[0][1:])
+
+
+def test_only_modules_have_inputs(alpha):
+    for tensor in ("output", "feed_forward_input"):
+        with pytest.raises(TideError, match=f"^{tensor} has no input to read beside it; use attention or feed_forward"):
+            with tap(adapter_for(alpha), {2: lambda x, call: None}, tensor, inputs=True):
+                pass
+
+
+def test_inputs_that_an_adapter_does_not_find(alpha, monkeypatch):
+    monkeypatch.setattr(PixArtAdapter, "image_tokens", lambda self, output, tensor="output": output[0])
+    with pytest.raises(
+        TideError, match=r"^the adapter of pixart does not find the image tokens in feed_forward_input; let its image_"
+    ):
+        with tap(adapter_for(alpha), {2: lambda x, call: None}, "feed_forward_input"):
+            run(alpha)
+
+
 @pytest.mark.parametrize("tensor", ["output", "attention", "feed_forward"])
 def test_run_until_stops_after_the_last_tapped_block(alpha, tensor):
     adapter = adapter_for(alpha)

@@ -75,6 +75,25 @@ def test_a_centred_training_resumes_with_the_same_mean(cli, store, tmp_path, mon
     assert TIDE.from_pretrained(tmp_path / "whole").config.centre is True
 
 
+def test_a_transcoder_from_a_store_and_live(cli, pipeline, images, tmp_path):
+    """Collected once, trained twice, evaluated; it cannot edit."""
+    pairs = ["--transcoder", "feed_forward", "--token-fraction", "1/4", "--block", 2]
+    assert cli("collect", "--pipeline", pipeline, "--data", images, *pairs, "--out", tmp_path / "s").code == 0
+    assert ActivationStore(tmp_path / "s").info["target"] == "feed_forward"
+    trained = cli("train", "--store", tmp_path / "s", "--out", tmp_path / "stored", "--steps", 4, *SMALL)
+    assert "Trained a TIDE, a transcoder of feed_forward, of 96 latents" in trained.out
+    live = ["--pipeline", pipeline, "--data", images, *pairs, "--out", tmp_path / "live", "--steps", 4, *SMALL]
+    assert cli("train", *live).code == 0
+    for name in ("stored", "live"):
+        config = TIDE.from_pretrained(tmp_path / name).config
+        assert (config.tensor, config.target) == ("feed_forward_input", "feed_forward")
+    options = ["--pipeline", pipeline, "--data", images, "--loss-timesteps", 1]
+    result = cli("evaluate", "--sae", tmp_path / "live", *options, "--out", tmp_path / "figures")
+    assert "the transcoder explains" in result.out
+    edited = ["--pipeline", pipeline, "--prompt", "a red cube", "--erase", 1, "--out", tmp_path / "edited"]
+    assert "the SAE is a transcoder of feed_forward" in cli("edit", "--sae", tmp_path / "live", *edited).err
+
+
 def test_live_stream(cli, pipeline, images, tmp_path):
     options = ["--pipeline", pipeline, "--data", images, "--token-fraction", "1/4", "--block", 2, *SMALL]
     result = cli("train", *options, "--steps", 6, "--cache", "--out", tmp_path / "live")
@@ -395,12 +414,12 @@ def test_every_field_can_be_set():
         ("lr=true", "lr = True must be a number"),
         ("modulation=1", "modulation = 1 must be true or false"),
         ("modulation_init=copy", "modulation_init = 'copy' is unknown; use one of identity, adaln, random"),
-        ("betas=0.9", "betas = 0.9 must be 2 numbers, as in [0.9, 0.99]"),
+        ("betas=0.9", "betas = 0.9 must be 2 numbers, as in [0.1, 0.9]"),
         ("batch_tokens=63", "batch_tokens = 63 must be even: neighbouring timesteps come in pairs"),
         (
             "loss=1",
             "--set loss names a group; set one of loss.mse, loss.cosine, loss.temporal, loss.sparsity, "
-            "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta",
+            "loss.reg, loss.auxk, loss.k_aux, loss.s_target, loss.delta, loss.prefixes",
         ),
         ("lr", "--set lr is not an assignment; write it as --set loss.temporal=1e-3"),
         ("lr=[", "--set lr=[ could not be read; write a number, a word or a list"),

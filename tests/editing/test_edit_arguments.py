@@ -49,6 +49,10 @@ def test_an_sae_that_does_not_fit(alpha, sae):
         (TIDEConfig(192, N, K, block=6, family="flux"), "the SAE was trained on flux, this is pixart"),
         (TIDEConfig(192, N, K), "which block to edit is not known; pass block="),
         (TIDEConfig(192, N, K, sae.config.modulation, undo=True, block=6), "train one with undo=False"),
+        (
+            TIDEConfig(192, N, K, block=6, tensor="feed_forward_input", target="feed_forward"),
+            "the SAE is a transcoder of feed_forward: its latents decode to another tensor than it encodes, so ",
+        ),
     ):
         with pytest.raises(TideError, match=message), edit(alpha, TIDE(config), Erase([1])):
             raise AssertionError("entered")

@@ -39,6 +39,33 @@ def test_putting_the_activation_back_is_bit_equal_to_clean(alpha, prepared):
     assert losses["zero"]["loss"] != losses["clean"]["loss"]
 
 
+def test_a_transcoder_takes_the_place_of_its_module(alpha, prepared):
+    """One that encodes nothing puts the same bias wherever the feed-forward's output was; without the input there is
+    nothing to encode."""
+    config = TIDEConfig(192, 32, 4, block=6, tensor="feed_forward_input", target="feed_forward")
+    sae = TIDE(config)
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_dec.fill_(0.25)
+        sae.target_scale.fill_(2.0)
+    given = []
+
+    def constant(x, call):
+        given.append(call.inputs)
+        return torch.full_like(x, 0.5)
+
+    both = {"transcoder": sae_intervention(sae), "constant": constant}
+    options = {"timesteps": TIMESTEPS, "tensor": "feed_forward"}
+    losses = diffusion_loss(adapter_for(alpha), prepared, 6, both, inputs=True, **options)
+    assert losses["transcoder"] == losses["constant"]
+    assert losses["transcoder"]["loss"] != losses["clean"]["loss"]
+    assert all(inputs.shape[1:] == (64, 192) for inputs in given)
+    with pytest.raises(
+        TideError, match=r"^a transcoder reads the module's input; measure its diffusion loss with inpu"
+    ):
+        diffusion_loss(adapter_for(alpha), prepared, 6, both, **options)
+
+
 def test_batching_changes_rounding_only(alpha, prepared):
     whole = [
         Prepared(

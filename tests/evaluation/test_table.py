@@ -8,7 +8,7 @@ import torch
 from tide.activations import collect, prepare
 from tide.data import open_source
 from tide.errors import TideError
-from tide.evaluation import PCA, evaluate, evaluate_reconstruction, evaluation_text, with_sae
+from tide.evaluation import PCA, evaluate, evaluate_reconstruction, evaluation_sentence, evaluation_text, with_sae
 from tide.sae import TIDE, TIDEConfig
 
 N_FIT, N_IMAGES = 3, 10
@@ -89,3 +89,23 @@ def test_a_share_that_leaves_nothing(adapter, model, fit, n):
 def test_a_model_without_a_block(adapter):
     with pytest.raises(TideError, match="does not know its block"):
         evaluate(adapter, TIDE(TIDEConfig(192, 64, 8)), open_source("scenes", adapter, images=4))
+
+
+def test_a_transcoder_is_measured_by_its_target(adapter):
+    """PCA and mean are of the target as well; a model that returns the target's mean explains as little as the mean."""
+    config = TIDEConfig(adapter.d_model, 64, 8, block=6, tensor="feed_forward_input", target="feed_forward")
+    model, source = TIDE(config), open_source("scenes", adapter, images=N_IMAGES, batch_size=4)
+    options = {"token_fraction": 0.5, "loss_timesteps": 1, "loss_images": 2, "batch_size": 4}
+    (whole,) = prepare(adapter, source, batch_size=N_IMAGES, max_sequence_length=24)
+    tensors = {"tensor": "feed_forward_input", "target": "feed_forward"}
+    (batches,) = collect(adapter, [whole], [6], token_fraction=1.0, paired=False, batch_size=N_IMAGES, **tensors)
+    with torch.no_grad():
+        model.W_enc.zero_()
+        model.b_dec.copy_(batches[6].target.mean(0))
+    figures = evaluate(adapter, model, source, **options)
+    assert (figures["sae"]["kind"], figures["sae"]["target"]) == ("transcoder", "feed_forward")
+    explained = {name: row["explained_variance"] for name, row in figures["models"].items()}
+    assert abs(explained["tide"]) < 0.1
+    assert explained["tide"] == pytest.approx(explained["mean"], abs=0.1)
+    assert explained["pca_k"] > 0.2
+    assert "the transcoder explains" in evaluation_sentence(figures)

@@ -29,6 +29,7 @@ class Manifest(TypedDict):
 class Options:
     steps: int
     betas: tuple[float, float] = (0.9, 0.99)
+    sizes: tuple[int, ...] = ()
 
 
 def good() -> dict[str, Any]:
@@ -40,6 +41,8 @@ def test_what_fits_passes_and_further_keys_are_let_be():
     check_schema(good(), Manifest, "f")
     check_schema({"steps": 3, "betas": [0, 1.5]}, Options, "f")
     check_schema({"steps": 3}, Options, "f")
+    check_schema({"steps": 3, "sizes": [1, 2, 3]}, Options, "f")
+    check_schema({"steps": 3, "sizes": []}, Options, "f")
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,7 @@ def test_a_value_of_another_kind_altogether():
         check_schema([], Manifest, "f")
     with pytest.raises(TideError, match=r"betas is \[1\] and must be a list of 2"):
         check_schema({"steps": 1, "betas": [1]}, Options, "f")
+    with pytest.raises(TideError, match=r"sizes is 3 and must be a list;"):
+        check_schema({"steps": 1, "sizes": 3}, Options, "f")
+    with pytest.raises(TideError, match=r"sizes\[1\] is 0.5 and must be a whole number"):
+        check_schema({"steps": 1, "sizes": [1, 0.5]}, Options, "f")

@@ -15,6 +15,7 @@ class NaiveLoss(NamedTuple):
     temporal: Tensor
     sparsity: Tensor
     auxk: Tensor
+    whole: Tensor
     fired: Tensor
 
 
@@ -94,6 +95,14 @@ def decode(values, indices, W_dec, b_dec=None):
     return terms.sum(1) if b_dec is None else terms.sum(1) + b_dec
 
 
+def misfit(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared error and the cosine distance (eqs 13, 14), means over elements and over tokens."""
+    norms = x.norm(dim=1) * x_hat.norm(dim=1)
+    defined = norms > 0
+    distance = (1 - (x * x_hat).sum(1)[defined] / norms[defined]).sum() / len(x) + (~defined).to(x.dtype).mean()
+    return (x - x_hat).square().mean(), distance
+
+
 def tide_loss(
     x,
     W_enc,
@@ -105,6 +114,7 @@ def tide_loss(
     scale=None,
     shift=None,
     group=None,
+    target=None,
     layer_norm=False,
     paired=False,
     weights=(1.0, 1.0, 0.0, 0.0, 0.0),
@@ -116,6 +126,7 @@ def tide_loss(
     activation="topk",
     threshold=None,
     bandwidth=0.3,
+    prefixes=(),
 ) -> NaiveLoss:
     n_latents = len(W_enc)
     pre = modulate(x, scale, shift, group, layer_norm) @ W_enc.T
@@ -128,24 +139,24 @@ def tide_loss(
         z = height_topk(pre, rows, k * len(x), bandwidth)
     else:
         z = topk(pre, k) if activation == "topk" else batch_topk(pre, k * len(x))
-    x_hat = z @ W_dec if b_dec is None else z @ W_dec + b_dec
-
-    mse = (x - x_hat).square().mean()
-    norms = x.norm(dim=1) * x_hat.norm(dim=1)
-    defined = norms > 0
-    cosine = (1 - (x * x_hat).sum(1)[defined] / norms[defined]).sum() / len(x) + (~defined).to(x.dtype).mean()
+    y = x if target is None else target
+    misfits = []
+    for m in (*prefixes, n_latents):
+        x_hat = z[:, :m] @ W_dec[:m] if b_dec is None else z[:, :m] @ W_dec[:m] + b_dec
+        misfits.append(torch.stack(misfit(y, x_hat)))
+    mse, cosine = torch.stack(misfits).mean(0)
     zero = mse.new_zeros(())
     temporal = (z[0::2] - z[1::2]).square().sum(1).mean() if paired else zero
     s = (z.square() / (z.square() + soft_eps**2)).sum(1).mean() / n_latents
-    target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype, device=s.device)
-    sparsity = torch.nn.functional.huber_loss(s, target, delta=delta)
+    s_target = torch.as_tensor(0.8 * k / n_latents if s_target is None else s_target, dtype=s.dtype, device=s.device)
+    sparsity = torch.nn.functional.huber_loss(s, s_target, delta=delta)
     if activation == "jumprelu":
         sparsity = (active.sum(1).mean() / k - 1).square()
     auxk = zero
     if dead is not None and k_aux and dead.any():
-        missing = (x - x_hat).detach()
+        missing = (y - x_hat).detach()
         revived = topk(torch.where(dead, pre, torch.zeros_like(pre)), k_aux)
         auxk = (missing - revived @ W_dec).square().mean()
     terms = (mse, cosine, temporal, sparsity, auxk)
     total = sum((weight * term for weight, term in zip(weights, terms, strict=True)), zero)
-    return NaiveLoss(total, *terms, (z != 0).sum(0))
+    return NaiveLoss(total, *terms, misfits[-1][0], (z != 0).sum(0))

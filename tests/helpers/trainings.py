@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count, islice
 
 import torch
@@ -31,6 +32,12 @@ def batch(seed: int, *, paired: bool = True, rows: int = ROWS) -> ActivationBatc
         token=torch.zeros(rows, dtype=torch.int32),
         paired=paired,
     )
+
+
+def with_target(rows: ActivationBatch) -> ActivationBatch:
+    """The rows with what a known map makes of them: each direction becomes another one, scaled and shifted."""
+    turned = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(4)))[0]
+    return replace(rows, target=3 * rows.x @ turned + 1)
 
 
 def config(**options) -> TrainConfig:

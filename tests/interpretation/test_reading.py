@@ -14,16 +14,18 @@ from tide.sae import TIDE, TIDEConfig
 TIMESTEPS = torch.tensor([800, 200])
 
 
-@pytest.mark.parametrize("tensor", ["output", "attention"])
+@pytest.mark.parametrize(
+    ("tensor", "target"), [("output", None), ("attention", None), ("feed_forward_input", "feed_forward")]
+)
 @pytest.mark.parametrize("name", ["alpha", "alpha_with_sizes"])
-def test_equals_one_image_at_a_time(request, name, tensor):
-    """With sizes the model is conditioned, on the same whatever the timestep."""
+def test_equals_one_image_at_a_time(request, name, tensor, target):
+    """With sizes the model is conditioned, on the same whatever the timestep. Of a transcoder the input is read."""
     adapter = adapter_for(request.getfixturevalue(name))
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 4, 16, 16, generator=generator)
     text = adapter.encode_prompts(["a red cube", "a tree", "a house on snow"], 20)
     block, conditioned = adapter.n_blocks - 2, name == "alpha_with_sizes"
-    model = TIDE(TIDEConfig(adapter.d_model, 64, 8, block=block, tensor=tensor))
+    model = TIDE(TIDEConfig(adapter.d_model, 64, 8, block=block, tensor=tensor, target=target))
     x, conditioning = noised_activations(adapter, model, Prepared(latents, text), noise, TIMESTEPS)
     assert x.shape == (2, 3, 64, adapter.d_model)
     assert (conditioning is not None) == conditioned

@@ -28,7 +28,7 @@ def problem():
 def encoded(p, regime):
     """The tokens, their dense code, and their code as `encode` makes it."""
     x_mod = naive.modulate(p.x, p.scale, p.shift, p.group).detach()
-    tokens = Tokens(p.x, x_mod, p.scale.detach(), p.shift.detach(), p.group, False)
+    tokens = Tokens(p.x, x_mod, p.scale.detach(), p.shift.detach(), p.group, False, p.x)
     pre = (x_mod @ p.W_enc.T + p.b_enc).detach()
     return tokens, naive.topk(pre, K), encode(choice(regime), pre, K)
 

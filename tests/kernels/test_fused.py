@@ -52,6 +52,38 @@ def test_agrees_with_the_naive_equations(term, modulation, layer_norm, regime):
     check(p, regime=regime, weights=TERMS[term], layer_norm=layer_norm, chunk=3, **EVERYTHING)
 
 
+def target_of(p):
+    """As large as x, and with nothing else in common."""
+    return torch.randn(p.x.shape, generator=torch.Generator().manual_seed(5), dtype=p.x.dtype)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "batch_topk"}, {"prefixes": (3, 7)}], ids=str)
+@pytest.mark.parametrize("term", TERMS)
+def test_a_target_takes_the_place_of_x(term, options, regime):
+    p = random_problem(8, 5, 11, 3, groups=3)
+    check(p, regime=regime, target=target_of(p), weights=TERMS[term], chunk=4, **options, **EVERYTHING)
+
+
+def test_a_target_of_jumprelu(regime):
+    p, threshold = random_problem(8, 5, 11, 3), torch.full((11,), 0.2, dtype=torch.float64)
+    given = {"activation": "jumprelu", "threshold": threshold, "weights": TERMS["all"]._replace(sparsity=2.0)}
+    check(p, regime=regime, target=target_of(p), chunk=4, **given, **EVERYTHING)
+
+
+def test_x_as_its_own_target_changes_nothing(regime):
+    p = random_problem(8, 5, 11, 3)
+    plain, own = (tide_loss(**p.arguments(), target=target, regime=regime) for target in (None, p.x.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(plain, own, strict=True))
+
+
+def test_bad_targets():
+    p = random_problem(8, 5, 11, 3)
+    with pytest.raises(ValueError, match=r"^target has shape \[7, 5\]: reshape it to \[8, 5\]$"):
+        tide_loss(**p.arguments(), target=p.x[1:])
+    with pytest.raises(ValueError, match=r"^target requires grad and tide_loss gives none for it: pass target.detach"):
+        tide_loss(**p.arguments(), target=p.x.clone().requires_grad_())
+
+
 @pytest.mark.parametrize("term", [term for term in TERMS if term != "auxk"])
 def test_gradcheck(term, regime):
     p = random_problem(4, 3, 11, 2, groups=2)

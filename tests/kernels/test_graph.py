@@ -77,6 +77,7 @@ class Step:
         generator = torch.Generator().manual_seed(number)
         inputs = {
             "x": torch.randn(n_tokens, D, generator=generator),
+            "target": torch.randn(n_tokens, D, generator=generator),
             "scale": torch.randn(groups, D, generator=generator),
             "shift": torch.randn(groups, D, generator=generator),
             "group": torch.randint(0, groups, (n_tokens,), generator=generator),

@@ -109,6 +109,10 @@ CASES = {
         JUMP | {"activation": "batch_topk"},
     ),
     "tide_loss, JumpReLU": Case("tide_loss", lambda: training() | thresholds(), JUMP),
+    "tide_loss, target": Case("tide_loss", lambda: training() | {"target": dyadic(N, D, seed=12)}, TERMS),
+    "tide_loss, prefixes": Case(
+        "tide_loss", lambda: training() | thresholds(), JUMP | {"prefixes": (2, 7)}, backends=("reference", "native")
+    ),
     "tide_loss, into buffers": Case("tide_loss", training, TERMS | {"chunk": 4}, buffers=True),
     "tide_loss, buffers that start from the weights": Case(
         "tide_loss", training, TERMS | {"start": 0.5}, buffers=True, backends=("native",)
@@ -148,10 +152,8 @@ def _backend_runs_here(request: pytest.FixtureRequest) -> None:
 def leaves(tensors: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
     """The tensors with respect to which the op differentiates, as leaves of a graph."""
     differentiable = [name for name, t in tensors.items() if t.is_floating_point()]
-    constant = {"tide_loss": "x", "encode_threshold": "threshold"}.get(case.op)
-    if constant is not None:
-        differentiable.remove(constant)
-    return {name: tensors[name].detach().requires_grad_() for name in differentiable}
+    constant = {"tide_loss": ("x", "target"), "encode_threshold": ("threshold",)}.get(case.op, ())
+    return {name: tensors[name].detach().requires_grad_() for name in differentiable if name not in constant}
 
 
 def results(

@@ -17,7 +17,7 @@ def test_they_are_the_arguments_of_tide_loss_with_the_same_defaults():
     for name in LossOptions._fields:
         default = LossOptions._field_defaults.get(name, inspect.Parameter.empty)
         assert parameters[name].default == default, name
-    others = {"x", *Parameters._fields, "group", "dead", "gradients", "start", "squares", "ranks"}
+    others = {"x", *Parameters._fields, "group", "dead", "target", "gradients", "start", "squares", "ranks"}
     assert set(parameters) == others | set(LossOptions._fields)
 
 
@@ -34,20 +34,23 @@ def test_a_call_is_restored_as_it_was(biases):
     p = random_problem(6, 4, 10, 2, groups=3, biases=biases)
     parameters = Parameters(p.W_enc, p.b_enc, p.W_dec, p.b_dec, p.scale, p.shift, p.W_enc[:, 0])
     weights = LossWeights(1.0, 2.0, 3.0, 4.0, 5.0)
-    options = LossOptions(2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4, "jumprelu", 0.5, 7)
-    call = LossArguments(p.x, parameters, p.group, None, torch.float32, options)
+    options = LossOptions(
+        2, 1, True, True, weights, 0.25, 0.5, 0.75, 8, "native", "dense", 4, "jumprelu", 0.5, 7, (2, 3)
+    )
+    call = LossArguments(p.x, parameters, p.group, None, torch.float32, options, p.x + 1)
     restored = LossArguments.restored(*call.flat())
     assert restored.options == options
     assert isinstance(restored.options.weights, LossWeights)
     assert all(a is b for a, b in zip(restored.flat()[:10], call.flat()[:10], strict=True))
     assert restored.dtype == torch.float32
+    assert restored.target is call.target
 
 
 def test_the_op_takes_the_call_and_which_gradients_are_wanted():
     names = [argument.split()[1] for argument in LOSS_SCHEMA.split(", ")]
     op = torch.ops.tide_kernels.tide_loss.default._schema
     assert [argument.name for argument in op.arguments] == [*names, "wanted"]
-    assert names == ["x", *Parameters._fields, "group", "dead", "dtype", *LossOptions._fields]
+    assert names == ["x", *Parameters._fields, "group", "dead", "dtype", *LossOptions._fields, "target"]
     assert autograd.tide_loss._opoverload._schema == op
 
 

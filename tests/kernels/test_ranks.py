@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -56,13 +57,14 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float64
     start: float | None = 0.25
     dead: tuple[int, ...] = (0, 3, 6, 9)
+    transcodes: bool = False
     more: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         parts = (self.activation, self.thresholds, self.regime, self.backend, str(self.dtype).removeprefix("torch."))
         more = (f"{name}={value}" for name, value in self.more)
         start, dead = "" if self.start is not None else "held", "" if self.dead else "none dead"
-        return " ".join(filter(None, (*parts, start, dead, *more)))
+        return " ".join(filter(None, (*parts, start, dead, "target" if self.transcodes else "", *more)))
 
 
 ACTIVATIONS = [
@@ -81,7 +83,16 @@ CASES = [
     Case(more=(("weights", ALL._replace(sparsity=0.0)), ("dead_bucket", 2))),
     Case(dtype=torch.float16, regime="dense"),
     Case(dead=()),
+    Case(transcodes=True),
+    Case("jumprelu", "groups", "dense", transcodes=True),
     *(Case("batch_topk", None, more=(("k", k),)) for k in (1, LATENTS)),
+]
+
+
+#: Of ranks that share the tokens alone.
+NESTED = [
+    Case(*activation, regime, transcodes=regime == "dense", more=(("prefixes", (2, 7)),))
+    for activation, regime in product(ACTIVATIONS, ("sparse", "dense"))
 ]
 
 
@@ -115,6 +126,8 @@ def outcome(case: Case, part: Part = WHOLE) -> tuple[LossTerms, dict[str, torch.
         parameters["threshold"] = (uniform + 0.2).to(case.dtype)
     parameters = {name: _of_latents(name, each, part.latents).contiguous() for name, each in parameters.items()}
     arguments = p.arguments() | parameters | {"x": p.x[part.rows], "group": p.group[part.rows]}
+    if case.transcodes:
+        arguments["target"] = (p.x.flip(1) * 0.5 + 1)[part.rows]
     dead = torch.isin(torch.arange(LATENTS), torch.tensor(case.dead, dtype=torch.int64))
     options = {"weights": ALL, "paired": True, "dead": dead[part.latents], "k_aux": 2}
     options |= {"s_target": 0.1, "delta": 0.03, "bandwidth": 1.5, "start": case.start, "chunk": 4} | dict(case.more)
@@ -200,6 +213,9 @@ def refusals(part: Part) -> list[str]:
         with pytest.raises(ValueError, match="Ranks") as caught:
             outcome(Case(), part._replace(ranks=Ranks(tokens, n_tokens, latents, n_latents)))
         messages.append(str(caught.value))
+    if part.ranks.latents.several:
+        with pytest.raises(ValueError, match=r"^prefixes cannot be cut where ranks share the latents: pass ranks that"):
+            outcome(Case(more=(("prefixes", (2,)),)), part)
     return messages
 
 
@@ -242,11 +258,15 @@ def tolerance(case: Case) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_terms_and_gradients_are_those_of_one_process(found, case):
+    check_outcomes(case, found.calls[case], found.shares)
+
+
+def check_outcomes(case: Case, outcomes: Sequence[Any], shares: Shares) -> None:
     terms, gradients = outcome(case)
-    across = len(found.shares.latents)
-    for number, (found_terms, found_gradients) in enumerate(found.calls[case]):
-        latents = _share(found.shares.latents, number % across)
-        for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk"):
+    across = len(shares.latents)
+    for number, (found_terms, found_gradients) in enumerate(outcomes):
+        latents = _share(shares.latents, number % across)
+        for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "whole"):
             assert_close(getattr(found_terms, name), getattr(terms, name), tolerance(case), name)
         assert torch.equal(found_terms.fired, terms.fired[latents])
         assert found_terms.overflow == terms.overflow
@@ -255,6 +275,17 @@ def test_terms_and_gradients_are_those_of_one_process(found, case):
             want, rms = _of_latents(name, whole, latents), whole.square().mean().sqrt()
             error = (found_gradients[name] - want).abs().max()
             assert error <= tolerance(case) * rms, f"gradient of {name} is off by {error / rms:.3g} of its RMS"
+
+
+def nested_in_each_rank(shares: Shares) -> list[Any]:
+    part = Part.of(shares, Ranks(dist.group.WORLD, N))
+    return [outcome(case, part) for case in NESTED]
+
+
+def test_nested_dictionaries_of_ranks_that_share_the_tokens():
+    shares = SHARES["4 of the tokens, one of one pair and one without"]
+    for case, *outcomes in zip(NESTED, *run_ranks(nested_in_each_rank, shares.count, shares), strict=True):
+        check_outcomes(case, outcomes, shares)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -44,21 +44,22 @@ def loss(sae: TIDE, x: torch.Tensor, *, dead: torch.Tensor | None = None, **opti
 
 @pytest.mark.parametrize("pre_norm", ["none", "layernorm"])
 @pytest.mark.parametrize("auxk", [0.0, 0.3])
+@pytest.mark.parametrize("prefixes", [(), (3, 11)], ids=["", "prefixes"])
 @pytest.mark.parametrize("activation", FUSED)
-def test_is_the_fused_loss(activation, pre_norm, auxk):
+def test_is_the_fused_loss(activation, prefixes, pre_norm, auxk):
     """Terms and gradients, AuxK included."""
     activation, _, timed = activation.partition(" ")
     sae, x = model(activation, pre_norm=pre_norm, timestep_thresholds=bool(timed)).eval(), rows().double()
     assert sae.fused
     dead = torch.arange(N) % 3 == 0 if auxk else None
-    options = OPTIONS._replace(weights=WEIGHTS._replace(auxk=auxk), k_aux=3 if auxk else 0)
+    options = OPTIONS._replace(weights=WEIGHTS._replace(auxk=auxk), k_aux=3 if auxk else 0, prefixes=prefixes)
     fused = sae.loss(x, Position(TIMESTEP, group=GROUP), options, dead=dead)
     fused.total.backward()
     gradients = {name: p.grad.clone() for name, p in sae.named_parameters()}
     sae.zero_grad()
     composed = composed_loss(sae, *sae._entering(x, Position(TIMESTEP, group=GROUP)), options, dead)
     composed.total.backward()
-    for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "fired"):
+    for name in ("total", "mse", "cosine", "temporal", "sparsity", "auxk", "whole", "fired"):
         torch.testing.assert_close(getattr(composed, name), getattr(fused, name), msg=lambda m, n=name: f"{n}: {m}")
     for name, p in sae.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
@@ -97,6 +98,20 @@ def test_gradients_are_derivatives(activation, undo, left_out):
         for place in {steepest, 0, parameter.numel() - 1}:
             expected = numeric(sae, parameter, place, lambda: loss(sae, x).total)
             assert float(parameter.grad.view(-1)[place]) == pytest.approx(expected, rel=1e-4, abs=1e-7), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_prefixes_where_the_loss_is_composed(activation):
+    """The mean over the reconstructions by the first latents of the code and by all."""
+    sae, x = model(activation, undo=True).eval(), rows().double()
+    position = Position(TIMESTEP, group=GROUP)
+    terms = loss(sae, x, prefixes=(3, 11))
+    rebuilt = [sae.decode(sae.encode(x, position, prefix=m), position) for m in (3, 11, N)]
+    errors = [float((each - x).square().mean() / sae.activation_scale.square()) for each in rebuilt]
+    assert float(terms.mse) == pytest.approx(sum(errors) / 3)
+    assert float(terms.whole) == pytest.approx(errors[-1])
+    cosines = [float((1 - torch.nn.functional.cosine_similarity(each, x)).mean()) for each in rebuilt]
+    assert float(terms.cosine) == pytest.approx(sum(cosines) / 3)
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "topk"])

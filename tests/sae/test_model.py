@@ -50,6 +50,77 @@ def test_dense_places_the_values_and_leaves_unused_places_out():
     assert codes.dense(4).tolist() == expected
 
 
+def test_a_prefix_leaves_the_places_of_later_latents_unused():
+    codes = Codes(torch.tensor([[2.0, 3.0], [4.0, 0.0]]), torch.tensor([[0, 2], [1, -1]], dtype=torch.int32))
+    found = codes.prefix(2)
+    assert found.values.tolist() == [[2.0, 0.0], [4.0, 0.0]]
+    assert found.indices.tolist() == [[0, -1], [1, -1]]
+
+
+NESTED = [
+    {"activation": "jumprelu"},
+    {"activation": "jumprelu", "timestep_thresholds": True},
+    {"activation": "batch_topk", "timestep_thresholds": True},
+    {"activation": "relu"},
+    {"activation": "gated", "match_l0": True},
+]
+
+
+@pytest.mark.parametrize("options", NESTED, ids=lambda options: " ".join(map(str, options.values())))
+def test_a_nested_model_is_the_prefix_of_the_whole(options):
+    """The same latents with the same values, and so the same reconstructions; prefixes below it stay."""
+    sae = model(prefixes=(4, 10, 20), **options).eval()
+    small, x = sae.nested(10), rows(30)
+    assert (small.n_latents, small.config.prefixes, small.training) == (10, (4,), False)
+    with torch.no_grad():
+        prefix = sae.encode(x, 500.0, prefix=10)
+        assert 0 < (prefix.values != 0).sum() < (sae.encode(x, 500.0).values != 0).sum()
+        # A product of fewer columns may add up in another order.
+        torch.testing.assert_close(small.encode(x, 500.0).dense(10), prefix.dense(10), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(small(x, 500.0), sae.decode(prefix, 500.0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_nested_topk_picks_k_of_its_own_latents():
+    sae, x = model(prefixes=(10,)), rows(30)
+    with torch.no_grad():
+        code, prefix = sae.nested(10).encode(x, 500.0), sae.encode(x, 500.0, prefix=10)
+        expected = encode_topk(x / 3, *_encoder(sae, 10), K, **_tables(sae, 500.0))
+    assert torch.equal(code.indices, expected[1])
+    assert (prefix.indices >= 0).sum() < (code.indices >= 0).sum()
+    assert sae.nested(3).config.k == 3
+
+
+def _encoder(sae: TIDE, n_latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return sae.W_enc[:n_latents], sae.b_enc[:n_latents]
+
+
+def _tables(sae: TIDE, timestep: float) -> dict[str, torch.Tensor]:
+    return dict(zip(("scale", "shift"), sae.modulation(torch.tensor([timestep])), strict=True))
+
+
+def test_a_nested_model_is_a_checkpoint_with_memory_of_its_own(tmp_path):
+    sae = model(centre=True, prefixes=(10,)).double()
+    small = sae.nested(10)
+    assert {value.dtype for value in small.state_dict().values()} == {torch.float64}
+    small.save_pretrained(tmp_path)
+    with torch.no_grad():
+        small.W_dec.zero_()
+    assert sae.W_dec.any()
+    assert torch.equal(TIDE.from_pretrained(tmp_path).W_dec, sae.W_dec[:10])
+
+
+@pytest.mark.parametrize("n_latents", [0, N + 1])
+def test_only_so_many_latents_can_be_nested(n_latents):
+    with pytest.raises(TideError, match=f"^{n_latents} latents cannot be the first of {N}; give 1 to {N}$"):
+        model().nested(n_latents)
+
+
+@pytest.mark.parametrize("prefixes", [(0,), (5, 5), (N,)])
+def test_prefixes_of_a_config_ascend(prefixes):
+    with pytest.raises(TideError, match=rf"must ascend from at least 1 to less than n_latents = {N}$"):
+        TIDEConfig(D, N, K, prefixes=prefixes)
+
+
 def test_is_the_composition_of_the_kernels():
     """Eqs 1, 2 and 8 in normalised units, the output back in activation units."""
     sae, x, group = model(), rows(7), torch.tensor([0, 1, 1, 0, 1, 0, 0], dtype=torch.int32)
@@ -292,3 +363,95 @@ def test_inference_restores_the_mode_also_after_an_error(training):
         raise RuntimeError
     assert sae.training is training
     assert torch.is_grad_enabled()
+
+
+# -- transcoders ------------------------------------------------------------------------------------------
+
+TRANSCODER = {"tensor": "feed_forward_input", "target": "feed_forward"}
+
+
+def calibrated(**options) -> tuple[TIDE, torch.Tensor, torch.Tensor]:
+    """A transcoder that was calibrated on rows x and their targets y, and these."""
+    x, y = rows(60), 5 * rows(60, seed=1) + 40
+    sae = TIDE(TIDEConfig(D, N, K, modulation=MODULATION, **TRANSCODER, **options))
+    sae.calibrate(x[:40], 500.0, more=[x[40:]], targets=[y[:40], y[40:]])
+    return sae, x, y
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_a_transcoder_has_two_units(centre):
+    """Its output starts at the target's mean, in the target's units; its input has those of x."""
+    sae, _, y = calibrated(centre=centre)
+    deviation, mean = (y - y.mean(0)).square().mean().sqrt(), y.square().mean().sqrt()
+    assert float(sae.target_scale) == pytest.approx(float(deviation if centre else mean))
+    assert float(sae.activation_scale) == pytest.approx(1.0, rel=0.1)
+    nothing = Codes(torch.zeros(1, 1), torch.full((1, 1), -1, dtype=torch.int32))
+    torch.testing.assert_close(sae.decode(nothing).detach()[0], y[:40].mean(0), rtol=1e-5, atol=1e-4)
+    one = torch.eye(N)[:1]
+    with torch.no_grad():
+        sae.W_dec[0] = torch.arange(D)
+    torch.testing.assert_close(sae.decode_dense(one), sae.W_dec[:1] * sae.target_scale)
+    assert sae.half().target_scale.dtype == torch.float16
+    if centre:
+        assert sae.target_mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "relu", "gated"])
+def test_a_transcoders_loss_is_of_its_target(activation):
+    sae, x, y = calibrated(activation=activation)
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_enc)
+    terms = sae.eval().loss(x, 500.0, LossOptions(K, weights=LossWeights(sparsity=0.0)), target=y)
+    codes = sae.encode(x, 500.0)
+    error = (sae.decode(codes, 500.0) - y).square().mean() / sae.target_scale.square()
+    if activation != "batch_topk":  # whose batch decides in training
+        assert float(terms.mse) == pytest.approx(float(error.detach()), rel=1e-4)
+    terms.total.backward()
+    assert sae.W_dec.grad.any()
+    assert sae.W_enc.grad.any()
+
+
+def test_a_transcoders_decoder_starts_at_zero():
+    """Its encoder as an autoencoder's, whose decoder is the same directions."""
+    sae, plain = TIDE(TIDEConfig(D, N, K, **TRANSCODER)), TIDE(TIDEConfig(D, N, K))
+    assert not sae.W_dec.any()
+    assert torch.equal(plain.W_dec, plain.W_enc)
+    assert torch.equal(plain.W_enc, sae.W_enc)
+
+
+def test_a_target_is_given_to_transcoders_alone():
+    sae, x, y = calibrated()
+    with pytest.raises(TideError, match=r"^this TIDE is a transcoder of feed_forward; pass the target as well$"):
+        sae.loss(x, 500.0)
+    with pytest.raises(TideError, match=r"^this TIDE reconstructs what it encodes; leave the target out$"):
+        model().loss(x, 500.0, target=y)
+    with pytest.raises(TideError, match="pass the target as well"):
+        sae.calibrate(x, 500.0)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_a_transcoder_is_kept_with_its_units(tmp_path, centre):
+    sae, x, _ = calibrated(centre=centre)
+    sae.save_pretrained(tmp_path)
+    again = TIDE.from_pretrained(tmp_path, tensor="feed_forward_input")
+    assert again.config == sae.config
+    with torch.no_grad():
+        assert torch.equal(again(x, 500.0), sae(x, 500.0))
+        small = sae.nested(10)
+        assert torch.equal(small.target_scale, sae.target_scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "output"}, "^target 'output' is unknown; use one of attention, feed_forward$"),
+        ({"target": "attention"}, "^a transcoder of attention reads attention_input, not output; set tensor to that$"),
+        (
+            {**TRANSCODER, "undo": True},
+            "^undo inverts a modulation that a transcoder's target never had; leave it off$",
+        ),
+    ],
+)
+def test_bad_targets_of_a_config(options, message):
+    with pytest.raises(TideError, match=message):
+        TIDEConfig(D, N, K, modulation=MODULATION, **options)

@@ -72,6 +72,19 @@ def test_a_dead_latent_restarts_at_a_residual():
     assert not revival.dead.any()
 
 
+def test_a_transcoders_latent_fires_on_the_input_and_adds_what_was_missing():
+    sae, optimizer, revival, y = problem(dead=(5,))
+    inputs = torch.randn(len(y), D, generator=torch.Generator().manual_seed(1)) + 3
+    y_hat = y.clone()
+    y_hat[17] = 0
+    generator = torch.Generator().manual_seed(0)
+    assert revival.revive(sae, optimizer, y, y_hat, generator, inputs=inputs) == 1
+    norm = sae.W_enc[torch.arange(N) != 5].norm(dim=1).mean()
+    torch.testing.assert_close(sae.W_dec[5].detach(), torch.nn.functional.normalize(y[17], dim=0))
+    deviation = torch.nn.functional.normalize(inputs[17] - inputs.mean(0), dim=0)
+    torch.testing.assert_close(sae.W_enc[5].detach(), (deviation * norm * Revival.ENCODER_SHARE).detach())
+
+
 def test_rows_of_large_error_are_served():
     """A row is drawn in proportion to its squared error: one with all of it is the only one drawn."""
     sae, optimizer, revival, x = problem(dead=(5,))

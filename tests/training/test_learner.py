@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from tests.helpers.ranks import run_ranks
-from tests.helpers.trainings import MODULATION, ROWS, D, assert_same, batch, config, interrupted, stream
+from tests.helpers.trainings import (
+    MODULATION,
+    ROWS,
+    D,
+    assert_same,
+    batch,
+    config,
+    interrupted,
+    stream,
+    with_target,
+)
 from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import Shares
 from tide.errors import TideError
@@ -36,6 +46,12 @@ CASES: dict[str, dict[str, Any]] = {
         "activation": "jumprelu", "timestep_thresholds": True, "centre": True,
     },
     "of the modulated tokens' LayerNorm, without pairs": {"activation": "jumprelu", "pre_norm": "layernorm"},
+    "BatchTopK of nested dictionaries": {"activation": "batch_topk", "loss.prefixes": (0.25, 0.5)},
+    "a transcoder of TopK, centred": {"activation": "topk", "centre": True},
+    "a transcoder of nested dictionaries that knows the timestep": {
+        "activation": "jumprelu", "timestep_thresholds": True, "loss.prefixes": (0.5,), "loss.auxk": 0.1,
+        "loss.k_aux": 4,
+    },
 }  # fmt: skip
 
 
@@ -43,17 +59,19 @@ def built(case: str, **more: Any):
     """The configuration, and a fresh model."""
     options = CASES[case] | {"steps": STEPS, "log_every": 1, "clip": 0.05, **more}
     made = config().changed(options)
-    return made, TIDE(made.model_config(D, MODULATION, family="pixart", block=BLOCK), seed=3)
+    of = {"tensor": "feed_forward_input", "target": "feed_forward"} if "transcoder" in case else {}
+    return made, TIDE(made.model_config(D, MODULATION, family="pixart", block=BLOCK, **of), seed=3)
 
 
-def parts(world: World, paired: bool, source=stream):
+def parts(world: World, case: str, source=stream):
     """This rank's rows of each batch."""
     part = Shares(world).part(ROWS)
 
     def from_step(step: int) -> Iterator[BlockBatch]:
         for each in source(step):
-            each.paired = each.paired and paired
-            yield BlockBatch({BLOCK: each.merged().take(part)})
+            each.paired = each.paired and "without pairs" not in case
+            whole = with_target(each) if "transcoder" in case else each
+            yield BlockBatch({BLOCK: whole.merged().take(part)})
 
     return from_step
 
@@ -64,7 +82,7 @@ def fit(
     world = world or World()
     made, model = built(case, **more)
     learner = Learner(model, made, out, world)
-    batches = parts(world, "without pairs" not in case, source)
+    batches = parts(world, case, source)
     fit_blocks({BLOCK: learner}, batches, {BLOCK: Origin()}, title="", resume=resume, progress=False, world=world)
     return learner
 
@@ -201,6 +219,6 @@ def test_what_only_one_process_trains(tmp_path, options, what):
 def test_batches_of_ranks_are_parts_of_the_whole():
     """As the other tests take for granted."""
     whole = batch(0).merged()
-    first, second = (next(iter(parts(World(rank, 2), True, lambda _: [batch(0)])(0)))[BLOCK] for rank in (0, 1))
+    first, second = (next(iter(parts(World(rank, 2), "TopK", lambda _: [batch(0)])(0)))[BLOCK] for rank in (0, 1))
     assert torch.equal(torch.cat([first.x, second.x]), whole.x)
     assert torch.equal(first.timestep, whole.timestep)

@@ -14,7 +14,7 @@ from tide.activations import ActivationBatch, ActivationStore, StoreWriter, coll
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
 from tide.activations.source import Source
-from tide.activations.to_disk import collect_to_disk
+from tide.activations.to_disk import collect_to_disk, expected_bytes
 from tide.adapters import Adapter, adapter_for
 from tide.data import open_source
 from tide.errors import TideError
@@ -245,3 +245,48 @@ def test_several_blocks_get_what_each_would_get_alone(adapter, source):
             assert torch.equal(together[block].x, own.x)
             assert torch.equal(of_job.x, own.x)
             assert torch.equal(together[block].timestep, own.timestep)
+
+
+# -- transcoders -----------------------------------------------------------------------------------------------------
+
+PAIRS = CollectOptions(token_fraction=1 / 4, tensor="feed_forward_input", target="feed_forward")
+
+
+@pytest.fixture(scope="module")
+def pairs(adapter, source, tmp_path_factory) -> Path:
+    """A store of block 3's feed-forward."""
+    path = tmp_path_factory.mktemp("pairs") / "store"
+    collect_to_disk(adapter, source, path, blocks=(3,), options=PAIRS)
+    return path
+
+
+def test_a_transcoder_from_every_source(adapter, source, pairs):
+    """Each gives the model its target and batches of pairs; what describes the data names it."""
+    passes = (each[3] for each in collect(adapter, source, [3], PAIRS))
+    jobs = [
+        from_stores(pairs, CONFIG, open_pipeline=lambda name: adapter),
+        from_stores(pairs, PLAIN),
+        from_pool(passes, adapter, CONFIG, block=3, tensor=PAIRS.tensor, target=PAIRS.target),
+        live(adapter, source, CONFIG, block=3, options=PAIRS, buffer_rows=1024),
+    ]
+    ff = adapter.hook_module(3, "feed_forward")
+    for job in jobs:
+        assert (job.model.config.tensor, job.model.config.target) == (PAIRS.tensor, PAIRS.target)
+        batch = next(job.batches(1))
+        with torch.no_grad():
+            torch.testing.assert_close(ff(batch.x), batch.target, rtol=1e-4, atol=1e-5)
+    assert jobs[-1].described["target"] == "feed_forward"
+    assert "target" in jobs[2].described
+
+
+def test_stores_of_a_transcoder_and_of_an_autoencoder_are_not_mixed(stores, pairs, tmp_path):
+    with pytest.raises(TideError, match=r"is of tensor 'feed_forward_input' and .* of 'output'; train on sto"):
+        from_stores([stores / "block-3", pairs], PLAIN)
+    false = changed(pairs, tmp_path / "false", target=None, tensor="feed_forward")
+    with pytest.raises(TideError, match=r"^.*/false does not hold the targets that its info names; collect it again$"):
+        from_stores(false, PLAIN)
+
+
+def test_a_store_of_pairs_is_announced_at_its_size(adapter, source, pairs):
+    size = sum(file.stat().st_size for file in pairs.glob("shard-*"))
+    assert size == pytest.approx(expected_bytes(adapter, source, PAIRS), rel=0.02)

@@ -19,7 +19,7 @@ CHANGED = TrainConfig(
     centre=True,
     lr=2e-5,
     betas=(0.8, 0.95),
-    loss=LossConfig(temporal=3e-7, reg=0.0),
+    loss=LossConfig(temporal=3e-7, reg=0.0, prefixes=(0.1, 0.5)),
     progressive_k=ProgressiveK(shape="off"),
     revival=RevivalConfig(every=0),
     precision="bf16",
@@ -73,7 +73,9 @@ def test_yaml_reads_off_as_false(tmp_path):
         ({"lr": True}, r"^lr = True must be a number$"),
         ({"steps": 1.5}, r"^steps = 1.5 must be a whole number$"),
         ({"modulation": "yes"}, r"^modulation = 'yes' must be true or false$"),
-        ({"betas": 0.9}, r"^betas = 0.9 must be 2 numbers, as in \[0.9, 0.99\]$"),
+        ({"betas": 0.9}, r"^betas = 0.9 must be 2 numbers, as in \[0.1, 0.9\]$"),
+        ({"loss": {"prefixes": 0.5}}, r"^loss.prefixes = 0.5 must be a list of numbers, as in \[0.1, 0.9\]$"),
+        ({"loss": {"prefixes": ["x"]}}, r"^loss.prefixes = 'x' must be a number$"),
         ({"betas": [0.9]}, r"^betas = \[0.9\] must be 2 numbers"),
         ({"precision": "fp16"}, r"^precision = 'fp16' is unknown; use one of fp32, bf16$"),
         ({"progressive_k": {"shape": "cosin"}}, r"^progressive_k.shape = 'cosin' is unknown; use one of linear"),
@@ -114,6 +116,13 @@ def test_bad_mappings(raw, message):
         (lambda: RevivalConfig(after_tokens=0), "after_tokens = 0 must be at least 1"),
         (lambda: LossConfig(temporal=-1.0), "temporal = -1.0 must be at least 0"),
         (lambda: LossConfig(delta=0.0), "delta = 0.0 must be positive"),
+        (
+            lambda: LossConfig(prefixes=(0.5, 0.25)),
+            r"loss.prefixes = \[0.5, 0.25\] must ascend between 0 and 1, as in \[0.0625, 0.25\]",
+        ),
+        (lambda: LossConfig(prefixes=(0.0, 0.5)), r"loss.prefixes = \[0.0, 0.5\] must ascend between 0 and 1"),
+        (lambda: LossConfig(prefixes=(1.0,)), r"loss.prefixes = \[1.0\] must ascend between 0 and 1"),
+        (lambda: LossConfig(prefixes=(float("nan"),)), r"loss.prefixes = \[nan\] must ascend between 0 and 1"),
     ],
 )
 def test_bad_values(make, message):

@@ -25,6 +25,7 @@ from tests.helpers.trainings import (
     state,
     stream,
     trainer,
+    with_target,
 )
 from tide.activations.memory import ActivationPool
 from tide.adapters import adapter_for
@@ -215,6 +216,53 @@ def test_explained_variance_is_of_the_batch_that_mse_is_of(tmp_path):
     assert job.history[0]["explained_variance"] == pytest.approx(1 - error / float(first.x.var(0, correction=0).mean()))
 
 
+def test_explained_variance_is_of_all_latents(tmp_path):
+    """Of the same weights and batch, whereas the logged mse is a mean over prefixes."""
+    first = {}
+    for prefixes in ((), (0.25,)):
+        job = trainer(tmp_path / str(prefixes), steps=1, log_every=1, loss=LossConfig(prefixes=prefixes))
+        job.fit(stream())
+        first[prefixes] = job.history[0]
+    assert first[(0.25,)]["explained_variance"] == pytest.approx(first[()]["explained_variance"], rel=1e-6)
+    assert first[(0.25,)]["mse"] != pytest.approx(first[()]["mse"], rel=0.05)
+
+
+@pytest.mark.parametrize("undo", [False, True], ids=["fused", "composed"])
+def test_prefixes_nest_dictionaries(tmp_path, undo):
+    """Eight of 32 latents cannot hold 16 directions; they hold more of them if they are trained to."""
+    errors, held_out = {}, batch(10**6)
+    for prefixes in ((), (0.25,)):
+        job = trainer(tmp_path / str(prefixes), model(undo=undo), steps=200, loss=LossConfig(prefixes=prefixes))
+        sae = job.fit(stream())
+        with torch.no_grad():
+            prefix = sae.encode(held_out.x, held_out.position, prefix=8)
+            errors[prefixes] = float((sae.decode(prefix, held_out.position) - held_out.x).square().mean())
+    assert errors[(0.25,)] < 0.8 * errors[()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": "topk"}, {"activation": "jumprelu"}, {"activation": "relu"}],
+    ids=lambda o: o["activation"],
+)
+def test_a_transcoder_learns_its_module(tmp_path, options):
+    sae = model(tensor="feed_forward_input", target="feed_forward", **options)
+    job = trainer(tmp_path, sae, steps=400, **options)
+    job.fit(with_target(batch(seed)) for seed in count())
+    held_out = with_target(batch(10**6))
+    with torch.no_grad():
+        error = (sae(held_out.x, held_out.position) - held_out.target).square().sum()
+    explained = 1 - error / (held_out.target - held_out.target.mean(0)).square().sum()
+    assert explained > 0.8
+    assert job.history[-1]["explained_variance"] > 0.8
+
+
+def test_a_transcoder_does_not_train_without_targets(tmp_path):
+    job = trainer(tmp_path, model(tensor="feed_forward_input", target="feed_forward"), steps=4)
+    with pytest.raises(TideError, match=r"^this TIDE is a transcoder of feed_forward; pass the target as well$"):
+        job.fit(stream())
+
+
 def test_explained_variance_of_rows_that_do_not_vary(tmp_path):
     same = batch(0, rows=30)  # no power of two, so that a mean in float32 is rounded
     same.x = same.x[:1].expand(30, D)
@@ -234,8 +282,8 @@ def test_explained_variance_of_rows_that_do_not_vary(tmp_path):
 def test_the_mean_is_of_the_first_batches(tmp_path, monkeypatch, steps, rows, read):
     """And they are trained on in the same order as ever."""
     seen = []
-    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: seen.append(batch.x) or {"mse": 0.0, "cosine": 0.0,
-                                                                                            "k": 1.0})  # fmt: skip
+    figures = {"mse": 0.0, "whole": 0.0, "cosine": 0.0, "k": 1.0}
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: seen.append(batch.x) or dict(figures))
     sae = model(centre=True)
     batches = [batch(i, rows=rows) for i in range(steps)]
     trainer(tmp_path, sae, steps=steps).fit(batches)
@@ -478,7 +526,7 @@ def test_no_revival_at_the_end(tmp_path, monkeypatch):
     steps = []
     job = trainer(tmp_path, steps=40, revival=RevivalConfig(after_tokens=1, every=1))
     revive = job.revival.revive
-    monkeypatch.setattr(job.revival, "revive", lambda *args: (steps.append(job.step), revive(*args))[1])
+    monkeypatch.setattr(job.revival, "revive", lambda *args, **kw: (steps.append(job.step), revive(*args, **kw))[1])
     job.fit(stream())
     assert steps
     assert max(steps) <= 36

@@ -25,6 +25,7 @@ class ActivationBatch:
         sample: the image each row belongs to, ``[N]`` int64; -1 - i for an unconditional row of sample i.
         token: the place of each row in the token grid (row-major), ``[N]`` int32.
         paired: rows 2i and 2i + 1 are the same token of the same image and noise at neighbouring timesteps.
+        target: what a transcoder makes of x, ``[N, d_model]``; None for an autoencoder.
     """
 
     x: Tensor
@@ -34,6 +35,7 @@ class ActivationBatch:
     sample: Tensor
     token: Tensor
     paired: bool = False
+    target: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.x)
@@ -41,6 +43,8 @@ class ActivationBatch:
             shape = list(getattr(self, name).shape)
             if shape != [n]:
                 raise TideError(f"{name} has shape {shape}; {n} rows of activations need [{n}]")
+        if self.target is not None and self.target.shape != self.x.shape:
+            raise TideError(f"targets have shape {list(self.target.shape)} and x {list(self.x.shape)}; give x's shape")
         if self.conditioning is not None and len(self.conditioning) != len(self.timestep):
             raise TideError(f"{len(self.conditioning)} conditionings, {len(self.timestep)} timesteps; give one a group")
         if self.paired and n % 2:
@@ -59,6 +63,11 @@ class ActivationBatch:
         return self.x.shape[1]
 
     @property
+    def wanted(self) -> Tensor:
+        """What is to be reconstructed: the target, or x itself."""
+        return self.x if self.target is None else self.target
+
+    @property
     def position(self) -> Position:
         """Where the rows stand in the diffusion, as the autoencoder takes it."""
         return Position(self.timestep, self.conditioning, self.group)
@@ -70,9 +79,12 @@ class ActivationBatch:
         *,
         non_blocking: bool = False,
     ) -> ActivationBatch:
-        """On ``device``, with ``x`` (and only x) in ``dtype``; ``non_blocking`` as in :meth:`torch.Tensor.to`."""
+        """On ``device``, with ``x`` and ``target`` (and only these) in ``dtype``; ``non_blocking`` as in
+        :meth:`torch.Tensor.to`."""
         moved = self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return moved if dtype is None else replace(moved, x=moved.x.to(dtype))
+        if dtype is None:
+            return moved
+        return replace(moved, x=moved.x.to(dtype), target=None if moved.target is None else moved.target.to(dtype))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> ActivationBatch:
         """The same rows, with every tensor changed by ``change``."""
@@ -99,6 +111,7 @@ class ActivationBatch:
             sample=self.sample[rows],
             token=self.token[rows],
             paired=paired,
+            target=None if self.target is None else self.target[rows],
         )
 
     def compacted(self) -> ActivationBatch:
@@ -127,11 +140,14 @@ class ActivationBatch:
             raise TideError("no activations to join; give at least one batch")
         if len({batch.conditioning is None for batch in batches}) > 1:
             raise TideError("some activations have conditioning and some have none; do not mix models")
+        if len({batch.target is None for batch in batches}) > 1:
+            raise TideError("some activations have targets and some have none; collect all in one way")
         groups, offset = [], 0
         for batch in batches:
             groups.append(batch.group + offset)
             offset += len(batch.timestep)
         conditioning = [batch.conditioning for batch in batches if batch.conditioning is not None]
+        target = [batch.target for batch in batches if batch.target is not None]
         return ActivationBatch(
             x=torch.cat([batch.x for batch in batches]),
             timestep=torch.cat([batch.timestep for batch in batches]),
@@ -140,17 +156,23 @@ class ActivationBatch:
             sample=torch.cat([batch.sample for batch in batches]),
             token=torch.cat([batch.token for batch in batches]),
             paired=all(batch.paired for batch in batches),
+            target=torch.cat(target) if target else None,
         )
 
     def check_finite(self, name: str) -> None:
-        """Raises :class:`~tide.errors.TideError` if x holds NaN or inf; waits for the device x is on."""
-        if bool(torch.isfinite(self.x.sum(dtype=torch.float32))):
+        """Raises :class:`~tide.errors.TideError` if x or the target holds NaN or inf; waits for the device x is on."""
+        for rows in (self.x, self.target):
+            if rows is not None:
+                self._check_rows(rows, name)
+
+    def _check_rows(self, x: Tensor, name: str) -> None:
+        if bool(torch.isfinite(x.sum(dtype=torch.float32))):
             return
-        bad = ~torch.isfinite(self.x).all(dim=1)
+        bad = ~torch.isfinite(x).all(dim=1)
         if not bool(bad.any()):  # finite values whose sum overflowed
             return
         row = int(bad.nonzero()[0])
-        kind = "NaN" if bool(self.x[row].isnan().any()) else "inf"
+        kind = "NaN" if bool(x[row].isnan().any()) else "inf"
         timestep = float(self.timestep[self.group[row].long()])
         raise TideError(
             f"activations of {name} hold {kind} at timestep {timestep:g}; "

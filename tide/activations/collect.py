@@ -19,6 +19,7 @@ from tide.adapters.base import GUIDANCE, Adapter, Block, Text
 from tide.adapters.hooks import Call, run_until, tap
 from tide.checks import check_count
 from tide.errors import TideError
+from tide.sae.config import check_target
 
 #: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts; or one of the
 #: other forms that :func:`tide.activations.given.batches_of` takes.
@@ -165,7 +166,8 @@ def collect(
         text = {name: value.repeat_interleave(repeats, 0) for name, value in text.items()}
         kept = _Kept(torch.stack([draw.tokens for draw in draws]), repeats)
         taps = {index: partial(kept.keep, index) for index in indices}
-        run_until(adapter, taps, partial(adapter.denoise, noised, timestep, text), options.tensor)
+        run = partial(adapter.denoise, noised, timestep, text)
+        run_until(adapter, taps, run, options.target or options.tensor, inputs=options.target is not None)
         batches = {index: kept.batch(index, sample, dtype) for index in indices}
         for index, batch in batches.items():
             batch.check_finite(f"block {index}")
@@ -194,34 +196,46 @@ class _Draw(NamedTuple):
 
 @dataclass
 class _Kept:
-    """The chosen tokens of one pass, per block. ``tokens [images, n]``; ``repeats`` rows of the call an
-    image."""
+    """The chosen tokens of one pass, per block, and what a call also has as inputs. ``tokens [images, n]``; ``repeats``
+    rows of the call an image."""
 
     tokens: Tensor
     repeats: int
     x: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[int, Call] = field(default_factory=dict)
 
     def keep(self, index: int, x: Tensor, call: Call) -> None:
-        tokens = self.tokens.to(x.device).repeat_interleave(self.repeats, 0)
-        self.x[index] = x[torch.arange(len(x), device=x.device)[:, None], tokens]
-        self.calls[index] = call
+        self.x[index] = self._chosen(x)
+        if call.inputs is not None:
+            self.inputs[index] = self._chosen(call.inputs)
+        self.calls[index] = replace(call, inputs=None)
 
-    def batch(self, index: int, first_sample: int, dtype: torch.dtype | None) -> ActivationBatch:
-        call, x = self.calls[index], self.x[index]
+    def _chosen(self, x: Tensor) -> Tensor:
+        tokens = self.tokens.to(x.device).repeat_interleave(self.repeats, 0)
+        return x[torch.arange(len(x), device=x.device)[:, None], tokens]
+
+    def _rows(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
         n_images, n = self.tokens.shape
         # [image, repeat, token] -> [image, token, repeat]: the rows of a pair become neighbours.
         rows = x.reshape(n_images, self.repeats, n, -1).transpose(1, 2).reshape(n_images * n * self.repeats, -1)
+        return rows.to(dtype or x.dtype)
+
+    def batch(self, index: int, first_sample: int, dtype: torch.dtype | None) -> ActivationBatch:
+        """With inputs they are x, and what the module made of them is the target."""
+        call, x, inputs = self.calls[index], self.x[index], self.inputs.get(index)
+        n_images, n = self.tokens.shape
         group = torch.arange(n_images * self.repeats).reshape(n_images, 1, -1).expand(-1, n, -1)
         sample = torch.arange(first_sample, first_sample + n_images).repeat_interleave(n * self.repeats)
         return ActivationBatch(
-            x=rows.to(dtype or x.dtype),
+            x=self._rows(x if inputs is None else inputs, dtype),
             timestep=call.timestep.clone(),
             group=group.reshape(-1).to(x.device, torch.int32),
             conditioning=call.conditioning,
             sample=sample.to(x.device),
             token=self.tokens.repeat_interleave(self.repeats).to(x.device, torch.int32),
             paired=self.repeats == 2,
+            target=None if inputs is None else self._rows(x, dtype),
         )
 
 
@@ -248,6 +262,7 @@ def collect_sampling(
     start: int = 0,
     stop: int | None = None,
     tensor: str = "output",
+    target: str | None = None,
     dtype: torch.dtype | None = None,
     **pipeline_arguments: Any,
 ) -> Iterator[dict[int, ActivationBatch]]:
@@ -256,14 +271,17 @@ def collect_sampling(
 
     ``rows`` says whether the unconditional rows of guided calls are kept as well (their ``sample`` is -1 -
     i). ``paired`` pairs every step with the one that follows it, so that all but the first and the last occur
-    twice. Without it, rows are ordered by step, then sample, then token. ``pipeline_arguments`` (height,
-    width, negative_prompt, max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on
-    ``seed`` and its place in ``prompts`` alone; bits are equal under the same conditions as for :func:`collect`.
+    twice. Without it, rows are ordered by step, then sample, then token. ``tensor`` and ``target`` are those of
+    :class:`~tide.activations.CollectOptions`. ``pipeline_arguments`` (height, width, negative_prompt,
+    max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on ``seed`` and its place in
+    ``prompts`` alone; bits are equal under the same conditions as for :func:`collect`.
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """
     check_fraction(token_fraction)
     check_count("batch_size", batch_size)
+    if target is not None:
+        check_target(target, tensor)
     _check_run(rows, paired, n_steps)
     indices = [adapter.resolve_block(block) for block in blocks]
     prompts = prompts[:stop]
@@ -271,7 +289,8 @@ def collect_sampling(
         chunk = prompts[first : first + batch_size]
         generators = [sample_generator(seed, first + i) for i in range(len(chunk))]
         trajectory = _Trajectory(first, token_fraction, rows == "conditional", seed)
-        with tap(adapter, {index: partial(trajectory.keep, index) for index in indices}, tensor):
+        taps = {index: partial(trajectory.keep, index) for index in indices}
+        with tap(adapter, taps, target or tensor, inputs=target is not None):
             adapter.generate(
                 chunk,
                 n_steps=n_steps,
@@ -314,13 +333,16 @@ class _Trajectory:
         token = self.tokens[torch.where(sample < 0, -1 - sample, sample) - self.first]
         n = token.shape[1]
         kept = row.to(x.device)
+        places = kept[:, None], token.to(x.device)
+        inputs = x if call.inputs is None else call.inputs
         batch = ActivationBatch(
-            x=x[kept[:, None], token.to(x.device)].flatten(0, 1),
+            x=inputs[places].flatten(0, 1),
             timestep=call.timestep[kept],
             group=torch.arange(len(row), device=x.device, dtype=torch.int32).repeat_interleave(n),
             conditioning=None if call.conditioning is None else call.conditioning[kept],
             sample=sample.repeat_interleave(n).to(x.device),
             token=token.reshape(-1).to(x.device, torch.int32),
+            target=None if call.inputs is None else x[places].flatten(0, 1),
         )
         steps = self.steps.setdefault(index, [])
         if steps and _of_one_step(steps[-1], batch):

@@ -29,6 +29,8 @@ _REMEDY = "run `tide collect --resume`, which collects it again, or copy the who
 
 #: dtypes of activations -> their names in safetensors.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+#: The tensors of a shard that must be finite, as far as it has them.
+_FLOATS = ("x", "target", "timestep", "conditioning")
 
 
 class Shard(TypedDict):
@@ -46,7 +48,8 @@ class Shard(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The fields that are not required appear with the first shard."""
+    """The fields that are not required appear with the first shard. ``target``: whether shards also hold what a
+    transcoder makes of x."""
 
     format: Literal["tide-activations/1"]
     info: dict[str, Any]
@@ -58,6 +61,7 @@ class Manifest(TypedDict):
     dtype: NotRequired[str]
     paired: NotRequired[bool]
     d_conditioning: NotRequired[int]
+    target: NotRequired[bool]
 
 
 def new_manifest(info: dict[str, Any]) -> Manifest:
@@ -162,6 +166,8 @@ def _header_fault(file: Any, manifest: Manifest, shard: Shard) -> str | None:
         "timestep": ([groups], "F32"),
         "group": ([rows], "I32"),
     }
+    if manifest.get("target"):
+        wanted["target"] = wanted["x"]
     if manifest["d_conditioning"]:
         wanted["conditioning"] = ([groups, manifest["d_conditioning"]], "F32")
     if different := wanted.keys() ^ (set(file.keys()) - {SAMPLES}):
@@ -207,8 +213,8 @@ def _content_fault(file: Any, manifest: Manifest, shard: Shard) -> str | None:
         return f"groups {int(group.min())}..{int(group.max())}, not 0..{shard['groups'] - 1}"
     if int(token.min()) < 0:
         return f"token {int(token.min())}"
-    for name in ("x", "timestep", *(["conditioning"] if manifest["d_conditioning"] else [])):
-        if not is_finite(file.get_tensor(name)):
+    for name in _FLOATS:
+        if name in file.keys() and not is_finite(file.get_tensor(name)):
             return f"{name} holds NaN or inf"
     return _sample_fault(file.get_tensor("sample"), shard)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tide.adapters.base import check_tensor
 from tide.checks import check_count
 from tide.errors import TideError
+from tide.sae.config import check_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,9 @@ class CollectOptions:
     """Which activations of each image to keep.
 
     Attributes:
-        tensor: "output", "attention" or "feed_forward" of a block.
+        tensor: "output", "attention" or "feed_forward" of a block; with a ``target`` the input of that module,
+            "attention_input" or "feed_forward_input".
+        target: what a transcoder is to make of ``tensor``, "attention" or "feed_forward"; of the same tokens.
         n_timesteps: steps of the grid that timesteps are drawn from, or of the sampling run.
         token_fraction: share of an image's tokens, in (0, 1]; at least one token.
         paired: take neighbouring timesteps of the same image, noise and tokens, rather than single ones.
@@ -28,9 +31,13 @@ class CollectOptions:
     token_fraction: float = 1 / 16
     paired: bool = True
     batch_size: int = 8
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        check_tensor(self.tensor)
+        if self.target is None:
+            check_tensor(self.tensor)
+        else:
+            check_target(self.target, self.tensor)
         check_fraction(self.token_fraction)
         check_count("n_timesteps", self.n_timesteps)
         check_count("batch_size", self.batch_size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -177,17 +178,19 @@ class SharedStream(LiveStream):
         sent = [rows[(rows >= ends[me]) & (rows < ends[me + 1])] - ends[me] for rows in wanted]
         edges = torch.searchsorted(wanted[me], torch.tensor(ends))
         got = edges.diff().tolist()
-        held = _Held(wanted[me], {})
+        held, first = _Held(wanted[me], {}), next(iter(own.values()))
+        names = ("x",) if first.target is None else ("x", "target")
         for blocks in self._rounds(list(own)):
-            empty = next(iter(own.values())).x[:0]
-            parts = [
-                empty if block is None else own[block].x[rows.to(empty.device)]
-                for block, rows in zip(blocks, sent, strict=True)
-            ]
             mine = blocks[me]
-            found = _all_to_all(parts, got if mine is not None else [0] * len(got))
-            if mine is not None:
-                held.x[mine] = found
+            for name in names:
+                empty = getattr(first, name)[:0]
+                parts = [
+                    empty if block is None else getattr(own[block], name)[rows.to(empty.device)]
+                    for block, rows in zip(blocks, sent, strict=True)
+                ]
+                found = _all_to_all(parts, got if mine is not None else [0] * len(got))
+                if mine is not None:
+                    held.of.setdefault(mine, {})[name] = found
         return held
 
     def _rounds(self, blocks: Sequence[int]) -> Iterator[list[int | None]]:
@@ -204,10 +207,11 @@ class SharedStream(LiveStream):
 
 @dataclass
 class _Held:
-    """What a rank has of a window: block -> ``x``, one row for each of ``rows``, which ascend."""
+    """What a rank has of a window: block -> ``x``, and the ``target`` of transcoders, one row for each of ``rows``,
+    which ascend."""
 
     rows: Tensor
-    x: dict[int, Tensor]
+    of: dict[int, dict[str, Tensor]]
 
 
 def _all_to_all(parts: Sequence[Tensor], got: Sequence[int]) -> Tensor:
@@ -226,11 +230,11 @@ def _all_to_all(parts: Sequence[Tensor], got: Sequence[int]) -> Tensor:
 
 def _filled(block: int, places: ActivationBatch, held: Mapping[int, _Held]) -> ActivationBatch:
     """The batch whose ``x`` are places, with the activations that belong there."""
-    windows = [window for window in held.values() if block in window.x]
-    like = windows[0].x[block]
-    x = like.new_empty(len(places), like.shape[1])
+    like = next(window.of[block] for window in held.values() if block in window.of)
+    filled: dict[str, Any] = {name: each.new_empty(len(places), each.shape[1]) for name, each in like.items()}
     for number in places.x[:, 0].unique().tolist():
         here = places.x[:, 0] == number
         at = torch.searchsorted(held[number].rows, places.x[here, 1])
-        x[here.to(x.device)] = held[number].x[block][at.to(x.device)]
-    return replace(places, x=x)
+        for name, each in filled.items():
+            each[here.to(each.device)] = held[number].of[block][name][at.to(each.device)]
+    return replace(places, **filled)

@@ -133,6 +133,7 @@ class ActivationStore:
             sample=file.get_slice("sample")[rows],
             token=file.get_slice("token")[rows],
             paired=self.paired,
+            target=file.get_slice("target")[rows] if self.manifest.get("target") else None,
         )
 
     def batches(

@@ -207,6 +207,7 @@ def expected_bytes(adapter: Adapter, source: Source | Prompts, options: CollectO
         paired=paired,
         d_conditioning=config.d_embedding if config.conditioned else 0,
         dtype=adapter.dtype,
+        target=options.target is not None,
     )
 
 
@@ -232,6 +233,7 @@ def _info(
         "pipeline": adapter.name,
         "family": adapter.family,
         "tensor": options.tensor,
+        **({} if options.target is None else {"target": options.target}),
         "mode": "sampling" if sampling else "noised",
         "data": source.name,
         **source.options,

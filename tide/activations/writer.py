@@ -48,12 +48,14 @@ def estimate_bytes(
     paired: bool = True,
     d_conditioning: int = 0,
     dtype: torch.dtype = torch.bfloat16,
+    target: bool = False,
 ) -> int:
     """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
-    :func:`tide.activations.collect` takes them; accurate to 0.1 % and a few KB per shard."""
+    :func:`tide.activations.collect` takes them, with targets beside them or without; accurate to 0.1 % and a few KB
+    per shard."""
     calls = n_samples * (1 + paired)
     rows = calls * max(1, round(n_tokens * token_fraction))
-    return rows * (d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
+    return rows * ((1 + target) * d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
 
 
 def readable_size(n: float) -> str:
@@ -272,8 +274,11 @@ class StoreWriter:
             "dtype": str(batch.x.dtype).removeprefix("torch."),
             "paired": batch.paired,
             "d_conditioning": 0 if batch.conditioning is None else batch.conditioning.shape[1],
+            "target": batch.target is not None,
         }
         known: dict[str, Any] = self.manifest  # type: ignore[assignment]
+        if known["shards"]:
+            known.setdefault("target", False)  # which stores of earlier versions do not say
         for name, value in kind.items():
             if known.setdefault(name, value) != value:
                 raise TideError(
@@ -281,7 +286,8 @@ class StoreWriter:
                 )
 
     def _bytes(self, batch: ActivationBatch) -> int:
-        per_row = batch.d_model * batch.x.element_size() + _ROW_BYTES
+        tensors = 1 if batch.target is None else 2
+        per_row = tensors * batch.d_model * batch.x.element_size() + _ROW_BYTES
         return len(batch) * per_row + len(batch.timestep) * 4 * (1 + self.manifest["d_conditioning"])
 
     def _damaged_place(self, batch: ActivationBatch) -> int | None:
@@ -399,6 +405,8 @@ def _tensors(batch: ActivationBatch) -> dict[str, Tensor]:
         "timestep": batch.timestep.to(torch.float32),
         "group": batch.group.to(torch.int32),
     }
+    if batch.target is not None:
+        tensors["target"] = batch.target
     if batch.conditioning is not None:
         tensors["conditioning"] = batch.conditioning.to(torch.float32)
     return tensors

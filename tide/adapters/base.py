@@ -18,11 +18,14 @@ from tide.adapters.pipelines import check_inputs
 from tide.adapters.vae import decoded, encoded, pixels_per_latent, vae_of
 from tide.adapters.weights import unwrapped
 from tide.errors import TideError
+from tide.sae.config import TARGETS, input_of
 from tide.sae.modulation import Modulation
 
 #: What can be hooked of a block: its output (the residual stream), the output of its self-attention, or that of its
 #: feed-forward.
 TENSORS = ("output", "attention", "feed_forward")
+#: What enters the two modules, which can be read alone: the image tokens behind the block's norm and its modulation.
+INPUTS = {input_of(target): target for target in TARGETS}
 #: Guidance scale of sampling runs unless told otherwise.
 GUIDANCE = 4.5
 #: Which scale and shift of a block: those before its self-attention or those before its feed-forward.
@@ -36,7 +39,8 @@ _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class TokenView(Protocol):
-    """Where the image tokens are in the output of a hooked module, during one call of the transformer."""
+    """Where the image tokens are in the output of a hooked module, or with a tensor of :data:`INPUTS` in its input,
+    during one call of the transformer."""
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor: ...
 
@@ -98,13 +102,14 @@ class Adapter(ABC):
         return block_numbers(blocks, self.n_blocks)
 
     def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
-        """The module whose output holds ``tensor`` of ``block``."""
-        check_tensor(tensor)
+        """The module whose output, or input, holds ``tensor`` of ``block``."""
+        check_tensor(tensor, read=True)
         module = self.blocks[self.resolve_block(block)]
-        return module if tensor == "output" else getattr(module, self.modules[tensor])
+        return module if tensor == "output" else getattr(module, self.modules[INPUTS.get(tensor, tensor)])
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
-        """The image tokens ``[B, T, d_model]`` in the output of :meth:`hook_module`."""
+        """The image tokens ``[B, T, d_model]`` in the output of :meth:`hook_module`, or in its input for a tensor of
+        :data:`INPUTS`."""
         return output
 
     def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
@@ -310,9 +315,12 @@ def _loaded_from(transformer: Any) -> str | None:
     return str(path or "").removesuffix("/transformer") or None
 
 
-def check_tensor(tensor: str) -> None:
-    if tensor not in TENSORS:
-        raise TideError(f"tensor {tensor!r} is unknown; use one of {', '.join(TENSORS)}")
+def check_tensor(tensor: str, *, read: bool = False) -> None:
+    """Raises :class:`~tide.errors.TideError` unless ``tensor`` is one of :data:`TENSORS` or, where it is only ``read``,
+    of :data:`INPUTS`."""
+    known = (*TENSORS, *INPUTS) if read else TENSORS
+    if tensor not in known:
+        raise TideError(f"tensor {tensor!r} is unknown; use one of {', '.join(known)}")
 
 
 def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last"]) -> Tensor:

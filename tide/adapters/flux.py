@@ -56,7 +56,7 @@ class FluxAdapter(JointAdapter):
     def hook_module(self, block: int, tensor: str = "output") -> nn.Module:
         index = self.resolve_block(block)
         if tensor != "output" and self._is_single(index):
-            check_tensor(tensor)
+            check_tensor(tensor, read=True)
             raise TideError(f"block {index} is a single-stream block, which has no {tensor} of its own; use output")
         return super().hook_module(index, tensor)
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tide.adapters.base import Adapter, Block, TokenView, check_tensor
+from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
 from tide.adapters.guidance import Guidance, watch_guidance
 from tide.adapters.skips import check_nothing_skips
 from tide.errors import TideError, TideWarning
+from tide.sae.config import TARGETS, input_of
 from tide.sae.position import Position
 
 
@@ -27,11 +28,13 @@ class Call(Position):
     ``timestep [B]`` float32, the scheduler's; ``conditioning [B, d_embedding]`` float32, or None where the model
     adds nothing to its timestep embedding; ``conditional [B]`` bool, on the CPU: the rows that belong to the prompt
     rather than to guidance. B counts the rows of this call, guidance included; each row is the group of its tokens.
+    ``inputs [B, T, d_model]`` are the image tokens that enter the tapped module, if :func:`tap` was asked for them.
     """
 
     timestep: Tensor
     _: KW_ONLY
     conditional: Tensor
+    inputs: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -41,7 +44,9 @@ class Call(Position):
         """The call's ``rows``, bool ``[B]``."""
         there = rows.to(self.timestep.device)
         conditioning = None if self.conditioning is None else self.conditioning[there]
-        return Call(self.timestep[there], conditioning, conditional=self.conditional[rows.to(self.conditional.device)])
+        inputs = None if self.inputs is None else self.inputs[rows.to(self.inputs.device)]
+        conditional = self.conditional[rows.to(self.conditional.device)]
+        return Call(self.timestep[there], conditioning, conditional=conditional, inputs=inputs)
 
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
@@ -76,8 +81,14 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: bool = False) -> Iterator[None]:
+def tap(
+    adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: bool = False, inputs: bool = False
+) -> Iterator[None]:
     """While the context is open, calls each block's function with its image tokens at every pass.
+
+    ``tensor`` says which: one of :data:`~tide.adapters.base.TENSORS`, or one of :data:`~tide.adapters.base.INPUTS`,
+    for which functions must return None. With ``inputs``, for attention and feed-forward, the calls also have the
+    tokens that enter the module (:attr:`Call.inputs`).
 
     A returned tensor, of the same shape, replaces the image tokens (in the output's dtype). None passes on
     the very output object that the block made. With ``stop_after`` the pass ends by an exception once the
@@ -89,13 +100,15 @@ def tap(adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: boo
     :mod:`tide.adapters.skips`), even if that shows only during a pass; warns (:class:`~tide.errors.TideWarning`) if the
     pipeline ran and never called this transformer.
     """
-    check_tensor(tensor)
+    check_tensor(tensor, read=True)
+    if inputs and tensor not in TARGETS:
+        raise TideError(f"{tensor} has no input to read beside it; use {' or '.join(TARGETS)}")
     resolved = _resolved(adapter, taps)
     if stop_after and not resolved:
         raise TideError("no block to stop after; name at least one")
     check_nothing_skips(adapter.transformer)
     with watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
-        passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None)
+        passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs)
         stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
         stack.callback(passes.remove)
         passes.install()
@@ -127,6 +140,7 @@ class _Passes:
     tensor: str
     guidance: Guidance
     last: int | None
+    inputs: bool
     view: TokenView | None = None
     #: Tapped block -> its call in the current pass; empty between passes.
     calls: dict[int, Call] = field(default_factory=dict)
@@ -141,7 +155,7 @@ class _Passes:
         self.handles.append(transformer.register_forward_pre_hook(self.before_pass, with_kwargs=True))
         for index in self.functions:
             module = self.adapter.hook_module(index, self.tensor)
-            self.handles.append(module.register_forward_hook(partial(self.after_block, index)))
+            self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
         self.handles.append(transformer.register_forward_hook(self.after_pass))
 
     def remove(self) -> None:
@@ -163,13 +177,23 @@ class _Passes:
         self.guidance.started = True
         self.n_passes += 1
 
-    def after_block(self, index: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def after_block(
+        self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         if index not in self.calls or self.view is None:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
         self.awaited.discard(index)
-        tokens = self.view.image_tokens(output, self.tensor)
-        replacement = self.functions[index](tokens, self.calls[index])
+        call = self.calls[index]
+        if self.inputs:
+            call = replace(call, inputs=self.tokens_in(self.view, input_of(self.tensor), args, kwargs))
+        if self.tensor in INPUTS:
+            tokens = self.tokens_in(self.view, self.tensor, args, kwargs)
+        else:
+            tokens = self.view.image_tokens(output, self.tensor)
+        replacement = self.functions[index](tokens, call)
         if replacement is not None:
+            if self.tensor in INPUTS:
+                raise TideError(f"{self.tensor} is read and not replaced; replace one of {', '.join(TENSORS)}")
             if replacement.shape != tokens.shape:
                 raise TideError(
                     f"the replacement for block {index} has shape {list(replacement.shape)}; "
@@ -180,6 +204,17 @@ class _Passes:
             raise _Stopped
         return None if replacement is None else output
 
+    def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The image tokens that entered a module, whose hidden states are its first argument."""
+        given = args[0] if args else kwargs.get("hidden_states")
+        tokens = given if given is None else view.image_tokens(given, tensor)
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+            raise TideError(
+                f"the adapter of {self.adapter.family} does not find the image tokens in {tensor}; "
+                "let its image_tokens return them as [rows, tokens, d_model]"
+            )
+        return tokens
+
     def after_pass(self, *_: Any) -> None:
         self.calls = {}
         if self.awaited:
@@ -189,10 +224,12 @@ class _Passes:
             )
 
 
-def run_until(adapter: Adapter, taps: Taps, run: Callable[[], Any], tensor: str = "output") -> None:
+def run_until(
+    adapter: Adapter, taps: Taps, run: Callable[[], Any], tensor: str = "output", *, inputs: bool = False
+) -> None:
     """Calls ``run``, which runs the transformer once, and stops it after the last tapped block."""
     try:
-        with tap(adapter, taps, tensor, stop_after=True):
+        with tap(adapter, taps, tensor, stop_after=True, inputs=inputs):
             run()
     except _Stopped:
         pass

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tide.adapters.base import Adapter
+from tide.adapters.base import INPUTS, Adapter
 from tide.errors import TideError
 
 
@@ -37,7 +37,7 @@ class JointAdapter(Adapter):
             )
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
-        if tensor == "feed_forward":
+        if tensor == "feed_forward" or tensor in INPUTS:
             return output
         return output[1] if tensor == "output" else output[0]
 

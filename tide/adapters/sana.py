@@ -52,7 +52,7 @@ class SanaAdapter(Adapter):
         return int(config.num_attention_heads * config.attention_head_dim)
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
-        return output.flatten(2).transpose(1, 2) if tensor == "feed_forward" else output
+        return output.flatten(2).transpose(1, 2) if tensor in ("feed_forward", "feed_forward_input") else output
 
     def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
         return x.transpose(1, 2).reshape(output.shape) if tensor == "feed_forward" else x

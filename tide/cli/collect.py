@@ -42,6 +42,7 @@ class Collect(Command):
 
     usage: ClassVar[tuple[Aspect, ...]] = (
         with_option("sampling", uses="guidance"),
+        with_option("transcoder", leaves_out="tensor"),
         kind_of_data(without="size", reserves=True),
     )
     interrupted: ClassVar[str] = "whole shards are kept; rerun with --resume to continue"

@@ -24,6 +24,7 @@ from tide.messages import one_line
 from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
+from tide.sae.config import input_of
 from tide.sae.sets import check_single, one_of
 
 
@@ -209,8 +210,10 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def collect_options(activations: Activations) -> CollectOptions:
+    target = activations.transcoder
     return CollectOptions(
-        tensor=activations.tensor,
+        tensor=activations.tensor if target is None else input_of(target),
+        target=target,
         n_timesteps=activations.timesteps,
         token_fraction=activations.token_fraction,
         paired=not activations.no_pairs,

@@ -103,6 +103,8 @@ class Activations:
 
     tensor: Text = "output"
     """what of the block to keep: output, attention or feed_forward"""
+    transcoder: MaybeText = None
+    """keep what enters attention or feed_forward and what leaves it, for a transcoder from one to the other"""
     token_fraction: Fraction = 1 / 16
     """share of each image's tokens to keep"""
     timesteps: Count = 20

@@ -25,6 +25,7 @@ from tide.cli.values import (
 
 if TYPE_CHECKING:
     from tide.adapters import Adapter
+    from tide.sae import TIDE
     from tide.training import Jobs, Learner, TrainConfig
 
 
@@ -46,8 +47,9 @@ class Train(Command):
         with_option(
             "store",
             leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-            "token_fraction timesteps no_pairs batch_size block cache hold_out",
+            "transcoder token_fraction timesteps no_pairs batch_size block cache hold_out",
         ),
+        with_option("transcoder", leaves_out="tensor"),
         kind_of_data(reserves=True),
         Aspect(
             _modulation,
@@ -120,11 +122,10 @@ class Train(Command):
 
         model = next(iter(jobs.of.values())).model
         needed = need(jobs.config, model.d_model, blocks=len(jobs.of), buffer_rows=self.buffer_rows)
-        kind = "plain SAE" if model.modulation is None else "TIDE"
         world = jobs.shares.world
         rank = f"rank {world.number} of {world.count}: " if world.several else ""
         each = "for each of " if len(jobs.of) > 1 else "for "
-        return f"{rank}a {kind} of {model.n_latents} latents {each}{blocks_in_words(list(jobs.of))}: {needed}"
+        return f"{rank}a {_kind(model)} of {model.n_latents} latents {each}{blocks_in_words(list(jobs.of))}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""
@@ -187,8 +188,13 @@ def _in_a_line(learner: Learner) -> str:
     model, last = learner.model, learner.history[-1]
     explained = last.get("explained_variance")  # a run that an older version finished has none
     return (
-        f"Trained a {'TIDE' if model.modulation is not None else 'plain SAE'} of {model.n_latents} latents, "
+        f"Trained a {_kind(model)} of {model.n_latents} latents, "
         f"k = {model.config.k}, on block {model.config.block} for {learner.step} steps: mse {last['mse']:.4f} "
         f"(normalised), {'' if explained is None else f'{explained:.1%} of the variance explained, '}cosine "
         f"{1 - last['cosine']:.4f} on the last batch; it is in {learner.out}."
     )
+
+
+def _kind(model: TIDE) -> str:
+    kind = "TIDE" if model.modulation is not None else "plain SAE"
+    return kind if model.config.target is None else f"{kind}, a transcoder of {model.config.target},"

@@ -140,8 +140,19 @@ def _check_sae(adapter: Adapter, sae: TIDE) -> None:
         raise TideError(f"the SAE has width {config.d_model} and the transformer {adapter.d_model}; use its own SAE")
     if config.family not in (None, adapter.family):
         raise TideError(f"the SAE was trained on {config.family}, this is {adapter.family}; use its own SAE")
+    refuse_transcoder(sae)
     if config.undo:
         raise TideError("an SAE that undoes its modulation cannot edit; train one with undo=False")
+
+
+def refuse_transcoder(sae: TIDE) -> None:
+    """Raises :class:`~tide.errors.TideError` for a model that cannot edit: an edit changes what was encoded by the
+    difference of two decoded latents, and those of a transcoder decode to another tensor."""
+    if sae.config.target is not None:
+        raise TideError(
+            f"the SAE is a transcoder of {sae.config.target}: its latents decode to another tensor than it encodes, so "
+            "it cannot edit; use one without a target"
+        )
 
 
 def _images_and_rows(conditional: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:

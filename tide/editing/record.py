@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
 from tide.adapters.base import Text
-from tide.editing.context import CHUNK_ELEMENTS
+from tide.editing.context import CHUNK_ELEMENTS, refuse_transcoder
 from tide.editing.edits import Target
 from tide.errors import TideError
 from tide.sae.model import TIDE
@@ -77,9 +77,10 @@ def record_targets(
     target (:func:`run_noised`). ``pooled`` keeps their mean over the tokens alone: targets ``[timesteps, n_latents]``
     and ``raw [timesteps, images, 1, d_model]``.
 
-    Raises :class:`~tide.errors.TideError` for a model that does not know its block, and for a run without rows of the
-    prompts.
+    Raises :class:`~tide.errors.TideError` for a model that does not know its block, for a transcoder, and for a run
+    without rows of the prompts.
     """
+    refuse_transcoder(model)
     timesteps: list[float] = []
     latents: list[Tensor] = []
     raw: list[Tensor] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import caption_length, image_size, n_tokens
+from tide.editing.context import refuse_transcoder
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target
 from tide.editing.record import check_target_size, record_contrast, record_targets, run_noised
@@ -99,6 +100,7 @@ def image_contrast(
     Raises:
         TideError: as :func:`prompt_target`.
     """
+    refuse_transcoder(model)
     size = image_size(adapter, size)
     steps = adapter.sampling_timesteps(n_steps)
     check_target_size(len(steps), n_tokens(adapter, size), model.n_latents, "lower n_steps")

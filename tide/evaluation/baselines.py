@@ -28,8 +28,8 @@ class PCA:
 
     @classmethod
     def fit(cls, batches: Iterable[ActivationBatch]) -> PCA:
-        """From the covariance of all rows, accumulated in float64."""
-        return cls.fit_rows(batch.x for batch in batches)
+        """From the covariance of all rows, or of their targets, accumulated in float64."""
+        return cls.fit_rows(batch.wanted for batch in batches)
 
     @classmethod
     def fit_rows(cls, parts: Iterable[Tensor]) -> PCA:
@@ -61,7 +61,7 @@ class PCA:
         """:meth:`project` as :func:`~tide.evaluation.evaluate_reconstruction` takes it."""
 
         def project(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
-            return self.project(batch.x.float(), rank), None
+            return self.project(batch.wanted.float(), rank), None
 
         return project
 
@@ -90,7 +90,7 @@ class StrongestNeurons:
 
     def reconstruct(self) -> Reconstruct:
         def project(batch: ActivationBatch) -> tuple[Tensor, Codes | None]:
-            return self.project(batch.x.float()), None
+            return self.project(batch.wanted.float()), None
 
         return project
 
@@ -105,7 +105,7 @@ def untrained(model: TIDE, seed: int = 0) -> TIDE:
     """An autoencoder of the model's shape, input units and modulation, with random latents: what a claim about the
     model's latents is compared with."""
     fresh = TIDE(model.config, model.modulation, backend=model.backend, seed=seed)
-    units = {name: value for name, value in model.state_dict().items() if name.startswith("activation_")}
+    units = {name: value for name, value in model.state_dict().items() if name.startswith(("activation_", "target_"))}
     fresh.load_state_dict(units, strict=False)
     return fresh.to(model.W_enc)
 

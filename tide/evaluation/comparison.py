@@ -37,6 +37,7 @@ def compare_losses(
     timesteps: Tensor,
     *,
     tensor: str = "output",
+    inputs: bool = False,
     seed: int = 0,
     clean: Losses | None = None,
 ) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def compare_losses(
     interventions = {name: sae_intervention(model) for name, model in models.items()}
     interventions |= {name: pca.intervention(rank) for name, rank in baseline_ranks(k).items()}
     interventions["ablated"] = zero_ablation
-    options: dict[str, Any] = {"timesteps": timesteps, "tensor": tensor, "seed": seed, "clean": clean}
+    options: dict[str, Any] = {"timesteps": timesteps, "tensor": tensor, "inputs": inputs, "seed": seed, "clean": clean}
     losses = diffusion_loss(adapter, data, block, interventions, **options)
     main = "tide" if "tide" in models else next(iter(models))
     untouched, ablated = losses["clean"], losses["ablated"]

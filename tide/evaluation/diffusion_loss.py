@@ -24,10 +24,14 @@ LEAST_HARM = 0.01
 
 
 def sae_intervention(model: TIDE) -> Intervention:
-    """Replaces the tokens by their reconstruction."""
+    """Replaces the tokens by their reconstruction, or by what a transcoder makes of the module's input, for which
+    :func:`diffusion_loss` needs ``inputs``."""
 
     def reconstruct(x: Tensor, call: Call) -> Tensor:
-        return model(x.float(), call).to(x.dtype)
+        given = x if model.config.target is None else call.inputs
+        if given is None:
+            raise TideError("a transcoder reads the module's input; measure its diffusion loss with inputs=True")
+        return model(given.float(), call).to(x.dtype)
 
     return reconstruct
 
@@ -52,10 +56,12 @@ def image_losses(
     *,
     timesteps: Tensor,
     tensor: str = "output",
+    inputs: bool = False,
     seed: int = 0,
 ) -> dict[str, Losses]:
     """The mean squared error of the predicted noise (eq. 4) of every image at every timestep, under each of
-    ``changes``; None is the untouched model. The noise is the same for all, as :func:`diffusion_loss` draws it."""
+    ``changes``; None is the untouched model. The noise is the same for all, as :func:`diffusion_loss` draws it.
+    ``tensor`` and ``inputs`` are those of :func:`~tide.adapters.tap`."""
     losses: dict[str, Losses] = {name: {t: [] for t in timesteps.tolist()} for name in changes}
     first = 0
     for images in data:
@@ -65,7 +71,8 @@ def image_losses(
             steps = torch.full((len(noise),), t, device=noise.device)
             noisy = adapter.add_noise(latents, noise, steps)
             for name, change in changes.items():
-                with tap(adapter, {} if change is None else {change.block: change.intervention}, tensor=tensor):
+                hooks = {} if change is None else {change.block: change.intervention}
+                with tap(adapter, hooks, tensor=tensor, inputs=inputs):
                     prediction = adapter.denoise(noisy, steps, images.text)
                 error = (adapter.predicted_noise(prediction, noisy, steps) - noise).float().square()
                 losses[name][t].extend(error.flatten(1).mean(1).tolist())
@@ -91,10 +98,12 @@ def diffusion_loss(
     *,
     timesteps: Tensor,
     tensor: str = "output",
+    inputs: bool = False,
     seed: int = 0,
     clean: Losses | None = None,
 ) -> dict[str, Any]:
-    """Mean squared error of the predicted noise (eq. 4), clean and under each intervention.
+    """Mean squared error of the predicted noise (eq. 4), clean and under each intervention. ``tensor`` and ``inputs``
+    are those of :func:`~tide.adapters.tap`.
 
     Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
     depends on ``seed``, the image and the timestep, not on how ``data`` is batched. ``clean``: :func:`clean_losses` of
@@ -113,7 +122,7 @@ def diffusion_loss(
         raise TideError("an intervention is named 'clean', which is what the untouched model is called; rename it")
     changes: dict[str, Change | None] = {} if clean is not None else {"clean": None}
     changes |= {name: Change(block, intervention) for name, intervention in interventions.items()}
-    losses = image_losses(adapter, data, changes, timesteps=timesteps, tensor=tensor, seed=seed)
+    losses = image_losses(adapter, data, changes, timesteps=timesteps, tensor=tensor, inputs=inputs, seed=seed)
     if clean is not None:
         losses = {"clean": clean, **losses}
     _check_clean(losses["clean"])

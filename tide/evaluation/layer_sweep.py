@@ -16,6 +16,7 @@ from tide.activations import Prepared
 from tide.activations.options import check_fraction
 from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
+from tide.errors import TideError
 from tide.evaluation.baselines import PCA, StrongestNeurons, random_autoencoder
 from tide.evaluation.block_tokens import BlockTokens, read_tokens
 from tide.evaluation.diffusion_loss import (
@@ -92,10 +93,11 @@ def sweep(
         ``"concepts"`` and ``"left_out"`` (concepts that too few rows show, or do not show) are the same for all.
 
     Raises:
-        TideError: as :func:`~tide.evaluation.evaluate_blocks`; there is no concept to probe; ``out`` holds figures of
-            other options.
+        TideError: as :func:`~tide.evaluation.evaluate_blocks`; a model is a transcoder; there is no concept to probe;
+            ``out`` holds figures of other options.
     """
     check_models(adapter, models)
+    _refuse_transcoders(models)
     if token_fraction is not None:
         check_fraction(token_fraction)
     for each in filter(None, (source, fit_source)):
@@ -127,6 +129,15 @@ def sweep(
     rows = {str(block): found[block] for block in models}
     measured = [{name: row[name] for name in ("fit", "loss", "probes")} for row in rows.values() if row]
     return {**common, "blocks": rows, "average": average(measured)}
+
+
+def _refuse_transcoders(models: Mapping[int, TIDE]) -> None:
+    for block, model in models.items():
+        if model.config.target is not None:
+            raise TideError(
+                f"the model of block {block} is a transcoder of {model.config.target}, which a sweep does not measure; "
+                "run `tide evaluate` on it"
+            )
 
 
 def _common(sides: Sides, timesteps: Tensor, clean: Losses) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class _Sums:
 def evaluate_reconstruction(
     reconstruct: Reconstruct, batches: Iterable[ActivationBatch], *, n_latents: int | None = None, scale: float = 1.0
 ) -> dict[str, Any]:
-    """Figures over all tokens of ``batches``, and under ``"timestep"`` per bin of 100 training timesteps.
+    """Figures over all tokens of ``batches``, and under ``"timestep"`` per bin of 100 training timesteps. Where batches
+    have targets, which a transcoder reconstructs, the figures are of these.
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
     activation scale); ``cosine`` is the mean over tokens that are not zero (NaN if all are); ``explained_variance`` =
@@ -96,7 +97,7 @@ def evaluate_reconstruction(
     fired: Tensor | None = None
     has_codes = False
     for batch in batches:
-        x = batch.x.float()
+        x = batch.wanted.float()
         x_hat, codes = reconstruct(batch)
         active = None if codes is None else (codes.values != 0).sum(1)
         if codes is not None:

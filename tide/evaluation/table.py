@@ -174,10 +174,11 @@ def _collected(
     adapter: Adapter, models: Mapping[int, TIDE], batches: list[Prepared], n_fit: int, options: dict[str, Any]
 ) -> dict[int, _Activations]:
     """The activations of every block, which share the transformer's passes."""
-    tensor = next(iter(models.values())).config.tensor
+    config = next(iter(models.values())).config
     found = {block: _Activations([], []) for block in models}
     for part, (first, last) in enumerate(((0, n_fit), (n_fit, None))):
-        own = {**options, "seed": options["seed"] + part, "paired": False, "tensor": tensor}
+        own = {**options, "seed": options["seed"] + part, "paired": False}
+        own |= {"tensor": config.tensor, "target": config.target}
         for of_blocks in collect(adapter, between(batches, first, last), list(models), **own):
             for block, batch in of_blocks.items():
                 found[block][part].append(batch.to("cpu"))  # of many blocks they are more than a GPU holds
@@ -193,16 +194,15 @@ def _measured(
     clean: Losses,
     seed: int,
 ) -> dict[str, Any]:
-    block, k = adapter.resolve_block(model.config.trained_block), model.config.k
-    options: dict[str, Any] = {"tensor": model.config.tensor, "seed": seed, "clean": clean}
+    config, block = model.config, adapter.resolve_block(model.config.trained_block)
+    options: dict[str, Any] = {"tensor": config.target or config.tensor, "inputs": config.target is not None}
+    options |= {"seed": seed, "clean": clean}
     fit, measured = ([batch.to(adapter.device) for batch in batches] for batches in activations)
     with inference(model):
         pca = PCA.fit(fit)
-        return {
-            "sae": _about(model),
-            "models": _reconstructions(model, pca, measured),
-            "diffusion_loss": compare_losses(adapter, {"tide": model}, pca, k, data, block, timesteps, **options),
-        }
+        models = _reconstructions(model, pca, measured)
+        losses = compare_losses(adapter, {"tide": model}, pca, config.k, data, block, timesteps, **options)
+        return {"sae": _about(model), "models": models, "diffusion_loss": losses}
 
 
 def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3) -> Unseen[Source]:
@@ -238,17 +238,19 @@ def shared(batches: list[Prepared], fit: float) -> tuple[int, int]:
 
 
 def _about(model: TIDE) -> dict[str, Any]:
+    kind = "TIDE" if model.modulation is not None else "SAE"
     return {
-        "kind": "TIDE" if model.modulation is not None else "SAE",
+        "kind": kind if model.config.target is None else "transcoder",
         "d_model": model.d_model,
         "n_latents": model.n_latents,
         "k": model.config.k,
         "block": model.config.block,
+        "target": model.config.target,
     }
 
 
 def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
-    scale = float(model.activation_scale)
+    scale = float(model.output_units.scale)
     found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the same activations, which was given once

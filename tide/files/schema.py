@@ -18,8 +18,9 @@ def check_schema(value: Any, kind: Any, where: str) -> None:
     Args:
         value: what ``json.loads`` returned.
         kind: ``str``, ``int``, ``float`` (any finite number), ``bool``, ``None``, ``Any``, a ``Literal``, a union,
-            ``list[...]``, ``tuple[...]``, ``dict[str, ...]``, a ``TypedDict`` or a dataclass, whose fields with a
-            default may be missing; further keys of these two are allowed and not checked.
+            ``list[...]``, ``tuple[...]`` (of any length with an ellipsis), ``dict[str, ...]``, a ``TypedDict`` or a
+            dataclass, whose fields with a default may be missing; further keys of these two are allowed and not
+            checked.
         where: the file, for the message.
     """
     if (fault := _fault(value, kind, "")) is not None:
@@ -36,8 +37,8 @@ def _fault(value: Any, kind: Any, at: str) -> str | None:
         return None if None in faults else f"{at or 'it'} is {_shown(value)} and must be {_name(kind)}"
     if is_typeddict(kind) or is_dataclass(kind):
         return _object_fault(value, kind, at)
-    if origin is list and isinstance(value, list):
-        (each,) = get_args(kind)
+    if _is_list(kind) and isinstance(value, list):
+        each = get_args(kind)[0]
         return _first(_fault(entry, each, f"{at}[{i}]") for i, entry in enumerate(value))
     if origin is tuple and isinstance(value, list) and len(value) == len(get_args(kind)):
         pairs = enumerate(zip(value, get_args(kind), strict=True))
@@ -69,6 +70,11 @@ def _first(faults: Any) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
+def _is_list(kind: Any) -> bool:
+    """Whether ``kind`` has any number of entries of one kind."""
+    return get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
+
+
 def _is_plain(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind) and type(value) in {type(each) for each in get_args(kind)}
@@ -92,7 +98,7 @@ def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(repr(each) for each in get_args(kind))
     if get_origin(kind) in (list, tuple):
-        return "a list" if get_origin(kind) is list else f"a list of {len(get_args(kind))}"
+        return "a list" if _is_list(kind) else f"a list of {len(get_args(kind))}"
     if get_origin(kind) is dict or is_typeddict(kind) or is_dataclass(kind):
         return "an object"
     return _NAMES.get(NoneType if kind is None else kind, str(kind))

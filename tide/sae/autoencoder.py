@@ -24,7 +24,8 @@ class Autoencoder(nn.Module):
 
     ``x_mod = x * (1 + scale) + shift`` (eq. 8) with the scale and shift that every method is given: where they come
     from, and the units of ``x``, are :class:`~tide.sae.TIDE`'s. Both weights are ``[n_latents, d_model]``; the encoder
-    starts as the decoder's transpose. Rows are ``[N, d_model]``.
+    starts as the decoder's transpose. A transcoder decodes to another space than it encodes: its decoder starts at
+    zero (docs/dictionaries.md). Rows are ``[N, d_model]``.
     """
 
     def __init__(self, config: TIDEConfig, generator: torch.Generator, backend: str) -> None:
@@ -33,7 +34,7 @@ class Autoencoder(nn.Module):
         self.backend = backend
         directions = torch.randn(config.n_latents, config.d_model, generator=generator)
         directions = F.normalize(directions, dim=1)
-        self.W_dec = nn.Parameter(directions)
+        self.W_dec = nn.Parameter(directions if config.target is None else torch.zeros_like(directions))
         self.W_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None

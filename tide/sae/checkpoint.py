@@ -60,7 +60,8 @@ def load_config(path: Path, **expected: Any) -> TIDEConfig:
         raise TideError(f"{path} was trained on {name} {before!r}, not {now!r}; use a checkpoint made for this {name}")
     given = {name: value for name, value in raw.items() if name in known}
     modulation = ModulationConfig(**raw["modulation"]) if raw.get("modulation") else None
-    config = TIDEConfig(**{**given, "modulation": modulation})
+    prefixes = tuple(raw.get("prefixes", ()))
+    config = TIDEConfig(**{**given, "modulation": modulation, "prefixes": prefixes})
     _check_sizes(path / WEIGHTS, config)
     return config
 
@@ -77,8 +78,9 @@ def load_weights(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_tensors(weights, tensors, like, remedy=_MIXED, any_float=True)
     if (stored := tensors.get("activation.threshold")) is not None and bool((stored < 0).any()):
         raise TideError(f"{weights}: activation.threshold is {float(stored.min()):g} and must be at least 0; {_MIXED}")
-    if not (scale := float(tensors["activation_scale"])) > 0:
-        raise TideError(f"{weights}: activation_scale is {scale:g} and must be positive; {_MIXED}")
+    for name in ("activation_scale", "target_scale"):
+        if name in tensors and not (scale := float(tensors[name])) > 0:
+            raise TideError(f"{weights}: {name} is {scale:g} and must be positive; {_MIXED}")
     return tensors
 
 

@@ -16,6 +16,11 @@ class Codes(NamedTuple):
     values: Tensor
     indices: Tensor
 
+    def prefix(self, n_latents: int) -> Codes:
+        """Of these latents the first ``n_latents``; the places of all others are unused."""
+        beyond = self.indices >= n_latents
+        return Codes(self.values.masked_fill(beyond, 0), self.indices.masked_fill(beyond, -1))
+
     def dense(self, n_latents: int) -> Tensor:
         """The latents as ``[N, n_latents]``, zeros where nothing fired."""
         out = self.values.new_zeros(len(self.values), n_latents)

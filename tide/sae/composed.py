@@ -9,6 +9,7 @@ of threads may change the last bits, because it does so in PyTorch's matrix prod
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,43 +21,57 @@ from tide_kernels.losses import full_sum
 
 
 def composed_loss(
-    model: Autoencoder, x: Tensor, modulation: ScaleShift, options: LossOptions, dead: Tensor | None
+    model: Autoencoder,
+    x: Tensor,
+    modulation: ScaleShift,
+    options: LossOptions,
+    dead: Tensor | None,
+    target: Tensor | None = None,
 ) -> LossTerms:
-    """The terms of ``tide_loss`` on normalised rows ``x [N, d_model]``, by autograd.
+    """The terms of ``tide_loss`` on normalised rows ``x [N, d_model]``, by autograd; ``target`` as there.
 
     ``sparsity`` is the activation's own penalty (eq. 16 for TopK and BatchTopK). ``auxk`` is 0 if it has no weight.
     Gated's auxiliary reconstruction is part of ``total`` with the weight of the MSE.
     """
     k, weights, s_target = options.k, options.weights, options.sparsity_target(model.n_latents)
+    y = x if target is None else target
     if model.activation is None:
         codes = model.select(x, modulation, k)
-        z, x_hat = codes.dense(model.n_latents).to(x.dtype), model.reconstruct(codes, modulation)
+        z = codes.dense(model.n_latents).to(x.dtype)
+        nested = [model.reconstruct(codes.prefix(m), modulation) for m in (*options.prefixes, model.n_latents)]
         sparsity = soft_count_penalty(z, s_target, options.delta)
     else:
         pre = model.pre_activations(x, modulation).to(x.dtype)  # products under autocast are narrower
         cut = modulation.threshold, modulation.group
         z = model.activation.training_latents(pre, model.b_enc, k, *cut)
-        x_hat = model.reconstruct_dense(z, modulation)
+        latent = torch.arange(model.n_latents, device=x.device)
+        nested = [model.reconstruct_dense(torch.where(latent < m, z, 0), modulation) for m in options.prefixes]
+        nested.append(model.reconstruct_dense(z, modulation))
         sparsity = model.activation.penalty(Firing(pre, z, model.W_dec, k, s_target, options.delta, *cut))
-    x_hat = x_hat.to(x.dtype)
-    mse = _mean((x - x_hat).square())
-    cosine = _mean(1 - F.cosine_similarity(x, x_hat))
+    *shorter, whole = (_misfit(y, x_hat) for x_hat in nested)
+    mse, cosine = torch.stack([*shorter, whole]).mean(0)
     temporal = _mean((z[0::2] - z[1::2]).square().sum(1)) if options.paired else x.new_zeros(())
     auxk = x.new_zeros(())
     if weights.auxk and dead is not None and bool(dead.any()):
-        auxk = _dead_latents_loss(model, x, (x - x_hat).detach(), modulation, dead, options.k_aux)
+        auxk = _dead_latents_loss(model, x, (y - nested[-1]).detach(), modulation, dead, options.k_aux)
     total = x.new_zeros(())
     for weight, term in zip(weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
         if weight:
             total = total + weight * term
     if model.activation is not None and (second := model.activation.auxiliary_latents(pre)) is not None:
-        total = total + weights.mse * _mean((x - model.reconstruct_dense(second, modulation, frozen=True)).square())
+        total = total + weights.mse * _mean((y - model.reconstruct_dense(second, modulation, frozen=True)).square())
     fired = (z.detach() != 0).sum(0)
     mse, cosine, temporal, sparsity, auxk = (term.detach() for term in (mse, cosine, temporal, sparsity, auxk))
     nothing = x.new_zeros(
         ()
     )  # the activation tracks its own threshold, and dense latents have all the places they need
-    return LossTerms(total, mse, cosine, temporal, sparsity, fired, auxk, nothing, nothing.long())
+    return LossTerms(total, mse, cosine, temporal, sparsity, fired, auxk, whole[0].detach(), nothing, nothing.long())
+
+
+def _misfit(x: Tensor, x_hat: Tensor) -> Tensor:
+    """The squared error and the cosine distance (eqs 13, 14), ``[2]``."""
+    x_hat = x_hat.to(x.dtype)
+    return torch.stack([_mean((x - x_hat).square()), _mean(1 - F.cosine_similarity(x, x_hat))])
 
 
 def _mean(values: Tensor) -> Tensor:

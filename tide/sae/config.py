@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from tide.errors import TideError
@@ -10,6 +11,13 @@ from tide.sae.activation import ACTIVATIONS, TIMED
 from tide.sae.modulation import ModulationConfig
 
 Activation = Literal["topk", "batch_topk", "relu", "jumprelu", "gated"]
+#: The modules of a block whose output a transcoder predicts from their input.
+TARGETS = ("attention", "feed_forward")
+
+
+def input_of(target: str) -> str:
+    """The name of the tensor that enters the module whose output is ``target``."""
+    return f"{target}_input"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,11 @@ class ModelOptions:
 class TIDEConfig(ModelOptions):
     """Everything needed to rebuild a :class:`~tide.sae.TIDE`, and where it was trained.
 
-    ``modulation=None`` is the plain SAE. The defaults are those of checkpoints that are older than an option.
+    ``modulation=None`` is the plain SAE. ``prefixes`` are the numbers of first latents that were trained to be
+    dictionaries of their own (:meth:`tide.sae.TIDE.nested`). With a ``target``, one of :data:`TARGETS`, it is a
+    transcoder: it encodes ``tensor``, which is the input of that module, and reconstructs the module's output. The
+    defaults are those of checkpoints that are older than
+    an option.
     """
 
     d_model: int
@@ -69,6 +81,8 @@ class TIDEConfig(ModelOptions):
     pipeline: str | None = None
     block: int | None = None
     tensor: str = "output"
+    prefixes: tuple[int, ...] = ()
+    target: str | None = None
 
     @property
     def trained_block(self) -> int:
@@ -85,6 +99,12 @@ class TIDEConfig(ModelOptions):
             )
         if self.d_model < 1:
             raise TideError(f"d_model = {self.d_model} must be positive")
+        if any(low >= high for low, high in pairwise((0, *self.prefixes, self.n_latents))):
+            raise TideError(
+                f"prefixes = {self.prefixes} must ascend from at least 1 to less than n_latents = {self.n_latents}"
+            )
+        if self.target is not None:
+            self._check_target(self.target)
         if self.modulation is None and (self.undo or self.pre_norm != "none"):
             raise TideError("undo and pre_norm belong to the modulation; give modulation=... or leave them off")
         if self.modulation is None and self.timestep_thresholds:
@@ -95,3 +115,16 @@ class TIDEConfig(ModelOptions):
             raise TideError(
                 f"the modulation has width {self.modulation.d_model} and the model {self.d_model}; they must be equal"
             )
+
+    def _check_target(self, target: str) -> None:
+        check_target(target, self.tensor)
+        if self.undo:
+            raise TideError("undo inverts a modulation that a transcoder's target never had; leave it off")
+
+
+def check_target(target: str, tensor: str) -> None:
+    """Raises :class:`~tide.errors.TideError` unless ``tensor`` is the input of the module that ``target`` names."""
+    if target not in TARGETS:
+        raise TideError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
+    if tensor != input_of(target):
+        raise TideError(f"a transcoder of {target} reads {input_of(target)}, not {tensor}; set tensor to that")

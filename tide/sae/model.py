@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tide.sae.codes import Codes
 from tide.sae.composed import composed_loss
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import Modulation, ScaleShift
-from tide.sae.normalisation import Moments, measured
+from tide.sae.normalisation import Moments, Units
 from tide.sae.position import At, Position
 from tide_kernels import LossOptions, LossTerms, tide_loss
 from tide_kernels.options import ACTIVATIONS as FUSED
@@ -37,7 +38,8 @@ class TIDE(Autoencoder):
         x_n = (x - activation_mean) / activation_scale        x_hat = activation_mean + activation_scale * x_n_hat
 
     and ``activation_scale`` is the root mean square deviation. Modulation, LayerNorm, ``undo`` and the loss apply to
-    x_n (docs/normalisation.md).
+    x_n (docs/normalisation.md). A transcoder (``config.target``) encodes x and reconstructs another tensor y, which has
+    a ``target_scale`` and with ``centre`` a ``target_mean`` of its own, in the place of x's on the way out.
 
     Wherever a ``position`` is asked for, give a :class:`~tide.sae.Position`, or the timestep alone: a number, or
     ``[groups]`` values that share the rows evenly. A model without modulation needs none.
@@ -61,6 +63,9 @@ class TIDE(Autoencoder):
         super().__init__(config, generator, backend)
         self.register_buffer("activation_scale", torch.ones(()))
         self.register_buffer("activation_mean", torch.zeros(config.d_model) if config.centre else None)
+        transcodes = config.target is not None
+        self.register_buffer("target_scale", torch.ones(()) if transcodes else None)
+        self.register_buffer("target_mean", torch.zeros(config.d_model) if transcodes and config.centre else None)
         self.modulation: Modulation | None = None
         #: The images that it was trained on; None if that is not recorded.
         self.trained_on: TrainedOn | None = None
@@ -71,14 +76,17 @@ class TIDE(Autoencoder):
 
     activation_scale: Tensor
     activation_mean: Tensor | None
+    target_scale: Tensor | None
+    target_mean: Tensor | None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TIDE:
-        """What ``.to()``, ``.half()`` and the like do. ``activation_mean`` stays float32 in a model of 16 bits: rounded
-        to 16 bits, a mean of hundreds would be off by more than the deviations from it."""
-        before = self.activation_mean
+        """What ``.to()``, ``.half()`` and the like do. Means stay float32 in a model of 16 bits: rounded to 16 bits, a
+        mean of hundreds would be off by more than the deviations from it."""
+        means = {name: getattr(self, name) for name in ("activation_mean", "target_mean")}
         super()._apply(fn, recurse)
-        if before is not None and self.activation_mean is not None and self.activation_mean.itemsize < before.itemsize:
-            self.activation_mean = before.to(self.activation_mean.device)
+        for name, before in means.items():
+            if before is not None and (now := getattr(self, name)).itemsize < before.itemsize:
+                setattr(self, name, before.to(now.device))
         return self
 
     # -- units and modulation -----------------------------------------------------------------------------
@@ -96,19 +104,33 @@ class TIDE(Autoencoder):
             )
         return x.reshape(-1, self.d_model)
 
+    @property
+    def units(self) -> Units:
+        """Those of what is encoded."""
+        return Units(self.activation_scale, self.activation_mean)
+
+    @property
+    def output_units(self) -> Units:
+        """Those of what is reconstructed: a transcoder's target, or what is encoded."""
+        return self.units if self.target_scale is None else Units(self.target_scale, self.target_mean)
+
     def normalised(self, rows: Tensor) -> Tensor:
         """Rows ``[N, d_model]`` from activation to normalised units."""
-        if self.activation_mean is None:
-            return rows / self.activation_scale.to(rows.dtype)
-        # In float32 at least: a mean of hundreds rounded to 16 bits would be off by more than what it leaves.
-        return ((rows - self.activation_mean) / self.activation_scale).to(rows.dtype)
+        return self.units.normalised(rows)
 
-    def _restored(self, x_hat: Tensor) -> Tensor:
-        """The inverse of :meth:`normalised`."""
-        if self.activation_mean is None:
-            return x_hat * self.activation_scale.to(x_hat.dtype)
-        wide = torch.promote_types(x_hat.dtype, self.activation_mean.dtype)
-        return (x_hat.to(wide) * self.activation_scale + self.activation_mean).to(x_hat.dtype)
+    def normalised_target(self, target: Tensor | None) -> Tensor | None:
+        """A transcoder's ``target [..., d_model]`` as rows in normalised units; None for an autoencoder.
+
+        Raises :class:`~tide.errors.TideError` for a transcoder without a target, and for an autoencoder with one.
+        """
+        self._check_target(target is not None)
+        return None if target is None else self.output_units.normalised(self._rows(target))
+
+    def _check_target(self, given: bool) -> None:
+        if given and self.config.target is None:
+            raise TideError("this TIDE reconstructs what it encodes; leave the target out")
+        if not given and self.config.target is not None:
+            raise TideError(f"this TIDE is a transcoder of {self.config.target}; pass the target as well")
 
     def modulation_of(self, n_rows: int, position: At) -> ScaleShift:
         """Scale, shift and threshold of ``n_rows`` rows at ``position``.
@@ -129,10 +151,12 @@ class TIDE(Autoencoder):
 
     # -- the autoencoder ----------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, position: At = None, *, k: int | None = None) -> Codes:
-        """Sparse latents of activations ``x [..., d_model]``, flattened to rows; ``k`` None is the config's."""
+    def encode(self, x: Tensor, position: At = None, *, k: int | None = None, prefix: int | None = None) -> Codes:
+        """Sparse latents of activations ``x [..., d_model]``, flattened to rows; ``k`` None is the config's. With
+        ``prefix`` only the first so many latents stay of the code of all, as in training with prefixes."""
         rows, modulation = self._entering(x, position)
-        return self.latents(rows, modulation, k)
+        codes = self.latents(rows, modulation, k)
+        return codes if prefix is None else codes.prefix(prefix)
 
     def dense(self, x: Tensor, position: At = None) -> Tensor:
         """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` with their zeros, in evaluation mode and
@@ -152,21 +176,27 @@ class TIDE(Autoencoder):
     def decode(self, codes: Codes, position: At = None) -> Tensor:
         """Activations ``[N, d_model]`` of sparse latents. The position matters only with ``undo``."""
         modulation = self.modulation_of(len(codes.values), position) if self.config.undo else ScaleShift()
-        return self._restored(self.reconstruct(codes, modulation))
+        return self.output_units.restored(self.reconstruct(codes, modulation))
 
     def decode_dense(self, latents: Tensor) -> Tensor:
         """``latents [N, n_latents] @ W_dec`` in activation units, without bias and mean: a difference of latents
         decodes to a difference of activations."""
         if self.config.undo:
             raise TideError("decode_dense is linear and this TIDE undoes its modulation; use decode")
-        return (latents @ self.W_dec.to(latents.dtype)) * self.activation_scale.to(latents.dtype)
+        return (latents @ self.W_dec.to(latents.dtype)) * self.output_units.scale.to(latents.dtype)
 
     def forward(self, x: Tensor, position: At = None) -> Tensor:
-        """The reconstruction of ``x [..., d_model]``, in its shape and units."""
+        """The reconstruction of ``x [..., d_model]``, or what a transcoder makes of it, in its shape and units."""
         return self.decode(self.encode(x, position), position).view_as(x)
 
     def loss(
-        self, x: Tensor, position: At = None, options: LossOptions | None = None, *, dead: Tensor | None = None
+        self,
+        x: Tensor,
+        position: At = None,
+        options: LossOptions | None = None,
+        *,
+        dead: Tensor | None = None,
+        target: Tensor | None = None,
     ) -> LossTerms:
         """The training loss (eqs 13-16) on rows in activation units; every term in normalised units.
 
@@ -176,16 +206,18 @@ class TIDE(Autoencoder):
         Args:
             x: activations ``[..., d_model]``.
             position: as for :meth:`encode`.
-            options: k, the weights of the terms and what else the loss depends on, by default those of
+            options: k, the weights of the terms, prefixes and what else the loss depends on, by default those of
                 :class:`tide_kernels.LossOptions` at the config's k. Its ``layer_norm``, ``backend``, ``activation`` and
                 ``bandwidth`` are the model's.
             dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
+            target: of a transcoder, and only of one: what x is to become, ``[..., d_model]``, in its own units.
         """
         rows, modulation = self._entering(x, position)
+        wanted = self.normalised_target(target)
         options = LossOptions(self.config.k) if options is None else options
         if not self.fused:
-            return composed_loss(self, rows, modulation, options, dead)
-        terms = tide_loss(rows, dead=dead, **self._arguments(modulation, options))
+            return composed_loss(self, rows, modulation, options, dead, wanted)
+        terms = tide_loss(rows, dead=dead, target=wanted, **self._arguments(modulation, options))
         self._track(terms)
         return terms
 
@@ -207,6 +239,7 @@ class TIDE(Autoencoder):
         gradients: dict[str, Tensor],
         *,
         dead: Tensor | None = None,
+        target: Tensor | None = None,
         loss: Callable[..., LossTerms] = tide_loss,
         **more: Any,
     ) -> LossTerms:
@@ -222,7 +255,8 @@ class TIDE(Autoencoder):
         tables = {name: arguments[name] for name in ("scale", "shift", "threshold")}
         tables = {name: table for name, table in tables.items() if table is not None and table.requires_grad}
         found = {name: torch.zeros_like(table) for name, table in tables.items()}
-        terms = loss(rows, dead=dead, gradients={**gradients, **found}, **arguments)
+        wanted = self.normalised_target(target)
+        terms = loss(rows, dead=dead, target=wanted, gradients={**gradients, **found}, **arguments)
         if tables:
             with torch.autocast(rows.device.type, enabled=False):  # as the modulation's own forward pass
                 torch.autograd.backward(list(tables.values()), list(found.values()))
@@ -248,24 +282,31 @@ class TIDE(Autoencoder):
     # -- initialisation from data -------------------------------------------------------------------------
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, position: At = None, *, more: Sequence[Tensor] = ()) -> Moments:
-        """Sets what starts from data, and returns the moments of ``x [..., d_model]`` and ``more`` rows.
+    def calibrate(
+        self, x: Tensor, position: At = None, *, more: Sequence[Tensor] = (), targets: Sequence[Tensor] = ()
+    ) -> Moments:
+        """Sets what starts from data, and returns the moments of ``x [..., d_model]`` and ``more`` rows, or those of
+        a transcoder's ``targets``: the targets of x, and then those of each of ``more``.
 
         All rows give the activation scale (so that the mean of |x|^2 / d is 1) and, with ``centre``, first the mean.
-        ``x`` alone gives ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one),
+        ``x`` alone gives ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one; the
+        target of a transcoder),
         ``b_enc`` such that the mean modulated activation encodes to zero, and the activation function's own start.
 
         Raises :class:`~tide.errors.TideError` for activations that :func:`tide.sae.normalisation.measured` refuses, and
         if a start is not finite.
         """
-        moments, scale = measured([self._rows(each) for each in (x, *more)], centre=self.config.centre)
-        self.activation_scale.fill_(scale)
-        if self.activation_mean is not None:
-            self.activation_mean.copy_(moments.mean)
+        self._check_target(bool(targets))
+        centre = self.config.centre
+        moments = self.units.measure([self._rows(each) for each in (x, *more)], centre=centre)
+        if self.config.target is not None:
+            moments = self.output_units.measure([self._rows(each) for each in targets], centre=centre)
         rows, modulation = self._entering(x.float(), position)
         modulated = self.modulated(rows, modulation)
+        wanted = self.normalised_target(targets[0].float() if targets else None)
         if self.b_dec is not None:
-            self.b_dec.copy_((modulated if self.config.undo else rows).mean(0))
+            decoded = rows if wanted is None else wanted
+            self.b_dec.copy_((modulated if self.config.undo else decoded).mean(0))
         if self.b_enc is not None:
             self.b_enc.copy_(-(self.W_enc @ modulated.mean(0)))
         if self.activation is not None:
@@ -280,6 +321,29 @@ class TIDE(Autoencoder):
                     f"{name} is not finite once it starts from the first activations; "
                     "check the pipeline's weights, or train on another block"
                 )
+
+    # -- nested dictionaries ------------------------------------------------------------------------------
+
+    def nested(self, n_latents: int) -> TIDE:
+        """The first ``n_latents`` latents as a model of their own, in memory of its own: useful for one of the
+        config's ``prefixes``, which were trained to reconstruct alone.
+
+        It encodes as :meth:`encode` with ``prefix`` does. TopK alone differs: it picks k latents of the first
+        ``n_latents``, not those of the k of all that are among them.
+
+        Raises :class:`~tide.errors.TideError` if there are not so many latents.
+        """
+        if not 1 <= n_latents <= self.n_latents:
+            raise TideError(f"{n_latents} latents cannot be the first of {self.n_latents}; give 1 to {self.n_latents}")
+        prefixes = tuple(each for each in self.config.prefixes if each < n_latents)
+        config = replace(self.config, n_latents=n_latents, k=min(self.config.k, n_latents), prefixes=prefixes)
+        model = TIDE(config, backend=self.backend).to(self.W_enc.device, self.W_enc.dtype)
+        own = model.state_dict()
+        # Of two shapes, it is the number of latents that differs.
+        rows = {n: each if each.shape == own[n].shape else each[:n_latents] for n, each in self.state_dict().items()}
+        model.load_state_dict(rows)
+        model.trained_on = self.trained_on
+        return model.train(self.training)
 
     # -- checkpoint ---------------------------------------------------------------------------------------
 

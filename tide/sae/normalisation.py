@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,6 +131,36 @@ def measured(batches: Iterable[Tensor], *, centre: bool) -> tuple[Moments, float
             f"{SMALLEST:.0e} to {LARGEST:.0e}; train on another block, or rescale them"
         )
     return moments, scale
+
+
+class Units(NamedTuple):
+    """The scale ``[]`` and, with centring, the mean ``[d_model]`` of activations: buffers of a model."""
+
+    scale: Tensor
+    mean: Tensor | None
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Tensor], *, centre: bool) -> Moments:
+        """Sets both from rows, whose moments it returns; raises as :func:`measured`."""
+        moments, scale = measured(batches, centre=centre)
+        self.scale.fill_(scale)
+        if self.mean is not None:
+            self.mean.copy_(moments.mean)
+        return moments
+
+    def normalised(self, rows: Tensor) -> Tensor:
+        """Rows ``[N, d_model]`` from activation to normalised units."""
+        if self.mean is None:
+            return rows / self.scale.to(rows.dtype)
+        # In float32 at least: a mean of hundreds rounded to 16 bits would be off by more than what it leaves.
+        return ((rows - self.mean) / self.scale).to(rows.dtype)
+
+    def restored(self, x_hat: Tensor) -> Tensor:
+        """The inverse of :meth:`normalised`."""
+        if self.mean is None:
+            return x_hat * self.scale.to(x_hat.dtype)
+        wide = torch.promote_types(x_hat.dtype, self.mean.dtype)
+        return (x_hat.to(wide) * self.scale + self.mean).to(x_hat.dtype)
 
 
 def _peak(x: Tensor) -> float:

@@ -17,6 +17,9 @@ class Revival:
     proportion to its squared error, so that badly reconstructed tokens are served first, and no two latents start
     alike. Its decoder row is that unit direction; its encoder row is tied to it, at a fifth of the living rows' mean
     norm, and its bias is zero, so that it enters the code gently; its optimiser moments are cleared.
+
+    In a transcoder, where the residual is of the target, the encoder row is the direction in which the same token's
+    input differs from the mean of the batch: the latent fires on inputs like this one, and adds what was missing there.
     """
 
     ENCODER_SHARE = 0.2
@@ -43,12 +46,15 @@ class Revival:
         x_hat: Tensor,
         generator: torch.Generator,
         world: World | None = None,
+        *,
+        inputs: Tensor | None = None,
     ) -> int:
         """Resets dead latents from the rows of ``x`` that ``x_hat`` misses most; returns how many.
 
         At most one latent per sixteen rows is reset at a time; the others wait for the next batch. ``x`` and
         ``x_hat`` are ``[N, d_model]``, ``generator`` is of the CPU. The ranks of ``world`` hold equal parts of the
-        batch and reset the same latents.
+        batch and reset the same latents. Of a transcoder ``x`` is the target, and ``inputs [N, d_model]`` are what it
+        encodes.
         """
         world = world or World()
         residual = (x - x_hat).float()
@@ -60,10 +66,14 @@ class Revival:
             return 0
         rows = torch.multinomial(error.cpu(), len(dead), generator=generator).to(x.device)
         directions = F.normalize(_rows_of_all(residual, rows, world), dim=1)
+        firing = directions
+        if inputs is not None:
+            mean = world.summed(inputs.float().sum(0)) / len(error)
+            firing = F.normalize(_rows_of_all(inputs.float() - mean, rows, world), dim=1)
         alive = ~self.dead
         norm = model.W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else torch.ones(())
         model.W_dec[dead] = directions.to(model.W_dec)
-        model.W_enc[dead] = (directions * norm * self.ENCODER_SHARE).to(model.W_enc)
+        model.W_enc[dead] = (firing * norm * self.ENCODER_SHARE).to(model.W_enc)
         if model.b_enc is not None:
             model.b_enc[dead] = 0.0
         own: list[Tensor] = []  # an activation function may have parameters of its own for each latent

@@ -11,8 +11,11 @@ from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
 
 
-def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output") -> TIDE:
-    """A fresh TIDE (or SAE) for one block of the adapter's transformer, its modulation started as asked."""
+def build_model(
+    adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output", target: str | None = None
+) -> TIDE:
+    """A fresh TIDE (or SAE, or transcoder) for one block of the adapter's transformer, its modulation started as
+    asked."""
     check_memory(config, adapter.d_model)
     index = adapter.resolve_block(block)
     modulation: Modulation | None = None
@@ -29,6 +32,7 @@ def build_model(adapter: Adapter, block: Block, config: TrainConfig, *, tensor: 
         pipeline=adapter.name,
         block=index,
         tensor=tensor,
+        target=target,
     )
     model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
     if model.modulation is not None:

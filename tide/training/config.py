@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -34,6 +35,11 @@ class LossConfig:
     ``s_target`` and ``delta`` are those of TopK and BatchTopK; the others have a penalty of their own with the weight
     ``sparsity``. ``s_target`` is a fraction of the scheduled k / n. ``auxk`` weighs the auxiliary loss on dead latents
     (off by default: revival resets them instead).
+
+    ``prefixes`` nest dictionaries in each other (Matryoshka; Bussmann et al., arXiv 2503.17547): shares of the latents,
+    ascending and below 1. ``mse`` and ``cosine`` are then means over the reconstructions by the first m latents, for
+    each prefix and for all latents, ``x_hat_m = sum over j < m of z_j W_dec_j + b_dec``; all other terms are of the
+    whole code and its residual.
     """
 
     mse: float = 1.0
@@ -45,8 +51,11 @@ class LossConfig:
     k_aux: int = 64
     s_target: float = 0.8
     delta: float = 0.01
+    prefixes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if any(not low < high for low, high in pairwise((0.0, *self.prefixes, 1.0))):
+            raise TideError(f"loss.prefixes = {list(self.prefixes)} must ascend between 0 and 1, as in [0.0625, 0.25]")
         _check_range(self, ("mse", "cosine", "temporal", "sparsity", "reg", "auxk", "s_target"), 0)
         if not self.delta > 0:
             raise TideError(f"delta = {self.delta} must be positive; it is where Huber's function turns linear")
@@ -61,7 +70,21 @@ class LossConfig:
             weights=LossWeights(self.mse, self.cosine, temporal, self.sparsity, self.auxk),
             s_target=self.s_target * k / n_latents,
             delta=self.delta,
+            prefixes=self.prefix_sizes(n_latents),
         )
+
+    def prefix_sizes(self, n_latents: int) -> tuple[int, ...]:
+        """How many latents each of the prefixes has, at least one.
+
+        Raises :class:`~tide.errors.TideError` if two have as many, or one has all.
+        """
+        sizes = tuple(max(1, round(share * n_latents)) for share in self.prefixes)
+        if any(low >= high for low, high in pairwise((*sizes, n_latents))):
+            raise TideError(
+                f"loss.prefixes = {list(self.prefixes)} are {list(sizes)} of {n_latents} latents and must be different "
+                "numbers; give shares that are further apart"
+            )
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -177,7 +200,8 @@ class TrainConfig(ModelOptions):
         options = {option.name: getattr(self, option.name) for option in fields(ModelOptions)}
         if modulation is None:
             options |= {"pre_norm": "none", "undo": False, "timestep_thresholds": False}
-        return TIDEConfig(d_model, n_latents, k, modulation, **options, **trained_on)
+        prefixes = self.loss.prefix_sizes(n_latents)
+        return TIDEConfig(d_model, n_latents, k, modulation, prefixes=prefixes, **options, **trained_on)
 
     def learning_rate(self, d_model: int) -> float:
         """The highest of the schedule, for activations of width ``d_model``."""
@@ -253,9 +277,11 @@ def _value(name: str, kind: Any, value: Any) -> Any:
     if NoneType in get_args(kind):
         return None if value is None else _value(name, get_args(kind)[0], value)
     if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(get_args(kind)):
-            raise TideError(f"{name} = {shown} must be {len(get_args(kind))} numbers, as in [0.9, 0.99]")
-        return tuple(_value(name, each, part) for each, part in zip(get_args(kind), value, strict=True))
+        each = get_args(kind)[0]
+        n = None if get_args(kind)[-1] is ... else len(get_args(kind))
+        if not isinstance(value, list | tuple) or n not in (None, len(value)):
+            raise TideError(f"{name} = {shown} must be {n or 'a list of'} numbers, as in [0.1, 0.9]")
+        return tuple(_value(name, each, part) for part in value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)

@@ -179,7 +179,7 @@ class Learner:
         self.in_step = False
         if self._is_logged(self.step):
             self._finite.settle()
-            figures["explained_variance"] = self._explained_variance(figures["mse"], batch.x)
+            figures["explained_variance"] = self._explained_variance(figures.pop("whole"), batch.wanted)
             self._log(figures)
         if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
             self.save()
@@ -189,11 +189,11 @@ class Learner:
         self._finite.settle()
 
     def _explained_variance(self, mse: Tensor | float, x: Tensor) -> float:
-        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from its ``mse`` in normalised units; NaN where the
-        rows do not vary."""
+        """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from the ``mse`` of all latents in normalised
+        units; NaN where the rows do not vary."""
         moments = Moments.of([x])  # in float64, where rows that are equal have no variance at all
         variance = float(moments.of_all(self.world).variance.mean())
-        return 1 - float(mse) * float(self.model.activation_scale) ** 2 / variance if variance > 0 else math.nan
+        return 1 - float(mse) * float(self.model.output_units.scale) ** 2 / variance if variance > 0 else math.nan
 
     def train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
         """One update of the weights; the step's figures. It counts with :meth:`end_step`."""
@@ -218,7 +218,7 @@ class Learner:
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
         """The loss's terms; the parameters' gradients are then those of the loss and of the regularisation."""
         config, model = self.config, self.model
-        dead = None
+        dead, target = None, None if batch.target is None else batch.target.to(x.dtype)
         if config.loss.auxk:
             dead, options = (
                 self.revival.dead,
@@ -227,13 +227,18 @@ class Learner:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
-                more: dict[str, Any] = {"dead": dead, "loss": self._loss, "start": 2 * config.loss.reg}
+                more: dict[str, Any] = {
+                    "dead": dead,
+                    "target": target,
+                    "loss": self._loss,
+                    "start": 2 * config.loss.reg,
+                }
                 if self.world.several:
                     more["ranks"] = self.world.ranks(len(x) * self.world.count)
                 if self._squares is not None:
                     more["squares"] = self._squares.fill_(math.nan)
                 return model.add_gradients(x, batch.position, options, self._buffers, **more)
-            terms = model.loss(x, batch.position, options, dead=dead)
+            terms = model.loss(x, batch.position, options, dead=dead, target=target)
         loss = terms.total + config.loss.reg * model.regularisation() if config.loss.reg else terms.total
         loss.backward()
         return terms
@@ -254,6 +259,7 @@ class Learner:
         figures: dict[str, Tensor | float] = {
             "loss": terms.total.detach() + reg * self.model.regularisation() if reg else terms.total.detach(),
             "mse": terms.mse,
+            "whole": terms.whole,
             "cosine": terms.cosine,
             "temporal": terms.temporal,
             "sparsity": terms.sparsity,
@@ -288,7 +294,10 @@ class Learner:
         with torch.no_grad():
             x_hat = self.model(x, batch.position)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        self.revived += self.revival.revive(self.model, self.optimizer, x, x_hat, generator, self.world)
+        inputs = None if batch.target is None else x
+        self.revived += self.revival.revive(
+            self.model, self.optimizer, batch.wanted.to(x), x_hat, generator, self.world, inputs=inputs
+        )
 
     def _kept_gradients(self) -> dict[str, Tensor]:
         """The gradients that the fused loss writes, by the names of the weights: those of AdamW's that are kept. None

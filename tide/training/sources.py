@@ -31,6 +31,7 @@ from tide.images.identity import Sample, digest
 from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
 from tide.sae import TIDE
+from tide.sae.config import check_target
 from tide.training.build import build_model
 from tide.training.config import TrainConfig
 from tide.training.job import Job, Jobs
@@ -51,6 +52,7 @@ class StoreInfo(TypedDict):
     family: str
     block: int
     tensor: str
+    target: NotRequired[str | None]
     weights: NotRequired[dict[str, str]]
 
 
@@ -99,9 +101,9 @@ def _store_job(
         raise TideError("no store is given; give at least one folder")
     stores = [open_store(path) for path in paths]
     first, info = stores[0], stores[0].info
-    of = {name: info[name] for name in _OF}
+    of = _of(first)
     for store in stores[1:]:
-        if found := first_difference(of, {name: store.info[name] for name in _OF}):
+        if found := first_difference(of, _of(store)):
             raise TideError(
                 f"{store.path} is of {found.name} {found.now!r} and {first.path} of {found.before!r}; "
                 "train on stores of one block"
@@ -172,10 +174,20 @@ def open_store(path: str | Place) -> ActivationStore:
     if missing := [name for name in _OF if name not in store.info]:
         raise TideError(f"{path} does not say what {missing[0]} it is of; make it with `tide collect`")
     check_schema(store.info, StoreInfo, f"{path}/manifest.json (info)")
-    check_tensor(store.info["tensor"])
+    if (target := store.info.get("target")) is None:
+        check_tensor(store.info["tensor"])
+    else:
+        check_target(target, store.info["tensor"])
+    if (target is not None) != store.manifest.get("target", False):
+        raise TideError(f"{path} does not hold the targets that its info names; collect it again")
     if not isinstance(store.path, RemotePath):
         store.verify()  # a flipped bit is a value like any other to a training
     return store
+
+
+def _of(store: ActivationStore) -> dict[str, Any]:
+    """What a model of the store is of: entries of its config."""
+    return {**{name: store.info[name] for name in _OF}, "target": store.info.get("target")}
 
 
 def _images_of(stores: Sequence[ActivationStore]) -> TrainedOn | None:
@@ -249,8 +261,7 @@ def _ahead(
 
 
 def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
-    of = {name: store.info[name] for name in _OF}
-    return TIDE(config.model_config(store.d_model, None, **of), backend=config.backend, seed=config.seed)
+    return TIDE(config.model_config(store.d_model, None, **_of(store)), backend=config.backend, seed=config.seed)
 
 
 def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callable[[str], Adapter] | None) -> TIDE:
@@ -263,7 +274,8 @@ def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callabl
         if stored != own:
             opened = adapter.name or "the pipeline"
             raise TideError(f"{store.path} is of {name} {stored} and {opened} of {own}; use its own pipeline")
-    return build_model(adapter, store.info["block"], config, tensor=store.info["tensor"])
+    of = _of(store)
+    return build_model(adapter, of["block"], config, tensor=of["tensor"], target=of["target"])
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
@@ -276,6 +288,7 @@ def from_pool(
     *,
     block: Block = "penultimate",
     tensor: str = "output",
+    target: str | None = None,
     source: Source | None = None,
 ) -> Job:
     """Training on activations in memory, in a random order, epoch after epoch.
@@ -286,7 +299,7 @@ def from_pool(
         adapter: the pipeline's, whose transformer the modulation is copied from.
         config: how it is trained.
         block: a number, negative from the end, or "penultimate".
-        tensor: "output", "attention" or "feed_forward".
+        tensor, target: as in :class:`~tide.activations.CollectOptions`.
         source: the images that ``activations`` are of and whose iteration gave them. The checkpoint records them, so
             that they are not taken for held-out ones.
 
@@ -296,7 +309,8 @@ def from_pool(
     """
     pool = ActivationPool(activations, config.batch_tokens, seed=config.seed)
     about = {"rows": len(pool), "fingerprint": digest(pool.all.x)}
-    model = build_model(adapter, block, config, tensor=tensor)
+    about |= {} if pool.all.target is None else {"target": digest(pool.all.target)}
+    model = build_model(adapter, block, config, tensor=tensor, target=target)
     data: dict[str, Any] = dict(about)
     if source is not None:
         data = {"name": source.name, **about}
@@ -371,7 +385,8 @@ def live_blocks(
     shares = shared_blocks(indices)
     here = list(filter(shares.trained_here, indices))
     check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows)
-    models = {index: build_model(adapter, index, config, tensor=options.tensor) for index in here}
+    of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
+    models = {index: build_model(adapter, index, config, **of) for index in here}
     images: Data = source
     length = caption_length(adapter)
     if cache:
@@ -422,6 +437,7 @@ def _described(
         "size": list(source.size),
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "tensor": options.tensor,
+        **({} if options.target is None else {"target": options.target}),
         "timesteps": options.n_timesteps,
         "token_fraction": options.token_fraction,
         "paired": options.paired,

@@ -31,7 +31,9 @@ def started(
     for block, model in models.items() if first else ():
         start = _whole(first[0][block].to(model.W_enc.device), world)
         more = [world.gathered(batch[block].x) for batch in first[1:]]
-        moments = model.calibrate(start.x, start.position, more=more)
+        targets = [] if start.target is None else [start.target]
+        targets += [world.gathered(each) for batch in first[1:] if (each := batch[block].target) is not None]
+        moments = model.calibrate(start.x, start.position, more=more, targets=targets)
         if warning := moments.warning(centre=model.config.centre):
             of = f"block {model.config.block}: " if len(models) > 1 else ""
             warnings.warn(of + warning, stacklevel=4)
@@ -57,4 +59,5 @@ def _whole(part: ActivationBatch, world: World) -> ActivationBatch:
         group=world.gathered(part.group),
         sample=world.gathered(part.sample),
         token=world.gathered(part.token),
+        target=None if part.target is None else world.gathered(part.target),
     )

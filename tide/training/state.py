@@ -245,8 +245,9 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor], moments: Sequence[i
     for i in moments:
         if float(tensors[f"optimizer.{i}.step"]) > step:
             raise TideError(f"{path}: optimizer.{i}.step lies beyond step {step}; {_REMEDY}")
-    if not bool(tensors["model.activation_scale"] > 0):
-        raise TideError(f"{path}: model.activation_scale is not positive; {_REMEDY}")
+    for name in ("model.activation_scale", "model.target_scale"):
+        if name in tensors and not bool(tensors[name] > 0):
+            raise TideError(f"{path}: {name} is not positive; {_REMEDY}")
     stored = tensors.get("model.activation.threshold")
     if stored is not None and bool(stored < 0):
         raise TideError(f"{path}: model.activation.threshold is negative; {_REMEDY}")
