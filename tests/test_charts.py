@@ -59,3 +59,22 @@ def test_bars_carry_their_values():
     assert {"3D", "part", "latent"} <= set(texts(chart))
     assert bars_svg([], [], base=0, top=1) == ""
     assert bars_svg(["3D"], [], base=0, top=1) == ""
+
+
+def test_a_band_of_one_error_to_either_side():
+    """In the ink of its line; an error that is not known leaves no width, and points that are not drawn have none."""
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, math.nan)]
+    plain, band = (
+        svg(line_svg([Series("a", "green", points, errors=errors)], x_label="block", whole_x=True))
+        for errors in ((), (0.5, math.inf, 0.5))
+    )
+    assert "fill-opacity" not in plain
+    assert "fill: var(--green); fill-opacity: 0.18" in band
+    assert "nan" not in band
+
+
+def test_ticks_at_whole_numbers():
+    points = [(0.0, 1.0), (1.0, 2.0)]
+    some, whole = (svg(line_svg([Series("a", "blue", points)], x_label="", whole_x=each)) for each in (False, True))
+    assert ">0.4</text>" in some.split("matplotlib.axis_2")[0]
+    assert ">0.4</text>" not in whole.split("matplotlib.axis_2")[0]

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.single import single
 from tide import devices
-from tide.devices import check_backend, default_dtype, device_memory, device_names, device_of, in_double
+from tide.devices import check_backend, default_dtype, device_memory, device_names, device_of, in_double, use_own_gpu
 from tide.errors import TideError
 from tide_kernels.dispatch import choose
 
@@ -17,6 +17,21 @@ from tide_kernels.dispatch import choose
 def test_the_cpu_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of(None) == device_of("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("environment", "number"), [({"LOCAL_RANK": "1"}, 1), ({"LOCAL_RANK": "5"}, 1), ({}, None)])
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, environment, number):
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    launcher = {"RANK": "5", "WORLD_SIZE": "8", **environment} if environment else {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    use_own_gpu()
+    assert chosen == ([] if number is None else [number])
 
 
 def test_a_gpu_where_there_is_one(monkeypatch):

@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from tide.interpretation import caption_concepts, follow, make_atlas
     from tide.loading import load_adapter, load_sae, load_saes
     from tide.sae import TIDE, TIDEConfig
-    from tide.training import TrainConfig, Trainer, from_pool, from_stores, live, train
+    from tide.training import (
+        TrainConfig,
+        Trainer,
+        from_block_stores,
+        from_pool,
+        from_stores,
+        live,
+        live_blocks,
+        train,
+        train_blocks,
+    )
 
 #: Module -> the names that are taken from it.
 _NAMES = {
@@ -55,7 +65,7 @@ _NAMES = {
     "tide.interpretation": "caption_concepts follow make_atlas",
     "tide.loading": "load_adapter load_sae load_saes",
     "tide.sae": "TIDE TIDEConfig",
-    "tide.training": "TrainConfig Trainer from_pool from_stores live train",
+    "tide.training": "TrainConfig Trainer from_block_stores from_pool from_stores live live_blocks train train_blocks",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -93,11 +103,13 @@ __all__ = [
     "evaluate_blocks",
     "evaluation_text",
     "follow",
+    "from_block_stores",
     "from_pool",
     "from_stores",
     "image_contrast",
     "image_target",
     "live",
+    "live_blocks",
     "load_adapter",
     "load_sae",
     "load_saes",
@@ -108,6 +120,7 @@ __all__ = [
     "search_edits",
     "sweep",
     "train",
+    "train_blocks",
     "write_sweep",
 ]
 

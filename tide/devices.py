@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tide.errors import TideError
+from tide.ranks import launched
 from tide_kernels.dispatch import backend_names, choose
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,9 +39,9 @@ def device_of(name: str | None) -> torch.device:
 
 def use_own_gpu() -> None:
     """Makes ``cuda`` the GPU of this process's own among those that torchrun started on this machine."""
-    rank = os.environ.get("LOCAL_RANK", "")
-    if rank.isdecimal() and torch.cuda.is_available():
-        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+    found = launched()
+    if found is not None and torch.cuda.is_available():
+        torch.cuda.set_device(found.local % torch.cuda.device_count())
 
 
 def _module(kind: str) -> Any:

@@ -21,7 +21,7 @@ from tide.errors import TideError
 from tide.messages import one_line
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
-from tide.sae.sets import members, one_of
+from tide.sae.sets import check_single, members, one_of
 from tide.scenes.pipeline import DATA
 
 #: The name of the pipeline, and of the images, that the package ships.
@@ -170,8 +170,9 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     """A checkpoint beside the pipeline it is for, on the pipeline's device.
 
     Raises :class:`~tide.errors.TideError` for one of another width or family, of another ``block`` than the one asked
-    for, or of none.
+    for, or of none, and for the folder of a set (:func:`load_saes`).
     """
+    check_single(folder)
     check_backend(backend, adapter.device)
     expected = None if block is None else adapter.resolve_block(block)
     model = TIDE.from_pretrained(

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tide.devices import use_own_gpu
 from tide.errors import TideError
 from tide.ranks import launched
 from tide_kernels import Ranks
@@ -160,8 +161,7 @@ def current() -> World:
     if found is None:
         return World()
     if not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(found.local % torch.cuda.device_count())
+        use_own_gpu()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=wait_limit()))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tide_kernels.dispatch import Choice, choose
 from tide_kernels.options import LossOptions
-from tide_kernels.ranks import Group
+from tide_kernels.ranks import ALONE, Group
 
 
 class DeadLatents(Protocol):
@@ -53,7 +53,7 @@ def dead_latents(
     b_enc: Tensor | None,
     W_dec: Tensor,
     gradients: dict[str, Tensor],
-    shared: Group,
+    shared: Group = ALONE.latents,
 ) -> DeadLatents | None:
     """The latents marked by ``dead [n_latents]`` in the form that ``options.dead_bucket`` asks for; None without any,
     unless other ranks of ``shared``, which share the latents, may have some.

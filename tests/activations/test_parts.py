@@ -84,6 +84,7 @@ def test_shares_are_whole_passes_that_follow_one_another(n, of, per_pass):
     ("index", "of", "message"),
     [
         (0, 0, "0 parts are none; give R/W with W of at least 1, such as 0/64"),
+        (0, 10**5, "100000 parts are too many; give at most 99999"),
         (64, 64, "part 64 of 64 does not exist; they are 0 to 63"),
         (-1, 2, "part -1 of 2 does not exist; they are 0 to 1"),
     ],

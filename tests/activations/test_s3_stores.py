@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.helpers.store_batches import go_on
 from tide.activations import ActivationBatch, ActivationStore
@@ -61,6 +69,49 @@ def test_a_store_in_a_bucket(tmp_path):
     store.verify()
     with pytest.raises(TideError, match=rf"^{URL}/none holds no manifest.json; give the folder of an activation store"):
         ActivationStore(f"{URL}/none")
+
+
+class Rows(IterableDataset):
+    def __init__(self, store: ActivationStore) -> None:
+        self.store = store
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return self.store.batches(16)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="does not fork")
+def test_workers_that_were_forked_read_from_the_bucket(tmp_path):
+    """The driver's thread is not there in a fork."""
+    go_on(f"{URL}-forked", 40, shard_bytes=20_000)
+    store = ActivationStore(f"{URL}-forked")
+    store.read(0)
+    batches = list(DataLoader(Rows(store), batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    assert sum(map(len, batches)) == len(store) == 1600
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills")
+def test_kills_at_random_moments_lose_nothing_that_was_uploaded(tmp_path):
+    options = ["--pipeline", "scenes", "--data", "scenes", "--images", "96", "--batch-size", "4", "--block", "3"]
+    command = [sys.executable, "-m", "tide", "collect", *options, "--token-fraction", "1", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "one"], check=True, env=environment, capture_output=True)
+    url, chance = "s3://bucket/killed", random.Random(0)
+    for _ in range(3):
+        with subprocess.Popen(
+            [*command, url, "--resume"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as run:
+            while not list((tmp_path / "cache").glob("staging/*/.lock")) and run.poll() is None:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 2))
+            run.send_signal(signal.SIGKILL)
+        if remote.RemotePath(f"{url}/manifest.json").read_text() is not None:
+            ActivationStore(url).verify()
+    subprocess.run([*command, url, "--resume"], check=True, env=environment, capture_output=True)
+    store, own = ActivationStore(url), ActivationStore(tmp_path / "one")
+    assert store.complete
+    assert store.fingerprint == own.fingerprint
+    assert torch.equal(rows(store), rows(own))
 
 
 def test_a_bucket_that_is_not_there():

@@ -166,6 +166,13 @@ def test_a_block_that_the_set_does_not_have(refused, copy):
     assert refused(copy, "--block", 3, 5) == f"{copy} holds no block 5; it holds 3, 6"
 
 
+def test_commands_of_one_block_say_which_to_give(cli, folder, images, tmp_path):
+    for words in (["atlas", "--data", images], ["edit", "--prompt", "a house", "--erase", 1]):
+        result = cli(*words, "--sae", folder, "--out", tmp_path / "out")
+        message = f"{folder} holds the checkpoints of several blocks; give one of them, such as {folder}/block-3"
+        assert result == (2, "", f"tide: error: {message}\n")
+
+
 def test_a_folder_without_checkpoints(refused, tmp_path):
     assert refused(tmp_path).startswith(f"{tmp_path}/config.json does not exist; check the path")
 

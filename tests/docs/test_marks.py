@@ -67,6 +67,10 @@ def check_shell(words: list[str], block: Block) -> None:
     elif program in ("python", "python3"):
         there = find_spec(words[2]) is not None if words[1] == "-m" else (ROOT / words[1]).is_file()
         assert there, f"{block}: {shlex.join(words)}"
+    elif program == "torchrun":
+        assert find_spec(words[words.index("-m") + 1]) is not None, f"{block}: {shlex.join(words)}"
+    elif program == "sbatch":
+        assert (ROOT / words[1]).is_file(), f"{block}: {shlex.join(words)}"
     else:
         pytest.fail(f"{block}: {program} is not a known kind of command")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from tide.activations import Prepared
 from tide.activations.collect import sample_noise
+from tide.adapters import adapter_for
 from tide.errors import TideError
 from tide.evaluation.block_tokens import read_tokens, token_places
 from tide.interpretation.reading import noised_activations
@@ -35,6 +38,22 @@ def test_tokens_are_those_of_the_whole_image(adapter, images):
             whole, _ = noised_activations(adapter, model, part, noise, TIMESTEPS)
             for i in range(len(part.latents)):
                 torch.testing.assert_close(tokens.x[:, first + i], whole[:, i, places[first + i]])
+
+
+def test_the_conditioning_of_every_image_is_kept(alpha_with_sizes):
+    """Of a pipeline that is conditioned on the image's size; it is the same at all timesteps."""
+    adapter = adapter_for(alpha_with_sizes)
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    data = [Prepared(latents, adapter.encode_prompts(["a", "b", "c"], 20))]
+    n = math.prod(adapter.token_grid(16, 16))
+    tokens = read_tokens(adapter, data, [1], TIMESTEPS, token_places(3, n, 0.25, seed=0))[1]
+    _, conditioning = noised_activations(
+        adapter, TIDE(TIDEConfig(48, 64, 8, block=1)), data[0], sample_noise(latents.shape, 0, 0), TIMESTEPS
+    )
+    assert torch.equal(tokens.conditioning, conditioning)
+    x, position = tokens.at(1, torch.device("cpu"))
+    assert (len(x), float(position.timestep)) == (3 * (n // 4), 300)
+    assert torch.equal(position.conditioning, conditioning)
 
 
 def test_blocks_share_the_passes(adapter, images):

@@ -17,6 +17,7 @@ from tide.evaluation import layer_sweep as module
 from tide.evaluation.block_tokens import read_tokens
 from tide.evaluation.fit_by_timestep import by_model, fit_by_timestep
 from tide.evaluation.sweep_images import Asked
+from tide.evaluation.sweep_wording import sweep_sentences
 
 VARIANTS = {"tide", "random", "neurons", "pca_k", "pca_k/4", "mean"}
 
@@ -154,7 +155,8 @@ def test_words_of_captions(adapter, tmp_path):
     source = open_source(pictures, adapter, batch_size=8)
     options = {**OPTIONS, "loss_images": 1, "timesteps": 1}
     found = sweep(adapter, models(adapter, (6,)), source, concepts=["near", "whale"], **options)
-    assert list(found["concepts"]) == ["near"]
+    assert (list(found["concepts"]), found["left_out"]) == (["near"], ["whale"])
+    assert sweep_sentences(found)[-1] == "Left out, since too few show them or too few do not: whale."
     assert found["concepts"]["near"]["level"] == "caption"
     assert found["blocks"]["6"]["probes"]["tide"]["1"]["concepts"].keys() == {"near"}
     without = sweep(adapter, models(adapter, (6,)), source, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.remote import Troubled
+from tests.helpers.remote import Troubled, start
 from tide.errors import TideError
-from tide.files import cache, remote
+from tide.files import cache
 from tide.files.cache import cache_limit, fetched
 from tide.files.remote import RemotePath
 
@@ -22,11 +23,8 @@ SIZE = 1000
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path) -> Path:
-    Troubled.reset()
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("TIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TIDE_CACHE_SIZE", "3KB")
-    return tmp_path / "cache/shards"
+    return start(monkeypatch, tmp_path) / "shards"
 
 
 def given(i: int) -> tuple[RemotePath, int, str]:
@@ -59,6 +57,18 @@ def test_the_copies_used_longest_ago_are_removed_first(folder):
     assert numbers(folder) == {1, 3, 4}
 
 
+def test_a_file_that_is_arriving_is_left_to_its_process_until_it_must_be_dead(folder):
+    fetched(*given(1))
+    arriving = folder / "a.part"
+    arriving.write_bytes(bytes(1500))
+    os.utime(arriving, (time.time() - 60,) * 2)
+    fetched(*given(2))
+    assert arriving.exists()
+    os.utime(arriving, (time.time() - 7200,) * 2)
+    fetched(*given(3))
+    assert not arriving.exists()
+
+
 def test_a_copy_that_is_mapped_can_be_read_after_its_removal(folder):
     path = fetched(*given(1))
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
@@ -77,7 +87,9 @@ def test_another_file_than_the_list_says_is_refused(folder, size, sha256, what):
     path, _, own = given(1)
     with pytest.raises(TideError) as error:
         fetched(path, size, sha256 or own)
-    assert str(error.value) == f"{path} is not the file that the manifest lists ({what}); collect it again"
+    assert str(error.value) == (
+        f"{path} is not the file that the manifest lists ({what}); remove it there and run `tide collect --resume`"
+    )
     assert list(folder.iterdir()) == []
 
 
@@ -120,9 +132,14 @@ def test_a_folder_that_cannot_be_made(monkeypatch, tmp_path):
         fetched(*given(1))
 
 
-def test_readers_at_once_share_the_copies(folder):
-    files = [given(i) for i in range(1, 4)]
+@pytest.mark.parametrize("limit", ["1MB", "3KB"])
+def test_readers_at_once_share_the_copies(folder, monkeypatch, limit):
+    """Where there is little room they remove one another's copies, and never what is arriving."""
+    monkeypatch.setenv("TIDE_CACHE_SIZE", limit)
+    files = [given(i) for i in range(1, 6)]
     with ThreadPoolExecutor(12) as readers:
-        paths = list(readers.map(lambda i: fetched(*files[i % 3]), range(36)))
-    assert len(set(paths)) == 3
-    assert numbers(folder) == {1, 2, 3}
+        paths = list(readers.map(lambda i: fetched(*files[i % 5]), range(60)))
+    assert len(set(paths)) == 5
+    assert numbers(folder) <= set(range(1, 6))
+    if limit == "1MB":
+        assert len(list(folder.iterdir())) == 5

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+
+from tide.files import remote
+
+#: Where the tests' store is.
+URL = "troubled://bucket/acts"
 
 
 class Troubled(MemoryFileSystem):
@@ -58,6 +64,19 @@ class Troubled(MemoryFileSystem):
     def ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
         self._trouble(f"list {path}")
         return super().ls(path, *args, **kwargs)
+
+
+def fetched_shards() -> list[str]:
+    """The shards that were fetched, in order."""
+    return [call.rpartition("/")[2] for call in Troubled.calls if call.startswith("get ") and "shard" in call]
+
+
+def start(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Empties the file system and has nobody wait; copies go into a folder ``cache``, which is returned."""
+    Troubled.reset()
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("TIDE_CACHE", str(folder / "cache"))
+    return folder / "cache"
 
 
 fsspec.register_implementation("troubled", Troubled, clobber=True)

@@ -8,6 +8,7 @@ import torch
 from tests.helpers.image_folders import list_captions, make, save
 from tide.errors import TideWarning
 from tide.images import open_data
+from tide.images.identity import UNREAD
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*empty prompt:tide.errors.TideWarning")
 
@@ -85,6 +86,26 @@ def test_images_before_the_start_are_not_decoded(folder, monkeypatch):
     monkeypatch.setattr("tide.images.samples.to_tensor", lambda image, size: opened.append(1) or torch.zeros(3, 4, 4))
     list(open_data(folder, 8).from_sample(4))
     assert len(opened) == 1
+
+
+def test_files_before_the_first_that_is_recorded_are_not_read(folder):
+    whole = open_data(folder, 8)
+    read(whole)
+    late = open_data(folder, 8).recording_from(3)
+    for name in names(whole)[:3]:
+        (folder / name).write_text("no image")
+    assert late.samples_before(4) == [UNREAD] * 3 + whole.samples[3:4]
+    rest = torch.cat([images for images, _ in late.from_sample(3)])
+    assert late.samples == [UNREAD] * 3 + whole.samples[3:]
+    assert len(rest) == 2
+
+
+def test_a_listing_tells_names_and_their_order(folder):
+    data = open_data(folder, 8, seed=1)
+    assert data.listing(5) == open_data(folder, 8, seed=1).listing(5)
+    assert len({data.listing(5), data.listing(4), open_data(folder, 8, seed=3).listing(5)}) == 3
+    save(folder / "new.png", (1, 2, 3))
+    assert open_data(folder, 8, seed=1).listing(6) != data.listing(5)
 
 
 def test_unreadable_images_that_are_skipped_are_no_samples(folder):

@@ -17,8 +17,8 @@ def test_they_are_the_arguments_of_tide_loss_with_the_same_defaults():
     for name in LossOptions._fields:
         default = LossOptions._field_defaults.get(name, inspect.Parameter.empty)
         assert parameters[name].default == default, name
-    tensors = {"x", *Parameters._fields, "group", "dead", "target", "gradients", "start", "squares", "ranks"}
-    assert set(parameters) == tensors | set(LossOptions._fields)
+    others = {"x", *Parameters._fields, "group", "dead", "target", "gradients", "start", "squares", "ranks"}
+    assert set(parameters) == others | set(LossOptions._fields)
 
 
 def test_one_value_serves_as_the_arguments_of_tide_loss():

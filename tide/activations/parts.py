@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,15 @@ from tide.files.remote import Place, folders_in
 from tide.provenance import check_unchanged
 from tide.ranks import launched
 
-_NAME = re.compile(r"part-([0-9]{5,9})-of-([0-9]{5,9})")
+_NAME = re.compile(r"part-([0-9]{5})-of-([0-9]{5})")
+#: The most parts: what their names can say.
+MOST = 99_999
 #: The entry of a manifest's ``info`` that tells a part from the whole.
 PART = "part"
 #: Fields of manifests that are equal in all parts that hold activations.
 _KIND = ("d_model", "dtype", "paired", "d_conditioning")
+#: Manifests that are read at a time: there may be a thousand, on a disk that is far away.
+_READERS = 16
 #: Parts that a message lists.
 _LISTED = 8
 
@@ -38,6 +43,8 @@ class Part:
     def __post_init__(self) -> None:
         if self.of < 1:
             raise TideError(f"{self.of} parts are none; give R/W with W of at least 1, such as 0/64")
+        if self.of > MOST:
+            raise TideError(f"{self.of} parts are too many; give at most {MOST}")
         if not 0 <= self.index < self.of:
             raise TideError(f"part {self.index} of {self.of} does not exist; they are 0 to {self.of - 1}")
 
@@ -136,8 +143,9 @@ def read_parts(folder: Place) -> Manifest | None:
         return None
     if manifest_at(folder) is not None:
         raise TideError(f"{folder} holds a whole store and parts of one; remove what does not belong there")
-    found = ((part, manifest_at(path)) for part, path in parts.items())
-    manifests = {part: manifest for part, manifest in found if manifest is not None}
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = zip(parts, readers.map(manifest_at, parts.values()), strict=True)
+        manifests = {part: manifest for part, manifest in found if manifest is not None}
     _check_whole(folder, next(iter(parts)).of, manifests)
     first = next(iter(manifests))
     for part, manifest in manifests.items():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tide.activations.manifest import Manifest, open_shard, recorded_beside, samples_of, verify_shard
+from tide.activations.manifest import Manifest, Shard, open_shard, recorded_beside, samples_of, verify_shard
 from tide.errors import TideError, TideWarning
 from tide.files import file_digest
 from tide.files.cache import cache_limit, fetched
@@ -17,6 +19,11 @@ from tide.images.identity import Sample
 
 #: Small files at a URL that are read at a time.
 _READERS = 16
+#: Shards that are fetched at a time.
+_DOWNLOADS = 8
+#: How often a copy that cannot be used is fetched.
+_ATTEMPTS = 3
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def shards_of(folder: Place, manifest: Manifest) -> Shards:
@@ -34,6 +41,9 @@ class Shards(ABC):
     @abstractmethod
     def open(self, index: int) -> Any:
         """The memory-mapped file."""
+
+    def prepare(self, indices: Set[int]) -> None:  # noqa: B027
+        """Has those shards at hand that are going to be opened, where opening one takes long."""
 
     @abstractmethod
     def verify(self, index: int) -> None:
@@ -78,8 +88,9 @@ class RemoteShards(Shards):
         super().__init__(manifest)
         self.folder = folder
         self._checked: set[int] = set()
-        if any("sha256" not in shard for shard in manifest["shards"]):
-            raise TideError(f"{folder} lists no SHA-256, as stores of earlier versions; copy it and read the copy")
+        # It becomes the name of a file.
+        if not all(_SHA256.fullmatch(shard.get("sha256", "")) for shard in manifest["shards"]):
+            raise TideError(f"{folder} does not list the SHA-256 of every shard; copy the store and read the copy")
         needed, limit = sum(shard["bytes"] for shard in manifest["shards"]), cache_limit()
         if needed > limit:
             said = (
@@ -88,30 +99,33 @@ class RemoteShards(Shards):
             warnings.warn(f"{said}; raise TIDE_CACHE_SIZE", TideWarning, stacklevel=4)
 
     def open(self, index: int) -> Any:
-        if index in self._checked:
+        shard, checks = self.manifest["shards"][index], open_shard if index in self._checked else verify_shard
+        for attempt in range(_ATTEMPTS):
+            copy = self._copy(shard)
             try:
-                return open_shard(self._copy(index), self.manifest, self.manifest["shards"][index])
-            except TideError:  # another process removed it for want of room between the two
-                self._checked.discard(index)
-        return self._verified(index)
+                file = checks(copy, self.manifest, shard)
+            except (TideError, FileNotFoundError):
+                # This disk has damaged it, or another process has just removed it for want of room.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                copy.unlink(missing_ok=True)
+                continue
+            self._checked.add(index)
+            return file
+
+    def _copy(self, shard: Shard) -> Path:
+        return fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+
+    def prepare(self, indices: Set[int]) -> None:
+        """Fetches several at a time, unless they would push one another out of the cache."""
+        shards = [self.manifest["shards"][index] for index in sorted(indices)]
+        if len(shards) > 1 and sum(shard["bytes"] for shard in shards) <= cache_limit():
+            with ThreadPoolExecutor(_DOWNLOADS) as downloads:
+                list(downloads.map(self._copy, shards))
 
     def verify(self, index: int) -> None:
-        self._verified(index)
-
-    def _verified(self, index: int) -> Any:
-        shard = self.manifest["shards"][index]
-        copy = self._copy(index)
-        try:
-            file = verify_shard(copy, self.manifest, shard)
-        except TideError:  # as above, or this disk has damaged it
-            copy.unlink(missing_ok=True)
-            file = verify_shard(self._copy(index), self.manifest, shard)
-        self._checked.add(index)
-        return file
-
-    def _copy(self, index: int) -> Path:
-        shard = self.manifest["shards"][index]
-        return fetched(self.folder / shard["file"], shard["bytes"], shard["sha256"])
+        self._checked.discard(index)
+        self.open(index)
 
     def digest(self, index: int) -> str:
         return self.manifest["shards"][index]["sha256"]

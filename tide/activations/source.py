@@ -101,6 +101,10 @@ class Source:
         """What the last iteration read."""
         return self.batches.samples[: self.n_images]
 
+    def samples_between(self, start: int, end: int) -> list[Sample]:
+        """Those from number ``start`` to ``end - 1``."""
+        return self.batches.samples[start : min(end, self.n_images)]
+
     def samples_before(self, n: int) -> list[Sample]:
         """What the first ``n`` images and captions are. Reads the files of all of these, and decodes none where the
         data can do so."""
@@ -139,7 +143,10 @@ class Prompts:
         return len(self.texts)
 
     def samples(self) -> list[Sample]:
-        return [Sample(f"prompt {i}", "", digest(text)) for i, text in enumerate(self.texts)]
+        return self.samples_between(0, self.n_images)
+
+    def samples_between(self, start: int, end: int) -> list[Sample]:
+        return [Sample(f"prompt {i}", "", digest(text)) for i, text in enumerate(self.texts[start:end], start)]
 
     def samples_before(self, n: int) -> list[Sample]:
         return self.samples()

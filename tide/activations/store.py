@@ -201,6 +201,7 @@ class ActivationStore:
             if skip >= n_rows:
                 skip -= n_rows
                 continue
+            self._shards.prepare({index for index, _, _ in chosen} - self._files.keys())
             whole = ActivationBatch.cat([self.read(*chunk) for chunk in chosen])
             mixed = shuffled(whole, sample_generator(seed, epoch, window))
             yield mixed.take(slice(skip, None))

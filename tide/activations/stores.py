@@ -168,7 +168,7 @@ def _collect(
     for start, stop, takers in segments:
         for batches in activations(data, start, stop):
             first, end = _ends(batches)
-            samples = () if data is None else data.samples()[first:end]
+            samples = () if data is None else data.samples_between(first, end)
             for block in takers:
                 writers[block].add(batches[block], samples)
             if is_first and any(writer.n_written for writer in writers.values()):

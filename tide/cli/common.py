@@ -25,7 +25,7 @@ from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
 from tide.sae.config import input_of
-from tide.sae.sets import one_of
+from tide.sae.sets import check_single, one_of
 
 
 def adapter_of(model: Model, pipeline: str | None = None, *, denoiser_only: bool = False) -> Adapter:
@@ -53,6 +53,8 @@ def pipeline_of(model: Model, autoencoder: Autoencoder | Autoencoders) -> str:
     """
     if model.adapter is not None:
         import_adapters(model.adapter)
+    if isinstance(autoencoder, Autoencoder):
+        check_single(autoencoder.sae)
     check_family(autoencoder.sae)
     if model.pipeline is not None:
         return model.pipeline

@@ -62,7 +62,8 @@ class Train(Command):
     )
 
     store: MaybeNames = None
-    """one or more stores of the same block, mixed in proportion to their sizes, or folders of several blocks' stores"""
+    """one or more stores (folders or URLs) of the same block, mixed in proportion to their sizes, or folders of several
+    blocks' stores"""
     out: Folder
     """folder for the checkpoint"""
     config: MaybeFile = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,13 +21,15 @@ CAPTION = "caption"
 class Labels:
     """Which rows show which of the concepts ``names``: bool ``[rows, concepts]``, of the images that probes are fitted
     to (``fit``) and of those they are scored on (``measured``). ``per_token``: rows are the chosen tokens of each
-    image in order, or else images. ``levels``: the level of each concept."""
+    image in order, or else images. ``levels``: the level of each concept.
+    ``left_out``: concepts that too few rows show, or do not show."""
 
     names: list[str]
     fit: Tensor
     measured: Tensor
     per_token: bool
     levels: list[str]
+    left_out: list[str] = field(default_factory=list)
 
     def counted(self) -> dict[str, dict[str, int | str]]:
         """Concept -> its level, and how many rows of either side show it."""
@@ -75,7 +77,8 @@ def _labels(names: list[str], sides: list[dict[str, Tensor]], per_token: bool, l
             "give more images, or name others"
         )
     fit, measured = (torch.stack([side[name] for name in known], dim=1) for side in sides)
-    return Labels(known, fit, measured, per_token, [level_of[name] for name in known])
+    left_out = [name for name in names if name not in known]
+    return Labels(known, fit, measured, per_token, [level_of[name] for name in known], left_out)
 
 
 def _enough(shows: Tensor) -> bool:

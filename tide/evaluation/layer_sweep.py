@@ -89,8 +89,8 @@ def sweep(
         for each of the above :func:`~tide.evaluation.fit_by_timestep.fit_by_timestep`; ``"loss"``,
         :func:`~tide.evaluation.loss_by_timestep.loss_by_timestep`, also of "zero"; ``"probes"``, of "tide", "random",
         "neurons" and "pca", :func:`~tide.evaluation.probes_by_timestep.probes_by_timestep`, or None. ``"average"``:
-        :func:`~tide.evaluation.table.average` over the blocks. ``"timesteps"``, ``"images"``, ``"clean"`` (the loss)
-        and ``"concepts"`` are the same for all.
+        :func:`~tide.evaluation.table.average` over the blocks. ``"timesteps"``, ``"images"``, ``"clean"`` (the loss),
+        ``"concepts"`` and ``"left_out"`` (concepts that too few rows show, or do not show) are the same for all.
 
     Raises:
         TideError: as :func:`~tide.evaluation.evaluate_blocks`; a model is a transcoder; there is no concept to probe;
@@ -146,6 +146,7 @@ def _common(sides: Sides, timesteps: Tensor, clean: Losses) -> dict[str, Any]:
         "timesteps": timesteps.tolist(),
         "clean": {"loss": sum(by_t.values()) / len(by_t), "timestep": by_t},
         "concepts": None if sides.labels is None else sides.labels.counted(),
+        "left_out": None if sides.labels is None else sides.labels.left_out,
     }
 
 

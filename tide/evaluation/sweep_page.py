@@ -15,93 +15,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tide import charts
 from tide.charts import Series
+from tide.evaluation.sweep_figures import (
+    ACTIVE,
+    COSINE,
+    DEAD,
+    ERROR,
+    FIGURES,
+    NAMES,
+    OF_MEAN,
+    PROBES,
+    RATIO,
+    RECOVERED,
+    VARIANCE,
+    Figure,
+)
 from tide.evaluation.sweep_wording import Figures, known, sweep_sentences
 from tide.files import replace_file
 
 #: The page's file in the folder of a sweep.
 PAGE = "sweep.html"
 MISSING = "\N{EN DASH}"
-#: What autoencoder and baselines are called, and the ink of each.
-NAMES = {
-    "tide": ("latents", "blue"),
-    "pca_k": ("PCA k", "purple"),
-    "pca": ("principal components", "purple"),
-    "neurons": ("neurons", "green"),
-    "random": ("random autoencoder", "orange"),
-    "pca_k/4": ("PCA k/4", "muted"),
-    "mean": ("mean", "muted"),
-    "zero": ("zeroed", "muted"),
-}
 #: Those whose figures set the colours of a heat map: what does far worse is as pale as the worst of them.
 SCALED = ("tide", "neurons", "pca_k", "pca")
 #: Groups of concepts, in the page's order; others follow.
 LEVELS = ("3d", "class", "part", "colour", "ground", "style", "age", "orientation")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the page: its ``title``, where it stands in a block's figures after the variant's name (``part``
-    comes before it), how it is written, and whether more is ``better`` ("high", "low" or "")."""
-
-    title: str
-    part: str
-    path: tuple[str, ...]
-    write: Callable[[float], str]
-    better: str = "high"
-    says: str = ""
-    decimals: int | None = None
-
-    def cell(self, value: float) -> str:
-        """As a heat map has room for: with ``decimals``, or as :attr:`write` has it."""
-        return self.write(value) if self.decimals is None else f"{value:.{self.decimals}f}"
-
-    @property
-    def name(self) -> str:
-        return self.path[-1]
-
-    def of(self, figures: Any, variant: str, *within: str) -> float | None:
-        """The figure of a variant; ``within``, such as a timestep, comes before its name."""
-        return known(figures, self.part, variant, *self.path[:-1], *within, self.name)
-
-    def error(self, figures: Any, variant: str) -> float:
-        found = known(figures, self.part, variant, *self.path[:-1], "errors", self.name)
-        return math.nan if found is None else found
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _tenth(value: float) -> str:
-    return f"{value:.1f}"
-
-
-VARIANCE = Figure("Variance explained", "fit", ("explained_variance",), _percent, says="per cent")
-RECOVERED = Figure("Loss recovered", "loss", ("recovered",), _percent, says="per cent of what zeroing the block adds")
-PROBES = {
-    size: Figure(f"Concepts, {size}-sparse", "probes", (size, "auroc"), _three, says="AUROC of probes", decimals=2)
-    for size in ("1", "5")
-}
-FIGURES = (
-    VARIANCE,
-    Figure("Cosine", "fit", ("cosine",), _three, says="mean over tokens"),
-    Figure("Normalised error", "fit", ("mse_normalised",), _three, "low", "MSE over the mean square of activations"),
-    RECOVERED,
-    Figure("Recovered of mean", "loss", ("recovered_mean",), _percent, says="per cent of what the mean token adds"),
-    Figure("Loss ratio", "loss", ("ratio",), _two, "low", "diffusion loss over the clean one"),
-    PROBES["1"],
-    PROBES["5"],
-    Figure("Active latents", "fit", ("l0",), _tenth, "", "per token (L0)"),
-    Figure("Dead latents", "fit", ("dead",), _percent, "low", "per cent that never fired on these tokens"),
-)
 
 
 @dataclass(frozen=True)
@@ -115,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Map:
-    """A heat map: a row label and cells a row; a label without cells begins a group."""
+    """A heat map: a label and a cell for each of ``columns`` a row."""
 
     title: str
     columns: list[str]
@@ -136,6 +73,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Column:
+    """A column of the table of blocks: a figure of a variant under a head."""
+
     head: str
     figure: Figure
     variant: str = "tide"
@@ -169,14 +108,10 @@ def write_sweep(path: str | Path, found: Figures, *, title: str = "Layer sweep",
 def _cards(found: Figures) -> list[tuple[str, str, str]]:
     """Label, average over the blocks, and the same of a baseline, of the figures that matter most."""
     cards: list[tuple[str, str, str]] = []
-    for figure, unit, beside in (
-        (VARIANCE, " %", "pca_k"),
-        (RECOVERED, " %", "pca_k"),
-        (PROBES["5"], "", "neurons"),
-        (PROBES["5"], "", "random"),
-    ):
-        own, other = (known(found["average"], figure.part, name, *figure.path, "mean") for name in ("tide", beside))
-        if own is not None and other is not None and figure.title not in {card[0] for card in cards}:
+    for figure, beside in ((VARIANCE, "pca_k"), (RECOVERED, "pca_k"), (PROBES["5"], "neurons")):
+        own, other = (figure.average(found, name) for name in ("tide", beside))
+        unit = " %" if figure.per_cent else ""
+        if own is not None and other is not None:
             cards.append((figure.title, figure.write(own) + unit, f"{NAMES[beside][0]}: {figure.write(other)}{unit}"))
     return cards
 
@@ -195,8 +130,7 @@ def _charts(found: Figures) -> list[dict[str, str]]:
         (PROBES["5"], ("tide", "pca", "neurons", "random"), "AUROC of a linear probe on five features."),
     ):
         series = [_series(found, figure, name) for name in variants]
-        share = figure.write is _percent
-        svg = charts.line_svg(series, x_label="block", percent="y" if share else "", whole_x=True)
+        svg = charts.line_svg(series, x_label="block", percent="y" if figure.per_cent else "", whole_x=True)
         if svg:
             names = ", ".join(each.name for each in series)
             drawn.append({"title": figure.title, "caption": caption, "svg": svg, "alt": f"{figure.title}: {names}"})
@@ -277,7 +211,7 @@ def _cell(figure: Figure, value: float | None, low: float, high: float, says: st
     if value is None:
         return Cell(MISSING, 0.0, f"{says}: not known")
     share = (value - low) / (high - low) if high > low else 0.5
-    return Cell(_signed(figure.cell(value)), min(1.0, max(0.0, share)), f"{says}: {value:.4g}")
+    return Cell(figure.cell(value), min(1.0, max(0.0, share)), f"{says}: {value:.4g}")
 
 
 def _table(found: Figures) -> dict[str, Any]:
@@ -285,20 +219,18 @@ def _table(found: Figures) -> dict[str, Any]:
     columns = [
         Column("variance explained, %", VARIANCE),
         Column("PCA k", VARIANCE, "pca_k"),
-        *(Column(each.title.lower(), each) for each in FIGURES[1:3]),
-        *(Column(each.title.lower(), each) for each in FIGURES[8:]),
-        Column("loss ratio", FIGURES[5]),
+        Column("cosine", COSINE),
+        Column("normalised error", ERROR),
+        Column("active latents", ACTIVE),
+        Column("dead, %", DEAD),
+        Column("loss ratio", RATIO),
         Column("recovered, %", RECOVERED),
-        Column("of mean, %", FIGURES[4]),
-        *(
-            Column(f"{size}-sparse, {NAMES[name][0]}", PROBES[size], name)
-            for size in PROBES
-            for name in ("tide", "neurons", "random")
-        ),
+        Column("of mean, %", OF_MEAN),
+        *(Column(f"5-sparse, {NAMES[name][0]}", PROBES["5"], name) for name in ("tide", "neurons", "random")),
     ]
     shown = [c for c in columns if any(c.figure.of(f, c.variant) is not None for f in found["blocks"].values())]
     rows = [(block, [_entry(c, figures) for c in shown]) for block, figures in found["blocks"].items()]
-    means = [_mean_entry(known(found["average"], c.figure.part, c.variant, *c.figure.path, "mean"), c) for c in shown]
+    means = [_mean_entry(c, c.figure.average(found, c.variant)) for c in shown]
     return {"heads": [c.head for c in shown], "rows": rows, "means": means}
 
 
@@ -307,11 +239,11 @@ def _entry(column: Column, figures: Any) -> dict[str, Any]:
     if value is None:
         return {"text": MISSING, "value": "", "error": ""}
     shown = column.figure.write(error) if math.isfinite(error) and error > 0 else ""
-    return {"text": _signed(column.figure.write(value)), "value": f"{value:.9g}", "error": shown}
+    return {"text": column.figure.write(value), "value": f"{value:.9g}", "error": shown}
 
 
-def _mean_entry(value: float | None, column: Column) -> str:
-    return MISSING if value is None else _signed(column.figure.write(value))
+def _mean_entry(column: Column, value: float | None) -> str:
+    return MISSING if value is None else column.figure.write(value)
 
 
 def _average(found: Figures) -> dict[str, Any]:
@@ -319,19 +251,17 @@ def _average(found: Figures) -> dict[str, Any]:
     figures = [each for each in FIGURES if any(_mean_of(found, each, name) for name in NAMES)]
     rows = []
     for name, (label, _) in NAMES.items():
-        cells = [_mean_of(found, each, name) for each in figures]
+        if name == "pca":  # its probes stand in the row of PCA k
+            continue
+        variants = ["pca" if (name, each.part) == ("pca_k", "probes") else name for each in figures]
+        cells = [_mean_of(found, each, variant) for each, variant in zip(figures, variants, strict=True)]
         if any(cells):
             rows.append((label, [cell or (MISSING, "") for cell in cells]))
     return {"heads": [(each.title, each.says) for each in figures], "rows": rows}
 
 
 def _mean_of(found: Figures, figure: Figure, variant: str) -> tuple[str, str] | None:
-    path = (figure.part, variant, *figure.path)
-    mean, spread = (known(found["average"], *path, what) for what in ("mean", "spread"))
+    mean, spread = (figure.average(found, variant, which) for which in ("mean", "spread"))
     if mean is None or spread is None:
         return None
-    return _signed(figure.write(mean)), figure.write(spread) if len(found["blocks"]) > 1 else ""
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
+    return figure.write(mean), figure.write(spread) if len(found["blocks"]) > 1 else ""

@@ -54,7 +54,7 @@ def sweep_text(found: Figures) -> str:
 def sweep_sentences(found: Figures) -> list[str]:
     """What is kept on average and where least; what it costs the model; which block tells concepts best, and whether
     latents tell them better than what needs no training."""
-    sentences = [_reconstruction(found), _loss(found), _concepts(found), _against(found)]
+    sentences = [_reconstruction(found), _loss(found), _concepts(found), _against(found), _left_out(found)]
     return [each for each in sentences if each]
 
 
@@ -110,6 +110,11 @@ def _against(found: Figures) -> str:
     said = [f"{words[name]} in {values.count(1)} and lose in {values.count(-1)}" for name, values in ahead.items()]
     blocks = "1 block" if n == 1 else f"{n} blocks"
     return f"Of {blocks}, they beat probes on {', '.join(said)} (95 % intervals over the concepts)."
+
+
+def _left_out(found: Figures) -> str:
+    left_out = found["left_out"]
+    return f"Left out, since too few show them or too few do not: {', '.join(left_out)}." if left_out else ""
 
 
 def _ahead(probes: Figures, name: str) -> int:

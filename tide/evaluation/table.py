@@ -68,6 +68,7 @@ def evaluate(
         TideError: ``fit`` leaves no images for fitting or for measuring, a number is out of range, or the source
             cannot be read.
     """
+    check_source(source)
     block = adapter.resolve_block(model.config.trained_block)
     options: dict[str, Any] = {"fit": fit, "token_fraction": token_fraction, "batch_size": batch_size, "seed": seed}
     counts = {"loss_timesteps": loss_timesteps, "loss_images": loss_images}
@@ -99,6 +100,7 @@ def evaluate_blocks(
         TideError: there are no models, one is of another block than it is given for, they are of different tensors of
             their blocks, or as :func:`evaluate`.
     """
+    check_source(source)
     check_models(adapter, models)
     options: dict[str, Any] = {"fit": fit, "token_fraction": token_fraction, "batch_size": batch_size, "seed": seed}
     counts = {"loss_timesteps": loss_timesteps, "loss_images": loss_images}
@@ -152,7 +154,6 @@ def _evaluated(
     **collecting: Any,
 ) -> dict[int, dict[str, Any]]:
     """The figures of :func:`evaluate` by block."""
-    check_source(source)
     batch_size, seed = collecting["batch_size"], collecting["seed"]
     images = unseen_images(source, models.values(), stacklevel=4)
     batches = list(prepare(adapter, images.source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from tide.checks import n_bytes
@@ -18,6 +19,9 @@ from tide.files.tensors import file_digest
 CACHE_BYTES = 100 * 10**9
 #: The share of a disk's free space that they leave to others.
 _SPARE = 0.1
+#: The end of the name of a file that is being fetched, and the seconds after which its process must have been killed.
+_ARRIVING = ".part"
+_KILLED = 3600
 
 
 def cache_folder() -> Path:
@@ -69,7 +73,7 @@ def fetched(remote: RemotePath, size: int, sha256: str) -> Path:
     except FileNotFoundError:
         pass
     _make_room(folder, size, remote)
-    handle, name = tempfile.mkstemp(prefix=f"{sha256[:16]}-", suffix=".part", dir=folder)
+    handle, name = tempfile.mkstemp(prefix=f"{sha256[:16]}-", suffix=_ARRIVING, dir=folder)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -82,12 +86,11 @@ def fetched(remote: RemotePath, size: int, sha256: str) -> Path:
 
 def _download(remote: RemotePath, to: Path, size: int, sha256: str) -> None:
     remote.download(to)
-    if (found := to.stat().st_size) != size:
-        raise TideError(
-            f"{remote} is not the file that the manifest lists ({found} bytes, not {size}); collect it again"
-        )
-    if file_digest(to) != sha256:
-        raise TideError(f"{remote} is not the file that the manifest lists (another SHA-256); collect it again")
+    found = to.stat().st_size
+    fault = f"{found} bytes, not {size}" if found != size else "another SHA-256" if file_digest(to) != sha256 else None
+    if fault is not None:
+        remedy = "remove it there and run `tide collect --resume`"
+        raise TideError(f"{remote} is not the file that the manifest lists ({fault}); {remedy}")
 
 
 def _copies(folder: Path) -> list[tuple[float, int, Path]]:
@@ -109,9 +112,11 @@ def _make_room(folder: Path, size: int, remote: RemotePath) -> None:
         raise TideError(f"{remote} takes {size} bytes and the cache in {folder} {limit}; raise TIDE_CACHE_SIZE")
     copies = sorted(_copies(folder))
     used = sum(each for _, each, _ in copies)
-    for _, each, path in copies:
+    for last_used, each, path in copies:
         if used + size <= limit:
             return
+        if path.suffix == _ARRIVING and time.time() - last_used < _KILLED:
+            continue
         path.unlink(missing_ok=True)
         used -= each
 

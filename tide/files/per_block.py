@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
 
-from tide.files.remote import RemotePath, folders_in
-
-P = TypeVar("P", Path, RemotePath, Path | RemotePath)
+from tide.files.remote import P, folders_in
 
 _NAME = re.compile(r"block-(0|[1-9][0-9]{0,5})")
 
@@ -22,5 +18,5 @@ def block_folders(out: P, blocks: Sequence[int]) -> dict[int, P]:
 
 def found_blocks(folder: P) -> dict[int, P]:
     """The folders ``block-N`` in ``folder`` by N, ascending; none of a folder that holds one block's own files."""
-    found = (_NAME.fullmatch(name) for name in folders_in(folder))
-    return {number: folder / f"block-{number}" for number in sorted(int(name[1]) for name in found if name)}
+    found = ((_NAME.fullmatch(name), each) for name, each in folders_in(folder).items())
+    return dict(sorted((int(name[1]), each) for name, each in found if name))

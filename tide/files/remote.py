@@ -5,6 +5,7 @@ A connection that breaks is tried again three times with growing waits; what fai
 
 from __future__ import annotations
 
+import errno
 import re
 import tempfile
 import time
@@ -24,11 +25,13 @@ from tide.messages import one_line
 #: Seconds before each further attempt.
 WAITS = (1.0, 3.0, 9.0)
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
+#: ``s3://`` or a chain of file systems, ``simplecache::s3://``; a single letter is a drive.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?:::[A-Za-z][A-Za-z0-9+.-]+)*://")
 #: Errors of drivers that mean that nobody is signed in, by the names of their classes.
-_UNSIGNED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "LocalTokenNotFoundError")
-#: Errors that another attempt does not mend.
-_LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, ImportError)
+_UNSIGNED = (
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),  # s3fs
+    *("DefaultCredentialsError", "LocalTokenNotFoundError", "ClientAuthenticationError"),  # gcsfs, hf, adlfs
+)
 
 T = TypeVar("T")
 
@@ -107,7 +110,7 @@ class RemotePath:
         try:
             _attempt(self.url, put, "written")
         except FileNotFoundError as error:
-            raise TideError(f"{self} cannot be written ({one_line(error)}); check the bucket and the folder") from None
+            raise TideError(f"{self} cannot be written ({_said(error)}); check the bucket and the folder") from None
 
     def check_writable(self) -> None:
         """Raises unless a file can be written into this folder: a small one is, and removed again."""
@@ -130,6 +133,8 @@ def _check_arrived(n: int, of: int) -> None:
 
 #: Where a store is: a local folder or a URL.
 Place = Path | RemotePath
+#: Of a local folder come local paths.
+P = TypeVar("P", Path, RemotePath, Place)
 
 
 def place_of(path: str | Path | RemotePath) -> Place:
@@ -171,11 +176,13 @@ def writable(path: str | Path | RemotePath) -> Iterator[None]:
             yield
 
 
-def folders_in(folder: Place) -> dict[str, Place]:
+def folders_in(folder: P) -> dict[str, P]:
     """The folders in a folder anywhere, by name."""
     if isinstance(folder, RemotePath):
-        return {name: folder / name for name, size in folder.listing().items() if size is None}
-    return {each.name: each for each in folder.glob("*") if each.is_dir()}
+        names = [name for name, size in folder.listing().items() if size is None]
+    else:
+        names = [each.name for each in folder.glob("*") if each.is_dir()]
+    return {name: folder / name for name in names}
 
 
 def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
@@ -191,16 +198,28 @@ def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
         except Exception as error:
             if not _is_drivers(error):
                 raise
-            if type(error).__name__ in _UNSIGNED:
-                raise TideError(
-                    f"{url} needs credentials, and none were found; sign in as {_driver(url)} asks"
-                ) from None
-            if isinstance(error, PermissionError):
-                raise TideError(f"{url} cannot be {done} ({one_line(error, 120)}); check your rights to it") from None
-            if isinstance(error, _LASTING) or wait is None:
-                raise TideError(f"{url} cannot be {done} ({one_line(error, 120)}); try again later") from None
+            lasting = _lasting(error, url, done)
+            if lasting is not None or wait is None:
+                raise TideError(lasting or f"{url} cannot be {done} ({_said(error)}); try again later") from None
         time.sleep(wait)
     raise AssertionError
+
+
+def _lasting(error: Exception, url: str, done: str) -> str | None:
+    """The line for an error that another attempt does not mend."""
+    if type(error).__name__ in _UNSIGNED:
+        return f"{url} needs credentials, and none were found; sign in as {_driver(url)} asks"
+    if isinstance(error, PermissionError):
+        return f"{url} cannot be {done} ({_said(error)}); check your rights to it"
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return f"{url} cannot be {done} ({_said(error)}); check the path"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{url} cannot be {done}, because this machine's disk is full; free some space or set TIDE_CACHE"
+    return None
+
+
+def _said(error: Exception) -> str:
+    return one_line(error, 120)
 
 
 def _is_drivers(error: Exception) -> bool:
@@ -219,7 +238,7 @@ def _opened(url: str) -> tuple[Any, str]:
     except ImportError:
         raise TideError(f"{url} needs the package {_driver(url)}; install it") from None
     except ValueError as error:
-        raise TideError(f"{url} cannot be opened ({one_line(error, 120)}); use s3://, gs://, hf:// or a path") from None
+        raise TideError(f"{url} cannot be opened ({_said(error)}); use s3://, gs://, hf:// or a path") from None
 
 
 def _driver(url: str) -> str:

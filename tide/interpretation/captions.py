@@ -129,6 +129,7 @@ def caption_concepts(
         TideError: there are no words or no images for them, no caption holds a word or every one does, the source
             cannot be read, or the model does not know its block.
     """
+    check_source(source)
     block = adapter.resolve_block(model.config.trained_block)
     options: dict[str, Any] = {"images_per_concept": images_per_concept, "top_images": top_images}
     options |= {"timesteps": timesteps, "seed": seed, "batch_size": batch_size}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tide.errors import TideError
 from tide.files import read_json
@@ -82,9 +81,6 @@ class Machine:
         return {
             name: each for name, each in self.constants.items() if "." not in name or name.startswith(f"{activation}.")
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def machine_names() -> list[str]:

@@ -41,6 +41,12 @@ def one_of(folder: str | Path) -> Path:
     return next((each for each in found.values() if (each / CONFIG).exists()), path)
 
 
+def check_single(folder: str | Path) -> None:
+    """Raises :class:`~tide.errors.TideError` for a set where one checkpoint is asked for."""
+    if (one := one_of(folder)) != Path(folder):
+        raise TideError(f"{folder} holds the checkpoints of several blocks; give one of them, such as {one}")
+
+
 def _config_of(block: int, path: Path) -> TIDEConfig:
     try:
         config = load_config(path)

@@ -134,7 +134,8 @@ def from_block_stores(
     """Training of several blocks, each on its own activation stores (:func:`from_stores`).
 
     Args:
-        paths: folders that hold a store for each block, ``block-N``, as one collection of several blocks makes them.
+        paths: folders or URLs that hold a store for each block, ``block-N``, as one collection of several blocks makes
+            them.
         config: how each is trained.
         blocks: numbers of those to train; default all that the first folder has.
         open_pipeline: as of :func:`from_stores`; called once.

@@ -1,42 +1,30 @@
-"""Stores at URLs: read through copies, written by way of a local folder, equal to those on a disk."""
+"""Stores that are written to URLs: equal to those on a disk, whole at any moment, resumed."""
 
 from __future__ import annotations
 
-import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.remote import Troubled
+from tests.helpers.remote import URL, Troubled, fetched_shards, start
 from tests.helpers.store_batches import contents, go_on
 from tide.activations import ActivationBatch, ActivationStore, CollectOptions, Source, StoreWriter, collect_to_disk
 from tide.data import open_source
-from tide.errors import TideError, TideWarning
-from tide.files import remote
+from tide.errors import TideError
 from tide.files.cache import staging_folder
 from tide.files.remote import RemotePath
 from tide.runs import contents as run_contents
 from tide.training import TrainConfig, from_stores
 
-URL = "troubled://bucket/acts"
 OPTIONS = CollectOptions(token_fraction=1 / 4, batch_size=2)
 PLAIN = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=4, modulation=False)
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path) -> Path:
-    Troubled.reset()
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("TIDE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def source(adapter) -> Source:
-    return open_source("scenes", adapter, images=6, batch_size=2)
+    return start(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -53,6 +41,11 @@ def store(local) -> ActivationStore:
     return ActivationStore(URL)
 
 
+@pytest.fixture(scope="module")
+def source(adapter) -> Source:
+    return open_source("scenes", adapter, images=6, batch_size=2)
+
+
 def remote_contents(url: str, to: Path) -> dict[str, str]:
     """Name -> digest of every file at a URL."""
     Troubled().get(url.replace("troubled:/", ""), str(to), recursive=True)
@@ -61,95 +54,6 @@ def remote_contents(url: str, to: Path) -> dict[str, str]:
 
 def rows(store: ActivationStore) -> torch.Tensor:
     return ActivationBatch.cat([store.read(i) for i in range(len(store.shards))]).x
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_store_at_a_url_is_that_on_the_disk(store, local):
-    own = ActivationStore(local)
-    assert (len(store), store.complete, store.info) == (len(own), True, own.info)
-    assert (store.fingerprint, store.samples()) == (own.fingerprint, own.samples())
-    assert torch.equal(rows(store), rows(own))
-    for found, wanted in zip(store.batches(16, seed=3), own.batches(16, seed=3), strict=True):
-        assert torch.equal(found.x, wanted.x)
-    store.verify()
-
-
-def fetched_shards() -> list[str]:
-    return [call.rpartition("/")[2] for call in Troubled.calls if call.startswith("get ") and "shard" in call]
-
-
-def test_a_shard_is_fetched_when_it_is_first_used(store):
-    store.samples()
-    assert fetched_shards() == []
-    for _ in range(2):
-        store.read(1, 0, 4)
-        pickle.loads(pickle.dumps(store)).read(1, 0, 4)
-    assert fetched_shards() == ["shard-00001.safetensors"]
-
-
-def test_a_url_of_a_file_is_a_local_path(local, cache):
-    store = ActivationStore(f"file://{local}")
-    assert store.path == local
-    store.verify()
-    assert not cache.exists()
-
-
-def test_what_is_not_there():
-    for url in (URL, "troubled://none"):
-        with pytest.raises(TideError) as error:
-            ActivationStore(url)
-        assert str(error.value) == f"{url} holds no manifest.json; give the folder of an activation store"
-
-
-def test_a_shard_that_is_not_the_listed_one(store, local):
-    content = bytearray((local / "shard-00001.safetensors").read_bytes())
-    content[-1] ^= 1
-    Troubled().pipe_file("/bucket/acts/shard-00001.safetensors", bytes(content))
-    store.read(0)
-    with pytest.raises(TideError) as error:
-        store.read(1)
-    assert str(error.value) == (
-        f"{URL}/shard-00001.safetensors is not the file that the manifest lists (another SHA-256); collect it again"
-    )
-    Troubled().rm_file("/bucket/acts/shard-00001.safetensors")
-    with pytest.raises(TideError, match=r"shard-00001.safetensors does not exist; copy the folder again"):
-        store.read(1)
-
-
-def test_a_copy_that_was_damaged_on_this_disk_is_fetched_again(store, cache, local):
-    store.verify()
-    for copy in (cache / "shards").iterdir():
-        content = bytearray(copy.read_bytes())
-        content[-1] ^= 1
-        copy.write_bytes(content)
-    again = ActivationStore(URL)
-    again.verify()
-    assert torch.equal(rows(again), rows(ActivationStore(local)))
-
-
-def test_a_copy_that_another_process_removed_is_fetched_again(store, cache, local):
-    store.read(0)
-    shutil.rmtree(cache / "shards")
-    store._files.clear()  # as after many other shards
-    assert torch.equal(rows(store), rows(ActivationStore(local)))
-
-
-def test_a_store_larger_than_the_cache_is_read_with_a_warning(store, local, monkeypatch, cache):
-    largest = max(shard["bytes"] for shard in store.shards)
-    monkeypatch.setenv("TIDE_CACHE_SIZE", f"{2 * largest}B")
-    with pytest.warns(TideWarning, match="takes .* bytes and its copies may take .*; raise TIDE_CACHE_SIZE"):
-        small = ActivationStore(URL)
-    assert torch.equal(rows(small), rows(ActivationStore(local)))
-    assert sum(copy.stat().st_size for copy in (cache / "shards").iterdir()) <= 2 * largest
-
-
-def test_a_manifest_without_digests_is_refused(store, local):
-    text = (local / "manifest.json").read_text().replace('"sha256"', '"sha255"')
-    Troubled().pipe_file("/bucket/acts/manifest.json", text.encode())
-    with pytest.raises(TideError, match=r"lists no SHA-256, as stores of earlier versions; copy it and read the copy"):
-        ActivationStore(URL)
 
 
 # -- collecting ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,238 @@
+"""Several ranks against one, and several blocks against their steps: ``python -m benchmarks.ranks``.
+
+Every rank is a process of one thread, and they exchange by gloo. Three measurements, each repeated in turn with what it
+is compared with, so that a change of the machine's speed meets both alike:
+
+* data parallel: steps of one block on activations in memory, the rows of a rank constant, and with the global batch
+  constant;
+* block parallel: training of all blocks of the bundled pipeline on a live stream;
+* several blocks in one process: the time of such a training over the time of the steps alone.
+
+Also prints how far a step of the ranks is from one process's, and the bytes that travel for PixArt-XL on 8 ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from benchmarks.environment import environment
+from tide.activations.batch import ActivationBatch
+from tide.activations.options import CollectOptions
+from tide.data import open_source
+from tide.files import write_json
+from tide.loading import load_adapter
+from tide.sae import TIDE
+from tide.sae.config import Activation
+from tide.training import TrainConfig, live_blocks
+from tide.training.learner import Learner, Origin
+from tide.training.trainer import fit_blocks
+from tide.world import World
+
+#: d_model, n_latents: those of the bundled pipeline, and those that leave more to compute for each byte that travels.
+SIZES = {"bundled": (192, 3072), "d = 576": (576, 9216)}
+ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "topk")
+ROWS = 4096
+STEPS = 8
+#: Images of a step of the live training, and steps of a window: both the same for any number of ranks.
+IMAGES, WINDOW_STEPS = 16, 4
+
+
+def _started(rank: int, count: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    )
+    if count > 1:
+        store = dist.FileStore(f"{folder}/store", count)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=300))
+    found = function(World(rank, count), *arguments)
+    if rank == 0:
+        Path(folder, "found.json").write_text(json.dumps(found))
+    if count > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What rank 0 of so many returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_started, (count, folder, function, arguments), nprocs=count)
+        return json.loads(Path(folder, "found.json").read_text())
+
+
+# -- data parallel -----------------------------------------------------------------------------------------------
+
+
+def _rows(n: int, d_model: int, seed: int) -> ActivationBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return ActivationBatch(
+        x=torch.randn(n, d_model, generator=generator),
+        timestep=torch.tensor([900.0, 850.0]),
+        group=torch.arange(n, dtype=torch.int32) % 2,
+        conditioning=None,
+        sample=torch.zeros(n, dtype=torch.int64),
+        token=torch.zeros(n, dtype=torch.int32),
+        paired=True,
+    )
+
+
+def _learner(world: World, size: str, activation: Activation, rows: int, folder: str) -> Learner:
+    d_model, n_latents = SIZES[size]
+    config = TrainConfig(
+        activation=activation, n_latents=n_latents, k=64, batch_tokens=rows, modulation=False, steps=100, log_every=1000
+    )
+    model = TIDE(config.model_config(d_model, None))
+    model.calibrate(_rows(1024, d_model, 0).x)
+    return Learner(model.train(), config, folder, world)
+
+
+def data_parallel(world: World, size: str, activation: Activation, rows: int) -> float:
+    """Tokens of all ranks a second, in the median over steps; ``rows`` a rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner = _learner(world, size, activation, rows * world.count, folder)
+        batches = [_rows(rows, SIZES[size][0], 100 * world.number + i) for i in range(3)]
+        seconds = []
+        for step in range(3 + STEPS):
+            world.said(0)
+            begun = time.perf_counter()
+            learner.train_step(batches[step % 3])
+            learner.step += 1
+            seconds.append(time.perf_counter() - begun)
+    return rows * world.count / statistics.median(seconds[3:])
+
+
+def difference(world: World, size: str, activation: Activation) -> dict[str, float]:
+    """How far terms and gradients of one step are from one process's, over their root mean square."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = _rows(2048, SIZES[size][0], 7)
+        alone = _learner(World(), size, activation, 2048, f"{folder}/alone")
+        together = _learner(world, size, activation, 2048, f"{folder}/{world.number}")
+        own = len(whole) // world.count
+        figures = (
+            alone.train_step(whole),
+            together.train_step(whole.take(slice(world.number * own, None)).take(slice(own))),
+        )
+        worst = 0.0
+        for mine, its in zip(together.optimizer.gradients(), alone.optimizer.gradients(), strict=True):
+            size_of = float(its.double().square().mean().sqrt())
+            worst = max(worst, float((mine - its).double().square().mean().sqrt()) / max(size_of, 1e-30))
+        mse = [float(each["mse"]) for each in figures]
+    return {"gradients": worst, "mse": abs(mse[1] - mse[0]) / mse[0]}
+
+
+# -- several blocks ----------------------------------------------------------------------------------------------
+
+
+def blocks(world: World, n_blocks: int) -> dict[str, float]:
+    """Seconds of a step of a live training of the first blocks, and of the learners' parts of it, over two windows."""
+    adapter = load_adapter("scenes")
+    options = CollectOptions(token_fraction=1 / 2)
+    config = TrainConfig(steps=4 * WINDOW_STEPS, batch_tokens=64 * IMAGES, log_every=1000)
+    images = open_source("scenes", adapter, images=IMAGES * WINDOW_STEPS)
+    jobs = live_blocks(
+        adapter,
+        images,
+        config,
+        blocks=range(n_blocks),
+        options=options,
+        buffer_rows=64 * IMAGES * WINDOW_STEPS,
+        cache=True,
+    )
+    at: dict[int, float] = {}
+    spent = {"steps": 0.0}
+    step = Learner.train_step
+
+    def timed(learner: Learner, batch: ActivationBatch) -> Any:
+        begun = time.perf_counter()
+        found = step(learner, batch)
+        if WINDOW_STEPS <= learner.step < 3 * WINDOW_STEPS:
+            spent["steps"] += time.perf_counter() - begun
+        return found
+
+    Learner.train_step = timed  # type: ignore[method-assign, assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        learners = {b: Learner(job.model, config, f"{folder}/{world.number}/{b}") for b, job in jobs.of.items()}
+        origins = {b: Origin() for b in learners}
+        fit_blocks(
+            learners, jobs.batches, origins, title="", progress=False, world=jobs.shares.world,
+            watch=lambda n: at.update({n: time.perf_counter()}),
+        )  # fmt: skip
+    n = 2 * WINDOW_STEPS
+    return {"seconds": (at[3 * WINDOW_STEPS] - at[WINDOW_STEPS]) / n, "learners": spent["steps"] / n}
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------
+
+
+def bytes_a_step(d_model: int, n_latents: int, n_blocks: int, rows: int, ranks: int) -> dict[str, float]:
+    """What a rank sends for a step: of tokens in bfloat16 to the owners of all blocks, or of one block's gradients."""
+    away = (ranks - 1) / ranks
+    weights = 4 * (2 * n_latents * d_model + n_latents + d_model)
+    return {
+        "tokens of all blocks": n_blocks * rows * 2 * d_model * away / ranks,
+        "gradients of one block": 2 * away * weights,
+    }
+
+
+def ratios(rounds: int, measure: Callable[[], tuple[float, float]]) -> dict[str, Any]:
+    """The second over the first of each round."""
+    found = [second / first for first, second in (measure() for _ in range(rounds))]
+    return {"median": statistics.median(found), "rounds": sorted(found)}
+
+
+def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
+    """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
+    one = on_ranks(1, data_parallel, size, activation, ROWS)
+    return one, on_ranks(2, data_parallel, size, activation, rows)
+
+
+def measured(rounds: int) -> dict[str, Any]:
+    """All figures."""
+    found: dict[str, Any] = {"data parallel": {}, "fixed global batch": {}, "difference from one process": {}}
+    for size in SIZES:
+        for activation in ACTIVATIONS:
+            name = f"{size}, {activation}"
+            for what, rows in (("data parallel", ROWS), ("fixed global batch", ROWS // 2)):
+                found[what][name] = ratios(rounds, partial(_one_and_two, size, activation, rows))
+            for ranks in (2, 4):
+                found["difference from one process"][f"{name}, {ranks} ranks"] = on_ranks(
+                    ranks, difference, size, activation
+                )
+    pairs = [(on_ranks(1, blocks, 8), on_ranks(2, blocks, 8)) for _ in range(rounds)]
+    speeds = sorted(one["seconds"] / two["seconds"] for one, two in pairs)
+    found["block parallel"] = {"median": statistics.median(speeds), "rounds": speeds}
+    shares = sorted(one["seconds"] / one["learners"] for one, _ in pairs)
+    found["eight blocks over their steps"] = {"median": statistics.median(shares), "rounds": shares}
+    found["bytes a rank sends in a step, PixArt-XL on 8 ranks"] = bytes_a_step(1152, 18432, 28, 16384, 8)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="file for the figures, JSON")
+    arguments = parser.parse_args()
+    found = {"machine": environment(torch.device("cpu")), "figures": measured(arguments.rounds)}
+    if arguments.out is not None:
+        with redirect_stdout(None):
+            write_json(arguments.out, found)
+    print(json.dumps(found["figures"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
