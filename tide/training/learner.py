@@ -348,6 +348,7 @@ class Learner:
         Raises :class:`~tide.errors.TideError`, and leaves all as it was, if they hold numbers that are not finite.
         """
         self._finite.settle()
+        self._check_copies()
         done = self.step == self.config.steps
         if done and not self.world.first:
             self.saved = self.step
@@ -361,7 +362,6 @@ class Learner:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
-        self._check_copies()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
         write(self.out, self.model.config, state, self.model.trained_on, None if done else self.world)
@@ -373,8 +373,8 @@ class Learner:
         sums = [float(in_double(each).sum()) for each in self.model.parameters()] if self.world.several else []
         if len({str(each) for each in self.world.said(sums)}) > 1:
             raise TideError(
-                f"the ranks hold different weights after step {self.step}, which is not saved; start them on processors "
-                "of one kind, with as many threads each"
+                f"the ranks hold different weights after step {self.step}, which is not saved; start them on "
+                "processors of one kind, with as many threads each"
             )
 
     def _resume(self, source: dict[str, Any] | None) -> None:
