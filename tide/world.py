@@ -70,7 +70,7 @@ class World:
         return min(self.said(number))
 
     def said(self, value: T) -> list[T]:
-        """What each rank says, in their order. The values travel as JSON would hold them."""
+        """What each rank says, in their order: numbers, texts, lists."""
         if not self.several:
             return [value]
         found: list[Any] = [None] * self.count

@@ -216,6 +216,26 @@ def test_what_only_one_process_trains(tmp_path, options, what):
         Learner(model, made, tmp_path, World(0, 2))
 
 
+def differing(folder: str) -> str:
+    """What a rank says whose weights are not those of the other."""
+    world = of_group()
+    made, model = built("TopK")
+    learner = Learner(model, made, folder, world)
+    with torch.no_grad():
+        model.b_dec[0] += world.number
+    try:
+        learner.save()
+    except TideError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_hold_different_weights_save_nothing(tmp_path):
+    for said in run_ranks(differing, 2, str(tmp_path)):
+        assert said.startswith("the ranks hold different weights after step 0, which is not saved; start them on")
+    assert not list(tmp_path.iterdir())
+
+
 def test_batches_of_ranks_are_parts_of_the_whole():
     """As the other tests take for granted."""
     whole = batch(0).merged()

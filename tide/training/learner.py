@@ -361,10 +361,21 @@ class Learner:
         }
         moments = self.optimizer.state_dict()["state"]
         weights = self.model.state_dict()
+        self._check_copies()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
         write(self.out, self.model.config, state, self.model.trained_on, None if done else self.world)
         self.saved = self.step
+
+    def _check_copies(self) -> None:
+        """Ranks that train one model together hold the same one, of which each writes a part. Raises
+        :class:`~tide.errors.TideError` on all of them if they do not, as processors of different kinds may make it."""
+        sums = [float(in_double(each).sum()) for each in self.model.parameters()] if self.world.several else []
+        if len({str(each) for each in self.world.said(sums)}) > 1:
+            raise TideError(
+                f"the ranks hold different weights after step {self.step}, which is not saved; start them on processors "
+                "of one kind, with as many threads each"
+            )
 
     def _resume(self, source: dict[str, Any] | None) -> None:
         found = find(self.out)

@@ -1,0 +1,76 @@
+"""`torchrun -m tide train`: the checkpoints of one process, and errors that name the rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tide import TIDE
+from tide.cli.app import main
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = ["--pipeline", "scenes", "--data", "scenes", "--images", "64", "--token-fraction", "1/2", "--cache"]
+OPTIONS += ["--steps", "6", "--set", "n_latents=256", "k=8", "batch_tokens=512", "checkpoint_every=2", "log_every=1"]
+
+
+def torchrun(ranks: int, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "tide", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [*command, *OPTIONS, *map(str, options)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return TIDE.from_pretrained(folder).state_dict()
+
+
+def test_blocks_that_ranks_divide_end_with_the_bits_of_one_process(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["train", *OPTIONS, "--block", "1", "6", "--out", str(tmp_path / "one")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    done = torchrun(2, "--block", "1", "6", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("training on 64 images of scenes") == 1  # the first speaks for all
+    assert {line[:12] for line in done.stdout.splitlines() if line.startswith("rank")} == {
+        "rank 0 of 2:",
+        "rank 1 of 2:",
+    }
+    for block in (1, 6):
+        one, two = weights(tmp_path / f"one/block-{block}"), weights(tmp_path / f"two/block-{block}")
+        assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_block_that_all_ranks_train(tmp_path):
+    """To rounding, after six steps; then resumed for two more."""
+    assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "one")]) == 0
+    done = torchrun(2, "--block", "6", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        size = float(value.float().square().mean().sqrt()) + 1e-7
+        assert float((value - two[name]).float().square().mean().sqrt()) < 1e-5 * size, name
+    done = torchrun(2, "--block", "6", "--out", tmp_path / "two", "--resume", "--steps", "8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Resumes from step 6 to 8") == 1
+
+
+@pytest.mark.parametrize(("ranks", "options", "message"), [
+    (3, ["--block", "6"], "batch_tokens = 512 cannot be divided among 3 ranks, pairs kept whole; give a multiple of 6"),
+    (3, ["--block", "1", "6"], "3 ranks cannot share 2 blocks; start at most 2, or train one block"),
+    (2, ["--block", "6", "--batch-size", "64"], "2 ranks share what is mixed at a time, and that is 1 passes"),
+])  # fmt: skip
+def test_what_ranks_cannot_divide(tmp_path, ranks, options, message):
+    done = torchrun(ranks, *options, "--out", tmp_path / "out")
+    assert done.returncode != 0
+    for rank in range(ranks):
+        assert f"tide: error: rank {rank} of {ranks}: {message}" in done.stderr
+    assert not (tmp_path / "out").exists()
