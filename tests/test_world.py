@@ -79,10 +79,7 @@ def test_a_rank_that_is_late_is_named(monkeypatch):
     monkeypatch.setenv(WAIT, "2")
     for rank, said in enumerate(run_ranks(lost, 3, wait=2)):
         if rank != 1:
-            assert said == (
-                f"waited 2 s for rank 1 of 3 (the limit is set by {WAIT}, in seconds); step 4 is kept; "
-                "resume to continue"
-            )
+            assert said == (f"waited 2 s for rank 1 of 3 (the limit is set by {WAIT}, in seconds); step 4 is kept")
 
 
 def test_an_error_that_is_no_collective_s_stays_what_it_is():

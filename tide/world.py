@@ -81,14 +81,15 @@ class World:
     def together(self) -> Iterator[None]:
         """A block that either succeeds on all ranks or raises on all of them.
 
-        A :class:`~tide.errors.TideError` or an ``OSError`` of one rank ends the others with one that names it.
+        What one rank raises ends the others with a :class:`~tide.errors.TideError` that names it. The block itself
+        exchanges nothing.
         """
         failed: Exception | None = None
         try:
             yield
-        except (TideError, OSError) as error:
+        except Exception as error:
             failed = error
-        messages = self.said("" if failed is None else " ".join(str(failed).split()))
+        messages = self.said("" if failed is None else " ".join(str(failed).split()) or type(failed).__name__)
         if failed is not None:
             raise failed
         for rank, message in enumerate(messages):
@@ -99,22 +100,23 @@ class World:
     def watched(self, kept: Callable[[], str]) -> Iterator[None]:
         """Turns the loss of another rank while the block runs into a :class:`~tide.errors.TideError` that names it;
         ``kept`` says what is on disk."""
-        started = time.monotonic()
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
             if not self.several or not _of_a_collective(error):
                 raise
-            raise TideError(f"{self._missing(error, started)}; {kept()}; resume to continue") from error
+            raise TideError(f"{self._missing(error)}; {kept()}") from error
 
-    def _missing(self, error: Exception, started: float) -> str:
+    def _missing(self, error: Exception) -> str:
         """Who does not answer: the ranks that do not say within a few seconds that they, too, have lost the group."""
         timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         absent = _absent(self.number, self.count)
-        who = f"rank {', '.join(map(str, absent))} of {self.count}" if absent else f"another of the {self.count} ranks"
+        numbers = ", ".join(map(str, absent))
+        who = f"rank{'s' * (len(absent) > 1)} {numbers} of {self.count}" if absent else f"another of {self.count} ranks"
         if timed_out:
             return f"waited {wait_limit():g} s for {who} (the limit is set by {WAIT}, in seconds)"
-        return f"{who} has ended; its own message, or that of its machine, says why"
+        said = " ".join(str(error).split())[:120]
+        return f"no answer from {who} ({said}); the message of the one that ended, or of its machine, says why"
 
 
 def _absent(number: int, count: int) -> list[int]:

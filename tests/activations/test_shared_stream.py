@@ -35,7 +35,7 @@ def collect(seed: int, start: int, stop: int | None = None, *, targets: bool = F
         for block in BLOCKS:
             x = torch.stack([timestep[group], token.float(), torch.full_like(token, block).float()], 1)
             found[block] = ActivationBatch(
-                x=(x + seed % 1000).to(torch.bfloat16 if block == 5 else torch.float32),
+                x=(x + seed % 1000).to(torch.bfloat16 if block == 2 else torch.float32),
                 timestep=timestep,
                 group=group.int(),
                 conditioning=(timestep + block)[:, None],
@@ -77,6 +77,7 @@ def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, coun
         for block, expected in whole[start + step].items():
             for rank, found in enumerate(each[step][block] for each in ranks):
                 part = expected.take(slice(rank * own, (rank + 1) * own))
+                assert found["x"].dtype == part.x.dtype
                 for name, value in tensors(part).items():  # with the timesteps of the whole batch
                     assert torch.equal(found[name], value), (step, block, rank, name)
 
@@ -87,6 +88,7 @@ def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
     for step in range(STEPS):
         for block, expected in whole[2 + step].items():
             assert [block in each[step] for each in ranks] == [owners[block] == rank for rank in range(len(ranks))]
+            assert ranks[owners[block]][step][block]["x"].dtype == expected.x.dtype
             for name, value in tensors(expected).items():
                 assert torch.equal(ranks[owners[block]][step][block][name], value), (step, block, name)
 

@@ -139,7 +139,7 @@ def trial(mode: str, victims: str, rng: random.Random, folder: Path, seconds: fl
     """One training that is killed once or twice on its way, and resumed until it is finished."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    out, kills, codes = folder / "out", 0, [1]
+    out, kills, codes, hung = folder / "out", 0, [1], False
     for _ in range(rng.choice([1, 2])):
         pids = started(mode, out)
         if "checkpoint" in victims and mode == "data parallel":
@@ -156,13 +156,13 @@ def trial(mode: str, victims: str, rng: random.Random, folder: Path, seconds: fl
                 kills += 1
             else:
                 pids.remove(pid)
-        ended(pids)
+        hung |= -100 in ended(pids)
     for _ in range(3):
         codes = ended(started(mode, out))
         if codes == [0] * RANKS:
             break
     leftovers = [str(each.relative_to(out)) for each in out.rglob("*") if ".tmp" in each.name or each.name == ".lock"]
-    return {"mode": mode, "victims": victims, "kills": kills, "codes": codes, "leftovers": leftovers}
+    return {"mode": mode, "victims": victims, "kills": kills, "codes": codes, "hung": hung, "leftovers": leftovers}
 
 
 def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         found["same"] = same(weights(folder / "trial/out"), whole[mode])
         trials.append(found)
         done += found["kills"]
-        if not found["same"] or found["leftovers"] or any(found["codes"]):
+        if not found["same"] or found["hung"] or found["leftovers"] or any(found["codes"]):
             break
     return {"kills": done, "trials": trials, "seconds": seconds}
 

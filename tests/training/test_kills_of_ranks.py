@@ -23,3 +23,4 @@ def test_killed_ranks_resume_with_the_same_bits(tmp_path, seed):
     assert found["kills"] >= 12
     for trial in found["trials"]:
         assert (trial["same"], trial["codes"], trial["leftovers"]) == (True, [0, 0], []), trial
+        assert not trial["hung"], trial  # whoever remains ends by itself

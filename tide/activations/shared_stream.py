@@ -183,12 +183,13 @@ class SharedStream(LiveStream):
         for blocks in self._rounds(list(own)):
             mine = blocks[me]
             for name in names:
-                empty = getattr(first, name)[:0]
+                like = getattr(first if mine is None else own[mine], name)
+                empty = like[:0]
                 parts = [
                     empty if block is None else getattr(own[block], name)[rows.to(empty.device)]
                     for block, rows in zip(blocks, sent, strict=True)
                 ]
-                found = _all_to_all(parts, got if mine is not None else [0] * len(got))
+                found = _all_to_all(parts, got if mine is not None else [0] * len(got), like)
                 if mine is not None:
                     held.of.setdefault(mine, {})[name] = found
         return held
@@ -214,16 +215,14 @@ class _Held:
     of: dict[int, dict[str, Tensor]]
 
 
-def _all_to_all(parts: Sequence[Tensor], got: Sequence[int]) -> Tensor:
-    """Part r goes to rank r; returns the rows that came, ``got[r]`` from rank r, in the order of the ranks."""
-    like, width = parts[0], parts[0].shape[1] * parts[0].element_size()
+def _all_to_all(parts: Sequence[Tensor], got: Sequence[int], like: Tensor) -> Tensor:
+    """Part r goes to rank r; returns the rows that came, ``got[r]`` from rank r, in the order of the ranks and of the
+    kind of ``like``. The parts may be of blocks with different dtypes."""
     out = like.new_empty(sum(got), like.shape[1])
-    # As bytes, which every backend can send.
+    width = like.shape[1] * like.element_size()
+    sent = [part.contiguous().view(torch.uint8).view(-1) for part in parts]  # bytes, which every backend can send
     dist.all_to_all_single(
-        out.view(torch.uint8).view(-1),
-        torch.cat(list(parts)).contiguous().view(torch.uint8).view(-1),
-        [rows * width for rows in got],
-        [len(part) * width for part in parts],
+        out.view(torch.uint8).view(-1), torch.cat(sent), [rows * width for rows in got], [len(each) for each in sent]
     )
     return out
 

@@ -94,19 +94,23 @@ class Train(Command):
     activations: Activations = field(default_factory=Activations)
 
     def run(self) -> None:
+        from contextlib import ExitStack
         from pathlib import Path
 
         from tide.errors import TideError
         from tide.training import train_blocks
         from tide.training.to_checkpoint import reserved
-        from tide.world import leave
+        from tide.world import current, leave
 
         if bool(self.store) == (self.source.data is not None):
             raise TideError("what to train on is not clear; give --store, or --pipeline and --data")
         out = Path(self.out)
-        with reserved(out, resume=self.resume):
-            config = self.configuration()
-            jobs = self._from_stores(config) if self.store else self._live(config)
+        world = current()
+        with ExitStack() as held:
+            with world.watched(lambda: "nothing was written"), world.together():
+                held.enter_context(reserved(out, resume=self.resume))
+                config = self.configuration()
+                jobs = self._from_stores(config) if self.store else self._live(config)
             if len(jobs.of) > 1 or jobs.shares.world.several:
                 print(self._announced(jobs))
             learners = train_blocks(jobs, out, resume=self.resume, made_by=self.made_by(seed=config.seed))

@@ -131,6 +131,18 @@ class Learner:
         if origin.source is not None:
             self.source = json.loads(json.dumps(origin.source))
 
+    def check_start(self) -> None:
+        """Once all ranks have started: they stand at the same step. Writes the checkpoint of a finished training again,
+        since a kill may have come between its files."""
+        steps = self.world.said(self.step)
+        if len(set(steps)) > 1:
+            raise TideError(
+                f"the ranks find states of steps {', '.join(map(str, steps))} in {self.out}; give a folder that all of "
+                "them share"
+            )
+        if self.saved is not None and self.step == self.config.steps:
+            self.save()
+
     def begin(self, origin: Origin) -> None:
         """Once there is a batch, so that faulty data leave no half-made folder: writes what there is to say."""
         if not self.world.first:
@@ -156,7 +168,10 @@ class Learner:
 
     def kept(self) -> str:
         """What is on disk, in words."""
-        return "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
+        if self.saved is None:
+            return "no checkpoint was written"
+        resumable = self.world.several and self.saved < self.config.steps
+        return f"the {'state' if resumable else 'checkpoint'} of step {self.saved} is kept"
 
     def _contents(self, origin: Origin) -> Contents:
         config = self.model.config
@@ -220,10 +235,8 @@ class Learner:
         config, model = self.config, self.model
         dead, target = None, None if batch.target is None else batch.target.to(x.dtype)
         if config.loss.auxk:
-            dead, options = (
-                self.revival.dead,
-                options._replace(dead_bucket=self._dead_bucket.size(len(x) * self.world.count)),
-            )
+            bucket = self._dead_bucket.size(len(x) * self.world.count)
+            dead, options = self.revival.dead, options._replace(dead_bucket=bucket)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
@@ -274,7 +287,8 @@ class Learner:
         return step % self.config.log_every == 0 or step == self.config.steps
 
     def _refuse(self, step: int, batch: ActivationBatch, loss_is_finite: bool) -> None:
-        batch.check_finite(f"block {self.model.config.block}")
+        with self.world.together():
+            batch.check_finite(f"block {self.model.config.block}")
         what = "gradient" if loss_is_finite else "loss"
         raise TideError(f"the {what} is not finite at step {step}; lower lr ({self.lr:g}) or train in fp32")
 
@@ -350,9 +364,6 @@ class Learner:
         self._finite.settle()
         self._check_copies()
         done = self.step == self.config.steps
-        if done and not self.world.first:
-            self.saved = self.step
-            return
         record: Record = {
             "config": self.config.to_dict(),
             "history": finite(self.history),
@@ -364,7 +375,12 @@ class Learner:
         weights = self.model.state_dict()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
-        write(self.out, self.model.config, state, self.model.trained_on, None if done else self.world)
+        if not done:
+            write(self.out, self.model.config, state, self.model.trained_on, self.world)
+        else:
+            with self.world.together():
+                if self.world.first:
+                    write(self.out, self.model.config, state, self.model.trained_on)
         self.saved = self.step
 
     def _check_copies(self) -> None:
@@ -403,8 +419,6 @@ class Learner:
         self._add_trained_on()
         entries = state.record["history"]
         self.history = [{n: math.nan if v is None else v for n, v in entry.items()} for entry in entries]
-        if self.step == self.config.steps:
-            self.save()  # a kill may have come between the files of the last checkpoint
 
     def _add_trained_on(self) -> None:
         """What the checkpoint was trained on before counts as well: a data set elsewhere may have changed since."""

@@ -26,11 +26,11 @@ _LOWER_BITS = 10
 _BINS = 1 << (31 - _LOWER_BITS)
 
 
-def following(stream: Iterator[B], last: B, steps: int) -> Iterator[B]:
-    """The batches that come after the ``last`` of a training of ``steps``, for :class:`L0Match`: enough for
+def following(stream: Iterator[B], last: B, steps: int, parts: int = 1) -> Iterator[B]:
+    """The batches, or one of so many ``parts`` of each, that come after the ``last`` of a training of ``steps``, for :class:`L0Match`: enough for
     :data:`MATCHED_ROWS` and at most ``steps``. Where the stream has ended, the last one again, with a warning
     (:class:`~tide.errors.TideWarning`)."""
-    batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, last.rows))))
+    batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, last.rows * parts))))
     first = next(batches, None)
     if first is not None:
         return chain([first], batches)

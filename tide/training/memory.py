@@ -43,10 +43,8 @@ def check_memory(
 
     It counts what :func:`need` does. A training that passes may still not fit.
     """
-    needed, memory = (
-        need(config, d_model, blocks=blocks, buffer_rows=buffer_rows, target=target),
-        device_memory(device_of(config.device)),
-    )
+    needed = need(config, d_model, blocks=blocks, buffer_rows=buffer_rows, target=target)
+    memory = device_memory(device_of(config.device))
     if memory is None or needed.total <= memory:
         return
     size, remedy = f"n_latents = {config.sizes(d_model)[0]}", "n_latents (or expansion)"

@@ -28,6 +28,7 @@ from tide.world import World
 DESCRIBED = "state.json"
 _NAME = re.compile(r"step-([0-9]{1,12})")
 _UNFINISHED = ".step.tmp"
+_REMOVED = ".removed.tmp"
 
 
 def write_shared(resume: Path, step: int, tensors: dict[str, Tensor], described: Any, world: World) -> None:
@@ -47,14 +48,30 @@ def write_shared(resume: Path, step: int, tensors: dict[str, Tensor], described:
             storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True),
         )
     except dcp.CheckpointException as error:
+        if world.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise TideError(f"step {step} was not saved ({_failures(error)}); what {resume.parent} held is kept") from error
-    if not world.first:
-        return
+    with world.together():
+        if world.first:
+            _name(resume, step, tensors, described)
+
+
+def _name(resume: Path, step: int, tensors: dict[str, Tensor], described: Any) -> None:
+    """Gives the finished folder its name, and removes the states before it."""
+    unfinished, final = resume / _UNFINISHED, resume / f"step-{step}"
     write_json(unfinished / DESCRIBED, described)
+    found: set[str] = set()
+    for file in unfinished.glob("*.safetensors"):
+        with open_tensors(file) as opened:
+            found.update(opened.keys())
+    if missing := sorted(tensors.keys() - found):
+        raise TideError(
+            f"{unfinished} lacks {missing[0]}, which another rank wrote; give a folder that all ranks share"
+        )
     for file in unfinished.iterdir():
         sync(file)
-    final = resume / f"step-{step}"
-    shutil.rmtree(final, ignore_errors=True)
+    sync_folder(unfinished)
+    _remove(final)
     unfinished.rename(final)
     sync_folder(resume)
     remove_shared(resume, but=step)
@@ -68,10 +85,19 @@ def _failures(error: dcp.CheckpointException) -> str:
 
 def remove_shared(resume: Path, but: int | None = None) -> None:
     """Removes the states in the folder, and what a killed training left of one."""
-    shutil.rmtree(resume / _UNFINISHED, ignore_errors=True)
+    for name in (_UNFINISHED, _REMOVED):
+        shutil.rmtree(resume / name, ignore_errors=True)
     for step, folder in _found(resume).items():
         if step != but:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a state, which loses its name first: a kill leaves no half of it."""
+    if folder.exists():
+        shutil.rmtree(folder.parent / _REMOVED, ignore_errors=True)
+        folder.rename(folder.parent / _REMOVED)
+        shutil.rmtree(folder.parent / _REMOVED, ignore_errors=True)
 
 
 def last_shared(resume: Path) -> Path | None:

@@ -154,10 +154,11 @@ def from_block_stores(
     opened = None if open_pipeline is None else functools.cache(open_pipeline)
     first = ActivationStore(found[folders[0]][wanted[0]])
     target = first.manifest.get("target", False)
-    check_memory(config, first.d_model, blocks=len(wanted), buffer_rows=buffer_rows, target=target)
     shares = shared_blocks(wanted)
+    here = list(filter(shares.trained_here, wanted))
+    check_memory(config, first.d_model, blocks=len(here), buffer_rows=buffer_rows, target=target)
     jobs = {}
-    for block in filter(shares.trained_here, wanted):
+    for block in here:
         job = _store_job([found[each][block] for each in folders], config, opened, buffer_rows)
         jobs[block] = replace(job, batches=_ahead(_parts(job.batches, config, shares), config, buffer_rows))
     return Jobs.beside(jobs, shares)

@@ -18,15 +18,15 @@ MEAN_BATCHES, MEAN_ROWS = 8, 8192
 
 
 def started(
-    models: Mapping[int, TIDE], batches: Iterator[BlockBatch], steps: int, world: World | None = None
+    models: Mapping[int, TIDE], batches: Iterator[BlockBatch], steps: int, *, centre: bool, world: World | None = None
 ) -> Iterator[BlockBatch]:
     """Calibrates each block's model on the first of ``batches``, at most ``steps``; returns all batches, these
     included. The ranks of ``world`` hold equal parts of each batch, and calibrate on the whole of it.
 
-    Without batches the models stay as they are. Warns if one channel dominates a block's activations.
+    ``centre``: whether models subtract a mean, for which more batches are read. Without batches the models stay as they
+    are. Warns if one channel dominates a block's activations.
     """
     world = world or World()
-    centre = any(model.config.centre for model in models.values())
     first = list(_first(batches, steps, centre=centre, parts=world.count))
     for block, model in models.items() if first else ():
         start = _whole(first[0][block].to(model.W_enc.device), world)

@@ -77,7 +77,7 @@ def train_blocks(
     together = world if jobs.shares.owners is None else World()
     with reserved(Path(out), resume=resume, world=world):
         learners = {}
-        with world.together():
+        with world.watched(lambda: "nothing was written"), world.together():
             for block, job in jobs.of.items():
                 _check_new(folders[block], resume)
                 check_backend(config.backend, device_of(config.device), job.model.n_latents, job.model.config.k)

@@ -29,6 +29,8 @@ from tide.world import StopVote, World
 Batches = Iterable[ActivationBatch] | Callable[[int], Iterable[ActivationBatch]]
 #: As :data:`Batches`, of several blocks.
 BlockBatches = Iterable[BlockBatch] | Callable[[int], Iterable[BlockBatch]]
+#: What the progress bar shows.
+_SHOWN = ("mse", "explained_variance", "cosine", "k")
 #: The key of a lone learner, whose batches name no block.
 _ALONE = 0
 
@@ -120,13 +122,15 @@ def fit_blocks(
     refuse_other_launchers()
     world = world or World()
     with contextlib.ExitStack() as held, stop_signals(several=world.several) as stop:
-        with world.watched(lambda: _kept(learners)):
+        with world.watched(lambda: f"{_kept(learners)}; resume to continue"):
             try:
                 with world.together():
                     _hold([learner.out for learner in learners.values() if learner.world.first], held)
                 with world.together():
                     for block, learner in learners.items():
                         learner.start(origins[block], resume=resume)
+                for learner in learners.values():
+                    learner.check_start()
                 _Loop(learners, origins, stop, watch, world).run(batches, title, progress and world.first)
                 for learner in learners.values():
                     learner.finish()
@@ -205,8 +209,9 @@ class _Loop:
             if self.step:
                 return stream
             fresh = {block: learner.model for block, learner in self.learners.items() if not learner.step}
-            together = next(iter(self.learners.values())).world
-            return started(fresh, stream, self.steps, together)
+            first = next(iter(self.learners.values()))
+            # As far on every rank, whether it has fresh models or not.
+            return started(fresh, stream, self.steps, centre=first.model.config.centre, world=first.world)
 
     def _check_stop(self) -> None:
         """Ends all of several ranks after the same step, if one of them was asked to."""
@@ -243,15 +248,13 @@ class _Loop:
 
     def _match_l0(self, learners: Mapping[int, Learner], stream: Iterator[BlockBatch], last: BlockBatch) -> None:
         """Sets thresholds that aim at k, once the weights are final."""
-        matches: dict[int, L0Match] = {}
-        for block, learner in learners.items():
-            activation = learner.model.activation
-            if activation is not None and activation.matched:
-                learner.settle()
-                matches[block] = L0Match(learner.model, learner.world)
-        if not matches and not self.world.several:  # the others may need what follows, which they share
+        first = next(iter(self.learners.values()))  # all have one configuration
+        if first.model.activation is None or not first.model.activation.matched:
             return
-        for batch in following(stream, last, self.steps):
+        for learner in learners.values():
+            learner.settle()
+        matches = {block: L0Match(learner.model, learner.world) for block, learner in learners.items()}
+        for batch in following(stream, last, self.steps, first.world.count):
             for block, match in matches.items():
                 match.add(batch[block])
         for match in matches.values():
@@ -266,6 +269,3 @@ class _Loop:
         return (
             f"mse {of['mse']:.4f} explained {of['explained_variance']:.1%} cos {1 - of['cosine']:.4f} k {of['k']:.0f}"
         )
-
-
-_SHOWN = ("mse", "explained_variance", "cosine", "k")
