@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, islice, repeat
 
 import pytest
 import torch
@@ -226,3 +226,11 @@ def test_other_scenes_are_within_3_percent_of_k(bench, options, k):
     found, elsewhere = (bench.reconstruction(sae, pool)["l0"] for pool in (bench.wide, bench.held_out))
     print(f"k = {k}: L0 {found:.2f} ({found / k - 1:+.1%}), of other combinations {elsewhere / k - 1:+.1%}")
     assert found == pytest.approx(k, rel=0.03)
+
+
+def test_ranks_read_as_many_whole_batches_as_one_process():
+    """Each of four ranks holds a quarter of the rows of every batch."""
+    rows = MATCHED_ROWS // 8
+    whole = list(following(repeat(batch(0, rows=rows)), batch(0, rows=rows), 100))
+    part = list(following(repeat(batch(0, rows=rows // 4)), batch(0, rows=rows // 4), 100, parts=4))
+    assert len(part) == len(whole) == 8

@@ -27,9 +27,9 @@ _BINS = 1 << (31 - _LOWER_BITS)
 
 
 def following(stream: Iterator[B], last: B, steps: int, parts: int = 1) -> Iterator[B]:
-    """The batches, or one of so many ``parts`` of each, that come after the ``last`` of a training of ``steps``, for :class:`L0Match`: enough for
+    """The batches that come after the ``last`` of a training of ``steps``, for :class:`L0Match`: enough for
     :data:`MATCHED_ROWS` and at most ``steps``. Where the stream has ended, the last one again, with a warning
-    (:class:`~tide.errors.TideWarning`)."""
+    (:class:`~tide.errors.TideWarning`). ``parts``: ranks that hold a part of each batch, of which this is one."""
     batches = islice(stream, min(steps, -(-MATCHED_ROWS // max(1, last.rows * parts))))
     first = next(batches, None)
     if first is not None:
