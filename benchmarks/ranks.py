@@ -45,9 +45,9 @@ from tide.world import World
 
 #: d_model, n_latents: those of the bundled pipeline, and those that leave more to compute for each byte that travels.
 SIZES = {"bundled": (192, 3072), "d = 576": (576, 9216)}
-ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "topk")
+CASES: tuple[tuple[str, Activation], ...] = (("bundled", "jumprelu"), ("bundled", "topk"), ("d = 576", "jumprelu"))
 ROWS = 4096
-STEPS = 8
+STEPS, WARM_UP = 5, 2
 #: Images of a step of the live training, and steps of a window: both the same for any number of ranks.
 IMAGES, WINDOW_STEPS = 16, 4
 
@@ -107,13 +107,13 @@ def data_parallel(world: World, size: str, activation: Activation, rows: int) ->
         learner = _learner(world, size, activation, rows * world.count, folder)
         batches = [_rows(rows, SIZES[size][0], 100 * world.number + i) for i in range(3)]
         seconds = []
-        for step in range(3 + STEPS):
+        for step in range(WARM_UP + STEPS):
             world.said(0)
             begun = time.perf_counter()
             learner.train_step(batches[step % 3])
             learner.step += 1
             seconds.append(time.perf_counter() - begun)
-    return rows * world.count / statistics.median(seconds[3:])
+    return rows * world.count / statistics.median(seconds[WARM_UP:])
 
 
 def difference(world: World, size: str, activation: Activation) -> dict[str, float]:
@@ -204,15 +204,14 @@ def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, f
 def measured(rounds: int) -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {"data parallel": {}, "fixed global batch": {}, "difference from one process": {}}
-    for size in SIZES:
-        for activation in ACTIVATIONS:
-            name = f"{size}, {activation}"
-            for what, rows in (("data parallel", ROWS), ("fixed global batch", ROWS // 2)):
-                found[what][name] = ratios(rounds, partial(_one_and_two, size, activation, rows))
-            for ranks in (2, 4):
-                found["difference from one process"][f"{name}, {ranks} ranks"] = on_ranks(
-                    ranks, difference, size, activation
-                )
+    for size, activation in CASES:
+        name = f"{size}, {activation}"
+        for what, rows in (("data parallel", ROWS), ("fixed global batch", ROWS // 2)):
+            found[what][name] = ratios(rounds, partial(_one_and_two, size, activation, rows))
+        for ranks in (2, 4):
+            found["difference from one process"][f"{name}, {ranks} ranks"] = on_ranks(
+                ranks, difference, size, activation
+            )
     pairs = [(on_ranks(1, blocks, 8), on_ranks(2, blocks, 8)) for _ in range(rounds)]
     speeds = sorted(one["seconds"] / two["seconds"] for one, two in pairs)
     found["block parallel"] = {"median": statistics.median(speeds), "rounds": speeds}
