@@ -4,9 +4,10 @@ Every rank is a process of one thread, and they exchange by gloo. Three measurem
 is compared with, so that a change of the machine's speed meets both alike:
 
 * data parallel: steps of one block on activations in memory, the rows of a rank constant, and with the global batch
-  constant;
+  constant; beside them two processes that exchange nothing, the most that two ranks could reach on this machine;
 * block parallel: training of all blocks of the bundled pipeline on a live stream;
-* several blocks in one process: the time of such a training over the time of the steps alone.
+* several blocks in one process: the time of such a training over the time of the steps alone, and that of eight
+  trainings over it.
 
 Also prints how far a step of the ranks is from one process's, and the bytes that travel for PixArt-XL on 8 ranks.
 """
@@ -20,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from benchmarks.environment import environment
+from benchmarks.table import markdown
 from tide.activations.batch import ActivationBatch
 from tide.activations.options import CollectOptions
 from tide.data import open_source
-from tide.files import write_json
+from tide.files import read_json, write_json
 from tide.loading import load_adapter
 from tide.sae import TIDE
 from tide.sae.config import Activation
@@ -101,10 +102,12 @@ def _learner(world: World, size: str, activation: Activation, rows: int, folder:
     return Learner(model.train(), config, folder, world)
 
 
-def data_parallel(world: World, size: str, activation: Activation, rows: int) -> float:
-    """Tokens of all ranks a second, in the median over steps; ``rows`` a rank."""
+def data_parallel(world: World, size: str, activation: Activation, rows: int, together: bool = True) -> float:
+    """Tokens of all ranks a second, in the median over steps; ``rows`` a rank. Unless ``together`` each has a model
+    of its own: what the machine gives to processes side by side."""
     with tempfile.TemporaryDirectory() as folder:
-        learner = _learner(world, size, activation, rows * world.count, folder)
+        shared = world if together else World()
+        learner = _learner(shared, size, activation, rows * shared.count, folder)
         batches = [_rows(rows, SIZES[size][0], 100 * world.number + i) for i in range(3)]
         seconds = []
         for step in range(WARM_UP + STEPS):
@@ -195,42 +198,81 @@ def ratios(rounds: int, measure: Callable[[], tuple[float, float]]) -> dict[str,
     return {"median": statistics.median(found), "rounds": sorted(found)}
 
 
-def _one_and_two(size: str, activation: Activation, rows: int) -> tuple[float, float]:
+def _one_and_two(size: str, activation: Activation, rows: int, together: bool) -> tuple[float, float]:
     """Tokens a second of one rank with :data:`ROWS` rows, and of two with ``rows`` each."""
     one = on_ranks(1, data_parallel, size, activation, ROWS)
-    return one, on_ranks(2, data_parallel, size, activation, rows)
+    return one, on_ranks(2, data_parallel, size, activation, rows, together)
 
 
-def measured(rounds: int) -> dict[str, Any]:
-    """All figures."""
-    found: dict[str, Any] = {"data parallel": {}, "fixed global batch": {}, "difference from one process": {}}
-    for size, activation in CASES:
-        name = f"{size}, {activation}"
-        for what, rows in (("data parallel", ROWS), ("fixed global batch", ROWS // 2)):
-            found[what][name] = ratios(rounds, partial(_one_and_two, size, activation, rows))
-        for ranks in (2, 4):
-            found["difference from one process"][f"{name}, {ranks} ranks"] = on_ranks(
-                ranks, difference, size, activation
-            )
+def of_two(rounds: int, rows: int, together: bool = True) -> dict[str, Any]:
+    """Two ranks against one, by size and activation."""
+    return {
+        f"{size}, {activation}": ratios(rounds, partial(_one_and_two, size, activation, rows, together))
+        for size, activation in CASES
+    }
+
+
+def differences(rounds: int) -> dict[str, Any]:
+    return {
+        f"{size}, {activation}, {ranks} ranks": on_ranks(ranks, difference, size, activation)
+        for size, activation in CASES
+        for ranks in (2, 4)
+    }
+
+
+def of_blocks(rounds: int) -> dict[str, Any]:
+    """Two ranks against one on eight blocks; and what one process takes, over the steps alone and over eight trainings
+    of a block each, whose forward passes are not shared."""
     pairs = [(on_ranks(1, blocks, 8), on_ranks(2, blocks, 8)) for _ in range(rounds)]
-    speeds = sorted(one["seconds"] / two["seconds"] for one, two in pairs)
-    found["block parallel"] = {"median": statistics.median(speeds), "rounds": speeds}
-    shares = sorted(one["seconds"] / one["learners"] for one, _ in pairs)
-    found["eight blocks over their steps"] = {"median": statistics.median(shares), "rounds": shares}
-    found["bytes a rank sends in a step, PixArt-XL on 8 ranks"] = bytes_a_step(1152, 18432, 28, 16384, 8)
-    return found
+    found = {
+        "two ranks against one": [one["seconds"] / two["seconds"] for one, two in pairs],
+        "eight blocks over their steps": [one["seconds"] / one["learners"] for one, _ in pairs],
+        "eight trainings over one of eight blocks": [
+            (8 * (one["seconds"] - one["learners"]) + one["learners"]) / one["seconds"] for one, _ in pairs
+        ],
+    }
+    return {name: {"median": statistics.median(each), "rounds": sorted(each)} for name, each in found.items()}
+
+
+MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "data parallel": partial(of_two, rows=ROWS),
+    "fixed global batch": partial(of_two, rows=ROWS // 2),
+    "two processes that exchange nothing": partial(of_two, rows=ROWS, together=False),
+    "difference from one process": differences,
+    "blocks": of_blocks,
+    "bytes a rank sends in a step, PixArt-XL on 8 ranks": lambda _: bytes_a_step(1152, 18432, 28, 16384, 8),
+}
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The tables of docs/scale.md."""
+    columns = ("data parallel", "fixed global batch", "two processes that exchange nothing")
+    rows = [[name, *(f"{figures[column][name]['median']:.2f}" for column in columns)] for name in figures[columns[0]]]
+    worst = max(max(each.values()) for each in figures["difference from one process"].values())
+    blocks = {name: each["median"] for name, each in figures["blocks"].items()}
+    others = [
+        ["a step of 2 or 4 ranks from one process's, over the RMS", f"{worst:.0e}", "1e-6 at most"],
+        ["eight blocks, two ranks against one", f"{blocks['two ranks against one']:.2f}", "1.8 at least"],
+        ["eight blocks over their steps alone", f"{blocks['eight blocks over their steps']:.2f}", "1.3 at most"],
+        ["eight trainings over one of eight", f"{blocks['eight trainings over one of eight blocks']:.2f}", ""],
+    ]
+    tables = [markdown(("two ranks against one", *columns), rows), markdown(("figure", "measured", "aim"), others)]
+    return "\n\n".join(tables)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="file for the figures, JSON")
+    parser.add_argument("--only", choices=MEASURES, nargs="*", default=list(MEASURES), help="what to measure")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; those that are not measured stay")
     arguments = parser.parse_args()
-    found = {"machine": environment(torch.device("cpu")), "figures": measured(arguments.rounds)}
+    figures = {name: MEASURES[name](arguments.rounds) for name in arguments.only}
     if arguments.out is not None:
-        with redirect_stdout(None):
-            write_json(arguments.out, found)
-    print(json.dumps(found["figures"], indent=2))
+        before = read_json(arguments.out)["figures"] if arguments.out.exists() else {}
+        write_json(arguments.out, {"machine": environment(torch.device("cpu")), "figures": {**before, **figures}})
+    print(json.dumps(figures, indent=2))
+    if figures.keys() == MEASURES.keys():
+        print(page(figures))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tide.evaluation.statistics import auroc
 from tide.interpretation.concepts import best_iou
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.sae.normalisation import Moments
-from tide.training import trainer
+from tide.training import learner
 
 
 def batch(x: torch.Tensor) -> ActivationBatch:
@@ -44,7 +44,7 @@ SUMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "best_iou": lambda x: best_iou(x[:, 0], x[:, 1] > 0),
     "moments": lambda x: Moments.of([x]).variance,
     "monosemanticity": monosemanticity,
-    "figures of a step": lambda x: trainer._read({"loss": x.sum()})["loss"],
+    "figures of a step": lambda x: learner._read({"loss": x.sum()})["loss"],
 }
 
 

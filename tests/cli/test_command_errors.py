@@ -333,7 +333,7 @@ def test_concepts(refused, checkpoint, images):
     assert refused(*concepts, "--concepts", "near") == "what to look for concepts in is not clear; give --data"
 
 
-def test_arguments(refused, pipeline, images, store):
+def test_arguments(refused, pipeline, images):
     collect = ["collect", "--pipeline", pipeline, "--data", images]
     assert refused(*collect, "--tensor", "logits") == (
         "tensor 'logits' is unknown; use one of output, attention, feed_forward"
@@ -349,6 +349,3 @@ def test_arguments(refused, pipeline, images, store):
     )
     assert refused(*collect, "--prompts", "x.txt") == "--prompts belongs to --sampling; add it, or give --data"
     assert refused("train") == "what to train on is not clear; give --store, or --pipeline and --data"
-    assert refused("train", "--store", store) == (
-        f"{store} holds stores of several blocks; give one of them: {store}/block-3"
-    )
