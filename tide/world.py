@@ -57,9 +57,7 @@ class World:
         """The ranks' tensors, of one shape, one after the other along the first dimension."""
         if not self.several:
             return tensor
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        return Ranks(dist.group.WORLD).tokens.gathered(tensor).flatten(0, 1)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, in memory of its own if there are several."""

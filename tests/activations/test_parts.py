@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from tests.helpers.store_batches import contents, edit_manifest
-from tide.activations import ActivationBatch, ActivationStore, CollectOptions, Prompts, Source, StoreWriter, stores
+from tests.helpers.store_batches import assert_same_rows, contents, edit_manifest, rows_of
+from tide.activations import ActivationStore, CollectOptions, Prompts, Source, StoreWriter, stores
 from tide.activations.parts import Part, found_parts, part_of_environment
 from tide.activations.to_disk import collect_to_disk, recorded_hold_out
 from tide.data import open_source
@@ -50,19 +49,6 @@ def three(adapter, source, tmp_path_factory) -> Path:
 def part_of(adapter, source, path: Path, index: int, of: int, **further):
     given = {"blocks": (3,), "options": OPTIONS, "say": lambda text: None, **further}
     return collect_to_disk(adapter, source, path, part=(index, of), **given)
-
-
-def rows(path: Path) -> ActivationBatch:
-    store = ActivationStore(path)
-    return ActivationBatch.cat([store.read(i) for i in range(len(store.shards))])
-
-
-def assert_same_rows(path: Path, other: Path) -> None:
-    """Every row in the same order, bit for bit, and all that is said of it."""
-    found, wanted = rows(path), rows(other)
-    for name in ("x", "sample", "token", "timestep", "group"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-    assert (found.conditioning is None) == (wanted.conditioning is None)
 
 
 # -- shares ----------------------------------------------------------------------------------------------------------
@@ -147,7 +133,7 @@ def test_a_part_is_an_ordinary_store(adapter, three):
     path = three / "part-00001-of-00003"
     store = ActivationStore(path)
     first, end = shares(3)[1]
-    assert sorted(set(rows(path).sample.tolist())) == list(range(first, end))
+    assert sorted(set(rows_of(path).sample.tolist())) == list(range(first, end))
     assert store.info["part"] == {"index": 1, "of": 3, "images": N, "listing": ""}
     holds = run_contents(path)
     assert holds is not None
@@ -165,7 +151,7 @@ def test_the_store_of_parts_is_read_in_shuffled_batches(three):
     assert sum(map(len, batches)) == len(store) == N * 2 * 16
     found = {(int(s), int(t), float(x)) for b in batches for s, t, x in zip(b.sample, b.token, b.x[:, 0], strict=True)}
     assert len(found) == len(store)
-    whole = rows(three)
+    whole = rows_of(three)
     assert found == {
         (int(s), int(t), float(x)) for s, t, x in zip(whole.sample, whole.token, whole.x[:, 0], strict=True)
     }

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tests.helpers.remote import URL, Troubled, fetched_shards, start
-from tests.helpers.store_batches import go_on
 from tide.activations import ActivationBatch, ActivationStore
 from tide.errors import TideError, TideWarning
 
@@ -20,20 +19,6 @@ from tide.errors import TideError, TideWarning
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path) -> Path:
     return start(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def local(tmp_path) -> Path:
-    """Three shards of two samples."""
-    go_on(tmp_path / "local")
-    return tmp_path / "local"
-
-
-@pytest.fixture
-def store(local) -> ActivationStore:
-    """The same at a URL."""
-    Troubled().put(str(local), "/bucket/acts", recursive=True)
-    return ActivationStore(URL)
 
 
 def rows(store: ActivationStore) -> torch.Tensor:

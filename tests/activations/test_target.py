@@ -27,20 +27,6 @@ def cache(monkeypatch, tmp_path) -> Path:
     return start(monkeypatch, tmp_path)
 
 
-@pytest.fixture
-def local(tmp_path) -> Path:
-    """Three shards of two samples."""
-    go_on(tmp_path / "local")
-    return tmp_path / "local"
-
-
-@pytest.fixture
-def store(local) -> ActivationStore:
-    """The same at a URL."""
-    Troubled().put(str(local), "/bucket/acts", recursive=True)
-    return ActivationStore(URL)
-
-
 @pytest.fixture(scope="module")
 def source(adapter) -> Source:
     return open_source("scenes", adapter, images=6, batch_size=2)

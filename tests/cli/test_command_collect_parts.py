@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from tide.activations import ActivationBatch, ActivationStore
+from tests.helpers.store_batches import assert_same_rows
+from tide.activations import ActivationStore
 from tide.files import lock_folder
 
 ROOT = Path(__file__).parents[2]
@@ -26,17 +26,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),
 }
-
-
-def all_rows(path: Path) -> ActivationBatch:
-    found = ActivationStore(path)
-    return ActivationBatch.cat([found.read(i) for i in range(len(found.shards))])
-
-
-def assert_same_rows(path: Path, other: Path) -> None:
-    found, wanted = all_rows(path), all_rows(other)
-    for name in ("x", "sample", "token", "timestep", "group"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
 
 
 @pytest.fixture(autouse=True)

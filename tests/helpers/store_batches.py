@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tide.activations.batch import ActivationBatch
+from tide.activations.store import ActivationStore
 from tide.activations.writer import StoreWriter
 from tide.images.identity import Sample
 
@@ -78,3 +79,16 @@ def edit_manifest(path: Path, change) -> None:
     manifest = json.loads(file.read_text())
     change(manifest)
     file.write_text(json.dumps(manifest))
+
+
+def rows_of(path: Path) -> ActivationBatch:
+    store = ActivationStore(path)
+    return ActivationBatch.cat([store.read(i) for i in range(len(store.shards))])
+
+
+def assert_same_rows(path: Path, other: Path) -> None:
+    """Every row in the same order, bit for bit, and all that is said of it."""
+    found, wanted = rows_of(path), rows_of(other)
+    for name in ("x", "sample", "token", "timestep", "group"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert (found.conditioning is None) == (wanted.conditioning is None)

@@ -20,7 +20,7 @@ from tide.errors import TideError
 from tide.world import World
 
 #: ``collect(seed, start, stop)``: the passes of an epoch over the samples ``start`` to ``stop - 1``.
-CollectBetween = Callable[[int, int, int], Iterable[BlockBatch]]
+CollectBetween = Callable[..., Iterable[BlockBatch]]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class SharedStream(LiveStream):
     """
 
     def __init__(self, collect: CollectBetween, rows: int, *, shares: Shares, **sizes: int) -> None:
-        super().__init__(lambda seed, start: (), rows, **sizes)
-        self.collect_between, self.shares, self.world = collect, shares, shares.world
+        super().__init__(collect, rows, **sizes)
+        self.shares, self.world = shares, shares.world
         self.per_pass = sizes["per_pass"]
         self.part = shares.part(rows)
         fewest = min(-(-(stop - start) // self.per_pass) for start, stop in self._windows())
@@ -128,7 +128,7 @@ class SharedStream(LiveStream):
         count, passes = self.world.count, -(-(stop - start) // self.per_pass)
         edges = [min(stop, start + passes * rank // count * self.per_pass) for rank in range(count + 1)]
         first, last = edges[self.world.number : self.world.number + 2]
-        own = BlockBatch.cat(list(self.collect_between(seed, first, last)))
+        own = BlockBatch.cat(list(self.collect(seed, first, last)))
         if own.rows != (last - first) * self.rows_per_sample:
             raise TideError(
                 f"the data gave {own.rows} rows where {(last - first) * self.rows_per_sample} were announced; "

@@ -79,7 +79,7 @@ class LiveStream:
         for name, value in (("rows", rows), ("n_samples", n_samples), ("per_pass", per_pass)):
             if value < 1:
                 raise TideError(f"{name} = {value} is too small; give at least 1")
-        self.collect = collect
+        self.collect: Callable[..., Iterable[BlockBatch]] = collect
         self.rows = rows
         self.rows_per_sample = rows_per_sample
         self.seed = seed
