@@ -94,7 +94,7 @@ def test_a_process_alone_exchanges_nothing():
     assert world.said("x") == ["x"]
     assert world.first
     assert not world.several
-    assert not world.ranks(8).several
+    assert not world.ranks(8, 4).several
     with pytest.raises(TideError, match=r"^no$"), world.together():
         raise TideError("no")
     assert StopVote(world).asked(True)

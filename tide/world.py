@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from tide.devices import use_own_gpu
 from tide.errors import TideError
 from tide.ranks import launched
 from tide_kernels import Ranks
+from tide_kernels.ranks import Group
 
 #: Seconds that a rank waits for the others, unless the environment says otherwise.
 WAIT = "TIDE_WAIT"
@@ -37,8 +40,25 @@ class World:
         count: of all ranks.
     """
 
-    def __init__(self, number: int = 0, count: int = 1) -> None:
+    def __init__(self, number: int = 0, count: int = 1, group: dist.ProcessGroup | None = None) -> None:
         self.number, self.count = number, count
+        self._group = group
+
+    @property
+    def group(self) -> Group:
+        """The process group of these ranks: that of all processes, unless another was given."""
+        return Group((self._group or dist.group.WORLD) if self.several else None)
+
+    @property
+    def tokens(self) -> World:
+        """Of these ranks those that divide a batch's tokens, this one among them: all, unless it is a
+        :class:`Grid`."""
+        return self
+
+    @property
+    def latents(self) -> World:
+        """Of these ranks those that divide the latents, this one among them: it alone, unless it is a :class:`Grid`."""
+        return World()
 
     @property
     def several(self) -> bool:
@@ -49,19 +69,20 @@ class World:
         """Whether this rank is the one that logs, and writes what there is one of."""
         return self.number == 0
 
-    def ranks(self, n_tokens: int) -> Ranks:
-        """The ranks as they share a batch of ``n_tokens`` rows."""
-        return Ranks(dist.group.WORLD, n_tokens) if self.several else Ranks()
+    def ranks(self, n_tokens: int, n_latents: int) -> Ranks:
+        """The ranks as they share a batch of ``n_tokens`` rows and a model of ``n_latents``."""
+        tokens, latents = self.tokens.group, self.latents.group
+        return Ranks(tokens.group, n_tokens, latents.group, n_latents if latents.several else None)
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """The ranks' tensors, of one shape, one after the other along the first dimension."""
         if not self.several:
             return tensor
-        return Ranks(dist.group.WORLD).tokens.gathered(tensor).flatten(0, 1)
+        return self.group.gathered(tensor).flatten(0, 1)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, in memory of its own if there are several."""
-        return Ranks(dist.group.WORLD).summed(tensor) if self.several else tensor
+        return self.group.summed(tensor)
 
     def least(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
@@ -72,7 +93,7 @@ class World:
         if not self.several:
             return [value]
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.group.group)
         return found
 
     @contextmanager
@@ -117,6 +138,47 @@ class World:
         return f"no answer from {who} ({said}); the message of the one that ended, or of its machine, says why"
 
 
+class Grid(World):
+    """All ranks of a run, which divide the latents of one model among ``across`` of them at a time.
+
+    Rank r is in row ``r // across`` and column ``r % across``. The ranks of a row have the same tokens and divide the
+    latents, those of a column hold the same latents and divide the tokens. All ranks form it at once.
+
+    Raises :class:`~tide.errors.TideError` for a number of ranks that ``across`` does not divide.
+    """
+
+    def __init__(self, number: int, count: int, across: int) -> None:
+        if count % across:
+            raise TideError(
+                f"shard_latents = {across} does not divide {count} rank{'s' * (count > 1)}; start a multiple of "
+                f"{across} by torchrun, or leave it off"
+            )
+        super().__init__(number, count)
+        self._places = torch.arange(count).view(-1, across)
+        columns, rows = self._places.T.tolist(), self._places.tolist()
+        self._tokens = World(number // across, count // across, _group_among(columns))
+        self._latents = World(number % across, across, _group_among(rows))
+
+    @property
+    def tokens(self) -> World:
+        return self._tokens
+
+    @property
+    def latents(self) -> World:
+        return self._latents
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """The rows and columns, for tensors on a kind of device."""
+        groups = [each._group for each in (self.tokens, self.latents) if each._group is not None]
+        return DeviceMesh.from_group(groups, device.type, self._places, mesh_dim_names=("tokens", "latents"))
+
+
+def _group_among(groups: list[list[int]]) -> dist.ProcessGroup | None:
+    """That of the groups which this rank is in."""
+    found, _ = dist.new_subgroups_by_enumeration(groups, timeout=timedelta(seconds=wait_limit()))
+    return found
+
+
 def _absent(number: int, count: int) -> list[int]:
     """The ranks that do not answer through the store by which the group was formed."""
     try:
@@ -150,16 +212,16 @@ def wait_limit() -> float:
     return seconds
 
 
-def current() -> World:
-    """The ranks that torchrun started. The first call forms their group, which takes all of them; a process that was
-    started alone gets a world of one.
+def current(shard_latents: int = 1) -> World:
+    """The ranks that torchrun started; a :class:`Grid` if so many of them divide the latents of one model. The first
+    call forms their group, which takes all of them; a process that was started alone gets a world of one.
 
     A device "cuda" is that of the local rank afterwards. Raises :class:`~tide.errors.TideError` if the ranks do not
-    find each other.
+    find each other, or cannot be divided.
     """
     found = launched()
     if found is None:
-        return World()
+        return World() if shard_latents == 1 else Grid(0, 1, shard_latents)
     if not dist.is_initialized():
         use_own_gpu()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -170,11 +232,18 @@ def current() -> World:
             raise TideError(
                 f"the {found.count} ranks do not find each other ({line}); start them by torchrun"
             ) from error
-    return World(found.number, found.count)
+    return World(found.number, found.count) if shard_latents == 1 else _grid(found.number, found.count, shard_latents)
+
+
+@functools.cache
+def _grid(number: int, count: int, across: int) -> Grid:
+    """Formed once: process groups stay until all are ended."""
+    return Grid(number, count, across)
 
 
 def leave() -> None:
     """Ends the group, if there is one."""
+    _grid.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

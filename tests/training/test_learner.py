@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ from tide.sae.checkpoint import read_config
 from tide.training.learner import Learner, Origin
 from tide.training.state import RESUME, STATE
 from tide.training.trainer import fit_blocks
-from tide.world import World
+from tide.world import Grid, World
 
 BLOCK = 6
 #: Latents die and are revived within these steps, gradients are clipped, k falls, and a threshold is set at the end.
@@ -55,12 +55,27 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def built(case: str, **more: Any):
+#: Ranks, and how many of them at a time divide the latents.
+RANKS = {
+    "2 ranks": (2, 1),
+    "4 ranks": (4, 1),
+    "2 ranks that divide the latents": (2, 2),
+    "4 ranks that divide tokens and latents": (4, 2),
+}
+
+
+def cases(across: int) -> list[str]:
+    """Those that ranks which divide the latents can train."""
+    return [case for case in CASES if across == 1 or "nested" not in case]
+
+
+def built(case: str, world: World, **more: Any):
     """The configuration, and a fresh model."""
-    options = CASES[case] | {"steps": STEPS, "log_every": 1, "clip": 0.05, **more}
+    options = CASES[case] | {"steps": STEPS, "log_every": 1, "clip": 0.05, "shard_latents": world.latents.count, **more}
     made = config().changed(options)
     of = {"tensor": "feed_forward_input", "target": "feed_forward"} if "transcoder" in case else {}
-    return made, TIDE(made.model_config(D, MODULATION, family="pixart", block=BLOCK, **of), seed=3)
+    described = made.model_config(D, MODULATION, family="pixart", block=BLOCK, **of)
+    return made, TIDE(described, seed=3, among=world.latents)
 
 
 def parts(world: World, case: str, source=stream):
@@ -80,33 +95,55 @@ def fit(
     case: str, out: Path, world: World | None = None, *, source=stream, resume: bool = False, **more: Any
 ) -> Learner:
     world = world or World()
-    made, model = built(case, **more)
+    made, model = built(case, world, **more)
     learner = Learner(model, made, out, world)
     batches = parts(world, case, source)
     fit_blocks({BLOCK: learner}, batches, {BLOCK: Origin()}, title="", resume=resume, progress=False, world=world)
     return learner
 
 
-def of_group() -> World:
+def of_group(across: int = 1) -> World:
     import torch.distributed as dist
 
-    return World(dist.get_rank(), dist.get_world_size())
+    number, count = dist.get_rank(), dist.get_world_size()
+    return World(number, count) if across == 1 else Grid(number, count, across)
 
 
-def trained(folder: str) -> dict[str, Any]:
+def trained(folder: str, across: int) -> dict[str, Any]:
     """Every case, as this rank has it in memory."""
-    world, found = of_group(), {}
-    for number, case in enumerate(CASES):
+    world, found = of_group(across), {}
+    for number, case in enumerate(cases(across)):
         learner = fit(case, Path(folder) / str(number), world)
         weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
         found[case] = (learner.history, weights, learner.revived, learner.saved)
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids="{} ranks".format)
+class Ranks(NamedTuple):
+    """What the ranks return, and the folder that they leave."""
+
+    across: int
+    folder: Path
+    found: list[dict[str, Any]]
+
+    def of(self, case: str) -> list[Any]:
+        if case not in self.found[0]:
+            pytest.skip("ranks that divide the latents refuse prefixes")
+        return [each[case] for each in self.found]
+
+
+@pytest.fixture(scope="module", params=RANKS.values(), ids=RANKS)
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, run_ranks(trained, request.param, str(folder), timeout=300)
+    count, across = request.param
+    return Ranks(across, folder, run_ranks(trained, count, str(folder), across, timeout=300))
+
+
+def part_of(value: torch.Tensor, like: torch.Tensor, number: int) -> torch.Tensor:
+    """The rows of ``value`` that rank ``number`` has, whose own are ``like``."""
+    if value.shape == like.shape:
+        return value
+    return value[number % (len(value) // len(like)) * len(like) :][: len(like)]
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +156,8 @@ def alone(tmp_path_factory) -> dict[str, Learner]:
 def test_the_steps_are_those_of_one_process(ranks, alone, case):
     """The first steps to rounding; later ones to what rounding grows to, which a single flipped selection shows: a
     latent that is selected for another token changes a term by more than one in a thousand."""
-    _, found = ranks
     expected = alone[case]
-    for history, weights, revived, saved in (each[case] for each in found):
+    for number, (history, weights, revived, saved) in enumerate(ranks.of(case)):
         assert revived == expected.revived
         assert saved == STEPS
         for mine, own in zip(history, expected.history, strict=True):
@@ -132,24 +168,27 @@ def test_the_steps_are_those_of_one_process(ranks, alone, case):
                 assert same or mine[name] == pytest.approx(value, rel=tolerance, abs=1e-6), (own["step"], name)
         for name, value in expected.model.state_dict().items():
             size = value.float().square().mean().sqrt() + 1e-7
-            assert float((weights[name] - value).float().square().mean().sqrt()) <= 1e-3 * float(size), name
+            own = part_of(value, weights[name], number)
+            assert float((weights[name] - own).float().square().mean().sqrt()) <= 1e-3 * float(size), name
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_all_ranks_hold_the_same_bits(ranks, case):
-    _, (first, *others) = ranks
-    for other in others:
-        assert_same(other[case][1], first[case][1])
-        assert other[case][0] == first[case][0]
+    """Of what they hold: those with other latents the same history."""
+    found = ranks.of(case)
+    for number, (history, weights, *_) in enumerate(found):
+        assert history == found[0][0]
+        assert_same(weights, found[number % ranks.across][1])
 
 
 def test_the_folder_ends_as_one_process_leaves_it(ranks, alone):
-    folder, (first, *_) = ranks
-    for number, case in enumerate(CASES):
-        out = folder / str(number)
+    for number, case in enumerate(cases(ranks.across)):
+        out = ranks.folder / str(number)
         assert {each.name for each in out.iterdir()} == {each.name for each in alone[case].out.iterdir()}
         assert [each.name for each in (out / RESUME).iterdir()] == [STATE.name]
-        assert_same(TIDE.from_pretrained(out).state_dict(), first[case][1])
+        saved = TIDE.from_pretrained(out).state_dict()
+        for rank, (_, weights, *_) in enumerate(ranks.of(case)):
+            assert_same({name: part_of(value, weights[name], rank) for name, value in saved.items()}, weights)
         assert read_config(out)["activation"] == CASES[case]["activation"]
 
 
@@ -219,7 +258,7 @@ def test_what_only_one_process_trains(tmp_path, options, what):
 def differing(folder: str) -> str:
     """What a rank says whose weights are not those of the other."""
     world = of_group()
-    made, model = built("TopK")
+    made, model = built("TopK", world)
     learner = Learner(model, made, folder, world)
     with torch.no_grad():
         model.b_dec[0] += world.number

@@ -30,7 +30,8 @@ class Shares:
     Attributes:
         world: the ranks.
         owners: block -> the rank that trains it, on whole batches (block parallel). None if all ranks train the same
-            blocks, rank r of W on the rows r B / W to (r + 1) B / W of each batch of B (data parallel).
+            blocks, rank r of W on the rows r B / W to (r + 1) B / W of each batch of B (data parallel); in a
+            :class:`~tide.world.Grid` its row r of W.
     """
 
     world: World
@@ -39,7 +40,7 @@ class Shares:
     @property
     def count(self) -> int:
         """Into how many parts a batch is divided."""
-        return self.world.count if self.owners is None else 1
+        return self.world.tokens.count if self.owners is None else 1
 
     def trained_here(self, block: int) -> bool:
         return self.owners is None or self.owners[block] == self.world.number
@@ -53,7 +54,7 @@ class Shares:
                 f"give a multiple of {2 * self.count}"
             )
         own = rows // self.count
-        first = own * self.world.number if self.owners is None else 0
+        first = own * self.world.tokens.number if self.owners is None else 0
         return slice(first, first + own)
 
 
@@ -62,7 +63,8 @@ class SharedStream(LiveStream):
 
     The passes of a window are dealt to the ranks in order. When all have run theirs, the tokens travel to the ranks
     that train on them. Which token goes where follows from the seed, so activations and their places are all that is
-    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks.
+    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks, and R
+    times that where R ranks have the same tokens.
 
     A batch has the timesteps of all its rows on every rank, which is what :class:`tide_kernels.Ranks` asks for.
 
@@ -168,8 +170,9 @@ class SharedStream(LiveStream):
         if self.shares.owners is not None:
             return [torch.arange(n_rows)] * self.world.count
         rows = next(iter(mixed.values())).x[:, 1]
-        rank = (torch.arange(at, at + len(rows)) % self.rows) // (self.rows // self.shares.count)
-        return [rows[rank == each].sort().values for each in range(self.world.count)]
+        part = (torch.arange(at, at + len(rows)) % self.rows) // (self.rows // self.shares.count)
+        across = self.world.latents.count  # ranks that have the same part
+        return [rows[part == rank // across].sort().values for rank in range(self.world.count)]
 
     def _exchanged(self, own: BlockBatch, counts: Sequence[int], wanted: Sequence[Tensor]) -> _Held:
         """Sends each rank what it needs of this rank's rows; returns what this rank got."""

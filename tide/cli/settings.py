@@ -39,7 +39,8 @@ def train_config(
     given |= {key: f"--set {key}" for key in values}
     given_options = {name: value for name, value in (options or {}).items() if value is not None}
     if twice := sorted(given_options.keys() & {key for key, flag in given.items() if flag == f"--set {key}"}):
-        raise TideError(f"--set {twice[0]} is not used with --{twice[0]}; leave one of them off")
+        flag = "--" + twice[0].replace("_", "-")
+        raise TideError(f"--set {twice[0]} is not used with {flag}; leave one of them off")
     if plain and values.get("modulation", base.modulation) and "modulation" in given:
         raise TideError(f"{given['modulation']} is not used with --sae; leave one of them off")
     config = base.changed(values | given_options | ({"modulation": False} if plain else {}))

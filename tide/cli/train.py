@@ -78,6 +78,8 @@ class Train(Command):
     """kernel backend: auto, reference, triton or native (default auto)"""
     seed: MaybeSeed = None
     """random seed (default 0)"""
+    shard_latents: MaybeCount = None
+    """how many of torchrun's ranks at a time divide the latents of one block (default 1)"""
     resume: Flag = False
     """resume an interrupted training"""
     buffer_rows: Count = 65536
@@ -110,6 +112,8 @@ class Train(Command):
             with world.watched(lambda: "nothing was written"), world.together():
                 held.enter_context(reserved(out, resume=self.resume))
                 config = self.configuration()
+            current(config.shard_latents)  # forms the groups of ranks, which takes all of them
+            with world.watched(lambda: "nothing was written"), world.together():
                 jobs = self._from_stores(config) if self.store else self._live(config)
             if len(jobs.of) > 1 or jobs.shares.world.several:
                 print(self._announced(jobs))
@@ -136,7 +140,8 @@ class Train(Command):
         """The training configuration from the file, ``--set`` and the other options."""
         from tide.cli.settings import each_assignment, train_config
 
-        options = {"steps": self.steps, "backend": self.backend, "seed": self.seed, "device": self.model.device}
+        options = {name: getattr(self, name) for name in ("steps", "backend", "seed", "shard_latents")}
+        options["device"] = self.model.device
         return train_config(self.config, each_assignment(self.set), options, plain=self.sae)
 
     def _from_stores(self, config: TrainConfig) -> Jobs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +14,18 @@ from tide.sae.activation.gain import TimestepGain
 from tide.sae.codes import Codes
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ScaleShift
+from tide.world import World
 from tide_kernels import decode, encode_threshold, encode_topk, modulate
+from tide_kernels.codes import Compact
+from tide_kernels.dispatch import choose
 from tide_kernels.reference import select
+from tide_kernels.shards import largest_of_all
 
 #: |1 + scale| is kept at least this far from zero when the modulation is undone (values of 6e-4 occur).
 UNDO_FLOOR = 0.05
+#: Rows of the initial weights that are drawn at a time. PyTorch draws in sixteens, so that rows in multiples of it are
+#: the same however many follow.
+_DRAWN = 4096
 
 
 class Autoencoder(nn.Module):
@@ -26,19 +35,25 @@ class Autoencoder(nn.Module):
     from, and the units of ``x``, are :class:`~tide.sae.TIDE`'s. Both weights are ``[n_latents, d_model]``; the encoder
     starts as the decoder's transpose. A transcoder decodes to another space than it encodes: its decoder starts at
     zero (docs/dictionaries.md). Rows are ``[N, d_model]``.
+
+    The ranks of ``among`` hold equal parts of the latents, in order: rows of the weights. What they compute together is
+    what one process computes: reconstructions and losses, and of a code each rank's own latents, numbered from its
+    first.
     """
 
-    def __init__(self, config: TIDEConfig, generator: torch.Generator, backend: str) -> None:
+    def __init__(self, config: TIDEConfig, generator: torch.Generator, backend: str, among: World) -> None:
         super().__init__()
         self.config = config
         self.backend = backend
-        directions = torch.randn(config.n_latents, config.d_model, generator=generator)
-        directions = F.normalize(directions, dim=1)
+        self.among = among
+        n_own = config.n_latents // among.count
+        first = n_own * among.number
+        directions = _directions(config.n_latents, config.d_model, range(first, first + n_own), generator)
         self.W_dec = nn.Parameter(directions if config.target is None else torch.zeros_like(directions))
         self.W_enc = nn.Parameter(directions.clone())
-        self.b_enc = nn.Parameter(torch.zeros(config.n_latents)) if config.encoder_bias else None
+        self.b_enc = nn.Parameter(torch.zeros(n_own)) if config.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(config.d_model)) if config.decoder_bias else None
-        self.activation = _activation(config, generator)
+        self.activation = _activation(config, n_own, generator, among)
 
     @property
     def d_model(self) -> int:
@@ -46,7 +61,13 @@ class Autoencoder(nn.Module):
 
     @property
     def n_latents(self) -> int:
+        """Of all ranks."""
         return self.config.n_latents
+
+    def by_latent(self) -> list[nn.Parameter]:
+        """The parameters that have a row for each latent."""
+        own = [] if self.activation is None else self.activation.latent_parameters()
+        return [self.W_enc, self.W_dec, *([] if self.b_enc is None else [self.b_enc]), *own]
 
     @property
     def layer_norm(self) -> bool:
@@ -95,16 +116,19 @@ class Autoencoder(nn.Module):
 
     def select(self, rows: Tensor, modulation: ScaleShift, k: int) -> Codes:
         """The TopK codes of the rows, by the kernels."""
-        dtype = rows.dtype
+        dtype, n_own = rows.dtype, len(self.W_enc)
         values, indices = encode_topk(
             rows,
             self.W_enc.to(dtype),
             None if self.b_enc is None else self.b_enc.to(dtype),
-            k,
+            min(k, n_own),
             **modulation.to(dtype).tables(),
             layer_norm=self.layer_norm,
             backend=self.backend,
         )
+        if self.among.several:
+            chosen = choose(self.backend, "auto", device=values.device, dtype=values.dtype, n_latents=n_own, k=k)
+            values, indices = largest_of_all(chosen.ops, Compact(values, indices), k, self.among.group)
         return Codes(values, indices)
 
     def pre_activations(self, rows: Tensor, modulation: ScaleShift) -> Tensor:
@@ -123,8 +147,9 @@ class Autoencoder(nn.Module):
         """The reconstruction ``[N, d_model]`` of sparse latents."""
         dtype = codes.values.dtype
         bias = None if self.b_dec is None else self.b_dec.to(dtype)
-        x_hat = decode(codes.values, codes.indices, self.W_dec.to(dtype), bias, backend=self.backend)
-        return self._undone(x_hat, modulation)
+        own_bias = bias if self.among.number == 0 else None
+        x_hat = decode(codes.values, codes.indices, self.W_dec.to(dtype), own_bias, backend=self.backend)
+        return self._undone(self.among.summed(x_hat), modulation)
 
     def reconstruct_dense(self, latents: Tensor, modulation: ScaleShift, *, frozen: bool = False) -> Tensor:
         """:meth:`reconstruct` of ``latents [N, n_latents]``; ``frozen`` keeps gradients from the decoder."""
@@ -150,13 +175,24 @@ class Autoencoder(nn.Module):
         return x_hat / (factor if modulation.group is None else factor[modulation.group.long()])
 
 
-def _activation(config: TIDEConfig, generator: torch.Generator) -> Activation | None:
+def _directions(n_latents: int, d_model: int, own: range, generator: torch.Generator) -> Tensor:
+    """Rows of ``own`` of random unit directions ``[n_latents, d_model]``, of which only some more exist at a time."""
+    directions = torch.empty(len(own), d_model)
+    for start, stop in pairwise((*range(0, max(1, n_latents - _DRAWN), _DRAWN), n_latents)):
+        drawn = torch.randn(stop - start, d_model, generator=generator)
+        first, last = max(start, own.start), min(stop, own.stop)
+        if first < last:
+            directions[first - own.start : last - own.start] = F.normalize(drawn[first - start : last - start], dim=1)
+    return directions
+
+
+def _activation(config: TIDEConfig, n_own: int, generator: torch.Generator, among: World) -> Activation | None:
     """The activation's own parameters; None for TopK, which has none and is the kernels' own."""
     if config.activation == "topk":
         return None
     if config.activation in ("relu", "gated"):
-        return (ReLU if config.activation == "relu" else Gated)(config.n_latents, stored=config.match_l0)
+        return (ReLU if config.activation == "relu" else Gated)(n_own, stored=config.match_l0)
     gain = None
     if config.timestep_thresholds and config.modulation is not None:
-        gain = TimestepGain(config.n_latents, config.modulation.d_embedding, generator)
-    return (JumpReLU if config.activation == "jumprelu" else BatchTopK)(config.n_latents, config.bandwidth, gain=gain)
+        gain = TimestepGain(n_own, config.modulation.d_embedding, generator, among)
+    return (JumpReLU if config.activation == "jumprelu" else BatchTopK)(n_own, config.bandwidth, gain=gain)

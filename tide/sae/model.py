@@ -23,6 +23,7 @@ from tide.sae.config import TIDEConfig
 from tide.sae.modulation import Modulation, ScaleShift
 from tide.sae.normalisation import Moments, Units
 from tide.sae.position import At, Position
+from tide.world import World
 from tide_kernels import LossOptions, LossTerms, tide_loss
 from tide_kernels.options import ACTIVATIONS as FUSED
 
@@ -49,6 +50,7 @@ class TIDE(Autoencoder):
         modulation: the adaLN copy to start from; fresh if the config asks for one and none is given.
         backend: kernel backend of ``tide_kernels``, "auto" by default.
         seed: of the initial weights.
+        among: ranks that hold a part of the latents each (:class:`~tide.world.Grid`); all are here by default.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class TIDE(Autoencoder):
         *,
         backend: str = "auto",
         seed: int = 0,
+        among: World | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        super().__init__(config, generator, backend)
+        super().__init__(config, generator, backend, among or World())
         self.register_buffer("activation_scale", torch.ones(()))
         self.register_buffer("activation_mean", torch.zeros(config.d_model) if config.centre else None)
         transcodes = config.target is not None
@@ -277,7 +280,7 @@ class TIDE(Autoencoder):
 
     def regularisation(self) -> Tensor:
         """``R = |W_enc|^2 + |W_dec|^2`` (eq. 17)."""
-        return self.W_enc.square().sum() + self.W_dec.square().sum()
+        return self.among.summed(self.W_enc.square().sum() + self.W_dec.square().sum())
 
     # -- initialisation from data -------------------------------------------------------------------------
 
@@ -310,7 +313,7 @@ class TIDE(Autoencoder):
         if self.b_enc is not None:
             self.b_enc.copy_(-(self.W_enc @ modulated.mean(0)))
         if self.activation is not None:
-            self.activation.calibrate(self.pre_activations(rows, modulation), self.config.k)
+            self.activation.calibrate(self.pre_activations(rows, modulation), self.config.k, self.among)
         self._check_finite()
         return moments
 
@@ -349,7 +352,11 @@ class TIDE(Autoencoder):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` to the folder ``path``; if one cannot be written, both stay
-        as they were."""
+        as they were. Raises :class:`~tide.errors.TideError` for a part of the latents."""
+        if self.among.several:
+            raise TideError(
+                f"this rank holds {len(self.W_enc)} of {self.n_latents} latents; save them together by a training"
+            )
         replace_files(checkpoint_files(self.config, self.state_dict(), Path(path), self.trained_on))
 
     @classmethod

@@ -53,40 +53,44 @@ class Revival:
 
         At most one latent per sixteen rows is reset at a time; the others wait for the next batch. ``x`` and
         ``x_hat`` are ``[N, d_model]``, ``generator`` is of the CPU. The ranks of ``world`` hold equal parts of the
-        batch and reset the same latents. Of a transcoder ``x`` is the target, and ``inputs [N, d_model]`` are what it
-        encodes.
+        batch and reset the same latents, or each those that it holds of the model's. Of a transcoder ``x`` is the
+        target, and ``inputs [N, d_model]`` are what it encodes.
         """
         world = world or World()
         residual = (x - x_hat).float()
-        error = world.gathered(residual.square().sum(1))
+        error = world.tokens.gathered(residual.square().sum(1))
         # Rows without error have no direction to give, and multinomial draws none of them.
         most = min(max(1, len(error) // 16), int((error > 0).sum()))
-        dead = self.dead.nonzero().squeeze(1)[:most]
-        if len(dead) == 0:
+        dead = self.dead.nonzero().squeeze(1)
+        of_ranks = model.among.gathered(torch.tensor([len(dead)], device=dead.device)).tolist()
+        n_revived, before = min(most, sum(of_ranks)), sum(of_ranks[: model.among.number])
+        if n_revived == 0:
             return 0
-        rows = torch.multinomial(error.cpu(), len(dead), generator=generator).to(x.device)
-        directions = F.normalize(_rows_of_all(residual, rows, world), dim=1)
+        dead = dead[: max(0, most - before)]
+        rows = torch.multinomial(error.cpu(), n_revived, generator=generator).to(x.device)[before:][: len(dead)]
+        directions = F.normalize(_rows_of_all(residual, rows, world.tokens), dim=1)
         firing = directions
         if inputs is not None:
-            mean = world.summed(inputs.float().sum(0)) / len(error)
-            firing = F.normalize(_rows_of_all(inputs.float() - mean, rows, world), dim=1)
-        alive = ~self.dead
-        norm = model.W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else torch.ones(())
+            mean = world.tokens.summed(inputs.float().sum(0)) / len(error)
+            firing = F.normalize(_rows_of_all(inputs.float() - mean, rows, world.tokens), dim=1)
+        model.W_enc[dead] = (firing * self._norm_of_living(model) * self.ENCODER_SHARE).to(model.W_enc)
         model.W_dec[dead] = directions.to(model.W_dec)
-        model.W_enc[dead] = (firing * norm * self.ENCODER_SHARE).to(model.W_enc)
         if model.b_enc is not None:
             model.b_enc[dead] = 0.0
-        own: list[Tensor] = []  # an activation function may have parameters of its own for each latent
-        if model.activation is not None:
+        if model.activation is not None:  # it may have parameters of its own for each latent
             model.activation.restart(dead)
-            own = [*model.activation.latent_parameters()]
-        shared = (model.W_enc, model.W_dec) if model.b_enc is None else (model.W_enc, model.W_dec, model.b_enc)
-        for parameter in (*shared, *own):
+        for parameter in model.by_latent():
             for moment in optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape[:1] == parameter.shape[:1]:
                     moment[dead] = 0
         self.silent_for[dead] = 0
-        return len(dead)
+        return n_revived
+
+    def _norm_of_living(self, model: TIDE) -> Tensor:
+        """The mean norm of the living latents' encoder rows; 1 without any."""
+        norms = model.W_enc[~self.dead].norm(dim=1).float()
+        total, count = model.among.summed(torch.stack([norms.sum(), norms.new_tensor(len(norms))]))
+        return torch.where(count > 0, total / count, 1.0)
 
 
 def _rows_of_all(own: Tensor, rows: Tensor, world: World) -> Tensor:

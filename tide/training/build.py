@@ -9,13 +9,14 @@ from tide.sae.model import TIDE
 from tide.sae.modulation import Modulation
 from tide.training.config import TrainConfig
 from tide.training.memory import check_memory
+from tide.world import current
 
 
 def build_model(
     adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output", target: str | None = None
 ) -> TIDE:
     """A fresh TIDE (or SAE, or transcoder) for one block of the adapter's transformer, its modulation started as
-    asked."""
+    asked. With ``config.shard_latents`` it has this rank's part of the latents."""
     check_memory(config, adapter.d_model, target=target is not None)
     index = adapter.resolve_block(block)
     modulation: Modulation | None = None
@@ -34,7 +35,8 @@ def build_model(
         tensor=tensor,
         target=target,
     )
-    model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed)
+    among = current(config.shard_latents).latents
+    model = TIDE(model_config, modulation, backend=config.backend, seed=config.seed, among=among)
     if model.modulation is not None:
         model.modulation.requires_grad_(config.modulation_trainable)
     return model

@@ -125,7 +125,8 @@ class TrainConfig(ModelOptions):
     ReLU and Gated have a penalty of their own, with the weight ``loss.sparsity``. ReLU and Gated train more slowly, as
     does ``undo``. BatchTopK and JumpReLU, and with ``match_l0`` ReLU and Gated, end with a threshold at which k latents
     a token are active on training tokens (:class:`tide.training.matching.L0Match`).
-    ``batch_tokens`` is the number of rows of a step.
+    ``batch_tokens`` is the number of rows of a step. ``shard_latents`` ranks at a time divide the latents of a model
+    that does not fit one device (docs/scale.md).
 
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
     ``modulation_lr`` times that. The long ``warmup`` keeps latents of TopK alive: Adam's first steps at the full rate
@@ -156,6 +157,7 @@ class TrainConfig(ModelOptions):
     precision: Literal["fp32", "bf16"] = "fp32"
     backend: str = "auto"
     device: str = "cpu"
+    shard_latents: int = 1
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -163,7 +165,8 @@ class TrainConfig(ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choices(self)
-        _check_range(self, ("steps", "batch_tokens", "expansion", "log_every", "checkpoint_every"), 1)
+        counts = ("steps", "batch_tokens", "expansion", "shard_latents", "log_every", "checkpoint_every")
+        _check_range(self, counts, 1)
         _check_range(self, ("warmup", "final_lr"), 0, 1)
         _check_range(self, ("weight_decay",), 0)
         for name in ("lr", "modulation_lr", "clip"):
@@ -180,6 +183,19 @@ class TrainConfig(ModelOptions):
             )
         if self.batch_tokens % 2:
             raise TideError(f"batch_tokens = {self.batch_tokens} must be even: neighbouring timesteps come in pairs")
+        if self.shard_latents > 1:
+            self._check_shards()
+
+    def _check_shards(self) -> None:
+        """Raises for what ranks that divide the latents cannot train."""
+        shown = f"shard_latents = {self.shard_latents}"
+        if self.activation in ("relu", "gated") or self.undo:
+            what = "undo" if self.undo else f"activation = {self.activation}"
+            raise TideError(
+                f"{shown} cannot train {what}; use topk, batch_topk or jumprelu without undo, or leave it off"
+            )
+        if self.loss.prefixes:
+            raise TideError(f"{shown} cannot train loss.prefixes, which cut through the ranks; leave one of them off")
 
     def sizes(self, d_model: int) -> tuple[int, int]:
         """``(n_latents, k)`` for activations of width ``d_model``."""
@@ -191,6 +207,11 @@ class TrainConfig(ModelOptions):
         if not 1 <= k <= n_latents:
             shown = f"k = {k}" if self.k is not None else f"k = {k} (the default)"
             raise TideError(f"{shown} must lie between 1 and n_latents = {n_latents}; lower k or raise n_latents")
+        if n_latents % self.shard_latents:
+            raise TideError(
+                f"n_latents = {n_latents} cannot be divided among {self.shard_latents} ranks; give a multiple of "
+                f"shard_latents = {self.shard_latents}"
+            )
         return n_latents, k
 
     def model_config(self, d_model: int, modulation: ModulationConfig | None, **trained_on: Any) -> TIDEConfig:

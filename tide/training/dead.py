@@ -8,6 +8,7 @@ import torch
 
 from tide.sae.revival import Revival
 from tide.training.late import Late
+from tide.world import World
 from tide_kernels.dead import bucket_for
 
 
@@ -16,12 +17,14 @@ class DeadBucket:
 
     A GPU's counters are read one step late. What is counted are therefore the latents that may be dead a step later,
     so the room always suffices. A checkpoint keeps the counts: the step after it has the size that it would have had
-    without a checkpoint, and in a training that resumes. On a CPU the loss counts by itself.
+    without a checkpoint, and in a training that resumes. On a CPU the loss counts by itself. The ranks of ``among``,
+    each of which has some of the latents, have one size.
     """
 
-    def __init__(self, revival: Revival, *, late: bool) -> None:
+    def __init__(self, revival: Revival, *, late: bool, among: World) -> None:
         self.revival = revival
         self.late = late
+        self.among = among
         self._counts: list[Late] = []
 
     def counts(self) -> list[int]:
@@ -44,4 +47,4 @@ class DeadBucket:
         """After `Revival.count` of a step of ``n_tokens``: those that the next step of as many may leave dead."""
         if self.late:
             at_risk = self.revival.silent_for >= self.revival.after_tokens - n_tokens
-            self._counts = [*self._counts[-1:], Late.of(at_risk.sum())]
+            self._counts = [*self._counts[-1:], Late.of(self.among.summed(at_risk.sum()))]

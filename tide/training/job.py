@@ -71,4 +71,5 @@ class Jobs:
                         return
                     yield BlockBatch({block: batch for block, batch in batches.items() if batch is not None})
 
-        return cls(next(iter(jobs.values())).config, jobs, from_step, shares or Shares(current()))
+        config = next(iter(jobs.values())).config
+        return cls(config, jobs, from_step, shares or Shares(current(config.shard_latents)))

@@ -27,7 +27,7 @@ from tide.training.curves import Curves
 from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
 from tide.training.schedules import cosine_lr, progressive_k
-from tide.training.state import RESUME, Length, Record, State, check_same, find, read, write
+from tide.training.state import RESUME, Length, Record, State, check_same, find, joined, read, write
 from tide.training.update import AdamW, gradient_norm
 from tide.world import World
 from tide_kernels import LossOptions, LossTerms, tide_loss
@@ -82,10 +82,18 @@ class Learner:
     whole ones (``config.batch_tokens`` rows), in the order of the ranks. All make the same steps, those that one
     process would make of the whole batches, and hold the same model. Until the last step they write the state to resume
     from alone, all of them at once (:mod:`tide.training.shared_state`); the first rank then writes the checkpoint.
+
+    Where ``world`` is a :class:`~tide.world.Grid` (``config.shard_latents``), a rank holds its part of the latents
+    alone, of weights, gradients, moments and counters.
     """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, world: World | None = None) -> None:
         self.world = world or World()
+        if config.shard_latents != self.world.latents.count:
+            raise TideError(
+                f"shard_latents = {config.shard_latents} is about `tide train` and tide.training.train under torchrun; "
+                "leave it out here"
+            )
         if self.world.several and not model.fused:
             what = "undo" if model.config.undo else f"activation = {model.config.activation}"
             raise TideError(
@@ -105,7 +113,7 @@ class Learner:
         #: Whether a step is half done, so that what is in memory is not to be saved.
         self.in_step = False
         device = self.model.W_enc.device
-        self.revival = Revival(model.n_latents, config.revival.after_tokens, device)
+        self.revival = Revival(len(model.W_enc), config.revival.after_tokens, device)
         self.revived = 0
         self.lr = config.learning_rate(model.d_model)
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
@@ -114,7 +122,7 @@ class Learner:
         #: The sum of the squares of a step's gradients WALKED, if the loss adds it up; NaN until then. None on a GPU.
         self._squares = None if late else torch.zeros((), dtype=torch.float64)
         self._finite = FiniteCheck(self._refuse, late=late)
-        self._dead_bucket = DeadBucket(self.revival, late=late)
+        self._dead_bucket = DeadBucket(self.revival, late=late, among=model.among)
         self._loss = GraphedLoss() if late else tide_loss
         self._curves: Curves | None = None
 
@@ -207,7 +215,7 @@ class Learner:
         """``1 - sum |x - x_hat|^2 / sum |x - mean x|^2`` of a batch from the ``mse`` of all latents in normalised
         units; NaN where the rows do not vary."""
         moments = Moments.of([x])  # in float64, where rows that are equal have no variance at all
-        variance = float(moments.of_all(self.world).variance.mean())
+        variance = float(moments.of_all(self.world.tokens).variance.mean())
         return 1 - float(mse) * float(self.model.output_units.scale) ** 2 / variance if variance > 0 else math.nan
 
     def train_step(self, batch: ActivationBatch) -> dict[str, Tensor | float]:
@@ -225,17 +233,21 @@ class Learner:
         skip = self._finite.add(self.step, batch, terms.total, norm)
         figures: dict[str, Tensor | float] = {"mse": terms.mse}
         if self._is_logged(self.step + 1):
-            figures = self._figures(terms, norm, len(x) * self.world.count) | {"k": float(k), "lr": lr}
+            figures = self._figures(terms, norm, self._n_rows(x)) | {"k": float(k), "lr": lr}
         self.optimizer.update(norm, config.clip, skip)
         self._revive(batch, terms.fired, x)
         return figures
+
+    def _n_rows(self, x: Tensor) -> int:
+        """The rows of the whole batch of which this rank has ``x``."""
+        return len(x) * self.world.tokens.count
 
     def _add_gradients(self, x: Tensor, batch: ActivationBatch, options: LossOptions) -> LossTerms:
         """The loss's terms; the parameters' gradients are then those of the loss and of the regularisation."""
         config, model = self.config, self.model
         dead, target = None, None if batch.target is None else batch.target.to(x.dtype)
         if config.loss.auxk:
-            bucket = self._dead_bucket.size(len(x) * self.world.count)
+            bucket = self._dead_bucket.size(self._n_rows(x))
             dead, options = self.revival.dead, options._replace(dead_bucket=bucket)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
@@ -247,7 +259,7 @@ class Learner:
                     "start": 2 * config.loss.reg,
                 }
                 if self.world.several:
-                    more["ranks"] = self.world.ranks(len(x) * self.world.count)
+                    more["ranks"] = self.world.ranks(self._n_rows(x), model.n_latents)
                 if self._squares is not None:
                     more["squares"] = self._squares.fill_(math.nan)
                 return model.add_gradients(x, batch.position, options, self._buffers, **more)
@@ -257,8 +269,16 @@ class Learner:
         return terms
 
     def _norm(self) -> Tensor:
-        """The norm of all gradients; of those whose squares the loss has added up, it is known."""
+        """The norm of all gradients, also of the latents of other ranks; of those whose squares the loss has added up,
+        it is known."""
         gradients = self.optimizer.gradients()
+        if self.model.among.several:
+            own = {id(parameter.grad) for parameter in self.model.by_latent()}
+            norm = gradient_norm([each for each in gradients if id(each) in own])
+            norms = [self.model.among.gathered(norm.view(1))]
+            if common := [each for each in gradients if id(each) not in own]:
+                norms.append(gradient_norm(common).view(1))
+            return torch.linalg.vector_norm(torch.cat(norms))
         known = math.nan if self._squares is None else float(self._squares)
         if math.isnan(known):
             return gradient_norm(gradients)
@@ -277,8 +297,8 @@ class Learner:
             "temporal": terms.temporal,
             "sparsity": terms.sparsity,
             "gradient_norm": norm,
-            "l0": terms.fired.sum() / max(1, n_rows),
-            "silent": (terms.fired == 0).float().mean(),
+            "l0": self.model.among.summed(terms.fired.sum()) / max(1, n_rows),
+            "silent": self.model.among.summed((terms.fired == 0).sum()) / self.model.n_latents,
         }
         # Tokens of TopK have k latents and always fit into their places.
         return figures if self.model.activation is None else figures | {"overflow": terms.overflow / max(1, n_rows)}
@@ -293,7 +313,7 @@ class Learner:
         raise TideError(f"the {what} is not finite at step {step}; lower lr ({self.lr:g}) or train in fp32")
 
     def _revive(self, batch: ActivationBatch, fired: Tensor, x: Tensor) -> None:
-        n_rows = len(x) * self.world.count
+        n_rows = self._n_rows(x)
         self.revival.count(fired, n_rows)
         if self.config.loss.auxk:
             self._dead_bucket.count(n_rows)
@@ -303,7 +323,7 @@ class Learner:
         if not every or late or (self.step + 1) % every:
             return
         self._finite.settle()  # what follows reads from the device anyway, and must not start from a bad batch
-        if not bool(self.revival.dead.any()):
+        if not bool(self.model.among.summed(self.revival.dead.sum())):
             return
         with torch.no_grad():
             x_hat = self.model(x, batch.position)
@@ -375,19 +395,38 @@ class Learner:
         weights = self.model.state_dict()
         counts = self._dead_bucket.counts()
         state = State(self.step, self.revived, record, weights, moments, self.revival.silent_for, counts)
-        if not done:
-            write(self.out, self.model.config, state, self.model.trained_on, self.world)
-        else:
+        if not done or self.model.among.several:
+            write(self.out, self.model.config, state, self.model.trained_on, self.world, self._by_latent())
+        if done:
             with self.world.together():
                 if self.world.first:
-                    write(self.out, self.model.config, state, self.model.trained_on)
+                    whole = joined(self.out, state) if self.model.among.several else state
+                    write(self.out, self.model.config, whole, self.model.trained_on)
         self.saved = self.step
 
+    def _by_latent(self) -> frozenset[str]:
+        """The tensors of a state that have a row for each latent, by their names in it."""
+        own = {id(parameter) for parameter in self.model.by_latent()}
+        weights = {f"model.{name}" for name, each in self.model.named_parameters() if id(each) in own}
+        numbers = [i for i, each in enumerate(self._parameters()) if id(each) in own]
+        moments = {f"optimizer.{i}.{name}" for i in numbers for name in ("exp_avg", "exp_avg_sq")}
+        return frozenset({"silent_for"} | weights | moments)
+
+    def _parameters(self) -> list[Tensor]:
+        """Those of the optimiser, in its order."""
+        return [each for group in self.optimizer.param_groups for each in group["params"]]
+
     def _check_copies(self) -> None:
-        """Ranks that train one model together hold the same one, of which each writes a part. Raises
-        :class:`~tide.errors.TideError` on all of them if they do not, as processors of different kinds may make it."""
-        sums = [float(in_double(each).sum()) for each in self.model.parameters()] if self.world.several else []
-        if len({str(each) for each in self.world.said(sums)}) > 1:
+        """Ranks that train one model together hold the same one, or the same part of it, of which each writes a part.
+        Raises :class:`~tide.errors.TideError` on all of them if they do not, as processors of different kinds may make
+        it."""
+        if not self.world.several:
+            return
+        own = {id(parameter) for parameter in self.model.by_latent()}
+        sums = [(id(each) in own, float(in_double(each.detach()).sum())) for each in self.model.parameters()]
+        said, across = self.world.said(sums), self.model.among.count
+        common = {str([value for of_latents, value in each if not of_latents]) for each in said}
+        if len(common) > 1 or any(len(set(map(str, said[column::across]))) > 1 for column in range(across)):
             raise TideError(
                 f"the ranks hold different weights after step {self.step}, which is not saved; start them on "
                 "processors of one kind, with as many threads each"
@@ -403,8 +442,7 @@ class Learner:
                 f"{self.out} has made {found.step} steps, more than {self.config.steps}; give more steps, or another "
                 "folder"
             )
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        state = read(found, self.model.state_dict(), parameters)
+        state = read(found, self.model.state_dict(), self._parameters(), self.world, self._by_latent())
         before = state.record["config"].get("steps", former_defaults()["steps"])
         self.lengths = list(state.record.get("lengths", []))
         if before != self.config.steps:

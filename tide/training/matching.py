@@ -48,7 +48,8 @@ class L0Match:
     all rows that are added.
 
     The heights (:meth:`tide.sae.activation.Activation.heights`) are counted in narrow bins; the cut is the ``N k``-th
-    largest of those of N rows, interpolated within its bin. The ranks of ``world`` add rows of their own.
+    largest of those of N rows, interpolated within its bin. The ranks of ``world`` add rows of their own, or heights of
+    their own latents.
     """
 
     def __init__(self, model: TIDE, world: World | None = None) -> None:
@@ -68,7 +69,7 @@ class L0Match:
         """Sets the threshold. Without rows nothing changes. Warns (:class:`~tide.errors.TideWarning`) if fewer than k
         latents a token could be active: then all that could are."""
         assert self.model.activation is not None
-        counts, n_rows = self.world.summed(self.counts), sum(self.world.said(self.n_rows))
+        counts, n_rows = self.world.summed(self.counts), sum(self.world.tokens.said(self.n_rows))
         found = int(counts[1:].sum())  # those that are not positive are in the first
         if not found:
             return

@@ -12,7 +12,8 @@ from tide.training.config import TrainConfig
 class Need(NamedTuple):
     """Bytes that every backend needs at least."""
 
-    weights: int  # in float32: both weights [n_latents, d_model] of each block with their gradients and two moments
+    weights: int  # in float32: both weights [n_latents, d_model] of each block with their gradients and two moments,
+    # or one rank's part of the latents
     step: int  # the activations, their targets and the reconstruction of a step's rows, of a block at a time
     buffer: int  # the rows that are mixed, of each block, and their targets
 
@@ -28,9 +29,9 @@ class Need(NamedTuple):
 
 
 def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False) -> Need:
-    """What a training of so many blocks needs; ``target``: of transcoders."""
+    """What a training of so many blocks needs, in each rank; ``target``: of transcoders."""
     n_latents, _ = config.sizes(d_model)
-    weights = blocks * 4 * 4 * 2 * n_latents * d_model
+    weights = blocks * 4 * 4 * 2 * (n_latents // config.shard_latents) * d_model
     return Need(
         weights, (2 + target) * 4 * config.batch_tokens * d_model, (1 + target) * blocks * 4 * buffer_rows * d_model
     )
@@ -48,10 +49,14 @@ def check_memory(
     if memory is None or needed.total <= memory:
         return
     size, remedy = f"n_latents = {config.sizes(d_model)[0]}", "n_latents (or expansion)"
+    if config.shard_latents > 1:
+        size += f" among {config.shard_latents} ranks"
     if needed.step > needed.weights:
         size, remedy = f"batch_tokens = {config.batch_tokens}", "batch_tokens"
     elif blocks > 1:
         size, remedy = f"{blocks} blocks of {size}", f"{remedy}, or train fewer blocks at a time"
+    else:
+        remedy += ", or let more ranks divide them (shard_latents)"
     raise TideError(
         f"training with {size} of width {d_model} takes {_gigabytes(needed.total)} of memory at least and "
         f"{config.device} has {_gigabytes(memory)}; lower {remedy}"

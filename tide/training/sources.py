@@ -85,7 +85,8 @@ def from_stores(
             the model does not fit the device.
     """
     job = _store_job(paths, config, open_pipeline, buffer_rows)
-    return replace(job, batches=_ahead(_parts(job.batches, config, Shares(current())), config, buffer_rows))
+    parts = _parts(job.batches, config, Shares(current(config.shard_latents)))
+    return replace(job, batches=_ahead(parts, config, buffer_rows))
 
 
 def _store_job(
@@ -154,7 +155,7 @@ def from_block_stores(
     opened = None if open_pipeline is None else functools.cache(open_pipeline)
     first = ActivationStore(found[folders[0]][wanted[0]])
     target = first.manifest.get("target", False)
-    shares = shared_blocks(wanted)
+    shares = shared_blocks(wanted, config)
     here = list(filter(shares.trained_here, wanted))
     check_memory(config, first.d_model, blocks=len(here), buffer_rows=buffer_rows, target=target)
     jobs = {}
@@ -224,13 +225,19 @@ def mixed(
         yield next(readers[int(np.searchsorted(shares, rng.random(), side="right"))])
 
 
-def shared_blocks(blocks: Sequence[int]) -> Shares:
+def shared_blocks(blocks: Sequence[int], config: TrainConfig) -> Shares:
     """How the ranks that were started together divide these blocks: a single one is trained by all of them, of several
     each rank gets some.
 
-    Raises :class:`~tide.errors.TideError` for more ranks than blocks.
+    Raises :class:`~tide.errors.TideError` for more ranks than blocks, and for several blocks whose latents are to be
+    divided.
     """
-    world = current()
+    if len(blocks) > 1 and config.shard_latents > 1:
+        raise TideError(
+            f"shard_latents = {config.shard_latents} divides the latents of one block and {len(blocks)} are trained; "
+            "train one block, or leave it off: ranks divide the blocks"
+        )
+    world = current(config.shard_latents)
     if len(blocks) == 1 or not world.several:
         return Shares(world)
     if world.count > len(blocks):
@@ -263,7 +270,9 @@ def _ahead(
 
 
 def _plain(store: ActivationStore, config: TrainConfig) -> TIDE:
-    return TIDE(config.model_config(store.d_model, None, **_of(store)), backend=config.backend, seed=config.seed)
+    among = current(config.shard_latents).latents
+    made = config.model_config(store.d_model, None, **_of(store))
+    return TIDE(made, backend=config.backend, seed=config.seed, among=among)
 
 
 def _adapted(store: ActivationStore, config: TrainConfig, open_pipeline: Callable[[str], Adapter] | None) -> TIDE:
@@ -317,7 +326,7 @@ def from_pool(
     if source is not None:
         data = {"name": source.name, **about}
         model.trained_on = TrainedOn.of([source.name], _read_for(pool, source), source.hold_out)
-    parts = _parts(pool.from_step, config, Shares(current()))
+    parts = _parts(pool.from_step, config, Shares(current(config.shard_latents)))
     batches = _ahead(parts, config, _POOL_BATCHES * config.batch_tokens)
     return Job(config, model, batches, about, data=data, weights=pipeline_fingerprints(adapter.pipe))
 
@@ -384,7 +393,7 @@ def live_blocks(
     check_source(source)
     options = options or CollectOptions()
     indices = adapter.resolve_blocks(blocks)
-    shares = shared_blocks(indices)
+    shares = shared_blocks(indices, config)
     here = list(filter(shares.trained_here, indices))
     transcodes = options.target is not None
     check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows, target=transcodes)

@@ -26,7 +26,7 @@ def started(
     ``centre``: whether models subtract a mean, for which more batches are read. Without batches the models stay as they
     are. Warns if one channel dominates a block's activations.
     """
-    world = world or World()
+    world = (world or World()).tokens
     first = list(_first(batches, steps, centre=centre, parts=world.count))
     for block, model in models.items() if first else ():
         start = _whole(first[0][block].to(model.W_enc.device), world)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -30,7 +30,15 @@ from tide.sae.checkpoint import CONFIG, WEIGHTS, checkpoint_files, read_config
 from tide.sae.config import TIDEConfig
 from tide.sae.modulation import ModulationConfig
 from tide.training.config import TrainConfig, comparable, former_defaults
-from tide.training.shared_state import DESCRIBED, last_shared, read_shared, remove_shared, write_shared
+from tide.training.shared_state import (
+    DESCRIBED,
+    folder_of,
+    last_shared,
+    own_rows,
+    read_shared,
+    remove_shared,
+    write_shared,
+)
 from tide.world import World
 
 TRAINING = "training.json"
@@ -38,7 +46,7 @@ RESUME = "resume"
 STATE = Path(RESUME, "state.safetensors")
 
 #: Options that may differ in a resumed training. Another number of steps changes the schedules.
-FREE = ("device", "log_every", "checkpoint_every", "steps")
+FREE = ("device", "shard_latents", "log_every", "checkpoint_every", "steps")
 _REMEDY = "the resume state is damaged or of another run, train into another folder"
 _SAME = "use the same configuration or another folder"
 
@@ -99,10 +107,16 @@ def holds_training(out: Path) -> bool:
 
 
 def write(
-    out: Path, config: TIDEConfig, state: State, trained_on: TrainedOn | None = None, world: World | None = None
+    out: Path,
+    config: TIDEConfig,
+    state: State,
+    trained_on: TrainedOn | None = None,
+    world: World | None = None,
+    by_latent: Set[str] = frozenset(),
 ) -> None:
     """Writes everything in one step; ``trained_on`` goes into the checkpoint. With several ranks in ``world``, all of
-    which call it, the state alone (:mod:`tide.training.shared_state`).
+    which call it, the state alone (:mod:`tide.training.shared_state`); of the tensors ``by_latent``, which it names,
+    each may have some rows.
 
     The resume state, which is complete in itself, is renamed into place first and ``training.json`` last: a run that is
     killed in between resumes from the state, and a run that ``training.json`` calls finished is finished.
@@ -111,18 +125,19 @@ def write(
     """
     tensors = _named(state)
     world = world or World()
-    for name, value in tensors.items():
-        if not is_finite(value):
-            raise TideError(
-                f"{name} is not finite after step {state.step} and was not saved; what {out} held before is kept: "
-                "lower lr, or train in fp32"
-            )
+    with world.together():  # of several ranks each may have other rows
+        for name, value in tensors.items():
+            if not is_finite(value):
+                raise TideError(
+                    f"{name} is not finite after step {state.step} and was not saved; what {out} held before is kept: "
+                    "lower lr, or train in fp32"
+                )
     progress: _Progress = {"step": state.step, "revived": state.revived, "moments": sorted(state.moments)}
     if state.dead_counts:
         progress["dead_counts"] = list(state.dead_counts)
     if world.several:
         described: _Described = {"progress": progress, "record": state.record}
-        write_shared(out / RESUME, state.step, tensors, described, world)
+        write_shared(out / RESUME, state.step, tensors, described, world, by_latent)
         return
     text = json.dumps(state.record).encode()
     tensors["record"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -130,6 +145,17 @@ def write(
     checkpoint = checkpoint_files(config, state.model, out, trained_on)
     replace_files({**files, **checkpoint, out / TRAINING: json_writer(state.record)})
     remove_shared(out / RESUME)
+
+
+def joined(out: Path, state: State) -> State:
+    """The whole of a ``state`` of which each rank has a part, from what they have just written together."""
+    tensors = read_shared(out / RESUME / folder_of(state.step))
+    return replace(
+        state,
+        model={name: tensors[f"model.{name}"] for name in state.model},
+        moments={i: {name: tensors[f"optimizer.{i}.{name}"] for name in each} for i, each in state.moments.items()},
+        silent_for=tensors["silent_for"],
+    )
 
 
 def _named(state: State) -> dict[str, Tensor]:
@@ -200,14 +226,20 @@ def _record(out: Path, stored: Tensor | None) -> Record:
     return record
 
 
-def read(found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> State:
-    """The state that was found.
+def read(
+    found: Found,
+    model: Mapping[str, Tensor],
+    parameters: Sequence[Tensor],
+    world: World | None = None,
+    by_latent: Set[str] = frozenset(),
+) -> State:
+    """The state that was found, or this rank's part of it: its rows of the tensors ``by_latent``.
 
     Its tensors must match ``model`` and ``parameters``, those of the optimiser in its order. Raises
     :class:`~tide.errors.TideError` if they do not.
     """
-    path = found.path
-    tensors = dict(read_shared(path)) if path.is_dir() else read_tensors(path)
+    path, world = found.path, world or World()
+    tensors = dict(read_shared(path, world, by_latent)) if path.is_dir() else _read_alone(path, world, by_latent)
     tensors.pop("record", None)
     n = len(parameters)
     listed = range(n) if found.moments is None else found.moments
@@ -220,7 +252,8 @@ def read(found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]
         like |= {f"optimizer.{i}.{name}": value for name, value in _like(parameters[i]).items()}
     check_tensors(path, tensors, like, remedy=_REMEDY)
     _check_values(path, tensors, moments, found.step)
-    if len(found.dead_counts) > 2 or not all(0 <= each <= len(model["W_enc"]) for each in found.dead_counts):
+    n_latents = len(model["W_enc"]) * world.latents.count
+    if len(found.dead_counts) > 2 or not all(0 <= each <= n_latents for each in found.dead_counts):
         raise TideError(f"{path}: dead_counts is {found.dead_counts}; {_REMEDY}")
     history = [entry for entry in found.record["history"] if (entry["step"] or 0) <= found.step]
     return State(
@@ -232,6 +265,16 @@ def read(found: Found, model: Mapping[str, Tensor], parameters: Sequence[Tensor]
         tensors["silent_for"],
         found.dead_counts,
     )
+
+
+def _read_alone(path: Path, world: World, by_latent: Set[str]) -> dict[str, Tensor]:
+    """The tensors of a state in a single file, or this rank's part of them."""
+    if not world.latents.several:
+        return read_tensors(path)
+    with open_tensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys() if name in by_latent}
+        rows = {name: each[own_rows(each.get_shape()[0], world)] for name, each in slices.items()}
+        return {name: rows[name] if name in rows else file.get_tensor(name) for name in file.keys()}
 
 
 def _like(parameter: Tensor) -> dict[str, Tensor]:

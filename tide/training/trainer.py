@@ -254,7 +254,7 @@ class _Loop:
         for learner in learners.values():
             learner.settle()
         matches = {block: L0Match(learner.model, learner.world) for block, learner in learners.items()}
-        for batch in following(stream, last, self.steps, first.world.count):
+        for batch in following(stream, last, self.steps, first.world.tokens.count):
             for block, match in matches.items():
                 match.add(batch[block])
         for match in matches.values():

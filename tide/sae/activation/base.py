@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tide.world import World
 from tide_kernels.losses import full_sum, huber, soft_count
 
 #: The activation that counts one half in S of eq. 16, as in ``tide_kernels.tide_loss``.
@@ -82,8 +83,9 @@ class Activation(nn.Module):
         return None
 
     @torch.no_grad()
-    def calibrate(self, pre: Tensor, k: int) -> None:
-        """Starts the own parameters from the first batch's pre-activations."""
+    def calibrate(self, pre: Tensor, k: int, among: World) -> None:
+        """Starts the own parameters from the first batch's pre-activations, of which each rank of ``among`` has those
+        of its own latents."""
 
     def latent_parameters(self) -> list[nn.Parameter]:
         """The own parameters that have one row for each latent."""

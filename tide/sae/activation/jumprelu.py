@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tide.sae.activation.base import Activation, Firing, by_row
 from tide.sae.activation.gain import SPEED, TimestepGain
 from tide.sae.activation.jump import Jump, Step
+from tide.world import World
 from tide_kernels.losses import full_sum
 
 
@@ -57,8 +58,10 @@ class JumpReLU(Activation):
         return (full_sum(active) / max(1, len(firing.pre)) / firing.k - 1).square()
 
     @torch.no_grad()
-    def calibrate(self, pre: Tensor, k: int) -> None:
-        least = pre.flatten().topk(len(pre) * k, sorted=False).values.min()
+    def calibrate(self, pre: Tensor, k: int, among: World) -> None:
+        wanted = len(pre) * k
+        largest = among.gathered(pre.flatten().topk(min(wanted, pre.numel()), sorted=False).values)
+        least = largest.topk(wanted, sorted=False).values.min()
         self.slow_log_threshold.fill_(float(least.clamp(min=self.bandwidth).log()) / SPEED)
 
     def latent_parameters(self) -> list[nn.Parameter]:
