@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.ranks import run_ranks
 from tide.errors import TideError
-from tide.world import WAIT, StopVote, World, current, wait_limit
+from tide.world import WAIT, Grid, StopVote, World, current, wait_limit
 
 
 def here() -> World:
@@ -61,6 +61,39 @@ def test_ranks_agree():
     }
 
 
+def in_a_grid() -> dict[str, object]:
+    world = here()
+    grid = Grid(world.number, world.count, 2)
+    number = torch.tensor([grid.number])
+    return {
+        "tokens": (grid.tokens.number, grid.tokens.count, grid.tokens.gathered(number).tolist()),
+        "latents": (grid.latents.number, grid.latents.count, grid.latents.gathered(number).tolist()),
+        "said": (grid.tokens.said(grid.number), grid.latents.said(grid.number), grid.said(grid.number)),
+        "all": grid.summed(number).tolist(),
+        "mesh": grid.mesh(number.device).mesh.tolist(),
+    }
+
+
+def test_a_grid_divides_tokens_by_its_rows_and_latents_by_its_columns():
+    for rank, found in enumerate(run_ranks(in_a_grid, 4)):
+        row, column = divmod(rank, 2)
+        those, these = [column, 2 + column], [2 * row, 2 * row + 1]
+        assert found == {
+            "tokens": (row, 2, those),
+            "latents": (column, 2, these),
+            "said": (those, these, [0, 1, 2, 3]),
+            "all": [6],
+            "mesh": [[0, 1], [2, 3]],
+        }
+
+
+@pytest.mark.parametrize(("count", "across", "ranks"), [(3, 2, "3 ranks"), (1, 2, "1 rank"), (2, 4, "2 ranks")])
+def test_ranks_that_cannot_form_a_grid(count, across, ranks):
+    message = f"shard_latents = {across} does not divide {ranks}; start a multiple of {across} by torchrun, or leave"
+    with pytest.raises(TideError, match=f"^{message}"):
+        Grid(0, count, across)
+
+
 def lost() -> str:
     """What the ranks that remain say when rank 1 does not take part."""
     world = here()
@@ -99,6 +132,10 @@ def test_a_process_alone_exchanges_nothing():
         raise TideError("no")
     assert StopVote(world).asked(True)
     assert current().count == 1
+    assert world.tokens is world
+    assert not world.latents.several
+    with pytest.raises(TideError, match=r"^shard_latents = 2 does not divide 1 rank;"):
+        current(2)
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "soon", "inf", "nan"])

@@ -15,12 +15,14 @@ from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.stream import LiveStream
 from tide.errors import TideError
-from tide.world import World
+from tide.world import Grid, World
 
 BLOCKS = (2, 5, 7)
 #: 22 images of 12 rows, 2 a pass, in windows of at most 5 passes: the last pass of an epoch has 2 images as well.
 SIZES = {"n_samples": 22, "rows_per_sample": 12, "per_pass": 2, "buffer_rows": 120, "seed": 3}
 ROWS, STEPS = 36, 16
+#: In windows of at least 5 passes.
+WIDER = SIZES | {"buffer_rows": 240}
 
 
 def collect(seed: int, start: int, stop: int | None = None, *, targets: bool = False) -> Iterator[BlockBatch]:
@@ -53,12 +55,14 @@ def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
 
 
 def stream(
-    owners: Mapping[int, int] | None, start: int, targets: bool = False
+    owners: Mapping[int, int] | None, start: int, targets: bool = False, across: int = 1
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
     import torch.distributed as dist
 
-    shares = Shares(World(dist.get_rank(), dist.get_world_size()), owners)
-    own = SharedStream(partial(collect, targets=targets), ROWS, shares=shares, **SIZES).from_step(start)
+    where = dist.get_rank(), dist.get_world_size()
+    shares = Shares(World(*where) if across == 1 else Grid(*where, across), owners)
+    sizes = SIZES if across == 1 else WIDER
+    own = SharedStream(partial(collect, targets=targets), ROWS, shares=shares, **sizes).from_step(start)
     return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
 
 
@@ -80,6 +84,17 @@ def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, coun
                 assert found["x"].dtype == part.x.dtype
                 for name, value in tensors(part).items():  # with the timesteps of the whole batch
                     assert torch.equal(found[name], value), (step, block, rank, name)
+
+
+@pytest.mark.parametrize(("count", "across"), [(3, 3), (4, 2)], ids=["whole batches", "halves"])
+def test_ranks_that_divide_the_latents_have_the_same_part(count, across):
+    ranks, whole = run_ranks(stream, count, None, 5, False, across), LiveStream(collect, ROWS, **WIDER).from_step(5)
+    own = ROWS * across // count
+    for step, expected in enumerate(islice(whole, STEPS)):
+        for rank, found in enumerate(each[step][BLOCKS[0]] for each in ranks):
+            first = rank // across * own
+            for name, value in tensors(expected[BLOCKS[0]].take(slice(first, first + own))).items():
+                assert torch.equal(found[name], value), (step, rank, name)
 
 
 @pytest.mark.parametrize("owners", [{2: 0, 5: 1, 7: 0}, {2: 2, 5: 1, 7: 0}], ids=["two ranks", "three ranks"])

@@ -63,7 +63,28 @@ def test_a_block_that_all_ranks_train(tmp_path):
     assert done.stdout.count("Resumes from step 6 to 8") == 1
 
 
+def test_a_block_whose_latents_all_ranks_divide(tmp_path):
+    """To rounding, after six steps; then resumed by one process for two more."""
+    assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "one")]) == 0
+    done = torchrun(2, "--block", "6", "--shard-latents", "2", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("of 2: a TIDE of 256 latents (128 of them here) for block 6: ") == 2
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        size = float(value.float().square().mean().sqrt()) + 1e-7
+        assert float((value - two[name]).float().square().mean().sqrt()) < 1e-5 * size, name
+    assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "two"), "--resume", "--steps", "8"]) == 0
+
+
 @pytest.mark.parametrize(("ranks", "options", "message"), [
+    (3, ["--block", "6", "--shard-latents", "2"],
+     "shard_latents = 2 does not divide 3 ranks; start a multiple of 2 by torchrun, or leave it off"),
+    (2, ["--block", "1", "6", "--shard-latents", "2"],
+     "shard_latents = 2 divides the latents of one block and 2 are trained; train one block, or leave it off"),
+    (3, ["--block", "6", "--shard-latents", "3"],
+     "n_latents = 256 cannot be divided among 3 ranks; give a multiple of shard_latents = 3"),
+    (2, ["--block", "6", "--shard-latents", "2", "--set", "activation=relu"],
+     "shard_latents = 2 cannot train activation = relu; use topk, batch_topk or jumprelu without undo, or leave it"),
     (3, ["--block", "6"], "batch_tokens = 512 cannot be divided among 3 ranks, pairs kept whole; give a multiple of 6"),
     (3, ["--block", "1", "6"], "3 ranks cannot share 2 blocks; start at most 2, or train one block"),
     (2, ["--block", "6", "--batch-size", "64"], "2 ranks share what is mixed at a time, and that is 1 passes"),

@@ -132,6 +132,7 @@ VALUES = {
     "quota": "1GB",
     "part": "0/2",
     "size": "64",
+    "shard_latents": "1",
 }
 
 ALL_LINES = [(command, line) for command, lines in LINES.items() for line in lines]
@@ -295,11 +296,12 @@ def test_the_watch_sees_what_is_read():
         ),
         (["activation=relu", "loss.delta=0.1"], "--set loss.delta is not used with activation = relu; leave it off"),
         (["steps=3"], "--set steps is not used with --steps; leave one of them off"),
+        (["shard_latents=2"], "--set shard_latents is not used with --shard-latents; leave one of them off"),
     ],
 )
 def test_settings_without_effect_are_refused(assignments, message):
     with pytest.raises(TideError) as error:
-        train_config(None, assignments, {"steps": 7})
+        train_config(None, assignments, {"steps": 7, "shard_latents": 1})
     assert str(error.value).startswith(message)
 
 

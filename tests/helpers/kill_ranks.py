@@ -1,7 +1,8 @@
 """Kills ranks of trainings at random moments, resumes, and compares with what was never killed.
 
-``python -m tests.helpers.kill_ranks FOLDER KILLS SEED`` prints what happened as JSON. Ranks are forks of this process,
-which has imported everything and started no thread, so that a trial takes a second or two.
+``python -m tests.helpers.kill_ranks FOLDER KILLS SEED [MODE ...]`` prints what happened as JSON, in all modes or in
+those. Ranks are forks of this process, which has imported everything and started no thread, so that a trial takes a
+second or two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,13 @@ from tide.sae import TIDE
 from tide.training import shared_state
 from tide.training.job import Job, Jobs
 from tide.training.to_checkpoint import train_blocks
-from tide.world import World
+from tide.world import Grid, World
 
 RANKS, STEPS, BLOCKS = 2, 24, (2, 5, 7)
 OPTIONS = {"activation": "jumprelu", "steps": STEPS, "checkpoint_every": 2, "log_every": 4, "centre": True}
 #: Who dies: one rank or all of them; during a checkpoint, or whenever.
 VICTIMS = ("one rank", "all ranks", "one rank in a checkpoint", "all ranks in a checkpoint")
-MODES = ("data parallel", "block parallel")
+MODES = ("data parallel", "block parallel", "latents divided")
 
 
 def collect(seed: int, start: int, stop: int) -> Iterator[BlockBatch]:
@@ -56,11 +57,11 @@ def jobs(mode: str, world: World) -> Jobs:
         shares=shares,
         **sizes,
     )
-    made = config().changed(OPTIONS)
-    of = {
-        block: Job(made, TIDE(made.model_config(D, MODULATION, family="pixart", block=block)), iter, {"block": block})
-        for block in filter(shares.trained_here, blocks)
-    }
+    made = config().changed(OPTIONS | {"shard_latents": world.latents.count})
+    of = {}
+    for block in filter(shares.trained_here, blocks):
+        model = TIDE(made.model_config(D, MODULATION, family="pixart", block=block), among=world.latents)
+        of[block] = Job(made, model, iter, {"block": block})
     return Jobs(made, of, stream.from_step, shares)
 
 
@@ -76,8 +77,9 @@ def rank(number: int, mode: str, out: Path, store: Path) -> int:
         return write(*arguments, **more)
 
     shared_state.dcp.save = marked
+    world = Grid(number, RANKS, RANKS) if mode == "latents divided" else World(number, RANKS)
     try:
-        train_blocks(jobs(mode, World(number, RANKS)), out, resume=True, say=lambda _: None)
+        train_blocks(jobs(mode, world), out, resume=True, say=lambda _: None)
     except TideError as error:
         (out.parent / f"said-{number}").write_text(str(error))
         return 2
@@ -142,7 +144,7 @@ def trial(mode: str, victims: str, rng: random.Random, folder: Path, seconds: fl
     out, kills, codes, hung = folder / "out", 0, [1], False
     for _ in range(rng.choice([1, 2])):
         pids = started(mode, out)
-        if "checkpoint" in victims and mode == "data parallel":
+        if "checkpoint" in victims and mode != "block parallel":
             deadline = time.monotonic() + 20
             while not (folder / "in a checkpoint").exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -165,12 +167,12 @@ def trial(mode: str, victims: str, rng: random.Random, folder: Path, seconds: fl
     return {"mode": mode, "victims": victims, "kills": kills, "codes": codes, "hung": hung, "leftovers": leftovers}
 
 
-def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def main(folder: Path, kills: int, seed: int, modes: Sequence[str]) -> dict[str, Any]:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     rng = random.Random(seed)
     whole, seconds = {}, {}
-    for mode in MODES:
+    for mode in modes:
         out = folder / f"whole {mode}" / "out"
         out.parent.mkdir(parents=True)
         begun = time.monotonic()
@@ -178,7 +180,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         seconds[mode], whole[mode] = time.monotonic() - begun, weights(out)
     done, trials = 0, []
     while done < kills:
-        mode, victims = rng.choice(MODES), rng.choice(VICTIMS)
+        mode, victims = rng.choice(modes), rng.choice(VICTIMS)
         found = trial(mode, victims, rng, folder / "trial", seconds[mode])
         found["same"] = same(weights(folder / "trial/out"), whole[mode])
         trials.append(found)
@@ -189,4 +191,4 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] or MODES)))

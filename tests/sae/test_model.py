@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tide.errors import TideError
 from tide.sae import TIDE, Codes, Modulation, ModulationConfig, Position, TIDEConfig, inference
+from tide.world import World
 from tide_kernels import LossOptions, LossWeights, decode, encode_topk, modulate, tide_loss
 
 D, N, K = 12, 40, 5
@@ -455,3 +457,28 @@ def test_a_transcoder_is_kept_with_its_units(tmp_path, centre):
 def test_bad_targets_of_a_config(options, message):
     with pytest.raises(TideError, match=message):
         TIDEConfig(D, N, K, modulation=MODULATION, **options)
+
+
+@pytest.mark.parametrize("n_latents", [9, 4099, 2 * 4096 + 3], ids=["one draw", "two of which one is short", "two"])
+@pytest.mark.parametrize("count", [1, 3], ids="{} ranks".format)
+def test_the_initial_weights_of_parts_are_those_of_the_whole(n_latents, count):
+    """Drawn in slices, with the numbers of one draw; what is drawn after them is the same as well."""
+    n_latents = n_latents // count * count
+    config = TIDEConfig(D, n_latents, K, MODULATION, activation="jumprelu", timestep_thresholds=True)
+    parts = [TIDE(config, seed=5, among=World(number, count)) for number in range(count)]
+    drawn = torch.randn(n_latents, D, generator=torch.Generator().manual_seed(5))
+    for name in ("W_enc", "W_dec"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), F.normalize(drawn, dim=1))
+    whole = TIDE(config, seed=5).state_dict()
+    for part in parts:
+        for name, value in part.state_dict().items():
+            assert len(value) * count == n_latents if name in ("b_enc", "W_enc") else True
+            if value.shape == whole[name].shape:
+                assert torch.equal(value, whole[name]), name
+
+
+def test_a_part_of_the_latents_is_no_checkpoint(tmp_path):
+    part = TIDE(TIDEConfig(D, N, K), among=World(1, 2))
+    with pytest.raises(TideError, match=r"^this rank holds 20 of 40 latents; save them together by a training$"):
+        part.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("seed", [1])
 def test_killed_ranks_resume_with_the_same_bits(tmp_path, seed):
-    """One rank or all of them, whenever or in a checkpoint, data parallel and block parallel."""
+    """One rank or all of them, whenever or in a checkpoint, in every way to divide the work."""
     command = [sys.executable, "-m", "tests.helpers.kill_ranks", str(tmp_path), "12", str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

@@ -127,16 +127,21 @@ class Ranks(NamedTuple):
     found: list[dict[str, Any]]
 
     def of(self, case: str) -> list[Any]:
-        if case not in self.found[0]:
-            pytest.skip("ranks that divide the latents refuse prefixes")
         return [each[case] for each in self.found]
 
 
-@pytest.fixture(scope="module", params=RANKS.values(), ids=RANKS)
+@pytest.fixture(scope="module")
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    count, across = request.param
+    count, across = RANKS[request.param]
     return Ranks(across, folder, run_ranks(trained, count, str(folder), across, timeout=300))
+
+
+of_each = pytest.mark.parametrize(
+    ("ranks", "case"),
+    [(name, case) for name, (_, across) in RANKS.items() for case in cases(across)],
+    indirect=["ranks"],
+)
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor, number: int) -> torch.Tensor:
@@ -152,7 +157,7 @@ def alone(tmp_path_factory) -> dict[str, Learner]:
     return {case: fit(case, folder / str(number)) for number, case in enumerate(CASES)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@of_each
 def test_the_steps_are_those_of_one_process(ranks, alone, case):
     """The first steps to rounding; later ones to what rounding grows to, which a single flipped selection shows: a
     latent that is selected for another token changes a term by more than one in a thousand."""
@@ -172,7 +177,7 @@ def test_the_steps_are_those_of_one_process(ranks, alone, case):
             assert float((weights[name] - own).float().square().mean().sqrt()) <= 1e-3 * float(size), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@of_each
 def test_all_ranks_hold_the_same_bits(ranks, case):
     """Of what they hold: those with other latents the same history."""
     found = ranks.of(case)
@@ -181,6 +186,7 @@ def test_all_ranks_hold_the_same_bits(ranks, case):
         assert_same(weights, found[number % ranks.across][1])
 
 
+@pytest.mark.parametrize("ranks", RANKS, indirect=True)
 def test_the_folder_ends_as_one_process_leaves_it(ranks, alone):
     for number, case in enumerate(cases(ranks.across)):
         out = ranks.folder / str(number)
@@ -196,15 +202,15 @@ def test_the_folder_ends_as_one_process_leaves_it(ranks, alone):
 CASE = "BatchTopK that knows the timestep"
 
 
-def stopped_and_resumed(folder: str) -> dict[str, torch.Tensor]:
+def stopped_and_resumed(folder: str, across: int = 1) -> dict[str, torch.Tensor]:
     """Stopped after 25 steps, with a checkpoint of step 20, and resumed."""
-    world, out = of_group(), Path(folder)
+    world, out = of_group(across), Path(folder)
     until(25, out, world)
     return fit(CASE, out, world, resume=True, checkpoint_every=10).model.state_dict()
 
 
-def resumed(folder: str) -> dict[str, torch.Tensor]:
-    return fit(CASE, Path(folder), of_group(), resume=True).model.state_dict()
+def resumed(folder: str, across: int = 1) -> dict[str, torch.Tensor]:
+    return fit(CASE, Path(folder), of_group(across), resume=True).model.state_dict()
 
 
 def until(step: int, out: Path, world: World | None = None) -> None:
@@ -212,15 +218,16 @@ def until(step: int, out: Path, world: World | None = None) -> None:
         fit(CASE, out, world, source=interrupted(step), checkpoint_every=10)
 
 
-def begun(folder: str) -> list[str]:
-    until(25, Path(folder), of_group())
+def begun(folder: str, across: int = 1) -> list[str]:
+    until(25, Path(folder), of_group(across))
     return sorted(each.name for each in (Path(folder) / RESUME).iterdir())
 
 
 @pytest.mark.slow
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
-    whole = run_ranks(resumed, 2, str(tmp_path / "whole"))
-    stopped = run_ranks(stopped_and_resumed, 2, str(tmp_path / "parts"))
+@pytest.mark.parametrize(("count", "across"), [(2, 1), (2, 2), (4, 2)])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path, count, across):
+    whole = run_ranks(resumed, count, str(tmp_path / "whole"), across)
+    stopped = run_ranks(stopped_and_resumed, count, str(tmp_path / "parts"), across)
     for one, other in zip(whole, stopped, strict=True):
         assert_same(one, other)
 
@@ -245,6 +252,38 @@ def test_a_training_resumes_in_another_number_of_ranks(tmp_path, alone):
     assert [each.name for each in (tmp_path / "also two" / RESUME).iterdir()] == [STATE.name]
 
 
+#: Who begins a training and who ends it: ranks, and how many of them divide the latents.
+HANDED_ON = {
+    "latents among 2 to one process": ((2, 2), (1, 1)),
+    "latents among 2 to tokens among 2": ((2, 2), (2, 1)),
+    "tokens among 2 to latents among 2": ((2, 1), (2, 2)),
+    "latents among 2 to latents among 4": ((2, 2), (4, 4)),
+    "one process to latents among 2": ((1, 1), (2, 2)),
+    "latents among 4 to both among 2": ((4, 4), (4, 2)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), HANDED_ON.values(), ids=HANDED_ON)
+def test_a_training_resumes_with_its_latents_divided_otherwise(tmp_path, alone, before, after):
+    """What it ends with is that of one process to what rounding grows to."""
+    out = tmp_path / "out"
+    if before == (1, 1):
+        out.mkdir()
+        until(25, out)
+    else:
+        assert run_ranks(begun, before[0], str(out), before[1]) == [["step-20"]] * before[0]
+    if after == (1, 1):
+        fit(CASE, out, resume=True)
+    else:
+        run_ranks(resumed, after[0], str(out), after[1])
+    found = TIDE.from_pretrained(out).state_dict()
+    for weight, value in alone[CASE].model.state_dict().items():
+        size = float(value.float().square().mean().sqrt()) + 1e-7
+        assert float((found[weight] - value).float().square().mean().sqrt()) <= 1e-3 * size, weight
+    assert [each.name for each in (out / RESUME).iterdir()] == [STATE.name]
+
+
 @pytest.mark.parametrize(("options", "what"), [
     ({"activation": "relu"}, "activation = relu"), ({"activation": "topk", "undo": True}, "undo"),
 ])  # fmt: skip
@@ -255,9 +294,16 @@ def test_what_only_one_process_trains(tmp_path, options, what):
         Learner(model, made, tmp_path, World(0, 2))
 
 
-def differing(folder: str) -> str:
-    """What a rank says whose weights are not those of the other."""
-    world = of_group()
+def test_a_process_alone_divides_no_latents(tmp_path):
+    made = config(shard_latents=2)
+    model = TIDE(made.model_config(D, MODULATION, family="pixart", block=BLOCK), seed=3)
+    with pytest.raises(TideError, match=r"^shard_latents = 2 is about `tide train` and tide.training.train under"):
+        Learner(model, made, tmp_path)
+
+
+def differing(folder: str, across: int = 1) -> str:
+    """What a rank says where what all have is not the same on all."""
+    world = of_group(across)
     made, model = built("TopK", world)
     learner = Learner(model, made, folder, world)
     with torch.no_grad():
@@ -269,8 +315,9 @@ def differing(folder: str) -> str:
     return ""
 
 
-def test_ranks_that_hold_different_weights_save_nothing(tmp_path):
-    for said in run_ranks(differing, 2, str(tmp_path)):
+@pytest.mark.parametrize("across", [1, 2])
+def test_ranks_that_hold_different_weights_save_nothing(tmp_path, across):
+    for said in run_ranks(differing, 2, str(tmp_path), across):
         assert said.startswith("the ranks hold different weights after step 0, which is not saved; start them on")
     assert not list(tmp_path.iterdir())
 

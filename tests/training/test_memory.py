@@ -17,7 +17,7 @@ from tide.training.memory import check_memory, need
         pytest.param(
             {"n_latents": 10**9, "k": 4},
             r"^training with n_latents = 1000000000 of width 192 takes 6.14e\+03 GB of memory at least and cpu has .* "
-            r"GB; lower n_latents \(or expansion\)$",
+            r"GB; lower n_latents \(or expansion\), or let more ranks divide them \(shard_latents\)$",
             id="latents",
         ),
         pytest.param({"expansion": 10**8}, "n_latents = 19200000000 of width 192", id="expansion"),
@@ -66,3 +66,13 @@ def test_a_device_that_is_not_there():
 def test_a_machine_that_does_not_say(monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda device: None)
     check_memory(TrainConfig(n_latents=10**9, k=4), 16)
+
+
+def test_ranks_that_divide_the_latents_need_their_part(monkeypatch):
+    """Of the weights; the rows of a step are the same."""
+    config = TrainConfig(n_latents=64, k=4, batch_tokens=10)
+    whole, part = need(config, 16), need(config.changed({"shard_latents": 4}), 16)
+    assert part == whole._replace(weights=whole.weights // 4)
+    monkeypatch.setattr(memory, "device_memory", lambda device: part.total - 1)
+    with pytest.raises(TideError, match=r"^training with n_latents = 64 among 4 ranks of width 16 takes"):
+        check_memory(config.changed({"shard_latents": 4}), 16)

@@ -15,7 +15,7 @@ from tests.helpers.trainings import assert_same
 from tide.errors import TideError
 from tide.files import read_json
 from tide.training.shared_state import DESCRIBED, last_shared, read_shared, remove_shared, write_shared
-from tide.world import World
+from tide.world import Grid, World
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -55,6 +55,24 @@ def written(folder: str) -> list[str]:
     return ["nothing was raised"]
 
 
+#: The tensors with a row for each latent.
+BY_LATENT = frozenset({"model.W_enc", "model.W_dec", "silent_for"})
+
+
+def divided(folder: str) -> None:
+    """The state of two rows of two ranks, each with half of the latents."""
+    world = here()
+    grid = Grid(world.number, world.count, 2)
+    own = slice(48 * grid.latents.number, 48 * grid.latents.number + 48)
+    parts = {name: each[own] if name in BY_LATENT else each for name, each in tensors(4).items()}
+    write_shared(Path(folder), 4, parts, {"step": 4}, grid, BY_LATENT)
+
+
+def read_in_parts(folder: str) -> dict[str, torch.Tensor]:
+    world = here()
+    return dict(read_shared(Path(folder), Grid(world.number, world.count, world.count), BY_LATENT))
+
+
 @pytest.fixture(scope="module")
 def resume(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "resume"
@@ -79,6 +97,21 @@ def test_one_process_reads_what_all_have_written(resume):
     assert len(sizes) == 3
     assert sum(sizes) < 1.5 * sum(each.nbytes for each in tensors(8).values())
     assert read_json(folder / DESCRIBED) == {"step": 8}
+
+
+def test_ranks_that_divide_the_latents_write_and_read_their_own(tmp_path):
+    """Each row once; read by one process, and in three parts."""
+    run_ranks(divided, 4, str(tmp_path))
+    folder = last_shared(tmp_path)
+    assert folder is not None
+    whole = tensors(4)
+    assert_same(dict(sorted(read_shared(folder).items())), dict(sorted(whole.items())))
+    assert sum(each.stat().st_size for each in folder.glob("*.safetensors")) < 1.5 * sum(
+        each.nbytes for each in whole.values()
+    )
+    for rank, found in enumerate(run_ranks(read_in_parts, 3, str(folder))):
+        own = {name: each[32 * rank : 32 * rank + 32] if name in BY_LATENT else each for name, each in whole.items()}
+        assert_same(dict(sorted(found.items())), dict(sorted(own.items())))
 
 
 def test_a_damaged_file_is_one_line(resume, tmp_path):

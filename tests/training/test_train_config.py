@@ -212,3 +212,19 @@ def test_changed_by_full_names():
 def test_only_options_can_be_changed(name):
     with pytest.raises(TideError, match=f"'{name}' is not an option of the training configuration"):
         TrainConfig().changed({name: 0.5})
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"activation": "relu"}, "shard_latents = 2 cannot train activation = relu; use topk, batch_topk or jumprelu"),
+    ({"undo": True}, "shard_latents = 2 cannot train undo; use topk, batch_topk or jumprelu without undo"),
+    ({"loss": LossConfig(prefixes=(0.5,))}, "shard_latents = 2 cannot train loss.prefixes, which cut through the ra"),
+    ({"shard_latents": 0}, "shard_latents = 0 must be at least 1"),
+])  # fmt: skip
+def test_what_ranks_that_divide_the_latents_cannot_train(options, message):
+    with pytest.raises(TideError, match=f"^{message}"):
+        TrainConfig(**{"shard_latents": 2, **options})
+
+
+def test_latents_that_ranks_cannot_divide():
+    with pytest.raises(TideError, match=r"^n_latents = 66 cannot be divided among 4 ranks; give a multiple of shard_"):
+        TrainConfig(n_latents=66, k=4, shard_latents=4).sizes(16)

@@ -133,8 +133,10 @@ class Train(Command):
         needed = need(jobs.config, model.d_model, **sizes, target=model.config.target is not None)
         world = jobs.shares.world
         rank = f"rank {world.number} of {world.count}: " if world.several else ""
+        here = f" ({len(model.W_enc)} of them here)" if model.among.several else ""
         each = "for each of " if len(jobs.of) > 1 else "for "
-        return f"{rank}a {_kind(model)} of {model.n_latents} latents {each}{blocks_in_words(list(jobs.of))}: {needed}"
+        blocks = f"{each}{blocks_in_words(list(jobs.of))}"
+        return f"{rank}a {_kind(model)} of {model.n_latents} latents{here} {blocks}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""

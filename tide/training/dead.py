@@ -21,10 +21,10 @@ class DeadBucket:
     each of which has some of the latents, have one size.
     """
 
-    def __init__(self, revival: Revival, *, late: bool, among: World) -> None:
+    def __init__(self, revival: Revival, *, late: bool, among: World | None = None) -> None:
         self.revival = revival
         self.late = late
-        self.among = among
+        self.among = among or World()
         self._counts: list[Late] = []
 
     def counts(self) -> list[int]:
