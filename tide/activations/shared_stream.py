@@ -3,7 +3,8 @@ that trains on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import sample_generator
-from tide.activations.stream import LiveStream, cut, shuffled
+from tide.activations.stream import Ahead, LiveStream, Window, cut, shuffled
 from tide.errors import TideError
 from tide.world import World
 
@@ -70,27 +71,31 @@ class SharedStream(LiveStream):
         collect: of all blocks.
         rows: of a whole batch.
         shares: who trains on what.
-        sizes: the others, as of a live stream.
+        ahead, sizes: the others, as of a live stream.
 
     Raises :class:`~tide.errors.TideError` if a window has fewer passes than there are ranks, and for rows that cannot
     be divided.
     """
 
-    def __init__(self, collect: CollectBetween, rows: int, *, shares: Shares, **sizes: int) -> None:
-        super().__init__(collect, rows, **sizes)
+    def __init__(
+        self,
+        collect: CollectBetween,
+        rows: int,
+        *,
+        shares: Shares,
+        ahead: Ahead | None = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__(collect, rows, ahead=ahead, **sizes)
         self.shares, self.world = shares, shares.world
-        self.per_pass = sizes["per_pass"]
         self.part = shares.part(rows)
-        fewest = min(-(-(stop - start) // self.per_pass) for start, stop in self._windows())
+        fewest = min(-(-(stop - start) // self.per_pass) for start, stop in pairwise(self.bounds))
         if fewest < self.world.count:
             raise TideError(
                 f"{self.world.count} ranks share what is mixed at a time, and that is {fewest} passes of "
                 f"{self.per_pass} images; use at most {fewest} ranks, fewer images a pass (batch_size), more images, "
                 "or a larger buffer_rows"
             )
-
-    def _windows(self) -> list[tuple[int, int]]:
-        return list(pairwise(self.bounds))
 
     def from_step(self, step: int) -> Iterator[BlockBatch]:
         """Batches from number ``step`` on, without end: of this rank's blocks, or this rank's rows of each."""
@@ -105,36 +110,35 @@ class SharedStream(LiveStream):
 
     def _places(self, epoch: int, skip: int, held: dict[int, _Held]) -> Iterator[BlockBatch]:
         """The rows of all windows in the order of the stream, with (number of the window, row in it) for ``x``. What
-        this rank needs of a window is in ``held`` when its places are yielded."""
-        number = at = 0
-        while True:
-            seed = sample_generator(self.seed, epoch).initial_seed()
-            for window, (start, stop) in enumerate(self._windows()):
-                n_rows = (stop - start) * self.rows_per_sample
-                if skip >= n_rows:
-                    skip -= n_rows
-                    continue
-                own, counts = self._own(seed, start, stop)
-                generator = sample_generator(self.seed, epoch, window)
-                mixed = shuffled(self._described(own, counts, number), generator).take(slice(skip, None))
-                held[number] = self._exchanged(own, counts, self._wanted(mixed, at, n_rows))
-                at = (at + mixed.rows) % self.rows
-                number, skip = number + 1, 0
-                yield mixed
-            epoch += 1
+        this rank needs of a window is in ``held`` when its places are yielded.
 
-    def _own(self, seed: int, start: int, stop: int) -> tuple[BlockBatch, list[int]]:
-        """What this rank's passes of a window give, and how many rows each rank has of it."""
-        count, passes = self.world.count, -(-(stop - start) // self.per_pass)
-        edges = [min(stop, start + passes * rank // count * self.per_pass) for rank in range(count + 1)]
-        first, last = edges[self.world.number : self.world.number + 2]
-        own = BlockBatch.cat(list(self.collect(seed, first, last)))
-        if own.rows != (last - first) * self.rows_per_sample:
-            raise TideError(
-                f"the data gave {own.rows} rows where {(last - first) * self.rows_per_sample} were announced; "
-                "images of one size are needed, as many as at the start"
-            )
-        return own, [(b - a) * self.rows_per_sample for a, b in pairwise(edges)]
+        A thread may run the passes; ranks exchange here alone, in one order on all of them."""
+        at = 0
+        with closing(self._passes_ahead(epoch, skip)) as passes:
+            for number, window in enumerate(self._windows(epoch, skip)):
+                counts = [(b - a) * self.rows_per_sample for a, b in pairwise(self._edges(window))]
+                own = self._whole(passes, counts[self.world.number])
+                generator = sample_generator(self.seed, window.epoch, window.number)
+                mixed = shuffled(self._described(own, counts, number), generator).take(slice(window.skip, None))
+                held[number] = self._exchanged(own, counts, self._wanted(mixed, at, sum(counts)))
+                del own
+                at = (at + mixed.rows) % self.rows
+                yield mixed
+
+    def _passes(self, epoch: int, skip: int) -> Generator[BlockBatch, None, None]:
+        for window in self._windows(epoch, skip):
+            seed = sample_generator(self.seed, window.epoch).initial_seed()
+            yield from self._announced(iter(self.collect(seed, *self._share(window))), window)
+
+    def _edges(self, window: Window) -> list[int]:
+        """The sample at which each rank's passes of a window begin, and the end of the last."""
+        count, passes = self.world.count, -(-(window.stop - window.start) // self.per_pass)
+        ends = (window.start + passes * rank // count * self.per_pass for rank in range(count + 1))
+        return [min(window.stop, end) for end in ends]
+
+    def _share(self, window: Window) -> tuple[int, int]:
+        first, last = self._edges(window)[self.world.number : self.world.number + 2]
+        return first, last
 
     def _described(self, own: BlockBatch, counts: Sequence[int], number: int) -> BlockBatch:
         """All rows of a window of the blocks that are trained here, as the passes gave them, with their places."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import count, groupby, pairwise
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -26,21 +27,50 @@ def shuffled(batch: B, generator: torch.Generator) -> B:
 
 
 def cut(pieces: Iterable[B], rows: int) -> Iterator[B]:
-    """Batches of ``rows`` rows from pieces of any size, in order; the last one may be smaller."""
+    """Batches of ``rows`` rows from pieces of any size, in order; the last one may be smaller.
+
+    A batch that lies in one piece shares its memory, so no piece is copied.
+    """
     held: list[B] = []
     n_held = 0
     for piece in pieces:
-        held.append(piece)
-        n_held += piece.rows
-        if n_held < rows:
+        first = rows - n_held
+        if piece.rows < first:
+            held.append(piece)
+            n_held += piece.rows
             continue
-        whole = piece.cat(held)
-        n_held %= rows
-        for first in range(0, whole.rows - n_held, rows):
-            yield whole.take(slice(first, first + rows)).compacted()
-        held = [whole.take(slice(whole.rows - n_held, None)).compacted()] if n_held else []
+        head = piece.take(slice(first))
+        if held:
+            held.append(head)
+            head = piece.cat(held)
+        held, n_held = [], (piece.rows - first) % rows
+        yield head.compacted()
+        for start in range(first, piece.rows - n_held, rows):
+            yield piece.take(slice(start, start + rows)).compacted()
+        if n_held:
+            held = [piece.take(slice(piece.rows - n_held, None)).compacted()]
+        del piece, head  # the next piece comes before the loop lets go of this one
     if held:
         yield held[0].cat(held).compacted()
+
+
+#: Puts a thread between passes and what is made of them: the passes, and how many may be read ahead.
+Ahead = Callable[[Iterator[BlockBatch], int], Generator[BlockBatch, None, None]]
+
+#: How many times the rows that are mixed are held at most: those of the window that is trained on and those of the
+#: next one, which the passes gave, and once more while they are mixed.
+HELD = 3
+
+
+class Window(NamedTuple):
+    """A part of an epoch whose rows are mixed: the samples ``start`` to ``stop - 1``. Of its order the first ``skip``
+    rows are left out."""
+
+    epoch: int
+    number: int
+    start: int
+    stop: int
+    skip: int
 
 
 class LiveStream:
@@ -59,8 +89,9 @@ class LiveStream:
         n_samples: images of an epoch.
         rows_per_sample: rows that each image gives.
         per_pass: images of a pass, the ``batch_size`` of the collection.
-        buffer_rows: the most rows that are mixed at a time.
+        buffer_rows: the most rows that are mixed at a time; :data:`HELD` times as many are held.
         seed: of the order of rows, and with the epoch that of the collection.
+        ahead: reads the passes of the next window while batches of this one are consumed; by default nothing does.
 
     Raises :class:`~tide.errors.TideError` for sizes that do not fit, and if an epoch yields fewer rows than announced.
     """
@@ -75,6 +106,7 @@ class LiveStream:
         per_pass: int,
         buffer_rows: int = 65536,
         seed: int = 0,
+        ahead: Ahead | None = None,
     ) -> None:
         for name, value in (("rows", rows), ("n_samples", n_samples), ("per_pass", per_pass)):
             if value < 1:
@@ -82,7 +114,9 @@ class LiveStream:
         self.collect: Callable[..., Iterable[BlockBatch]] = collect
         self.rows = rows
         self.rows_per_sample = rows_per_sample
+        self.per_pass = per_pass
         self.seed = seed
+        self.ahead = ahead
         self.epoch_rows = n_samples * rows_per_sample
         passes = math.ceil(n_samples / per_pass)
         n_windows = math.ceil(passes / max(1, buffer_rows // (per_pass * rows_per_sample)))
@@ -92,37 +126,73 @@ class LiveStream:
 
     def from_step(self, step: int) -> Iterator[BlockBatch]:
         """Batches from number ``step`` on, without end."""
-        epoch, skip = divmod(step * self.rows, self.epoch_rows)
-        return cut(self._from(epoch, skip), self.rows)
+        return cut(self._mixed(*divmod(step * self.rows, self.epoch_rows)), self.rows)
 
-    def _from(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
-        for number in count(epoch):
-            yield from self._epoch(number, skip)
-            skip = 0
+    def _mixed(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
+        """The rows of the windows from row ``skip`` of an epoch's order on."""
+        with closing(self._passes_ahead(epoch, skip)) as passes:
+            for window in self._windows(epoch, skip):
+                # No name holds the window: it is freed when its last batch is.
+                yield self._shuffled(passes, window)
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[BlockBatch]:
-        """The windows of an epoch from row ``skip`` of its order on."""
-        starts = [bound * self.rows_per_sample for bound in self.bounds]
-        first = max(i for i, start in enumerate(starts[:-1]) if start <= skip)
-        skip -= starts[first]
-        source = iter(self.collect(sample_generator(self.seed, epoch).initial_seed(), self.bounds[first]))
-        for window in range(first, len(starts) - 1):
-            whole = self._window(source, starts[window + 1] - starts[window])
-            mixed = shuffled(whole, sample_generator(self.seed, epoch, window))
-            yield mixed.take(slice(skip, None))
-            skip = 0
+    def _shuffled(self, passes: Iterator[BlockBatch], window: Window) -> BlockBatch:
+        whole = self._whole(passes, (window.stop - window.start) * self.rows_per_sample)
+        return shuffled(whole, sample_generator(self.seed, window.epoch, window.number)).take(slice(window.skip, None))
 
-    def _window(self, source: Iterator[BlockBatch], rows: int) -> BlockBatch:
+    def _windows(self, epoch: int, skip: int) -> Iterator[Window]:
+        """The windows from row ``skip`` of an epoch's order on, without end."""
+        for each in count(epoch):
+            for number, (start, stop) in enumerate(pairwise(self.bounds)):
+                rows = (stop - start) * self.rows_per_sample
+                if skip < rows:
+                    yield Window(each, number, start, stop, skip)
+                skip = max(0, skip - rows)
+
+    def _passes_ahead(self, epoch: int, skip: int) -> Generator[BlockBatch, None, None]:
+        passes = self._passes(epoch, skip)
+        if self.ahead is None:
+            return passes
+        windows = (Window(0, i, *bounds, 0) for i, bounds in enumerate(pairwise(self.bounds)))
+        return self.ahead(passes, max(self._n_passes(window) for window in windows))
+
+    def _n_passes(self, window: Window) -> int:
+        """How many of a window's passes are run here."""
+        start, stop = self._share(window)
+        return -(-(stop - start) // self.per_pass)
+
+    def _share(self, window: Window) -> tuple[int, int]:
+        """The samples of a window, from and to, whose passes are run here."""
+        return window.start, window.stop
+
+    def _passes(self, epoch: int, skip: int) -> Generator[BlockBatch, None, None]:
+        """The passes that are run here, of one window after the other."""
+        for number, windows in groupby(self._windows(epoch, skip), lambda window: window.epoch):
+            source: Iterator[BlockBatch] | None = None
+            for window in windows:
+                if source is None:
+                    source = iter(self.collect(sample_generator(self.seed, number).initial_seed(), window.start))
+                yield from self._announced(source, window)
+
+    def _announced(self, source: Iterator[BlockBatch], window: Window) -> Iterator[BlockBatch]:
+        """The passes of a window that are run here, which have the rows that were announced."""
+        start, stop = self._share(window)
+        rows = missing = (stop - start) * self.rows_per_sample
+        while missing:
+            batch = next(source, None)
+            missing -= 0 if batch is None else batch.rows
+            if batch is None or missing < 0:
+                raise TideError(
+                    f"the data gave {rows - missing} rows where {rows} were announced; "
+                    "images of one size are needed, as many as at the start"
+                )
+            yield batch
+
+    def _whole(self, passes: Iterator[BlockBatch], rows: int) -> BlockBatch:
+        """The next ``rows`` rows that the passes give."""
         taken: list[BlockBatch] = []
-        missing = rows
-        while missing > 0 and (batch := next(source, None)) is not None:
-            taken.append(batch)
-            missing -= batch.rows
-        if missing:
-            raise TideError(
-                f"the data gave {rows - missing} rows where {rows} were announced; "
-                "images of one size are needed, as many as at the start"
-            )
+        while rows:
+            taken.append(next(passes))
+            rows -= taken[-1].rows
         whole = BlockBatch.cat(taken)
         if whole.paired and self.rows % 2:
             raise TideError(f"a batch of {self.rows} rows would separate a pair; give an even number")

@@ -18,8 +18,9 @@ from tide.activations.options import CollectOptions
 from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.source import DIGESTS, Source, check_source
 from tide.activations.store import ActivationStore
-from tide.activations.stream import LiveStream
+from tide.activations.stream import HELD, Ahead, LiveStream
 from tide.adapters.base import Adapter, Block, check_tensor
+from tide.adapters.gate import gate_of
 from tide.adapters.sizes import caption_length, n_tokens
 from tide.devices import device_of
 from tide.errors import TideError
@@ -36,7 +37,7 @@ from tide.training.build import build_model
 from tide.training.config import TrainConfig
 from tide.training.job import Job, Jobs
 from tide.training.memory import check_memory
-from tide.training.prefetch import prefetched
+from tide.training.prefetch import overlaps, prefetched
 from tide.world import current
 
 #: Rows that are mixed at a time, of a store or of a live stream.
@@ -375,7 +376,7 @@ def live_blocks(
         config: how each is trained.
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
-        buffer_rows: rows of each block mixed at a time.
+        buffer_rows: rows of each block mixed at a time; three times as many are held.
         cache: keep the encoded images and captions in memory.
 
     Raises:
@@ -387,7 +388,7 @@ def live_blocks(
     shares = shared_blocks(indices)
     here = list(filter(shares.trained_here, indices))
     transcodes = options.target is not None
-    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows, target=transcodes)
+    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=HELD * buffer_rows, target=transcodes)
     of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
     models = {index: build_model(adapter, index, config, **of) for index in here}
     images: Data = source
@@ -403,13 +404,14 @@ def live_blocks(
     described = _described(adapter, source, options, buffer_rows, weights)
     about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
     about |= {"hold_out": source.hold_out} if source.hold_out else {}
-    sizes = {
+    sizes: dict[str, Any] = {
         # Images are read once to be counted where the source does not know how many there are.
         "n_samples": source.n_images if source.exact else sum(len(batch) for batch, _ in images),
         "rows_per_sample": options.rows_per_image(n_tokens(adapter, source.size)),
         "per_pass": options.batch_size,
         "buffer_rows": buffer_rows,
         "seed": config.seed,
+        "ahead": _overlapping(adapter),
     }
     stream = (
         SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
@@ -425,6 +427,13 @@ def live_blocks(
             config, model, batches, {**described, "block": index}, data={"name": source.name, **about}, weights=weights
         )
     return Jobs(config, jobs, stream.from_step, shares)
+
+
+def _overlapping(adapter: Adapter) -> Ahead | None:
+    """A thread that runs the passes of the next images while the steps on these are made."""
+    if not overlaps(adapter.device):
+        return None
+    return functools.partial(prefetched, device=adapter.device, gate=gate_of(adapter.transformer))
 
 
 def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:
