@@ -16,7 +16,7 @@ from torch import Tensor
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import sample_generator
-from tide.activations.stream import Ahead, LiveStream, Window, cut, shuffled
+from tide.activations.stream import Ahead, LiveStream, Window, cut
 from tide.errors import TideError
 from tide.world import World
 
@@ -63,7 +63,8 @@ class SharedStream(LiveStream):
 
     The passes of a window are dealt to the ranks in order. When all have run theirs, the tokens travel to the ranks
     that train on them. Which token goes where follows from the seed, so activations and their places are all that is
-    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks.
+    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks: once
+    where it trains whole blocks, otherwise for each use of the window.
 
     A batch has the timesteps of all its rows on every rank, which is what :class:`tide_kernels.Ranks` asks for.
 
@@ -109,21 +110,36 @@ class SharedStream(LiveStream):
                 del held[number]
 
     def _places(self, epoch: int, skip: int, held: dict[int, _Held]) -> Iterator[BlockBatch]:
-        """The rows of all windows in the order of the stream, with (number of the window, row in it) for ``x``. What
-        this rank needs of a window is in ``held`` when its places are yielded.
+        """The rows of all windows in the order of the stream, with (number of the use of a window, row in it) for
+        ``x``. What this rank needs for a use is in ``held`` when its places are yielded.
 
         A thread may run the passes; ranks exchange here alone, in one order on all of them."""
-        at = 0
+        number = at = 0
         with closing(self._passes_ahead(epoch, skip)) as passes:
-            for number, window in enumerate(self._windows(epoch, skip)):
-                counts = [(b - a) * self.rows_per_sample for a, b in pairwise(self._edges(window))]
-                own = self._whole(passes, counts[self.world.number])
-                generator = sample_generator(self.seed, window.epoch, window.number)
-                mixed = shuffled(self._described(own, counts, number), generator).take(slice(window.skip, None))
-                held[number] = self._exchanged(own, counts, self._wanted(mixed, at, sum(counts)))
-                del own
-                at = (at + mixed.rows) % self.rows
-                yield mixed
+            for window in self._windows(epoch, skip):
+                for mixed, needed in self._used(passes, window, at):
+                    for batch in mixed.values():
+                        batch.x[:, 0] = number
+                    held[number] = needed
+                    at = (at + mixed.rows) % self.rows
+                    number += 1
+                    yield mixed
+
+    def _used(self, passes: Iterator[BlockBatch], window: Window, at: int) -> Iterator[tuple[BlockBatch, _Held]]:
+        """The places of a window's rows in the order of each use, and what this rank needs of them then. The batch that
+        the window continues has ``at`` rows already."""
+        counts = [(b - a) * self.rows_per_sample for a, b in pairwise(self._edges(window))]
+        own = [self._whole(passes, counts[self.world.number])]
+        places = self._described(own[0], counts)
+        needed: _Held | None = None
+        for use in self._uses(window):
+            mixed = self._mix(places, window, use)
+            if needed is None or self.shares.owners is None:  # an owner has all rows of its blocks from the first use on
+                needed = self._exchanged(own[0], counts, self._wanted(mixed, at, sum(counts)))
+            if self.shares.owners is not None or use == self.reuse - 1:
+                own.clear()  # it is freed before the steps on it
+            at = (at + mixed.rows) % self.rows
+            yield mixed, needed
 
     def _passes(self, epoch: int, skip: int) -> Generator[BlockBatch, None, None]:
         for window in self._windows(epoch, skip):
@@ -140,8 +156,8 @@ class SharedStream(LiveStream):
         first, last = self._edges(window)[self.world.number : self.world.number + 2]
         return first, last
 
-    def _described(self, own: BlockBatch, counts: Sequence[int], number: int) -> BlockBatch:
-        """All rows of a window of the blocks that are trained here, as the passes gave them, with their places."""
+    def _described(self, own: BlockBatch, counts: Sequence[int]) -> BlockBatch:
+        """All rows of a window of the blocks that are trained here, as the passes gave them; ``x`` is (0, row)."""
         first = next(iter(own.values()))
         per_group = first.rows // len(first.timestep)  # every image has as many rows
         groups = [rows // per_group for rows in counts]
@@ -150,7 +166,7 @@ class SharedStream(LiveStream):
             self._of_all(each, counts) for each in (first.group + before, first.sample, first.token)
         )
         timestep, n_rows = self._of_all(first.timestep, groups), sum(counts)
-        places = torch.stack([torch.full((n_rows,), number), torch.arange(n_rows)], 1)
+        places = torch.stack([torch.zeros(n_rows, dtype=torch.int64), torch.arange(n_rows)], 1)
         found = {}
         for block, batch in own.items():
             conditioning = None if batch.conditioning is None else self._of_all(batch.conditioning, groups)

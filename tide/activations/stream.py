@@ -13,6 +13,7 @@ import torch
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import sample_generator
+from tide.checks import check_count
 from tide.errors import TideError
 
 #: Of one block, or of several.
@@ -58,13 +59,13 @@ def cut(pieces: Iterable[B], rows: int) -> Iterator[B]:
 Ahead = Callable[[Iterator[BlockBatch], int], Generator[BlockBatch, None, None]]
 
 #: How many times the rows that are mixed are held at most: those of the window that is trained on and those of the
-#: next one, which the passes gave, and once more while they are mixed.
+#: next one, which the passes gave, and once more while they are mixed, or until they have been used often enough.
 HELD = 3
 
 
 class Window(NamedTuple):
-    """A part of an epoch whose rows are mixed: the samples ``start`` to ``stop - 1``. Of its order the first ``skip``
-    rows are left out."""
+    """A part of an epoch whose rows are mixed: the samples ``start`` to ``stop - 1``. Of the rows of all its uses the
+    first ``skip`` are left out."""
 
     epoch: int
     number: int
@@ -77,8 +78,9 @@ class LiveStream:
     """Endless batches straight from collection, each of which can be reproduced.
 
     Every epoch collects all samples again. It is cut into windows of about equal size, at most ``buffer_rows`` rows and
-    at least one pass each; the rows of a window are shuffled, and batches are cut from one window after the other. A
-    window depends only on ``seed``, its epoch and its place. So batch b is the same bits whether the stream began at 0
+    at least one pass each; the rows of a window are shuffled, and batches are cut from one window after the other. With
+    ``reuse`` above 1 a window is shuffled and cut so many times before the next, for one run of its passes. A window
+    depends only on ``seed``, its epoch and its place. So batch b is the same bits whether the stream began at 0
     or at b (on one machine, with the same versions and number of threads): :meth:`from_step` collects the window of
     batch b again and nothing before it.
 
@@ -91,6 +93,7 @@ class LiveStream:
         per_pass: images of a pass, the ``batch_size`` of the collection.
         buffer_rows: the most rows that are mixed at a time; :data:`HELD` times as many are held.
         seed: of the order of rows, and with the epoch that of the collection.
+        reuse: how many times each row is used.
         ahead: reads the passes of the next window while batches of this one are consumed; by default nothing does.
 
     Raises :class:`~tide.errors.TideError` for sizes that do not fit, and if an epoch yields fewer rows than announced.
@@ -106,8 +109,10 @@ class LiveStream:
         per_pass: int,
         buffer_rows: int = 65536,
         seed: int = 0,
+        reuse: int = 1,
         ahead: Ahead | None = None,
     ) -> None:
+        check_count("reuse", reuse)
         for name, value in (("rows", rows), ("n_samples", n_samples), ("per_pass", per_pass)):
             if value < 1:
                 raise TideError(f"{name} = {value} is too small; give at least 1")
@@ -116,8 +121,9 @@ class LiveStream:
         self.rows_per_sample = rows_per_sample
         self.per_pass = per_pass
         self.seed = seed
+        self.reuse = reuse
         self.ahead = ahead
-        self.epoch_rows = n_samples * rows_per_sample
+        self.epoch_rows = n_samples * rows_per_sample * reuse
         passes = math.ceil(n_samples / per_pass)
         n_windows = math.ceil(passes / max(1, buffer_rows // (per_pass * rows_per_sample)))
         ends = (passes * (i + 1) // n_windows * per_pass for i in range(n_windows))
@@ -132,18 +138,28 @@ class LiveStream:
         """The rows of the windows from row ``skip`` of an epoch's order on."""
         with closing(self._passes_ahead(epoch, skip)) as passes:
             for window in self._windows(epoch, skip):
-                # No name holds the window: it is freed when its last batch is.
-                yield self._shuffled(passes, window)
+                whole = [self._whole(passes, self._n_rows(window))]
+                for use in self._uses(window):
+                    # After its last use no name holds the window: it is freed when its last batch is.
+                    yield self._mix(whole.pop() if use == self.reuse - 1 else whole[0], window, use)
 
-    def _shuffled(self, passes: Iterator[BlockBatch], window: Window) -> BlockBatch:
-        whole = self._whole(passes, (window.stop - window.start) * self.rows_per_sample)
-        return shuffled(whole, sample_generator(self.seed, window.epoch, window.number)).take(slice(window.skip, None))
+    def _uses(self, window: Window) -> range:
+        return range(window.skip // self._n_rows(window), self.reuse)
+
+    def _mix(self, whole: B, window: Window, use: int) -> B:
+        """The rows of a window in the order of one of its uses."""
+        generator = sample_generator(self.seed, window.epoch, window.number, *filter(None, [use]))
+        left_out = max(0, window.skip - use * self._n_rows(window))
+        return shuffled(whole, generator).take(slice(left_out, None))
+
+    def _n_rows(self, window: Window) -> int:
+        return (window.stop - window.start) * self.rows_per_sample
 
     def _windows(self, epoch: int, skip: int) -> Iterator[Window]:
         """The windows from row ``skip`` of an epoch's order on, without end."""
         for each in count(epoch):
             for number, (start, stop) in enumerate(pairwise(self.bounds)):
-                rows = (stop - start) * self.rows_per_sample
+                rows = (stop - start) * self.rows_per_sample * self.reuse
                 if skip < rows:
                     yield Window(each, number, start, stop, skip)
                 skip = max(0, skip - rows)

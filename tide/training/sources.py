@@ -346,13 +346,16 @@ def live(
     block: Block = "penultimate",
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
+    reuse: int = 1,
     cache: bool = False,
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
     """
-    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, cache=cache)
+    jobs = live_blocks(
+        adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, reuse=reuse, cache=cache
+    )
     (job,) = jobs.of.values()
     return job
 
@@ -365,6 +368,7 @@ def live_blocks(
     blocks: Sequence[Block] = ("all",),
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
+    reuse: int = 1,
     cache: bool = False,
 ) -> Jobs:
     """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
@@ -377,6 +381,7 @@ def live_blocks(
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
         buffer_rows: rows of each block mixed at a time; three times as many are held.
+        reuse: how many times each row is trained on before the next are mixed; so many times fewer passes are run.
         cache: keep the encoded images and captions in memory.
 
     Raises:
@@ -401,7 +406,7 @@ def live_blocks(
         return map(BlockBatch, collect(adapter, images, indices, options, **places, max_sequence_length=length))
 
     weights = pipeline_fingerprints(adapter.pipe)
-    described = _described(adapter, source, options, buffer_rows, weights)
+    described = _described(adapter, source, options, {"buffer_rows": buffer_rows, "reuse": reuse}, weights)
     about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
     about |= {"hold_out": source.hold_out} if source.hold_out else {}
     sizes: dict[str, Any] = {
@@ -410,6 +415,7 @@ def live_blocks(
         "rows_per_sample": options.rows_per_image(n_tokens(adapter, source.size)),
         "per_pass": options.batch_size,
         "buffer_rows": buffer_rows,
+        "reuse": reuse,
         "seed": config.seed,
         "ahead": _overlapping(adapter),
     }
@@ -441,7 +447,7 @@ def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: 
 
 
 def _described(
-    adapter: Adapter, source: Source, options: CollectOptions, buffer_rows: int, weights: dict[str, str]
+    adapter: Adapter, source: Source, options: CollectOptions, mixed: dict[str, int], weights: dict[str, str]
 ) -> dict[str, Any]:
     """What the bits of a live stream depend on, besides the block."""
     return {
@@ -454,7 +460,7 @@ def _described(
         "token_fraction": options.token_fraction,
         "paired": options.paired,
         "batch_size": options.batch_size,
-        "buffer_rows": buffer_rows,
+        **mixed,
         "data": source.fingerprint(),
         "hold_out": source.hold_out,
         "pipeline": weights,
