@@ -134,7 +134,9 @@ class SharedStream(LiveStream):
         needed: _Held | None = None
         for use in self._uses(window):
             mixed = self._mix(places, window, use)
-            if needed is None or self.shares.owners is None:  # an owner has all rows of its blocks from the first use on
+            if (
+                needed is None or self.shares.owners is None
+            ):  # an owner has all rows of its blocks from the first use on
                 needed = self._exchanged(own[0], counts, self._wanted(mixed, at, sum(counts)))
             if self.shares.owners is not None or use == self.reuse - 1:
                 own.clear()  # it is freed before the steps on it
