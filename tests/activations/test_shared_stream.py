@@ -55,14 +55,15 @@ def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
 
 
 def stream(
-    owners: Mapping[int, int] | None, start: int, targets: bool = False, across: int = 1
+    owners: Mapping[int, int] | None, start: int, targets: bool = False, across: int = 1, reuse: int = 1
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
     import torch.distributed as dist
 
     where = dist.get_rank(), dist.get_world_size()
     shares = Shares(World(*where) if across == 1 else Grid(*where, across), owners)
     sizes = SIZES if across == 1 else WIDER
-    own = SharedStream(partial(collect, targets=targets), ROWS, shares=shares, **sizes).from_step(start)
+    collected = partial(collect, targets=targets)
+    own = SharedStream(collected, ROWS, shares=shares, reuse=reuse, **sizes).from_step(start)
     return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
 
 
@@ -109,10 +110,11 @@ def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
 
 
 @pytest.mark.parametrize("owners", [None, {2: 0, 5: 1, 7: 0}], ids=["parts of each block", "blocks of their own"])
-def test_targets_travel_with_their_rows(owners):
-    """In a dtype of their own; the ranks' parts of a block, one after the other, are its batch."""
-    ranks = run_ranks(stream, 2, owners, 3, True)
-    whole = LiveStream(partial(collect, targets=True), ROWS, **SIZES).from_step(3)
+def test_targets_travel_with_their_rows_at_each_use(owners):
+    """In a dtype of their own; the ranks' parts of a block, one after the other, are its batch. The stream begins
+    within the second use of a window."""
+    ranks = run_ranks(stream, 2, owners, 7, True, 1, 2)
+    whole = LiveStream(partial(collect, targets=True), ROWS, **SIZES, reuse=2).from_step(7)
     for step, batches in enumerate(islice(whole, STEPS)):
         for block, expected in batches.items():
             found = [each[step][block] for each in ranks if block in each[step]]

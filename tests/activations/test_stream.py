@@ -145,18 +145,18 @@ def passes(seed: int, start: int, *, n_samples: int, per_pass: int, rows: int, p
     rows=st.integers(1, 5).map(lambda n: 2 * n),
     batch=st.integers(1, 70).map(lambda n: 2 * n),
     buffer=st.sampled_from([1, 40, 100, 10**6]),
+    reuse=st.integers(1, 3),
     start=st.integers(0, 40),
 )
-def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_pass, rows, batch, buffer, start):
+def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_pass, rows, batch, buffer, reuse, start):
     asked = []
 
     def collect(seed: int, first: int):
         asked.append(first)
         return passes(seed, first, n_samples=n_samples, per_pass=per_pass, rows=rows)
 
-    live = LiveStream(
-        collect, batch, n_samples=n_samples, rows_per_sample=rows, per_pass=per_pass, buffer_rows=buffer, seed=3
-    )
+    sizes = {"n_samples": n_samples, "rows_per_sample": rows, "per_pass": per_pass, "buffer_rows": buffer}
+    live = LiveStream(collect, batch, **sizes, seed=3, reuse=reuse)
     whole = list(islice(live.from_step(0), start + 3))
     assert set(asked) == {0}
     asked.clear()
@@ -167,8 +167,8 @@ def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_p
         for name in ("x", "sample", "token", "group", "timestep", "conditioning"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
     # Collected again from the window of that batch on: no more than a window, or a pass, before its first row.
-    first_row = start * batch % (n_samples * rows)
-    assert asked[0] * rows <= first_row < asked[0] * rows + max(buffer, per_pass * rows)
+    first_row = start * batch % (n_samples * rows * reuse)
+    assert asked[0] * rows * reuse <= first_row < (asked[0] * rows + max(buffer, per_pass * rows)) * reuse
     assert asked[0] % per_pass == 0
 
 
@@ -188,6 +188,26 @@ def test_a_live_stream_gives_every_row_once_an_epoch():
         assert counts == {(sample, token): 2 for sample in range(10) for token in range(10)}
     assert not torch.equal(epochs[0][0].x, epochs[1][0].x)
     assert len(epochs[0][0].sample.unique()) >= 3
+
+
+def test_rows_are_used_again_in_another_order_before_the_next_pass():
+    asked = []
+
+    def collect(seed: int, first: int):
+        for batch in passes(seed, first, n_samples=10, per_pass=5, rows=20):
+            asked.append(batch)
+            yield batch
+
+    sizes = {"n_samples": 10, "rows_per_sample": 20, "per_pass": 5, "buffer_rows": 100}
+    stream_of = LiveStream(collect, 100, **sizes, reuse=3).from_step(0)
+    first, second, third, fourth = (next(stream_of)[BLOCK] for _ in range(4))
+    assert len(asked) == 2  # the fourth batch is the first of the second pass
+    rows = [sorted(each.x[:, 0].tolist()) for each in (first, second, third)]
+    assert rows[0] == rows[1] == rows[2] != sorted(fourth.x[:, 0].tolist())
+    assert not torch.equal(first.x, second.x)
+    assert not torch.equal(second.x, third.x)
+    once = next(LiveStream(collect, 100, **sizes).from_step(0))[BLOCK]
+    assert torch.equal(once.x, first.x)
 
 
 def test_cut_keeps_the_order_and_every_row():

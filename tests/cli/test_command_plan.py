@@ -23,14 +23,15 @@ def test_a_plan_is_printed_and_nothing_is_written(cli, tmp_path, monkeypatch):
 
 
 def test_options_reach_the_plan(cli, tmp_path):
-    options = ("--n-latents", "9216", "--k", "32", "--activation", "topk", "--batch-tokens", "4096", "--epochs", "2")
+    options = ("--n-latents", "9216", "--k", "32", "--activation", "topk", "--batch-tokens", "4096")
+    options += ("--epochs", "2", "--reuse", "2")
     kept = ("--token-fraction", "1/4", "--no-pairs", "--batch-size", "16", "--transcoder", "attention")
     machine = ("--size", "512", "--memory", "80GB")
     assert cli(*XL, *options, *kept, *machine, "--formulas", "--out", tmp_path).code == 0
     held = json.loads((tmp_path / "plan.json").read_text())
     work = held["work"]
-    assert [work[name] for name in ("n_latents", "k", "activation", "batch_tokens", "epochs")] == [
-        9216, 32, "topk", 4096, 2,
+    assert [work[name] for name in ("n_latents", "k", "activation", "batch_tokens", "epochs", "reuse")] == [
+        9216, 32, "topk", 4096, 2, 2,
     ]  # fmt: skip
     assert work["pipeline"]["n_tokens"] == 1024
     taken = {"tensor": "attention_input", "target": "attention", "n_timesteps": 20, "token_fraction": 0.25}

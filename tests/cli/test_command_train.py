@@ -136,6 +136,7 @@ OTHER_STREAMS = {
     "paired": ["--no-pairs"],
     "batch_size": ["--batch-size", 2],
     "buffer_rows": ["--buffer-rows", 4096],
+    "reuse": ["--reuse", 2],
     "dtype": ["--dtype", "bf16"],
 }
 

@@ -105,7 +105,7 @@ LINES = {
 
 #: A value of every option that takes one.
 VALUES = {
-    **dict.fromkeys(("batch_size", "buffer_rows", "steps", "n_steps", "timesteps", "loss_timesteps"), "3"),
+    **dict.fromkeys(("batch_size", "buffer_rows", "reuse", "steps", "n_steps", "timesteps", "loss_timesteps"), "3"),
     **dict.fromkeys(("images", "loss_images", "images_per_concept", "top_images", "edit_prompts", "seeds"), "3"),
     **dict.fromkeys(
         ("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed", "workers", "minutes"), "2"

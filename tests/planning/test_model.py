@@ -72,6 +72,13 @@ def test_tokens_travel_to_the_owners_of_blocks():
     assert way.disk == 0
 
 
+def test_passes_serve_several_epochs_of_a_live_stream():
+    """Three epochs at two uses of a pass take two passes of the images."""
+    once, twice = (Model(work(epochs=3, reuse=reuse), machine()).live().seconds for reuse in (1, 2))
+    assert twice["forward"] == pytest.approx(once["forward"] * 2 / 3)
+    assert twice["training"] == once["training"]
+
+
 def test_one_rank_sends_nothing():
     for way in Model(work(), machine()).ways():
         assert (way.wire, way.seconds.get("wire", 0)) == (0, 0)

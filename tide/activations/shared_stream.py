@@ -3,7 +3,8 @@ that trains on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import sample_generator
-from tide.activations.stream import LiveStream, cut, shuffled
+from tide.activations.stream import Ahead, LiveStream, Window, cut
 from tide.errors import TideError
 from tide.world import World
 
@@ -64,7 +65,8 @@ class SharedStream(LiveStream):
     The passes of a window are dealt to the ranks in order. When all have run theirs, the tokens travel to the ranks
     that train on them. Which token goes where follows from the seed, so activations and their places are all that is
     sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks, and R
-    times that where R ranks have the same tokens.
+    times that where R ranks have the same tokens: once where it trains whole blocks, otherwise for each use of the
+    window.
 
     A batch has the timesteps of all its rows on every rank, which is what :class:`tide_kernels.Ranks` asks for.
 
@@ -72,27 +74,31 @@ class SharedStream(LiveStream):
         collect: of all blocks.
         rows: of a whole batch.
         shares: who trains on what.
-        sizes: the others, as of a live stream.
+        ahead, sizes: the others, as of a live stream.
 
     Raises :class:`~tide.errors.TideError` if a window has fewer passes than there are ranks, and for rows that cannot
     be divided.
     """
 
-    def __init__(self, collect: CollectBetween, rows: int, *, shares: Shares, **sizes: int) -> None:
-        super().__init__(collect, rows, **sizes)
+    def __init__(
+        self,
+        collect: CollectBetween,
+        rows: int,
+        *,
+        shares: Shares,
+        ahead: Ahead | None = None,
+        **sizes: int,
+    ) -> None:
+        super().__init__(collect, rows, ahead=ahead, **sizes)
         self.shares, self.world = shares, shares.world
-        self.per_pass = sizes["per_pass"]
         self.part = shares.part(rows)
-        fewest = min(-(-(stop - start) // self.per_pass) for start, stop in self._windows())
+        fewest = min(-(-(stop - start) // self.per_pass) for start, stop in pairwise(self.bounds))
         if fewest < self.world.count:
             raise TideError(
                 f"{self.world.count} ranks share what is mixed at a time, and that is {fewest} passes of "
                 f"{self.per_pass} images; use at most {fewest} ranks, fewer images a pass (batch_size), more images, "
                 "or a larger buffer_rows"
             )
-
-    def _windows(self) -> list[tuple[int, int]]:
-        return list(pairwise(self.bounds))
 
     def from_step(self, step: int) -> Iterator[BlockBatch]:
         """Batches from number ``step`` on, without end: of this rank's blocks, or this rank's rows of each."""
@@ -106,40 +112,56 @@ class SharedStream(LiveStream):
                 del held[number]
 
     def _places(self, epoch: int, skip: int, held: dict[int, _Held]) -> Iterator[BlockBatch]:
-        """The rows of all windows in the order of the stream, with (number of the window, row in it) for ``x``. What
-        this rank needs of a window is in ``held`` when its places are yielded."""
+        """The rows of all windows in the order of the stream, with (number of the use of a window, row in it) for
+        ``x``. What this rank needs for a use is in ``held`` when its places are yielded.
+
+        A thread may run the passes; ranks exchange here alone, in one order on all of them."""
         number = at = 0
-        while True:
-            seed = sample_generator(self.seed, epoch).initial_seed()
-            for window, (start, stop) in enumerate(self._windows()):
-                n_rows = (stop - start) * self.rows_per_sample
-                if skip >= n_rows:
-                    skip -= n_rows
-                    continue
-                own, counts = self._own(seed, start, stop)
-                generator = sample_generator(self.seed, epoch, window)
-                mixed = shuffled(self._described(own, counts, number), generator).take(slice(skip, None))
-                held[number] = self._exchanged(own, counts, self._wanted(mixed, at, n_rows))
-                at = (at + mixed.rows) % self.rows
-                number, skip = number + 1, 0
-                yield mixed
-            epoch += 1
+        with closing(self._passes_ahead(epoch, skip)) as passes:
+            for window in self._windows(epoch, skip):
+                for mixed, needed in self._used(passes, window, at):
+                    for batch in mixed.values():
+                        batch.x[:, 0] = number
+                    held[number] = needed
+                    at = (at + mixed.rows) % self.rows
+                    number += 1
+                    yield mixed
 
-    def _own(self, seed: int, start: int, stop: int) -> tuple[BlockBatch, list[int]]:
-        """What this rank's passes of a window give, and how many rows each rank has of it."""
-        count, passes = self.world.count, -(-(stop - start) // self.per_pass)
-        edges = [min(stop, start + passes * rank // count * self.per_pass) for rank in range(count + 1)]
-        first, last = edges[self.world.number : self.world.number + 2]
-        own = BlockBatch.cat(list(self.collect(seed, first, last)))
-        if own.rows != (last - first) * self.rows_per_sample:
-            raise TideError(
-                f"the data gave {own.rows} rows where {(last - first) * self.rows_per_sample} were announced; "
-                "images of one size are needed, as many as at the start"
-            )
-        return own, [(b - a) * self.rows_per_sample for a, b in pairwise(edges)]
+    def _used(self, passes: Iterator[BlockBatch], window: Window, at: int) -> Iterator[tuple[BlockBatch, _Held]]:
+        """The places of a window's rows in the order of each use, and what this rank needs of them then. The batch that
+        the window continues has ``at`` rows already."""
+        counts = [(b - a) * self.rows_per_sample for a, b in pairwise(self._edges(window))]
+        own = [self._whole(passes, counts[self.world.number])]
+        places = self._described(own[0], counts)
+        needed: _Held | None = None
+        for use in self._uses(window):
+            mixed = self._mix(places, window, use)
+            if (
+                needed is None or self.shares.owners is None
+            ):  # an owner has all rows of its blocks from the first use on
+                needed = self._exchanged(own[0], counts, self._wanted(mixed, at, sum(counts)))
+            if self.shares.owners is not None or use == self.reuse - 1:
+                own.clear()  # it is freed before the steps on it
+            at = (at + mixed.rows) % self.rows
+            yield mixed, needed
 
-    def _described(self, own: BlockBatch, counts: Sequence[int], number: int) -> BlockBatch:
-        """All rows of a window of the blocks that are trained here, as the passes gave them, with their places."""
+    def _passes(self, epoch: int, skip: int) -> Generator[BlockBatch, None, None]:
+        for window in self._windows(epoch, skip):
+            seed = sample_generator(self.seed, window.epoch).initial_seed()
+            yield from self._announced(iter(self.collect(seed, *self._share(window))), window)
+
+    def _edges(self, window: Window) -> list[int]:
+        """The sample at which each rank's passes of a window begin, and the end of the last."""
+        count, passes = self.world.count, -(-(window.stop - window.start) // self.per_pass)
+        ends = (window.start + passes * rank // count * self.per_pass for rank in range(count + 1))
+        return [min(window.stop, end) for end in ends]
+
+    def _share(self, window: Window) -> tuple[int, int]:
+        first, last = self._edges(window)[self.world.number : self.world.number + 2]
+        return first, last
+
+    def _described(self, own: BlockBatch, counts: Sequence[int]) -> BlockBatch:
+        """All rows of a window of the blocks that are trained here, as the passes gave them; ``x`` is (0, row)."""
         first = next(iter(own.values()))
         per_group = first.rows // len(first.timestep)  # every image has as many rows
         groups = [rows // per_group for rows in counts]
@@ -148,7 +170,7 @@ class SharedStream(LiveStream):
             self._of_all(each, counts) for each in (first.group + before, first.sample, first.token)
         )
         timestep, n_rows = self._of_all(first.timestep, groups), sum(counts)
-        places = torch.stack([torch.full((n_rows,), number), torch.arange(n_rows)], 1)
+        places = torch.stack([torch.zeros(n_rows, dtype=torch.int64), torch.arange(n_rows)], 1)
         found = {}
         for block, batch in own.items():
             conditioning = None if batch.conditioning is None else self._of_all(batch.conditioning, groups)

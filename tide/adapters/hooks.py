@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
+from tide.adapters.gate import gate_of
 from tide.adapters.guidance import Guidance, watch_guidance
 from tide.adapters.skips import check_nothing_skips
 from tide.errors import TideError, TideWarning
@@ -107,7 +109,8 @@ def tap(
     if stop_after and not resolved:
         raise TideError("no block to stop after; name at least one")
     check_nothing_skips(adapter.transformer)
-    with watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
+    gate = gate_of(adapter.transformer)
+    with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs)
         stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
         stack.callback(passes.remove)
@@ -147,6 +150,7 @@ class _Passes:
     #: The tapped blocks that have not run yet in this pass.
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
+    thread: int = field(default_factory=threading.get_ident)
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self) -> None:
@@ -162,7 +166,14 @@ class _Passes:
         while self.handles:
             self.handles.pop().remove()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this pass is another thread's, and these hooks are of the one pass of :func:`run_until`."""
+        return self.last is not None and threading.get_ident() != self.thread
+
     def before_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.elsewhere:
+            return
         adapter = self.adapter
         check_nothing_skips(adapter.transformer)
         conditional = adapter.conditional_of(args, kwargs, self.guidance)
@@ -180,6 +191,8 @@ class _Passes:
     def after_block(
         self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
+        if self.elsewhere:
+            return None
         if index not in self.calls or self.view is None:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
         self.awaited.discard(index)
@@ -216,6 +229,8 @@ class _Passes:
         return tokens
 
     def after_pass(self, *_: Any) -> None:
+        if self.elsewhere:
+            return
         self.calls = {}
         if self.awaited:
             raise TideError(

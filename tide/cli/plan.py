@@ -69,6 +69,8 @@ class Plan(Command):
     """tokens of a training step"""
     epochs: Count = 1
     """how often every activation is trained on"""
+    reuse: Count = 1
+    """how many of these times one pass serves in live training"""
     token_fraction: Fraction = 1 / 16
     """share of each image's tokens to keep"""
     transcoder: MaybeText = None
@@ -117,6 +119,7 @@ class Plan(Command):
                 batch_size=self.batch_size,
             ),
             epochs=self.epochs,
+            reuse=self.reuse,
             memory=self.memory,
         )
 

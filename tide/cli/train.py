@@ -47,7 +47,7 @@ class Train(Command):
         with_option(
             "store",
             leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-            "transcoder token_fraction timesteps no_pairs batch_size block cache hold_out",
+            "transcoder token_fraction timesteps no_pairs batch_size block cache reuse hold_out",
         ),
         with_option("transcoder", leaves_out="tensor"),
         kind_of_data(reserves=True),
@@ -87,6 +87,9 @@ class Train(Command):
     block: Blocks = ("penultimate",)
     """blocks to train on live: numbers, 'penultimate' or 'all'; several share the forward passes, and each has a folder
     of its own, OUT/block-N"""
+    reuse: Count = 1
+    """how many times live training uses each activation, in another order each time, before the next pass replaces it:
+    so many times fewer passes"""
     cache: Flag = False
     """keep encoded images and captions in memory during live training"""
     hold_out: Fraction = HOLD_OUT
@@ -192,6 +195,7 @@ class Train(Command):
             blocks=self.block,
             options=options,
             buffer_rows=self.buffer_rows,
+            reuse=self.reuse,
             cache=self.cache,
         )
 

@@ -34,6 +34,7 @@ SYMBOLS = {
     "B": "tokens of a step",
     "b": "bytes of a number of the activations",
     "e": "epochs",
+    "u": "uses of an activation before the next pass replaces it",
 }
 #: What is computed -> how.
 FORMULAS = {
@@ -45,7 +46,7 @@ FORMULAS = {
     "step": "d (n weights + B min(n dense, n sparse + k place)) + (2 n d + n + d) update",
     "training": "S step + min(S B, 65536) n d match; from stores a step takes B (a d b + 16) / read at least",
     "from stores": "images + encode + forward + stores / (W write) + ceil(m / W) training",
-    "live, block parallel": "e (images + encode + forward) + ceil(m / W) (training + wire)",
+    "live, block parallel": "ceil(e / u) (images + encode + forward) + ceil(m / W) (training + wire)",
     "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
     "tokens on the wire": "S B (a d b + 16) (W - 1) / W bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
@@ -110,7 +111,8 @@ class Model:
         """Every rank runs the transformer on its share of the images and owns some of the blocks; tokens travel to the
         owners of their blocks."""
         work = self.work
-        seconds = {name: work.epochs * self._collection[name] for name in ("images", "encode", "forward")}
+        times = math.ceil(work.epochs / work.reuse)
+        seconds = {name: times * self._collection[name] for name in ("images", "encode", "forward")}
         seconds["training"] = work.owned * self.training(work.batch_tokens)
         sent = work.steps * work.batch_tokens * self._row * self._elsewhere
         seconds["wire"] = work.owned * sent / self._wire

@@ -64,6 +64,7 @@ def plan(
     config: TrainConfig | None = None,
     options: CollectOptions | None = None,
     epochs: int = 1,
+    reuse: int = 1,
     memory: int | None = None,
 ) -> Plan:
     """What it takes to collect activations of ``images`` and to train an autoencoder on each of ``blocks``.
@@ -85,6 +86,7 @@ def plan(
         config: of the trainings, except for ``steps``: each trains on all activations ``epochs`` times.
         options: what is kept of each image.
         epochs: how often every activation is trained on.
+        reuse: how many of these times one pass serves in live training (:func:`tide.live_blocks`).
         memory: bytes of a GPU; default the machine's.
 
     Raises:
@@ -106,6 +108,7 @@ def plan(
         activation=config.activation,
         batch_tokens=config.batch_tokens,
         epochs=epochs,
+        reuse=reuse,
         options=options,
     )
     on = machine if isinstance(machine, Machine) else known or measure(pipeline, config, options, size)

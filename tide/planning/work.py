@@ -24,6 +24,7 @@ class Work:
         n_gpus: GPUs, one rank each.
         n_latents, k, activation, batch_tokens: of every autoencoder and step (:class:`tide.training.TrainConfig`).
         epochs: how often every activation is trained on.
+        reuse: how many of these times one pass serves in live training.
         options: what is kept of each image.
 
     Raises :class:`~tide.errors.TideError` for values that are not valid.
@@ -38,10 +39,11 @@ class Work:
     activation: str
     batch_tokens: int
     epochs: int = 1
+    reuse: int = 1
     options: CollectOptions = field(default_factory=CollectOptions)
 
     def __post_init__(self) -> None:
-        for name in ("n_images", "n_gpus", "epochs"):
+        for name in ("n_images", "n_gpus", "epochs", "reuse"):
             check_count(name, getattr(self, name))
 
     @property

@@ -2,58 +2,130 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
-from collections.abc import Iterable, Iterator
-from queue import Full, Queue
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tide.activations.stream import B
+from tide.adapters.gate import Gate
+from tide.errors import TideError
 
 #: How often, in seconds, a waiting thread looks whether it has to end.
 _LOOK = 0.1
 
 
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+class _Failure(NamedTuple):
+    error: BaseException
 
 
-def prefetched(batches: Iterable[B], depth: int, *, pin: bool = False) -> Iterator[B]:
+@dataclass
+class _Read(Generic[B]):
+    batch: B
+    #: The point of the thread's stream at which a batch on a GPU is complete.
+    reached: torch.cuda.Event | None
+
+
+def prefetched(
+    batches: Iterable[B],
+    depth: int,
+    *,
+    pin: bool = False,
+    device: torch.device | None = None,
+    gate: Gate | None = None,
+) -> Generator[B, None, None]:
     """The same batches in the same order, at most ``depth`` of them read ahead by a thread.
 
-    With ``pin`` what is in a CPU's memory is pinned, so that a GPU copies it while it computes. What ``batches`` raises
-    is raised here, after the batches before it. The thread starts with the first batch and ends when the iterator is
-    closed.
+    With ``pin`` what is in a CPU's memory is pinned, so that a GPU copies it while it computes. With the ``device`` on
+    which batches arise, if it is a GPU, the thread computes on a stream of its own. With the ``gate`` of a transformer
+    that ``batches`` run, each batch is a background pass; where a tap is open from the beginning, no thread runs.
+
+    What ``batches`` raises is raised here, after the batches before it. The thread starts with the first batch and ends
+    when the iterator is closed, after the batch that it is reading.
     """
-    queue: Queue[B | _Failure | None] = Queue(depth)
-    ended = threading.Event()
-    thread = threading.Thread(target=_fill, args=(queue, ended, batches, pin), name="prefetch", daemon=True)
-    thread.start()
+    if gate is not None and gate.is_tapped:
+        yield from batches
+        return
+    reader: _Reader[B] = _Reader(batches, depth, pin, _Lane(device), gate)
+    atexit.register(reader.end)  # Python must not end in the middle of a pass
+    reader.thread.start()
     try:
-        while (item := queue.get()) is not None:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
+        while (batch := reader.next()) is not None:
+            yield batch
     finally:
-        ended.set()
-        thread.join()
+        reader.end()
+        atexit.unregister(reader.end)
 
 
-def _fill(
-    queue: Queue[B | _Failure | None],
-    ended: threading.Event,
-    batches: Iterable[B],
-    pin: bool,
-) -> None:
-    try:
-        for batch in batches:
-            if not _put(queue, ended, batch.mapped(_pinned) if pin else batch):
-                return
-        _put(queue, ended, None)
-    except BaseException as error:
-        _put(queue, ended, _Failure(error))
+def overlaps(device: torch.device) -> bool:
+    """Whether a thread runs passes on ``device`` beside the steps."""
+    return True
+
+
+class _Reader(Generic[B]):
+    """The thread that reads, and what it shares with the one that takes."""
+
+    def __init__(self, batches: Iterable[B], depth: int, pin: bool, lane: _Lane, gate: Gate | None) -> None:
+        self.batches: Iterator[B] = iter(batches)
+        self.pin, self.lane, self.gate = pin, lane, gate
+        self.room = threading.Semaphore(depth)
+        self.read: SimpleQueue[_Read[B] | _Failure | None] = SimpleQueue()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="prefetch", daemon=True)
+
+    def run(self) -> None:
+        while self._has_room() and self._read_one():
+            pass
+
+    def _has_room(self) -> bool:
+        """Whether there was room before the taker went away."""
+        while not self.ended.is_set():
+            if self.room.acquire(timeout=_LOOK):
+                return True
+        return False
+
+    def _read_one(self) -> bool:
+        """Whether there was one."""
+        turn = nullcontext(True) if self.gate is None else self.gate.passing(self.ended.is_set)
+        with turn as granted:
+            item = self._item() if granted else None
+            self.read.put(item)  # before a tap can be opened, in which nobody would wait for it
+        return isinstance(item, _Read)
+
+    def _item(self) -> _Read[B] | _Failure | None:
+        try:
+            with self.lane.entered():
+                batch = next(self.batches, None)
+                if batch is None:
+                    return None
+                return _Read(batch.mapped(_pinned) if self.pin else batch, self.lane.reached())
+        except BaseException as error:
+            return _Failure(error)
+
+    def next(self) -> B | None:
+        """The next batch; None after the last."""
+        if self.gate is not None and self.gate.is_tapped_here and self.read.empty():
+            raise TideError(
+                "a live stream waits for a tap of its own pipeline; close the tap before the next batch is asked for, "
+                "or open it before the stream"
+            )
+        item = self.read.get()
+        if isinstance(item, _Failure):
+            raise item.error
+        if item is None:
+            return None
+        self.room.release()
+        return self.lane.taken(item.batch, item.reached)
+
+    def end(self) -> None:
+        self.ended.set()
+        self.thread.join()
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -61,15 +133,32 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
-def _put(queue: Queue[B | _Failure | None], ended: threading.Event, item: B | _Failure | None) -> bool:
-    """Whether there was room before the reader went away."""
-    while not ended.is_set():
-        try:
-            queue.put(item, timeout=_LOOK)
-            return True
-        except Full:
-            pass
-    return False
+class _Lane:
+    """The CUDA stream on which a thread computes, beside that of the thread that takes its batches. Without a GPU there
+    is none, and nothing is done."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        if device is not None and device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)
+            # What the passes read, such as weights, may be on its way.
+            self.stream.wait_stream(torch.cuda.current_stream(device))
+
+    def entered(self) -> AbstractContextManager[None]:
+        """In the thread: its stream, and with it the device, is the current one."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def reached(self) -> torch.cuda.Event | None:
+        """In the thread: the point after all that it has launched."""
+        return None if self.stream is None else self.stream.record_event()
+
+    def taken(self, batch: B, reached: torch.cuda.Event | None) -> B:
+        """In the other thread: the batch, which its current stream reads after that point."""
+        if self.stream is None or reached is None:
+            return batch
+        computing = torch.cuda.current_stream(self.stream.device)
+        computing.wait_event(reached)
+        return batch.mapped(lambda tensor: _used_by(tensor, computing) if tensor.is_cuda else tensor)
 
 
 class Mover:

@@ -18,8 +18,9 @@ from tide.activations.options import CollectOptions
 from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.source import DIGESTS, Source, check_source
 from tide.activations.store import ActivationStore
-from tide.activations.stream import LiveStream
+from tide.activations.stream import HELD, Ahead, LiveStream
 from tide.adapters.base import Adapter, Block, check_tensor
+from tide.adapters.gate import gate_of
 from tide.adapters.sizes import caption_length, n_tokens
 from tide.devices import device_of
 from tide.errors import TideError
@@ -36,7 +37,7 @@ from tide.training.build import build_model
 from tide.training.config import TrainConfig
 from tide.training.job import Job, Jobs
 from tide.training.memory import check_memory
-from tide.training.prefetch import prefetched
+from tide.training.prefetch import overlaps, prefetched
 from tide.world import current
 
 #: Rows that are mixed at a time, of a store or of a live stream.
@@ -354,13 +355,16 @@ def live(
     block: Block = "penultimate",
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
+    reuse: int = 1,
     cache: bool = False,
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
     """
-    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, cache=cache)
+    jobs = live_blocks(
+        adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, reuse=reuse, cache=cache
+    )
     (job,) = jobs.of.values()
     return job
 
@@ -373,6 +377,7 @@ def live_blocks(
     blocks: Sequence[Block] = ("all",),
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
+    reuse: int = 1,
     cache: bool = False,
 ) -> Jobs:
     """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
@@ -384,7 +389,8 @@ def live_blocks(
         config: how each is trained.
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
-        buffer_rows: rows of each block mixed at a time.
+        buffer_rows: rows of each block mixed at a time; three times as many are held.
+        reuse: how many times each row is trained on before the next are mixed; so many times fewer passes are run.
         cache: keep the encoded images and captions in memory.
 
     Raises:
@@ -396,7 +402,7 @@ def live_blocks(
     shares = shared_blocks(indices, config)
     here = list(filter(shares.trained_here, indices))
     transcodes = options.target is not None
-    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=buffer_rows, target=transcodes)
+    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=HELD * buffer_rows, target=transcodes)
     of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
     models = {index: build_model(adapter, index, config, **of) for index in here}
     images: Data = source
@@ -409,16 +415,18 @@ def live_blocks(
         return map(BlockBatch, collect(adapter, images, indices, options, **places, max_sequence_length=length))
 
     weights = pipeline_fingerprints(adapter.pipe)
-    described = _described(adapter, source, options, buffer_rows, weights)
+    described = _described(adapter, source, options, {"buffer_rows": buffer_rows, "reuse": reuse}, weights)
     about = {name: described[name] for name in ("images", "size")} | {"fingerprint": described["data"]}
     about |= {"hold_out": source.hold_out} if source.hold_out else {}
-    sizes = {
+    sizes: dict[str, Any] = {
         # Images are read once to be counted where the source does not know how many there are.
         "n_samples": source.n_images if source.exact else sum(len(batch) for batch, _ in images),
         "rows_per_sample": options.rows_per_image(n_tokens(adapter, source.size)),
         "per_pass": options.batch_size,
         "buffer_rows": buffer_rows,
+        "reuse": reuse,
         "seed": config.seed,
+        "ahead": _overlapping(adapter),
     }
     stream = (
         SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
@@ -436,12 +444,19 @@ def live_blocks(
     return Jobs(config, jobs, stream.from_step, shares)
 
 
+def _overlapping(adapter: Adapter) -> Ahead | None:
+    """A thread that runs the passes of the next images while the steps on these are made."""
+    if not overlaps(adapter.device):
+        return None
+    return functools.partial(prefetched, device=adapter.device, gate=gate_of(adapter.transformer))
+
+
 def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:
     return (each[block] for each in batches(step))
 
 
 def _described(
-    adapter: Adapter, source: Source, options: CollectOptions, buffer_rows: int, weights: dict[str, str]
+    adapter: Adapter, source: Source, options: CollectOptions, mixed: dict[str, int], weights: dict[str, str]
 ) -> dict[str, Any]:
     """What the bits of a live stream depend on, besides the block."""
     return {
@@ -454,7 +469,7 @@ def _described(
         "token_fraction": options.token_fraction,
         "paired": options.paired,
         "batch_size": options.batch_size,
-        "buffer_rows": buffer_rows,
+        **mixed,
         "data": source.fingerprint(),
         "hold_out": source.hold_out,
         "pipeline": weights,

@@ -49,6 +49,8 @@ STATE = Path(RESUME, "state.safetensors")
 FREE = ("device", "shard_latents", "log_every", "checkpoint_every", "steps")
 _REMEDY = "the resume state is damaged or of another run, train into another folder"
 _SAME = "use the same configuration or another folder"
+#: What older versions did not record of a live stream.
+_FORMER_SOURCE = {"reuse": 1}
 
 
 class Length(TypedDict):
@@ -322,7 +324,8 @@ def check_same(out: Path, record: Record, config: TrainConfig, model: TIDEConfig
     made = record.get("source")
     if made is not None and source is not None:
         remedy = "give the same data, or train into another folder"
-        check_unchanged(made, source, f"{out} was trained on other data", remedy=remedy)
+        other = f"{out} was trained on other data"
+        check_unchanged(made, source, other, remedy=remedy, defaults=_FORMER_SOURCE)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""What a live training takes a step, with the passes of the next images run beside the steps over one after the other:
+``python -m benchmarks.overlap``.
+
+The bundled pipeline, one block and eight, each with and without in turn, so that a change of the machine's speed meets
+both alike. Beside them the most that an overlap could reach: the longer of passes and steps over their sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.environment import environment
+from benchmarks.ranks import blocks, on_ranks
+from benchmarks.table import markdown
+from tide.files import write_json
+from tide.world import World
+
+BLOCKS = (1, 8)
+
+
+def seconds(world: World, n_blocks: int, threads: int, overlaps: bool) -> dict[str, float]:
+    """Of a step of so many blocks, and of the learners' part of it."""
+    torch.set_num_threads(threads)
+    with patch("tide.training.sources.overlaps", lambda device: overlaps):
+        return blocks(world, n_blocks)
+
+
+def measure(rounds: int, n_blocks: int, threads: int) -> dict[str, Any]:
+    """Medians over rounds, each of which has both."""
+    pairs = [[on_ranks(1, seconds, n_blocks, threads, overlaps) for overlaps in (False, True)] for _ in range(rounds)]
+    ratios = sorted(beside["seconds"] / alone["seconds"] for alone, beside in pairs)
+    longer = [max(one["learners"], one["seconds"] - one["learners"]) / one["seconds"] for one, _ in pairs]
+    return {
+        "seconds of a step": {
+            "one after the other": statistics.median(one["seconds"] for one, _ in pairs),
+            "beside each other": statistics.median(two["seconds"] for _, two in pairs),
+        },
+        "ratio": {"median": statistics.median(ratios), "rounds": ratios},
+        "least possible ratio": statistics.median(longer),
+    }
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The table of docs/scale.md."""
+    rows = []
+    for name, each in figures.items():
+        of = each["seconds of a step"]
+        rows.append(
+            [name, f"{of['one after the other']:.2f} s", f"{of['beside each other']:.2f} s",
+             f"{each['ratio']['median']:.2f}", f"{each['least possible ratio']:.2f}"]
+        )  # fmt: skip
+    return markdown(("a step of", "one after the other", "beside each other", "ratio", "at the least"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    figures = {
+        f"{n} block{'s' * (n > 1)}, {threads} thread{'s' * (threads > 1)} of {cores} cores": measure(
+            arguments.rounds, n, threads
+        )
+        for threads in sorted({max(1, cores // 2), cores})
+        for n in BLOCKS
+    }
+    if arguments.out is not None:
+        write_json(arguments.out, {"machine": environment(torch.device("cpu")), "figures": figures})
+    print(json.dumps(figures, indent=2))
+    print(page(figures))
+
+
+if __name__ == "__main__":
+    main()
