@@ -386,7 +386,7 @@ class Learner:
     def _check_copies(self) -> None:
         """Ranks that train one model together hold the same one, of which each writes a part. Raises
         :class:`~tide.errors.TideError` on all of them if they do not, as processors of different kinds may make it."""
-        sums = [float(in_double(each).sum()) for each in self.model.parameters()] if self.world.several else []
+        sums = [float(in_double(each.detach()).sum()) for each in self.model.parameters()] if self.world.several else []
         if len({str(each) for each in self.world.said(sums)}) > 1:
             raise TideError(
                 f"the ranks hold different weights after step {self.step}, which is not saved; start them on "
