@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tests.helpers.kill_ranks import RANKS, ended, same, weights
-from tests.helpers.trainings import D, batch
+from tests.helpers.trainings import batch
 from tide.activations.writer import StoreWriter
 from tide.cli.app import main as tide
 from tide.training import learner, stopping
@@ -130,7 +130,8 @@ def passed_on(store: Path, out: Path, blocks: tuple[int, ...]) -> dict[str, Any]
 def by_torchrun(store: Path, out: Path, blocks: tuple[int, ...]) -> dict[str, Any]:
     """SIGTERM to torchrun, which passes it on."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "-m", "tide"]
-    process = subprocess.Popen([*launcher, *words(store, out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*launcher, *words(store, out)], **pipes, text=True)
     await_state(out, blocks)
     process.terminate()
     stderr = process.communicate(timeout=60)[1]
