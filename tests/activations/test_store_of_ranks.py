@@ -1,4 +1,4 @@
-"""Ranks that train one model on a store: each reads its own rows of every batch, and verifies its share of the shards."""
+"""Ranks that train on one store: each reads its own rows of every batch, and verifies its share of the shards."""
 
 from __future__ import annotations
 

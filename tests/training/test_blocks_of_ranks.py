@@ -37,7 +37,7 @@ def until(step: int, blocks: Sequence[int], out: Path, world: World) -> None:
 
 
 def changing(out: Path) -> None:
-    """What each of two ranks does. While one goes on alone with what both began, the other trains all blocks at once."""
+    """What two ranks do. While one goes on alone with what both began, the other trains all blocks at once."""
     world, begun = World(dist.get_rank(), dist.get_world_size()), BLOCKS[:2]
     until(8, begun, out / "parts", world)
     world.said("begun")

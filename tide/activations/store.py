@@ -228,7 +228,7 @@ class ActivationStore:
         buffer_rows: int,
         skip: int,
     ) -> Iterator[ActivationBatch]:
-        """The rows of an epoch from row ``skip`` of its order on, a shuffled buffer at a time, of what ``read`` gives."""
+        """What ``read`` gives of an epoch's rows from row ``skip`` of its order on, a shuffled buffer at a time."""
         order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
         per_buffer = buffer_rows // CHUNK_ROWS
         for window in range(math.ceil(len(chunks) / per_buffer)):
