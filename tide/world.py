@@ -128,7 +128,8 @@ def _alive(number: int) -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    store = dist.distributed_c10d._get_default_store().clone()  # the rank itself may wait in its own
+    # Of its own: the rank may be waiting in the other one.
+    store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
     ended = threading.Event()
 
     def beat() -> None:
