@@ -26,6 +26,8 @@ def test_one_process_passes(monkeypatch, count):
     ("environment", "found"),
     [
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launched(3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launched(3, 8, 1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, Launched(3, 8, 2, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, Launched(3, 8, 0)),
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"RANK": "", "WORLD_SIZE": "8"}, None),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.helpers.ranks import run_ranks
 from tide.errors import TideError
@@ -13,8 +16,6 @@ from tide.world import WAIT, Grid, StopVote, World, current, wait_limit
 
 
 def here() -> World:
-    import torch.distributed as dist
-
     return World(dist.get_rank(), dist.get_world_size())
 
 
@@ -100,7 +101,7 @@ def lost() -> str:
     try:
         with world.watched(lambda: "step 4 is kept"):
             if world.number == 1:
-                time.sleep(12)
+                time.sleep(8)
                 return ""
             world.said(0)
     except TideError as error:
@@ -113,6 +114,60 @@ def test_a_rank_that_is_late_is_named(monkeypatch):
     for rank, said in enumerate(run_ranks(lost, 3, wait=2)):
         if rank != 1:
             assert said == (f"waited 2 s for rank 1 of 3 (the limit is set by {WAIT}, in seconds); step 4 is kept")
+
+
+def dead() -> str:
+    """What the ranks that remain say when rank 1 has ended; rank 2 works meanwhile and notices last."""
+    world = here()
+    try:
+        with world.watched(lambda: "step 4 is kept"):
+            world.said(0)
+            if world.number == 1:
+                return ""
+            time.sleep(4 if world.number == 2 else 0)
+            world.said(0)
+    except TideError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_rank_that_is_dead_is_named_and_none_that_lives():
+    for rank, said in enumerate(run_ranks(dead, 4)):
+        if rank != 1:
+            assert said.startswith("no answer from rank 1 of 4 (")
+            assert said.endswith("of the one that ended, or of its machine, says why; step 4 is kept")
+
+
+@pytest.mark.parametrize(("launched", "gpus", "message"), [
+    ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, 1, "local rank 0 is one of 4 on a machine with 1 GPU; start at most "
+     "1 on each (--nproc-per-node 1), or hide the GPUs to train on CPUs (CUDA_VISIBLE_DEVICES=)"),
+    ({"LOCAL_RANK": "2"}, 2, "local rank 2 is one of 3 on a machine with 2 GPUs; start at most 2 on each"),
+])  # fmt: skip
+def test_more_ranks_on_a_machine_than_gpus(monkeypatch, launched, gpus, message):
+    """Every one of them says so, and none waits for another."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", **launched}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TideError, match=rf"^{re.escape(message)}"):
+        current()
+
+
+@pytest.mark.parametrize("asked", [None, "1"], ids=["by default", "unless it is asked to"])
+def test_nccl_does_not_end_the_process_before_a_lost_rank_is_named(monkeypatch, asked):
+    """Its watchdog cleans up only, which is 2 of torch's ErrorHandlingMode."""
+    name, formed = "TORCH_NCCL_ASYNC_ERROR_HANDLING", []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: formed.append(os.environ[name]))
+    for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", name: asked or "2"}.items():
+        monkeypatch.setenv(variable, value)
+    if asked is None:
+        monkeypatch.delenv(name)
+    assert current().count == 2
+    assert formed == [asked or "2"]
 
 
 def test_an_error_that_is_no_collective_s_stays_what_it_is():

@@ -14,11 +14,13 @@ _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZ
 
 @dataclass(frozen=True)
 class Launched:
-    """One of the processes that torchrun started: its number, how many there are, its number on this machine."""
+    """One of the processes that torchrun started: its number, how many there are, its number on this machine, and how
+    many there are here (1 if it is not said)."""
 
     number: int
     count: int
     local: int
+    here: int = 1
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
@@ -26,8 +28,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     rank, world = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
     if not rank.isdecimal() or not world.isdecimal() or int(world) < 2:
         return None
-    local = environment.get("LOCAL_RANK", "")
-    return Launched(int(rank), int(world), int(local) if local.isdecimal() else 0)
+    local, here = environment.get("LOCAL_RANK", ""), environment.get("LOCAL_WORLD_SIZE", "")
+    if not local.isdecimal() or not here.isdecimal() or int(local) >= int(here):
+        return Launched(int(rank), int(world), int(local) if local.isdecimal() else 0)
+    return Launched(int(rank), int(world), int(local), int(here))
 
 
 def refuse_ranks() -> None:

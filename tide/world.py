@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,17 +18,19 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tide.devices import use_own_gpu
 from tide.errors import TideError
-from tide.ranks import launched
+from tide.ranks import Launched, launched
 from tide_kernels import Ranks
 from tide_kernels.ranks import Group
 
 #: Seconds that a rank waits for the others, unless the environment says otherwise.
 WAIT = "TIDE_WAIT"
 _DEFAULT_WAIT = 600.0
-#: Seconds that a rank gives the others to say that they wait as well.
+#: Seconds that a rank gives the others to say that they wait as well, or that they live.
 _GRACE = 3.0
-#: The key under which a rank that lost its group says so in the store that all share.
-_SEEN = "tide/seen/{}"
+#: Seconds between two of a rank's signs of life.
+_BEAT = 0.5
+#: The keys under which a rank says, in the store that all share, that it lost its group, and that it lives.
+_SEEN, _PULSE = "tide/seen/{}", "tide/pulse/{}"
 
 T = TypeVar("T")
 
@@ -119,17 +122,19 @@ class World:
     def watched(self, kept: Callable[[], str]) -> Iterator[None]:
         """Turns the loss of another rank while the block runs into a :class:`~tide.errors.TideError` that names it;
         ``kept`` says what is on disk."""
-        try:
-            yield
-        except (RuntimeError, dist.DistError) as error:
-            if not self.several or not _of_a_collective(error):
-                raise
-            raise TideError(f"{self._missing(error)}; {kept()}") from error
+        with _alive(self.number):
+            try:
+                yield
+            except (RuntimeError, dist.DistError) as error:
+                if not self.several or not _of_a_collective(error):
+                    raise
+                raise TideError(f"{self._missing(error)}; {kept()}") from error
 
     def _missing(self, error: Exception) -> str:
-        """Who does not answer: the ranks that do not say within a few seconds that they, too, have lost the group."""
+        """Who does not answer: the ranks that do not say within a few seconds that they, too, have lost the group, and
+        of which nothing else is heard. One that is waited for too long may well live."""
         timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-        absent = _absent(self.number, self.count)
+        absent = _absent(self.number, self.count, living=not timed_out)
         numbers = ", ".join(map(str, absent))
         who = f"rank{'s' * (len(absent) > 1)} {numbers} of {self.count}" if absent else f"another of {self.count} ranks"
         if timed_out:
@@ -179,19 +184,53 @@ def _group_among(groups: list[list[int]]) -> dist.ProcessGroup | None:
     return found
 
 
-def _absent(number: int, count: int) -> list[int]:
-    """The ranks that do not answer through the store by which the group was formed."""
+@contextmanager
+def _alive(number: int) -> Iterator[None]:
+    """While the block runs, a thread tells the others that this rank lives, whatever it is waiting for."""
+    if not dist.is_initialized():
+        yield
+        return
+    # Of its own: the rank may be waiting in the other one.
+    store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    ended = threading.Event()
+
+    def beat() -> None:
+        with suppress(RuntimeError, dist.DistError):  # the store went with its rank
+            while not ended.wait(_BEAT):
+                store.set(_PULSE.format(number), str(time.monotonic_ns()))
+
+    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_GRACE)
+
+
+def _absent(number: int, count: int, *, living: bool) -> list[int]:
+    """The ranks that do not answer through the store by which the group was formed; with ``living`` those that live are
+    not among them, even if they have not noticed anything yet."""
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set(_SEEN.format(number), "1")
         end = time.monotonic() + _GRACE
         missing = list(range(count))
+        before = {rank: _pulse(store, rank) for rank in missing}
         while missing and time.monotonic() < end:
-            missing = [rank for rank in missing if not store.check([_SEEN.format(rank)])]
             time.sleep(0.1)
+            missing = [rank for rank in missing if not store.check([_SEEN.format(rank)])]
+            if living:
+                missing = [rank for rank in missing if _pulse(store, rank) == before[rank]]
     except (RuntimeError, ValueError, dist.DistError):  # the store went with its rank
         return []
     return missing
+
+
+def _pulse(store: dist.Store, rank: int) -> bytes | None:
+    """A rank's last sign of life."""
+    name = _PULSE.format(rank)
+    return store.get(name) if store.check([name]) else None
 
 
 def _of_a_collective(error: Exception) -> bool:
@@ -217,13 +256,17 @@ def current(shard_latents: int = 1) -> World:
     call forms their group, which takes all of them; a process that was started alone gets a world of one.
 
     A device "cuda" is that of the local rank afterwards. Raises :class:`~tide.errors.TideError` if the ranks do not
-    find each other, or cannot be divided.
+    find each other or cannot be divided, and if there are more on a machine than it has GPUs.
     """
     found = launched()
     if found is None:
         return World() if shard_latents == 1 else Grid(0, 1, shard_latents)
     if not dist.is_initialized():
+        _check_gpus(found)
         use_own_gpu()
+        # A lost rank is to be reported by `World.watched`: NCCL's watchdog may abort communicators, so that what waits
+        # for them fails, but not the process (CleanUpOnly of torch's ProcessGroupNCCL.hpp; the default ends it).
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=wait_limit()))
@@ -239,6 +282,16 @@ def current(shard_latents: int = 1) -> World:
 def _grid(number: int, count: int, across: int) -> Grid:
     """Formed once: process groups stay until all are ended."""
     return Grid(number, count, across)
+
+
+def _check_gpus(found: Launched) -> None:
+    """NCCL has no two ranks on one GPU."""
+    here, gpus = max(found.here, found.local + 1), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < gpus < here:
+        raise TideError(
+            f"local rank {found.local} is one of {here} on a machine with {gpus} GPU{'s' * (gpus > 1)}; start at most "
+            f"{gpus} on each (--nproc-per-node {gpus}), or hide the GPUs to train on CPUs (CUDA_VISIBLE_DEVICES=)"
+        )
 
 
 def leave() -> None:

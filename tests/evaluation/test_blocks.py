@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
 
+from tide.activations import collect
 from tide.data import open_source
 from tide.errors import TideError
-from tide.evaluation import blocks_sentence, blocks_text, evaluate, evaluate_blocks
+from tide.evaluation import blocks_sentence, blocks_text, evaluate, evaluate_blocks, table
 from tide.evaluation.table import average, trained_on
 from tide.images.trained import TrainedOn
 from tide.sae import TIDE, TIDEConfig
@@ -53,6 +55,24 @@ def test_passes_are_shared(adapter, models):
     one, two = calls({6: models[6]}), calls(models)
     assert one == 2 + 2 + 2 * 5
     assert two == one + 2 * 5
+
+
+def test_the_activations_of_one_pass_are_held_at_a_time(adapter, models, monkeypatch):
+    seen: list[weakref.ref] = []
+    held: list[int] = []
+
+    def collected(*arguments, **options):
+        for batches in collect(*arguments, **options):
+            held.append(sum(each() is not None for each in seen))
+            seen.extend(map(weakref.ref, batches.values()))
+            yield batches
+
+    monkeypatch.setattr(table, "collect", collected)
+    monkeypatch.setattr(table, "clean_losses", lambda *_, **__: None)
+    monkeypatch.setattr(table, "compare_losses", lambda *_, **__: {})
+    evaluate_blocks(adapter, models, source(adapter), **{**OPTIONS, "batch_size": 1})
+    assert len(held) == 8
+    assert max(held) == len(models)  # of the pass before, as the next one ends
 
 
 def test_the_average_is_over_the_blocks(found):

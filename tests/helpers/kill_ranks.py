@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from tests.helpers.trainings import MODULATION, ROWS, D, batch, config
 from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import SharedStream, Shares
+from tide.activations.stream import LiveStream
 from tide.errors import TideError
 from tide.sae import TIDE
 from tide.training import shared_state
@@ -47,16 +48,16 @@ def collect(seed: int, start: int, stop: int) -> Iterator[BlockBatch]:
         yield BlockBatch({block: batch(seed % 1000 + 31 * sample + block) for block in BLOCKS})
 
 
-def jobs(mode: str, world: World) -> Jobs:
-    blocks = BLOCKS if mode == "block parallel" else BLOCKS[:1]
+def jobs(mode: str, world: World, blocks: Sequence[int] = BLOCKS) -> Jobs:
+    blocks = blocks if mode == "block parallel" else blocks[:1]
     shares = Shares(world, {b: i % world.count for i, b in enumerate(blocks)} if len(blocks) > 1 else None)
     sizes = {"n_samples": 12, "rows_per_sample": ROWS, "per_pass": 1, "buffer_rows": 4 * ROWS, "seed": 1}
-    stream = SharedStream(
-        lambda *where: (BlockBatch({b: each[b] for b in blocks}) for each in collect(*where)),
-        ROWS,
-        shares=shares,
-        **sizes,
-    )
+
+    def collected(seed: int, start: int, stop: int = sizes["n_samples"]) -> Iterator[BlockBatch]:
+        return (BlockBatch({b: each[b] for b in blocks}) for each in collect(seed, start, stop))
+
+    shared = world.several
+    stream = SharedStream(collected, ROWS, shares=shares, **sizes) if shared else LiveStream(collected, ROWS, **sizes)
     made = config().changed(OPTIONS | {"shard_latents": world.latents.count})
     of = {}
     for block in filter(shares.trained_here, blocks):

@@ -10,10 +10,14 @@ from itertools import count
 import pytest
 
 from tests.helpers.trainings import assert_same, batch, model, state, stream, trainer
+from tide.activations.block_batch import BlockBatch
 from tide.errors import Interrupted
 from tide.sae import TIDE
 from tide.training import Trainer
+from tide.training.learner import Origin
 from tide.training.stopping import stop_signals
+from tide.training.trainer import fit_blocks
+from tide.world import World
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
@@ -105,6 +109,21 @@ def test_a_signal_in_the_last_step_is_not_lost(tmp_path, monkeypatch):
     send_in_step(monkeypatch, 59, signal.SIGTERM)
     with pytest.raises(Interrupted, match="step 60"):
         trainer(tmp_path).fit(stream)
+
+
+class _WithAnother(World):
+    """A rank beside one that was signalled in its last step, when it was too late to say so before the next."""
+
+    def said(self, value):
+        return [value, True] if isinstance(value, bool) else [value, value]
+
+
+def test_a_signal_to_another_rank_in_the_last_step_is_not_lost(tmp_path):
+    job = trainer(tmp_path, steps=6)
+    batches = (BlockBatch({0: each}) for each in stream())
+    with pytest.raises(Interrupted, match=r"^the checkpoint of step 6 is kept$") as found:
+        fit_blocks({0: job}, batches, {0: Origin()}, title="", progress=False, world=_WithAnother())
+    assert found.value.signal == signal.SIGTERM
 
 
 def test_an_interrupt_in_a_step_from_elsewhere_saves_no_half_made_step(tmp_path, monkeypatch):

@@ -6,13 +6,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from tide.activations.batch import ActivationBatch
@@ -106,14 +108,23 @@ class ActivationStore:
             found += of_shard
         return found
 
-    def verify(self) -> None:
+    def verify(self, share: tuple[int, int] = (0, 1)) -> None:
         """Reads every shard and raises :class:`~tide.errors.TideError` for the first that is not as written, or holds
-        values that no collection writes: missing groups, negative tokens, NaN or inf."""
-        for index in range(len(self.shards)):
+        values that no collection writes: missing groups, negative tokens, NaN or inf.
+
+        ``share=(i, n)`` is process i of n that divide the shards among them.
+        """
+        for index in range(share[0], len(self.shards), share[1]):
             self._shards.verify(index)
 
     def read(self, shard: int, start: int = 0, stop: int | None = None) -> ActivationBatch:
         """Rows ``start`` to ``stop`` of a shard, with the groups they use. Reads no other rows."""
+        file, rows = self._file(shard), slice(start, stop)
+        target = file.get_slice("target")[rows] if self.manifest.get("target") else None
+        return replace(self._described(shard, start, stop), x=file.get_slice("x")[rows], target=target)
+
+    def _described(self, shard: int, start: int, stop: int | None) -> ActivationBatch:
+        """As :meth:`read`, with (shard, row in it) for ``x`` and without targets. Reads no activations."""
         file, rows = self._file(shard), slice(start, stop)
         has_conditioning = bool(self.manifest["d_conditioning"])
         used, group = torch.unique(file.get_slice("group")[rows], return_inverse=True)
@@ -125,16 +136,29 @@ class ActivationStore:
             )
         groups = slice(int(used[0]), int(used[-1]) + 1)  # rows of one call are neighbours, so this is a short piece
         used = used.long() - groups.start
+        places = torch.arange(start, start + len(group))
         return ActivationBatch(
-            x=file.get_slice("x")[rows],
+            x=torch.stack([torch.full_like(places, shard), places], 1),
             timestep=file.get_slice("timestep")[groups][used],
             group=group.to(torch.int32),
             conditioning=file.get_slice("conditioning")[groups][used] if has_conditioning else None,
             sample=file.get_slice("sample")[rows],
             token=file.get_slice("token")[rows],
             paired=self.paired,
-            target=file.get_slice("target")[rows] if self.manifest.get("target") else None,
         )
+
+    def _filled(self, places: ActivationBatch) -> ActivationBatch:
+        """The batch of which ``places`` has (shard, row in it) for ``x``. Reads the activations of these rows alone."""
+        names = ("x", "target") if self.manifest.get("target") else ("x",)
+        found: dict[str, Tensor] = {}
+        for shard in places.x[:, 0].unique().tolist():
+            here = places.x[:, 0] == shard
+            for name in names:
+                rows = self._file(shard).get_tensor(name)[places.x[here, 1]]  # mapped, so no others are touched
+                if name not in found:
+                    found[name] = rows.new_empty(len(places), self.d_model)
+                found[name][here] = rows
+        return replace(places, x=found["x"], target=found.get("target"))
 
     def batches(
         self,
@@ -145,6 +169,7 @@ class ActivationStore:
         buffer_rows: int = 65536,
         start: int = 0,
         shard: tuple[int, int] = (0, 1),
+        part: slice | None = None,
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches of ``batch_size`` rows, pairs together; without end if ``epochs`` is None.
 
@@ -159,6 +184,9 @@ class ActivationStore:
         epoch. In a worker of a ``torch.utils.data.DataLoader`` the workers divide what is the process's own (its
         ``shard``), and ``start`` counts the batches of the loader: with as many workers it resumes where it stopped. If
         there are fewer pieces than readers, a reader without a piece yields nothing.
+
+        With ``part`` it yields these rows of each batch, with the timesteps of the whole batch, and of local shards
+        reads the activations of no other row.
         """
         unit = 2 if self.paired else 1
         if batch_size < 1 or batch_size % unit:
@@ -174,12 +202,14 @@ class ActivationStore:
         if not chunks:
             return iter(())
         epoch, skip = divmod(start * batch_size, sum(stop - first for _, first, stop in chunks))
+        read = self.read if part is None else self._described
         pieces = (
             piece
             for number in (count(epoch) if epochs is None else range(epoch, epochs))
-            for piece in self._epoch(chunks, seed, number, buffer_rows, skip if number == epoch else 0)
+            for piece in self._epoch(read, chunks, seed, number, buffer_rows, skip if number == epoch else 0)
         )
-        return cut(pieces, batch_size)
+        whole = cut(pieces, batch_size)
+        return whole if part is None else (self._filled(batch.merged().take(part)) for batch in whole)
 
     def _chunks(self) -> list[tuple[int, int, int]]:
         """Every piece of the store: its shard, its first row and the row after its last."""
@@ -190,9 +220,15 @@ class ActivationStore:
         ]
 
     def _epoch(
-        self, chunks: list[tuple[int, int, int]], seed: int, epoch: int, buffer_rows: int, skip: int
+        self,
+        read: Callable[[int, int, int], ActivationBatch],
+        chunks: list[tuple[int, int, int]],
+        seed: int,
+        epoch: int,
+        buffer_rows: int,
+        skip: int,
     ) -> Iterator[ActivationBatch]:
-        """The rows of an epoch from row ``skip`` of its order on, a shuffled buffer at a time."""
+        """What ``read`` gives of an epoch's rows from row ``skip`` of its order on, a shuffled buffer at a time."""
         order = np.random.default_rng([seed, epoch]).permutation(len(chunks))
         per_buffer = buffer_rows // CHUNK_ROWS
         for window in range(math.ceil(len(chunks) / per_buffer)):
@@ -202,7 +238,7 @@ class ActivationStore:
                 skip -= n_rows
                 continue
             self._shards.prepare({index for index, _, _ in chosen} - self._files.keys())
-            whole = ActivationBatch.cat([self.read(*chunk) for chunk in chosen])
+            whole = ActivationBatch.cat([read(*chunk) for chunk in chosen])
             mixed = shuffled(whole, sample_generator(seed, epoch, window))
             yield mixed.take(slice(skip, None))
             skip = 0

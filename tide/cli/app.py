@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         kept = left_behind.get() or str(stop) or (Command if asked is None else asked).interrupted
-        print(f"tide: interrupted; {kept}", file=sys.stderr)
+        print(f"tide: interrupted; {_own_rank()}{kept}", file=sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; what is still buffered must not fail at exit.
@@ -108,11 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
-        found = launched()
-        of = "" if found is None else f"rank {found.number} of {found.count}: "
-        print(f"tide: error: {of}{reason}", file=sys.stderr)
+        print(f"tide: error: {_own_rank()}{reason}", file=sys.stderr)
         return 2
     return 0
+
+
+def _own_rank() -> str:
+    """How a line begins that one of several ranks prints."""
+    found = launched()
+    return "" if found is None else f"rank {found.number} of {found.count}: "
 
 
 @contextmanager

@@ -34,15 +34,10 @@ class PCA:
     @classmethod
     def fit_rows(cls, parts: Iterable[Tensor]) -> PCA:
         """As :meth:`fit`, of rows ``[N, d_model]``."""
-        n, total, outer = 0, torch.zeros(()), torch.zeros(())
+        covariance = Covariance()
         for rows in parts:
-            x = in_double(rows)
-            n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
-        if n < 2:
-            raise TideError("a PCA needs at least two activations; collect more")
-        mean = total / n
-        _, vectors = torch.linalg.eigh(outer / n - torch.outer(mean, mean))
-        return cls(mean.float(), vectors.flip(1).T.contiguous().float())
+            covariance.add(rows)
+        return covariance.pca()
 
     def coordinates(self, x: Tensor) -> Tensor:
         """``x [..., d_model]`` along all components, ``[..., d_model]``."""
@@ -72,6 +67,24 @@ class PCA:
             return self.project(x, rank)
 
         return project
+
+
+class Covariance:
+    """What :meth:`PCA.fit_rows` needs of rows ``[N, d_model]``, some at a time: their sums, in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.outer = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        x = in_double(rows)
+        self.n, self.total, self.outer = self.n + len(x), self.total + x.sum(0), self.outer + x.T @ x
+
+    def pca(self) -> PCA:
+        if self.n < 2:
+            raise TideError("a PCA needs at least two activations; collect more")
+        mean = self.total / self.n
+        _, vectors = torch.linalg.eigh(self.outer / self.n - torch.outer(mean, mean))
+        return PCA(mean.float(), vectors.flip(1).T.contiguous().float())
 
 
 @dataclass(frozen=True)

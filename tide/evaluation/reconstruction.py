@@ -79,7 +79,53 @@ class _Sums:
         return out | {"l0": self.active / self.tokens} if with_l0 else out
 
 
-@torch.no_grad()
+class Reconstructed:
+    """What :func:`evaluate_reconstruction` measures, a batch at a time."""
+
+    def __init__(self, reconstruct: Reconstruct, *, n_latents: int | None = None, scale: float = 1.0) -> None:
+        self.reconstruct, self.n_latents, self.scale = reconstruct, n_latents, scale
+        self._whole, self._bins = _Sums(), [_Sums() for _ in range(N_BINS)]
+        self._fired: Tensor | None = None
+        self._has_codes = False
+
+    @torch.no_grad()
+    def add(self, batch: ActivationBatch) -> None:
+        x = batch.wanted.float()
+        x_hat, codes = self.reconstruct(batch)
+        active = None if codes is None else (codes.values != 0).sum(1)
+        if codes is not None:
+            self._count(codes)
+        self._whole.add(x, x_hat, active)
+        row_bin = (batch.timestep[batch.group.long()] * N_BINS / TRAIN_TIMESTEPS).long().clamp(0, N_BINS - 1)
+        for i in row_bin.unique().tolist():
+            rows = row_bin == i
+            self._bins[i].add(x[rows], x_hat[rows], None if active is None else active[rows])
+
+    def _count(self, codes: Codes) -> None:
+        self._has_codes = True
+        if self.n_latents is not None:
+            used = codes.indices[codes.values != 0].long()
+            counts = torch.bincount(used, minlength=self.n_latents)
+            self._fired = counts if self._fired is None else self._fired + counts
+
+    def figures(self) -> dict[str, Any]:
+        """Of all batches. Raises :class:`~tide.errors.TideError` if there were none; warns if one channel dominates."""
+        if self._whole.tokens == 0:
+            raise TideError("there are no activations to evaluate; collect some first")
+        if warning := self._whole.moments.warning():
+            warnings.warn(warning, stacklevel=3)
+        out: dict[str, Any] = self._whole.figures(self.scale, self._has_codes)
+        if self._fired is not None:
+            out["dead"] = float((self._fired == 0).float().mean())
+        width = TRAIN_TIMESTEPS // N_BINS
+        out["timestep"] = {
+            f"{i * width}-{(i + 1) * width}": sums.figures(self.scale, self._has_codes)
+            for i, sums in enumerate(self._bins)
+            if sums.tokens
+        }
+        return out
+
+
 def evaluate_reconstruction(
     reconstruct: Reconstruct, batches: Iterable[ActivationBatch], *, n_latents: int | None = None, scale: float = 1.0
 ) -> dict[str, Any]:
@@ -93,33 +139,7 @@ def evaluate_reconstruction(
     latents after selection; ``dead``, which needs ``n_latents``, is the share of latents that never fired. Warns if one
     channel dominates the figures.
     """
-    whole, bins = _Sums(), [_Sums() for _ in range(N_BINS)]
-    fired: Tensor | None = None
-    has_codes = False
+    found = Reconstructed(reconstruct, n_latents=n_latents, scale=scale)
     for batch in batches:
-        x = batch.wanted.float()
-        x_hat, codes = reconstruct(batch)
-        active = None if codes is None else (codes.values != 0).sum(1)
-        if codes is not None:
-            has_codes = True
-            used = codes.indices[codes.values != 0].long()
-            if n_latents is not None:
-                counts = torch.bincount(used, minlength=n_latents)
-                fired = counts if fired is None else fired + counts
-        whole.add(x, x_hat, active)
-        row_bin = (batch.timestep[batch.group.long()] * N_BINS / TRAIN_TIMESTEPS).long().clamp(0, N_BINS - 1)
-        for i in row_bin.unique().tolist():
-            rows = row_bin == i
-            bins[i].add(x[rows], x_hat[rows], None if active is None else active[rows])
-    if whole.tokens == 0:
-        raise TideError("there are no activations to evaluate; collect some first")
-    if warning := whole.moments.warning():
-        warnings.warn(warning, stacklevel=3)  # 2 is no_grad's wrapper
-    out: dict[str, Any] = whole.figures(scale, has_codes)
-    if fired is not None:
-        out["dead"] = float((fired == 0).float().mean())
-    width = TRAIN_TIMESTEPS // N_BINS
-    out["timestep"] = {
-        f"{i * width}-{(i + 1) * width}": sums.figures(scale, has_codes) for i, sums in enumerate(bins) if sums.tokens
-    }
-    return out
+        found.add(batch)
+    return found.figures()

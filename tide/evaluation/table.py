@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import reduce
 from operator import or_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from tide.activations.source import Source, check_source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
 from tide.errors import TideError, TideWarning
-from tide.evaluation.baselines import PCA
+from tide.evaluation.baselines import PCA, Covariance
 from tide.evaluation.comparison import baseline_ranks, compare_losses
 from tide.evaluation.diffusion_loss import Losses, clean_losses
-from tide.evaluation.reconstruction import evaluate_reconstruction, with_sae
+from tide.evaluation.reconstruction import Reconstructed, with_sae
 from tide.files import finite
 from tide.images.trained import TrainedOn, Unseen, unseen
 from tide.sae.model import TIDE, inference
@@ -89,8 +90,9 @@ def evaluate_blocks(
 ) -> dict[str, Any]:
     """:func:`evaluate` of the autoencoders of several blocks, ``models``, on the same images.
 
-    The transformer runs once for all blocks where activations are collected, and once for the clean diffusion loss;
-    the chosen tokens of all blocks are held in memory. Left out are the images that trained any of the models.
+    The transformer runs once for all blocks where activations are collected, and once for the clean diffusion loss. The
+    activations of one pass are held at a time, and of each block the sums that PCA needs, ``d_model**2``. Left out are
+    the images that trained any of the models.
 
     Returns:
         Numbers for JSON: under ``"blocks"`` the figures of each, by its number; under ``"average"`` their
@@ -136,13 +138,6 @@ def average(figures: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _Activations(NamedTuple):
-    """Of one block: those that baselines are fitted to, and those that are measured."""
-
-    fit: list[ActivationBatch]
-    measured: list[ActivationBatch]
-
-
 def _evaluated(
     adapter: Adapter,
     models: Mapping[int, TIDE],
@@ -158,51 +153,65 @@ def _evaluated(
     images = unseen_images(source, models.values(), stacklevel=4)
     batches = list(prepare(adapter, images.source, batch_size=batch_size, max_sequence_length=caption_length(adapter)))
     n_fit, n = shared(batches, fit)
-    activations = _collected(adapter, models, batches, n_fit, collecting)
+    with ExitStack() as entered:
+        for model in models.values():
+            entered.enter_context(inference(model))
+        pcas = _fitted(adapter, models, between(batches, 0, n_fit), collecting)
+        reconstructions = _reconstructions(adapter, models, pcas, between(batches, n_fit, None), collecting)
     data = _on_device(between(batches, n_fit, n_fit + loss_images), adapter.device)
     timesteps = adapter.sampling_timesteps(loss_timesteps)
     clean = clean_losses(adapter, data, timesteps=timesteps, seed=seed)
     counts = {"fit": n_fit, "measured": n - n_fit, "loss": min(loss_images, n - n_fit)}
     about = {"images": {**counts, "of": images.kind, "read": images.source.described}}
     return {
-        block: finite({**about, **_measured(adapter, model, activations.pop(block), data, timesteps, clean, seed)})
+        block: finite(
+            {
+                **about,
+                "sae": _about(model),
+                "models": reconstructions[block],
+                "diffusion_loss": _losses(adapter, model, pcas[block], data, timesteps, clean, seed),
+            }
+        )
         for block, model in models.items()
     }
 
 
 def _collected(
-    adapter: Adapter, models: Mapping[int, TIDE], batches: list[Prepared], n_fit: int, options: dict[str, Any]
-) -> dict[int, _Activations]:
-    """The activations of every block, which share the transformer's passes."""
+    adapter: Adapter, models: Mapping[int, TIDE], images: list[Prepared], options: dict[str, Any]
+) -> Iterator[dict[int, ActivationBatch]]:
+    """The activations of every block, which share the transformer's passes, a pass at a time."""
     config = next(iter(models.values())).config
-    found = {block: _Activations([], []) for block in models}
-    for part, (first, last) in enumerate(((0, n_fit), (n_fit, None))):
-        own = {**options, "seed": options["seed"] + part, "paired": False}
-        own |= {"tensor": config.tensor, "target": config.target}
-        for of_blocks in collect(adapter, between(batches, first, last), list(models), **own):
-            for block, batch in of_blocks.items():
-                found[block][part].append(batch.to("cpu"))  # of many blocks they are more than a GPU holds
-    return found
+    own: dict[str, Any] = {"paired": False, "tensor": config.tensor, "target": config.target}
+    return collect(adapter, images, list(models), **options, **own)
 
 
-def _measured(
+def _fitted(
+    adapter: Adapter, models: Mapping[int, TIDE], images: list[Prepared], options: dict[str, Any]
+) -> dict[int, PCA]:
+    """A PCA of each block."""
+    found = {block: Covariance() for block in models}
+    for batches in _collected(adapter, models, images, options):
+        for block, batch in batches.items():
+            found[block].add(batch.wanted)
+    return {block: each.pca() for block, each in found.items()}
+
+
+def _losses(
     adapter: Adapter,
     model: TIDE,
-    activations: _Activations,
+    pca: PCA,
     data: list[Prepared],
     timesteps: Tensor,
     clean: Losses,
     seed: int,
 ) -> dict[str, Any]:
+    """What becomes of the diffusion loss with the model in its block's place."""
     config, block = model.config, adapter.resolve_block(model.config.trained_block)
     options: dict[str, Any] = {"tensor": config.target or config.tensor, "inputs": config.target is not None}
-    options |= {"seed": seed, "clean": clean}
-    fit, measured = ([batch.to(adapter.device) for batch in batches] for batches in activations)
     with inference(model):
-        pca = PCA.fit(fit)
-        models = _reconstructions(model, pca, measured)
-        losses = compare_losses(adapter, {"tide": model}, pca, config.k, data, block, timesteps, **options)
-        return {"sae": _about(model), "models": models, "diffusion_loss": losses}
+        return compare_losses(
+            adapter, {"tide": model}, pca, config.k, data, block, timesteps, **options, seed=seed, clean=clean
+        )
 
 
 def unseen_images(source: Source, models: Iterable[TIDE], *, stacklevel: int = 3) -> Unseen[Source]:
@@ -249,14 +258,41 @@ def _about(model: TIDE) -> dict[str, Any]:
     }
 
 
-def _reconstructions(model: TIDE, pca: PCA, measured: list[ActivationBatch]) -> dict[str, dict[str, Any]]:
+def _reconstructions(
+    adapter: Adapter,
+    models: Mapping[int, TIDE],
+    pcas: Mapping[int, PCA],
+    images: list[Prepared],
+    options: dict[str, Any],
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """The figures of each block's model and baselines on images that nothing was fitted to."""
+    measured = {block: _begun(model, pcas[block]) for block, model in models.items()}
+    for batches in _collected(adapter, models, images, {**options, "seed": options["seed"] + 1}):
+        for block, batch in batches.items():
+            for each in measured[block].values():
+                each.add(batch)
+    return {block: _figures(models[block], each) for block, each in measured.items()}
+
+
+def _begun(model: TIDE, pca: PCA) -> dict[str, Reconstructed]:
     scale = float(model.output_units.scale)
-    found = {"tide": evaluate_reconstruction(with_sae(model), measured, n_latents=model.n_latents, scale=scale)}
+    found = {"tide": Reconstructed(with_sae(model), n_latents=model.n_latents, scale=scale)}
+    for name, rank in _ranks(model).items():
+        found[name] = Reconstructed(pca.reconstruct(rank), scale=scale)
+    return found
+
+
+def _ranks(model: TIDE) -> dict[str, int]:
+    """The ranks of the baselines by their names; beyond the width a PCA is the identity."""
+    return {name: min(rank, model.d_model) for name, rank in reversed(baseline_ranks(model.config.k).items())}
+
+
+def _figures(model: TIDE, measured: Mapping[str, Reconstructed]) -> dict[str, dict[str, Any]]:
+    found = {"tide": measured["tide"].figures()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the same activations, which was given once
-        for name, rank in reversed(baseline_ranks(model.config.k).items()):
-            rank = min(rank, model.d_model)  # beyond that a PCA is the identity
-            found[name] = {**evaluate_reconstruction(pca.reconstruct(rank), measured, scale=scale), "rank": rank}
+        for name, rank in _ranks(model).items():
+            found[name] = {**measured[name].figures(), "rank": rank}
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -31,6 +30,7 @@ from tide.fingerprint import pipeline_fingerprints
 from tide.images.identity import Sample, digest
 from tide.images.trained import TrainedOn
 from tide.provenance import first_difference
+from tide.ranks import launched
 from tide.sae import TIDE
 from tide.sae.config import check_target
 from tide.training.build import build_model
@@ -71,8 +71,8 @@ def from_stores(
     open_pipeline: Callable[[str], Adapter] | None = None,
     buffer_rows: int = BUFFER_ROWS,
 ) -> Job:
-    """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first;
-    those at a URL are checked when they are fetched.
+    """Training on activation stores of one block, mixed by their sizes. Every shard is read once and checked first, of
+    several ranks that train together by one on each machine; those at a URL are checked when they are fetched.
 
     Args:
         paths: the stores' folders or URLs, or one.
@@ -85,9 +85,7 @@ def from_stores(
         TideError: a store is damaged, the stores are not of one block, they are not of the pipeline that was opened, or
             the model does not fit the device.
     """
-    job = _store_job(paths, config, open_pipeline, buffer_rows)
-    parts = _parts(job.batches, config, Shares(current(config.shard_latents)))
-    return replace(job, batches=_ahead(parts, config, buffer_rows))
+    return _store_job(paths, config, open_pipeline, buffer_rows, Shares(current(config.shard_latents)))
 
 
 def _store_job(
@@ -95,13 +93,15 @@ def _store_job(
     config: TrainConfig,
     open_pipeline: Callable[[str], Adapter] | None,
     buffer_rows: int,
+    shares: Shares,
 ) -> Job:
-    """As :func:`from_stores`, with whole batches whatever the number of ranks."""
+    """As :func:`from_stores`, of ranks that divide the work as ``shares`` say."""
     if isinstance(paths, str | Place):
         paths = [paths]
     if not paths:
         raise TideError("no store is given; give at least one folder")
-    stores = [open_store(path) for path in paths]
+    part = shares.part(config.batch_tokens) if shares.count > 1 else None
+    stores = [open_store(path, _verified_here(shares)) for path in paths]
     first, info = stores[0], stores[0].info
     of = _of(first)
     for store in stores[1:]:
@@ -115,10 +115,11 @@ def _store_job(
     model.trained_on = _images_of(stores)
     about = [{"rows": len(store), "fingerprint": store.fingerprint} for store in stores]
     folders = [{"folder": str(store.path.resolve()), **each} for store, each in zip(stores, about, strict=True)]
+    reading: dict[str, Any] = {"seed": config.seed, "buffer_rows": buffer_rows, "part": part}
     return Job(
         config,
         model,
-        lambda step: mixed(stores, config.batch_tokens, seed=config.seed, buffer_rows=buffer_rows, start=step),
+        _ahead(lambda step: mixed(stores, config.batch_tokens, **reading, start=step), config, buffer_rows),
         {"stores": about, "buffer_rows": buffer_rows},
         data={"name": info.get("data"), "stores": folders},
         weights=info.get("weights", {}),
@@ -161,13 +162,20 @@ def from_block_stores(
     check_memory(config, first.d_model, blocks=len(here), buffer_rows=buffer_rows, target=target)
     jobs = {}
     for block in here:
-        job = _store_job([found[each][block] for each in folders], config, opened, buffer_rows)
-        jobs[block] = replace(job, batches=_ahead(_parts(job.batches, config, shares), config, buffer_rows))
+        jobs[block] = _store_job([found[each][block] for each in folders], config, opened, buffer_rows, shares)
     return Jobs.beside(jobs, shares)
 
 
-def open_store(path: str | Place) -> ActivationStore:
-    """A store to train on, every value of it checked, or to be checked when it is fetched.
+def _verified_here(shares: Shares) -> tuple[int, int]:
+    """The shards that this process verifies, i of every n: all of them, or those that are its own among the ranks of
+    this machine that train together."""
+    found = launched()
+    return (0, 1) if found is None or shares.count == 1 else (found.local, found.here)
+
+
+def open_store(path: str | Place, share: tuple[int, int] = (0, 1)) -> ActivationStore:
+    """A store to train on, every value of it checked, or to be checked when it is fetched; of process i of n that share
+    the work, ``share=(i, n)``, its share of the shards.
 
     Raises :class:`~tide.errors.TideError` for one that is damaged or does not say what it is of, and for the folder of
     several stores.
@@ -185,7 +193,7 @@ def open_store(path: str | Place) -> ActivationStore:
     if (target is not None) != store.manifest.get("target", False):
         raise TideError(f"{path} does not hold the targets that its info names; collect it again")
     if not isinstance(store.path, RemotePath):
-        store.verify()  # a flipped bit is a value like any other to a training
+        store.verify(share)  # a flipped bit is a value like any other to a training
     return store
 
 
@@ -209,9 +217,16 @@ def _images_of(stores: Sequence[ActivationStore]) -> TrainedOn | None:
 
 
 def mixed(
-    stores: Sequence[ActivationStore], batch_size: int, *, seed: int, buffer_rows: int, start: int
+    stores: Sequence[ActivationStore],
+    batch_size: int,
+    *,
+    seed: int,
+    buffer_rows: int,
+    start: int,
+    part: slice | None = None,
 ) -> Iterator[ActivationBatch]:
-    """Endless batches from number ``start`` on, each of one store, drawn in proportion to the stores' rows.
+    """Endless batches from number ``start`` on, each of one store, drawn in proportion to the stores' rows; with
+    ``part`` these rows of each.
 
     Which store serves batch number b depends on ``seed`` and b alone, so that a resumed run draws the same.
     """
@@ -219,7 +234,7 @@ def mixed(
     shares = np.cumsum([len(store) for store in stores]) / sum(map(len, stores))
     used = np.bincount(np.searchsorted(shares, rng.random(start), side="right"), minlength=len(stores))
     readers = [
-        store.batches(batch_size, seed=seed, epochs=None, buffer_rows=buffer_rows, start=int(n))
+        store.batches(batch_size, seed=seed, epochs=None, buffer_rows=buffer_rows, start=int(n), part=part)
         for store, n in zip(stores, used, strict=True)
     ]
     while True:

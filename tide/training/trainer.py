@@ -134,10 +134,11 @@ def fit_blocks(
                 _Loop(learners, origins, stop, watch, world).run(batches, title, progress and world.first)
                 for learner in learners.values():
                     learner.finish()
-                stop.check()
+                if any(world.said(stop.asked is not None)):
+                    raise Interrupted(number=stop.asked or signal.SIGTERM)
             except KeyboardInterrupt as error:
-                for learner in () if stop.at_once else learners.values():
-                    learner.save_between_steps()
+                if not stop.at_once:
+                    _save_between_steps(learners, world)
                 raise Interrupted(_kept(learners), getattr(error, "signal", signal.SIGINT)) from None
     for learner in learners.values():
         learner.model.eval()
@@ -148,6 +149,15 @@ def _hold(folders: Sequence[Path], held: contextlib.ExitStack) -> None:
     held.enter_context(new_folders(*folders))
     for folder in folders:
         held.enter_context(lock_folder(folder))
+
+
+def _save_between_steps(learners: Mapping[int, Learner], world: World) -> None:
+    """Ranks that train blocks of their own wait for one another: when the first has ended, a launcher signals the
+    others once more, and a second signal ends a save."""
+    apart = not any(learner.world.several for learner in learners.values())
+    with world.together() if apart else contextlib.nullcontext():
+        for learner in learners.values():
+            learner.save_between_steps()
 
 
 def _kept(learners: Mapping[int, Learner]) -> str:
