@@ -160,9 +160,9 @@ class Grid(World):
             )
         super().__init__(number, count)
         self._places = torch.arange(count).view(-1, across)
-        columns, rows = self._places.T.tolist(), self._places.tolist()
-        self._tokens = World(number // across, count // across, _group_among(columns))
-        self._latents = World(number % across, across, _group_among(rows))
+        self._groups = [_group_among(groups) for groups in (self._places.T.tolist(), self._places.tolist())]
+        self._tokens = World(number // across, count // across, self._groups[0])
+        self._latents = World(number % across, across, self._groups[1])
 
     @property
     def tokens(self) -> World:
@@ -174,13 +174,13 @@ class Grid(World):
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """The rows and columns, for tensors on a kind of device."""
-        groups = [each._group for each in (self.tokens, self.latents) if each._group is not None]
-        return DeviceMesh.from_group(groups, device.type, self._places, mesh_dim_names=("tokens", "latents"))
+        return DeviceMesh.from_group(self._groups, device.type, self._places, mesh_dim_names=("tokens", "latents"))
 
 
-def _group_among(groups: list[list[int]]) -> dist.ProcessGroup | None:
+def _group_among(groups: list[list[int]]) -> dist.ProcessGroup:
     """That of the groups which this rank is in."""
     found, _ = dist.new_subgroups_by_enumeration(groups, timeout=timedelta(seconds=wait_limit()))
+    assert found is not None
     return found
 
 

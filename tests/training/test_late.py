@@ -9,12 +9,14 @@ from itertools import count
 import pytest
 import torch
 
+from tests.helpers.ranks import run_ranks
 from tests.helpers.trainings import ROWS, assert_same, batch, model, state, stream, trainer
 from tide.errors import Interrupted, TideError
 from tide.sae import TIDE
 from tide.sae.revival import Revival
 from tide.training import LossConfig, RevivalConfig
 from tide.training.dead import DeadBucket
+from tide.world import World
 from tide_kernels.dead import bucket_for
 
 
@@ -82,6 +84,26 @@ def test_the_bucket_always_has_room():
         bucket.count(64)
     assert sizes[0] == 1
     assert max(sizes) > 8
+
+
+def sizes_in_a_row() -> list[int | None]:
+    """The sizes on a rank of two that divide 200 latents, of which all of rank 1 fall silent."""
+    import torch.distributed as dist
+
+    among = World(dist.get_rank(), dist.get_world_size())
+    revival, found = Revival(100, after_tokens=128), []
+    bucket = DeadBucket(revival, late=True, among=among)
+    for _ in range(4):
+        found.append(bucket.size(64))
+        revival.count(torch.full((100,), int(among.number == 0)), 64)
+        bucket.count(64)
+    return found
+
+
+def test_ranks_that_divide_the_latents_have_one_bucket():
+    """With room for the dead latents of both: a step before they count as dead it is there."""
+    one, other = run_ranks(sizes_in_a_row, 2)
+    assert one == other == [1, 1, bucket_for(100), bucket_for(100)]
 
 
 def test_on_a_cpu_the_loss_counts():

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.helpers.trainings import (
     MODULATION,
     ROWS,
     D,
+    N,
     assert_same,
     batch,
     config,
@@ -29,6 +31,7 @@ from tide.errors import TideError
 from tide.sae import TIDE
 from tide.sae.checkpoint import read_config
 from tide.training.learner import Learner, Origin
+from tide.training.start import started
 from tide.training.state import RESUME, STATE
 from tide.training.trainer import fit_blocks
 from tide.world import Grid, World
@@ -177,6 +180,34 @@ def test_the_steps_are_those_of_one_process(ranks, alone, case):
             assert float((weights[name] - own).float().square().mean().sqrt()) <= 1e-3 * float(size), name
 
 
+def first_gradients(case: str, folder: str, world: World) -> dict[str, torch.Tensor]:
+    """Those of the first step of a fresh model."""
+    made, model = built(case, world)
+    learner = Learner(model, made, folder, world)
+    batches = started({BLOCK: model}, parts(world, case)(0), STEPS, centre=made.centre, world=world)
+    learner.train_step(next(batches)[BLOCK])
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def gradients_in_each_rank(folder: str, across: int) -> list[dict[str, torch.Tensor]]:
+    return [first_gradients(case, folder, of_group(across)) for case in cases(across)]
+
+
+@pytest.mark.parametrize(("count", "across"), [RANKS[name] for name in RANKS if RANKS[name][1] > 1])
+def test_the_gradients_of_ranks_that_divide_the_latents_are_those_of_one_process(tmp_path, count, across):
+    """Each rank has those of its latents, and of all latents what they share: modulation, b_dec, and what thresholds
+    have in common. That is the least exact: the cut follows the thresholds, which cancels most of their common part."""
+    ranks = run_ranks(gradients_in_each_rank, count, str(tmp_path), across)
+    for case, *of_ranks in zip(cases(across), *ranks, strict=True):
+        expected = first_gradients(case, str(tmp_path), World())
+        for number, found in enumerate(of_ranks):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                error = found[name] - part_of(value, found[name], number)
+                rms, size = (float(each.square().mean().sqrt()) for each in (error, value))
+                assert rms <= (1e-5 if name == "activation.gain.common" else 2e-6) * size, (case, name)
+
+
 @of_each
 def test_all_ranks_hold_the_same_bits(ranks, case):
     """Of what they hold: those with other latents the same history."""
@@ -250,6 +281,28 @@ def test_a_training_resumes_in_another_number_of_ranks(tmp_path, alone):
             size = float(value.float().square().mean().sqrt()) + 1e-7
             assert float((found[weight] - value).float().square().mean().sqrt()) <= 1e-3 * size, (name, weight)
     assert [each.name for each in (tmp_path / "also two" / RESUME).iterdir()] == [STATE.name]
+
+
+def without_room_at_the_end(folder: str) -> list[str]:
+    """What the first rank has no room for is the checkpoint, when the last state is there; then it is resumed."""
+    world, out, said = of_group(2), Path(folder), []
+    with mock.patch("tide.training.learner.joined", side_effect=OSError("no room")):
+        try:
+            fit(CASE, out, world, steps=8)
+        except (OSError, TideError) as error:
+            said.append(str(error))
+    said += sorted(each.name for each in (out / RESUME).iterdir())
+    world.said("read")
+    fit(CASE, out, world, steps=8, resume=True)
+    return said
+
+
+def test_a_training_whose_checkpoint_is_not_written_ends_when_it_is_resumed(tmp_path):
+    first, second = run_ranks(without_room_at_the_end, 2, str(tmp_path))
+    assert first == ["no room", "step-8"]
+    assert second == ["rank 0 of 2 has ended: no room", "step-8"]
+    assert [each.name for each in (tmp_path / RESUME).iterdir()] == [STATE.name]
+    assert TIDE.from_pretrained(tmp_path).n_latents == N
 
 
 #: Who begins a training and who ends it: ranks, and how many of them divide the latents.
