@@ -11,6 +11,7 @@ import numpy as np
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import Data, collect, prepare
+from tide.activations.encoded import Encoded
 from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
@@ -392,7 +393,7 @@ def live_blocks(
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
         buffer_rows: rows of each block mixed at a time.
-        cache: keep the encoded images and captions in memory.
+        cache: keep the encoded images and captions in memory, each of several ranks those of its own passes.
 
     Raises:
         TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
@@ -409,7 +410,9 @@ def live_blocks(
     images: Data = source
     length = caption_length(adapter)
     if cache:
-        images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
+        encoding: dict[str, Any] = {"batch_size": options.batch_size, "max_sequence_length": length}
+        # Where they have to be read to be counted they are encoded at once.
+        images = Encoded(adapter, source, **encoding) if source.exact else list(prepare(adapter, source, **encoding))
 
     def collected(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
         places: dict[str, Any] = {"seed": seed, "start": start, "stop": stop}
