@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.helpers.ranks import run_ranks
 from tide.activations.batch import ActivationBatch
@@ -57,8 +58,6 @@ def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
 def stream(
     owners: Mapping[int, int] | None, start: int, targets: bool = False, across: int = 1, reuse: int = 1
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
-    import torch.distributed as dist
-
     where = dist.get_rank(), dist.get_world_size()
     shares = Shares(World(*where) if across == 1 else Grid(*where, across), owners)
     sizes = SIZES if across == 1 else WIDER
@@ -107,6 +106,25 @@ def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
             assert ranks[owners[block]][step][block]["x"].dtype == expected.x.dtype
             for name, value in tensors(expected).items():
                 assert torch.equal(ranks[owners[block]][step][block][name], value), (step, block, name)
+
+
+def sent_to_all(owners: Mapping[int, int] | None) -> list[int]:
+    """The dimensions of what every rank is sent: of the first batch all but the activations."""
+    dimensions, gathered = [], World.gathered
+
+    def recording(world: World, tensor: torch.Tensor) -> torch.Tensor:
+        dimensions.append(tensor.ndim)
+        return gathered(world, tensor)
+
+    World.gathered = recording  # type: ignore[method-assign]
+    shares = Shares(World(dist.get_rank(), dist.get_world_size()), owners)
+    next(SharedStream(collect, ROWS, shares=shares, **SIZES).from_step(0))
+    return dimensions
+
+
+def test_the_conditioning_goes_to_the_rank_that_trains_a_block():
+    """Alone; groups, samples, tokens and timesteps, which are of one dimension, go to all."""
+    assert run_ranks(sent_to_all, 2, {2: 0, 5: 1, 7: 0}) == [[1] * 4] * 2
 
 
 @pytest.mark.parametrize("owners", [None, {2: 0, 5: 1, 7: 0}], ids=["parts of each block", "blocks of their own"])

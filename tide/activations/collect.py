@@ -92,11 +92,11 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
 
 
 def prepare(
-    adapter: Adapter, data: Data, *, batch_size: int = 8, max_sequence_length: int | None = None
+    adapter: Adapter, data: Data, *, batch_size: int = 8, max_sequence_length: int | None = None, start: int = 0
 ) -> Iterator[Prepared]:
-    """``data`` encoded, on the CPU. Kept in a list, it can be collected from again without VAE and text
-    encoder."""
-    for items in _batches(items_of(batches_of(adapter, data, batch_size)), batch_size):
+    """``data`` encoded from sample ``start`` on, on the CPU. Kept in a list, it can be collected from again without VAE
+    and text encoder."""
+    for items in _batches(_items_between(batches_of(adapter, data, batch_size), start, None), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         yield Prepared(latents.cpu(), {name: value.cpu() for name, value in text.items()})
 

@@ -136,9 +136,8 @@ class SharedStream(LiveStream):
         needed: _Held | None = None
         for use in self._uses(window):
             mixed = self._mix(places, window, use)
-            if (
-                needed is None or self.shares.owners is None
-            ):  # an owner has all rows of its blocks from the first use on
+            if needed is None or self.shares.owners is None:
+                # An owner has all rows of its blocks from the first use on.
                 needed = self._exchanged(own[0], counts, self._wanted(mixed, at, sum(counts)))
             if self.shares.owners is not None or use == self.reuse - 1:
                 own.clear()  # it is freed before the steps on it
@@ -173,18 +172,24 @@ class SharedStream(LiveStream):
         places = torch.stack([torch.zeros(n_rows, dtype=torch.int64), torch.arange(n_rows)], 1)
         found = {}
         for block, batch in own.items():
-            conditioning = None if batch.conditioning is None else self._of_all(batch.conditioning, groups)
+            conditioning = None if batch.conditioning is None else self._of_trained(block, batch.conditioning, groups)
             if self.shares.trained_here(block):
                 found[block] = ActivationBatch(places, timestep, group, conditioning, sample, token, batch.paired)
         return BlockBatch(found)
 
     def _of_all(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
         """The rows of all ranks, of which rank r has ``sizes[r]``, on the CPU."""
-        own = own.cpu()
-        padded = own.new_zeros(max(sizes), *own.shape[1:])
-        padded[: len(own)] = own
-        parts = self.world.gathered(padded).split(max(sizes))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        padded = _padded(own, max(sizes))
+        return _joined(self.world.gathered(padded).split(max(sizes)), sizes)
+
+    def _of_trained(self, block: int, own: Tensor, sizes: Sequence[int]) -> Tensor | None:
+        """As :meth:`_of_all` on the ranks that train the block, which alone are sent anything; None on the others."""
+        if self.shares.owners is None:
+            return self._of_all(own, sizes)
+        padded = _padded(own, max(sizes))
+        parts = [torch.empty_like(padded) for _ in sizes] if self.shares.trained_here(block) else None
+        dist.gather(padded, parts, dst=self.shares.owners[block])
+        return None if parts is None else _joined(parts, sizes)
 
     def _wanted(self, mixed: BlockBatch, at: int, n_rows: int) -> list[Tensor]:
         """The rows of a window, ascending, that each rank needs of a block that it trains, where the batch that the
@@ -238,6 +243,18 @@ class _Held:
 
     rows: Tensor
     of: dict[int, dict[str, Tensor]]
+
+
+def _padded(own: Tensor, n: int) -> Tensor:
+    """The rows, on the CPU, with zeros up to ``n``."""
+    padded = torch.zeros(n, *own.shape[1:], dtype=own.dtype)
+    padded[: len(own)] = own
+    return padded
+
+
+def _joined(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """The rows of all ranks, of whose padded part r the first ``sizes[r]`` are meant."""
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def _all_to_all(parts: Sequence[Tensor], got: Sequence[int], like: Tensor) -> Tensor:

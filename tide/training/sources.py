@@ -11,6 +11,7 @@ import numpy as np
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
 from tide.activations.collect import Data, collect, prepare
+from tide.activations.encoded import Encoded
 from tide.activations.manifest import places
 from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
@@ -406,7 +407,7 @@ def live_blocks(
         options: which activations of each image to keep; default :class:`CollectOptions`.
         buffer_rows: rows of each block mixed at a time; three times as many are held.
         reuse: how many times each row is trained on before the next are mixed; so many times fewer passes are run.
-        cache: keep the encoded images and captions in memory.
+        cache: keep the encoded images and captions in memory, each of several ranks those of its own passes.
 
     Raises:
         TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
@@ -423,7 +424,9 @@ def live_blocks(
     images: Data = source
     length = caption_length(adapter)
     if cache:
-        images = list(prepare(adapter, source, batch_size=options.batch_size, max_sequence_length=length))
+        encoding: dict[str, Any] = {"batch_size": options.batch_size, "max_sequence_length": length}
+        # Where they have to be read to be counted they are encoded at once.
+        images = Encoded(adapter, source, **encoding) if source.exact else list(prepare(adapter, source, **encoding))
 
     def collected(seed: int, start: int, stop: int | None = None) -> Iterator[BlockBatch]:
         places: dict[str, Any] = {"seed": seed, "start": start, "stop": stop}
