@@ -35,9 +35,7 @@ def seconds(world: World, n_blocks: int, threads: int, overlaps: bool) -> dict[s
 
 def measure(rounds: int, n_blocks: int, threads: int) -> dict[str, Any]:
     """Medians over rounds, each of which has both."""
-    pairs = [
-        [on_ranks(1, seconds, n_blocks, threads, overlaps) for overlaps in (False, True)] for _ in range(rounds)
-    ]
+    pairs = [[on_ranks(1, seconds, n_blocks, threads, overlaps) for overlaps in (False, True)] for _ in range(rounds)]
     ratios = sorted(beside["seconds"] / alone["seconds"] for alone, beside in pairs)
     longer = [max(one["learners"], one["seconds"] - one["learners"]) / one["seconds"] for one, _ in pairs]
     return {

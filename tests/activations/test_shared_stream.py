@@ -15,6 +15,7 @@ from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.stream import LiveStream
 from tide.errors import TideError
+from tide.training.prefetch import prefetched
 from tide.world import World
 
 BLOCKS = (2, 5, 7)
@@ -53,12 +54,14 @@ def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
 
 
 def stream(
-    owners: Mapping[int, int] | None, start: int, targets: bool = False
+    owners: Mapping[int, int] | None, start: int, targets: bool = False, ahead: bool = False
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
     import torch.distributed as dist
 
     shares = Shares(World(dist.get_rank(), dist.get_world_size()), owners)
-    own = SharedStream(partial(collect, targets=targets), ROWS, shares=shares, **SIZES).from_step(start)
+    own = SharedStream(
+        partial(collect, targets=targets), ROWS, shares=shares, ahead=prefetched if ahead else None, **SIZES
+    ).from_step(start)
     return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
 
 
@@ -68,10 +71,10 @@ def whole() -> list[BlockBatch]:
     return list(islice(LiveStream(collect, ROWS, **SIZES).from_step(0), STEPS + 5))
 
 
-@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize(("start", "ahead"), [(0, True), (5, False), (5, True)])
 @pytest.mark.parametrize("count", [2, 3])
-def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, count, start):
-    ranks = run_ranks(stream, count, None, start)
+def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, count, start, ahead):
+    ranks = run_ranks(stream, count, None, start, False, ahead)
     own = ROWS // count
     for step in range(STEPS):
         for block, expected in whole[start + step].items():
@@ -82,9 +85,10 @@ def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, coun
                     assert torch.equal(found[name], value), (step, block, rank, name)
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "read ahead"])
 @pytest.mark.parametrize("owners", [{2: 0, 5: 1, 7: 0}, {2: 2, 5: 1, 7: 0}], ids=["two ranks", "three ranks"])
-def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
-    ranks = run_ranks(stream, max(owners.values()) + 1, owners, 2)
+def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners, ahead):
+    ranks = run_ranks(stream, max(owners.values()) + 1, owners, 2, False, ahead)
     for step in range(STEPS):
         for block, expected in whole[2 + step].items():
             assert [block in each[step] for each in ranks] == [owners[block] == rank for rank in range(len(ranks))]

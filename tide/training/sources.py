@@ -347,12 +347,14 @@ def live(
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
     cache: bool = False,
+    overlap: bool = True,
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
     """
-    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, cache=cache)
+    more: dict[str, Any] = {"buffer_rows": buffer_rows, "cache": cache, "overlap": overlap}
+    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, **more)
     (job,) = jobs.of.values()
     return job
 
@@ -366,6 +368,7 @@ def live_blocks(
     options: CollectOptions | None = None,
     buffer_rows: int = BUFFER_ROWS,
     cache: bool = False,
+    overlap: bool = True,
 ) -> Jobs:
     """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
     gets the batches, to the bit, that a stream of its own would give it.
@@ -378,6 +381,8 @@ def live_blocks(
         options: which activations of each image to keep; default :class:`CollectOptions`.
         buffer_rows: rows of each block mixed at a time; three times as many are held.
         cache: keep the encoded images and captions in memory.
+        overlap: run the passes of the next images in a thread beside the steps on these, where
+            :func:`~tide.training.prefetch.overlaps` says that this is faster; the bits are the same.
 
     Raises:
         TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
@@ -411,7 +416,7 @@ def live_blocks(
         "per_pass": options.batch_size,
         "buffer_rows": buffer_rows,
         "seed": config.seed,
-        "ahead": _overlapping(adapter),
+        "ahead": _overlapping(adapter) if overlap else None,
     }
     stream = (
         SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
