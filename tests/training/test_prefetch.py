@@ -18,6 +18,7 @@ from tests.helpers.trainings import batch, stream, trainer
 from tide.activations.memory import ActivationPool
 from tide.adapters.gate import Gate
 from tide.errors import Interrupted, TideError
+from tide.training import prefetch
 from tide.training.prefetch import Mover, prefetched
 
 
@@ -213,6 +214,34 @@ def test_inside_a_tap_batches_are_read_in_turn():
         next(batches)
         assert threads() == []
     assert read == [0]
+
+
+def test_under_autocast_batches_are_read_in_turn():
+    """It is of one thread, and a pass in another would have other bits."""
+    with torch.autocast("cpu", torch.bfloat16):
+        batches = prefetched(numbered(), 3, gate=Gate())
+        next(batches)
+        assert threads() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "here", "there"),
+    [
+        ("cpu", 1, 1, True),
+        ("cpu", 4, 1, True),
+        ("cpu", 5, 1, False),
+        ("cpu", 1, 4, True),
+        ("cpu", 2, 4, False),
+        ("cuda", 8, 8, True),
+        ("mps", 1, 1, False),
+    ],
+)
+def test_where_passes_run_beside_steps(monkeypatch, device, threads, here, there):
+    """On eight cores."""
+    monkeypatch.setattr(prefetch, "cores", lambda: 8)
+    monkeypatch.setattr(prefetch, "launched_here", lambda: here)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert prefetch.overlaps(torch.device(device)) is there
 
 
 # -- on a GPU --------------------------------------------------------------------------------------------------
