@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +20,9 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.ranks import blocks, on_ranks
 from benchmarks.table import markdown
-from tide.files import write_json
+from tide.devices import cores
+from tide.files import read_json, write_json
+from tide.messages import counted
 from tide.world import World
 
 BLOCKS = (1, 8)
@@ -63,19 +65,16 @@ def page(figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, cores()], help="of PyTorch, for each measurement")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; those that are not measured stay")
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    figures = {
-        f"{n} block{'s' * (n > 1)}, {threads} thread{'s' * (threads > 1)} of {cores} cores": measure(
-            arguments.rounds, n, threads
-        )
-        for threads in sorted({max(1, cores // 2), cores})
-        for n in BLOCKS
-    }
-    if arguments.out is not None:
-        write_json(arguments.out, {"machine": environment(torch.device("cpu")), "figures": figures})
-    print(json.dumps(figures, indent=2))
+    figures = read_json(arguments.out)["figures"] if arguments.out is not None and arguments.out.exists() else {}
+    for threads, n_blocks in product(arguments.threads, BLOCKS):
+        name = f"{counted(n_blocks, 'block')}, {counted(threads, 'thread')} on {counted(cores(), 'core')}"
+        figures[name] = measure(arguments.rounds, n_blocks, threads)
+        print(json.dumps({name: figures[name]}), flush=True)
+        if arguments.out is not None:
+            write_json(arguments.out, {"machine": environment(torch.device("cpu")), "figures": figures})
     print(page(figures))
 
 

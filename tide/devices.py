@@ -115,3 +115,8 @@ def check_backend(name: str, device: torch.device, n_latents: int = 64, k: int =
     if name not in backend_names():
         raise TideError(f"backend {name!r} is unknown: use one of {', '.join(backend_names())}")
     choose(name, "auto", device=device, dtype=torch.float32, n_latents=n_latents, k=k)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import SharedStream, Shares
 from tide.activations.stream import LiveStream
 from tide.errors import TideError
+from tide.training.prefetch import prefetched
 from tide.world import Grid, World
 
 BLOCKS = (2, 5, 7)
@@ -56,13 +58,19 @@ def tensors(batch: ActivationBatch) -> dict[str, torch.Tensor]:
 
 
 def stream(
-    owners: Mapping[int, int] | None, start: int, targets: bool = False, across: int = 1, reuse: int = 1
+    owners: Mapping[int, int] | None,
+    start: int,
+    targets: bool = False,
+    *,
+    across: int = 1,
+    reuse: int = 1,
+    ahead: bool = False,
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
     where = dist.get_rank(), dist.get_world_size()
     shares = Shares(World(*where) if across == 1 else Grid(*where, across), owners)
     sizes = SIZES if across == 1 else WIDER
-    collected = partial(collect, targets=targets)
-    own = SharedStream(collected, ROWS, shares=shares, reuse=reuse, **sizes).from_step(start)
+    more: dict[str, Any] = {"shares": shares, "reuse": reuse, "ahead": prefetched if ahead else None, **sizes}
+    own = SharedStream(partial(collect, targets=targets), ROWS, **more).from_step(start)
     return [{block: tensors(batch) for block, batch in each.items()} for each in islice(own, STEPS)]
 
 
@@ -72,10 +80,9 @@ def whole() -> list[BlockBatch]:
     return list(islice(LiveStream(collect, ROWS, **SIZES).from_step(0), STEPS + 5))
 
 
-@pytest.mark.parametrize("start", [0, 5])
-@pytest.mark.parametrize("count", [2, 3])
-def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, count, start):
-    ranks = run_ranks(stream, count, None, start)
+@pytest.mark.parametrize(("count", "start", "ahead"), [(2, 0, True), (2, 5, False), (3, 5, True)])
+def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, count, start, ahead):
+    ranks = run_ranks(partial(stream, ahead=ahead), count, None, start)
     own = ROWS // count
     for step in range(STEPS):
         for block, expected in whole[start + step].items():
@@ -88,7 +95,8 @@ def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, coun
 
 @pytest.mark.parametrize(("count", "across"), [(3, 3), (4, 2)], ids=["whole batches", "halves"])
 def test_ranks_that_divide_the_latents_have_the_same_part(count, across):
-    ranks, whole = run_ranks(stream, count, None, 5, False, across), LiveStream(collect, ROWS, **WIDER).from_step(5)
+    ranks = run_ranks(partial(stream, across=across), count, None, 5)
+    whole = LiveStream(collect, ROWS, **WIDER).from_step(5)
     own = ROWS * across // count
     for step, expected in enumerate(islice(whole, STEPS)):
         for rank, found in enumerate(each[step][BLOCKS[0]] for each in ranks):
@@ -97,9 +105,13 @@ def test_ranks_that_divide_the_latents_have_the_same_part(count, across):
                 assert torch.equal(found[name], value), (step, rank, name)
 
 
-@pytest.mark.parametrize("owners", [{2: 0, 5: 1, 7: 0}, {2: 2, 5: 1, 7: 0}], ids=["two ranks", "three ranks"])
-def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners):
-    ranks = run_ranks(stream, max(owners.values()) + 1, owners, 2)
+@pytest.mark.parametrize(
+    ("owners", "ahead"),
+    [({2: 0, 5: 1, 7: 0}, True), ({2: 2, 5: 1, 7: 0}, False)],
+    ids=["two ranks, read ahead", "three ranks"],
+)
+def test_each_rank_trains_whole_batches_of_its_blocks(whole, owners, ahead):
+    ranks = run_ranks(partial(stream, ahead=ahead), max(owners.values()) + 1, owners, 2)
     for step in range(STEPS):
         for block, expected in whole[2 + step].items():
             assert [block in each[step] for each in ranks] == [owners[block] == rank for rank in range(len(ranks))]
@@ -131,7 +143,7 @@ def test_the_conditioning_goes_to_the_rank_that_trains_a_block():
 def test_targets_travel_with_their_rows_at_each_use(owners):
     """In a dtype of their own; the ranks' parts of a block, one after the other, are its batch. The stream begins
     within the second use of a window."""
-    ranks = run_ranks(stream, 2, owners, 7, True, 1, 2)
+    ranks = run_ranks(partial(stream, reuse=2), 2, owners, 7, True)
     whole = LiveStream(partial(collect, targets=True), ROWS, **SIZES, reuse=2).from_step(7)
     for step, batches in enumerate(islice(whole, STEPS)):
         for block, expected in batches.items():

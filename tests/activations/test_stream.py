@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from tide.activations.batch import ActivationBatch
 from tide.activations.block_batch import BlockBatch
-from tide.activations.stream import ActivationBuffer, LiveStream, cut, stream
+from tide.activations.stream import HELD, ActivationBuffer, LiveStream, cut, shuffled, stream
 from tide.errors import TideError
 
 BLOCK = 6
@@ -170,6 +173,48 @@ def test_a_live_stream_goes_on_from_any_step_with_the_same_bits(n_samples, per_p
     first_row = start * batch % (n_samples * rows * reuse)
     assert asked[0] * rows * reuse <= first_row < (asked[0] * rows + max(buffer, per_pass * rows)) * reuse
     assert asked[0] % per_pass == 0
+
+
+def test_the_passes_of_one_window_are_read_ahead():
+    """Three windows of 4, 4 and 2 samples in passes of 2: two passes at the most."""
+    asked = []
+
+    def ahead(passes, depth):
+        asked.append(depth)
+        yield from passes
+
+    sizes = {"n_samples": 10, "rows_per_sample": 20, "per_pass": 2, "buffer_rows": 80}
+
+    def batches(**more):
+        live = LiveStream(
+            lambda seed, first: passes(seed, first, n_samples=10, per_pass=2, rows=20), 50, **sizes, **more
+        )
+        return [each[BLOCK].x for each in islice(live.from_step(1), 8)]
+
+    assert all(map(torch.equal, batches(ahead=ahead), batches()))
+    assert asked == [2]
+
+
+def test_three_windows_of_rows_are_held_at_most(monkeypatch):
+    """While rows are mixed: those that are trained on, those of the passes, and those in their new order."""
+    held = []
+
+    def counting(batch, generator):
+        mixed = shuffled(batch, generator)
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.shape[1:] == (7,)]
+        memory = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        held.append(sum(memory.values()))
+        return mixed
+
+    def wide(seed, first):
+        for each in passes(seed, first, n_samples=40, per_pass=2, rows=10):
+            yield BlockBatch({BLOCK: replace(each[BLOCK], x=each[BLOCK].x.expand(-1, 7).contiguous())})
+
+    monkeypatch.setattr(sys.modules[LiveStream.__module__], "shuffled", counting)
+    live = LiveStream(wide, 30, n_samples=40, rows_per_sample=10, per_pass=2, buffer_rows=100)
+    for _ in islice(live.from_step(0), 40):
+        pass
+    assert max(held) == (HELD * 100 + 20) * 7 * 4  # and the last pass
 
 
 def test_a_live_stream_gives_every_row_once_an_epoch():

@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.plans import machine, sizes, work
 from tide.activations.options import CollectOptions
+from tide.activations.stream import HELD
 from tide.activations.writer import estimate_bytes
 from tide.planning.model import Model
 from tide.training.sources import BUFFER_ROWS
@@ -46,7 +47,7 @@ def test_transcoders_keep_a_target_beside_every_token():
     plain, own = (Model(work(n_gpus=2, options=options), machine()).ways() for options in (CollectOptions(), pairs))
     assert [way.disk for way in own] == [2 * estimate_bytes(100, 64, 8, target=True), 0, own[0].disk]
     assert own[1].wire / plain[1].wire == (2 * 8 * 2 + 16) / ROW
-    assert own[1].memory["buffers"] == BUFFER_ROWS * (2 * 8 * 2 + 16)
+    assert own[1].memory["buffers"] == HELD * BUFFER_ROWS * (2 * 8 * 2 + 16)
 
 
 def test_ranks_share_images_and_blocks():
@@ -115,7 +116,7 @@ def test_memory_of_a_live_rank():
             "pipeline": 2 * 10**6,
             "pass": (8 * 2 * 64 * 5 + 8 * 8 * 2) * 8 * 2,
             "autoencoders": 2 * 16 * (PARAMETERS + modulation),
-            "buffers": 2 * BUFFER_ROWS * ROW,
+            "buffers": 2 * HELD * BUFFER_ROWS * ROW,
             "step": 100 * 50 * 4.0,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,13 +16,23 @@ from tide.activations.memory import ActivationPool
 from tide.activations.options import CollectOptions
 from tide.activations.source import Source
 from tide.activations.to_disk import collect_to_disk, expected_bytes
-from tide.adapters import Adapter, adapter_for
+from tide.adapters import Adapter, adapter_for, tap
 from tide.data import open_source
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.fingerprint import fingerprint, pipeline_fingerprints
 from tide.images.trained import TrainedOn
-from tide.training import TrainConfig, build_model, from_block_stores, from_pool, from_stores, live, live_blocks
+from tide.training import (
+    TrainConfig,
+    build_model,
+    from_block_stores,
+    from_pool,
+    from_stores,
+    live,
+    live_blocks,
+    sources,
+    train,
+)
 
 N = 10
 OPTIONS = CollectOptions(token_fraction=1 / 4)
@@ -245,6 +256,64 @@ def test_several_blocks_get_what_each_would_get_alone(adapter, source):
             assert torch.equal(together[block].x, own.x)
             assert torch.equal(of_job.x, own.x)
             assert torch.equal(together[block].timestep, own.timestep)
+
+
+def weights_after(adapter, source, out, **more) -> dict[str, torch.Tensor]:
+    """Of a training of 7 steps, in windows of 3."""
+    config = replace(CONFIG, steps=7, checkpoint_every=4)
+    learner = train(live(adapter, source, config, block=3, options=OPTIONS, buffer_rows=200), out, **more)
+    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+
+
+def test_passes_beside_the_steps_change_no_bit(adapter, source, tmp_path, monkeypatch):
+    """Neither from the first step nor in a training that resumes in the middle of a window."""
+    trained = []
+    for beside in (False, True):
+        monkeypatch.setattr(sources, "overlaps", lambda device, beside=beside: beside)
+        trained.append(weights_after(adapter, source, tmp_path / str(beside)))
+    job = live(adapter, source, replace(CONFIG, steps=7, checkpoint_every=4), block=3, options=OPTIONS, buffer_rows=200)
+    with pytest.raises(TideError, match="the activations ended after 4 of 7 steps"):
+        train(replace(job, batches=lambda step: islice(job.batches(step), 4)), tmp_path / "resumed")
+    trained.append(weights_after(adapter, source, tmp_path / "resumed", resume=True))
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name]), name
+        assert torch.equal(value, trained[2][name]), name
+    assert not [each for each in threading.enumerate() if each.name == "prefetch"]
+
+
+def test_what_else_runs_the_pipeline_sees_no_pass_and_changes_none(adapter, source, monkeypatch):
+    """Between two batches: a tap that replaces tokens, a collection, another live stream."""
+    monkeypatch.setattr(sources, "overlaps", lambda device: True)
+    whole = list(islice(live(adapter, source, CONFIG, block=3, options=OPTIONS, buffer_rows=100).batches(0), 8))
+    stream = live(adapter, source, CONFIG, block=3, options=OPTIONS, buffer_rows=100).batches(0)
+    got, seen = [next(stream)], []
+    with tap(adapter, {3: lambda x, call: seen.append(x) or 0 * x}):
+        adapter.denoise(torch.zeros(1, adapter.latent_channels, 16, 16), 500.0, adapter.encode_prompts(["near"]))
+    got.append(next(stream))
+    other = live(adapter, source, CONFIG, block=2, options=OPTIONS, buffer_rows=100).batches(0)
+    for _ in range(6):
+        next(other)
+        next(iter(collect(adapter, source, [3], OPTIONS)))
+        got.append(next(stream))
+    assert len(seen) == 1
+    for one, expected in zip(got, whole, strict=True):
+        assert torch.equal(one.x, expected.x)
+
+
+def test_an_error_of_a_pass_ends_the_training_in_one_line(adapter, source, tmp_path, monkeypatch):
+    def failing(*arguments, **options):
+        for number, batches in enumerate(collect(*arguments, **options)):
+            if number:
+                batches[3].x[0] = float("nan")
+            batches[3].check_finite("block 3")
+            yield batches
+
+    monkeypatch.setattr(sources, "overlaps", lambda device: True)
+    monkeypatch.setattr(sources, "collect", failing)
+    job = live(adapter, source, CONFIG, block=3, options=replace(OPTIONS, batch_size=4), buffer_rows=128)
+    with pytest.raises(TideError, match=r"^activations of block 3 hold NaN at timestep"):
+        train(job, tmp_path / "out")
+    assert not [each for each in threading.enumerate() if each.name == "prefetch"]
 
 
 # -- transcoders -----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Train(Command):
         with_option(
             "store",
             leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-            "transcoder token_fraction timesteps no_pairs batch_size block cache reuse hold_out",
+            "transcoder token_fraction timesteps no_pairs batch_size block cache reuse no_overlap hold_out",
         ),
         with_option("transcoder", leaves_out="tensor"),
         kind_of_data(reserves=True),
@@ -83,7 +83,7 @@ class Train(Command):
     resume: Flag = False
     """resume an interrupted training"""
     buffer_rows: Count = 65536
-    """number of activations that are shuffled together"""
+    """number of activations that are shuffled together; a live stream holds three times as many"""
     block: Blocks = ("penultimate",)
     """blocks to train on live: numbers, 'penultimate' or 'all'; several share the forward passes, and each has a folder
     of its own, OUT/block-N"""
@@ -92,6 +92,9 @@ class Train(Command):
     so many times fewer passes"""
     cache: Flag = False
     """keep encoded images and captions in memory during live training"""
+    no_overlap: Flag = False
+    """run the passes of the next images after the steps on these and not beside them, which takes less memory of a
+    GPU"""
     hold_out: Fraction = HOLD_OUT
     """share of the images that live training leaves out, for `tide evaluate`"""
     model: Model = field(default_factory=Model)
@@ -128,11 +131,13 @@ class Train(Command):
 
     def _announced(self, jobs: Jobs) -> str:
         """What is trained, and the memory that it takes."""
+        from tide.activations.stream import HELD
         from tide.activations.to_disk import blocks_in_words
         from tide.training.memory import need
 
         model = next(iter(jobs.of.values())).model
-        sizes: dict[str, Any] = {"blocks": len(jobs.of), "buffer_rows": self.buffer_rows}
+        rows = self.buffer_rows if self.store else HELD * self.buffer_rows
+        sizes: dict[str, Any] = {"blocks": len(jobs.of), "buffer_rows": rows}
         needed = need(jobs.config, model.d_model, **sizes, target=model.config.target is not None)
         world = jobs.shares.world
         rank = f"rank {world.number} of {world.count}: " if world.several else ""
@@ -197,6 +202,7 @@ class Train(Command):
             buffer_rows=self.buffer_rows,
             reuse=self.reuse,
             cache=self.cache,
+            overlap=not self.no_overlap,
         )
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from tide.activations.stream import HELD
 from tide.activations.writer import estimate_bytes
 from tide.planning.machines import Machine
 from tide.planning.work import Work
@@ -51,7 +52,7 @@ FORMULAS = {
     "tokens on the wire": "S B (a d b + 16) (W - 1) / W bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
-    "memory": "pipeline + pass or autoencoder + step; live all of these at once, and buffers of 65536 tokens a block",
+    "memory": "pipeline + pass or autoencoder + step; live all of these at once, and three times 65536 tokens a block",
 }
 
 #: Bytes of a row of activations besides its values: sample, token, group.
@@ -119,7 +120,7 @@ class Model:
         memory = {
             **self._collector,
             "autoencoders": work.owned * self._autoencoder,
-            "buffers": work.owned * BUFFER_ROWS * self._row,
+            "buffers": work.owned * HELD * BUFFER_ROWS * self._row,
             "step": self._scratch(work.batch_tokens),
         }
         return Way("live, block parallel", seconds, 0.0, memory, len(work.blocks) * sent)

@@ -131,6 +131,10 @@ class TrainConfig(ModelOptions):
     ``lr`` None is :data:`LR_SHARE` / sqrt(d). The modulation, whose embedding is already trained, learns at
     ``modulation_lr`` times that. The long ``warmup`` keeps latents of TopK alive: Adam's first steps at the full rate
     silence more than half of them.
+
+    ``precision`` is that of the products; weights, their gradients and AdamW's moments are always float32. "bf16"
+    rounds the weights in every step. "bf16_weights" keeps the rounded ones beside the float32 ones, the master weights
+    (:class:`tide.training.rounded.RoundedWeights`).
     """
 
     activation: Activation = "jumprelu"
@@ -154,7 +158,7 @@ class TrainConfig(ModelOptions):
     loss: LossConfig = field(default_factory=LossConfig)
     progressive_k: ProgressiveK = field(default_factory=ProgressiveK)
     revival: RevivalConfig = field(default_factory=RevivalConfig)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16_weights"] = "fp32"
     backend: str = "auto"
     device: str = "cpu"
     shard_latents: int = 1

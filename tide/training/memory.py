@@ -12,10 +12,14 @@ from tide.training.config import TrainConfig
 class Need(NamedTuple):
     """Bytes that every backend needs at least."""
 
-    weights: int  # in float32: both weights [n_latents, d_model] of each block with their gradients and two moments,
-    # or one rank's part of the latents
-    step: int  # the activations, their targets and the reconstruction of a step's rows, of a block at a time
-    buffer: int  # the rows that are mixed, of each block, and their targets
+    #: Both weights [n_latents, d_model] of each block, or one rank's part of the latents, with their gradients and two
+    #: moments, in float32, and once more in bfloat16 where they are kept so.
+    weights: int
+    #: The activations, their targets and the reconstruction of a step's rows, and the weights rounded to bfloat16 where
+    #: a step does that; of a block at a time.
+    step: int
+    #: The rows that are mixed, of each block, and their targets.
+    buffer: int
 
     @property
     def total(self) -> int:
@@ -31,9 +35,14 @@ class Need(NamedTuple):
 def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False) -> Need:
     """What a training of so many blocks needs, in each rank; ``target``: of transcoders."""
     n_latents, _ = config.sizes(d_model)
-    weights = blocks * 4 * 4 * 2 * (n_latents // config.shard_latents) * d_model
+    n_latents //= config.shard_latents
+    rows = (2 + target) * 4 * config.batch_tokens * d_model
+    rounded = 2 * 2 * n_latents * d_model
+    kept, passing = (rounded * (config.precision == each) for each in ("bf16_weights", "bf16"))
     return Need(
-        weights, (2 + target) * 4 * config.batch_tokens * d_model, (1 + target) * blocks * 4 * buffer_rows * d_model
+        weights=blocks * (4 * 4 * 2 * n_latents * d_model + kept),
+        step=rows + passing,
+        buffer=(1 + target) * blocks * 4 * buffer_rows * d_model,
     )
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tide.activations.stream import B
 from tide.adapters.gate import Gate
+from tide.devices import cores
 from tide.errors import TideError
+from tide.ranks import launched_here
 
 #: How often, in seconds, a waiting thread looks whether it has to end.
 _LOOK = 0.1
@@ -44,12 +46,13 @@ def prefetched(
 
     With ``pin`` what is in a CPU's memory is pinned, so that a GPU copies it while it computes. With the ``device`` on
     which batches arise, if it is a GPU, the thread computes on a stream of its own. With the ``gate`` of a transformer
-    that ``batches`` run, each batch is a background pass; where a tap is open from the beginning, no thread runs.
+    that ``batches`` run, each batch is a background pass. Where a tap is open from the beginning, or autocast is on,
+    which a thread would not know of, none runs.
 
     What ``batches`` raises is raised here, after the batches before it. The thread starts with the first batch and ends
     when the iterator is closed, after the batch that it is reading.
     """
-    if gate is not None and gate.is_tapped:
+    if gate is not None and (gate.is_tapped or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
         yield from batches
         return
     reader: _Reader[B] = _Reader(batches, depth, pin, _Lane(device), gate)
@@ -64,8 +67,11 @@ def prefetched(
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether a thread runs passes on ``device`` beside the steps."""
-    return True
+    """Whether passes on ``device`` in a thread make a training faster: on a GPU, and on a CPU where PyTorch's threads,
+    those of other ranks as well, leave as many cores idle as they use."""
+    if device.type == "cpu":
+        return 2 * torch.get_num_threads() * launched_here() <= cores()
+    return device.type == "cuda"
 
 
 class _Reader(Generic[B]):

@@ -373,14 +373,14 @@ def live(
     buffer_rows: int = BUFFER_ROWS,
     reuse: int = 1,
     cache: bool = False,
+    overlap: bool = True,
 ) -> Job:
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
     """
-    jobs = live_blocks(
-        adapter, source, config, blocks=[block], options=options, buffer_rows=buffer_rows, reuse=reuse, cache=cache
-    )
+    more: dict[str, Any] = {"buffer_rows": buffer_rows, "reuse": reuse, "cache": cache, "overlap": overlap}
+    jobs = live_blocks(adapter, source, config, blocks=[block], options=options, **more)
     (job,) = jobs.of.values()
     return job
 
@@ -395,6 +395,7 @@ def live_blocks(
     buffer_rows: int = BUFFER_ROWS,
     reuse: int = 1,
     cache: bool = False,
+    overlap: bool = True,
 ) -> Jobs:
     """Training of several blocks on one live stream: every forward pass serves all of them (Algorithm 1). Each block
     gets the batches, to the bit, that a stream of its own would give it.
@@ -408,6 +409,8 @@ def live_blocks(
         buffer_rows: rows of each block mixed at a time; three times as many are held.
         reuse: how many times each row is trained on before the next are mixed; so many times fewer passes are run.
         cache: keep the encoded images and captions in memory, each of several ranks those of its own passes.
+        overlap: run the passes of the next images in a thread beside the steps on these, where
+            :func:`~tide.training.prefetch.overlaps` says that this is faster; the bits are the same.
 
     Raises:
         TideError: a block does not exist, an image cannot be read, or the models do not fit the device.
@@ -444,7 +447,7 @@ def live_blocks(
         "buffer_rows": buffer_rows,
         "reuse": reuse,
         "seed": config.seed,
-        "ahead": _overlapping(adapter),
+        "ahead": _overlapping(adapter) if overlap else None,
     }
     stream = (
         SharedStream(collected, config.batch_tokens, shares=shares, **sizes)
