@@ -477,8 +477,9 @@ def test_the_initial_weights_of_parts_are_those_of_the_whole(n_latents, count):
                 assert torch.equal(value, whole[name]), name
 
 
-def test_a_part_of_the_latents_is_no_checkpoint(tmp_path):
+def test_what_a_part_of_the_latents_cannot_do(tmp_path):
     part = TIDE(TIDEConfig(D, N, K), among=World(1, 2))
-    with pytest.raises(TideError, match=r"^this rank holds 20 of 40 latents; save them together by a training$"):
-        part.save_pretrained(tmp_path)
+    for needs_all in (lambda: part.save_pretrained(tmp_path), lambda: part.nested(8), lambda: part.loss(rows(4))):
+        with pytest.raises(TideError, match=r"^this rank holds 20 of 40 latents and all are needed; read the checkpoi"):
+            needs_all()
     assert not list(tmp_path.iterdir())

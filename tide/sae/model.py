@@ -129,6 +129,14 @@ class TIDE(Autoencoder):
         self._check_target(target is not None)
         return None if target is None else self.output_units.normalised(self._rows(target))
 
+    def _check_whole(self) -> None:
+        """Raises :class:`~tide.errors.TideError` for a part of the latents, where all are needed."""
+        if self.among.several:
+            raise TideError(
+                f"this rank holds {len(self.W_enc)} of {self.n_latents} latents and all are needed; read the "
+                "checkpoint that the training writes"
+            )
+
     def _check_target(self, given: bool) -> None:
         if given and self.config.target is None:
             raise TideError("this TIDE reconstructs what it encodes; leave the target out")
@@ -165,8 +173,8 @@ class TIDE(Autoencoder):
         """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` with their zeros, in evaluation mode and
         without gradients, in float32 on the device of x."""
         with inference(self):
-            codes = self.encode(x.float().to(self.W_enc.device), position)
-            return codes.dense(self.n_latents).view(*x.shape[:-1], self.n_latents).to(x.device)
+            codes, n_own = self.encode(x.float().to(self.W_enc.device), position), len(self.W_enc)
+            return codes.dense(n_own).view(*x.shape[:-1], n_own).to(x.device)
 
     def heights(self, x: Tensor, position: At = None) -> Tensor:
         """``[N, n_latents]``: how far the latents of ``x [..., d_model]`` are from being inactive, as
@@ -215,6 +223,7 @@ class TIDE(Autoencoder):
             dead: ``[n_latents]`` bool, the latents that the auxiliary term revives.
             target: of a transcoder, and only of one: what x is to become, ``[..., d_model]``, in its own units.
         """
+        self._check_whole()
         rows, modulation = self._entering(x, position)
         wanted = self.normalised_target(target)
         options = LossOptions(self.config.k) if options is None else options
@@ -336,6 +345,7 @@ class TIDE(Autoencoder):
 
         Raises :class:`~tide.errors.TideError` if there are not so many latents.
         """
+        self._check_whole()
         if not 1 <= n_latents <= self.n_latents:
             raise TideError(f"{n_latents} latents cannot be the first of {self.n_latents}; give 1 to {self.n_latents}")
         prefixes = tuple(each for each in self.config.prefixes if each < n_latents)
@@ -353,10 +363,7 @@ class TIDE(Autoencoder):
     def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` to the folder ``path``; if one cannot be written, both stay
         as they were. Raises :class:`~tide.errors.TideError` for a part of the latents."""
-        if self.among.several:
-            raise TideError(
-                f"this rank holds {len(self.W_enc)} of {self.n_latents} latents; save them together by a training"
-            )
+        self._check_whole()
         replace_files(checkpoint_files(self.config, self.state_dict(), Path(path), self.trained_on))
 
     @classmethod
