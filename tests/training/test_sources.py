@@ -33,6 +33,7 @@ from tide.training import (
     sources,
     train,
 )
+from tide.world import World
 
 N = 10
 OPTIONS = CollectOptions(token_fraction=1 / 4)
@@ -110,6 +111,24 @@ def test_digests_of_resized_images_identify_nothing(stores, tmp_path, digests_of
     """Stores of named data sets that earlier versions wrote hold such digests."""
     path = changed(stores / "block-3", tmp_path / "s", data="owner/pictures", split="train", **digests_of)
     assert (from_stores([path], PLAIN).model.trained_on is not None) is recorded
+
+
+@pytest.mark.parametrize(
+    ("local", "share"),
+    [({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (1, 2)), ({"LOCAL_RANK": "1"}, (0, 1)), ({}, (0, 1))],
+    ids=["one of two on this machine", "of an unknown number", "of an unknown place"],
+)
+def test_the_ranks_of_a_machine_divide_the_shards_that_they_verify(stores, monkeypatch, local, share):
+    verified = []
+    monkeypatch.setattr(ActivationStore, "verify", lambda store, share: verified.append(share))
+    monkeypatch.setattr(sources, "current", lambda *_: World(3, 4))
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", **local}.items():
+        monkeypatch.setenv(name, value)
+    job = from_stores([stores / "block-3"], PLAIN)
+    assert verified == [share]
+    assert len(next(job.batches(0))) == 64 // 4
 
 
 def test_one_folder_is_one_store(stores):

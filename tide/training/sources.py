@@ -171,7 +171,7 @@ def _verified_here(shares: Shares) -> tuple[int, int]:
     """The shards that this process verifies, i of every n: all of them, or those that are its own among the ranks of
     this machine that train together."""
     found = launched()
-    return (0, 1) if found is None or shares.count == 1 else (found.local, found.here)
+    return (0, 1) if found is None or shares.count == 1 else (found.local % found.here, found.here)
 
 
 def open_store(path: str | Place, share: tuple[int, int] = (0, 1)) -> ActivationStore:
