@@ -50,6 +50,10 @@ def measure(rounds: int, n_blocks: int, threads: int) -> dict[str, Any]:
     }
 
 
+def named(n_blocks: int, threads: int) -> str:
+    return f"{counted(n_blocks, 'block')}, {counted(threads, 'thread')} on {counted(cores(), 'core')}"
+
+
 def page(figures: dict[str, Any]) -> str:
     """The table of docs/scale.md."""
     rows = []
@@ -70,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figures = read_json(arguments.out)["figures"] if arguments.out is not None and arguments.out.exists() else {}
     for threads, n_blocks in product(arguments.threads, BLOCKS):
-        name = f"{counted(n_blocks, 'block')}, {counted(threads, 'thread')} on {counted(cores(), 'core')}"
+        name = named(n_blocks, threads)
         figures[name] = measure(arguments.rounds, n_blocks, threads)
         print(json.dumps({name: figures[name]}), flush=True)
         if arguments.out is not None:

@@ -24,7 +24,9 @@ def run_ranks(
     """What ``function(*args)``, of a module, returns in each of so many new processes, which are a gloo group of one
     thread each. An error in one of them, or none done after ``timeout`` seconds, fails the test. ``wait``: seconds
     after which a collective operation fails."""
-    context = multiprocessing.get_context("spawn")
+    # Copies of a process that has imported what takes seconds, and has started no threads.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    multiprocessing.set_forkserver_preload(["tests.helpers.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):

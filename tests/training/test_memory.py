@@ -50,6 +50,7 @@ def test_several_blocks_need_their_weights_and_their_buffers(monkeypatch):
     one, three = need(config, 16, buffer_rows=10), need(config, 16, blocks=3, buffer_rows=10)
     assert (one.weights, one.step, one.buffer) == (32 * 64 * 16, 8 * 100 * 16, 40 * 16)
     assert (three.weights, three.step, three.buffer) == (3 * one.weights, one.step, 3 * one.buffer)
+    assert need(config, 16, buffer_rows=10, itemsize=2).buffer == 20 * 16
     transcoders = need(config, 16, blocks=3, buffer_rows=10, target=True)
     assert transcoders == (three.weights, 3 * 4 * 100 * 16, 2 * three.buffer)
     monkeypatch.setattr(memory, "device_memory", lambda device: three.total - 1)

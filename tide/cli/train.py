@@ -131,13 +131,19 @@ class Train(Command):
 
     def _announced(self, jobs: Jobs) -> str:
         """What is trained, and the memory that it takes."""
+        import torch
+
         from tide.activations.stream import HELD
         from tide.activations.to_disk import blocks_in_words
         from tide.training.memory import need
 
-        model = next(iter(jobs.of.values())).model
-        rows = self.buffer_rows if self.store else HELD * self.buffer_rows
-        sizes: dict[str, Any] = {"blocks": len(jobs.of), "buffer_rows": rows}
+        first = next(iter(jobs.of.values()))
+        model, sizes = first.model, {"blocks": len(jobs.of), "buffer_rows": self.buffer_rows}
+        if not self.store:
+            sizes |= {
+                "buffer_rows": HELD * self.buffer_rows,
+                "itemsize": getattr(torch, first.described["dtype"]).itemsize,
+            }
         needed = need(jobs.config, model.d_model, **sizes, target=model.config.target is not None)
         world = jobs.shares.world
         rank = f"rank {world.number} of {world.count}: " if world.several else ""

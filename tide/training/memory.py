@@ -32,8 +32,17 @@ class Need(NamedTuple):
         )
 
 
-def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False) -> Need:
-    """What a training of so many blocks needs, in each rank; ``target``: of transcoders."""
+def need(
+    config: TrainConfig,
+    d_model: int,
+    *,
+    blocks: int = 1,
+    buffer_rows: int = 0,
+    itemsize: int = 4,
+    target: bool = False,
+) -> Need:
+    """What a training of so many blocks needs, in each rank; ``itemsize``: bytes of a number of the rows that are
+    mixed; ``target``: of transcoders."""
     n_latents, _ = config.sizes(d_model)
     n_latents //= config.shard_latents
     rows = (2 + target) * 4 * config.batch_tokens * d_model
@@ -42,18 +51,24 @@ def need(config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int
     return Need(
         weights=blocks * (4 * 4 * 2 * n_latents * d_model + kept),
         step=rows + passing,
-        buffer=(1 + target) * blocks * 4 * buffer_rows * d_model,
+        buffer=(1 + target) * blocks * itemsize * buffer_rows * d_model,
     )
 
 
 def check_memory(
-    config: TrainConfig, d_model: int, *, blocks: int = 1, buffer_rows: int = 0, target: bool = False
+    config: TrainConfig,
+    d_model: int,
+    *,
+    blocks: int = 1,
+    buffer_rows: int = 0,
+    itemsize: int = 4,
+    target: bool = False,
 ) -> None:
     """Raises :class:`~tide.errors.TideError` if ``config.device`` is not there, or training cannot fit its memory.
 
     It counts what :func:`need` does. A training that passes may still not fit.
     """
-    needed = need(config, d_model, blocks=blocks, buffer_rows=buffer_rows, target=target)
+    needed = need(config, d_model, blocks=blocks, buffer_rows=buffer_rows, itemsize=itemsize, target=target)
     memory = device_memory(device_of(config.device))
     if memory is None or needed.total <= memory:
         return

@@ -420,8 +420,8 @@ def live_blocks(
     indices = adapter.resolve_blocks(blocks)
     shares = shared_blocks(indices, config)
     here = list(filter(shares.trained_here, indices))
-    transcodes = options.target is not None
-    check_memory(config, adapter.d_model, blocks=len(here), buffer_rows=HELD * buffer_rows, target=transcodes)
+    held = {"buffer_rows": HELD * buffer_rows, "itemsize": adapter.dtype.itemsize}
+    check_memory(config, adapter.d_model, blocks=len(here), **held, target=options.target is not None)
     of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
     models = {index: build_model(adapter, index, config, **of) for index in here}
     images: Data = source
