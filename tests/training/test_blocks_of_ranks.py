@@ -17,8 +17,6 @@ from tide.training.learner import Learner
 from tide.training.to_checkpoint import train_blocks
 from tide.world import World
 
-pytestmark = pytest.mark.slow
-
 
 def until(step: int, blocks: Sequence[int], out: Path, world: World) -> None:
     """Resumes the blocks' training, and interrupts it after a step of a checkpoint."""
