@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import torch.distributed as dist
 
 from tests.helpers.kill_ranks import BLOCKS, STEPS, jobs, same, weights
