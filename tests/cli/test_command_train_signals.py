@@ -36,7 +36,7 @@ def check(trial: dict[str, Any]) -> None:
     last = [match for line in lines if (match := LINE.fullmatch(line))]
     assert sorted(match[1] for match in last) == ["0", "1"], lines  # a line each
     (step,) = {int(match[2]) for match in last}
-    assert 40 <= step < 240
+    assert 40 <= step < 120
     others = [line for line in lines if not LINE.fullmatch(line)]
     assert all("warning" in line and "the channels' means" in line for line in others), others  # of the data alone
     assert (trial["resumed"], trial["same"]) == ([0, 0], True)

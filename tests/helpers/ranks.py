@@ -24,14 +24,13 @@ def run_ranks(
     """What ``function(*args)``, of a module, returns in each of so many new processes, which are a gloo group of one
     thread each. An error in one of them, or none done after ``timeout`` seconds, fails the test. ``wait``: seconds
     after which a collective operation fails."""
-    # Copies of a process that has imported what takes seconds, and has started no threads.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    multiprocessing.set_forkserver_preload(["tests.helpers.preloaded"])
+    context.set_forkserver_preload(["tide.training"])  # its imports take longer than most tests
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (sender, function, rank, world_size, f"{folder}/store", wait, args)
+            arguments = (sender, function, rank, world_size, f"{folder}/store", wait, dict(os.environ), args)
             processes.append(context.Process(target=_run, args=arguments, daemon=True))
             processes[-1].start()
             sender.close()
@@ -64,8 +63,11 @@ def _run(
     world_size: int,
     store: str,
     wait: float,
+    environment: dict[str, str],
     args: tuple[Any, ...],
 ) -> None:
+    os.environ.clear()
+    os.environ.update(environment)  # a server's processes have the one that it was started with
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the name of this machine may lead nowhere

@@ -25,7 +25,7 @@ from tide.activations.writer import StoreWriter
 from tide.cli.app import main as tide
 from tide.training import learner, stopping
 
-STEPS = 240
+STEPS = 120
 OPTIONS = ["--sae", "--steps", str(STEPS), "--buffer-rows", "1024"]
 OPTIONS += ["--set", "n_latents=32", "k=3", "batch_tokens=64", "checkpoint_every=40", "log_every=40"]
 #: Of two ranks, one has two blocks to save and the other a single one.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import torch.distributed as dist
 
 from tests.helpers.kill_ranks import BLOCKS, STEPS, jobs, same, weights
@@ -16,8 +15,6 @@ from tide.activations.batch import ActivationBatch
 from tide.training.learner import Learner
 from tide.training.to_checkpoint import train_blocks
 from tide.world import World
-
-pytestmark = pytest.mark.slow
 
 
 def until(step: int, blocks: Sequence[int], out: Path, world: World) -> None:

@@ -18,8 +18,6 @@ from tide.activations.writer import StoreWriter
 from tide.cli.app import main
 from tide.training import Jobs, from_block_stores, from_stores, train_blocks
 
-pytestmark = pytest.mark.slow
-
 BLOCKS = (2, 5, 7)
 CONFIG = config(activation="jumprelu", modulation=False, steps=6, checkpoint_every=2, log_every=1)
 
