@@ -65,6 +65,8 @@ RANKS = {
     "2 ranks that divide the latents": (2, 2),
     "4 ranks that divide tokens and latents": (4, 2),
 }
+#: By name, as parameters of tests that make whole trainings with them.
+TRAINED = {name: (pytest.mark.slow,) if count == 4 and across > 1 else () for name, (count, across) in RANKS.items()}
 
 
 def cases(across: int) -> list[str]:
@@ -142,7 +144,7 @@ def ranks(request, tmp_path_factory):
 
 of_each = pytest.mark.parametrize(
     ("ranks", "case"),
-    [(name, case) for name, (_, across) in RANKS.items() for case in cases(across)],
+    [pytest.param(name, case, marks=marks) for name, marks in TRAINED.items() for case in cases(RANKS[name][1])],
     indirect=["ranks"],
 )
 
@@ -217,7 +219,7 @@ def test_all_ranks_hold_the_same_bits(ranks, case):
         assert_same(weights, found[number % ranks.across][1])
 
 
-@pytest.mark.parametrize("ranks", RANKS, indirect=True)
+@pytest.mark.parametrize("ranks", [pytest.param(name, marks=each) for name, each in TRAINED.items()], indirect=True)
 def test_the_folder_ends_as_one_process_leaves_it(ranks, alone):
     for number, case in enumerate(cases(ranks.across)):
         out = ranks.folder / str(number)
