@@ -28,22 +28,27 @@ from tide.world import World
 BLOCKS = (1, 8)
 
 
-def seconds(world: World, n_blocks: int, threads: int, overlaps: bool) -> dict[str, float]:
-    """Of a step of so many blocks, and of the learners' part of it."""
+def pairs(world: World, rounds: int, n_blocks: int, threads: int) -> list[list[dict[str, float]]]:
+    """Seconds of a step of so many blocks, and of the learners' part of it: in each round without and with overlap."""
     torch.set_num_threads(threads)
-    with patch("tide.training.sources.overlaps", lambda device: overlaps):
-        return blocks(world, n_blocks)
+    found: list[list[dict[str, float]]] = []
+    for _ in range(rounds):
+        found.append([])
+        for beside in (False, True):
+            with patch("tide.training.sources.overlaps", lambda device, beside=beside: beside):
+                found[-1].append(blocks(world, n_blocks))
+    return found
 
 
 def measure(rounds: int, n_blocks: int, threads: int) -> dict[str, Any]:
-    """Medians over rounds, each of which has both."""
-    pairs = [[on_ranks(1, seconds, n_blocks, threads, overlaps) for overlaps in (False, True)] for _ in range(rounds)]
-    ratios = sorted(beside["seconds"] / alone["seconds"] for alone, beside in pairs)
-    longer = [max(one["learners"], one["seconds"] - one["learners"]) / one["seconds"] for one, _ in pairs]
+    """Medians over rounds, all in one process."""
+    found = on_ranks(1, pairs, rounds, n_blocks, threads)
+    ratios = sorted(beside["seconds"] / alone["seconds"] for alone, beside in found)
+    longer = [max(one["learners"], one["seconds"] - one["learners"]) / one["seconds"] for one, _ in found]
     return {
         "seconds of a step": {
-            "one after the other": statistics.median(one["seconds"] for one, _ in pairs),
-            "beside each other": statistics.median(two["seconds"] for _, two in pairs),
+            "one after the other": statistics.median(one["seconds"] for one, _ in found),
+            "beside each other": statistics.median(two["seconds"] for _, two in found),
         },
         "ratio": {"median": statistics.median(ratios), "rounds": ratios},
         "least possible ratio": statistics.median(longer),

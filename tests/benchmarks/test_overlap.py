@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks import overlap
 from benchmarks.overlap import measure, page
 from benchmarks.table import RESULTS
 from tests.helpers.pages import ROOT
 from tide.files import read_json
+from tide.training import sources
+from tide.world import World
 
 
 def test_a_ratio_is_of_one_round(monkeypatch):
     """A machine that is twice as slow in the second round changes none."""
     runs = iter([(10.0, 6.0), (7.0, 6.0), (20.0, 12.0), (15.0, 12.0), (10.0, 6.0), (8.0, 6.0)])
-    found = []
+    beside = []
 
-    def on_ranks(count, function, n_blocks, threads, overlaps):
-        found.append((count, n_blocks, threads, overlaps))
+    def blocks(world, n_blocks):
+        beside.append(sources.overlaps(torch.device("cpu")))
         return dict(zip(("seconds", "learners"), next(runs), strict=True))
 
-    monkeypatch.setattr(overlap, "on_ranks", on_ranks)
-    figures = measure(3, 8, 2)
-    assert found == [(1, 8, 2, False), (1, 8, 2, True)] * 3
+    monkeypatch.setattr(overlap, "blocks", blocks)
+    monkeypatch.setattr(overlap, "on_ranks", lambda count, function, *arguments: function(World(), *arguments))
+    figures = measure(3, 8, torch.get_num_threads())
+    assert beside == [False, True] * 3
     assert figures["ratio"] == {"median": 0.75, "rounds": [0.7, 0.75, 0.8]}
     assert figures["seconds of a step"] == {"one after the other": 10.0, "beside each other": 8.0}
     assert figures["least possible ratio"] == pytest.approx(0.6)
