@@ -74,7 +74,7 @@ def page(figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, cores()], help="of PyTorch, for each measurement")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of PyTorch, for each measurement")
     parser.add_argument("--out", type=Path, help="JSON file for the figures; those that are not measured stay")
     arguments = parser.parse_args()
     figures = read_json(arguments.out)["figures"] if arguments.out is not None and arguments.out.exists() else {}
