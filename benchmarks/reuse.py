@@ -1,8 +1,7 @@
-"""What a live training loses and gains by using each activation several times: ``python -m benchmarks.reuse``.
+"""What a live training loses by using each activation several times: ``python -m benchmarks.reuse``.
 
 Autoencoders of two blocks of the bundled pipeline, trained on one live stream for as many steps, by how many times it
-uses each row. The explained variance on held-out scenes is that of a deployed dictionary; seconds are those of a step,
-passes included. Beside them PCA with k components.
+uses each row: the explained variance on held-out scenes. Beside them PCA with k components.
 Writes ``benchmarks/results/reuse.json``.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,13 +62,10 @@ def trained(
     sizes: dict[str, Any] = {"buffer_rows": plan.buffer_rows, "reuse": reuse, "cache": True}
     jobs = live_blocks(adapter, source, config, blocks=plan.blocks, options=OPTIONS, **sizes)
     with TemporaryDirectory() as folder:
-        begun = time.perf_counter()
         learners = train_blocks(jobs, Path(folder) / "models")
-        seconds = (time.perf_counter() - begun) / config.steps
     for block, learner in learners.items():
         found = evaluate_reconstruction(with_sae(learner.model), measured[block], n_latents=learner.model.n_latents)
-        kept = {name: found[name] for name in ("explained_variance", "l0", "dead")}
-        yield {"block": block, "seconds of a step": seconds, **kept}
+        yield {"block": block, **{name: found[name] for name in ("explained_variance", "l0", "dead")}}
 
 
 def by_components(adapter: Adapter, plan: Plan, measured: dict[int, list[ActivationBatch]]) -> list[dict[str, float]]:
@@ -92,10 +87,9 @@ def table(record: dict[str, Any]) -> str:
     rows = []
     for name, found in record["uses"].items():
         each = [[row["explained_variance"] for row in found if row["block"] == block] for block in blocks]
-        seconds = mean(row["seconds of a step"] for row in found)
-        rows.append([name, f"{seconds * 1e3:.0f} ms", *(f"{mean(of):.2%}" for of in each)])
-    rows.append(["PCA, k components", "", *(f"{row['explained_variance']:.2%}" for row in record["PCA"])])
-    return markdown(["uses of each row", "a step", *(f"block {block}" for block in blocks)], rows)
+        rows.append([name, *(f"{mean(of):.2%}" for of in each)])
+    rows.append(["PCA, k components", *(f"{row['explained_variance']:.2%}" for row in record["PCA"])])
+    return markdown(["uses of each row", *(f"block {block}" for block in blocks)], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

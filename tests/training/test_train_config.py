@@ -77,7 +77,7 @@ def test_yaml_reads_off_as_false(tmp_path):
         ({"loss": {"prefixes": 0.5}}, r"^loss.prefixes = 0.5 must be a list of numbers, as in \[0.1, 0.9\]$"),
         ({"loss": {"prefixes": ["x"]}}, r"^loss.prefixes = 'x' must be a number$"),
         ({"betas": [0.9]}, r"^betas = \[0.9\] must be 2 numbers"),
-        ({"precision": "fp16"}, r"^precision = 'fp16' is unknown; use one of fp32, bf16, bf16_weights$"),
+        ({"precision": "fp16"}, r"^precision = 'fp16' is unknown; use one of fp32, bf16$"),
         ({"progressive_k": {"shape": "cosin"}}, r"^progressive_k.shape = 'cosin' is unknown; use one of linear"),
         ({"loss": {"mse": "x"}}, r"^loss.mse = 'x' must be a number$"),
     ],

@@ -132,9 +132,8 @@ class TrainConfig(ModelOptions):
     ``modulation_lr`` times that. The long ``warmup`` keeps latents of TopK alive: Adam's first steps at the full rate
     silence more than half of them.
 
-    ``precision`` is that of the products; weights, their gradients and AdamW's moments are always float32. "bf16"
-    rounds the weights in every step. "bf16_weights" keeps the rounded ones beside the float32 ones, the master weights
-    (:class:`tide.training.rounded.RoundedWeights`).
+    With ``precision`` "bf16" the kernels read weights and tokens that are rounded to bfloat16 in every step. The master
+    weights, which AdamW updates and checkpoints hold, their gradients and moments are always float32.
     """
 
     activation: Activation = "jumprelu"
@@ -158,7 +157,7 @@ class TrainConfig(ModelOptions):
     loss: LossConfig = field(default_factory=LossConfig)
     progressive_k: ProgressiveK = field(default_factory=ProgressiveK)
     revival: RevivalConfig = field(default_factory=RevivalConfig)
-    precision: Literal["fp32", "bf16", "bf16_weights"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     backend: str = "auto"
     device: str = "cpu"
     shard_latents: int = 1

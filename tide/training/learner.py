@@ -26,7 +26,6 @@ from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
 from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
-from tide.training.rounded import RoundedWeights
 from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.state import RESUME, Length, Record, State, check_same, find, joined, read, write
 from tide.training.update import AdamW, gradient_norm
@@ -119,7 +118,6 @@ class Learner:
         self.lr = config.learning_rate(model.d_model)
         self.optimizer = AdamW(_groups(model, config), lr=self.lr, betas=config.betas, weight_decay=config.weight_decay)
         self._buffers = self._kept_gradients()
-        self._rounded = RoundedWeights(self.model) if config.precision == "bf16_weights" else None
         late = device.type == "cuda"
         #: The sum of the squares of a step's gradients WALKED, if the loss adds it up; NaN until then. None on a GPU.
         self._squares = None if late else torch.zeros((), dtype=torch.float64)
@@ -251,7 +249,7 @@ class Learner:
         if config.loss.auxk:
             bucket = self._dead_bucket.size(self._n_rows(x))
             dead, options = self.revival.dead, options._replace(dead_bucket=bucket)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision != "fp32"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if self._buffers:
                 # Gradients start as those of the regularisation, reg (|W_enc|^2 + |W_dec|^2).
                 more: dict[str, Any] = {
@@ -262,8 +260,6 @@ class Learner:
                 }
                 if self.world.several:
                     more["ranks"] = self.world.ranks(self._n_rows(x), model.n_latents)
-                if self._rounded is not None:
-                    more |= self._rounded.now()
                 if self._squares is not None:
                     more["squares"] = self._squares.fill_(math.nan)
                 return model.add_gradients(x, batch.position, options, self._buffers, **more)

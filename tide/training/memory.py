@@ -13,7 +13,7 @@ class Need(NamedTuple):
     """Bytes that every backend needs at least."""
 
     #: Both weights [n_latents, d_model] of each block, or one rank's part of the latents, with their gradients and two
-    #: moments, in float32, and once more in bfloat16 where they are kept so.
+    #: moments, in float32.
     weights: int
     #: The activations, their targets and the reconstruction of a step's rows, and the weights rounded to bfloat16 where
     #: a step does that; of a block at a time.
@@ -46,11 +46,10 @@ def need(
     n_latents, _ = config.sizes(d_model)
     n_latents //= config.shard_latents
     rows = (2 + target) * 4 * config.batch_tokens * d_model
-    rounded = 2 * 2 * n_latents * d_model
-    kept, passing = (rounded * (config.precision == each) for each in ("bf16_weights", "bf16"))
+    rounded = 2 * 2 * n_latents * d_model if config.precision == "bf16" else 0
     return Need(
-        weights=blocks * (4 * 4 * 2 * n_latents * d_model + kept),
-        step=rows + passing,
+        weights=blocks * 4 * 4 * 2 * n_latents * d_model,
+        step=rows + rounded,
         buffer=(1 + target) * blocks * itemsize * buffer_rows * d_model,
     )
 
