@@ -60,7 +60,7 @@ def named(n_blocks: int, threads: int) -> str:
 
 
 def page(figures: dict[str, Any]) -> str:
-    """The table of docs/scale.md."""
+    """The table of docs/scale-live.md."""
     rows = []
     for name, each in figures.items():
         of = each["seconds of a step"]

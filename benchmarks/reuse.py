@@ -82,7 +82,7 @@ def by_components(adapter: Adapter, plan: Plan, measured: dict[int, list[Activat
 
 
 def table(record: dict[str, Any]) -> str:
-    """The table of docs/scale.md: means over seeds."""
+    """The table of docs/scale-live.md: means over seeds."""
     blocks = sorted({row["block"] for row in record["PCA"]})
     rows = []
     for name, found in record["uses"].items():

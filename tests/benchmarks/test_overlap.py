@@ -19,7 +19,7 @@ def test_a_ratio_is_of_one_round(monkeypatch):
     runs = iter([(10.0, 6.0), (7.0, 6.0), (20.0, 12.0), (15.0, 12.0), (10.0, 6.0), (8.0, 6.0)])
     beside = []
 
-    def blocks(world, n_blocks):
+    def blocks(world, n_blocks, overlap):
         beside.append(sources.overlaps(torch.device("cpu")))
         return dict(zip(("seconds", "learners"), next(runs), strict=True))
 
@@ -34,6 +34,6 @@ def test_a_ratio_is_of_one_round(monkeypatch):
 
 def test_the_page_says_what_was_measured():
     (file,) = RESULTS.glob("overlap-*.json")
-    text = (ROOT / "docs/scale.md").read_text()
+    text = (ROOT / "docs/scale-live.md").read_text()
     assert page(read_json(file)["figures"]) in text
     assert file.name in text
