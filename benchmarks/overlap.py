@@ -36,7 +36,7 @@ def pairs(world: World, rounds: int, n_blocks: int, threads: int) -> list[list[d
         found.append([])
         for beside in (False, True):
             with patch("tide.training.sources.overlaps", lambda device, beside=beside: beside):
-                found[-1].append(blocks(world, n_blocks))
+                found[-1].append(blocks(world, n_blocks, overlap=beside))
     return found
 
 
