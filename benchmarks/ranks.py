@@ -9,7 +9,8 @@ is compared with, so that a change of the machine's speed meets both alike:
 * several blocks in one process: the time of such a training over the time of the steps alone, and that of eight
   trainings over it.
 
-Also prints how far a step of the ranks is from one process's, and the bytes that travel for PixArt-XL on 8 ranks.
+Also prints how far a step of the ranks, their tokens or latents divided, is from one process's, and the bytes that travel
+for PixArt-XL on 8 ranks.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from tide.sae import TIDE
 from tide.sae.config import Activation
 from tide.training import TrainConfig, live_blocks
 from tide.training.learner import Learner, Origin
+from tide.training.shared_state import own_rows
 from tide.training.trainer import fit_blocks
-from tide.world import World
+from tide.world import Grid, World
 
 #: d_model, n_latents: those of the bundled pipeline, and those that leave more to compute for each byte that travels.
 SIZES = {"bundled": (192, 3072), "d = 576": (576, 9216)}
@@ -105,9 +107,16 @@ def _rows(n: int, d_model: int, seed: int) -> ActivationBatch:
 def _learner(world: World, size: str, activation: Activation, rows: int, folder: str) -> Learner:
     d_model, n_latents = SIZES[size]
     config = TrainConfig(
-        activation=activation, n_latents=n_latents, k=64, batch_tokens=rows, modulation=False, steps=100, log_every=1000
+        activation=activation,
+        n_latents=n_latents,
+        k=64,
+        batch_tokens=rows,
+        modulation=False,
+        steps=100,
+        log_every=1000,
+        shard_latents=world.latents.count,
     )
-    model = TIDE(config.model_config(d_model, None))
+    model = TIDE(config.model_config(d_model, None), among=world.latents)
     model.calibrate(_rows(1024, d_model, 0).x)
     return Learner(model.train(), config, folder, world)
 
@@ -129,19 +138,22 @@ def data_parallel(world: World, size: str, activation: Activation, rows: int, to
     return rows * world.count / statistics.median(seconds[WARM_UP:])
 
 
-def difference(world: World, size: str, activation: Activation) -> dict[str, float]:
-    """How far terms and gradients of one step are from one process's, over their root mean square."""
+def difference(world: World, size: str, activation: Activation, across: int) -> dict[str, float]:
+    """How far terms and gradients of one step are from one process's, over their root mean square. ``across`` ranks at
+    a time divide the latents."""
+    shared = world if across == 1 else Grid(world.number, world.count, across)
     with tempfile.TemporaryDirectory() as folder:
         whole = _rows(2048, SIZES[size][0], 7)
         alone = _learner(World(), size, activation, 2048, f"{folder}/alone")
-        together = _learner(world, size, activation, 2048, f"{folder}/{world.number}")
-        own = len(whole) // world.count
+        together = _learner(shared, size, activation, 2048, f"{folder}/{world.number}")
+        own = len(whole) // shared.tokens.count
         figures = (
             alone.train_step(whole),
-            together.train_step(whole.take(slice(world.number * own, None)).take(slice(own))),
+            together.train_step(whole.take(slice(shared.tokens.number * own, None)).take(slice(own))),
         )
         worst = 0.0
-        for mine, its in zip(together.optimizer.gradients(), alone.optimizer.gradients(), strict=True):
+        for mine, whole_of in zip(together.optimizer.gradients(), alone.optimizer.gradients(), strict=True):
+            its = whole_of if len(mine) == len(whole_of) else whole_of[own_rows(len(whole_of), shared)]
             size_of = float(its.double().square().mean().sqrt())
             worst = max(worst, float((mine - its).double().square().mean().sqrt()) / max(size_of, 1e-30))
         mse = [float(each["mse"]) for each in figures]
@@ -229,9 +241,11 @@ def of_two(rounds: int, rows: int, rows_of_two: int | None = None, together: boo
 
 def differences(rounds: int) -> dict[str, Any]:
     return {
-        f"{size}, {activation}, {ranks} ranks": on_ranks(ranks, difference, size, activation)
+        f"{size}, {activation}, {ranks} ranks, latents among {across}": on_ranks(
+            ranks, difference, size, activation, across
+        )
         for size, activation in CASES
-        for ranks in (2, 4)
+        for ranks, across in ((2, 1), (4, 1), (2, 2), (4, 2))
     }
 
 
@@ -270,7 +284,13 @@ def page(figures: dict[str, Any]) -> str:
     columns = tuple(name for name, measure in MEASURES.items() if getattr(measure, "func", None) is of_two)
     rows = [[name, *(f"{figures[column][name]['median']:.2f}" for column in columns)] for name in figures[columns[0]]]
     worst = max(max(each.values()) for each in figures["difference from one process"].values())
-    others = [["a step of 2 or 4 ranks from one process's, over the RMS", f"{worst:.0e}", "1e-6 at most"]]
+    others = [
+        [
+            "a step of 2 or 4 ranks from one process's, tokens or latents divided, over the RMS",
+            f"{worst:.0e}",
+            "1e-6 at most",
+        ]
+    ]
     others += [[name, f"{each['median']:.2f}", AIMS.get(name, "")] for name, each in figures["blocks"].items()]
     tables = [markdown(("two ranks against one", *columns), rows), markdown(("figure", "measured", "aim"), others)]
     return "\n\n".join(tables)
