@@ -9,8 +9,8 @@ is compared with, so that a change of the machine's speed meets both alike:
 * several blocks in one process: the time of such a training over the time of the steps alone, and that of eight
   trainings over it.
 
-Also prints how far a step of the ranks, their tokens or latents divided, is from one process's, and the bytes that travel
-for PixArt-XL on 8 ranks.
+Also prints how far a step of the ranks, their tokens or latents divided, is from one process's, and the bytes that
+travel for PixArt-XL on 8 ranks.
 """
 
 from __future__ import annotations
