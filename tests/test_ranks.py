@@ -6,7 +6,7 @@ import pytest
 
 from tide.cli.app import main
 from tide.errors import TideError
-from tide.ranks import Launched, launched, launched_here, refuse_other_launchers, refuse_ranks
+from tide.ranks import Launched, launched, refuse_other_launchers, refuse_ranks
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
@@ -37,19 +37,6 @@ def test_one_process_passes(monkeypatch, count):
 )
 def test_which_of_torchrun_s_processes_this_is(environment, found):
     assert launched(environment) == found
-
-
-@pytest.mark.parametrize(
-    ("environment", "count"),
-    [
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 4),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, 1),
-        ({"LOCAL_WORLD_SIZE": "4"}, 1),
-        ({}, 1),
-    ],
-)
-def test_how_many_processes_share_this_machine(environment, count):
-    assert launched_here(environment) == count
 
 
 def test_a_launcher_that_names_no_rank_is_refused_where_torchrun_is_not(monkeypatch):

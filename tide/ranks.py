@@ -34,12 +34,6 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     return Launched(int(rank), int(world), int(local), int(here))
 
 
-def launched_here(environment: Mapping[str, str] = os.environ) -> int:
-    """How many of torchrun's processes share this machine; 1 for one alone."""
-    count = environment.get("LOCAL_WORLD_SIZE", "")
-    return int(count) if launched(environment) is not None and count.isdecimal() else 1
-
-
 def refuse_ranks() -> None:
     """Raises :class:`~tide.errors.TideError` if this is one of several processes that a launcher started."""
     for name in _COUNTS:

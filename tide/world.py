@@ -163,6 +163,7 @@ class Grid(World):
         self._groups = [_group_among(groups) for groups in (self._places.T.tolist(), self._places.tolist())]
         self._tokens = World(number // across, count // across, self._groups[0])
         self._latents = World(number % across, across, self._groups[1])
+        self._meshes: dict[str, DeviceMesh] = {}
 
     @property
     def tokens(self) -> World:
@@ -174,7 +175,12 @@ class Grid(World):
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """The rows and columns, for tensors on a kind of device."""
-        return DeviceMesh.from_group(self._groups, device.type, self._places, mesh_dim_names=("tokens", "latents"))
+        if device.type not in self._meshes:
+            names = ("tokens", "latents")
+            self._meshes[device.type] = DeviceMesh.from_group(
+                self._groups, device.type, self._places, mesh_dim_names=names
+            )
+        return self._meshes[device.type]
 
 
 def _group_among(groups: list[list[int]]) -> dist.ProcessGroup:

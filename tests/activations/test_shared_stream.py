@@ -95,8 +95,9 @@ def test_all_ranks_train_the_same_blocks_on_their_part_of_each_batch(whole, coun
 
 @pytest.mark.parametrize(("count", "across"), [(3, 3), (4, 2)], ids=["whole batches", "halves"])
 def test_ranks_that_divide_the_latents_have_the_same_part(count, across):
-    ranks = run_ranks(partial(stream, across=across), count, None, 5)
-    whole = LiveStream(collect, ROWS, **WIDER).from_step(5)
+    """Beside what other ranks and threads do: passes that are read ahead, and used twice."""
+    ranks = run_ranks(partial(stream, across=across, reuse=2, ahead=True), count, None, 5)
+    whole = LiveStream(collect, ROWS, **WIDER, reuse=2).from_step(5)
     own = ROWS * across // count
     for step, expected in enumerate(islice(whole, STEPS)):
         for rank, found in enumerate(each[step][BLOCKS[0]] for each in ranks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 from itertools import islice
 
@@ -195,8 +195,10 @@ def test_the_passes_of_one_window_are_read_ahead():
     assert asked == [2]
 
 
-def test_three_windows_of_rows_are_held_at_most(monkeypatch):
-    """While rows are mixed: those that are trained on, those of the passes, and those in their new order."""
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_how_many_windows_of_rows_are_held_at_most(monkeypatch, reuse):
+    """While rows are mixed: those that are trained on, those of the passes, and those in their new order; and the
+    next ones, where the thread that reads ahead has been fast."""
     held = []
 
     def counting(batch, generator):
@@ -210,11 +212,18 @@ def test_three_windows_of_rows_are_held_at_most(monkeypatch):
         for each in passes(seed, first, n_samples=40, per_pass=2, rows=10):
             yield BlockBatch({BLOCK: replace(each[BLOCK], x=each[BLOCK].x.expand(-1, 7).contiguous())})
 
+    def full(passes, depth):
+        read = deque(islice(passes, depth))
+        while read:
+            yield read.popleft()
+            read.extend(islice(passes, 1))
+
     monkeypatch.setattr(sys.modules[LiveStream.__module__], "shuffled", counting)
-    live = LiveStream(wide, 30, n_samples=40, rows_per_sample=10, per_pass=2, buffer_rows=100)
-    for _ in islice(live.from_step(0), 40):
-        pass
-    assert max(held) == (HELD * 100 + 20) * 7 * 4  # and the last pass
+    sizes = {"n_samples": 40, "rows_per_sample": 10, "per_pass": 2, "buffer_rows": 100}
+    live = LiveStream(wide, 50, **sizes, reuse=reuse, ahead=full)
+    for batch in islice(live.from_step(0), 40 * reuse):
+        assert len(batch[BLOCK]) == 50  # held until the next, as a training does
+    assert max(held) == (HELD * 100 - 20) * 7 * 4  # the read-ahead lacks the pass that was taken last
 
 
 def test_a_live_stream_gives_every_row_once_an_epoch():

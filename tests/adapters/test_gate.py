@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -43,6 +44,26 @@ def test_a_tap_waits_for_the_pass_of_another_thread():
         order.append(("tap", True))
     assert order == [("pass", True), ("tap", True)]
     thread.join(SOON)
+
+
+def test_a_tap_comes_before_the_next_of_many_passes():
+    """A thread that runs one pass after the other lets go of the gate for no time at all."""
+    gate, begun, passes, at_tap = Gate(), threading.Event(), [], []
+
+    def background() -> None:
+        while not at_tap:
+            with gate.passing(lambda: bool(at_tap)):
+                passes.append(0)
+                begun.set()
+                time.sleep(0.01)
+
+    thread = started(background)
+    assert begun.wait(SOON)
+    before = len(passes)
+    with gate.tapped():
+        at_tap.append(len(passes))
+    thread.join(SOON)
+    assert at_tap[0] <= before + 1
 
 
 def test_a_pass_waits_for_taps_and_for_another_pass():

@@ -1,4 +1,4 @@
-"""The figures of passes beside steps: ratios within a round, and what docs/scale.md says of them."""
+"""The figures of passes beside steps: ratios within a round, and what docs/scale-live.md says of them."""
 
 from __future__ import annotations
 

@@ -59,6 +59,18 @@ def test_several_blocks_need_their_weights_and_their_buffers(monkeypatch):
         check_memory(config, 16, blocks=3, buffer_rows=10)
 
 
+def test_the_remedy_is_what_takes_most(monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda device: 10**5)
+    for options, remedy in (
+        ({"buffer_rows": 10**4}, "with 10000 rows to mix .*; lower buffer_rows$"),
+        ({}, r"lower n_latents \(or expansion\), or let more ranks divide them \(shard_latents\)$"),
+    ):
+        with pytest.raises(TideError, match=remedy):
+            check_memory(TrainConfig(n_latents=640, k=4, batch_tokens=100), 16, **options)
+    with pytest.raises(TideError, match=r"lower n_latents \(or expansion\)$"):  # which ranks cannot divide
+        check_memory(TrainConfig(n_latents=640, k=4, batch_tokens=100, activation="relu"), 16)
+
+
 def test_weights_in_bfloat16_come_on_top():
     """Of one block at a time: each step rounds them."""
     exact, rounded = (

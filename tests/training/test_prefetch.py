@@ -18,6 +18,7 @@ from tests.helpers.trainings import batch, stream, trainer
 from tide.activations.memory import ActivationPool
 from tide.adapters.gate import Gate
 from tide.errors import Interrupted, TideError
+from tide.ranks import Launched
 from tide.training import prefetch
 from tide.training.prefetch import Mover, prefetched
 
@@ -239,7 +240,7 @@ def test_under_autocast_batches_are_read_in_turn():
 def test_where_passes_run_beside_steps(monkeypatch, device, threads, here, there):
     """On eight cores."""
     monkeypatch.setattr(prefetch, "cores", lambda: 8)
-    monkeypatch.setattr(prefetch, "launched_here", lambda: here)
+    monkeypatch.setattr(prefetch, "launched", lambda: None if here == 1 else Launched(0, here, 0, here))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert prefetch.overlaps(torch.device(device)) is there
 

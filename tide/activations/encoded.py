@@ -32,7 +32,9 @@ class Encoded:
                 encoding = None
             else:
                 encoding = encoding or self._from(first)
-                self._kept[first] = next(encoding)
+                if (found := next(encoding, None)) is None:
+                    return  # fewer images than there were
+                self._kept[first] = found
             yield self._kept[first]
 
     def _from(self, start: int) -> Iterator[Prepared]:

@@ -64,9 +64,9 @@ class SharedStream(LiveStream):
 
     The passes of a window are dealt to the ranks in order. When all have run theirs, the tokens travel to the ranks
     that train on them. Which token goes where follows from the seed, so activations and their places are all that is
-    sent. A rank sends and receives (W - 1) / W^2 of a window's activations for each block, W the number of ranks, and R
-    times that where R ranks have the same tokens: once where it trains whole blocks, otherwise for each use of the
-    window.
+    sent. For each block a rank sends and receives (W - 1) / W^2 of a window's activations, W the number of ranks; R
+    times that where R ranks have the same tokens. Ranks that own blocks exchange once for a window, all others once for
+    each use of it.
 
     A batch has the timesteps of all its rows on every rank, which is what :class:`tide_kernels.Ranks` asks for.
 

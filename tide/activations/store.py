@@ -202,14 +202,19 @@ class ActivationStore:
         if not chunks:
             return iter(())
         epoch, skip = divmod(start * batch_size, sum(stop - first for _, first, stop in chunks))
-        read = self.read if part is None else self._described
+        # Rows of a batch lie in many shards. Those at a URL are better read once for all of a buffer.
+        by_row = part is not None and not isinstance(self.path, RemotePath)
+        read = self._described if by_row else self.read
         pieces = (
             piece
             for number in (count(epoch) if epochs is None else range(epoch, epochs))
             for piece in self._epoch(read, chunks, seed, number, buffer_rows, skip if number == epoch else 0)
         )
         whole = cut(pieces, batch_size)
-        return whole if part is None else (self._filled(batch.merged().take(part)) for batch in whole)
+        if part is None:
+            return whole
+        own = (batch.merged().take(part) for batch in whole)
+        return map(self._filled, own) if by_row else own
 
     def _chunks(self) -> list[tuple[int, int, int]]:
         """Every piece of the store: its shard, its first row and the row after its last."""

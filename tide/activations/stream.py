@@ -58,9 +58,9 @@ def cut(pieces: Iterable[B], rows: int) -> Iterator[B]:
 #: Puts a thread between passes and what is made of them: the passes, and how many may be read ahead.
 Ahead = Callable[[Iterator[BlockBatch], int], Generator[BlockBatch, None, None]]
 
-#: How many times the rows that are mixed are held at most: those of the window that is trained on and those of the
-#: next one, which the passes gave, and once more while they are mixed, or until they have been used often enough.
-HELD = 3
+#: How many times the rows that are mixed are held at most: those that are trained on, as the passes gave them and in
+#: their order, those of the next window, which are read ahead, and once more while rows are mixed.
+HELD = 4
 
 
 class Window(NamedTuple):

@@ -33,9 +33,10 @@ class Gate:
             yield
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._passing is None)
-            self._tappers.append(me)
+            self._tappers.append(me)  # first, so that no other pass begins
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._passing is None)
             yield
         finally:
             with self._changed:

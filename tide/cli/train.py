@@ -83,7 +83,7 @@ class Train(Command):
     resume: Flag = False
     """resume an interrupted training"""
     buffer_rows: Count = 65536
-    """number of activations that are shuffled together; a live stream holds three times as many"""
+    """number of activations that are shuffled together; a live stream holds four times as many"""
     block: Blocks = ("penultimate",)
     """blocks to train on live: numbers, 'penultimate' or 'all'; several share the forward passes, and each has a folder
     of its own, OUT/block-N"""
@@ -118,7 +118,10 @@ class Train(Command):
             with world.watched(lambda: "nothing was written"), world.together():
                 held.enter_context(reserved(out, resume=self.resume))
                 config = self.configuration()
-            current(config.shard_latents)  # forms the groups of ranks, which takes all of them
+            with world.watched(lambda: "nothing was written"):
+                if len(set(said := world.said(config.shard_latents))) > 1:
+                    raise TideError(f"the ranks have different shard_latents, {said}; give all of them the same")
+                current(config.shard_latents)  # forms the groups of ranks, which takes all of them
             with world.watched(lambda: "nothing was written"), world.together():
                 jobs = self._from_stores(config) if self.store else self._live(config)
             if len(jobs.of) > 1 or jobs.shares.world.several:
@@ -141,7 +144,7 @@ class Train(Command):
         model, sizes = first.model, {"blocks": len(jobs.of), "buffer_rows": self.buffer_rows}
         if not self.store:
             sizes |= {
-                "buffer_rows": HELD * self.buffer_rows,
+                "buffer_rows": HELD * self.buffer_rows // jobs.shares.count,
                 "itemsize": getattr(torch, first.described["dtype"]).itemsize,
             }
         needed = need(jobs.config, model.d_model, **sizes, target=model.config.target is not None)

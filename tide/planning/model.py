@@ -49,10 +49,10 @@ FORMULAS = {
     "from stores": "images + encode + forward + stores / (W write) + ceil(m / W) training",
     "live, block parallel": "ceil(e / u) (images + encode + forward) + ceil(m / W) (training + wire)",
     "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
-    "tokens on the wire": "S B (a d b + 16) (W - 1) / W bytes to the owner of a block",
+    "tokens on the wire": "S B (a d b + 16) (W - 1) / W ceil(e / u) / e bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
-    "memory": "pipeline + pass or autoencoder + step; live all of these at once, and three times 65536 tokens a block",
+    "memory": "pipeline + pass or autoencoder + step; live all of these at once, and four times 65536 tokens a block",
 }
 
 #: Bytes of a row of activations besides its values: sample, token, group.
@@ -115,7 +115,8 @@ class Model:
         times = math.ceil(work.epochs / work.reuse)
         seconds = {name: times * self._collection[name] for name in ("images", "encode", "forward")}
         seconds["training"] = work.owned * self.training(work.batch_tokens)
-        sent = work.steps * work.batch_tokens * self._row * self._elsewhere
+        # Once for all uses of a pass.
+        sent = work.steps * work.batch_tokens * self._row * self._elsewhere * times / work.epochs
         seconds["wire"] = work.owned * sent / self._wire
         memory = {
             **self._collector,

@@ -74,11 +74,13 @@ def check_memory(
     size, remedy = f"n_latents = {config.sizes(d_model)[0]}", "n_latents (or expansion)"
     if config.shard_latents > 1:
         size += f" among {config.shard_latents} ranks"
-    if needed.step > needed.weights:
+    if needed.buffer > max(needed.step, needed.weights):
+        size, remedy = f"{buffer_rows} rows to mix", "buffer_rows"
+    elif needed.step > needed.weights:
         size, remedy = f"batch_tokens = {config.batch_tokens}", "batch_tokens"
     elif blocks > 1:
         size, remedy = f"{blocks} blocks of {size}", f"{remedy}, or train fewer blocks at a time"
-    else:
+    elif config.activation not in ("relu", "gated") and not (config.undo or config.loss.prefixes):
         remedy += ", or let more ranks divide them (shard_latents)"
     raise TideError(
         f"training with {size} of width {d_model} takes {_gigabytes(needed.total)} of memory at least and "

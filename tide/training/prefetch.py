@@ -17,7 +17,7 @@ from tide.activations.stream import B
 from tide.adapters.gate import Gate
 from tide.devices import cores
 from tide.errors import TideError
-from tide.ranks import launched_here
+from tide.ranks import launched
 
 #: How often, in seconds, a waiting thread looks whether it has to end.
 _LOOK = 0.1
@@ -70,7 +70,8 @@ def overlaps(device: torch.device) -> bool:
     """Whether passes on ``device`` in a thread make a training faster: on a GPU, and on a CPU where PyTorch's threads,
     those of other ranks as well, leave as many cores idle as they use."""
     if device.type == "cpu":
-        return 2 * torch.get_num_threads() * launched_here() <= cores()
+        here = 1 if (found := launched()) is None else found.here
+        return 2 * torch.get_num_threads() * here <= cores()
     return device.type == "cuda"
 
 

@@ -171,7 +171,9 @@ def _verified_here(shares: Shares) -> tuple[int, int]:
     """The shards that this process verifies, i of every n: all of them, or those that are its own among the ranks of
     this machine that train together."""
     found = launched()
-    return (0, 1) if found is None or shares.count == 1 else (found.local % found.here, found.here)
+    if found is None or shares.owners is not None or not shares.world.several:
+        return 0, 1
+    return found.local % found.here, found.here
 
 
 def open_store(path: str | Place, share: tuple[int, int] = (0, 1)) -> ActivationStore:
@@ -406,7 +408,7 @@ def live_blocks(
         config: how each is trained.
         blocks: numbers, negative from the end, "penultimate", or "all".
         options: which activations of each image to keep; default :class:`CollectOptions`.
-        buffer_rows: rows of each block mixed at a time; three times as many are held.
+        buffer_rows: rows of each block mixed at a time; four times as many are held.
         reuse: how many times each row is trained on before the next are mixed; so many times fewer passes are run.
         cache: keep the encoded images and captions in memory, each of several ranks those of its own passes.
         overlap: run the passes of the next images in a thread beside the steps on these, where
@@ -420,7 +422,7 @@ def live_blocks(
     indices = adapter.resolve_blocks(blocks)
     shares = shared_blocks(indices, config)
     here = list(filter(shares.trained_here, indices))
-    held = {"buffer_rows": HELD * buffer_rows, "itemsize": adapter.dtype.itemsize}
+    held = {"buffer_rows": HELD * buffer_rows // shares.count, "itemsize": adapter.dtype.itemsize}
     check_memory(config, adapter.d_model, blocks=len(here), **held, target=options.target is not None)
     of: dict[str, Any] = {"tensor": options.tensor, "target": options.target}
     models = {index: build_model(adapter, index, config, **of) for index in here}
