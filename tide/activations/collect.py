@@ -16,6 +16,7 @@ from tide.activations.batch import ActivationBatch
 from tide.activations.given import Batch, batches_of, items_of
 from tide.activations.options import CollectOptions, check_fraction
 from tide.adapters.base import GUIDANCE, Adapter, Block, Text
+from tide.adapters.gate import gate_of
 from tide.adapters.hooks import Call, run_until, tap
 from tide.checks import check_count
 from tide.errors import TideError
@@ -80,7 +81,15 @@ def _batches(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
 
 
 def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
-    """Latents and prompt embeddings of a batch of items, computed if they are not given."""
+    """Latents and prompt embeddings of a batch of items, computed if they are not given.
+
+    Tokenizers hold the padding of the last call, so no background pass runs meanwhile.
+    """
+    with gate_of(adapter.transformer).tapped():
+        return _encoded_alone(adapter, items, max_sequence_length)
+
+
+def _encoded_alone(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
     latents = torch.stack([image for image, _ in items])
     if latents.shape[1] != adapter.latent_channels:
         latents = adapter.encode_images(latents)
