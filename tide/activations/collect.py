@@ -86,18 +86,14 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
     Tokenizers hold the padding of the last call, so no background pass runs meanwhile.
     """
     with gate_of(adapter.transformer).tapped():
-        return _encoded_alone(adapter, items, max_sequence_length)
-
-
-def _encoded_alone(adapter: Adapter, items: list[_Item], max_sequence_length: int | None) -> Prepared:
-    latents = torch.stack([image for image, _ in items])
-    if latents.shape[1] != adapter.latent_channels:
-        latents = adapter.encode_images(latents)
-    captions = [text for _, text in items if isinstance(text, str)]
-    if captions:
-        return Prepared(latents, adapter.encode_prompts(captions, max_sequence_length))
-    rows = [text for _, text in items if not isinstance(text, str)]
-    return Prepared(latents.float(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        latents = torch.stack([image for image, _ in items])
+        if latents.shape[1] != adapter.latent_channels:
+            latents = adapter.encode_images(latents)
+        captions = [text for _, text in items if isinstance(text, str)]
+        if captions:
+            return Prepared(latents, adapter.encode_prompts(captions, max_sequence_length))
+        rows = [text for _, text in items if not isinstance(text, str)]
+        return Prepared(latents.float(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def prepare(
