@@ -52,6 +52,10 @@ class Walk(NamedTuple):
     squares: Tensor | None
 
 
+#: Hears that the gradient of this name, and those before it in `tide_kernels.ranks.LARGE`, are complete.
+Complete = Callable[[str], None]
+
+
 class Code(Protocol):
     def decode(self, W: Tensor) -> Tensor:
         """``z W``, in the accumulation dtype."""
@@ -77,12 +81,14 @@ class Code(Protocol):
         fired: Tensor | None,
         walk: Walk | None = None,
         grad_x_mod: Tensor | None = None,
+        complete: Complete | None = None,
     ) -> Tensor | None:
         """Adds to ``gradients`` those of W_dec, W_enc and b_enc that it has keys for, from ``grad``, the gradient of
         the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
         The codes of `tide_kernels.jumprelu` add up what that of their thresholds needs. ``walk`` is for sparse codes
         of a backend that `walks`, with gradients of the encoder among those wanted; its start replaces what those of
-        W_dec, W_enc and b_enc hold.
+        W_dec, W_enc and b_enc hold. ``complete`` hears of W_dec and of W_enc as soon as this code adds nothing more to
+        their gradients.
 
         Returns the gradient of x_mod in the accumulation dtype, added to ``grad_x_mod`` if that is given, from which
         `add_modulation_gradients` makes those of scale and shift: codes of the same tokens share it. Where neither is
@@ -163,6 +169,7 @@ class SparseCode:
         fired: Tensor | None,
         walk: Walk | None = None,
         grad_x_mod: Tensor | None = None,
+        complete: Complete | None = None,
     ) -> Tensor | None:
         if fired is not None:
             self.count(fired)
@@ -176,6 +183,8 @@ class SparseCode:
         grad_values = backward_latents(
             self.values, self.indices, self.transposed, grad, tokens.x_mod, W_dec, self._extra(slopes), *weights, **more
         )
+        if complete is not None:
+            complete("W_enc")
         grad_values = self.passed_on(grad_values)
         if gradients.keys().isdisjoint(MODULATION):
             return grad_x_mod
@@ -275,9 +284,12 @@ class DenseCode:
         fired: Tensor | None,
         walk: Walk | None = None,
         grad_x_mod: Tensor | None = None,
+        complete: Complete | None = None,
     ) -> Tensor | None:
         if "W_dec" in gradients:
             self.ops.add_product_(gradients["W_dec"], self.z, grad)
+        if complete is not None:
+            complete("W_dec")
         if gradients.keys().isdisjoint(ENCODER):
             if fired is not None:
                 self.count(fired)
@@ -291,7 +303,7 @@ class DenseCode:
             fused(grad_pre, x, x_mod, *modulation, W_enc, grad_W_enc, *tables)
             return grad_x_mod
         wanted = any(table is not None for table in tables)
-        return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod)
+        return encoder_products(self.ops, grad_pre, tokens.x_mod, W_enc, grad_W_enc, wanted, grad_x_mod, complete)
 
     def masked_gradient(
         self, grad: Tensor, W_dec: Tensor, slopes: Slopes, grad_b_enc: Tensor | None, fired: Tensor | None
@@ -315,11 +327,14 @@ def encoder_products(
     grad_W_enc: Tensor | None,
     wanted: bool,
     grad_x_mod: Tensor | None = None,
+    complete: Complete | None = None,
 ) -> Tensor | None:
     """Adds ``grad_pre^T x_mod`` to ``grad_W_enc``. Returns ``grad_pre W_enc``, the gradient of x_mod, if it is
     ``wanted``, added to ``grad_x_mod`` if that is given."""
     if grad_W_enc is not None:
         ops.add_product_(grad_W_enc, grad_pre, x_mod)
+    if complete is not None:
+        complete("W_enc")
     if not wanted:
         return grad_x_mod
     if grad_x_mod is None:

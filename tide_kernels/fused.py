@@ -12,9 +12,10 @@ BatchTopK, which selects from the whole batch, encodes all chunks first as well 
 thresholds it encodes them once to find the cut and again in the step (`tide_kernels.heights`).
 
 Where `Ranks` share the step, normalisers, S and the cut are those of all ranks, and sums and gradients are summed over
-the ranks at the end. What a buffer holds before counts once: of the ranks whose gradients are summed only the first
-starts from it. Ranks that share the latents sum each chunk's reconstruction, so that the loss's gradient is the same on
-all of them; what follows from it for their own latents is theirs alone.
+the ranks: the large gradients from when the last chunk has added to them, the others at the end. What a buffer holds
+before counts once: of the ranks whose gradients are summed only the first starts from it. Ranks that share the latents
+sum each chunk's reconstruction, so that the loss's gradient is the same on all of them; what follows from it for their
+own latents is theirs alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tide_kernels.losses import LossTerms, huber, misfit, soft_count
 from tide_kernels.modulation import add_modulation_gradients
 from tide_kernels.nested import parts_of
 from tide_kernels.options import LossArguments, Parameters
-from tide_kernels.ranks import ALONE, Ranks
+from tide_kernels.ranks import ALONE, LARGE, Exchange, Ranks
 from tide_kernels.reference import Reconstruction, accumulator
 from tide_kernels.shards import largest_of_all
 
@@ -92,6 +93,8 @@ class FusedStep:
             assert self.threshold is not None
             self.thresholds = Thresholds(self.threshold, self.batch, self.options.bandwidth, "threshold" in gradients)
         self.selection: Selection | None = None
+        self.exchange = Exchange(ranks.tokens, gradients)
+        self.chunks_left = len(self.batch.starts)
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
         self.sums = dict(zip(SUMS, self.all_sums.unbind(), strict=True))
@@ -148,13 +151,14 @@ class FusedStep:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
+        self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
         # Reconstructions are those of all latents already.
         self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"]])
         self.ranks.tokens.sum_([self.all_sums])
         if "threshold" in self.gradients:
             self.finish_thresholds(self.gradients["threshold"])
         self.ranks.latents.sum_(self.of_all_latents())
-        self.ranks.tokens.sum_(list(self.gradients.values()))
+        self.exchange.finish()
         return self.terms()
 
     def finish_thresholds(self, gradient: Tensor) -> None:
@@ -308,6 +312,9 @@ class FusedStep:
         """Adds the gradients that come from the reconstructions, and what the codes' own slopes add to them; returns
         that of x_mod."""
         grad = grad_x_mod = None
+        self.chunks_left -= 1
+        # Dead latents add to the same gradients later.
+        complete = None if self.chunks_left or self.revived is not None else self.exchange.start
         for part, code, loss in reversed(list(zip(self.parts, codes, losses, strict=True))):
             assert loss.gradient is not None
             if "b_dec" in self.gradients:
@@ -316,7 +323,8 @@ class FusedStep:
             grad = loss.gradient if grad is None else grad + loss.gradient
             weights = (part.rows(self.W_enc), part.rows(self.W_dec))
             sums = (part.gradients(self.gradients), part.rows(self.fired))
-            grad_x_mod = code.backward(grad, tokens, *weights, part.slopes(slopes), *sums, self.walk, grad_x_mod)
+            last = complete if part is self.parts[0] else None
+            grad_x_mod = code.backward(grad, tokens, *weights, part.slopes(slopes), *sums, self.walk, grad_x_mod, last)
         self.walk = None  # further chunks add to the gradients
         return grad_x_mod
 

@@ -14,7 +14,7 @@ ranks: options, the number of chunks of tokens that ranks for latents share, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor
 
 # Bytes below which tensors are summed together: what a collective operation costs at any size then exceeds a copy.
 _SMALL = 2**20
+#: The gradients as large as a dictionary, in the order in which a backward pass completes them.
+LARGE = ("W_dec", "W_enc")
 
 
 class Group:
@@ -57,6 +59,10 @@ class Group:
         """The sum of a small tensor over the ranks below this one."""
         return self.gathered(value)[: self.number].sum(0) if self.several else torch.zeros_like(value)
 
+    def start_sum_(self, tensor: Tensor) -> dist.Work:
+        """Begins to sum a contiguous tensor over the ranks, in place: it is complete when what returns has waited."""
+        return dist.all_reduce(tensor, group=self.group, async_op=True)
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Sums contiguous tensors over the ranks, in place; small ones of one dtype together."""
         if not self.several:
@@ -65,11 +71,35 @@ class Group:
         packs = [list(members) for _, members in groupby(small, key=lambda t: t.dtype)]
         packed = [torch.cat([member.flatten() for member in members]) for members in packs]
         totals = [*(t for t in tensors if t.nbytes >= _SMALL), *packed]
-        for work in [dist.all_reduce(total, group=self.group, async_op=True) for total in totals]:
+        for work in [self.start_sum_(total) for total in totals]:
             work.wait()
         for total, members in zip(packed, packs, strict=True):
             for member, found in zip(members, total.split([m.numel() for m in members]), strict=True):
                 member.copy_(found.view_as(member))
+
+
+class Exchange:
+    """Sums a step's gradients over the ranks that share its tokens, in place. The large ones of :data:`LARGE` travel as
+    soon as they are complete, while the process computes the others."""
+
+    def __init__(self, group: Group, gradients: Mapping[str, Tensor]) -> None:
+        self.group = group
+        self._left = dict(gradients) if group.several else {}
+        self._under_way: list[dist.Work] = []
+
+    def start(self, last: str) -> None:
+        """Once nothing will be added to the gradients of :data:`LARGE` up to ``last``. All ranks start them in that
+        order, whichever call it is that does."""
+        for name in LARGE[: LARGE.index(last) + 1]:
+            gradient = self._left.get(name)
+            if gradient is not None and gradient.nbytes >= _SMALL:
+                self._under_way.append(self.group.start_sum_(self._left.pop(name)))
+
+    def finish(self) -> None:
+        """Once all gradients are complete; afterwards they are sums."""
+        self.group.sum_(list(self._left.values()))
+        for work in self._under_way:
+            work.wait()
 
 
 class Ranks:

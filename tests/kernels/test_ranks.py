@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ import torch.distributed as dist
 from tests.helpers import naive
 from tests.helpers.layouts import dyadic
 from tests.helpers.ranks import run_ranks
-from tide_kernels import LossTerms, LossWeights, Ranks, batch_topk, tide_loss
+from tide_kernels import LossTerms, LossWeights, Ranks, batch_topk, fused, ranks, tide_loss
 from tide_kernels.batch import Batch
-from tide_kernels.codes import Compact, SparseCode
+from tide_kernels.codes import Compact, DenseCode, SparseCode
 from tide_kernels.dispatch import choose
 from tide_kernels.options import LossArguments, LossOptions, Parameters
 from tide_kernels.testing import assert_close, random_problem
@@ -239,6 +240,8 @@ def groups(shares: Shares) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
 
 def in_each_rank(shares: Shares) -> tuple[list[Any], list[torch.Tensor], list[str]]:
     tokens, latents = groups(shares)
+    # Dictionaries of some ranks then count as large, and all else as small.
+    pytest.MonkeyPatch().setattr(ranks, "_SMALL", 130)
     known, asked = (Part.of(shares, Ranks(tokens, n, latents, LATENTS)) for n in (N, None))
     tied = Part.of(shares, Ranks(tokens, N, latents, TIED_LATENTS), TIED_LATENTS)
     calls = [outcome(case, (known, asked)[i % 2]) for i, case in enumerate(CASES)]
@@ -305,6 +308,58 @@ def test_ties_go_to_the_lowest_token_and_latent(found, case):
     parts = found.kept[case]
     rows = [torch.cat(parts[first : first + across], 1) for first in range(0, len(parts), across)]
     assert torch.equal(torch.cat(rows), naive.batch_topk(x @ W.T, N * case.k))
+
+
+class Logged(ranks.Group):
+    """The first of two ranks that share the tokens, of which the other adds nothing: it logs what it starts to sum."""
+
+    def __init__(self, gradients: dict[str, torch.Tensor], log: list[str]) -> None:
+        self.count, self.number, self.log = 2, 0, log
+        self.names = {each.data_ptr(): name for name, each in gradients.items()}
+
+    def summed(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def start_sum_(self, tensor: torch.Tensor) -> Mock:
+        self.log.append(self.names[tensor.data_ptr()])
+        return Mock()
+
+    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"regime": "dense"}, ["W_dec", "of pre", "W_enc", "of tables"]),
+        ({"regime": "sparse"}, ["of pre", "W_dec", "W_enc", "of tables"]),
+        ({"regime": "dense", "chunk": 12}, ["of pre", "of tables", "W_dec", "of pre", "W_enc", "of tables"]),
+        ({"regime": "dense", "prefixes": (2,)}, ["of pre", "W_dec", "of pre", "W_enc", "of tables"]),
+        (
+            {"regime": "dense", "k_aux": 1, "weights": LossWeights(auxk=1.0)},
+            ["of pre", "of pre", "of tables", "W_dec", "W_enc"],
+        ),
+    ],
+    ids=["dense", "sparse", "of two chunks the last", "of a nested dictionary's parts the last", "after dead latents"],
+)
+def test_large_gradients_travel_while_others_are_computed(monkeypatch, options, expected):
+    log: list[str] = []
+
+    def logged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (log.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(ranks, "_SMALL", LATENTS * D * 8)
+    monkeypatch.setattr(DenseCode, "masked_gradient", logged("of pre", DenseCode.masked_gradient))
+    monkeypatch.setattr(SparseCode, "_backward_latents", logged("of pre", SparseCode._backward_latents))
+    monkeypatch.setattr(fused, "add_modulation_gradients", logged("of tables", fused.add_modulation_gradients))
+    p = random_problem(N, D, LATENTS, K, groups=GROUPS, requires_grad=False)
+    gradients = {name: torch.zeros_like(each) for name, each in p.parameters().items()}
+    shared = Ranks(n_tokens=N)
+    shared.tokens = Logged(gradients, log)
+    dead = torch.arange(LATENTS) % 2 == 0 if options.get("k_aux") else None
+    options = {"backend": "reference", "chunk": N, "dead": dead} | options
+    tide_loss(**p.arguments(), **options, gradients=gradients, ranks=shared)
+    assert log == expected
 
 
 def test_wrong_numbers_are_noticed(found):
