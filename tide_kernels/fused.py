@@ -98,6 +98,7 @@ class FusedStep:
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
         self.sums = dict(zip(SUMS, self.all_sums.unbind(), strict=True))
+        self.overflow = self.count_of(0)
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
@@ -151,21 +152,29 @@ class FusedStep:
                 self.accumulate(self.encode(start), None)
         if self.revived is not None:
             self.revived.finish()
-        self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
-        # Reconstructions are those of all latents already.
-        self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"]])
-        self.ranks.tokens.sum_([self.all_sums])
-        if "threshold" in self.gradients:
-            self.finish_thresholds(self.gradients["threshold"])
-        self.ranks.latents.sum_(self.of_all_latents())
-        self.exchange.finish()
+        if (found := self.selection or self.thresholds) is not None:
+            self.overflow = found.overflow
+        self.sum_over_ranks()
         return self.terms()
 
-    def finish_thresholds(self, gradient: Tensor) -> None:
-        if self.thresholds is not None:
+    def sum_over_ranks(self) -> None:
+        """Sums, counts and gradients, with few waits; completes the gradient of the thresholds before."""
+        self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
+        tokens, latents = (self.count_of(each) for each in (self.batch.n_tokens, self.n_latents))
+        # Reconstructions are those of all latents already.
+        self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"], self.overflow, latents])
+        others = [self.all_sums, self.overflow, self.fired, tokens]
+        gradient = self.gradients.get("threshold")
+        if gradient is not None and self.thresholds is not None:
+            self.ranks.tokens.sum_(others)
+            others = []
             self.thresholds.finish(gradient, self.penalty_slope())
-        elif self.selection is not None:
+        elif gradient is not None and self.selection is not None:
             self.selection.finish(gradient)
+        self.ranks.latents.sum_(self.of_all_latents())
+        self.exchange.finish(others)
+        if self.ranks.several and self.x.device.type == "cpu":
+            self.ranks.check(int(tokens), int(latents))
 
     def needs_slope(self) -> bool:
         """Whether the sparsity term's gradient needs more than one chunk's codes."""
@@ -357,25 +366,14 @@ class FusedStep:
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        least, overflow = self.least_and_overflow()
-        self.sum_counts(overflow)
-        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, whole, least, overflow)
+        least = self.count_of(0) if self.selection is None else self.selection.cut.least
+        least = least.to(self.sum_dtype)
+        return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, whole, least, self.overflow)
 
     def any_dead(self, dead: Tensor) -> Tensor:
         if not self.ranks.latents.several:
             return dead.any()
         return self.ranks.latents.summed(dead.any().to(torch.int32)) > 0
-
-    def sum_counts(self, overflow: Tensor) -> None:
-        """Over the ranks, of which each should know how many tokens and latents all hold."""
-        if not self.ranks.several:
-            return
-        sizes = (self.batch.n_tokens, self.n_latents)
-        tokens, latents = (torch.full((), size, dtype=torch.int64, device=self.x.device) for size in sizes)
-        self.ranks.latents.sum_([overflow, latents])
-        self.ranks.tokens.sum_([overflow, self.fired, tokens])
-        if self.x.device.type == "cpu":
-            self.ranks.check(int(tokens), int(latents))
 
     def sparsity(self, mean: Tensor) -> Tensor:
         """The sparsity term, from the mean soft count or, for JumpReLU, the mean number of active latents."""
@@ -383,8 +381,5 @@ class FusedStep:
             return (mean / self.options.k - 1).square()
         return huber(mean - self.s_target, self.options.delta)
 
-    def least_and_overflow(self) -> tuple[Tensor, Tensor]:
-        found = self.selection or self.thresholds
-        none = torch.zeros((), dtype=torch.int64, device=self.x.device)
-        least = none if self.selection is None else self.selection.cut.least
-        return least.to(self.sum_dtype), none if found is None else found.overflow
+    def count_of(self, number: int) -> Tensor:
+        return torch.full((), number, dtype=torch.int64, device=self.x.device)

@@ -95,9 +95,9 @@ class Exchange:
             if gradient is not None and gradient.nbytes >= _SMALL:
                 self._under_way.append(self.group.start_sum_(self._left.pop(name)))
 
-    def finish(self) -> None:
-        """Once all gradients are complete; afterwards they are sums."""
-        self.group.sum_(list(self._left.values()))
+    def finish(self, others: Sequence[Tensor]) -> None:
+        """Once all gradients are complete; afterwards they and ``others`` are sums."""
+        self.group.sum_([*others, *self._left.values()])
         for work in self._under_way:
             work.wait()
 
