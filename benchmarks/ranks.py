@@ -4,7 +4,8 @@ Every rank is a process of one thread, and they exchange by gloo. Three measurem
 is compared with, so that a change of the machine's speed meets both alike:
 
 * data parallel: steps of one block on activations in memory, the rows of a rank constant, and with the global batch
-  constant; beside them two processes that exchange nothing, the most that two ranks could reach on this machine;
+  constant; beside them two processes that exchange nothing, the most that two ranks could reach on this machine, and
+  the ways to sum gradients;
 * block parallel: training of all blocks of the bundled pipeline on a live stream;
 * several blocks in one process: the time of such a training over the time of the steps alone, and that of eight
   trainings over it.
@@ -57,6 +58,7 @@ IMAGES, WINDOW_STEPS = 16, 4
 #: Uses of each activation where forward passes are to cost less than steps.
 REUSE = 8
 REUSED = f"the same, each activation used {REUSE} times"
+EXCHANGES = "ms to sum the gradients of two ranks"
 AIMS = {
     "eight blocks, two ranks against one": "1.8 at least",
     **dict.fromkeys(
@@ -160,6 +162,38 @@ def difference(world: World, size: str, activation: Activation, across: int) -> 
     return {"gradients": worst, "mse": abs(mse[1] - mse[0]) / mse[0]}
 
 
+def exchange(world: World, size: str) -> dict[str, float]:
+    """Milliseconds in which the gradients of W_enc and W_dec are summed: as a step does it, one after the other, and in
+    the two halves between which ranks could divide the update of the weights."""
+    d_model, n_latents = SIZES[size]
+    gradients = [torch.randn(n_latents, d_model) for _ in range(2)]
+
+    def in_halves() -> None:
+        for each in gradients:
+            parts = list(each.chunk(world.count))
+            own = torch.empty_like(parts[world.number])
+            dist.reduce_scatter(own, parts)
+            dist.all_gather(parts, own)
+
+    def in_turn() -> None:
+        for each in gradients:
+            world.group.sum_([each])
+
+    ways: dict[str, Callable[[], None]] = {
+        "together": lambda: world.group.sum_(gradients),
+        "one after the other": in_turn,
+        "scattered, then gathered": in_halves,
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(WARM_UP + STEPS):
+        for way, work in ways.items():
+            world.said(0)
+            begun = time.perf_counter()
+            work()
+            seconds[way].append(time.perf_counter() - begun)
+    return {way: 1000 * statistics.median(each[WARM_UP:]) for way, each in seconds.items()}
+
+
 # -- several blocks ----------------------------------------------------------------------------------------------
 
 
@@ -249,6 +283,15 @@ def differences(rounds: int) -> dict[str, Any]:
     }
 
 
+def exchanges(rounds: int) -> dict[str, Any]:
+    """Milliseconds of two ranks, in the median over rounds, by size and way."""
+    found = {size: [on_ranks(2, exchange, size) for _ in range(rounds)] for size in SIZES}
+    return {
+        size: {way: statistics.median(each[way] for each in rounds_of) for way in rounds_of[0]}
+        for size, rounds_of in found.items()
+    }
+
+
 def of_blocks(rounds: int) -> dict[str, Any]:
     """Two ranks against one on eight blocks; and what one process takes, over the steps alone and over eight trainings
     of a block each, whose forward passes are not shared."""
@@ -273,6 +316,7 @@ MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {
     f"data parallel, {MORE_ROWS} rows a rank": partial(of_two, rows=MORE_ROWS),
     "fixed global batch": partial(of_two, rows=ROWS, rows_of_two=ROWS // 2),
     "two processes that exchange nothing": partial(of_two, rows=ROWS, together=False),
+    EXCHANGES: exchanges,
     "difference from one process": differences,
     "blocks": of_blocks,
     "bytes a rank sends in a step, PixArt-XL on 8 ranks": lambda _: bytes_a_step(1152, 18432, 28, 16384, 8),
@@ -292,7 +336,12 @@ def page(figures: dict[str, Any]) -> str:
         ]
     ]
     others += [[name, f"{each['median']:.2f}", AIMS.get(name, "")] for name, each in figures["blocks"].items()]
-    tables = [markdown(("two ranks against one", *columns), rows), markdown(("figure", "measured", "aim"), others)]
+    sums = [[size, *(f"{each:.0f}" for each in ways.values())] for size, ways in figures[EXCHANGES].items()]
+    tables = [
+        markdown(("two ranks against one", *columns), rows),
+        markdown((EXCHANGES, *next(iter(figures[EXCHANGES].values()))), sums),
+        markdown(("figure", "measured", "aim"), others),
+    ]
     return "\n\n".join(tables)
 
 
