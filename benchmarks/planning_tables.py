@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from benchmarks.table import markdown
 from tide.activations.writer import readable_size
-from tide.planning import Plan, plan
+from tide.adapters.blocks import Block
+from tide.planning import PipelineSizes, Plan, given_sizes, plan
 from tide.planning.report import cells
 from tide.training import TrainConfig
 
@@ -17,14 +19,22 @@ PIPELINES = {
     "512 px": "PixArt-alpha/PixArt-XL-2-512x512",
 }
 CONFIG = TrainConfig(batch_tokens=4096)
+#: Of a model that no GPU has room for: two million latents on one of Flux's 57 blocks.
+WIDE = "2,097,152 latents, d = 3072"
+WIDE_CONFIG = TrainConfig(n_latents=2**21, batch_tokens=16384, shard_latents=8)
 _SHOWN = ("total", "GPU hours", "disk", "memory of a rank", "on the wire")
 
 
-def table(pipeline: str) -> str:
+def table(
+    pipeline: str | PipelineSizes,
+    numbers: Sequence[int] = GPUS,
+    block: Block = "all",
+    config: TrainConfig = CONFIG,
+) -> str:
     """Ways by numbers of GPUs: time, GPU hours, disk, memory, wire."""
     rows = []
-    for gpus in GPUS:
-        found = plan(pipeline, images=IMAGES, blocks=["all"], gpus=gpus, machine=MACHINE, config=CONFIG)
+    for gpus in numbers:
+        found = plan(pipeline, images=IMAGES, blocks=[block], gpus=gpus, machine=MACHINE, config=config)
         for way in found.ways:
             shown = cells(way, gpus)
             lacking = found.lacking(way)
@@ -47,7 +57,8 @@ def parts(pipeline: str, gpus: int) -> str:
 def tables() -> dict[str, str]:
     """Every table, by its title."""
     found = {title: table(pipeline) for title, pipeline in PIPELINES.items()}
-    return {**found, "1024 px, 8 GPUs": parts(PIPELINES["1024 px"], 8)}
+    wide = table(given_sizes(3072, 57, 4096), (8, 64), 30, WIDE_CONFIG)
+    return {**found, "1024 px, 8 GPUs": parts(PIPELINES["1024 px"], 8), WIDE: wide}
 
 
 def main() -> int:

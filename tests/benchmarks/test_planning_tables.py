@@ -14,7 +14,7 @@ from tide.planning.model import FORMULAS
 PAGE = (ROOT / "docs" / "scale-planning.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("title", ["1024 px", "512 px", "1024 px, 8 GPUs"])
+@pytest.mark.parametrize("title", ["1024 px", "512 px", "1024 px, 8 GPUs", planning_tables.WIDE])
 def test_tables_of_plans(title):
     assert planning_tables.tables()[title] in PAGE
 

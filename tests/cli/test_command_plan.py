@@ -24,15 +24,14 @@ def test_a_plan_is_printed_and_nothing_is_written(cli, tmp_path, monkeypatch):
 
 def test_options_reach_the_plan(cli, tmp_path):
     options = ("--n-latents", "9216", "--k", "32", "--activation", "topk", "--batch-tokens", "4096")
-    options += ("--epochs", "2", "--reuse", "2")
+    options += ("--epochs", "2", "--reuse", "2", "--gpus", "4", "--shard-latents", "2")
     kept = ("--token-fraction", "1/4", "--no-pairs", "--batch-size", "16", "--transcoder", "attention")
     machine = ("--size", "512", "--memory", "80GB")
     assert cli(*XL, *options, *kept, *machine, "--formulas", "--out", tmp_path).code == 0
     held = json.loads((tmp_path / "plan.json").read_text())
     work = held["work"]
-    assert [work[name] for name in ("n_latents", "k", "activation", "batch_tokens", "epochs", "reuse")] == [
-        9216, 32, "topk", 4096, 2, 2,
-    ]  # fmt: skip
+    names = ("n_latents", "k", "activation", "batch_tokens", "epochs", "reuse", "n_gpus", "shard_latents")
+    assert [work[name] for name in names] == [9216, 32, "topk", 4096, 2, 2, 4, 2]
     assert work["pipeline"]["n_tokens"] == 1024
     taken = {"tensor": "attention_input", "target": "attention", "n_timesteps": 20, "token_fraction": 0.25}
     assert work["options"] == {**taken, "paired": False, "batch_size": 16}
@@ -67,6 +66,7 @@ def test_this_machine_is_measured(cli, tmp_path, monkeypatch):
             "--gpus: '0' is not a count; give a whole number, 1 to 2147483647; see",
         ),
         ([*XL[:-1], "h300"], "machine 'h300' is unknown; use here or nvidia-h200"),
+        ([*XL, "--shard-latents", "2"], "shard_latents = 2 does not divide 1 GPU; give a multiple of 2, or leave it"),
         ([*XL, "--block", "28"], "block 28 does not exist; this transformer has blocks 0..27"),
         ([*XL, "--tokens", "3"], "--tokens is not used with --pipeline; leave it off"),
         ([*XL, "--n-latents", "8"], "k = 64 (the default) must lie between 1 and n_latents = 8; lower k or raise"),

@@ -27,10 +27,15 @@ CONSTANTS = {
 
 
 def machine(**changed: float) -> Machine:
-    """Bytes of a number: 2. ``changed`` constants by their names, with an underscore for the dot."""
+    """Bytes of a number: 2. ``changed`` constants by their names, for TopK with an underscore for the dot."""
     values = {**CONSTANTS, **{name.replace("topk_", "topk."): value for name, value in changed.items()}}
     constants = {name: Constant(value, name != "rate", f"the {name}") for name, value in values.items()}
     return Machine("round", "cuda", 2, constants)
+
+
+def steps_of(activation: str) -> dict[str, float]:
+    """Constants of another activation function, all alike, for `machine`."""
+    return {f"{activation}.{name}": 1e-8 for name in ("dense", "sparse", "place", "weights", "match")}
 
 
 def sizes(**changed: Any) -> PipelineSizes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.plans import machine, sizes, work
+from tests.helpers.plans import machine, sizes, steps_of, work
 from tide.activations.options import CollectOptions
 from tide.activations.stream import HELD
 from tide.activations.writer import estimate_bytes
@@ -94,6 +94,41 @@ def test_gradients_travel_between_all_ranks():
     assert way.seconds["wire"] == pytest.approx(sent / 1e6)
     assert way.wire == pytest.approx(4 * sent)
     assert way.seconds["training"] == pytest.approx(2 * 8 * (8 * (50e-7 + 25 * 50e-9) + PARAMETERS * 1e-6))
+
+
+def test_latents_are_divided():
+    """Two ranks have 25 latents each, with 3 of 5 active, and the same 50 of the 100 tokens of a step as each other."""
+    way = Model(work(n_gpus=4, shard_latents=2), machine()).latents_divided()
+    parameters = 2 * 25 * 8 + 25 + 8
+    tokens = 50 * 4 * (2 * 1 / 2 * 8 + 1 * 5)  # reconstructions summed, and the other rank's candidates
+    gradients = 2 * 1 / 2 * 4 * parameters
+    assert way.wire == pytest.approx(4 * 2 * 8 * (tokens + gradients))
+    assert way.seconds["wire"] == pytest.approx(2 * 8 * (tokens + gradients) / 1e6)
+    assert way.seconds["training"] == pytest.approx(2 * 8 * (8 * (25e-7 + 50 * 25e-9) + parameters * 1e-6))
+    assert way.seconds["forward"] == Model(work(n_gpus=4), machine()).data_parallel().seconds["forward"]
+
+
+def test_only_topk_sends_candidates():
+    topk, others = (
+        Model(work(n_gpus=2, shard_latents=2, activation=name), machine(**steps_of("jumprelu"))).latents_divided()
+        for name in ("topk", "jumprelu")
+    )
+    assert topk.wire - others.wire == pytest.approx(2 * 2 * 8 * 100 * 4 * 5)
+
+
+def test_ranks_that_divide_the_latents_have_a_part_of_the_memory():
+    way = Model(work(pipeline=sizes(n_weights=10), n_gpus=4, n_latents=10**5, shard_latents=4), machine())
+    modulation = 257 * 8 + 9 * 8 + 2 * 9 * 8
+    assert way.latents_divided().memory == pytest.approx(
+        {"autoencoders": 16 * (2 * 25_000 * 8 + 25_000 + 8 + modulation), "step": 100 * 25_000 * 4.0}
+    )
+
+
+def test_ranks_that_divide_the_latents_are_neighbours():
+    """With two GPUs in a node, only the gradients of two rows of two leave it."""
+    near, far = (Model(work(n_gpus=4, shard_latents=2), machine(node=node)).latents_divided() for node in (4, 2))
+    gradients = 2 * 8 * 2 * 1 / 2 * 4 * (2 * 25 * 8 + 25 + 8)
+    assert far.seconds["wire"] - near.seconds["wire"] == pytest.approx(gradients / 1e5 - gradients / 1e6)
 
 
 def test_nodes_are_joined_by_the_slower_wire():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from tests.helpers.plans import machine, sizes
+from tests.helpers.plans import machine, sizes, steps_of
 from tide.errors import TideError
 from tide.planning import plan, planner
 from tide.training import TrainConfig
 
 CONFIG = TrainConfig(activation="topk", n_latents=50, k=5, batch_tokens=100)
+
+WIDE = CONFIG.changed({"n_latents": 1_500_006, "batch_tokens": 2})
 
 
 def planned(**changed):
@@ -33,6 +36,12 @@ def test_the_defaults_of_training_are_those_of_a_plan():
     work, default = found.work, TrainConfig()
     assert (work.n_latents, work.k) == default.sizes(1152)
     assert (work.activation, work.batch_tokens, work.blocks) == (default.activation, default.batch_tokens, (26,))
+
+
+def test_a_fourth_way_where_latents_are_divided():
+    found = planned(gpus=4, config=CONFIG.changed({"shard_latents": 2}))
+    assert [way.name for way in found.ways][3:] == ["latents divided"]
+    assert found.ways[:3] == planned(gpus=4).ways
 
 
 def test_a_way_that_does_not_fit_is_left_to_others():
@@ -58,10 +67,32 @@ def test_what_needs_memory_decides_over_the_remedy():
 
 
 @pytest.mark.parametrize(
+    ("changed", "remedy"),
+    [
+        ({"gpus": 6}, "divide the latents among GPUs (--shard-latents 3)"),  # of 2 GPUs each lacks memory
+        ({"gpus": 2}, "lower --n-latents"),
+        ({"gpus": 4}, "lower --n-latents"),  # 4 does not divide the latents
+        ({"gpus": 6, "config": WIDE.changed({"activation": "relu"})}, "lower --n-latents"),  # trains on one rank
+    ],
+)
+def test_models_that_fit_no_gpu_are_divided_among_the_least_that_have_room(changed, remedy):
+    with pytest.raises(TideError, match=rf"most of it for the autoencoders; {re.escape(remedy)}$"):
+        planned(**{"config": WIDE, "machine": machine(**steps_of("relu")), "memory": 170_000_000} | changed)
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"gpus": 0}, "gpus 0 is too small; give at least 1"),
         ({"images": 0}, "n_images 0 is too small; give at least 1"),
+        (
+            {"gpus": 8, "config": CONFIG.changed({"shard_latents": 5})},
+            "shard_latents = 5 does not divide 8 GPUs; give a multiple of 5, or leave it off",
+        ),
+        (
+            {"gpus": 8, "config": CONFIG.changed({"shard_latents": 4})},
+            "n_latents = 50 cannot be divided among 4 ranks; give a multiple of shard_latents = 4",
+        ),
         ({"blocks": [4]}, r"block 4 does not exist; this transformer has blocks 0\.\.3"),
         ({"machine": "h300"}, "machine 'h300' is unknown; use here or nvidia-h200"),
         ({"config": TrainConfig(activation="gated")}, "steps of activation gated were not measured on round"),
@@ -77,6 +108,7 @@ def test_what_is_refused(monkeypatch, changed, message):
 def test_here_is_measured_with_the_planned_pipeline_and_training(monkeypatch):
     asked = []
     monkeypatch.setattr(planner, "measure", lambda *given: asked.append(given) or machine())
-    found = plan("scenes", images=4, config=CONFIG, size=(64, 64))
+    divided = CONFIG.changed({"shard_latents": 2})  # which one process cannot be measured with
+    found = plan("scenes", images=4, gpus=2, config=divided, size=(64, 64))
     assert found.machine.name == "round"
     assert asked == [("scenes", CONFIG, found.work.options, (64, 64))]

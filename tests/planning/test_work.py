@@ -26,7 +26,7 @@ def test_parameters_are_those_of_a_model(adapter: Adapter):
     assert found.parameters + found.modulation_parameters == sum(each.numel() for each in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["n_images", "n_gpus", "epochs", "reuse"])
+@pytest.mark.parametrize("name", ["n_images", "n_gpus", "epochs", "reuse", "shard_latents"])
 def test_counts_begin_at_one(name):
     with pytest.raises(TideError, match=f"{name} 0 is too small; give at least 1"):
         work(**{name: 0})

@@ -67,6 +67,8 @@ class Plan(Command):
     """activation function: jumprelu, topk, batch_topk, relu or gated"""
     batch_tokens: Count = 1024
     """tokens of a training step"""
+    shard_latents: MaybeCount = None
+    """plan a fourth way, too: so many GPUs at a time divide the latents of an autoencoder"""
     epochs: Count = 1
     """how often every activation is trained on"""
     reuse: Count = 1
@@ -102,7 +104,8 @@ class Plan(Command):
         from tide.training import TrainConfig
 
         target = self.transcoder
-        options = {name: getattr(self, name) for name in ("n_latents", "k", "activation", "batch_tokens")}
+        names = ("n_latents", "k", "activation", "batch_tokens", "shard_latents")
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
         return plan(
             self.pipeline or self._sizes(),
             images=self.images,

@@ -1,4 +1,4 @@
-"""The cost of three ways to train, from sizes and constants: time, disk, memory of a rank, bytes on the wire.
+"""The cost of the ways to train, from sizes and constants: time, disk, memory of a rank, bytes on the wire.
 
 Nothing here measures. :data:`FORMULAS` says in words what the functions compute.
 """
@@ -36,6 +36,7 @@ SYMBOLS = {
     "b": "bytes of a number of the activations",
     "e": "epochs",
     "u": "uses of an activation before the next pass replaces it",
+    "G": "GPUs that divide the latents of a model",
 }
 #: What is computed -> how.
 FORMULAS = {
@@ -51,6 +52,8 @@ FORMULAS = {
     "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
     "tokens on the wire": "S B (a d b + 16) (W - 1) / W ceil(e / u) / e bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
+    "latents divided": "as data parallel, with B G / W tokens a step, n / G latents and k / G of them active",
+    "of it on the wire": "S B G / W (G - 1) 4 (2 d / G, with TopK + k) + S 2 (W - G) / W 4 ((2 n d + n) / G + d) bytes",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
     "memory": "pipeline + pass or autoencoder + step; live all of these at once, and four times 65536 tokens a block",
 }
@@ -99,8 +102,9 @@ class Model:
         self._step = machine.of_step(work.activation)
 
     def ways(self) -> list[Way]:
-        """The three ways."""
-        return [self.from_stores(), self.live(), self.data_parallel()]
+        """Three ways, and one more where GPUs divide the latents."""
+        divided = [self.latents_divided()] if self.work.shard_latents > 1 else []
+        return [self.from_stores(), self.live(), self.data_parallel(), *divided]
 
     def from_stores(self) -> Way:
         """Collected to disk once; then each rank trains its blocks from their stores, one after another."""
@@ -137,6 +141,25 @@ class Model:
             "wire": sent / self._wire,
         }
         return Way("data parallel", seconds, self.disk, self._larger(self._trainer(share)), work.n_gpus * sent)
+
+    def latents_divided(self) -> Way:
+        """Collected to disk once; then all ranks train one block after another. ``shard_latents`` at a time have the
+        same share of a step's tokens and divide the latents."""
+        work, across = self.work, self.work.shard_latents
+        groups = work.n_gpus // across
+        share = math.ceil(work.batch_tokens / groups)
+        part = Model(work.with_part_of_the_latents(), self.machine)
+        values = 2 / across * work.d_model + (work.k if work.activation == "topk" else 0)
+        of_tokens = share * (across - 1) * _FLOAT * values
+        of_latents = 2 * (groups - 1) / groups * _FLOAT * part.work.parameters
+        steps = len(work.blocks) * work.steps
+        seconds = {
+            **self._collection,
+            "training": len(work.blocks) * part.training(share, self._read / groups),
+            "wire": steps * (of_tokens / self._wire_among(across) + of_latents / self._wire),
+        }
+        wire = work.n_gpus * steps * (of_tokens + of_latents)
+        return Way("latents divided", seconds, self.disk, self._larger(part._trainer(share)), wire)
 
     def step(self, n_tokens: int) -> float:
         """Seconds of a step of so many tokens, with its update."""
@@ -198,9 +221,12 @@ class Model:
 
     @property
     def _wire(self) -> float:
-        """Bytes a second to and from a rank; the slower wire where the ranks are of several nodes."""
-        inside = self.work.n_gpus <= self.machine["node"]
-        return self.machine["wire_inside" if inside else "wire_between"]
+        """Bytes a second to and from a rank, among all."""
+        return self._wire_among(self.work.n_gpus)
+
+    def _wire_among(self, n_ranks: int) -> float:
+        """Bytes a second to and from each of so many neighbours; the slower wire where they are of several nodes."""
+        return self.machine["wire_inside" if n_ranks <= self.machine["node"] else "wire_between"]
 
     @property
     def _collector(self) -> dict[str, float]:

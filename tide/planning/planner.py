@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def plan(
         machine: "here", which measures this one (:func:`~tide.planning.measure`; less than a minute for the bundled
             pipeline), one whose constants ship with the package, or one measured before.
         size: height and width of the images in pixels; default the pipeline's own.
-        config: of the trainings, except for ``steps``: each trains on all activations ``epochs`` times.
+        config: of the trainings, except for ``steps``: each trains on all activations ``epochs`` times. With
+            ``shard_latents`` the plan has a fourth way, in which so many GPUs at a time divide the latents of a model.
         options: what is kept of each image.
         epochs: how often every activation is trained on.
         reuse: how many of these times one pass serves in live training (:func:`tide.live_blocks`).
@@ -109,9 +110,11 @@ def plan(
         batch_tokens=config.batch_tokens,
         epochs=epochs,
         reuse=reuse,
+        shard_latents=config.shard_latents,
         options=options,
     )
-    on = machine if isinstance(machine, Machine) else known or measure(pipeline, config, options, size)
+    alone = config.changed({"shard_latents": 1})
+    on = machine if isinstance(machine, Machine) else known or measure(pipeline, alone, options, size)
     found = Plan(work, on, on["memory"] if memory is None else memory, tuple(Model(work, on).ways()))
     _check_fits(found)
     return found
@@ -123,7 +126,22 @@ def _check_fits(found: Plan) -> None:
         return
     least = min(found.ways, key=lambda way: way.total_memory)
     most = max(least.memory, key=lambda name: least.memory[name])
+    across = _least_division(found)
+    remedy = _REMEDIES[most] if across is None else f"divide the latents among GPUs (--shard-latents {across})"
     raise TideError(
         f"no way of training fits: even {least.name} needs {readable_size(least.total_memory)} of memory a rank, "
-        f"{readable_size(found.lacking(least))} more than there is, most of it for the {most}; {_REMEDIES[most]}"
+        f"{readable_size(found.lacking(least))} more than there is, most of it for the {most}; {remedy}"
     )
+
+
+def _least_division(found: Plan) -> int | None:
+    """The least number of GPUs that have the memory for a model when they divide its latents."""
+    work = found.work
+    if work.activation in ("relu", "gated"):  # which train on one rank
+        return None
+    for across in range(2, work.n_gpus + 1):
+        if work.n_gpus % across or work.n_latents % across:
+            continue
+        if not found.lacking(Model(replace(work, shard_latents=across), found.machine).latents_divided()):
+            return across
+    return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tide.activations.options import CollectOptions
 from tide.checks import check_count
+from tide.errors import TideError
+from tide.messages import counted
 from tide.planning.sizes import PipelineSizes
 
 #: Width of the sinusoids of a timestep.
@@ -25,6 +27,8 @@ class Work:
         n_latents, k, activation, batch_tokens: of every autoencoder and step (:class:`tide.training.TrainConfig`).
         epochs: how often every activation is trained on.
         reuse: how many of these times one pass serves in live training.
+        shard_latents: how many GPUs at a time divide the latents of a model, if any are to; it divides ``n_gpus`` and
+            ``n_latents``.
         options: what is kept of each image.
 
     Raises :class:`~tide.errors.TideError` for values that are not valid.
@@ -40,11 +44,17 @@ class Work:
     batch_tokens: int
     epochs: int = 1
     reuse: int = 1
+    shard_latents: int = 1
     options: CollectOptions = field(default_factory=CollectOptions)
 
     def __post_init__(self) -> None:
-        for name in ("n_images", "n_gpus", "epochs", "reuse"):
+        for name in ("n_images", "n_gpus", "epochs", "reuse", "shard_latents"):
             check_count(name, getattr(self, name))
+        if self.n_gpus % self.shard_latents:
+            raise TideError(
+                f"shard_latents = {self.shard_latents} does not divide {counted(self.n_gpus, 'GPU')}; give a multiple "
+                f"of {self.shard_latents}, or leave it off"
+            )
 
     @property
     def d_model(self) -> int:
@@ -84,6 +94,11 @@ class Work:
     def parameters(self) -> int:
         """Of an autoencoder without its modulation: both weights, both biases."""
         return 2 * self.n_latents * self.d_model + self.n_latents + self.d_model
+
+    def with_part_of_the_latents(self) -> Work:
+        """That of a rank among ``shard_latents``, on which an equal part of a token's latents is active."""
+        across = self.shard_latents
+        return replace(self, n_latents=self.n_latents // across, k=math.ceil(self.k / across))
 
     @property
     def modulation_parameters(self) -> int:
