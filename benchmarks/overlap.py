@@ -35,7 +35,7 @@ def pairs(world: World, rounds: int, n_blocks: int, threads: int) -> list[list[d
     for _ in range(rounds):
         found.append([])
         for beside in (False, True):
-            with patch("tide.training.sources.overlaps", lambda device, beside=beside: beside):
+            with patch("tide.training.live_source.overlaps", lambda device, beside=beside: beside):
                 found[-1].append(blocks(world, n_blocks, overlap=beside))
     return found
 

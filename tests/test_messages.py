@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
-from tide.messages import counted, one_line
+from tide.messages import counted, one_line, say
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,16 @@ def test_messages_of_libraries_are_one_line(said, shown):
 @pytest.mark.parametrize(("n", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps")])
 def test_counts(n, words):
     assert counted(n, "step") == words
+
+
+def test_a_line_is_printed_in_one_piece():
+    """Python's own print writes the line's end apart, where another process may write in between."""
+    pieces = []
+
+    class Unbuffered(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    say("trained", Unbuffered())
+    assert [piece for piece in pieces if piece] == ["trained\n"]

@@ -1,4 +1,11 @@
-"""Parts of messages: text from libraries and files, and counts."""
+"""Messages and their parts: a printed line, text from libraries and files, counts."""
+
+from typing import TextIO
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints a line in one piece, so that those of processes that share an output, such as torchrun's, do not mix."""
+    print(f"{line}\n", end="", file=file)
 
 
 def one_line(said: object, most: int = 300) -> str:

@@ -10,7 +10,7 @@ from benchmarks.overlap import measure, page
 from benchmarks.table import RESULTS
 from tests.helpers.pages import ROOT
 from tide.files import read_json
-from tide.training import sources
+from tide.training import live_source
 from tide.world import World
 
 
@@ -20,7 +20,7 @@ def test_a_ratio_is_of_one_round(monkeypatch):
     beside = []
 
     def blocks(world, n_blocks, overlap):
-        beside.append(sources.overlaps(torch.device("cpu")))
+        beside.append(live_source.overlaps(torch.device("cpu")))
         return dict(zip(("seconds", "learners"), next(runs), strict=True))
 
     monkeypatch.setattr(overlap, "blocks", blocks)

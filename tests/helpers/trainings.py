@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 
 import torch
 
 from tide.activations import ActivationBatch
+from tide.activations.source import Source
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.training import LossConfig, RevivalConfig, TrainConfig, Trainer
 
@@ -78,3 +82,28 @@ def interrupted(n: int, source=stream):
         return islice(source(start), n - start)
 
     return batches
+
+
+def digests(source: Source) -> frozenset[str]:
+    """Of all its images, which differ."""
+    found = frozenset(sample.image for sample in source.samples_before(source.n_images))
+    assert len(found) == source.n_images
+    return found
+
+
+def assert_apart_by_rounding(one: Path, other: Path, steps: int) -> None:
+    """The weights of two checkpoints differ by no more, in root mean square, than rounding makes of so many steps.
+
+    Gradients that are summed in another order differ by about e = 2^-21 of their root mean square. AdamW moves every
+    weight by about lr, whatever the size of its gradient: where that is z times the root mean square, the moves differ
+    by lr min(2, e / z). Normally distributed gradients make of it lr sqrt(3.2 e) in root mean square: 0.8 times the
+    integral of min(2, e / z)^2 over z, which is 4 e.
+    """
+    models = [TIDE.from_pretrained(folder) for folder in (one, other)]
+    made = json.loads((one / "training.json").read_text())["config"]
+    lr = TrainConfig.from_dict(made).learning_rate(models[0].d_model)
+    both = [model.state_dict() for model in models]
+    assert both[0].keys() == both[1].keys()
+    for name, value in both[0].items():
+        apart = float((value - both[1][name]).double().square().mean().sqrt())
+        assert apart <= steps * lr * math.sqrt(3.2 * 2**-21), name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.ranks import run_ranks
-from tests.helpers.trainings import assert_same, batch, config
+from tests.helpers.trainings import assert_apart_by_rounding, assert_same, batch, config
 from tide import TIDE
 from tide.activations.writer import StoreWriter
 from tide.cli.app import main
@@ -91,11 +91,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_block_that_all_ranks_train(ranks, alone):
-    """On two stores that are mixed: to what six steps make of rounding."""
-    one, both = weights(alone / "one block"), weights(ranks[0] / "one block")
-    for name, value in one.items():
-        size = float(value.square().mean().sqrt()) + 1e-7
-        assert float((value - both[name]).square().mean().sqrt()) < 1e-5 * size, name
+    """On two stores that are mixed."""
+    assert_apart_by_rounding(alone / "one block", ranks[0] / "one block", CONFIG.steps)
 
 
 def test_blocks_that_ranks_divide(ranks, alone):

@@ -18,6 +18,7 @@ from typing import Any
 from tide.cli.command import Command, left_behind
 from tide.cli.parsing import check_text, parse
 from tide.errors import Interrupted, TideError, TideWarning, out_of_memory
+from tide.messages import say
 from tide.ranks import launched, refuse_other_launchers, refuse_ranks
 
 #: Command -> what it does. Each is a class of its name in the module of its name.
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         kept = left_behind.get() or str(stop) or (Command if asked is None else asked).interrupted
-        print(f"tide: interrupted; {_own_rank()}{kept}", file=sys.stderr)
+        say(f"tide: interrupted; {_own_rank()}{kept}", sys.stderr)
         return 128 + (stop.signal if isinstance(stop, Interrupted) else signal.SIGINT)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; what is still buffered must not fail at exit.
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = refusal(error)
         if reason is None or os.environ.get("TIDE_TRACEBACK") == "1":
             raise
-        print(f"tide: error: {_own_rank()}{reason}", file=sys.stderr)
+        say(f"tide: error: {_own_rank()}{reason}", sys.stderr)
         return 2
     return 0
 

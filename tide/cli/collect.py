@@ -20,6 +20,7 @@ from tide.cli.values import (
     Seed,
     option,
 )
+from tide.messages import say
 
 if TYPE_CHECKING:
     from tide.activations.parts import Part
@@ -125,12 +126,12 @@ class Collect(Command):
         from tide.activations.writer import readable_size
 
         if part is not None and not found.images:
-            print(f"{self.out}, {part}: there are fewer passes than parts, and nothing to do.")
+            say(f"{self.out}, {part}: there are fewer passes than parts, and nothing to do.")
             return
         activations = f"{found.rows} {'activation' if found.rows == 1 else 'activations'}"
         images, blocks = images_in_words(found.images), blocks_in_words(list(found.folders))
         where = self.out if part is None else f"{self.out}, {part}"
-        print(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {where}.")
+        say(f"Collected {activations} of {images} from {blocks}: {readable_size(found.bytes)} in {where}.")
 
     def _check_source(self) -> None:
         from tide.errors import TideError

@@ -22,6 +22,7 @@ from tide.cli.values import (
     MaybeSeed,
     MaybeText,
 )
+from tide.messages import say
 
 if TYPE_CHECKING:
     from tide.adapters import Adapter
@@ -125,11 +126,11 @@ class Train(Command):
             with world.watched(lambda: "nothing was written"), world.together():
                 jobs = self._from_stores(config) if self.store else self._live(config)
             if len(jobs.of) > 1 or jobs.shares.world.several:
-                print(self._announced(jobs))
+                say(self._announced(jobs))
             learners = train_blocks(jobs, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
         for learner in learners.values():
             if learner.world.first:
-                print(_in_a_line(learner))
+                say(_in_a_line(learner))
         leave()
 
     def _announced(self, jobs: Jobs) -> str:
@@ -201,7 +202,7 @@ class Train(Command):
             self.source, adapter, seed=config.seed, batch_size=options.batch_size, hold_out=self.hold_out
         )
         if current().first:
-            print("\n".join([f"training on {source.described}", *source.notes]))
+            say("\n".join([f"training on {source.described}", *source.notes]))
         return live_blocks(
             adapter,
             source,

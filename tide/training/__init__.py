@@ -4,7 +4,8 @@ from tide.training.build import build_model
 from tide.training.config import LossConfig, ProgressiveK, RevivalConfig, TrainConfig
 from tide.training.job import Job, Jobs
 from tide.training.learner import Learner
-from tide.training.sources import from_block_stores, from_pool, from_stores, live, live_blocks
+from tide.training.live_source import live, live_blocks
+from tide.training.sources import from_block_stores, from_pool, from_stores
 from tide.training.state import is_trained
 from tide.training.to_checkpoint import train, train_blocks
 from tide.training.trainer import Trainer
