@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from benchmarks.table import markdown
 from tide.activations.writer import readable_size
-from tide.adapters.blocks import Block
-from tide.planning import PipelineSizes, Plan, given_sizes, plan
+from tide.planning import Plan, given_sizes, plan
+from tide.planning.model import Way
 from tide.planning.report import cells
 from tide.training import TrainConfig
 
@@ -21,27 +20,39 @@ PIPELINES = {
 CONFIG = TrainConfig(batch_tokens=4096)
 #: Of a model that no GPU has room for: two million latents on one of Flux's 57 blocks.
 WIDE = "2,097,152 latents, d = 3072"
-WIDE_CONFIG = TrainConfig(n_latents=2**21, batch_tokens=16384, shard_latents=8)
+WIDE_CONFIG = TrainConfig(n_latents=2**21, batch_tokens=16384)
 _SHOWN = ("total", "GPU hours", "disk", "memory of a rank", "on the wire")
 
 
-def table(
-    pipeline: str | PipelineSizes,
-    numbers: Sequence[int] = GPUS,
-    block: Block = "all",
-    config: TrainConfig = CONFIG,
-) -> str:
+def table(pipeline: str) -> str:
     """Ways by numbers of GPUs: time, GPU hours, disk, memory, wire."""
     rows = []
-    for gpus in numbers:
-        found = plan(pipeline, images=IMAGES, blocks=[block], gpus=gpus, machine=MACHINE, config=config)
-        for way in found.ways:
-            shown = cells(way, gpus)
-            lacking = found.lacking(way)
-            memory = f"{shown['memory of a rank']}: {readable_size(lacking)} too much" if lacking else None
-            values = [memory if name == "memory of a rank" and memory else shown[name] for name in _SHOWN]
-            rows.append([str(gpus), way.name, *values])
+    for gpus in GPUS:
+        found = plan(pipeline, images=IMAGES, blocks=["all"], gpus=gpus, machine=MACHINE, config=CONFIG)
+        rows += [[str(gpus), way.name, *_shown(found, way)] for way in found.ways]
     return markdown(["GPUs", "way", "time", *_SHOWN[1:]], rows)
+
+
+def wide_table() -> str:
+    """Data parallel, which fits no GPU, and latents divided among so many GPUs at a time."""
+    rows = []
+    for gpus, divisions in ((8, (8,)), (64, (8, 64))):
+        for across in divisions:
+            config = WIDE_CONFIG.changed({"shard_latents": across})
+            pipeline = given_sizes(3072, 57, 4096)
+            found = plan(pipeline, images=IMAGES, blocks=[30], gpus=gpus, machine=MACHINE, config=config)
+            *_, whole, divided = found.ways
+            if across == divisions[0]:
+                rows.append([str(gpus), whole.name, *_shown(found, whole)])
+            rows.append([str(gpus), f"{divided.name} among {across}", *_shown(found, divided)])
+    return markdown(["GPUs", "way", "time", *_SHOWN[1:]], rows)
+
+
+def _shown(found: Plan, way: Way) -> list[str]:
+    shown = cells(way, found.work.n_gpus)
+    if lacking := found.lacking(way):
+        shown["memory of a rank"] += f": {readable_size(lacking)} too much"
+    return [shown[name] for name in _SHOWN]
 
 
 def parts(pipeline: str, gpus: int) -> str:
@@ -57,8 +68,7 @@ def parts(pipeline: str, gpus: int) -> str:
 def tables() -> dict[str, str]:
     """Every table, by its title."""
     found = {title: table(pipeline) for title, pipeline in PIPELINES.items()}
-    wide = table(given_sizes(3072, 57, 4096), (8, 64), 30, WIDE_CONFIG)
-    return {**found, "1024 px, 8 GPUs": parts(PIPELINES["1024 px"], 8), WIDE: wide}
+    return {**found, "1024 px, 8 GPUs": parts(PIPELINES["1024 px"], 8), WIDE: wide_table()}
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.helpers.plans import machine, sizes, steps_of, work
@@ -116,6 +118,22 @@ def test_only_topk_sends_candidates():
     assert topk.wire - others.wire == pytest.approx(2 * 2 * 8 * 100 * 4 * 5)
 
 
+def test_batch_topk_sends_counts():
+    """64-bit counts of 16 and 15 bits, summed among all ranks or first among those of a token's latents; on a CPU also
+    of a sample."""
+    steps, counts = 2 * 8, 8 * (2**16 + 2**15)
+    known = machine(**steps_of("jumprelu"), **steps_of("batch_topk"))
+    for device, times in (("cuda", 1), ("cpu", 2)):
+        batch_topk, others = (
+            Model(work(n_gpus=4, shard_latents=2, activation=name), replace(known, device=device))
+            for name in ("batch_topk", "jumprelu")
+        )
+        more = batch_topk.data_parallel().wire - others.data_parallel().wire
+        assert more == pytest.approx(4 * steps * times * counts * 2 * 3 / 4)
+        more = batch_topk.latents_divided().wire - others.latents_divided().wire
+        assert more == pytest.approx(4 * steps * times * counts * 2 * (1 / 2 + 1 / 2))
+
+
 def test_ranks_that_divide_the_latents_have_a_part_of_the_memory():
     way = Model(work(pipeline=sizes(n_weights=10), n_gpus=4, n_latents=10**5, shard_latents=4), machine())
     modulation = 257 * 8 + 9 * 8 + 2 * 9 * 8
@@ -125,10 +143,12 @@ def test_ranks_that_divide_the_latents_have_a_part_of_the_memory():
 
 
 def test_ranks_that_divide_the_latents_are_neighbours():
-    """With two GPUs in a node, only the gradients of two rows of two leave it."""
-    near, far = (Model(work(n_gpus=4, shard_latents=2), machine(node=node)).latents_divided() for node in (4, 2))
+    """With two GPUs in a node, only the gradients of two rows of two leave it. Where nodes have three, the second row
+    has a rank on each."""
+    near, far, across = (Model(work(n_gpus=4, shard_latents=2), machine(node=n)).latents_divided() for n in (4, 2, 3))
     gradients = 2 * 8 * 2 * 1 / 2 * 4 * (2 * 25 * 8 + 25 + 8)
     assert far.seconds["wire"] - near.seconds["wire"] == pytest.approx(gradients / 1e5 - gradients / 1e6)
+    assert across.seconds["wire"] == pytest.approx(10 * near.seconds["wire"])
 
 
 def test_nodes_are_joined_by_the_slower_wire():

@@ -73,6 +73,7 @@ def test_what_needs_memory_decides_over_the_remedy():
         ({"gpus": 2}, "lower --n-latents"),
         ({"gpus": 4}, "lower --n-latents"),  # 4 does not divide the latents
         ({"gpus": 6, "config": WIDE.changed({"activation": "relu"})}, "lower --n-latents"),  # trains on one rank
+        ({"gpus": 6, "config": WIDE.changed({"undo": True})}, "lower --n-latents"),
     ],
 )
 def test_models_that_fit_no_gpu_are_divided_among_the_least_that_have_room(changed, remedy):
@@ -108,7 +109,13 @@ def test_what_is_refused(monkeypatch, changed, message):
 def test_here_is_measured_with_the_planned_pipeline_and_training(monkeypatch):
     asked = []
     monkeypatch.setattr(planner, "measure", lambda *given: asked.append(given) or machine())
-    divided = CONFIG.changed({"shard_latents": 2})  # which one process cannot be measured with
-    found = plan("scenes", images=4, gpus=2, config=divided, size=(64, 64))
+    found = plan("scenes", images=4, config=CONFIG, size=(64, 64))
     assert found.machine.name == "round"
     assert asked == [("scenes", CONFIG, found.work.options, (64, 64))]
+
+
+def test_a_part_of_the_latents_is_measured_where_they_are_to_be_divided(monkeypatch):
+    asked = []
+    monkeypatch.setattr(planner, "measure", lambda *given: asked.append(given[1]) or machine())
+    plan("scenes", images=4, gpus=2, config=CONFIG.changed({"shard_latents": 2}))
+    assert asked == [CONFIG.changed({"n_latents": 25, "k": 3})]

@@ -52,6 +52,7 @@ FORMULAS = {
     "data parallel": "images + encode + forward + stores / (W write) + m (training of B / W tokens a step + wire)",
     "tokens on the wire": "S B (a d b + 16) (W - 1) / W ceil(e / u) / e bytes to the owner of a block",
     "gradients on the wire": "S 2 (W - 1) / W 4 (2 n d + n + d) bytes from each rank for a block",
+    "counts on the wire": "S 2 ((G - 1) / G + (W - G) / W) 8 (2^16 + 2^15) bytes from each rank for BatchTopK, G >= 1",
     "latents divided": "as data parallel, with B G / W tokens a step, n / G latents and k / G of them active",
     "of it on the wire": "S B G / W (G - 1) 4 (2 d / G, with TopK + k) + S 2 (W - G) / W 4 ((2 n d + n) / G + d) bytes",
     "an autoencoder": "16 (2 n d + n + d + modulation) bytes: weights, gradients, two moments in float32",
@@ -61,6 +62,8 @@ FORMULAS = {
 #: Bytes of a row of activations besides its values: sample, token, group.
 _ROW_BYTES = 16
 _FLOAT = 4
+#: Bytes of the counts by which ranks find the cut of BatchTopK: of the upper, then of the lower bits of float32.
+_COUNTS = 8 * (2**16 + 2**15)
 #: Numbers of a parameter in training: itself, its gradient, two moments.
 _COPIES = 4
 #: What a block computes of a token at least, in units of d: the token, and the inside of its feed-forward.
@@ -134,7 +137,7 @@ class Model:
         """Collected to disk once; then all ranks train one block after another, each on its share of every step."""
         work = self.work
         share = math.ceil(work.batch_tokens / work.n_gpus)
-        sent = len(work.blocks) * work.steps * 2 * self._elsewhere * _FLOAT * work.parameters
+        sent = len(work.blocks) * work.steps * _summed(_FLOAT * work.parameters + self._counts, work.n_gpus)
         seconds = {
             **self._collection,
             "training": len(work.blocks) * self.training(share, self._read / work.n_gpus),
@@ -150,8 +153,8 @@ class Model:
         share = math.ceil(work.batch_tokens / groups)
         part = Model(work.with_part_of_the_latents(), self.machine)
         values = 2 / across * work.d_model + (work.k if work.activation == "topk" else 0)
-        of_tokens = share * (across - 1) * _FLOAT * values
-        of_latents = 2 * (groups - 1) / groups * _FLOAT * part.work.parameters
+        of_tokens = share * (across - 1) * _FLOAT * values + _summed(self._counts, across)
+        of_latents = _summed(_FLOAT * part.work.parameters + self._counts, groups)
         steps = len(work.blocks) * work.steps
         seconds = {
             **self._collection,
@@ -226,7 +229,16 @@ class Model:
 
     def _wire_among(self, n_ranks: int) -> float:
         """Bytes a second to and from each of so many neighbours; the slower wire where they are of several nodes."""
-        return self.machine["wire_inside" if n_ranks <= self.machine["node"] else "wire_between"]
+        node = self.machine["node"]
+        inside = self.work.n_gpus <= node or node % n_ranks == 0
+        return self.machine["wire_inside" if inside else "wire_between"]
+
+    @property
+    def _counts(self) -> int:
+        """Bytes of BatchTopK's counts. A CPU first finds the cut of a sample."""
+        if self.work.activation != "batch_topk":
+            return 0
+        return _COUNTS * (2 if self.machine.device == "cpu" else 1)
 
     @property
     def _collector(self) -> dict[str, float]:
@@ -256,3 +268,8 @@ class Model:
     def _larger(self, trainer: dict[str, float]) -> dict[str, float]:
         """That of the collection or that of the training, which follow each other."""
         return max(self._collector, trainer, key=lambda held: sum(held.values()))
+
+
+def _summed(n_bytes: float, ranks: int) -> float:
+    """Bytes that each of so many ranks sends until all have the sum of their tensors, in a ring."""
+    return 2 * (ranks - 1) / ranks * n_bytes

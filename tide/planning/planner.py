@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,20 +115,21 @@ def plan(
         shard_latents=config.shard_latents,
         options=options,
     )
-    alone = config.changed({"shard_latents": 1})
-    on = machine if isinstance(machine, Machine) else known or measure(pipeline, alone, options, size)
+    part = work.with_part_of_the_latents()  # all of them may not fit this machine
+    of_a_rank = config.changed({"n_latents": part.n_latents, "k": part.k, "shard_latents": 1})
+    on = machine if isinstance(machine, Machine) else known or measure(pipeline, of_a_rank, options, size)
     found = Plan(work, on, on["memory"] if memory is None else memory, tuple(Model(work, on).ways()))
-    _check_fits(found)
+    _check_fits(found, config)
     return found
 
 
-def _check_fits(found: Plan) -> None:
+def _check_fits(found: Plan, config: TrainConfig) -> None:
     """Raises :class:`~tide.errors.TideError` if a GPU has too little memory for any way."""
     if found.fitting():
         return
     least = min(found.ways, key=lambda way: way.total_memory)
     most = max(least.memory, key=lambda name: least.memory[name])
-    across = _least_division(found)
+    across = _least_division(found, config)
     remedy = _REMEDIES[most] if across is None else f"divide the latents among GPUs (--shard-latents {across})"
     raise TideError(
         f"no way of training fits: even {least.name} needs {readable_size(least.total_memory)} of memory a rank, "
@@ -134,14 +137,14 @@ def _check_fits(found: Plan) -> None:
     )
 
 
-def _least_division(found: Plan) -> int | None:
-    """The least number of GPUs that have the memory for a model when they divide its latents."""
+def _least_division(found: Plan, config: TrainConfig) -> int | None:
+    """The least number of GPUs that have the memory for a model when they divide its latents, if it is one that they
+    can divide."""
     work = found.work
-    if work.activation in ("relu", "gated"):  # which train on one rank
-        return None
-    for across in range(2, work.n_gpus + 1):
-        if work.n_gpus % across or work.n_latents % across:
-            continue
-        if not found.lacking(Model(replace(work, shard_latents=across), found.machine).latents_divided()):
-            return across
+    common = math.gcd(work.n_gpus, work.n_latents)
+    for across in (each for each in range(2, common + 1) if common % each == 0):
+        with suppress(TideError):
+            config.changed({"shard_latents": across})
+            if not found.lacking(Model(replace(work, shard_latents=across), found.machine).latents_divided()):
+                return across
     return None
