@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,11 +139,13 @@ def _check_fits(found: Plan, config: TrainConfig) -> None:
 def _least_division(found: Plan, config: TrainConfig) -> int | None:
     """The least number of GPUs that have the memory for a model when they divide its latents, if it is one that they
     can divide."""
+    try:
+        config.changed({"shard_latents": 2})
+    except TideError:  # an activation function, or prefixes, that only one rank trains
+        return None
     work = found.work
     common = math.gcd(work.n_gpus, work.n_latents)
     for across in (each for each in range(2, common + 1) if common % each == 0):
-        with suppress(TideError):
-            config.changed({"shard_latents": across})
-            if not found.lacking(Model(replace(work, shard_latents=across), found.machine).latents_divided()):
-                return across
+        if not found.lacking(Model(replace(work, shard_latents=across), found.machine).latents_divided()):
+            return across
     return None
