@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -11,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from tests.helpers.ranks import run_ranks
 from tests.helpers.trainings import assert_apart_by_rounding
 from tide import TIDE
 from tide.cli.app import main
@@ -73,23 +69,6 @@ def test_a_block_whose_latents_all_ranks_divide(tmp_path):
     assert done.stdout.count("of 2: a TIDE of 256 latents (128 of them here) for block 6: ") == 2
     assert_apart_by_rounding(tmp_path / "one", tmp_path / "two", 6)
     assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "two"), "--resume", "--steps", "8"]) == 0
-
-
-def with_a_number_of_its_own(out: Path) -> tuple[int, str]:
-    """What a rank says whose command differs from the other's."""
-    number = str(dist.get_rank())
-    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        code = main(["train", *OPTIONS, "--block", "6", "--shard-latents", str(dist.get_rank() + 1), "--out", str(out)])
-    return code, said.getvalue()
-
-
-def test_ranks_that_divide_the_latents_differently(tmp_path):
-    message = "the ranks have different shard_latents, [1, 2]; give all of them the same"
-    assert run_ranks(with_a_number_of_its_own, 2, tmp_path / "out") == [
-        (2, f"tide: error: rank {rank} of 2: {message}\n") for rank in range(2)
-    ]
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("ranks", "options", "message"), [

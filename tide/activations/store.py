@@ -29,8 +29,9 @@ from tide.images.identity import Sample
 
 #: Rows of one shard that are read and shuffled as one piece. Even, so that no pair is separated.
 CHUNK_ROWS = 1024
-#: Shards kept open. A mapping costs only address space, but there may be thousands of shards.
-_OPEN_FILES = 64
+#: Shards kept open: a mapping costs only address space, but there may be thousands of shards. Those of a store at a URL
+#: stay on the disk while they are open, beside what the cache counts, so that they are fewer.
+_OPEN_FILES, _OPEN_FETCHED = 1024, 64
 
 
 class ActivationStore:
@@ -64,7 +65,7 @@ class ActivationStore:
         if self._process != os.getpid():  # after a fork
             self._files, self._process = {}, os.getpid()
         if index not in self._files:
-            if len(self._files) >= _OPEN_FILES:
+            if len(self._files) >= (_OPEN_FETCHED if isinstance(self.path, RemotePath) else _OPEN_FILES):
                 del self._files[next(iter(self._files))]
             self._files[index] = self._shards.open(index)
         return self._files[index]
