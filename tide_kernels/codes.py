@@ -87,8 +87,8 @@ class Code(Protocol):
         the decoder's output; also does `count` if ``fired`` is given. Afterwards the code is used up.
         The codes of `tide_kernels.jumprelu` add up what that of their thresholds needs. ``walk`` is for sparse codes
         of a backend that `walks`, with gradients of the encoder among those wanted; its start replaces what those of
-        W_dec, W_enc and b_enc hold. ``complete`` hears of W_dec and of W_enc as soon as this code adds nothing more to
-        their gradients.
+        W_dec, W_enc and b_enc hold. ``complete`` may hear of W_dec and of W_enc once this code adds nothing more to
+        their gradients; whoever sums them does not rely on it.
 
         Returns the gradient of x_mod in the accumulation dtype, added to ``grad_x_mod`` if that is given, from which
         `add_modulation_gradients` makes those of scale and shift: codes of the same tokens share it. Where neither is

@@ -12,10 +12,10 @@ BatchTopK, which selects from the whole batch, encodes all chunks first as well 
 thresholds it encodes them once to find the cut and again in the step (`tide_kernels.heights`).
 
 Where `Ranks` share the step, normalisers, S and the cut are those of all ranks, and sums and gradients are summed over
-the ranks: the large gradients from when the last chunk has added to them, the others at the end. What a buffer holds
-before counts once: of the ranks whose gradients are summed only the first starts from it. Ranks that share the latents
-sum each chunk's reconstruction, so that the loss's gradient is the same on all of them; what follows from it for their
-own latents is theirs alone.
+the ranks: the large gradients from when the last chunk has added to them, unless ranks share the latents as well, the
+others at the end. What a buffer holds before counts once: of the ranks whose gradients are summed only the first starts
+from it. Ranks that share the latents sum each chunk's reconstruction, so that the loss's gradient is the same on all of
+them; what follows from it for their own latents is theirs alone.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class FusedStep:
             self.thresholds = Thresholds(self.threshold, self.batch, self.options.bandwidth, "threshold" in gradients)
         self.selection: Selection | None = None
         self.exchange = Exchange(ranks.tokens, gradients)
+        # NCCL allows no other group's operation while one is under way, and ranks that share latents go on with theirs.
+        self.early = not ranks.latents.several
         self.chunks_left = len(self.batch.starts)
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
@@ -159,7 +161,8 @@ class FusedStep:
 
     def sum_over_ranks(self) -> None:
         """Sums, counts and gradients, with few waits; completes the gradient of the thresholds before."""
-        self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
+        if self.early:
+            self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
         tokens, latents = (self.count_of(each) for each in (self.batch.n_tokens, self.n_latents))
         # Reconstructions are those of all latents already.
         self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"], self.overflow, latents])
@@ -323,7 +326,8 @@ class FusedStep:
         grad = grad_x_mod = None
         self.chunks_left -= 1
         # Dead latents add to the same gradients later.
-        complete = None if self.chunks_left or self.revived is not None else self.exchange.start
+        done = self.early and not self.chunks_left and self.revived is None
+        complete = self.exchange.start if done else None
         for part, code, loss in reversed(list(zip(self.parts, codes, losses, strict=True))):
             assert loss.gradient is not None
             if "b_dec" in self.gradients:

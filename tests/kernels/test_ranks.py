@@ -82,7 +82,8 @@ CASES = [
     Case(more=(("chunk", None), ("layer_norm", True))),
     Case(more=(("weights", LossWeights()),)),
     Case(more=(("weights", ALL._replace(sparsity=0.0)), ("dead_bucket", 2))),
-    Case(dtype=torch.float16, regime="dense"),
+    *(Case(*activation, "sparse", "native", torch.float32, dead=()) for activation in ACTIVATIONS),
+    *(Case(dtype=torch.float16, regime="dense", dead=dead) for dead in ((), (0, 3, 6, 9))),
     # Without dead latents large gradients begin to travel in the last chunk, which a rank without tokens has not.
     *(Case(*activation, regime, dead=()) for activation, regime in product(ACTIVATIONS, ("sparse", "dense"))),
     Case(transcodes=True),
@@ -241,7 +242,7 @@ def groups(shares: Shares) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
 
 def in_each_rank(shares: Shares) -> tuple[list[Any], list[torch.Tensor], list[str]]:
     tokens, latents = groups(shares)
-    # Dictionaries of some ranks then count as large, and all else as small.
+    # Dictionaries of some ranks then count as large, and most else as small.
     pytest.MonkeyPatch().setattr(ranks, "_SMALL", 130)
     known, asked = (Part.of(shares, Ranks(tokens, n, latents, LATENTS)) for n in (N, None))
     tied = Part.of(shares, Ranks(tokens, N, latents, TIED_LATENTS), TIED_LATENTS)
@@ -282,6 +283,7 @@ def check_outcomes(case: Case, outcomes: Sequence[Any], shares: Shares) -> None:
 
 
 def nested_in_each_rank(shares: Shares) -> list[Any]:
+    pytest.MonkeyPatch().setattr(ranks, "_SMALL", 130)
     part = Part.of(shares, Ranks(dist.group.WORLD, N))
     return [outcome(case, part) for case in NESTED]
 
@@ -323,7 +325,10 @@ class Logged(ranks.Group):
 
     def start_sum_(self, tensor: torch.Tensor) -> Mock:
         self.log.append(self.names[tensor.data_ptr()])
-        return Mock()
+        return Mock(wait=lambda: self.log.append("wait"))
+
+    def gathered(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value, torch.zeros_like(value)])
 
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         pass
@@ -360,7 +365,14 @@ def test_large_gradients_travel_while_others_are_computed(monkeypatch, options, 
     dead = torch.arange(LATENTS) % 2 == 0 if options.get("k_aux") else None
     options = {"backend": "reference", "chunk": N, "dead": dead} | options
     tide_loss(**p.arguments(), **options, gradients=gradients, ranks=shared)
-    assert log == expected
+    assert log == [*expected, "wait", "wait"]
+    # Not where ranks share the latents: operations of their group would run beside those of the other.
+    log.clear()
+    if "prefixes" not in options:
+        grid = Ranks(n_tokens=N)
+        grid.tokens, grid.latents, grid._n_latents = Logged(gradients, log), Logged(gradients, log), LATENTS
+        tide_loss(**p.arguments(), **options, gradients=gradients, ranks=grid)
+        assert {"of pre", "of tables"} == set(log)
 
 
 def test_wrong_numbers_are_noticed(found):
