@@ -254,8 +254,11 @@ def bytes_a_step(d_model: int, n_latents: int, n_blocks: int, rows: int, ranks: 
 
 def ratios(rounds: int, measure: Callable[[], tuple[float, float]]) -> dict[str, Any]:
     """The second over the first of each round."""
-    found = [second / first for first, second in (measure() for _ in range(rounds))]
-    return {"median": statistics.median(found), "rounds": sorted(found)}
+    return _summary([second / first for first, second in (measure() for _ in range(rounds))])
+
+
+def _summary(rounds: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(rounds), "rounds": sorted(rounds)}
 
 
 def _one_and_two(size: str, activation: Activation, of_one: int, of_two: int, together: bool) -> tuple[float, float]:
@@ -284,12 +287,12 @@ def differences(rounds: int) -> dict[str, Any]:
 
 
 def exchanges(rounds: int) -> dict[str, Any]:
-    """Milliseconds of two ranks, in the median over rounds, by size and way."""
-    found = {size: [on_ranks(2, exchange, size) for _ in range(rounds)] for size in SIZES}
-    return {
-        size: {way: statistics.median(each[way] for each in rounds_of) for way in rounds_of[0]}
-        for size, rounds_of in found.items()
-    }
+    """Milliseconds of two ranks, by size and way."""
+    found: dict[str, Any] = {}
+    for size in SIZES:
+        measured = [on_ranks(2, exchange, size) for _ in range(rounds)]
+        found[size] = {way: _summary([each[way] for each in measured]) for way in measured[0]}
+    return found
 
 
 def of_blocks(rounds: int) -> dict[str, Any]:
@@ -308,7 +311,7 @@ def of_blocks(rounds: int) -> dict[str, Any]:
             (8 * (one["seconds"] - one["learners"]) + one["learners"]) / one["seconds"] for one, _ in pairs
         ],
     }
-    return {name: {"median": statistics.median(each), "rounds": sorted(each)} for name, each in found.items()}
+    return {name: _summary(each) for name, each in found.items()}
 
 
 MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -336,7 +339,7 @@ def page(figures: dict[str, Any]) -> str:
         ]
     ]
     others += [[name, f"{each['median']:.2f}", AIMS.get(name, "")] for name, each in figures["blocks"].items()]
-    sums = [[size, *(f"{each:.0f}" for each in ways.values())] for size, ways in figures[EXCHANGES].items()]
+    sums = [[size, *(f"{each['median']:.0f}" for each in ways.values())] for size, ways in figures[EXCHANGES].items()]
     tables = [
         markdown(("two ranks against one", *columns), rows),
         markdown((EXCHANGES, *next(iter(figures[EXCHANGES].values()))), sums),

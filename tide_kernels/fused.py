@@ -100,7 +100,8 @@ class FusedStep:
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64, device=self.x.device)
         self.all_sums = torch.zeros(len(SUMS), dtype=self.sum_dtype, device=self.x.device)
         self.sums = dict(zip(SUMS, self.all_sums.unbind(), strict=True))
-        self.overflow = self.count_of(0)
+        self.none = self.count_of(0)
+        self.overflow = self.none
 
     def first_walk(self, start: float | None, squares: Tensor | None) -> Walk | None:
         """What the walk over the first chunk's code does besides adding to gradients, where the backend offers it."""
@@ -163,10 +164,11 @@ class FusedStep:
         """Sums, counts and gradients, with few waits; completes the gradient of the thresholds before."""
         if self.early:
             self.exchange.start(LARGE[-1])  # also where a rank has no chunk: all start in one order
-        tokens, latents = (self.count_of(each) for each in (self.batch.n_tokens, self.n_latents))
+        sizes = (self.batch.n_tokens, self.n_latents) if self.ranks.several else ()
+        held = [self.count_of(each) for each in sizes]
         # Reconstructions are those of all latents already.
-        self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"], self.overflow, latents])
-        others = [self.all_sums, self.overflow, self.fired, tokens]
+        self.ranks.latents.sum_([self.sums["temporal"], self.sums["sparsity"], self.overflow, *held[1:]])
+        others = [self.all_sums, self.overflow, self.fired, *held[:1]]
         gradient = self.gradients.get("threshold")
         if gradient is not None and self.thresholds is not None:
             self.ranks.tokens.sum_(others)
@@ -176,8 +178,8 @@ class FusedStep:
             self.selection.finish(gradient)
         self.ranks.latents.sum_(self.of_all_latents())
         self.exchange.finish(others)
-        if self.ranks.several and self.x.device.type == "cpu":
-            self.ranks.check(int(tokens), int(latents))
+        if held and self.x.device.type == "cpu":
+            self.ranks.check(*map(int, held))
 
     def needs_slope(self) -> bool:
         """Whether the sparsity term's gradient needs more than one chunk's codes."""
@@ -370,8 +372,7 @@ class FusedStep:
         for weight, term in zip(options.weights, (mse, cosine, temporal, sparsity, auxk), strict=True):
             if weight:  # NaN in a term without weight must not reach the total
                 total = total + weight * term
-        least = self.count_of(0) if self.selection is None else self.selection.cut.least
-        least = least.to(self.sum_dtype)
+        least = (self.none if self.selection is None else self.selection.cut.least).to(self.sum_dtype)
         return LossTerms(total, mse, cosine, temporal, sparsity, self.fired, auxk, whole, least, self.overflow)
 
     def any_dead(self, dead: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_this_machine_is_measured(cli, tmp_path, monkeypatch):
             "--gpus: '0' is not a count; give a whole number, 1 to 2147483647; see",
         ),
         ([*XL[:-1], "h300"], "machine 'h300' is unknown; use here or nvidia-h200"),
-        ([*XL, "--shard-latents", "2"], "shard_latents = 2 does not divide 1 GPU; give a multiple of 2, or leave it"),
+        ([*XL, "--shard-latents", "2"], "shard_latents = 2 does not divide 1 GPU; plan a multiple of 2, or leave it"),
         ([*XL, "--block", "28"], "block 28 does not exist; this transformer has blocks 0..27"),
         ([*XL, "--tokens", "3"], "--tokens is not used with --pipeline; leave it off"),
         ([*XL, "--n-latents", "8"], "k = 64 (the default) must lie between 1 and n_latents = 8; lower k or raise"),

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.cli_samples import SMALL
-from tests.helpers.ranks import run_ranks
 from tide import TIDE
 from tide.activations import ActivationStore
 from tide.cli import common, settings
@@ -497,23 +491,3 @@ def test_where_no_device_is_named_it_is_the_gpu_if_there_is_one(
     (tmp_path / "train.yaml").write_text(text)
     train_config(tmp_path / "train.yaml", assignments, options)
     assert asked == [device]
-
-
-LIVE = ["--pipeline", "scenes", "--data", "scenes", "--images", "4"]
-
-
-def with_a_number_of_its_own(out: Path) -> tuple[int, str]:
-    """What a rank says whose command differs from the other's."""
-    number = str(dist.get_rank())
-    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        code = main(["train", *LIVE, "--shard-latents", str(dist.get_rank() + 1), "--out", str(out)])
-    return code, said.getvalue()
-
-
-def test_ranks_that_divide_the_latents_differently(tmp_path):
-    message = "the ranks have different shard_latents, [1, 2]; give all of them the same"
-    assert run_ranks(with_a_number_of_its_own, 2, tmp_path / "out", timeout=60, wait=30) == [
-        (2, f"tide: error: rank {rank} of 2: {message}\n") for rank in range(2)
-    ]
-    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -9,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.helpers.ranks import as_under_torchrun, run_ranks
 from tests.helpers.trainings import assert_apart_by_rounding
 from tide import TIDE
 from tide.cli.app import main
-
-pytestmark = pytest.mark.slow
 
 OPTIONS = ["--pipeline", "scenes", "--data", "scenes", "--images", "64", "--token-fraction", "1/2", "--cache"]
 OPTIONS += ["--steps", "6", "--set", "n_latents=256", "k=8", "batch_tokens=512", "checkpoint_every=2", "log_every=1"]
@@ -31,6 +33,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return TIDE.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.slow
 def test_blocks_that_ranks_divide_end_with_the_bits_of_one_process(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,6 +53,7 @@ def test_blocks_that_ranks_divide_end_with_the_bits_of_one_process(tmp_path):
         assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_a_block_that_all_ranks_train(tmp_path):
     """Two more steps resume it."""
     assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "one")]) == 0
@@ -61,6 +65,7 @@ def test_a_block_that_all_ranks_train(tmp_path):
     assert done.stdout.count("Resumes from step 6 to 8") == 1
 
 
+@pytest.mark.slow
 def test_a_block_whose_latents_all_ranks_divide(tmp_path):
     """Two more steps of one process resume it."""
     assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "one")]) == 0
@@ -71,6 +76,23 @@ def test_a_block_whose_latents_all_ranks_divide(tmp_path):
     assert main(["train", *OPTIONS, "--block", "6", "--out", str(tmp_path / "two"), "--resume", "--steps", "8"]) == 0
 
 
+def with_a_number_of_its_own(out: Path) -> tuple[int, str]:
+    """What a rank says whose command differs from the other's."""
+    as_under_torchrun()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(["train", *OPTIONS, "--block", "6", "--shard-latents", str(dist.get_rank() + 1), "--out", str(out)])
+    return code, said.getvalue()
+
+
+def test_ranks_that_divide_the_latents_differently(tmp_path):
+    message = "the ranks have different shard_latents, [1, 2]; give all of them the same"
+    assert run_ranks(with_a_number_of_its_own, 2, tmp_path / "out", timeout=60, wait=30) == [
+        (2, f"tide: error: rank {rank} of 2: {message}\n") for rank in range(2)
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "options", "message"), [
     (3, ["--block", "6", "--shard-latents", "2"],
      "shard_latents = 2 does not divide 3 ranks; start a multiple of 2 by torchrun, or leave it off"),

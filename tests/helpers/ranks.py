@@ -44,6 +44,12 @@ def run_ranks(
                 process.join()
 
 
+def as_under_torchrun() -> None:
+    """Sets the variables by which torchrun tells a process of `run_ranks` which one it is, all of them on a machine."""
+    number, count = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+
+
 def _received(rank: int, pipe: Connection, timeout: float) -> Any:
     if not pipe.poll(timeout):
         pytest.fail(f"rank {rank} has not answered after {timeout:g} s")

@@ -94,18 +94,19 @@ def digests(source: Source) -> frozenset[str]:
 def assert_apart_by_rounding(one: Path, other: Path, steps: int) -> None:
     """Two trainings that log every step differ by no more than rounding makes of them.
 
-    In the first step: each figure is a sum of up to 2^12 terms in float32, added in pairs and in another order, which
-    loses 12 times 2^-24 at most, so 2^-20 of it.
+    In the first step: each figure is a sum of up to 2^17 terms in float32, added in pairs. Either training loses 17
+    times 2^-24 of it at most, so that they are within 2^-18.
 
     After so many steps, in the root mean square of the weights: let gradients differ by e = 2^-21 of theirs. AdamW
     moves every weight by about lr, whatever the size of its gradient: where that is z times the root mean square, the
     moves differ by lr min(2, e / z). Normally distributed gradients make of it lr sqrt(3.2 e) in root mean square: 0.8
-    times the integral of min(2, e / z)^2 over z, which is 4 e.
+    times the integral of min(2, e / z)^2 over z, which is 4 e. That is wide: it finds sums that are wrong by a percent.
+    The gradients of a single step are held to 1e-6 in tests/kernels/test_ranks.py.
     """
     written = [json.loads((folder / "training.json").read_text()) for folder in (one, other)]
     first, again = (training["history"][0] for training in written)
     for name in ("loss", "mse", "cosine", "gradient_norm"):
-        assert abs(again[name] - first[name]) <= 2**-20 * abs(first[name]), name
+        assert abs(again[name] - first[name]) <= 2**-18 * abs(first[name]), name
     models = [TIDE.from_pretrained(folder) for folder in (one, other)]
     lr = TrainConfig.from_dict(written[0]["config"]).learning_rate(models[0].d_model)
     both = [model.state_dict() for model in models]

@@ -69,7 +69,8 @@ def test_what_needs_memory_decides_over_the_remedy():
 @pytest.mark.parametrize(
     ("changed", "remedy"),
     [
-        ({"gpus": 6}, "divide the latents among GPUs (--shard-latents 3)"),  # of 2 GPUs each lacks memory
+        ({"gpus": 6}, "divide the latents among GPUs, a block at a time (--shard-latents 3)"),  # 2 lack memory
+        ({"gpus": 6, "blocks": [1]}, "divide the latents among GPUs (--shard-latents 3)"),
         ({"gpus": 2}, "lower --n-latents"),
         ({"gpus": 4}, "lower --n-latents"),  # 4 does not divide the latents
         ({"gpus": 6, "config": WIDE.changed({"activation": "relu"})}, "lower --n-latents"),  # trains on one rank
@@ -88,7 +89,7 @@ def test_models_that_fit_no_gpu_are_divided_among_the_least_that_have_room(chang
         ({"images": 0}, "n_images 0 is too small; give at least 1"),
         (
             {"gpus": 8, "config": CONFIG.changed({"shard_latents": 5})},
-            "shard_latents = 5 does not divide 8 GPUs; give a multiple of 5, or leave it off",
+            "shard_latents = 5 does not divide 8 GPUs; plan a multiple of 5, or leave it off",
         ),
         (
             {"gpus": 8, "config": CONFIG.changed({"shard_latents": 4})},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -11,16 +10,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import as_under_torchrun, run_ranks
 from tests.helpers.trainings import assert_same
 from tide import TIDE
 from tide.activations.options import CollectOptions
 from tide.data import open_source
 from tide.errors import TideError
 from tide.loading import load_adapter
-from tide.training import Jobs, TrainConfig, live_blocks, train_blocks
+from tide.training import Jobs, TrainConfig, live_blocks, live_source, train_blocks
 
 #: Seven steps in windows of three; a state after the fourth is in the middle of one.
 CONFIG = TrainConfig(n_latents=96, k=8, batch_tokens=64, steps=7, checkpoint_every=4)
@@ -29,8 +27,7 @@ FASTER = "passes beside the steps, encodings kept"
 
 def trained(blocks: Sequence[int], out: Path) -> None:
     """What each rank does."""
-    number = str(dist.get_rank())
-    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    as_under_torchrun()
     adapter = load_adapter("scenes")
     images, options = open_source("scenes", adapter, images=12), CollectOptions(token_fraction=1 / 4, batch_size=2)
 
@@ -40,7 +37,12 @@ def trained(blocks: Sequence[int], out: Path) -> None:
             return live_blocks(adapter, images, CONFIG, blocks=blocks, **more)
 
     train_blocks(jobs(False), out / "plain")
-    train_blocks(jobs(True), out / FASTER)
+    threads, encodings = (
+        patch.object(live_source, each.__name__, wraps=each) for each in (live_source.prefetched, live_source.Encoded)
+    )
+    with threads as thread, encodings as encoding:
+        train_blocks(jobs(True), out / FASTER)
+    assert (thread.call_count, encoding.call_count) == (1, 1)
     begun = jobs(True)
     with pytest.raises(TideError, match="the activations ended after 4 of 7 steps"):
         train_blocks(replace(begun, batches=lambda step: islice(begun.batches(step), 4)), out / "resumed")

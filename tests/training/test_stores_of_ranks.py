@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import as_under_torchrun, run_ranks
 from tests.helpers.trainings import assert_apart_by_rounding, assert_same, batch, config
 from tide import TIDE
 from tide.activations.writer import StoreWriter
@@ -41,10 +40,7 @@ def jobs(stores: list[Path], kind: str) -> Jobs:
 
 def trained(stores: list[Path], out: Path, damaged: Path) -> dict[str, Any]:
     """The figures of both kinds of training in a rank, and what the command says of a damaged store."""
-    import torch.distributed as dist
-
-    number = str(dist.get_rank())
-    os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    as_under_torchrun()
     words = ["train", "--sae", "--store", damaged, "--out", out / "damaged", "--set", "batch_tokens=64"]
     with contextlib.redirect_stderr(io.StringIO()) as said:
         code = main([str(each) for each in words])

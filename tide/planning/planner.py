@@ -129,7 +129,10 @@ def _check_fits(found: Plan, config: TrainConfig) -> None:
     least = min(found.ways, key=lambda way: way.total_memory)
     most = max(least.memory, key=lambda name: least.memory[name])
     across = _least_division(found, config)
-    remedy = _REMEDIES[most] if across is None else f"divide the latents among GPUs (--shard-latents {across})"
+    remedy = _REMEDIES[most]
+    if across is not None:
+        alone = ", a block at a time" if len(found.work.blocks) > 1 else ""
+        remedy = f"divide the latents among GPUs{alone} (--shard-latents {across})"
     raise TideError(
         f"no way of training fits: even {least.name} needs {readable_size(least.total_memory)} of memory a rank, "
         f"{readable_size(found.lacking(least))} more than there is, most of it for the {most}; {remedy}"

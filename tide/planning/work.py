@@ -52,7 +52,7 @@ class Work:
             check_count(name, getattr(self, name))
         if self.n_gpus % self.shard_latents:
             raise TideError(
-                f"shard_latents = {self.shard_latents} does not divide {counted(self.n_gpus, 'GPU')}; give a multiple "
+                f"shard_latents = {self.shard_latents} does not divide {counted(self.n_gpus, 'GPU')}; plan a multiple "
                 f"of {self.shard_latents}, or leave it off"
             )
 
