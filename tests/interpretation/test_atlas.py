@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tide.errors import TideError
-from tide.interpretation.atlas import Atlas, ImageText, Label, build_atlas, label_latents
+from tide.interpretation.atlas import Atlas, ImageText, Label, label_latents
+from tide.interpretation.gathered import build_atlas
 from tide.sae import TIDE, ModulationConfig, Position, TIDEConfig
 
 TIMESTEPS = torch.tensor([900.0, 600.0, 300.0, 100.0])
@@ -136,7 +137,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch, piece):
         whole = build_atlas(sae, TIMESTEPS, in_batches(x, 7), grid, top_images=3)
         rows: list[torch.Tensor] = []
         with monkeypatch.context() as patch:
-            patch.setattr("tide.interpretation.atlas.PIECE", piece)
+            patch.setattr("tide.interpretation.gathered.PIECE", piece)
             found = build_atlas(
                 sae,
                 TIMESTEPS,

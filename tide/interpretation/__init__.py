@@ -1,7 +1,7 @@
 """Interpretation: concepts, where they are, and how they move along the trajectory."""
 
 from tide.interpretation.abrupt_change import abrupt_change
-from tide.interpretation.atlas import Atlas, Label, build_atlas, label_latents
+from tide.interpretation.atlas import Atlas, Label, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.atlas_reading import make_atlas, read_atlas
 from tide.interpretation.captions import CaptionConcepts, caption_concepts, caption_concepts_of_blocks
@@ -14,6 +14,7 @@ from tide.interpretation.concepts import (
     pooled_latents,
 )
 from tide.interpretation.following import Followed, follow
+from tide.interpretation.gathered import build_atlas
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes

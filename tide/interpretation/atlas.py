@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -15,13 +15,8 @@ from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
 from tide.files.schema import check_schema
-from tide.interpretation.reading import PIECE
 from tide.messages import one_line
-from tide.sae.model import TIDE
-from tide.sae.position import Position
 
-#: Rows and columns of a map at most; larger token grids are pooled by area.
-MAP_SIDE = 16
 #: A latent gets a concept's name from this AUROC on.
 LEAST_AUROC = 0.8
 #: Tokens that a concept needs to name latents. The AUROC of an unrelated score over P tokens varies by 1 / sqrt(12 P):
@@ -70,8 +65,9 @@ class Atlas:
             equal ones first; -1 if it fires on fewer than m images.
         top_values: the peak over the tokens of its map averaged over the timesteps, ``[n_latents, m]`` float32; 0
             without an image.
-        maps: that map for each top image, ``[n_latents, m, h, w]`` uint8, pooled by area to at most :data:`MAP_SIDE`
-            rows and columns; 255 is the strongest place of all the latent's maps.
+        maps: that map for each top image, ``[n_latents, m, h, w]`` uint8, pooled by area to at most
+            :data:`~tide.interpretation.gathered.MAP_SIDE` rows and columns; 255 is the strongest place of all the
+            latent's maps.
         n_images, n_tokens: how many images were read, and the tokens of each.
         labels: the concept of each latent, where it has one.
         monosemanticity: a score of each latent, ``[n_latents]`` float32; NaN where there is none.
@@ -214,161 +210,6 @@ def _images(path: Path, named: dict[str, dict[str, Any]], top_images: Tensor) ->
             f"{path}: images.{one_line(odd, 40)} is missing, or of an image that no latent names; {_REMEDY}"
         )
     return {places[name]: ImageText(each["name"], shortened(each["caption"])) for name, each in named.items()}
-
-
-def build_atlas(
-    model: TIDE,
-    timesteps: Tensor,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
-    grid: tuple[int, int],
-    *,
-    top_images: int = 6,
-    on_latents: Callable[[Tensor], None] | None = None,
-    on_peaks: Callable[[Tensor], None] | None = None,
-) -> Atlas:
-    """Reads all images once and keeps only what :class:`Atlas` holds of each latent.
-
-    ``batches`` are ``(x [timesteps, images, tokens, d_model], conditioning [images, d_embedding] or None)`` in the
-    order of the images, which are numbered from 0; their tokens form ``grid`` (rows, columns), row by row. At most
-    :data:`~tide.interpretation.reading.PIECE` dense latents are held at a time, and as many values of maps.
-
-    ``on_latents`` gets the latents averaged over the timesteps, ``[images, tokens, n_latents]``, a piece at a time and
-    in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
-    ``[images, n_latents]`` on the CPU, in order.
-
-    Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
-    or that are not finite.
-    """
-    if len(timesteps) == 0 or top_images < 1:
-        raise TideError(
-            f"{len(timesteps)} timesteps and {top_images} top images are too few for an atlas; give at least 1 of both"
-        )
-    gathered = _Gathered(model, timesteps, grid, top_images, on_latents, on_peaks)
-    for x, conditioning in batches:
-        gathered.add(x, conditioning)
-    if gathered.n_images == 0:
-        raise TideError("there are no images to make an atlas of; give at least one")
-    return gathered.atlas()
-
-
-class _Gathered:
-    """Sums over the images read so far, and each latent's strongest of them. All on the CPU."""
-
-    def __init__(
-        self,
-        model: TIDE,
-        timesteps: Tensor,
-        grid: tuple[int, int],
-        n_top: int,
-        on_latents: Callable[[Tensor], None] | None,
-        on_peaks: Callable[[Tensor], None] | None,
-    ) -> None:
-        self.model, self.timesteps = model, timesteps
-        self.on_latents, self.on_peaks = on_latents, on_peaks
-        self.n_tokens = grid[0] * grid[1]
-        self.map_size, self.pooling = _area_pooling(grid)
-        n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
-        self.n_images = 0
-        self.fired = torch.zeros(len(timesteps), n, dtype=torch.int64)
-        self.total = torch.zeros(len(timesteps), n, dtype=torch.float64)
-        self.top_images = torch.full((n, n_top), -1)
-        self.top_values = torch.zeros(n, n_top)
-        self.maps = torch.zeros(n, n_top, cells)
-
-    def add(self, x: Tensor, conditioning: Tensor | None) -> None:
-        shape, wanted = list(x.shape), (len(self.timesteps), self.n_tokens)
-        if len(shape) != 4 or (shape[0], shape[2]) != wanted:
-            raise TideError(f"activations are {shape}; an atlas needs [{wanted[0]}, images, {wanted[1]}, d_model]")
-        for t, each in zip(self.timesteps.tolist(), x, strict=True):
-            if not each.isfinite().all():
-                raise TideError(
-                    f"activations hold NaN or inf at timestep {t:g}; use a wider dtype (bf16 instead of fp16)"
-                )
-        images_at_once = max(1, PIECE // (self.n_tokens * self.model.n_latents))
-        for first in range(0, shape[1], images_at_once):
-            part = slice(first, first + images_at_once)
-            self._add_images(x[:, part], None if conditioning is None else conditioning[part])
-
-    def _add_images(self, x: Tensor, conditioning: Tensor | None) -> None:
-        """Images that together form one piece, or one image of several pieces."""
-        n_images, n_latents = x.shape[1], self.model.n_latents
-        peaks = torch.zeros(n_images, n_latents, device=x.device)
-        maps = torch.zeros(n_images, self.maps.shape[2], n_latents, device=x.device)
-        first = 0
-        for piece in x.split(max(1, PIECE // (n_images * n_latents)), dim=2):
-            latents = self._averaged(piece, conditioning)
-            if self.on_latents is not None:
-                self.on_latents(latents)
-            peaks = torch.maximum(peaks, latents.amax(1))
-            tokens = slice(first, first + latents.shape[1])
-            if self.pooling is None:
-                maps[:, tokens] = latents
-            else:
-                maps += self.pooling[:, tokens].to(latents) @ latents
-            first = tokens.stop
-        peaks = peaks.cpu()
-        if self.on_peaks is not None:
-            self.on_peaks(peaks)
-        self._rank(peaks, maps.cpu())
-        self.n_images += n_images
-
-    def _averaged(self, x: Tensor, conditioning: Tensor | None) -> Tensor:
-        """Latents ``[images, tokens, n_latents]`` averaged over the timesteps, each of which is counted."""
-        total = torch.zeros(*x.shape[1:3], self.model.n_latents, device=x.device)
-        for i, t in enumerate(self.timesteps.tolist()):
-            z = self.model.dense(x[i], Position(t, conditioning))
-            self.fired[i] += (z > 0).sum((0, 1)).cpu()
-            self.total[i] += z.sum((0, 1)).cpu()
-            total += z
-        return total / len(self.timesteps)
-
-    def _rank(self, peaks: Tensor, maps: Tensor) -> None:
-        """Merges new images, ``peaks [images, n_latents]`` and ``maps [images, cells, n_latents]``, into the top."""
-        n_top = self.top_images.shape[1]
-        numbers = torch.arange(self.n_images, self.n_images + len(peaks)).expand(len(self.top_images), -1)
-        # Stable: of equal peaks the earlier image stays first, and an empty place (0) before an image without any.
-        values, order = torch.cat([self.top_values, peaks.T], dim=1).sort(dim=1, descending=True, stable=True)
-        order = order[:, :n_top]
-        self.top_values = values[:, :n_top].contiguous()
-        self.top_images = torch.cat([self.top_images, numbers], dim=1).gather(1, order)
-        changed = (order >= n_top).any(1).nonzero().flatten()  # few, after the first images
-        order = order[changed]
-        kept = order.clamp(max=n_top - 1)[..., None].expand(-1, -1, maps.shape[1])
-        own = self.maps[changed].gather(1, kept)
-        row, place = (order >= n_top).nonzero(as_tuple=True)
-        own[row, place] = maps[order[row, place] - n_top, :, changed[row]]
-        self.maps[changed] = own
-
-    def atlas(self) -> Atlas:
-        n_rows = self.n_images * self.n_tokens
-        strongest = self.maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        return Atlas(
-            self.timesteps.float().cpu(),
-            (self.fired.double() / n_rows).float(),
-            (self.total / n_rows).float(),
-            self.top_images,
-            self.top_values,
-            (self.maps / strongest * 255).round().byte().unflatten(2, self.map_size),
-            self.n_images,
-            self.n_tokens,
-        )
-
-
-def _area_pooling(grid: tuple[int, int]) -> tuple[tuple[int, int], Tensor | None]:
-    """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
-    factor = max(*grid, MAP_SIDE) / MAP_SIDE
-    rows, columns = (max(1, round(side / factor)) for side in grid)
-    if (rows, columns) == tuple(grid):
-        return (rows, columns), None
-    return (rows, columns), torch.kron(_overlaps(rows, grid[0]), _overlaps(columns, grid[1])).float()
-
-
-def _overlaps(cells: int, tokens: int) -> Tensor:
-    """``[cells, tokens]`` float64: the share of each of ``cells`` equal parts of a line that each token covers."""
-    edges = torch.arange(cells + 1, dtype=torch.float64)[:, None] * tokens / cells
-    start = torch.arange(tokens, dtype=torch.float64)
-    shared = torch.minimum(edges[1:], start + 1) - torch.maximum(edges[:-1], start)
-    return shared.clamp(min=0) * cells / tokens
 
 
 def label_latents(

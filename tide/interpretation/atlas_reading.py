@@ -20,8 +20,9 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
 from tide.images.masked import Masked
-from tide.interpretation.atlas import LEAST_AUROC, Atlas, ImageText, build_atlas, label_latents, shortened
+from tide.interpretation.atlas import LEAST_AUROC, Atlas, ImageText, label_latents, shortened
 from tide.interpretation.atlas_page import PAGE, thumbnail, write_atlas
+from tide.interpretation.gathered import build_atlas
 from tide.interpretation.reading import noised_activations
 from tide.interpretation.word_labels import label_words
 from tide.pictures import to_uint8

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from tide import charts
-from tide.interpretation.atlas import Atlas, build_atlas, label_latents
+from tide.interpretation.atlas import Atlas, label_latents
 from tide.interpretation.atlas_page import write_atlas
 from tide.interpretation.concepts import Annotated, concept_scores, mean_latents, pooled_latents
+from tide.interpretation.gathered import build_atlas
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.interpretation.timesteps import concept_timesteps, spread_timesteps
 from tide.pictures import TILE, heat_overlay, resized, to_uint8

@@ -1,0 +1,86 @@
+"""What an index holds, under which names, and how many bytes it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tide.activations.writer import readable_size
+
+FORMAT = "tide-index/1"
+#: Within the folder of a checkpoint or an atlas.
+FOLDER = "index"
+#: Where it is made until it is whole.
+UNFINISHED = "index-unfinished"
+
+FACTS, TABLES = "index.json", "index.sqlite"
+SHEETS, PICTURES = "sheets", "pictures.bin"
+#: Tensors by latent, the strongest latents of each place and their heights, and the images by the latents that fire.
+BY_LATENT, CODES, HEIGHTS, FIRING = (f"{each}.safetensors" for each in ("by_latent", "codes", "heights", "firing"))
+
+#: Images of each latent on which it peaks highest, and images drawn at random from all on which it fires.
+TOP, DRAWN = 8, 12
+#: The strongest latents that are kept of each place of an image at each timestep.
+PLACE = 16
+#: Numbers of a latent's sketch, whose cosines estimate those of its maps on all images: to 1 / sqrt(512), 0.04.
+SKETCH = 512
+#: Latents that are listed beside each.
+NEIGHBOURS = 12
+#: Pixels of a thumbnail's longer side, and thumbnails along a sheet.
+TILE, SHEET_SIDE = 64, 16
+#: Pixels of the longer side of a picture at most.
+PICTURE = 384
+
+
+class Facts(TypedDict):
+    """``index.json``."""
+
+    format: str
+    n_latents: int
+    n_images: int
+    n_tokens: int
+    dead: int
+    grid: list[int]
+    map: list[int]
+    timesteps: list[float]
+    block: int
+    family: str | None
+    pipeline: str | None
+    sae: str
+    sae_config: dict[str, Any]
+    data: str
+    data_digest: str
+    labels: str
+    monosemanticity: str
+    picture: list[int]
+    tile: list[int]
+    seed: int
+
+
+def index_of(run: str | Path) -> Path:
+    """The folder of the index of a run."""
+    return Path(run) / FOLDER
+
+
+def index_bytes(n_latents: int, n_images: int, n_timesteps: int, cells: int, l0: float) -> dict[str, int]:
+    """Bytes of the parts of an index, by what they are. ``cells``: places of a map. ``l0``: latents that fire at a
+    token on average; an image is taken to have a tenth as many different ones for each place."""
+    per_latent = (TOP + DRAWN + 1) * cells + 8 * (TOP + DRAWN) + 2 * SKETCH + 16 * NEIGHBOURS + 8 * n_timesteps + 200
+    firing = min(n_latents, l0 * (1 + cells / 10))
+    return {
+        "latents": n_latents * per_latent,
+        "what fires where": n_images * n_timesteps * cells * PLACE * 6,
+        "peaks": int(n_images * firing * 10),
+        "pictures": n_images * (30_000 + 2_000),
+    }
+
+
+def sizes_in_words(n_latents: int, n_images: int, n_timesteps: int, cells: int, l0: float) -> str:
+    """The size of an index in a sentence, for somebody who is about to make one."""
+    parts = index_bytes(n_latents, n_images, n_timesteps, cells, l0)
+    listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items())
+    working = n_latents * (TOP + DRAWN + 2) * cells * 4 + n_latents * 4 * SKETCH
+    return (
+        f"An index of {n_latents:,} latents on {n_images:,} images takes about {readable_size(sum(parts.values()))} "
+        f"({listed}), and {readable_size(working)} of memory while it is made"
+    )

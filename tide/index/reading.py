@@ -1,0 +1,191 @@
+"""An index that is open: every part is read from disk when it is asked for."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tide.errors import TideError
+from tide.files import read_json
+from tide.files.rows import Rows
+from tide.files.schema import check_schema
+from tide.index.layout import (
+    BY_LATENT,
+    CODES,
+    FACTS,
+    FIRING,
+    FORMAT,
+    HEIGHTS,
+    PICTURES,
+    SHEETS,
+    TABLES,
+    Facts,
+    index_of,
+)
+from tide.index.tables import matching
+
+_REMEDY = "make the index again (tide browse makes one, or tide atlas --index)"
+#: The results of a search at most.
+MOST_FOUND = 2000
+
+
+@dataclass(frozen=True)
+class Place:
+    """The strongest latents of an image: ``latents [timesteps, cells, PLACE]`` int32, -1 where fewer fire, and
+    their ``heights`` float16, the highest first."""
+
+    latents: np.ndarray
+    heights: np.ndarray
+
+
+class Index:
+    """The index of a run (:func:`~tide.index.build_index`).
+
+    Raises :class:`~tide.errors.TideError` for a folder without a whole one, and where a file is missing or damaged. An
+    index may be read by several threads at once.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.run, self.folder = Path(run), index_of(run)
+        path = self.folder / FACTS
+        if not path.exists():
+            raise TideError(f"{self.run} has no index; {_REMEDY}")
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise TideError(f"{path} is of another version, or no index; {_REMEDY}")
+        check_schema(found, Facts, str(path))
+        self.facts: Facts = found  # type: ignore[assignment]
+        self.codes, self.heights = Rows(self.folder / CODES, "codes"), Rows(self.folder / HEIGHTS, "heights")
+        if not (self.folder / TABLES).exists():
+            raise TideError(f"{self.folder / TABLES} does not exist; {_REMEDY}")
+        if len(self.rows("frequency")) != found["n_latents"] or len(self.codes) != found["n_images"]:
+            raise TideError(f"{self.folder} is of two different indexes; {_REMEDY}")
+
+    @cached_property
+    def _by_latent(self) -> dict[str, Rows]:
+        return {}
+
+    def rows(self, name: str) -> Rows:
+        """The tensor ``name`` of all latents, a row each."""
+        if name not in self._by_latent:
+            self._by_latent[name] = Rows(self.folder / BY_LATENT, name)
+        return self._by_latent[name]
+
+    @property
+    def n_latents(self) -> int:
+        return self.facts["n_latents"]
+
+    @property
+    def n_images(self) -> int:
+        return self.facts["n_images"]
+
+    def _database(self) -> sqlite3.Connection:
+        db = sqlite3.connect(f"{(self.folder / TABLES).resolve().as_uri()}?mode=ro", uri=True)
+        db.row_factory = sqlite3.Row
+        return db
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows that a query of the tables (:mod:`tide.index.tables`) finds."""
+        try:
+            db = self._database()
+            try:
+                return [dict(row) for row in db.execute(sql, values)]
+            finally:
+                db.close()
+        except sqlite3.DatabaseError as error:
+            raise TideError(f"{self.folder / TABLES} cannot be read ({error}); {_REMEDY}") from error
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What latents are sorted and filtered by, an array ``[n_latents]`` each: ``frequency``, ``strongest``,
+        ``auroc`` and ``monosemanticity`` (float32, NaN where there is none), ``step`` (int32), ``images`` (int32) and
+        ``concept`` (int32, the place in :meth:`concepts`, -1 without one)."""
+        place = {each["concept"]: i for i, each in enumerate(self.concepts())}
+        found = self.query("SELECT * FROM latents ORDER BY latent")
+        kinds = {
+            "frequency": "f4",
+            "strongest": "f4",
+            "auroc": "f4",
+            "monosemanticity": "f4",
+            "step": "i4",
+            "images": "i4",
+        }
+        columns = {name: np.array([row[name] for row in found], dtype=kind) for name, kind in kinds.items()}
+        columns["concept"] = np.array([place.get(row["concept"], -1) for row in found], dtype="i4")
+        return columns
+
+    def concepts(self) -> list[dict[str, Any]]:
+        """Every concept that labels a latent: ``concept``, ``level``, ``count`` of its latents, the ``best`` of them,
+        and its ``auroc``; by level, the most clearly labelled first."""
+        return self.query(
+            "SELECT concept, level, COUNT(*) AS count, latent AS best, MAX(auroc) AS auroc FROM latents "
+            "WHERE concept IS NOT NULL GROUP BY concept, level ORDER BY level, auroc DESC"
+        )
+
+    def search(self, text: str) -> dict[str, list[int]]:
+        """The latents whose concept, and the images whose name or caption, hold words that begin as those of
+        ``text``."""
+        asked = matching(text)
+        if not asked:
+            return {"latents": [], "images": []}
+        sql = "SELECT rowid FROM {0} WHERE {0} MATCH ? ORDER BY rank LIMIT ?"
+        return {
+            name: [row["rowid"] for row in self.query(sql.format(table), (asked, MOST_FOUND))]
+            for name, table in (("latents", "latent_text"), ("images", "image_text"))
+        }
+
+    def image(self, image: int) -> dict[str, Any]:
+        """``name`` and ``caption`` of an image."""
+        self.check_image(image)
+        (found,) = self.query("SELECT name, caption FROM images WHERE image = ?", (image,))
+        return found
+
+    def texts(self, images: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """:meth:`image` of several."""
+        marks = ",".join("?" * len(images))
+        found = self.query(
+            f"SELECT image, name, caption FROM images WHERE image IN ({marks})", [int(i) for i in images]
+        )
+        return {row.pop("image"): row for row in found}
+
+    def picture(self, image: int) -> bytes:
+        """The JPEG of an image."""
+        self.check_image(image)
+        (row,) = self.query("SELECT start, end FROM images WHERE image = ?", (image,))
+        try:
+            with (self.folder / PICTURES).open("rb") as file:
+                file.seek(row["start"])
+                return file.read(row["end"] - row["start"])
+        except OSError as error:
+            raise TideError(f"{self.folder / PICTURES} cannot be read ({error.strerror}); {_REMEDY}") from error
+
+    def sheet(self, number: int) -> Path:
+        """The file of a sheet of thumbnails (:func:`~tide.index.sheets.write_sheets`)."""
+        path = self.folder / SHEETS / f"{int(number)}.jpg"
+        if not path.is_file():
+            raise TideError(f"there is no sheet {number}")
+        return path
+
+    def place(self, image: int) -> Place:
+        """The strongest latents of every place of an image at every timestep."""
+        self.check_image(image)
+        return Place(self.codes[image], self.heights[image])
+
+    def firing(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of all images on which a latent fires, ascending, and its peaks there."""
+        self.check_latent(latent)
+        first, last = Rows(self.folder / FIRING, "starts")[latent : latent + 2].tolist()
+        return tuple(Rows(self.folder / FIRING, name)[first:last] for name in ("images", "peaks"))  # type: ignore[return-value]
+
+    def check_latent(self, latent: int) -> None:
+        if not 0 <= latent < self.n_latents:
+            raise TideError(f"latent {latent} does not exist; there are 0..{self.n_latents - 1}")
+
+    def check_image(self, image: int) -> None:
+        if not 0 <= image < self.n_images:
+            raise TideError(f"image {image} does not exist; there are 0..{self.n_images - 1}")
