@@ -1,0 +1,226 @@
+"""The addresses of the server. Everything that a page shows is also at one of these."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict
+
+from tide.browser import wire
+from tide.browser.comparing import compared
+from tide.browser.guard import Guard
+from tide.browser.jobs import Job, Jobs
+from tide.browser.naming import Naming
+from tide.browser.recipes import Recipes
+from tide.browser.runs import Run
+from tide.browser.studio import MOST_STRENGTHS, Studio
+from tide.errors import TideError
+from tide.files import finite
+
+STATIC = Path(__file__).parent / "static"
+#: Cards that are asked for at a time, at most.
+MOST_CARDS = 256
+#: What never changes under its address while an index is the same.
+_KEEP = {"cache-control": "private, max-age=3600"}
+_ASK = {"cache-control": "no-cache"}
+#: Seconds after which a silent stream of events says that it is alive.
+ALIVE = 15.0
+
+
+class Said(BaseModel):
+    """What a person says of a latent."""
+
+    model_config = ConfigDict(extra="forbid")
+    latent: int
+    by: str
+    name: str | None = None
+    note: str | None = None
+    star: bool | None = None
+
+
+class Drawing(BaseModel):
+    """What is to be drawn; ``replace`` cancels this page's earlier drawings instead of waiting for them."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str
+    recipe: dict[str, Any]
+    strengths: list[float] = [1.0]
+    replace: bool = True
+    page: str = ""
+
+
+def make_app(
+    runs: Sequence[Run],
+    jobs: Jobs,
+    studio: Studio | None,
+    *,
+    hosts: frozenset[str] = frozenset(),
+    token: str | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> Any:
+    """The ASGI application. ``studio`` None browses without steering."""
+    by_id = {run.id: run for run in runs}
+    names = {run.id: Naming(run) for run in runs}
+    recipes = {run.id: Recipes(run) for run in runs}
+    pages: dict[str, str] = {}  # job -> the page that asked for it
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        on_start()
+        yield
+        jobs.stop()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(TideError)
+    def refused(_: Request, error: TideError) -> Response:
+        return JSONResponse({"message": str(error)}, 400)
+
+    @app.exception_handler(OSError)
+    def lost(_: Request, error: OSError) -> Response:
+        return JSONResponse({"message": f"a file cannot be read ({error.strerror or error}); reload the page"}, 400)
+
+    def run_of(run: str) -> Run:
+        if run not in by_id:
+            raise TideError(f"there is no run {run[:60]!r}; choose one of the list")
+        return by_id[run]
+
+    @app.get("/api/runs.json")
+    def list_runs() -> Any:
+        found = [run.described() for run in runs]
+        for each in found:
+            each["steers"] = bool(each["steers"] and studio is not None)
+        return JSONResponse({"static": False, "runs": finite(found)}, headers=_ASK)
+
+    @app.get("/api/runs/{run}/facts.json")
+    def facts(run: str) -> Any:
+        return JSONResponse(finite(wire.facts(run_of(run).index)), headers=_ASK)
+
+    @app.get("/api/runs/{run}/columns.bin")
+    def columns(run: str) -> Any:
+        return _bytes(wire.columns(run_of(run).index))
+
+    @app.get("/api/runs/{run}/cards.bin")
+    def cards(run: str, latents: str) -> Any:
+        return _bytes(wire.cards(run_of(run).index, _numbers(latents, MOST_CARDS)))
+
+    @app.get("/api/runs/{run}/latents/{latent}.json")
+    def latent(run: str, latent: int) -> Any:
+        return JSONResponse(wire.latent(run_of(run).index, latent), headers=_ASK)
+
+    @app.get("/api/runs/{run}/images/{image}.json")
+    def image(run: str, image: int) -> Any:
+        return JSONResponse(wire.image(run_of(run).index, image), headers=_ASK)
+
+    @app.get("/api/runs/{run}/images/{image}.bin")
+    def places(run: str, image: int) -> Any:
+        return _bytes(wire.places(run_of(run).index, image))
+
+    @app.get("/api/runs/{run}/pictures/{image}.jpg")
+    def picture(run: str, image: int) -> Any:
+        return Response(run_of(run).index.picture(image), media_type="image/jpeg", headers=_KEEP)
+
+    @app.get("/api/runs/{run}/sheets/{sheet}.jpg")
+    def sheet(run: str, sheet: int) -> Any:
+        return FileResponse(run_of(run).index.sheet(sheet), media_type="image/jpeg", headers=_KEEP)
+
+    @app.get("/api/runs/{run}/search")
+    def search(run: str, text: str) -> Any:
+        found = run_of(run).index.search(text[:500])
+        named = names[run].search(text[:500])
+        return {"latents": list(dict.fromkeys([*named, *found["latents"]])), "images": found["images"]}
+
+    @app.get("/api/runs/{run}/names.json")
+    def read_names(run: str) -> Any:
+        return JSONResponse(names[run_of(run).id].all(), headers=_ASK)
+
+    @app.post("/api/runs/{run}/names")
+    def add_name(run: str, said: Said) -> Any:
+        return names[run_of(run).id].add(said.latent, said.by, name=said.name, note=said.note, star=said.star)
+
+    @app.get("/api/compare.bin")
+    def compare(a: str, b: str) -> Any:
+        return _bytes(wire.packed(compared(run_of(a).index, run_of(b).index)))
+
+    @app.get("/api/runs/{run}/recipes")
+    def list_recipes(run: str) -> Any:
+        return JSONResponse(recipes[run_of(run).id].all(), headers=_ASK)
+
+    @app.post("/api/runs/{run}/recipes/{name}")
+    def save_recipe(run: str, name: str, recipe: dict[str, Any]) -> Any:
+        found = steering().recipe(run_of(run), recipe)
+        return recipes[run].save(name, found)
+
+    @app.post("/api/runs/{run}/code")
+    def code(run: str, recipe: dict[str, Any]) -> Any:
+        return recipes[run_of(run).id].code(steering().recipe(run_of(run), recipe))
+
+    def steering() -> Studio:
+        if studio is None:
+            raise TideError("this server browses only; start tide browse without --no-steering")
+        return studio
+
+    @app.post("/api/drawings")
+    def draw(drawing: Drawing) -> Any:
+        run, at = run_of(drawing.run), steering()
+        recipe = at.recipe(run, drawing.recipe)
+        if not 1 <= len(drawing.strengths) <= MOST_STRENGTHS:
+            raise TideError(f"give 1 to {MOST_STRENGTHS} strengths")
+        strengths = tuple(drawing.strengths)
+        job = jobs.submit(
+            lambda job: at.draw(run, recipe, strengths, job),
+            replace=(lambda other: pages.get(other.id) == drawing.page) if drawing.replace else None,
+        )
+        pages[job.id] = drawing.page
+        return {"job": job.id, "before": jobs.place(job)}
+
+    @app.get("/api/jobs/{job}/events")
+    async def events(job: str) -> Any:
+        return StreamingResponse(_events(_job(job)), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+    @app.post("/api/jobs/{job}/cancel")
+    def cancel(job: str) -> Any:
+        jobs.cancel(_job(job))
+        return {"cancelled": True}
+
+    def _job(job: str) -> Job:
+        found = jobs.get(job)
+        if found is None:
+            raise TideError("that drawing is forgotten; draw it again")
+        return found
+
+    @app.get("/")
+    def page() -> Any:
+        return FileResponse(STATIC / "index.html", headers=_ASK)
+
+    app.mount("/", StaticFiles(directory=STATIC), name="static")
+    return Guard(app, hosts, token)
+
+
+def _bytes(data: bytes) -> Response:
+    return Response(data, media_type="application/octet-stream", headers=_ASK)
+
+
+def _numbers(text: str, most: int) -> list[int]:
+    parts = text.split(",")
+    if len(parts) > most or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise TideError(f"give at most {most} numbers, such as 3,14")
+    return list(map(int, parts))
+
+
+async def _events(job: Job) -> AsyncIterator[bytes]:
+    told = 0
+    while True:
+        new = await asyncio.to_thread(job.wait, told, ALIVE)
+        told += len(new)
+        yield b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in new) or b": alive\n\n"
+        if job.ended and told == len(job.events):
+            return

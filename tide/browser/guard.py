@@ -1,0 +1,100 @@
+"""Who may talk to the server: pages that it sent itself, and elsewhere than on this machine only with the token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+#: Names of this machine, in an address.
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+COOKIE = "tide-token"
+#: Bytes of a request's body at most.
+MOST_BYTES = 4 * 2**20
+
+_HEADERS = [
+    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]  # fmt: skip
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Guard:
+    """ASGI middleware that refuses requests under other host names (DNS rebinding), from other origins, without the
+    token where one is asked for, and with a body that is too long. It adds the headers that keep the page to itself.
+
+    ``hosts``: names under which the server may be addressed beside the local ones. ``token``: None for a server that
+    only this machine reaches.
+    """
+
+    def __init__(self, app: Any, hosts: frozenset[str] = frozenset(), token: str | None = None) -> None:
+        self.app, self.hosts, self.token = app, LOCAL | hosts, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            await _answer(send, *refused)
+            return
+        given = self._given(scope)
+
+        async def sending(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                extra = list(_HEADERS)
+                if given:
+                    cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                    extra.append((b"set-cookie", cookie.encode()))
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+        if _host(headers.get("host", "")) not in self.hosts:
+            return 421, "this server is not known under that name; open the address that tide browse printed"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            return 403, "the request comes from another page; open the address that tide browse printed"
+        if scope["method"] not in ("GET", "HEAD") and headers.get("content-type", "").split(";")[0] != "application/json":
+            return 415, "send JSON"
+        try:
+            length = int(headers.get("content-length", 0))
+        except ValueError:
+            length = MOST_BYTES + 1
+        if length > MOST_BYTES or "transfer-encoding" in headers:
+            return 413, f"a request has at most {MOST_BYTES} bytes"
+        if self.token is not None and not self._given(scope) and not self._known(headers):
+            return 401, "the token is missing; open the address that tide browse printed, with its token"
+        return None
+
+    def _given(self, scope: Scope) -> bool:
+        """Whether the address holds the token."""
+        said = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        return self.token is not None and hmac.compare_digest(said.encode(), self.token.encode())
+
+    def _known(self, headers: dict[str, str]) -> bool:
+        assert self.token is not None
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self.token.encode())
+
+
+def _host(text: str) -> str:
+    return (urlsplit(f"//{text}").hostname or "").lower()
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    body = text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *_HEADERS]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,160 @@
+"""Drawing for the page: loaded pipelines and autoencoders, and recipes drawn with a preview of every step."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL.Image import Image, Resampling
+
+from tide.adapters import Adapter
+from tide.browser.jobs import Job, Jobs
+from tide.browser.runs import Run
+from tide.errors import TideError
+from tide.editing import Change, Recipe, draw_recipe
+from tide.editing.previews import LatentColours
+from tide.fingerprint import fingerprint
+from tide.loading import load_sae
+from tide.pictures import to_image
+from tide.sae import TIDE
+
+#: Unedited images that are kept: a page draws the same one beside many edits.
+KEPT = 64
+#: Strengths in a row at most.
+MOST_STRENGTHS = 9
+#: Pixels of the longer side of a preview: the page enlarges it.
+PREVIEW = 512
+
+
+class Studio:
+    """Draws in the jobs' thread, which alone touches the pipeline and its autoencoders.
+
+    ``load`` gives the adapter of a pipeline by name; it is called once for each.
+    """
+
+    def __init__(self, jobs: Jobs, load: Callable[[Run], Adapter], *, backend: str = "auto") -> None:
+        self.jobs, self._load, self._backend = jobs, load, backend
+        self._adapters: dict[str, Adapter] = {}
+        self._models: dict[str, tuple[TIDE, str]] = {}
+        self._colours: dict[str, LatentColours] = {}
+        self._plain: OrderedDict[Any, Image] = OrderedDict()
+
+    # -- what is loaded --------------------------------------------------------------------------------------
+
+    def adapter(self, run: Run) -> Adapter:
+        key = str(run.described().get("pipeline"))
+        if key not in self._adapters:
+            self._adapters[key] = self._load(run)
+        return self._adapters[key]
+
+    def model(self, run: Run) -> tuple[TIDE, str]:
+        """The autoencoder and its fingerprint."""
+        if run.checkpoint is None:
+            raise TideError(f"the checkpoint of {run.name} is not here; give its folder to tide browse")
+        if run.id not in self._models:
+            found = load_sae(run.checkpoint, self.adapter(run), backend=self._backend)
+            self._models[run.id] = found, fingerprint([found])
+        return self._models[run.id]
+
+    def colours(self, run: Run) -> LatentColours:
+        """The map from latents to colours for previews, from pictures of the index or, without one, of noise."""
+        key = str(run.described().get("pipeline"))
+        if key not in self._colours:
+            self._colours[key] = LatentColours.fit(self.adapter(run), _examples(run, self.adapter(run)))
+        return self._colours[key]
+
+    def warm(self, run: Run) -> Job:
+        """Loads what the first drawing needs."""
+        return self.jobs.submit(lambda job: (self.model(run), self.colours(run), None)[-1])
+
+    # -- drawing -----------------------------------------------------------------------------------------------
+
+    def recipe(self, run: Run, data: Any) -> Recipe:
+        """A recipe as the page sends it, for this run. Raises :class:`~tide.errors.TideError` for anything else."""
+        if not isinstance(data, dict):
+            raise TideError("a recipe is missing; send one")
+        found = Recipe.from_dict({**data, "format": "tide-recipe/1"})
+        return replace(found, sae=run.index.facts["sae"]) if found.sae is None else found
+
+    def draw(self, run: Run, recipe: Recipe, strengths: tuple[float, ...], job: Job) -> None:
+        """Draws a recipe: the unedited image, then the edited one at each strength, telling previews of every step."""
+        job.tell("loading")
+        adapter, (model, sae) = self.adapter(run), self.model(run)
+        if recipe.sae not in (None, sae):
+            raise TideError("the recipe is of another autoencoder than this run's; open the run that it was made with")
+        recipe.check(model, adapter)
+        colours = self.colours(run)
+        previews = self._previewing(job, colours, adapter, recipe)
+        before = self._plain.get(_drawing(run, recipe))
+        if before is None:
+            before = draw_recipe(adapter, model, replace(recipe, changes=()), before=False, on_step=previews("before"))[1]
+            self._keep(_drawing(run, recipe), before)
+        job.tell("image", which="before", png=_png(before))
+        for i, strength in enumerate(strengths):
+            edited = replace(recipe, changes=tuple(stronger(each, strength) for each in recipe.changes))
+            after = draw_recipe(adapter, model, edited, before=False, on_step=previews("after", i))[1]
+            job.tell("image", which="after", number=i, strength=strength, png=_png(after))
+
+    def _keep(self, key: Any, image: Image) -> None:
+        self._plain[key] = image
+        while len(self._plain) > KEPT:
+            self._plain.popitem(last=False)
+
+    def _previewing(
+        self, job: Job, colours: LatentColours, adapter: Adapter, recipe: Recipe
+    ) -> Callable[..., Callable[[int, int, torch.Tensor], None]]:
+        def of(which: str, number: int = 0) -> Callable[[int, int, torch.Tensor], None]:
+            def tell(step: int, n_steps: int, clean: torch.Tensor) -> None:
+                if step + 1 < n_steps:  # the last is the image itself
+                    picture = _jpeg(colours.image(clean))
+                    job.tell("step", which=which, number=number, step=step + 1, of=n_steps, jpeg=picture)
+                job.check()
+
+            return tell
+
+        return of
+
+
+def stronger(change: Change, strength: float) -> Change:
+    """A change at a strength: 0 changes nothing, 1 is the change itself."""
+    if strength == 1:
+        return change
+    by = change.by * strength if change.how == "add" else 1 + (change.by - 1) * strength
+    return replace(change, by=by)
+
+
+def _drawing(run: Run, recipe: Recipe) -> Any:
+    return run.described().get("pipeline"), recipe.prompt, recipe.seed, recipe.n_steps, recipe.guidance_scale, recipe.size
+
+
+def _examples(run: Run, adapter: Adapter) -> torch.Tensor:
+    """Pictures that the map to colours is fitted on, ``[B, 3, H, W]`` in [-1, 1]."""
+    import numpy as np
+    from PIL import Image as Pictures
+
+    from tide.adapters.sizes import image_size
+
+    index, (height, width) = run.index, image_size(adapter, None)
+    pictures = []
+    for number in range(0, index.n_images, max(1, index.n_images // 16))[:16]:
+        picture = Pictures.open(io.BytesIO(index.picture(number))).convert("RGB").resize((width, height))
+        pictures.append(torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float() / 127.5 - 1)
+    return torch.stack(pictures)
+
+
+def _png(image: Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _jpeg(image: Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,141 @@
+// One image: which latents fire in it, where, and at which step of the denoising.
+
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { veil } from "../heat";
+import { count, latentLink, LatentName, Message, Profile } from "../parts/basics";
+import { go, href, useParams } from "../route";
+import { useLoaded, useRun, type Run } from "../store";
+import { json, packed } from "../wire";
+
+const LISTED = 24;
+
+export function ImagePage({ run }: { run: Run }) {
+  useRun(run);
+  const params = useParams(), number = Number(params.image ?? 0), n = run.facts.nImages;
+  const { value, error } = useLoaded(async () => {
+    const [said, places] = await Promise.all([json<{ name: string; caption: string }>(`${run.base}/images/${number}.json`), packed(`${run.base}/images/${number}.bin`)]);
+    return { ...said, latents: places.latents.values as Int32Array, heights: places.heights.values as Float32Array, shape: places.latents.shape };
+  }, [run.info.id, number]);
+  const link = (image: number) => href({ page: "image", run: run.info.id, image, latent: params.latent });
+  return (
+    <main id="main" class="image-page">
+      <nav class="beside" aria-label="neighbouring images">
+        {number > 0 && <a href={link(number - 1)} rel="prev">← image {number - 1}</a>}
+        <label>Image <input type="number" min="0" max={n - 1} value={number} onChange={(e) => go(link(Math.max(0, Math.min(n - 1, Number(e.currentTarget.value) || 0))))} /> of {count(n)}</label>
+        {number + 1 < n && <a href={link(number + 1)} rel="next">image {number + 1} →</a>}
+      </nav>
+      <h1>{value ? value.caption || value.name : `Image ${number}`}</h1>
+      {error && <Message kind="error">{error}</Message>}
+      {value && <Within key={number} run={run} image={number} {...value} />}
+    </main>
+  );
+}
+
+interface WithinProps { run: Run; image: number; name: string; latents: Int32Array; heights: Float32Array; shape: number[] }
+
+function Within({ run, image, latents, heights, shape }: WithinProps) {
+  const params = useParams(), { facts } = run, [steps, cells, k] = shape, [rows, columns] = facts.map;
+  const order = useMemo(() => facts.timesteps.map((_, i) => i).sort((a, b) => facts.timesteps[b] - facts.timesteps[a]), [run]);
+  const [chosen, setChosen] = useState<ReadonlySet<number>>(new Set());
+  const at = params.step === undefined ? -1 : Number(params.step);
+  const picked = params.latent ? Number(params.latent) : null;
+  const [hovered, setHovered] = useState<number | null>(null);
+  const shownLatent = hovered ?? picked;
+
+  // The latents of the chosen places (of all without a choice), summed over places, at each step.
+  const ranked = useMemo(() => {
+    const sums = new Map<number, Float32Array>();
+    for (let s = 0; s < steps; s++) for (let c = 0; c < cells; c++) {
+      if (chosen.size && !chosen.has(c)) continue;
+      for (let i = 0; i < k; i++) {
+        const p = (s * cells + c) * k + i, latent = latents[p];
+        if (latent < 0) break;
+        let row = sums.get(latent);
+        if (!row) sums.set(latent, (row = new Float32Array(steps)));
+        row[s] += heights[p];
+      }
+    }
+    const places = chosen.size || cells;
+    const total = (row: Float32Array) => (at < 0 ? row.reduce((a, b) => a + b, 0) / steps : row[order[at]]) / places;
+    return [...sums].map(([latent, row]) => ({ latent, row, value: total(row) })).filter((each) => each.value > 0).sort((a, b) => b.value - a.value).slice(0, LISTED);
+  }, [chosen, at, latents]);
+
+  const heat = useMemo(() => {
+    if (shownLatent === null) return null;
+    const map = new Float32Array(cells);
+    for (let s = 0; s < steps; s++) {
+      if (at >= 0 && s !== order[at]) continue;
+      for (let c = 0; c < cells; c++) for (let i = 0; i < k; i++) if (latents[(s * cells + c) * k + i] === shownLatent) map[c] += heights[(s * cells + c) * k + i];
+    }
+    const most = Math.max(...map, 1e-9);
+    return map.map((v) => (255 * v) / most);
+  }, [shownLatent, at, latents]);
+
+  const toggle = (cell: number, on: boolean) => setChosen((was) => { const next = new Set(was); if (on) next.add(cell); else next.delete(cell); return next; });
+  return (
+    <div class="within">
+      <div>
+        <Places run={run} image={image} heat={heat} rows={rows} columns={columns} chosen={chosen} toggle={toggle} />
+        <label class="scrub">{at < 0 ? "all steps" : `t = ${Math.round(facts.timesteps[order[at]])}`}
+          <input type="range" min="-1" max={steps - 1} value={at} aria-label="step of the denoising; the left end is all of them" aria-valuetext={at < 0 ? "all steps" : `timestep ${Math.round(facts.timesteps[order[at]])}`} onInput={(e) => { const v = Number(e.currentTarget.value); go(href({ step: v < 0 ? null : v }, true), true); }} /></label>
+        <p class="ways"><button type="button" disabled={!chosen.size} onClick={() => setChosen(new Set())}>Clear the places</button>
+          <span class="quiet">{chosen.size ? `${chosen.size} of ${cells} places` : "Click a place, or paint a region."}</span></p>
+      </div>
+      <section aria-labelledby="firing">
+        <h2 id="firing">{chosen.size ? "What fires there" : "What fires in this image"}</h2>
+        <p class="quiet">Of the {k} strongest latents of each place, by their mean value{at < 0 ? " over all steps" : " at this step"}. Point at one to see where it fires.</p>
+        {ranked.length === 0 ? <Message>Nothing fires there.</Message> : (
+          <ol class="firing">{ranked.map((each) => (
+            <li key={each.latent} onPointerEnter={() => setHovered(each.latent)} onPointerLeave={() => setHovered(null)} onFocusIn={() => setHovered(each.latent)} onFocusOut={() => setHovered(null)} aria-current={picked === each.latent ? "true" : undefined}>
+              <a href={latentLink(run, each.latent)}><LatentName run={run} latent={each.latent} /></a>
+              <Profile values={each.row} timesteps={facts.timesteps} label={`latent ${each.latent} along the denoising`} height={22} />
+              <span class="value">{each.value.toPrecision(3)}</span>
+            </li>
+          ))}</ol>
+        )}
+      </section>
+    </div>
+  );
+}
+
+interface PlacesProps { run: Run; image: number; heat: ArrayLike<number> | null; rows: number; columns: number; chosen: ReadonlySet<number>; toggle: (cell: number, on: boolean) => void }
+
+/** The picture with its places, which are chosen by a click, by painting, or by the arrow keys and the space bar. */
+function Places({ run, image, heat, rows, columns, chosen, toggle }: PlacesProps) {
+  const canvas = useRef<HTMLCanvasElement>(null), painting = useRef<boolean | null>(null), [cursor, setCursor] = useState(0), [picture, setPicture] = useState<HTMLImageElement>();
+  useEffect(() => { const found = new Image(); found.onload = () => setPicture(found); found.src = run.picture(image); }, [image]);
+  useEffect(() => {
+    const at = canvas.current!, side = at.clientWidth * (devicePixelRatio || 1);
+    at.width = side;
+    at.height = (side * run.facts.picture[0]) / run.facts.picture[1];
+    const context = at.getContext("2d")!;
+    if (!picture) return;
+    context.imageSmoothingEnabled = picture.naturalWidth > side / 2;
+    context.drawImage(picture, 0, 0, at.width, at.height);
+    if (heat) veil(context, heat, [rows, columns], run.facts, 0, 0, at.width, at.height);
+    const w = at.width / columns, h = at.height / rows;
+    context.lineWidth = Math.max(2, side / 200);
+    for (const cell of chosen) {
+      const x = (cell % columns) * w, y = Math.floor(cell / columns) * h;
+      context.strokeStyle = "#000"; context.strokeRect(x + 1, y + 1, w - 2, h - 2);
+      context.strokeStyle = "#ffbc2e"; context.strokeRect(x + 3, y + 3, w - 6, h - 6);
+    }
+    if (document.activeElement === at) { context.strokeStyle = "#fff"; context.setLineDash([4, 4]); context.strokeRect((cursor % columns) * w + 1, Math.floor(cursor / columns) * h + 1, w - 2, h - 2); context.setLineDash([]); }
+  });
+  const cellAt = (event: PointerEvent) => {
+    const box = canvas.current!.getBoundingClientRect();
+    const c = Math.floor(((event.clientX - box.left) / box.width) * columns), r = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    return r >= 0 && r < rows && c >= 0 && c < columns ? r * columns + c : null;
+  };
+  const paint = (event: PointerEvent) => { const cell = cellAt(event); if (cell !== null && painting.current !== null) toggle(cell, painting.current); };
+  const key = (event: KeyboardEvent) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+    if (by) { event.preventDefault(); setCursor((was) => Math.max(0, Math.min(rows * columns - 1, was + by))); }
+    if (event.key === " " || event.key === "Enter") { event.preventDefault(); toggle(cursor, !chosen.has(cursor)); }
+  };
+  return (
+    <canvas ref={canvas} class="places" tabIndex={0} role="application" aria-label={`the image with ${rows} by ${columns} places; arrow keys move, space chooses; row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}`}
+      onPointerDown={(e) => { const cell = cellAt(e); if (cell === null) return; painting.current = !chosen.has(cell); (e.currentTarget as Element).setPointerCapture(e.pointerId); paint(e); }}
+      onPointerMove={paint} onPointerUp={() => { painting.current = null; }} onPointerCancel={() => { painting.current = null; }} onKeyDown={key} onFocus={() => setCursor((c) => c)} />
+  );
+}

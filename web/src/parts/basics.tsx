@@ -1,0 +1,96 @@
+// Small things that every page uses.
+
+import type { ComponentChildren } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import { veil } from "../heat";
+import { href } from "../route";
+import { useRun, type Run } from "../store";
+
+export const percent = (share: number): string => (share === 0 ? "0 %" : share < 0.0001 ? "< 0.01 %" : `${(100 * share).toPrecision(share < 0.0995 ? 2 : 3)} %`);
+export const count = (n: number): string => n.toLocaleString("en");
+export const decimals = (x: number | null | undefined, n = 2): string => (x === null || x === undefined || Number.isNaN(x) ? "–" : x.toFixed(n));
+
+export function Message({ kind = "note", children }: { kind?: "note" | "error" | "wait"; children: ComponentChildren }) {
+  return <p class={`message ${kind}`} role={kind === "error" ? "alert" : "status"}>{children}</p>;
+}
+
+export const latentLink = (run: Run, latent: number): string => href({ page: "latent", run: run.info.id, latent });
+export const imageLink = (run: Run, image: number, latent?: number): string => href({ page: "image", run: run.info.id, image, latent });
+
+export function LatentName({ run, latent }: { run: Run; latent: number }) {
+  const name = run.nameOf(latent);
+  return <span class="latent-name">{name ? <b>{name}</b> : <span class="quiet">unnamed</span>} <span class="number">{latent}</span></span>;
+}
+
+/** A thumbnail with the veil of a latent's map, or without. */
+export function Thumbnail({ run, image, map, size, label }: { run: Run; image: number; map?: ArrayLike<number>; size: number; label: string }) {
+  useRun(run);
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const height = Math.round(size * run.sheets.shape);
+  useEffect(() => {
+    const at = canvas.current!, ratio = devicePixelRatio || 1;
+    at.width = size * ratio;
+    at.height = height * ratio;
+    const context = at.getContext("2d")!;
+    context.imageSmoothingQuality = "high";
+    if (run.sheets.draw(context, image, 0, 0, at.width, at.height) && map) veil(context, map, run.facts.map, run.facts, 0, 0, at.width, at.height);
+  });
+  return <canvas ref={canvas} class="thumbnail" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
+}
+
+/** A picture in full, with a veil that a pointer or a button lifts. */
+export function Picture({ run, image, map, size, label }: { run: Run; image: number; map?: ArrayLike<number>; size: number; label: string }) {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const height = Math.round((size * run.facts.picture[0]) / run.facts.picture[1]);
+  useEffect(() => {
+    let here = true;
+    const picture = new Image();
+    picture.src = run.picture(image);
+    const draw = (veiled: boolean) => {
+      const at = canvas.current;
+      if (!here || !at) return;
+      const ratio = devicePixelRatio || 1;
+      at.width = size * ratio;
+      at.height = height * ratio;
+      const context = at.getContext("2d")!;
+      context.imageSmoothingEnabled = picture.naturalWidth > at.width / 2;
+      context.drawImage(picture, 0, 0, at.width, at.height);
+      if (map && veiled) veil(context, map, run.facts.map, run.facts, 0, 0, at.width, at.height);
+    };
+    picture.onload = () => draw(true);
+    const at = canvas.current!;
+    const lift = () => draw(false), lay = () => draw(true);
+    at.addEventListener("pointerenter", lift);
+    at.addEventListener("pointerleave", lay);
+    return () => { here = false; at.removeEventListener("pointerenter", lift); at.removeEventListener("pointerleave", lay); };
+  }, [run, image, map, size]);
+  return <canvas ref={canvas} class="picture" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
+}
+
+/** Values over the denoising, from noise on the left to the image on the right. */
+export function Profile({ values, timesteps, label, height = 28, axis = false }: { values: ArrayLike<number>; timesteps: number[]; label: string; height?: number; axis?: boolean }) {
+  const n = values.length, most = Math.max(1e-12, ...Array.from(values));
+  const order = timesteps.map((_, i) => i).sort((a, b) => timesteps[b] - timesteps[a]);
+  const bars = order.map((i, place) => {
+    const h = Math.max(values[i] > 0 ? 1.5 : 0, (values[i] / most) * 100);
+    return <rect key={place} x={(place / n) * 100 + 0.5} y={100 - h} width={100 / n - 1} height={h}><title>{`timestep ${Math.round(timesteps[i])}: ${values[i].toPrecision(3)}`}</title></rect>;
+  });
+  return (
+    <figure class="profile">
+      <svg viewBox="0 0 100 100" preserveAspectRatio="none" style={{ height: `${height}px` }} role="img" aria-label={label}>{bars}</svg>
+      {axis && <figcaption><span>noise (t {Math.round(timesteps[order[0]])})</span><span>image (t {Math.round(timesteps[order[n - 1]])})</span></figcaption>}
+    </figure>
+  );
+}
+
+/** A pair of range inputs that choose a part of the run. */
+export function Range({ label, value, onInput, disabled = false }: { label: string; value: [number, number]; onInput: (value: [number, number]) => void; disabled?: boolean }) {
+  const [low, high] = value;
+  return (
+    <fieldset class="range" disabled={disabled}>
+      <legend>{label} {Math.round(100 * low)}–{Math.round(100 * high)} %</legend>
+      <input type="range" min="0" max="0.95" step="0.05" value={low} aria-label={`${label}, from`} onInput={(e) => { const v = Number(e.currentTarget.value); onInput([v, Math.max(high, Math.round(100 * v + 5) / 100)]); }} />
+      <input type="range" min="0.05" max="1" step="0.05" value={high} aria-label={`${label}, to`} onInput={(e) => { const v = Number(e.currentTarget.value); onInput([Math.min(low, Math.round(100 * v - 5) / 100), v]); }} />
+    </fieldset>
+  );
+}

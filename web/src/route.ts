@@ -1,0 +1,50 @@
+// Every state of the page is its address: what is chosen is a parameter, so links can be kept and the back button works.
+
+import { useEffect, useState } from "preact/hooks";
+
+export type Params = Record<string, string>;
+
+export function params(): Params {
+  return Object.fromEntries(new URLSearchParams(location.search));
+}
+
+export function href(changes: Record<string, string | number | null | undefined>, keep = false): string {
+  const found = new URLSearchParams(keep ? location.search : "");
+  for (const [name, value] of Object.entries(changes)) {
+    if (value === null || value === undefined || value === "") found.delete(name);
+    else found.set(name, String(value));
+  }
+  found.delete("token");
+  return `?${found}`;
+}
+
+const listeners = new Set<() => void>();
+const changed = () => listeners.forEach((each) => each());
+addEventListener("popstate", changed);
+
+export function go(address: string, replace = false): void {
+  if (address === location.search) return;
+  history[replace ? "replaceState" : "pushState"](null, "", address);
+  changed();
+  if (!replace) scrollTo(0, 0);
+}
+
+/** Links of this page change its state; all others, and clicks for a new tab, are the browser's. */
+addEventListener("click", (event) => {
+  const link = (event.target as Element).closest?.("a");
+  if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || link.target || link.hasAttribute("download")) return;
+  const url = new URL(link.href);
+  if (url.origin !== location.origin || url.pathname !== location.pathname || !url.search) return;
+  event.preventDefault();
+  go(url.search);
+});
+
+export function useParams(): Params {
+  const [, again] = useState(0);
+  useEffect(() => {
+    const listen = () => again((n) => n + 1);
+    listeners.add(listen);
+    return () => { listeners.delete(listen); };
+  }, []);
+  return params();
+}
