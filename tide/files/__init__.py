@@ -1,7 +1,8 @@
 """Files that survive crashes and power loss, and careful readers of files from elsewhere."""
 
 from tide.files.folders import new_folders, remove_leftovers
-from tide.files.lock import lock_folder
+from tide.files.lines import append_lines, read_lines
+from tide.files.lock import lock_file, lock_folder
 from tide.files.reading import parse_json, read_json, read_text, read_yaml
 from tide.files.sealed import read_sealed, write_sealed
 from tide.files.tensors import check_tensors, file_digest, open_tensors, read_tensors, tensors_writer, what_is_wrong
@@ -9,15 +10,18 @@ from tide.files.writing import Write, finite, json_writer, replace_file, replace
 
 __all__ = [
     "Write",
+    "append_lines",
     "check_tensors",
     "file_digest",
     "finite",
     "json_writer",
+    "lock_file",
     "lock_folder",
     "new_folders",
     "open_tensors",
     "parse_json",
     "read_json",
+    "read_lines",
     "read_sealed",
     "read_tensors",
     "read_text",
