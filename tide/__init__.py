@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from tide.adapters import adapter_for
     from tide.data import open_source
     from tide.editing import (
+        Add,
+        Change,
         Contrast,
         Erase,
         Inject,
         Invert,
         Keep,
         PerImage,
+        Recipe,
         Replace,
         Scale,
         ScaleTarget,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
         Target,
         changed_prompt,
         draw_edits,
+        draw_recipe,
         edit,
         image_contrast,
         image_target,
@@ -57,8 +61,8 @@ _NAMES = {
     "tide.activations": "CollectOptions Prompts collect collect_to_disk",
     "tide.adapters": "adapter_for",
     "tide.data": "open_source",
-    "tide.editing": "Contrast Erase Inject Invert Keep PerImage Replace Scale ScaleTarget Steer Strength Swap Target "
-    "changed_prompt draw_edits edit image_contrast image_target prompt_target",
+    "tide.editing": "Add Change Contrast Erase Inject Invert Keep PerImage Recipe Replace Scale ScaleTarget Steer "
+    "Strength Swap Target changed_prompt draw_edits draw_recipe edit image_contrast image_target prompt_target",
     "tide.errors": "TideError TideWarning",
     "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
     "tide.evaluation.sweep_page": "write_sweep",
@@ -71,6 +75,8 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 
 __all__ = [
     "TIDE",
+    "Add",
+    "Change",
     "CollectOptions",
     "Contrast",
     "EditTrial",
@@ -80,6 +86,7 @@ __all__ = [
     "Keep",
     "PerImage",
     "Prompts",
+    "Recipe",
     "Replace",
     "Scale",
     "ScaleTarget",
@@ -98,6 +105,7 @@ __all__ = [
     "collect",
     "collect_to_disk",
     "draw_edits",
+    "draw_recipe",
     "edit",
     "evaluate",
     "evaluate_blocks",

@@ -3,7 +3,9 @@
 from tide.editing.context import edit
 from tide.editing.contrast import Contrast, Keep, SteerBounded
 from tide.editing.draw import draw_edits, draw_latents
+from tide.editing.draw_recipe import draw_recipe
 from tide.editing.edits import (
+    Add,
     Compose,
     Edit,
     Erase,
@@ -20,13 +22,18 @@ from tide.editing.edits import (
     renormalise,
 )
 from tide.editing.masks import image_mask, read_mask, token_mask
+from tide.editing.previews import LatentColours, watched
 from tide.editing.prompts import changed_prompt
+from tide.editing.recipe import Change, Recipe
+from tide.editing.recipe_code import recipe_code, recipe_command
 from tide.editing.steer import Steer, SteerTowards
 from tide.editing.strength import Strength
 from tide.editing.target_file import load_target, save_target
 from tide.editing.targets import image_contrast, image_target, prompt_target
 
 __all__ = [
+    "Add",
+    "Change",
     "Compose",
     "Contrast",
     "Edit",
@@ -34,8 +41,10 @@ __all__ = [
     "Inject",
     "Invert",
     "Keep",
+    "LatentColours",
     "PerImage",
     "Place",
+    "Recipe",
     "Replace",
     "Scale",
     "ScaleTarget",
@@ -48,6 +57,7 @@ __all__ = [
     "changed_prompt",
     "draw_edits",
     "draw_latents",
+    "draw_recipe",
     "edit",
     "image_contrast",
     "image_mask",
@@ -56,7 +66,10 @@ __all__ = [
     "most_different_tokens",
     "prompt_target",
     "read_mask",
+    "recipe_code",
+    "recipe_command",
     "renormalise",
     "save_target",
     "token_mask",
+    "watched",
 ]

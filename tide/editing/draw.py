@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,32 @@ def check_drawn(drawn: Tensor, remedy: str) -> None:
     """Raises :class:`~tide.errors.TideError` for latents or an image that are not finite: numbers have overflowed."""
     if not torch.isfinite(drawn).all():
         raise TideError(f"what the pipeline draws is not finite; {remedy}")
+
+
+def draw_image(
+    adapter: Adapter,
+    prompt: str,
+    *,
+    n_steps: int = 20,
+    guidance_scale: float = GUIDANCE,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Image:
+    """The pipeline's image of one prompt; the arguments are those of :func:`draw_edits`.
+
+    Raises :class:`~tide.errors.TideError` if it is not finite.
+    """
+    latents = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
+    check_drawn(latents, REMEDY)
+    image = adapter.decode_latents(latents)[0]
+    check_drawn(image, REMEDY)
+    return to_image(image)
+
+
+def check_branch(met: Met) -> None:
+    """Raises :class:`~tide.errors.TideError` if a run of the pipeline had no rows of the edit's branch."""
+    if not met.rows:
+        raise TideError(f"this pipeline's calls have no {met.branch} rows at these steps; choose another branch")
 
 
 def draw_edits(
@@ -101,21 +128,14 @@ def draw_edits(
             raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
     pixels = image_size(adapter, size)
 
-    def draw() -> Image:
-        latents = draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=pixels)
-        check_drawn(latents, REMEDY)
-        image = adapter.decode_latents(latents)[0]
-        check_drawn(image, REMEDY)
-        return to_image(image)
-
+    draw = partial(draw_image, adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=pixels)
     before, after = draw(), {}
     for name, each in edits.items():
         mask = tokens[name] if isinstance(tokens, Mapping) else tokens
         options: dict[str, Any] = {"steps": steps, "tokens": mask, "branch": branch, "renormalise": renormalise}
         with edit(adapter.pipe, model, each, **options, warns=False) as met:
             after[name] = draw()
-        if not met.rows:
-            raise TideError(f"this pipeline's calls have no {branch} rows at these steps; choose another branch")
+        check_branch(met)
         (on_met or _warn)(name, met)
     return before, after
 

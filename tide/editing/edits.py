@@ -195,6 +195,24 @@ class Scale(Edit):
 
 
 @dataclass(frozen=True)
+class Add(Edit):
+    """``z_f <- max(z_f + amount, 0)`` for the given features on every edited token, also where they were inactive, which no
+    factor changes. The amount is in the units of the latents."""
+
+    features: Sequence[int]
+    amount: float
+
+    def latents(self, z: Tensor, place: Place) -> Tensor:
+        out = z.clone()
+        chosen = list(self.features)
+        out[:, chosen] = (z[:, chosen] + self.amount).clamp(min=0.0)
+        return out
+
+    def check(self, n_latents: int) -> None:
+        _check_features(self.features, n_latents)
+
+
+@dataclass(frozen=True)
 class _TopOrGiven(Edit):
     features: Sequence[int] | None = None
     top_k: int | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tide.editing.contrast import Contrast, Keep
 from tide.editing.edits import (
+    Add,
     Compose,
     Erase,
     Inject,
@@ -32,13 +33,20 @@ LISTED = 5
 
 @singledispatch
 def named(change: Any) -> frozenset[int]:
-    """The latents that ``change`` names by number; none for an edit that acts on whatever is active."""
+    """The latents that ``change`` names by number and that it finds active or leaves as they are; none for an edit that
+    acts on whatever is active."""
     return frozenset()
 
 
 @named.register
 def _(change: Scale | Erase | Invert) -> frozenset[int]:
     return frozenset(change.features or ())
+
+
+@named.register
+def _(change: Add) -> frozenset[int]:
+    # A positive amount turns inactive latents on: there is nothing to say of them.
+    return frozenset(change.features if change.amount < 0 else ())
 
 
 @named.register
@@ -106,6 +114,13 @@ def _inactive(features: Iterable[int], fired: Tensor) -> str | None:
 @why_idle.register
 def _(change: Scale, fired: Tensor) -> str | None:
     return _by_factor(change.factor, 1, _inactive(named(change), fired))
+
+
+@why_idle.register
+def _(change: Add, fired: Tensor) -> str | None:
+    if change.amount == 0:
+        return "an amount of 0 changes nothing"
+    return _inactive(change.features, fired) if change.amount < 0 or not change.features else None
 
 
 @why_idle.register

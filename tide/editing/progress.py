@@ -51,13 +51,19 @@ def run_position(scheduler: Any, timestep: float) -> tuple[int, int]:
     scheduler's own index. A call at another timestep than the due one, as outside of a run, belongs to the step with
     the nearest timestep.
     """
+    call, n_calls, order = run_call(scheduler, timestep)
+    return call // order, math.ceil(n_calls / order)
+
+
+def run_call(scheduler: Any, timestep: float) -> tuple[int, int, int]:
+    """(call, number of calls, calls of a step) of a call at ``timestep``; see :func:`run_position`."""
     begin = getattr(scheduler, "begin_index", None) or 0
     run = torch.as_tensor(scheduler.timesteps).float().cpu()[begin:]
     n_calls, order = len(run), int(getattr(scheduler, "order", 1))
     call = _due(scheduler, begin)
     if call is None or not 0 <= call < n_calls or not _is_near(run, call, timestep):
         call = int((run - timestep).abs().argmin())
-    return call // order, math.ceil(n_calls / order)
+    return call, n_calls, order
 
 
 def _due(scheduler: Any, begin: int) -> int | None:

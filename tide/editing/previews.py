@@ -1,0 +1,117 @@
+"""A sampling run watched step by step: the image that each step predicts, and its colours without a decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+from tide.adapters import Adapter
+from tide.adapters.sizes import image_size
+from tide.adapters.standins import listened
+from tide.editing.progress import run_call
+from tide.errors import TideError
+from tide.pictures import to_image
+
+#: Gets the step, counted from 0, the number of steps, and the clean latents ``[images, c, h, w]``.
+OnStep = Callable[[int, int, Tensor], None]
+
+
+@contextmanager
+def watched(
+    adapter: Adapter, on_step: OnStep, *, size: tuple[int, int] | None = None, n_images: int = 1
+) -> Iterator[None]:
+    """While open, calls ``on_step`` after each sampling step of the pipeline with the clean latents that the model's
+    prediction implies, guidance included: scaled, float32, on the pipeline's device.
+
+    What is drawn keeps its bits. An exception that ``on_step`` raises ends the run and passes through. Of a step in
+    which a second-order scheduler is called twice, the first call is shown.
+
+    Args:
+        size: of the images in pixels; default the pipeline's own.
+        n_images: that the pipeline draws at a time.
+
+    Raises:
+        TideError: the size does not fit the pipeline, or its scheduler has no noise schedule that is known.
+    """
+    scheduler, scale = adapter.pipe.scheduler, adapter.pixels_per_latent
+    height, width = image_size(adapter, size)
+    shape = height // scale, width // scale
+    found: tuple[int, int, Tensor] | None = None
+
+    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+        nonlocal found
+        call, n_calls, order = run_call(scheduler, float(timestep))
+        if call % order:
+            found = None
+            return
+        clean = _clean(adapter, model_output, timestep, sample, shape, n_images)
+        found = call // order, math.ceil(n_calls / order), clean
+
+    def after(_: Any) -> None:
+        if found is not None:
+            on_step(*found)
+
+    with listened(scheduler, "step", before=before, after=after):
+        yield
+
+
+@torch.no_grad()
+def _clean(
+    adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, int], n_images: int
+) -> Tensor:
+    """The clean latents ``[n_images, c, *shape]`` of one call of the scheduler."""
+    scheduler = adapter.pipe.scheduler
+    if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches, after guidance
+        rows = adapter.conditional_rows(len(sample), True).to(sample.device)
+        prediction, sample = prediction[rows], sample[rows]
+    prediction = prediction[:, : sample.shape[1]]  # without a learned variance
+    if hasattr(scheduler, "scale_model_input"):
+        # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
+        sample = scheduler.scale_model_input(sample, timestep)
+    prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
+    return adapter.predicted_clean(prediction, sample, float(timestep))
+
+
+@dataclass(frozen=True)
+class LatentColours:
+    """A linear map from latents to colours, for previews that need no decoder.
+
+    Attributes:
+        weights: ``[c + 1, 3]`` float32 on the CPU: red, green and blue in [-1, 1] for each channel and, last, a constant.
+    """
+
+    weights: Tensor
+
+    @classmethod
+    def fit(cls, adapter: Adapter, images: Tensor) -> LatentColours:
+        """The map that comes closest, by least squares, to a few ``images [B, 3, H, W]`` in [-1, 1] that are averaged
+        to the size of their latents.
+
+        Raises :class:`~tide.errors.TideError` for images of another shape, and for a pipeline without a VAE.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise TideError(f"images are {list(images.shape)}; give some as [B, 3, H, W] in [-1, 1]")
+        latents = adapter.encode_images(images)
+        colours = F.adaptive_avg_pool2d(images.float().cpu(), (latents.shape[-2], latents.shape[-1]))
+        weights = torch.linalg.lstsq(_rows(latents).double(), colours.permute(0, 2, 3, 1).reshape(-1, 3).double())
+        return cls(weights.solution.float())
+
+    def image(self, latents: Tensor) -> Image:
+        """A picture of ``latents [1, c, h, w]``, w pixels wide and h high."""
+        channels = len(self.weights) - 1
+        if latents.ndim != 4 or latents.shape[:2] != (1, channels):
+            raise TideError(f"latents are {list(latents.shape)}; give those of one image, [1, {channels}, h, w]")
+        return to_image((_rows(latents) @ self.weights).reshape(*latents.shape[-2:], 3).permute(2, 0, 1))
+
+
+def _rows(latents: Tensor) -> Tensor:
+    """``[B, c, h, w]`` to ``[B * h * w, c + 1]`` float32 on the CPU, the last column 1."""
+    return F.pad(latents.float().cpu().permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)
