@@ -184,7 +184,9 @@ def make_app(
 
     @app.get("/api/jobs/{job}/events")
     async def events(job: str) -> Any:
-        return StreamingResponse(_events(_job(job)), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return StreamingResponse(
+            _events(_job(job)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
 
     @app.post("/api/jobs/{job}/cancel")
     def cancel(job: str) -> Any:

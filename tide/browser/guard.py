@@ -14,13 +14,16 @@ COOKIE = "tide-token"
 #: Bytes of a request's body at most.
 MOST_BYTES = 4 * 2**20
 
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = [
-    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
-]  # fmt: skip
+]
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -66,7 +69,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             return 403, "the request comes from another page; open the address that tide browse printed"
-        if scope["method"] not in ("GET", "HEAD") and headers.get("content-type", "").split(";")[0] != "application/json":
+        if (
+            scope["method"] not in ("GET", "HEAD")
+            and headers.get("content-type", "").split(";")[0] != "application/json"
+        ):
             return 415, "send JSON"
         try:
             length = int(headers.get("content-length", 0))

@@ -27,10 +27,11 @@ class Cancelled(Exception):
 @dataclass
 class Job:
     """A piece of work and what it has told so far. Events are JSON values; the last is ``done``, ``cancelled`` or
-    ``failed``."""
+    ``failed``. A ``long`` one lets others be done in between (:meth:`Jobs.others`)."""
 
     id: str
     run: Callable[[Job], None]
+    long: bool = False
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
     cancelled: bool = False
@@ -74,7 +75,9 @@ class Jobs:
         self._thread = threading.Thread(target=self._work, name="tide-jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, run: Callable[[Job], None], *, replace: Callable[[Job], bool] | None = None) -> Job:
+    def submit(
+        self, run: Callable[[Job], None], *, long: bool = False, replace: Callable[[Job], bool] | None = None
+    ) -> Job:
         """Adds a job at the end; ``replace`` says which of the earlier ones it cancels. Raises
         :class:`~tide.errors.TideError` if too many wait."""
         with self._changed:
@@ -83,7 +86,7 @@ class Jobs:
                     self._cancel(job)
             if len(self._waiting) >= MOST_WAITING:
                 raise TideError(f"{MOST_WAITING} drawings wait already; cancel some, or wait")
-            job = Job(f"{next(self._numbers)}-{time.time_ns():x}", run)
+            job = Job(f"{next(self._numbers)}-{time.time_ns():x}", run, long)
             self._waiting.append(job)
             self._known[job.id] = job
             while len(self._known) > KEPT + MOST_WAITING:
@@ -132,16 +135,33 @@ class Jobs:
             with self._changed:
                 self._current = None
 
+    def others(self) -> None:
+        """Called by a long job where it can pause: does the short ones that wait."""
+        while True:
+            with self._changed:
+                job = next((each for each in self._waiting if not each.long), None)
+                if job is None or self._stopped:
+                    return
+                self._waiting.remove(job)
+                paused, self._current = self._current, job
+            _do(job)
+            with self._changed:
+                self._current = paused
+
     def _work(self) -> None:
         for job in self._next():
-            try:
-                job.check()
-                job.run(job)
-                job.end("done")
-            except Cancelled:
-                job.end("cancelled")
-            except Exception as error:  # a pipeline may raise anything, and the server must live
-                job.end("failed", message=_reason(error))
+            _do(job)
+
+
+def _do(job: Job) -> None:
+    try:
+        job.check()
+        job.run(job)
+        job.end("done")
+    except Cancelled:
+        job.end("cancelled")
+    except Exception as error:  # a pipeline may raise anything, and the server must live
+        job.end("failed", message=_reason(error))
 
 
 def _reason(error: Exception) -> str:
@@ -149,4 +169,6 @@ def _reason(error: Exception) -> str:
         return one_line(error, 1000)
     if out_of_memory(error):
         return "the memory is used up; draw a smaller image, or start tide browse with --dtype bf16 or --offload"
-    return f"the pipeline failed ({type(error).__name__}: {one_line(error, 500)}); draw again, or start tide browse anew"
+    return (
+        f"the pipeline failed ({type(error).__name__}: {one_line(error, 500)}); draw again, or start tide browse anew"
+    )

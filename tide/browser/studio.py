@@ -5,23 +5,21 @@ from __future__ import annotations
 import base64
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
 from tide.adapters import Adapter
 from tide.browser.jobs import Job, Jobs
 from tide.browser.runs import Run
-from tide.errors import TideError
 from tide.editing import Change, Recipe, draw_recipe
 from tide.editing.previews import LatentColours
+from tide.errors import TideError
 from tide.fingerprint import fingerprint
 from tide.loading import load_sae
-from tide.pictures import to_image
 from tide.sae import TIDE
 
 #: Unedited images that are kept: a page draws the same one beside many edits.
@@ -93,7 +91,9 @@ class Studio:
         previews = self._previewing(job, colours, adapter, recipe)
         before = self._plain.get(_drawing(run, recipe))
         if before is None:
-            before = draw_recipe(adapter, model, replace(recipe, changes=()), before=False, on_step=previews("before"))[1]
+            before = draw_recipe(adapter, model, replace(recipe, changes=()), before=False, on_step=previews("before"))[
+                1
+            ]
             self._keep(_drawing(run, recipe), before)
         job.tell("image", which="before", png=_png(before))
         for i, strength in enumerate(strengths):
@@ -130,7 +130,14 @@ def stronger(change: Change, strength: float) -> Change:
 
 
 def _drawing(run: Run, recipe: Recipe) -> Any:
-    return run.described().get("pipeline"), recipe.prompt, recipe.seed, recipe.n_steps, recipe.guidance_scale, recipe.size
+    return (
+        run.described().get("pipeline"),
+        recipe.prompt,
+        recipe.seed,
+        recipe.n_steps,
+        recipe.guidance_scale,
+        recipe.size,
+    )
 
 
 def _examples(run: Run, adapter: Adapter) -> torch.Tensor:

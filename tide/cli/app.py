@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": "measure the autoencoders of several blocks and draw them by block and timestep",
     "concepts": "find latents of concepts and draw where they fire",
     "atlas": "draw all latents as one page to look through",
+    "browse": "look through latents, name them and steer with them in a browser",
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",

@@ -93,6 +93,10 @@ def threads(text: str) -> int:
     return _whole(text, "number of threads", 1, max(64, 4 * (os.cpu_count() or 1)))
 
 
+def port(text: str) -> int:
+    return _whole(text, "port", 0, 65535)
+
+
 def _whole(text: str, what: str, least: int, most: int) -> int:
     try:
         value = int(text)

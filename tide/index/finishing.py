@@ -54,14 +54,13 @@ def finish(
     """
     folder, model, n = gathered.folder, gathered.model, gathered.model.n_latents
     labels, how = _labels(gathered, source, grid)
+    alive = gathered.fired.sum(0) > 0
     total = 2 * n
     on_progress("neighbours", 0, total)
     fires, fires_cosine = nearest(gathered.sketch, NEIGHBOURS, lambda done: on_progress("neighbours", done, total))
     writes, writes_cosine = nearest(
-        model.W_dec.detach().cpu(), NEIGHBOURS, lambda done: on_progress("neighbours", n + done, total)
+        model.W_dec.detach().cpu() * alive[:, None], NEIGHBOURS, lambda done: on_progress("neighbours", n + done, total)
     )
-    alive = gathered.fired.sum(0) > 0
-    writes[~alive] = -1
     on_progress("tables", 0, 1)
     _write_tensors(
         gathered, {"fires": fires, "fires_cosine": fires_cosine} | {"writes": writes, "writes_cosine": writes_cosine}

@@ -28,7 +28,7 @@ from tide.sae.model import TIDE
 STATE, STATE_FACTS = "state.safetensors", "state.json"
 #: Numbers that stand for a caption: its words, hashed.
 CAPTION = 128
-JPEG_QUALITY = 88
+JPEG_QUALITY, SMALL_QUALITY, SMALL = 88, 97, 128
 
 
 class IndexGathered(Gathered):
@@ -222,7 +222,9 @@ def shrunk(image: np.ndarray, side: int) -> np.ndarray:
 def encoded(image: np.ndarray) -> bytes:
     """``image`` as a JPEG."""
     buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    # A small picture is enlarged on the page, where artefacts show.
+    quality = SMALL_QUALITY if max(image.shape) <= SMALL else JPEG_QUALITY
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 

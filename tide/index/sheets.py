@@ -12,7 +12,7 @@ from PIL import Image
 
 from tide.index.layout import SHEET_SIDE, TILE
 
-JPEG_QUALITY = 85
+JPEG_QUALITY = 90
 
 
 def write_sheets(folder: Path, n_images: int, picture: Callable[[int], bytes]) -> tuple[int, int]:

@@ -90,4 +90,6 @@ function Making({ info }: { info: RunInfo }) {
   );
 }
 
-render(<App />, document.getElementById("app")!);
+const frame = document.getElementById("app")!;
+frame.textContent = "";
+render(<App />, frame);

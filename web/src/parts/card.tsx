@@ -46,7 +46,7 @@ export function Card({ run, latent, note }: { run: Run; latent: number; note?: s
           <Profile values={card.frequency} timesteps={run.facts.timesteps} label={`how often latent ${latent} fires along the denoising`} height={20} />
         </>
       ) : <span class="strip empty" />}
-      <span class="card-foot quiet">fires on {percent(columns.frequency[latent])} of tokens{Number.isNaN(columns.monosemanticity[latent]) ? "" : `, monosemanticity ${decimals(columns.monosemanticity[latent])}`}</span>
+      <span class="card-foot quiet"><span>{columns.frequency[latent] ? `on ${percent(columns.frequency[latent])} of tokens` : "never fires"}</span>{!Number.isNaN(columns.monosemanticity[latent]) && <span title="how alike the captions of the images are on which it fires, -1 to 1">monosemanticity {decimals(columns.monosemanticity[latent])}</span>}</span>
     </a>
   );
 }

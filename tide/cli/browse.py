@@ -1,0 +1,105 @@
+"""``tide browse``: what was learnt, looked through and steered with in a browser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import tyro
+
+from tide.cli.command import Command
+from tide.cli.options import Data, Model
+from tide.cli.usage import Aspect, kind_of_data
+from tide.cli.values import Count, Flag, Seed, Text, option, port, read_by, words_by
+
+if TYPE_CHECKING:
+    from tide.activations.source import Source
+    from tide.adapters import Adapter
+    from tide.browser.runs import Run
+
+_HELP = "folders of checkpoints, of several of them, or of an atlas; `tide demo` and `tide train` write such"
+#: Images that an index is made on unless told otherwise.
+IMAGES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browse(Command):
+    """Look through the latents of trained autoencoders in a browser, name them, and steer images with them.
+
+    Starts a server on this machine and opens its page. The first time, an index is made: it reads images once, which
+    takes a minute for the bundled pipeline, and an interruption loses nothing. No request leaves the machine.
+    """
+
+    interrupted: ClassVar[str] = "an index that was being made is resumed by the same command"
+    usage: ClassVar[tuple[Aspect, ...]] = (kind_of_data(),)
+
+    runs: Annotated[
+        tuple[str, ...], words_by(str, "RUN ..."), tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help=_HELP)
+    ]
+    model: Model = field(default_factory=Model)
+    source: Data = field(default_factory=Data)
+    batch_size: Count = 8
+    """images per pass while an index is made"""
+    index: Flag = False
+    """make the indexes again, also those that are there"""
+    host: Text = "127.0.0.1"
+    """address to listen at; elsewhere than on this machine the page is opened with a token, which is printed"""
+    port: Annotated[int, read_by(port, "N"), option()] = 0
+    """port to listen at (default: a free one)"""
+    no_open: Flag = False
+    """do not open the page"""
+    no_steering: Flag = False
+    """browse only: nothing is drawn"""
+    backend: Text = "auto"
+    """kernel backend: auto, reference, triton or native"""
+    seed: Seed = 0
+    """random seed of the order of the images and of their noise"""
+
+    def run(self) -> None:
+        from tide.browser.runs import find_runs
+        from tide.browser.serving import serve
+        from tide.cli import common
+        from tide.cli.trust import followed
+        from tide.loading import recorded_pipeline
+
+        runs = find_runs(self.runs)
+        pipelines: dict[str, str] = {}
+        for each in runs:  # asked now, at the terminal, and not when the page wants it
+            if each.checkpoint is not None and self.model.pipeline is None:
+                common.check_family(each.checkpoint)
+                pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
+
+        def load(run: Run) -> Adapter:
+            return common.adapter_of(self.model, pipelines.get(run.id))
+
+        serve(
+            runs,
+            load,
+            self._data,
+            host=self.host,
+            port=self.port,
+            steering=not self.no_steering,
+            rebuild=self.index,
+            open_page=not self.no_open,
+            backend=self.backend,
+        )
+
+    def _data(self, run: Run, adapter: Adapter) -> Source | None:
+        """What the options name, or what the checkpoint was trained on, or rendered scenes."""
+        from dataclasses import replace
+
+        from tide.cli import common
+        from tide.loading import BUNDLED
+        from tide.runs import contents
+
+        name = self.source.data
+        if name is None and adapter.name == BUNDLED:
+            name = BUNDLED
+        if name is None and run.checkpoint is not None and (holds := contents(run.checkpoint)) is not None:
+            recorded = holds.data.get("name")
+            name = recorded if isinstance(recorded, str) and Path(recorded).exists() else None
+        if name is None:
+            return None
+        source = replace(self.source, data=name, images=self.source.images or IMAGES)
+        return common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
