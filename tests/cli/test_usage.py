@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 import tyro
 
+import tide
 from tests.helpers.cli_samples import SMALL
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
@@ -95,6 +96,7 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --altered 2 --out {out}",
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
+        "--sae {sae} --pipeline {pipeline} --recipe {recipe} --out {out}",
     ],
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
@@ -112,7 +114,7 @@ VALUES = {
     ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
-    **dict.fromkeys(("search_sae", "search_prompts"), "here"),
+    **dict.fromkeys(("search_sae", "search_prompts", "recipe"), "here"),
     **dict.fromkeys(("dtype",), "fp32"),
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("transcoder",), "attention"),
@@ -176,7 +178,7 @@ def test_the_lines_have_every_mode(name, images):
 def filled(line: str, **names: str) -> list[str]:
     """The words of a line; what has no name is a path to nothing."""
     names = {"small": shlex.join(SMALL), **names}
-    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "small")
+    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "recipe", "small")
     return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in known}))
 
 
@@ -249,8 +251,14 @@ RUN = [(name, line) for name, line in ALL_LINES if "{" in line or not line]
 def test_a_run_reads_what_it_is_said_to_use(name, line, pipeline, images, store, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").write_text("a red house, near\na blue cone, far\n")
+    tide.Recipe("near", (tide.Change((1,), "add", 1.0),), n_steps=2).save(tmp_path / "recipe")
     paths = {"pipeline": pipeline, "images": images, "image": images / "00.png", "store": store / "block-6"}
-    paths |= {"sae": checkpoint, "out": tmp_path / "out", "prompts": tmp_path / "prompts"}
+    paths |= {
+        "sae": checkpoint,
+        "out": tmp_path / "out",
+        "prompts": tmp_path / "prompts",
+        "recipe": tmp_path / "recipe",
+    }
     words = filled(line, **{name: str(path) for name, path in paths.items()})
     asked, usage = command([name, *words]), class_of(name).usage
     used = set(options_of(class_of(name))).difference(*(aspect.unused(aspect.of(asked)) for aspect in usage))

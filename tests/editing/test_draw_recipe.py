@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.edit_samples import N, SILENT, hooks_of
+from tests.helpers.edit_samples import SILENT, N, hooks_of
 from tide.editing import Add, Change, Recipe, Scale, draw_edits, draw_latents, draw_recipe, edit
 from tide.editing.draw_recipe import groups
 from tide.errors import TideError, TideWarning

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tide.editing import (
+    Add,
     Edit,
     Erase,
     Inject,
@@ -38,6 +39,9 @@ def rows(*values: list[float]) -> torch.Tensor:
         (Scale([2, 2], 3.0), rows([0, 1, 12, 0, 2], [3, 0, 0, 0.5, 0], [0] * 5)),
         (Scale([], 3.0), Z),
         (Scale([1], -1.0), rows([0, -1, 4, 0, 2], [3, 0, 0, 0.5, 0], [0] * 5)),
+        (Add([0, 2], 1.5), rows([1.5, 1, 5.5, 0, 2], [4.5, 0, 1.5, 0.5, 0], [1.5, 0, 1.5, 0, 0])),
+        (Add([1, 2], -1.5), rows([0, 0, 2.5, 0, 2], [3, 0, 0, 0.5, 0], [0] * 5)),
+        (Add([2, 2], 1.5), rows([0, 1, 5.5, 0, 2], [3, 0, 1.5, 0.5, 0], [0, 0, 1.5, 0, 0])),
         (Erase([0, 2]), rows([0, 1, 0, 0, 2], [0, 0, 0, 0.5, 0], [0] * 5)),
         (Erase(top_k=1), rows([0, 1, 0, 0, 2], [0, 0, 0, 0.5, 0], [0] * 5)),
         (Erase(top_k=4), torch.zeros(3, 5)),
@@ -55,6 +59,9 @@ def rows(*values: list[float]) -> torch.Tensor:
         "scale: a feature named twice is scaled once",
         "scale: nothing named",
         "scale: negative",
+        "add: an inactive latent, too",
+        "add: never below 0",
+        "add: a feature named twice is added to once",
         "erase: given",
         "erase: each token's strongest",
         "erase: as many as are active",

@@ -115,7 +115,7 @@ def test_damage(tmp_path, path, value, message):
 def test_files_that_hold_no_recipe(tmp_path, text):
     file = tmp_path / "recipe.json"
     file.write_text(text)
-    with pytest.raises(TideError, match="is not valid JSON|must be an object"):
+    with pytest.raises(TideError, match=r"is not valid JSON|must be an object"):
         Recipe.load(file)
 
 

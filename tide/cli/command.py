@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ class Command:
 
     #: What decides over the options that only some runs use.
     usage: ClassVar[tuple[Aspect, ...]] = ()
+    #: Option -> the option of text, required otherwise, that need not be given with it.
+    supplies: ClassVar[Mapping[str, str]] = {}
     #: What an interruption leaves, for the line that reports it.
     interrupted: ClassVar[str] = "nothing was written"
 

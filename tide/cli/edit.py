@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tide.cli.edit_files import mean_change, write_pictures
 from tide.cli.edit_met import as_row, remarks
 from tide.cli.edit_options import NOT_SEARCHED, EditOptions
 from tide.cli.edit_search import Searching
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from tide.adapters import Adapter
     from tide.cli.edit_scores import Scorers
+    from tide.editing import Recipe
     from tide.editing.met import Met
-    from tide.runs import Contents
     from tide.sae import TIDE
 
 #: Mean change of the pixels, of 255. On the bundled pipeline half of the broken pictures move by more, and of the whole
@@ -30,18 +31,31 @@ class Edit(EditOptions):
     """Draw a prompt before and after an edit of its latents, from the same noise."""
 
     def run(self) -> None:
-        from tide.cli import edit_scores
-        from tide.cli.common import adapter_of, output_folder, pipeline_of, sae_of
+        from tide.editing import Recipe
 
         self.check()
+        if self.recipe is None:
+            self._run()
+        else:
+            recipe = Recipe.load(self.recipe)
+            replace(self, prompt=recipe.prompt)._run(recipe)
+
+    def _run(self, recipe: Recipe | None = None) -> None:
+        from tide.cli import edit_scores
+        from tide.cli.common import adapter_of, output_folder, pipeline_of, sae_of
+        from tide.cli.edit_recipe import FromRecipe
+
         scorers = edit_scores.load(self.clip, self.lpips, self.texts)
         pipeline = pipeline_of(self.model, self.autoencoder)
         kept = [] if self.save_target is None else [Path(self.save_target).parent]
         with output_folder(Path(self.out), *kept):
             adapter = adapter_of(self.model, pipeline)
-            adapter.check_steps(self.steps_drawn)
+            if recipe is None:
+                adapter.check_steps(self.steps_drawn)
             model = sae_of(self.autoencoder, adapter, pipeline)
-            if self.search:
+            if recipe is not None:
+                FromRecipe(self, recipe, adapter, pipeline, model, scorers).run()
+            elif self.search:
                 Searching(self, adapter, pipeline, model, scorers).run()
             else:
                 self._edit(adapter, pipeline, model, scorers)
@@ -53,14 +67,16 @@ class Edit(EditOptions):
         before, after, met = self._drawn(adapter, model)
         scores = scorers.score(before, list(after.values()))
         rows = [
-            {**setting, "mean_pixel_change": _mean_change(before, after[name]), **as_row(met[name]), **row}
+            {**setting, "mean_pixel_change": mean_change(before, after[name]), **as_row(met[name]), **row}
             for (name, setting), row in zip(self.settings.items(), scores.rows, strict=True)
         ]
         sae = {"block": model.config.block, "n_latents": model.n_latents, "k": model.config.k}
         used = {**self.sampling, "strength": self.strengths}
         found: dict[str, Any] = {"data": self.texts, "configuration": used, "measured": {"edits": rows}}
         holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
-        self._write(before, after, {"edits": rows, **scores.report, "sae": sae}, holds)
+        labels = [self.where(row).removeprefix("at ") for row in rows]
+        report, title = {"edits": rows, **scores.report, "sae": sae}, " → ".join(self.texts.values())
+        write_pictures(Path(self.out), before, after, labels, title, report, holds, self.made_by())
         moved = ", ".join(f"{row['mean_pixel_change']:.1f} {self.where(row)}" for row in rows)
         for line in remarks({self.where(row): met[name] for name, row in zip(met, rows, strict=True)}):
             print(line)
@@ -105,28 +121,3 @@ class Edit(EditOptions):
             on_met=met.__setitem__,
         )
         return before, after, met
-
-    def _write(self, before: Image, after: dict[str, Image], report: dict[str, Any], holds: Contents) -> None:
-        """Writes all pictures and edit.json or none of them, then run.json."""
-        from tide.cli.common import writing
-        from tide.files import json_writer, replace_files
-        from tide.pictures import image_writer
-        from tide.runs import FileKind, write_run
-        from tide.strips import Row, labelled
-
-        out = Path(self.out)
-        pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}}
-        labels = ["before", *(self.where(row).removeprefix("at ") for row in report["edits"])]
-        pictures["strip"] = labelled([Row([before, *after.values()], labels)], " → ".join(self.texts.values()))
-        files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
-        with writing(out):
-            writers = {out / f"{name}.png": image_writer(picture) for name, picture in pictures.items()}
-            replace_files({**writers, out / "edit.json": json_writer(report)})
-            write_run(out, replace(holds, files=files), self.made_by())
-
-
-def _mean_change(before: Image, after: Image) -> float:
-    """Mean absolute difference of the pixels' channels, of 255."""
-    import numpy as np
-
-    return float(np.abs(np.asarray(before, float) - np.asarray(after, float)).mean())

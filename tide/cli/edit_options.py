@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,6 +30,8 @@ from tide.errors import TideError
 #: The factor of ``--towards-top`` where none is given: the one that Fig. 6's development prompts chose.
 SCALED_BY = 3.0
 
+#: What a recipe says itself, or has no use for.
+NOT_WITH_RECIPE = "prompt seed size n_steps guidance fast mask altered strength steps branch renormalise search"
 #: Options that a search tries itself, or has no use for.
 NOT_SEARCHED = "steps branch altered save_target"
 
@@ -53,7 +56,9 @@ _ONE_BRANCH = Aspect(
 class EditOptions(Drawing):
     """What to edit, towards what, where and when."""
 
+    supplies: ClassVar[Mapping[str, str]] = {"recipe": "prompt"}
     usage: ClassVar[tuple[Aspect, ...]] = (
+        with_option("recipe", leaves_out=NOT_WITH_RECIPE),
         Aspect(
             _target,
             {
@@ -85,6 +90,8 @@ class EditOptions(Drawing):
     """move towards this prompt with a word replaced, such as red=blue"""
     target: Annotated[MaybeFile, _WHAT] = None
     """move towards the latents in a file that --save-target wrote"""
+    recipe: Annotated[MaybeFile, _WHAT] = None
+    """make the changes that this file lists, with its prompt, seed and steps"""
 
     towards_image: MaybeFile = None
     """record the target's latents on this image, under the target's prompt"""

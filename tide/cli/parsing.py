@@ -26,7 +26,8 @@ def parse(kind: type[Command], argv: Sequence[str]) -> Command:
     use. ``--help`` prints and exits.
     """
     given = given_options(kind, argv)
-    command = _parsed(kind, argv)
+    supplied = [other for name, other in kind.supplies.items() if name in given and other not in given]
+    command = _parsed(kind, [*argv, *(f"{options_of(kind)[name].flag}=" for name in supplied)])
     _check_values(command, given)
     check_usage(command, command.usage, given.keys())
     return command

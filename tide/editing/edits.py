@@ -196,8 +196,8 @@ class Scale(Edit):
 
 @dataclass(frozen=True)
 class Add(Edit):
-    """``z_f <- max(z_f + amount, 0)`` for the given features on every edited token, also where they were inactive, which no
-    factor changes. The amount is in the units of the latents."""
+    """``z_f <- max(z_f + amount, 0)`` for the given features on every edited token, also where they were inactive and
+    no factor would change them. The amount is in the units of the latents."""
 
     features: Sequence[int]
     amount: float
