@@ -27,6 +27,7 @@ from tide.evaluation.scorers.base import read_weights
 from tide.files import write_json, write_sealed
 from tide.images import open_picture
 from tide.interpretation.atlas import Atlas, ImageText, Label
+from tide.interpretation.names import Entry, Names, Score
 from tide.runs import Contents, contents, write_run
 from tide.sae import TIDE, ModulationConfig, TIDEConfig
 from tide.scenes import Judge, load_judge
@@ -188,6 +189,15 @@ def read_resume(folder: Path) -> None:
     Trainer(model(), CONFIG, folder / "run", progress=False).fit([], resume=True)
 
 
+def make_names(folder: Path) -> None:
+    at = "2026-11-28T09:00:00Z"
+    entries = [
+        Entry(1, "person:anna", at, "roof", "of houses", True),
+        Entry(2, "clip", at, "sky", score=Score(0.9, 20)),
+    ]
+    Names(folder / "names.jsonl").add(entries)
+
+
 KINDS: dict[str, Kind] = {
     "checkpoint": Kind(lambda folder: model().save_pretrained(folder), TIDE.from_pretrained),
     "atlas": Kind(make_atlas, Atlas.load),
@@ -209,5 +219,6 @@ KINDS: dict[str, Kind] = {
     "activation store": Kind(make_store, read_store),
     "stopped training": Kind(make_resume, read_resume),
     "tuned kernels": Kind(make_tuned, read_tuned),
+    "names": Kind(make_names, lambda folder: Names(folder / "names.jsonl", 12).read()),
     "record of a run": Kind(lambda folder: write_run(folder, HOLDS), contents),
 }

@@ -26,8 +26,6 @@ from tide.sae import TIDE
 KEPT = 64
 #: Strengths in a row at most.
 MOST_STRENGTHS = 9
-#: Pixels of the longer side of a preview: the page enlarges it.
-PREVIEW = 512
 
 
 class Studio:
