@@ -76,9 +76,10 @@ def test_groups():
 
 def test_an_added_latent_was_inactive(adapter, sae):
     """Scaling it changes nothing, and says so; adding to it does."""
-    with pytest.warns(TideWarning, match=f"the recipe's change of {SILENT}: .* nothing was edited"):
+    with pytest.warns(TideWarning, match=f"the recipe's change of {SILENT}: .* nothing was edited") as told:
         before, scaled = draw_recipe(adapter, sae, Recipe(PROMPT, (Change((SILENT,), "scale", 40.0),), **RUN))
     assert before == scaled
+    assert {each.filename for each in told if each.category is TideWarning} == {__file__}
     assert draw_recipe(adapter, sae, Recipe(PROMPT, (ADDED,), **RUN))[1] != before
 
 
