@@ -37,6 +37,21 @@ def test_lines_are_on_disk_before_the_next_step(tmp_path, monkeypatch):
     assert synced[2:] == [(False, b"{}\n[1]\n")]
 
 
+def test_what_is_there_when_reading_begins_is_read(tmp_path, monkeypatch):
+    path, fstat = tmp_path / "a.jsonl", os.fstat
+    path.write_bytes(b'{}\n{"a"')
+
+    def others_go_on(handle: int) -> os.stat_result:
+        found = fstat(handle)
+        monkeypatch.undo()
+        path.write_bytes(path.read_bytes() + b": 1}\n{}\n")
+        return found
+
+    monkeypatch.setattr(os, "fstat", others_go_on)
+    assert read_lines(path) == ["{}"]
+    assert read_lines(path) == ["{}", '{"a": 1}', "{}"]
+
+
 @pytest.mark.parametrize("cut", range(1, 14))
 def test_half_a_line_is_passed_over_and_the_next_begins_anew(tmp_path, cut):
     path = tmp_path / "a.jsonl"

@@ -104,6 +104,7 @@ def test_of_automatic_names_the_best_on_other_images_is_shown(names):
     assert (found.name, found.by, found.score) == ("roof", "captions", Score(0.9, 60))
     found = read(names, Entry(1, "captions", at(5), "roofs", score=Score(0.75, 60)))
     assert (found.name, found.score) == ("tile", Score(0.8, 50))
+    assert read(names, Entry(1, "captions", at(6), "roofs", score=Score(0.8, 60))).name == "roofs"  # the latest
 
 
 def test_empty_texts_and_stars_take_back(names):
