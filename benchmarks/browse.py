@@ -1,8 +1,8 @@
 """The browser's bars, measured in Chromium: ``python -m benchmarks.browse RUN [--check] [--out FILE]``.
 
-``RUN`` is a folder with the checkpoint of a TIDE on the bundled pipeline, such as ``runs/demo-fast``; an index of it is made in a
-copy. What is measured at size runs on an index of 73,728 latents and 10,000 images whose content is random. ``--check`` ends
-with status 1 where a bar is missed. Nothing else should run meanwhile.
+``RUN`` is a folder with the checkpoint of a TIDE on the bundled pipeline, such as ``runs/demo-fast``; an index of it is
+made in a copy. What is measured at size runs on an index of 73,728 latents and 10,000 images whose content is random.
+``--check`` ends with status 1 where a bar is missed. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -122,8 +122,11 @@ async (speed) => {
       if (!blankSince.has(key)) blankSince.set(key, now);
       longest = Math.max(longest, now - blankSince.get(key));
     }
-    const covered = [...document.querySelectorAll('.grid-item')].some((i) => { const b = i.getBoundingClientRect(); return b.top < innerHeight / 2 && b.bottom > innerHeight / 2 - 20; });
-    if (!covered) { if (!blankSince.has('none')) blankSince.set('none', now); longest = Math.max(longest, now - blankSince.get('none')); } else blankSince.delete('none');
+    const middle = (box) => box.top < innerHeight / 2 && box.bottom > innerHeight / 2 - 20;
+    const covered = [...document.querySelectorAll('.grid-item')].some((item) => middle(item.getBoundingClientRect()));
+    if (covered) { blankSince.delete('none'); return; }
+    if (!blankSince.has('none')) blankSince.set('none', now);
+    longest = Math.max(longest, now - blankSince.get('none'));
   };
   const frame = () => new Promise((done) => requestAnimationFrame(done));
   for (let i = 0; i < 300; i++) {
@@ -146,11 +149,12 @@ async (speed) => {
 
 SEARCH = """
 (word) => new Promise((done) => {
-  const field = document.getElementById('search'), before = document.querySelector('[data-count]').dataset.count, start = performance.now();
+  const field = document.getElementById('search'), count = () => document.querySelector('[data-count]').dataset.count;
+  const before = count(), start = performance.now();
   Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, word);
   field.dispatchEvent(new Event('input', { bubbles: true }));
   const look = () => {
-    const now = document.querySelector('[data-count]').dataset.count;
+    const now = count();
     if (now !== before && now !== '0') requestAnimationFrame(() => done(performance.now() - start));
     else if (performance.now() - start > 3000) done(3000);
     else setTimeout(look, 2);
@@ -163,7 +167,9 @@ OPENED = """
 (latent) => new Promise((done) => {
   const start = performance.now();
   document.querySelector('.card').click();
-  const look = () => document.querySelector('main.latent[data-latent] h2') ? requestAnimationFrame(() => done(performance.now() - start)) : setTimeout(look, 2);
+  const there = () => document.querySelector('main.latent[data-latent] h2');
+  const end = () => done(performance.now() - start);
+  const look = () => there() ? requestAnimationFrame(end) : setTimeout(look, 2);
   look();
 })
 """
@@ -264,7 +270,8 @@ DRAWN = """
   const look = () => {
     if (!first && document.querySelector('.over img')) first = performance.now() - start;
     const after = document.querySelector('img.after[data-final=yes]');
-    if (after && after.complete && document.querySelector('.comparison[aria-busy=false]')) done([first, performance.now() - start]);
+    const idle = document.querySelector('.comparison[aria-busy=false]');
+    if (after && after.complete && idle) done([first, performance.now() - start]);
     else setTimeout(look, 4);
   };
   look();
