@@ -2,12 +2,12 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { veil } from "../heat";
-import { count, latentLink, LatentName, Message, Profile } from "../parts/basics";
+import { count, latentLink, LatentName, Message, Profile, Thumbnail } from "../parts/basics";
 import { go, href, useParams } from "../route";
 import { useLoaded, useRun, type Run } from "../store";
 import { json, packed } from "../wire";
 
-const LISTED = 24;
+const LISTED = 24, SHOWN = 32;
 
 export function ImagePage({ run }: { run: Run }) {
   useRun(run);
@@ -24,10 +24,24 @@ export function ImagePage({ run }: { run: Run }) {
         <label>Image <input type="number" min="0" max={n - 1} value={number} onChange={(e) => go(link(Math.max(0, Math.min(n - 1, Number(e.currentTarget.value) || 0))))} /> of {count(n)}</label>
         {number + 1 < n && <a href={link(number + 1)} rel="next">image {number + 1} →</a>}
       </nav>
+      {!run.isStatic && <FindImages run={run} text={params.text ?? ""} />}
       <h1>{value ? value.caption || value.name : `Image ${number}`}</h1>
       {error && <Message kind="error">{error}</Message>}
       {value && <Within key={number} run={run} image={number} {...value} />}
     </main>
+  );
+}
+
+/** Images whose name or caption holds words. */
+function FindImages({ run, text }: { run: Run; text: string }) {
+  const { value: found, error } = useLoaded(async () => (text ? (await run.search(text)).images : []), [run.info.id, text]);
+  return (
+    <form class="filters" role="search" onSubmit={(e) => e.preventDefault()}>
+      <label class="wide">Search captions<input id="search" type="search" value={text} placeholder="words of a caption  ( / )" onInput={(e) => go(href({ text: e.currentTarget.value || null }, true), true)} /></label>
+      {error && <Message kind="error">{error}</Message>}
+      {text && found && <p class="quiet" role="status">{found.length ? `${count(found.length)} images` : "No caption holds that."}</p>}
+      {found && found.length > 0 && <div class="found">{found.slice(0, SHOWN).map((image) => <a key={image} href={href({ image }, true)}><Thumbnail run={run} image={image} size={56} label={`image ${image}`} /></a>)}</div>}
+    </form>
   );
 }
 
