@@ -91,7 +91,7 @@ def test_a_state_is_an_address_and_the_back_button_returns_to_it(page, address):
     page.goto(f"{address}?page=latents&run=one")
     drawn(page)
     page.select_option("label:has-text('Sort by') select", "rare")
-    assert "sort=rare" in page.url
+    until(lambda: "sort=rare" in page.url)
     first = page.get_attribute(".card", "data-latent")
     page.click(".card")
     page.wait_for_selector("main.latent[data-latent] h2")
