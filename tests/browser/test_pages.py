@@ -75,12 +75,12 @@ def page(browser: Any, address: str) -> Iterator[Any]:
         assert wrong == []
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(page: Any, holds: Callable[[], bool]) -> None:
     """Waits, for half a minute at most. (Playwright's own waiting evaluates text, which the page's policy forbids.)"""
     deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        page.wait_for_timeout(20)
 
 
 def text_of(page: Any, selector: str) -> str:
@@ -91,7 +91,7 @@ def test_a_state_is_an_address_and_the_back_button_returns_to_it(page, address):
     page.goto(f"{address}?page=latents&run=one")
     drawn(page)
     page.select_option("label:has-text('Sort by') select", "rare")
-    until(lambda: "sort=rare" in page.url)
+    until(page, lambda: "sort=rare" in page.url)
     first = page.get_attribute(".card", "data-latent")
     page.click(".card")
     page.wait_for_selector("main.latent[data-latent] h2")
@@ -172,7 +172,7 @@ def test_what_fires_at_a_place_of_an_image_and_when(page, address):
     assert there != everywhere
     page.focus(".scrub input")
     page.keyboard.press("ArrowRight")
-    until(lambda: "step=0" in page.url)
+    until(page, lambda: "step=0" in page.url)
     assert text_of(page, ".firing") != there
 
 
@@ -221,14 +221,14 @@ def test_a_mask_is_painted_over_the_image(page, address):
     page.click("button:has-text('Paint a mask')")
     page.wait_for_selector(".mask")
     page.click(".mask", position={"x": 30, "y": 30})
-    until(lambda: '"tokens":[' in unquote(page.url))
+    until(page, lambda: '"tokens":[' in unquote(page.url))
 
 
 def test_a_row_of_strengths(page, address):
     page.goto(steering(address, changes=[{"latents": [5], "how": "add", "by": 2.0}]))
     page.check("text=a row of strengths")
     page.click("button.primary")
-    until(lambda: page.locator(".strengths img").count() == 4)
+    until(page, lambda: page.locator(".strengths img").count() == 4)
     page.wait_for_selector(".comparison[aria-busy=false]")
 
 
