@@ -143,8 +143,7 @@ def _signed(said: dict[str, Any]) -> dict[str, Any]:
     def told(by: str | None) -> str | None:
         if by is None:
             return None
-        kind, colon, who = by.partition(":")
-        return f"{kind}:{without_folders(who)}" if colon else without_folders(by)
+        return f"model:{without_folders(by[6:])}" if by.startswith("model:") else by
 
     parts = {kind: [each | {"by": told(each["by"])} for each in said[kind]] for kind in ("names", "notes")}
     return said | parts | {"by": told(said["by"])}
