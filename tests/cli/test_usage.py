@@ -77,7 +77,7 @@ LINES = {
     "atlas": [
         "--sae {sae} --pipeline scenes --images 4 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data {images} --timesteps 1 --out {out}",
-        "--sae {sae} --pipeline {pipeline} --data scenes --images 4 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data scenes --images 4 --index --out {out}",
         "--sae s --data a/name --out o",
         "--sae s --data a.parquet --out o",
         "--sae s --images 4 --timesteps 1 --out o",
