@@ -132,6 +132,31 @@ def test_an_index_beside_the_atlas(cli, checkpoint, images, tmp_path):
     assert run.checkpoint == checkpoint.resolve()
 
 
+def test_an_interrupted_index_is_resumed(cli, checkpoint, images, tmp_path, monkeypatch):
+    """From what was saved, and without reading these images again."""
+    monkeypatch.setattr("tide.index.building.SAVED_AFTER", 0.0)
+    monkeypatch.setattr("tide.index.building.SAVED_SHARE", 0.0)
+    arguments = ["atlas", "--sae", checkpoint, "--data", images, "--timesteps", 1, "--index", "--batch-size", 5]
+    assert cli(*arguments, "--out", tmp_path / "whole").code == 0
+    read = []
+
+    def noised(*args: object) -> object:
+        read.append(len(args[2].latents))
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return noised_activations(*args)
+
+    monkeypatch.setattr("tide.index.building.noised_activations", noised)
+    result = cli(*arguments, "--out", tmp_path / "out")
+    out = tmp_path / "out"
+    resumes = f"tide: interrupted; the index in {out} is unfinished, the same command resumes it\n"
+    assert (result.code, result.err) == (130, resumes)
+    assert cli(*arguments, "--out", out).code == 0
+    assert read == [5, 5, 5]
+    assert torch.equal(Atlas.load(out).maps, Atlas.load(tmp_path / "whole").maps)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
+
+
 def test_images_that_trained_the_checkpoint_are_counted(cli, checkpoint, images, tmp_path):
     model = TIDE.from_pretrained(checkpoint)
     files = sorted(path for path in images.iterdir() if path.suffix == ".png")

@@ -34,6 +34,16 @@ def test_several_runs(cli, indexed, tmp_path):
     assert (tmp_path / "out" / "api" / "runs" / "two" / "columns.bin").exists()
 
 
+def test_an_interruption(cli, indexed, tmp_path, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tide.browser.export._replace", stopped)
+    result = cli("browse", indexed, "--export", tmp_path / "out")
+    assert (result.code, result.err) == (130, f"tide: interrupted; {tmp_path}/out is as it was\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refusals(cli, checkpoint, indexed, tmp_path):
     def refused(*options: object) -> str:
         result = cli("browse", *options)

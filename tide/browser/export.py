@@ -49,14 +49,14 @@ def export(
         raise TideError(f"a limit of {limit} latents leaves none; give 1 or more")
     given, folder = folder, Path(folder).resolve()
     _check_indexes(runs)
-    check_replaceable(folder)
     files = files_of(runs, limit=limit, notes=notes)
+    _check_replaceable(folder)
     n = sum(each.n for each in files)
     say(f"Writing {n:,} files, about {readable_size(sum(each.about for each in files))}, to {given}")
     with _beside(folder) as work:
         try:
             _write(files, work / _NEW, n)
-            check_replaceable(folder)  # hours may have passed
+            _check_replaceable(folder)  # hours may have passed
             _replace(work, folder)
         except OSError as error:
             raise TideError(
@@ -70,7 +70,7 @@ def _check_indexes(runs: Sequence[Run]) -> None:
             raise TideError(f"{run.folder} has no index; make one: tide browse {run.folder}, or tide atlas --index")
 
 
-def check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Path) -> None:
     """Raises :class:`~tide.errors.TideError` if ``folder`` holds anything but an earlier export."""
     if not folder.exists():
         return

@@ -87,6 +87,7 @@ class Browse(Command):
 
         left_behind.set(f"{folder} is as it was")
         export(runs, folder, limit=self.limit, notes=not self.no_notes)
+        left_behind.set(f"the export is in {folder}")
         print(f"Look at it with: python -m http.server --directory {quote(folder)}")
 
     def _serve(self, runs: list[Run]) -> None:
