@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,9 @@ import pytest
 
 from tests.helpers.cli_samples import N_IMAGES, SMALL
 from tide.cli.app import main
+from tide.data import open_source
+from tide.index import build_index
+from tide.loading import load_sae
 from tide.pictures import to_image
 from tide.scenes import images_of, prompts
 
@@ -83,4 +87,14 @@ def checkpoint(store, pipeline, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tide"
     options = ["--pipeline", str(pipeline), "--out", str(path), "--steps", "8", *SMALL]
     assert main(["train", "--store", str(store / "block-6"), *options]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def indexed(adapter, checkpoint, images, tmp_path_factory) -> Path:
+    """A copy of the checkpoint with an index of the images at two timesteps."""
+    path = tmp_path_factory.mktemp("indexed") / "tide"
+    shutil.copytree(checkpoint, path)
+    source = open_source(images, adapter, batch_size=N_IMAGES)
+    build_index(adapter, load_sae(path, adapter), source, path, timesteps=adapter.sampling_timesteps(2))
     return path

@@ -15,8 +15,10 @@ from tide import TIDE
 from tide.activations import prepare
 from tide.activations.collect import sample_noise
 from tide.adapters import adapter_for
+from tide.browser.runs import find_runs
 from tide.files import file_digest
 from tide.images.trained import TrainedOn
+from tide.index import Index
 from tide.interpretation import Annotated, mean_latents
 from tide.interpretation.atlas import Atlas, label_latents
 from tide.interpretation.reading import noised_activations
@@ -108,6 +110,51 @@ def test_images_of_a_folder(cli, checkpoint, images, tmp_path):
     assert f", {read}." in page
     assert {each.name for each in atlas.images.values()} <= {path.name for path in images.iterdir()}
     assert {each.caption for each in atlas.images.values()} != {""}
+
+
+def test_an_index_beside_the_atlas(cli, checkpoint, images, tmp_path):
+    """One pass makes both; the folder can be opened and exported without the options of the atlas."""
+    out = tmp_path / "out"
+    result = cli("atlas", "--sae", checkpoint, "--data", images, "--timesteps", 2, "--index", "--out", out)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith(f"; see {out}/atlas.html, or look through it with tide browse {out}.\n")
+    names = ["atlas.html", "atlas.json", "atlas.safetensors", "index", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    atlas, index = Atlas.load(out), Index(out)
+    assert torch.equal(atlas.frequency, index.atlas().frequency)
+    assert atlas.top_images.shape == (N_LATENTS, 8)
+    assert len(atlas.timesteps) == 2
+    holds = contents(out)
+    assert holds.files["index"] == "index"
+    assert holds.configuration["top_images"] == 8
+    assert "Monosemanticity is how alike the captions are" in (out / "atlas.html").read_text()
+    (run,) = find_runs([out])
+    assert run.checkpoint == checkpoint.resolve()
+
+
+def test_an_interrupted_index_is_resumed(cli, checkpoint, images, tmp_path, monkeypatch):
+    """From what was saved, and without reading these images again."""
+    monkeypatch.setattr("tide.index.building.SAVED_AFTER", 0.0)
+    monkeypatch.setattr("tide.index.building.SAVED_SHARE", 0.0)
+    arguments = ["atlas", "--sae", checkpoint, "--data", images, "--timesteps", 1, "--index", "--batch-size", 5]
+    assert cli(*arguments, "--out", tmp_path / "whole").code == 0
+    read = []
+
+    def noised(*args: object) -> object:
+        read.append(len(args[2].latents))
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return noised_activations(*args)
+
+    monkeypatch.setattr("tide.index.building.noised_activations", noised)
+    result = cli(*arguments, "--out", tmp_path / "out")
+    out = tmp_path / "out"
+    resumes = f"tide: interrupted; the index in {out} is unfinished, the same command resumes it\n"
+    assert (result.code, result.err) == (130, resumes)
+    assert cli(*arguments, "--out", out).code == 0
+    assert read == [5, 5, 5]
+    assert torch.equal(Atlas.load(out).maps, Atlas.load(tmp_path / "whole").maps)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
 
 
 def test_images_that_trained_the_checkpoint_are_counted(cli, checkpoint, images, tmp_path):

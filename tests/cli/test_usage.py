@@ -77,10 +77,18 @@ LINES = {
     "atlas": [
         "--sae {sae} --pipeline scenes --images 4 --out {out}",
         "--sae {sae} --pipeline {pipeline} --data {images} --timesteps 1 --out {out}",
-        "--sae {sae} --pipeline {pipeline} --data scenes --images 4 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data scenes --images 4 --index --out {out}",
         "--sae s --data a/name --out o",
         "--sae s --data a.parquet --out o",
         "--sae s --images 4 --timesteps 1 --out o",
+    ],
+    "browse": [
+        "{sae} --pipeline scenes",
+        "{sae} --pipeline {pipeline} --data {images}",
+        "{sae} --pipeline {pipeline} --data scenes --images 4",
+        "s --data a/name",
+        "s --data a.parquet",
+        "{indexed} --export {out}",
     ],
     "names": ["{sae} --list"],
     "trajectory": [
@@ -111,11 +119,24 @@ VALUES = {
     **dict.fromkeys(("batch_size", "buffer_rows", "reuse", "steps", "n_steps", "timesteps", "loss_timesteps"), "3"),
     **dict.fromkeys(("images", "loss_images", "images_per_concept", "top_images", "edit_prompts", "seeds"), "3"),
     **dict.fromkeys(
-        ("latents", "altered", "erase_top", "invert_top", "towards_top", "threads", "seed", "workers", "minutes"), "2"
+        (
+            "latents",
+            "limit",
+            "port",
+            "altered",
+            "erase_top",
+            "invert_top",
+            "towards_top",
+            "threads",
+            "seed",
+            "workers",
+            "minutes",
+        ),
+        "2",
     ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
-    **dict.fromkeys(("search_sae", "search_prompts", "recipe"), "here"),
+    **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export"), "here"),
     **dict.fromkeys(("dtype",), "fp32"),
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("transcoder",), "attention"),
@@ -124,7 +145,7 @@ VALUES = {
     **dict.fromkeys(("split", "image_column", "caption_column", "tensor", "backend", "adapter"), "name"),
     **dict.fromkeys(("fit", "token_fraction", "hold_out"), "1/4"),
     **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
-    **dict.fromkeys(("machine", "activation"), "name"),
+    **dict.fromkeys(("machine", "activation", "host"), "name"),
     "merge": "here",
     "memory": "1GB",
     "prompts": "3",
@@ -164,7 +185,7 @@ def test_every_option_has_help(capsys, name):
         main([name, "--help"])
     shown = capsys.readouterr().out
     for option in options_of(class_of(name)).values():
-        if option.name not in ("study", "checkpoint"):  # which have no flags
+        if option.name not in ("study", "checkpoint", "runs"):  # which have no flags
             assert re.search(rf"^\W*{option.flag}\b.*\n?.*[a-z]{{3}}", shown, re.MULTILINE), option.flag
 
 
@@ -180,7 +201,7 @@ def test_the_lines_have_every_mode(name, images):
 def filled(line: str, **names: str) -> list[str]:
     """The words of a line; what has no name is a path to nothing."""
     names = {"small": shlex.join(SMALL), **names}
-    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "recipe", "small")
+    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "small")
     return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in known}))
 
 
@@ -236,10 +257,14 @@ def watching() -> Iterator[set[str]]:
 
 @pytest.fixture
 def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
-    """The random pipeline in the place of the one that ships, and nothing in that of the long studies."""
+    """The random pipeline in the place of the one that ships, and nothing in that of the long studies; a server that
+    ends when all that it needs is loaded."""
     data = tmp_path_factory.mktemp("data")
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
+    monkeypatch.setattr(
+        "tide.browser.serving.serve", lambda runs, load, open_data, **options: open_data(runs[0], load(runs[0]))
+    )
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
     for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "ablation", "centring", "bars"):
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
@@ -250,13 +275,16 @@ RUN = [(name, line) for name, line in ALL_LINES if "{" in line or not line]
 
 @pytest.mark.parametrize(("name", "line"), RUN, ids=[f"{c} {line}" for c, line in RUN])
 @pytest.mark.usefixtures("stand_ins")
-def test_a_run_reads_what_it_is_said_to_use(name, line, pipeline, images, store, checkpoint, tmp_path, monkeypatch):
+def test_a_run_reads_what_it_is_said_to_use(
+    name, line, pipeline, images, store, checkpoint, indexed, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").write_text("a red house, near\na blue cone, far\n")
     tide.Recipe("near", (tide.Change((1,), "add", 1.0),), n_steps=2).save(tmp_path / "recipe")
     paths = {"pipeline": pipeline, "images": images, "image": images / "00.png", "store": store / "block-6"}
     paths |= {
         "sae": checkpoint,
+        "indexed": indexed,
         "out": tmp_path / "out",
         "prompts": tmp_path / "prompts",
         "recipe": tmp_path / "recipe",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from tide.cli.command import Command
+from tide.cli.command import Command, left_behind
 from tide.cli.options import Autoencoder, Data, Images, Model
-from tide.cli.usage import Aspect, fast_beside, kind_of_data
+from tide.cli.usage import Aspect, fast_beside, kind_of_data, with_option
 from tide.cli.values import Count, Flag, Folder, MaybeCount, Seed, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tide.activations.source import Source
+    from tide.adapters import Adapter
+    from tide.index.finishing import Progress
     from tide.interpretation.atlas import Atlas as Read
+    from tide.runs import FileKind
+    from tide.sae import TIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +32,15 @@ class Atlas(Command):
     For every latent: its top images with their names and captions, where in them and at which timesteps it fires, and
     how often. Also what it stands for, where that is clear: with --data scenes (the default with --pipeline scenes) the
     concept whose masks it fits best, otherwise the word of the captions that it tells best.
+
+    With --index the folder can be opened with `tide browse` as well.
     """
 
-    usage: ClassVar[tuple[Aspect, ...]] = (kind_of_data(), fast_beside("images", "timesteps"))
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        kind_of_data(),
+        fast_beside("images", "timesteps"),
+        with_option("index", leaves_out="top_images"),
+    )
 
     autoencoder: Autoencoder
     model: Model = field(default_factory=Model)
@@ -39,6 +55,9 @@ class Atlas(Command):
     """images per pass"""
     out: Folder
     """folder for atlas.html, atlas.safetensors and atlas.json"""
+    index: Flag = False
+    """also make the index for `tide browse`, in the same pass over the images; the page is made from it, with 8 top
+    images of each latent"""
     fast: Flag = False
     """read 64 images instead of 512, at fewer timesteps"""
     seed: Seed = 0
@@ -56,7 +75,7 @@ class Atlas(Command):
     def _draw(self, pipeline: str, source: Data) -> None:
         from tide.cli import common
         from tide.fingerprint import pipeline_fingerprints
-        from tide.interpretation.atlas_reading import make_atlas, what_was_read
+        from tide.interpretation.atlas_reading import what_was_read
         from tide.runs import write_run
 
         out = Path(self.out)
@@ -64,18 +83,9 @@ class Atlas(Command):
         model = common.sae_of(self.autoencoder, adapter, pipeline)
         n = self.timesteps or (4 if self.fast else 10)
         images = common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
-        atlas = make_atlas(
-            adapter,
-            model,
-            images,
-            out,
-            timesteps=adapter.sampling_timesteps(n),
-            top_images=self.top_images,
-            limit=self.latents,
-            seed=self.seed,
-            progress=True,
-            writing=common.writing(out),
-        )
+        timesteps = adapter.sampling_timesteps(n)
+        atlas = (self._from_index if self.index else self._from_images)(adapter, model, images, timesteps)
+        files: dict[str, FileKind] = {"atlas.html": "page", "atlas.safetensors": "index", "atlas.json": "labels"}
         holds = common.about(
             "atlas",
             adapter,
@@ -84,13 +94,57 @@ class Atlas(Command):
             self.autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
             data={"name": images.name, "images": atlas.n_images},
-            configuration={"images": source.images, "timesteps": n, "top_images": self.top_images},
+            configuration={"images": source.images, "timesteps": n, "top_images": atlas.top_images.shape[1]},
             measured=_headline(atlas),
-            files={"atlas.html": "page", "atlas.safetensors": "index", "atlas.json": "labels"},
+            files=files | ({"index": "index"} if self.index else {}),
         )
         write_run(out, holds, self.made_by())
         read = what_was_read(model, images)
-        print(f"{_in_a_sentence(atlas, model.config.trained_block, read)}; see {out / 'atlas.html'}.")
+        further = f", or look through it with tide browse {quote(str(out))}" if self.index else ""
+        print(f"{_in_a_sentence(atlas, model.config.trained_block, read)}; see {out / 'atlas.html'}{further}.")
+
+    def _from_images(self, adapter: Adapter, model: TIDE, images: Source, timesteps: Tensor) -> Read:
+        from tide.cli import common
+        from tide.interpretation.atlas_reading import make_atlas
+
+        return make_atlas(
+            adapter,
+            model,
+            images,
+            self.out,
+            timesteps=timesteps,
+            top_images=self.top_images,
+            limit=self.latents,
+            seed=self.seed,
+            progress=True,
+            writing=common.writing(Path(self.out)),
+        )
+
+    def _from_index(self, adapter: Adapter, model: TIDE, images: Source, timesteps: Tensor) -> Read:
+        from tide.cli import common
+        from tide.index import build_index, write_atlas_files
+
+        left_behind.set(f"the index in {self.out} is unfinished, the same command resumes it")
+        with _bars() as show:
+            index = build_index(adapter, model, images, self.out, timesteps=timesteps, seed=self.seed, on_progress=show)
+        writing = common.writing(Path(self.out))
+        return write_atlas_files(index, adapter, model, images, self.out, limit=self.latents, writing=writing)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """Shows how far each stage is, on stderr if that is a terminal."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = stack.enter_context(tqdm(total=total, desc=stage, disable=None))
+            bars[stage].update(done - bars[stage].n)
+
+        yield show
 
 
 def _headline(atlas: Read) -> dict[str, float]:

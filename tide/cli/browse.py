@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from tide.cli.command import Command
+from tide.cli.command import Command, left_behind
 from tide.cli.options import Data, Model
-from tide.cli.usage import Aspect, kind_of_data
-from tide.cli.values import Count, Flag, Seed, Text, option, port, read_by, words_by
+from tide.cli.usage import Aspect, kind_of_data, with_option
+from tide.cli.values import Count, Flag, MaybeCount, MaybeFolder, Seed, Text, option, port, read_by, words_by
 
 if TYPE_CHECKING:
     from tide.activations.source import Source
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _HELP = "folders of checkpoints, of several of them, or of an atlas; `tide demo` and `tide train` write such"
 #: Images that an index is made on unless told otherwise.
 IMAGES = 512
+_SERVING = (
+    "pipeline adapter device dtype offload trust_remote_code data images batch_size index host port no_open "
+    "no_steering backend seed"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +34,16 @@ class Browse(Command):
 
     Starts a server on this machine and opens its page. The first time, an index is made: it reads images once, which
     takes a minute for the bundled pipeline, and an interruption loses nothing. No request leaves the machine.
+
+    With --export it starts no server and writes a folder for any static host instead, such as GitHub Pages or
+    `python -m http.server`. That needs no pipeline: the runs must have an index.
     """
 
     interrupted: ClassVar[str] = "an index that was being made is resumed by the same command"
-    usage: ClassVar[tuple[Aspect, ...]] = (kind_of_data(),)
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        kind_of_data(),
+        with_option("export", uses="limit no_notes", leaves_out=_SERVING),
+    )
 
     runs: Annotated[
         tuple[str, ...], words_by(str, "RUN ..."), tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help=_HELP)
@@ -55,15 +66,36 @@ class Browse(Command):
     """kernel backend: auto, reference, triton or native"""
     seed: Seed = 0
     """random seed of the order of the images and of their noise"""
+    export: MaybeFolder = None
+    """write a folder that any static host serves; names of latents go into it, and notes"""
+    limit: MaybeCount = None
+    """how many of the most active latents the export has all pictures of; of the others it has four (default: all)"""
+    no_notes: Flag = False
+    """leave notes out of the export, which may be private"""
 
     def run(self) -> None:
         from tide.browser.runs import find_runs
+
+        runs = find_runs(self.runs)
+        if self.export is None:
+            self._serve(runs)
+        else:
+            self._export(runs, self.export)
+
+    def _export(self, runs: list[Run], folder: str) -> None:
+        from tide.browser.export import export
+
+        left_behind.set(f"{folder} is as it was")
+        export(runs, folder, limit=self.limit, notes=not self.no_notes)
+        left_behind.set(f"the export is in {folder}")
+        print(f"Look at it with: python -m http.server --directory {quote(folder)}")
+
+    def _serve(self, runs: list[Run]) -> None:
         from tide.browser.serving import serve
         from tide.cli import common
         from tide.cli.trust import followed
         from tide.loading import recorded_pipeline
 
-        runs = find_runs(self.runs)
         pipelines: dict[str, str] = {}
         for each in runs:  # asked now, at the terminal, and not when the page wants it
             if each.checkpoint is not None and self.model.pipeline is None:

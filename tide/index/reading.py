@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tide.errors import TideError
 from tide.files import read_json
@@ -29,6 +31,7 @@ from tide.index.layout import (
     index_of,
 )
 from tide.index.tables import matching
+from tide.interpretation.atlas import Atlas, ImageText, Label
 
 _REMEDY = "make the index again (tide browse makes one, or tide atlas --index)"
 #: The results of a search at most.
@@ -181,6 +184,37 @@ class Index:
         self.check_latent(latent)
         first, last = Rows(self.folder / FIRING, "starts")[latent : latent + 2].tolist()
         return tuple(Rows(self.folder / FIRING, name)[first:last] for name in ("images", "peaks"))  # type: ignore[return-value]
+
+    def atlas(self) -> Atlas:
+        """All latents in memory: what :func:`~tide.interpretation.gathered.build_atlas` makes of the same images with
+        :data:`~tide.index.layout.TOP` top images of each latent, with labels, monosemanticity and texts."""
+        by_latent = {
+            name: torch.from_numpy(self.rows(name)[:])
+            for name in ("frequency", "mean", "top_images", "top_values", "top_maps")
+        }
+        rows = self.query("SELECT concept, level, auroc, monosemanticity FROM latents ORDER BY latent")
+        labels = tuple(
+            None if row["concept"] is None else Label(row["concept"], row["level"], row["auroc"]) for row in rows
+        )
+        scores = [torch.nan if row["monosemanticity"] is None else row["monosemanticity"] for row in rows]
+        return Atlas(
+            torch.tensor(self.facts["timesteps"], dtype=torch.float32),
+            by_latent["frequency"].T.contiguous(),
+            by_latent["mean"].T.contiguous(),
+            by_latent["top_images"].long(),
+            by_latent["top_values"],
+            by_latent["top_maps"],
+            self.n_images,
+            self.facts["n_tokens"],
+            labels=None if self.facts["labels"] == "none" else labels,
+            monosemanticity=torch.tensor(scores, dtype=torch.float32),
+            images=self._named(by_latent["top_images"]),
+        )
+
+    def _named(self, top_images: Tensor) -> dict[int, ImageText]:
+        wanted = set(top_images.unique().tolist())
+        found = self.query("SELECT image, name, caption FROM images ORDER BY image")
+        return {row["image"]: ImageText(row["name"], row["caption"]) for row in found if row["image"] in wanted}
 
     def check_latent(self, latent: int) -> None:
         if not 0 <= latent < self.n_latents:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -64,13 +64,27 @@ def make_atlas(
     masks, level_of = _known_masks(model, source, image_grid(adapter, source.size))
     options: dict[str, Any] = {"top_images": top_images, "seed": seed, "progress": progress}
     atlas, thumbnails = read_atlas(adapter, model, source, timesteps, masks=masks, level_of=level_of, **options)
-    name = adapter.name or type(adapter.pipe).__name__
-    note = f"Pipeline {name}, {what_was_read(model, source)}.{_about_labels(masks, atlas)}"
-    title = f"What the latents of block {block} respond to"
+    note = about_reading(adapter, model, source, atlas, 0 if not masks else len(next(iter(masks.values()))))
     with writing or nullcontext():
-        write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
-        atlas.save(out, data=source.name, block=block)
+        write_files(out, atlas, thumbnails, data=source.name, block=block, note=note, limit=limit)
     return atlas
+
+
+def about_reading(adapter: Adapter, model: TIDE, source: Source, atlas: Atlas, n_masked: int) -> str:
+    """The note of an atlas's page: pipeline, images and how latents were labelled, by masks of ``n_masked`` images or,
+    if that is 0, by captions."""
+    name = adapter.name or type(adapter.pipe).__name__
+    return f"Pipeline {name}, {what_was_read(model, source)}.{_about_labels(n_masked, atlas)}"
+
+
+def write_files(
+    out: Path, atlas: Atlas, thumbnails: Sequence[np.ndarray], *, data: str, block: int, note: str, limit: int
+) -> None:
+    """Writes ``atlas.html``, ``atlas.safetensors`` and ``atlas.json`` into ``out``; ``data`` is the name of the images'
+    source. Further arguments and errors are those of :func:`~tide.interpretation.atlas_page.write_atlas`."""
+    title = f"What the latents of block {block} respond to"
+    write_atlas(out / PAGE, atlas, thumbnails, title=title, note=note, limit=limit)
+    atlas.save(out, data=data, block=block)
 
 
 def _known_masks(
@@ -93,15 +107,14 @@ def what_was_read(model: TIDE, source: Source) -> str:
     return f"{source.described} ({share} of them training images)"
 
 
-def _about_labels(masks: Mapping[str, Tensor] | None, atlas: Atlas) -> str:
+def _about_labels(n_masked: int, atlas: Atlas) -> str:
     """How latents were labelled, for the page."""
     if atlas.labels is None:
         return ""
-    if masks:
-        n = len(next(iter(masks.values())))
+    if n_masked:
         return (
             f" A latent's concept is the one whose masks its maps fit best, where the AUROC is at least {LEAST_AUROC}. "
-            f"It was chosen and measured on the same {n:,} scenes, so the AUROC is optimistic."
+            f"It was chosen and measured on the same {n_masked:,} scenes, so the AUROC is optimistic."
         )
     return (
         " A latent's concept is the word of the captions that its peaks in the images tell best. It was chosen on "
