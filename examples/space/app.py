@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from steering import ROW, Asked, Steering
 
 from tide.errors import TideError
@@ -22,7 +23,10 @@ A sparse autoencoder has split what one block of the transformer computes into l
 on which it is strongest, and draw a prompt with the latent changed: same noise, same words. [How it is
 trained](https://arxiv.org/abs/2503.07050).
 """
+HOW = "add: where it is off, too; multiply: where it is on"
 EVERYWHERE = "Nothing painted is everywhere."
+#: Of adding; what a concept's latents stand for shows, and the picture holds.
+STRENGTH = 0.5
 
 
 def painted(editor: dict[str, Any] | None) -> np.ndarray | None:
@@ -30,6 +34,11 @@ def painted(editor: dict[str, Any] | None) -> np.ndarray | None:
     layers = (editor or {}).get("layers") or []
     alphas = [np.asarray(layer.convert("RGBA"))[..., 3] > 0 for layer in layers]
     return np.logical_or.reduce(alphas) if alphas else None
+
+
+def on_canvas(picture: Image.Image) -> dict[str, Any]:
+    """An ImageEditor's value: a picture with nothing painted on it."""
+    return {"background": picture, "layers": [], "composite": None}
 
 
 def answers(steering: Steering, asked: Asked, in_row: bool) -> Iterator[tuple[Any, ...]]:
@@ -48,8 +57,8 @@ def make_page(steering: Steering) -> Any:
     """The page. Nothing but its button draws."""
     import gradio as gr
 
-    choices, first = steering.choices(), steering.index.image(0)["caption"]
-    chosen, width_height = choices[0][1] if choices else "0", steering.canvas()
+    choices, canvas = steering.choices(), steering.canvas()
+    chosen = choices[0][1] if choices else "0"
 
     def refusing(call: Any) -> Any:
         """A mistake is shown in one line and not as a traceback."""
@@ -86,20 +95,22 @@ def make_page(steering: Steering) -> Any:
         gr.Markdown(f"# {TITLE}\n\n{SAID}")
         with gr.Row():
             with gr.Column():
-                prompt = gr.Textbox(first, label="Prompt", lines=2, max_length=1000)
+                prompt = gr.Textbox(steering.prompt, label="Prompt", lines=2, max_length=1000)
                 latents = gr.Dropdown(
                     choices, value=chosen, label="Concept or latent", info="or type numbers", allow_custom_value=True
                 )
                 with gr.Row():
-                    how = gr.Radio(
-                        [("add, where it is off, too", "add"), ("multiply", "scale")], value="add", label="How"
-                    )
-                    strength = gr.Slider(-4, 8, 1, step=0.1, label="Strength", info="add: 1 is the strongest ever seen")
+                    how = gr.Radio([("add", "add"), ("multiply", "scale")], value="add", label="How", info=HOW)
+                    strength = gr.Slider(-4, 8, STRENGTH, step=0.05, label="Strength", info="add: in strongest values")
+                with gr.Row():
+                    go = gr.Button("Draw", variant="primary")
+                    stop = gr.Button("Stop", variant="secondary")
+                in_row = gr.Checkbox(False, label="a row of strengths")
                 top = gr.Gallery(
                     steering.pictures(chosen),
-                    label="Its top images, grey where it is silent; click for the caption",
+                    label="Its top images, grey where it is silent",
                     columns=4,
-                    height="auto",
+                    height=330,
                     allow_preview=False,
                     interactive=False,
                 )
@@ -114,25 +125,28 @@ def make_page(steering: Steering) -> Any:
                         end = gr.Slider(5, 100, 100, step=5, label="Change to", info="% of the run; 100 is the image")
                 with gr.Accordion("Mask: where to change the image", open=False):
                     mask = gr.ImageEditor(
-                        value={"background": _grey(width_height), "layers": [], "composite": None},
+                        value=on_canvas(_grey(canvas)),
                         type="pil",
                         label=EVERYWHERE,
                         sources=(),
                         transforms=(),
-                        layers=False,
-                        brush=gr.Brush(default_size=48, colors=["#ffa51e"], color_mode="fixed"),
-                        canvas_size=width_height,
+                        brush=gr.Brush(default_size=64, colors=["#ffa51e"], color_mode="fixed"),
+                        canvas_size=canvas,
                         fixed_canvas=True,
                     )
                     under = gr.Button("Paint on the image that was drawn", size="sm")
-                in_row = gr.Checkbox(False, label="a row of strengths")
-                with gr.Row():
-                    go = gr.Button("Draw", variant="primary")
-                    stop = gr.Button("Stop", variant="stop")
             with gr.Column():
                 pair = gr.ImageSlider(label="Before and after", type="pil", format="png", interactive=False)
                 said = gr.Markdown("")
-                row = gr.Gallery(label="Row of strengths", columns=4, height="auto", format="png", interactive=False)
+                row = gr.Gallery(
+                    label="Row of strengths",
+                    columns=4,
+                    fit_columns=False,
+                    height=210,
+                    format="png",
+                    interactive=False,
+                    visible=False,
+                )
                 with gr.Accordion("Recipe: the same bits elsewhere", open=False):
                     json = gr.Code(language="json", label="For tide edit --recipe", interactive=False, max_lines=12)
                     python = gr.Code(language="python", label="Python", interactive=False, max_lines=12)
@@ -143,11 +157,14 @@ def make_page(steering: Steering) -> Any:
         def onto(shown: Any) -> Any:
             if not shown or shown[0] is None:
                 raise gr.Error("draw an image first", print_exception=False)
-            return {"background": shown[0].resize(width_height), "layers": [], "composite": None}
+            return on_canvas(shown[0].resize(canvas))
 
         caption.__annotations__["event"] = gr.SelectData  # gradio reads it, and this module's are text
         latents.change(pictures, latents, top, show_progress="hidden", api_visibility="private")
         top.select(caption, [use, prompt], prompt, api_visibility="private")
+        in_row.change(
+            lambda wanted: gr.update(visible=wanted), in_row, row, show_progress="hidden", api_visibility="private"
+        )
         under.click(onto, pair, mask, api_visibility="private")
         drawing = go.click(
             draw,
@@ -161,9 +178,7 @@ def make_page(steering: Steering) -> Any:
     return page
 
 
-def _grey(size: tuple[int, int]) -> Any:
-    from PIL import Image
-
+def _grey(size: tuple[int, int]) -> Image.Image:
     return Image.new("RGB", size, (128, 128, 128))
 
 

@@ -32,8 +32,8 @@ OF_CONCEPT, MOST_UNNAMED = 3, 50
 ROW = (0.5, 1.0, 1.5, 2.0)
 #: Pixels of the longer side of a thumbnail, and of anything else at least.
 THUMBNAIL, SIDE = 192, 512
-#: The bundled pipeline was trained on short captions and needs little guidance.
-BUNDLED_GUIDANCE = 2.0
+#: What the page begins with: the bundled pipeline was trained on short captions and needs little guidance.
+BUNDLED_PROMPT, BUNDLED_GUIDANCE = "a plain new red house, facing left, near, on grass, with a shadow", 2.0
 #: Seconds of waiting after which a closed page is looked for.
 PATIENCE = 1.0
 
@@ -99,7 +99,9 @@ class Steering:
             raise TideError(f"{folder} is of the pipeline {recorded}, which is not loaded unasked; set TIDE_PIPELINE")
         self.adapter = tide.load_adapter(pipeline or BUNDLED)
         self.size = image_size(self.adapter, None)
-        self.guidance = BUNDLED_GUIDANCE if self.adapter.name == BUNDLED else GUIDANCE
+        bundled = self.adapter.name == BUNDLED
+        self.prompt = BUNDLED_PROMPT if bundled else self.index.image(0)["caption"]
+        self.guidance = BUNDLED_GUIDANCE if bundled else GUIDANCE
         self._jobs = Jobs()
         self._studio = Studio(self._jobs, lambda run: self.adapter)
         self._studio.warm(self.run)
