@@ -16,8 +16,8 @@ from tide.index import Index, build_index
 from tide.sae import TIDE, TIDEConfig
 
 N_LATENTS, N_IMAGES = 64, 64
-#: About half of the captions hold it.
-WORD = "near"
+#: A third of the captions hold it.
+WORD = "snow"
 #: Latents that fire on the images with the word and on no others; on none; and on those of the first half with the word
 #: but of the second without it (every second image is one of a half).
 EXACT, SILENT, TURNING = 0, 1, 2

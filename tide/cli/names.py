@@ -103,15 +103,9 @@ class Names(Command):
     def _find(self, folder: Path, file: File) -> None:
         """Everything that is given is opened before the first name is looked for."""
         from tide.cli import names_found
-        from tide.index import Index
         from tide.interpretation.naming import VisionModel
 
-        index = Index(folder)
-        if index.n_latents != file.n_latents:
-            raise TideError(
-                f"the index of {folder} is of {index.n_latents} latents and the checkpoint of {file.n_latents}; make "
-                "the index again (tide browse --index)"
-            )
+        index = names_found.index_of(folder)
         clip = None if self.clip is None else names_found.clip_of(self.clip)
         words = names_found.words_of(self.words)
         model = None if self.vision is None else VisionModel(self.vision, self.vision_model or "")

@@ -13,6 +13,7 @@ from tide.devices import device_of
 from tide.errors import TideError
 from tide.evaluation.scorers import CLIPScorer
 from tide.files import read_text
+from tide.fingerprint import fingerprint
 from tide.index import Index
 from tide.index.naming import batches, captions, concept_names, heat, peaks, pictures
 from tide.interpretation.names import Entry, Names, now
@@ -27,6 +28,19 @@ from tide.interpretation.naming import (
 from tide.interpretation.naming.clip import BATCH
 from tide.loading import quiet
 from tide.messages import counted
+from tide.sae import TIDE
+
+
+def index_of(folder: Path) -> Index:
+    """The index of a checkpoint.
+
+    Raises :class:`~tide.errors.TideError` if there is none, or if the checkpoint has other weights by now: names would
+    be those of other latents.
+    """
+    index = Index(folder)
+    if index.facts["sae"] != fingerprint([TIDE.from_pretrained(folder)]):
+        raise TideError(f"the index of {folder} is of other weights; make the index again (tide browse --index)")
+    return index
 
 
 def by_concepts(index: Index, names: Names) -> str:
