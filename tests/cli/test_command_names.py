@@ -59,7 +59,8 @@ def test_what_cannot_be_named(cli, own, tmp_path):
         assert (result.code, result.out) == (2, "")
         return result.err
 
-    assert refused(own) == "tide: error: nothing is asked; give --list or --merge\n"
+    ways = "--list, --merge, --captions, --concepts, --clip or --vision"
+    assert refused(own) == f"tide: error: nothing is asked; give {ways}\n"
     assert refused(own, "--merge", tmp_path / "none").endswith("none does not exist; check the path\n")
     other = tmp_path / "other.jsonl"
     Names(other).add([Entry(10**6, "person:ben", at(0), "roof")])

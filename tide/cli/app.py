@@ -31,7 +31,7 @@ COMMANDS = {
     "concepts": "find latents of concepts and draw where they fire",
     "atlas": "draw all latents as one page to look through",
     "browse": "look through latents, name them and steer with them in a browser",
-    "names": "show the names of a checkpoint's latents, or add somebody else's",
+    "names": "show, add and find the names of a checkpoint's latents",
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",
