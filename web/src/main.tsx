@@ -50,7 +50,7 @@ function App() {
       </header>
       {error ? <main id="main"><Message kind="error">{error}</Message><button type="button" onClick={() => { forget(); void read(); }}>Try again</button></main>
         : unknown ? <main id="main"><Message kind="error">There is no run “{params.run}” here.</Message></main>
-        : info && list ? <Shown key={info.id} info={info} list={list} page={page} /> : <main id="main"><p class="quiet">Loading …</p></main>}
+        : info && list ? <>{info.index.state === "ready" && info.index.message && <div class="banner"><Message kind="error">{info.index.message}</Message></div>}<Shown key={info.id} info={info} list={list} page={page} /></> : <main id="main"><p class="quiet">Loading …</p></main>}
     </>
   );
 }
