@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check browse-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -68,6 +68,19 @@ cuda-check: setup
 # csrc/ with the headers of the oldest and of the newest torch; they are fetched once.
 torch-check: setup
 	$(BIN)/python csrc/check_torch_versions.py
+
+# The page of `tide browse`, from web/ into tide/browser/static/, which is committed: installing needs no Node.
+web:
+	cd web && npm ci --silent --no-audit --no-fund && npm run --silent check && npm run --silent build
+
+# Fails where the committed page is not what its source makes.
+web-check:
+	@if command -v npm >/dev/null; then $(MAKE) web && git diff --exit-code --stat tide/browser/static; \
+	else echo "npm is not installed: the page of tide browse is not built again"; fi
+
+# The bars of `tide browse` in Chromium, alone on the machine.
+browse-check: setup
+	$(BIN)/python -m benchmarks.browse runs/demo-fast --check
 
 lint: setup
 	$(BIN)/ruff check .

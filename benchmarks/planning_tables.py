@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.table import markdown
-from tide.activations.writer import readable_size
+from tide.messages import readable_size
 from tide.planning import Plan, given_sizes, plan
 from tide.planning.model import Way
 from tide.planning.report import cells

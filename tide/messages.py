@@ -18,3 +18,11 @@ def one_line(said: object, most: int = 300) -> str:
 def counted(n: int, what: str) -> str:
     """``1 step``, ``2 steps``; ``what`` is a noun whose plural ends in s."""
     return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def readable_size(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} PB"

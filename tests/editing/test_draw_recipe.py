@@ -76,10 +76,27 @@ def test_groups():
 
 def test_an_added_latent_was_inactive(adapter, sae):
     """Scaling it changes nothing, and says so; adding to it does."""
-    with pytest.warns(TideWarning, match=f"the recipe's change of {SILENT}: .* nothing was edited"):
+    with pytest.warns(TideWarning, match=f"the recipe's change of {SILENT}: .* nothing was edited") as told:
         before, scaled = draw_recipe(adapter, sae, Recipe(PROMPT, (Change((SILENT,), "scale", 40.0),), **RUN))
     assert before == scaled
+    assert {each.filename for each in told if each.category is TideWarning} == {__file__}
     assert draw_recipe(adapter, sae, Recipe(PROMPT, (ADDED,), **RUN))[1] != before
+
+
+def test_another_size_has_other_tokens(adapter, sae):
+    """32 x 64 pixels are 4 x 8 tokens, and the latents shown are of that size."""
+    change, shapes = Change(ALL, "scale", 3.0, tokens=(0, 31)), []
+    recipe = Recipe(PROMPT, (change,), size=(32, 64), **RUN)
+    _, drawn = draw_recipe(
+        adapter, sae, recipe, before=False, on_step=lambda step, n_steps, clean: shapes.append(list(clean.shape))
+    )
+    tokens = torch.zeros(32, dtype=torch.bool)
+    tokens[[0, 31]] = True
+    _, after = draw_edits(adapter, sae, PROMPT, {"it": change.edit()}, size=(32, 64), tokens=tokens, **RUN)
+    assert (drawn, drawn.size) == (after["it"], (64, 32))
+    assert shapes == [[1, 4, 8, 16]] * 3
+    with pytest.raises(TideError, match="token 32 does not exist"):
+        draw_recipe(adapter, sae, replace(recipe, changes=(replace(change, tokens=(32,)),)))
 
 
 def test_what_each_group_met(adapter, sae):
@@ -132,9 +149,11 @@ def test_a_drawing_can_be_ended(adapter, sae):
         if step == 1:
             raise Ended
 
+    _, before = draw_recipe(adapter, sae, Recipe(PROMPT, (), **RUN))
     steps: list[int] = []
     with pytest.raises(Ended):
         draw_recipe(adapter, sae, Recipe(PROMPT, (SCALED, LATE), **RUN), before=False, on_step=end)
     assert steps == [0, 1]
     assert hooks_of(adapter.pipe) == 0
     assert "step" not in vars(adapter.pipe.scheduler)
+    assert draw_recipe(adapter, sae, Recipe(PROMPT, (), **RUN))[1] == before

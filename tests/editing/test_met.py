@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers.edit_samples import BLOCK, SILENT, STEPS, K, N, Watch, draw, make_sae
 from tide.editing import (
+    Add,
     Contrast,
     Erase,
     Inject,
@@ -102,6 +103,9 @@ NO_OPS = {
     "factor 1": (Scale([20], 1.0), {}, "a factor of 1 changes nothing"),
     "strength 0": (Strength(EVERYTHING, 0.0), {}, "strength 0 is no edit"),
     "a silent latent scaled": (Scale([SILENT], 9.0), {}, f"latent {SILENT} was inactive on all edited tokens; most "),
+    "nothing added": (Add([20], 0.0), {}, "an amount of 0 changes nothing"),
+    "a silent latent lowered": (Add([SILENT], -9.0), {}, f"latent {SILENT} was inactive on all edited tokens; most"),
+    "added to no latent": (Add([], 9.0), {}, "it names no latent"),
     "a silent latent erased": (Erase([SILENT]), {}, f"latent {SILENT} was inactive on all edited tokens; most often"),
     "a silent latent inverted": (Invert([SILENT]), {}, f"latent {SILENT} was inactive"),
     "part of the way": (Strength(Erase([SILENT]), 0.5), {}, f"latent {SILENT} was inactive"),
@@ -180,6 +184,8 @@ def test_some_latents_that_are_inactive(alpha, sae):
 def test_nothing_is_said_of_an_edit_that_works(alpha, sae):
     assert said(alpha, sae, EVERYTHING) == []
     assert said(alpha, sae, Erase([20])) == []
+    assert said(alpha, sae, Add([SILENT], 9.0)) == []
+    assert said(alpha, sae, Add([SILENT], 9.0) + Scale([20], 2.0) + Scale([SILENT], 2.0)) == []
     assert said(alpha, sae, ScaleTarget(TARGET, 3, 3.0)) == []
 
 

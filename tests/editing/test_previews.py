@@ -137,5 +137,7 @@ def test_what_does_not_fit(adapter):
         LatentColours.fit(adapter, torch.zeros(3, 8, 8))
     with pytest.raises(TideError, match=r"latents are \[2, 2, 1, 1\]; give those of one image, \[1, 2, h, w\]"):
         LatentColours(torch.zeros(19, 3)).image(torch.zeros(2, 2, 1, 1))
+    with pytest.raises(TideError, match="draws 1 images at a time and not 3"), watched(adapter, print, n_images=3):
+        draw_latents(adapter, "a red house", **RUN)
     with pytest.raises(TideError, match="does not divide into tokens"), watched(adapter, print, size=(65, 64)):
         pass

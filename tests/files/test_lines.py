@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 
 import pytest
 
@@ -21,6 +22,34 @@ def test_lines_are_read_as_they_were_added(tmp_path):
     append_lines(path, ["[1]"])
     assert read_lines(path) == ['{"a": "größe\u2028"}', "{}", "[1]"]
     assert path.read_bytes().endswith(b"{}\n[1]\n")
+
+
+def test_lines_are_on_disk_before_the_next_step(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.jsonl", []
+
+    def sync(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    append_lines(path, ["{}"])
+    assert synced == [(False, b"{}\n"), (True, b"{}\n")]  # the line, then the new file's name
+    append_lines(path, ["[1]"])
+    assert synced[2:] == [(False, b"{}\n[1]\n")]
+
+
+def test_what_is_there_when_reading_begins_is_read(tmp_path, monkeypatch):
+    path, fstat = tmp_path / "a.jsonl", os.fstat
+    path.write_bytes(b'{}\n{"a"')
+
+    def others_go_on(handle: int) -> os.stat_result:
+        found = fstat(handle)
+        monkeypatch.undo()
+        path.write_bytes(path.read_bytes() + b": 1}\n{}\n")
+        return found
+
+    monkeypatch.setattr(os, "fstat", others_go_on)
+    assert read_lines(path) == ["{}"]
+    assert read_lines(path) == ["{}", '{"a": 1}', "{}"]
 
 
 @pytest.mark.parametrize("cut", range(1, 14))

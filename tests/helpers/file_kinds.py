@@ -20,7 +20,7 @@ from tests.helpers.tiny_clip import save_tiny_clip
 from tide.activations import ActivationStore, StoreWriter, image_folder
 from tide.activations.batch import ActivationBatch
 from tide.activations.source import read_prompts
-from tide.editing import Target
+from tide.editing import Change, Recipe, Target
 from tide.editing.target_file import load_target, save_target
 from tide.evaluation.scorers import CLIPScorer
 from tide.evaluation.scorers.base import read_weights
@@ -54,6 +54,11 @@ def model() -> TIDE:
 
 def make_target(folder: Path) -> None:
     save_target(folder / "target.safetensors", Target(torch.tensor([900.0, 300.0]), torch.rand(2, 4, 12)), model())
+
+
+def make_recipe(folder: Path) -> None:
+    changes = (Change((1, 7), "scale", 2.0), Change((3,), "add", -0.5, (0.25, 1.0), (0, 9)))
+    Recipe("a red house", changes, seed=4, size=(64, 64), sae="0123456789abcdef").save(folder / "recipe.json")
 
 
 def make_atlas(folder: Path) -> None:
@@ -202,6 +207,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(lambda folder: model().save_pretrained(folder), TIDE.from_pretrained),
     "atlas": Kind(make_atlas, Atlas.load),
     "target": Kind(make_target, lambda folder: load_target(folder / "target.safetensors", model())),
+    "recipe": Kind(make_recipe, lambda folder: Recipe.load(folder / "recipe.json")),
     "judge": Kind(lambda folder: Judge(width=8).save_pretrained(folder), load_judge),
     "cells": Kind(make_cells, read_cells),
     "models' data": Kind(lambda folder: write_json(folder / "data.json", DATA), read_data),

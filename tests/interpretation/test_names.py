@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +104,7 @@ def test_of_automatic_names_the_best_on_other_images_is_shown(names):
     assert (found.name, found.by, found.score) == ("roof", "captions", Score(0.9, 60))
     found = read(names, Entry(1, "captions", at(5), "roofs", score=Score(0.75, 60)))
     assert (found.name, found.score) == ("tile", Score(0.8, 50))
+    assert read(names, Entry(1, "captions", at(6), "roofs", score=Score(0.8, 60))).name == "roofs"  # the latest
 
 
 def test_empty_texts_and_stars_take_back(names):
@@ -146,6 +149,25 @@ def test_a_missing_folder(tmp_path):
 # -- many writers, and killed ones -------------------------------------------------------------------------------------
 
 
+class Slow(io.FileIO):
+    """Writes a few bytes at a time, as a full disk or a network may: others come in between."""
+
+    def write(self, data: Any) -> int:
+        time.sleep(0)
+        return super().write(data[:100])
+
+
+@pytest.fixture
+def slow_writes(monkeypatch) -> None:
+    """Of lines that are added, here and in processes that are forked."""
+    former = Path.open
+
+    def opened(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        return Slow(self, "ab") if mode == "ab" else former(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
 def write(path: Path, by: str, n: int, go: Event, added: Connection) -> None:
     names = Names(path)
     go.wait()
@@ -173,6 +195,7 @@ def writers(names: Names, *by: str, n: int) -> Iterator[list[tuple[BaseProcess, 
             process.join()
 
 
+@pytest.mark.usefixtures("slow_writes")
 def test_two_processes_that_write_at_once_lose_nothing(names):
     n = 40
     with writers(names, ANNA, BEN, n=n) as started:
@@ -186,12 +209,14 @@ def test_two_processes_that_write_at_once_lose_nothing(names):
     assert len(names.path.read_text().splitlines()) == 4 * n
 
 
+@pytest.mark.usefixtures("slow_writes")
 def test_threads_that_write_at_once_lose_nothing(names):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: Names(names.path, 100).add([Entry(i, ANNA, at(1), "a")]), range(40)))
+        list(pool.map(lambda i: Names(names.path, 100).add([Entry(i, ANNA, at(1), "a" * 200)]), range(40)))
     assert list(names.read()) == list(range(40))
 
 
+@pytest.mark.usefixtures("slow_writes")
 def test_a_killed_writer_leaves_what_it_added_and_is_in_nobodys_way(names):
     for i in range(10):
         with writers(names, f"person:{i}", n=99) as ((process, added),):

@@ -31,6 +31,7 @@ from tide.errors import TideError
 from tide.files import json_writer, tensors_writer
 from tide.files.remote import RemotePath, place_of
 from tide.images.identity import Sample, digest_of
+from tide.messages import readable_size
 from tide.provenance import check_unchanged
 
 #: Entries of ``info`` that may differ when a store is resumed: they affect the rounding of values only.
@@ -56,14 +57,6 @@ def estimate_bytes(
     calls = n_samples * (1 + paired)
     rows = calls * max(1, round(n_tokens * token_fraction))
     return rows * ((1 + target) * d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
-
-
-def readable_size(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} PB"
 
 
 def existing_parent(path: Path) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tide.activations.writer import readable_size
 from tide.browser.files import LISTED, STATIC, Files, files_of
 from tide.browser.runs import Run
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders, read_json
 from tide.files.folders import remove_empty, sync, sync_folder
+from tide.messages import readable_size
 
 #: Within the folder in which an export is made: the new one, and the former one while it is replaced.
 _NEW, _FORMER = "new", "former"

@@ -84,6 +84,10 @@ class Run:
             config = load_config(self.checkpoint)
             found |= {"block": config.block, "nLatents": config.n_latents, "kind": _kind(config.modulation is not None)}
             found |= {"pipeline": config.pipeline, "steers": config.target is None and not config.undo}
+        elif self.state == "ready":
+            facts = self.index.facts
+            found |= {"block": facts["block"], "nLatents": facts["n_latents"], "pipeline": facts["pipeline"]}
+            found["kind"] = _kind(facts["sae_config"].get("modulation") is not None)
         return found
 
 

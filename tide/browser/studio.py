@@ -149,7 +149,7 @@ def _examples(run: Run, adapter: Adapter) -> torch.Tensor:
     pictures = []
     for number in range(0, index.n_images, max(1, index.n_images // 16))[:16]:
         picture = Pictures.open(io.BytesIO(index.picture(number))).convert("RGB").resize((width, height))
-        pictures.append(torch.from_numpy(np.asarray(picture)).permute(2, 0, 1).float() / 127.5 - 1)
+        pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1)
     return torch.stack(pictures)
 
 

@@ -123,7 +123,7 @@ class Collect(Command):
 
     def _report(self, found: Collected, part: Part | None) -> None:
         from tide.activations.to_disk import blocks_in_words, images_in_words
-        from tide.activations.writer import readable_size
+        from tide.messages import readable_size
 
         if part is not None and not found.images:
             say(f"{self.out}, {part}: there are fewer passes than parts, and nothing to do.")

@@ -91,7 +91,7 @@ class EditOptions(Drawing):
     target: Annotated[MaybeFile, _WHAT] = None
     """move towards the latents in a file that --save-target wrote"""
     recipe: Annotated[MaybeFile, _WHAT] = None
-    """make the changes that this file lists, with its prompt, seed and steps"""
+    """make the changes that this file lists; it also says the prompt and how to draw it, so leave --prompt off"""
 
     towards_image: MaybeFile = None
     """record the target's latents on this image, under the target's prompt"""

@@ -33,8 +33,8 @@ LISTED = 5
 
 @singledispatch
 def named(change: Any) -> frozenset[int]:
-    """The latents that ``change`` names by number and that it finds active or leaves as they are; none for an edit that
-    acts on whatever is active."""
+    """The latents that ``change`` names by number and cannot change where they are inactive; none for an edit that acts
+    on whatever is active."""
     return frozenset()
 
 
@@ -45,18 +45,43 @@ def _(change: Scale | Erase | Invert) -> frozenset[int]:
 
 @named.register
 def _(change: Add) -> frozenset[int]:
-    # A positive amount turns inactive latents on: there is nothing to say of them.
-    return frozenset(change.features if change.amount < 0 else ())
+    return frozenset(change.features if change.amount <= 0 else ())
 
 
 @named.register
-def _(change: Compose | PerImage) -> frozenset[int]:
+def _(change: Compose) -> frozenset[int]:
+    found: frozenset[int] = frozenset()
+    on: frozenset[int] = frozenset()
+    for each in change.edits:
+        found |= named(each) - on
+        on |= turned_on(each)
+    return found
+
+
+@named.register
+def _(change: PerImage) -> frozenset[int]:
     return frozenset().union(*map(named, change.edits))
 
 
 @named.register
 def _(change: Strength) -> frozenset[int]:
     return named(change.edit)
+
+
+@singledispatch
+def turned_on(change: Any) -> frozenset[int]:
+    """The latents that ``change`` makes active where they are inactive, by number."""
+    return frozenset()
+
+
+@turned_on.register
+def _(change: Add) -> frozenset[int]:
+    return frozenset(change.features if change.amount > 0 else ())
+
+
+@turned_on.register
+def _(change: Compose) -> frozenset[int]:
+    return frozenset().union(*map(turned_on, change.edits))
 
 
 @singledispatch

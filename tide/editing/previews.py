@@ -41,7 +41,8 @@ def watched(
         n_images: that the pipeline draws at a time.
 
     Raises:
-        TideError: the size does not fit the pipeline, or its scheduler has no noise schedule that is known.
+        TideError: the size does not fit the pipeline, it draws another number of images, or its scheduler has no noise
+            schedule that is known.
     """
     scheduler, scale = adapter.pipe.scheduler, adapter.pixels_per_latent
     height, width = image_size(adapter, size)
@@ -74,6 +75,8 @@ def _clean(
     if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches, after guidance
         rows = adapter.conditional_rows(len(sample), True).to(sample.device)
         prediction, sample = prediction[rows], sample[rows]
+    elif len(sample) != n_images:
+        raise TideError(f"the pipeline draws {len(sample)} images at a time and not {n_images}; say so by n_images=")
     prediction = prediction[:, : sample.shape[1]]  # without a learned variance
     if hasattr(scheduler, "scale_model_input"):
         # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
@@ -115,11 +118,16 @@ class LatentColours:
         channels = (len(self.weights) - 1) // AROUND
         if latents.ndim != 4 or latents.shape[:2] != (1, channels):
             raise TideError(f"latents are {list(latents.shape)}; give those of one image, [1, {channels}, h, w]")
-        return to_image((_rows(latents) @ self.weights).T.unflatten(1, latents.shape[-2:]))
+        kernel = self.weights[:-1].T.reshape(3, channels, 3, 3)
+        return to_image(F.conv2d(_padded(latents), kernel, self.weights[-1])[0])
+
+
+def _padded(latents: Tensor) -> Tensor:
+    return F.pad(latents.float().cpu(), (1, 1, 1, 1), mode="replicate")
 
 
 def _rows(latents: Tensor) -> Tensor:
     """``[B, c, h, w]`` to ``[B * h * w, 9 c + 1]`` float32 on the CPU: each latent with its neighbours, where those
     beyond the edge repeat it, and 1."""
-    around = F.unfold(F.pad(latents.float().cpu(), (1, 1, 1, 1), mode="replicate"), kernel_size=3)
+    around = F.unfold(_padded(latents), kernel_size=3)
     return F.pad(around.transpose(1, 2).flatten(0, 1), (0, 1), value=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tide.activations.writer import readable_size
+from tide.messages import readable_size
 
 FORMAT = "tide-index/1"
 #: Within the folder of a checkpoint or an atlas.

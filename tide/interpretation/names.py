@@ -110,8 +110,8 @@ class Names:
         other = Path(other_path)
         if not other.exists():
             raise TideError(f"{other} does not exist; check the path")
-        theirs = list(self._entries(other))
-        with lock_file(self.path):
+        with _uncollected(), lock_file(self.path):
+            theirs = list(self._entries(other))
             ours = list(self._entries(self.path))
             lacking = _lacking(ours, theirs)
             append_lines(self.path, map(Entry.line, lacking + _settled(ours, theirs, lacking)))

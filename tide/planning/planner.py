@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tide.activations import CollectOptions
-from tide.activations.writer import readable_size
 from tide.adapters.blocks import Block, block_numbers
 from tide.checks import check_count
 from tide.errors import TideError
+from tide.messages import readable_size
 from tide.planning.here import measure
 from tide.planning.machines import HERE, Machine, load_machine
 from tide.planning.model import Model, Way

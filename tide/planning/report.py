@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tide.activations.to_disk import blocks_in_words
-from tide.activations.writer import readable_size
-from tide.messages import counted
+from tide.messages import counted, readable_size
 from tide.planning.machines import CONSTANTS
 from tide.planning.model import FORMULAS, SYMBOLS, Way
 from tide.planning.planner import Plan

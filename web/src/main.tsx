@@ -1,7 +1,7 @@
 // The frame of the page: which run, which page.
 
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useErrorBoundary, useState } from "preact/hooks";
 import { count, Message } from "./parts/basics";
 import { Compare } from "./pages/compare";
 import { ImagePage } from "./pages/image";
@@ -58,8 +58,10 @@ function App() {
 const nameOf = (info: RunInfo): string => `${info.name}${info.block === undefined || info.block === null ? "" : ` · block ${info.block}`}${info.kind ? ` · ${info.kind}` : ""}`;
 
 function Shown({ info, list, page }: { info: RunInfo; list: RunList; page: string }) {
+  const [broken, mend] = useErrorBoundary();
   const ready = info.index.state === "ready", [again, setAgain] = useState(0);
   const { value: run, error } = useLoaded(async () => (ready ? openRun(info, list.static) : null), [info.id, ready, again]);
+  if (broken) return <main id="main"><h1>{info.name}</h1><Message kind="error">This page could not be shown ({(broken as Error).message}). The address may be damaged.</Message><p class="ways"><a class="button" href={href({ run: info.id })} onClick={mend}>Back to the start</a></p></main>;
   if (!ready) return <Making info={info} />;
   if (error) return <main id="main"><h1>{info.name}</h1><Message kind="error">{error}</Message><button type="button" onClick={() => { forget(); setAgain((n) => n + 1); }}>Try again</button></main>;
   if (!run) return <main id="main"><p class="quiet">Opening …</p></main>;

@@ -4,12 +4,22 @@ import { useEffect, useState } from "preact/hooks";
 
 export type Params = Record<string, string>;
 
+// What is typed changes the state at every key. Browsers refuse so many new addresses, so these are written a little later.
+let current = location.search, due = 0;
+
+function write(): void {
+  clearTimeout(due);
+  due = 0;
+  if (location.search !== current) history.replaceState(null, "", current || location.pathname);
+}
+addEventListener("pagehide", write);
+
 export function params(): Params {
-  return Object.fromEntries(new URLSearchParams(location.search));
+  return Object.fromEntries(new URLSearchParams(current));
 }
 
 export function href(changes: Record<string, string | number | null | undefined>, keep = false): string {
-  const found = new URLSearchParams(keep ? location.search : "");
+  const found = new URLSearchParams(keep ? current : "");
   for (const [name, value] of Object.entries(changes)) {
     if (value === null || value === undefined || value === "") found.delete(name);
     else found.set(name, String(value));
@@ -20,11 +30,13 @@ export function href(changes: Record<string, string | number | null | undefined>
 
 const listeners = new Set<() => void>();
 const changed = () => listeners.forEach((each) => each());
-addEventListener("popstate", changed);
+addEventListener("popstate", () => { clearTimeout(due); due = 0; current = location.search; changed(); });
 
 export function go(address: string, replace = false): void {
-  if (address === location.search) return;
-  history[replace ? "replaceState" : "pushState"](null, "", address);
+  if (address === current) return;
+  if (replace) due ||= window.setTimeout(write, 250);
+  else { write(); history.pushState(null, "", address); }
+  current = address;
   changed();
   if (!replace) scrollTo(0, 0);
 }

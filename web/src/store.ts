@@ -90,7 +90,7 @@ export class Run {
 
   concept(latent: number): string | null {
     const at = this.columns.concept[latent];
-    return at < 0 ? null : this.facts.concepts[at].concept;
+    return at === undefined || at < 0 ? null : this.facts.concepts[at].concept;
   }
 
   /** What a latent is called, and null where nobody and nothing has named it. */

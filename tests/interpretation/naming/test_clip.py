@@ -75,6 +75,26 @@ def test_a_latent_that_fires_on_most_images_is_named_by_its_strongest(shows, sim
     assert entry.score.auroc > 0.9
 
 
+def test_where_a_latent_peaks_highest_chooses_its_name(shows, similarity):
+    """It also fires, weakly and more often, on trees."""
+    strong = shows[:, 0] & (noise(N, seed=4) < 0.8)
+    peaks = (strong * (1 + noise(N, seed=5))).where(strong, 0.1 * shows[:, 1])[:, None]
+    (entry,) = name_by_similarity(peaks, similarity, WORDS, least=0.5).values()
+    assert entry.name == "roof"
+    fires = peaks > 0
+    assert entry.score.auroc == float(auroc(similarity[1::2, :1], fires[1::2])[0, 0])
+
+
+def test_of_candidates_that_tell_the_strongest_images_one_tells_the_others_too():
+    """Each image has a rank; the first candidate is lost where the latent is weaker."""
+    rank = torch.arange(N) * 7 % N
+    peaks = (rank >= 0.6 * N) * (1 + rank / N)
+    lost = torch.where(rank >= 0.8 * N, rank.float(), noise(N))
+    similarity = torch.stack([lost, rank.float()], dim=1)
+    (entry,) = name_by_similarity(peaks[:, None], similarity, ["tile", "roof"]).values()
+    assert (entry.name, entry.score.auroc) == ("roof", 1.0)
+
+
 @pytest.mark.parametrize("n", [0, 19, N - 19, N], ids=["never", "rarely", "nearly always", "always"])
 def test_too_few_images_name_nothing(similarity, n):
     peaks = (torch.arange(N) < n).float()

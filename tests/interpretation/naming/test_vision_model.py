@@ -88,6 +88,7 @@ def test_the_name_is_asked_of_one_half_of_the_images_and_tested_on_the_other(pea
     assert shown[:5] == strongest.tolist()
     assert len(shown) == 10
     assert all(i % 2 == 0 and not bright[i] for i in shown[5:])
+    assert shown[5:] != [i for i in range(0, N, 2) if not bright[i]][:5]  # not the first ones, which may be alike
     tested = [number(each) for each in detection.pictures]
     assert len(set(tested)) == 16
     assert all(i % 2 == 1 for i in tested)

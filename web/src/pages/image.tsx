@@ -2,12 +2,12 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { veil } from "../heat";
-import { count, latentLink, LatentName, Message, Profile } from "../parts/basics";
-import { go, href, useParams } from "../route";
+import { count, latentLink, LatentName, Message, Profile, Thumbnail } from "../parts/basics";
+import { go, href, params as paramsNow, useParams } from "../route";
 import { useLoaded, useRun, type Run } from "../store";
 import { json, packed } from "../wire";
 
-const LISTED = 24;
+const LISTED = 24, SHOWN = 32;
 
 export function ImagePage({ run }: { run: Run }) {
   useRun(run);
@@ -24,10 +24,24 @@ export function ImagePage({ run }: { run: Run }) {
         <label>Image <input type="number" min="0" max={n - 1} value={number} onChange={(e) => go(link(Math.max(0, Math.min(n - 1, Number(e.currentTarget.value) || 0))))} /> of {count(n)}</label>
         {number + 1 < n && <a href={link(number + 1)} rel="next">image {number + 1} →</a>}
       </nav>
+      {!run.isStatic && <FindImages run={run} text={params.text ?? ""} />}
       <h1>{value ? value.caption || value.name : `Image ${number}`}</h1>
       {error && <Message kind="error">{error}</Message>}
       {value && <Within key={number} run={run} image={number} {...value} />}
     </main>
+  );
+}
+
+/** Images whose name or caption holds words. */
+function FindImages({ run, text }: { run: Run; text: string }) {
+  const { value: found, error } = useLoaded(async () => (text ? (await run.search(text)).images : []), [run.info.id, text]);
+  return (
+    <form class="filters" role="search" onSubmit={(e) => e.preventDefault()}>
+      <label class="wide">Search captions<input id="search" type="search" value={text} placeholder="words of a caption  ( / )" onInput={(e) => go(href({ text: e.currentTarget.value || null }, true), true)} /></label>
+      {error && <Message kind="error">{error}</Message>}
+      {text && found && <p class="quiet" role="status">{found.length ? `${count(found.length)} images` : "No caption holds that."}</p>}
+      {found && found.length > 0 && <div class="found">{found.slice(0, SHOWN).map((image) => <a key={image} href={href({ image }, true)}><Thumbnail run={run} image={image} size={56} label={`image ${image}`} /></a>)}</div>}
+    </form>
   );
 }
 
@@ -36,7 +50,7 @@ interface WithinProps { run: Run; image: number; name: string; latents: Int32Arr
 function Within({ run, image, latents, heights, shape }: WithinProps) {
   const params = useParams(), { facts } = run, [steps, cells, k] = shape, [rows, columns] = facts.map;
   const order = useMemo(() => facts.timesteps.map((_, i) => i).sort((a, b) => facts.timesteps[b] - facts.timesteps[a]), [run]);
-  const [chosen, setChosen] = useState<ReadonlySet<number>>(new Set());
+  const chosen = useMemo<ReadonlySet<number>>(() => new Set((params.places ?? "").split(",").filter(Boolean).map(Number)), [params.places]);
   const at = params.step === undefined ? -1 : Number(params.step);
   const picked = params.latent ? Number(params.latent) : null;
   const [hovered, setHovered] = useState<number | null>(null);
@@ -71,14 +85,15 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
     return map.map((v) => (255 * v) / most);
   }, [shownLatent, at, latents]);
 
-  const toggle = (cell: number, on: boolean) => setChosen((was) => { const next = new Set(was); if (on) next.add(cell); else next.delete(cell); return next; });
+  const choose = (places: number[]) => go(href({ places: places.length ? places.join(",") : null }, true), true);
+  const toggle = (cell: number, on: boolean) => choose(on ? [...new Set([...now(), cell])] : now().filter((each) => each !== cell));
   return (
     <div class="within">
       <div>
         <Places run={run} image={image} heat={heat} rows={rows} columns={columns} chosen={chosen} toggle={toggle} />
         <label class="scrub">{at < 0 ? "all steps" : `t = ${Math.round(facts.timesteps[order[at]])}`}
           <input type="range" min="-1" max={steps - 1} value={at} aria-label="step of the denoising; the left end is all of them" aria-valuetext={at < 0 ? "all steps" : `timestep ${Math.round(facts.timesteps[order[at]])}`} onInput={(e) => { const v = Number(e.currentTarget.value); go(href({ step: v < 0 ? null : v }, true), true); }} /></label>
-        <p class="ways"><button type="button" disabled={!chosen.size} onClick={() => setChosen(new Set())}>Clear the places</button>
+        <p class="ways"><button type="button" disabled={!chosen.size} onClick={() => choose([])}>Clear the places</button>
           <span class="quiet">{chosen.size ? `${chosen.size} of ${cells} places` : "Click a place, or paint a region."}</span></p>
       </div>
       <section aria-labelledby="firing">
@@ -97,6 +112,9 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
     </div>
   );
 }
+
+/** The chosen places as they are at this moment: several are painted before the page is drawn again. */
+const now = (): number[] => (paramsNow().places ?? "").split(",").filter(Boolean).map(Number);
 
 interface PlacesProps { run: Run; image: number; heat: ArrayLike<number> | null; rows: number; columns: number; chosen: ReadonlySet<number>; toggle: (cell: number, on: boolean) => void }
 

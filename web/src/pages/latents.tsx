@@ -11,7 +11,7 @@ const SORTS: Record<string, string> = {
   frequency: "fires most", rare: "fires least", auroc: "AUROC of its concept", monosemanticity: "monosemanticity", strongest: "strongest", early: "fires early (noise)", late: "fires late (image)", number: "number",
 };
 
-export function chosen(run: Run, params: Params, found: Set<number> | null): number[] {
+function chosen(run: Run, params: Params): number[] {
   const { columns, facts } = run, { frequency, auroc, monosemanticity, step, concept, strongest } = columns;
   const wanted = params.concept ? facts.concepts.findIndex((each) => each.concept === params.concept) : -1;
   const level = params.level ? new Set(facts.concepts.flatMap((each, i) => (each.level === params.level ? [i] : []))) : null;
@@ -20,7 +20,6 @@ export function chosen(run: Run, params: Params, found: Set<number> | null): num
   for (let i = 0; i < facts.nLatents; i++) {
     if (params.dead !== "1" && frequency[i] === 0) continue;
     if (params.dead === "only" && frequency[i] !== 0) continue;
-    if (found && !found.has(i)) continue;
     if (wanted >= 0 && concept[i] !== wanted) continue;
     if (level && !level.has(concept[i])) continue;
     if (leastAuroc && !(auroc[i] >= leastAuroc)) continue;
@@ -43,6 +42,7 @@ export function chosen(run: Run, params: Params, found: Set<number> | null): num
 export function Latents({ run }: { run: Run }) {
   useRun(run);
   const params = useParams(), [found, setFound] = useState<Set<number> | null>(null), [error, setError] = useState("");
+  const { text: searched, ...rest } = params;
   const field = useRef<HTMLInputElement>(null), [text, setText] = useState(params.text ?? "");
   const set = (changes: Params | Record<string, string | null>) => go(href({ ...changes }, true), true);
   useEffect(() => { setText(params.text ?? ""); }, [params.text]);
@@ -52,7 +52,10 @@ export function Latents({ run }: { run: Run }) {
     run.search(params.text).then((f) => here && (setFound(new Set(f.latents)), setError("")), (e: Error) => here && setError(e.message));
     return () => { here = false; };
   }, [run, params.text]);
-  const latents = useMemo(() => chosen(run, params, params.text ? found ?? new Set() : null), [run, JSON.stringify(params), found, run.names.size]);
+  // Sorting tens of thousands takes longer than searching them: a search only takes from what is sorted. While it runs,
+  // what was found before stays.
+  const sorted = useMemo(() => chosen(run, params), [run, JSON.stringify(rest), run.names.size]);
+  const latents = useMemo(() => (searched && found ? sorted.filter((latent) => found.has(latent)) : sorted), [sorted, found, searched]);
   const steps = run.facts.timesteps.map((t, i) => ({ t, i })).sort((a, b) => b.t - a.t);
   const levels = [...new Set(run.facts.concepts.map((each) => each.level))];
   const select = (name: string, label: string, options: [string, string][]) => (

@@ -19,7 +19,7 @@ function recipeOf(text: string | undefined, run: Run): Recipe {
 export function Steer({ run }: { run: Run }) {
   useRun(run);
   const params = useParams(), recipe = useMemo(() => recipeOf(params.recipe, run), [params.recipe, run]);
-  const drawing = useDrawing(run), [row, setRow] = useState(false), [wait, setWait] = useState(false);
+  const drawing = useDrawing(run), row = params.row === "1", wait = params.wait === "1";
   const [painting, setPainting] = useState<number | null>(null);
   // What is typed is in the address at once, so that a reload, a link and the back button keep it.
   const set = (changes: Partial<Recipe>) => go(href({ recipe: JSON.stringify({ ...recipe, ...changes }) }, true), true);
@@ -51,8 +51,8 @@ export function Steer({ run }: { run: Run }) {
         <p class="ways">
           <button type="submit" class="primary" disabled={!recipe.prompt.trim()}>Draw</button>
           <button type="button" disabled={!drawing.busy} onClick={drawing.cancel}>Cancel</button>
-          <label class="check"><input type="checkbox" checked={row} onChange={(e) => setRow(e.currentTarget.checked)} />a row of strengths</label>
-          <label class="check"><input type="checkbox" checked={wait} onChange={(e) => setWait(e.currentTarget.checked)} />wait for earlier drawings</label>
+          <label class="check"><input type="checkbox" checked={row} onChange={(e) => go(href({ row: e.currentTarget.checked ? 1 : null }, true), true)} />a row of strengths</label>
+          <label class="check"><input type="checkbox" checked={wait} onChange={(e) => go(href({ wait: e.currentTarget.checked ? 1 : null }, true), true)} />wait for earlier drawings</label>
         </p>
         <Recipes run={run} recipe={recipe} onOpen={(opened) => set(opened)} />
       </form>

@@ -17,6 +17,7 @@ function Strip({ run, card, label }: { run: Run; card: Data; label: string }) {
   useEffect(() => {
     const at = canvas.current!, ratio = devicePixelRatio || 1, key = `${card.latent} ${ratio}`;
     if (drawn.current === key) return;
+    at.dataset.drawn = "no";
     at.width = (n * TILE + (n - 1) * 3) * ratio;
     at.height = height * ratio;
     const context = at.getContext("2d")!, cells = run.facts.map[0] * run.facts.map[1];
@@ -28,7 +29,7 @@ function Strip({ run, card, label }: { run: Run; card: Data; label: string }) {
       if (run.sheets.draw(context, card.images[i], x, 0, side, tall)) veil(context, card.maps.subarray(i * cells, (i + 1) * cells), run.facts.map, run.facts, x, 0, side, tall);
       else whole = false;
     }
-    if (whole) drawn.current = key;
+    if (whole) { drawn.current = key; at.dataset.drawn = "yes"; }
   });
   return <canvas ref={canvas} class="strip" style={{ width: `${n * TILE + (n - 1) * 3}px`, height: `${height}px` }} role="img" aria-label={label} />;
 }

@@ -1,0 +1,43 @@
+"""A small run with its index, and a Chromium that looks at it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tide import open_source
+from tide.index import build_index
+from tide.loading import load_adapter
+from tide.sae import TIDE, TIDEConfig
+
+
+def make_run(folder: Path, *, seed: int = 0, n_latents: int = 96, images: int = 12) -> Path:
+    """The checkpoint of an untrained TIDE on the bundled pipeline, and its index."""
+    adapter = load_adapter("scenes")
+    model = TIDE(
+        TIDEConfig(adapter.d_model, n_latents, 8, block=6, family=adapter.family, pipeline="scenes"), seed=seed
+    )
+    with torch.no_grad():
+        model.activation_scale.fill_(20.0)
+    model.save_pretrained(folder)
+    source = open_source("scenes", adapter, images=images, scene_split="test")
+    build_index(adapter, TIDE.from_pretrained(folder), source, folder, timesteps=adapter.sampling_timesteps(3))
+    return folder
+
+
+def chromium_or_skip() -> str:
+    """The path of a Chromium; the test is skipped without one."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
+
+
+def drawn(page: Any) -> None:
+    """Waits until the cards on screen have their pictures."""
+    page.wait_for_selector("canvas.strip[data-drawn=yes]")
