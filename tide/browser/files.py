@@ -58,7 +58,7 @@ def _page() -> list[Files]:
     """The front end, and a file without which GitHub would pass everything through Jekyll."""
     built = sorted(path for path in STATIC.iterdir() if path.is_file()) if STATIC.is_dir() else []
     if not {"index.html", "main.js"} <= {path.name for path in built}:
-        raise TideError(f"{STATIC} lacks the page; build it (npm run build in web/), or install the package again")
+        raise TideError(f"{STATIC} lacks the page; build it (make web), or install the package again")
     return [_one(path.name, path.read_bytes) for path in built] + [_one(".nojekyll", bytes)]
 
 

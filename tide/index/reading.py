@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tide.errors import TideError
 from tide.files import read_json
@@ -31,7 +29,9 @@ from tide.index.layout import (
     index_of,
 )
 from tide.index.tables import matching
-from tide.interpretation.atlas import Atlas, ImageText, Label
+
+if TYPE_CHECKING:
+    from tide.interpretation.atlas import Atlas
 
 _REMEDY = "make the index again (tide browse makes one, or tide atlas --index)"
 #: The results of a search at most.
@@ -188,6 +188,10 @@ class Index:
     def atlas(self) -> Atlas:
         """All latents in memory: what :func:`~tide.interpretation.gathered.build_atlas` makes of the same images with
         :data:`~tide.index.layout.TOP` top images of each latent, with labels, monosemanticity and texts."""
+        import torch  # not needed by a server, which opens an index
+
+        from tide.interpretation.atlas import Atlas, ImageText, Label
+
         by_latent = {
             name: torch.from_numpy(self.rows(name)[:])
             for name in ("frequency", "mean", "top_images", "top_values", "top_maps")
@@ -196,6 +200,8 @@ class Index:
         labels = tuple(
             None if row["concept"] is None else Label(row["concept"], row["level"], row["auroc"]) for row in rows
         )
+        texts = self.query("SELECT image, name, caption FROM images ORDER BY image")
+        named = set(by_latent["top_images"].unique().tolist())
         scores = [torch.nan if row["monosemanticity"] is None else row["monosemanticity"] for row in rows]
         return Atlas(
             torch.tensor(self.facts["timesteps"], dtype=torch.float32),
@@ -208,13 +214,8 @@ class Index:
             self.facts["n_tokens"],
             labels=None if self.facts["labels"] == "none" else labels,
             monosemanticity=torch.tensor(scores, dtype=torch.float32),
-            images=self._named(by_latent["top_images"]),
+            images={row["image"]: ImageText(row["name"], row["caption"]) for row in texts if row["image"] in named},
         )
-
-    def _named(self, top_images: Tensor) -> dict[int, ImageText]:
-        wanted = set(top_images.unique().tolist())
-        found = self.query("SELECT image, name, caption FROM images ORDER BY image")
-        return {row["image"]: ImageText(row["name"], row["caption"]) for row in found if row["image"] in wanted}
 
     def check_latent(self, latent: int) -> None:
         if not 0 <= latent < self.n_latents:

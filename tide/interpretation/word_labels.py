@@ -51,7 +51,7 @@ def label_words(peaks: Tensor, captions: Sequence[str] | Vocabulary) -> tuple[La
     best = auroc(peaks[choosing], shows[choosing]).argmax(1)
     held_out = shows[scoring]
     values = auroc(peaks[scoring], held_out).gather(1, best[:, None])[:, 0]
-    least = least_auroc(held_out)[best]
+    least = least_auroc(held_out, LEAST_AUROC)[best]
     rows = zip(best.tolist(), values.tolist(), least.tolist(), strict=True)
     return tuple(Label(words[word], CAPTION, value) if value >= bar else None for word, value, bar in rows)
 
