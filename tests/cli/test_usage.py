@@ -82,6 +82,7 @@ LINES = {
         "--sae s --data a.parquet --out o",
         "--sae s --images 4 --timesteps 1 --out o",
     ],
+    "browse": ["r", "r --data .", "r --data a/name", "r --data a.parquet", "r --data scenes"],  # a server: never run
     "names": ["{sae} --list"],
     "trajectory": [
         "--sae s --prompt near --out o",
@@ -164,7 +165,7 @@ def test_every_option_has_help(capsys, name):
         main([name, "--help"])
     shown = capsys.readouterr().out
     for option in options_of(class_of(name)).values():
-        if option.name not in ("study", "checkpoint"):  # which have no flags
+        if option.name not in ("study", "checkpoint", "runs"):  # which have no flags
             assert re.search(rf"^\W*{option.flag}\b.*\n?.*[a-z]{{3}}", shown, re.MULTILINE), option.flag
 
 

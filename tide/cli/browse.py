@@ -57,16 +57,20 @@ class Browse(Command):
     """random seed of the order of the images and of their noise"""
 
     def run(self) -> None:
+        from tide.adapters import import_adapters
         from tide.browser.runs import find_runs
         from tide.browser.serving import serve
         from tide.cli import common
         from tide.cli.trust import followed
         from tide.loading import recorded_pipeline
 
+        if self.model.adapter is not None:
+            import_adapters(self.model.adapter)
         runs = find_runs(self.runs)
         pipelines: dict[str, str] = {}
         for each in runs:  # asked now, at the terminal, and not when the page wants it
-            if each.checkpoint is not None and self.model.pipeline is None:
+            loads = self.index or each.state != "ready" or not self.no_steering
+            if each.checkpoint is not None and self.model.pipeline is None and loads:
                 common.check_family(each.checkpoint)
                 pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
 
