@@ -88,5 +88,14 @@ def serving(jobs, studio) -> Iterator[Callable[..., TestClient]]:
 
 
 @pytest.fixture
-def client(serving, run) -> TestClient:
+def own(serving, run) -> TestClient:
+    """Of a server of :func:`run`, whose folder a test may change."""
     return serving(run)
+
+
+@pytest.fixture(scope="session")
+def client(made, bundled) -> Iterator[TestClient]:
+    """Of a server of :func:`made`, to which nothing is written."""
+    jobs, runs = Jobs(), find_runs([made])
+    with TestClient(make_app(runs, jobs, Studio(jobs, lambda run: bundled)), base_url=ADDRESS) as found:
+        yield found

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, FiniteFloat
+from starlette.exceptions import HTTPException
 
 from tide.browser import wire
 from tide.browser.comparing import compared
@@ -34,6 +35,7 @@ MOST_CARDS = 256
 #: What never changes under its address while an index is the same.
 _KEEP = {"cache-control": "private, max-age=3600"}
 _ASK = {"cache-control": "no-cache"}
+_NO_JSON = "what was sent is not JSON; reload the page and try again"
 #: Letters of a message at most.
 LONGEST = 1000
 #: Seconds after which a silent stream of events says that it is alive.
@@ -94,7 +96,14 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: RequestValidationError) -> Response:
+        if any(each["type"] == "json_invalid" for each in error.errors()):
+            return _refusal(400, _NO_JSON)
         return _refusal(422, "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def absent(_: Request, error: HTTPException) -> Response:
+        known = {400: _NO_JSON, 404: "there is nothing at this address; open the first page again"}
+        return _refusal(error.status_code, known.get(error.status_code, error.detail))
 
     def run_of(run: str) -> Run:
         if run not in by_id:
