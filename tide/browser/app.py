@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+from starlette.exceptions import HTTPException
 
 from tide.browser import wire
 from tide.browser.comparing import compared
@@ -24,6 +27,7 @@ from tide.browser.runs import Run
 from tide.browser.studio import MOST_STRENGTHS, Studio
 from tide.errors import TideError
 from tide.files import finite
+from tide.messages import one_line
 
 STATIC = Path(__file__).parent / "static"
 #: Cards that are asked for at a time, at most.
@@ -31,6 +35,9 @@ MOST_CARDS = 256
 #: What never changes under its address while an index is the same.
 _KEEP = {"cache-control": "private, max-age=3600"}
 _ASK = {"cache-control": "no-cache"}
+_NO_JSON = "what was sent is not JSON; reload the page and try again"
+#: Letters of a message at most.
+LONGEST = 1000
 #: Seconds after which a silent stream of events says that it is alive.
 ALIVE = 15.0
 
@@ -38,7 +45,7 @@ ALIVE = 15.0
 class Said(BaseModel):
     """What a person says of a latent."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     latent: int
     by: str
     name: str | None = None
@@ -47,12 +54,12 @@ class Said(BaseModel):
 
 
 class Drawing(BaseModel):
-    """What is to be drawn; ``replace`` cancels this page's earlier drawings instead of waiting for them."""
+    """What is to be drawn; ``replace`` cancels the earlier drawings of this ``page`` instead of waiting for them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     run: str
     recipe: dict[str, Any]
-    strengths: list[float] = [1.0]
+    strengths: list[FiniteFloat] = [1.0]
     replace: bool = True
     page: str = ""
 
@@ -70,7 +77,6 @@ def make_app(
     by_id = {run.id: run for run in runs}
     names = {run.id: Naming(run) for run in runs}
     recipes = {run.id: Recipes(run) for run in runs}
-    pages: dict[str, str] = {}  # job -> the page that asked for it
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,11 +88,22 @@ def make_app(
 
     @app.exception_handler(TideError)
     def refused(_: Request, error: TideError) -> Response:
-        return JSONResponse({"message": str(error)}, 400)
+        return _refusal(400, error)
 
     @app.exception_handler(OSError)
     def lost(_: Request, error: OSError) -> Response:
-        return JSONResponse({"message": f"a file cannot be read ({error.strerror or error}); reload the page"}, 400)
+        return _refusal(400, f"a file cannot be read or written ({error.strerror or error}); reload the page")
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(_: Request, error: RequestValidationError) -> Response:
+        if any(each["type"] == "json_invalid" for each in error.errors()):
+            return _refusal(400, _NO_JSON)
+        return _refusal(422, "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def absent(_: Request, error: HTTPException) -> Response:
+        known = {400: _NO_JSON, 404: "there is nothing at this address; open the first page again"}
+        return _refusal(error.status_code, known.get(error.status_code, error.detail))
 
     def run_of(run: str) -> Run:
         if run not in by_id:
@@ -177,9 +194,9 @@ def make_app(
         strengths = tuple(drawing.strengths)
         job = jobs.submit(
             lambda job: at.draw(run, recipe, strengths, job),
-            replace=(lambda other: pages.get(other.id) == drawing.page) if drawing.replace else None,
+            owner=drawing.page or None,
+            replace=drawing.replace,
         )
-        pages[job.id] = drawing.page
         return {"job": job.id, "before": jobs.place(job)}
 
     @app.get("/api/jobs/{job}/events")
@@ -218,11 +235,31 @@ def _numbers(text: str, most: int) -> list[int]:
     return list(map(int, parts))
 
 
+def _refusal(status: int, message: object) -> Response:
+    # In one printable line: what was sent may hold halves of characters, which no answer can.
+    return JSONResponse({"message": one_line(message, LONGEST)}, status)
+
+
+def _place(where: Sequence[Any]) -> str:
+    """Where in a request something is wrong; the first part says whether that is its path, its query or its body."""
+    return ".".join(map(str, where[1:])) or "the request"
+
+
 async def _events(job: Job) -> AsyncIterator[bytes]:
-    told = 0
-    while True:
-        new = await asyncio.to_thread(job.wait, told, ALIVE)
-        told += len(new)
-        yield b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in new) or b": alive\n\n"
-        if job.ended and told == len(job.events):
-            return
+    # Without a thread for each page that listens: a few would take all there are, and the others hear late.
+    told, loop, changed = 0, asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            loop.call_soon_threadsafe(changed.set)
+
+    with job.listened(tell):
+        while True:
+            changed.clear()
+            ended, new = job.ended, job.events[told:]
+            told += len(new)
+            yield b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in new) or b": alive\n\n"
+            if ended:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), ALIVE)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable
-from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -35,15 +35,19 @@ class Guard:
     token where one is asked for, and with a body that is too long. It adds the headers that keep the page to itself.
 
     ``hosts``: names under which the server may be addressed beside the local ones. ``token``: None for a server that
-    only this machine reaches.
+    only this machine reaches. With one, every address in numbers is allowed, too: behind a router or in a container a
+    machine does not know its own, and a page that rebinds a name is asked for under that name.
     """
 
     def __init__(self, app: Any, hosts: frozenset[str] = frozenset(), token: str | None = None) -> None:
         self.app, self.hosts, self.token = app, LOCAL | hosts, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # nothing here speaks over a web socket
+            await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refused = self._refusal(scope, headers)
@@ -64,15 +68,14 @@ class Guard:
         await self.app(scope, receive, sending)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        if _host(headers.get("host", "")) not in self.hosts:
+        host = _host(headers.get("host", ""))
+        if host not in self.hosts and (self.token is None or not _is_number(host)):
             return 421, "this server is not known under that name; open the address that tide browse printed"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
             return 403, "the request comes from another page; open the address that tide browse printed"
-        if (
-            scope["method"] not in ("GET", "HEAD")
-            and headers.get("content-type", "").split(";")[0] != "application/json"
-        ):
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if scope["method"] not in ("GET", "HEAD") and kind != "application/json":
             return 415, "send JSON"
         try:
             length = int(headers.get("content-length", 0))
@@ -91,12 +94,27 @@ class Guard:
 
     def _known(self, headers: dict[str, str]) -> bool:
         assert self.token is not None
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self.token.encode())
+        # Not SimpleCookie: it gives up at a cookie of another server of this machine that it finds malformed.
+        pairs = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
+        return any(
+            name == COOKIE and hmac.compare_digest(value.encode(), self.token.encode()) for name, _, value in pairs
+        )
 
 
 def _host(text: str) -> str:
-    return (urlsplit(f"//{text}").hostname or "").lower()
+    """The name or address of a Host header, without its port; "" for what is none."""
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:  # half an IPv6 address
+        return ""
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,24 +25,25 @@ class Cancelled(Exception):
     """Raised inside a job that was cancelled."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A piece of work and what it has told so far. Events are JSON values; the last is ``done``, ``cancelled`` or
-    ``failed``. A ``long`` one lets others be done in between (:meth:`Jobs.others`)."""
+    ``failed``. A ``long`` one lets others be done in between (:meth:`Jobs.others`). ``owner``: the page that asked for
+    it, or None."""
 
     id: str
     run: Callable[[Job], None]
     long: bool = False
+    owner: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
     cancelled: bool = False
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def tell(self, kind: str, **said: Any) -> None:
         """Adds an event. Raises :class:`Cancelled` in a job that was cancelled, so that it ends here."""
-        with self.changed:
-            self.events.append(finite({"event": kind, **said}))
-            self.changed.notify_all()
+        self._add(kind, said)
         self.check()
 
     def check(self) -> None:
@@ -50,16 +52,33 @@ class Job:
             raise Cancelled
 
     def end(self, kind: str, **said: Any) -> None:
-        with self.changed:
+        """Adds the last event."""
+        self._add(kind, said, ends=True)
+
+    def _add(self, kind: str, said: dict[str, Any], *, ends: bool = False) -> None:
+        with self._changed:
             self.events.append(finite({"event": kind, **said}))
-            self.ended = True
-            self.changed.notify_all()
+            self.ended = ends
+            self._changed.notify_all()
+            for each in self._listeners:
+                each()
 
     def wait(self, n: int, seconds: float) -> list[dict[str, Any]]:
         """The events after the first ``n``, once there are any or ``seconds`` have passed."""
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.events) > n or self.ended, seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.events) > n or self.ended, seconds)
             return self.events[n:]
+
+    @contextmanager
+    def listened(self, listener: Callable[[], None]) -> Iterator[None]:
+        """While open, ``listener`` is called after every event, in the job's thread; it must not raise."""
+        with self._changed:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners.remove(listener)
 
 
 class Jobs:
@@ -68,7 +87,7 @@ class Jobs:
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
         self._known: OrderedDict[str, Job] = OrderedDict()
-        self._current: Job | None = None
+        self._running: list[Job] = []  # the last is worked on; those before it are long and wait for it
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
         self._stopped = False
@@ -76,21 +95,24 @@ class Jobs:
         self._thread.start()
 
     def submit(
-        self, run: Callable[[Job], None], *, long: bool = False, replace: Callable[[Job], bool] | None = None
+        self, run: Callable[[Job], None], *, long: bool = False, owner: str | None = None, replace: bool = False
     ) -> Job:
-        """Adds a job at the end; ``replace`` says which of the earlier ones it cancels. Raises
-        :class:`~tide.errors.TideError` if too many wait."""
+        """Adds a job at the end; ``replace`` cancels those that its ``owner`` asked for earlier. Raises
+        :class:`~tide.errors.TideError` if too many wait, and once the server ends."""
         with self._changed:
-            for job in (*self._waiting, *([self._current] if self._current else [])):
-                if replace is not None and replace(job):
+            if self._stopped:
+                raise TideError("the server is ending; start tide browse again")
+            for job in (*self._waiting, *self._running):
+                if replace and owner is not None and job.owner == owner:
                     self._cancel(job)
-            if len(self._waiting) >= MOST_WAITING:
+            if not long and sum(not each.long for each in self._waiting) >= MOST_WAITING:
                 raise TideError(f"{MOST_WAITING} drawings wait already; cancel some, or wait")
-            job = Job(f"{next(self._numbers)}-{time.time_ns():x}", run, long)
+            job = Job(f"{next(self._numbers)}-{time.time_ns():x}", run, long, owner)
             self._waiting.append(job)
             self._known[job.id] = job
-            while len(self._known) > KEPT + MOST_WAITING:
-                self._known.popitem(last=False)
+            ended = [each.id for each in self._known.values() if each.ended]
+            for each in ended[: max(0, len(ended) - KEPT)]:
+                del self._known[each]
             self._changed.notify_all()
             return job
 
@@ -111,7 +133,7 @@ class Jobs:
     def place(self, job: Job) -> int:
         """How many jobs are before this one."""
         with self._changed:
-            return 0 if job not in self._waiting else list(self._waiting).index(job) + (self._current is not None)
+            return 0 if job not in self._waiting else self._waiting.index(job) + bool(self._running)
 
     def stop(self) -> None:
         """Cancels everything and waits for the thread's end."""
@@ -119,8 +141,8 @@ class Jobs:
             self._stopped = True
             for job in list(self._waiting):
                 self._cancel(job)
-            if self._current is not None:
-                self._current.cancelled = True
+            for job in self._running:
+                self._cancel(job)
             self._changed.notify_all()
         self._thread.join(timeout=10)
 
@@ -130,10 +152,11 @@ class Jobs:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
                 if self._stopped:
                     return
-                self._current = self._waiting.popleft()
-            yield self._current
+                job = self._waiting.popleft()
+                self._running.append(job)
+            yield job
             with self._changed:
-                self._current = None
+                self._running.remove(job)
 
     def others(self) -> None:
         """Called by a long job where it can pause: does the short ones that wait."""
@@ -143,10 +166,10 @@ class Jobs:
                 if job is None or self._stopped:
                     return
                 self._waiting.remove(job)
-                paused, self._current = self._current, job
+                self._running.append(job)
             _do(job)
             with self._changed:
-                self._current = paused
+                self._running.remove(job)
 
     def _work(self) -> None:
         for job in self._next():
@@ -160,11 +183,12 @@ def _do(job: Job) -> None:
         job.end("done")
     except Cancelled:
         job.end("cancelled")
-    except Exception as error:  # a pipeline may raise anything, and the server must live
-        job.end("failed", message=_reason(error))
+    except BaseException as error:  # a pipeline may raise anything, and the thread must live
+        job.end("failed", message=reason(error))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Why a job failed, for the page."""
     if isinstance(error, TideError | OSError):
         return one_line(error, 1000)
     if out_of_memory(error):

@@ -26,7 +26,9 @@ class Naming:
         self._database: sqlite3.Connection | None = None
 
     def all(self) -> dict[int, dict[str, Any]]:
-        """What is said of every latent of which anything is."""
+        """What is said of every latent of which anything is. Raises :class:`~tide.errors.TideError` for a damaged file,
+        and for a run that is gone."""
+        _ = self.run.index
         with self._lock:
             self._refresh()
             return {latent: _shown(each) for latent, each in self._names.items()}

@@ -14,6 +14,10 @@ from tide.messages import one_line
 
 FOLDER = "recipes"
 _NAME = re.compile(r"[\w](?:[\w .-]{0,78}[\w])?")
+#: Bytes of a name at most: its file's name, while that is written, has at most 255.
+MOST_BYTES = 160
+#: What no file on Windows can be called, with whatever ending.
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 #: A recipe that was copied and not saved is written under this name, for its command.
 LAST = "last"
 
@@ -28,6 +32,8 @@ class Recipes:
         """The file of a recipe. Raises :class:`~tide.errors.TideError` for a name that is not one of a file."""
         if not _NAME.fullmatch(name) or ".." in name:
             raise TideError(f"{one_line(name, 60)!r} cannot name a recipe; use letters, digits, spaces, - and _")
+        if len(name.encode()) > MOST_BYTES or name.partition(".")[0].strip().lower() in _RESERVED:
+            raise TideError(f"{one_line(name, 60)!r} cannot name a file on every system; choose another name")
         return self.folder / f"{name}.json"
 
     def all(self) -> list[dict[str, Any]]:
@@ -41,6 +47,12 @@ class Recipes:
         return found
 
     def save(self, name: str, recipe: Recipe) -> dict[str, Any]:
+        """Writes a recipe in place of an earlier one of its name."""
+        if name.lower() == LAST:
+            raise TideError(f"the recipe that was copied last is called {name!r}; choose another name")
+        return self._write(name, recipe)
+
+    def _write(self, name: str, recipe: Recipe) -> dict[str, Any]:
         path = self.path(name)
         self.folder.mkdir(exist_ok=True)
         recipe.save(path)
@@ -51,6 +63,8 @@ class Recipes:
         if self.run.checkpoint is None:
             raise TideError(f"the checkpoint of {self.run.name} is not here; give its folder to tide browse")
         checkpoint = str(self.run.checkpoint.resolve())
-        path = Path(self.save(LAST, recipe)["path"]).resolve()
-        pipeline = str(self.run.described().get("pipeline"))
-        return {"python": recipe_code(recipe, checkpoint, pipeline), "command": recipe_command(str(path), checkpoint)}
+        path = Path(self._write(LAST, recipe)["path"]).resolve()
+        return {
+            "python": recipe_code(recipe, checkpoint, self.run.pipeline),
+            "command": recipe_command(str(path), checkpoint),
+        }

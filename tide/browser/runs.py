@@ -71,20 +71,40 @@ class Run:
         return Names(self.folder / NAMES, self.index.n_latents)
 
     def described(self) -> dict[str, Any]:
-        """What the page needs to list it."""
+        """What the page needs to list it. Of one whose files are gone or damaged, why: the others are listed still."""
         found: dict[str, Any] = {"id": self.id, "name": self.name, "folder": str(self.folder), "steers": False}
+        state, message = self.state, self.message
+        if state == "missing" and (index_of(self.folder) / FACTS).exists():  # made meanwhile by another command
+            state, message = "ready", ""
+        try:
+            found |= self._about(state)
+            if state == "ready":
+                _ = self.index  # which may be gone, or damaged
+        except TideError as error:
+            state, message = "failed", str(error)
         found["index"] = {
-            "state": self.state,
+            "state": state,
             "stage": self.stage,
             "done": self.done,
             "total": self.total,
-            "message": self.message,
+            "message": message,
         }
+        return found
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline that it was trained on, as its checkpoint or its index names it. Raises
+        :class:`~tide.errors.TideError` where neither can be read."""
+        return str(self._about("ready")["pipeline"])
+
+    def _about(self, state: State) -> dict[str, Any]:
+        """What the checkpoint says of it or, without one, an index that is ready."""
+        found: dict[str, Any] = {}
         if self.checkpoint is not None:
             config = load_config(self.checkpoint)
             found |= {"block": config.block, "nLatents": config.n_latents, "kind": _kind(config.modulation is not None)}
             found |= {"pipeline": config.pipeline, "steers": config.target is None and not config.undo}
-        elif self.state == "ready":
+        elif state == "ready":
             facts = self.index.facts
             found |= {"block": facts["block"], "nLatents": facts["n_latents"], "pipeline": facts["pipeline"]}
             found["kind"] = _kind(facts["sae_config"].get("modulation") is not None)
@@ -111,6 +131,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for given in paths:
         root = Path(given)
+        shown = root.resolve().name  # of "." and "..", too
         if not root.is_dir():
             raise TideError(f"{root} is not a folder; give the folder of a checkpoint, or one with several")
         found = _within(root)
@@ -119,9 +140,9 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
                 f"{root} holds no checkpoint and no index; give the folder that tide train or tide demo wrote"
             )
         for folder, checkpoint in found:
-            name = root.name if folder == root else str(folder.relative_to(root))
+            name = shown if folder == root else str(folder.relative_to(root))
             if folder.resolve() not in runs:
-                label = name if len(paths) == 1 or folder == root else f"{root.name}/{name}"
+                label = name if len(paths) == 1 or folder == root else f"{shown}/{name}"
                 runs[folder.resolve()] = Run(_id(label, runs.values()), label, folder, checkpoint)
     return list(runs.values())
 
@@ -156,7 +177,7 @@ def _is_plain(checkpoint: Path | None) -> bool:
 def _recorded_checkpoint(folder: Path) -> Path | None:
     holds = contents(folder)
     recorded = None if holds is None else holds.autoencoder.get("folder")
-    path = None if recorded is None else Path(recorded)
+    path = Path(recorded) if isinstance(recorded, str) else None
     return path if path is not None and (path / CONFIG).is_file() else None
 
 

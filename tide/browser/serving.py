@@ -12,12 +12,13 @@ from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_grid
 from tide.browser.guard import LOCAL
-from tide.browser.jobs import Job, Jobs
+from tide.browser.jobs import Cancelled, Job, Jobs, reason
 from tide.browser.runs import Run
 from tide.browser.studio import Studio
 from tide.errors import TideError
 from tide.index import build_index, sizes_in_words
 from tide.interpretation.gathered import MAP_SIDE
+from tide.messages import one_line
 
 #: Steps of the sampling run at whose timesteps an index is read.
 TIMESTEPS = 10
@@ -59,11 +60,11 @@ def serve(
         from tide.browser.app import make_app
     except ImportError as error:
         raise TideError(f"tide browse needs {error.name}; pip install 'tide-sae[browse]'") from None
+    listening = _listening(host, port)
     jobs = Jobs()
     studio = Studio(jobs, load, backend=backend)
     local = host in LOCAL
     token = None if local else secrets.token_urlsafe(24)
-    listening = _listening(host, port)
     number = listening.getsockname()[1]
     shown = _shown(host)
     address = f"http://{shown}:{number}/" + ("" if token is None else f"?token={token}")
@@ -80,7 +81,7 @@ def serve(
         if open_page:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    names = frozenset({shown.strip("[]"), socket.gethostname().lower()} - {"0.0.0.0", "::"})
+    names = frozenset({shown.strip("[]").lower(), socket.gethostname().lower()} - {"0.0.0.0", "::"})
     hosts = names if local else names | frozenset(_addresses())
     app = make_app(runs, jobs, studio if steering else None, hosts=hosts, token=token, on_start=on_start)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
@@ -93,10 +94,13 @@ def _listening(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
-    except (OSError, OverflowError) as error:
+        found.listen()  # which alone takes the port from another that was started at the same time
+    except (OSError, OverflowError, UnicodeError) as error:
         found.close()
-        reason = getattr(error, "strerror", None) or error
-        raise TideError(f"{host}:{port} cannot be listened at ({reason}); give another --port or --host") from None
+        why = one_line(getattr(error, "strerror", None) or error)
+        raise TideError(
+            f"{one_line(host, 100)}:{port} cannot be listened at ({why}); give another --port or --host"
+        ) from None
     return found
 
 
@@ -152,11 +156,12 @@ def _make_index(
             build_index(adapter, model, source, run.folder, on_progress=progress)
             run.state, run.message = "ready", ""
             say(f"The index of {run.name} is made")
-        except (TideError, OSError) as error:
-            run.state, run.message = "failed", str(error)
-            say(f"The index of {run.name} was not made: {error}")
-        except BaseException:
+        except Cancelled:
             run.state, run.message = "failed", "it was interrupted; start tide browse again to resume it"
+            raise
+        except BaseException as error:  # whatever a pipeline raises, the page and the terminal say it
+            run.state, run.message = "failed", reason(error)
+            say(f"The index of {run.name} was not made: {run.message}")
             raise
 
     jobs.submit(make, long=True)

@@ -13,10 +13,13 @@ import torch
 from PIL.Image import Image
 
 from tide.adapters import Adapter
+from tide.adapters.sizes import image_size, n_tokens
 from tide.browser.jobs import Job, Jobs
 from tide.browser.runs import Run
 from tide.editing import Change, Recipe, draw_recipe
 from tide.editing.previews import LatentColours
+from tide.editing.progress import check_steps
+from tide.editing.recipe import FORMAT
 from tide.errors import TideError
 from tide.fingerprint import fingerprint
 from tide.loading import load_sae
@@ -24,6 +27,7 @@ from tide.sae import TIDE
 
 #: Unedited images that are kept: a page draws the same one beside many edits.
 KEPT = 64
+_FOREIGN = "the recipe is of another autoencoder than this run's; open the run that it was made with"
 #: Strengths in a row at most.
 MOST_STRENGTHS = 9
 
@@ -44,7 +48,7 @@ class Studio:
     # -- what is loaded --------------------------------------------------------------------------------------
 
     def adapter(self, run: Run) -> Adapter:
-        key = str(run.described().get("pipeline"))
+        key = run.pipeline
         if key not in self._adapters:
             self._adapters[key] = self._load(run)
         return self._adapters[key]
@@ -59,8 +63,8 @@ class Studio:
         return self._models[run.id]
 
     def colours(self, run: Run) -> LatentColours:
-        """The map from latents to colours for previews, from pictures of the index or, without one, of noise."""
-        key = str(run.described().get("pipeline"))
+        """The map from latents to colours for previews, from pictures of the index."""
+        key = run.pipeline
         if key not in self._colours:
             self._colours[key] = LatentColours.fit(self.adapter(run), _examples(run, self.adapter(run)))
         return self._colours[key]
@@ -72,31 +76,51 @@ class Studio:
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def recipe(self, run: Run, data: Any) -> Recipe:
-        """A recipe as the page sends it, for this run. Raises :class:`~tide.errors.TideError` for anything else."""
+        """A recipe as the page sends it, for this run. Raises :class:`~tide.errors.TideError` for anything else, as far
+        as that is clear without the pipeline: :meth:`draw` checks the rest."""
         if not isinstance(data, dict):
             raise TideError("a recipe is missing; send one")
-        found = Recipe.from_dict({**data, "format": "tide-recipe/1"})
-        return replace(found, sae=run.index.facts["sae"]) if found.sae is None else found
+        try:
+            found = Recipe.from_dict({**data, "format": FORMAT})
+        except RecursionError:
+            raise TideError("the recipe is nested too deeply; make it again") from None
+        index = run.index
+        if found.sae is not None and found.sae != index.facts["sae"]:
+            raise TideError(_FOREIGN)
+        for change in found.changes:
+            for latent in change.latents:
+                index.check_latent(latent)
+            check_steps(change.steps, found.n_steps)
+            if found.size is None and run.pipeline in self._adapters:
+                adapter = self._adapters[run.pipeline]
+                change.mask(n_tokens(adapter, image_size(adapter, None)))
+        return replace(found, sae=index.facts["sae"])
 
     def draw(self, run: Run, recipe: Recipe, strengths: tuple[float, ...], job: Job) -> None:
         """Draws a recipe: the unedited image, then the edited one at each strength, telling previews of every step."""
         job.tell("loading")
         adapter, (model, sae) = self.adapter(run), self.model(run)
+        if run.index.facts["sae"] != sae:
+            raise TideError(
+                f"the index of {run.name} is of other weights than its checkpoint; start tide browse --index"
+            )
         if recipe.sae not in (None, sae):
-            raise TideError("the recipe is of another autoencoder than this run's; open the run that it was made with")
+            raise TideError(_FOREIGN)
+        recipe = replace(recipe, sae=None)  # which is checked; a large one's fingerprint takes seconds each time
         recipe.check(model, adapter)
         colours = self.colours(run)
         previews = self._previewing(job, colours, adapter, recipe)
         before = self._plain.get(_drawing(run, recipe))
         if before is None:
-            before = draw_recipe(adapter, model, replace(recipe, changes=()), before=False, on_step=previews("before"))[
-                1
-            ]
+            unedited = replace(recipe, changes=())
+            before = draw_recipe(adapter, model, unedited, before=False, on_step=previews("before"))[1]
             self._keep(_drawing(run, recipe), before)
         job.tell("image", which="before", png=_png(before))
         for i, strength in enumerate(strengths):
-            edited = replace(recipe, changes=tuple(stronger(each, strength) for each in recipe.changes))
-            after = draw_recipe(adapter, model, edited, before=False, on_step=previews("after", i))[1]
+            after = before
+            if strength != 0 and recipe.changes:
+                edited = replace(recipe, changes=tuple(stronger(each, strength) for each in recipe.changes))
+                after = draw_recipe(adapter, model, edited, before=False, on_step=previews("after", i))[1]
             job.tell("image", which="after", number=i, strength=strength, png=_png(after))
 
     def _keep(self, key: Any, image: Image) -> None:
@@ -129,7 +153,7 @@ def stronger(change: Change, strength: float) -> Change:
 
 def _drawing(run: Run, recipe: Recipe) -> Any:
     return (
-        run.described().get("pipeline"),
+        run.pipeline,
         recipe.prompt,
         recipe.seed,
         recipe.n_steps,
@@ -142,8 +166,6 @@ def _examples(run: Run, adapter: Adapter) -> torch.Tensor:
     """Pictures that the map to colours is fitted on, ``[B, 3, H, W]`` in [-1, 1]."""
     import numpy as np
     from PIL import Image as Pictures
-
-    from tide.adapters.sizes import image_size
 
     index, (height, width) = run.index, image_size(adapter, None)
     pictures = []

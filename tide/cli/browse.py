@@ -91,14 +91,18 @@ class Browse(Command):
         print(f"Look at it with: python -m http.server --directory {quote(folder)}")
 
     def _serve(self, runs: list[Run]) -> None:
+        from tide.adapters import import_adapters
         from tide.browser.serving import serve
         from tide.cli import common
         from tide.cli.trust import followed
         from tide.loading import recorded_pipeline
 
+        if self.model.adapter is not None:
+            import_adapters(self.model.adapter)
         pipelines: dict[str, str] = {}
         for each in runs:  # asked now, at the terminal, and not when the page wants it
-            if each.checkpoint is not None and self.model.pipeline is None:
+            loads = self.index or each.state != "ready" or not self.no_steering
+            if each.checkpoint is not None and self.model.pipeline is None and loads:
                 common.check_family(each.checkpoint)
                 pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
 
