@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -15,11 +16,13 @@ from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length, image_grid
 from tide.errors import TideError
 from tide.files import lock_folder
+from tide.files.folders import remove_empty, sync_folder
+from tide.files.lock import LOCK
 from tide.fingerprint import fingerprint
 from tide.images.masked import Masked
 from tide.index.finishing import Progress, finish
 from tide.index.gathering import IndexGathered
-from tide.index.layout import FORMAT, UNFINISHED, index_of
+from tide.index.layout import FORMAT, PARTS, UNFINISHED, index_of
 from tide.index.reading import Index
 from tide.interpretation.atlas import shortened
 from tide.interpretation.atlas_reading import most_labelled
@@ -67,12 +70,17 @@ def build_index(
     grid = image_grid(adapter, source.size)
     folder = run / UNFINISHED
     with lock_folder(folder):
+        _put_back(run)
         gathered = _gathered(adapter, model, source, folder, timesteps, grid, seed)
-        _read(adapter, gathered, source, timesteps, seed, on_progress)
-        gathered.close()
+        try:
+            _read(adapter, gathered, source, timesteps, seed, on_progress)
+            gathered.close()
+        except BaseException:
+            gathered.abandon()
+            raise
         finish(adapter, gathered, source, grid, seed, on_progress)
         _replace(run, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_empty([folder])  # unless another process has begun there
     return Index(run)
 
 
@@ -82,6 +90,7 @@ def _gathered(
     asked = {
         "format": FORMAT,
         "sae": fingerprint([model]),
+        "config": asdict(model.config),
         "data": [source.name, source.n_images, sorted(source.options.items()), list(source.size)],
         "pipeline": adapter.name,
         "timesteps": timesteps.tolist(),
@@ -90,7 +99,7 @@ def _gathered(
     tokens = grid[0] * grid[1]
     masked = isinstance(source.batches, Masked)
     labelled = min(source.n_images, most_labelled(model.n_latents, tokens)) * tokens if masked else 0
-    return IndexGathered(model, timesteps, grid, folder, asked, labelled)
+    return IndexGathered(model, timesteps, grid, folder, asked, labelled, source.samples_before)
 
 
 def _read(
@@ -107,24 +116,38 @@ def _read(
         on_progress("images", gathered.n_images, source.n_images)
         now = time.monotonic()
         if now - saved > max(SAVED_AFTER, SAVED_SHARE * took):
-            gathered.save()
+            gathered.save(source.samples_between(0, gathered.n_images))
             saved = time.monotonic()
             took = saved - now
     if gathered.n_images == 0:
         raise TideError("there are no images to make an index of; give at least one")
 
 
+def _former(run: Path) -> Path:
+    """Where an older index is while the new one takes its place."""
+    return run / f".{index_of(run).name}.former"
+
+
+def _put_back(run: Path) -> None:
+    """Puts an older index back that a process had moved away when it was killed."""
+    if _former(run).exists() and not index_of(run).exists():
+        _former(run).rename(index_of(run))
+
+
 def _replace(run: Path, folder: Path) -> None:
-    """Puts the new index in the place of an older one."""
-    final, former = index_of(run), run / f".{index_of(run).name}.former"
-    shutil.rmtree(former, ignore_errors=True)
-    whole = run / f".{index_of(run).name}.whole"
-    shutil.rmtree(whole, ignore_errors=True)
+    """Puts the new index in the place of an older one, and removes what else the pass over the images left."""
+    final, former, whole = index_of(run), _former(run), run / f".{index_of(run).name}.whole"
+    for each in (former, whole):
+        shutil.rmtree(each, ignore_errors=True)
     whole.mkdir()
-    for each in folder.iterdir():
-        if each.name != ".lock":
-            each.rename(whole / each.name)
+    for name in PARTS:
+        (folder / name).rename(whole / name)
+    sync_folder(whole)
     if final.exists():
         final.rename(former)
     whole.rename(final)
+    sync_folder(run)
     shutil.rmtree(former, ignore_errors=True)
+    for each in folder.iterdir():
+        if each.name != LOCK:
+            each.unlink()

@@ -11,23 +11,23 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tide.activations.source import Source
 from tide.adapters import Adapter
+from tide.files import replace_file, tensors_writer
 from tide.files.rows import Rows
 from tide.files.writing import write_json
 from tide.images.identity import digest
 from tide.images.masked import Masked
-from tide.index.gathering import STATE, STATE_FACTS, IndexGathered
-from tide.index.layout import FACTS, FORMAT, NEIGHBOURS, PICTURES, SHEETS, TABLES, Facts
+from tide.index.gathering import IndexGathered
+from tide.index.layout import BY_LATENT, FACTS, FIRING, FORMAT, NEIGHBOURS, PICTURES, SHEETS, TABLES, Facts
 from tide.index.neighbours import nearest
 from tide.index.sheets import write_sheets
 from tide.index.tables import write_tables
 from tide.interpretation.atlas import Label, label_latents
 from tide.interpretation.gathered import as_bytes
-from tide.interpretation.word_labels import label_words
+from tide.interpretation.word_labels import label_words, vocabulary
 
 
 class Progress(Protocol):
@@ -114,10 +114,6 @@ def finish(
         "tile": list(tile),
         "seed": seed,
     }
-    for name in ("labelled", "latents", "peaks"):
-        (folder / f"{name}.safetensors").unlink()
-    for name in (STATE, STATE_FACTS):
-        (folder / name).unlink(missing_ok=True)
     write_json(folder / FACTS, facts)
     on_progress("tables", 1, 1)
 
@@ -145,9 +141,9 @@ def _labels(
         masks = batches.masks(len(rows) // gathered.n_tokens, grid)
         flat = {concept: mask.flatten() for concept, mask in masks.items()}
         return label_latents(rows, flat, batches.level_of), "masks"
-    found: list[Label | None] = []
+    words, found = vocabulary(gathered.captions), list[Label | None]()
     for _, peaks in dense_peaks(gathered.folder, gathered.counts, n):
-        labels = label_words(peaks, gathered.captions)
+        labels = label_words(peaks, words)
         if labels is None:
             return [None] * n, "none"
         found += labels
@@ -176,14 +172,12 @@ def _by_latent(gathered: IndexGathered) -> list[int]:
     image = np.repeat(np.arange(gathered.n_images, dtype=np.int32), gathered.counts)
     order = np.argsort(latents, kind="stable")
     n_images = np.bincount(latents, minlength=gathered.model.n_latents)
-    save_file(
-        {
-            "starts": torch.from_numpy(np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64)),
-            "images": torch.from_numpy(image[order]),
-            "peaks": torch.from_numpy(peaks[order]),
-        },
-        gathered.folder / "firing.safetensors",
-    )
+    found = {
+        "starts": torch.from_numpy(np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64)),
+        "images": torch.from_numpy(image[order]),
+        "peaks": torch.from_numpy(peaks[order]),
+    }
+    replace_file(gathered.folder / FIRING, tensors_writer(found))
     return n_images.tolist()
 
 
@@ -196,18 +190,12 @@ def _write_tensors(gathered: IndexGathered, neighbours: Mapping[str, Tensor]) ->
         "top_values": atlas.top_values,
         "top_maps": atlas.maps,
         "mean_map": as_bytes(gathered.mean_map[:, None], size)[:, 0],
-        "sketch": gathered.sketch.half() if gathered.sketch.abs().max() < 6e4 else _scaled(gathered.sketch),
+        # Rows of length 1, whose cosines are the same: half precision holds them, whatever the latents' scale.
+        "sketch": torch.nn.functional.normalize(gathered.sketch, dim=1).half(),
         **_drawn(gathered, size),
         **neighbours,
     }
-    save_file(
-        {name: value.contiguous() for name, value in by_latent.items()}, gathered.folder / "by_latent.safetensors"
-    )
-
-
-def _scaled(sketch: Tensor) -> Tensor:
-    """Rows of length 1: their cosines are the same, and half precision holds them."""
-    return torch.nn.functional.normalize(sketch, dim=1).half()
+    replace_file(gathered.folder / BY_LATENT, tensors_writer(by_latent))
 
 
 def _drawn(gathered: IndexGathered, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from tide.errors import TideError
-from tide.files import read_json, read_tensors, replace_files, tensors_writer
-from tide.files.rows import GrowingRows
-from tide.files.writing import json_writer
+from tide.files import read_tensors, replace_file, tensors_writer
+from tide.files.rows import GrowingRows, writing
+from tide.images.identity import Sample
 from tide.images.words import folded, words_of
 from tide.index.layout import DRAWN, PICTURE, PICTURES, PLACE, SKETCH, TOP
 from tide.interpretation.gathered import Gathered, Ranked
@@ -25,9 +28,13 @@ from tide.interpretation.monosemanticity import Monosemanticity
 from tide.pictures import resized
 from tide.sae.model import TIDE
 
-STATE, STATE_FACTS = "state.safetensors", "state.json"
+STATE = "state.safetensors"
+#: The tensor of the state that is no sum: JSON as bytes, so that the state is one file, and whole or not there.
+STATE_FACTS = "facts"
 #: Numbers that stand for a caption: its words, hashed.
 CAPTION = 128
+#: The largest number of half precision.
+HIGHEST = 65504.0
 JPEG_QUALITY, SMALL_QUALITY, SMALL = 88, 97, 128
 
 
@@ -42,10 +49,18 @@ class IndexGathered(Gathered):
         folder: for the growing files; what an earlier reading left there is continued.
         asked: what is read; another reading's state is not continued.
         labelled_rows: of latents to keep in full for labels, the first of all tokens.
+        samples_before: what the first images of the data are; the state of other images is not continued.
     """
 
     def __init__(
-        self, model: TIDE, timesteps: Tensor, grid: tuple[int, int], folder: Path, asked: Any, labelled_rows: int
+        self,
+        model: TIDE,
+        timesteps: Tensor,
+        grid: tuple[int, int],
+        folder: Path,
+        asked: Any,
+        labelled_rows: int,
+        samples_before: Callable[[int], Sequence[Sample]],
     ) -> None:
         super().__init__(model, timesteps, grid, TOP, self._keep_labelled, None)
         n, cells = model.n_latents, self.map_size[0] * self.map_size[1]
@@ -58,21 +73,28 @@ class IndexGathered(Gathered):
         self.counts: list[int] = []
         self.offsets: list[int] = [0]
         self.codes: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        lengths = self._restored()
-        row = (len(timesteps), cells, PLACE)
-        self.files = {
-            "codes": self._grown("codes", row, "i4", lengths),
-            "heights": self._grown("heights", row, "f2", lengths),
-            "latents": self._grown("latents", (), "i4", lengths),
-            "peaks": self._grown("peaks", (), "f2", lengths),
-            "labelled": self._grown("labelled", (n,), "f4", lengths),
-        }
-        self.pictures = (folder / PICTURES).open("r+b" if self.n_images else "w+b")
-        self.pictures.truncate(self.offsets[-1])
-        self.pictures.seek(0, os.SEEK_END)
+        self.files: dict[str, GrowingRows] = {}
+        if not self._restored(samples_before):
+            self._open({})
 
-    def _grown(self, name: str, row: tuple[int, ...], kind: str, lengths: dict[str, int]) -> GrowingRows:
-        return GrowingRows(self.folder / f"{name}.safetensors", name, row, kind, lengths.get(name, 0))
+    def _open(self, lengths: Mapping[str, int]) -> None:
+        """Opens the growing files with so many rows of an earlier reading."""
+        place = (len(self.timesteps), self.cells, PLACE)
+        kinds: dict[str, tuple[tuple[int, ...], str]] = {
+            "codes": (place, "i4"),
+            "heights": (place, "f2"),
+            "latents": ((), "i4"),
+            "peaks": ((), "f4"),
+            "labelled": ((self.model.n_latents,), "f4"),
+        }
+        for name, (row, kind) in kinds.items():
+            path = self.folder / f"{name}.safetensors"
+            self.files[name] = GrowingRows(path, name, row, kind, lengths.get(name, 0))
+        path = self.folder / PICTURES
+        with writing(path):
+            self.pictures = path.open("r+b" if lengths else "w+b")
+            self.pictures.truncate(self.offsets[-1])
+            self.pictures.seek(0, os.SEEK_END)
 
     # -- one batch -------------------------------------------------------------------------------------------
 
@@ -86,7 +108,8 @@ class IndexGathered(Gathered):
         assert self.n_images == first + len(images)
         for image in images:
             data = encoded(shrunk(image, PICTURE))
-            self.pictures.write(data)
+            with writing(self.folder / PICTURES):
+                self.pictures.write(data)
             self.offsets.append(self.offsets[-1] + len(data))
 
     def _keep_labelled(self, latents: Tensor) -> None:
@@ -123,7 +146,7 @@ class IndexGathered(Gathered):
         short = PLACE - values.shape[-1]
         values = torch.nn.functional.pad(values, (0, short))
         latents = torch.nn.functional.pad(latents, (0, short)).masked_fill(values <= 0, -1)
-        self.files["heights"].append(values.numpy())
+        self.files["heights"].append(values.clamp(max=HIGHEST).numpy())
         self.files["codes"].append(latents.numpy())
 
     # -- the state of an interrupted reading -------------------------------------------------------------------
@@ -135,49 +158,80 @@ class IndexGathered(Gathered):
             found |= {f"{name}.{part}": value for part, value in vars(ranked).items()}
         return found | {f"scores.{k}": v for k, v in vars(self.scores).items() if isinstance(v, Tensor)}
 
-    def save(self) -> None:
-        """Writes the state beside the files, which hold everything until then."""
+    def save(self, samples: Sequence[Sample]) -> None:
+        """Writes the state beside the files, which hold everything until then. ``samples`` are the images so far."""
         for file in self.files.values():
             file.flush()
-        self.pictures.flush()
+        with writing(self.folder / PICTURES):
+            self.pictures.flush()
+            os.fsync(self.pictures.fileno())
+        tensors = self._tensors()
         facts = {
             "asked": self.asked,
-            "n_images": self.n_images,
+            "samples": [list(sample) for sample in samples],
             "captions": self.captions,
             "counts": self.counts,
             "offsets": self.offsets,
             "lengths": {name: file.n for name, file in self.files.items()},
+            "digest": _digest(tensors),
         }
-        replace_files(
-            {self.folder / STATE: tensors_writer(self._tensors()), self.folder / STATE_FACTS: json_writer(facts)}
-        )
+        said = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        replace_file(self.folder / STATE, tensors_writer({**tensors, STATE_FACTS: said}))
 
-    def _restored(self) -> dict[str, int]:
-        """Takes up the state of an earlier reading of the same; the lengths of its files, empty without one."""
-        path = self.folder / STATE_FACTS
+    def _restored(self, samples_before: Callable[[int], Sequence[Sample]]) -> bool:
+        """Takes up the state of an earlier reading of the same and opens its files, if all of that is there."""
+        path = self.folder / STATE
         if not path.exists():
-            return {}
+            return False
         try:
-            facts = read_json(path)
-            saved = read_tensors(self.folder / STATE, "the unfinished index")
-            own = self._tensors()
-            if facts["asked"] != json.loads(json.dumps(self.asked)) or saved.keys() != own.keys():
-                return {}
-            if any(saved[name].shape != value.shape for name, value in own.items()):
-                return {}
-            lengths = {name: int(n) for name, n in facts["lengths"].items()}
-        except (TideError, KeyError, TypeError, AttributeError):
-            return {}  # half-written: it is read afresh
-        for name, value in own.items():
+            saved = read_tensors(path, "the unfinished index")
+            facts = json.loads(bytes(saved.pop(STATE_FACTS).numpy()))
+        except (TideError, KeyError, ValueError, RecursionError):
+            return False  # damaged: all is read afresh
+        # Both are of this program's own writing from here on: the digest says so.
+        if facts["asked"] != json.loads(json.dumps(self.asked)) or facts["digest"] != _digest(saved):
+            return False
+        samples, captions, offsets = facts["samples"], facts["captions"], facts["offsets"]
+        if samples != [list(sample) for sample in samples_before(len(samples))[: len(samples)]]:
+            return False
+        fresh, self.offsets = self.offsets, offsets
+        try:
+            if (self.folder / PICTURES).stat().st_size < offsets[-1]:
+                raise TideError(f"{self.folder / PICTURES} is cut short; make the index again")
+            self._open(facts["lengths"])
+        except (TideError, OSError):
+            for file in self.files.values():
+                file.abandon()
+            self.offsets = fresh
+            return False
+        for name, value in self._tensors().items():
             value.copy_(saved[name])
-        self.n_images = self.scores.n = facts["n_images"]
-        self.captions, self.counts, self.offsets = facts["captions"], facts["counts"], facts["offsets"]
-        return lengths
+        self.n_images = self.scores.n = len(samples)
+        self.captions, self.counts = captions, facts["counts"]
+        return True
 
     def close(self) -> None:
-        self.pictures.close()
+        with writing(self.folder / PICTURES):
+            self.pictures.close()
         for file in self.files.values():
             file.close()
+
+    def abandon(self) -> None:
+        """Closes the files as they are. What a later reading finds behind its state it cuts off, so nothing may be
+        written to them after this."""
+        with suppress(OSError):
+            self.pictures.close()
+        for file in self.files.values():
+            file.abandon()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        content: Any = value.contiguous().numpy()
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def lots(n_latents: int, first: int, n: int) -> Tensor:
@@ -207,9 +261,14 @@ def embedded(caption: str) -> Tensor:
     the same word."""
     total = torch.zeros(CAPTION)
     for word in sorted(words_of(folded(caption))):
-        seed = int.from_bytes(word.encode()[:7], "little") ^ (len(word) << 56)
-        total += torch.randint(0, 2, (CAPTION,), generator=torch.Generator().manual_seed(seed % 2**63)).float() * 2 - 1
+        total += _of_word(word)
     return total if total.any() else torch.ones(CAPTION)
+
+
+@lru_cache(maxsize=2**14)
+def _of_word(word: str) -> Tensor:
+    seed = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "little")
+    return torch.randint(0, 2, (CAPTION,), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
 
 
 def shrunk(image: np.ndarray, side: int) -> np.ndarray:

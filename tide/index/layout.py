@@ -17,6 +17,8 @@ FACTS, TABLES = "index.json", "index.sqlite"
 SHEETS, PICTURES = "sheets", "pictures.bin"
 #: Tensors by latent, the strongest latents of each place and their heights, and the images by the latents that fire.
 BY_LATENT, CODES, HEIGHTS, FIRING = (f"{each}.safetensors" for each in ("by_latent", "codes", "heights", "firing"))
+#: All of them, what says that they are whole the last.
+PARTS = (BY_LATENT, CODES, HEIGHTS, FIRING, PICTURES, SHEETS, TABLES, FACTS)
 
 #: Images of each latent on which it peaks highest, and images drawn at random from all on which it fires.
 TOP, DRAWN = 8, 12
@@ -70,7 +72,7 @@ def index_bytes(n_latents: int, n_images: int, n_timesteps: int, cells: int, l0:
     return {
         "latents": n_latents * per_latent,
         "what fires where": n_images * n_timesteps * cells * PLACE * 6,
-        "peaks": int(n_images * firing * 10),
+        "peaks": int(n_images * firing * 8),
         "pictures": n_images * (30_000 + 2_000),
     }
 

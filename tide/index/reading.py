@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tide.index.layout import (
     FORMAT,
     HEIGHTS,
     PICTURES,
+    PLACE,
     SHEETS,
     TABLES,
     Facts,
@@ -64,20 +65,36 @@ class Index:
             raise TideError(f"{path} is of another version, or no index; {_REMEDY}")
         check_schema(found, Facts, str(path))
         self.facts: Facts = found  # type: ignore[assignment]
+        self._by_latent: dict[str, Rows] = {}
         self.codes, self.heights = Rows(self.folder / CODES, "codes"), Rows(self.folder / HEIGHTS, "heights")
         if not (self.folder / TABLES).exists():
             raise TideError(f"{self.folder / TABLES} does not exist; {_REMEDY}")
-        if len(self.rows("frequency")) != found["n_latents"] or len(self.codes) != found["n_images"]:
-            raise TideError(f"{self.folder} is of two different indexes; {_REMEDY}")
+        self._check_parts()
 
-    @cached_property
-    def _by_latent(self) -> dict[str, Rows]:
-        return {}
+    def _check_parts(self) -> None:
+        """That the parts are of one index: of as many latents, images, timesteps and places as the facts say."""
+        n, images, steps, size = self.n_latents, self.n_images, self.facts["timesteps"], self.facts["map"]
+        (counted,) = self.query(
+            "SELECT (SELECT COUNT(*) FROM latents) AS latents, (SELECT COUNT(*) FROM images) AS images"
+        )
+        places = (images, len(steps), prod(size), PLACE)
+        agree = (
+            self.codes.shape == self.heights.shape == places
+            and self.rows("frequency").shape == (n, len(steps))
+            and self.rows("mean_map").shape == (n, *size)
+            and Rows(self.folder / FIRING, "starts").shape == (n + 1,)
+            and counted == {"latents": n, "images": images}
+        )
+        if not agree:
+            raise TideError(f"{self.folder} is of two different indexes; {_REMEDY}")
 
     def rows(self, name: str) -> Rows:
         """The tensor ``name`` of all latents, a row each."""
         if name not in self._by_latent:
-            self._by_latent[name] = Rows(self.folder / BY_LATENT, name)
+            found = Rows(self.folder / BY_LATENT, name)
+            if len(found) != self.n_latents:
+                raise TideError(f"{self.folder} is of two different indexes; {_REMEDY}")
+            self._by_latent[name] = found
         return self._by_latent[name]
 
     @property
@@ -144,9 +161,14 @@ class Index:
 
     def image(self, image: int) -> dict[str, Any]:
         """``name`` and ``caption`` of an image."""
+        return self._image(image, "name, caption")
+
+    def _image(self, image: int, columns: str) -> dict[str, Any]:
         self.check_image(image)
-        (found,) = self.query("SELECT name, caption FROM images WHERE image = ?", (image,))
-        return found
+        found = self.query(f"SELECT {columns} FROM images WHERE image = ?", (image,))
+        if not found:
+            raise TideError(f"{self.folder / TABLES} lacks image {image}; {_REMEDY}")
+        return found[0]
 
     def texts(self, images: Sequence[int]) -> dict[int, dict[str, Any]]:
         """:meth:`image` of several."""
@@ -158,14 +180,17 @@ class Index:
 
     def picture(self, image: int) -> bytes:
         """The JPEG of an image."""
-        self.check_image(image)
-        (row,) = self.query("SELECT start, end FROM images WHERE image = ?", (image,))
+        row = self._image(image, "start, end")
+        size = row["end"] - row["start"]
         try:
             with (self.folder / PICTURES).open("rb") as file:
                 file.seek(row["start"])
-                return file.read(row["end"] - row["start"])
+                found = file.read(size)
         except OSError as error:
             raise TideError(f"{self.folder / PICTURES} cannot be read ({error.strerror}); {_REMEDY}") from error
+        if len(found) < size:
+            raise TideError(f"{self.folder / PICTURES} is cut short; {_REMEDY}")
+        return found
 
     def sheet(self, number: int) -> Path:
         """The file of a sheet of thumbnails (:func:`~tide.index.sheets.write_sheets`)."""
@@ -182,8 +207,12 @@ class Index:
     def firing(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of all images on which a latent fires, ascending, and its peaks there."""
         self.check_latent(latent)
-        first, last = Rows(self.folder / FIRING, "starts")[latent : latent + 2].tolist()
-        return tuple(Rows(self.folder / FIRING, name)[first:last] for name in ("images", "peaks"))  # type: ignore[return-value]
+        path = self.folder / FIRING
+        first, last = Rows(path, "starts")[latent : latent + 2].tolist()
+        images, peaks = Rows(path, "images"), Rows(path, "peaks")
+        if not 0 <= first <= last <= len(images) == len(peaks):
+            raise TideError(f"{path} is damaged; {_REMEDY}")
+        return images[first:last], peaks[first:last]
 
     def atlas(self) -> Atlas:
         """All latents in memory: what :func:`~tide.interpretation.gathered.build_atlas` makes of the same images with

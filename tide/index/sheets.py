@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -21,7 +22,8 @@ def write_sheets(folder: Path, n_images: int, picture: Callable[[int], bytes]) -
 
     A thumbnail fills its place, which is a multiple of 8 pixels, so that no neighbour bleeds into it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted process may have left more sheets
+    folder.mkdir(parents=True)
     width, height = Image.open(io.BytesIO(picture(0))).size
     factor = TILE / max(width, height)
     tile = (8 * max(1, round(width * factor / 8)), 8 * max(1, round(height * factor / 8)))
