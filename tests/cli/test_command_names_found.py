@@ -87,11 +87,11 @@ def test_some_of_the_labels_have_a_score(cli, own, monkeypatch):
 def test_clip_chooses_among_words_of_captions_and_of_a_file(cli, own, clip, tmp_path, monkeypatch):
     seen = []
 
-    def name_by_similarity(peaks, similarity, candidates):
+    def name_by_similarity(peaks, similarity, candidates, **options):
         seen.append((sum(len(latents) for latents, _ in peaks), similarity.shape, candidates))
         return {3: Entry(3, "clip", AT, candidates[-1], score=Score(0.75, 32))}
 
-    monkeypatch.setattr("tide.cli.names_found.name_by_similarity", name_by_similarity)
+    monkeypatch.setattr("tide.interpretation.naming.clip.name_by_similarity", name_by_similarity)
     words = tmp_path / "words.txt"
     words.write_text("roof tile\n\n  sky \nroof tile\n")
     result = cli("names", own, "--clip", clip, "--words", words)
@@ -175,6 +175,24 @@ def test_an_interruption_keeps_what_is_written(cli, own, sees):
     assert result.code == 130
     assert "tide: interrupted; the names are whole; what is missing is added by the same command" in result.err
     assert list(Names(own / "names.jsonl").read()) == [0]
+
+
+def test_an_address_where_nothing_answers_is_asked_once(cli, own):
+    with vision_server(lambda asked: Reply("")) as (address, _):
+        pass  # it has gone
+    result = cli("names", own, "--vision", address, "--vision-model", "seer", "--latents", "0,3")
+    assert result.code == 2
+    assert result.err.startswith("tide: error: latent 0 gets no name by seer: it cannot be reached (")
+    assert result.err.endswith(f"; check the address {address}, and give the same command again\n")
+    assert (result.err.count("\n"), result.out, lines(own)) == (1, "", [])
+
+
+def test_labels_that_are_words_of_captions_are_refused(cli, own):
+    path = own / "index" / "index.json"
+    path.write_text(path.read_text().replace('"masks"', '"captions"'))
+    result = cli("names", own, "--concepts", "--captions")
+    assert "has no labels by masks, only rendered scenes have; find names by captions instead\n" in result.err
+    assert (result.code, result.out, lines(own)) == (2, "", [])
 
 
 def test_nothing_is_asked_of_the_network_without_vision(cli, own, clip, monkeypatch):

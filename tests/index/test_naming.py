@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers.planted_index import EXACT, N_IMAGES, N_LATENTS, SILENT, TURNING, WORD, planted_index, showing
 from tide.errors import TideError
@@ -60,6 +61,18 @@ def test_peaks_of_some_latents(index):
     assert columns.equal(whole(index)[:, [40, EXACT]])
     with pytest.raises(TideError, match=r"latent 64 does not exist; there are 0\.\.63"):
         next(peaks(index, [64]))
+
+
+def test_a_peak_that_half_precision_does_not_hold_is_one(index, tmp_path):
+    other = copied(index, tmp_path)
+    path = other.folder / "firing.safetensors"
+    found = {name: value.copy() for name, value in load_file(path).items()}
+    found["peaks"][:2] = [0, np.inf]
+    save_file(found, path)
+    images, _ = index.firing(EXACT)
+    weak, strong = whole(other)[images[:2], EXACT].tolist()
+    assert 0 < weak < 1e-7
+    assert strong == 65504
 
 
 def test_a_latent_that_fires_on_a_word_gets_it(index):

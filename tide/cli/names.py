@@ -39,9 +39,10 @@ _CHECKPOINT = "checkpoint folder that `tide train` wrote; its names are in names
 class Names(Command):
     """Show the names of a checkpoint's latents, add those of somebody else, or find names.
 
-    Names are found from the checkpoint's index, which `tide browse` makes. They are chosen on every second image, and
-    their AUROC is of the others. What captions, concepts or CLIP named before is replaced. No request leaves the
-    machine, unless --vision gives an address: pictures are sent there, and the key in TIDE_VISION_KEY.
+    Names are found in the checkpoint's index, which `tide browse` makes. Those by captions, by CLIP and by a model are
+    chosen on every second image, and their AUROC is of the others. What captions, concepts or CLIP named before is
+    replaced. No request leaves the machine, unless --vision gives an address: pictures are sent there, and the key in
+    the environment variable TIDE_VISION_KEY.
     """
 
     interrupted = "the names are whole; what is missing is added by the same command"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypeVar
 
+from torch import Tensor
 from tqdm import tqdm
 
 from tide.devices import device_of
@@ -17,18 +18,14 @@ from tide.fingerprint import fingerprint
 from tide.index import Index
 from tide.index.naming import batches, captions, concept_names, heat, peaks, pictures
 from tide.interpretation.names import Entry, Names, now
-from tide.interpretation.naming import (
-    VisionModel,
-    ask_names,
-    caption_candidates,
-    image_similarity,
-    name_by_captions,
-    name_by_similarity,
-)
+from tide.interpretation.naming import VisionModel, ask_names, name_by_captions, name_by_clip
 from tide.interpretation.naming.clip import BATCH
+from tide.interpretation.naming.vision_client import UNREACHABLE
 from tide.loading import quiet
 from tide.messages import counted
 from tide.sae import TIDE
+
+T = TypeVar("T")
 
 
 def index_of(folder: Path) -> Index:
@@ -49,7 +46,7 @@ def by_concepts(index: Index, names: Names) -> str:
 
 
 def by_captions(index: Index, names: Names) -> str:
-    found = name_by_captions(_watched(index, "captions"), captions(index))
+    found = name_by_captions(_peaks(index, "captions"), captions(index))
     return _said(_write(names, "captions", found), "captions", index.n_latents)
 
 
@@ -70,15 +67,16 @@ def words_of(path: str | None) -> list[str]:
 
 
 def by_clip(index: Index, names: Names, scorer: CLIPScorer, words: Sequence[str]) -> str:
-    candidates = list(dict.fromkeys([*caption_candidates(captions(index)), *words]))
-    with tqdm(total=index.n_images, unit="image", desc="CLIP", disable=None) as bar:
-        similarity = image_similarity(_counted(batches(index, BATCH), bar), candidates, scorer)
-    found = name_by_similarity(_watched(index, "CLIP"), similarity, candidates)
+    images = _watched(batches(index, BATCH), len, index.n_images, "image", "CLIP")
+    found = name_by_clip(_peaks(index, "CLIP"), images, captions(index), scorer, words=words)
     return _said(_write(names, "clip", found), "clip", index.n_latents)
 
 
 def by_model(index: Index, names: Names, model: VisionModel, asked: Sequence[int], seed: int) -> str:
-    """Writes each entry as soon as it is there; latents that ``model`` has named are not asked of again."""
+    """Writes each entry as soon as it is there; of latents that ``model`` has named it is not asked again.
+
+    Raises :class:`~tide.errors.TideError` for a latent that does not exist, and if the model cannot be reached.
+    """
     for latent in asked:
         index.check_latent(latent)
     done = {latent for latent, each in names.read().items() if any(e.by == model.by and e.name for e in each.all)}
@@ -87,6 +85,8 @@ def by_model(index: Index, names: Names, model: VisionModel, asked: Sequence[int
     with tqdm(total=len(left), unit="latent", desc=model.model, disable=None) as bar:
 
         def report(line: str) -> None:
+            if UNREACHABLE in line:  # nor would it be for the other latents
+                raise TideError(f"{line}; check the address {model.base_url}, and give the same command again")
             bar.write(line)
             bar.update()
 
@@ -106,18 +106,16 @@ def most_active(index: Index, n: int) -> list[int]:
     return [row["latent"] for row in said]
 
 
-def _watched(index: Index, what: str) -> Iterator[tuple[Sequence[int], Any]]:
-    """All peaks, with a bar."""
-    with tqdm(total=index.n_latents, unit="latent", desc=what, disable=None) as bar:
-        for latents, columns in peaks(index):
-            yield latents, columns
-            bar.update(len(latents))
+def _peaks(index: Index, what: str) -> Iterator[tuple[Sequence[int], Tensor]]:
+    return _watched(peaks(index), lambda piece: len(piece[0]), index.n_latents, "latent", what)
 
 
-def _counted(parts: Iterable[Any], bar: tqdm) -> Iterator[Any]:
-    for each in parts:
-        yield each
-        bar.update(len(each))
+def _watched(parts: Iterable[T], size: Callable[[T], int], total: int, unit: str, what: str) -> Iterator[T]:
+    """``parts`` with a bar, which begins when the first is asked for."""
+    with tqdm(total=total, unit=unit, desc=what, disable=None) as bar:
+        for each in parts:
+            yield each
+            bar.update(size(each))
 
 
 def _write(names: Names, by: str, found: Mapping[int, Entry]) -> Mapping[int, Entry]:

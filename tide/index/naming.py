@@ -24,7 +24,7 @@ from tide.interpretation.names import Entry, Score, now
 
 #: Peaks that are held at a time.
 SIZE = 2**24
-#: What half precision holds: a peak outside would be silent, or infinite.
+#: The least and the most positive number that half precision holds.
 _LEAST, _MOST = float(np.finfo(np.float16).smallest_subnormal), float(np.finfo(np.float16).max)
 
 
@@ -52,7 +52,7 @@ def peaks(
             rows = np.zeros((len(part), index.n_images), np.float32)
             for row, latent in zip(rows, part, strict=True):
                 fires = slice(int(first[latent]), int(first[latent + 1]))
-                row[images[fires]] = values[fires].astype(np.float32).clip(_LEAST, _MOST)
+                row[images[fires]] = _finite(values[fires])
             yield part, torch.from_numpy(rows).T
 
 
@@ -121,9 +121,14 @@ def heat(index: Index) -> Callable[[int, int], np.ndarray]:
         place = index.place(image)
         found = np.where(place.latents == latent, place.heights.astype(np.float32), 0).sum(-1).mean(0)
         images, values = index.firing(latent)
-        return _up_to(found.reshape(index.facts["map"]), float(values[images == image].sum()))
+        return _up_to(found.reshape(index.facts["map"]), float(_finite(values[images == image]).sum()))
 
     return of
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Peaks as float32, of which half precision made 0 or infinity of some: positive and finite."""
+    return values.astype(np.float32).clip(_LEAST, _MOST)
 
 
 def _up_to(values: np.ndarray, peak: float) -> np.ndarray:

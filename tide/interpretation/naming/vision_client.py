@@ -23,6 +23,8 @@ KEY = "TIDE_VISION_KEY"
 BACKOFF = (1, 4)
 #: Bytes of an answer at most, and tokens that are asked for: a model may think before it answers.
 MOST_BYTES, MOST_TOKENS = 2**20, 2000
+#: What is said of an address where nothing answers.
+UNREACHABLE = "it cannot be reached"
 
 
 class NoAnswerError(Exception):
@@ -93,7 +95,7 @@ class VisionModel:
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(getattr(error, "reason", None), TimeoutError):
                     raise NoAnswerError(f"it did not answer in {self.timeout:g} s") from None
-                raise NoAnswerError(f"it cannot be reached ({one_line(error, 200)})") from None
+                raise NoAnswerError(f"{UNREACHABLE} ({one_line(error, 200)})") from None
         raise AssertionError
 
     def _post(self, data: bytes) -> bytes:
