@@ -1,4 +1,4 @@
-"""Numbers that callers give, checked, and amounts of bytes that are written as text."""
+"""Numbers that callers give or leave to a default, checked, and amounts of bytes that are written as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from tide.errors import TideError
 
+#: Guidance scale of sampling runs unless told otherwise.
+GUIDANCE = 4.5
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 

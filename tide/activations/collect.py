@@ -15,10 +15,10 @@ from torch import Tensor
 from tide.activations.batch import ActivationBatch
 from tide.activations.given import Batch, batches_of, items_of
 from tide.activations.options import CollectOptions, check_fraction
-from tide.adapters.base import GUIDANCE, Adapter, Block, Text
+from tide.adapters.base import Adapter, Block, Text
 from tide.adapters.gate import gate_of
 from tide.adapters.hooks import Call, run_until, tap
-from tide.checks import check_count
+from tide.checks import GUIDANCE, check_count
 from tide.errors import TideError
 from tide.sae.config import check_target
 

@@ -17,8 +17,9 @@ from tide.activations.parts import PART, Part, check_place, found_parts
 from tide.activations.source import Prompts, Source, check_source
 from tide.activations.stores import write_stores
 from tide.activations.writer import estimate_bytes
-from tide.adapters.base import GUIDANCE, Adapter, Block
+from tide.adapters.base import Adapter, Block
 from tide.adapters.sizes import caption_length, n_tokens, sampling_arguments
+from tide.checks import GUIDANCE
 from tide.errors import TideError
 from tide.files.per_block import block_folders, found_blocks
 from tide.files.remote import Place, place_of

@@ -26,8 +26,6 @@ from tide.sae.modulation import Modulation
 TENSORS = ("output", "attention", "feed_forward")
 #: What enters the two modules, which can be read alone: the image tokens behind the block's norm and its modulation.
 INPUTS = {input_of(target): target for target in TARGETS}
-#: Guidance scale of sampling runs unless told otherwise.
-GUIDANCE = 4.5
 #: Which scale and shift of a block: those before its self-attention or those before its feed-forward.
 Chunk = Literal["msa", "mlp"]
 CHUNKS = get_args(Chunk)

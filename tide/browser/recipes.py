@@ -8,7 +8,7 @@ from typing import Any
 
 from tide.browser.runs import Run
 from tide.editing import Recipe
-from tide.editing.recipe_code import recipe_code, recipe_command
+from tide.editing.recipe_source import recipe_code, recipe_command
 from tide.errors import TideError
 from tide.messages import one_line
 

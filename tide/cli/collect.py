@@ -93,7 +93,7 @@ class Collect(Command):
 
     def _collected(self, part: Part | None) -> Collected:
         from tide.activations.to_disk import collect_to_disk
-        from tide.adapters.base import GUIDANCE
+        from tide.checks import GUIDANCE
         from tide.cli.common import adapter_of, collect_options
         from tide.devices import use_own_gpu
         from tide.files.remote import writable

@@ -1,35 +1,42 @@
-"""Editing: latents changed inside a running pipeline."""
+"""Editing: latents changed inside a running pipeline. Names are loaded when they are first used."""
 
-from tide.editing.context import edit
-from tide.editing.contrast import Contrast, Keep, SteerBounded
-from tide.editing.draw import draw_edits, draw_latents
-from tide.editing.draw_recipe import draw_recipe
-from tide.editing.edits import (
-    Add,
-    Compose,
-    Edit,
-    Erase,
-    Inject,
-    Invert,
-    PerImage,
-    Place,
-    Replace,
-    Scale,
-    ScaleTarget,
-    Swap,
-    Target,
-    most_different_tokens,
-    renormalise,
-)
-from tide.editing.masks import image_mask, read_mask, token_mask
-from tide.editing.previews import LatentColours, watched
-from tide.editing.prompts import changed_prompt
-from tide.editing.recipe import Change, Recipe
-from tide.editing.recipe_code import recipe_code, recipe_command
-from tide.editing.steer import Steer, SteerTowards
-from tide.editing.strength import Strength
-from tide.editing.target_file import load_target, save_target
-from tide.editing.targets import image_contrast, image_target, prompt_target
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tide.deferred import deferred
+
+if TYPE_CHECKING:
+    from tide.editing.context import edit
+    from tide.editing.contrast import Contrast, Keep, SteerBounded
+    from tide.editing.draw import draw_edits, draw_latents
+    from tide.editing.edits import (
+        Add,
+        Compose,
+        Edit,
+        Erase,
+        Inject,
+        Invert,
+        PerImage,
+        Place,
+        Replace,
+        Scale,
+        ScaleTarget,
+        Swap,
+        Target,
+        most_different_tokens,
+        renormalise,
+    )
+    from tide.editing.masks import image_mask, read_mask, token_mask
+    from tide.editing.previews import LatentColours, watched
+    from tide.editing.prompts import changed_prompt
+    from tide.editing.recipe import Change, Recipe
+    from tide.editing.recipe_drawing import draw_recipe
+    from tide.editing.recipe_source import recipe_code, recipe_command
+    from tide.editing.steer import Steer, SteerTowards
+    from tide.editing.strength import Strength
+    from tide.editing.target_file import load_target, save_target
+    from tide.editing.targets import image_contrast, image_target, prompt_target
 
 __all__ = [
     "Add",
@@ -73,3 +80,24 @@ __all__ = [
     "token_mask",
     "watched",
 ]
+
+__getattr__ = deferred(
+    __name__,
+    {
+        "context": "edit",
+        "contrast": "Contrast Keep SteerBounded",
+        "draw": "draw_edits draw_latents",
+        "edits": "Add Compose Edit Erase Inject Invert PerImage Place Replace Scale ScaleTarget Swap Target "
+        "most_different_tokens renormalise",
+        "masks": "image_mask read_mask token_mask",
+        "previews": "LatentColours watched",
+        "prompts": "changed_prompt",
+        "recipe": "Change Recipe",
+        "recipe_drawing": "draw_recipe",
+        "recipe_source": "recipe_code recipe_command",
+        "steer": "Steer SteerTowards",
+        "strength": "Strength",
+        "target_file": "load_target save_target",
+        "targets": "image_contrast image_target prompt_target",
+    },
+)

@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, sampling_arguments
+from tide.checks import GUIDANCE
 from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
 from tide.editing.met import Met

@@ -7,22 +7,22 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
-from tide.adapters import Adapter
-from tide.adapters.base import GUIDANCE
-from tide.adapters.sizes import image_size, n_tokens
+from tide.checks import GUIDANCE
 from tide.editing.edits import Add, Branch, Edit, Scale
 from tide.editing.progress import check_steps, step_range
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.files.schema import check_schema
-from tide.fingerprint import fingerprint
 from tide.messages import one_line
-from tide.sae.model import TIDE
+
+if TYPE_CHECKING:
+    from tide.adapters import Adapter
+    from tide.sae.model import TIDE
 
 FORMAT = "tide-recipe/1"
 #: Letters of a prompt; no text encoder reads as many.
@@ -168,6 +168,10 @@ class Recipe:
         """Raises :class:`~tide.errors.TideError` if the recipe does not fit: it names the latents of another SAE,
         latents or image tokens that there are not, steps or a size that the pipeline cannot draw in, or a part of the
         run without any of its steps."""
+        # A recipe is read and written without a pipeline's libraries.
+        from tide.adapters.sizes import image_size, n_tokens
+        from tide.fingerprint import fingerprint
+
         adapter.check_steps(self.n_steps)
         if self.sae is not None and self.sae != (found := fingerprint([model])):
             raise TideError(

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import caption_length, image_size, n_tokens
+from tide.checks import GUIDANCE
 from tide.editing.context import refuse_transcoder
 from tide.editing.draw import draw_latents
 from tide.editing.edits import Target

@@ -5,8 +5,9 @@ Names are loaded when they are first used: a module such as ``tide.interpretatio
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tide.deferred import deferred
 
 # Not when it is first used: once its module is imported, the module would be found under its name.
 from tide.interpretation.abrupt_change import abrupt_change
@@ -30,22 +31,6 @@ if TYPE_CHECKING:
     from tide.interpretation.profiles import ConceptProfiles, concept_profiles
     from tide.interpretation.trajectory import Trajectory, record_trajectory, run_distances, step_changes
     from tide.interpretation.trajectory_chart import draw_trajectory
-
-#: Module of this package -> the names that are taken from it.
-_NAMES = {
-    "atlas": "Atlas Label label_latents",
-    "atlas_page": "write_atlas",
-    "atlas_reading": "make_atlas read_atlas",
-    "captions": "CaptionConcepts caption_concepts caption_concepts_of_blocks",
-    "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
-    "following": "Followed follow",
-    "gathered": "build_atlas",
-    "monosemanticity": "Monosemanticity",
-    "profiles": "ConceptProfiles concept_profiles",
-    "trajectory": "Trajectory record_trajectory run_distances step_changes",
-    "trajectory_chart": "draw_trajectory",
-}
-_HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "Annotated",
@@ -77,11 +62,22 @@ __all__ = [
     "write_atlas",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = deferred(
+    __name__,
+    {
+        "atlas": "Atlas Label label_latents",
+        "atlas_page": "write_atlas",
+        "atlas_reading": "make_atlas read_atlas",
+        "captions": "CaptionConcepts caption_concepts caption_concepts_of_blocks",
+        "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
+        "following": "Followed follow",
+        "gathered": "build_atlas",
+        "monosemanticity": "Monosemanticity",
+        "profiles": "ConceptProfiles concept_profiles",
+        "trajectory": "Trajectory record_trajectory run_distances step_changes",
+        "trajectory_chart": "draw_trajectory",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.adapters.base import GUIDANCE
 from tide.adapters.sizes import image_size, n_tokens
+from tide.checks import GUIDANCE
 from tide.editing.draw import check_drawn, draw_latents
 from tide.errors import TideError
 from tide.interpretation.abrupt_change import SHORTEST, AbruptChange, abrupt_change

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from tide.errors import TideError
@@ -148,6 +147,9 @@ class Modulation(nn.Module):
                 if config.conditioned
                 else "this modulation depends on the timestep alone; leave conditioning out"
             )
+        # diffusers takes as long to import as all else together, and reading a checkpoint's config needs none of it.
+        from diffusers.models.embeddings import get_timestep_embedding
+
         weight = self.linear_1.weight
         with torch.autocast(weight.device.type, enabled=False):
             waves = get_timestep_embedding(

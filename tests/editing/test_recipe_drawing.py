@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.edit_samples import SILENT, N, hooks_of
 from tide.editing import Add, Change, Recipe, Scale, draw_edits, draw_latents, draw_recipe, edit
-from tide.editing.draw_recipe import groups
+from tide.editing.recipe_drawing import groups
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
 
