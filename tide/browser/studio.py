@@ -17,6 +17,8 @@ from tide.adapters.sizes import image_size, n_tokens
 from tide.browser.jobs import Job, Jobs
 from tide.browser.runs import Run
 from tide.editing import Change, Recipe, draw_recipe
+from tide.editing.draw_recipe import OnMet
+from tide.editing.met import Met
 from tide.editing.previews import LatentColours
 from tide.editing.progress import check_steps
 from tide.editing.recipe import FORMAT
@@ -117,11 +119,14 @@ class Studio:
             self._keep(_drawing(run, recipe), before)
         job.tell("image", which="before", png=_png(before))
         for i, strength in enumerate(strengths):
-            after = before
+            after, remarks = before, list[str]()
             if strength != 0 and recipe.changes:
                 edited = replace(recipe, changes=tuple(stronger(each, strength) for each in recipe.changes))
-                after = draw_recipe(adapter, model, edited, before=False, on_step=previews("after", i))[1]
-            job.tell("image", which="after", number=i, strength=strength, png=_png(after))
+                after = draw_recipe(
+                    adapter, model, edited, before=False, on_step=previews("after", i), on_met=_telling(remarks)
+                )[1]
+            remark = " ".join(remarks) or None
+            job.tell("image", which="after", number=i, strength=strength, png=_png(after), remark=remark)
 
     def _keep(self, key: Any, image: Image) -> None:
         self._plain[key] = image
@@ -149,6 +154,17 @@ def stronger(change: Change, strength: float) -> Change:
         return change
     by = change.by * strength if change.how == "add" else 1 + (change.by - 1) * strength
     return replace(change, by=by)
+
+
+def _telling(remarks: list[str]) -> OnMet:
+    """Adds what is to be said of changes that met nothing, which the page's reader cannot see in the terminal."""
+
+    def met(group: tuple[Change, ...], found: Met) -> None:
+        if found.remark is not None:
+            latents = ", ".join(dict.fromkeys(str(latent) for change in group for latent in change.latents))
+            remarks.append(f"The change of {latents}: {found.remark}.")
+
+    return met
 
 
 def _drawing(run: Run, recipe: Recipe) -> Any:

@@ -1,0 +1,80 @@
+"""Drawings asked for by the addresses of the server, and what cannot be asked for."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from tests.helpers.answers import SOON, ended, images, refused, same
+from tide.browser.studio import MOST_STRENGTHS
+from tide.editing import Change, Recipe, draw_recipe
+
+SENT = {"prompt": "a red house", "changes": [{"latents": [9], "how": "add", "by": 30.0}], "n_steps": 2, "seed": 4}
+
+
+def body(**said) -> dict:
+    return {"run": "tide", "recipe": SENT, **said}
+
+
+def test_a_drawing_by_the_addresses(client, bundled, model):
+    answer = client.post("/api/drawings", json=body(page="a")).json()
+    assert (answer.keys(), answer["before"]) == ({"job", "before"}, 0)
+    stream = client.get(f"/api/jobs/{answer['job']}/events")
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    events = [json.loads(line[6:]) for line in stream.text.split("\n\n") if line.startswith("data: ")]
+    assert events[0]["event"] == "loading"
+    assert events[-1]["event"] == "done"
+    recipe = Recipe("a red house", (Change((9,), "add", 30.0),), n_steps=2, seed=4)
+    before, after = draw_recipe(bundled, model, recipe)
+    assert same(images(events)["before", 0], before)
+    assert same(images(events)["after", 0], after)
+    assert client.get(f"/api/jobs/{answer['job']}/events").text == stream.text  # also for a page that comes back
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "message"),
+    [
+        ({"run": "other"}, 400, "there is no run 'other'"),
+        ({"run": 5}, 422, "run: "),
+        ({"recipe": None}, 422, "recipe: "),
+        ({"recipe": []}, 422, "recipe: "),
+        ({"strengths": []}, 400, f"give 1 to {MOST_STRENGTHS} strengths"),
+        ({"strengths": [1.0] * (MOST_STRENGTHS + 1)}, 400, f"give 1 to {MOST_STRENGTHS} strengths"),
+        ({"strengths": ["1"]}, 422, "strengths.0: "),
+        ({"strengths": [None]}, 422, "strengths.0: "),
+        ({"strengths": 1}, 422, "strengths: "),
+        ({"replace": "yes"}, 422, "replace: "),
+        ({"page": 5}, 422, "page: "),
+        ({"wait": True}, 422, "wait: Extra inputs are not permitted"),
+    ],
+)
+def test_drawings_that_are_none(client, said, status, message):
+    assert message in refused(client.post("/api/drawings", json=body(**said)), status)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_strengths_that_are_not_finite(client, number):
+    text = f'{{"run": "tide", "recipe": {{"prompt": "x", "changes": []}}, "strengths": [{number}]}}'
+    answer = client.post("/api/drawings", content=text, headers={"content-type": "application/json"})
+    assert refused(answer, 422) == "strengths.0: Input should be a finite number"
+
+
+def test_a_page_replaces_its_own_drawing_and_no_other(own, jobs):
+    free = threading.Event()
+    jobs.submit(lambda job: free.wait(SOON) and None)
+    ids = {}
+    for name, said in [
+        ("a", {"page": "a"}), ("b", {"page": "b"}), ("none", {}), ("again", {"page": "a"}),
+        ("waits", {"page": "b", "replace": False}), ("none again", {}),
+    ]:  # fmt: skip
+        answer = own.post("/api/drawings", json=body(**said)).json()
+        ids[name] = answer["job"]
+    assert answer["before"] == 5
+    assert own.post(f"/api/jobs/{ids['waits']}/cancel", json={}).json() == {"cancelled": True}
+    free.set()
+    kinds = {name: ended(jobs.get(job))[-1]["event"] for name, job in ids.items()}
+    assert kinds == {
+        "a": "cancelled", "b": "done", "none": "done", "again": "done", "waits": "cancelled", "none again": "done",
+    }  # fmt: skip
