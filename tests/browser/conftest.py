@@ -11,12 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.helpers.edit_samples import BLOCK, make_sae
+from tests.helpers.here import steering_here
 from tests.helpers.indexed_runs import make_indexed_run
 from tide.adapters import Adapter
 from tide.browser.app import make_app
 from tide.browser.jobs import Jobs
 from tide.browser.runs import Run, find_runs
-from tide.browser.studio import Studio
+from tide.browser.steering import Steering
 from tide.data import open_source
 from tide.index import build_index
 from tide.loading import load_adapter
@@ -74,16 +75,16 @@ def jobs() -> Iterator[Jobs]:
 
 
 @pytest.fixture
-def studio(jobs, bundled) -> Studio:
-    return Studio(jobs, lambda run: bundled)
+def steering(jobs, bundled) -> Steering:
+    return steering_here(jobs, lambda run: bundled)
 
 
 @pytest.fixture
-def serving(jobs, studio) -> Iterator[Callable[..., TestClient]]:
+def serving(jobs, steering) -> Iterator[Callable[..., TestClient]]:
     """A client of a server of some runs; an exception in the server is raised here."""
 
     def serve(*runs: Run, address: str = ADDRESS, **options: Any) -> TestClient:
-        return TestClient(make_app(runs, jobs, options.pop("studio", studio), **options), base_url=address)
+        return TestClient(make_app(runs, jobs, options.pop("steering", steering), **options), base_url=address)
 
     return serve
 
@@ -98,7 +99,7 @@ def own(serving, run) -> TestClient:
 def client(made, bundled) -> Iterator[TestClient]:
     """Of a server of :func:`made`, to which nothing is written."""
     jobs, runs = Jobs(), find_runs([made])
-    with TestClient(make_app(runs, jobs, Studio(jobs, lambda run: bundled)), base_url=ADDRESS) as found:
+    with TestClient(make_app(runs, jobs, steering_here(jobs, lambda run: bundled)), base_url=ADDRESS) as found:
         yield found
 
 

@@ -34,7 +34,7 @@ def test_the_list_of_runs(own, run):
 
 
 def test_a_server_that_only_browses(serving, run):
-    client = serving(run, studio=None)
+    client = serving(run, steering=None)
     assert client.get("/api/runs.json").json()["runs"][0]["steers"] is False
     for path in ("/api/drawings", f"{AT}/recipes/x", f"{AT}/code"):
         body = {"run": "tide", "recipe": {}} if path == "/api/drawings" else {}

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.helpers.answers import SOON, ended, images, refused, same
-from tide.browser.studio import MOST_STRENGTHS
+from tide.browser.steering import MOST_STRENGTHS
 from tide.editing import Change, Recipe, draw_recipe
 
 SENT = {"prompt": "a red house", "changes": [{"latents": [9], "how": "add", "by": 30.0}], "n_steps": 2, "seed": 4}

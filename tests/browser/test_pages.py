@@ -252,7 +252,7 @@ def test_a_recipe_is_saved_opened_and_copied(page, address, runs):
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"changes": [{"latents": [96], "how": "scale", "by": 0}]}, "latents 0..95"),
+    ({"changes": [{"latents": [96], "how": "scale", "by": 0}]}, "there are 0..95"),
     ({"changes": [{"latents": [1], "how": "scale", "by": 0, "tokens": [64]}]}, "token 64 does not exist"),
     ({"prompt": "x" * 10_001}, "at most 10000"),
 ])  # fmt: skip

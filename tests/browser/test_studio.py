@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.helpers.answers import ended, images, opened, same
 from tests.helpers.edit_samples import hooks_of
+from tests.helpers.here import steering_here
 from tide.browser.runs import find_runs
 from tide.browser.studio import KEPT, Studio, stronger
 from tide.editing import Change, Recipe, draw_recipe
@@ -29,13 +30,13 @@ def run(made):
     return found
 
 
-def drawn(studio, run, recipe=RECIPE, strengths=(1.0,)) -> list[dict]:
+def drawn(steering, run, recipe=RECIPE, strengths=(1.0,)) -> list[dict]:
     """The events of a drawing, all of them."""
-    return ended(studio.jobs.submit(lambda job: studio.draw(run, recipe, strengths, job)))
+    return ended(steering.jobs.submit(lambda job: steering.draw(run, recipe, strengths, job)))
 
 
-def test_events_in_order(studio, run):
-    events = drawn(studio, run)
+def test_events_in_order(steering, run):
+    events = drawn(steering, run)
     assert [(each["event"], each.get("which"), each.get("step")) for each in events] == [
         ("loading", None, None),
         ("step", "before", 1),
@@ -51,8 +52,8 @@ def test_events_in_order(studio, run):
     assert all(opened(each["jpeg"]).format == "JPEG" for each in steps)
 
 
-def test_previews_come_to_look_like_the_image(studio, run):
-    events = drawn(studio, run, replace(RECIPE, n_steps=8, changes=()))
+def test_previews_come_to_look_like_the_image(steering, run):
+    events = drawn(steering, run, replace(RECIPE, n_steps=8, changes=()))
     image = np.asarray(images(events)["before", 0].resize((16, 16), Image.Resampling.BOX), dtype=float)
     away = [
         np.abs(np.asarray(opened(each["jpeg"]), dtype=float) - image).mean()
@@ -62,16 +63,16 @@ def test_previews_come_to_look_like_the_image(studio, run):
     assert away[-1] < away[0]
 
 
-def test_the_images_are_those_of_the_recipe(studio, run, bundled, model):
-    found = images(drawn(studio, run))
+def test_the_images_are_those_of_the_recipe(steering, run, bundled, model):
+    found = images(drawn(steering, run))
     before, after = draw_recipe(bundled, model, RECIPE)
     assert same(found["before", 0], before)
     assert same(found["after", 0], after)
     assert not same(before, after)
 
 
-def test_a_row_of_strengths(studio, run, bundled, model):
-    events = drawn(studio, run, strengths=(0.0, 0.5, 1.0, -1.0))
+def test_a_row_of_strengths(steering, run, bundled, model):
+    events = drawn(steering, run, strengths=(0.0, 0.5, 1.0, -1.0))
     found = images(events)
     assert same(found["after", 0], found["before", 0])
     for i, strength in enumerate((0.5, 1.0, -1.0), 1):
@@ -89,16 +90,16 @@ def test_strengths_of_a_change():
     assert [stronger(ADDED, s).by for s in (0, 0.5, -1)] == [0, 20, -40]
 
 
-def test_a_recipe_without_changes_is_drawn_once(studio, run):
-    events = drawn(studio, run, replace(RECIPE, changes=()))
+def test_a_recipe_without_changes_is_drawn_once(steering, run):
+    events = drawn(steering, run, replace(RECIPE, changes=()))
     assert [each["event"] for each in events] == ["loading", "step", "step", "image", "image", "done"]
     found = images(events)
     assert same(found["before", 0], found["after", 0])
 
 
-def test_the_unedited_image_is_drawn_once(studio, run):
-    first = drawn(studio, run)
-    again = drawn(studio, run, replace(RECIPE, changes=(Change((9,), "add", 30.0),), branch="both"))
+def test_the_unedited_image_is_drawn_once(steering, run):
+    first = drawn(steering, run)
+    again = drawn(steering, run, replace(RECIPE, changes=(Change((9,), "add", 30.0),), branch="both"))
     assert not [each for each in again if each["event"] == "step" and each["which"] == "before"]
     assert same(images(first)["before", 0], images(again)["before", 0])
 
@@ -106,21 +107,22 @@ def test_the_unedited_image_is_drawn_once(studio, run):
 @pytest.mark.parametrize(
     "other", [{"seed": 5}, {"prompt": "a blue cone"}, {"n_steps": 4}, {"guidance_scale": 3.0}, {"size": (64, 32)}]
 )
-def test_another_drawing_has_another_unedited_image(studio, run, other):
+def test_another_drawing_has_another_unedited_image(steering, run, other):
     plain = replace(RECIPE, changes=())
-    first, again = drawn(studio, run, plain), drawn(studio, run, replace(plain, **other))
+    first, again = drawn(steering, run, plain), drawn(steering, run, replace(plain, **other))
     assert [each for each in again if each["event"] == "step" and each["which"] == "before"]
     assert not same(images(first)["before", 0], images(again)["before", 0])
 
 
-def test_so_many_unedited_images_are_kept(studio):
+def test_so_many_unedited_images_are_kept(bundled):
+    studio = Studio(lambda run: bundled)
     for i in range(KEPT + 3):
         studio._keep(i, None)
     assert list(studio._plain) == list(range(3, KEPT + 3))
 
 
 @pytest.mark.parametrize("which", ["before", "after"])
-def test_cancelled_within_a_step(studio, run, bundled, model, which):
+def test_cancelled_within_a_step(steering, run, bundled, model, which):
     """The step that runs is the last; no hook is left, and the next drawing has the right bits."""
     recipe = replace(RECIPE, n_steps=8)
     steps = []
@@ -131,16 +133,16 @@ def test_cancelled_within_a_step(studio, run, bundled, model, which):
         def telling(kind, **said) -> None:
             if kind == "step" and said["which"] == which:
                 steps.append(said["step"])
-                studio.jobs.cancel(job)
+                steering.jobs.cancel(job)
             tell(kind, **said)
 
         job.tell = telling
-        studio.draw(run, recipe, (1.0,), job)
+        steering.draw(run, recipe, (1.0,), job)
 
-    assert ended(studio.jobs.submit(draw))[-1] == {"event": "cancelled"}
+    assert ended(steering.jobs.submit(draw))[-1] == {"event": "cancelled"}
     assert steps == [1]
     assert hooks_of(bundled.pipe) == 0
-    assert same(images(drawn(studio, run))["after", 0], draw_recipe(bundled, model, RECIPE, before=False)[1])
+    assert same(images(drawn(steering, run))["after", 0], draw_recipe(bundled, model, RECIPE, before=False)[1])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_cancelled_within_a_step(studio, run, bundled, model, which):
         (TideError("it cannot; choose another"), "it cannot; choose another"),
     ],
 )
-def test_a_pipeline_that_raises_in_the_middle(studio, run, bundled, model, monkeypatch, error, message):
+def test_a_pipeline_that_raises_in_the_middle(steering, run, bundled, model, monkeypatch, error, message):
     calls = []
     decode = bundled.pipe.vae.decode
 
@@ -163,24 +165,24 @@ def test_a_pipeline_that_raises_in_the_middle(studio, run, bundled, model, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(bundled.pipe.vae, "decode", failing)
-        events = drawn(studio, run)
+        events = drawn(steering, run)
     assert [kind for kind, _ in groupby(each["event"] for each in events)] == [
         "loading", "step", "image", "step", "failed",
     ]  # fmt: skip
     assert events[-1]["message"].startswith(message)
     assert hooks_of(bundled.pipe) == 0
-    assert same(images(drawn(studio, run))["after", 0], draw_recipe(bundled, model, RECIPE, before=False)[1])
+    assert same(images(drawn(steering, run))["after", 0], draw_recipe(bundled, model, RECIPE, before=False)[1])
 
 
-def test_a_change_that_changes_nothing_is_remarked_on(studio, run):
+def test_a_change_that_changes_nothing_is_remarked_on(steering, run):
     silent = Change((5,), "scale", 4.0)
-    said = [each["remark"] for each in drawn(studio, run, replace(RECIPE, changes=(silent,))) if "remark" in each]
+    said = [each["remark"] for each in drawn(steering, run, replace(RECIPE, changes=(silent,))) if "remark" in each]
     assert len(said) == 1
     assert said[0].startswith("The change of 5: ")
     assert "latent 5 was inactive" in said[0]
-    assert [each["remark"] for each in drawn(studio, run, replace(RECIPE, changes=(SCALED,))) if "remark" in each] == [
-        None
-    ]
+    assert [
+        each["remark"] for each in drawn(steering, run, replace(RECIPE, changes=(SCALED,))) if "remark" in each
+    ] == [None]
 
 
 def test_an_adapter_is_loaded_once_and_again_after_a_failure(jobs, run, bundled):
@@ -192,21 +194,21 @@ def test_an_adapter_is_loaded_once_and_again_after_a_failure(jobs, run, bundled)
             raise TideError("it is not there; check the path")
         return bundled
 
-    studio = Studio(jobs, load)
-    assert drawn(studio, run)[-1] == {"event": "failed", "message": "it is not there; check the path"}
-    assert [drawn(studio, run)[-1]["event"] for _ in range(2)] == ["done", "done"]
+    steering = steering_here(jobs, load)
+    assert drawn(steering, run)[-1] == {"event": "failed", "message": "it is not there; check the path"}
+    assert [drawn(steering, run)[-1]["event"] for _ in range(2)] == ["done", "done"]
     assert len(loads) == 2
 
 
 def test_warming_loads_what_a_drawing_needs(jobs, run, bundled):
     loads = []
-    studio = Studio(jobs, lambda run: (loads.append(run), bundled)[1])
-    assert [each["event"] for each in ended(studio.warm(run))] == ["done"]
-    drawn(studio, run)
+    steering = steering_here(jobs, lambda run: (loads.append(run), bundled)[1])
+    assert [each["event"] for each in ended(steering.warm(run))] == ["done"]
+    drawn(steering, run)
     assert len(loads) == 1
 
 
-def test_what_does_not_fit_is_said(studio, run):
+def test_what_does_not_fit_is_said(steering, run):
     for recipe, message in [
         (replace(RECIPE, sae="0" * 16), "the recipe is of another autoencoder than this run's; open the run"),
         (replace(RECIPE, changes=(replace(ADDED, tokens=(64,)),)), "token 64 does not exist"),
@@ -214,28 +216,28 @@ def test_what_does_not_fit_is_said(studio, run):
         (replace(RECIPE, n_steps=10**6), "steps"),
         (replace(RECIPE, changes=(Change(ALL, "scale", 3e38),)), "is not finite; lower the edit's strength"),
     ]:
-        event = drawn(studio, run, recipe)[-1]
+        event = drawn(steering, run, recipe)[-1]
         assert event["event"] == "failed"
         assert message in event["message"], event
 
 
-def test_a_strength_beyond_every_number(studio, run):
-    event = drawn(studio, run, strengths=(1e300,))[-1]
+def test_a_strength_beyond_every_number(steering, run):
+    event = drawn(steering, run, strengths=(1e300,))[-1]
     assert (event["event"], "is not a finite number" in event["message"]) == ("failed", True)
 
 
-def test_an_index_of_other_weights(studio, folder, model):
+def test_an_index_of_other_weights(steering, folder, model):
     """The checkpoint was trained on since: the numbers of the index name other latents."""
     other = deepcopy(model)
     with torch.no_grad():
         other.b_dec.add_(1.0)
     other.save_pretrained(folder)
     (run,) = find_runs([folder])
-    event = drawn(studio, run)[-1]
+    event = drawn(steering, run)[-1]
     assert "of other weights than its checkpoint; start tide browse --index" in event["message"]
 
 
-def test_without_a_checkpoint(studio, run):
+def test_without_a_checkpoint(steering, run):
     run.checkpoint = None
     with pytest.raises(TideError, match="the checkpoint of tide is not here; give its folder"):
-        studio.model(run)
+        Studio(lambda run: bundled).model(run)

@@ -24,7 +24,7 @@ from tide.browser.jobs import Job, Jobs
 from tide.browser.naming import Naming
 from tide.browser.recipes import Recipes
 from tide.browser.runs import Run
-from tide.browser.studio import MOST_STRENGTHS, Studio
+from tide.browser.steering import MOST_STRENGTHS, Steering
 from tide.errors import TideError
 from tide.files import finite
 from tide.messages import one_line
@@ -67,13 +67,13 @@ class Drawing(BaseModel):
 def make_app(
     runs: Sequence[Run],
     jobs: Jobs,
-    studio: Studio | None,
+    steering: Steering | None,
     *,
     hosts: frozenset[str] = frozenset(),
     token: str | None = None,
     on_start: Callable[[], None] = lambda: None,
 ) -> Any:
-    """The ASGI application. ``studio`` None browses without steering."""
+    """The ASGI application. ``steering`` None browses without steering."""
     by_id = {run.id: run for run in runs}
     names = {run.id: Naming(run) for run in runs}
     recipes = {run.id: Recipes(run) for run in runs}
@@ -114,7 +114,7 @@ def make_app(
     def list_runs() -> Any:
         found = [run.described() for run in runs]
         for each in found:
-            each["steers"] = bool(each["steers"] and studio is not None)
+            each["steers"] = bool(each["steers"] and steering is not None)
         return JSONResponse({"static": False, "runs": finite(found)}, headers=_ASK)
 
     @app.get("/api/runs/{run}/facts.json")
@@ -173,21 +173,21 @@ def make_app(
 
     @app.post("/api/runs/{run}/recipes/{name}")
     def save_recipe(run: str, name: str, recipe: dict[str, Any]) -> Any:
-        found = steering().recipe(run_of(run), recipe)
+        found = asked().recipe(run_of(run), recipe)
         return recipes[run].save(name, found)
 
     @app.post("/api/runs/{run}/code")
     def code(run: str, recipe: dict[str, Any]) -> Any:
-        return recipes[run_of(run).id].code(steering().recipe(run_of(run), recipe))
+        return recipes[run_of(run).id].code(asked().recipe(run_of(run), recipe))
 
-    def steering() -> Studio:
-        if studio is None:
+    def asked() -> Steering:
+        if steering is None:
             raise TideError("this server browses only; start tide browse without --no-steering")
-        return studio
+        return steering
 
     @app.post("/api/drawings")
     def draw(drawing: Drawing) -> Any:
-        run, at = run_of(drawing.run), steering()
+        run, at = run_of(drawing.run), asked()
         recipe = at.recipe(run, drawing.recipe)
         if not 1 <= len(drawing.strengths) <= MOST_STRENGTHS:
             raise TideError(f"give 1 to {MOST_STRENGTHS} strengths")

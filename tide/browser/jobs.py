@@ -43,8 +43,12 @@ class Job:
 
     def tell(self, kind: str, **said: Any) -> None:
         """Adds an event. Raises :class:`Cancelled` in a job that was cancelled, so that it ends here."""
-        self._add(kind, said)
+        self.add(kind, **said)
         self.check()
+
+    def add(self, kind: str, **said: Any) -> None:
+        """Adds an event, also in a job that was cancelled."""
+        self._add(kind, said)
 
     def check(self) -> None:
         """Raises :class:`Cancelled` if the job was cancelled."""

@@ -67,6 +67,11 @@ class Run:
     _opened: tuple[int, int] | None = None
 
     @property
+    def place(self) -> tuple[str, str, Path, Path | None]:
+        """What :class:`Run` is made of again in another process."""
+        return self.id, self.name, self.folder, self.checkpoint
+
+    @property
     def names(self) -> Names:
         return Names(self.folder / NAMES, self.index.n_latents)
 

@@ -7,27 +7,24 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from tide.activations.source import Source
-from tide.adapters import Adapter
-from tide.adapters.sizes import image_grid
 from tide.browser.guard import LOCAL
-from tide.browser.jobs import Cancelled, Job, Jobs, reason
+from tide.browser.jobs import Jobs
 from tide.browser.runs import Run
-from tide.browser.studio import Studio
+from tide.browser.steering import Steering
+from tide.browser.worker import Tasks, Worker
 from tide.errors import TideError
-from tide.index import build_index, sizes_in_words
-from tide.interpretation.gathered import MAP_SIDE
 from tide.messages import one_line
 
-#: Steps of the sampling run at whose timesteps an index is read.
-TIMESTEPS = 10
+if TYPE_CHECKING:
+    from tide.browser.tasks import Opening
 
 
 def serve(
     runs: Sequence[Run],
-    load: Callable[[Run], Adapter],
-    open_data: Callable[[Run, Adapter], Source | None],
+    opening: Opening,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -41,8 +38,7 @@ def serve(
 
     Args:
         runs: of :func:`~tide.browser.runs.find_runs`.
-        load: the adapter of a run's pipeline; called in one thread.
-        open_data: the images that a run's index is made on; None where that is not known.
+        opening: how pipelines and images are opened, in a process of its own; it can be pickled.
         host: address to listen at; elsewhere than on this machine a token is needed, which the printed address holds.
         port: 0 takes a free one.
         steering: draw, too.
@@ -61,8 +57,8 @@ def serve(
     except ImportError as error:
         raise TideError(f"tide browse needs {error.name}; pip install 'tide-sae[browse]'") from None
     listening = _listening(host, port)
-    jobs = Jobs()
-    studio = Studio(jobs, load, backend=backend)
+    jobs, worker = Jobs(), Worker(partial(_tasks, opening, backend))
+    asked = Steering(jobs, worker)
     local = host in LOCAL
     token = None if local else secrets.token_urlsafe(24)
     number = listening.getsockname()[1]
@@ -72,20 +68,33 @@ def serve(
     def on_start() -> None:
         say(f"Browse at {address} (Ctrl-C ends it)")
         for run in runs:
-            if rebuild or run.state != "ready":
-                _make_index(run, studio, jobs, open_data, say)
+            if not rebuild and run.state == "ready":
+                continue
+            if run.checkpoint is None:
+                run.state, run.message = "missing", f"the checkpoint of {run.name} is not here; give its folder"
+            else:
+                asked.make_index(run, say)
         if steering:
             for run in runs[:1]:
                 if run.checkpoint is not None and run.state == "ready":
-                    studio.warm(run)
+                    asked.warm(run)
         if open_page:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     names = frozenset({shown.strip("[]").lower(), socket.gethostname().lower()} - {"0.0.0.0", "::"})
     hosts = names if local else names | frozenset(_addresses())
-    app = make_app(runs, jobs, studio if steering else None, hosts=hosts, token=token, on_start=on_start)
+    app = make_app(runs, jobs, asked if steering else None, hosts=hosts, token=token, on_start=on_start)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        worker.stop()
+
+
+def _tasks(opening: Opening, backend: str) -> Tasks:
+    from tide.browser.tasks import StudioTasks
+
+    return StudioTasks(opening, backend)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -117,51 +126,3 @@ def _addresses() -> set[str]:
         return {each[4][0] for each in socket.getaddrinfo(socket.gethostname(), None)}  # type: ignore[misc]
     except OSError:
         return set()
-
-
-def _make_index(
-    run: Run,
-    studio: Studio,
-    jobs: Jobs,
-    open_data: Callable[[Run, Adapter], Source | None],
-    say: Callable[[str], None],
-) -> None:
-    """Puts the making of an index into the queue."""
-    if run.checkpoint is None:
-        run.state, run.message = "missing", f"the checkpoint of {run.name} is not here; give its folder"
-        return
-    run.state, run.message = "waiting", ""
-
-    def make(job: Job) -> None:
-        try:
-            adapter = studio.adapter(run)
-            source = open_data(run, adapter)
-            if source is None:
-                run.state, run.message = "missing", f"what images {run.name} is to be read on is not known; give --data"
-                say(f"{run.name} has no index: {run.message}")
-                return
-            model, _ = studio.model(run)
-            rows, columns = (min(MAP_SIDE, side) for side in image_grid(adapter, source.size))
-            run.message = sizes_in_words(
-                model.n_latents, source.n_images, TIMESTEPS, rows * columns, float(model.config.k or 64)
-            )
-            say(f"{run.message}.")
-            run.state = "building"
-
-            def progress(stage: str, done: int, total: int) -> None:
-                run.stage, run.done, run.total = stage, done, total
-                job.check()
-                jobs.others()
-
-            build_index(adapter, model, source, run.folder, on_progress=progress)
-            run.state, run.message = "ready", ""
-            say(f"The index of {run.name} is made")
-        except Cancelled:
-            run.state, run.message = "failed", "it was interrupted; start tide browse again to resume it"
-            raise
-        except BaseException as error:  # whatever a pipeline raises, the page and the terminal say it
-            run.state, run.message = "failed", reason(error)
-            say(f"The index of {run.name} was not made: {run.message}")
-            raise
-
-    jobs.submit(make, long=True)

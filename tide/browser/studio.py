@@ -13,15 +13,14 @@ import torch
 from PIL.Image import Image
 
 from tide.adapters import Adapter
-from tide.adapters.sizes import image_size, n_tokens
-from tide.browser.jobs import Job, Jobs
+from tide.adapters.sizes import image_size
 from tide.browser.runs import Run
+from tide.browser.steering import FOREIGN
+from tide.browser.worker import Teller
 from tide.editing import Change, Recipe, draw_recipe
-from tide.editing.draw_recipe import OnMet
 from tide.editing.met import Met
 from tide.editing.previews import LatentColours
-from tide.editing.progress import check_steps
-from tide.editing.recipe import FORMAT
+from tide.editing.recipe_drawing import OnMet
 from tide.errors import TideError
 from tide.fingerprint import fingerprint
 from tide.loading import load_sae
@@ -29,19 +28,16 @@ from tide.sae import TIDE
 
 #: Unedited images that are kept: a page draws the same one beside many edits.
 KEPT = 64
-_FOREIGN = "the recipe is of another autoencoder than this run's; open the run that it was made with"
-#: Strengths in a row at most.
-MOST_STRENGTHS = 9
 
 
 class Studio:
-    """Draws in the jobs' thread, which alone touches the pipeline and its autoencoders.
+    """Loads and draws. One thread alone uses it, that of the worker's tasks.
 
-    ``load`` gives the adapter of a pipeline by name; it is called once for each.
+    ``load`` gives the adapter of a run's pipeline; it is called once for each pipeline.
     """
 
-    def __init__(self, jobs: Jobs, load: Callable[[Run], Adapter], *, backend: str = "auto") -> None:
-        self.jobs, self._load, self._backend = jobs, load, backend
+    def __init__(self, load: Callable[[Run], Adapter], *, backend: str = "auto") -> None:
+        self._load, self._backend = load, backend
         self._adapters: dict[str, Adapter] = {}
         self._models: dict[str, tuple[TIDE, str]] = {}
         self._colours: dict[str, LatentColours] = {}
@@ -71,53 +67,33 @@ class Studio:
             self._colours[key] = LatentColours.fit(self.adapter(run), _examples(run, self.adapter(run)))
         return self._colours[key]
 
-    def warm(self, run: Run) -> Job:
+    def warm(self, run: Run) -> None:
         """Loads what the first drawing needs."""
-        return self.jobs.submit(lambda job: (self.model(run), self.colours(run), None)[-1])
+        self.model(run)
+        self.colours(run)
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
-    def recipe(self, run: Run, data: Any) -> Recipe:
-        """A recipe as the page sends it, for this run. Raises :class:`~tide.errors.TideError` for anything else, as far
-        as that is clear without the pipeline: :meth:`draw` checks the rest."""
-        if not isinstance(data, dict):
-            raise TideError("a recipe is missing; send one")
-        try:
-            found = Recipe.from_dict({**data, "format": FORMAT})
-        except RecursionError:
-            raise TideError("the recipe is nested too deeply; make it again") from None
-        index = run.index
-        if found.sae is not None and found.sae != index.facts["sae"]:
-            raise TideError(_FOREIGN)
-        for change in found.changes:
-            for latent in change.latents:
-                index.check_latent(latent)
-            check_steps(change.steps, found.n_steps)
-            if found.size is None and run.pipeline in self._adapters:
-                adapter = self._adapters[run.pipeline]
-                change.mask(n_tokens(adapter, image_size(adapter, None)))
-        return replace(found, sae=index.facts["sae"])
-
-    def draw(self, run: Run, recipe: Recipe, strengths: tuple[float, ...], job: Job) -> None:
+    def draw(self, run: Run, recipe: Recipe, strengths: tuple[float, ...], teller: Teller) -> None:
         """Draws a recipe: the unedited image, then the edited one at each strength, telling previews of every step."""
-        job.tell("loading")
+        teller.tell("loading")
         adapter, (model, sae) = self.adapter(run), self.model(run)
         if run.index.facts["sae"] != sae:
             raise TideError(
                 f"the index of {run.name} is of other weights than its checkpoint; start tide browse --index"
             )
         if recipe.sae not in (None, sae):
-            raise TideError(_FOREIGN)
+            raise TideError(FOREIGN)
         recipe = replace(recipe, sae=None)  # which is checked; a large one's fingerprint takes seconds each time
         recipe.check(model, adapter)
         colours = self.colours(run)
-        previews = self._previewing(job, colours, adapter, recipe)
+        previews = self._previewing(teller, colours, adapter, recipe)
         before = self._plain.get(_drawing(run, recipe))
         if before is None:
             unedited = replace(recipe, changes=())
             before = draw_recipe(adapter, model, unedited, before=False, on_step=previews("before"))[1]
             self._keep(_drawing(run, recipe), before)
-        job.tell("image", which="before", png=_png(before))
+        teller.tell("image", which="before", png=_png(before))
         for i, strength in enumerate(strengths):
             after, remarks = before, list[str]()
             if strength != 0 and recipe.changes:
@@ -126,7 +102,7 @@ class Studio:
                     adapter, model, edited, before=False, on_step=previews("after", i), on_met=_telling(remarks)
                 )[1]
             remark = " ".join(remarks) or None
-            job.tell("image", which="after", number=i, strength=strength, png=_png(after), remark=remark)
+            teller.tell("image", which="after", number=i, strength=strength, png=_png(after), remark=remark)
 
     def _keep(self, key: Any, image: Image) -> None:
         self._plain[key] = image
@@ -134,14 +110,14 @@ class Studio:
             self._plain.popitem(last=False)
 
     def _previewing(
-        self, job: Job, colours: LatentColours, adapter: Adapter, recipe: Recipe
+        self, teller: Teller, colours: LatentColours, adapter: Adapter, recipe: Recipe
     ) -> Callable[..., Callable[[int, int, torch.Tensor], None]]:
         def of(which: str, number: int = 0) -> Callable[[int, int, torch.Tensor], None]:
             def tell(step: int, n_steps: int, clean: torch.Tensor) -> None:
                 if step + 1 < n_steps:  # the last is the image itself
                     picture = _jpeg(colours.image(clean))
-                    job.tell("step", which=which, number=number, step=step + 1, of=n_steps, jpeg=picture)
-                job.check()
+                    teller.tell("step", which=which, number=number, step=step + 1, of=n_steps, jpeg=picture)
+                teller.check()
 
             return tell
 

@@ -106,13 +106,10 @@ class Browse(Command):
                 common.check_family(each.checkpoint)
                 pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
 
-        def load(run: Run) -> Adapter:
-            return common.adapter_of(self.model, pipelines.get(run.id))
-
+        opening = Opened(self.model, self.source, self.batch_size, self.seed, pipelines)
         serve(
             runs,
-            load,
-            self._data,
+            opening,
             host=self.host,
             port=self.port,
             steering=not self.no_steering,
@@ -121,7 +118,26 @@ class Browse(Command):
             backend=self.backend,
         )
 
-    def _data(self, run: Run, adapter: Adapter) -> Source | None:
+
+@dataclass(frozen=True)
+class Opened:
+    """How the worker opens pipelines and images: by the command's options, and ``pipelines`` by the runs' ids."""
+
+    model: Model
+    data: Data
+    batch_size: int
+    seed: int
+    pipelines: dict[str, str]
+
+    def adapter(self, run: Run) -> Adapter:
+        """The pipeline of a run, without progress bars of its own."""
+        from tide.cli import common
+
+        found = common.adapter_of(self.model, self.pipelines.get(run.id))
+        found.pipe.set_progress_bar_config(disable=True)
+        return found
+
+    def source(self, run: Run, adapter: Adapter) -> Source | None:
         """What the options name, or what the checkpoint was trained on, or rendered scenes."""
         from dataclasses import replace
 
@@ -129,7 +145,7 @@ class Browse(Command):
         from tide.loading import BUNDLED
         from tide.runs import contents
 
-        name = self.source.data
+        name = self.data.data
         if name is None and adapter.name == BUNDLED:
             name = BUNDLED
         if name is None and run.checkpoint is not None and (holds := contents(run.checkpoint)) is not None:
@@ -137,5 +153,5 @@ class Browse(Command):
             name = recorded if isinstance(recorded, str) and Path(recorded).exists() else None
         if name is None:
             return None
-        source = replace(self.source, data=name, images=self.source.images or IMAGES)
+        source = replace(self.data, data=name, images=self.data.images or IMAGES)
         return common.source_of(source, adapter, seed=self.seed, batch_size=self.batch_size, split="test")
