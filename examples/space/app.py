@@ -109,8 +109,8 @@ def make_page(steering: Steering) -> Any:
                 top = gr.Gallery(
                     steering.pictures(chosen),
                     label="Its top images, grey where it is silent",
-                    columns=4,
-                    height=330,
+                    columns=3,
+                    height=400,
                     allow_preview=False,
                     interactive=False,
                 )
