@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -21,6 +22,8 @@ from tide.index.layout import UNFINISHED, index_of
 from tide.loading import load_adapter
 from tide.runs import Contents, write_run
 
+#: Seconds that a server lives at most.
+LONGEST = 120.0
 #: The command, which saves an index that it makes after every batch and says where it begins to read.
 START = """
 import sys
@@ -56,7 +59,7 @@ def served(monkeypatch) -> list[tuple]:
 
 
 class Server:
-    """The command as a process."""
+    """The command as a process, which is killed at the end of the block, or if it does not end by itself."""
 
     def __init__(self, *words: object) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -65,11 +68,21 @@ class Server:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self.said: list[str] = []
-        assert self.process.stdout is not None
+        self.alarm = threading.Timer(LONGEST, self.process.kill)
+        self.alarm.start()
+
+    def __enter__(self) -> Server:
         self.address = self.line(r"Browse at (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)")[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.alarm.cancel()
+        self.process.kill()
+        self.process.wait()
 
     def line(self, pattern: str) -> re.Match[str]:
         """Reads lines up to one that matches."""
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             self.said.append(line)
             if (found := re.fullmatch(pattern, line.strip())) is not None:
@@ -87,22 +100,22 @@ class Server:
         return self.process.returncode, err
 
 
+@pytest.mark.slow
 def test_it_starts_answers_ends_and_resumes_the_index(scenes_checkpoint):
     words = (scenes_checkpoint, "--images", 24, "--batch-size", 2, "--device", "cpu")
-    server = Server(*words)
-    assert server.line(r"begins at image (\d+)")[1] == "0"
-    while server.index()["done"] < 4:
-        time.sleep(0.01)
-    code, err = server.ended(signal.SIGINT)
     expected = "tide: interrupted; an index that was being made is resumed by the same command\n"
-    assert (code, err) == (130, expected)
+    with Server(*words) as server:
+        assert server.line(r"begins at image (\d+)")[1] == "0"
+        while server.index()["done"] < 4:
+            time.sleep(0.01)
+        assert server.ended(signal.SIGINT) == (130, expected)
     assert (scenes_checkpoint / UNFINISHED).is_dir()
     assert not index_of(scenes_checkpoint).exists()
-    server = Server(*words)
-    assert int(server.line(r"begins at image (\d+)")[1]) >= 4
-    server.line("The index of tide is made")
-    assert server.index()["state"] == "ready"
-    assert server.ended(signal.SIGTERM) == (143, expected)
+    with Server(*words) as server:
+        assert int(server.line(r"begins at image (\d+)")[1]) >= 4
+        server.line("The index of tide is made")
+        assert server.index()["state"] == "ready"
+        assert server.ended(signal.SIGTERM) == (143, expected)
     assert not (scenes_checkpoint / UNFINISHED).exists()
 
 
