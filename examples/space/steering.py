@@ -103,7 +103,7 @@ class Steering:
         self.prompt = BUNDLED_PROMPT if bundled else self.index.image(0)["caption"]
         self.guidance = BUNDLED_GUIDANCE if bundled else GUIDANCE
         self._jobs = Jobs()
-        self._studio = Studio(self._jobs, lambda run: self.adapter)
+        self._studio = Studio(lambda run: self.adapter)
         self._studio.warm(self.run)
 
     def choices(self) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import struct
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.helpers.answers import OWN_HEADERS, refused, unpacked
@@ -279,3 +280,17 @@ def test_the_layout_of_packed_arrays(client):
     entries = json.loads(data[4 : 4 + length])
     assert [each["name"] for each in entries] == ["latent", "frequency", "images", "maps"]
     assert all((4 + length + each["start"]) % 4 == 0 for each in entries)
+
+
+def test_a_bug_is_answered_without_its_traceback_and_raised_for_the_terminal(own, run, monkeypatch):
+    def broken(index):
+        raise KeyError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tide.browser.wire.facts", broken)
+        with pytest.raises(KeyError):
+            own.get(f"{AT}/facts.json")
+        answer = TestClient(own.app, base_url=str(own.base_url), raise_server_exceptions=False).get(f"{AT}/facts.json")
+        assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+        assert OWN_HEADERS <= answer.headers.keys()
+    assert own.get(f"{AT}/facts.json").status_code == 200

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 
 import pytest
 
 from tests.helpers.answers import SOON, ended, images, refused, same
+from tide.browser.app import _events
+from tide.browser.jobs import Job
 from tide.browser.steering import MOST_STRENGTHS
 from tide.editing import Change, Recipe, draw_recipe
 
@@ -78,3 +82,62 @@ def test_a_page_replaces_its_own_drawing_and_no_other(own, jobs):
     assert kinds == {
         "a": "cancelled", "b": "done", "none": "done", "again": "done", "waits": "cancelled", "none again": "done",
     }  # fmt: skip
+
+
+class Page:
+    """Reads a job's events as a page does."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.got = job, b""
+
+    async def read(self) -> None:
+        async for part in _events(self.job):
+            self.got += part
+
+    @property
+    def kinds(self) -> list[str]:
+        return [json.loads(line[6:])["event"] for line in self.got.decode().split("\n\n") if line.startswith("data")]
+
+
+def test_a_silent_stream_says_that_it_is_alive(jobs, monkeypatch):
+    monkeypatch.setattr("tide.browser.app.ALIVE", 0.01)
+    job = jobs.submit(lambda job: time.sleep(0.1))
+    page = Page(job)
+    asyncio.run(page.read())
+    assert page.got.count(b": alive\n\n") >= 2
+    assert page.kinds == ["done"]
+
+
+def test_many_pages_hear_at_once(jobs):
+    """More than there are threads; none waits for another's silence to end."""
+    free = threading.Event()
+    silent = jobs.submit(lambda job: free.wait(SOON) and None)
+    waiting = jobs.submit(lambda job: job.tell("loading"))
+    pages = [Page(silent) for _ in range(60)] + [Page(waiting) for _ in range(60)]
+
+    async def listen() -> None:
+        asyncio.get_running_loop().call_later(0.05, free.set)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(page.read() for page in pages))
+
+    asyncio.run(listen())
+    assert all(page.kinds == ["done"] for page in pages[:60])
+    assert all(page.kinds == ["loading", "done"] for page in pages[60:])
+
+
+def test_a_page_that_leaves_is_not_told_any_more(jobs):
+    free = threading.Event()
+    job = jobs.submit(lambda job: free.wait(SOON) and None)
+
+    async def listen() -> None:
+        reading = asyncio.create_task(Page(job).read())
+        await asyncio.sleep(0.05)
+        assert len(job._listeners) == 1
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(listen())
+    assert job._listeners == []
+    free.set()
+    assert ended(job) == [{"event": "done"}]

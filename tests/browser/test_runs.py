@@ -108,6 +108,11 @@ def test_folders_without_any(tmp_path, name, message):
         find_runs([tmp_path / name])
 
 
+def test_without_any_folder():
+    with pytest.raises(TideError, match="no folder is named; give that of a checkpoint"):
+        find_runs([])
+
+
 def test_deleted_while_open(run):
     assert run.index.n_latents == 96
     shutil.rmtree(run.folder)

@@ -131,8 +131,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     """The runs in folders: a checkpoint, a set of them, an atlas with an index, or a folder with any of these.
 
-    Raises :class:`~tide.errors.TideError` for a folder that is missing or holds none.
+    Raises :class:`~tide.errors.TideError` for a folder that is missing or holds none, and without any folder.
     """
+    if not paths:
+        raise TideError("no folder is named; give that of a checkpoint, or one with several, such as runs/demo")
     runs: dict[Path, Run] = {}
     for given in paths:
         root = Path(given)

@@ -67,13 +67,7 @@ def serve(
 
     def on_start() -> None:
         say(f"Browse at {address} (Ctrl-C ends it)")
-        for run in runs:
-            if not rebuild and run.state == "ready":
-                continue
-            if run.checkpoint is None:
-                run.state, run.message = "missing", f"the checkpoint of {run.name} is not here; give its folder"
-            else:
-                asked.make_index(run, say)
+        _make_missing(runs, asked, rebuild, say)
         if steering:
             for run in runs[:1]:
                 if run.checkpoint is not None and run.state == "ready":
@@ -89,6 +83,17 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         worker.stop()
+
+
+def _make_missing(runs: Sequence[Run], asked: Steering, rebuild: bool, say: Callable[[str], None]) -> None:
+    """Puts the making of indexes that are not there, or with ``rebuild`` of all, into the queue."""
+    for run in runs:
+        if not rebuild and run.state == "ready":
+            continue
+        if run.checkpoint is None:
+            run.state, run.message = "missing", f"the checkpoint of {run.name} is not here; give its folder"
+        else:
+            asked.make_index(run, say)
 
 
 def _tasks(opening: Opening, backend: str) -> Tasks:

@@ -90,6 +90,10 @@ class Browse(Command):
         left_behind.set(f"the export is in {folder}")
         print(f"Look at it with: python -m http.server --directory {quote(folder)}")
 
+    def opening(self, pipelines: dict[str, str]) -> Opened:
+        """How the worker opens what the options name; ``pipelines`` by the runs' ids."""
+        return Opened(self.model, self.source, self.batch_size, self.seed, pipelines)
+
     def _serve(self, runs: list[Run]) -> None:
         from tide.adapters import import_adapters
         from tide.browser.serving import serve
@@ -106,7 +110,7 @@ class Browse(Command):
                 common.check_family(each.checkpoint)
                 pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
 
-        opening = Opened(self.model, self.source, self.batch_size, self.seed, pipelines)
+        opening = self.opening(pipelines)
         serve(
             runs,
             opening,
