@@ -22,7 +22,7 @@ from tide.files import read_tensors, replace_file, tensors_writer
 from tide.files.rows import GrowingRows, writing
 from tide.images.identity import Sample
 from tide.images.words import folded, words_of
-from tide.index.layout import DRAWN, PICTURE, PICTURES, PLACE, SKETCH, TOP
+from tide.index.layout import DRAWN, PICTURE, PICTURES, PLACE, SKETCH, SMALL, TOP
 from tide.interpretation.gathered import Gathered, Ranked
 from tide.interpretation.monosemanticity import Monosemanticity
 from tide.pictures import resized
@@ -35,7 +35,7 @@ STATE_FACTS = "facts"
 CAPTION = 128
 #: The largest number of half precision.
 HIGHEST = 65504.0
-JPEG_QUALITY, SMALL_QUALITY, SMALL = 88, 97, 128
+JPEG_QUALITY, SMALL_QUALITY = 88, 97
 
 
 class IndexGathered(Gathered):

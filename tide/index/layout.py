@@ -32,6 +32,9 @@ NEIGHBOURS = 12
 TILE, SHEET_SIDE = 64, 16
 #: Pixels of the longer side of a picture at most.
 PICTURE = 384
+#: Bytes of a pixel of a picture: of one that is enlarged on the page (at most :data:`SMALL` pixels a side), of a larger
+#: one, and of a thumbnail.
+SMALL, OF_SMALL, OF_LARGE, OF_TILE = 128, 0.7, 0.25, 0.4
 
 
 class Facts(TypedDict):
@@ -64,22 +67,44 @@ def index_of(run: str | Path) -> Path:
     return Path(run) / FOLDER
 
 
-def index_bytes(n_latents: int, n_images: int, n_timesteps: int, cells: int, l0: float) -> dict[str, int]:
+def index_bytes(
+    n_latents: int,
+    n_images: int,
+    n_timesteps: int,
+    cells: int,
+    l0: float,
+    size: tuple[int, int] = (PICTURE, PICTURE),
+) -> dict[str, int]:
     """Bytes of the parts of an index, by what they are. ``cells``: places of a map. ``l0``: latents that fire at a
-    token on average; an image is taken to have a tenth as many different ones for each place."""
+    token on average; an image is taken to have a tenth as many different ones for each place. ``size``: height and
+    width of an image in pixels."""
     per_latent = (TOP + DRAWN + 1) * cells + 8 * (TOP + DRAWN) + 2 * SKETCH + 16 * NEIGHBOURS + 8 * n_timesteps + 200
     firing = min(n_latents, l0 * (1 + cells / 10))
     return {
         "latents": n_latents * per_latent,
         "what fires where": n_images * n_timesteps * cells * PLACE * 6,
         "peaks": int(n_images * firing * 8),
-        "pictures": n_images * (30_000 + 2_000),
+        "pictures": int(n_images * _picture_bytes(size)),
     }
 
 
-def sizes_in_words(n_latents: int, n_images: int, n_timesteps: int, cells: int, l0: float) -> str:
-    """The size of an index in a sentence, for somebody who is about to make one."""
-    parts = index_bytes(n_latents, n_images, n_timesteps, cells, l0)
+def _picture_bytes(size: tuple[int, int]) -> float:
+    """Of a picture and its thumbnail."""
+    height, width = (side * min(1.0, PICTURE / max(size)) for side in size)
+    thumbnail = TILE**2 * min(size) / max(size)
+    return height * width * (OF_SMALL if max(size) <= SMALL else OF_LARGE) + thumbnail * OF_TILE
+
+
+def sizes_in_words(
+    n_latents: int,
+    n_images: int,
+    n_timesteps: int,
+    cells: int,
+    l0: float,
+    size: tuple[int, int] = (PICTURE, PICTURE),
+) -> str:
+    """The size of an index in a sentence, for somebody who is about to make one; arguments of :func:`index_bytes`."""
+    parts = index_bytes(n_latents, n_images, n_timesteps, cells, l0, size)
     listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items())
     working = n_latents * (TOP + DRAWN + 2) * cells * 4 + n_latents * 4 * SKETCH
     return (
