@@ -237,7 +237,7 @@ def test_an_index_of_other_weights(steering, folder, model):
     assert "of other weights than its checkpoint; start tide browse --index" in event["message"]
 
 
-def test_without_a_checkpoint(steering, run):
+def test_without_a_checkpoint(bundled, run):
     run.checkpoint = None
     with pytest.raises(TideError, match="the checkpoint of tide is not here; give its folder"):
         Studio(lambda run: bundled).model(run)

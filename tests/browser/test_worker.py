@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.helpers.answers import ended
+from tests.helpers.answers import SOON, ended
+from tests.helpers.exercises import Exercises
 from tide.browser.jobs import Jobs
-from tide.browser.worker import Teller, Worker
+from tide.browser.worker import Worker
 from tide.errors import TideError
-
-
-class Exercises:
-    """Tasks that show what the worker does with tasks."""
-
-    def handle(self, what: str, arguments: dict[str, Any], teller: Teller) -> Any:
-        if what == "pid":
-            return os.getpid()
-        if what == "count":
-            for i in range(arguments["to"]):
-                teller.tell("step", step=i)
-                time.sleep(arguments.get("seconds", 0))
-        if what == "pausing":
-            for i in range(arguments["to"]):
-                teller.pause(done=i)
-        if what == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "leave":
-            os._exit(3)
-        if what == "fail":
-            raise arguments["error"]
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +51,7 @@ def test_one_process_does_all_tasks(jobs, worker):
 
 def test_a_cancelled_task_ends_at_its_next_event(jobs, worker):
     job = jobs.submit(lambda job: worker.call(job, "count", to=10_000, seconds=0.01))
-    while not job.wait(2, 10):
-        pass
+    assert job.wait(2, SOON)
     jobs.cancel(job)
     assert ended(job)[-1] == {"event": "cancelled"}
     assert len(job.events) < 1000

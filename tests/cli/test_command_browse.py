@@ -27,6 +27,7 @@ from tide.runs import Contents, write_run
 #: Seconds that a server lives at most.
 LONGEST = 120.0
 
+
 @pytest.fixture(scope="module")
 def bundled():
     return load_adapter("scenes", device="cpu")
@@ -172,7 +173,10 @@ def test_the_images_of_an_index(bundled, scenes_checkpoint, tmp_path, images):
 
     (run,) = find_runs([scenes_checkpoint])
     asked = command(["browse", str(scenes_checkpoint)])
-    assert (asked.opening({}).source(run, bundled).name, asked.opening({}).source(run, bundled).n_images) == ("scenes", IMAGES)
+    assert (asked.opening({}).source(run, bundled).name, asked.opening({}).source(run, bundled).n_images) == (
+        "scenes",
+        IMAGES,
+    )
     asked = command(["browse", str(scenes_checkpoint), "--data", str(images), "--images", "3"])
     assert asked.opening({}).source(run, bundled).n_images == 3
     asked = command(["browse", str(scenes_checkpoint)])

@@ -68,9 +68,10 @@ class Worker:
         try:
             self._pipe.send((what, arguments))
             while True:
-                while not self._pipe.poll(LOOK):
-                    if job.cancelled:
-                        cancelled.set()
+                if job.cancelled:
+                    cancelled.set()
+                if not self._pipe.poll(LOOK):
+                    continue
                 kind, said = self._pipe.recv()
                 if kind == "tell":
                     job.add(**said)

@@ -113,7 +113,11 @@ def _read(
         noise = sample_noise(encoded.latents.shape, seed, gathered.n_images)
         x, conditioning = noised_activations(adapter, gathered.model, encoded, noise, timesteps)
         gathered.add_images(x, conditioning, [to_uint8(each) for each in images], list(map(shortened, captions)))
-        on_progress("images", gathered.n_images, source.n_images)
+        try:
+            on_progress("images", gathered.n_images, source.n_images)
+        except BaseException:  # an interruption between two batches loses nothing
+            gathered.save(source.samples_between(0, gathered.n_images))
+            raise
         now = time.monotonic()
         if now - saved > max(SAVED_AFTER, SAVED_SHARE * took):
             gathered.save(source.samples_between(0, gathered.n_images))
