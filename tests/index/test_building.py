@@ -168,8 +168,9 @@ def test_what_a_stopped_call_had_still_to_write_does_not_reach_the_next_one(adap
         if done:
             raise Stopped
 
+    other = tide.open_source("scenes", adapter, images=IMAGES, batch_size=1)
     with pytest.raises(Stopped) as error:  # its traceback holds the files
-        built(adapter, tmp_path, seed=1, on_progress=stops)
+        built(adapter, tmp_path, source=other, on_progress=stops)
     built(adapter, tmp_path)
     del error
     gc.collect()
