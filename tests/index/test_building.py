@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -156,11 +157,24 @@ def test_an_error_at_any_stage_loses_nothing(adapter, stages, uninterrupted, tmp
             if left[0] < 0:
                 raise Stopped
 
-        with pytest.raises(Stopped) as error:  # whose traceback holds the open files
+        with pytest.raises(Stopped):
             built(adapter, tmp_path / str(i), on_progress=stops)
         built(adapter, tmp_path / str(i))
         assert contents(tmp_path / str(i)) == expected
-        del error
+
+
+def test_what_a_stopped_call_had_still_to_write_does_not_reach_the_next_one(adapter, uninterrupted, tmp_path):
+    def stops(stage: str, done: int, total: int) -> None:
+        if done:
+            raise Stopped
+
+    other = tide.open_source("scenes", adapter, images=IMAGES, batch_size=1)
+    with pytest.raises(Stopped) as error:  # its traceback holds the files
+        built(adapter, tmp_path, source=other, on_progress=stops)
+    built(adapter, tmp_path)
+    del error
+    gc.collect()
+    assert contents(tmp_path) == contents(uninterrupted)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
