@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tide
-from tide.adapters.base import GUIDANCE
+from tide.checks import GUIDANCE
 from tide.adapters.sizes import image_grid, image_size
 from tide.browser.jobs import Jobs
 from tide.browser.runs import find_runs

@@ -196,8 +196,8 @@ def test_an_error_amid_a_batch(adapter, uninterrupted, tmp_path, monkeypatch, ba
 
 
 def test_interrupted_again_and_again(adapter, uninterrupted, tmp_path):
-    """Every call reads two batches, of which the first is saved."""
-    for reached in (0, 2, 4, 6):
+    """Every call reads two batches, and none is lost."""
+    for reached in (0, 4):
         reports: list[int] = []
 
         def stops(stage: str, done: int, total: int, reports=reports) -> None:
@@ -285,7 +285,7 @@ def test_the_state_of_another_is_not(adapter, half, tmp_path, other):
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
-        (lambda folder: None, 2),
+        (lambda folder: None, 4),
         (lambda folder: Image.new("RGB", (8, 8), "white").save(first_of(folder)), 0),
         (lambda folder: list_captions(folder, [{"file_name": f"{i}.png", "text": "else"} for i in range(5)]), 0),
         (lambda folder: Image.new("RGB", (8, 8), "white").save(folder / "5.png"), 0),

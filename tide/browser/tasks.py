@@ -61,7 +61,8 @@ class StudioTasks:
         model, _ = self.studio.model(run)
         rows, columns = (min(MAP_SIDE, side) for side in image_grid(adapter, source.size))
         l0 = float(model.config.k or 64)
-        teller.pause(message=sizes_in_words(model.n_latents, source.n_images, TIMESTEPS, rows * columns, l0))
+        sizes = model.n_latents, source.n_images, TIMESTEPS, rows * columns, l0
+        teller.pause(message=sizes_in_words(*sizes, size=source.size))
 
         def progress(stage: str, done: int, total: int) -> None:
             teller.pause(stage=stage, done=done, total=total)

@@ -25,7 +25,7 @@ export interface Recipe { prompt: string; seed: number; n_steps: number; guidanc
 export interface SavedRecipe { name: string; recipe?: Recipe; message?: string }
 export interface JobEvent {
   event: "loading" | "step" | "image" | "done" | "cancelled" | "failed"; which?: "before" | "after"; number?: number; step?: number; of?: number;
-  jpeg?: string; png?: string; strength?: number; message?: string;
+  jpeg?: string; png?: string; strength?: number; message?: string; remark?: string | null;
 }
 export interface Card { latent: number; frequency: Float32Array; images: Int32Array; maps: Uint8Array }
 export interface Columns {

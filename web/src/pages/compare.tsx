@@ -13,14 +13,14 @@ export function Compare({ run, list }: { run: Run; list: RunList }) {
   const params = useParams(), others = list.runs.filter((each) => each.index.state === "ready" && each.id !== run.info.id);
   const other = others.find((each) => each.id === params.other) ?? others[0];
   const { value, error } = useLoaded(async () => {
-    if (!other) return null;
+    if (!other || list.static) return null;
     const [b, found] = await Promise.all([openRun(other, list.static), packed(`api/compare.bin?a=${run.info.id}&b=${other.id}`)]);
     return { b, match: found.match.values as Int32Array, cosine: found.cosine.values as Float32Array, mutual: found.mutual.values as Int32Array };
   }, [run.info.id, other?.id]);
   return (
     <main id="main">
       <h1>Compare</h1>
-      {!other ? <Message>There is no other run with an index. Start tide browse with several folders, such as those of two trainings or of two blocks.</Message> : (
+      {list.static ? <Message>A static copy does not compare. Open the runs with tide browse.</Message> : !other ? <Message>There is no other run with an index. Start tide browse with several folders, such as those of two trainings or of two blocks.</Message> : (
         <>
           <p class="ways"><label>{run.info.name} with<select value={other.id} onChange={(e) => go(href({ other: e.currentTarget.value }, true))}>{others.map((each) => <option key={each.id} value={each.id}>{each.name}</option>)}</select></label></p>
           {error && <Message kind="error">{error}</Message>}

@@ -6,6 +6,7 @@ import { Card } from "../parts/card";
 import { count, decimals, imageLink, latentLink, Message, percent, Picture, Profile } from "../parts/basics";
 import { Comparison, useDrawing } from "../parts/drawing";
 import { Naming } from "../parts/naming";
+import { ADDED } from "./steer";
 import { go, href, useParams } from "../route";
 import { useLoaded, useRun, type Run } from "../store";
 import { bytes, type Latent, type Shown } from "../wire";
@@ -39,7 +40,7 @@ export function LatentPage({ run }: { run: Run }) {
 
 function Found({ run, latent }: { run: Run; latent: Latent }) {
   const { facts, info } = run, dead = latent.frequency === 0;
-  const amount = Number(latent.strongest.toPrecision(3));
+  const amount = Number((ADDED * latent.strongest).toPrecision(3));
   return (
     <>
       <Naming run={run} latent={latent.latent} concept={latent.concept} level={latent.level} auroc={latent.auroc} />

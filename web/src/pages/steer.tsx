@@ -9,6 +9,8 @@ import { json, post, type Change, type Recipe, type SavedRecipe } from "../wire"
 
 const ROW = [0.5, 1, 1.5, 2];
 const OF_CONCEPT = 3;
+// Of a latent's strongest value on the index: all of it, added everywhere, often breaks the image.
+export const ADDED = 0.5;
 
 function recipeOf(text: string | undefined, run: Run): Recipe {
   const plain: Recipe = { prompt: run.facts.pipeline === "scenes" ? "a plain new red house, facing left, near, on grass, with a shadow" : "", seed: 0, n_steps: 20, guidance_scale: run.facts.pipeline === "scenes" ? 2 : 4.5, changes: [] };
@@ -78,7 +80,7 @@ function Edit({ run, change, painting, onPaint, onChange, onRemove }: EditProps)
         <button type="button" class="plain" onClick={onRemove} aria-label={`remove the edit of latent ${change.latents.join(", ")}`}>✕</button>
       </div>
       <div class="row">
-        <label>Do<select value={change.how} onChange={(e) => onChange(e.currentTarget.value === "add" ? { how: "add", by: Number(strongest.toPrecision(3)) } : { how: "scale", by: 0 })}><option value="scale">multiply by</option><option value="add">add, where it is off, too</option></select></label>
+        <label>Do<select value={change.how} onChange={(e) => onChange(e.currentTarget.value === "add" ? { how: "add", by: Number((ADDED * strongest).toPrecision(3)) } : { how: "scale", by: 0 })}><option value="scale">multiply by</option><option value="add">add, where it is off, too</option></select></label>
         <label class="strength">Strength<input type="range" min={low} max={high} step={step} value={change.by} onInput={(e) => onChange({ by: Number(e.currentTarget.value) })} /></label>
         <label class="visually-hidden-label"><span class="visually-hidden">Strength as a number</span><input type="number" step="any" value={change.by} onChange={(e) => onChange({ by: Number(e.currentTarget.value) || 0 })} /></label>
       </div>
@@ -106,7 +108,7 @@ function Add({ run, onAdd }: { run: Run; onAdd: (changes: Change[]) => void }) {
       if (!latents.length || latents.some((latent) => latent >= run.facts.nLatents)) { setError(/^\d+$/.test(asked) ? `There is no latent ${asked}; there are 0 to ${run.facts.nLatents - 1}.` : `No latent is called “${asked}”. Look for one on the page of all latents.`); return; }
       setError("");
       setText("");
-      onAdd(latents.map((latent) => ({ latents: [latent], how: "add", by: Number((run.columns.strongest[latent] || 1).toPrecision(3)) })));
+      onAdd(latents.map((latent) => ({ latents: [latent], how: "add", by: Number((ADDED * (run.columns.strongest[latent] || 1)).toPrecision(3)) })));
     } catch (failed) { setError((failed as Error).message); }
   };
   return (

@@ -7,7 +7,7 @@ import { Message } from "./basics";
 
 const page = crypto.randomUUID();
 
-export interface Drawn { src: string; final: boolean; strength?: number }
+export interface Drawn { src: string; final: boolean; strength?: number; remark?: string | null }
 export interface Drawing {
   before?: Drawn; after: Drawn[]; busy: boolean; progress: string; error: string; firstPreview?: number;
   draw: (recipe: Recipe, strengths: number[], wait?: boolean) => void; cancel: () => void;
@@ -34,7 +34,7 @@ export function useDrawing(run: Run): Drawing {
         setProgress(`${said.which === "before" ? "without the edit" : "edited"}, step ${said.step} of ${said.of}`);
         place(said, drawn);
       }
-      if (said.event === "image") place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength });
+      if (said.event === "image") place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength, remark: said.remark });
       if (said.event === "done" || said.event === "cancelled" || said.event === "failed") {
         events.close();
         job.current = "";
@@ -99,6 +99,7 @@ export function Comparison({ drawing, children }: { drawing: Drawing; children?:
       {after.length > 1 && <div class="strengths" role="group" aria-label="strengths">{after.map((each, i) => each && (
         <button key={i} type="button" aria-pressed={which === i} onClick={() => setWhich(i)}><img src={each.src} alt={`strength ${each.strength ?? ""}`} /><span>{each.strength ?? "…"}</span></button>
       ))}</div>}
+      {shown?.remark && <Message>{shown.remark}</Message>}
       {shown?.final && <p class="ways"><a class="button" download="before.png" href={before?.src}>Save before</a><a class="button" download="after.png" href={shown.src}>Save after</a></p>}
     </div>
   );
