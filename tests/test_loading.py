@@ -9,7 +9,8 @@ import pytest
 
 from tide import loading
 from tide.errors import TideError
-from tide.loading import BUNDLED, load_adapter, load_sae, recorded_pipeline
+from tide.loading import load_adapter, load_sae
+from tide.pipeline_names import BUNDLED, recorded_pipeline
 from tide.sae import TIDE, TIDEConfig
 from tide.scenes.pipeline import DATA
 

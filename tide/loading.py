@@ -19,13 +19,10 @@ from tide.adapters.trust import check_folder
 from tide.devices import DTYPES, check_backend, default_dtype, device_of
 from tide.errors import TideError
 from tide.messages import one_line
+from tide.pipeline_names import BUNDLED, pipeline_name
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config
-from tide.sae.sets import check_single, members, one_of
-from tide.scenes.pipeline import DATA
-
-#: The name of the pipeline, and of the images, that the package ships.
-BUNDLED = "scenes"
+from tide.sae.sets import check_single, members
 
 
 def load_adapter(
@@ -146,24 +143,6 @@ def quiet() -> Iterator[None]:
             log.set_verbosity_error()
             log.disable_progress_bar()
         yield
-
-
-def pipeline_name(name: str | Path) -> str:
-    """How results record a pipeline or data set: a folder by its absolute path, anything else as it is."""
-    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else str(name)
-
-
-def recorded_pipeline(checkpoint: str | Path) -> str | None:
-    """The pipeline that the config of a checkpoint, or of a set of them, names, read without weights; None if it names
-    none.
-
-    Old checkpoints may name the folder of the pipeline's transformer.
-    """
-    name = load_config(one_of(checkpoint)).pipeline
-    if name is None:
-        return None
-    path = Path(name).parent if Path(name).name == "transformer" else Path(name)
-    return BUNDLED if path.resolve() == (DATA / "pipeline").resolve() else str(path)
 
 
 def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", block: Block | None = None) -> TIDE:

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 import tide
-from tide.checks import GUIDANCE
 from tide.adapters.sizes import image_grid, image_size
 from tide.browser.jobs import Jobs
 from tide.browser.runs import find_runs
 from tide.browser.studio import Studio
+from tide.checks import GUIDANCE
 from tide.editing import recipe_code, token_mask
 from tide.editing.recipe import How
 from tide.errors import TideError
-from tide.loading import BUNDLED, recorded_pipeline
 from tide.pictures import heat_overlay, resized
+from tide.pipeline_names import BUNDLED, recorded_pipeline
 from tide.strips import shown
 
 #: Latents that are changed together for a concept, and latents without one that are listed.

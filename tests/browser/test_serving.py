@@ -161,8 +161,13 @@ def test_an_index_that_is_interrupted_is_resumed(bare, steering, monkeypatch):
     begun.clear()
     monkeypatch.setattr(steering.jobs, "others", plain)
     progress = []
-    monkeypatch.setattr(type(bare), "__setattr__", lambda run, name, value: (
-        progress.append(value) if name == "done" and run is bare else None, object.__setattr__(run, name, value)))  # fmt: skip
+
+    def set_and_noted(run, name, value) -> None:
+        if name == "done" and run is bare:
+            progress.append(value)
+        object.__setattr__(run, name, value)
+
+    monkeypatch.setattr(type(bare), "__setattr__", set_and_noted)
     assert made(bare, steering)[-1] == "The index of tide is made"
     assert progress[0] == 6
     assert not (bare.folder / UNFINISHED).exists()

@@ -18,6 +18,7 @@ import pytest
 from tests.helpers.edit_samples import make_sae
 from tide.cli.app import command
 from tide.cli.browse import IMAGES
+from tide.errors import TideError
 from tide.index.gathering import STATE
 from tide.index.layout import UNFINISHED, index_of
 from tide.loading import load_adapter
@@ -163,6 +164,10 @@ def test_the_adapter_is_imported_before_the_checkpoint_is_checked(cli, checkpoin
     """Or a family of one's own would be unknown."""
     (tmp_path / "own.py").write_text("from pathlib import Path\n(Path(__file__).parent / 'imported').touch()\n")
     cli("browse", checkpoint, "--adapter", tmp_path / "own.py")
+    ((runs, opening), _) = served[0]
+    assert not (tmp_path / "imported").exists()  # the worker's process imports it, not the server's
+    with pytest.raises(TideError, match="own.py registers no adapter|adapter"):
+        opening.adapter(runs[0])
     assert (tmp_path / "imported").exists()
 
 

@@ -95,19 +95,14 @@ class Browse(Command):
         return Opened(self.model, self.source, self.batch_size, self.seed, pipelines)
 
     def _serve(self, runs: list[Run]) -> None:
-        from tide.adapters import import_adapters
         from tide.browser.serving import serve
-        from tide.cli import common
         from tide.cli.trust import followed
-        from tide.loading import recorded_pipeline
+        from tide.pipeline_names import recorded_pipeline
 
-        if self.model.adapter is not None:
-            import_adapters(self.model.adapter)
         pipelines: dict[str, str] = {}
         for each in runs:  # asked now, at the terminal, and not when the page wants it
             loads = self.index or each.state != "ready" or not self.no_steering
             if each.checkpoint is not None and self.model.pipeline is None and loads:
-                common.check_family(each.checkpoint)
                 pipelines[each.id] = followed(recorded_pipeline(each.checkpoint), str(each.checkpoint))
 
         opening = self.opening(pipelines)
@@ -135,8 +130,13 @@ class Opened:
 
     def adapter(self, run: Run) -> Adapter:
         """The pipeline of a run, without progress bars of its own."""
+        from tide.adapters import import_adapters
         from tide.cli import common
 
+        if self.model.adapter is not None:
+            import_adapters(self.model.adapter)
+        if run.checkpoint is not None:
+            common.check_family(run.checkpoint)
         found = common.adapter_of(self.model, self.pipelines.get(run.id))
         found.pipe.set_progress_bar_config(disable=True)
         return found

@@ -19,8 +19,9 @@ from tide.data import Source, open_source
 from tide.errors import TideError
 from tide.files import lock_folder, new_folders
 from tide.fingerprint import fingerprint, pipeline_fingerprints
-from tide.loading import BUNDLED, load_adapter, load_sae, load_saes, pipeline_name, recorded_pipeline
+from tide.loading import load_adapter, load_sae, load_saes
 from tide.messages import one_line
+from tide.pipeline_names import BUNDLED, pipeline_name, recorded_pipeline
 from tide.runs import Contents, Kind, read_run
 from tide.sae import TIDE
 from tide.sae.checkpoint import load_config

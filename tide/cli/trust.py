@@ -11,7 +11,7 @@ from tide.errors import TideError
 def followed(name: Any, source: str) -> str:
     """A pipeline that the file ``source`` names, where none was asked for: the bundled one as it is, any other after
     asking at a terminal. Raises :class:`~tide.errors.TideError` where nobody can be asked, or the answer is no."""
-    from tide.loading import BUNDLED
+    from tide.pipeline_names import BUNDLED
 
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise TideError(f"{source} does not name its pipeline; give --pipeline")

@@ -6,6 +6,9 @@ import { post, type JobEvent, type Recipe } from "../wire";
 import { Message } from "./basics";
 
 const page = crypto.randomUUID();
+// Steps may be faster than anybody sees, and painting takes the processor from them: of the previews within so many
+// milliseconds the last is shown.
+const BETWEEN = 80;
 
 export interface Drawn { src: string; final: boolean; strength?: number; remark?: string | null }
 export interface Drawing {
@@ -23,17 +26,24 @@ export function useDrawing(run: Run): Drawing {
 
   const follow = (id: string, own: number) => {
     const events = (source.current = new EventSource(`api/jobs/${id}/events`));
-    let told = 0;
+    let told = 0, due = 0, last = 0, newest: JobEvent | null = null;
+    const show = () => {
+      due = 0;
+      if (!newest || own !== turn.current) return;
+      last = performance.now();
+      setProgress(`${newest.which === "before" ? "without the edit" : "edited"}, step ${newest.step} of ${newest.of}`);
+      place(newest, { src: `data:image/jpeg;base64,${newest.jpeg}`, final: false });
+      newest = null;
+    };
     events.onmessage = (message) => {
       if (own !== turn.current) { events.close(); return; }
       const said = JSON.parse(message.data) as JobEvent;
       told++;
       if (said.event === "loading") setProgress("loading the pipeline …");
       if (said.event === "step") {
-        const drawn = { src: `data:image/jpeg;base64,${said.jpeg}`, final: false };
-        setProgress(`${said.which === "before" ? "without the edit" : "edited"}, step ${said.step} of ${said.of}`);
-        place(said, drawn);
-      }
+        newest = said;
+        due ||= window.setTimeout(show, Math.max(0, last + BETWEEN - performance.now()));
+      } else { clearTimeout(due); due = 0; newest = null; }
       if (said.event === "image") place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength, remark: said.remark });
       if (said.event === "done" || said.event === "cancelled" || said.event === "failed") {
         events.close();
