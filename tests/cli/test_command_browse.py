@@ -166,7 +166,7 @@ def test_the_adapter_is_imported_before_the_checkpoint_is_checked(cli, checkpoin
     cli("browse", checkpoint, "--adapter", tmp_path / "own.py")
     ((runs, opening), _) = served[0]
     assert not (tmp_path / "imported").exists()  # the worker's process imports it, not the server's
-    with pytest.raises(TideError, match="own.py registers no adapter|adapter"):
+    with pytest.raises(TideError, match="adapter"):
         opening.adapter(runs[0])
     assert (tmp_path / "imported").exists()
 

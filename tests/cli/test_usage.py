@@ -269,7 +269,8 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
     monkeypatch.setattr(
-        "tide.browser.serving.serve", lambda runs, load, open_data, **options: open_data(runs[0], load(runs[0]))
+        "tide.browser.serving.serve",
+        lambda runs, opening, **options: opening.source(runs[0], opening.adapter(runs[0])),
     )
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
     for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "ablation", "centring", "bars"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from tide.errors import TideError
 
 #: Seconds between two looks at whether a job was cancelled.
 LOOK = 0.02
+#: Seconds of steps in one message: each wakes processes that the drawing's threads may have to wait for.
+TOGETHER = 0.05
 #: Tasks that can be nested: a drawing inside the making of an index.
 DEPTH = 2
 
@@ -74,7 +77,8 @@ class Worker:
                     continue
                 kind, said = self._pipe.recv()
                 if kind == "tell":
-                    job.add(**said)
+                    for each in said:
+                        job.add(**each)
                 elif kind == "pause":
                     on_pause(said)
                     self._pipe.send(None)
@@ -120,11 +124,13 @@ class Worker:
 
 @dataclass
 class _Telling:
-    """The process's end of a task."""
+    """The process's end of a task. Steps that follow each other within :data:`TOGETHER` are sent in one message."""
 
     pipe: Connection
     cancelled: Any
     between: Callable[[], bool]
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    sent: float = 0.0
 
     def check(self) -> None:
         if self.cancelled.is_set():
@@ -132,10 +138,19 @@ class _Telling:
 
     def tell(self, kind: str, **said: Any) -> None:
         self.check()
-        self.pipe.send(("tell", {"kind": kind, **said}))
+        self.waiting.append({"kind": kind, **said})
+        if kind != "step" or time.monotonic() - self.sent > TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Sends what waits."""
+        if self.waiting:
+            self.pipe.send(("tell", self.waiting))
+            self.waiting, self.sent = [], time.monotonic()
 
     def pause(self, **said: Any) -> None:
         self.check()
+        self.send()
         self.pipe.send(("pause", said))
         while self.between():
             pass
@@ -168,6 +183,7 @@ def _work(pipe: Connection, cancelled: list[Any], make: Callable[[], Tasks]) -> 
             answer = "failed", reason(error)
         finally:
             depth -= 1
+        teller.send()
         pipe.send(answer)
         return True
 

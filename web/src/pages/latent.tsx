@@ -130,8 +130,8 @@ function Effect({ run, latent }: { run: Run; latent: Latent }) {
       <p class="quiet">The prompt of one of its top images, drawn as it is and with this latent set to zero.</p>
       <p class="ways">
         <label>Prompt<select value={place} onChange={(e) => setPlace(Number(e.currentTarget.value))}>{latent.top.map((each, i) => <option key={i} value={i}>{each.caption || each.name}</option>)}</select></label>
-        <button type="button" disabled={!prompt} onClick={() => drawing.draw(recipe, [1])}>{drawing.busy ? "Draw again" : "Draw both"}</button>
-        {drawing.busy && <button type="button" onClick={drawing.cancel}>Cancel</button>}
+        <button type="button" disabled={!prompt} onClick={() => void drawing.draw(recipe, [1])}>{drawing.busy ? "Draw again" : "Draw both"}</button>
+        {drawing.busy && <button type="button" onClick={() => drawing.cancel()}>Cancel</button>}
       </p>
       <Comparison drawing={drawing} />
     </section>

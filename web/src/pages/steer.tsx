@@ -26,7 +26,7 @@ export function Steer({ run }: { run: Run }) {
   // What is typed is in the address at once, so that a reload, a link and the back button keep it.
   const set = (changes: Partial<Recipe>) => go(href({ recipe: JSON.stringify({ ...recipe, ...changes }) }, true), true);
   const setChange = (i: number, change: Partial<Change>) => set({ changes: recipe.changes.map((each, j) => (j === i ? { ...each, ...change } : each)) });
-  const draw = () => drawing.draw(recipe, row ? ROW : [1], wait);
+  const draw = () => void drawing.draw(recipe, row ? ROW : [1], wait);
   useEffect(() => {
     const enter = (event: KeyboardEvent) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); draw(); } if (event.key === "Escape" && drawing.busy) drawing.cancel(); };
     addEventListener("keydown", enter);
@@ -52,7 +52,7 @@ export function Steer({ run }: { run: Run }) {
         <Add run={run} onAdd={(added) => set({ changes: [...recipe.changes, ...added] })} />
         <p class="ways">
           <button type="submit" class="primary" disabled={!recipe.prompt.trim()}>Draw</button>
-          <button type="button" disabled={!drawing.busy} onClick={drawing.cancel}>Cancel</button>
+          <button type="button" disabled={!drawing.busy} onClick={() => drawing.cancel()}>Cancel</button>
           <label class="check"><input type="checkbox" checked={row} onChange={(e) => go(href({ row: e.currentTarget.checked ? 1 : null }, true), true)} />a row of strengths</label>
           <label class="check"><input type="checkbox" checked={wait} onChange={(e) => go(href({ wait: e.currentTarget.checked ? 1 : null }, true), true)} />wait for earlier drawings</label>
         </p>

@@ -1,95 +1,126 @@
 // Drawings by the server: begun, followed step by step, cancelled, and shown before and after.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { Run } from "../store";
 import { post, type JobEvent, type Recipe } from "../wire";
 import { Message } from "./basics";
 
 const page = crypto.randomUUID();
-// Steps may be faster than anybody sees, and painting takes the processor from them: of the previews within so many
-// milliseconds the last is shown.
-const BETWEEN = 80;
+// Steps may be faster than anybody sees, and painting takes the processor from them where no GPU paints: the newest preview
+// is shown when the last one is this many times its own painting's time ago, within limits in milliseconds.
+const REST = 15, SOONEST = 80, LATEST = 400;
 
 export interface Drawn { src: string; final: boolean; strength?: number; remark?: string | null }
-export interface Drawing {
-  before?: Drawn; after: Drawn[]; busy: boolean; progress: string; error: string; firstPreview?: number;
-  draw: (recipe: Recipe, strengths: number[], wait?: boolean) => void; cancel: () => void;
-}
+/** One drawing at a time of a part of the page. What it tells often, only those who listen hear: the page around is large. */
+export class Drawing {
+  before?: Drawn;
+  after: Drawn[] = [];
+  busy = false;
+  progress = "";
+  error = "";
+  private listeners = new Set<() => void>();
+  private source: EventSource | null = null;
+  private job = "";
+  private turn = 0;
 
-/** One drawing at a time of this part of the page. */
-export function useDrawing(run: Run): Drawing {
-  const [before, setBefore] = useState<Drawn>(), [after, setAfter] = useState<Drawn[]>([]);
-  const [busy, setBusy] = useState(false), [progress, setProgress] = useState(""), [error, setError] = useState("");
-  const source = useRef<EventSource | null>(null), job = useRef(""), turn = useRef(0);
-  const stop = () => { source.current?.close(); source.current = null; };
-  useEffect(() => () => { turn.current++; if (job.current) void post(`api/jobs/${job.current}/cancel`, {}).catch(() => undefined); stop(); }, []);
+  constructor(private run: Run) {}
 
-  const follow = (id: string, own: number) => {
-    const events = (source.current = new EventSource(`api/jobs/${id}/events`));
-    let told = 0, due = 0, last = 0, newest: JobEvent | null = null;
+  listen(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => { this.listeners.delete(listener); };
+  }
+
+  private set(changes: Partial<Pick<Drawing, "before" | "after" | "busy" | "progress" | "error">>): void {
+    Object.assign(this, changes);
+    this.listeners.forEach((each) => each());
+  }
+
+  async draw(recipe: Recipe, strengths: number[], wait = false): Promise<void> {
+    const own = ++this.turn;
+    this.source?.close();
+    this.set({ busy: true, error: "", progress: "waiting …" });
+    try {
+      const found = await post<{ job: string; before: number }>("api/drawings", { run: this.run.info.id, recipe, strengths, replace: !wait, page });
+      if (own !== this.turn) { void post(`api/jobs/${found.job}/cancel`, {}); return; }
+      this.job = found.job;
+      this.set({ after: this.after.slice(0, strengths.length), ...(found.before && { progress: `waiting for ${found.before} other drawing${found.before > 1 ? "s" : ""} …` }) });
+      this.follow(own);
+    } catch (failed) {
+      if (own === this.turn) this.set({ busy: false, progress: "", error: (failed as Error).message });
+    }
+  }
+
+  cancel(): void {
+    if (this.job) void post(`api/jobs/${this.job}/cancel`, {}).catch((failed: Error) => this.set({ error: failed.message }));
+  }
+
+  /** Ends what is drawn for a page that is left. */
+  leave(): void {
+    this.turn++;
+    if (this.job) void post(`api/jobs/${this.job}/cancel`, {}).catch(() => undefined);
+    this.source?.close();
+  }
+
+  private place(said: JobEvent, drawn: Drawn, progress = this.progress): void {
+    if (said.which === "before") this.set({ before: drawn, progress });
+    else { const after = [...this.after]; after[said.number ?? 0] = drawn; this.set({ after, progress }); }
+  }
+
+  private follow(own: number): void {
+    const events = (this.source = new EventSource(`api/jobs/${this.job}/events`));
+    let told = 0, due = 0, next = 0, newest: JobEvent | null = null;
     const show = () => {
       due = 0;
-      if (!newest || own !== turn.current) return;
-      last = performance.now();
-      setProgress(`${newest.which === "before" ? "without the edit" : "edited"}, step ${newest.step} of ${newest.of}`);
-      place(newest, { src: `data:image/jpeg;base64,${newest.jpeg}`, final: false });
+      if (!newest || own !== this.turn) return;
+      const begun = performance.now();
+      next = begun + LATEST;
+      requestAnimationFrame(() => setTimeout(() => { next = begun + Math.min(LATEST, Math.max(SOONEST, REST * (performance.now() - begun))); }));
+      this.place(newest, { src: `data:image/jpeg;base64,${newest.jpeg}`, final: false }, `${newest.which === "before" ? "without the edit" : "edited"}, step ${newest.step} of ${newest.of}`);
       newest = null;
     };
     events.onmessage = (message) => {
-      if (own !== turn.current) { events.close(); return; }
+      if (own !== this.turn) { events.close(); return; }
       const said = JSON.parse(message.data) as JobEvent;
       told++;
-      if (said.event === "loading") setProgress("loading the pipeline …");
       if (said.event === "step") {
         newest = said;
-        due ||= window.setTimeout(show, Math.max(0, last + BETWEEN - performance.now()));
-      } else { clearTimeout(due); due = 0; newest = null; }
-      if (said.event === "image") place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength, remark: said.remark });
+        due ||= window.setTimeout(show, Math.max(0, next - performance.now()));
+        return;
+      }
+      clearTimeout(due);
+      due = 0;
+      newest = null;
+      if (said.event === "loading") this.set({ progress: "loading the pipeline …" });
+      if (said.event === "image") this.place(said, { src: `data:image/png;base64,${said.png}`, final: true, strength: said.strength, remark: said.remark });
       if (said.event === "done" || said.event === "cancelled" || said.event === "failed") {
         events.close();
-        job.current = "";
-        setBusy(false);
-        setProgress(said.event === "cancelled" ? "cancelled" : "");
-        if (said.event === "failed") setError(said.message ?? "the drawing failed");
+        this.job = "";
+        this.set({ busy: false, progress: said.event === "cancelled" ? "cancelled" : "", ...(said.event === "failed" && { error: said.message ?? "the drawing failed" }) });
       }
     };
     events.onerror = () => {
-      if (own !== turn.current) return;
+      if (own !== this.turn) return;
       events.close();
-      setBusy(false);
-      setError(told ? "The connection to the server was lost. Is tide browse still running? Draw again." : "The server does not answer. Is tide browse still running?");
+      this.set({ busy: false, progress: "", error: told ? "The connection to the server was lost. Is tide browse still running? Draw again." : "The server does not answer. Is tide browse still running?" });
     };
-  };
-  const place = (said: JobEvent, drawn: Drawn) => {
-    if (said.which === "before") setBefore(drawn);
-    else setAfter((all) => { const next = [...all]; next[said.number ?? 0] = drawn; return next; });
-  };
-  return {
-    before, after, busy, progress, error,
-    draw: (recipe, strengths, wait = false) => {
-      const own = ++turn.current;
-      stop();
-      setBusy(true);
-      setError("");
-      setProgress("waiting …");
-      post<{ job: string; before: number }>("api/drawings", { run: run.info.id, recipe, strengths, replace: !wait, page }).then(
-        (found) => {
-          if (own !== turn.current) { void post(`api/jobs/${found.job}/cancel`, {}); return; }
-          job.current = found.job;
-          if (found.before) setProgress(`waiting for ${found.before} other drawing${found.before > 1 ? "s" : ""} …`);
-          setAfter((all) => all.slice(0, strengths.length));
-          follow(found.job, own);
-        },
-        (failed: Error) => { if (own === turn.current) { setBusy(false); setProgress(""); setError(failed.message); } },
-      );
-    },
-    cancel: () => { if (job.current) void post(`api/jobs/${job.current}/cancel`, {}).catch((failed: Error) => setError(failed.message)); },
-  };
+  }
+}
+
+/** A drawing for a part of the page, which is drawn again only when the drawing begins or ends. */
+export function useDrawing(run: Run): Drawing {
+  const [drawing] = useState(() => new Drawing(run)), [, setBusy] = useState(false);
+  useEffect(() => {
+    const stop = drawing.listen(() => setBusy(drawing.busy));
+    return () => { stop(); drawing.leave(); };
+  }, [drawing]);
+  return drawing;
 }
 
 /** Before and after, one over the other with a line that is moved, and the row of strengths. */
 export function Comparison({ drawing, children }: { drawing: Drawing; children?: preact.ComponentChildren }) {
   const [at, setAt] = useState(50), [which, setWhich] = useState(0);
+  const [, again] = useState(0);
+  useEffect(() => drawing.listen(() => again((n) => n + 1)), [drawing]);
   const { before, after, progress, error, busy } = drawing, shown = after[Math.min(which, after.length - 1)];
   return (
     <div class="comparison" aria-busy={busy}>
