@@ -48,8 +48,8 @@ BARS: dict[str, tuple[float, str]] = {
 }
 PROMPT = "a plain new red house, facing left, near, on grass, with a shadow"
 ROUNDS = 5
-#: By how much a duration, a rate or a ratio may miss its bar before ``--check`` fails: other work on the machine takes as
-#: much. Counts and bytes have none of it.
+#: By how much a duration, a rate or a ratio may miss its bar before ``--check`` fails: other work on the machine takes
+#: as much. Counts and bytes have none of it.
 SLACK = 1.5
 NOISY = (", s", ", ms", "frames a second", "over warm Python")
 

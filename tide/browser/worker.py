@@ -106,6 +106,8 @@ class Worker:
 
     def _died(self) -> TideError:
         process, self._process = self._process, None
+        if process is None:
+            return TideError("the server is ending; start tide browse again")
         process.join(timeout=5)
         code = process.exitcode
         killed = code is not None and code < 0
@@ -116,10 +118,10 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.join(timeout=5)
-            self._process = None
+        process, self._process = self._process, None  # at the end the jobs' thread may find it dead meanwhile
+        if process is not None:
+            process.terminate()
+            process.join(timeout=5)
 
 
 @dataclass
