@@ -27,6 +27,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from benchmarks.synthetic_index import synthetic_index
+from benchmarks.table import markdown
 from tide.files import write_json
 from tide.provenance import machine, versions
 
@@ -385,6 +386,17 @@ def indexed(run: Path) -> dict[str, Any]:
 
 def figures(found: dict[str, list[float]]) -> dict[str, Any]:
     return {name: {"median": statistics.median(each), "rounds": sorted(each)} for name, each in found.items()}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The table of docs/browse.md."""
+    rows = []
+    for name, each in found.items():
+        bar, kind = BARS[name]
+        low, high = (f"{value:.3g}" for value in (each["rounds"][0], each["rounds"][-1]))
+        spread = low if low == high else f"{low} to {high}"
+        rows.append([name, f"{each['median']:.3g}", spread, f"{kind} {bar:g}"])
+    return markdown(("figure", "median", "rounds", "aim"), rows)
 
 
 def missed(found: dict[str, Any], slack: float = 1.0) -> list[str]:

@@ -98,10 +98,11 @@ class Worker:
             return
         self._cancelled = [self._context.Event() for _ in range(DEPTH)]
         self._pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(
+        process = self._context.Process(
             target=_work, args=(theirs, self._cancelled, self._make), name="tide-worker", daemon=True
         )
-        self._process.start()
+        process.start()
+        self._process = process
         theirs.close()
 
     def _died(self) -> TideError:
