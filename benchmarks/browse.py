@@ -29,6 +29,7 @@ from urllib.request import Request, urlopen
 from benchmarks.synthetic_index import synthetic_index
 from benchmarks.table import markdown
 from tide.files import write_json
+from tide.index import index_of
 from tide.provenance import machine, versions
 
 #: Figure -> (the bar, whether the figure is at most or at least that).
@@ -345,6 +346,7 @@ def pages(browser: Any, run: Path, folder: Path) -> dict[str, Any]:
     from axe_playwright_python.sync_playwright import Axe
 
     violations, errors = [], []
+    shutil.rmtree(index_of(run), ignore_errors=True)  # runs are compared on the same images
     with served(run.parent, "--images", "64", log=folder / "pages.log") as (address, _):
         for each in asked(address, "api/runs.json")["runs"]:
             ready(address, each["id"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -87,11 +88,11 @@ def test_a_page_replaces_its_own_drawing_and_no_other(own, jobs):
 class Page:
     """Reads a job's events as a page does."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.got = job, b""
+    def __init__(self, job: Job, leave: Callable[[Job], None] = pytest.fail) -> None:
+        self.job, self.leave, self.got = job, leave, b""
 
     async def read(self) -> None:
-        async for part in _events(self.job):
+        async for part in _events(self.job, self.leave):
             self.got += part
 
     @property
@@ -125,17 +126,21 @@ def test_many_pages_hear_at_once(jobs):
     assert all(page.kinds == ["loading", "done"] for page in pages[60:])
 
 
-def test_a_page_that_leaves_is_not_told_any_more(jobs):
+def test_the_drawing_of_a_page_that_leaves_is_cancelled(jobs):
+    """Unless another page hears it, too: nobody else could cancel it."""
     free = threading.Event()
     job = jobs.submit(lambda job: free.wait(SOON) and None)
 
     async def listen() -> None:
-        reading = asyncio.create_task(Page(job).read())
+        first, second = (asyncio.create_task(Page(job, jobs.cancel).read()) for _ in range(2))
         await asyncio.sleep(0.05)
-        assert len(job._listeners) == 1
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
+        for reading, cancelled in ((first, False), (second, True)):
+            assert job.heard
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert job.cancelled == cancelled
+        assert not job.heard
 
     asyncio.run(listen())
     assert job._listeners == []

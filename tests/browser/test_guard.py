@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from tide.browser.guard import MOST_BYTES, Guard
 
 TOKEN = "cNn3-Ur1_token"
+NAME = Guard(None, token=TOKEN).cookie
 OWN = "http://127.0.0.1:8000"
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -139,14 +140,14 @@ def test_the_token_in_the_address_sets_the_cookie():
 @pytest.mark.parametrize(
     ("cookie", "status"),
     [
-        (f"tide-token={TOKEN}", 200),
-        (f'other={{"a": [1, "b"]}}; tide-token={TOKEN}', 200),
-        (f"a,b=1; path; ;; tide-token={TOKEN}; x=y", 200),
-        ("tide-token=wrong", 401),
-        ("tide-token=", 401),
-        (f"tide-tokens={TOKEN}", 401),
-        (f"tide-token={TOKEN}x", 401),
-        ("tide-token=\xe9", 401),
+        (f"{NAME}={TOKEN}", 200),
+        (f'other={{"a": [1, "b"]}}; {NAME}={TOKEN}', 200),
+        (f"a,b=1; path; ;; {NAME}={TOKEN}; x=y", 200),
+        (f"{NAME}=wrong", 401),
+        (f"{NAME}=", 401),
+        (f"{NAME}s={TOKEN}", 401),
+        (f"{NAME}={TOKEN}x", 401),
+        (f"{NAME}=\xe9", 401),
     ],
 )
 def test_cookies(cookie, status):

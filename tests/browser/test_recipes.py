@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.answers import refused
-from tide.browser.recipes import LAST, Recipes
+from tide.browser.recipes import COPIED, Recipes
 from tide.cli.app import command
 from tide.editing import Change, Recipe
 from tide.errors import TideError
@@ -75,7 +75,7 @@ def test_names_that_are_none(run, name):
 @pytest.mark.parametrize(
     "name",
     ["%2e%2e", "..%2fx", "%2fetc%2fx", "..%5cx", "a%00b", "%2e%2e%2f%2e%2e%2fx", "x%0a", "%252e%252e", "con", "x" * 300,
-     "%ff", "../x", "a/b", "", "last", "LAST"],
+     "%ff", "../x", "a/b", ""],
     ids=lambda name: f"{name[:12]!r} of {len(name)}",
 )  # fmt: skip
 def test_addresses_that_leave_the_folder(own, run, name):
@@ -119,13 +119,20 @@ def test_copied_as_a_program_and_as_a_command(own, run):
     assert (program, asked.name) == ("tide", "edit")
     (path,) = [each.split("=", 1)[1] for each in words if each.startswith("--recipe=")]
     assert Recipe.load(Path(path)).prompt == "a red cube"
-    assert Path(path).stem == LAST
+    assert Path(path).parent == run.folder.resolve() / "recipes" / COPIED
 
 
-def test_what_was_copied_overwrites_nothing_that_was_saved(own):
-    assert "choose another name" in refused(own.post(f"{AT}/{LAST}", json=RECIPE))
-    own.post("/api/runs/tide/code", json=RECIPE)
-    assert "choose another name" in refused(own.post(f"{AT}/Last", json=RECIPE))
+def test_what_was_copied_stays_as_it_was(own, run):
+    """A command that was copied earlier draws what it drew."""
+
+    def path(recipe) -> str:
+        return own.post("/api/runs/tide/code", json=recipe).json()["command"].split("--recipe=")[1].split()[0]
+
+    first, second = path(RECIPE), path({**RECIPE, "prompt": "another"})
+    assert first != second
+    assert path(RECIPE) == first
+    assert Recipe.load(Path(first)).prompt == "a red cube"
+    assert own.get(AT).json() == []
 
 
 def test_without_a_checkpoint_there_is_no_program(run):

@@ -151,7 +151,7 @@ def test_sheets_that_do_not_exist(whole, number):
 
 
 def test_a_folder_without_an_index(tmp_path):
-    with pytest.raises(TideError, match=r"has no index; make the index again \(tide browse makes one"):
+    with pytest.raises(TideError, match=r"has no index; make the index again \(tide browse RUN --index"):
         Index(tmp_path)
     with pytest.raises(TideError, match="has no index"):
         Index(tmp_path / "none")

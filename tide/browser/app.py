@@ -202,7 +202,7 @@ def make_app(
     @app.get("/api/jobs/{job}/events")
     async def events(job: str) -> Any:
         return StreamingResponse(
-            _events(_job(job)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _events(_job(job), jobs.cancel), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
     @app.post("/api/jobs/{job}/cancel")
@@ -245,14 +245,25 @@ def _place(where: Sequence[Any]) -> str:
     return ".".join(map(str, where[1:])) or "the request"
 
 
-async def _events(job: Job) -> AsyncIterator[bytes]:
+async def _events(job: Job, leave: Callable[[Job], None]) -> AsyncIterator[bytes]:
     # Without a thread for each page that listens: a few would take all there are, and the others hear late.
-    told, loop, changed = 0, asyncio.get_running_loop(), asyncio.Event()
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
     def tell() -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             loop.call_soon_threadsafe(changed.set)
 
+    try:
+        async for each in _told(job, tell, changed):
+            yield each
+    finally:
+        # The page was closed: nobody sees what is drawn, and nobody can cancel it.
+        if not job.ended and not job.heard:
+            leave(job)
+
+
+async def _told(job: Job, tell: Callable[[], None], changed: asyncio.Event) -> AsyncIterator[bytes]:
+    told = 0
     with job.listened(tell):
         while True:
             changed.clear()

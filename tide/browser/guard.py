@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tide.images.identity import digest
+
 #: Names of this machine, in an address.
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-COOKIE = "tide-token"
+#: How the cookie's name begins; each server has one of its own, since browsers send a cookie to every port of a host.
+COOKIE = "tide-token-"
 #: Bytes of a request's body at most.
 MOST_BYTES = 4 * 2**20
 
@@ -41,6 +44,7 @@ class Guard:
 
     def __init__(self, app: Any, hosts: frozenset[str] = frozenset(), token: str | None = None) -> None:
         self.app, self.hosts, self.token = app, LOCAL | hosts, token
+        self.cookie = COOKIE + digest(token or "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -60,7 +64,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 extra = list(_HEADERS)
                 if given:
-                    cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                    cookie = f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
                     extra.append((b"set-cookie", cookie.encode()))
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
@@ -97,7 +101,7 @@ class Guard:
         # Not SimpleCookie: it gives up at a cookie of another server of this machine that it finds malformed.
         pairs = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
         return any(
-            name == COOKIE and hmac.compare_digest(value.encode(), self.token.encode()) for name, _, value in pairs
+            name == self.cookie and hmac.compare_digest(value.encode(), self.token.encode()) for name, _, value in pairs
         )
 
 

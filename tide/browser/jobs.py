@@ -15,8 +15,8 @@ from tide.errors import TideError, out_of_memory
 from tide.files import finite
 from tide.messages import one_line
 
-#: Jobs whose events are kept after their end, so that a page that reconnects learns how they ended.
-KEPT = 32
+#: Jobs whose events, pictures among them, are kept after their end for a page that has not read them yet.
+KEPT = 4
 #: Jobs that wait at most.
 MOST_WAITING = 16
 
@@ -38,6 +38,8 @@ class Job:
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
     cancelled: bool = False
+    #: Called when it is cancelled while it runs.
+    on_cancel: Callable[[], None] | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _listeners: list[Callable[[], None]] = field(default_factory=list)
 
@@ -49,6 +51,11 @@ class Job:
     def add(self, kind: str, **said: Any) -> None:
         """Adds an event, also in a job that was cancelled."""
         self._add(kind, said)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
 
     def check(self) -> None:
         """Raises :class:`Cancelled` if the job was cancelled."""
@@ -130,6 +137,8 @@ class Jobs:
 
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
+        if (tell := job.on_cancel) is not None:
+            tell()
         if job in self._waiting:
             self._waiting.remove(job)
             job.end("cancelled")

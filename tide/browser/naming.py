@@ -75,6 +75,7 @@ def _shown(names: LatentNames) -> dict[str, Any]:
         "score": None if score is None else {"auroc": score.auroc, "images": score.images},
         "notes": [{"by": each.by, "at": each.at, "note": each.note} for each in names.notes],
         "starred": names.starred,
+        "stars": [each.by for each in names.all if each.star],
         "names": [
             {
                 "by": each.by,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tide.browser.runs import Run
 from tide.editing import Recipe
 from tide.editing.recipe_source import recipe_code, recipe_command
 from tide.errors import TideError
+from tide.images.identity import digest
 from tide.messages import one_line
 
 FOLDER = "recipes"
@@ -18,8 +20,8 @@ _NAME = re.compile(r"[\w](?:[\w .-]{0,78}[\w])?")
 MOST_BYTES = 160
 #: What no file on Windows can be called, with whatever ending.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
-#: A recipe that was copied and not saved is written under this name, for its command.
-LAST = "last"
+#: Within :data:`FOLDER`: recipes whose command was copied, by their digests, so that no later one takes a file's place.
+COPIED = "copied"
 
 
 class Recipes:
@@ -48,11 +50,6 @@ class Recipes:
 
     def save(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """Writes a recipe in place of an earlier one of its name."""
-        if name.lower() == LAST:
-            raise TideError(f"the recipe that was copied last is called {name!r}; choose another name")
-        return self._write(name, recipe)
-
-    def _write(self, name: str, recipe: Recipe) -> dict[str, Any]:
         path = self.path(name)
         self.folder.mkdir(exist_ok=True)
         recipe.save(path)
@@ -63,7 +60,9 @@ class Recipes:
         if self.run.checkpoint is None:
             raise TideError(f"the checkpoint of {self.run.name} is not here; give its folder to tide browse")
         checkpoint = str(self.run.checkpoint.resolve())
-        path = Path(self._write(LAST, recipe)["path"]).resolve()
+        path = (self.folder / COPIED / f"{digest(json.dumps(recipe.to_dict()))}.json").resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recipe.save(path)
         return {
             "python": recipe_code(recipe, checkpoint, self.run.pipeline),
             "command": recipe_command(str(path), checkpoint),

@@ -15,8 +15,10 @@ from tide.index import Index, index_of
 from tide.index.layout import FACTS
 from tide.interpretation.names import NAMES, Names
 from tide.runs import contents
-from tide.sae.checkpoint import CONFIG, load_config
+from tide.sae.checkpoint import CONFIG, WEIGHTS, load_config
 
+#: Seconds by which weights must be younger than their index to be taken for others: copies are made in any order.
+LATER = 60.0
 State = Literal["ready", "missing", "waiting", "building", "failed"]
 
 
@@ -85,6 +87,7 @@ class Run:
             found |= self._about(state)
             if state == "ready":
                 _ = self.index  # which may be gone, or damaged
+                message = message or self._doubt()
         except TideError as error:
             state, message = "failed", str(error)
         found["index"] = {
@@ -95,6 +98,16 @@ class Run:
             "message": message,
         }
         return found
+
+    def _doubt(self) -> str:
+        """What is to be said of an index that is older than its weights."""
+        weights, facts = None if self.checkpoint is None else self.checkpoint / WEIGHTS, index_of(self.folder) / FACTS
+        if weights is None or not weights.exists() or weights.stat().st_mtime < facts.stat().st_mtime + LATER:
+            return ""
+        return (
+            "The checkpoint was written after its index. If it was trained further, its latents are others: make the "
+            f"index again, tide browse {self.folder} --index"
+        )
 
     @property
     def pipeline(self) -> str:

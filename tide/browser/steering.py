@@ -8,10 +8,12 @@ from math import prod
 from typing import Any, Protocol
 
 from tide.browser.jobs import Cancelled, Job, Jobs, reason
-from tide.browser.runs import Run
+from tide.browser.runs import Run, State
 from tide.editing.progress import check_steps
 from tide.editing.recipe import FORMAT, Recipe
 from tide.errors import TideError
+from tide.index import index_of
+from tide.index.layout import FACTS
 
 FOREIGN = "the recipe is of another autoencoder than this run's; open the run that it was made with"
 #: Strengths in a row at most.
@@ -76,15 +78,22 @@ class Steering:
         try:
             missing = self._worker.call(job, "index", paused, run=run.place)
         except Cancelled:
-            run.state, run.message = "failed", "it was interrupted; start tide browse again to resume it"
+            self._not_made(run, "it was interrupted; start tide browse again to resume it")
             raise
         except BaseException as error:  # whatever a pipeline raises, the page and the terminal say it
-            run.state, run.message = "failed", reason(error)
-            say(f"The index of {run.name} was not made: {run.message}")
+            why = reason(error)
+            self._not_made(run, why)
+            say(f"The index of {run.name} was not made: {why}")
             raise
         if missing:
-            run.state, run.message = "missing", missing
+            self._not_made(run, missing, "missing")
             say(f"{run.name} has no index: {missing}")
         else:
             run.state, run.message = "ready", ""
             say(f"The index of {run.name} is made")
+
+    @staticmethod
+    def _not_made(run: Run, why: str, state: State = "failed") -> None:
+        """An older index that is still whole is shown, with the reason above it."""
+        whole = (index_of(run.folder) / FACTS).exists()
+        run.state, run.message = ("ready", f"The index was not made again: {why}") if whole else (state, why)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from tide.files.writing import finite
+from tide.images.identity import digest
 from tide.index import Index
-from tide.index.layout import SHEET_SIDE
-from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL
+from tide.index.layout import FACTS, SHEET_SIDE
+from tide.pictures import HEAT, KEPT, POWER, VEIL
 
 #: Top images on the card of a latent.
 ON_CARD = 4
@@ -34,13 +35,14 @@ def facts(index: Index) -> dict[str, Any]:
         "data": said["data"],
         "labels": said["labels"],
         "sae": said["sae"],
+        "stamp": digest(repr((said, (index.folder / FACTS).stat().st_mtime_ns))),
         "picture": said["picture"],
         "tile": said["tile"],
         "sheetSide": SHEET_SIDE,
         "onCard": ON_CARD,
         "concepts": index.concepts(),
         "heat": HEAT.tolist(),
-        "veil": {"grey": VEIL, "kept": KEPT, "power": POWER, "line": LINE, "ink": INK},
+        "veil": {"grey": VEIL, "kept": KEPT, "power": POWER},
     }
 
 

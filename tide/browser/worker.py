@@ -14,8 +14,6 @@ from typing import Any, Protocol
 from tide.browser.jobs import Cancelled, Job, reason
 from tide.errors import TideError
 
-#: Seconds between two looks at whether a job was cancelled.
-LOOK = 0.02
 #: Seconds of steps in one message: each wakes processes that the drawing's threads may have to wait for.
 TOGETHER = 0.05
 #: Tasks that can be nested: a drawing inside the making of an index.
@@ -67,14 +65,13 @@ class Worker:
         self._start()
         cancelled = self._cancelled[self._depth]
         cancelled.clear()
+        job.on_cancel = cancelled.set
+        if job.cancelled:
+            cancelled.set()
         self._depth += 1
         try:
             self._pipe.send((what, arguments))
             while True:
-                if job.cancelled:
-                    cancelled.set()
-                if not self._pipe.poll(LOOK):
-                    continue
                 kind, said = self._pipe.recv()
                 if kind == "tell":
                     for each in said:
@@ -92,6 +89,7 @@ class Worker:
             raise self._died() from error
         finally:
             self._depth -= 1
+            job.on_cancel = None
 
     def _start(self) -> None:
         if self._process is not None and self._process.is_alive():
@@ -181,6 +179,7 @@ def _work(pipe: Connection, cancelled: list[Any], make: Callable[[], Tasks]) -> 
                 tasks = make()
             answer = "done", tasks.handle(what, arguments, teller)
         except Cancelled:
+            teller.waiting.clear()
             answer = "cancelled", None
         except Exception as error:  # a pipeline may raise anything, and this process must live
             answer = "failed", reason(error)

@@ -108,7 +108,8 @@ class LatentColours:
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise TideError(f"images are {list(images.shape)}; give some as [B, 3, H, W] in [-1, 1]")
-        latents = adapter.encode_images(images)
+        # One at a time: on a large pipeline a batch may take more memory than a drawing does.
+        latents = torch.cat([adapter.encode_images(image[None]) for image in images])
         colours = F.adaptive_avg_pool2d(images.float().cpu(), (latents.shape[-2], latents.shape[-1]))
         wanted = colours.permute(0, 2, 3, 1).flatten(0, 2)
         return cls(torch.linalg.lstsq(_rows(latents).double(), wanted.double()).solution.float())

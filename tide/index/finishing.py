@@ -206,5 +206,6 @@ def _drawn(gathered: IndexGathered, size: tuple[int, int]) -> dict[str, Tensor]:
     return {
         "drawn_images": drawn.images.gather(1, order).int(),
         "drawn_values": drawn.values.gather(1, order),
-        "drawn_maps": as_bytes(maps, size),
+        # On the scale of the top images, so that weak firing looks weak.
+        "drawn_maps": as_bytes(torch.cat([gathered.top.maps, maps], dim=1), size)[:, gathered.top.maps.shape[1] :],
     }

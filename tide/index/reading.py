@@ -34,7 +34,7 @@ from tide.index.tables import matching
 if TYPE_CHECKING:
     from tide.interpretation.atlas import Atlas
 
-_REMEDY = "make the index again (tide browse makes one, or tide atlas --index)"
+_REMEDY = "make the index again (tide browse RUN --index, or tide atlas --index)"
 #: The results of a search at most.
 MOST_FOUND = 2000
 

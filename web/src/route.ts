@@ -38,13 +38,18 @@ export function go(address: string, replace = false): void {
   else { write(); history.pushState(null, "", address); }
   current = address;
   changed();
-  if (!replace) scrollTo(0, 0);
+  if (!replace) {
+    scrollTo(0, 0);
+    // A reader of the screen hears the new page, and the tab key begins at its top.
+    requestAnimationFrame(() => { const main = document.getElementById("main"); main?.setAttribute("tabindex", "-1"); main?.focus(); });
+  }
 }
 
 /** Links of this page change its state; all others, and clicks for a new tab, are the browser's. */
 addEventListener("click", (event) => {
   const link = (event.target as Element).closest?.("a");
   if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || link.target || link.hasAttribute("download")) return;
+  if (link.getAttribute("href")!.startsWith("#")) return; // within the page
   const url = new URL(link.href);
   if (url.origin !== location.origin || url.pathname !== location.pathname || !url.search) return;
   event.preventDefault();

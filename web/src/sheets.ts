@@ -9,12 +9,14 @@ export class Sheets {
   private asked = new Set<number>();
   private tile: [number, number] = [64, 64];
   private side = 16;
+  private stamp = "";
 
   constructor(private base: string, private arrived: () => void) {}
 
   lay(facts: Facts): void {
     this.tile = facts.tile;
     this.side = facts.sheetSide;
+    this.stamp = facts.stamp;
     const sheets = Math.ceil(facts.nImages / this.side ** 2);
     // All of them, one after the other, while there are few enough to keep: then no card waits for its pictures.
     if (sheets <= KEPT) void (async () => { for (let i = 0; i < sheets; i++) await this.load(i); })();
@@ -27,7 +29,7 @@ export class Sheets {
     if (this.asked.has(sheet)) return;
     this.asked.add(sheet);
     try {
-      const answer = await fetch(`${this.base}/${sheet}.jpg`);
+      const answer = await fetch(`${this.base}/${sheet}.jpg?v=${this.stamp}`);
       if (!answer.ok) throw new Error(answer.statusText);
       this.bitmaps.set(sheet, await createImageBitmap(await answer.blob()));
       while (this.bitmaps.size > KEPT) {

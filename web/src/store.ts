@@ -1,10 +1,10 @@
 // What was read of a run, kept while the page is open.
 
 import { useEffect, useState } from "preact/hooks";
-import { ask, json, packed, post, type Card, type Columns, type Facts, type Latent, type Packed, type RunInfo, type Said } from "./wire";
+import { json, packed, post, type Card, type Columns, type Facts, type Latent, type Packed, type RunInfo, type Said } from "./wire";
 import { Sheets } from "./sheets";
 
-const CARDS_KEPT = 4000;
+const CARDS_KEPT = 4000, RETRY = 3000;
 const BLOCK = 64; // cards in a file of a static export
 
 export class Run {
@@ -13,6 +13,8 @@ export class Run {
   facts!: Facts;
   columns!: Columns;
   names = new Map<number, Said>();
+  /** Why cards could not be read, while they cannot. */
+  error = "";
   private cards = new Map<number, Card>();
   private asked = new Set<number>();
   private waiting = new Set<number>();
@@ -61,7 +63,11 @@ export class Run {
 
   private block(number: number): Promise<void> {
     let found = this.blocks.get(number);
-    if (!found) this.blocks.set(number, (found = this.load(`${this.base}/cards/${number}.bin`, [])));
+    if (!found) {
+      const latents = Array.from({ length: BLOCK }, (_, i) => number * BLOCK + i);
+      found = this.load(`${this.base}/cards/${number}.bin`, latents).finally(() => this.blocks.delete(number));
+      this.blocks.set(number, found);
+    }
     return found;
   }
 
@@ -79,14 +85,17 @@ export class Run {
         this.asked.delete(latent);
       });
       while (this.cards.size > CARDS_KEPT) this.cards.delete(this.cards.keys().next().value!);
-    } catch {
-      latents.forEach((each) => this.asked.delete(each));
+      this.error = "";
+    } catch (failed) {
+      // Not asked for again at once: the server may be gone.
+      this.error = (failed as Error).message;
+      setTimeout(() => { latents.forEach((each) => this.asked.delete(each)); this.tell(); }, RETRY);
     }
     this.tell();
   }
 
   latent = (number: number): Promise<Latent> => json(`${this.base}/latents/${number}.json`);
-  picture = (image: number): string => `${this.base}/pictures/${image}.jpg`;
+  picture = (image: number): string => `${this.base}/pictures/${image}.jpg?v=${this.facts.stamp}`;
 
   concept(latent: number): string | null {
     const at = this.columns.concept[latent];
@@ -154,4 +163,3 @@ export function useLoaded<T>(load: () => Promise<T>, keys: unknown[]): Loaded<T>
   return found.keys === key ? found : {};
 }
 
-export { ask };

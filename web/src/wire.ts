@@ -6,8 +6,8 @@ export interface RunList { static: boolean; runs: RunInfo[] }
 export interface Concept { concept: string; level: string; count: number; best: number; auroc: number }
 export interface Facts {
   nLatents: number; nImages: number; dead: number; grid: [number, number]; map: [number, number]; timesteps: number[]; block: number;
-  pipeline: string; data: string; labels: string; sae: string; picture: [number, number]; tile: [number, number]; sheetSide: number; onCard: number;
-  concepts: Concept[]; heat: number[][]; veil: { grey: number; kept: number; power: number; line: number; ink: number[] };
+  pipeline: string; data: string; labels: string; sae: string; stamp: string; picture: [number, number]; tile: [number, number]; sheetSide: number; onCard: number;
+  concepts: Concept[]; heat: number[][]; veil: { grey: number; kept: number; power: number };
 }
 export interface Shown { image: number; value: number; heat: string; name: string; caption: string }
 export interface Near { latent: number; cosine: number }
@@ -17,7 +17,7 @@ export interface Latent {
   fires: Near[]; writes: Near[];
 }
 export interface Said {
-  name: string | null; by: string | null; score: { auroc: number; images: number } | null; starred: boolean;
+  name: string | null; by: string | null; score: { auroc: number; images: number } | null; starred: boolean; stars: string[];
   notes: { by: string; at: string; note: string }[]; names: { by: string; name: string; score: { auroc: number; images: number } | null }[];
 }
 export interface Change { latents: number[]; how: "scale" | "add"; by: number; steps?: [number, number] | null; tokens?: number[] | null }
@@ -67,17 +67,11 @@ export async function ask(path: string, options?: RequestInit): Promise<Response
     let message = `${answer.status} ${answer.statusText}`;
     try {
       const text = await answer.text();
-      try { message = readable(JSON.parse(text)) ?? message; } catch { if (text && !text.startsWith("<")) message = text; }
+      try { message = (JSON.parse(text) as { message?: string }).message ?? message; } catch { if (text && !text.startsWith("<")) message = text; }
     } catch { /* the status says enough */ }
     throw new Refused(message);
   }
   return answer;
-}
-
-function readable(said: { message?: string; detail?: unknown }): string | undefined {
-  if (said.message) return said.message;
-  if (Array.isArray(said.detail)) return said.detail.map((d: { loc?: unknown[]; msg?: string }) => `${(d.loc ?? []).slice(1).join(".")}: ${d.msg}`).join("; ");
-  return typeof said.detail === "string" ? said.detail : undefined;
 }
 
 export const json = async <T>(path: string): Promise<T> => (await ask(path)).json() as Promise<T>;

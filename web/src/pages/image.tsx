@@ -81,7 +81,8 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
       if (at >= 0 && s !== order[at]) continue;
       for (let c = 0; c < cells; c++) for (let i = 0; i < k; i++) if (latents[(s * cells + c) * k + i] === shownLatent) map[c] += heights[(s * cells + c) * k + i];
     }
-    const most = Math.max(...map, 1e-9);
+    const most = Math.max(...map);
+    if (most === 0) return null; // it is nowhere among the strongest: a grey image would say that it is silent
     return map.map((v) => (255 * v) / most);
   }, [shownLatent, at, latents]);
 
@@ -90,6 +91,7 @@ function Within({ run, image, latents, heights, shape }: WithinProps) {
   return (
     <div class="within">
       <div>
+        {picked !== null && <p class="chip">Where <a href={latentLink(run, picked)}><LatentName run={run} latent={picked} /></a> fires{hovered === null && !heat && `: never among the ${k} strongest of a place${at < 0 ? "" : " at this step"}`} <a class="button" href={href({ latent: null }, true)} aria-label="show the image without it">✕</a></p>}
         <Places run={run} image={image} heat={heat} rows={rows} columns={columns} chosen={chosen} toggle={toggle} />
         <label class="scrub">{at < 0 ? "all steps" : `t = ${Math.round(facts.timesteps[order[at]])}`}
           <input type="range" min="-1" max={steps - 1} value={at} aria-label="step of the denoising; the left end is all of them" aria-valuetext={at < 0 ? "all steps" : `timestep ${Math.round(facts.timesteps[order[at]])}`} onInput={(e) => { const v = Number(e.currentTarget.value); go(href({ step: v < 0 ? null : v }, true), true); }} /></label>

@@ -17,7 +17,7 @@ export function LatentPage({ run }: { run: Run }) {
   const { value: latent, error } = useLoaded(() => run.latent(number), [run.info.id, number]);
   useEffect(() => {
     const move = (event: KeyboardEvent) => {
-      if ((event.target as Element).closest("input, textarea, select")) return;
+      if (event.metaKey || (event.ctrlKey && !event.altKey) || (event.target as Element).closest("input, textarea, select")) return;
       if (event.key === "]" && number + 1 < n) go(latentLink(run, number + 1));
       if (event.key === "[" && number > 0) go(latentLink(run, number - 1));
     };

@@ -15,16 +15,15 @@ function chosen(run: Run, params: Params): number[] {
   const { columns, facts } = run, { frequency, auroc, monosemanticity, step, concept, strongest } = columns;
   const wanted = params.concept ? facts.concepts.findIndex((each) => each.concept === params.concept) : -1;
   const level = params.level ? new Set(facts.concepts.flatMap((each, i) => (each.level === params.level ? [i] : []))) : null;
-  const leastAuroc = Number(params.auroc || 0), leastMono = Number(params.mono || -2), [least, most] = [Number(params.least || 0) / 100, Number(params.most || 100) / 100];
+  const leastAuroc = Number(params.auroc || 0), leastMono = Number(params.mono || -2), most = Number(params.most || 100) / 100;
   const latents: number[] = [];
   for (let i = 0; i < facts.nLatents; i++) {
     if (params.dead !== "1" && frequency[i] === 0) continue;
-    if (params.dead === "only" && frequency[i] !== 0) continue;
     if (wanted >= 0 && concept[i] !== wanted) continue;
     if (level && !level.has(concept[i])) continue;
     if (leastAuroc && !(auroc[i] >= leastAuroc)) continue;
     if (leastMono > -2 && !(monosemanticity[i] >= leastMono)) continue;
-    if (frequency[i] < least || frequency[i] > most) continue;
+    if (frequency[i] > most) continue;
     if (params.step && step[i] !== Number(params.step)) continue;
     if (params.starred && !run.names.get(i)?.starred) continue;
     if (params.named && !run.names.get(i)?.by?.startsWith("person:")) continue;
@@ -74,10 +73,11 @@ export function Latents({ run }: { run: Run }) {
         {select("mono", "Monosemanticity", [["", "any"], ["0.2", "0.2 or more"], ["0.4", "0.4 or more"], ["0.6", "0.6 or more"]])}
         {select("most", "Fires on at most", [["", "any share of tokens"], ["50", "50 %"], ["10", "10 %"], ["1", "1 %"], ["0.1", "0.1 %"]])}
         <label class="check"><input type="checkbox" checked={params.starred === "1"} onChange={(e) => set({ starred: e.currentTarget.checked ? "1" : null })} />starred</label>
+        <label class="check"><input type="checkbox" checked={params.named === "1"} onChange={(e) => set({ named: e.currentTarget.checked ? "1" : null })} />named by people</label>
         <label class="check"><input type="checkbox" checked={params.dead === "1"} onChange={(e) => set({ dead: e.currentTarget.checked ? "1" : null })} />also dead ones</label>
       </form>
       <p class="quiet" role="status" data-count={latents.length}>{count(latents.length)} of {count(run.facts.nLatents)} latents</p>
-      {error && <Message kind="error">{error}</Message>}
+      {(error || run.error) && <Message kind="error">{error || run.error}</Message>}
       {latents.length === 0 && !error ? <Message>No latent fits. Take a filter away, or search for another word.</Message>
         : <Grid n={latents.length} width={CARD.width} height={CARD.height} label="latents" keyOf={(i) => latents[i]} item={(i) => <Card run={run} latent={latents[i]} />} />}
     </main>

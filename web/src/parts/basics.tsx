@@ -10,7 +10,7 @@ export const percent = (share: number): string => (share === 0 ? "0 %" : share <
 export const count = (n: number): string => n.toLocaleString("en");
 export const decimals = (x: number | null | undefined, n = 2): string => (x === null || x === undefined || Number.isNaN(x) ? "–" : x.toFixed(n));
 
-export function Message({ kind = "note", children }: { kind?: "note" | "error" | "wait"; children: ComponentChildren }) {
+export function Message({ kind = "note", children }: { kind?: "note" | "error"; children: ComponentChildren }) {
   return <p class={`message ${kind}`} role={kind === "error" ? "alert" : "status"}>{children}</p>;
 }
 
@@ -38,7 +38,7 @@ export function Thumbnail({ run, image, map, size, label }: { run: Run; image: n
   return <canvas ref={canvas} class="thumbnail" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
 }
 
-/** A picture in full, with a veil that a pointer or a button lifts. */
+/** A picture in full, with a veil that a pointer, or the focus of its link, lifts. */
 export function Picture({ run, image, map, size, label }: { run: Run; image: number; map?: ArrayLike<number>; size: number; label: string }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const height = Math.round((size * run.facts.picture[0]) / run.facts.picture[1]);
@@ -60,9 +60,9 @@ export function Picture({ run, image, map, size, label }: { run: Run; image: num
     picture.onload = () => draw(true);
     const at = canvas.current!;
     const lift = () => draw(false), lay = () => draw(true);
-    at.addEventListener("pointerenter", lift);
-    at.addEventListener("pointerleave", lay);
-    return () => { here = false; at.removeEventListener("pointerenter", lift); at.removeEventListener("pointerleave", lay); };
+    const link = at.closest("a"), heard: [EventTarget | null, string, () => void][] = [[at, "pointerenter", lift], [at, "pointerleave", lay], [link, "focus", lift], [link, "blur", lay]];
+    for (const [target, name, listener] of heard) target?.addEventListener(name, listener);
+    return () => { here = false; for (const [target, name, listener] of heard) target?.removeEventListener(name, listener); };
   }, [run, image, map, size]);
   return <canvas ref={canvas} class="picture" style={{ width: `${size}px`, height: `${height}px` }} role="img" aria-label={label} />;
 }
@@ -84,10 +84,10 @@ export function Profile({ values, timesteps, label, height = 28, axis = false }:
 }
 
 /** A pair of range inputs that choose a part of the run. */
-export function Range({ label, value, onInput, disabled = false }: { label: string; value: [number, number]; onInput: (value: [number, number]) => void; disabled?: boolean }) {
+export function Range({ label, value, onInput }: { label: string; value: [number, number]; onInput: (value: [number, number]) => void}) {
   const [low, high] = value;
   return (
-    <fieldset class="range" disabled={disabled}>
+    <fieldset class="range">
       <legend>{label} {Math.round(100 * low)}–{Math.round(100 * high)} %</legend>
       <input type="range" min="0" max="0.95" step="0.05" value={low} aria-label={`${label}, from`} onInput={(e) => { const v = Number(e.currentTarget.value); onInput([v, Math.max(high, Math.round(100 * v + 5) / 100)]); }} />
       <input type="range" min="0.05" max="1" step="0.05" value={high} aria-label={`${label}, to`} onInput={(e) => { const v = Number(e.currentTarget.value); onInput([Math.min(low, Math.round(100 * v - 5) / 100), v]); }} />

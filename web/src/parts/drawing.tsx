@@ -5,7 +5,8 @@ import type { Run } from "../store";
 import { post, type JobEvent, type Recipe } from "../wire";
 import { Message } from "./basics";
 
-const page = crypto.randomUUID();
+// Not randomUUID: that is only for pages from this machine or over https.
+const page = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 // Steps may be faster than anybody sees, and painting takes the processor from them where no GPU paints: the newest preview
 // is shown when the last one is this many times its own painting's time ago, within limits in milliseconds.
 const REST = 15, SOONEST = 80, LATEST = 400;
@@ -22,6 +23,7 @@ export class Drawing {
   private source: EventSource | null = null;
   private job = "";
   private turn = 0;
+  private queued: [Recipe, number[]][] = [];
 
   constructor(private run: Run) {}
 
@@ -36,14 +38,17 @@ export class Drawing {
   }
 
   async draw(recipe: Recipe, strengths: number[], wait = false): Promise<void> {
+    if (wait && this.busy) { this.queued.push([recipe, strengths]); return; }
+    if (!wait) this.queued = [];
     const own = ++this.turn;
     this.source?.close();
-    this.set({ busy: true, error: "", progress: "waiting …" });
+    // What was drawn before belongs to another recipe.
+    this.set({ busy: true, error: "", progress: "waiting …", before: undefined, after: [] });
     try {
       const found = await post<{ job: string; before: number }>("api/drawings", { run: this.run.info.id, recipe, strengths, replace: !wait, page });
       if (own !== this.turn) { void post(`api/jobs/${found.job}/cancel`, {}); return; }
       this.job = found.job;
-      this.set({ after: this.after.slice(0, strengths.length), ...(found.before && { progress: `waiting for ${found.before} other drawing${found.before > 1 ? "s" : ""} …` }) });
+      if (found.before) this.set({ progress: `waiting for ${found.before} other drawing${found.before > 1 ? "s" : ""} …` });
       this.follow(own);
     } catch (failed) {
       if (own === this.turn) this.set({ busy: false, progress: "", error: (failed as Error).message });
@@ -51,6 +56,8 @@ export class Drawing {
   }
 
   cancel(): void {
+    this.queued = [];
+    if (!this.job && this.busy) { this.turn++; this.set({ busy: false, progress: "cancelled" }); } // its number is on the way
     if (this.job) void post(`api/jobs/${this.job}/cancel`, {}).catch((failed: Error) => this.set({ error: failed.message }));
   }
 
@@ -95,7 +102,10 @@ export class Drawing {
       if (said.event === "done" || said.event === "cancelled" || said.event === "failed") {
         events.close();
         this.job = "";
+        if (said.event !== "done") this.set({ ...(!this.before?.final && { before: undefined }), after: this.after.filter((each) => each?.final) });
         this.set({ busy: false, progress: said.event === "cancelled" ? "cancelled" : "", ...(said.event === "failed" && { error: said.message ?? "the drawing failed" }) });
+        const next = this.queued.shift();
+        if (next) void this.draw(...next, true);
       }
     };
     events.onerror = () => {
