@@ -212,7 +212,7 @@ def test_what_cannot_be_found(cli, own, checkpoint, clip, tmp_path):
     for way in (["--captions"], ["--concepts"], ["--clip", clip], ["--vision", "http://localhost/v1"]):
         way = [*way, "--vision-model", "m"] if way[0] == "--vision" else way
         error = refused(checkpoint, *way)
-        assert "has no index; make the index again (tide browse makes one, or tide atlas --index)" in error
+        assert "has no index; make the index again (tide browse RUN --index, or tide atlas --index)" in error
     assert "the model at --vision is not named; give --vision-model" in refused(own, "--vision", "http://localhost/v1")
     seer = ["--vision", "http://localhost/v1", "--vision-model", "m"]
     assert "latent 64 does not exist; there are 0..63" in refused(own, *seer, "--latents", "64")
