@@ -286,23 +286,23 @@ DRAWN = """
 
 
 def _cancelled(address: str, run: str, latent: int, seed: int) -> int:
-    """Steps that were told after the answer to a cancel."""
+    """Steps that were told after those that had been when the cancel arrived."""
     drawing = {"run": run, "recipe": {**recipe(100 + seed, latent), "n_steps": 200}, "page": "bars"}
     job = asked(address, "api/drawings", drawing)["job"]
-    steps, at_cancel = 0, None
+    told, steps, at_cancel = 0, 0, None
     with urlopen(f"{address}api/jobs/{job}/events", timeout=60) as events:
         for line in events:
             if not line.startswith(b"data: "):
                 continue
             said = json.loads(line[6:])
-            if said["event"] == "step":
-                steps = said["step"]
-                if steps == 5:
-                    asked(address, f"api/jobs/{job}/cancel", {})
-                    at_cancel = steps
+            told += 1
+            if said["event"] == "step" and said["step"] == 5:
+                at_cancel = asked(address, f"api/jobs/{job}/cancel", {})["told"]
+            elif said["event"] == "step" and at_cancel is not None and told > at_cancel:
+                steps += 1
             if said["event"] in ("cancelled", "done", "failed"):
                 assert at_cancel is not None
-                return 200 if said["event"] != "cancelled" else steps - at_cancel
+                return 200 if said["event"] != "cancelled" else steps
     return 200
 
 

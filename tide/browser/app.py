@@ -207,8 +207,9 @@ def make_app(
 
     @app.post("/api/jobs/{job}/cancel")
     def cancel(job: str) -> Any:
-        jobs.cancel(_job(job))
-        return {"cancelled": True}
+        found = _job(job)
+        jobs.cancel(found)
+        return {"cancelled": True, "told": len(found.events)}
 
     def _job(job: str) -> Job:
         found = jobs.get(job)

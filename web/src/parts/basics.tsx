@@ -71,7 +71,9 @@ export function Picture({ run, image, map, size, label }: { run: Run; image: num
 export function Profile({ values, timesteps, label, height = 28, axis = false }: { values: ArrayLike<number>; timesteps: number[]; label: string; height?: number; axis?: boolean }) {
   const n = values.length, most = Math.max(1e-12, ...Array.from(values));
   const order = timesteps.map((_, i) => i).sort((a, b) => timesteps[b] - timesteps[a]);
-  const bars = order.map((i, place) => {
+  // A card has dozens of neighbours: there the bars are one shape.
+  const shape = () => order.map((i, place) => { const h = Math.max(values[i] > 0 ? 1.5 : 0, (values[i] / most) * 100); return `M${(place / n) * 100 + 0.5} 100v${-h}h${100 / n - 1}v${h}z`; }).join("");
+  const bars = !axis ? <path d={shape()} /> : order.map((i, place) => {
     const h = Math.max(values[i] > 0 ? 1.5 : 0, (values[i] / most) * 100);
     return <rect key={place} x={(place / n) * 100 + 0.5} y={100 - h} width={100 / n - 1} height={h}><title>{`timestep ${Math.round(timesteps[i])}: ${values[i].toPrecision(3)}`}</title></rect>;
   });
