@@ -21,6 +21,7 @@ LEAST = {
     "sweep": ["--sae", "s", "--data", "here", "--out", "o"],
     "concepts": ["--sae", "s", "--data", "here", "--out", "o"],
     "atlas": ["--sae", "s", "--out", "o"],
+    "browse": ["r"],
     "names": ["s"],
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
@@ -68,7 +69,7 @@ def own_options(name: str) -> list[Option]:
 
 def valued(name: str) -> list[Option]:
     found = options_of(class_of(name)).values()
-    flagless = ("study", "checkpoint")
+    flagless = ("study", "checkpoint", "runs")
     return [option for option in found if get_args(option.type)[0] is not bool and option.name not in flagless]
 
 

@@ -37,7 +37,7 @@ def short_studies(monkeypatch) -> None:
 
 
 def test_every_command_is_there():
-    assert MAKERS.keys() | {"doctor", "names"} == COMMANDS.keys()
+    assert MAKERS.keys() | {"browse", "doctor", "names"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("command", MAKERS)
