@@ -43,7 +43,7 @@ BARS: dict[str, tuple[float, str]] = {
     "index of 3072 latents and 512 images, s": (60.0, "at most"),
     "first preview, s": (1.0, "at most"),
     "last image over warm Python": (1.2, "at most"),
-    "steps after a cancel": (1.0, "at most"),
+    "durations of a step after a cancel": (1.0, "at most"),
     "images that differ from the copied code": (0.0, "at most"),
     "axe violations": (0.0, "at most"),
     "console errors": (0.0, "at most"),
@@ -54,6 +54,8 @@ ROUNDS = 5
 #: as much. Counts and bytes have none of it.
 SLACK = 1.5
 NOISY = (", s", ", ms", "frames a second", "over warm Python")
+#: What must never be: here the worst round counts and not the median.
+NEVER = ("blank card, ms", "after a cancel", "copied code", "violations", "errors", ", MB")
 
 
 @contextmanager
@@ -197,8 +199,7 @@ def at_size(browser: Any, folder: Path) -> dict[str, Any]:
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.goto(f"{address}?page=latents&run=big")
         page.wait_for_selector("canvas.strip[data-drawn=yes]")
-        page.wait_for_timeout(1500)
-        rolls = []
+        rolls = []  # the first of them while most pictures are still to be read
         for _ in range(ROUNDS):
             page.evaluate("scrollTo(0, 0)")
             page.wait_for_timeout(300)
@@ -260,7 +261,7 @@ def steering(browser: Any, run: Path, folder: Path) -> dict[str, Any]:
             if seed:  # the first warms both
                 found["first preview, s"].append(first / 1000)
                 found["last image over warm Python"].append(last / 1000 / alone)
-        found["steps after a cancel"] = [_cancelled(address, run.name, latent, seed) for seed in range(3)]
+        found["durations of a step after a cancel"] = [_cancelled(address, run.name, latent, seed) for seed in range(3)]
         image = _pixels(page.get_attribute("img.after", "src"))
         found["images that differ from the copied code"] = [
             _differing(address, run.name, recipe(ROUNDS, latent), image, folder)
@@ -285,25 +286,28 @@ DRAWN = """
 """
 
 
-def _cancelled(address: str, run: str, latent: int, seed: int) -> int:
-    """Steps that were told after those that had been when the cancel arrived."""
+def _cancelled(address: str, run: str, latent: int, seed: int) -> float:
+    """From the answer to a cancel to the end of the drawing, in durations of its steps."""
     drawing = {"run": run, "recipe": {**recipe(100 + seed, latent), "n_steps": 200}, "page": "bars"}
     job = asked(address, "api/drawings", drawing)["job"]
-    told, steps, at_cancel = 0, 0, None
+    first = last = answered = 0.0
     with urlopen(f"{address}api/jobs/{job}/events", timeout=60) as events:
         for line in events:
             if not line.startswith(b"data: "):
                 continue
-            said = json.loads(line[6:])
-            told += 1
-            if said["event"] == "step" and said["step"] == 5:
-                at_cancel = asked(address, f"api/jobs/{job}/cancel", {})["told"]
-            elif said["event"] == "step" and at_cancel is not None and told > at_cancel:
-                steps += 1
-            if said["event"] in ("cancelled", "done", "failed"):
-                assert at_cancel is not None
-                return 200 if said["event"] != "cancelled" else steps
-    return 200
+            said, now = json.loads(line[6:]), time.perf_counter()
+            if said["event"] == "step" and said["step"] == 1:
+                first = now
+            if said["event"] == "step" and said["step"] == 41:
+                last = now
+                asked(address, f"api/jobs/{job}/cancel", {})
+                answered = time.perf_counter()
+            if said["event"] == "cancelled":
+                # What was told before the answer may be read after it; then the drawing had ended by then.
+                return max(0.0, now - answered) * 40 / (last - first)
+            if said["event"] in ("done", "failed"):
+                return float("nan")
+    return float("nan")
 
 
 def _pixels(source: str) -> Any:
@@ -390,6 +394,11 @@ def figures(found: dict[str, list[float]]) -> dict[str, Any]:
     return {name: {"median": statistics.median(each), "rounds": sorted(each)} for name, each in found.items()}
 
 
+def counted(name: str, each: dict[str, Any]) -> float:
+    """The figure that is compared with the bar."""
+    return float(each["rounds"][-1] if name.endswith(NEVER) else each["median"])
+
+
 def page(found: dict[str, Any]) -> str:
     """The table of docs/browse.md."""
     rows = []
@@ -397,18 +406,18 @@ def page(found: dict[str, Any]) -> str:
         bar, kind = BARS[name]
         low, high = (f"{value:.3g}" for value in (each["rounds"][0], each["rounds"][-1]))
         spread = low if low == high else f"{low} to {high}"
-        rows.append([name, f"{each['median']:.3g}", spread, f"{kind} {bar:g}"])
-    return markdown(("figure", "median", "rounds", "aim"), rows)
+        rows.append([name, f"{counted(name, each):.3g}", spread, f"{kind} {bar:g}"])
+    return markdown(("figure", "measured", "rounds", "aim"), rows)
 
 
 def missed(found: dict[str, Any], slack: float = 1.0) -> list[str]:
-    """The bars that the medians miss, in words; noisy ones by more than ``slack``."""
+    """The bars that are missed, in words; noisy ones by more than ``slack``."""
     lines = []
     for name, each in found.items():
         bar, kind = BARS[name]
-        allowed = slack if name.endswith(NOISY) else 1.0
-        if not (each["median"] <= bar * allowed if kind == "at most" else each["median"] >= bar / allowed):
-            lines.append(f"{name}: {each['median']:.3g}, {kind} {bar:g} asked for")
+        allowed, value = slack if name.endswith(NOISY) else 1.0, counted(name, each)
+        if not (value <= bar * allowed if kind == "at most" else value >= bar / allowed):
+            lines.append(f"{name}: {value:.3g}, {kind} {bar:g} asked for")
     return lines
 
 

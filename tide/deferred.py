@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import Any
 
 
-def deferred(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package: ``modules`` says which of its modules has which names, separated by blanks.
+def deferred(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package: ``modules`` says which of its modules has which names, separated by
+    blanks.
 
     A name must not be that of a module of the package: importing the module would take its place.
     """
@@ -19,4 +20,4 @@ def deferred(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
             return getattr(import_module(homes[name]), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return load
+    return load, lambda: sorted(homes)

@@ -24,11 +24,18 @@ def found(medians: dict[str, float]) -> dict:
         ({"first paint, s": 1.1}, SLACK, 0),
         ({"axe violations": 1}, SLACK, 1),  # a count has no noise
         ({"memory of the server, MB": 501}, SLACK, 1),
+        ({"durations of a step after a cancel": float("nan")}, SLACK, 1),  # it was never cancelled
         ({"index of 3072 latents and 512 images, s": float("nan")}, SLACK, 1),  # not measured is not met
     ],
 )
 def test_a_bar_is_missed(figures, slack, n):
     assert len(missed(found(figures), slack)) == n
+
+
+def test_what_must_never_be_is_counted_by_its_worst_round():
+    rounds = {"median": 0.0, "rounds": [0.0, 0.0, 250.0]}
+    assert len(missed({"longest blank card, ms": rounds})) == 1
+    assert missed({"text search, ms": rounds}) == []
 
 
 def test_the_page_says_what_was_measured():

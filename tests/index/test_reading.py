@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from benchmarks.synthetic_index import synthetic_index
 from tests.helpers.indexes import IMAGES, LATENTS, built, scenes, untrained
 from tide.errors import TideError
 from tide.index import Index
@@ -274,3 +275,13 @@ def test_places_are_read_on_after_their_files_are_deleted(run, whole):
     index = Index(run)
     shutil.rmtree(index_of(run))
     assert (index.place(3).latents == Index(whole).place(3).latents).all()
+
+
+def test_a_search_finds_all(tmp_path, monkeypatch):
+    """Also thousands, which the page then sorts and filters."""
+    monkeypatch.setattr("benchmarks.synthetic_index.WORDS", ["roof"])
+    synthetic_index(tmp_path, n_latents=9000, n_images=3)
+    index = Index(tmp_path)
+    named = index.query("SELECT COUNT(*) AS n FROM latents WHERE concept IS NOT NULL")[0]["n"]
+    assert named > 2000
+    assert len(index.search("roof")["latents"]) == named

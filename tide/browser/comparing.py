@@ -10,6 +10,7 @@ import torch
 
 from tide.errors import TideError
 from tide.index import Index
+from tide.index.layout import FACTS
 from tide.index.neighbours import matched
 
 
@@ -32,7 +33,7 @@ def compared(a: Index, b: Index) -> dict[str, np.ndarray]:
 
 
 def _keys(index: Index) -> tuple[Path, int]:
-    return index.run, (index.folder / "index.json").stat().st_mtime_ns
+    return index.run, (index.folder / FACTS).stat().st_mtime_ns
 
 
 @lru_cache(maxsize=8)

@@ -11,9 +11,6 @@ from tide.browser.runs import Run
 from tide.index.tables import matching
 from tide.interpretation.names import NAMES, Entry, LatentNames, now
 
-#: Latents that a search finds at most.
-MOST_FOUND = 2000
-
 
 class Naming:
     """The names of a run, read again when their file has changed, whoever wrote it."""
@@ -48,8 +45,8 @@ class Naming:
             self._refresh()
             if self._database is None:
                 return []
-            sql = "SELECT rowid FROM said WHERE said MATCH ? ORDER BY rank LIMIT ?"
-            with closing(self._database.execute(sql, (asked, MOST_FOUND))) as found:
+            sql = "SELECT rowid FROM said WHERE said MATCH ?"
+            with closing(self._database.execute(sql, (asked,))) as found:
                 return [row[0] for row in found]
 
     def _refresh(self) -> None:

@@ -81,7 +81,7 @@ __all__ = [
     "watched",
 ]
 
-__getattr__ = deferred(
+__getattr__, __dir__ = deferred(
     __name__,
     {
         "context": "edit",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Index", "build_index", "index_of", "sizes_in_words", "write_atlas_files"]
 
-__getattr__ = deferred(
+__getattr__, __dir__ = deferred(
     __name__,
     {
         "atlas_files": "write_atlas_files",

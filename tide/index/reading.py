@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from tide.interpretation.atlas import Atlas
 
 _REMEDY = "make the index again (tide browse RUN --index, or tide atlas --index)"
-#: The results of a search at most.
-MOST_FOUND = 2000
 
 
 @dataclass(frozen=True)
@@ -148,14 +146,14 @@ class Index:
         )
 
     def search(self, text: str) -> dict[str, list[int]]:
-        """The latents whose concept, and the images whose name or caption, hold words that begin as those of
-        ``text``."""
+        """All latents whose concept, and all images whose name or caption, hold words that begin as those of ``text``,
+        ascending."""
         asked = matching(text)
         if not asked:
             return {"latents": [], "images": []}
-        sql = "SELECT rowid FROM {0} WHERE {0} MATCH ? ORDER BY rank LIMIT ?"
+        sql = "SELECT rowid FROM {0} WHERE {0} MATCH ?"
         return {
-            name: [row["rowid"] for row in self.query(sql.format(table), (asked, MOST_FOUND))]
+            name: [row["rowid"] for row in self.query(sql.format(table), (asked,))]
             for name, table in (("latents", "latent_text"), ("images", "image_text"))
         }
 

@@ -62,7 +62,7 @@ __all__ = [
     "write_atlas",
 ]
 
-__getattr__ = deferred(
+__getattr__, __dir__ = deferred(
     __name__,
     {
         "atlas": "Atlas Label label_latents",
@@ -78,7 +78,3 @@ __getattr__ = deferred(
         "trajectory_chart": "draw_trajectory",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -18,12 +18,7 @@ export function veil(context: CanvasRenderingContext2D, map: ArrayLike<number>, 
   small.putImageData(data, 0, 0);
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "low";
-  context.save();
-  context.beginPath();
-  context.rect(x, y, width, height);
-  context.clip();
-  context.drawImage(scratch, 0, 0, columns, rows, x, y, width, height);
-  context.restore();
+  context.drawImage(scratch, x, y, width, height);
 }
 
 /** The colour of a share of the strongest heat, for maps without a picture. */
