@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Add,
         Change,
         Contrast,
+        Detector,
         Erase,
         Inject,
         Invert,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         Strength,
         Swap,
         Target,
+        Where,
         changed_prompt,
         draw_edits,
         draw_recipe,
@@ -61,8 +63,9 @@ _NAMES = {
     "tide.activations": "CollectOptions Prompts collect collect_to_disk",
     "tide.adapters": "adapter_for",
     "tide.data": "open_source",
-    "tide.editing": "Add Change Contrast Erase Inject Invert Keep PerImage Recipe Replace Scale ScaleTarget Steer "
-    "Strength Swap Target changed_prompt draw_edits draw_recipe edit image_contrast image_target prompt_target",
+    "tide.editing": "Add Change Contrast Detector Erase Inject Invert Keep PerImage Recipe Replace Scale ScaleTarget "
+    "Steer Strength Swap Target Where changed_prompt draw_edits draw_recipe edit image_contrast image_target "
+    "prompt_target",
     "tide.errors": "TideError TideWarning",
     "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
     "tide.evaluation.sweep_page": "write_sweep",
@@ -79,6 +82,7 @@ __all__ = [
     "Change",
     "CollectOptions",
     "Contrast",
+    "Detector",
     "EditTrial",
     "Erase",
     "Inject",
@@ -99,6 +103,7 @@ __all__ = [
     "TideWarning",
     "TrainConfig",
     "Trainer",
+    "Where",
     "adapter_for",
     "caption_concepts",
     "changed_prompt",

@@ -85,6 +85,14 @@ def test_image_tokens_of_every_block(name):
     assert own.token_grid(*latents_of(name).shape[-2:]) == (rows, columns)
 
 
+def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
+    grids: list[tuple[int, int] | None] = []
+    with torch.no_grad(), tap(adapter(name), {0: lambda x, call: grids.append(call.take(call.conditional).grid)}):
+        adapter(name).denoise(latents_of(name), 500, text_of(name))
+        draw(name, guided=True, n_steps=2)
+    assert set(grids) == {FAMILIES[name].grid}
+
+
 def test_what_enters_the_feed_forward_makes_its_output(name):
     """The module, run on the tokens that were read, gives the tokens that it gave."""
     own, seen, outputs = adapter(name), [], []

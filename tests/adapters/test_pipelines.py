@@ -250,11 +250,16 @@ def test_reference_pictures_of_kontext_are_not_edited(name, tensor):
     own = adapter_for(variant(name))
     rows, columns = FAMILIES["flux"].grid
     n = rows * columns
-    before, after = [], []
+    before, after, grids = [], [], set()
     place = 1 if tensor == "output" else 0
     module = own.hook_module(0, tensor)
     first = module.register_forward_hook(lambda _m, _a, output: before.append(output[place].clone()))
-    with tap(own, {0: lambda x, call: x + 1}, tensor):
+
+    def moved(x, call):
+        grids.add(call.grid)
+        return x + 1
+
+    with tap(own, {0: moved}, tensor):
         second = module.register_forward_hook(lambda _m, _a, output: after.append(output[place].clone()))
         draw(name)
     first.remove()
@@ -262,6 +267,7 @@ def test_reference_pictures_of_kontext_are_not_edited(name, tensor):
     assert before[0].shape[1] == 2 * n
     assert torch.equal(after[0][:, n:], before[0][:, n:])
     torch.testing.assert_close(after[0][:, :n], before[0][:, :n] + 1)
+    assert grids == {(rows, columns)}
 
 
 def test_kontext_without_a_picture_draws_from_the_prompt():

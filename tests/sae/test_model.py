@@ -59,6 +59,50 @@ def test_a_prefix_leaves_the_places_of_later_latents_unused():
     assert found.indices.tolist() == [[0, -1], [1, -1]]
 
 
+def test_columns_are_those_of_dense():
+    codes = Codes(
+        torch.tensor([[2.0, 3.0, 0.0], [0.0, 0.0, 0.0], [1.0, 4.0, 5.0]]),
+        torch.tensor([[0, 2, -1], [-1, -1, -1], [1, 2, 3]], dtype=torch.int32),
+    )
+    for latents in ([3, 0], [2], [], [1, 1]):
+        assert torch.equal(codes.columns(torch.tensor(latents, dtype=torch.int64)), codes.dense(4)[:, latents])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modulated": False},
+        {"activation": "jumprelu"},
+        {"activation": "jumprelu", "timestep_thresholds": True, "pre_norm": "layernorm"},
+        {"activation": "batch_topk", "encoder_bias": False},
+        {"activation": "batch_topk", "timestep_thresholds": True},
+        {"activation": "relu"},
+        {"activation": "relu", "match_l0": True},
+        {"activation": "gated", "match_l0": True},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())) or "topk",
+)
+def test_some_latents_are_columns_of_all(options):
+    """Rows of three images, each with its timestep."""
+    sae, x = model(**options).eval(), rows(3, 8)
+    at, features = torch.tensor([900.0, 500.0, 20.0]), torch.tensor([7, 0, 39, 12, 20])
+    if sae.activation is not None and options["activation"] in ("relu", "batch_topk") and sae.activation.matched:
+        sae.activation.set_cut(0.05)
+    with torch.no_grad():
+        expected = sae.encode(x, at).dense(N)[:, features]
+        found = sae.latents_of(x, at, features)
+    assert 0 < int((expected > 0).sum()) < expected.numel()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_latents_that_are_not_there(activation):
+    for feature in (-1, N):
+        with pytest.raises(TideError, match=r"^latents \[3, .*\] are not all there; this SAE has 0\.\.39$"):
+            model(activation=activation).latents_of(rows(2), 500.0, torch.tensor([3, feature]))
+
+
 NESTED = [
     {"activation": "jumprelu"},
     {"activation": "jumprelu", "timestep_thresholds": True},

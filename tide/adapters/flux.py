@@ -72,6 +72,16 @@ class FluxAdapter(JointAdapter):
         n_references = int(reference.sum())
         return FirstTokens(self, len(reference) - n_references) if n_references else self
 
+    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
+        places = self.arguments(args, kwargs).get("img_ids")
+        if places is None:
+            return None
+        reference, row, _ = places.reshape(-1, places.shape[-2], 3)[0].unbind(1)
+        own = row[reference == 0]
+        # Counted: in bfloat16 the numbers of rows above 256 are not exact.
+        columns = int((own == 0).sum())
+        return len(own) // columns, columns
+
     @torch.no_grad()
     def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         arguments = self.arguments(args, kwargs)

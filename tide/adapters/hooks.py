@@ -31,12 +31,14 @@ class Call(Position):
     adds nothing to its timestep embedding; ``conditional [B]`` bool, on the CPU: the rows that belong to the prompt
     rather than to guidance. B counts the rows of this call, guidance included; each row is the group of its tokens.
     ``inputs [B, T, d_model]`` are the image tokens that enter the tapped module, if :func:`tap` was asked for them.
+    ``grid`` holds their rows and columns, or None where the call does not say.
     """
 
     timestep: Tensor
     _: KW_ONLY
     conditional: Tensor
     inputs: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -48,7 +50,7 @@ class Call(Position):
         conditioning = None if self.conditioning is None else self.conditioning[there]
         inputs = None if self.inputs is None else self.inputs[rows.to(self.inputs.device)]
         conditional = self.conditional[rows.to(self.conditional.device)]
-        return Call(self.timestep[there], conditioning, conditional=conditional, inputs=inputs)
+        return Call(self.timestep[there], conditioning, conditional=conditional, inputs=inputs, grid=self.grid)
 
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
@@ -180,8 +182,9 @@ class _Passes:
         args, kwargs = _where_it_runs(adapter.transformer, args, kwargs)
         self.view = adapter.token_view(args, kwargs)
         timestep = adapter.timestep_of(args, kwargs)
+        grid = adapter.grid_of(args, kwargs)
         self.calls = {
-            index: Call(timestep, conditioning, conditional=conditional)
+            index: Call(timestep, conditioning, conditional=conditional, grid=grid)
             for index, conditioning in adapter.conditioning_of_blocks(self.functions, args, kwargs).items()
         }
         self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())

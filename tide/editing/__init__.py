@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from tide.editing.strength import Strength
     from tide.editing.target_file import load_target, save_target
     from tide.editing.targets import image_contrast, image_target, prompt_target
+    from tide.editing.where import Detector, Where
 
 __all__ = [
     "Add",
     "Change",
     "Compose",
     "Contrast",
+    "Detector",
     "Edit",
     "Erase",
     "Inject",
@@ -61,6 +63,7 @@ __all__ = [
     "Strength",
     "Swap",
     "Target",
+    "Where",
     "changed_prompt",
     "draw_edits",
     "draw_latents",
@@ -99,5 +102,6 @@ __getattr__, __dir__ = deferred(
         "strength": "Strength",
         "target_file": "load_target save_target",
         "targets": "image_contrast image_target prompt_target",
+        "where": "Detector Where",
     },
 )

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
+from tide.adapters.standins import listened
 from tide.editing.edits import Branch, Edit, Place, renormalise
 from tide.editing.met import Met
 from tide.editing.progress import is_within, run_position, step_range
 from tide.editing.steer import Steer
+from tide.editing.where import Where, check_mask
+from tide.editing.where_run import WhereRun, fitted
 from tide.errors import TideError, TideWarning
 from tide.sae.model import TIDE
 
@@ -47,7 +50,7 @@ def edit(
     *,
     block: Block | None = None,
     steps: tuple[float, float] | None = None,
-    tokens: Tensor | None = None,
+    tokens: Tensor | Where | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
     warns: bool = True,
@@ -63,7 +66,9 @@ def edit(
             asked for; a step of a second-order scheduler is two calls), the first included and the last not; ``None``
             is all of it.
         tokens: edit only these image tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of
-            the batch (``num_images_per_prompt`` of each prompt, one after the other).
+            the batch (``num_images_per_prompt`` of each prompt, one after the other); or a
+            :class:`~tide.editing.where.Where`, which draws such masks at every step that is edited, from latents of the
+            same block.
         branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
         warns: False for a caller that passes on :attr:`Met.remark`.
@@ -74,15 +79,19 @@ def edit(
     these steps and this branch, the mask is empty, the factor changes nothing, what the edit names was inactive; or if
     some of the latents that it names were active on none of the edited tokens. Raises
     :class:`~tide.errors.TideError` for features out of range, a target of another SAE, steps outside the run, or an SAE
-    of another width, family or block; once the pipeline runs and the size of the image is known, for a mask or a map of
-    another size; for caches that skip blocks; and for a call whose rows cannot be assigned to prompts.
+    of another width, family or block, be it one that draws the mask; once the pipeline runs and the size of the image
+    is known, for a mask or a map of another size; for caches that skip blocks; and for a call whose rows cannot be
+    assigned to prompts.
     """
     adapter = adapter_for(pipe)
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
     _check_change(adapter, sae, change)
-    met = Met(change, part, branch)
+    if isinstance(tokens, Where):
+        _check_where(adapter, at, _tensor(sae), tokens)
+    fixed, drawn = (None, WhereRun(tokens)) if isinstance(tokens, Where) else (tokens, None)
+    met = Met(change, part, branch, drawn=drawn)
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
@@ -91,20 +100,50 @@ def edit(
         met.in_steps += 1
         image, rows = _images_and_rows(call.conditional, branch)
         met.rows += int(rows.sum())
-        mask = _token_mask(tokens, x, image.to(x.device), rows.to(x.device))
+        chosen = fixed if drawn is None else drawn.mask(x, call)
+        mask = _token_mask(chosen, x, image.to(x.device), rows.to(x.device))
         return _apply(sae, met, x, call, mask, image.to(x.device), renormalise)
 
-    with tap(adapter, {at: on_call}, tensor=_tensor(sae)):
+    with tap(adapter, {at: on_call}, tensor=_tensor(sae)), _each_run(pipe, drawn):
         yield met
     if warns and met.remark is not None:
         warnings.warn(met.remark, TideWarning, stacklevel=3)
 
 
-def _check_rows(tokens: Tensor | None, branch: Branch) -> None:
+@contextmanager
+def _each_run(pipe: Any, drawn: WhereRun | None) -> Iterator[None]:
+    """Lets masks start afresh with every run of the pipeline, which begins with ``check_inputs``. Of a pipeline without
+    it, a higher timestep tells."""
+    if drawn is None or not hasattr(pipe, "check_inputs"):
+        yield
+        return
+    with listened(pipe, "check_inputs", before=lambda *_, **__: drawn.start()):
+        yield
+
+
+def _check_rows(tokens: Tensor | Where | None, branch: Branch) -> None:
     if branch not in ("conditional", "unconditional", "both"):
         raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    if tokens is not None and (tokens.dtype != torch.bool or tokens.ndim not in (1, 2)):
-        raise TideError(f"tokens is {tokens.dtype} {list(tokens.shape)}; it must be bool [tokens] or [images, tokens]")
+    if not isinstance(tokens, Where):
+        check_mask(tokens, "tokens")
+
+
+def _check_where(adapter: Adapter, block: int, tensor: str, where: Where) -> None:
+    """Raises for detectors that read other activations than are edited."""
+    for config in (detector.model.config for detector in where.detectors):
+        if config.block is not None and (own := adapter.resolve_block(config.block)) != block:
+            raise TideError(f"the mask is drawn by latents of block {own} and block {block} is edited; use one block")
+        if config.tensor != tensor:
+            raise TideError(f"the mask is drawn by latents of {config.tensor} and {tensor} is edited; use one of them")
+        if config.d_model != adapter.d_model:
+            raise TideError(
+                f"the mask is drawn by an SAE of width {config.d_model} and the transformer has {adapter.d_model}; use "
+                "its own SAE"
+            )
+        if config.family not in (None, adapter.family):
+            raise TideError(
+                f"the mask is drawn by an SAE of {config.family} and this is {adapter.family}; use its own SAE"
+            )
 
 
 def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> None:
@@ -171,14 +210,7 @@ def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -
     batch, n_tokens = x.shape[:2]
     if tokens is None:
         return rows[:, None].expand(batch, n_tokens)
-    if tokens.shape[-1] != n_tokens:
-        raise TideError(f"tokens is {list(tokens.shape)} and the image has {n_tokens} tokens; make a mask of its size")
-    if tokens.ndim == 1:
-        return rows[:, None] & tokens.to(x.device)
-    n_images = int(image.max()) + 1
-    if len(tokens) != n_images:
-        raise TideError(f"tokens holds {len(tokens)} masks and the pipeline draws {n_images} images; give one an image")
-    return rows[:, None] & tokens.to(x.device)[image]
+    return rows[:, None] & fitted(tokens, n_tokens, int(image.max()) + 1).to(x.device)[image]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
 from tide.editing.met import Met
 from tide.editing.progress import check_steps
+from tide.editing.where import Where
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
 from tide.sae.model import TIDE
@@ -89,7 +90,7 @@ def draw_edits(
     seed: int = 0,
     size: tuple[int, int] | None = None,
     steps: tuple[float, float] | None = None,
-    tokens: Tensor | Mapping[str, Tensor] | None = None,
+    tokens: Tensor | Where | Mapping[str, Tensor | Where] | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
     on_met: Callable[[str, Met], None] | None = None,
@@ -106,8 +107,8 @@ def draw_edits(
         seed: of the noise.
         size: height and width in pixels; default the pipeline's own.
         steps: the part of the run to edit, as fractions, first <= step / n_steps < last; default all of it.
-        tokens: bool ``[tokens]``, the image tokens to edit (:func:`~tide.editing.read_mask`), or a mask by the name of
-            each edit; default all.
+        tokens: bool ``[tokens]``, the image tokens to edit (:func:`~tide.editing.read_mask`), or a
+            :class:`~tide.editing.Where`, or one of them by the name of each edit; default all.
         branch: the rows of guidance to edit, "conditional", "unconditional" or "both".
         renormalise: keep each token's latent norm (eqs 9, 19).
         on_met: called with the name of each edit and what it met, once its image is drawn; default a warning

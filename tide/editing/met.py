@@ -11,6 +11,7 @@ from torch import Tensor
 from tide.editing.edits import Branch, Edit
 from tide.editing.named import LISTED, aimed_at, in_words, named, why_idle
 from tide.editing.steer import Steer
+from tide.editing.where_run import WhereRun
 from tide.messages import counted
 
 #: An edit that names more latents than this is not about any one of them.
@@ -32,6 +33,7 @@ class Met:
         fired: ``[n_latents]`` int64, on how many of the tokens each latent was active before the edit; empty without
             an SAE.
         dtype: of the activations.
+        drawn: what a :class:`~tide.editing.where.Where` drew; None for other masks.
     """
 
     change: Edit | Steer
@@ -45,6 +47,7 @@ class Met:
     moved: int = 0
     fired: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     dtype: torch.dtype = torch.float32
+    drawn: WhereRun | None = None
     _energy: tuple[float, float] = (0.0, 0.0)
 
     def count(self, before: Tensor, after: Tensor, z: Tensor | None = None, changed: Tensor | None = None) -> None:
@@ -66,6 +69,12 @@ class Met:
         """``|after - before| / |before|`` over the activations of all edited tokens; 0 without any."""
         apart, whole = self._energy
         return sqrt(apart / whole) if whole else 0.0
+
+    @property
+    def masks(self) -> list[tuple[float, Tensor]]:
+        """Of the latest run, what a :class:`~tide.editing.where.Where` drew at each edited step: the timestep, and the
+        tokens of each image, bool ``[images, tokens]`` on the CPU."""
+        return [] if self.drawn is None else self.drawn.masks
 
     @property
     def active(self) -> dict[int, int]:
@@ -96,6 +105,8 @@ class Met:
             return None
         if not self.rows:
             return self._no_rows()
+        if not self.tokens and self.drawn is not None:
+            return self.drawn.nothing
         if not self.tokens:
             return "the mask covers none of the image's tokens"
         if self.changed:

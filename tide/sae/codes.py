@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,11 @@ class Codes(NamedTuple):
         """Of these latents the first ``n_latents``; the places of all others are unused."""
         beyond = self.indices >= n_latents
         return Codes(self.values.masked_fill(beyond, 0), self.indices.masked_fill(beyond, -1))
+
+    def columns(self, latents: Tensor) -> Tensor:
+        """``[N, F]``: the columns ``latents [F]`` of :meth:`dense`, without its memory."""
+        found = [self.values.masked_fill(self.indices != latent, 0).sum(1) for latent in latents.tolist()]
+        return torch.stack(found, 1) if found else self.values.new_zeros(len(self.values), 0)
 
     def dense(self, n_latents: int) -> Tensor:
         """The latents as ``[N, n_latents]``, zeros where nothing fired."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tide.errors import TideError
 from tide.files import replace_files
 from tide.images.trained import TrainedOn
-from tide.sae.activation import BatchTopK
+from tide.sae.activation import BatchTopK, JumpReLU, ReLU
 from tide.sae.autoencoder import Autoencoder
 from tide.sae.checkpoint import checkpoint_files, load_config, load_trained_on, load_weights
 from tide.sae.codes import Codes
@@ -168,6 +169,28 @@ class TIDE(Autoencoder):
         rows, modulation = self._entering(x, position)
         codes = self.latents(rows, modulation, k)
         return codes if prefix is None else codes.prefix(prefix)
+
+    def latents_of(self, x: Tensor, position: At, features: Tensor) -> Tensor:
+        """``[N, F]``: the latents ``features [F]`` of activations ``x [..., d_model]`` with their zeros, as
+        :meth:`encode` has them.
+
+        Where latents do not compete (JumpReLU, BatchTopK and ReLU), a product with F columns of the encoder; TopK
+        encodes all. Raises :class:`~tide.errors.TideError` for a part of the latents, and for latents that there are
+        not.
+        """
+        self._check_whole()
+        features = features.to(self.W_enc.device)
+        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < self.n_latents:
+            raise TideError(f"latents {features.tolist()} are not all there; this SAE has 0..{self.n_latents - 1}")
+        if not isinstance(self.activation, BatchTopK | JumpReLU | ReLU):
+            return self.encode(x, position).columns(features)
+        rows, modulation = self._entering(x, position)
+        bias = None if self.b_enc is None else self.b_enc[features].to(rows.dtype)
+        pre = F.linear(self.modulated(rows, modulation), self.W_enc[features].to(rows.dtype), bias)
+        threshold = modulation.threshold
+        if threshold is not None and threshold.ndim:  # one for each latent
+            threshold = threshold[..., features].to(rows.dtype)
+        return self.activation(pre, bias, threshold, modulation.group)
 
     def dense(self, x: Tensor, position: At = None) -> Tensor:
         """Latents ``[..., n_latents]`` of activations ``x [..., d_model]`` with their zeros, in evaluation mode and
