@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tide.pictures import INK, heat_key, heat_overlay, outline_path
+from tide.pictures import INK, VEIL, heat_key, heat_overlay, mask_overlay, outline_path
 
 
 def test_the_outline_follows_the_pixel_edges():
@@ -62,6 +62,29 @@ def test_a_line_surrounds_the_strong_places():
     assert (drawn[1, 2:5] == 0).all()
     heat[:] = 1.0
     assert not (heat_overlay(RED, heat, 1.0) == INK).all(-1).any()  # none along the frame
+
+
+def test_a_mask_keeps_the_colours_of_its_cells_and_fades_the_others():
+    """Each cell at its own place, in an image whose sides are no multiples of the grid's."""
+    image, mask = np.full((24, 37, 3), (220, 30, 30), np.uint8), np.zeros((2, 3), bool)
+    mask[1, 2] = True
+    drawn = mask_overlay(image, mask)
+    inside = (drawn == image).all(-1)
+    assert inside[14:, 27:].all()  # within the line, up to the frame
+    assert inside.sum() == inside[14:, 27:].sum()
+    line = (drawn == INK).all(-1)
+    assert line[12:14, 25:].all()
+    assert line[12:, 25:27].all()
+    assert line.sum() == 2 * 12 + 2 * 12 - 4
+    assert (drawn[11, 25:] == 0).all()
+    faded = drawn[0, 0].astype(int)
+    assert 0 < np.ptp(faded) < 100
+    assert abs(faded - VEIL).max() < abs(np.array([220, 30, 30]) - VEIL).max()
+
+
+def test_masks_of_all_and_of_nothing_have_no_line():
+    np.testing.assert_array_equal(mask_overlay(RED, np.ones((2, 2), bool)), RED)
+    assert not (mask_overlay(RED, np.zeros((2, 2), bool)) == INK).all(-1).any()
 
 
 def test_heat_of_a_few_cells_is_interpolated():

@@ -50,6 +50,8 @@ HEAT = np.array([[0.23, 0.06, 0.40], [0.70, 0.15, 0.38], [0.95, 0.42, 0.16], [1.
 #: How :func:`heat_overlay` draws: the grey that silent places fade to, the share of their colour that they keep, the
 #: power of the heat that colour grows with, the heat that the line surrounds, and the line's colour.
 VEIL, KEPT, POWER, LINE, INK = 128, 0.25, 0.6, 0.5, (255, 165, 30)
+#: The share of their colour that places outside of a mask keep: what stands there is to be recognised.
+VEILED = 0.4
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray, top: float) -> np.ndarray:
@@ -79,6 +81,19 @@ def _borders(mask: np.ndarray) -> np.ndarray:
     """The pixels of ``mask [H, W]`` with a neighbour above, below, left or right that is not in it."""
     around = np.pad(mask, 1, mode="edge")
     return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``image`` uint8 ``[H, W, 3]`` in full colour where ``mask [h, w]`` is true, faded to grey elsewhere, with a line
+    of two pixels around the cells of the mask. Enlarge small images first, as for :func:`heat_overlay`."""
+    cells = Image.fromarray(np.asarray(mask, dtype=np.uint8))
+    inside = np.asarray(cells.resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)) > 0
+    colour = np.where(inside, 1.0, VEILED)[..., None]
+    drawn = np.round(image * colour + VEIL * (1 - colour)).astype(np.uint8)
+    edge = _borders(inside)
+    drawn[_borders(~inside)] = 0
+    drawn[edge | _borders(inside & ~edge)] = INK
+    return drawn
 
 
 def heat_key() -> str:

@@ -17,6 +17,7 @@ import tide
 from tests.helpers.cli_samples import SMALL
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
+from tide.cli.edit_where import DrawnWhere
 from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model, Option, options_of
 from tide.cli.parsing import given_options
 from tide.cli.settings import train_config
@@ -108,6 +109,7 @@ LINES = {
         "--towards-image {image} --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --altered 2 --out {out}",
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
+        "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --where 2 --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
         "--sae {sae} --pipeline {pipeline} --recipe {recipe} --out {out}",
     ],
@@ -141,6 +143,7 @@ VALUES = {
         "2",
     ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
+    **dict.fromkeys(("where", "where_threshold", "where_grow", "where_smooth", "where_hold"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export", "merge", "words"), "here"),
     **dict.fromkeys(("dtype",), "fp32"),
@@ -256,7 +259,7 @@ def watching() -> Iterator[set[str]]:
         return object.__getattribute__(self, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Command, Activations, Autoencoder, Autoencoders, Data, Model):
+        for kind in (Command, Activations, Autoencoder, Autoencoders, Data, DrawnWhere, Model):
             patch.setattr(kind, "__getattribute__", watched, raising=False)
         yield found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from tide.cli.edit_files import mean_change, write_pictures
 from tide.cli.edit_met import as_row, remarks
 from tide.cli.edit_options import NOT_SEARCHED, EditOptions
 from tide.cli.edit_search import Searching
+from tide.cli.options import value_of
 from tide.messages import counted
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from tide.adapters import Adapter
     from tide.cli.edit_scores import Scorers
-    from tide.editing import Recipe
+    from tide.editing import Overlay, Recipe
     from tide.editing.met import Met
     from tide.sae import TIDE
 
@@ -64,7 +67,7 @@ class Edit(EditOptions):
         """Draws, writes and says what came of it."""
         from tide.cli.common import about
 
-        before, after, met = self._drawn(adapter, model)
+        before, after, met, steps = self._drawn(adapter, model)
         scores = scorers.score(before, list(after.values()))
         rows = [
             {**setting, "mean_pixel_change": mean_change(before, after[name]), **as_row(met[name]), **row}
@@ -76,7 +79,9 @@ class Edit(EditOptions):
         holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
         labels = [self.where(row).removeprefix("at ") for row in rows]
         report, title = {"edits": rows, **scores.report, "sae": sae}, " → ".join(self.texts.values())
-        write_pictures(Path(self.out), before, after, labels, title, report, holds, self.made_by())
+        shown = {self.where(row): steps[name] for name, row in zip(after, rows, strict=True) if name in steps}
+        more = {"where": self.drawn_mask.strip(shown, self.prompt)} if shown else {}
+        write_pictures(Path(self.out), before, after, labels, title, report, holds, self.made_by(), more)
         moved = ", ".join(f"{row['mean_pixel_change']:.1f} {self.where(row)}" for row in rows)
         for line in remarks({self.where(row): met[name] for name, row in zip(met, rows, strict=True)}):
             print(line)
@@ -87,13 +92,13 @@ class Edit(EditOptions):
             )
         print(
             f"Edited block {model.config.block}: pixels moved by {moved} (mean, of 255){scores.line}; see "
-            f"{Path(self.out) / 'strip.png'}."
+            f"{Path(self.out) / 'strip.png'}{' and where.png' if more else ''}."
         )
 
     @property
     def _without(self) -> str:
         """The options of this command that ``--search`` refuses, in words."""
-        given = [name for name in NOT_SEARCHED.split() if getattr(self, name) not in (None, "conditional")]
+        given = [name for name in NOT_SEARCHED.split() if value_of(self, name) not in (None, "conditional")]
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         return f" in place of {flags}" if flags else ""
 
@@ -101,13 +106,22 @@ class Edit(EditOptions):
         """Which of the pictures a row of edit.json is about."""
         return f"in {counted(row['tokens'], 'token')}" if self.altered else f"at strength {row['strength']:g}"
 
-    def _drawn(self, adapter: Adapter, model: TIDE) -> tuple[Image, dict[str, Image], dict[str, Met]]:
-        """The unedited picture, the edited ones, and what each edit met."""
+    def _drawn(
+        self, adapter: Adapter, model: TIDE
+    ) -> tuple[Image, dict[str, Image], dict[str, Met], dict[str, list[Overlay]]]:
+        """The unedited picture, the edited ones, what each edit met, and with ``--show-where`` its steps."""
         from tide.cli.edit_target import edits_of
-        from tide.editing import draw_edits
+        from tide.editing import draw_edits, overlays
 
         edits, tokens = edits_of(self, adapter, model)
         met: dict[str, Met] = {}
+        steps: dict[str, list[Overlay]] = {}
+
+        @contextmanager
+        def shown(name: str, met: Met) -> Iterator[None]:
+            with overlays(adapter, met, size=self.size) as steps[name]:
+                yield
+
         before, after = draw_edits(
             adapter,
             model,
@@ -119,5 +133,6 @@ class Edit(EditOptions):
             branch=self.branch,
             renormalise=self.renormalise,
             on_met=met.__setitem__,
+            around=shown if self.drawn_mask.show_where else None,
         )
-        return before, after, met
+        return before, after, met, steps

@@ -22,10 +22,11 @@ def write_pictures(
     report: dict[str, Any],
     holds: Contents,
     made_by: dict[str, Any],
+    more: Mapping[str, Image] | None = None,
 ) -> None:
     """Writes all pictures and edit.json or none of them, then run.json.
 
-    ``labels``: of the pictures ``after`` in strip.png, above which stands ``title``.
+    ``labels``: of the pictures ``after`` in strip.png, above which stands ``title``. ``more``: others, by their names.
     """
     from tide.cli.common import writing
     from tide.files import json_writer, replace_files
@@ -33,7 +34,7 @@ def write_pictures(
     from tide.runs import FileKind, write_run
     from tide.strips import Row, labelled
 
-    pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}}
+    pictures = {"before": before, **{f"after-{name}": image for name, image in after.items()}, **(more or {})}
     pictures["strip"] = labelled([Row([before, *after.values()], ["before", *labels])], title)
     files: dict[str, FileKind] = {**{f"{name}.png": "picture" for name in pictures}, "edit.json": "figures"}
     with writing(out):

@@ -15,7 +15,8 @@ LISTED = 8
 def as_row(met: Met) -> dict[str, Any]:
     """What a row of edit.json says: tokens that were edited (over all steps) and changed, by how much of their norm
     their activations moved, and if something was wrong, what. Of latents that the edit names, on how many of the tokens
-    each was active; of those that a target names, how many were active at all."""
+    each was active; of those that a target names, how many were active at all. Of a mask that latents draw, its tokens
+    at each edited step."""
     row: dict[str, Any] = {
         "edited_tokens": met.tokens,
         "changed_tokens": met.moved,
@@ -29,6 +30,8 @@ def as_row(met: Met) -> dict[str, Any]:
     if aimed := met.target_active:
         row["target_latents"] = len(aimed)
         row["target_latents_active"] = sum(count > 0 for count in aimed.values())
+    if met.drawn is not None:
+        row["tokens_by_step"] = [int(mask.sum()) for _, mask in met.masks]
     if met.nothing is not None:
         row["nothing_changed"] = met.nothing
     return row
@@ -44,8 +47,17 @@ def remarks(met: Mapping[str, Met]) -> Iterator[str]:
         active = sum(count > 0 for count in aimed.values())
         yield f"Of the target's strongest latents, {len(aimed)} in all, {active} were active on the edited tokens."
     for where, each in met.items():
+        if each.masks and each.nothing is None:
+            yield f"The mask had {_tokens(each)} a step {where}."
         if each.nothing is not None:
             yield f"Nothing changed {where}: {each.nothing}."
+
+
+def _tokens(met: Met) -> str:
+    """``9 to 20 of 64 tokens``."""
+    counts = [int(mask.sum()) for _, mask in met.masks]
+    least, most = min(counts), max(counts)
+    return f"{least if least == most else f'{least} to {most}'} of {met.masks[0][1].numel()} tokens"
 
 
 def _activity(met: Mapping[str, Met]) -> str:

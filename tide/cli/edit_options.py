@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from tide.cli import edit_where
 from tide.cli.drawing import Drawing, Prompt
+from tide.cli.edit_where import DrawnWhere
 from tide.cli.usage import Aspect, fast_beside, with_option
 from tide.cli.values import (
     Flag,
@@ -31,9 +33,9 @@ from tide.errors import TideError
 SCALED_BY = 3.0
 
 #: What a recipe says itself, or has no use for.
-NOT_WITH_RECIPE = "prompt seed size n_steps guidance fast mask altered strength steps branch renormalise search"
+NOT_WITH_RECIPE = "prompt seed size n_steps guidance fast mask altered where strength steps branch renormalise search"
 #: Options that a search tries itself, or has no use for.
-NOT_SEARCHED = "steps branch altered save_target"
+NOT_SEARCHED = "steps branch altered where save_target"
 
 _WHAT = tyro.conf.create_mutex_group(required=True, title="edit (one of)")
 _WHERE = tyro.conf.create_mutex_group(required=False, title="where in the image (at most one of)")
@@ -69,6 +71,7 @@ class EditOptions(Drawing):
         ),
         with_option("contrast", leaves_out="towards_top save_target"),
         with_option("altered", leaves_out="towards_pooled"),
+        edit_where.usage(),
         with_option("search", uses="search_sae search_prompts", leaves_out=NOT_SEARCHED),
         _ONE_BRANCH,
         fast_beside("n_steps"),
@@ -108,6 +111,7 @@ class EditOptions(Drawing):
     """edit only where this picture is bright; it has the size of the image"""
     altered: Annotated[MaybeCounts, _WHERE] = None
     """edit only the N tokens at which source and target differ most; one image for each N"""
+    drawn_mask: DrawnWhere = field(default_factory=DrawnWhere)
 
     strength: Numbers = ()
     """strengths, one image each: 0 is no edit, 1 the whole; with --towards-top the factor (default 1; factor 3)"""
@@ -159,6 +163,7 @@ class EditOptions(Drawing):
             )
         if self.save_target is not None and Path(self.save_target).is_dir():
             raise TideError(f"{self.save_target} is a folder; give --save-target the name of a file")
+        self.drawn_mask.check()
         check_steps(self.steps, self.steps_drawn)
 
 

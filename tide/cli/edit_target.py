@@ -27,10 +27,11 @@ class Change(NamedTuple):
 
 def edits_of(
     asked: EditOptions, adapter: Adapter, model: TIDE
-) -> tuple[dict[str, editing.Edit], Tensor | dict[str, Tensor] | None]:
+) -> tuple[dict[str, editing.Edit], Tensor | editing.Where | dict[str, Tensor] | None]:
     """The edits by the names of their pictures, and the image tokens that they edit, as
     :func:`tide.editing.draw_edits` takes them."""
-    mask = None if asked.mask is None else editing.read_mask(asked.mask, adapter, asked.size)
+    bright = None if asked.mask is None else editing.read_mask(asked.mask, adapter, asked.size)
+    mask = asked.drawn_mask.mask(model, bright)
     if asked.target_prompt is None and asked.target is None:
         edit = _edit(asked)
         return {name: Strength(edit, each["strength"]) for name, each in asked.settings.items()}, mask

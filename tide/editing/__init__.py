@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tide.editing.target_file import load_target, save_target
     from tide.editing.targets import image_contrast, image_target, prompt_target
     from tide.editing.where import Detector, Where
+    from tide.editing.where_pictures import Overlay, overlays
 
 __all__ = [
     "Add",
@@ -51,6 +52,7 @@ __all__ = [
     "Invert",
     "Keep",
     "LatentColours",
+    "Overlay",
     "PerImage",
     "Place",
     "Recipe",
@@ -74,6 +76,7 @@ __all__ = [
     "image_target",
     "load_target",
     "most_different_tokens",
+    "overlays",
     "prompt_target",
     "read_mask",
     "recipe_code",
@@ -103,5 +106,6 @@ __getattr__, __dir__ = deferred(
         "target_file": "load_target save_target",
         "targets": "image_contrast image_target prompt_target",
         "where": "Detector Where",
+        "where_pictures": "Overlay overlays",
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -94,6 +95,7 @@ def draw_edits(
     branch: Branch = "conditional",
     renormalise: bool = False,
     on_met: Callable[[str, Met], None] | None = None,
+    around: Callable[[str, Met], AbstractContextManager[Any]] | None = None,
 ) -> tuple[Image, dict[str, Image]]:
     """Draws a prompt without an edit and with each of ``edits``, from the same noise.
 
@@ -113,6 +115,8 @@ def draw_edits(
         renormalise: keep each token's latent norm (eqs 9, 19).
         on_met: called with the name of each edit and what it met, once its image is drawn; default a warning
             (:class:`~tide.errors.TideWarning`) about an edit that changes nothing or names inactive latents.
+        around: called with the name of each edit and what it has met so far; the context that it returns is open while
+            the edit is drawn (:func:`~tide.editing.overlays`, :func:`~tide.editing.watched`).
 
     Returns:
         The unedited image, and the edited images by the names of their edits.
@@ -135,7 +139,8 @@ def draw_edits(
         mask = tokens[name] if isinstance(tokens, Mapping) else tokens
         options: dict[str, Any] = {"steps": steps, "tokens": mask, "branch": branch, "renormalise": renormalise}
         with edit(adapter.pipe, model, each, **options, warns=False) as met:
-            after[name] = draw()
+            with nullcontext() if around is None else around(name, met):
+                after[name] = draw()
         check_branch(met)
         (on_met or _warn)(name, met)
     return before, after

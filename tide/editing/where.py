@@ -84,10 +84,13 @@ class Where:
     """A mask over image tokens that ``detectors`` draw at every step of a run: the ``tokens`` of
     :func:`tide.editing.edit`.
 
-    The scores are those of the prompt's own rows, as they are before this edit; the rows of the negative prompt are
-    edited at the same tokens. In this order: scores are averaged (``smooth``) and compared with the thresholds (``low``
-    holds what was on), images with few tokens are left out (``least``), and what is on is grown (``grow``), inverted
-    (``invert``) and cut (``within``).
+    The scores are those of the prompt's own rows at this step, before the edit changes them; the rows of the negative
+    prompt are edited at the same tokens. An edit that removes what the detectors look for lets go of it at later steps,
+    the later the lower ``low`` is.
+
+    In this order, scores are averaged (``smooth``) and compared with the thresholds (``low`` holds what was on), images
+    with few tokens are left out (``least``), and what is on is grown (``grow``), inverted (``invert``) and cut
+    (``within``).
 
     Attributes:
         detectors: a token is on where any of them is. ``a | b`` has the detectors of both.
