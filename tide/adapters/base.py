@@ -127,8 +127,10 @@ class Adapter(ABC):
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
         """Rows and columns of the image tokens in a transformer call; None where the call does not say."""
-        hidden = self.arguments(args, kwargs)["hidden_states"]
-        return self.token_grid(hidden.shape[-2], hidden.shape[-1]) if hidden.ndim == 4 else None
+        hidden = self.arguments(args, kwargs).get("hidden_states")
+        if not isinstance(hidden, Tensor) or hidden.ndim != 4:
+            return None
+        return self.token_grid(hidden.shape[-2], hidden.shape[-1])
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a transformer call by name, whether they came by keyword or by position."""

@@ -49,8 +49,10 @@ class DrawnWhere:
 
         if self.where is None:
             return within
+        # A concept's name instead of numbers would become a Detector here, with weights and thresholds by timestep.
+        detectors = (editing.Detector.of_features(model, self.where, self.where_threshold),)
         return editing.Where(
-            (editing.Detector.of_features(model, self.where, self.where_threshold),),
+            detectors,
             grow=self.where_grow or 0,
             smooth=self.where_smooth or 0,
             low=self.where_hold,

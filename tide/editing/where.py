@@ -126,9 +126,21 @@ class Where:
         check_mask(self.within, "within")
 
     @classmethod
-    def of_features(cls, model: TIDE, features: Iterable[int], threshold: float = 0.0) -> Where:
-        """:meth:`Detector.of_features` alone; :func:`dataclasses.replace` sets the rest."""
-        return cls((Detector.of_features(model, features, threshold),))
+    def of_features(
+        cls,
+        model: TIDE,
+        features: Iterable[int],
+        threshold: float = 0.0,
+        *,
+        grow: int = 0,
+        smooth: int = 0,
+        low: float = 1.0,
+        least: int = 1,
+        within: Tensor | None = None,
+    ) -> Where:
+        """Drawn by one :meth:`Detector.of_features`. Raises as both classes do."""
+        detector = Detector.of_features(model, features, threshold)
+        return cls((detector,), grow=grow, smooth=smooth, low=low, least=least, within=within)
 
     def __or__(self, other: Where) -> Where:
         """The detectors of both. Raises :class:`~tide.errors.TideError` unless all else is the same, and for inverted
