@@ -18,6 +18,7 @@ from tide.editing.where import averaged, grown, held
 from tide.editing.where_run import WhereRun
 from tide.errors import TideError, TideWarning
 from tide.sae import TIDE, TIDEConfig
+from tide.training import TrainConfig, build_model
 
 ALWAYS, NEVER = -1.0, 1e9
 CHANGE = Scale(range(N), 3.0)
@@ -420,24 +421,23 @@ def test_latents_that_do_not_compete(alpha, activation, monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(name):
-    """Of images that are not square; calls for the negative prompt have the mask of the prompt's."""
+    """Images that are not square, a TIDE with the block's own modulation; calls for the negative prompt have the mask
+    of the prompt's."""
     own, (rows, columns) = family_adapter(name), FAMILIES[name].grid
     block = own.n_blocks - 2
-    sae = TIDE(TIDEConfig(own.d_model, 2 * own.d_model, own.d_model, block=block, family=own.family)).eval()
     seen = []
     with tap(own, {block: lambda x, call: seen.append((x.clone(), call))}):
         draw_family(name, guided=True)
-    x = torch.cat([x[call.conditional] for x, call in seen])
-    threshold = between(sae.dense(x)[..., 0])
-    where = replace(Where.of_features(sae, [0], threshold), grow=1)
+    calls = [(x[call.conditional], call.take(call.conditional)) for x, call in seen if call.conditional.any()]
+    sae = build_model(own, block, TrainConfig(n_latents=96, k=24, modulation_init="adaln")).eval()
+    sae.calibrate(*calls[1])
+    scores = [sae.dense(*each)[..., :3].sum(-1) for each in calls]
+    threshold = between(torch.cat(scores))
+    where = Where.of_features(sae, range(3), threshold, grow=1)
     still = Steer(torch.tensor([500.0]), torch.full((1, own.d_model), 0.0))
     with edit(own.pipe, None, still, block=block, tokens=where, branch="both", warns=False) as met:
         draw_family(name, guided=True)
-    expected = [
-        grown(sae.dense(x[call.conditional])[..., 0] > threshold, 1, (rows, columns))
-        for x, call in seen
-        if call.conditional.any()
-    ]
+    expected = [grown(each > threshold, 1, (rows, columns)) for each in scores]
     assert len(met.masks) == len(expected) == len(seen) // (2 if name in TWO_CALLS else 1)
     assert all(torch.equal(mask, each) for (_, mask), each in zip(met.masks, expected, strict=True))
     assert met.tokens == 2 * sum(int(each.sum()) for each in expected) > 0

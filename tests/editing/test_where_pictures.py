@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 
 from tests.helpers.edit_samples import N, draw
 from tide.adapters import adapter_for
@@ -94,3 +95,17 @@ def test_what_cannot_be_shown(alpha, sae, where):
     with edit(alpha, sae, CHANGE, tokens=where) as met, pytest.raises(TideError, match=r"^most = 0 must be at least"):
         with overlays(own, met, most=0):
             pass
+
+
+def test_a_step_of_two_calls_shows_the_mask_of_the_first(alpha, sae, where):
+    """And none once the edit is over, whose last call is the second of a step."""
+    scheduler = HeunDiscreteScheduler.from_config(alpha.scheduler.config)
+    pipe = type(alpha)(**{**alpha.components, "scheduler": scheduler})
+    pipe.set_progress_bar_config(disable=True)
+    own = adapter_for(pipe)
+    with edit(pipe, sae, CHANGE, tokens=where, steps=(0.0, 0.5)) as met, overlays(own, met) as steps:
+        draw(pipe, n_steps=4)
+    masks = [mask for _, mask in met.masks]
+    assert len(masks) == 4
+    assert [each.mask is None for each in steps] == [False, False, True, True]
+    assert all(each.mask is mask for each, mask in zip(steps[:2], masks[::2], strict=True))

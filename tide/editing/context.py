@@ -96,6 +96,8 @@ def edit(
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
         if steps is not None and not is_within(*run_position(pipe.scheduler, float(call.timestep[0])), part):
+            if drawn is not None:
+                drawn.skip()
             return None
         met.in_steps += 1
         image, rows = _images_and_rows(call.conditional, branch)

@@ -65,21 +65,18 @@ def overlays(
     Raises:
         TideError: the edit has no Where; ``most`` is not positive; and as :func:`~tide.editing.watched`.
     """
-    if met.drawn is None:
+    if (drawn := met.drawn) is None:
         raise TideError("this edit's tokens are the same at every step; give edit a Where to see its masks")
     if most < 1:
         raise TideError(f"most = {most} must be at least 1")
     size = image_size(adapter, size)
     grid = image_grid(adapter, size)
     found: list[Overlay] = []
-    latest: tuple[float, Tensor] | None = None
 
     def on_step(step: int, n_steps: int, clean: Tensor) -> None:
-        nonlocal latest
-        before, latest = latest, met.masks[-1] if met.masks else None
-        mask = None if latest is None or latest is before else latest[1]  # without a new one, it was not edited
         if step not in spread(n_steps, most):
             return
+        mask = drawn.now
         pictures = [to_image(adapter.decode_latents(each[None])[0]) for each in clean]
         if mask is not None:
             pictures = [_over(picture, each.view(grid).numpy()) for picture, each in zip(pictures, mask, strict=True)]

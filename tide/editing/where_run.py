@@ -25,6 +25,7 @@ class WhereRun:
     Attributes:
         masks: of the latest run: the timestep of each call that draws the prompt, and its mask, bool
             ``[images, tokens]`` on the CPU.
+        now: the last of them; None where the latest call of the block was not of the edit's steps.
         grid: rows and columns of the tokens, where the latest call said so.
         best: for each detector the score that came closest to its threshold, or went furthest above it, in any run, and
             the threshold.
@@ -33,6 +34,7 @@ class WhereRun:
 
     where: Where
     masks: list[tuple[float, Tensor]] = field(default_factory=list)
+    now: Tensor | None = None
     grid: tuple[int, int] | None = None
     best: list[tuple[float, float]] = field(default_factory=list)
     most: int = 0
@@ -42,7 +44,11 @@ class WhereRun:
 
     def start(self) -> None:
         """Forgets the run before."""
-        self.masks, self._mask, self._on = [], None, None
+        self.masks, self.now, self._mask, self._on = [], None, None, None
+
+    def skip(self) -> None:
+        """Says that a call is not of the edit's steps."""
+        self.now = None
 
     @torch.no_grad()
     def mask(self, x: Tensor, call: Call) -> Tensor:
@@ -64,7 +70,8 @@ class WhereRun:
             self.start()
         self.grid = call.grid
         self._mask = self._drawn(x, call, rows)
-        self.masks.append((timestep, self._mask.cpu()))
+        self.now = self._mask.cpu()
+        self.masks.append((timestep, self.now))
         return self._mask
 
     def _drawn(self, x: Tensor, call: Call, rows: list[int]) -> Tensor:
