@@ -12,6 +12,7 @@ from tide.adapters import Adapter
 from tide.adapters.base import Text
 from tide.adapters.sizes import caption_length
 from tide.errors import TideError
+from tide.interpretation.effect.steps import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def towards_prompt(adapter: Adapter, prompts: Sequence[str]) -> Metric:
             raise TideError(
                 f"{len(asked.latents)} images and {len(prompts)} prompts to move towards; give one an image"
             )
+        run = {name: value for name, value in asked.text.items() if name == EMBEDDED}
         with torch.no_grad():
-            return towards(asked.own, adapter.denoise(asked.latents, asked.timestep, text))
+            return towards(asked.own, adapter.denoise(asked.latents, asked.timestep, {**text, **run}))
 
     return metric

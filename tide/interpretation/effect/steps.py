@@ -17,6 +17,9 @@ from tide.editing.draw import draw_latents
 from tide.errors import TideError
 from tide.interpretation.trajectory import scheduler_steps
 
+#: The guidance scale of distilled models, which is given to the transformer beside the prompts. It is the run's.
+EMBEDDED = "guidance"
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -71,9 +74,10 @@ def steps_of_run(
 
     with scheduler_steps(adapter, keep):
         draw_latents(adapter, prompt, n_steps=n_steps, guidance_scale=guidance_scale, seed=seed, size=size)
-    return Steps(
-        torch.tensor(timesteps), torch.stack(latents), adapter.encode_prompts([prompt], caption_length(adapter))
-    )
+    text = adapter.encode_prompts([prompt], caption_length(adapter))
+    if EMBEDDED in text:
+        text[EMBEDDED] = torch.full_like(text[EMBEDDED], guidance_scale)
+    return Steps(torch.tensor(timesteps), torch.stack(latents), text)
 
 
 @torch.no_grad()
