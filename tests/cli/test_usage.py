@@ -99,6 +99,10 @@ LINES = {
         "--sae s --prompt near --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --n-steps 4 --out {out}",
     ],
+    "effect": [
+        "--sae s --prompt near --change near=far --out o",
+        "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --top 2 --out {out}",
+    ],
     "edit": [
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --out {out}",
         "--sae s --prompt near --target file --out o",
@@ -137,6 +141,7 @@ VALUES = {
             "minutes",
             "vision_seed",
             "top",
+            "points",
         ),
         "2",
     ),

@@ -54,15 +54,15 @@ def _of_step(met: Met, sets: Sequence[Sequence[int]], n: int) -> Iterator[float]
     """The effect of each set at one step; ``n`` sets share a pass."""
     named = sorted({feature for features in sets for feature in features})
     columns, place = met.columns(named), {feature: i for i, feature in enumerate(named)}
-    chosen = [sorted({place[feature] for feature in features}) for features in sets]
+    chosen = [tuple(sorted({place[feature] for feature in features})) for features in sets]
     active = columns.any(0).tolist()
-    changing = [i for i, own in enumerate(chosen) if any(active[each] for each in own)]
-    effects = [0.0] * len(sets)
+    # Each once: rankings have latents in common, and some are shorter than asked for.
+    changing = list(dict.fromkeys(own for own in chosen if any(active[each] for each in own)))
     weight = met.model.W_dec[named].to(met.x.dtype) * met.model.output_units.scale.to(met.x.dtype)
     base = met.base.mean()
+    effects: dict[tuple[int, ...], float] = {}
     for start in range(0, len(changing), n):
         part = changing[start : start + n]
-        without = torch.stack([met.x - (columns[:, chosen[i]] @ weight[chosen[i]]).view_as(met.x) for i in part])
-        for i, value in zip(part, (met.of(without).mean(1) - base).tolist(), strict=True):
-            effects[i] = value
-    yield from effects
+        without = [met.x - (columns[:, list(own)] @ weight[list(own)]).view_as(met.x) for own in part]
+        effects |= dict(zip(part, (met.of(torch.stack(without)).mean(1) - base).tolist(), strict=True))
+    yield from (effects.get(own, 0.0) for own in chosen)
