@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         pooled_latents,
     )
     from tide.interpretation.effect.ablation import ablated_effects
-    from tide.interpretation.effect.attribution import latent_effects
+    from tide.interpretation.effect.attribution import effect_maps, latent_effects
     from tide.interpretation.effect.curves import effect_curves
     from tide.interpretation.effect.effects import Effects
     from tide.interpretation.effect.effects_file import load_effects, save_effects
@@ -60,6 +60,7 @@ __all__ = [
     "concept_scores",
     "draw_trajectory",
     "effect_curves",
+    "effect_maps",
     "find_concepts",
     "follow",
     "label_latents",
@@ -88,7 +89,7 @@ __getattr__, __dir__ = deferred(
         "captions": "CaptionConcepts caption_concepts caption_concepts_of_blocks",
         "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
         "effect.ablation": "ablated_effects",
-        "effect.attribution": "latent_effects",
+        "effect.attribution": "effect_maps latent_effects",
         "effect.curves": "effect_curves",
         "effect.effects": "Effects",
         "effect.effects_file": "load_effects save_effects",

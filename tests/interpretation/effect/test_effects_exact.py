@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.linear_transformer import N, linear_adapter, linear_tide
 from tide.errors import TideError
-from tide.interpretation.effect import Steps, ablated_effects, latent_effects, towards, towards_prompt
+from tide.interpretation.effect import Steps, ablated_effects, effect_maps, latent_effects, towards, towards_prompt
 from tide.interpretation.effect.passes import met_at_steps
 
 #: The tables are float32; everything before is float64.
@@ -96,6 +96,22 @@ def test_effects_are_means_over_the_images():
     for name in ("attribution", "integrated", "ablation", "activation"):
         mean = torch.stack([getattr(each, name) for each in alone]).mean(0)
         torch.testing.assert_close(getattr(found, name), mean, **EXACT)
+
+
+def test_maps_add_up_to_the_attribution():
+    """The map of a latent is 0 where it is not active."""
+    adapter, sae = linear_adapter(bends_after=True), linear_tide()
+    asked, metric, features = steps(adapter), towards_another(adapter), [7, 0, 4]
+    found = effect_maps(adapter, sae, asked, metric, features)
+    assert found.shape == (3, 3, 2, 6)
+    whole = latent_effects(adapter, sae, asked, metric, points=0).attribution[:, features]
+    torch.testing.assert_close(found.sum(3).mean(2), whole, **EXACT)
+    for i, met in enumerate(met_at_steps(adapter, sae, asked, metric)):
+        active = met.columns(features).T.unflatten(1, (2, 6)) != 0
+        assert torch.equal(found[i] != 0, active)
+        assert active.any()
+    with pytest.raises(TideError, match=f"feature {N} does not exist"):
+        effect_maps(adapter, sae, asked, metric, [N])
 
 
 def test_a_metric_of_ones_own():

@@ -2,7 +2,7 @@
 or away from it."""
 
 from tide.interpretation.effect.ablation import ablated_effects
-from tide.interpretation.effect.attribution import latent_effects
+from tide.interpretation.effect.attribution import effect_maps, latent_effects
 from tide.interpretation.effect.curves import effect_curves
 from tide.interpretation.effect.effects import Effects
 from tide.interpretation.effect.effects_file import load_effects, save_effects
@@ -17,6 +17,7 @@ __all__ = [
     "Steps",
     "ablated_effects",
     "effect_curves",
+    "effect_maps",
     "latent_effects",
     "load_effects",
     "save_effects",

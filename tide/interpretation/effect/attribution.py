@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter
 from tide.editing.context import CHUNK_ELEMENTS
+from tide.editing.edits import Erase
 from tide.errors import TideError
 from tide.interpretation.effect.ablation import ablated_effects
 from tide.interpretation.effect.effects import Effects
@@ -78,6 +79,22 @@ def latent_effects(
     return effects.with_ablation(features, true)
 
 
+def effect_maps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric, features: Sequence[int]) -> Tensor:
+    """Where in the image the attribution of some latents is: ``[steps, features, images, tokens]`` float32 on the CPU.
+
+    Its sum over the tokens, averaged over the images, is ``attribution`` of :func:`latent_effects`, whose arguments and
+    errors are these.
+    """
+    Erase(features).check(model.n_latents)
+    chosen = list(features)
+    maps = []
+    for met in met_at_steps(adapter, model, steps, metric):
+        with torch.no_grad():
+            slopes = _gradient(met, met.x).flatten(0, 1) @ _written_by(met)[chosen].T
+            maps.append((-met.columns(chosen) * slopes).T.unflatten(1, met.x.shape[:2]).float().cpu())
+    return torch.stack(maps)
+
+
 def _gradient(met: Met, x: Tensor) -> Tensor:
     """The metric's gradient, summed over the images, to the block's tokens at ``x``, in its shape."""
     x = x.detach().requires_grad_()
@@ -101,11 +118,16 @@ def _effect(met: Met, gradient: Tensor) -> Tensor:
     """``-sum over tokens of z_f dm/dz_f``, averaged over the images, ``[n_latents]``: decode is linear, so that
     ``dm/dz_f`` is the product of the gradient and what latent f writes."""
     values, indices = met.codes
-    weight = met.model.W_dec.to(gradient.dtype) * met.model.output_units.scale.to(gradient.dtype)
+    weight = _written_by(met)
     n_rows = max(1, CHUNK_ELEMENTS // met.model.n_latents)
     parts = zip(gradient.flatten(0, 1).split(n_rows), indices.split(n_rows), strict=True)
     slopes = torch.cat([(rows @ weight.T).gather(1, place.clamp(min=0).long()) for rows, place in parts])
     return _per_latent(met, -values * slopes) / len(met.x)
+
+
+def _written_by(met: Met) -> Tensor:
+    """What a latent of 1 writes into the block's activation, ``[n_latents, d_model]``."""
+    return met.model.W_dec.to(met.x.dtype) * met.model.output_units.scale.to(met.x.dtype)
 
 
 def _per_latent(met: Met, values: Tensor) -> Tensor:
