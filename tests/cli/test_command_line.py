@@ -226,6 +226,7 @@ WRITERS = {
     "concepts": ["--sae", "{sae}", "--data", "{images}", "--concepts", "near"],
     "atlas": ["--sae", "{sae}", "--data", "{images}"],
     "trajectory": ["--sae", "{sae}", "--prompt", "near"],
+    "effect": ["--sae", "{sae}", "--prompt", "near", "--towards", "far"],
     "edit": ["--sae", "{sae}", "--prompt", "near", "--erase", "1"],
     "reproduce": ["fig4"],
     "reproduce the bars": ["bars", "--sae", "{sae}"],

@@ -19,6 +19,7 @@ RUNS = {
     "concepts": ["--concepts", "near", "--data", "scenes"],
     "atlas": ["--data", "scenes"],
     "trajectory": ["--prompt", "near"],
+    "effect": ["--prompt", "near", "--towards", "far"],
     "edit": ["--prompt", "near", "--erase", "1"],
 }
 
@@ -44,7 +45,7 @@ def test_a_file_that_is_not_there(cli, tmp_path, checkpoint, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["evaluate", "sweep", "concepts", "atlas", "trajectory", "edit"])
+@pytest.mark.parametrize("name", ["evaluate", "sweep", "concepts", "atlas", "trajectory", "effect", "edit"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_checkpoint_of_a_family_without_an_adapter_says_which(cli, tmp_path, checkpoint, name, recorded):
     if recorded:

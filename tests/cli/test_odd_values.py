@@ -24,6 +24,7 @@ LEAST = {
     "browse": ["r"],
     "names": ["s"],
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "effect": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "reproduce": ["fig1"],
 }

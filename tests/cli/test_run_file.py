@@ -23,6 +23,7 @@ MAKERS = {
     "concepts": ("concepts", [*CHECKPOINT, "--data", "{images}", "--concepts", "near", "--timesteps", "1"]),
     "atlas": ("atlas", [*CHECKPOINT, "--data", "{images}", "--images", "4", "--timesteps", "1"]),
     "trajectory": ("trajectory", DRAWN),
+    "effect": ("effect", [*DRAWN, "--towards", "far"]),
     "edit": ("edit", [*DRAWN, "--erase", "1"]),
     "demo": ("study", []),
     "reproduce": ("study", ["fig4"]),
@@ -54,7 +55,7 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
     assert holds.data
     assert holds.configuration or kind == "activations"
-    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("plan", "trajectory", "edit")
+    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("plan", "trajectory", "effect", "edit")
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)
     if kind != "study":

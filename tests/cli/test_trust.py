@@ -227,11 +227,12 @@ def commands(checkpoint: Path, store: Path, images: Path) -> dict[str, tuple[lis
         "concepts": (["concepts", *sae, "--data", images, "--concepts", "near"], checkpoint),
         "atlas": (["atlas", *sae, "--data", images], checkpoint),
         "trajectory": (["trajectory", *sae, "--prompt", "a red house"], checkpoint),
+        "effect": (["effect", *sae, "--prompt", "a red house", "--change", "red=blue"], checkpoint),
         "train": (["train", "--store", store / "block-6", *SMALL], store / "block-6"),
     }
 
 
-COMMANDS = ("edit", "evaluate", "sweep", "concepts", "atlas", "trajectory", "train")
+COMMANDS = ("edit", "evaluate", "sweep", "concepts", "atlas", "trajectory", "effect", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

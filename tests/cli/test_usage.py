@@ -100,6 +100,10 @@ LINES = {
         "--sae s --prompt near --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --n-steps 4 --out {out}",
     ],
+    "effect": [
+        "--sae s --prompt near --change near=far --out o",
+        "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --top 2 --out {out}",
+    ],
     "edit": [
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --out {out}",
         "--sae s --prompt near --target file --out o",
@@ -139,6 +143,7 @@ VALUES = {
             "minutes",
             "vision_seed",
             "top",
+            "points",
         ),
         "2",
     ),

@@ -275,3 +275,21 @@ def test_steering_that_does_not_fit():
         Steer(timesteps, torch.zeros(2, 4, 2)).activations(torch.ones(3, 2), PLACE)
     with pytest.raises(TideError, match="more images than the direction's 1"):
         Steer(timesteps, torch.zeros(2, 1, 3, 2)).activations(torch.ones(3, 2), PLACE)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3, 5)], ids=["pooled", "map"])
+def test_a_target_of_some_latents(shape):
+    """Adds those alone; the others stay bit for bit."""
+    values = torch.arange(1.0, 1 + torch.Size(shape).numel()).view(shape)
+    whole = Target(torch.tensor([900.0, 400.0]), values)
+    some = whole.only([3, 0])
+    assert torch.equal(some.timesteps, whole.timesteps)
+    assert torch.equal(some.values[..., [0, 3]], values[..., [0, 3]])
+    assert not some.values[..., [1, 2, 4]].any()
+    assert torch.equal(whole.values, values)
+    found = Inject(some, 0.5).latents(Z, PLACE)
+    assert torch.equal(found[:, [1, 2, 4]], Z[:, [1, 2, 4]])
+    assert torch.equal(found[:, [0, 3]], Inject(whole, 0.5).latents(Z, PLACE)[:, [0, 3]])
+    assert not whole.only([]).values.any()
+    with pytest.raises(TideError, match=r"feature 5 does not exist; this SAE has latents 0\.\.4"):
+        whole.only([5])

@@ -33,6 +33,7 @@ COMMANDS = {
     "browse": "look through latents, name them and steer with them in a browser",
     "names": "show, add and find the names of a checkpoint's latents",
     "trajectory": "follow the latents along a sampling run",
+    "effect": "find the latents that move a prompt towards another one",
     "edit": "draw a prompt before and after an edit of its latents",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",

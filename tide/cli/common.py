@@ -153,8 +153,8 @@ def source_of(
 def about(kind: Kind, adapter: Adapter, pipeline: str, model: TIDE, autoencoder: Autoencoder, **found: Any) -> Contents:
     """What a folder holds that a command made of a checkpoint's latents.
 
-    ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit`` and ``trajectory`` leave ``weights`` out: reading
-    those of a large pipeline takes longer than drawing a picture.
+    ``found``: the rest of the :class:`~tide.runs.Contents`. ``edit``, ``effect`` and ``trajectory`` leave ``weights``
+    out: reading those of a large pipeline takes longer than drawing a picture.
     """
     block = adapter.resolve_block(model.config.trained_block)
     return about_blocks(kind, adapter, pipeline, {block: model}, autoencoder, **found)

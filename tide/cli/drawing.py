@@ -1,4 +1,4 @@
-"""Options shared by ``edit`` and ``trajectory``, which draw a prompt."""
+"""Options shared by ``edit``, ``effect`` and ``trajectory``, which draw a prompt."""
 
 from __future__ import annotations
 

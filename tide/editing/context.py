@@ -156,7 +156,7 @@ def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> N
     elif sae is None:
         raise TideError("an edit of latents needs sae=; only Steer works without one")
     else:
-        _check_sae(adapter, sae)
+        check_sae(adapter, sae)
         change.check(sae.n_latents)
 
 
@@ -175,7 +175,8 @@ def _chosen_block(adapter: Adapter, sae: TIDE | None, block: Block | None) -> in
     return index
 
 
-def _check_sae(adapter: Adapter, sae: TIDE) -> None:
+def check_sae(adapter: Adapter, sae: TIDE) -> None:
+    """Raises :class:`~tide.errors.TideError` for an SAE that cannot edit this transformer."""
     config = sae.config
     if config.d_model != adapter.d_model:
         raise TideError(f"the SAE has width {config.d_model} and the transformer {adapter.d_model}; use its own SAE")

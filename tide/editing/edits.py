@@ -76,6 +76,14 @@ class Target:
         """The same at every place: a map averaged over its tokens."""
         return self if self.values.ndim == 2 else Target(self.timesteps, self.values.float().mean(1))
 
+    def only(self, features: Sequence[int]) -> Target:
+        """These latents as they are and all others 0, for :class:`Inject`. Raises :class:`~tide.errors.TideError` for
+        one that there is not."""
+        _check_features(features, self.n_latents)
+        chosen, kept = list(features), torch.zeros_like(self.values)
+        kept[..., chosen] = self.values[..., chosen]
+        return Target(self.timesteps, kept)
+
 
 def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
     """bool ``[tokens]``: the ``n`` tokens at which two maps of latents are furthest apart, over all timesteps (of

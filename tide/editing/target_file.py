@@ -19,7 +19,8 @@ from tide.sae.model import TIDE
 KEY = "tide_target"
 
 
-def _sae(model: TIDE) -> dict[str, Any]:
+def sae_record(model: TIDE) -> dict[str, Any]:
+    """How files of latents say which SAE they are of."""
     config = model.config
     return {
         "family": config.family,
@@ -34,7 +35,7 @@ def _sae(model: TIDE) -> dict[str, Any]:
 def save_target(path: str | Path, target: Target, model: TIDE) -> None:
     """Writes ``timesteps`` and ``values`` as one safetensors file, the SAE's block and sizes in its metadata."""
     tensors = {"timesteps": target.timesteps.float(), "values": target.values}
-    replace_file(Path(path), tensors_writer(tensors, {KEY: json.dumps(_sae(model))}))
+    replace_file(Path(path), tensors_writer(tensors, {KEY: json.dumps(sae_record(model))}))
 
 
 def load_target(path: str | Path, model: TIDE) -> Target:
@@ -49,7 +50,7 @@ def load_target(path: str | Path, model: TIDE) -> Target:
     if kept is None:
         raise TideError(f"{path} holds no target; make one with `tide edit --save-target`")
     before = parse_json(kept, f"{path}'s description", dict[str, Any])
-    now = _sae(model)
+    now = sae_record(model)
     recorded = {name: before.get(name) for name in now}
     check_unchanged(recorded, now, f"{path} was recorded with another SAE", remedy="record it with this SAE")
     tensors = read_tensors(path, "the target")

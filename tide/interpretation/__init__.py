@@ -25,6 +25,13 @@ if TYPE_CHECKING:
         mean_latents,
         pooled_latents,
     )
+    from tide.interpretation.effect.ablation import ablated_effects
+    from tide.interpretation.effect.attribution import effect_maps, latent_effects
+    from tide.interpretation.effect.curves import effect_curves
+    from tide.interpretation.effect.effects import Effects
+    from tide.interpretation.effect.effects_file import load_effects, save_effects
+    from tide.interpretation.effect.metric import towards_prompt
+    from tide.interpretation.effect.steps import Steps, steps_of_images, steps_of_run
     from tide.interpretation.following import Followed, follow
     from tide.interpretation.gathered import build_atlas
     from tide.interpretation.monosemanticity import Monosemanticity
@@ -37,11 +44,14 @@ __all__ = [
     "Atlas",
     "CaptionConcepts",
     "ConceptProfiles",
+    "Effects",
     "Followed",
     "Found",
     "Label",
     "Monosemanticity",
+    "Steps",
     "Trajectory",
+    "ablated_effects",
     "abrupt_change",
     "build_atlas",
     "caption_concepts",
@@ -49,16 +59,24 @@ __all__ = [
     "concept_profiles",
     "concept_scores",
     "draw_trajectory",
+    "effect_curves",
+    "effect_maps",
     "find_concepts",
     "follow",
     "label_latents",
+    "latent_effects",
+    "load_effects",
     "make_atlas",
     "mean_latents",
     "pooled_latents",
     "read_atlas",
     "record_trajectory",
     "run_distances",
+    "save_effects",
     "step_changes",
+    "steps_of_images",
+    "steps_of_run",
+    "towards_prompt",
     "write_atlas",
 ]
 
@@ -70,6 +88,13 @@ __getattr__, __dir__ = deferred(
         "atlas_reading": "make_atlas read_atlas",
         "captions": "CaptionConcepts caption_concepts caption_concepts_of_blocks",
         "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
+        "effect.ablation": "ablated_effects",
+        "effect.attribution": "effect_maps latent_effects",
+        "effect.curves": "effect_curves",
+        "effect.effects": "Effects",
+        "effect.effects_file": "load_effects save_effects",
+        "effect.metric": "towards_prompt",
+        "effect.steps": "Steps steps_of_images steps_of_run",
         "following": "Followed follow",
         "gathered": "build_atlas",
         "monosemanticity": "Monosemanticity",

@@ -53,7 +53,7 @@ class Change(NamedTuple):
     mse: Tensor
 
 
-def _scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
+def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
     """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
 
     def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
@@ -89,7 +89,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
             prediction, sample = prediction[rows], sample[rows]
         steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
 
-    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor), _scheduler_steps(adapter, predicted):
+    with tap(adapter, {block: of_prompt(keep)}, model.config.tensor), scheduler_steps(adapter, predicted):
         final = run().float().cpu()
     if len(timesteps) < 2 or len(timesteps) != len(steps):
         raise TideError(
