@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tide.editing import Steer, edit
 from tide.errors import TideError
 from tide.scenes.annotate import encode_captions, generate_images
 from tide.studies.safety.drawing import draw_requests
@@ -66,6 +67,24 @@ def test_the_pipeline_runs_inside_of_the_rivals_context(bundled):
     assert len(opened) == 3
     draw_requests(bundled, REQUESTS, UNGUARDED)
     assert len(opened) == 3
+
+
+def test_an_edit_of_activations_meets_the_same_rows_as_in_any_run(bundled):
+    """Those of the prompts, in its part of the run."""
+    change = Steer(torch.tensor([500.0]), torch.full((1, 192), 0.5))
+    steps = {"block": 3, "steps": (0.0, 0.5)}
+    with edit(bundled.pipe, None, change, **steps) as met:
+        edited = generate_images(bundled, [r.prompt for r in REQUESTS], [r.seed for r in REQUESTS], n_steps=3)
+    mets = []
+
+    @contextmanager
+    def context(pipe):
+        with edit(pipe, None, change, **steps) as met:
+            mets.append(met)
+            yield
+
+    assert near(draw_requests(bundled, REQUESTS, Rival("steered", context=context)), edited)
+    assert (mets[0].calls, mets[0].in_steps, mets[0].rows) == (met.calls, met.in_steps, met.rows) == (3, 2, 8)
 
 
 def test_given_embeddings_replace_the_prompts(bundled):
