@@ -10,6 +10,12 @@ features of c. The last term keeps W in directions that no caption has. The grad
 
     W' = W M,   M = 1 + E_erase[(c* - c) c^T] (E_erase[c c^T] + lambda E_keep[c c^T] + epsilon s 1)^-1
 
+Tokens and lambda were chosen on 16 development prompts that ask and 16 that are allowed, with "house" and then "ornate"
+unwanted. Every choice removed the concept from all images, so what they kept decides. For houses, moving the word's
+token alone kept 88 to 95 % of the other attributes and wrecked up to 6 % of the images; moving the tokens behind it
+too, which the text encoder has told of it, kept 97 % and wrecked none; those before it added nothing. lambda = 0.03
+cost 6 % of the other classes, and from 0.3 to 10 no figure changed. For "ornate" all choices kept 98 to 99 %.
+
 M is one matrix for the keys and values of every block, because all of them read the same c: the text encoder's output
 behind the transformer's projection of captions.
 """
@@ -74,7 +80,7 @@ def attention_edit(
     adapter: Adapter,
     concept: Unwanted,
     *,
-    moved: Moved = "all",
+    moved: Moved = "onwards",
     keep: float = 1.0,
     epsilon: float = 1e-3,
     n_captions: int = 256,

@@ -36,10 +36,13 @@ class GradientAttack:
     """How strong the attack is: ``radius`` is the largest change of a token, as a share of its norm; every iteration
     takes ``timesteps`` of the sampling run's, with new noise, and moves tokens by about ``rate`` of their norm.
 
+    On 12 development prompts for houses whose cross-attention was edited, so that none was drawn, the defaults brought
+    back 11. A radius of 1 brought back 9, and one timestep an iteration 7 to 9 (3 with a radius of 0.25).
+
     Raises :class:`~tide.errors.TideError` for numbers that are not above 0.
     """
 
-    radius: float = 1.0
+    radius: float = 0.5
     n_iterations: int = 40
     timesteps: int = 2
     rate: float = 0.1
@@ -67,8 +70,8 @@ def attacked_text(
     ``references [requests, 4, 16, 16]`` are latents of images of the unwanted concept, by default of the requests'
     scenes, rendered. The attack begins with the prompts as they are, so a rival that changes prompts, or the negative
     prompt, is not in its way. The gradient passes through hooks that edit activations as :func:`passing_gradients`
-    says. The same seed gives the same embeddings, whatever the batch. Raises :class:`~tide.errors.TideError` for other
-    references than one a request.
+    says. The same seed gives the same embeddings, to rounding in any batch. Raises :class:`~tide.errors.TideError` for
+    other references than one a request.
     """
     if references is None:
         references = adapter.encode_images(images_of([request.scene for request in requests]))
