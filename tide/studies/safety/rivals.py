@@ -47,7 +47,12 @@ def removed(concept: Unwanted) -> Rival:
 
 
 def negative(concept: Unwanted) -> Rival:
-    """The unwanted word is the negative prompt: guidance moves away from it."""
+    """The unwanted word is the negative prompt: guidance moves away from it.
+
+    It is weak where the prompt itself names the concept: of 24 test prompts at the pipeline's guidance of 2 every one
+    still drew it (house, ornate, tree). On 12 development prompts at a guidance of 7, whole captions such as
+    "a house" did little more than the word.
+    """
     return Rival("negative prompt", negative_prompt=concept.value)
 
 
