@@ -8,6 +8,7 @@ Only the command line imports them. Each study is a module with ``reproduce(opti
 - ``mask_concepts`` (concepts against the renderer's masks), ``measurements`` (what the demo and the bars measure);
 - ``tasks``, ``methods``, ``references`` and ``regions`` (edits of single prompts), ``trial`` (a batch of them,
   drawn and judged), ``edit_study`` (the protocol of fig6 and the bars);
+- the package ``safety`` (what keeps an unwanted concept away, and what brings it back);
 - ``report`` and ``report_tables`` with the template ``report.html`` (the page of the demo and of the bars).
 
 ``scaling``, ``orderings``, ``emergence``, ``shifted`` and ``fig6_pictures`` each serve one study, ``scene_concepts``
