@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         mean_latents,
         pooled_latents,
     )
+    from tide.interpretation.detecting import FittedDetector, fit_detectors, token_scores
     from tide.interpretation.effect.ablation import ablated_effects
     from tide.interpretation.effect.attribution import effect_maps, latent_effects
     from tide.interpretation.effect.curves import effect_curves
@@ -45,6 +46,7 @@ __all__ = [
     "CaptionConcepts",
     "ConceptProfiles",
     "Effects",
+    "FittedDetector",
     "Followed",
     "Found",
     "Label",
@@ -62,6 +64,7 @@ __all__ = [
     "effect_curves",
     "effect_maps",
     "find_concepts",
+    "fit_detectors",
     "follow",
     "label_latents",
     "latent_effects",
@@ -76,6 +79,7 @@ __all__ = [
     "step_changes",
     "steps_of_images",
     "steps_of_run",
+    "token_scores",
     "towards_prompt",
     "write_atlas",
 ]
@@ -90,6 +94,7 @@ __getattr__, __dir__ = deferred(
         "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
         "effect.ablation": "ablated_effects",
         "effect.attribution": "effect_maps latent_effects",
+        "detecting": "FittedDetector fit_detectors token_scores",
         "effect.curves": "effect_curves",
         "effect.effects": "Effects",
         "effect.effects_file": "load_effects save_effects",

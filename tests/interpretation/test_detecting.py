@@ -1,0 +1,94 @@
+"""Detectors on activations whose latents were planted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.editing.edits import Place
+from tide.errors import TideError
+from tide.interpretation import Annotated, fit_detectors, token_scores
+from tide.sae import TIDE, TIDEConfig
+
+#: Latents, which are the channels of the activations; a concept raises the two of its own.
+N = 12
+PLANTED = {"roof": (2, 7), "snow": (4, 9)}
+TIMESTEPS = torch.tensor([900.0, 100.0])
+
+
+def model(activation: str = "relu") -> TIDE:
+    sae = TIDE(TIDEConfig(d_model=N, n_latents=N, k=N, activation=activation, modulation=None))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(N))
+        sae.W_dec.copy_(torch.eye(N))
+    return sae.eval()
+
+
+def images(seed: int, n: int = 24, *, told: tuple[str, ...] = ("roof", "snow")) -> Annotated:
+    """Each concept is on a quarter of the tokens of half of the images; it raises one of its latents at the first
+    timestep and both at the second. Concepts that are not ``told`` raise none."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(2, n, 16, N, generator=generator)
+    masks = {}
+    for i, (concept, (first, second)) in enumerate(PLANTED.items()):
+        shown = torch.rand(n, 1, generator=generator) < 0.5
+        shown[i], shown[i + 2] = True, False
+        masks[concept] = shown & (torch.rand(n, 16, generator=generator) < 0.25)
+        masks[concept][i, 0] = True
+        if concept in told:
+            x[0, ..., first] += 2 * masks[concept]
+            x[1, ..., first] += 2 * masks[concept]
+            x[1, ..., second] += 2 * masks[concept]
+    return Annotated(TIMESTEPS, x, masks)
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_finds_the_planted_latents_and_their_threshold(activation):
+    found = fit_detectors(model(activation), images(0), images(1), list(PLANTED), n_latents=2)
+    for concept, planted in PLANTED.items():
+        each = found[concept]
+        assert tuple(each.detector.features.tolist()) == planted
+        assert each.auroc == each.image_auroc == [1.0, 1.0]
+        held_out = images(2)
+        scores = token_scores(each.detector, held_out)
+        for t, own in enumerate(scores):
+            assert torch.equal(own > each.detector.thresholds[t], held_out.masks[concept])
+
+
+def test_labels_of_images_are_enough():
+    """The threshold is one of images then: those that show the concept reach it."""
+    fit, held_out = images(0, 64), images(1, 64)
+    for each in (fit, held_out):
+        each.masks.clear()
+    found = fit_detectors(model(), fit, held_out, ["roof"], n_latents=4)["roof"]
+    assert set(PLANTED["roof"]) <= set(found.detector.features.tolist())
+    assert found.auroc == found.image_auroc
+    assert min(found.image_auroc) > 0.95
+
+
+def test_the_scores_are_those_that_a_mask_is_drawn_from():
+    data = images(3, 4)
+    detector = fit_detectors(model(), images(0), images(1), ["snow"])["snow"].detector
+    place = Place(100.0, token=torch.arange(16), image=torch.zeros(16, dtype=torch.int64))
+    assert torch.allclose(token_scores(detector, data)[1, 2], detector.scores(data.x[1, 2], place), atol=1e-5)
+
+
+def test_what_no_latent_tells_is_told_by_its_figures():
+    found = fit_detectors(model(), images(0, 96, told=("snow",)), images(1, 96, told=("snow",)), list(PLANTED))
+    assert found["snow"].mean_image_auroc > 0.95
+    assert abs(found["roof"].mean_image_auroc - 0.5) < 0.15  # 96 images: the standard error of an area is 0.06
+    assert found["snow"].nearest[0] == "roof"
+
+
+def test_bad_input():
+    other = Annotated(TIMESTEPS + 1, images(1).x, images(1).masks)
+    with pytest.raises(TideError, match="different timesteps"):
+        fit_detectors(model(), images(0), other, ["roof"])
+    with pytest.raises(TideError, match="'door' is not labelled"):
+        fit_detectors(model(), images(0), images(1), ["door"])
+    with pytest.raises(TideError, match="no concept is named"):
+        fit_detectors(model(), images(0), images(1), [])
+    none = images(0)
+    none.masks["roof"].zero_()
+    with pytest.raises(TideError, match="on every image or on none"):
+        fit_detectors(model(), none, images(1), ["roof"])
