@@ -25,6 +25,7 @@ LEAST = {
     "names": ["s"],
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "score": ["--before", "b", "--after", "a", "--out", "o"],
     "reproduce": ["fig1"],
 }
 

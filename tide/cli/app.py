@@ -34,6 +34,7 @@ COMMANDS = {
     "names": "show, add and find the names of a checkpoint's latents",
     "trajectory": "follow the latents along a sampling run",
     "edit": "draw a prompt before and after an edit of its latents",
+    "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
