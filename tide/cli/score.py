@@ -62,14 +62,15 @@ class Score(Command):
         with output_folder(Path(self.out)):
             found = self._score(device)
             self._write(found, self._contents(found, device))
-        print(score_text(found, prompts=self.prompts is not None))
+        print(score_text(found))
         print(f"\n{score_sentence(found)}; see {Path(self.out) / 'score.json'}.")
 
     def _score(self, device: torch.device) -> dict[str, Any]:
-        from tide.evaluation.scorers import score_folders
+        from tide.evaluation.scorers import FolderPair
 
-        how: dict[str, Any] = {"prompts": self.prompts, "batch_size": self.batch_size, "progress": True}
-        return score_folders(self.before, self.after, self._scorers(device), **how)
+        folders = FolderPair.opened(self.before, self.after, self.prompts)
+        folders.check(fid=self.judge or self.inception is not None, lpips=self.lpips is not None)  # before models load
+        return folders.score(self._scorers(device), batch_size=self.batch_size, progress=True)
 
     def _scorers(self, device: torch.device) -> SetScorers:
         """Raises :class:`~tide.errors.TideError` for a path or a library that is missing."""

@@ -16,7 +16,7 @@ from tide.evaluation.scorers.base import (
 from tide.evaluation.scorers.clip import CLIPScorer
 from tide.evaluation.scorers.edits import score_edits
 from tide.evaluation.scorers.fid import FIDScorer
-from tide.evaluation.scorers.folders import score_folders
+from tide.evaluation.scorers.folders import FolderPair, score_folders
 from tide.evaluation.scorers.lpips import LPIPSScorer
 from tide.evaluation.scorers.sets import Batch, SetScorers, score_sets
 from tide.evaluation.scorers.stub import StubScorer
@@ -27,6 +27,7 @@ __all__ = [
     "CLIPScorer",
     "Distance",
     "FIDScorer",
+    "FolderPair",
     "ImageEmbedder",
     "ImageTextScorer",
     "LPIPSScorer",

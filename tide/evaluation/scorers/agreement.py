@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tide.evaluation.scorers.averages import averaged
 from tide.evaluation.scorers.base import Reading
 from tide.tables import mean
 
@@ -13,21 +14,19 @@ def agreement(before: Sequence[Reading], after: Sequence[Reading], n_pairs: int)
     """How the readings of two sets of images differ, of which the first ``n_pairs`` are pairs.
 
     Returns:
-        ``invalid``: the share of images without a valid object, ``before`` and ``after``. ``pairs``: how many pairs
-        are valid before; of others it cannot be said what they showed. ``agree``: the share of the attributes of these
-        pairs that are read as before, and ``by_attribute`` that of each; None without such pairs. An image that is
-        invalid after agrees in nothing.
+        ``invalid``: the share of images without a valid object, ``before`` and ``after``. Of the pairs that are valid
+        before (of others it cannot be said what they showed) ``agree`` is the share of attributes that are read as
+        before, averaged over the pairs, and ``by_attribute`` that of each; both are None without such pairs. An image
+        that is invalid after agrees in nothing.
     """
     pairs = [(a, b) for a, b in zip(before[:n_pairs], after[:n_pairs], strict=True) if a.valid]
-    shares = {
-        name: mean([float(b.valid and a.attributes[name] == b.attributes[name]) for a, b in pairs])
-        for name in (pairs[0][0].attributes if pairs else ())
-    }
+    agreeing = [
+        {name: float(b.valid and value == b.attributes[name]) for name, value in a.attributes.items()} for a, b in pairs
+    ]
     return {
         "invalid": {"before": _invalid(before), "after": _invalid(after)},
-        "pairs": len(pairs),
-        "agree": mean(list(shares.values())) if pairs else None,
-        "by_attribute": shares if pairs else None,
+        "agree": averaged([mean(list(each.values())) for each in agreeing]),
+        "by_attribute": {name: mean([each[name] for each in agreeing]) for name in agreeing[0]} if agreeing else None,
     }
 
 

@@ -35,7 +35,7 @@ def score_folders(
     most a batch of each folder is in memory; a batch ends where the size changes.
 
     Args:
-        before, after: the folders, as :func:`tide.open_source` reads them.
+        before, after: the folders, read as :func:`tide.images.image_folder` reads them.
         scorers: what the pictures are scored by.
         prompts: a file of prompts (:func:`~tide.evaluation.scorers.set_prompts.prompts_of`), for ``scorers.clip``.
         batch_size: pictures of each folder that are scored at once.
@@ -46,25 +46,52 @@ def score_folders(
             than 2 pictures; prompts do not fit; and, on reaching it, for a picture that is unreadable or has another
             size than that of its name in the other folder.
     """
-    check_count("batch_size", batch_size)
-    scorers.used()
-    first, second = (_Pictures.of(path, prompts) for path in (before, after))
-    shared = set(first.places) & set(second.places)
-    names = [name for name in first.places if name in shared]
-    _check(scorers, first, second, len(names))
-    rest = [[name for name in each.places if name not in shared] for each in (first, second)]
-    total = len(names) + len(rest[0]) + len(rest[1])
-    with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
-        return score_sets(
-            ((a, b) for a, b in _batches(names, batch_size, bar, first, second)),
-            (batch for (batch,) in _batches(rest[0], batch_size, bar, first)),
-            (batch for (batch,) in _batches(rest[1], batch_size, bar, second)),
-            scorers=scorers,
-        )
+    return FolderPair.opened(before, after, prompts).score(scorers, batch_size=batch_size, progress=progress)
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class FolderPair:
+    """Two folders, opened; no picture is decoded before they are scored. ``shared``: the names that both have."""
+
+    before: Pictures
+    after: Pictures
+    shared: Sequence[str]
+
+    @classmethod
+    def opened(cls, before: str | Path, after: str | Path, prompts: str | Path | None = None) -> FolderPair:
+        first, second = (Pictures.of(path, prompts) for path in (before, after))
+        return cls(first, second, [name for name in first.places if name in second.places])
+
+    def check(self, *, fid: bool, lpips: bool) -> None:
+        """Raises :class:`~tide.errors.TideError` unless the folders have what these measures need."""
+        if lpips and not self.shared:
+            raise TideError(
+                f"{self.before.shown} and {self.after.shown} have no file name in common, and LPIPS compares pairs; "
+                "name the pictures alike"
+            )
+        for each in (self.before, self.after):
+            if fid and len(each.places) < 2:
+                raise TideError(f"{each.shown} holds {counted(len(each.places), 'picture')} and FID needs 2; add some")
+
+    def score(self, scorers: SetScorers, *, batch_size: int = 16, progress: bool = False) -> dict[str, Any]:
+        """As :func:`score_folders`."""
+        check_count("batch_size", batch_size)
+        scorers.used()
+        self.check(fid=not (scorers.inception is None and scorers.judge is None), lpips=scorers.lpips is not None)
+        paired = set(self.shared)
+        first, second = ([name for name in each.places if name not in paired] for each in (self.before, self.after))
+        total = len(self.shared) + len(first) + len(second)
+        with tqdm(total=total, unit="image", disable=None if progress else True) as bar:
+            return score_sets(
+                ((a, b) for a, b in _batches(self.shared, batch_size, bar, self.before, self.after)),
+                (batch for (batch,) in _batches(first, batch_size, bar, self.before)),
+                (batch for (batch,) in _batches(second, batch_size, bar, self.after)),
+                scorers=scorers,
+            )
+
+
+@dataclass(frozen=True)
+class Pictures:
     """A folder, the number of each of its pictures by name, and their prompts by name, if they are known."""
 
     folder: Folder
@@ -72,10 +99,14 @@ class _Pictures:
     prompts: Mapping[str, str] | None
 
     @classmethod
-    def of(cls, path: str | Path, prompts: str | Path | None) -> _Pictures:
+    def of(cls, path: str | Path, prompts: str | Path | None) -> Pictures:
         folder = Folder(Path(path), f"{str(path).rstrip('/')}/")
         texts = None if prompts is None else prompts_of(Path(prompts), folder.names, folder.shown)
         return cls(folder, {name: i for i, name in enumerate(folder.names)}, texts)
+
+    @property
+    def shown(self) -> str:
+        return self.folder.shown
 
     def read(self, name: str) -> Tensor:
         """``[3, H, W]`` in [-1, 1]."""
@@ -87,18 +118,7 @@ class _Pictures:
         return Batch(torch.stack(list(images)), texts)
 
 
-def _check(scorers: SetScorers, first: _Pictures, second: _Pictures, n_pairs: int) -> None:
-    if scorers.lpips is not None and not n_pairs:
-        raise TideError(
-            f"{first.folder.shown} and {second.folder.shown} have no file name in common, and LPIPS compares pairs; "
-            "name the pictures alike"
-        )
-    for each in (first, second):
-        if len(each.folder) < 2 and (scorers.inception is not None or scorers.judge is not None):
-            raise TideError(f"{each.folder.shown} holds {counted(len(each.folder), 'picture')}; FID needs at least 2")
-
-
-def _batches(names: Sequence[str], batch_size: int, bar: tqdm, *sides: _Pictures) -> Iterator[tuple[Batch, ...]]:
+def _batches(names: Sequence[str], batch_size: int, bar: tqdm, *sides: Pictures) -> Iterator[tuple[Batch, ...]]:
     """A batch of each of ``sides`` at a time, all of the same names and the same size; ``bar`` is moved on once they
     are scored."""
     gathered: list[tuple[str, list[Tensor]]] = []
@@ -120,10 +140,9 @@ def _batches(names: Sequence[str], batch_size: int, bar: tqdm, *sides: _Pictures
         bar.update(len(gathered))
 
 
-def _check_sizes(name: str, read: Sequence[Tensor], sides: Sequence[_Pictures]) -> None:
+def _check_sizes(name: str, read: Sequence[Tensor], sides: Sequence[Pictures]) -> None:
     if any(image.shape != read[0].shape for image in read):
         sizes = " and ".join(
-            f"{image.shape[2]} x {image.shape[1]} in {side.folder.shown}"
-            for image, side in zip(read, sides, strict=True)
+            f"{image.shape[2]} x {image.shape[1]} in {side.shown}" for image, side in zip(read, sides, strict=True)
         )
         raise TideError(f"{one_line(name, 100)} is {sizes}; give both in one size")

@@ -14,6 +14,7 @@ from tide.errors import TideError
 from tide.evaluation.frechet import frechet_distance
 from tide.evaluation.mmd import cmmd
 from tide.evaluation.scorers.agreement import agreement
+from tide.evaluation.scorers.averages import Average, averaged
 from tide.evaluation.scorers.base import (
     AttributeReader,
     Distance,
@@ -23,7 +24,6 @@ from tide.evaluation.scorers.base import (
     SetDistance,
     check_images,
 )
-from tide.tables import mean, spread
 
 
 class Batch(NamedTuple):
@@ -76,11 +76,11 @@ def score_sets(
     Returns:
         A dict fit for JSON. ``images``: how many there are ``before``, ``after`` and in ``pairs``. ``fid``: by
         ``inception`` and ``judge``. ``cmmd``: by ``clip`` and ``judge``, ``biased`` and ``unbiased``
-        (:func:`tide.evaluation.cmmd`). ``clip_text``: cosine of images with their prompts, ``before`` and ``after``.
-        ``clip_image``: cosine of the images of a pair. ``lpips``. The last three are ``mean``, ``spread`` (standard
-        deviation) and ``images``. ``attributes``: :func:`~tide.evaluation.scorers.agreement.agreement`. ``scorers``:
-        their provenance. What is not measured is None or left out of the dicts by scorer; so is CMMD of fewer than 2
-        images.
+        (:func:`tide.evaluation.cmmd`). ``clip_text``: cosine of images with their prompts, ``before`` and ``after``,
+        and ``change``, that from before to after of the pairs. ``clip_image``: cosine of the images of a pair.
+        ``lpips``. The last three are :class:`~tide.evaluation.scorers.averages.Average`. ``attributes``:
+        :func:`~tide.evaluation.scorers.agreement.agreement`. ``scorers``: their provenance. What is not measured is
+        None or left out of the dicts by scorer; so is CMMD of fewer than 2 images.
 
     Raises:
         TideError: no scorer is given; images do not fit (:func:`~tide.evaluation.scorers.check_images`) or those of a
@@ -104,17 +104,20 @@ def score_sets(
         "images": {"before": left.n, "after": right.n, "pairs": both.n},
         "fid": _fid(scorers, left, right),
         "cmmd": {name: _cmmd(left, right, name) for name in left.embeddings if min(left.n, right.n) > 1},
-        "clip_text": {"before": _mean(left.text), "after": _mean(right.text)} if left.text or right.text else None,
-        "clip_image": _mean(both.clip),
-        "lpips": _mean(both.lpips),
+        "clip_text": _clip_text(left, right, both) if left.text or right.text else None,
+        "clip_image": averaged(both.clip),
+        "lpips": averaged(both.lpips),
         "attributes": None if scorers.judge is None else agreement(left.readings, right.readings, both.n),
         "scorers": {name: scorer.provenance for name, scorer in used.items()},
     }
 
 
 class _Seen(NamedTuple):
+    """One batch: the images, their embeddings by scorer, and their cosines with prompts, if there are any."""
+
     images: Tensor
     embeddings: dict[str, Tensor]
+    text: list[float]
 
 
 class _Side:
@@ -137,14 +140,19 @@ class _Side:
         embedded = {name: embedder.embed_images(images) for name, embedder in self.embedders.items()}
         for name, found in embedded.items():
             self.embeddings[name].append(found)
-        if self.scorers.clip is not None and batch.texts is not None:
-            if len(batch.texts) != len(images):
-                raise TideError(f"{len(images)} images need as many prompts, not {len(batch.texts)}; give one for each")
-            texts = self.scorers.clip.embed_texts(list(batch.texts))
-            self.text += F.cosine_similarity(embedded["clip"], texts, dim=1).tolist()
+        text = self._with_texts(embedded, batch.texts)
+        self.text += text
         if self.scorers.judge is not None:
             self.readings += self.scorers.judge.read(images)
-        return _Seen(images, embedded)
+        return _Seen(images, embedded, text)
+
+    def _with_texts(self, embedded: dict[str, Tensor], texts: Sequence[str] | None) -> list[float]:
+        if self.scorers.clip is None or texts is None:
+            return []
+        images = embedded["clip"]
+        if len(texts) != len(images):
+            raise TideError(f"{len(images)} images need as many prompts, not {len(texts)}; give one for each")
+        return F.cosine_similarity(images, self.scorers.clip.embed_texts(list(texts)), dim=1).tolist()
 
 
 class _Pairs:
@@ -153,12 +161,15 @@ class _Pairs:
     def __init__(self, scorers: SetScorers) -> None:
         self.scorers, self.n = scorers, 0
         self.clip: list[float] = []
+        self.text: list[float] = []
         self.lpips: list[float] = []
 
     def add(self, first: _Seen, second: _Seen) -> None:
         self.n += len(first.images)
         if "clip" in first.embeddings:
             self.clip += F.cosine_similarity(first.embeddings["clip"], second.embeddings["clip"], dim=1).tolist()
+        if first.text and second.text:
+            self.text += [b - a for a, b in zip(first.text, second.text, strict=True)]
         if self.scorers.lpips is not None:
             self.lpips += self.scorers.lpips.distance(second.images, first.images).tolist()
 
@@ -177,5 +188,5 @@ def _cmmd(left: _Side, right: _Side, name: str) -> dict[str, float]:
     return {"biased": cmmd(a, b), "unbiased": cmmd(a, b, unbiased=True)}
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any] | None:
-    return {"mean": mean(values), "spread": spread(values), "images": len(values)} if values else None
+def _clip_text(left: _Side, right: _Side, both: _Pairs) -> dict[str, Average | None]:
+    return {"before": averaged(left.text), "after": averaged(right.text), "change": averaged(both.text)}
