@@ -55,6 +55,13 @@ def test_by_hand():
     assert cmmd(a, -a, unbiased=True) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_embeddings_of_zeros_have_no_direction_and_lie_at_the_origin(unbiased):
+    a, b = sample(6, 1), sample(5, 2)
+    a[:2] = 0
+    assert cmmd(a, b, unbiased=unbiased) == pytest.approx(dense(a, b, unbiased=unbiased), rel=1e-6)
+
+
 def test_lengths_of_embeddings_do_not_matter():
     a, b = sample(9, 1), sample(9, 2)
     assert cmmd(3 * a, b / 7) == pytest.approx(cmmd(a, b), rel=1e-9)

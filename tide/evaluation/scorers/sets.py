@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tide.errors import TideError
 from tide.evaluation.frechet import frechet_distance
-from tide.evaluation.mmd import cmmd
+from tide.evaluation.mmd import cmmd_estimates
 from tide.evaluation.scorers.agreement import agreement
 from tide.evaluation.scorers.averages import Average, averaged
 from tide.evaluation.scorers.base import (
@@ -185,7 +185,7 @@ def _fid(scorers: SetScorers, left: _Side, right: _Side) -> dict[str, float]:
 
 def _cmmd(left: _Side, right: _Side, name: str) -> dict[str, float]:
     a, b = torch.cat(left.embeddings[name]), torch.cat(right.embeddings[name])
-    return {"biased": cmmd(a, b), "unbiased": cmmd(a, b, unbiased=True)}
+    return cmmd_estimates(a, b)._asdict()
 
 
 def _clip_text(left: _Side, right: _Side, both: _Pairs) -> dict[str, Average | None]:
