@@ -228,6 +228,7 @@ WRITERS = {
     "trajectory": ["--sae", "{sae}", "--prompt", "near"],
     "effect": ["--sae", "{sae}", "--prompt", "near", "--towards", "far"],
     "edit": ["--sae", "{sae}", "--prompt", "near", "--erase", "1"],
+    "score": ["--before", "{images}", "--after", "{images}", "--judge"],
     "reproduce": ["fig4"],
     "reproduce the bars": ["bars", "--sae", "{sae}"],
 }
@@ -252,6 +253,7 @@ def no_work(monkeypatch):
         pytest.fail("work was begun")
 
     monkeypatch.setattr("tide.loading._from_pretrained", work)
+    monkeypatch.setattr("tide.scenes.judge_scorer.load_judge", work)
     monkeypatch.setattr("tide.studies.demo.demo", work)
     monkeypatch.setattr("tide.studies.bars.reproduce", work)
     monkeypatch.setattr("tide.studies.fig4.reproduce", work)
@@ -313,6 +315,7 @@ def test_an_interrupted_run_leaves_no_empty_folder(begin, tmp_path, monkeypatch,
     for place in ("tide.loading._from_pretrained", "tide.studies.demo.demo", "tide.studies.bars.reproduce"):
         monkeypatch.setattr(place, work)
     monkeypatch.setattr("tide.studies.fig4.reproduce", work)
+    monkeypatch.setattr("tide.scenes.judge_scorer.load_judge", work)
     monkeypatch.chdir(tmp_path)
     result = begin(command, tmp_path / "new/out")
     assert (result.code, result.err.count("\n")) == (code, 1)

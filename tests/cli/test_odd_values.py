@@ -26,6 +26,7 @@ LEAST = {
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "effect": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "score": ["--before", "b", "--after", "a", "--out", "o"],
     "reproduce": ["fig1"],
 }
 

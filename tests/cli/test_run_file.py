@@ -25,6 +25,7 @@ MAKERS = {
     "trajectory": ("trajectory", DRAWN),
     "effect": ("effect", [*DRAWN, "--towards", "far"]),
     "edit": ("edit", [*DRAWN, "--erase", "1"]),
+    "score": ("score", ["--before", "{images}", "--after", "{images}", "--judge"]),
     "demo": ("study", []),
     "reproduce": ("study", ["fig4"]),
 }
@@ -51,11 +52,17 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     assert result.code == 0, result.err
     run, holds = read_run(out), contents(out)
     assert (run["command"], run["arguments"]["out"]) == (command, str(out))
-    assert (holds.kind, holds.blocks, holds.family) == (kind, [6], "pixart")
-    assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
+    assert holds.kind == kind
+    if kind == "score":  # of pictures, whatever drew them
+        assert (holds.blocks, holds.family, holds.pipeline) == ([], None, None)
+    else:
+        assert (holds.blocks, holds.family) == ([6], "pixart")
+        assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
     assert holds.data
     assert holds.configuration or kind == "activations"
-    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in ("plan", "trajectory", "effect", "edit")
+    assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in (
+        "plan", "trajectory", "effect", "edit", "score"
+    )  # fmt: skip
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)
     if kind != "study":

@@ -117,6 +117,10 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
         "--sae {sae} --pipeline {pipeline} --recipe {recipe} --out {out}",
     ],
+    "score": [
+        "--before {images} --after {images} --judge --out {out}",
+        "--before b --after a --clip c --out o",
+    ],
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
         "sparsity --out {out}",
@@ -151,6 +155,7 @@ VALUES = {
     **dict.fromkeys(("where", "where_threshold", "where_grow", "where_smooth", "where_hold"), "1"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export", "merge", "words"), "here"),
+    **dict.fromkeys(("before", "after", "inception"), "here"),
     **dict.fromkeys(("dtype",), "fp32"),
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("transcoder",), "attention"),

@@ -35,6 +35,7 @@ COMMANDS = {
     "trajectory": "follow the latents along a sampling run",
     "effect": "find the latents that move a prompt towards another one",
     "edit": "draw a prompt before and after an edit of its latents",
+    "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",

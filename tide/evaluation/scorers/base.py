@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -56,6 +56,44 @@ class ImageTextScorer(ImageEmbedder, TextEmbedder, Protocol):
         if len(images) != len(texts):
             raise TideError(f"{len(images)} images need as many texts, not {len(texts)}; repeat a text they share")
         return F.cosine_similarity(self.embed_images(images), self.embed_texts(texts), dim=1)
+
+
+class Distance(Scorer, Protocol):
+    """As :class:`~tide.evaluation.scorers.LPIPSScorer`."""
+
+    def distance(self, images: Tensor, references: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] each to ``[B]``."""
+        ...
+
+
+class SetDistance(Scorer, Protocol):
+    """As :class:`~tide.evaluation.scorers.FIDScorer`."""
+
+    def update(self, images: Tensor, *, real: bool) -> None:
+        """Adds ``[B, 3, H, W]`` in [-1, 1] to the real or to the fake images."""
+        ...
+
+    def compute(self) -> float:
+        """The distance between all real and all fake images so far."""
+        ...
+
+
+class Reading(Protocol):
+    """What is read off one image: attribute -> value. Not ``valid``: the image shows nothing that can be read."""
+
+    @property
+    def attributes(self) -> Mapping[str, str]: ...
+
+    @property
+    def valid(self) -> bool: ...
+
+
+class AttributeReader(ImageEmbedder, Protocol):
+    """Embeds images and reads attributes off them."""
+
+    def read(self, images: Tensor) -> Sequence[Reading]:
+        """``[B, 3, H, W]`` in [-1, 1] to ``B`` readings of the same attributes."""
+        ...
 
 
 def check_images(images: Tensor) -> Tensor:

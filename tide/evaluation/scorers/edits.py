@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from tide.evaluation.scorers.base import ImageTextScorer, Scorer
+from tide.evaluation.scorers.base import Distance, ImageTextScorer
 from tide.images.tensors import to_tensor
-
-
-class Distance(Scorer, Protocol):
-    """As :class:`~tide.evaluation.scorers.LPIPSScorer`."""
-
-    def distance(self, images: Tensor, references: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` in [-1, 1] each to ``[B]``."""
-        ...
 
 
 def score_edits(
