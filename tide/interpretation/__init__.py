@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         mean_latents,
         pooled_latents,
     )
-    from tide.interpretation.detecting import FittedDetector, fit_detectors, token_scores
+    from tide.interpretation.detecting import FittedDetector, fit_detectors, mean_scores, token_scores
     from tide.interpretation.effect.ablation import ablated_effects
     from tide.interpretation.effect.attribution import effect_maps, latent_effects
     from tide.interpretation.effect.curves import effect_curves
@@ -71,6 +71,7 @@ __all__ = [
     "load_effects",
     "make_atlas",
     "mean_latents",
+    "mean_scores",
     "pooled_latents",
     "read_atlas",
     "record_trajectory",
@@ -94,7 +95,7 @@ __getattr__, __dir__ = deferred(
         "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
         "effect.ablation": "ablated_effects",
         "effect.attribution": "effect_maps latent_effects",
-        "detecting": "FittedDetector fit_detectors token_scores",
+        "detecting": "FittedDetector fit_detectors mean_scores token_scores",
         "effect.curves": "effect_curves",
         "effect.effects": "Effects",
         "effect.effects_file": "load_effects save_effects",
