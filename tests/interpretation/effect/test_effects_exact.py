@@ -8,7 +8,7 @@ import torch
 from tests.helpers.linear_transformer import N, linear_adapter, linear_tide
 from tide.errors import TideError
 from tide.interpretation.effect import Steps, ablated_effects, effect_maps, latent_effects, towards, towards_prompt
-from tide.interpretation.effect.passes import met_at_steps
+from tide.interpretation.effect.passes import held_at_steps
 
 #: The tables are float32; everything before is float64.
 EXACT = {"rtol": 1e-6, "atol": 1e-9}
@@ -52,11 +52,11 @@ def test_attribution_is_the_slope_of_scaling_a_latent():
     asked, metric, width = steps(adapter), towards_another(adapter), 1e-5
     found = latent_effects(adapter, sae, asked, metric, points=0)
     assert found.integrated is None
-    for i, met in enumerate(met_at_steps(adapter, sae, asked, metric)):
+    for i, held in enumerate(held_at_steps(adapter, sae, asked, metric)):
         for feature in range(N):
-            moved = width * (met.columns([feature]) * sae.W_dec[feature] * sae.activation_scale).view_as(met.x)
+            moved = width * (held.columns([feature]) * sae.W_dec[feature] * sae.activation_scale).view_as(held.x)
             with torch.no_grad():
-                up, down = met.of(torch.stack([met.x + moved, met.x - moved])).mean(1)
+                up, down = held.of(torch.stack([held.x + moved, held.x - moved])).mean(1)
             slope = float((up - down) / (2 * width))
             assert float(found.attribution[i, feature]) == pytest.approx(-slope, rel=1e-5, abs=1e-8)
 
@@ -79,8 +79,8 @@ def test_the_activation_is_the_mean_of_the_latents():
     adapter, sae = linear_adapter(), linear_tide()
     asked = steps(adapter)
     found = latent_effects(adapter, sae, asked, towards_another(adapter), points=0)
-    for i, met in enumerate(met_at_steps(adapter, sae, asked, towards_another(adapter))):
-        dense = sae.encode(met.x, asked.timesteps[i]).dense(N)
+    for i, held in enumerate(held_at_steps(adapter, sae, asked, towards_another(adapter))):
+        dense = sae.encode(held.x, asked.timesteps[i]).dense(N)
         torch.testing.assert_close(found.activation[i].double(), dense.mean(0), **EXACT)
 
 
@@ -101,13 +101,13 @@ def test_effects_are_means_over_the_images():
 def test_maps_add_up_to_the_attribution():
     """The map of a latent is 0 where it is not active."""
     adapter, sae = linear_adapter(bends_after=True), linear_tide()
-    asked, metric, features = steps(adapter), towards_another(adapter), [7, 0, 4]
+    asked, metric, features = steps(adapter), towards_another(adapter), [4, 0, 4]
     found = effect_maps(adapter, sae, asked, metric, features)
     assert found.shape == (3, 3, 2, 6)
     whole = latent_effects(adapter, sae, asked, metric, points=0).attribution[:, features]
     torch.testing.assert_close(found.sum(3).mean(2), whole, **EXACT)
-    for i, met in enumerate(met_at_steps(adapter, sae, asked, metric)):
-        active = met.columns(features).T.unflatten(1, (2, 6)) != 0
+    for i, held in enumerate(held_at_steps(adapter, sae, asked, metric)):
+        active = held.columns(features).T.unflatten(1, (2, 6)) != 0
         assert torch.equal(found[i] != 0, active)
         assert active.any()
     with pytest.raises(TideError, match=f"feature {N} does not exist"):

@@ -11,7 +11,7 @@ from tide.adapters import Adapter
 from tide.editing.edits import Erase
 from tide.errors import TideError
 from tide.interpretation.effect.metric import Metric
-from tide.interpretation.effect.passes import Met, met_at_steps
+from tide.interpretation.effect.passes import Held, held_at_steps
 from tide.interpretation.effect.steps import Steps
 from tide.sae.model import TIDE
 
@@ -46,23 +46,23 @@ def ablated_effects(
     for features in sets:
         Erase(features).check(model.n_latents)
     n = max(1, batch_size // steps.n_images)
-    rows = [torch.tensor(list(_of_step(met, sets, n))) for met in met_at_steps(adapter, model, steps, metric)]
+    rows = [torch.tensor(list(_of_step(held, sets, n))) for held in held_at_steps(adapter, model, steps, metric)]
     return torch.stack(rows).float()
 
 
-def _of_step(met: Met, sets: Sequence[Sequence[int]], n: int) -> Iterator[float]:
+def _of_step(held: Held, sets: Sequence[Sequence[int]], n: int) -> Iterator[float]:
     """The effect of each set at one step; ``n`` sets share a pass."""
     named = sorted({feature for features in sets for feature in features})
-    columns, place = met.columns(named), {feature: i for i, feature in enumerate(named)}
+    columns, place = held.columns(named), {feature: i for i, feature in enumerate(named)}
     chosen = [tuple(sorted({place[feature] for feature in features})) for features in sets]
     active = columns.any(0).tolist()
     # Each once: rankings have latents in common, and some are shorter than asked for.
     changing = list(dict.fromkeys(own for own in chosen if any(active[each] for each in own)))
-    weight = met.model.W_dec[named].to(met.x.dtype) * met.model.output_units.scale.to(met.x.dtype)
-    base = met.base.mean()
+    weight = held.model.W_dec[named].to(held.x.dtype) * held.model.output_units.scale.to(held.x.dtype)
+    base = held.base.mean()
     effects: dict[tuple[int, ...], float] = {}
     for start in range(0, len(changing), n):
         part = changing[start : start + n]
-        without = [met.x - (columns[:, list(own)] @ weight[list(own)]).view_as(met.x) for own in part]
-        effects |= dict(zip(part, (met.of(torch.stack(without)).mean(1) - base).tolist(), strict=True))
+        without = [held.x - (columns[:, list(own)] @ weight[list(own)]).view_as(held.x) for own in part]
+        effects |= dict(zip(part, (held.of(torch.stack(without)).mean(1) - base).tolist(), strict=True))
     yield from (effects.get(own, 0.0) for own in chosen)

@@ -14,7 +14,7 @@ from tide.errors import TideError
 from tide.interpretation.effect.ablation import ablated_effects
 from tide.interpretation.effect.effects import Effects
 from tide.interpretation.effect.metric import Metric
-from tide.interpretation.effect.passes import Met, frozen, met_at_steps
+from tide.interpretation.effect.passes import Held, frozen, held_at_steps
 from tide.interpretation.effect.steps import Steps
 from tide.sae.model import TIDE
 
@@ -60,14 +60,14 @@ def latent_effects(
     if points < 0:
         raise TideError(f"points = {points} must be at least 0")
     found: dict[str, list[Tensor]] = {"attribution": [], "activation": [], "integrated": []}
-    for met in met_at_steps(adapter, model, steps, metric):
-        written = met.written()
-        found["attribution"].append(_effect(met, _gradient(met, met.x)))
-        found["activation"].append(_per_latent(met, met.codes.values) / met.x.shape[:2].numel())
+    for held in held_at_steps(adapter, model, steps, metric):
+        written = held.written()
+        found["attribution"].append(_effect(held, _gradient(held, held.x)))
+        found["activation"].append(_per_latent(held, held.codes.values) / held.x.shape[:2].numel())
         if points:
             places = [1 - (i + 0.5) / points for i in range(points)]
-            gradients = [_gradient(met, met.x - share * written) for share in places]
-            found["integrated"].append(_effect(met, torch.stack(gradients).mean(0)))
+            gradients = [_gradient(held, held.x - share * written) for share in places]
+            found["integrated"].append(_effect(held, torch.stack(gradients).mean(0)))
     tables = {name: torch.stack(rows).float().cpu() if rows else None for name, rows in found.items()}
     assert tables["attribution"] is not None
     assert tables["activation"] is not None
@@ -88,18 +88,18 @@ def effect_maps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric, fea
     Erase(features).check(model.n_latents)
     chosen = list(features)
     maps = []
-    for met in met_at_steps(adapter, model, steps, metric):
+    for held in held_at_steps(adapter, model, steps, metric):
         with torch.no_grad():
-            slopes = _gradient(met, met.x).flatten(0, 1) @ _written_by(met)[chosen].T
-            maps.append((-met.columns(chosen) * slopes).T.unflatten(1, met.x.shape[:2]).float().cpu())
+            slopes = _gradient(held, held.x).flatten(0, 1) @ _written_by(held)[chosen].T
+            maps.append((-held.columns(chosen) * slopes).T.unflatten(1, held.x.shape[:2]).float().cpu())
     return torch.stack(maps)
 
 
-def _gradient(met: Met, x: Tensor) -> Tensor:
+def _gradient(held: Held, x: Tensor) -> Tensor:
     """The metric's gradient, summed over the images, to the block's tokens at ``x``, in its shape."""
     x = x.detach().requires_grad_()
-    with torch.enable_grad(), frozen(met.adapter.transformer):
-        total = met.of(x[None]).sum()
+    with torch.enable_grad(), frozen(held.adapter.transformer):
+        total = held.of(x[None]).sum()
         if not total.requires_grad:
             raise TideError(
                 "no gradient reaches the block: the pipeline runs its transformer without gradients, or the metric "
@@ -108,31 +108,31 @@ def _gradient(met: Met, x: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(total, x)
     if not bool(torch.isfinite(gradient).all()):
         raise TideError(
-            f"the metric's gradient is not finite at timestep {met.asked.timestep:g}; load the pipeline in fp32"
+            f"the metric's gradient is not finite at timestep {held.asked.timestep:g}; load the pipeline in fp32"
         )
     return gradient
 
 
 @torch.no_grad()
-def _effect(met: Met, gradient: Tensor) -> Tensor:
+def _effect(held: Held, gradient: Tensor) -> Tensor:
     """``-sum over tokens of z_f dm/dz_f``, averaged over the images, ``[n_latents]``: decode is linear, so that
     ``dm/dz_f`` is the product of the gradient and what latent f writes."""
-    values, indices = met.codes
-    weight = _written_by(met)
-    n_rows = max(1, CHUNK_ELEMENTS // met.model.n_latents)
+    values, indices = held.codes
+    weight = _written_by(held)
+    n_rows = max(1, CHUNK_ELEMENTS // held.model.n_latents)
     parts = zip(gradient.flatten(0, 1).split(n_rows), indices.split(n_rows), strict=True)
     slopes = torch.cat([(rows @ weight.T).gather(1, place.clamp(min=0).long()) for rows, place in parts])
-    return _per_latent(met, -values * slopes) / len(met.x)
+    return _per_latent(held, -values * slopes) / len(held.x)
 
 
-def _written_by(met: Met) -> Tensor:
+def _written_by(held: Held) -> Tensor:
     """What a latent of 1 writes into the block's activation, ``[n_latents, d_model]``."""
-    return met.model.W_dec.to(met.x.dtype) * met.model.output_units.scale.to(met.x.dtype)
+    return held.model.W_dec.to(held.x.dtype) * held.model.output_units.scale.to(held.x.dtype)
 
 
-def _per_latent(met: Met, values: Tensor) -> Tensor:
+def _per_latent(held: Held, values: Tensor) -> Tensor:
     """Sums over the tokens of ``values``, which belong to the codes' latents, ``[n_latents]``."""
-    indices = met.codes.indices
-    out = values.new_zeros(met.model.n_latents)
+    indices = held.codes.indices
+    out = values.new_zeros(held.model.n_latents)
     # Unused entries have the value 0, so adding them to latent 0 changes nothing.
     return out.index_add_(0, indices.clamp(min=0).long().flatten(), values.flatten())

@@ -18,7 +18,7 @@ from tide.sae.model import TIDE, Codes, inference
 
 
 @dataclass(frozen=True)
-class Met:
+class Held:
     """What a step holds: the block's tokens ``x [images, tokens, d_model]``, their sparse latents, and the metric.
 
     ``x`` and latents are float32, or float64 in a pipeline of it.
@@ -57,13 +57,12 @@ class Met:
     def columns(self, features: Sequence[int]) -> Tensor:
         """The latents ``features`` of every token, ``[images * tokens, features]``."""
         values, indices = self.codes
-        column = torch.full((self.model.n_latents + 1,), len(features), device=indices.device)
-        column[torch.tensor(features, device=indices.device, dtype=torch.long)] = torch.arange(
-            len(features), device=indices.device
-        )
+        place = {feature: i for i, feature in enumerate(dict.fromkeys(features))}
+        column = torch.full((self.model.n_latents + 1,), len(place), device=indices.device)
+        column[list(place)] = torch.arange(len(place), device=indices.device)
         # Places that hold no latent have the index -1, the last entry: what is not asked for falls into a last column.
-        found = values.new_zeros(len(values), len(features) + 1)
-        return found.scatter_add_(1, column[indices.long()], values)[:, :-1]
+        found = values.new_zeros(len(values), len(place) + 1).scatter_add_(1, column[indices.long()], values)
+        return found[:, [place[feature] for feature in features]]
 
     def written(self) -> Tensor:
         """What all latents write into ``x`` together, in its shape: decoded, without bias and mean."""
@@ -73,7 +72,7 @@ class Met:
             return torch.cat([self.model.decode_dense(Codes(*part).dense(n_latents)) for part in parts]).view_as(self.x)
 
 
-def met_at_steps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric) -> Iterator[Met]:
+def held_at_steps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric) -> Iterator[Held]:
     """What each of the steps holds, one after the other.
 
     Raises :class:`~tide.errors.TideError` for a model that cannot edit this transformer, and for a metric that is not
@@ -81,10 +80,10 @@ def met_at_steps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric) ->
     """
     check_sae(adapter, model)
     for timestep, latents in zip(steps.timesteps.tolist(), steps.latents, strict=True):
-        yield _met(adapter, model, timestep, latents.to(adapter.device), steps, metric)
+        yield _held(adapter, model, timestep, latents.to(adapter.device), steps, metric)
 
 
-def _met(adapter: Adapter, model: TIDE, timestep: float, latents: Tensor, steps: Steps, metric: Metric) -> Met:
+def _held(adapter: Adapter, model: TIDE, timestep: float, latents: Tensor, steps: Steps, metric: Metric) -> Held:
     seen: list[tuple[Tensor, Call]] = []
     config = model.config
 
@@ -94,11 +93,13 @@ def _met(adapter: Adapter, model: TIDE, timestep: float, latents: Tensor, steps:
     with torch.no_grad(), tap(adapter, {config.trained_block: keep}, config.tensor):
         own = adapter.denoise(latents, timestep, steps.text)
     x, call = seen[0]
+    if model.W_enc.device != x.device:
+        raise TideError(f"the SAE is on {model.W_enc.device} and the transformer on {x.device}; move it with .to()")
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with inference(model):
         codes = model.encode(x, call)
     asked = Asked(timestep, latents, steps.text, own)
-    found = Met(asked, x, codes, metric(asked), adapter, model)
+    found = Held(asked, x, codes, metric(asked), adapter, model)
     if not bool(torch.isfinite(found.base).all()):
         raise TideError(f"the metric is not finite at timestep {timestep:g}; load the pipeline in fp32")
     return found
