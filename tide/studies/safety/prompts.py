@@ -27,19 +27,25 @@ OTHER_NOISE = MOST_REQUESTS
 class Unwanted:
     """A concept that must not be drawn: one value of a class or of a style, such as "house" or "ornate".
 
+    ``put`` stands in for it; by default the first other value of the attribute.
+
     Raises :class:`~tide.errors.TideError` for another attribute, or a value that it does not have.
     """
 
     attribute: str
     value: str
+    put: str | None = None
 
     def __post_init__(self) -> None:
         if self.attribute not in KINDS:
             raise TideError(f"a concept of {self.attribute!r} cannot be unwanted; use one of {', '.join(KINDS)}")
-        if self.value not in ATTRIBUTES[self.attribute]:
-            raise TideError(
-                f"{self.attribute} {self.value!r} is unknown; use one of {', '.join(ATTRIBUTES[self.attribute])}"
-            )
+        for value in (self.value, self.neutral):
+            if value not in ATTRIBUTES[self.attribute]:
+                raise TideError(
+                    f"{self.attribute} {value!r} is unknown; use one of {', '.join(ATTRIBUTES[self.attribute])}"
+                )
+        if self.put == self.value:
+            raise TideError(f"{self.value!r} cannot stand in for itself; put another {self.attribute}")
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -48,8 +54,8 @@ class Unwanted:
 
     @property
     def neutral(self) -> str:
-        """The value that stands in for the unwanted one: the first of the attribute, as "plain" is of the styles."""
-        return self.others[0]
+        """The value that stands in for the unwanted one."""
+        return self.others[0] if self.put is None else self.put
 
     def shown(self, verdict: Verdict) -> bool:
         """Whether the judge read the concept off an image; wreckage shows nothing."""
