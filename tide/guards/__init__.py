@@ -1,6 +1,6 @@
 """Guards: unwanted concepts kept out of every image that a pipeline draws. Names are loaded when they are first used.
 
-- ``definition``: what a guard is; ``guard_file``: its folder; ``words``, ``refuge``: what becomes of the prompt's words;
+- ``definition``: what a guard is; ``guard_file``: its folder; ``words``, ``refuge``: what becomes of the words;
 - ``context``: guards at work in a pipeline; ``guard_run``: one guard, call by call; ``log``: what it met.
 """
 
