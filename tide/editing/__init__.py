@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tide.deferred import deferred
 
 if TYPE_CHECKING:
+    from tide.editing.beside import Beside
     from tide.editing.context import edit
     from tide.editing.contrast import Contrast, Keep, SteerBounded
     from tide.editing.draw import draw_edits, draw_latents
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         renormalise,
     )
     from tide.editing.masks import image_mask, read_mask, token_mask
+    from tide.editing.nearest import SteerNearest, SteerTowardsNearest
     from tide.editing.previews import LatentColours, watched
     from tide.editing.prompts import changed_prompt
     from tide.editing.recipe import Change, Recipe
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Add",
+    "Beside",
     "Change",
     "Compose",
     "Contrast",
@@ -61,7 +64,9 @@ __all__ = [
     "ScaleTarget",
     "Steer",
     "SteerBounded",
+    "SteerNearest",
     "SteerTowards",
+    "SteerTowardsNearest",
     "Strength",
     "Swap",
     "Target",
@@ -90,12 +95,14 @@ __all__ = [
 __getattr__, __dir__ = deferred(
     __name__,
     {
+        "beside": "Beside",
         "context": "edit",
         "contrast": "Contrast Keep SteerBounded",
         "draw": "draw_edits draw_latents",
         "edits": "Add Compose Edit Erase Inject Invert PerImage Place Replace Scale ScaleTarget Swap Target "
         "most_different_tokens renormalise",
         "masks": "image_mask read_mask token_mask",
+        "nearest": "SteerNearest SteerTowardsNearest",
         "previews": "LatentColours watched",
         "prompts": "changed_prompt",
         "recipe": "Change Recipe",
