@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from tide.deferred import deferred
 
 if TYPE_CHECKING:
+    from tide.editing.bank import Bank
+    from tide.editing.bank_file import load_bank, save_bank
     from tide.editing.beside import Beside
     from tide.editing.context import edit
     from tide.editing.contrast import Contrast, Keep, SteerBounded
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Add",
+    "Bank",
     "Beside",
     "Change",
     "Compose",
@@ -79,6 +82,7 @@ __all__ = [
     "image_contrast",
     "image_mask",
     "image_target",
+    "load_bank",
     "load_target",
     "most_different_tokens",
     "overlays",
@@ -87,6 +91,7 @@ __all__ = [
     "recipe_code",
     "recipe_command",
     "renormalise",
+    "save_bank",
     "save_target",
     "token_mask",
     "watched",
@@ -95,6 +100,8 @@ __all__ = [
 __getattr__, __dir__ = deferred(
     __name__,
     {
+        "bank": "Bank",
+        "bank_file": "load_bank save_bank",
         "beside": "Beside",
         "context": "edit",
         "contrast": "Contrast Keep SteerBounded",
