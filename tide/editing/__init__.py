@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tide.editing.recipe import Change, Recipe
     from tide.editing.recipe_drawing import draw_recipe
     from tide.editing.recipe_source import recipe_code, recipe_command
-    from tide.editing.steer import Steer, SteerTowards
+    from tide.editing.steer import RawEdit, Steer, SteerTowards
     from tide.editing.strength import Strength
     from tide.editing.target_file import load_target, save_target
     from tide.editing.targets import image_contrast, image_target, prompt_target
@@ -61,6 +61,7 @@ __all__ = [
     "Overlay",
     "PerImage",
     "Place",
+    "RawEdit",
     "Recipe",
     "Replace",
     "Scale",
@@ -115,7 +116,7 @@ __getattr__, __dir__ = deferred(
         "recipe": "Change Recipe",
         "recipe_drawing": "draw_recipe",
         "recipe_source": "recipe_code recipe_command",
-        "steer": "Steer SteerTowards",
+        "steer": "RawEdit Steer SteerTowards",
         "strength": "Strength",
         "target_file": "load_target save_target",
         "targets": "image_contrast image_target prompt_target",
