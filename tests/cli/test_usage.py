@@ -23,7 +23,9 @@ from tide.cli.edit_where import DrawnWhere
 from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model, Option, options_of
 from tide.cli.parsing import given_options
 from tide.cli.settings import train_config
+from tide.editing import save_bank
 from tide.errors import TideError
+from tide.loading import load_sae
 from tide.training import TrainConfig
 
 #: Command lines that together have every mode of every aspect of every command. Those with ``{...}`` are run as well.
@@ -126,7 +128,8 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --where 2 --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
         "--sae {sae} --pipeline {pipeline} --recipe {recipe} --out {out}",
-        "--sae {sae} --pipeline {pipeline} --prompt near --bank {bank} --what blue --where house --n-steps 2 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --prompt near --bank {bank} --what blue --where house --n-steps 2 "
+        "--out {out}",
     ],
     "score": [
         "--before {images} --after {images} --judge --out {out}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,10 +104,11 @@ def test_what_the_bank_does_not_have_is_named(bank, options, message):
 
 @pytest.mark.parametrize("by", ["nearest", "mean", "contrast", "latents"])
 def test_each_what_goes_with_a_where(alpha, sae, bank, plain, by):
-    """Only the tokens where the detector's latent is active change."""
+    """Only the tokens around those where the detector's latent is active change."""
     source = "red" if by == "contrast" else None
     change = bank.what("blue", by=by, source=source)
-    where = bank.where("house", sae, grow=1)
+    house = replace(bank.concepts["house"], features=torch.tensor([4], dtype=torch.int32), weights=torch.ones(2, 1))
+    where = replace(bank, concepts={"house": house}).where("house", sae, grow=1)
     assert isinstance(where, Where)
     with edit(alpha, sae, change, tokens=where) as met:
         found = draw(alpha)

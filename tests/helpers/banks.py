@@ -13,7 +13,8 @@ TIMESTEPS = torch.tensor([900.0, 100.0])
 
 
 def small_bank(model: TIDE, names: tuple[str, ...] = ("red", "blue", "house"), n: int = 10) -> Bank:
-    """Each concept has ``n`` tokens; the detector of the i-th reads latent 2 i, and is on where that is active."""
+    """Each concept has ``n`` tokens; the detector of the i-th reads 16 latents from 16 i on, and is on where one
+    of them is active."""
     generator = torch.Generator().manual_seed(0)
     width, n_latents = model.d_model, model.n_latents
 
@@ -29,8 +30,8 @@ def small_bank(model: TIDE, names: tuple[str, ...] = ("red", "blue", "house"), n
             mean=tokens.float().mean(1),
             present=means[0],
             absent=means[1],
-            features=torch.tensor([2 * i], dtype=torch.int32),
-            weights=torch.ones(2, 1),
+            features=torch.arange(16 * i, 16 * i + 16, dtype=torch.int32),
+            weights=torch.ones(2, 16),
             thresholds=torch.zeros(2),
         )
     contrasts = {(names[0], names[1]): Difference(numbers(n, width).half(), numbers(n, width).half())}
