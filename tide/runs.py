@@ -13,8 +13,8 @@ from tide.provenance import provenance
 FILE = "run.json"
 
 Kind = Literal[
-    "plan", "activations", "autoencoder", "evaluation", "sweep", "concepts", "atlas", "trajectory", "effect", "edit",
-    "score", "guard", "study",
+    "plan", "activations", "autoencoder", "evaluation", "sweep", "concepts", "atlas", "trajectory", "effect", "bank",
+    "edit", "score", "guard", "study",
 ]  # fmt: skip
 FileKind = Literal[
     "activations", "autoencoder", "chart", "curves", "data", "figures", "index", "labels", "model", "page", "picture",

@@ -20,6 +20,7 @@ RUNS = {
     "atlas": ["--data", "scenes"],
     "trajectory": ["--prompt", "near"],
     "effect": ["--prompt", "near", "--towards", "far"],
+    "bank": ["--concepts", "near", "--data", "scenes"],
     "edit": ["--prompt", "near", "--erase", "1"],
 }
 
@@ -45,7 +46,7 @@ def test_a_file_that_is_not_there(cli, tmp_path, checkpoint, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["evaluate", "sweep", "concepts", "atlas", "trajectory", "effect", "edit"])
+@pytest.mark.parametrize("name", ["evaluate", "sweep", "concepts", "atlas", "trajectory", "effect", "bank", "edit"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_checkpoint_of_a_family_without_an_adapter_says_which(cli, tmp_path, checkpoint, name, recorded):
     if recorded:

@@ -25,6 +25,7 @@ LEAST = {
     "names": ["s"],
     "trajectory": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "effect": ["--sae", "s", "--prompt", "p", "--out", "o"],
+    "bank": ["--sae", "s", "--concepts", "c", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "score": ["--before", "b", "--after", "a", "--out", "o"],
     "guard": ["make"],

@@ -24,6 +24,7 @@ MAKERS = {
     "atlas": ("atlas", [*CHECKPOINT, "--data", "{images}", "--images", "4", "--timesteps", "1"]),
     "trajectory": ("trajectory", DRAWN),
     "effect": ("effect", [*DRAWN, "--towards", "far"]),
+    "bank": ("bank", [*CHECKPOINT, "--data", "{images}", "--concepts", "near", "--timesteps", "1"]),
     "edit": ("edit", [*DRAWN, "--erase", "1"]),
     "score": ("score", ["--before", "{images}", "--after", "{images}", "--judge"]),
     "demo": ("study", []),
@@ -61,7 +62,7 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     assert holds.data
     assert holds.configuration or kind == "activations"
     assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in (
-        "plan", "trajectory", "effect", "edit", "score"
+        "plan", "trajectory", "effect", "bank", "edit", "score"
     )  # fmt: skip
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)

@@ -14,14 +14,18 @@ import pytest
 import tyro
 
 import tide
+from tests.helpers.banks import small_bank
 from tests.helpers.cli_samples import SMALL
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
+from tide.cli.edit_bank import FromBank
 from tide.cli.edit_where import DrawnWhere
 from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model, Option, options_of
 from tide.cli.parsing import given_options
 from tide.cli.settings import train_config
+from tide.editing import save_bank
 from tide.errors import TideError
+from tide.loading import load_sae
 from tide.training import TrainConfig
 
 #: Command lines that together have every mode of every aspect of every command. Those with ``{...}`` are run as well.
@@ -108,6 +112,14 @@ LINES = {
         "--sae s --prompt near --change near=far --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --top 2 --out {out}",
     ],
+    "bank": [
+        "--sae {sae} --pipeline scenes --concepts near --images-per-concept 24 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data {images} --concepts near --images-per-concept 4 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --data scenes --images 20 --concepts near --timesteps 1 --out {out}",
+        "--sae s --concepts near --data a/name --out o",
+        "--sae s --concepts near --data a.parquet --out o",
+        "--sae s --concepts near --images-per-concept 4 --timesteps 1 --out o",
+    ],
     "edit": [
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --out {out}",
         "--sae s --prompt near --target file --out o",
@@ -120,6 +132,8 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --where 2 --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
         "--sae {sae} --pipeline {pipeline} --recipe {recipe} --out {out}",
+        "--sae {sae} --pipeline {pipeline} --prompt near --bank {bank} --what blue --where house --n-steps 2 "
+        "--out {out}",
     ],
     "score": [
         "--before {images} --after {images} --judge --out {out}",
@@ -157,6 +171,7 @@ VALUES = {
     ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("where", "where_threshold", "where_grow", "where_smooth", "where_hold"), "1"),
+    **dict.fromkeys(("bank", "what", "what_from"), "there"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export", "merge", "words"), "here"),
     **dict.fromkeys(("before", "after", "inception"), "here"),
@@ -174,6 +189,8 @@ VALUES = {
     "prompts": "3",
     "set": "k=3",
     "change": "near=far",
+    "contrasts": "near=far",
+    "what_by": "mean",
     "scale": "1=2",
     "guidance": "2",
     "device": "cpu",
@@ -224,7 +241,7 @@ def test_the_lines_have_every_mode(name, images):
 def filled(line: str, **names: str) -> list[str]:
     """The words of a line; what has no name is a path to nothing."""
     names = {"small": shlex.join(SMALL), **names}
-    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "small")
+    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "bank", "small")
     return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in known}))
 
 
@@ -273,7 +290,7 @@ def watching() -> Iterator[set[str]]:
         return object.__getattribute__(self, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Command, Activations, Autoencoder, Autoencoders, Data, DrawnWhere, Model):
+        for kind in (Command, Activations, Autoencoder, Autoencoders, Data, DrawnWhere, FromBank, Model):
             patch.setattr(kind, "__getattribute__", watched, raising=False)
         yield found
 
@@ -300,7 +317,7 @@ RUN = [(name, line) for name, line in ALL_LINES if "{" in line or not line]
 @pytest.mark.parametrize(("name", "line"), RUN, ids=[f"{c} {line}" for c, line in RUN])
 @pytest.mark.usefixtures("stand_ins")
 def test_a_run_reads_what_it_is_said_to_use(
-    name, line, pipeline, images, store, checkpoint, indexed, tmp_path, monkeypatch
+    name, line, pipeline, images, store, checkpoint, indexed, adapter, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").write_text("a red house, near\na blue cone, far\n")
@@ -312,7 +329,10 @@ def test_a_run_reads_what_it_is_said_to_use(
         "out": tmp_path / "out",
         "prompts": tmp_path / "prompts",
         "recipe": tmp_path / "recipe",
+        "bank": tmp_path / "bank",
     }
+    if "{bank}" in line:
+        save_bank(tmp_path / "bank", small_bank(load_sae(checkpoint, adapter)))
     words = filled(line, **{name: str(path) for name, path in paths.items()})
     asked, usage = command([name, *words]), class_of(name).usage
     used = set(options_of(class_of(name))).difference(*(aspect.unused(aspect.of(asked)) for aspect in usage))

@@ -31,6 +31,7 @@ SMALL_OPTIONS = {
     "atlas": {"--images": "4", "--timesteps": "1"},
     "edit": {"--n-steps": "3"},
     "trajectory": {"--n-steps": "4"},
+    "bank": {"--images-per-concept": "24", "--timesteps": "2", "--tokens": "16"},
     "effect": {"--n-steps": "3", "--top": "2", "--points": "1"},
 }
 #: Commands that serve until they are interrupted: their options are checked, and they are not run.

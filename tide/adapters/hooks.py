@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tide.adapters.aside import is_aside
 from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
 from tide.adapters.gate import gate_of
@@ -181,8 +182,9 @@ class _Passes:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether this pass is another thread's, and these hooks are of the one pass of :func:`run_until`."""
-        return self.last is not None and threading.get_ident() != self.thread
+        """Whether this pass is one that no tap sees (:mod:`tide.adapters.aside`), or another thread's, and these hooks
+        are of the one pass of :func:`run_until`."""
+        return is_aside() or (self.last is not None and threading.get_ident() != self.thread)
 
     def before_pass(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -34,6 +34,7 @@ COMMANDS = {
     "names": "show, add and find the names of a checkpoint's latents",
     "trajectory": "follow the latents along a sampling run",
     "effect": "find the latents that move a prompt towards another one",
+    "bank": "record concepts: where latents find them, and what to put there",
     "edit": "draw a prompt before and after an edit of its latents",
     "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
     "guard": "make a guard that keeps an unwanted concept out of images, or show one",

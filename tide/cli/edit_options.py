@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from tide.cli import edit_where
+from tide.cli import edit_bank, edit_where
 from tide.cli.drawing import Drawing, Prompt
+from tide.cli.edit_bank import FromBank
 from tide.cli.edit_where import DrawnWhere
 from tide.cli.usage import Aspect, fast_beside, with_option
 from tide.cli.values import (
@@ -24,6 +25,7 @@ from tide.cli.values import (
     MaybeRange,
     MaybeReplacement,
     MaybeScaling,
+    MaybeText,
     Numbers,
     option,
 )
@@ -34,7 +36,7 @@ SCALED_BY = 3.0
 
 #: What a recipe says itself, or has no use for.
 NOT_WITH_RECIPE = (
-    "prompt seed size n_steps guidance fast mask altered where strength steps branch renormalise search guard"
+    "prompt seed size n_steps guidance fast mask altered where bank strength steps branch renormalise search guard"
 )
 #: Options that a search tries itself, or has no use for.
 NOT_SEARCHED = "steps branch altered where save_target guard"
@@ -74,6 +76,8 @@ class EditOptions(Drawing):
         with_option("contrast", leaves_out="towards_top save_target"),
         with_option("altered", leaves_out="towards_pooled"),
         edit_where.usage(),
+        edit_where.names_usage(),
+        edit_bank.usage(),
         with_option("search", uses="search_sae search_prompts", leaves_out=NOT_SEARCHED),
         _ONE_BRANCH,
         fast_beside("n_steps"),
@@ -95,6 +99,8 @@ class EditOptions(Drawing):
     """move towards this prompt with a word replaced, such as red=blue"""
     target: Annotated[MaybeFile, _WHAT] = None
     """move towards the latents in a file that --save-target wrote"""
+    what: Annotated[MaybeText, _WHAT] = None
+    """put this concept of --bank there, such as blue"""
     recipe: Annotated[MaybeFile, _WHAT] = None
     """make the changes that this file lists; it also says the prompt and how to draw it, so leave --prompt off"""
 
@@ -114,6 +120,7 @@ class EditOptions(Drawing):
     altered: Annotated[MaybeCounts, _WHERE] = None
     """edit only the N tokens at which source and target differ most; one image for each N"""
     drawn_mask: DrawnWhere = field(default_factory=DrawnWhere)
+    from_bank: FromBank = field(default_factory=FromBank)
 
     strength: Numbers = ()
     """strengths, one image each: 0 is no edit, 1 the whole; with --towards-top the factor (default 1; factor 3)"""
@@ -169,6 +176,7 @@ class EditOptions(Drawing):
         if self.save_target is not None and Path(self.save_target).is_dir():
             raise TideError(f"{self.save_target} is a folder; give --save-target the name of a file")
         self.drawn_mask.check()
+        self.from_bank.check(self.what, self.drawn_mask.concepts, self.renormalise)
         check_steps(self.steps, self.steps_drawn)
 
 

@@ -111,9 +111,12 @@ class Searching:
 
     def _edits(self, model: TIDE, trial: EditTrial) -> dict[str, Edit]:
         from tide.cli.edit_target import edits_of
+        from tide.editing import Edit
 
         asked = replace(self.asked, prompt=trial.prompt, seed=trial.seed)
-        return edits_of(asked, self.adapter, model)[0]
+        # Those of raw activations are --what's, which no search takes.
+        found, _ = edits_of(asked, self.adapter, model)
+        return {name: each for name, each in found.items() if isinstance(each, Edit)}
 
     def _row(self, i: int, each: Tried, scores: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """A setting for search.json, with the mean of its pictures' ``scores`` by CLIP and LPIPS."""

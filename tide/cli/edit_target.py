@@ -17,6 +17,9 @@ from tide.editing.contrast import sparse_again
 from tide.images import open_picture
 from tide.sae import TIDE
 
+#: By the names of their pictures.
+Edits = dict[str, editing.Edit | editing.RawEdit]
+
 
 class Change(NamedTuple):
     """From a strength to the edit, and the maps of latents that it moves between."""
@@ -27,16 +30,20 @@ class Change(NamedTuple):
 
 def edits_of(
     asked: EditOptions, adapter: Adapter, model: TIDE
-) -> tuple[dict[str, editing.Edit], Tensor | editing.Where | dict[str, Tensor] | None]:
-    """The edits by the names of their pictures, and the image tokens that they edit, as
-    :func:`tide.editing.draw_edits` takes them."""
+) -> tuple[Edits, Tensor | editing.Where | dict[str, Tensor] | None]:
+    """The edits, and the image tokens that they edit, as :func:`tide.editing.draw_edits` takes them."""
     bright = None if asked.mask is None else editing.read_mask(asked.mask, adapter, asked.size)
-    mask = asked.drawn_mask.mask(model, bright)
+    bank = asked.from_bank.load(adapter)
+    mask = asked.drawn_mask.mask(model, bright, bank)
+    if asked.what is not None:
+        assert bank is not None
+        at = {name: each["strength"] for name, each in asked.settings.items()}
+        return {name: asked.from_bank.edit(bank, model, asked.what, strength) for name, strength in at.items()}, mask
     if asked.target_prompt is None and asked.target is None:
         edit = _edit(asked)
         return {name: Strength(edit, each["strength"]) for name, each in asked.settings.items()}, mask
     change = _change_towards(asked, adapter, model)
-    edits = {name: change.edit(each["strength"]) for name, each in asked.settings.items()}
+    edits: Edits = {name: change.edit(each["strength"]) for name, each in asked.settings.items()}
     if not asked.altered:
         return edits, mask
     maps = change.maps()

@@ -142,6 +142,18 @@ def replacement(text: str) -> tuple[str, str]:
     return source, target
 
 
+def places(text: str) -> tuple[int, ...] | tuple[str, ...]:
+    """``12,40``: latents; or ``house,tree``: concepts of a bank."""
+    try:
+        return features(text)
+    except TideError:
+        if any(character.isalpha() for character in text):
+            return words(text)
+        raise TideError(
+            f"{shown(text)} names neither latents nor concepts; write it as 12,40 or as house,tree"
+        ) from None
+
+
 def dtype(text: str) -> str:
     return _one_of(text, "number type", "bf16", "fp16", "fp32")
 
@@ -236,4 +248,6 @@ MaybePart = Annotated[tuple[int, int] | None, read_by(part, "R/W"), option()]
 MaybeWords = Annotated[tuple[str, ...] | None, read_by(words, "WORD,WORD"), option()]
 MaybeFeatures = Annotated[tuple[int, ...] | None, read_by(features, "N,N"), option()]
 MaybeScaling = Annotated[tuple[tuple[int, ...], float] | None, read_by(scaling, "N,N=X"), option()]
+MaybePlaces = Annotated[tuple[int, ...] | tuple[str, ...] | None, read_by(places, "N,N|WORD,WORD"), option()]
+MaybeReplacements = Annotated[tuple[tuple[str, str], ...] | None, words_by(replacement, "WORD=WORD ..."), option()]
 MaybeReplacement = Annotated[tuple[str, str] | None, read_by(replacement, "WORD=WORD"), option()]

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from tide.deferred import deferred
 
 if TYPE_CHECKING:
+    from tide.editing.bank import Bank
+    from tide.editing.bank_file import load_bank, save_bank
+    from tide.editing.beside import Beside
     from tide.editing.context import edit
     from tide.editing.contrast import Contrast, Keep, SteerBounded
     from tide.editing.draw import draw_edits, draw_latents
@@ -28,12 +31,13 @@ if TYPE_CHECKING:
         renormalise,
     )
     from tide.editing.masks import image_mask, read_mask, token_mask
+    from tide.editing.nearest import SteerNearest, SteerTowardsNearest
     from tide.editing.previews import LatentColours, watched
     from tide.editing.prompts import changed_prompt
     from tide.editing.recipe import Change, Recipe
     from tide.editing.recipe_drawing import draw_recipe
     from tide.editing.recipe_source import recipe_code, recipe_command
-    from tide.editing.steer import Steer, SteerTowards
+    from tide.editing.steer import RawEdit, Steer, SteerTowards
     from tide.editing.strength import Strength
     from tide.editing.target_file import load_target, save_target
     from tide.editing.targets import image_contrast, image_target, prompt_target
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Add",
+    "Bank",
+    "Beside",
     "Change",
     "Compose",
     "Contrast",
@@ -55,13 +61,16 @@ __all__ = [
     "Overlay",
     "PerImage",
     "Place",
+    "RawEdit",
     "Recipe",
     "Replace",
     "Scale",
     "ScaleTarget",
     "Steer",
     "SteerBounded",
+    "SteerNearest",
     "SteerTowards",
+    "SteerTowardsNearest",
     "Strength",
     "Swap",
     "Target",
@@ -74,6 +83,7 @@ __all__ = [
     "image_contrast",
     "image_mask",
     "image_target",
+    "load_bank",
     "load_target",
     "most_different_tokens",
     "overlays",
@@ -82,6 +92,7 @@ __all__ = [
     "recipe_code",
     "recipe_command",
     "renormalise",
+    "save_bank",
     "save_target",
     "token_mask",
     "watched",
@@ -90,18 +101,22 @@ __all__ = [
 __getattr__, __dir__ = deferred(
     __name__,
     {
+        "bank": "Bank",
+        "bank_file": "load_bank save_bank",
+        "beside": "Beside",
         "context": "edit",
         "contrast": "Contrast Keep SteerBounded",
         "draw": "draw_edits draw_latents",
         "edits": "Add Compose Edit Erase Inject Invert PerImage Place Replace Scale ScaleTarget Swap Target "
         "most_different_tokens renormalise",
         "masks": "image_mask read_mask token_mask",
+        "nearest": "SteerNearest SteerTowardsNearest",
         "previews": "LatentColours watched",
         "prompts": "changed_prompt",
         "recipe": "Change Recipe",
         "recipe_drawing": "draw_recipe",
         "recipe_source": "recipe_code recipe_command",
-        "steer": "Steer SteerTowards",
+        "steer": "RawEdit Steer SteerTowards",
         "strength": "Strength",
         "target_file": "load_target save_target",
         "targets": "image_contrast image_target prompt_target",

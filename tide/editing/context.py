@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
 from tide.adapters.standins import listened
+from tide.editing.beside import Beside
 from tide.editing.edits import Branch, Edit, Place, renormalise
 from tide.editing.met import Met
 from tide.editing.progress import is_within, run_position, step_range
-from tide.editing.steer import Steer
+from tide.editing.steer import RawEdit
 from tide.editing.where import Where, check_mask
 from tide.editing.where_run import WhereRun, fitted
 from tide.errors import TideError, TideWarning
@@ -46,7 +47,7 @@ def edited_activations(
 def edit(
     pipe: Any,
     sae: TIDE | None,
-    change: Edit | Steer,
+    change: Edit | RawEdit | Beside,
     *,
     block: Block | None = None,
     steps: tuple[float, float] | None = None,
@@ -59,8 +60,9 @@ def edit(
     :class:`~tide.editing.met.Met` so far.
 
     Args:
-        sae: the TIDE whose latents are edited; ``None`` for :class:`Steer`, which needs ``block``.
-        change: an :class:`~tide.editing.edits.Edit`, or :class:`Steer`.
+        sae: the TIDE whose latents are edited; ``None`` for changes of raw activations, which need ``block``.
+        change: an :class:`~tide.editing.edits.Edit`, or a change of raw activations: :class:`~tide.editing.Steer` and
+            its like, or :class:`~tide.editing.Beside`.
         block: where to edit; by default the block the SAE was trained on.
         steps: part of the sampling run, as fractions of the steps that it makes (an image-to-image run makes fewer than
             asked for; a step of a second-order scheduler is two calls), the first included and the last not; ``None``
@@ -87,7 +89,7 @@ def edit(
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
-    _check_change(adapter, sae, change)
+    _check_change(adapter, sae, change, branch)
     if isinstance(tokens, Where):
         _check_where(adapter, at, _tensor(sae), tokens)
     fixed, drawn = (None, WhereRun(tokens)) if isinstance(tokens, Where) else (tokens, None)
@@ -104,9 +106,16 @@ def edit(
         met.rows += int(rows.sum())
         chosen = fixed if drawn is None else drawn.mask(x, call)
         mask = _token_mask(chosen, x, image.to(x.device), rows.to(x.device))
-        return _apply(sae, met, x, call, mask, image.to(x.device), renormalise)
+        if not mask.any():
+            return None
+        now = change if beside is None else beside.at(call)
+        return _apply(sae, met, now, x, call, mask, image.to(x.device), renormalise)
 
-    with tap(adapter, {at: on_call}, tensor=_tensor(sae)), _each_run(pipe, drawn):
+    with (
+        change.listening(at, _tensor(sae)) if isinstance(change, Beside) else nullcontext() as beside,
+        tap(adapter, {at: on_call}, tensor=_tensor(sae)),
+        _each_run(pipe, drawn),
+    ):
         yield met
     if warns and met.remark is not None:
         warnings.warn(met.remark, TideWarning, stacklevel=3)
@@ -148,13 +157,15 @@ def _check_where(adapter: Adapter, block: int, tensor: str, where: Where) -> Non
             )
 
 
-def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | Steer) -> None:
-    if isinstance(change, Steer):
+def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | RawEdit | Beside, branch: Branch) -> None:
+    if isinstance(change, RawEdit):
         change.check(adapter.d_model)
+    elif isinstance(change, Beside):
+        change.check(adapter, branch)
     elif not isinstance(change, Edit):
         raise TideError(f"{type(change).__name__} is not an edit; give one of tide.editing, or a sum of them")
     elif sae is None:
-        raise TideError("an edit of latents needs sae=; only Steer works without one")
+        raise TideError("an edit of latents needs sae=; only Steer and its like work without one")
     else:
         check_sae(adapter, sae)
         change.check(sae.n_latents)
@@ -218,10 +229,15 @@ def _token_mask(tokens: Tensor | None, x: Tensor, image: Tensor, rows: Tensor) -
 
 @torch.no_grad()
 def _apply(
-    sae: TIDE | None, met: Met, x: Tensor, call: Call, mask: Tensor, image: Tensor, renorm: bool
-) -> Tensor | None:
-    if not mask.any():
-        return None
+    sae: TIDE | None,
+    met: Met,
+    change: Edit | RawEdit | Beside,
+    x: Tensor,
+    call: Call,
+    mask: Tensor,
+    image: Tensor,
+    renorm: bool,
+) -> Tensor:
     if sae is not None and sae.W_enc.device != x.device:
         raise TideError(f"the SAE is on {sae.W_enc.device} and the transformer on {x.device}; move it with .to()")
     out = x.clone()
@@ -234,11 +250,12 @@ def _apply(
             group = None if call.conditioning is None else rows.int()
             place = Place(timestep, call.conditioning, group, token=positions, image=image[rows], n_tokens=x.shape[1])
             tokens = x[rows, positions]
-            if isinstance(met.change, Steer):
-                moved = met.change.activations(tokens, place).to(x.dtype)
+            if isinstance(change, RawEdit):
+                moved = change.activations(tokens, place).to(x.dtype)
                 met.count(tokens, moved)
             else:
                 assert sae is not None
-                moved = edited_activations(sae, met.change, tokens, place, renorm=renorm, met=met)
+                assert isinstance(change, Edit)
+                moved = edited_activations(sae, change, tokens, place, renorm=renorm, met=met)
             out[rows, positions] = moved
     return out

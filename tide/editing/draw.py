@@ -19,6 +19,7 @@ from tide.editing.context import edit
 from tide.editing.edits import Branch, Edit
 from tide.editing.met import Met
 from tide.editing.progress import check_steps
+from tide.editing.steer import RawEdit
 from tide.editing.where import Where
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
@@ -84,7 +85,7 @@ def draw_edits(
     adapter: Adapter,
     model: TIDE,
     prompt: str,
-    edits: Mapping[str, Edit],
+    edits: Mapping[str, Edit | RawEdit],
     *,
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
@@ -103,7 +104,8 @@ def draw_edits(
         adapter: the pipeline.
         model: the TIDE whose latents are edited, on the pipeline's device.
         prompt: what is drawn.
-        edits: name -> edit; for one edit at several strengths see :class:`~tide.editing.Strength`.
+        edits: name -> edit, of latents or of raw activations (:class:`~tide.editing.Steer` and its like); for one edit
+            at several strengths see :class:`~tide.editing.Strength`.
         n_steps: sampling steps.
         guidance_scale: of classifier-free guidance; at most 1 is without.
         seed: of the noise.
@@ -128,7 +130,7 @@ def draw_edits(
     adapter.check_steps(n_steps)
     check_steps(steps, n_steps)
     for name, each in edits.items():
-        each.check(model.n_latents)
+        each.check(model.n_latents if isinstance(each, Edit) else model.d_model)
         if isinstance(tokens, Mapping) and name not in tokens:
             raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
     pixels = image_size(adapter, size)

@@ -8,9 +8,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from tide.editing.beside import Beside
 from tide.editing.edits import Branch, Edit
 from tide.editing.named import LISTED, aimed_at, in_words, named, why_idle
-from tide.editing.steer import Steer
+from tide.editing.steer import RawEdit
 from tide.editing.where_run import WhereRun
 from tide.messages import counted
 
@@ -36,7 +37,7 @@ class Met:
         drawn: what a :class:`~tide.editing.where.Where` drew; None for other masks.
     """
 
-    change: Edit | Steer
+    change: Edit | RawEdit | Beside
     steps: tuple[float, float] = (0.0, 1.0)
     branch: Branch = "conditional"
     rows: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tide.editing.beside import Beside
 from tide.editing.contrast import Contrast, Keep
 from tide.editing.edits import (
     Add,
@@ -24,6 +25,7 @@ from tide.editing.edits import (
     Target,
     strongest,
 )
+from tide.editing.nearest import SteerNearest
 from tide.editing.steer import Steer, SteerTowards
 from tide.editing.strength import Strength
 
@@ -196,6 +198,16 @@ def _(change: Steer, fired: Tensor) -> str | None:
 @why_idle.register
 def _(change: SteerTowards, fired: Tensor) -> str | None:
     return _by_factor(change.factor, 0, "the recorded activations are the image's own")
+
+
+@why_idle.register
+def _(change: SteerNearest, fired: Tensor) -> str | None:
+    return _by_factor(change.factor, 0, None if change.values.any() else "the recorded differences are zero")
+
+
+@why_idle.register
+def _(change: Beside, fired: Tensor) -> str | None:
+    return _by_factor(change.factor, 0, "the target's activations are the image's own")
 
 
 @why_idle.register

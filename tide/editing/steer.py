@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,29 @@ from tide.editing.edits import Place, check_map
 from tide.errors import TideError
 
 
+class RawEdit(ABC):
+    """A change of raw activations, without an SAE."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """d_model of what it adds."""
+
+    @abstractmethod
+    def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved; ``x`` itself must not be written to."""
+
+    def check(self, d_model: int) -> None:
+        """Raises :class:`~tide.errors.TideError` if the direction is not one of a transformer of this width."""
+        if self.width != d_model:
+            raise TideError(
+                f"the direction has width {self.width} and the transformer {d_model}; "
+                "take it from the block that is steered"
+            )
+
+
 @dataclass(frozen=True)
-class Steer:
+class Steer(RawEdit):
     """Adds ``factor * direction`` to raw activations, without an SAE: the baseline of section 6.
 
     ``direction`` is ``[timesteps, d_model]`` or, as a map over the image, ``[timesteps, tokens, d_model]``, or one
@@ -32,13 +54,9 @@ class Steer:
                 f"[timesteps, images, tokens, d_model], with timesteps [timesteps] and not {list(self.timesteps.shape)}"
             )
 
-    def check(self, d_model: int) -> None:
-        """Raises :class:`~tide.errors.TideError` if the direction is not one of a transformer of this width."""
-        if self.direction.shape[-1] != d_model:
-            raise TideError(
-                f"the direction has width {self.direction.shape[-1]} and the transformer {d_model}; "
-                "take it from the block that is steered"
-            )
+    @property
+    def width(self) -> int:
+        return self.direction.shape[-1]
 
     def at(self, place: Place) -> Tensor:
         """The direction of each row ``[N, d_model]`` (or ``[d_model]`` if it has no place)."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tide.interpretation.atlas import Atlas, Label, label_latents
     from tide.interpretation.atlas_page import write_atlas
     from tide.interpretation.atlas_reading import make_atlas, read_atlas
+    from tide.interpretation.banking import RecordedBank, difference, record_bank
     from tide.interpretation.captions import CaptionConcepts, caption_concepts, caption_concepts_of_blocks
     from tide.interpretation.concepts import (
         Annotated,
@@ -51,6 +52,7 @@ __all__ = [
     "Found",
     "Label",
     "Monosemanticity",
+    "RecordedBank",
     "Steps",
     "Trajectory",
     "ablated_effects",
@@ -60,6 +62,7 @@ __all__ = [
     "caption_concepts_of_blocks",
     "concept_profiles",
     "concept_scores",
+    "difference",
     "draw_trajectory",
     "effect_curves",
     "effect_maps",
@@ -74,6 +77,7 @@ __all__ = [
     "mean_scores",
     "pooled_latents",
     "read_atlas",
+    "record_bank",
     "record_trajectory",
     "run_distances",
     "save_effects",
@@ -91,6 +95,7 @@ __getattr__, __dir__ = deferred(
         "atlas": "Atlas Label label_latents",
         "atlas_page": "write_atlas",
         "atlas_reading": "make_atlas read_atlas",
+        "banking": "RecordedBank difference record_bank",
         "captions": "CaptionConcepts caption_concepts caption_concepts_of_blocks",
         "concepts": "Annotated Found concept_scores find_concepts mean_latents pooled_latents",
         "effect.ablation": "ablated_effects",

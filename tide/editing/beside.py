@@ -1,0 +1,86 @@
+"""Edits towards what another prompt makes of the very same noisy latents, at every step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from tide.adapters import Adapter, Call
+from tide.adapters.aside import Heard, hear
+from tide.adapters.base import Text
+from tide.adapters.sizes import caption_length
+from tide.editing.edits import Branch
+from tide.editing.steer import SteerTowards
+from tide.errors import TideError
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Moves raw activations towards those that ``prompts`` give to the same noisy latents at the same step::
+
+        x' = x + factor * (x_target - x)
+
+    Each edited call runs the transformer once more, up to the block, on the prompt's rows with the target's text, so
+    an edit of all steps takes up to one more conditional pass a step. No tap and no other edit sees that pass. The
+    target follows the image that is drawn: :class:`~tide.editing.SteerTowards` holds activations of another run, whose
+    image lies elsewhere. With ``factor`` 1, on all tokens of the last block and at all steps, the pipeline draws the
+    target's prompt.
+
+    Attributes:
+        adapter: of the pipeline that is edited, without an SAE: ``edit(pipe, None, Beside(...), block=6)``.
+        prompts: one for all images, or one for each prompt that is drawn, in their order.
+        factor: 0 is no edit, 1 the whole.
+        max_sequence_length: tokens of a prompt; by default those that the pipeline's own run takes.
+
+    Raises:
+        TideError: there is no prompt, or the pipeline has no text encoder.
+    """
+
+    adapter: Adapter
+    prompts: str | Sequence[str]
+    factor: float = 1.0
+    max_sequence_length: int | None = None
+    #: Encoded here and not while the pipeline runs, whose own texts tell whether a call is guided.
+    text: Text = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        prompts = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
+        if not prompts:
+            raise TideError("there is no prompt to edit towards; give one for all images or one an image")
+        length = self.max_sequence_length
+        with torch.no_grad():
+            text = self.adapter.encode_prompts(prompts, caption_length(self.adapter) if length is None else length)
+        object.__setattr__(self, "text", text)
+
+    def check(self, adapter: Adapter, branch: Branch) -> None:
+        """Raises :class:`~tide.errors.TideError` for another pipeline, and for rows that have no target."""
+        if self.adapter.transformer is not adapter.transformer:
+            raise TideError("the target is encoded for another pipeline; give Beside the adapter of the one edited")
+        if branch != "conditional":
+            raise TideError(f"the {branch} rows have no target beside them; leave branch at 'conditional'")
+
+    @contextmanager
+    def listening(self, block: int, tensor: str) -> Iterator[BesideRun]:
+        """While the pipeline runs: what to edit at each of its calls."""
+        with hear(self.adapter) as heard:
+            yield BesideRun(self, heard, block, tensor)
+
+
+@dataclass(frozen=True)
+class BesideRun:
+    """``beside`` in a running pipeline."""
+
+    beside: Beside
+    heard: Heard
+    block: int
+    tensor: str
+
+    def at(self, call: Call) -> SteerTowards:
+        """The edit of the prompt's rows of the current call."""
+        rows = call.conditional
+        target = self.heard.with_text(self.beside.text, rows, self.block, self.tensor)
+        timestep = call.timestep[rows.to(call.timestep.device)][:1].cpu()
+        return SteerTowards(timestep, target[None], self.beside.factor)
