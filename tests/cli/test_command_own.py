@@ -12,6 +12,7 @@ from tide.sae import TIDE, TIDEConfig
 
 #: Command -> options besides ``--adapter``, ``--sae`` and ``--out``.
 RUNS = {
+    "guard": ["make", "--concept", "house", "--put", "tree"],
     "collect": ["--pipeline", "scenes", "--data", "scenes"],
     "train": ["--pipeline", "scenes", "--data", "scenes"],
     "evaluate": ["--data", "scenes"],

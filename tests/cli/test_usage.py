@@ -101,8 +101,8 @@ LINES = {
         "s --captions --concepts --vision http://localhost/v1 --vision-model m --latents 3",
     ],
     "guard": [
-        "make --concept house --put tree --sae {sae} --pipeline {pipeline} --out {out}",
-        "show /none/guard",
+        "make --concept house --put tree --sae s --out o",
+        "show g",
     ],
     "trajectory": [
         "--sae s --prompt near --out o",
@@ -142,6 +142,7 @@ LINES = {
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
         "sparsity --out {out}",
+        "safety --out {out}",
         "bars --sae {sae} --out {out}",
     ],
 }
@@ -171,7 +172,7 @@ VALUES = {
     ),
     **dict.fromkeys(("erase", "invert", "block", "strength"), "1"),
     **dict.fromkeys(("where", "where_threshold", "where_grow", "where_smooth", "where_hold"), "1"),
-    **dict.fromkeys(("bank", "what", "what_from"), "there"),
+    **dict.fromkeys(("bank", "what", "what_from", "guard", "concept", "put"), "there"),
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export", "merge", "words"), "here"),
     **dict.fromkeys(("before", "after", "inception"), "here"),
@@ -225,7 +226,7 @@ def test_every_option_has_help(capsys, name):
         main([name, "--help"])
     shown = capsys.readouterr().out
     for option in options_of(class_of(name)).values():
-        if option.name not in ("study", "checkpoint", "runs"):  # which have no flags
+        if option.name not in ("study", "checkpoint", "runs", "action", "folder"):  # which have no flags
             assert re.search(rf"^\W*{option.flag}\b.*\n?.*[a-z]{{3}}", shown, re.MULTILINE), option.flag
 
 
@@ -307,7 +308,7 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
         lambda runs, opening, **options: opening.source(runs[0], opening.adapter(runs[0])),
     )
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
-    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "ablation", "centring", "bars"):
+    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "safety", "ablation", "centring", "bars"):
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 
 
