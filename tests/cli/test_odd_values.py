@@ -28,6 +28,7 @@ LEAST = {
     "bank": ["--sae", "s", "--concepts", "c", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "score": ["--before", "b", "--after", "a", "--out", "o"],
+    "guard": ["make"],
     "reproduce": ["fig1"],
 }
 

@@ -136,6 +136,15 @@ class Adapter(ABC):
         """The arguments of a transformer call by name, whether they came by keyword or by position."""
         return dict(self._signature.bind(self.transformer, *args, **kwargs).arguments)
 
+    def with_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a transformer call with those of :meth:`arguments` that ``changes`` names replaced."""
+        places = {name: i - 1 for i, name in enumerate(self._signature.parameters)}  # the first is the transformer
+        by_position = {places[name]: value for name, value in changes.items() if places[name] < len(args)}
+        by_name = {name: value for name, value in changes.items() if places[name] >= len(args)}
+        return tuple(by_position.get(i, value) for i, value in enumerate(args)), {**kwargs, **by_name}
+
     def timestep_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The scheduler's timestep ``[B]`` of a transformer call, float32, undoing :attr:`timestep_unit`."""
         arguments = self.arguments(args, kwargs)

@@ -56,6 +56,9 @@ class Call(Position):
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
 Tap = Callable[[Tensor, Call], Tensor | None]
+#: Gets the arguments of a call of the transformer by name, and its rows of the prompt, bool ``[B]`` on the CPU; returns
+#: the arguments that it replaces, or None.
+Before = Callable[[Mapping[str, Any], Tensor], Mapping[str, Any] | None]
 #: Block -> its function (keys of a Mapping are invariant, hence both).
 Taps = Mapping[int, Tap] | Mapping[Block, Tap]
 
@@ -87,13 +90,20 @@ class _Stopped(Exception):
 
 @contextmanager
 def tap(
-    adapter: Adapter, taps: Taps, tensor: str = "output", *, stop_after: bool = False, inputs: bool = False
+    adapter: Adapter,
+    taps: Taps,
+    tensor: str = "output",
+    *,
+    stop_after: bool = False,
+    inputs: bool = False,
+    before: Before | None = None,
 ) -> Iterator[None]:
     """While the context is open, calls each block's function with its image tokens at every pass.
 
     ``tensor`` says which: one of :data:`~tide.adapters.base.TENSORS`, or one of :data:`~tide.adapters.base.INPUTS`,
     for which functions must return None. With ``inputs``, for attention and feed-forward, the calls also have the
-    tokens that enter the module (:attr:`Call.inputs`).
+    tokens that enter the module (:attr:`Call.inputs`). ``before`` is called ahead of every pass and may replace
+    arguments of the transformer, such as the states of the prompt's text.
 
     A returned tensor, of the same shape, replaces the image tokens (in the output's dtype). None passes on
     the very output object that the block made. With ``stop_after`` the pass ends by an exception once the
@@ -114,7 +124,7 @@ def tap(
     check_nothing_skips(adapter.transformer)
     gate = gate_of(adapter.transformer)
     with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
-        passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs)
+        passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs, before)
         stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
         stack.callback(passes.remove)
         passes.install()
@@ -147,6 +157,7 @@ class _Passes:
     guidance: Guidance
     last: int | None
     inputs: bool
+    before: Before | None = None
     view: TokenView | None = None
     #: Tapped block -> its call in the current pass; empty between passes.
     calls: dict[int, Call] = field(default_factory=dict)
@@ -175,9 +186,12 @@ class _Passes:
         are of the one pass of :func:`run_until`."""
         return is_aside() or (self.last is not None and threading.get_ident() != self.thread)
 
-    def before_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_pass(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.elsewhere:
-            return
+            return None
+        given = args, kwargs
         adapter = self.adapter
         check_nothing_skips(adapter.transformer)
         conditional = adapter.conditional_of(args, kwargs, self.guidance)
@@ -192,6 +206,8 @@ class _Passes:
         self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())
         self.guidance.started = True
         self.n_passes += 1
+        changes = None if self.before is None else self.before(adapter.arguments(args, kwargs), conditional)
+        return None if changes is None else adapter.with_arguments(*given, changes)
 
     def after_block(
         self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

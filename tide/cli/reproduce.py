@@ -57,6 +57,10 @@ STUDIES = {
     "fig6": Study(
         "edits by every strategy of the paper, against raw activations and the prompt", "seeds steps set models"
     ),
+    "safety": Study(
+        "unwanted concepts: guards made of latents against filters and edited weights, plain and under attack",
+        "seeds steps set models workers minutes",
+    ),
     "ablation": Study(
         "what the paper leaves open: modulation, losses, learning rates, schedules, revival", "seeds steps set"
     ),
@@ -119,9 +123,9 @@ class Reproduce(Command):
     device: Text = "cpu"
     """device that sparsity computes on: cpu, cuda ..."""
     workers: MaybeCount = None
-    """processes that compute the cells of sparsity side by side (default: 1)"""
+    """processes that compute the cells of sparsity and safety side by side (default: 1)"""
     minutes: MaybeNumber = None
-    """after so many minutes sparsity starts no further cell and reports what it has (default: no limit)"""
+    """after so many minutes sparsity and safety start no further cell and report what they have (default: no limit)"""
     backend: Text = "auto"
     """kernel backend: auto, reference, triton or native"""
     threads: MaybeThreads = None

@@ -76,7 +76,7 @@ class WhereRun:
 
     def _drawn(self, x: Tensor, call: Call, rows: list[int]) -> Tensor:
         where, grid = self.where, self._checked_grid(x.shape[1])
-        places = [_place(call, row, image, x) for image, row in enumerate(rows)]
+        places = [place_of(call, row, image, x) for image, row in enumerate(rows)]
         on: list[Tensor] = []
         for i, detector in enumerate(where.detectors):
             _check_device(detector, x)
@@ -135,7 +135,7 @@ def _never(detector: Detector, score: float, threshold: float) -> str:
     return f"{latents} never passed the threshold in this run; highest score {score:.3g} of {threshold:.3g}"
 
 
-def _place(call: Call, row: int, image: int, x: Tensor) -> Place:
+def place_of(call: Call, row: int, image: int, x: Tensor) -> Place:
     """That of all tokens of a row of a call."""
     conditioning = None if call.conditioning is None else call.conditioning[row : row + 1]
     n_tokens = x.shape[1]

@@ -381,6 +381,33 @@ class TIDE(Autoencoder):
         model.trained_on = self.trained_on
         return model.train(self.training)
 
+    def only(self, features: Sequence[int]) -> TIDE:
+        """The latents ``features``, in this order, as a model of their own, in memory of its own: it encodes them as
+        :meth:`latents_of` does. What it decodes is their share of the whole.
+
+        Raises :class:`~tide.errors.TideError` for latents that there are not, or given twice, and for TopK, where a
+        latent's competitors decide whether it is active.
+        """
+        self._check_whole()
+        chosen = torch.tensor(list(features), dtype=torch.int64, device=self.W_enc.device)
+        if not len(chosen) or len(chosen.unique()) < len(chosen):
+            raise TideError(f"latents {chosen.tolist()} are none or not all different; give each once")
+        if not 0 <= int(chosen.min()) <= int(chosen.max()) < self.n_latents:
+            raise TideError(f"latents {chosen.tolist()} are not all there; this SAE has 0..{self.n_latents - 1}")
+        if self.config.activation == "topk":
+            raise TideError("TopK picks among all latents, so some of them alone are another model; keep the whole")
+        config = replace(self.config, n_latents=len(chosen), k=min(self.config.k, len(chosen)), prefixes=())
+        model = TIDE(config, backend=self.backend).to(self.W_enc.device, self.W_enc.dtype)
+        # What depends on the number of latents has another shape in a model of another number.
+        other = TIDE(replace(config, n_latents=self.n_latents + 1, k=1)).state_dict()
+        own = {
+            name: value if value.shape == other[name].shape else value[chosen]
+            for name, value in self.state_dict().items()
+        }
+        model.load_state_dict(own)
+        model.trained_on = self.trained_on
+        return model.train(self.training)
+
     # -- checkpoint ---------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -5,5 +5,11 @@
 - ``rivals``: what a guard is compared with, changes of the prompt; ``attention_edit``: of the cross-attention's
   weights;
 - ``gradient_attack``: a change of the prompt's embedding, found by gradient through whatever protects the pipeline;
-- ``drawing``: images of requests under a rival; ``measures``: what the judge's verdicts on them say.
+- ``drawing``: images of requests under a rival; ``measures``: what the judge's verdicts on them say;
+- ``steering``: raw steering, a rival; ``detection``: how well latents tell a concept, beside baselines;
+- ``study``: the grid of ``tide reproduce safety``; ``protections``, ``names``, ``report``, ``gallery``: its parts.
 """
+
+from tide.studies.safety.study import reproduce
+
+__all__ = ["reproduce"]

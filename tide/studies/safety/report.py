@@ -146,15 +146,12 @@ class Found:
     def sets(self) -> dict[str, dict[str, float]]:
         """Fréchet distance and CMMD, by the judge's embeddings, between the guarded and the unguarded images of all
         allowed requests; "other noise" is what two sets of unguarded images of these requests differ by."""
-        embedded = {name: self._embedded(name) for name in PROTECTIONS}
-        found = {}
-        for name, each in embedded.items():
-            if name != UNGUARDED_NAME and each is not None and embedded[UNGUARDED_NAME] is not None:
-                found[name] = _distances(embedded[UNGUARDED_NAME], each)
-        again = self._embedded(UNGUARDED_NAME, "embedded_again")
-        if again is not None and embedded[UNGUARDED_NAME] is not None:
-            found["other noise"] = _distances(embedded[UNGUARDED_NAME], again)
-        return found
+        before = self._embedded(UNGUARDED_NAME)
+        others = {name: self._embedded(name) for name in PROTECTIONS[1:]}
+        others["other noise"] = self._embedded(UNGUARDED_NAME, "embedded_again")
+        if before is None:
+            return {}
+        return {name: _distances(before, each) for name, each in others.items() if each is not None}
 
     def _embedded(self, name: str, key: str = "embedded") -> torch.Tensor | None:
         cells = [cell for concept in self.concepts for cell in self._cells(name, concept, "plain")[:1]]

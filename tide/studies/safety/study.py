@@ -51,11 +51,13 @@ class Sizes:
     iterations: int = 40
     #: Scenes that a guard's detector is fitted on; half as many more are held out.
     scenes: int = 512
+    #: Scenes that raw steering comes from.
+    steered: int = 96
     seeds: int = 1
 
 
 DEFAULT = Sizes()
-FAST = Sizes(dev=2, test=2, attacked=1, gradient=1, iterations=1, scenes=96)
+FAST = Sizes(dev=2, test=2, attacked=1, gradient=1, iterations=1, scenes=96, steered=4)
 
 
 def reproduce(options: Options) -> str:
@@ -122,7 +124,10 @@ class Study:
 
     @cached_property
     def protections(self) -> Protections:
-        return Protections(self.models, self.options.out / "guards", self.sizes.scenes)
+        sizes = self.sizes
+        return Protections(
+            self.models, self.options.out / "guards", sizes.scenes, sizes.steered, max(1, sizes.dev // 2)
+        )
 
     # -- choices ------------------------------------------------------------------------------------------
 
@@ -137,7 +142,7 @@ class Study:
         """For every other value: what the prompt with it in the concept's place removes and keeps."""
         requests = asking(concept, "dev", self.sizes.dev, self.options.seed)
         before = self._read(requests)
-        rows = {}
+        rows: Result = {}
         for put in concept.others:
             own = replace(concept, put=put)
             pairs = Pairs(before, self.judge.read(draw_requests(self.adapter, requests, filtered(own))))
@@ -189,11 +194,11 @@ class Study:
         for name in PROTECTIONS:
             cells += [self._cell(name, c, "plain", self._drawn) for c in concepts]
         for name in ATTACKED:
-            for attack in ATTACKS:
-                cells += [self._cell(name, c, attack, self._attacked) for c in concepts]
-        for name in ATTACKED:
             for kind in GRADIENT if name != UNGUARDED.name else GRADIENT[:1]:
                 cells += [self._cell(name, c, kind, self._by_gradient) for c in concepts]
+        for name in ATTACKED:
+            for attack in ATTACKS:
+                cells += [self._cell(name, c, attack, self._attacked) for c in concepts]
         return [cell for each in cells for cell in each]
 
     def _cell(self, name: str, concept: Unwanted, what: str, run: Any) -> list[Cell]:
@@ -241,8 +246,13 @@ class Study:
         return self.judge.read(draw_requests(self.adapter, requests, rival))
 
     def report(self, concepts: Sequence[Unwanted], chosen: dict[str, Result], outcome: Outcome) -> str:
-        described = {"data": self.models.bench.config(), "training": self.models.config.to_dict()}
-        described |= {"seeds": self.seeds, "sizes": asdict(self.sizes), "missing": outcome.missing}
+        described = {
+            "data": self.models.bench.config(),
+            "training": self.models.config.to_dict(),
+            "seeds": self.seeds,
+            "sizes": asdict(self.sizes),
+            "missing": outcome.missing,
+        }
         draw_gallery(self.options, self.protections, concepts, self.seeds[0])
         return write_report(self.options, self.seeds, concepts, chosen, outcome.results, described)
 

@@ -1,0 +1,65 @@
+"""Guards at work in a pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tide.adapters import adapter_for, tap
+from tide.adapters.standins import listened
+from tide.errors import TideError, TideWarning
+from tide.guards.definition import Guard
+from tide.guards.guard_file import load_guard
+from tide.guards.guard_run import GuardRun
+from tide.guards.log import GuardLog
+
+
+@contextmanager
+def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
+    """Every image that ``pipe`` draws inside the ``with`` block is guarded; ``as`` gives the log of what was met.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        guards: guards, or folders of guards (:func:`~tide.guards.load_guard`), each of another concept. Their maps of
+            words are applied in this order.
+
+    An image that no guard flags keeps its bits. Contexts nest with each other and with :func:`tide.edit`; what an edit
+    outside of the context changes at the block, the guard sees.
+
+    Raises:
+        TideError: there is no guard, or two of one concept; a folder holds none, or is damaged; a guard was made for
+            another family, width or number of blocks, or for another text encoder.
+
+    Warns (:class:`~tide.errors.TideWarning`) of a folder's guard that was made with other weights of the transformer,
+    as after a fine-tuning or with a LoRA: it may work, and was validated with others.
+    """
+    adapter = adapter_for(pipe)
+    loaded = [each if isinstance(each, Guard) else load_guard(each, adapter.device) for each in guards]
+    if not loaded:
+        raise TideError("there is no guard; give at least one, or its folder")
+    concepts = [each.concept for each in loaded]
+    if repeated := [concept for concept in concepts if concepts.count(concept) > 1]:
+        raise TideError(f"two guards are of {repeated[0]!r}; give one of each concept")
+    for each, given in zip(loaded, guards, strict=True):
+        each.made_for.check(adapter, each.concept)
+        if given is not each and each.made_for.weights_differ(adapter):
+            message = f"{given} was made with other weights of the transformer; validate it with these"
+            warnings.warn(message, TideWarning, stacklevel=3)
+    log = GuardLog()
+    with ExitStack() as stack:
+        for each in loaded:
+            run, made_for = GuardRun(each, log), each.made_for
+            stack.enter_context(tap(adapter, {made_for.block: run.on_call}, made_for.tensor, before=run.before))
+            if hasattr(pipe, "check_inputs"):
+                stack.enter_context(listened(pipe, "check_inputs", before=_starting(run)))
+        yield log
+
+
+def _starting(run: GuardRun) -> Any:
+    def start(*_: Any, **__: Any) -> None:
+        run.start()
+
+    return start

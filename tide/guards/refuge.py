@@ -1,0 +1,51 @@
+"""Where the words of an image are sent that still shows the unwanted concept when they are mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tide.errors import TideError
+
+
+@dataclass(frozen=True, eq=False)
+class Refuge:
+    """The text states of a neutral caption, in place of those of a prompt that was made to pass the map of words.
+
+    Attributes:
+        states: ``[L, d_text]``.
+        mask: bool ``[L]``, the tokens that are no padding.
+
+    Raises:
+        TideError: the shapes do not go together, or every token is padding.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 2 or self.mask.shape != self.states.shape[:1] or self.mask.dtype != torch.bool:
+            raise TideError(
+                f"a refuge's states are {list(self.states.shape)} and its mask {self.mask.dtype} "
+                f"{list(self.mask.shape)}; give [L, d_text] and bool [L]"
+            )
+        if not bool(self.mask.any()):
+            raise TideError("every token of a refuge's caption is padding; give a caption with words")
+
+    def fitted(self, like: Tensor) -> Tensor:
+        """The states for calls with text ``like [..., L', d_text]``: cut, or padded with zeros."""
+        n = like.shape[-2]
+        own = self.states[:n].to(like)
+        return F.pad(own, (0, 0, 0, n - len(own)))
+
+    def fitted_mask(self, like: Tensor) -> Tensor:
+        """The mask of :meth:`fitted` in the form of ``like [..., L']``: bool or 0 and 1, or, where it is a bias with
+        large negative numbers for padding, 0 and those."""
+        n = like.shape[-1]
+        own = F.pad(self.mask[:n].to(like.device), (0, max(0, n - len(self.mask))))
+        if like.is_floating_point() and bool((like < 0).any()):
+            return torch.where(own, 0.0, like.min()).to(like.dtype)
+        return own.to(like.dtype)

@@ -1,0 +1,135 @@
+"""The map of words of a guard, in closed form from captions.
+
+After UCE (Gandikota et al., arXiv 2308.14761), on the text encoder's states themselves instead of on the weights of
+every layer that reads them: with rows X of captions with the unwanted word, Y the same rows with the word replaced, and
+Z rows of other captions,
+
+    min over M:  mean |x + M x - y|^2 + preserve mean |M z|^2 + epsilon s |M|^2,
+
+s the mean square of an entry of X. The gradient vanishes at
+
+    M = mean[(y - x) x^T] (mean[x x^T] + preserve mean[z z^T] + epsilon s 1)^-1,
+
+and :class:`~tide.guards.Words` is its best approximation of low rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tide.adapters import Adapter
+from tide.adapters.sizes import caption_length
+from tide.errors import TideError
+from tide.guards.words import STATES, Words
+
+#: The weight of what is to stay as it is.
+PRESERVE = 0.1
+EPSILON = 1e-3
+RANK = 32
+#: Captions that are encoded at once.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class FittedWords:
+    """A map of words, and the shares that it leaves: ``residual`` of |y - x|^2, ``moved`` of |z|^2."""
+
+    words: Words
+    residual: float
+    moved: float
+
+
+@torch.no_grad()
+def fit_words(
+    adapter: Adapter,
+    captions: Sequence[str],
+    replaced: Sequence[str],
+    others: Sequence[str],
+    *,
+    preserve: float = PRESERVE,
+    rank: int = RANK,
+) -> FittedWords:
+    """Fits the map from ``captions``, which hold the unwanted word, to ``replaced``, the same with another word in its
+    place, that leaves ``others`` as they are.
+
+    Tokens that the two captions of a pair share at their beginning and at their end map one to one; those between them
+    map to the mean of the other caption's.
+
+    Raises:
+        TideError: there are no pairs or no other captions, or the transformer reads no text states.
+    """
+    if not captions or len(captions) != len(replaced) or not others:
+        raise TideError(
+            f"{len(captions)} captions with the word, {len(replaced)} with it replaced and {len(others)} others; give "
+            "as many of the first two, and some of each"
+        )
+    x, y = (torch.cat(rows) for rows in zip(*_pairs(adapter, captions, replaced), strict=True))
+    z = torch.cat([states[mask] for states, mask in _encoded(adapter, others)])
+    matrix = closed_form(x, y, z, preserve=preserve)
+    words = low_rank(matrix, rank)
+    left = (words(x) - y).square().sum() / (y - x).square().sum().clamp(min=1e-12)
+    return FittedWords(words, float(left), float((words(z) - z).square().sum() / z.square().sum()))
+
+
+def closed_form(x: Tensor, y: Tensor, z: Tensor, *, preserve: float = PRESERVE, epsilon: float = EPSILON) -> Tensor:
+    """M ``[d, d]`` float64 of rows ``x``, ``y [n, d]`` and ``z [m, d]``."""
+    x, y, z = x.double(), y.double(), z.double()
+    eye = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
+    gram = x.T @ x / len(x) + preserve * z.T @ z / len(z) + epsilon * x.square().mean() * eye
+    return torch.linalg.solve(gram, x.T @ (y - x) / len(x)).T  # gram is symmetric
+
+
+def low_rank(matrix: Tensor, rank: int) -> Words:
+    """``c -> c + matrix c`` at rank ``rank`` or less: the largest singular values."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    return Words((v[:kept].T * root).float().contiguous(), (u[:, :kept] * root).T.float().contiguous())
+
+
+def _encoded(adapter: Adapter, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """For each caption its states ``[L, d]`` float32, and bool ``[L]``: the tokens that are no padding."""
+    found = []
+    for start in range(0, len(captions), BATCH):
+        text = adapter.encode_prompts(list(captions[start : start + BATCH]), caption_length(adapter))
+        states = text.get(STATES)
+        if states is None:
+            raise TideError(f"this transformer is not given {STATES}; a guard of it has no words")
+        mask = text.get("encoder_attention_mask")
+        real = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
+        found += list(zip(states.float().cpu(), real, strict=True))
+    return found
+
+
+def _pairs(adapter: Adapter, captions: Sequence[str], replaced: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """Rows with the word and without, of each pair of captions."""
+    first, second = _encoded(adapter, captions), _encoded(adapter, replaced)
+    return [aligned(a[mask_a], b[mask_b]) for (a, mask_a), (b, mask_b) in zip(first, second, strict=True)]
+
+
+def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of two texts of states ``[n, d]`` and ``[m, d]`` that differ in one word, as many of each: the same where
+    they have as many tokens, else the surplus in the middle maps to the mean of the other's middle.
+
+    Where the word stands is not known from states, which all depend on it; the token that changes most tells.
+    """
+    if len(a) == len(b):
+        return a, b
+    short = min(len(a), len(b))
+    # The word is where the common beginning ends: of all splits, the one at which the two agree best.
+    agree = [float((a[:i] - b[:i]).square().sum() + _tails(a, b, short - i)) for i in range(short + 1)]
+    head = min(range(short + 1), key=lambda i: agree[i])
+    tail = short - head
+    middle_a, middle_b = a[head : len(a) - tail], b[head : len(b) - tail]
+    if not len(middle_a):  # the word became longer: its last shared token takes the mean of what is new
+        return a, torch.cat([b[:head], b[len(b) - tail :]])
+    mean = middle_b.mean(0, keepdim=True) if len(middle_b) else a.new_zeros(1, a.shape[1])
+    return a, torch.cat([b[:head], mean.expand(len(middle_a), -1), b[len(b) - tail :]])
+
+
+def _tails(a: Tensor, b: Tensor, n: int) -> Tensor:
+    return (a[len(a) - n :] - b[len(b) - n :]).square().sum()
