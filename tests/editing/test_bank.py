@@ -176,10 +176,12 @@ def _damaged(path, bank, change) -> None:
         (lambda t, d: t.update(more=torch.zeros(1)), "holds more"),
         (lambda t, d: t["concepts.1.tokens"].fill_(torch.inf), "holds NaN or inf"),
         (lambda t, d: t["concepts.1.features"].fill_(96), "latents of 'blue' that an SAE of 96 does not have"),
-        (lambda t, d: d["concepts"][0].pop("name"), "damaged"),
-        (lambda t, d: d["concepts"][0].update(tokens="many"), "damaged"),
-        (lambda t, d: d["sae"].pop("d_model"), "damaged"),
+        (lambda t, d: d["concepts"][0].pop("name"), r"concepts\[0\].name is missing"),
+        (lambda t, d: d["concepts"][0].update(tokens="many"), "must be a whole number"),
+        (lambda t, d: d["sae"].pop("d_model"), "sae.d_model is missing"),
         (lambda t, d: d["concepts"][0].update(tokens=3), "has shape"),
+        (lambda t, d: d["concepts"][0].update(tokens=-1), "impossible sizes"),
+        (lambda t, d: d["concepts"][0].update(name="blue"), "a concept or a contrast twice"),
     ],
 )
 def test_damage_is_told_in_a_line(bank, tmp_path, change, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import N
-from tide.editing import Erase, Scale, Strength, draw_edits, draw_latents, edit
+from tide.editing import Beside, Erase, Scale, Steer, Strength, draw_edits, draw_latents, edit
 from tide.errors import TideError
 from tide.pictures import to_image
 
@@ -26,6 +26,18 @@ def test_before_and_after(adapter, sae):
     assert list(after) == ["0", "1"]
     assert before == pictures[0] == after["0"]
     assert after["1"] == pictures[1] != before
+
+
+def test_edits_of_raw_activations(adapter, sae):
+    """At the block of the SAE, whose latents may draw the mask."""
+    steer = Steer(torch.zeros(1), torch.ones(1, 192))
+    _, after = draw_edits(
+        adapter, sae, "a red house", {"steer": steer, "beside": Beside(adapter, "a blue house")}, **RUN
+    )
+    for name, change in (("steer", steer), ("beside", Beside(adapter, "a blue house"))):
+        with edit(adapter.pipe, None, change, block=sae.config.block):
+            edited = draw_latents(adapter, "a red house", **RUN)
+        assert after[name] == to_image(adapter.decode_latents(edited)[0])
 
 
 def test_tokens_steps_branch_and_norm_reach_the_edit(adapter, sae):

@@ -30,7 +30,7 @@ def small_bank(model: TIDE, names: tuple[str, ...] = ("red", "blue", "house"), n
             mean=tokens.float().mean(1),
             present=means[0],
             absent=means[1],
-            features=torch.arange(16 * i, 16 * i + 16, dtype=torch.int32),
+            features=(torch.arange(16 * i, 16 * i + 16) % n_latents).int(),
             weights=torch.ones(2, 16),
             thresholds=torch.zeros(2),
         )

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.helpers.banks import small_bank
 from tests.helpers.tiny_clip import save_tiny_clip
 from tide.activations import ActivationStore, StoreWriter, image_folder
 from tide.activations.batch import ActivationBatch
 from tide.activations.source import read_prompts
-from tide.editing import Change, Recipe, Target
+from tide.editing import Change, Recipe, Target, load_bank, save_bank
 from tide.editing.target_file import load_target, save_target
 from tide.evaluation.scorers import CLIPScorer
 from tide.evaluation.scorers.base import read_weights
@@ -54,6 +55,10 @@ def model() -> TIDE:
 
 def make_target(folder: Path) -> None:
     save_target(folder / "target.safetensors", Target(torch.tensor([900.0, 300.0]), torch.rand(2, 4, 12)), model())
+
+
+def make_bank(folder: Path) -> None:
+    save_bank(folder / "bank.safetensors", small_bank(model(), n=3))
 
 
 def make_recipe(folder: Path) -> None:
@@ -207,6 +212,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(lambda folder: model().save_pretrained(folder), TIDE.from_pretrained),
     "atlas": Kind(make_atlas, Atlas.load),
     "target": Kind(make_target, lambda folder: load_target(folder / "target.safetensors", model())),
+    "bank": Kind(make_bank, lambda folder: load_bank(folder / "bank.safetensors")),
     "recipe": Kind(make_recipe, lambda folder: Recipe.load(folder / "recipe.json")),
     "judge": Kind(lambda folder: Judge(width=8).save_pretrained(folder), load_judge),
     "cells": Kind(make_cells, read_cells),

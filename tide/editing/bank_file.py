@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -18,29 +18,56 @@ from tide.files.writing import Write
 KEY = "tide_bank"
 _REMEDY = "record the bank again"
 _WHAT = "the bank"
+#: No side of a tensor is as long: more would overflow.
+MOST = 2**20
+
+
+class _Sae(TypedDict):
+    """As :func:`~tide.editing.target_file.sae_record` makes it."""
+
+    family: str | None
+    block: int | str | None
+    tensor: str
+    d_model: int
+    n_latents: int
+    weights: str
+
+
+class _Concept(TypedDict):
+    name: str
+    tokens: int
+    latents: int
+    features: int
+
+
+class _Contrast(TypedDict):
+    source: str
+    target: str
+    tokens: int
 
 
 class _Description(TypedDict):
     """Names stand here, since tensors are named by numbers: any text may name a concept."""
 
-    sae: dict[str, Any]
+    sae: _Sae
     timesteps: int
-    concepts: list[dict[str, Any]]
-    contrasts: list[dict[str, Any]]
+    concepts: list[_Concept]
+    contrasts: list[_Contrast]
 
 
 def bank_writer(bank: Bank) -> Write:
     """A function that writes :func:`save_bank`'s file, for :func:`~tide.files.replace_files`."""
     tensors: dict[str, Tensor] = {"timesteps": bank.timesteps.float()}
-    concepts, contrasts = [], []
+    concepts: list[_Concept] = []
+    contrasts: list[_Contrast] = []
     for i, (name, held) in enumerate(bank.concepts.items()):
         tensors |= {f"concepts.{i}.{part}": value for part, value in _tensors_of(held).items()}
-        sizes = {"tokens": held.tokens.shape[1], "latents": held.present.values.shape[1]}
-        concepts.append({"name": name, **sizes, "features": len(held.features)})
+        n, most, features = held.tokens.shape[1], held.present.values.shape[1], len(held.features)
+        concepts.append({"name": name, "tokens": n, "latents": most, "features": features})
     for i, ((source, target), found) in enumerate(bank.contrasts.items()):
         tensors |= {f"contrasts.{i}.keys": found.keys, f"contrasts.{i}.values": found.values}
         contrasts.append({"source": source, "target": target, "tokens": found.keys.shape[1]})
-    described: _Description = {
+    described = {
         "sae": dict(bank.sae),
         "timesteps": len(bank.timesteps),
         "concepts": concepts,
@@ -65,15 +92,14 @@ def load_bank(path: str | Path) -> Bank:
         kept = (file.metadata() or {}).get(KEY)
     if kept is None:
         raise TideError(f"{path} holds no bank; make one with `tide bank`")
-    described: Any = parse_json(kept, f"{path}'s description", _Description)
+    described: _Description = parse_json(kept, f"{path}'s description", _Description)
+    names = [each["name"] for each in described["concepts"]]
+    pairs = [(each["source"], each["target"]) for each in described["contrasts"]]
+    if len(set(names)) < len(names) or len(set(pairs)) < len(pairs):
+        raise TideError(f"{path} holds a concept or a contrast twice; {_REMEDY}")
+    _check_sizes(path, described)
     tensors = read_tensors(path, _WHAT)
-    try:
-        like = _like(described)
-        names = [each["name"] for each in described["concepts"]]
-        pairs = [(each["source"], each["target"]) for each in described["contrasts"]]
-    except (KeyError, TypeError, RuntimeError):
-        raise TideError(f"{path}'s description of the bank is damaged; {_REMEDY}") from None
-    check_tensors(path, tensors, like, remedy=_REMEDY, any_float=True)
+    check_tensors(path, tensors, _like(described), remedy=_REMEDY, any_float=True)
     concepts = {name: _concept(tensors, f"concepts.{i}.") for i, name in enumerate(names)}
     contrasts = {
         pair: Difference(tensors[f"contrasts.{i}.keys"], tensors[f"contrasts.{i}.values"])
@@ -84,7 +110,16 @@ def load_bank(path: str | Path) -> Bank:
         for numbers in (held.features, held.present.indices, held.absent.indices):
             if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < n:
                 raise TideError(f"{path} names latents of {name!r} that an SAE of {n} does not have; {_REMEDY}")
-    return Bank(described["sae"], tensors["timesteps"].float(), concepts, contrasts)
+    return Bank(dict(described["sae"]), tensors["timesteps"].float(), concepts, contrasts)
+
+
+def _check_sizes(path: Path, described: _Description) -> None:
+    sizes = [described["timesteps"], described["sae"]["d_model"], described["sae"]["n_latents"]]
+    for concept in described["concepts"]:
+        sizes += [concept["tokens"], concept["latents"], concept["features"]]
+    sizes += [contrast["tokens"] for contrast in described["contrasts"]]
+    if not all(1 <= size < MOST for size in sizes):
+        raise TideError(f"{path} describes tensors of impossible sizes; {_REMEDY}")
 
 
 def _tensors_of(held: Concept) -> dict[str, Tensor]:
@@ -127,7 +162,7 @@ def _like(described: _Description) -> dict[str, Tensor]:
         for side in ("present", "absent"):
             own |= {f"{side}.indices": empty(steps, most, dtype=torch.int32), f"{side}.values": empty(steps, most)}
         like |= {f"concepts.{i}.{part}": value for part, value in own.items()}
-    for i, each in enumerate(described["contrasts"]):
-        shape = (steps, each["tokens"], width)
+    for i, pair in enumerate(described["contrasts"]):
+        shape = (steps, pair["tokens"], width)
         like |= {f"contrasts.{i}.keys": empty(*shape), f"contrasts.{i}.values": empty(*shape)}
     return like

@@ -89,7 +89,7 @@ def edit(
     part = step_range(steps)
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
-    _check_change(adapter, sae, change, branch)
+    check_change(adapter, sae, change, branch)
     if isinstance(tokens, Where):
         _check_where(adapter, at, _tensor(sae), tokens)
     fixed, drawn = (None, WhereRun(tokens)) if isinstance(tokens, Where) else (tokens, None)
@@ -157,7 +157,8 @@ def _check_where(adapter: Adapter, block: int, tensor: str, where: Where) -> Non
             )
 
 
-def _check_change(adapter: Adapter, sae: TIDE | None, change: Edit | RawEdit | Beside, branch: Branch) -> None:
+def check_change(adapter: Adapter, sae: TIDE | None, change: Edit | RawEdit | Beside, branch: Branch) -> None:
+    """Raises :class:`~tide.errors.TideError` for what is no edit, or does not fit the transformer or the SAE."""
     if isinstance(change, RawEdit):
         change.check(adapter.d_model)
     elif isinstance(change, Beside):

@@ -15,7 +15,8 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_size, sampling_arguments
 from tide.checks import GUIDANCE
-from tide.editing.context import edit
+from tide.editing.beside import Beside
+from tide.editing.context import check_change, edit
 from tide.editing.edits import Branch, Edit
 from tide.editing.met import Met
 from tide.editing.progress import check_steps
@@ -85,7 +86,7 @@ def draw_edits(
     adapter: Adapter,
     model: TIDE,
     prompt: str,
-    edits: Mapping[str, Edit | RawEdit],
+    edits: Mapping[str, Edit | RawEdit | Beside],
     *,
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE,
@@ -104,8 +105,9 @@ def draw_edits(
         adapter: the pipeline.
         model: the TIDE whose latents are edited, on the pipeline's device.
         prompt: what is drawn.
-        edits: name -> edit, of latents or of raw activations (:class:`~tide.editing.Steer` and its like); for one edit
-            at several strengths see :class:`~tide.editing.Strength`.
+        edits: name -> edit, of latents or of raw activations (:class:`~tide.editing.Steer`,
+            :class:`~tide.editing.Beside` and their like); for one edit at several strengths see
+            :class:`~tide.editing.Strength`.
         n_steps: sampling steps.
         guidance_scale: of classifier-free guidance; at most 1 is without.
         seed: of the noise.
@@ -130,7 +132,7 @@ def draw_edits(
     adapter.check_steps(n_steps)
     check_steps(steps, n_steps)
     for name, each in edits.items():
-        each.check(model.n_latents if isinstance(each, Edit) else model.d_model)
+        check_change(adapter, model, each, branch)
         if isinstance(tokens, Mapping) and name not in tokens:
             raise TideError(f"tokens holds no mask for the edit {name!r}; give one for every edit")
     pixels = image_size(adapter, size)
