@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tide.errors import TideError, TideWarning
     from tide.evaluation import EditTrial, evaluate, evaluate_blocks, evaluation_text, search_edits, sweep
     from tide.evaluation.sweep_page import write_sweep
+    from tide.guards import guard
     from tide.interpretation import caption_concepts, follow, make_atlas
     from tide.loading import load_adapter, load_sae, load_saes
     from tide.sae import TIDE, TIDEConfig
@@ -69,6 +70,7 @@ _NAMES = {
     "tide.errors": "TideError TideWarning",
     "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
     "tide.evaluation.sweep_page": "write_sweep",
+    "tide.guards": "guard",
     "tide.interpretation": "caption_concepts follow make_atlas",
     "tide.loading": "load_adapter load_sae load_saes",
     "tide.sae": "TIDE TIDEConfig",
@@ -119,6 +121,7 @@ __all__ = [
     "from_block_stores",
     "from_pool",
     "from_stores",
+    "guard",
     "image_contrast",
     "image_target",
     "live",

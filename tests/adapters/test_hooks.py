@@ -239,3 +239,26 @@ def test_offloaded_weights_move_before_the_conditioning_is_made(alpha, monkeypat
     with tap(adapter, {2: lambda x, call: None}):
         run(alpha)
     assert order == ["moved", "conditioning"] * 3
+
+
+def test_arguments_are_replaced_before_the_pass(alpha):
+    """Whether the pipeline passes them by name or by position; what is asked sees the rows of the prompt."""
+    adapter, seen, text = adapter_for(alpha), [], []
+
+    def before(arguments, conditional):
+        seen.append((sorted(arguments)[:2], conditional.tolist()))
+        return {"encoder_hidden_states": arguments["encoder_hidden_states"] + 1}
+
+    latents = torch.zeros(2, 4, 8, 8)
+    given = adapter.encode_prompts(["a", "b"])
+    states = given["encoder_hidden_states"]
+    module = alpha.transformer.caption_projection
+    handle = module.register_forward_pre_hook(lambda _, args: text.append(args[0].clone()))
+    try:
+        with tap(adapter, {}, before=before):
+            adapter.denoise(latents, 500.0, given)
+            alpha.transformer(latents, states, timestep=torch.tensor([500.0, 500.0]), return_dict=False)
+    finally:
+        handle.remove()
+    assert all(torch.equal(each, states + 1) for each in text)
+    assert [rows for _, rows in seen] == [[True, True]] * 2

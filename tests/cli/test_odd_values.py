@@ -27,6 +27,7 @@ LEAST = {
     "effect": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "score": ["--before", "b", "--after", "a", "--out", "o"],
+    "guard": ["make"],
     "reproduce": ["fig1"],
 }
 

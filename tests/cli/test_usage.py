@@ -96,6 +96,10 @@ LINES = {
         "s --clip c --words w",
         "s --captions --concepts --vision http://localhost/v1 --vision-model m --latents 3",
     ],
+    "guard": [
+        "make --concept house --put tree --sae {sae} --pipeline {pipeline} --out {out}",
+        "show /none/guard",
+    ],
     "trajectory": [
         "--sae s --prompt near --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --n-steps 4 --out {out}",

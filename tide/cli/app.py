@@ -36,6 +36,7 @@ COMMANDS = {
     "effect": "find the latents that move a prompt towards another one",
     "edit": "draw a prompt before and after an edit of its latents",
     "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
+    "guard": "make a guard that keeps an unwanted concept out of images, or show one",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",

@@ -65,9 +65,11 @@ class Edit(EditOptions):
 
     def _edit(self, adapter: Adapter, pipeline: str, model: TIDE, scorers: Scorers) -> None:
         """Draws, writes and says what came of it."""
+        from tide.cli import edit_guard
         from tide.cli.common import about
 
-        before, after, met, steps = self._drawn(adapter, model)
+        with edit_guard.guarded(adapter, self.guard) as log:
+            before, after, met, steps = self._drawn(adapter, model)
         scores = scorers.score(before, list(after.values()))
         rows = [
             {**setting, "mean_pixel_change": mean_change(before, after[name]), **as_row(met[name]), **row}
@@ -78,13 +80,16 @@ class Edit(EditOptions):
         found: dict[str, Any] = {"data": self.texts, "configuration": used, "measured": {"edits": rows}}
         holds = about("edit", adapter, pipeline, model, self.autoencoder, **found)
         labels = [self.where(row).removeprefix("at ") for row in rows]
-        report, title = {"edits": rows, **scores.report, "sae": sae}, " → ".join(self.texts.values())
+        report = {"edits": rows, **scores.report, "sae": sae, **edit_guard.report(log)}
+        title = " → ".join(self.texts.values())
         shown = {self.where(row): steps[name] for name, row in zip(after, rows, strict=True) if name in steps}
         more = {"where": self.drawn_mask.strip(shown, self.prompt)} if shown else {}
         write_pictures(Path(self.out), before, after, labels, title, report, holds, self.made_by(), more)
         moved = ", ".join(f"{row['mean_pixel_change']:.1f} {self.where(row)}" for row in rows)
         for line in remarks({self.where(row): met[name] for name, row in zip(met, rows, strict=True)}):
             print(line)
+        if log is not None:
+            print(log.summary)
         if max(row["mean_pixel_change"] for row in rows) >= MUCH:
             print(
                 f"A mean change of {MUCH} or more is a lot. If a picture broke, the same command with --search"

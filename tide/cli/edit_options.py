@@ -33,9 +33,11 @@ from tide.errors import TideError
 SCALED_BY = 3.0
 
 #: What a recipe says itself, or has no use for.
-NOT_WITH_RECIPE = "prompt seed size n_steps guidance fast mask altered where strength steps branch renormalise search"
+NOT_WITH_RECIPE = (
+    "prompt seed size n_steps guidance fast mask altered where strength steps branch renormalise search guard"
+)
 #: Options that a search tries itself, or has no use for.
-NOT_SEARCHED = "steps branch altered where save_target"
+NOT_SEARCHED = "steps branch altered where save_target guard"
 
 _WHAT = tyro.conf.create_mutex_group(required=True, title="edit (one of)")
 _WHERE = tyro.conf.create_mutex_group(required=False, title="where in the image (at most one of)")
@@ -121,6 +123,9 @@ class EditOptions(Drawing):
     """which half of classifier-free guidance to edit"""
     renormalise: Flag = False
     """keep each token's latent norm (eq. 19)"""
+
+    guard: MaybeNames = None
+    """draw under these guards, which `tide guard make` wrote; edit.json says what they met"""
 
     search: Flag = False
     """find the --steps, --branch and --strength at which the edit works and the picture stays whole"""

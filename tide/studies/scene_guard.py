@@ -17,25 +17,38 @@ from tide.scenes.scene import ATTRIBUTES, Split, prompts, scenes
 
 #: Attributes whose values may be guarded.
 KINDS = ("class", "style")
+#: Scenes that a detector is fitted on.
+IMAGES = 512
 #: Captions that the map of words is fitted on.
 CAPTIONS = 2048
 
 
 def scene_guard(
-    adapter: Adapter, model: TIDE, concept: str, put: str, *, examples: Examples | None = None, seed: int = 0
+    adapter: Adapter,
+    model: TIDE,
+    concept: str,
+    put: str,
+    *,
+    examples: Examples | None = None,
+    n_images: int = IMAGES,
+    seed: int = 0,
 ) -> Guard:
-    """A guard of a class or a style, from ``examples`` (default: :func:`scene_examples`). The refuge's caption is short
-    and names nothing else. Raises :class:`~tide.errors.TideError` for a word that is no class and no style, and as
-    :func:`~tide.guards.making.make_guard`."""
+    """A guard of a class or a style, from ``examples`` (default: :func:`scene_examples` of ``n_images``). The refuge's
+    caption is short and names nothing else.
+
+    Raises :class:`~tide.errors.TideError` for two words that are not of one kind, and as
+    :func:`~tide.guards.making.make_guard`.
+    """
     kinds = [kind for kind in KINDS if {concept, put} <= set(ATTRIBUTES[kind])]
     if not kinds or concept == put:
         known = "; ".join(f"{kind}: {', '.join(ATTRIBUTES[kind])}" for kind in KINDS)
         raise TideError(f"{concept!r} and {put!r} are not two values of one kind; scenes have {known}")
-    examples = scene_examples(adapter, model, seed=seed) if examples is None else examples
+    if examples is None:
+        examples = scene_examples(adapter, model, n_images=n_images, seed=seed)
     return make_guard(adapter, model, examples, concept, put, neutral=f"a {put}" if kinds == ["class"] else put)
 
 
-def scene_examples(adapter: Adapter, model: TIDE, *, n_images: int = 512, seed: int = 0) -> Examples:
+def scene_examples(adapter: Adapter, model: TIDE, *, n_images: int = IMAGES, seed: int = 0) -> Examples:
     """``n_images`` training scenes and half as many development scenes at every step of the sampling run, labelled with
     their classes and styles, and captions of further training scenes. Raises :class:`~tide.errors.TideError` for a
     model of another tensor than a block's output."""

@@ -46,6 +46,11 @@ def test_a_seed_has_prompts_of_its_own():
 
 
 def test_what_a_neutral_word_is():
+    assert Unwanted("class", "house", "tree").neutral == "tree"
+    with pytest.raises(TideError, match="'plain' is unknown"):
+        Unwanted("class", "house", "plain")
+    with pytest.raises(TideError, match="cannot stand in for itself"):
+        Unwanted("class", "house", "house")
     assert Unwanted("style", "ornate").neutral == "plain"
     assert Unwanted("class", "sphere").neutral == "cube"
     assert HOUSE.others == ("sphere", "cube", "cone", "tree")

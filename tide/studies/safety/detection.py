@@ -54,9 +54,8 @@ def _components(rows: Tensor) -> Tensor:
 def _random(model: TIDE, rows: Tensor) -> TIDE:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(model.n_latents, model.d_model, generator=generator)
-    config = TIDEConfig(
-        d_model=model.d_model, n_latents=model.n_latents, k=RANDOM_K, activation="topk", modulation=None
-    )
+    k = min(RANDOM_K, model.n_latents)
+    config = TIDEConfig(d_model=model.d_model, n_latents=model.n_latents, k=k, activation="topk", modulation=None)
     return _with(config, directions / directions.norm(dim=1, keepdim=True))
 
 

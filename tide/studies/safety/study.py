@@ -194,11 +194,11 @@ class Study:
         for name in PROTECTIONS:
             cells += [self._cell(name, c, "plain", self._drawn) for c in concepts]
         for name in ATTACKED:
-            for attack in ATTACKS:
-                cells += [self._cell(name, c, attack, self._attacked) for c in concepts]
-        for name in ATTACKED:
             for kind in GRADIENT if name != UNGUARDED.name else GRADIENT[:1]:
                 cells += [self._cell(name, c, kind, self._by_gradient) for c in concepts]
+        for name in ATTACKED:
+            for attack in ATTACKS:
+                cells += [self._cell(name, c, attack, self._attacked) for c in concepts]
         return [cell for each in cells for cell in each]
 
     def _cell(self, name: str, concept: Unwanted, what: str, run: Any) -> list[Cell]:

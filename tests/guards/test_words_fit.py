@@ -1,0 +1,75 @@
+"""The map of words in closed form: what was planted is found, and what is to stay stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tide.adapters import adapter_for
+from tide.errors import TideError
+from tide.guards.words_fit import aligned, closed_form, fit_words, low_rank
+
+
+def test_a_planted_map_is_found_where_it_shows():
+    """y = x + P x on a plane of 3 of 8 directions, and nothing is asked elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q
+    planted = basis[:, :3] @ torch.randn(3, 3, generator=generator, dtype=torch.float64) @ basis[:, :3].T
+    x = torch.randn(200, 3, generator=generator, dtype=torch.float64) @ basis[:, :3].T
+    z = torch.randn(200, 5, generator=generator, dtype=torch.float64) @ basis[:, 3:].T
+    found = closed_form(x, x + x @ planted.T, z, preserve=1.0, epsilon=1e-9)
+    assert torch.allclose(found, planted, atol=1e-6)
+    assert (z @ found.T).abs().max() < 1e-6
+    words = low_rank(found, 3)
+    assert torch.allclose(words(x.float()), (x + x @ planted.T).float(), atol=1e-4)
+
+
+def test_the_gradient_of_what_is_minimised_vanishes():
+    generator = torch.Generator().manual_seed(1)
+    x, y, z = (torch.randn(20, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    m = closed_form(x, y, z, preserve=0.3, epsilon=0.01).requires_grad_()
+    size = x.square().mean()
+    loss = (x + x @ m.T - y).square().sum(1).mean() + 0.3 * (z @ m.T).square().sum(1).mean()
+    (loss + 0.01 * size * m.square().sum()).backward()
+    assert m.grad.abs().max() < 1e-12
+
+
+def test_a_lower_rank_is_the_nearest_map_of_that_rank():
+    matrix = torch.diag(torch.tensor([4.0, 3.0, 0.5], dtype=torch.float64))
+    words = low_rank(matrix, 2)
+    assert words.rank == 2
+    assert torch.allclose((words.down @ words.up).T.double(), torch.diag(torch.tensor([4.0, 3.0, 0.0]).double()))
+    assert low_rank(matrix, 9).rank == 3
+
+
+def states(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None].expand(-1, 2).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ((1, 2, 9, 4), (1, 2, 7, 4), (1, 2, 7, 4)),  # one token for one
+        ((1, 9, 9, 4, 5), (1, 7, 4, 5), (1, 7, 7, 4, 5)),  # two for one: both map to it
+        ((1, 9, 4, 5), (1, 6, 8, 4, 5), (1, 8, 4, 5)),  # one for two: its last one, next to what both share
+    ],
+)
+def test_texts_of_other_lengths_are_aligned_at_both_ends(a, b, wanted):
+    x, y = aligned(states(*a), states(*b))
+    assert x[:, 0].tolist() == list(map(float, a))
+    assert len(y) == len(x)
+    assert y[[0, -1], 0].tolist() == [wanted[0], wanted[-1]]
+    if len(a) == len(b):
+        assert y[:, 0].tolist() == list(map(float, wanted))
+
+
+def test_captions_are_fitted_on_a_real_text_encoder(alpha):
+    adapter = adapter_for(alpha)
+    captions = ["a red house", "an old house on grass", "a house in snow, far"]
+    replaced = [caption.replace("house", "tree") for caption in captions]
+    others = ["a red cube", "an old cone on sand", "a blue sphere"]
+    found = fit_words(adapter, captions, replaced, others, rank=16)
+    assert found.residual < 0.2
+    assert found.moved < 0.2
+    with pytest.raises(TideError, match="0 others"):
+        fit_words(adapter, captions, replaced, [])

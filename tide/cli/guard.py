@@ -1,0 +1,164 @@
+"""``tide guard``: guards that keep an unwanted concept out of images, made and shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import tyro
+
+from tide.cli.command import Command
+from tide.cli.options import Model
+from tide.cli.usage import Aspect
+from tide.cli.values import MaybeCount, MaybeFolder, MaybeText, Seed, Text, option, read_by
+from tide.errors import TideError
+
+if TYPE_CHECKING:
+    from tide.adapters import Adapter
+    from tide.guards import Guard as Made
+
+MAKE, SHOW = "make", "show"
+
+
+def _action(text: str) -> str:
+    if text not in (MAKE, SHOW):
+        raise TideError(f"{text[:60]!r} is not an action; use {MAKE} or {SHOW}")
+    return text
+
+
+_ACTION = "make: from images and captions, into --out; show: what the guard in GUARD does and how it was validated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(Command):
+    """Make a guard that keeps an unwanted concept out of every image, or show one.
+
+    A guard watches the latents of one block. An image that is going to show the concept has its words replaced from the
+    next step on; all others keep their bits. `tide edit --guard` draws under guards, and `tide.guard` in Python.
+    Guards of the bundled pipeline are made from rendered scenes, of a class or a style; for other pipelines give
+    labelled images to tide.guards.making.make_guard.
+    """
+
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        Aspect(
+            lambda asked: f"by {asked.action}",
+            {
+                f"by {MAKE}": "concept put sae out images seed backend pipeline adapter device dtype offload "
+                "trust_remote_code",
+                f"by {SHOW}": "",
+            },
+        ),
+    )
+
+    action: Annotated[
+        str, read_by(_action, "ACTION"), tyro.conf.Positional, tyro.conf.arg(metavar="ACTION", help=_ACTION)
+    ]
+    folder: Annotated[
+        str | None, read_by(str, "GUARD"), tyro.conf.Positional, tyro.conf.arg(metavar="GUARD", help="guard to show")
+    ] = None
+    concept: MaybeText = None
+    """the unwanted concept, a word of the captions"""
+    put: MaybeText = None
+    """the word that stands in for it"""
+    sae: Annotated[str | None, option("CHECKPOINT")] = None
+    """checkpoint folder that `tide train` wrote"""
+    out: MaybeFolder = None
+    """folder for the guard"""
+    images: MaybeCount = None
+    """rendered scenes that the detector is fitted on (default 512); half as many more validate it"""
+    backend: Text = "auto"
+    """kernel backend: auto, reference, triton or native"""
+    model: Model = field(default_factory=Model)
+    seed: Seed = 0
+    """random seed"""
+
+    def run(self) -> None:
+        if self.action == SHOW:
+            self._show()
+        else:
+            self._make()
+
+    def _show(self) -> None:
+        from tide.guards import load_guard
+
+        if self.folder is None:
+            raise TideError("no guard is named; give its folder: tide guard show GUARD")
+        print(described(load_guard(self.folder)))
+
+    def _make(self) -> None:
+        from tide.cli import common
+        from tide.cli.options import Autoencoder
+        from tide.loading import BUNDLED
+
+        if self.folder is not None:
+            raise TideError(f"{self.folder!r} is not used by {MAKE}; give the folder as --out")
+        for name in ("concept", "put", "sae", "out"):
+            if getattr(self, name) is None:
+                raise TideError(f"--{name} is not given; a guard is made with --concept, --put, --sae and --out")
+        autoencoder = Autoencoder(sae=str(self.sae), backend=self.backend)
+        pipeline = common.pipeline_of(self.model, autoencoder)
+        if pipeline != BUNDLED:
+            raise TideError(
+                "this command makes guards from rendered scenes, for the bundled pipeline; for others give labelled "
+                "images to tide.guards.making.make_guard"
+            )
+        with common.output_folder(Path(str(self.out))):
+            adapter = common.adapter_of(self.model, pipeline)
+            self._write(adapter, pipeline, autoencoder)
+
+    def _write(self, adapter: Adapter, pipeline: str, autoencoder: Any) -> None:
+        from tide.cli import common
+        from tide.fingerprint import pipeline_fingerprints
+        from tide.guards import save_guard
+        from tide.runs import write_run
+        from tide.studies.scene_guard import IMAGES, scene_guard
+
+        model, out = common.sae_of(autoencoder, adapter, pipeline), Path(str(self.out))
+        n = self.images or IMAGES
+        made = scene_guard(adapter, model, str(self.concept), str(self.put), n_images=n, seed=self.seed)
+        holds = common.about(
+            "guard",
+            adapter,
+            pipeline,
+            model,
+            autoencoder,
+            weights=pipeline_fingerprints(adapter.pipe),
+            data={"name": pipeline, "images": n + n // 2},
+            configuration={"concept": self.concept, "put": self.put, "images": n},
+            measured=dict(made.validated),
+            files={"guard.json": "figures", "guard.safetensors": "weights", "latents": "autoencoder"},
+        )
+        with common.writing(out):
+            save_guard(out, made)
+            write_run(out, holds, self.made_by())
+        print(f"{described(made)}\n\nThe guard is in {out}; draw under it with `tide edit --guard {out}`.")
+
+
+def described(guard: Made) -> str:
+    """What a guard looks for, where, what it puts there, and how it was validated, as text."""
+    from tide.tables import text_table
+
+    own = guard.made_for
+    rows = [
+        ["concept", guard.concept],
+        ["watches", f"{len(guard.when.features)} latents of block {own.block} ({own.family}, {own.tensor})"],
+        ["at timesteps", f"{guard.when.timesteps[0]:g} to {guard.when.timesteps[-1]:g} ({len(guard.when.timesteps)})"],
+    ]
+    if guard.words is not None:
+        rows.append(["words", f"{guard.concept} -> {guard.put}, a map of rank {guard.words.rank}"])
+    if guard.refuge is not None:
+        neutral = guard.validated.get("neutral_caption", "a neutral caption")
+        rows.append(["refuge", f"{neutral!r}, after {guard.patience} calls in which the words did not help"])
+    if guard.what is not None:
+        rows.append(["tokens moved", f"by {guard.what.factor:g} times a direction"])
+    for name, value in guard.validated.items():
+        if isinstance(value, dict):
+            rows += [
+                [f"{name.replace('_', ' ')}, {inner.replace('_', ' ')}", _in_words(v)] for inner, v in value.items()
+            ]
+    return text_table(["guard", ""], rows)
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
