@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -147,7 +148,7 @@ def _resolved(adapter: Adapter, taps: Taps) -> dict[int, Tap]:
     return resolved
 
 
-@dataclass
+@dataclass(eq=False)
 class _Passes:
     """The hooks of one :func:`tap`, and what they know about the current pass."""
 
@@ -175,8 +176,12 @@ class _Passes:
             module = self.adapter.hook_module(index, self.tensor)
             self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
         self.handles.append(transformer.register_forward_hook(self.after_pass))
+        _OPEN.setdefault(transformer, []).append(self)
 
     def remove(self) -> None:
+        others = [each for each in _OPEN.pop(self.adapter.transformer, []) if each is not self]
+        if others:
+            _OPEN[self.adapter.transformer] = others
         while self.handles:
             self.handles.pop().remove()
 
@@ -207,7 +212,18 @@ class _Passes:
         self.guidance.started = True
         self.n_passes += 1
         changes = None if self.before is None else self.before(adapter.arguments(args, kwargs), conditional)
-        return None if changes is None else adapter.with_arguments(*given, changes)
+        if changes is None:
+            return None
+        changed = adapter.with_arguments(*given, changes)
+        for each in _OPEN.get(adapter.transformer, ()):
+            each.look_again(*changed)
+        return changed
+
+    def look_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Where the image tokens are may depend on the text (Lumina 2), which any of the open taps may have replaced
+        after this one looked."""
+        if self.calls:
+            self.view = self.adapter.token_view(args, kwargs)
 
     def after_block(
         self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -258,6 +274,10 @@ class _Passes:
                 f"block {min(self.awaited)} did not run in a call of the transformer, or ran where hooks are not "
                 "called; take off what caches, skips or compiles its blocks"
             )
+
+
+#: Transformer -> the taps that are open.
+_OPEN: WeakKeyDictionary[nn.Module, list[_Passes]] = WeakKeyDictionary()
 
 
 def run_until(

@@ -68,6 +68,8 @@ class Words:
         """While the context is open, the words of every image that ``pipe`` draws are mapped, whatever it shows."""
 
         def before(arguments: Mapping[str, Any], conditional: Tensor) -> Mapping[str, Any] | None:
+            if not conditional.any():  # a call for the negative prompt, which families know by its very tensor
+                return None
             states = states_of(arguments)
             rows = conditional.to(states.device)[:, None, None]
             return {STATES: torch.where(rows, self(states), states)}
