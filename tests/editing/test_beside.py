@@ -11,6 +11,7 @@ from tests.helpers.families import FAMILIES
 from tide.adapters import adapter_for, of_prompt, tap
 from tide.editing import Beside, Erase, Steer, edit
 from tide.errors import TideError
+from tide.sae import TIDE, TIDEConfig
 
 TARGET = "a blue house"
 
@@ -123,3 +124,45 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(alpha, sigma):
     with pytest.raises(TideError, match="needs sae="), edit(alpha, None, Erase([1]), block=BLOCK):
         pass
     assert hooks_of(alpha) == 0
+
+
+def test_only_tokens_whose_latents_differ_are_moved(alpha, sae):
+    """At share 0 all, at 1 the one that differs most; in between those at least as far apart."""
+    adapter = adapter_for(alpha)
+
+    def moved(share):
+        counts = []
+        beside = Beside(adapter, TARGET, differing=sae, share=share)
+        inner = beside.moved
+
+        def count(*arguments):
+            found = inner(*arguments)
+            counts.append(found.sum(1).tolist())
+            return found
+
+        object.__setattr__(beside, "moved", count)
+        with edit(alpha, None, beside, block=BLOCK) as met:
+            image = draw(alpha, guidance=3.0)
+        return image, counts, met
+
+    everywhere, counts, _ = moved(0.0)
+    with edit(alpha, None, Beside(adapter, TARGET), block=BLOCK):
+        assert torch.equal(everywhere, draw(alpha, guidance=3.0))
+    n_tokens = counts[0][0]
+    _, one, met = moved(1.0)
+    assert one == [[1]] * STEPS
+    assert met.moved == STEPS
+    _, some, _ = moved(0.5)
+    assert all(1 <= each[0] <= n_tokens for each in some)
+
+
+def test_what_differs_is_of_the_right_width_and_share(alpha):
+    adapter = adapter_for(alpha)
+    with pytest.raises(TideError, match="share = 2 must lie"):
+        Beside(adapter, TARGET, share=2)
+    other = TIDE(TIDEConfig(8, 16, 4))
+    with (
+        pytest.raises(TideError, match="differing is an SAE of width 8"),
+        edit(alpha, None, Beside(adapter, TARGET, differing=other), block=BLOCK),
+    ):
+        pass

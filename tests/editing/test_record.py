@@ -64,7 +64,7 @@ def test_images_with_noise_are_a_target(alpha, sae):
 def test_latents_that_are_encoded_in_parts(alpha, sae, monkeypatch):
     adapter = adapter_for(alpha)
     whole = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
-    monkeypatch.setattr("tide.editing.record.CHUNK_ELEMENTS", 50 * N)  # parts that cross from one image to the next
+    monkeypatch.setattr("tide.editing.reading.CHUNK_ELEMENTS", 50 * N)  # parts that cross from one image to the next
     parts = record_targets(adapter, sae, lambda: draw(alpha, PROMPTS))
     for found, expected in zip(parts.targets, whole.targets, strict=True):
         torch.testing.assert_close(found.values, expected.values, rtol=2**-10, atol=1e-4)

@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from tide.adapters import Adapter, Call
 from tide.adapters.aside import Heard, hear
 from tide.adapters.base import Text
 from tide.adapters.sizes import caption_length
 from tide.editing.edits import Branch
+from tide.editing.reading import latents_of_call
 from tide.editing.steer import SteerTowards
 from tide.errors import TideError
+from tide.sae.model import TIDE
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,9 @@ class Beside:
         adapter: of the pipeline that is edited, without an SAE: ``edit(pipe, None, Beside(...), block=6)``.
         prompts: one for all images, or one for each prompt that is drawn, in their order.
         factor: 0 is no edit, 1 the whole.
+        differing: a TIDE of the edited block: only tokens are moved whose latents under the two prompts are at least
+            ``share`` as far apart as those of the image's token where they are furthest apart; None moves all.
+        share: 0 to 1.
         max_sequence_length: tokens of a prompt; by default those that the pipeline's own run takes.
 
     Raises:
@@ -43,6 +49,8 @@ class Beside:
     prompts: str | Sequence[str]
     factor: float = 1.0
     max_sequence_length: int | None = None
+    differing: TIDE | None = None
+    share: float = 0.3
     #: Encoded here and not while the pipeline runs, whose own texts tell whether a call is guided.
     text: Text = field(init=False, repr=False)
 
@@ -50,6 +58,8 @@ class Beside:
         prompts = [self.prompts] if isinstance(self.prompts, str) else list(self.prompts)
         if not prompts:
             raise TideError("there is no prompt to edit towards; give one for all images or one an image")
+        if not 0 <= self.share <= 1:
+            raise TideError(f"share = {self.share} must lie between 0 and 1")
         length = self.max_sequence_length
         with torch.no_grad():
             text = self.adapter.encode_prompts(prompts, caption_length(self.adapter) if length is None else length)
@@ -57,10 +67,24 @@ class Beside:
 
     def check(self, adapter: Adapter, branch: Branch) -> None:
         """Raises :class:`~tide.errors.TideError` for another pipeline, and for rows that have no target."""
+        if self.differing is not None and self.differing.d_model != adapter.d_model:
+            raise TideError(
+                f"differing is an SAE of width {self.differing.d_model} and the transformer has {adapter.d_model}; give "
+                "one of the edited block"
+            )
         if self.adapter.transformer is not adapter.transformer:
             raise TideError("the target is encoded for another pipeline; give Beside the adapter of the one edited")
         if branch != "conditional":
             raise TideError(f"the {branch} rows have no target beside them; leave branch at 'conditional'")
+
+    def moved(self, x: Tensor, target: Tensor, call: Call) -> Tensor:
+        """bool ``[images, tokens]``: which tokens of the prompt's rows ``x [images, tokens, d_model]`` move towards
+        ``target``, which has its shape."""
+        if self.differing is None:
+            return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        both = (latents_of_call(self.differing, each.float(), call) for each in (x, target))
+        apart = torch.linalg.vector_norm(torch.sub(*both), dim=2)
+        return apart >= self.share * apart.amax(1, keepdim=True).clamp(min=torch.finfo(apart.dtype).tiny)
 
     @contextmanager
     def listening(self, block: int, tensor: str) -> Iterator[BesideRun]:
@@ -78,9 +102,13 @@ class BesideRun:
     block: int
     tensor: str
 
-    def at(self, call: Call) -> SteerTowards:
-        """The edit of the prompt's rows of the current call."""
+    @torch.no_grad()
+    def at(self, x: Tensor, call: Call) -> SteerTowards:
+        """The edit of the prompt's rows of the current call, whose activations are ``x [B, tokens, d_model]``."""
         rows = call.conditional
         target = self.heard.with_text(self.beside.text, rows, self.block, self.tensor)
+        own = x[rows.to(x.device)]
+        # Towards itself a token keeps its bits.
+        target = torch.where(self.beside.moved(own, target, call.take(rows))[..., None], target, own)
         timestep = call.timestep[rows.to(call.timestep.device)][:1].cpu()
         return SteerTowards(timestep, target[None], self.beside.factor)

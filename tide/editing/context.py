@@ -16,14 +16,12 @@ from tide.editing.beside import Beside
 from tide.editing.edits import Branch, Edit, Place, renormalise
 from tide.editing.met import Met
 from tide.editing.progress import is_within, run_position, step_range
+from tide.editing.reading import CHUNK_ELEMENTS
 from tide.editing.steer import RawEdit
 from tide.editing.where import Where, check_mask
 from tide.editing.where_run import WhereRun, fitted
 from tide.errors import TideError, TideWarning
 from tide.sae.model import TIDE
-
-#: Elements of the dense latents of one chunk of tokens (256 MB in float32), so that 4096 tokens and n = 73728 fit.
-CHUNK_ELEMENTS = 2**26
 
 
 def edited_activations(
@@ -108,7 +106,7 @@ def edit(
         mask = _token_mask(chosen, x, image.to(x.device), rows.to(x.device))
         if not mask.any():
             return None
-        now = change if beside is None else beside.at(call)
+        now = change if beside is None else beside.at(x, call)
         return _apply(sae, met, now, x, call, mask, image.to(x.device), renormalise)
 
     with (

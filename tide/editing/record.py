@@ -4,7 +4,7 @@ that show the target, with and without it in the prompt."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, of_prompt, run_until, tap
 from tide.adapters.base import Text
-from tide.editing.context import CHUNK_ELEMENTS, refuse_transcoder
+from tide.editing.context import refuse_transcoder
 from tide.editing.edits import Target
+from tide.editing.reading import latents_of_call
 from tide.errors import TideError
 from tide.sae.model import TIDE
 from tide.sae.position import Position
@@ -87,7 +88,7 @@ def record_targets(
 
     def keep(x: Tensor, call: Call) -> None:
         timesteps.append(float(call.timestep[0]))
-        z = _latents_of(model, x, call)
+        z = latents_of_call(model, x, call)
         latents.append((z.mean(1) if pooled else z).to(dtype).cpu())
         raw.append((x.float().mean(1, keepdim=True) if pooled else x.float()).cpu())
 
@@ -101,17 +102,6 @@ def record_targets(
     steps = torch.tensor(timesteps)
     per_image = torch.stack(latents, dim=1)
     return Recording([Target(steps, values) for values in per_image], torch.stack(raw))
-
-
-def _latents_of(model: TIDE, x: Tensor, call: Call) -> Tensor:
-    """Latents ``[images, tokens, n_latents]`` of a call's ``x [images, tokens, d_model]``. They are encoded in parts,
-    because activations other than TopK hold several dense copies."""
-    rows = x.flatten(0, 1)
-    group = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(x.shape[1])
-    n_rows = max(1, CHUNK_ELEMENTS // model.n_latents)
-    pairs = zip(rows.split(n_rows), group.split(n_rows), strict=True)
-    parts = [model.dense(part, replace(call, group=own)) for part, own in pairs]
-    return torch.cat(parts).view(*x.shape[:2], -1)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.editing.context import CHUNK_ELEMENTS
 from tide.editing.edits import Erase
+from tide.editing.reading import CHUNK_ELEMENTS
 from tide.errors import TideError
 from tide.interpretation.effect.ablation import ablated_effects
 from tide.interpretation.effect.effects import Effects

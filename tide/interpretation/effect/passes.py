@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tide.adapters import Adapter, Call, tap
-from tide.editing.context import CHUNK_ELEMENTS, check_sae
+from tide.editing.context import check_sae
+from tide.editing.reading import CHUNK_ELEMENTS
 from tide.errors import TideError
 from tide.interpretation.effect.metric import Asked, Measure, Metric
 from tide.interpretation.effect.steps import Steps
