@@ -130,6 +130,9 @@ class Adapter(ABC):
         hidden = self.arguments(args, kwargs).get("hidden_states")
         if not isinstance(hidden, Tensor) or hidden.ndim != 4:
             return None
+        config = getattr(self.transformer, "config", None)
+        if type(self).token_grid is Adapter.token_grid and not hasattr(config, "patch_size"):
+            return None
         return self.token_grid(hidden.shape[-2], hidden.shape[-1])
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Beside:
         """Raises :class:`~tide.errors.TideError` for another pipeline, and for rows that have no target."""
         if self.differing is not None and self.differing.d_model != adapter.d_model:
             raise TideError(
-                f"differing is an SAE of width {self.differing.d_model} and the transformer has {adapter.d_model}; give "
-                "one of the edited block"
+                f"differing is an SAE of width {self.differing.d_model} and the transformer has {adapter.d_model}; "
+                "give one of the edited block"
             )
         if self.adapter.transformer is not adapter.transformer:
             raise TideError("the target is encoded for another pipeline; give Beside the adapter of the one edited")
