@@ -90,8 +90,16 @@ class Options:
                 raise TideError(f"--set {name} is not used {reason}; leave it off")
         return changed
 
+    def for_workers(self) -> Options:
+        """The same as worker processes are given them, which pickle them and say nothing."""
+        return replace(self, say=_nothing, progress=False, made_by=None)
+
     def each_seed(self, default: int) -> list[int]:
         return [self.seed + i for i in range(self.seeds or default)]
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 class Stages:

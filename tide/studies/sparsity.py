@@ -59,10 +59,10 @@ def reproduce(options: Options) -> str:
     deadline = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     workers = Workers(options.workers, deadline, options.say)
     study = Study(options)
-    outcome = workers.run(partial(cells_of, _plain(options)), options.out)
+    outcome = workers.run(partial(cells_of, options.for_workers()), options.out)
     longest = study.best(outcome)
     options.say(f"{LONGER} times as long: {', '.join(longest)}.")
-    longer = workers.run(partial(longer_cells_of, _plain(options), longest), options.out)
+    longer = workers.run(partial(longer_cells_of, options.for_workers(), longest), options.out)
     outcome = Outcome({**outcome.results, **longer.results}, [*outcome.names, *longer.names],
                       {**outcome.failed, **longer.failed})  # fmt: skip
     if not outcome.results:
@@ -85,15 +85,6 @@ def cells_of(options: Options) -> list[Cell]:
 
 def longer_cells_of(options: Options, longest: Sequence[str]) -> list[Cell]:
     return Study(options).longer_cells(longest)
-
-
-def _plain(options: Options) -> Options:
-    """The options as worker processes are given them."""
-    return replace(options, say=_nothing, progress=False, made_by=None)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 @dataclass

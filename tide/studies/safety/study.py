@@ -71,7 +71,7 @@ def reproduce(options: Options) -> str:
         study.models.of(seed)
         made |= run_cells(study.guards(seed, concepts), options.out, options.say)
     workers = Workers(options.workers, deadline, options.say)
-    outcome = workers.run(partial(cells_of, _plain(options), concepts), options.out)
+    outcome = workers.run(partial(cells_of, options.for_workers(), concepts), options.out)
     if not outcome.results:
         raise TideError(f"no cell was finished; give more --minutes, and see {options.out / 'failed'} for what failed")
     return study.report(concepts, chosen | made, outcome)
@@ -80,15 +80,6 @@ def reproduce(options: Options) -> str:
 def cells_of(options: Options, concepts: Sequence[Unwanted]) -> list[Cell]:
     """The cells of all measurements; a worker process makes them again."""
     return Study(options).cells(concepts)
-
-
-def _plain(options: Options) -> Options:
-    """The options as worker processes are given them."""
-    return replace(options, say=_nothing, progress=False, made_by=None)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 def everything() -> list[Unwanted]:
