@@ -13,6 +13,7 @@ from tests.helpers.guards import ALWAYS, NEVER, detector, made_for, refuge, word
 from tide.adapters import tap
 from tide.editing import Scale, edit
 from tide.guards import Guard, guard
+from tide.guards.words import mask_name
 from tide.sae import TIDE
 from tide.training import TrainConfig, build_model
 
@@ -61,6 +62,22 @@ def test_in_the_refuge_image_tokens_are_still_found(name):
     assert torch.isfinite(found).all()
     assert torch.equal(texts[2][:, :6], own.refuge.states.expand(2, -1, -1))
     assert all(torch.equal(*pair) for pair in zip(outside, inside, strict=True)), "a tap outside finds the same tokens"
+
+
+@pytest.mark.parametrize("name", ["pixart", "sana", "lumina2", "lumina_next", "hunyuan"])
+def test_the_mask_of_the_text_is_the_refuges_too(name):
+    """Under the name that the family gives it."""
+    own, seen = guard_for(name, ALWAYS, refuge=refuge(width_of(name), 4), patience=1), []
+
+    def watch(arguments, conditional):
+        if conditional.any():
+            mask = arguments[mask_name(arguments)]
+            seen.append(mask.bool().sum(1)[conditional].tolist())
+
+    with guard(adapter(name).pipe, own), tap(adapter(name), {}, before=watch):
+        draw(name, guided=True)
+    assert seen[0] != [4, 4]
+    assert seen[2] == [4, 4]
 
 
 @pytest.mark.parametrize("name", READING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,3 +89,26 @@ def test_parts_that_do_not_go_together_are_refused(adapter, sae, width):
         Guard("house", None, when, own, words=words(width), refuge=refuge(width + 1))
     with pytest.raises(TideError, match="patience = 0"):
         Guard("house", None, when, own, words=words(width), patience=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("where", {"grow": "a"}), ("shapes", {"words.up": [-4, 4]}), ("shapes", {"words.up": [10**30, 4]})],
+)
+def test_values_that_no_guard_has_are_refused_in_a_line(adapter, sae, width, tmp_path, part, value):
+    save_guard(tmp_path, guard_of(adapter, sae, ALWAYS, width, **mover(sae)))
+    described = json.loads((tmp_path / "guard.json").read_text())
+    described[part].update(value)
+    (tmp_path / "guard.json").write_text(json.dumps(described))
+    with pytest.raises(TideError, match=r"guard\.json: .* again$"):
+        load_guard(tmp_path)
+
+
+def test_parts_of_another_width_or_tensor_are_refused(adapter, sae, width):
+    own = made_for(adapter)
+    for model, message in (
+        (replace(own, d_model=7), "latents are of width 192 and it was made for 7"),
+        (replace(own, tensor="attention_input"), "attention_input"),
+    ):
+        with pytest.raises(TideError, match=message):
+            Guard("house", None, detector(sae, ALWAYS), model, **mover(sae))

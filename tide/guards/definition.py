@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tide.adapters import Adapter, Block
+from tide.adapters.base import check_tensor
 from tide.editing import Steer
 from tide.editing.where import Detector, Where
 from tide.errors import TideError
@@ -106,6 +107,15 @@ class Guard:
             raise TideError(f"the guard of {self.concept!r} does nothing; give it words, or where and what")
         if self.refuge is not None and self.words is not None:
             self.words.check(self.refuge.states)
+        width = self.when.model.d_model
+        if width != self.made_for.d_model:
+            raise TideError(
+                f"the guard's latents are of width {width} and it was made for {self.made_for.d_model}; make it with "
+                "an SAE of this transformer"
+            )
+        if self.what is not None:
+            self.what.check(self.made_for.d_model)
+            check_tensor(self.made_for.tensor)  # what is only read cannot be moved
         if self.patience < 1:
             raise TideError(f"patience = {self.patience} is a number of calls; give at least 1")
 

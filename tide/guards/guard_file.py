@@ -33,6 +33,8 @@ DESCRIBED, TENSORS, LATENTS = "guard.json", "guard.safetensors", "latents"
 #: The format of the folder; a later one that is read differently gets another number.
 FORMAT = 1
 REMEDY = "make the guard again"
+#: No tensor of a guard has a side of this length.
+_LARGEST = 2**31
 
 
 class _MadeFor(TypedDict):
@@ -43,13 +45,21 @@ class _MadeFor(TypedDict):
     weights: str
 
 
+class _Where(TypedDict):
+    grow: int
+    smooth: int
+    low: float
+    least: int
+    invert: bool
+
+
 class _Described(TypedDict):
     format: int
     concept: str
     put: str | None
     patience: int
     made_for: _MadeFor
-    where: dict[str, Any] | None
+    where: _Where | None
     shapes: dict[str, list[int]]
     factor: float | None
     validated: dict[str, Any]
@@ -68,10 +78,8 @@ def save_guard(folder: str | Path, guard: Guard) -> None:
         raise TideError("a guard is saved with one detector of tokens and no mask within; leave the others off")
     model, detectors = _small(guard)
     tensors = _tensors(guard, detectors)
-    where = None
-    if guard.where is not None:
-        own = guard.where
-        where = {name: getattr(own, name) for name in ("grow", "smooth", "low", "least", "invert")}
+    own = guard.where
+    where = None if own is None else {name: getattr(own, name) for name in _Where.__annotations__}
     described = {
         "format": FORMAT,
         "concept": guard.concept,
@@ -102,6 +110,8 @@ def load_guard(folder: str | Path, device: str | torch.device = "cpu") -> Guard:
     if described["format"] != FORMAT:
         raise TideError(f"{folder} holds a guard of format {described['format']}, and {FORMAT} is read; {REMEDY}")
     tensors = read_tensors(folder / TENSORS, "the guard")
+    if any(not 0 <= n < _LARGEST for shape in described["shapes"].values() for n in shape):
+        raise TideError(f"{folder / DESCRIBED}: a shape is no shape of a tensor; {REMEDY}")
     like = {name: torch.empty(shape, device="meta") for name, shape in described["shapes"].items()}
     integers = {name: value.to(torch.int64) for name, value in like.items() if name.endswith(".features")}
     flags = {name: value.to(torch.bool) for name, value in like.items() if name == "refuge.mask"}
@@ -153,7 +163,9 @@ def _guard(described: _Described, tensors: Mapping[str, Tensor], model: TIDE) ->
         return Detector(model, *parts)
 
     options, factor = described["where"], described["factor"]
-    where = None if options is None else Where((detector("where"),), **options)
+    where = None
+    if options is not None:
+        where = Where((detector("where"),), **{name: options[name] for name in _Where.__annotations__})  # type: ignore[literal-required]
     what = None
     if factor is not None:
         what = Steer(tensors["what.timesteps"], tensors["what.direction"].float(), factor)

@@ -14,10 +14,7 @@ from tide.editing.where_run import WhereRun, place_of
 from tide.errors import TideError
 from tide.guards.definition import Guard
 from tide.guards.log import GuardLog, Sighting
-from tide.guards.words import STATES, states_of
-
-#: The transformer's argument that says which tokens of the text are padding.
-MASK = "encoder_attention_mask"
+from tide.guards.words import STATES, mask_name, states_of
 
 
 @dataclass
@@ -59,9 +56,9 @@ class GuardRun:
                 own[row] = self._text(image, states[row])
                 self._mapped[image] = True
         changed[STATES] = torch.stack(own)
-        mask = arguments.get(MASK)
-        if isinstance(mask, Tensor) and any(self._in_refuge(image) for image in range(len(rows))):
-            changed[MASK] = self._masks(mask, rows)
+        mask = mask_name(arguments)
+        if mask is not None and any(self._in_refuge(image) for image in range(len(rows))):
+            changed[mask] = self._masks(arguments[mask], rows)
         return changed
 
     def _text(self, image: int, states: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tide.editing import changed_prompt
 from tide.errors import TideError
 from tide.guards.definition import Guard, MadeFor
 from tide.guards.refuge import Refuge
-from tide.guards.words import STATES
+from tide.guards.words import STATES, mask_name
 from tide.guards.words_fit import FittedWords, fit_words
 from tide.images.words import concept_of, folded, holds
 from tide.interpretation import Annotated, FittedDetector, fit_detectors, mean_scores
@@ -107,7 +107,8 @@ def refuge_of(adapter: Adapter, caption: str) -> Refuge:
     """The text states of ``caption``."""
     text = adapter.encode_prompts([caption], caption_length(adapter))
     states = text[STATES][0].float().cpu()
-    mask = text.get("encoder_attention_mask")
+    named = mask_name(text)
+    mask = None if named is None else text[named]
     return Refuge(states, torch.ones(len(states), dtype=torch.bool) if mask is None else mask[0].bool().cpu())
 
 

@@ -15,6 +15,8 @@ from tide.errors import TideError
 
 #: The transformer's argument that holds the states of the prompt's text.
 STATES = "encoder_hidden_states"
+#: Those that say which tokens of it are padding; each family has one or none.
+MASKS = ("encoder_attention_mask", "encoder_mask", "text_embedding_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,11 @@ class Words:
 
         with tap(adapter_for(pipe), {}, before=before):
             yield
+
+
+def mask_name(arguments: Mapping[str, Any]) -> str | None:
+    """The name of the mask of the prompt's text among a transformer's arguments; None where there is none."""
+    return next((name for name in MASKS if isinstance(arguments.get(name), Tensor)), None)
 
 
 def states_of(arguments: Mapping[str, Any]) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
 from tide.errors import TideError
-from tide.guards.words import STATES, Words
+from tide.guards.words import STATES, Words, mask_name
 
 #: The weight of what is to stay as it is.
 PRESERVE = 0.1
@@ -99,7 +99,8 @@ def _encoded(adapter: Adapter, captions: Sequence[str]) -> list[tuple[Tensor, Te
         states = text.get(STATES)
         if states is None:
             raise TideError(f"this transformer is not given {STATES}; a guard of it has no words")
-        mask = text.get("encoder_attention_mask")
+        named = mask_name(text)
+        mask = None if named is None else text[named]
         real = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
         found += list(zip(states.float().cpu(), real, strict=True))
     return found
