@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -219,3 +221,19 @@ def test_other_weights_are_told_of(alpha, adapter, sae, width, tmp_path):
         with torch.no_grad():
             bias -= 1
     assert load_guard(tmp_path).made_for.block == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("sd3", "pooled_projections"), ("hunyuan", "encoder_hidden_states_t5"), ("sana", None)]
+)
+def test_what_words_do_not_reach_is_told(name, told):
+    own = family_adapter(name)
+    sae = build_model(own, 1, TrainConfig(n_latents=64, k=4, modulation=False, activation="relu")).eval()
+    made = Guard("house", "tree", detector(sae, NEVER), made_for(own, 1), words=words(8))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with guard(own.pipe, made):
+            pass
+    found = [str(each.message) for each in said if "also told of the prompt by" in str(each.message)]
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]

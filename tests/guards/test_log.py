@@ -13,6 +13,8 @@ def sighting(**more) -> Sighting:
 
 def test_the_first_call_above_the_threshold_counts():
     assert (sighting().first, sighting().flagged) == (1, True)
+    broken = Sighting("house", 0, 0, [900.0], [float("nan")], [0.5])
+    assert broken.flagged, "what is not known is not let through"
     quiet = Sighting("house", 0, 0, [900.0], [0.5], [0.5])
     assert (quiet.first, quiet.flagged) == (None, False)
     assert str(quiet) == "run 0, image 0: house not met"

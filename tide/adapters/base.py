@@ -139,6 +139,10 @@ class Adapter(ABC):
         """The arguments of a transformer call by name, whether they came by keyword or by position."""
         return dict(self._signature.bind(self.transformer, *args, **kwargs).arguments)
 
+    def takes(self, name: str) -> bool:
+        """Whether the transformer has an argument of this name."""
+        return name in self._signature.parameters
+
     def with_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -15,6 +15,7 @@ from tide.guards.definition import Guard
 from tide.guards.guard_file import load_guard
 from tide.guards.guard_run import GuardRun
 from tide.guards.log import GuardLog
+from tide.guards.words import BESIDE
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
             another family, width or number of blocks, or for another text encoder.
 
     Warns (:class:`~tide.errors.TideWarning`) of a folder's guard that was made with other weights of the transformer,
-    as after a fine-tuning or with a LoRA: it may work, and was validated with others.
+    as after a fine-tuning or with a LoRA: it may work, and was validated with others. Warns as well where the
+    transformer is told of the prompt in ways that words are not mapped in (pooled prompts, a second text encoder).
     """
     adapter = adapter_for(pipe)
     loaded = [each if isinstance(each, Guard) else load_guard(each, adapter.device) for each in guards]
@@ -48,6 +50,12 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
         if given is not each and each.made_for.weights_differ(adapter):
             message = f"{given} was made with other weights of the transformer; validate it with these"
             warnings.warn(message, TideWarning, stacklevel=3)
+    if unmapped := [name for name in BESIDE if adapter.takes(name)]:
+        message = (
+            f"this transformer is also told of the prompt by {' and '.join(unmapped)}, which guards leave as it is; "
+            "look at what it draws"
+        )
+        warnings.warn(message, TideWarning, stacklevel=3)
     log = GuardLog()
     with ExitStack() as stack:
         for each in loaded:

@@ -13,7 +13,7 @@ from tide.adapters import Call
 from tide.editing.where_run import WhereRun, place_of
 from tide.errors import TideError
 from tide.guards.definition import Guard
-from tide.guards.log import GuardLog, Sighting
+from tide.guards.log import GuardLog, Sighting, is_above
 from tide.guards.words import STATES, mask_name, states_of
 
 
@@ -132,7 +132,7 @@ class GuardRun:
             seen.timesteps.append(place.timestep)
             seen.scores.append(score)
             seen.thresholds.append(threshold)
-            above.append(score > threshold)
+            above.append(is_above(score, threshold))
         return above
 
     def _moved(self, x: Tensor, call: Call, rows: list[int]) -> Tensor | None:

@@ -8,8 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tide.files import append_lines, lock_file
+from tide.files import append_lines, finite, lock_file
 from tide.messages import counted
+
+
+def is_above(score: float, threshold: float) -> bool:
+    """Whether an image with this score is flagged. One whose activations are not numbers is: nothing else is known."""
+    return not score <= threshold
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Sighting:
     def first(self) -> int | None:
         """The call in which it was flagged; None if it never was."""
         pairs = zip(self.scores, self.thresholds, strict=True)
-        return next((i for i, (score, threshold) in enumerate(pairs) if score > threshold), None)
+        return next((i for i, (score, threshold) in enumerate(pairs) if is_above(score, threshold)), None)
 
     @property
     def flagged(self) -> bool:
@@ -101,7 +106,7 @@ class GuardLog:
         """Adds a line of JSON for each sighting to the file ``path``, which several processes may share."""
         path = Path(path)
         with lock_file(path):
-            append_lines(path, [json.dumps(row) for row in self.rows()])
+            append_lines(path, [json.dumps(finite(row)) for row in self.rows()])
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *map(str, self.flagged)])
