@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tide.errors import TideError
-from tide.files import check_tensors, read_json, read_tensors, read_yaml
+from tide.files import check_tensors, halved, read_json, read_tensors, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join(9 * ['*' + a])}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -92,3 +92,11 @@ def test_another_precision_is_cast_only_where_that_is_asked_for(tmp_path):
     check_tensors(tmp_path, half, LIKE, remedy="", any_float=True)
     with pytest.raises(TideError, match="n is float32, not int64"):
         check_tensors(tmp_path, {"x": LIKE["x"], "n": torch.zeros(2)}, LIKE, remedy="", any_float=True)
+
+
+def test_halves_are_of_what_float16_holds():
+    """Activations of some blocks are beyond it."""
+    assert halved(torch.tensor([1.0, 65504.0])).dtype == torch.float16
+    wide = halved(torch.tensor([1.0, 70000.0], dtype=torch.bfloat16))
+    assert (wide.dtype, bool(wide.isfinite().all())) == (torch.float32, True)
+    assert halved(torch.tensor([float("inf")])).dtype == torch.float16, "what is not finite is found when it is checked"

@@ -5,7 +5,15 @@ from tide.files.lines import append_lines, read_lines
 from tide.files.lock import lock_file, lock_folder
 from tide.files.reading import parse_json, read_json, read_text, read_yaml
 from tide.files.sealed import read_sealed, write_sealed
-from tide.files.tensors import check_tensors, file_digest, open_tensors, read_tensors, tensors_writer, what_is_wrong
+from tide.files.tensors import (
+    check_tensors,
+    file_digest,
+    halved,
+    open_tensors,
+    read_tensors,
+    tensors_writer,
+    what_is_wrong,
+)
 from tide.files.writing import Write, finite, json_writer, replace_file, replace_files, write_json
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "check_tensors",
     "file_digest",
     "finite",
+    "halved",
     "json_writer",
     "lock_file",
     "lock_folder",

@@ -108,3 +108,9 @@ def what_is_wrong(path: Path) -> str:
     # A safetensors file starts with the length of its header, whose first byte may be 0x80 too; its last ones are 0.
     bare = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[3:8] != bytes(5)
     return PICKLE if bare or start[:2] == b"PK" else "truncated or foreign"
+
+
+def halved(value: Tensor) -> Tensor:
+    """``value`` in float16, or in float32 where some of it is beyond float16's largest number, 65504."""
+    half = value.half()
+    return half if is_finite(half) or not is_finite(value) else value.float()

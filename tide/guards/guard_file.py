@@ -15,6 +15,7 @@ from tide.editing.where import Detector, Where
 from tide.errors import TideError
 from tide.files import (
     check_tensors,
+    halved,
     json_writer,
     new_folders,
     read_json,
@@ -150,11 +151,11 @@ def _tensors(guard: Guard, detectors: Mapping[str, Detector]) -> dict[str, Tenso
         found |= {f"{name}.features": each.features, f"{name}.timesteps": each.timesteps.float()}
         found |= {f"{name}.weights": each.weights.float(), f"{name}.thresholds": each.thresholds.float()}
     if guard.words is not None:
-        found |= {"words.down": guard.words.down.half(), "words.up": guard.words.up.half()}
+        found |= {"words.down": halved(guard.words.down), "words.up": halved(guard.words.up)}
     if guard.refuge is not None:
-        found |= {"refuge.states": guard.refuge.states.half(), "refuge.mask": guard.refuge.mask}
+        found |= {"refuge.states": halved(guard.refuge.states), "refuge.mask": guard.refuge.mask}
     if guard.what is not None:
-        found |= {"what.timesteps": guard.what.timesteps.float(), "what.direction": guard.what.direction.half()}
+        found |= {"what.timesteps": guard.what.timesteps.float(), "what.direction": halved(guard.what.direction)}
     return found
 
 

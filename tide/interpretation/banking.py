@@ -12,6 +12,7 @@ from tide.editing.bank import Bank, Concept, Difference, SparseMeans
 from tide.editing.record import ContrastRecording
 from tide.editing.target_file import sae_record
 from tide.errors import TideError
+from tide.files import halved
 from tide.interpretation.concepts import Annotated
 from tide.interpretation.detecting import FittedDetector, fit_detectors
 from tide.interpretation.reading import PIECE
@@ -68,7 +69,7 @@ def record_bank(
         x, there = fit.x.flatten(1, 2), members[i]
         chosen = drawn_tokens(there, n_tokens, seed)
         held[name] = Concept(
-            tokens=x[:, chosen].half(),
+            tokens=halved(x[:, chosen]),
             mean=torch.stack([step[there].float().mean(0) for step in x]),
             present=SparseMeans.of(present[i], MEANS),
             absent=SparseMeans.of(absent[i], MEANS),
@@ -99,7 +100,7 @@ def difference(recorded: ContrastRecording, mask: Tensor, *, n_tokens: int = TOK
         raise TideError(f"the mask {list(mask.shape)} does not cover {absent.shape[1]} recorded tokens; make it again")
     chosen = drawn_tokens(mask.flatten(), n_tokens, seed)
     keys = absent[:, chosen].float()
-    return Difference(keys.half(), (present[:, chosen].float() - keys).half())
+    return Difference(halved(keys), halved(present[:, chosen].float() - keys))
 
 
 def drawn_tokens(there: Tensor, n: int, seed: int) -> Tensor:
