@@ -237,3 +237,17 @@ def test_what_words_do_not_reach_is_told(name, told):
     found = [str(each.message) for each in said if "also told of the prompt by" in str(each.message)]
     assert len(found) == (told is not None)
     assert told is None or told in found[0]
+
+
+def test_what_is_met_too_late_is_told(alpha, adapter, sae, width):
+    """In the last call, which has no next one, as in a run of a single step."""
+    with guard(alpha, guard_of(adapter, sae, NEVER, width)) as log:
+        draw(alpha, PROMPTS[:1])
+    (seen,) = log
+    own = detector(sae, NEVER)
+    thresholds = torch.tensor([NEVER] * (STEPS - 1) + [ALWAYS])
+    last = Detector(sae, own.features, torch.tensor(seen.timesteps), own.weights.expand(STEPS, -1), thresholds)
+    made = Guard("house", "tree", last, made_for(adapter), words=words(width))
+    with pytest.warns(TideWarning, match="guards met what they could not change"), guard(alpha, made) as log:
+        draw(alpha, PROMPTS[:1])
+    assert [(each.let_through, each.words) for each in log] == [(True, [])]

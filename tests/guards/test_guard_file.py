@@ -55,6 +55,7 @@ def test_a_damaged_guard_is_refused(whole, tmp_path):
         ({"format": 9}, "format 9"),
         ({"concept": None}, "concept"),
         ({"shapes": {}}, "which nothing asks for"),
+        ({"shapes": {"when.features": [2**31 - 1, 2**31 - 1, 4]}}, "no shape of a tensor"),
     ):
         (tmp_path / "guard.json").write_text(json.dumps(described | change))
         with pytest.raises(TideError, match=message):
@@ -87,6 +88,8 @@ def test_parts_that_do_not_go_together_are_refused(adapter, sae, width):
         Guard("house", None, when, own, refuge=refuge(width), **mover(sae))
     with pytest.raises(TideError, match="width"):
         Guard("house", None, when, own, words=words(width), refuge=refuge(width + 1))
+    with pytest.raises(TideError, match="give it those of its own block"):
+        Guard("house", None, when, made_for(adapter, 2), words=words(width))
     with pytest.raises(TideError, match="patience = 0"):
         Guard("house", None, when, own, words=words(width), patience=0)
 

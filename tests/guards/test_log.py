@@ -18,6 +18,12 @@ def test_the_first_call_above_the_threshold_counts():
     quiet = Sighting("house", 0, 0, [900.0], [0.5], [0.5])
     assert (quiet.first, quiet.flagged) == (None, False)
     assert str(quiet) == "run 0, image 0: house not met"
+    late = Sighting("house", 0, 0, [900.0, 800.0], [0.1, 0.9], [0.5, 0.5])
+    assert (late.let_through, sighting().let_through) == (True, False)
+    assert str(late).endswith("met at call 1, still there in the last call")
+    assert GuardLog([late, sighting()]).summary == (
+        "The guard of house met it in 2 of 2 images, in 1 of them to the last call."
+    )
     acts = sighting(words=[2], refuge=[3, 4], moved={2: 5, 3: 6})
     assert str(acts) == (
         "run 0, image 1: house met at call 1, words mapped in 1 call, sent to the refuge at call 3, "

@@ -7,9 +7,9 @@ import torch
 
 from tide.editing.edits import Place
 from tide.errors import TideError
-from tide.guards.making import Examples, make_guard
+from tide.guards.making import Examples, check_shown, check_told, make_guard
 from tide.guards.words_fit import fit_words
-from tide.interpretation import Annotated
+from tide.interpretation import Annotated, FittedDetector
 
 TIMESTEPS = torch.tensor([900.0, 500.0, 100.0])
 CAPTIONS = (
@@ -107,14 +107,6 @@ def test_what_no_latents_tell_is_refused_with_the_nearest(adapter, sae):
         make_guard(adapter, sae, examples, "house", "tree")
 
 
-def test_a_figure_that_is_not_a_number_is_refused(adapter, sae):
-    held_out = images(1, sae.d_model)
-    held_out.labels["house"][:] = False
-    examples = Examples(images(0, sae.d_model), held_out, CAPTIONS)
-    with pytest.raises(TideError, match="AUROC nan"):
-        make_guard(adapter, sae, examples, "house", "tree", n_latents=4)
-
-
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
@@ -125,3 +117,27 @@ def test_a_figure_that_is_not_a_number_is_refused(adapter, sae):
 def test_captions_are_needed_with_and_without_the_word(adapter, sae, examples, captions, message):
     with pytest.raises(TideError, match=message):
         make_guard(adapter, sae, Examples(examples.fit, examples.held_out, captions), "house", "tree", n_latents=4)
+
+
+def labelled(*shown: bool) -> Annotated:
+    return Annotated(torch.tensor([500.0]), torch.zeros(1, len(shown), 2, 4), labels={"house": torch.tensor(shown)})
+
+
+def test_held_out_images_show_the_concept_or_not():
+    """Without both there is no AUROC, and nothing would have validated the guard."""
+    fit = labelled(True, False)
+    check_shown(Examples(fit, labelled(False, True), []), "house")
+    with pytest.raises(TideError, match="none of the held-out images shows 'house'"):
+        check_shown(Examples(fit, labelled(False, False), []), "house")
+    with pytest.raises(TideError, match="every one of the held-out images shows 'house'"):
+        check_shown(Examples(fit, labelled(True, True), []), "house")
+    with pytest.raises(TideError, match="none of the held-out images shows 'tree'"):
+        check_shown(Examples(fit, labelled(True, False), []), "tree")
+
+
+def test_a_concept_is_told_by_its_figure():
+    found = FittedDetector("house", None, [0.9, 0.8])
+    check_told(found)
+    for auroc in (0.84, float("nan")):
+        with pytest.raises(TideError, match=r"no latents of this SAE tell 'house': AUROC .*; the nearest is 'tree'"):
+            check_told(FittedDetector("house", None, [auroc], ("tree", 0.6)))

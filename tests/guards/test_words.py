@@ -47,6 +47,8 @@ def test_the_refuge_fits_the_length_of_a_call(n, kept):
     assert refuge.fitted_mask(torch.zeros(n, dtype=torch.bool)).tolist() == [bool(each) for each in wanted]
     bias = refuge.fitted_mask(torch.full((n,), -10000.0))
     assert bias.tolist() == [0.0 if each else -10000.0 for each in wanted]
+    assert torch.equal(refuge.fitted_mask(torch.zeros(n)), bias), "of a prompt without padding"
+    assert refuge.fitted_mask(torch.ones(n)).tolist() == [float(each) for each in wanted]
 
 
 def test_a_refuge_has_words():

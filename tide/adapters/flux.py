@@ -80,6 +80,8 @@ class FluxAdapter(JointAdapter):
         own = row[reference == 0]
         # Counted: in bfloat16 the numbers of rows above 256 are not exact.
         columns = int((own == 0).sum())
+        if not columns or len(own) % columns:
+            return None
         return len(own) // columns, columns
 
     @torch.no_grad()

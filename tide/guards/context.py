@@ -32,11 +32,13 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
 
     Raises:
         TideError: there is no guard, or two of one concept; a folder holds none, or is damaged; a guard was made for
-            another family, width or number of blocks, or for another text encoder.
+            another family, width or number of blocks; while images are drawn, text states of another width.
 
     Warns (:class:`~tide.errors.TideWarning`) of a folder's guard that was made with other weights of the transformer,
     as after a fine-tuning or with a LoRA: it may work, and was validated with others. Warns as well where the
-    transformer is told of the prompt in ways that words are not mapped in (pooled prompts, a second text encoder).
+    transformer is told of the prompt in ways that words are not mapped in (pooled prompts, a second text encoder), and
+    at the end if an image still showed its concept in its last call (:attr:`Sighting.let_through`): what is met in one
+    call is acted on from the next on, so a run of one step is watched and not guarded.
     """
     adapter = adapter_for(pipe)
     loaded = [each if isinstance(each, Guard) else load_guard(each, adapter.device) for each in guards]
@@ -64,6 +66,8 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
             if hasattr(pipe, "check_inputs"):
                 stack.enter_context(listened(pipe, "check_inputs", before=_starting(run)))
         yield log
+    if log.let_through:
+        warnings.warn(f"guards met what they could not change: {log.summary}", TideWarning, stacklevel=3)
 
 
 def _starting(run: GuardRun) -> Any:

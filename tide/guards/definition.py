@@ -107,6 +107,16 @@ class Guard:
             raise TideError(f"the guard of {self.concept!r} does nothing; give it words, or where and what")
         if self.refuge is not None and self.words is not None:
             self.words.check(self.refuge.states)
+        detectors = [self.when, *(() if self.where is None else self.where.detectors)]
+        for config in (each.model.config for each in detectors):
+            own = (config.family or self.made_for.family, config.tensor)
+            same_block = config.block is None or config.block == self.made_for.block
+            if own != (self.made_for.family, self.made_for.tensor) or not same_block:
+                raise TideError(
+                    f"the guard of {self.concept!r} watches {self.made_for.tensor} of block {self.made_for.block} of "
+                    f"{self.made_for.family}, and its latents are of {config.tensor} of block {config.block} of "
+                    f"{config.family}; give it those of its own block"
+                )
         width = self.when.model.d_model
         if width != self.made_for.d_model:
             raise TideError(

@@ -33,8 +33,8 @@ DESCRIBED, TENSORS, LATENTS = "guard.json", "guard.safetensors", "latents"
 #: The format of the folder; a later one that is read differently gets another number.
 FORMAT = 1
 REMEDY = "make the guard again"
-#: No tensor of a guard has a side of this length.
-_LARGEST = 2**31
+#: No tensor of a guard has a side of this length, or more sides than these.
+_LARGEST, _MOST_SIDES = 2**20, 3
 
 
 class _MadeFor(TypedDict):
@@ -110,7 +110,8 @@ def load_guard(folder: str | Path, device: str | torch.device = "cpu") -> Guard:
     if described["format"] != FORMAT:
         raise TideError(f"{folder} holds a guard of format {described['format']}, and {FORMAT} is read; {REMEDY}")
     tensors = read_tensors(folder / TENSORS, "the guard")
-    if any(not 0 <= n < _LARGEST for shape in described["shapes"].values() for n in shape):
+    shapes = described["shapes"].values()
+    if any(len(shape) > _MOST_SIDES or not all(0 <= n < _LARGEST for n in shape) for shape in shapes):
         raise TideError(f"{folder / DESCRIBED}: a shape is no shape of a tensor; {REMEDY}")
     like = {name: torch.empty(shape, device="meta") for name, shape in described["shapes"].items()}
     integers = {name: value.to(torch.int64) for name, value in like.items() if name.endswith(".features")}

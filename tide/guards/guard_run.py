@@ -76,7 +76,7 @@ class GuardRun:
         assert self.guard.refuge is not None
         for image, row in enumerate(rows):
             if self._in_refuge(image):
-                own[row] = self.guard.refuge.fitted_mask(mask[row])
+                own[row] = self.guard.refuge.fitted_mask(mask)
         return own
 
     def _in_refuge(self, image: int) -> bool:

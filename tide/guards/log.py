@@ -53,10 +53,15 @@ class Sighting:
     def flagged(self) -> bool:
         return self.first is not None
 
+    @property
+    def let_through(self) -> bool:
+        """Whether its last call still showed the concept: it was met too late, or what the guard did was not enough."""
+        return bool(self.scores) and is_above(self.scores[-1], self.thresholds[-1])
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         own = asdict(self) | {"moved": {str(call): n for call, n in self.moved.items()}}
-        return {**own, "flagged": self.flagged, "first": self.first}
+        return {**own, "flagged": self.flagged, "first": self.first, "let_through": self.let_through}
 
     def __str__(self) -> str:
         who = f"run {self.run}, image {self.image}: {self.concept}"
@@ -69,6 +74,8 @@ class Sighting:
             acts.append(f"sent to the refuge at call {self.refuge[0]}")
         if self.moved:
             acts.append(f"{counted(sum(self.moved.values()), 'token')} moved in {counted(len(self.moved), 'call')}")
+        if self.let_through:
+            acts.append("still there in the last call")
         return f"{who} {', '.join(acts)}"
 
 
@@ -87,6 +94,11 @@ class GuardLog:
         return [each for each in self.sightings if each.flagged]
 
     @property
+    def let_through(self) -> list[Sighting]:
+        """Those of images that showed a concept to the end."""
+        return [each for each in self.sightings if each.let_through]
+
+    @property
     def summary(self) -> str:
         """A sentence for each guard: in how many images it met its concept, or that it met nothing."""
         sentences = []
@@ -95,6 +107,8 @@ class GuardLog:
             met = sum(each.flagged for each in own)
             images = counted(len(own), "image")
             found = f"met it in {met} of {images}" if met else f"met nothing in {images}"
+            if left := sum(each.let_through for each in own):
+                found += f", in {left} of them to the last call"
             sentences.append(f"The guard of {concept} {found}.")
         return " ".join(sentences) or "No image was drawn."
 

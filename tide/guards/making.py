@@ -69,9 +69,11 @@ def make_guard(
     Raises:
         TideError: no latents tell the concept (:data:`LEAST_AUROC`); no caption holds it, or every one does.
     """
+    check_shown(examples, concept)
     found = _detector(model, examples, [concept], n_latents)[concept]
-    if not found.mean_auroc >= LEAST_AUROC:  # also one that is not a number
-        labels = sorted(examples.fit.labels)  # which of them comes nearest
+    if not found.mean_auroc >= LEAST_AUROC:
+        # Which of the others comes nearest.
+        labels = sorted(name for name, label in examples.fit.labels.items() if 0 < int(label.sum()) < len(label))
         check_told(_detector(model, examples, labels, n_latents)[concept])
     named, others = _captions(examples.captions, concept)
     pairs = [_pair(caption, concept, put) for caption in named]
@@ -90,6 +92,15 @@ def make_guard(
 
 def _detector(model: TIDE, examples: Examples, concepts: Sequence[str], n_latents: int) -> dict[str, FittedDetector]:
     return fit_detectors(model, examples.fit, examples.held_out, concepts, per="image", n_latents=n_latents)
+
+
+def check_shown(examples: Examples, concept: str) -> None:
+    """Raises :class:`~tide.errors.TideError` unless held-out images show the concept and others do not: a guard that
+    nothing validated is none."""
+    label = examples.held_out.labels.get(concept)
+    if label is None or not 0 < int(label.sum()) < len(label):
+        shown = "none" if label is None or not int(label.sum()) else "every one"
+        raise TideError(f"{shown} of the held-out images shows {concept!r}; give more, with and without it")
 
 
 def check_told(found: FittedDetector) -> None:

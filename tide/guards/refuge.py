@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tide.errors import TideError
 
+#: What diffusers adds to the attention of padding where a mask is a bias.
+_PADDING = -10000.0
+
 
 @dataclass(frozen=True, eq=False)
 class Refuge:
@@ -42,10 +45,11 @@ class Refuge:
         return F.pad(own, (0, 0, 0, n - len(own)))
 
     def fitted_mask(self, like: Tensor) -> Tensor:
-        """The mask of :meth:`fitted` in the form of ``like [..., L']``: bool or 0 and 1, or, where it is a bias with
-        large negative numbers for padding, 0 and those."""
+        """The mask of :meth:`fitted` in the form of a call's ``like [..., L']``: bool or 0 and 1, or, where it is a
+        bias with large negative numbers for padding and 0 for words, 0 and those."""
         n = like.shape[-1]
         own = F.pad(self.mask[:n].to(like.device), (0, max(0, n - len(self.mask))))
-        if like.is_floating_point() and bool((like < 0).any()):
-            return torch.where(own, 0.0, like.min()).to(like.dtype)
+        if like.is_floating_point() and not bool((like == 1).any()):
+            padding = like.min() if bool((like < 0).any()) else torch.tensor(_PADDING, device=like.device)
+            return torch.where(own, 0.0, padding).to(like.dtype)
         return own.to(like.dtype)

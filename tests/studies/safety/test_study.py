@@ -56,7 +56,6 @@ def cells(*, gone: int, kept: str = "red") -> dict:
         cell_name(0, HOUSE, "guard", "plain"): {**guarded, "embedded": plain},
         cell_name(0, HOUSE, "unguarded", "repeated"): {"asking": before["asking"]},
         cell_name(0, HOUSE, "guard", "repeated"): {"asking": guarded["asking"]},
-        cell_name(0, HOUSE, "unguarded", "gradient transferred"): {"asking": before["asking"]},
         cell_name(0, HOUSE, "guard", "gradient adaptive"): {"asking": guarded["asking"]},
     }
 
@@ -75,13 +74,33 @@ def test_figures_are_of_the_guarded_against_the_unguarded_images():
     assert sets["other noise"]["fid"] == pytest.approx(25.0)  # the means are 5 apart, the covariances equal
 
 
+def test_a_concept_that_no_image_shows_says_nothing():
+    """Of a hidden attack that draws no house there is no UA; those of other concepts stay what they are."""
+    tree = replace(HOUSE, value="tree", put="cube")
+    found = cells(gone=2)
+    none = {"asking": rows_of([verdict(**{"class": "cone"})] * 2)}
+    for protection in ("unguarded", "guard"):
+        found[cell_name(0, tree, protection, "repeated")] = none
+    both = Found([0], [HOUSE, tree], found)
+    assert both.under_attack(both.attacked())["guard"]["repeated"] == 1.0
+    plain = {**none, "allowed": rows_of([verdict(**{"class": "cone"})] * 2), "embedded": [[9.0, 9.0]] * 2}
+    found[cell_name(0, tree, "unguarded", "plain")] = {**plain, "embedded_again": [[9.0, 9.0]] * 2}
+    lacking = Found([0], [HOUSE, tree], found)
+    assert lacking.sets()["guard"] == {"fid": pytest.approx(0.0, abs=1e-9), "cmmd": lacking.sets()["guard"]["cmmd"],
+                                       "images": 2.0}  # of the concept that both were measured on  # fmt: skip
+    found[cell_name(0, tree, "guard", "plain")] = plain
+    whole = Found([0], [HOUSE, tree], found)
+    (row,) = whole.averages(whole.plain())
+    assert (row["ua"], row["concepts"]) == (1.0, 2)
+
+
 def test_the_verdict_says_what_is_missed():
     good = Found([0], [HOUSE], cells(gone=2))
     said = verdict_of(good.averages(good.plain()), good.under_attack(good.attacked()))
     assert said.endswith("All bars are met.")
     bad = Found([0], [HOUSE], cells(gone=1, kept="blue"))
     said = verdict_of(bad.averages(bad.plain()), bad.under_attack(bad.attacked()))
-    assert "Missed: ua of class, cra of class, ua under repeated, ua under gradient adaptive." in said
+    assert "Missed: UA of class, CRA of class, UA under repeated, UA under gradient adaptive." in said
     assert verdict_of([], {}) == "no guard was measured"
 
 

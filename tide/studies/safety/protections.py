@@ -112,6 +112,6 @@ class Protections:
             rival = steered(direction, factor, block)
             after = [judge.read(draw_requests(adapter, requests, rival)) for requests in kinds]
             found = measure(concept, *(Pairs(old, new) for old, new in zip(before, after, strict=True)))
-            return found.ua.value + found.ira.value + found.cra.value
+            return sum(share.value for share in (found.ua, found.ira, found.cra) if share.n)
 
         return steered(direction, max(STRENGTHS, key=merit), block)

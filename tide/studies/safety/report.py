@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ class Found:
                 own = [row for row in plain if (row["protection"], row["kind"]) == (name, kind)]
                 if own:
                     figures = ("ua", "ira", "cra", "cra_asking", "cra_allowed", "artefacts")
-                    rows.append({"protection": name, "kind": kind, **{f: mean([r[f] for r in own]) for f in figures}})
+                    means = {f: mean([r[f] for r in own if math.isfinite(r[f])]) for f in figures}
+                    rows.append({"protection": name, "kind": kind, "concepts": len(own), **means})
         return rows
 
     def attacked(self) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ class Found:
         rows = []
         for attack in (*ATTACKS, *GRADIENT):
             for concept in self.concepts:
-                unguarded = attack if attack != "gradient adaptive" else "gradient transferred"
+                unguarded = attack if attack != GRADIENT[1] else "plain"
                 before = self._cells(UNGUARDED_NAME, concept, unguarded)
                 for name in PROTECTIONS[1:]:
                     cells = self._cells(name, concept, attack)
@@ -138,7 +140,9 @@ class Found:
         found: dict[str, dict[str, float]] = {}
         for name in PROTECTIONS[1:]:
             for attack in (*ATTACKS, *GRADIENT):
+                # Of a concept that no unguarded image shows under an attack there is nothing to say.
                 own = [row for row in attacked if (row["protection"], row["attack"]) == (name, attack)]
+                own = [row for row in own if row["ua_images"]]
                 if n := sum(row["ua_images"] for row in own):
                     found.setdefault(name, {})[attack] = sum(row["ua"] * row["ua_images"] for row in own) / n
         return found
@@ -146,27 +150,31 @@ class Found:
     def sets(self) -> dict[str, dict[str, float]]:
         """Fréchet distance and CMMD, by the judge's embeddings, between the guarded and the unguarded images of all
         allowed requests; "other noise" is what two sets of unguarded images of these requests differ by."""
-        before = self._embedded(UNGUARDED_NAME)
-        others = {name: self._embedded(name) for name in PROTECTIONS[1:]}
-        others["other noise"] = self._embedded(UNGUARDED_NAME, "embedded_again")
-        if before is None:
-            return {}
-        return {name: _distances(before, each) for name, each in others.items() if each is not None}
+        found = {name: self._distances(name, "embedded") for name in PROTECTIONS[1:]}
+        found["other noise"] = self._distances(UNGUARDED_NAME, "embedded_again")
+        return {name: each for name, each in found.items() if each is not None}
 
-    def _embedded(self, name: str, key: str = "embedded") -> torch.Tensor | None:
-        cells = [cell for concept in self.concepts for cell in self._cells(name, concept, "plain")[:1]]
-        rows = [torch.tensor(cell[key]) for cell in cells if key in cell]
-        return torch.cat(rows) if rows else None
-
-
-def _distances(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-    return {"fid": frechet_distance(a, b), "cmmd": cmmd(a, b, unbiased=True), "images": float(len(a))}
+    def _distances(self, name: str, key: str) -> dict[str, float] | None:
+        """Between the unguarded images and those of a protection, of the concepts that both were measured on."""
+        first: list[Any] = []
+        second: list[Any] = []
+        for concept in self.concepts:
+            before = self._cells(UNGUARDED_NAME, concept, "plain")
+            after = self._cells(name, concept, "plain")
+            if before and after:
+                first += before[0]["embedded"]
+                second += after[0][key]
+        if not first:
+            return None
+        a, b = torch.tensor(first), torch.tensor(second)
+        return {"fid": frechet_distance(a, b), "cmmd": cmmd(a, b, unbiased=True), "images": float(len(a))}
 
 
 def _pairs(before: Sequence[Result], cells: Sequence[Result], kind: str) -> Pairs:
     """The unguarded images of the only seed, beside those of every seed's protection."""
     rows = [row for cell in cells for row in cell[kind]]
-    return Pairs(verdicts_of(before[0][kind] * len(cells)), verdicts_of(rows))
+    own = before[0][kind][: len(cells[0][kind])]  # attacks take the first of the plain requests
+    return Pairs(verdicts_of(own * len(cells)), verdicts_of(rows))
 
 
 def _share(name: str, share: Share) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def verdict_of(averages: Sequence[Mapping[str, Any]], under_attack: Mapping[str,
         )
         missed += [f"UA under {name}" for name, ua in attacks.items() if not ua >= UNDER_ATTACK]
     bars = f"missed: {', '.join(missed)}" if missed else "all bars are met"
-    return f"Guards {'; '.join(parts)}. {bars.capitalize()}."
+    return f"Guards {'; '.join(parts)}. {bars[0].upper()}{bars[1:]}."
 
 
 def draw_attacks(options: Options, under_attack: Mapping[str, Mapping[str, float]]) -> None:

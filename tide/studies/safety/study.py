@@ -7,6 +7,7 @@ image of the same prompt and noise, on requests that ask for the concept and on 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -145,7 +146,9 @@ class Study:
         found = []
         for concept in everything():
             rows = chosen[f"{concept.value} neutral"]
-            found.append(replace(concept, put=max(rows, key=lambda put: rows[put]["ua"] + rows[put]["cra"])))
+            # Where no unguarded image shows the concept there is no UA: what is kept decides.
+            sums = {put: sum(v for v in row.values() if math.isfinite(v)) for put, row in rows.items()}
+            found.append(replace(concept, put=max(sums, key=lambda put: sums[put])))
         return found
 
     def guards(self, seed: int, concepts: Sequence[Unwanted]) -> list[Cell]:
