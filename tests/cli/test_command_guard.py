@@ -61,6 +61,27 @@ def test_a_guard_is_made_shown_and_drawn_under(cli, sae, tmp_path):
     assert [(row["concept"], row["run"]) for row in rows] == [("tree", 0), ("tree", 1)]
 
 
+def test_a_guard_is_made_of_captions(cli, sae, tmp_path):
+    out = tmp_path / "guard"
+    words = ["--concept", "ornate", "--put", "plain", "--sae", sae, "--pipeline", "scenes", "--data", "scenes"]
+    few = ["--images", "160", "--images-per-concept", "32", "--timesteps", "2", "--batch-size", "32"]
+    result = cli("guard", "make", *words, *few, "--out", out)
+    assert result.code == 0, result.err
+    made = load_guard(out)
+    assert made.validated["images"] == {"fit": 32, "held_out": 32, "with_the_concept": 16}
+    assert made.validated["captions"] == 64
+    assert contents(out).data["images"] == 64
+    assert "ornate -> plain" in result.out
+
+
+def test_other_pipelines_need_data(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("tide.cli.common.pipeline_of", lambda model, autoencoder: "other")
+    words = ["--concept", "tree", "--put", "cube", "--sae", "s", "--out", tmp_path / "guard"]
+    result = cli("guard", "make", *words)
+    assert result.code == 2
+    assert "what to make the guard from is not clear; give --data" in result.err
+
+
 @pytest.mark.usefixtures("few")
 def test_a_concept_that_no_latent_tells_is_refused(cli, sae, tmp_path, monkeypatch):
     monkeypatch.setattr("tide.guards.making.LEAST_AUROC", 1.1)

@@ -102,6 +102,10 @@ LINES = {
     ],
     "guard": [
         "make --concept house --put tree --sae s --out o",
+        "make --concept near --put far --sae {sae} --pipeline {pipeline} --data {images} --out {out}",
+        "make --concept near --put far --sae {sae} --pipeline {pipeline} --data scenes --images 20 --out {out}",
+        "make --concept house --put tree --sae s --data a/name --out o",
+        "make --concept house --put tree --sae s --data a.parquet --out o",
         "show g",
     ],
     "trajectory": [
@@ -299,7 +303,7 @@ def watching() -> Iterator[set[str]]:
 @pytest.fixture
 def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     """The random pipeline in the place of the one that ships, and nothing in that of the long studies; a server that
-    ends when all that it needs is loaded."""
+    ends when all that it needs is loaded; guards of few images, whatever these tell."""
     data = tmp_path_factory.mktemp("data")
     shutil.copytree(pipeline, data / "pipeline")
     monkeypatch.setattr("tide.scenes.pipeline.DATA", data)
@@ -308,6 +312,8 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
         lambda runs, opening, **options: opening.source(runs[0], opening.adapter(runs[0])),
     )
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
+    monkeypatch.setattr("tide.guards.from_captions.FEWEST", 1)
+    monkeypatch.setattr("tide.guards.making.LEAST_AUROC", 0)
     for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "safety", "ablation", "centring", "bars"):
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 

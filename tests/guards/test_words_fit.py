@@ -43,7 +43,7 @@ def test_a_lower_rank_is_the_nearest_map_of_that_rank():
 
 
 def states(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None].expand(-1, 2).contiguous()
+    return torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, 2).contiguous()
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,26 @@ def states(*values: float) -> torch.Tensor:
     [
         ((1, 2, 9, 4), (1, 2, 7, 4), (1, 2, 7, 4)),  # one token for one
         ((1, 9, 9, 4, 5), (1, 7, 4, 5), (1, 7, 7, 4, 5)),  # two for one: both map to it
-        ((1, 9, 4, 5), (1, 6, 8, 4, 5), (1, 8, 4, 5)),  # one for two: its last one, next to what both share
+        ((9, 9, 9, 5), (7, 5), (7, 7, 7, 5)),  # at the beginning
+        ((1, 9, 9), (1, 7), (1, 7, 7)),  # at the end
+        ((1, 9, 4, 5), (1, 6, 8, 4, 5), (1, 7, 4, 5)),  # one for two: their mean
+        ((1, 9, 9, 4, 5), (1, 6, 7, 8, 4, 5), (1, 6.5, 8, 4, 5)),  # two for three
     ],
 )
 def test_texts_of_other_lengths_are_aligned_at_both_ends(a, b, wanted):
     x, y = aligned(states(*a), states(*b))
     assert x[:, 0].tolist() == list(map(float, a))
-    assert len(y) == len(x)
-    assert y[[0, -1], 0].tolist() == [wanted[0], wanted[-1]]
-    if len(a) == len(b):
-        assert y[:, 0].tolist() == list(map(float, wanted))
+    assert y[:, 0].tolist() == list(map(float, wanted))
+
+
+def test_texts_are_aligned_though_every_state_depends_on_the_word():
+    generator = torch.Generator().manual_seed(0)
+    before, after = torch.randn(3, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    word, other = torch.randn(3, 8, generator=generator), torch.randn(1, 8, generator=generator)
+    a = torch.cat([before, word, after])
+    b = torch.cat([before, other, after]) + 0.2 * torch.randn(8, 8, generator=generator)
+    _, y = aligned(a, b)
+    assert torch.equal(y, b[[0, 1, 2, 3, 3, 3, 4, 5, 6, 7]])
 
 
 def test_captions_are_fitted_on_a_real_text_encoder(alpha):

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from tide.cli.command import Command
-from tide.cli.options import Model
-from tide.cli.usage import Aspect
-from tide.cli.values import MaybeCount, MaybeFolder, MaybeText, Seed, Text, option, read_by
+from tide.cli.options import Data, Model
+from tide.cli.usage import Aspect, kind_of_data, with_option
+from tide.cli.values import Count, MaybeFolder, MaybeText, Seed, Text, option, read_by
 from tide.errors import TideError
 
 if TYPE_CHECKING:
     from tide.adapters import Adapter
     from tide.guards import Guard as Made
+    from tide.sae import TIDE
 
 MAKE, SHOW = "make", "show"
 
@@ -36,19 +37,22 @@ class Guard(Command):
 
     A guard watches the latents of one block. An image that is going to show the concept has its words replaced from the
     next step on; all others keep their bits. `tide edit --guard` draws under guards, and `tide.guard` in Python.
-    Guards of the bundled pipeline are made from rendered scenes, of a class or a style; for other pipelines give
-    labelled images to tide.guards.making.make_guard.
+    With --pipeline scenes and without --data, a guard is made from rendered scenes, of a class or a style; with --data,
+    from images whose captions hold the word and images whose captions do not.
     """
 
     usage: ClassVar[tuple[Aspect, ...]] = (
         Aspect(
             lambda asked: f"by {asked.action}",
             {
-                f"by {MAKE}": "concept put sae out images seed backend pipeline adapter device dtype offload "
+                f"by {MAKE}": "concept put sae out images_per_concept timesteps batch_size seed backend data images "
+                "size skip_unreadable split image_column caption_column pipeline adapter device dtype offload "
                 "trust_remote_code",
                 f"by {SHOW}": "",
             },
         ),
+        with_option("data", uses="images_per_concept timesteps batch_size"),
+        kind_of_data(),
     )
 
     action: Annotated[
@@ -65,8 +69,13 @@ class Guard(Command):
     """checkpoint folder that `tide train` wrote"""
     out: MaybeFolder = None
     """folder for the guard"""
-    images: MaybeCount = None
-    """rendered scenes that the detector is fitted on (default 512); half as many more validate it"""
+    source: Data = field(default_factory=Data)
+    images_per_concept: Count = 64
+    """images with the concept, and without it; half of them validate the guard"""
+    timesteps: Count = 10
+    """timesteps to read them at"""
+    batch_size: Count = 4
+    """images per pass"""
     backend: Text = "auto"
     """kernel backend: auto, reference, triton or native"""
     model: Model = field(default_factory=Model)
@@ -98,11 +107,8 @@ class Guard(Command):
                 raise TideError(f"--{name} is not given; a guard is made with --concept, --put, --sae and --out")
         autoencoder = Autoencoder(sae=str(self.sae), backend=self.backend)
         pipeline = common.pipeline_of(self.model, autoencoder)
-        if pipeline != BUNDLED:
-            raise TideError(
-                "this command makes guards from rendered scenes, for the bundled pipeline; for others give labelled "
-                "images to tide.guards.making.make_guard"
-            )
+        if self.source.data is None and pipeline != BUNDLED:
+            raise TideError("what to make the guard from is not clear; give --data")
         with common.output_folder(Path(str(self.out))):
             adapter = common.adapter_of(self.model, pipeline)
             self._write(adapter, pipeline, autoencoder)
@@ -112,11 +118,9 @@ class Guard(Command):
         from tide.fingerprint import pipeline_fingerprints
         from tide.guards import save_guard
         from tide.runs import write_run
-        from tide.studies.scene_guard import IMAGES, scene_guard
 
         model, out = common.sae_of(autoencoder, adapter, pipeline), Path(str(self.out))
-        n = self.images or IMAGES
-        made = scene_guard(adapter, model, str(self.concept), str(self.put), n_images=n, seed=self.seed)
+        made, data = (self._from_scenes if self.source.data is None else self._from_captions)(adapter, model)
         holds = common.about(
             "guard",
             adapter,
@@ -124,8 +128,8 @@ class Guard(Command):
             model,
             autoencoder,
             weights=pipeline_fingerprints(adapter.pipe),
-            data={"name": pipeline, "images": n + n // 2},
-            configuration={"concept": self.concept, "put": self.put, "images": n},
+            data=data,
+            configuration={"concept": self.concept, "put": self.put, "images": data["images"]},
             measured=dict(made.validated),
             files={"guard.json": "figures", "guard.safetensors": "weights", "latents": "autoencoder"},
         )
@@ -133,6 +137,32 @@ class Guard(Command):
             save_guard(out, made)
             write_run(out, holds, self.made_by())
         print(f"{described(made)}\n\nThe guard is in {out}; draw under it with `tide edit --guard {out}`.")
+
+    def _from_scenes(self, adapter: Adapter, model: TIDE) -> tuple[Made, dict[str, Any]]:
+        from tide.studies.scene_guard import IMAGES, scene_guard
+
+        n = self.source.images or IMAGES
+        made = scene_guard(adapter, model, str(self.concept), str(self.put), n_images=n, seed=self.seed)
+        return made, {"name": "scenes", "images": n + n // 2}
+
+    def _from_captions(self, adapter: Adapter, model: TIDE) -> tuple[Made, dict[str, Any]]:
+        from tide.cli.common import source_of
+        from tide.guards.from_captions import caption_examples
+        from tide.guards.making import make_guard
+
+        source = source_of(self.source, adapter, seed=self.seed, batch_size=self.batch_size)
+        examples = caption_examples(
+            adapter,
+            model,
+            source,
+            str(self.concept),
+            images_per_concept=self.images_per_concept,
+            timesteps=self.timesteps,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        made = make_guard(adapter, model, examples, str(self.concept), str(self.put))
+        return made, {"name": source.name, "images": len(examples.captions)}
 
 
 def described(guard: Made) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ def make_guard(
         labels = sorted(name for name, label in examples.fit.labels.items() if 0 < int(label.sum()) < len(label))
         check_told(_detector(model, examples, labels, n_latents)[concept])
     named, others = _captions(examples.captions, concept)
-    fitted = fit_words(adapter, named, [changed_prompt(caption, concept, put) for caption in named], others)
+    pairs = [_pair(caption, concept, put) for caption in named]
+    fitted = fit_words(adapter, [said for said, _ in pairs], [other for _, other in pairs], others)
     caption = neutral or _neutral(others, put)
     return Guard(
         concept,
@@ -132,6 +134,18 @@ def _captions(captions: Sequence[str], concept: str) -> tuple[list[str], list[st
         which = "no caption" if not named else "every caption"
         raise TideError(f"{which} holds {concept!r}; give captions with and without it")
     return named, others
+
+
+def _pair(caption: str, concept: str, put: str) -> tuple[str, str]:
+    """A caption that holds the unwanted word, and the same with ``put`` in its place: both as the caption is written,
+    or, where it has the word in several forms or in another, as captions are compared."""
+    word = concept_of(concept)
+    said = re.search(rf"(?<!\w){re.escape(concept)}(?!\w)", caption, re.IGNORECASE)
+    if said is not None:
+        changed = changed_prompt(caption, said[0], put)
+        if not holds(folded(changed), word):
+            return caption, changed
+    return folded(caption), changed_prompt(folded(caption), word, put)
 
 
 def _neutral(others: Sequence[str], put: str) -> str:

@@ -29,6 +29,8 @@ from tide.guards.words import STATES, Words, mask_name
 #: The weight of what is to stay as it is.
 PRESERVE = 0.1
 EPSILON = 1e-3
+#: On the bundled pipeline and unseen captions of house -> tree, rank 8 leaves 0.12 of |y - x|^2, 16 0.067, 32 0.046 and
+#: all 128 0.038.
 RANK = 32
 #: Captions that are encoded at once.
 BATCH = 64
@@ -56,8 +58,8 @@ def fit_words(
     """Fits the map from ``captions``, which hold the unwanted word, to ``replaced``, the same with another word in its
     place, that leaves ``others`` as they are.
 
-    Tokens that the two captions of a pair share at their beginning and at their end map one to one; those between them
-    map to the mean of the other caption's.
+    Tokens before and after the word map one to one; where the two words have not equally many, each of the unwanted
+    one's maps to the mean of the other's (:func:`aligned`).
 
     Raises:
         TideError: there are no pairs or no other captions, or the transformer reads no text states.
@@ -113,24 +115,29 @@ def _pairs(adapter: Adapter, captions: Sequence[str], replaced: Sequence[str]) -
 
 
 def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of two texts of states ``[n, d]`` and ``[m, d]`` that differ in one word, as many of each: the same where
-    they have as many tokens, else the surplus in the middle maps to the mean of the other's middle.
+    """Rows of two texts of states ``[n, d]`` and ``[m, d]`` that differ in one word, ``n`` of each: one to one where
+    the texts are equally long; else the words stand where one token is left out of the shorter text and more than one
+    of the longer, and all of them in ``a`` map to the mean of those in ``b``.
 
-    Where the word stands is not known from states, which all depend on it; the token that changes most tells.
+    States all depend on the word, so equal ones do not tell where it stands: of all places it is the one around which
+    the two texts agree best.
     """
     if len(a) == len(b):
         return a, b
-    short = min(len(a), len(b))
-    # The word is where the common beginning ends: of all splits, the one at which the two agree best.
-    agree = [float((a[:i] - b[:i]).square().sum() + _tails(a, b, short - i)) for i in range(short + 1)]
-    head = min(range(short + 1), key=lambda i: agree[i])
-    tail = short - head
-    middle_a, middle_b = a[head : len(a) - tail], b[head : len(b) - tail]
-    if not len(middle_a):  # the word became longer: its last shared token takes the mean of what is new
-        return a, torch.cat([b[:head], b[len(b) - tail :]])
-    mean = middle_b.mean(0, keepdim=True) if len(middle_b) else a.new_zeros(1, a.shape[1])
-    return a, torch.cat([b[:head], mean.expand(len(middle_a), -1), b[len(b) - tail :]])
+    shared = min(len(a), len(b)) - 1
+    agree = [
+        float(_difference(a[:i], b[:i]) + _difference(_last(a, shared - i), _last(b, shared - i)))
+        for i in range(shared + 1)
+    ]
+    head = min(range(shared + 1), key=lambda i: agree[i])
+    tail = shared - head
+    mean = b[head : len(b) - tail].mean(0, keepdim=True)
+    return a, torch.cat([b[:head], mean.expand(len(a) - shared, -1), _last(b, tail)])
 
 
-def _tails(a: Tensor, b: Tensor, n: int) -> Tensor:
-    return (a[len(a) - n :] - b[len(b) - n :]).square().sum()
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().sum()
+
+
+def _last(rows: Tensor, n: int) -> Tensor:
+    return rows[len(rows) - n :]

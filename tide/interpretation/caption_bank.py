@@ -15,16 +15,15 @@ from tide.editing.bank import Difference
 from tide.editing.prompts import changed_prompt
 from tide.editing.record import record_contrast
 from tide.errors import TideError
-from tide.interpretation.banking import RecordedBank, difference, drawn_tokens, record_bank
+from tide.evaluation.table import trained_on
+from tide.interpretation.banking import RecordedBank, difference, record_bank
+from tide.interpretation.caption_activations import caption_activations
 from tide.interpretation.captioned import Captioned, pick_images
-from tide.interpretation.concepts import Annotated
-from tide.interpretation.image_latents import image_activations
 from tide.interpretation.timesteps import spread_timesteps
 from tide.sae.model import TIDE
 
-#: Images that a contrast is recorded on, and tokens of an image that are read for its words: a word says nothing of
-#: where it is shown, and whole images of many tokens would not fit into memory.
-REFERENCES, PER_IMAGE = 16, 256
+#: Images that a contrast is recorded on.
+REFERENCES = 16
 
 
 def caption_bank(
@@ -50,34 +49,16 @@ def caption_bank(
         TideError: no caption says a word, or every one does; the model does not know its block.
     """
     check_source(source)
-    block = adapter.resolve_block(model.config.trained_block)
+    adapter.resolve_block(model.config.trained_block)
     at = spread_timesteps(adapter, timesteps)
     wanted = list(dict.fromkeys([*words, *(target for _, target in contrasts)]))
-    images = pick_images(adapter, source, wanted, images_per_concept).images
+    images = pick_images(adapter, source, wanted, images_per_concept, trained_on([model])).images
     recorded = {pair: _contrast(adapter, model, pair, images, at, n_tokens, seed) for pair in contrasts}
     parts = []
     for first in (0, 1):
         indices = range(first, len(images), 2)
-        found = image_activations(
-            adapter,
-            {block: model},
-            [each.prepared for each in images],
-            list(indices),
-            timesteps=at,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        x, given = zip(*(_some_tokens(*of_blocks[block], seed) for of_blocks in found), strict=True)
-        conditioning = None if given[0] is None else torch.cat(given)
-        labels = {word: torch.tensor([word in images[i].words for i in indices]) for word in words}
-        parts.append(Annotated(at.float(), torch.stack(x, dim=1), labels=labels, conditioning=conditioning))
+        parts.append(caption_activations(adapter, model, images, indices, words, at, seed=seed, batch_size=batch_size))
     return record_bank(model, parts[0], parts[1], words, recorded, n_tokens=n_tokens, seed=seed)
-
-
-def _some_tokens(x: Tensor, conditioning: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
-    """At most :data:`PER_IMAGE` of an image's tokens ``x [timesteps, tokens, d_model]``, on the CPU."""
-    chosen = drawn_tokens(torch.ones(x.shape[1], dtype=torch.bool), PER_IMAGE, seed)
-    return x[:, chosen.to(x.device)].float().cpu(), conditioning
 
 
 def _contrast(
