@@ -15,7 +15,7 @@ from tide.cli.app import COMMANDS, class_of
 from tide.cli.options import options_of
 
 #: What CONTRIBUTING.md names as the place of things to come.
-TO_COME = ("tide/sharing/", "tide/editing/guards.py")
+TO_COME = ("tide/sharing/",)
 
 
 def text_of(page: str) -> str:
