@@ -51,7 +51,7 @@ def negative(concept: Unwanted) -> Rival:
 
     It is weak where the prompt itself names the concept: of 24 test prompts at the pipeline's guidance of 2 every one
     still drew it (house, ornate, tree). On development prompts at a guidance of 7, "house" removed 1 of 12 and
-    "a house" 1; "ornate" removed 0 of 9 and "an ornate house" 3, with 2 of 12 images wrecked.
+    "a house" 1; "ornate" removed 0 of 9 and "an ornate house" 3, with 2 of 12 images wrecked (by hand).
     """
     return Rival("negative prompt", negative_prompt=concept.value)
 
