@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.guards.conftest import PROMPTS
-from tests.helpers.edit_samples import BLOCK, STEPS, draw
+from tests.helpers.edit_samples import BLOCK, STEPS, draw, recorded
 from tests.helpers.families import FAMILIES, hooks_of
 from tests.helpers.families import adapter as family_adapter
 from tests.helpers.families import draw as draw_family
@@ -92,21 +92,9 @@ def test_an_image_that_is_flagged_in_spite_of_its_words_goes_to_the_refuge(alpha
 def test_tokens_of_a_flagged_image_are_moved_once_its_words_are_mapped(alpha, adapter, sae, width):
     """The tokens that ``where`` has on, by what ``what`` says, on the prompt's rows alone."""
     own = guard_of(adapter, sae, ALWAYS, width, words=words(width, scale=0.0), **mover(sae))
-    kept = []
-    with guard(alpha, own) as log, tap(adapter, {BLOCK + 1: lambda x, call: None}):
-        inputs = []
-        module = alpha.transformer.transformer_blocks[BLOCK + 1]
-        handle = module.register_forward_pre_hook(
-            lambda m, args, kwargs: inputs.append(args[0].clone()), with_kwargs=True
-        )
-        draw(alpha, PROMPTS, guidance=1.0)
-        handle.remove()
-        kept += inputs
-    before = []
-    module = alpha.transformer.transformer_blocks[BLOCK + 1]
-    handle = module.register_forward_pre_hook(lambda m, args, kwargs: before.append(args[0].clone()), with_kwargs=True)
-    draw(alpha, PROMPTS, guidance=1.0)
-    handle.remove()
+    with guard(alpha, own) as log:
+        kept = recorded(alpha, BLOCK, prompts=PROMPTS)
+    before = recorded(alpha, BLOCK, prompts=PROMPTS)
     assert torch.equal(kept[0], before[0]), "in the first call nothing is known yet"
     moved = kept[1] - before[1]
     assert torch.allclose(moved, own.what.direction.expand_as(moved), atol=1e-4)
@@ -140,14 +128,12 @@ def test_guards_of_several_concepts_compose_in_their_order(alpha, adapter, sae, 
 
 def test_a_guard_sees_what_an_edit_around_it_does(alpha, adapter, sae, width):
     """Contexts nest: without its latents an image is not flagged."""
-    each = detector(sae, NEVER)
     with guard(alpha, guard_of(adapter, sae, NEVER, width)) as log:
         draw(alpha, PROMPTS)
     assert max(max(s.scores) for s in log) > 0
     with edit(alpha, sae, Erase(top_k=sae.n_latents)), guard(alpha, guard_of(adapter, sae, NEVER, width)) as erased:
         draw(alpha, PROMPTS)
     assert max(max(s.scores) for s in erased) < max(max(s.scores) for s in log)
-    assert each.model is sae
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dit"])
