@@ -7,7 +7,8 @@ import torch
 
 from tide.adapters import adapter_for
 from tide.scenes.pipeline import DATA, load_pipeline
-from tide.studies.methods import METHODS, RIVALS, Editor, scene_profiles
+from tide.studies.editor import Editor
+from tide.studies.methods import METHODS, RIVALS, scene_profiles
 from tide.studies.references import layout_of, nearest_references
 from tide.studies.tasks import KINDS, draw, tasks_of
 from tide.training import TrainConfig, build_model
@@ -41,7 +42,7 @@ def trial():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_changes_each_image(trial, name):
     adapter, tasks, editor, before = trial
-    after = draw(adapter, tasks, editor.method(name, METHODS[name].strengths[-1], (0.0, 1.0)))
+    after = draw(adapter, tasks, METHODS[name].method(editor, METHODS[name].strengths[-1], (0.0, 1.0)))
     assert after.isfinite().all()
     assert ((after - before).abs().flatten(1).amax(1) > 0).all()
 
@@ -50,7 +51,7 @@ def test_a_method_changes_each_image(trial, name):
 @pytest.mark.parametrize("name", ["contrast", "steer contrast", "steer bounded", "transfer", "steer transfer bounded"])
 def test_no_strength_is_no_edit(trial, name):
     adapter, tasks, editor, before = trial
-    after = draw(adapter, tasks, editor.method(name, 0.0, (0.0, 1.0)))
+    after = draw(adapter, tasks, METHODS[name].method(editor, 0.0, (0.0, 1.0)))
     assert torch.equal(after, before)
 
 
@@ -58,6 +59,6 @@ def test_no_strength_is_no_edit(trial, name):
 def test_altered_is_of_as_many_tokens_as_asked(trial):
     """All tokens are the contrast itself, and fewer are another edit."""
     adapter, tasks, editor, _ = trial
-    whole = draw(adapter, tasks, editor.method("contrast", 2.0))
-    assert torch.equal(draw(adapter, tasks, editor.method("altered", 64)), whole)
-    assert not torch.equal(draw(adapter, tasks, editor.method("altered", 4)), whole)
+    whole = draw(adapter, tasks, METHODS["contrast"].method(editor, 2.0))
+    assert torch.equal(draw(adapter, tasks, METHODS["altered"].method(editor, 64)), whole)
+    assert not torch.equal(draw(adapter, tasks, METHODS["altered"].method(editor, 4)), whole)

@@ -57,6 +57,10 @@ STUDIES = {
     "fig6": Study(
         "edits by every strategy of the paper, against raw activations and the prompt", "seeds steps set models"
     ),
+    "where": Study(
+        "edits towards the target's prompt: everywhere, or where latents differ, in raw activations and in latents",
+        "seeds steps set models workers",
+    ),
     "safety": Study(
         "unwanted concepts: guards made of latents against filters and edited weights, plain and under attack",
         "seeds steps set models workers minutes",

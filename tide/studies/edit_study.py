@@ -10,7 +10,7 @@ are measured on removing the ornate style, as the paper does, and style transfer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,15 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tide.errors import TideError
 from tide.fingerprint import fingerprint
 from tide.interpretation.profiles import ConceptProfiles
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import ATTRIBUTES, Split
 from tide.studies.bench import Bench
 from tide.studies.compare import best, equal_preservation, paired
+from tide.studies.editor import MEANS, Steps
 from tide.studies.grid import Cell, Result, Say, run_cells
-from tide.studies.methods import METHODS, RIVALS, Steps, scene_profiles
+from tide.studies.methods import METHODS, RIVALS, scene_profiles
 from tide.studies.models import Checkpoint, Models
+from tide.studies.parallel import Workers
 from tide.studies.references import LayoutProbe
 from tide.studies.regions import outside_distance
 from tide.studies.tasks import DRAW_BATCH, EVERYTHING, KINDS, EditOutcome, EditTask, style_tasks, summarise, tasks_of
@@ -65,6 +68,17 @@ class Batch(NamedTuple):
 
     def cell(self, setting: Setting) -> str:
         return f"seed {self.seed} {self.split} {setting}" + (f" part {self.part}" if self.part else "")
+
+
+#: What is measured: a setting on a batch.
+Wanted = list[tuple[Setting, Batch]]
+
+
+class InProcesses(NamedTuple):
+    """How several processes share the cells: ``make`` makes them again in each, and is pickled."""
+
+    workers: int
+    make: Callable[[Wanted], list[Cell]]
 
 
 @dataclass
@@ -125,7 +139,8 @@ class EditStudy:
         return self._trial[1]
 
     def _made(self, batch: Batch) -> Trial:
-        profiles = self.profiles(batch.seed) if batch.kind == EVERYTHING else None  # class means are of that kind alone
+        by_means = batch.kind == EVERYTHING and any(METHODS[name].knows == MEANS for name in self.methods)
+        profiles = self.profiles(batch.seed) if by_means else None
         adapter, model, tasks = self.bench.adapter, self.models.of(batch.seed), self.tasks_in(batch)
         return Trial.of(adapter, model, tasks, self.judge, self.probe, seed=batch.seed, profiles=profiles)
 
@@ -169,9 +184,9 @@ class EditStudy:
         run = partial(self.measure, setting, batch)
         return Cell(batch.cell(setting), config, run, lambda: 0.6 * len(self.tasks_in(batch)))
 
-    def run(self, seeds: Sequence[int], out: Path, say: Say) -> Edits:
+    def run(self, seeds: Sequence[int], out: Path, say: Say, in_processes: InProcesses | None = None) -> Edits:
         """Chooses on development prompts and measures on held-out ones; finished cells in ``out`` are kept."""
-        edits = Edits(self, seeds, out, say)
+        edits = Edits(self, seeds, out, say, in_processes)
         edits.swept = {
             (n, seed): [Setting(n, METHODS[n].middle, steps) for steps in self.sizes.step_ranges]
             for n in self.methods
@@ -224,6 +239,7 @@ class Edits:
     seeds: Sequence[int]
     out: Path
     say: Say
+    in_processes: InProcesses | None = None
     found: dict[str, Result] = field(default_factory=dict)
     swept: dict[tuple[str, int], list[Setting]] = field(default_factory=dict)
     curves: dict[tuple[str, int], list[Setting]] = field(default_factory=dict)
@@ -239,7 +255,17 @@ class Edits:
         ]
         # All settings of one batch follow one another: they share its recordings.
         wanted.sort(key=lambda each: (self.seeds.index(each[1].seed), KINDS.index(each[1].kind), each[1].part))
-        self.found |= run_cells([self.study.cell(*each) for each in wanted], self.out, self.say)
+        if self.in_processes is None:
+            self.found |= run_cells([self.study.cell(*each) for each in wanted], self.out, self.say)
+            return
+        workers, make = self.in_processes
+        outcome = Workers(workers, say=self.say).run(partial(make, wanted), self.out)
+        if outcome.missing:
+            raise TideError(
+                f"{len(outcome.missing)} cells could not be computed, the first {outcome.missing[0]!r}; "
+                f"{self.out / 'failed'} says why"
+            )
+        self.found |= outcome.results
 
     def results(self, setting: Setting, split: Split, seed: int) -> list[Result]:
         batches = self.study.batches(setting.tasks, split, seed)

@@ -10,9 +10,9 @@ from typing import Any
 from tide.studies.compare import LEVELS
 from tide.studies.edit_study import EditStudy, Sizes, say_chosen
 from tide.studies.fig6_pictures import draw_curves, draw_gallery
-from tide.studies.grid import Cell, Result, run_cells
-from tide.studies.methods import METHODS, RIVALS
-from tide.studies.models import Models
+from tide.studies.grid import run_cells
+from tide.studies.methods import METHODS, PAPER, RIVALS
+from tide.studies.models import Models, model_cells
 from tide.studies.options import Options, write_results
 from tide.studies.tasks import EVERYTHING
 from tide.studies.trial import PROMPT
@@ -27,8 +27,8 @@ def reproduce(options: Options) -> str:
     sizes = FAST if options.fast else DEFAULT
     seeds = options.each_seed(sizes.seeds)
     models = Models.of_study(options)
-    study = EditStudy(models.bench, models, sizes, tuple(METHODS))
-    run_cells([_model_cell(study, models, seed) for seed in seeds], options.out, options.say)
+    study = EditStudy(models.bench, models, sizes, tuple(PAPER))
+    run_cells(model_cells(models, seeds, study.config), options.out, options.say)
     edits = study.run(seeds, options.out, options.say)
     found = edits.summary()
     say_chosen(found["chosen"], options.say)
@@ -39,16 +39,6 @@ def reproduce(options: Options) -> str:
     draw_curves(options, found["curves"], found["chosen"][PROMPT])
     draw_gallery(options, edits, seeds[0])
     return verdict
-
-
-def _model_cell(study: EditStudy, models: Models, seed: int) -> Cell:
-    """The training that the other cells of a seed need, as a cell of its own."""
-
-    def run() -> Result:
-        models.of(seed)
-        return {"steps": models.config.steps}
-
-    return Cell(f"seed {seed} model", study.config(seed), run, lambda: models.seconds(seed))
 
 
 def verdict_of(levels: dict[str, dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from tide import charts
 from tide.pictures import to_uint8
 from tide.scenes.scene import prompts
 from tide.studies.edit_study import Edits
-from tide.studies.methods import MEANS, METHODS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS
+from tide.studies.editor import MEANS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS
+from tide.studies.methods import METHODS
 from tide.studies.options import Options
 from tide.studies.tasks import EditTask
 from tide.studies.trial import ASKED, Trial

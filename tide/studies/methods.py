@@ -4,6 +4,7 @@
   ("contrast"). Style transfer knows its average over the image's tokens, and no places.
 - The target's own run: what the block holds, step by step, while the target's prompt is drawn from the same seed
   (appendix C.1: global replacement, scaling of activation indices).
+- The target's prompt, while the image is drawn (:mod:`tide.studies.beside`).
 - Class means: the concept's mean over training scenes; no prompt names the target.
 - Nothing: each token's strongest latents are erased or inverted, their norm kept (appendix C.1).
 
@@ -13,11 +14,6 @@ that level if it falls; a neuron, which may be negative, half of the difference 
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,22 +32,17 @@ from tide.editing import (
     SteerTowards,
     Swap,
     Target,
-    edit,
     most_different_tokens,
 )
 from tide.editing.contrast import sparse_again
-from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles, concept_profiles
 from tide.sae.model import TIDE
-from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks, generate_images, images_of
-from tide.scenes.pipeline import MAX_CAPTION_TOKENS
+from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks
 from tide.scenes.scene import ATTRIBUTES, Scene, prompts
 from tide.studies.bench import prepared_scenes
-from tide.studies.tasks import EVERYTHING, STYLES, UNGILDING, EditTask, Method, swap_word
-
-Steps = tuple[float, float]
-Tasks = list[EditTask]
-T = TypeVar("T")
+from tide.studies.beside import BESIDE
+from tide.studies.editor import MEANS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS, Editor, Spec, Tasks
+from tide.studies.tasks import STYLES, UNGILDING, EditTask
 
 #: Strength of the contrast whose number of altered tokens grows.
 ALTERED_STRENGTH = 2.0
@@ -61,83 +52,6 @@ SCALED_TOP = 32
 
 #: Ground that lies in the light: the counterpart of the concept "shadow".
 LIT = "lit ground"
-
-
-@dataclass
-class Editor:
-    """What the methods need to edit with one SAE. A recording is made once for a batch of tasks and then shared.
-
-    ``references`` are needed by the methods that know a reference image, ``profiles`` by those that know class means.
-    """
-
-    adapter: Adapter
-    model: TIDE
-    references: dict[EditTask, Scene] = field(default_factory=dict)
-    profiles: ConceptProfiles | None = None
-    seed: int = 0
-    _kept: dict[str, tuple[Tasks, Any]] = field(default_factory=dict)
-
-    def method(self, name: str, factor: float, steps: Steps | None = None) -> Method:
-        """The method of this name in :data:`METHODS` at one strength."""
-        spec = METHODS[name]
-
-        def context(tasks: Tasks) -> AbstractContextManager[Any]:
-            change = spec.make(self, tasks, factor)
-            if spec.raw:
-                return edit(self.adapter.pipe, None, change, block=self.block, steps=steps)
-            tokens = None if spec.tokens is None else spec.tokens(self, tasks, factor)
-            return edit(self.adapter.pipe, self.model, change, steps=steps, tokens=tokens, renormalise=spec.renormalise)
-
-        return context
-
-    @property
-    def block(self) -> int:
-        return self.adapter.resolve_block(self.model.config.trained_block)
-
-    def _once(self, kind: str, tasks: Tasks, make: Callable[[Tasks], T]) -> T:
-        """What ``make`` records for ``tasks``; of each kind only the last is kept, since a recording is large."""
-        if self._kept.get(kind, (None,))[0] != tasks:
-            self._kept.pop(kind, None)
-            self._kept[kind] = tasks, make(tasks)
-        found: T = self._kept[kind][1]
-        return found
-
-    def contrast(self, tasks: Tasks) -> ContrastRecording:
-        """What the block holds on each task's reference image with the target in the prompt and with the source."""
-        return self._once("contrast", tasks, self._record_contrast)
-
-    def _record_contrast(self, tasks: Tasks) -> ContrastRecording:
-        references = [self.references[task] for task in tasks]
-        captions = [scene.caption() for scene in references]
-        swapped = [swap_word(c, task.target, task.source) for c, task in zip(captions, tasks, strict=True)]
-        recorded = record_contrast(
-            self.adapter,
-            (self.block,),
-            self.adapter.encode_images(images_of(references)),
-            (captions, swapped),
-            self.adapter.sampling_timesteps(N_SAMPLING_STEPS),
-            seed=self.seed,
-            max_sequence_length=MAX_CAPTION_TOKENS,
-        )
-        return recorded[self.block]
-
-    def pairs(self, tasks: Tasks) -> list[tuple[Target, Target]]:
-        """The latents of :meth:`contrast`: with the target and with the source."""
-        return self._once("pairs", tasks, lambda tasks: self.contrast(tasks).targets(self.model))
-
-    def recording(self, tasks: Tasks) -> Recording:
-        """What the block holds while the target's prompt is drawn."""
-        return self._once("recording", tasks, self._record_targets)
-
-    def _record_targets(self, tasks: Tasks) -> Recording:
-        def run() -> Tensor:
-            return generate_images(self.adapter, [t.target_prompt for t in tasks], [t.seed for t in tasks])
-
-        return record_targets(self.adapter, self.model, run)
-
-    def means(self) -> ConceptProfiles:
-        assert self.profiles is not None, "methods that know class means need profiles"
-        return self.profiles
 
 
 # -- how each edits a batch of tasks --------------------------------------------------------------------------
@@ -220,31 +134,8 @@ def _steer_transfer_bounded(editor: Editor, tasks: Tasks, factor: float) -> Stee
 
 # -- the table ------------------------------------------------------------------------------------------------
 
-ONE_IMAGE, OWN_RUN, MEANS = "one image", "the target's run", "class means"
-PLACELESS, NOTHING = "one image, no places", "nothing"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A method of editing: what it is called, what it knows of the target, and the edit that it makes of a batch.
-
-    ``strengths`` are those that studies try, in growing order, ``middle`` the one at which step ranges are compared;
-    ``tasks`` the kind that it is tried on. ``raw``: it edits raw activations, without the SAE. ``tokens`` are the ones
-    that it edits, bool ``[tasks, tokens]``, by default all; ``renormalise`` keeps each token's latent norm.
-    """
-
-    label: str
-    knows: str
-    strengths: tuple[float, ...]
-    middle: float
-    make: Callable[[Editor, Tasks, float], Edit | Steer]
-    tasks: str = EVERYTHING
-    raw: bool = False
-    tokens: Callable[[Editor, Tasks, float], Tensor] | None = None
-    renormalise: bool = False
-
-
-METHODS: dict[str, Spec] = {
+#: Those of the paper (section 6, appendix C.1), and what their latents are compared with.
+PAPER: dict[str, Spec] = {
     "contrast": Spec("contrast of latents", ONE_IMAGE, (0.5, 1.0, 1.5, 2.5), 1.5, _contrast),
     "steer contrast": Spec("contrast, raw", ONE_IMAGE, (0.5, 0.75, 1.0, 1.5), 1.0, _steer_contrast, raw=True),
     "steer bounded": Spec("contrast, raw and bounded", ONE_IMAGE, (0.5, 1.0, 1.5, 2.5), 1.5, _steer_bounded, raw=True),
@@ -262,6 +153,8 @@ METHODS: dict[str, Spec] = {
         "style transfer, raw and bounded", PLACELESS, (1.0, 2.0, 4.0), 2.0, _steer_transfer_bounded, STYLES, raw=True
     ),
 }
+
+METHODS: dict[str, Spec] = PAPER | BESIDE
 
 #: A method of latents -> those of raw activations that know the same.
 RIVALS: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,6 +97,18 @@ class Models:
         if is_trained(self.folder / f"seed-{seed}", config):
             return 0.0
         return self.bench.seconds(config, self.bench.train)
+
+
+def model_cells(models: Models, seeds: Sequence[int], config: Callable[[int], dict[str, Any]]) -> list[Cell]:
+    """The trainings that the other cells of each seed need, as cells of their own; ``config`` is those of a seed."""
+
+    def run(seed: int) -> Result:
+        models.of(seed)
+        return {"steps": models.config.steps}
+
+    return [
+        Cell(f"seed {seed} model", config(seed), partial(run, seed), partial(models.seconds, seed)) for seed in seeds
+    ]
 
 
 @dataclass

@@ -12,7 +12,8 @@ from tide.adapters import Adapter
 from tide.interpretation.profiles import ConceptProfiles
 from tide.sae.model import TIDE
 from tide.scenes.judge import Judge, Verdict
-from tide.studies.methods import METHODS, Editor, Steps
+from tide.studies.editor import Editor, Steps
+from tide.studies.methods import METHODS
 from tide.studies.references import LayoutProbe, nearest_references
 from tide.studies.tasks import EVERYTHING, EditOutcome, EditTask, draw, judge_edits
 
@@ -79,7 +80,7 @@ class Trial:
         """The edited images ``[tasks, 3, 64, 64]``."""
         if setting.method == PROMPT:
             return draw(self.editor.adapter, self.tasks, prompts=[task.target_prompt for task in self.tasks])
-        return draw(self.editor.adapter, self.tasks, self.editor.method(*setting))
+        return draw(self.editor.adapter, self.tasks, METHODS[setting.method].method(self.editor, *setting[1:]))
 
     def outcomes(self, images: Tensor) -> list[EditOutcome]:
         """Of the tasks whose unedited image shows the source (:func:`~tide.studies.tasks.judge_edits`)."""

@@ -6,7 +6,8 @@ import torch
 
 from tide.interpretation import Annotated
 from tide.sae import TIDE, TIDEConfig
-from tide.studies.safety.detection import detection, linear_readout
+from tide.studies.baselines import linear_readout
+from tide.studies.safety.detection import detection
 
 
 def images(seed: int) -> Annotated:
