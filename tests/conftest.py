@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
     # Before diffusers, which imports Triton, reads it. "auto" passes interpreted kernels over; tests name them.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# No test may depend on a hub, or wait until it does not answer. Also before diffusers, which imports the hub's client.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 
 from tide.adapters import Adapter, adapter_for

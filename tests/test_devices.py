@@ -112,7 +112,7 @@ def test_the_reference_backend_serves_devices_without_kernels_of_their_own():
 
 def test_float64_is_on_the_cpu_where_a_device_has_none(monkeypatch):
     x = single(torch.ones(3))
-    monkeypatch.setattr(devices, "_has_float64", lambda device: False)
+    monkeypatch.setattr(devices, "has_float64", lambda device: False)
     assert type(in_double(x)) is torch.Tensor
     assert in_double(x).dtype == torch.float64
 

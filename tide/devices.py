@@ -84,10 +84,11 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def in_double(x: torch.Tensor) -> torch.Tensor:
     """``x`` in float64: on its device, or on the CPU where the device has no float64 (Apple's, some of Intel's)."""
-    return (x if _has_float64(x.device) else x.cpu()).double()
+    return (x if has_float64(x.device) else x.cpu()).double()
 
 
-def _has_float64(device: torch.device) -> bool:
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 can be on the device."""
     if device.type == "xpu":
         return bool(torch.xpu.get_device_properties(device).has_fp64)
     return device.type != "mps"

@@ -6,6 +6,7 @@ import json
 import shlex
 
 import pytest
+import torch
 from PIL import Image
 
 from tide.interpretation.effect import load_effects
@@ -16,7 +17,7 @@ from tide.runs import contents
 RUN = ["--prompt", "a red house", "--change", "red=blue", "--n-steps", 2, "--seed", 3, "--guidance", 2]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sae(checkpoint, pipeline):
     return load_sae(checkpoint, load_adapter(str(pipeline), device="cpu"))
 
@@ -55,7 +56,7 @@ def test_what_is_said_and_the_command_that_follows(cli, made, sae):
     effects, report = load_effects(out / "effects.safetensors", sae), json.loads((out / "effects.json").read_text())
     said, command = result.out.splitlines()
     assert said.startswith(
-        "Without 16 of the 96 latents of block 6, the model's predictions go this share of the way to"
+        "Without up to 16 of the 96 latents of block 6, the model's predictions go this share of the way to"
     )
     assert f"{report['curves']['attribution'][COUNTS.index(16)]:.0%} by attribution" in said
     assert f"correlate by {report['correlation']['attribution']:.2f}; see {out}/effects.png." in said
@@ -67,6 +68,28 @@ def test_what_is_said_and_the_command_that_follows(cli, made, sae):
     edited = contents(f"{out}-edit")
     assert edited.data == {"prompt": "a red house"}
     assert edited.configuration | contents(out).configuration == edited.configuration
+
+
+def test_the_command_that_follows_has_the_options_that_the_run_needed(cli, checkpoint, tmp_path):
+    """A slash at the end of the folder, as a shell completes it, makes no folder in the folder."""
+    options = ["--device", "cpu", "--dtype", "fp32", "--backend", "reference", "--trust-remote-code"]
+    run = [*RUN, "--top", 1, "--points", 1, "--out", f"{tmp_path}/out/"]
+    words = shlex.split(cli("effect", "--sae", checkpoint, *run, *options).out.splitlines()[1])
+    assert words[-2:] == ["--out", f"{tmp_path}/out-edit"]
+    for name, value in zip(options[:6:2], options[1:6:2], strict=True):
+        assert words[words.index(name) + 1] == value
+    assert "--trust-remote-code" in words
+
+
+def test_an_sae_without_an_active_latent(cli, checkpoint, sae, tmp_path):
+    silent, out = tmp_path / "silent", tmp_path / "out"
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    sae.save_pretrained(silent)
+    result = cli("effect", "--sae", silent, *RUN, "--out", out)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "no latent of block 6 has an effect on 'a red house'; take an SAE whose latents are active" in result.err
+    assert not out.exists()
 
 
 def test_what_does_not_fit(cli, checkpoint, tmp_path):

@@ -146,6 +146,7 @@ LINES = {
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
         "sparsity --out {out}",
+        "where --out {out}",
         "safety --out {out}",
         "bars --sae {sae} --out {out}",
     ],

@@ -75,9 +75,20 @@ def test_latents_go_from_those_without_or_of_the_source_to_those_with(bank, sae,
     assert (kept > 0).sum(1).tolist() == [K] * 3
 
 
-def test_sparse_means_keep_the_largest():
+def test_sparse_means_keep_those_named():
     means = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 4.0, 0.0]])
-    assert SparseMeans.of(means, 2).dense(4).tolist() == [[0.0, 3.0, 0.0, 2.0], [5.0, 0.0, 4.0, 0.0]]
+    found = SparseMeans.at(means, torch.tensor([[1, 3], [2, 0]]))
+    assert found.dense(4).tolist() == [[0.0, 3.0, 0.0, 2.0], [5.0, 0.0, 4.0, 0.0]]
+
+
+def test_raw_edits_of_a_bank_of_a_modules_output_need_the_sae_that_says_where(bank, sae):
+    """``edit(pipe, None, ...)`` would write attention's activations into the block's output."""
+    attention = replace(bank, sae={**bank.sae, "tensor": "attention"})
+    for by, source in (("nearest", None), ("mean", None), ("contrast", "red")):
+        with pytest.raises(TideError, match="the bank is of the block's attention; give model="):
+            attention.what("blue", by=by, source=source)
+        attention.what("blue", by=by, source=source, model=sae)
+    attention.what("blue", by="latents")
 
 
 @pytest.mark.parametrize(

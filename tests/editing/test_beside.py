@@ -11,7 +11,7 @@ from tests.helpers.families import FAMILIES
 from tide.adapters import adapter_for, of_prompt, tap
 from tide.editing import Beside, Erase, Steer, edit
 from tide.errors import TideError
-from tide.sae import TIDE, TIDEConfig
+from tide.sae import TIDE, Position, TIDEConfig
 
 TARGET = "a blue house"
 
@@ -126,13 +126,14 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(alpha, sigma):
     assert hooks_of(alpha) == 0
 
 
-def test_only_tokens_whose_latents_differ_are_moved(alpha, sae):
+@pytest.mark.parametrize("by", ["latents", "activations"])
+def test_only_tokens_that_differ_are_moved(alpha, sae, by):
     """At share 0 all, at 1 the one that differs most; in between those at least as far apart."""
-    adapter = adapter_for(alpha)
+    adapter, differing = adapter_for(alpha), sae if by == "latents" else None
 
     def moved(share):
         counts = []
-        beside = Beside(adapter, TARGET, differing=sae, share=share)
+        beside = Beside(adapter, TARGET, differing=differing, share=share)
         inner = beside.moved
 
         def count(*arguments):
@@ -156,13 +157,36 @@ def test_only_tokens_whose_latents_differ_are_moved(alpha, sae):
     assert all(1 <= each[0] <= n_tokens for each in some)
 
 
-def test_what_differs_is_of_the_right_width_and_share(alpha):
+def test_latents_move_by_what_they_write(alpha, sae):
+    """The difference of the decoded latents, and no more: what the SAE does not reconstruct stays the image's own."""
+    beside = Beside(adapter_for(alpha), TARGET, latents=sae)
+    seen, inner = [], beside.written
+
+    def keep(x, target, call):
+        seen.append((x, target, call.timestep, inner(x, target, call)))
+        return seen[-1][-1]
+
+    object.__setattr__(beside, "written", keep)
+    with edit(alpha, None, beside, block=BLOCK):
+        drawn = draw(alpha, guidance=3.0)
+    for x, target, timestep, found in seen:
+        ours, theirs = (sae.dense(each.float().flatten(0, 1), Position(float(timestep[0]))) for each in (x, target))
+        wanted = x.flatten(0, 1) + sae.decode_dense(theirs - ours)
+        torch.testing.assert_close(found.flatten(0, 1), wanted, rtol=1e-5, atol=1e-5)
+    with edit(alpha, None, Beside(adapter_for(alpha), TARGET), block=BLOCK):
+        assert not torch.equal(drawn, draw(alpha, guidance=3.0))
+
+
+def test_what_differs_is_of_the_right_width_and_share(alpha, sae):
     adapter = adapter_for(alpha)
     with pytest.raises(TideError, match="share = 2 must lie"):
         Beside(adapter, TARGET, share=2)
+    with pytest.raises(TideError, match="differing says which tokens differ by a share; give share="):
+        Beside(adapter, TARGET, differing=sae)
     other = TIDE(TIDEConfig(8, 16, 4))
-    with (
-        pytest.raises(TideError, match="differing is an SAE of width 8"),
-        edit(alpha, None, Beside(adapter, TARGET, differing=other), block=BLOCK),
+    for beside, name in (
+        (Beside(adapter, TARGET, share=0.3, differing=other), "differing"),
+        (Beside(adapter, TARGET, latents=other), "latents"),
     ):
-        pass
+        with pytest.raises(TideError, match=f"{name} is an SAE of width 8"), edit(alpha, None, beside, block=BLOCK):
+            pass

@@ -32,6 +32,17 @@ def test_every_family(name):
     assert all(clean.isfinite().all() for _, _, clean in seen)
 
 
+def test_two_images_are_not_taken_for_two_branches(alpha):
+    """Only some pipelines step the rows of both branches; of the others every row is an image."""
+    seen = []
+    with (
+        pytest.raises(TideError, match="draws 2 images at a time and not 1"),
+        watched(adapter_for(alpha), lambda *step: seen.append(step)),
+    ):
+        alpha(["a red house", "a tree"], num_inference_steps=2, **adapter_for(alpha).call_defaults)
+    assert not seen
+
+
 def with_scheduler(pipe, name: str, **options):
     """The same pipeline with another scheduler of the same noise schedule."""
     scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)

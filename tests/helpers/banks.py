@@ -24,7 +24,10 @@ def small_bank(model: TIDE, names: tuple[str, ...] = ("red", "blue", "house"), n
     concepts = {}
     for i, name in enumerate(names):
         tokens = numbers(n, width).half()
-        means = [SparseMeans.of(numbers(n_latents).clamp(min=0), 16) for _ in range(2)]
+        means = []
+        for _ in range(2):
+            latents = numbers(n_latents).clamp(min=0)
+            means.append(SparseMeans.at(latents, latents.topk(16, dim=1).indices))
         concepts[name] = Concept(
             tokens=tokens,
             mean=tokens.float().mean(1),

@@ -38,6 +38,9 @@ class MeanDistance:
     """In place of FID: the squared difference of the mean images; counts what it was given."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.seen: dict[bool, list[Tensor]] = {True: [], False: []}
 
     def update(self, images: Tensor, *, real: bool) -> None:

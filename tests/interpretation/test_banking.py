@@ -40,6 +40,21 @@ def test_mean_latents_are_those_with_and_without(recorded):
         torch.testing.assert_close(held.absent.dense(N)[step], z[~there].mean(0))
 
 
+def test_both_means_are_of_the_same_latents(monkeypatch):
+    """A latent that only one of two lists of the strongest kept would differ by its whole mean."""
+    monkeypatch.setattr("tide.interpretation.banking.MEANS", 3)
+    data, sae = images(0), model()
+    there = data.masks["snow"].flatten()
+    held = record_bank(sae, data, images(1), ["snow"]).bank.concepts["snow"]
+    for step in range(2):
+        z = sae.dense(data.x[step].flatten(0, 1), float(TIMESTEPS[step]))
+        means = torch.stack([z[there].mean(0), z[~there].mean(0)])
+        kept = torch.zeros_like(means)
+        strongest = means.amax(0).topk(3).indices
+        kept[:, strongest] = means[:, strongest]
+        torch.testing.assert_close(torch.stack([held.present.dense(N)[step], held.absent.dense(N)[step]]), kept)
+
+
 def test_its_detector_finds_the_concept_in_other_images(recorded):
     data, sae = images(2), model()
     detector = recorded.bank.where("roof", sae).detectors[0]

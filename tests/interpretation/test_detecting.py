@@ -69,7 +69,10 @@ def test_bad_input():
         fit_detectors(model(), images(0), images(1), ["door"])
     with pytest.raises(TideError, match="no concept is named"):
         fit_detectors(model(), images(0), images(1), [])
-    none = images(0)
+    none, every = images(0), images(1)
     none.masks["roof"].zero_()
-    with pytest.raises(TideError, match="on every image or on none"):
+    every.masks["roof"].fill_(True)
+    with pytest.raises(TideError, match="'roof' is on none of the fitted images; give images with and without it"):
         fit_detectors(model(), none, images(1), ["roof"])
+    with pytest.raises(TideError, match="'roof' is on every one of the held out images"):
+        fit_detectors(model(), images(0), every, ["roof"])

@@ -48,7 +48,18 @@ def test_a_method_changes_each_image(trial, name):
 
 
 @needs_pipeline
-@pytest.mark.parametrize("name", ["contrast", "steer contrast", "steer bounded", "transfer", "steer transfer bounded"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "contrast",
+        "steer contrast",
+        "steer bounded",
+        "transfer",
+        "steer transfer bounded",
+        "raw everywhere",
+        "latents everywhere",
+    ],
+)
 def test_no_strength_is_no_edit(trial, name):
     adapter, tasks, editor, before = trial
     after = draw(adapter, tasks, METHODS[name].method(editor, 0.0, (0.0, 1.0)))

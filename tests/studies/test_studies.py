@@ -29,6 +29,7 @@ from tide.studies import (
     sparsity,
     sparsity_edits,
     table1,
+    where,
 )
 from tide.studies.bench import Bench, DataSizes
 from tide.studies.features import FeatureSizes
@@ -45,6 +46,7 @@ FILES = {
     "fig1": {"fig1.png", "fig1-levels.png", "fig1.csv", "fig1.json", "atlas.html", "models"},
     "fig5": {"fig5.png", "fig5-settling.png", "fig5.csv", "fig5.json", "models"},
     "fig6": {"fig6.png", "fig6-gallery.png", "fig6.csv", "fig6.json", "models"},
+    "where": {"where.png", "where.csv", "where.json", "models"},
     "bars": {"bars.json", "report.html"},
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
@@ -73,9 +75,13 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig5, "FAST", fig5.Sizes(prompts=2, level_images=8, level_timesteps=2, seeds=1))
     monkeypatch.setattr(fig6, "FAST", fig6.Sizes(2, 2, 1, ((0.0, 1.0),), 2, 12, 8, 1))
     few = ("contrast", "steer contrast", "steer bounded", "erase top")
-    short = {name: replace(fig6.METHODS[name], strengths=(fig6.METHODS[name].middle,)) for name in few}
+    short = {
+        name: replace(fig6.METHODS[name], strengths=(fig6.METHODS[name].middle,)) for name in (*few, *where.BESIDE)
+    }
+    monkeypatch.setattr(fig6, "PAPER", few)
     for module in (fig6, fig6_pictures, edit_study):
         monkeypatch.setattr(module, "METHODS", short)
+    monkeypatch.setattr(where, "FAST", where.Sizes(2, 2, 1, ((0.0, 1.0),), 1, 12, 8, 1))
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     monkeypatch.setattr(bars, "EDITS", few[:3])
     monkeypatch.setattr(bars, "FAST", bars.Sizes(16, 16, 2, 2, 12, 1, 2, replace(fig6.FAST, test=2)))

@@ -65,6 +65,8 @@ class Adapter(ABC):
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
     #: The pipeline subtracts the VAE's ``shift_factor`` from latents, where the VAE has one.
     shifts_latents: ClassVar[bool] = True
+    #: The pipeline's scheduler steps the rows of both branches of guidance, and not the images alone.
+    steps_both_branches: ClassVar[bool] = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
     call_defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -38,6 +38,7 @@ class DiTAdapter(Adapter):
 
     family = "dit"
     shifts_latents = False
+    steps_both_branches = True
     call_defaults: ClassVar[Mapping[str, Any]] = {"output_type": "pt"}
 
     @property

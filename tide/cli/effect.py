@@ -12,6 +12,7 @@ import tyro
 from tide.cli.drawing import Drawing, Prompt
 from tide.cli.usage import Aspect, fast_beside
 from tide.cli.values import Count, MaybeReplacement
+from tide.errors import TideError
 
 if TYPE_CHECKING:
     from tide.interpretation.effect import Effects
@@ -59,6 +60,11 @@ class Effect(Drawing):
             effects = latent_effects(
                 adapter, model, asked, metric, points=self.points, ablate=self.top, batch_size=self.batch_size
             )
+            if effects.ablation is None:
+                raise TideError(
+                    f"no latent of block {model.config.block} has an effect on {self.prompt!r}; take an SAE whose "
+                    "latents are active on it, or more steps"
+                )
             curves = effect_curves(adapter, model, asked, metric, effects, COUNTS, batch_size=self.batch_size)
             options = {"data": texts, "configuration": self.sampling}
             holds = about("effect", adapter, pipeline, model, self.autoencoder, **options)
@@ -66,9 +72,9 @@ class Effect(Drawing):
             self._write(effects, model, report, holds)
         removed = ", ".join(f"{curves[by][COUNTS.index(ERASED)]:.0%} by {by}" for by in curves)
         print(
-            f"Without {ERASED} of the {model.n_latents} latents of block {model.config.block}, the model's predictions "
-            f"go this share of the way to {texts['towards']!r}: {removed}. Estimated and measured effects correlate by "
-            f"{report['correlation']['attribution']:.2f}; see {Path(self.out) / 'effects.png'}."
+            f"Without up to {ERASED} of the {model.n_latents} latents of block {model.config.block}, the model's "
+            f"predictions go this share of the way to {texts['towards']!r}: {removed}. Estimated and measured effects "
+            f"correlate by {report['correlation']['attribution']:.2f}; see {Path(self.out) / 'effects.png'}."
         )
         if chosen := effects.strongest(ERASED):
             print(self._edit(chosen))
@@ -80,10 +86,18 @@ class Effect(Drawing):
             words += ["--pipeline", self.model.pipeline]
         if self.model.adapter is not None:
             words += ["--adapter", self.model.adapter]
+        for name in ("device", "dtype"):
+            if (value := getattr(self.model, name)) is not None:
+                words += [f"--{name}", value]
+        words += [
+            f"--{name.replace('_', '-')}" for name in ("offload", "trust_remote_code") if getattr(self.model, name)
+        ]
+        if self.autoencoder.backend != "auto":
+            words += ["--backend", self.autoencoder.backend]
         if self.size is not None:
             words += ["--size", "x".join(map(str, self.size))]
         words += ["--n-steps", str(self.steps_drawn), "--guidance", f"{self.guidance:g}", "--seed", str(self.seed)]
-        words += ["--erase", ",".join(map(str, features)), "--out", f"{self.out}-edit"]
+        words += ["--erase", ",".join(map(str, features)), "--out", f"{Path(self.out)}-edit"]
         return shlex.join(words)
 
     def _write(self, effects: Effects, model: Any, report: dict[str, Any], holds: Contents) -> None:

@@ -33,17 +33,16 @@ _LISTED = 8
 
 @dataclass(frozen=True, eq=False)
 class SparseMeans:
-    """Mean latents by timestep, of each the largest: ``indices [T, m]`` int32 and ``values [T, m]`` float32; the
-    others count as 0."""
+    """Mean latents by timestep, of some latents: ``indices [T, m]`` int32 and ``values [T, m]`` float32; the others
+    count as 0."""
 
     indices: Tensor
     values: Tensor
 
     @classmethod
-    def of(cls, means: Tensor, most: int) -> SparseMeans:
-        """The ``most`` largest of ``means [T, n_latents]``."""
-        values, indices = means.float().topk(min(most, means.shape[1]), dim=1)
-        return cls(indices.int(), values)
+    def at(cls, means: Tensor, indices: Tensor) -> SparseMeans:
+        """``means [T, n_latents]`` at ``indices [T, m]``."""
+        return cls(indices.int(), means.float().gather(1, indices))
 
     def dense(self, n_latents: int) -> Tensor:
         """``[T, n_latents]`` float32."""
@@ -141,11 +140,17 @@ class Bank:
 
         All but "latents" change raw activations and need no SAE: ``edit(pipe, None, bank.what("blue"),
         block=bank.block, tokens=bank.where("house", model))``. "latents" is a :class:`~tide.editing.Contrast`; with
-        ``model``, tokens of a TopK SAE keep their k largest latents afterwards.
+        ``model``, tokens of a TopK SAE keep their k largest latents afterwards. A bank of a module's output (such as
+        "attention") takes ``model=`` here and the SAE in ``edit``, which says where the activations are.
 
         Raises:
             TideError: the bank holds no such concept or contrast, or the source is missing or of no use.
         """
+        if by != "latents" and model is None and self.sae["tensor"] != "output":
+            raise TideError(
+                f"the bank is of the block's {self.sae['tensor']}; give model=, and the same SAE to edit(), which then "
+                "edits it there"
+            )
         if by not in get_args(By):
             raise TideError(f"by = {by!r} is unknown; use {', '.join(get_args(By))}")
         if by == "contrast":

@@ -72,7 +72,7 @@ def _clean(
 ) -> Tensor:
     """The clean latents ``[n_images, c, *shape]`` of one call of the scheduler."""
     scheduler = adapter.pipe.scheduler
-    if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches, after guidance
+    if adapter.steps_both_branches and len(sample) == 2 * n_images:
         rows = adapter.conditional_rows(len(sample), True).to(sample.device)
         prediction, sample = prediction[rows], sample[rows]
     elif len(sample) != n_images:

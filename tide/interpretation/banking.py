@@ -67,12 +67,14 @@ def record_bank(
     for i, name in enumerate(concepts):
         detector = fitted[name].detector
         x, there = fit.x.flatten(1, 2), members[i]
+        # Of both means the same latents: what one list lacks would count as 0 there, and as the whole of a difference.
+        strongest = torch.maximum(present[i], absent[i]).topk(min(MEANS, model.n_latents), dim=1).indices
         chosen = drawn_tokens(there, n_tokens, seed)
         held[name] = Concept(
             tokens=halved(x[:, chosen]),
             mean=torch.stack([step[there].float().mean(0) for step in x]),
-            present=SparseMeans.of(present[i], MEANS),
-            absent=SparseMeans.of(absent[i], MEANS),
+            present=SparseMeans.at(present[i], strongest),
+            absent=SparseMeans.at(absent[i], strongest),
             features=detector.features.int(),
             weights=detector.weights.cpu(),
             thresholds=detector.thresholds.cpu(),

@@ -53,12 +53,19 @@ def caption_bank(
     at = spread_timesteps(adapter, timesteps)
     wanted = list(dict.fromkeys([*words, *(target for _, target in contrasts)]))
     images = pick_images(adapter, source, wanted, images_per_concept, trained_on([model])).images
-    recorded = {pair: _contrast(adapter, model, pair, images, at, n_tokens, seed) for pair in contrasts}
-    parts = []
-    for first in (0, 1):
-        indices = range(first, len(images), 2)
-        parts.append(caption_activations(adapter, model, images, indices, words, at, seed=seed, batch_size=batch_size))
-    return record_bank(model, parts[0], parts[1], words, recorded, n_tokens=n_tokens, seed=seed)
+    recorded = {pair: _contrast(adapter, model, pair, images, at, n_tokens, seed, batch_size) for pair in contrasts}
+    fit, held_out = (
+        caption_activations(adapter, model, images, part, words, at, seed=seed, batch_size=batch_size)
+        for part in halves_by_words(images, words, seed)
+    )
+    return record_bank(model, fit, held_out, words, recorded, n_tokens=n_tokens, seed=seed)
+
+
+def halves_by_words(images: Sequence[Captioned], words: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of the images of two random halves, each with half of the images of every combination of words."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    order.sort(key=lambda i: [word in images[i].words for word in words])
+    return sorted(order[0::2]), sorted(order[1::2])
 
 
 def _contrast(
@@ -69,6 +76,7 @@ def _contrast(
     timesteps: Tensor,
     n_tokens: int,
     seed: int,
+    batch_size: int,
 ) -> Difference:
     source, target = pair
     said = re.compile(rf"(?<!\w){re.escape(target)}(?!\w)")
@@ -87,7 +95,7 @@ def _contrast(
         tensor=model.config.tensor,
         seed=seed,
         max_sequence_length=caption_length(adapter),
-        batch_size=4,
+        batch_size=batch_size,
     )[block]
     everywhere = torch.ones(len(chosen), recorded.present.shape[3], dtype=torch.bool)
     return difference(recorded, everywhere, n_tokens=n_tokens, seed=seed)

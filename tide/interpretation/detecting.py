@@ -121,9 +121,13 @@ def _check(fit: Annotated, held_out: Annotated, concepts: Sequence[str], per: Pe
         for data in (fit, held_out):
             if concept not in data.labels:
                 raise TideError(f"{concept!r} is not labelled; the images have {', '.join(sorted(data.labels))}")
-        shown = _shown(fit, concept, per)
-        if shown.all() or not shown.any():
-            raise TideError(f"{concept!r} is on every image or on none; give images with and without it")
+        for data, which in ((fit, "fitted"), (held_out, "held out")):
+            shown = _shown(data, concept, per)
+            if shown.all() or not shown.any():
+                every = "every one" if shown.any() else "none"
+                raise TideError(
+                    f"{concept!r} is on {every} of the {which} images; give images with and without it for both"
+                )
 
 
 def _shown(data: Annotated, concept: str, per: Per) -> Tensor:

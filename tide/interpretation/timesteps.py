@@ -14,7 +14,10 @@ RUN_STEPS = 20
 
 def spread_timesteps(adapter: Adapter, n: int) -> Tensor:
     """``n`` timesteps ``[n]`` spread over the whole sampling run, descending."""
-    return _spread(adapter.sampling_timesteps(RUN_STEPS), n)
+    run = adapter.sampling_timesteps(RUN_STEPS)
+    if n > len(run):
+        raise TideError(f"{n} timesteps are more than a sampling run of {RUN_STEPS} steps has; give 1..{len(run)}")
+    return _spread(run, n)
 
 
 def concept_timesteps(adapter: Adapter, n: int) -> Tensor:

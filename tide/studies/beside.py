@@ -10,9 +10,9 @@ from tide.editing import Beside
 from tide.studies.editor import PROMPT_BESIDE, Editor, Spec, Tasks
 
 #: Strengths of edits of every token: how far it moves.
-FACTORS = (0.1, 0.2, 1.0, 1.3)
+FACTORS = (0.1, 1.0, 1.3)
 #: Strengths of edits of some tokens: they move all the way and differ by at least 1 less this share of the most.
-REACHES = (0.05, 0.15, 0.7, 0.85)
+REACHES = (0.05, 0.7, 0.85)
 #: That of the baselines, and the one at which step ranges are compared.
 REACH = 0.7
 

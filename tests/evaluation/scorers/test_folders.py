@@ -69,14 +69,37 @@ def test_batches_are_no_larger_than_asked_and_of_one_size(folders):
 
 def test_prompts_go_with_their_pictures(folders, tmp_path):
     before, after = folders
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("one\ntwo\nthree\nfour\nfive\n")
-    found = score_folders(before, after, SetScorers(clip=StubScorer()), prompts=prompts)["clip_text"]
-    # By name: "5.png" lies before "in/3.png".
     texts = {"1.png": "one", "2.png": "two", "5.png": "three", "in/3.png": "four", "in/4.png": "five"}
+    prompts = tmp_path / "p.csv"
+    rows = [*texts.items(), ("6.png", "six")]
+    prompts.write_text("file_name,text\n" + "".join(f"{name},{text}\n" for name, text in rows))
+    found = score_folders(before, after, SetScorers(clip=StubScorer()), prompts=prompts)["clip_text"]
     expected = StubScorer().similarity(read(before, *texts), list(texts.values()))
     assert found["before"]["mean"] == pytest.approx(float(expected.mean()), abs=1e-6)
     assert (found["after"]["images"], found["change"]["images"]) == (5, 4)
+
+
+def test_a_text_of_prompts_is_for_folders_of_the_same_names_or_of_none_in_common(folders, tmp_path):
+    """Line 3 would be of "5.png" before and of "6.png" after, and with it all that come between other names."""
+    before, after = folders
+    text = tmp_path / "p.txt"
+    text.write_text("one\ntwo\nthree\nfour\nfive\n")
+    with pytest.raises(TideError) as caught:
+        score_folders(before, after, SetScorers(clip=StubScorer()), prompts=text)
+    said = "share names and differ in others, such as 5.png, so a text of prompts cannot fit both; give a list by name"
+    assert str(caught.value) == f"{before}/ and {after}/ {said} (.jsonl, .csv, .parquet)"
+    (before / "5.png").unlink()
+    (after / "6.png").unlink()
+    text.write_text("one\ntwo\nthree\nfour\n")
+    assert (
+        score_folders(before, after, SetScorers(clip=StubScorer()), prompts=text)["clip_text"]["change"]["images"] == 4
+    )
+
+
+def test_scores_of_a_scorer_that_was_used_before(folders):
+    scorers = SetScorers(inception=MeanDistance())
+    first, second = (score_folders(*folders, scorers)["fid"] for _ in range(2))
+    assert first == second
 
 
 def test_pairs_of_other_sizes_are_refused(folders):

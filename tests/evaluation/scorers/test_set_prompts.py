@@ -27,6 +27,24 @@ def test_lists_by_name_may_hold_further_pictures(tmp_path):
         assert prompts_of(file, NAMES, "a/") == {"a.png": "a house", "b/c.png": "a cone"}
 
 
+def test_names_whose_numbers_are_out_of_order(tmp_path):
+    """As text "10.png" comes before "2.png", while prompts are written as they are drawn."""
+    file = tmp_path / "p.txt"
+    file.write_text("\n".join("abc"))
+    assert prompts_of(file, ["01.png", "02.png", "10.png"], "a/")["10.png"] == "c"
+    with pytest.raises(TideError) as caught:
+        prompts_of(file, ["1.png", "10.png", "2.png"], "a/")
+    said = "so a text of prompts would be out of order; pad the numbers with zeros, or give a list by name"
+    assert str(caught.value) == f"10.png comes before 2.png in a/, {said} (.jsonl, .csv, .parquet)"
+
+
+def test_a_list_that_names_a_picture_twice(tmp_path):
+    file = tmp_path / "p.csv"
+    file.write_text("file_name,text\na.png,one\n./a.png,two\n")
+    with pytest.raises(TideError, match=r"names a\.png twice; leave one prompt for it"):
+        prompts_of(file, ["a.png"], "a/")
+
+
 def test_prompts_that_do_not_fit(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("one\ntwo\nthree\n")

@@ -69,6 +69,10 @@ class Distance(Scorer, Protocol):
 class SetDistance(Scorer, Protocol):
     """As :class:`~tide.evaluation.scorers.FIDScorer`."""
 
+    def reset(self) -> None:
+        """Forgets all images."""
+        ...
+
     def update(self, images: Tensor, *, real: bool) -> None:
         """Adds ``[B, 3, H, W]`` in [-1, 1] to the real or to the fake images."""
         ...

@@ -69,7 +69,7 @@ class CLIPScorer(ImageTextScorer):
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         _check_sizes(self.folder, self.files)
         self.model, loading = modeling_clip.CLIPModel.from_pretrained(
-            self.folder, output_loading_info=True, use_safetensors=True, **local
+            self.folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **local
         )
         self.processor = processing_clip.CLIPProcessor.from_pretrained(self.folder, **local)
         for name in ("size", "crop_size"):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tide.devices import has_float64
 from tide.errors import TideError
 from tide.evaluation.scorers.base import as_pickle, check_images, provenance, read_weights, require, to_pixels
 from tide.files import file_digest
@@ -25,8 +26,9 @@ class FIDScorer:
     ``features`` is the safetensors file of Inception v3's weights, for the FID of the literature (2048 features of
     images resized to 299 x 299). ``https://github.com/toshas/torch-fidelity/releases`` has them as a pickle; the error
     for it says how to convert it. Or it is a module of your own, in evaluation mode, from images ``[B, 3, H, W]`` in
-    [-1, 1] to ``[B, d]``, with ``d`` in its attribute ``num_features``; it is moved to ``device``. FID is biased
-    upwards for few images: compare only sets of one size; papers take 10 000 images or more.
+    [-1, 1] to ``[B, d]``, with ``d`` in its attribute ``num_features``; it is moved to ``device``, or to the CPU
+    if that has no float64. FID is biased upwards for few images: compare only sets of one size; papers take 10 000
+    images or more.
 
     Raises :class:`~tide.errors.TideError` for a file that is missing or holds other weights, a module without
     ``num_features``, and where torchmetrics or torch-fidelity is missing.
@@ -48,7 +50,12 @@ class FIDScorer:
             except RuntimeError as error:  # tensors of other names or shapes
                 reason = one_line(error)
                 raise TideError(f"{self.weights} does not fit Inception v3 ({reason}); give {EXPECTED}") from error
-        self.metric.to(device)
+        # Its sums are float64, which some devices lack.
+        self.metric.to(device if has_float64(torch.device(device)) else "cpu")
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self.metric.reset()
 
     @torch.no_grad()
     def update(self, images: Tensor, *, real: bool) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tide.checks import check_count
 from tide.errors import TideError
-from tide.evaluation.scorers.set_prompts import prompts_of
+from tide.evaluation.scorers.set_prompts import LISTS, is_list, prompts_of
 from tide.evaluation.scorers.sets import Batch, SetScorers, score_sets
 from tide.images.folder import Folder
 from tide.images.tensors import to_tensor
@@ -60,7 +60,14 @@ class FolderPair:
     @classmethod
     def opened(cls, before: str | Path, after: str | Path, prompts: str | Path | None = None) -> FolderPair:
         first, second = (Pictures.of(path, prompts) for path in (before, after))
-        return cls(first, second, [name for name in first.places if name in second.places])
+        shared = [name for name in first.places if name in second.places]
+        if prompts is not None and shared and not is_list(Path(prompts)) and [*first.places] != [*second.places]:
+            apart = next(name for name in (*first.places, *second.places) if name not in shared)
+            raise TideError(
+                f"{first.shown} and {second.shown} share names and differ in others, such as {one_line(apart, 100)}, "
+                f"so a text of prompts cannot fit both; give a list by name ({', '.join(LISTS)})"
+            )
+        return cls(first, second, shared)
 
     def check(self, *, fid: bool, lpips: bool) -> None:
         """Raises :class:`~tide.errors.TideError` unless the folders have what these measures need."""

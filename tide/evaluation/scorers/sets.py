@@ -38,7 +38,7 @@ class SetScorers:
     """What two sets are scored by; None leaves out what it would measure.
 
     Attributes:
-        inception: FID, such as a :class:`~tide.evaluation.scorers.FIDScorer` that has seen no images yet.
+        inception: FID, such as a :class:`~tide.evaluation.scorers.FIDScorer`; what it has seen before does not count.
         clip: CMMD, the similarity of images with their prompts, and of the images of a pair.
         lpips: how different the images of a pair look.
         judge: FID and CMMD of its embeddings, and which attributes are read as before, such as a
@@ -87,6 +87,8 @@ def score_sets(
             pair differ in shape; there are no images; FID is asked of fewer than 2.
     """
     used = scorers.used()
+    if scorers.inception is not None:
+        scorers.inception.reset()
     left, right, both = _Side(scorers, real=True), _Side(scorers, real=False), _Pairs(scorers)
     for first, second in pairs:
         if first.images.shape != second.images.shape:

@@ -61,11 +61,11 @@ def latent_effects(
         raise TideError(f"points = {points} must be at least 0")
     found: dict[str, list[Tensor]] = {"attribution": [], "activation": [], "integrated": []}
     for held in held_at_steps(adapter, model, steps, metric):
-        written = held.written()
         found["attribution"].append(_effect(held, _gradient(held, held.x)))
         found["activation"].append(_per_latent(held, held.codes.values) / held.x.shape[:2].numel())
         if points:
             places = [1 - (i + 0.5) / points for i in range(points)]
+            written = held.written()
             gradients = [_gradient(held, held.x - share * written) for share in places]
             found["integrated"].append(_effect(held, torch.stack(gradients).mean(0)))
     tables = {name: torch.stack(rows).float().cpu() if rows else None for name, rows in found.items()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tide.scenes.scene import with_articles
 from tide.studies.safety.prompts import Unwanted
 from tide.studies.tasks import swap_word
 
@@ -41,11 +39,6 @@ def filtered(concept: Unwanted) -> Rival:
     return Rival("prompt filter", lambda prompt: swap_word(prompt, concept.value, concept.neutral))
 
 
-def removed(concept: Unwanted) -> Rival:
-    """The unwanted word is taken out of the prompt, and what is left of its commas with it."""
-    return Rival("word removed", lambda prompt: without_word(prompt, concept.value))
-
-
 def negative(concept: Unwanted) -> Rival:
     """The unwanted word is the negative prompt: guidance moves away from it.
 
@@ -54,12 +47,3 @@ def negative(concept: Unwanted) -> Rival:
     "a house" 1; "ornate" removed 0 of 9 and "an ornate house" 3, with 2 of 12 images wrecked (by hand).
     """
     return Rival("negative prompt", negative_prompt=concept.value)
-
-
-def without_word(caption: str, word: str) -> str:
-    """``caption`` without ``word``; itself if it does not hold it. Empty parts between commas go, articles fit."""
-    if not re.search(rf"\b{word}\b", caption):
-        return caption
-    parts = re.sub(rf"\b{word}\b", " ", caption).split(",")
-    tidy = [re.sub(r"\s+", " ", part).strip() for part in parts]
-    return with_articles(", ".join(part for part in tidy if part not in ("", "a", "an")))
