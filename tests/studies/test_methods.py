@@ -56,8 +56,9 @@ def test_a_method_changes_each_image(trial, name):
         "steer bounded",
         "transfer",
         "steer transfer bounded",
-        "raw everywhere",
-        "latents everywhere",
+        "contrast where latents differ",
+        "beside",
+        "beside in latents",
     ],
 )
 def test_no_strength_is_no_edit(trial, name):

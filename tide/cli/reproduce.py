@@ -58,7 +58,7 @@ STUDIES = {
         "edits by every strategy of the paper, against raw activations and the prompt", "seeds steps set models"
     ),
     "where": Study(
-        "edits towards the target's prompt: everywhere, or where latents differ, in raw activations and in latents",
+        "edits everywhere and where latents differ, of raw activations and of latents, at equal information",
         "seeds steps set models workers",
     ),
     "safety": Study(

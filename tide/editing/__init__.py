@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ScaleTarget,
         Swap,
         Target,
+        differing_tokens,
         most_different_tokens,
         renormalise,
     )
@@ -76,6 +77,7 @@ __all__ = [
     "Target",
     "Where",
     "changed_prompt",
+    "differing_tokens",
     "draw_edits",
     "draw_latents",
     "draw_recipe",
@@ -108,7 +110,7 @@ __getattr__, __dir__ = deferred(
         "contrast": "Contrast Keep SteerBounded",
         "draw": "draw_edits draw_latents",
         "edits": "Add Compose Edit Erase Inject Invert PerImage Place Replace Scale ScaleTarget Swap Target "
-        "most_different_tokens renormalise",
+        "differing_tokens most_different_tokens renormalise",
         "masks": "image_mask read_mask token_mask",
         "nearest": "SteerNearest SteerTowardsNearest",
         "previews": "LatentColours watched",

@@ -92,20 +92,38 @@ def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
     Raises :class:`~tide.errors.TideError` unless both are maps of one size at the same timesteps, of ``n`` tokens or
     more.
     """
+    apart = _apart(first, second)
+    if not 1 <= n <= len(apart):
+        raise TideError(f"{n} tokens asked for; the image has 1..{len(apart)}")
+    chosen = torch.zeros(len(apart), dtype=torch.bool)
+    chosen[apart.argsort(descending=True, stable=True)[:n]] = True
+    return chosen
+
+
+def differing_tokens(first: Target, second: Target, share: float) -> Tensor:
+    """bool ``[tokens]``: those at which two maps of latents are at least ``share`` (0 to 1) as far apart as where they
+    are furthest, in Euclidean distance over all timesteps. Maps that are alike differ nowhere.
+
+    Raises :class:`~tide.errors.TideError` unless both are maps of one size at the same timesteps, and for another
+    share.
+    """
+    if not 0 <= share <= 1:
+        raise TideError(f"share = {share} must lie between 0 and 1")
+    apart = _apart(first, second).sqrt()
+    return (apart >= share * apart.max()) & (apart.max() > 0)
+
+
+def _apart(first: Target, second: Target) -> Tensor:
+    """``[tokens]``: squared distances of two maps of latents."""
     if first.values.ndim != 3 or first.values.shape != second.values.shape:
         raise TideError(
             f"targets of {list(first.values.shape)} and {list(second.values.shape)} do not differ token by token; give "
             "two maps [timesteps, tokens, n_latents] of one image"
         )
-    n_tokens = first.values.shape[1]
-    if not 1 <= n <= n_tokens:
-        raise TideError(f"{n} tokens asked for; the image has 1..{n_tokens}")
-    apart = torch.zeros(n_tokens)
+    apart = torch.zeros(first.values.shape[1])
     for a, b in zip(first.values, second.values, strict=True):  # a step at a time: a map in float32 is large
         apart += (a.float() - b.float()).square().sum(1).cpu()
-    chosen = torch.zeros(n_tokens, dtype=torch.bool)
-    chosen[apart.argsort(descending=True, stable=True)[:n]] = True
-    return chosen
+    return apart
 
 
 def check_map(n_tokens: int, place: Place, what: str) -> None:

@@ -27,8 +27,9 @@ from tide.studies.bench import Bench
 from tide.studies.compare import best, equal_preservation, paired
 from tide.studies.editor import MEANS, Steps
 from tide.studies.grid import Cell, Result, Say, run_cells
-from tide.studies.methods import METHODS, RIVALS, scene_profiles
+from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Checkpoint, Models
+from tide.studies.paper_methods import scene_profiles
 from tide.studies.parallel import Workers
 from tide.studies.references import LayoutProbe
 from tide.studies.regions import outside_distance

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.editing import Beside, Edit, Steer, Target, edit
+from tide.editing import Beside, Edit, Steer, Target, differing_tokens, edit
 from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles
 from tide.sae.model import TIDE
@@ -24,6 +25,8 @@ from tide.studies.tasks import EVERYTHING, EditTask, Method, swap_word
 Steps = tuple[float, float]
 Tasks = list[EditTask]
 T = TypeVar("T")
+#: What says how much a token differs: the model's latents, raw activations, a dictionary that was never trained.
+By = Literal["latents", "activations", "random latents"]
 
 
 ONE_IMAGE, OWN_RUN, MEANS = "one image", "the target's run", "class means"
@@ -80,6 +83,21 @@ class Editor:
         """The latents of :meth:`contrast`: with the target and with the source."""
         return self._once("pairs", tasks, lambda tasks: self.contrast(tasks).targets(self.model))
 
+    def differing(self, tasks: Tasks, by: By, share: float) -> Tensor:
+        """bool ``[tasks, tokens]``: the tokens of :meth:`contrast` that differ by at least ``share`` of the most."""
+        return self._once(f"differing {by} {share}", tasks, lambda tasks: self._record_differing(tasks, by, share))
+
+    def _record_differing(self, tasks: Tasks, by: By, share: float) -> Tensor:
+        found = self.contrast(tasks)
+        if by == "latents":
+            pairs = self.pairs(tasks)
+        elif by == "random latents":
+            pairs = found.targets(self.random)
+        else:
+            maps = (each.transpose(0, 1) for each in (found.mean_present, found.mean_present - found.direction))
+            pairs = [(Target(found.timesteps, a), Target(found.timesteps, b)) for a, b in zip(*maps, strict=True)]
+        return torch.stack([differing_tokens(*pair, share) for pair in pairs])
+
     def recording(self, tasks: Tasks) -> Recording:
         """What the block holds while the target's prompt is drawn."""
         return self._once("recording", tasks, self._record_targets)
@@ -124,9 +142,9 @@ class Spec:
 
         def context(tasks: Tasks) -> AbstractContextManager[Any]:
             change = self.make(editor, tasks, factor)
-            if self.raw:
-                return edit(editor.adapter.pipe, None, change, block=editor.block, steps=steps)
             tokens = None if self.tokens is None else self.tokens(editor, tasks, factor)
+            if self.raw:
+                return edit(editor.adapter.pipe, None, change, block=editor.block, steps=steps, tokens=tokens)
             return edit(
                 editor.adapter.pipe, editor.model, change, steps=steps, tokens=tokens, renormalise=self.renormalise
             )

@@ -11,9 +11,10 @@ from tide.studies.compare import LEVELS
 from tide.studies.edit_study import EditStudy, Sizes, say_chosen
 from tide.studies.fig6_pictures import draw_curves, draw_gallery
 from tide.studies.grid import run_cells
-from tide.studies.methods import METHODS, PAPER, RIVALS
+from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Models, model_cells
 from tide.studies.options import Options, write_results
+from tide.studies.paper_methods import PAPER
 from tide.studies.tasks import EVERYTHING
 from tide.studies.trial import PROMPT
 from tide.tables import write_csv

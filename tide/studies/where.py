@@ -1,72 +1,117 @@
 """Where in the image to edit, times what to put there, at equal information.
 
-All methods know the target's prompt, and see what it makes of the same noisy latents at the same step
-(:mod:`tide.studies.beside`). What they move are raw activations or latents, everywhere or in the tokens that differ
-most under the two prompts; beside trained latents, raw activations and a dictionary that was never trained say so. The
-protocol is that of :mod:`tide.studies.edit_study`, with a TIDE of each seed and six times the held-out prompts of Fig.
-6.
+Latents or raw activations are edited, everywhere or in the tokens that differ most between target and source
+(:mod:`tide.studies.placed`); beside trained latents, raw activations and a dictionary that was never trained say which
+do. Once one image that shows the target is known, once the target's prompt. The protocol is that of
+:mod:`tide.studies.edit_study`, with a TIDE of each seed and six times the held-out prompts of Fig. 6.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tide import charts
 from tide.evaluation.statistics import mean_interval
-from tide.studies.beside import BESIDE, LATENTS_EVERYWHERE, LATENTS_WHERE, RAW_EVERYWHERE, RAW_WHERE
 from tide.studies.compare import LEVELS
 from tide.studies.edit_study import Edits, EditStudy, InProcesses, Sizes, Wanted, say_chosen
 from tide.studies.grid import Cell, run_cells
+from tide.studies.methods import METHODS
 from tide.studies.models import Models, model_cells
 from tide.studies.options import Options, write_results
+from tide.studies.placed import (
+    BASELINES_BESIDE,
+    BASELINES_THERE,
+    LATENTS_BESIDE,
+    LATENTS_BESIDE_THERE,
+    LATENTS_THERE,
+    RAW_BESIDE,
+    RAW_BESIDE_THERE,
+    RAW_THERE,
+)
 from tide.studies.tasks import EditOutcome
 from tide.studies.trial import ASKED, PROMPT
 from tide.tables import write_csv
 
-DEFAULT = Sizes(24, 144, 1, ((0.0, 1.0), (0.5, 1.0)), 4, 48, 16, 3)
-FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 16, 16, 1)
+WHERE, RAW, LATENTS = "where latents differ", "raw everywhere", "latents everywhere"
 
-#: What is compared at each level: the best of several methods, as development prompts choose it.
-CONTENDERS = {
-    "where latents differ": (RAW_WHERE, LATENTS_WHERE),
-    RAW_EVERYWHERE: (RAW_EVERYWHERE,),
-    LATENTS_EVERYWHERE: (LATENTS_EVERYWHERE,),
+
+@dataclass(frozen=True)
+class Group:
+    """Methods that know the same: the contenders, each the best of its methods by development prompts, and what tells
+    without trained latents which tokens differ, beside the method ``ours``."""
+
+    ours: str
+    contenders: Mapping[str, tuple[str, ...]]
+    baselines: tuple[str, ...]
+    sizes: Sizes
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([name for each in self.contenders.values() for name in each])) + self.baselines
+
+
+GROUPS = {
+    "one image": Group(
+        LATENTS_THERE,
+        {WHERE: (LATENTS_THERE, RAW_THERE), RAW: ("steer bounded", "steer contrast"), LATENTS: ("contrast",)},
+        BASELINES_THERE,
+        Sizes(24, 144, 1, ((0.0, 1.0),), 3, 384, 16, 3),
+    ),
+    "the target's prompt": Group(
+        RAW_BESIDE_THERE,
+        {WHERE: (RAW_BESIDE_THERE, LATENTS_BESIDE_THERE), RAW: (RAW_BESIDE,), LATENTS: (LATENTS_BESIDE,)},
+        BASELINES_BESIDE,
+        Sizes(24, 144, 1, ((0.0, 1.0),), 1, 48, 16, 3),
+    ),
 }
-OURS = next(iter(CONTENDERS))
+FAST = Sizes(2, 4, 1, ((0.0, 1.0),), 2, 48, 16, 1)
 
 
 def reproduce(options: Options) -> str:
     """Runs the study into ``options.out`` and returns what was found."""
     models = Models.of_study(options)
-    study = _study(models, options)
-    seeds = options.each_seed(study.sizes.seeds)
-    run_cells(model_cells(models, seeds, study.config), options.out, options.say)
-    shared = InProcesses(options.workers, partial(cells_of, options.for_workers())) if options.workers > 1 else None
-    edits = study.run(seeds, options.out, options.say, shared)
-    found = edits.summary()
-    say_chosen(found["chosen"], options.say)
-    points = points_of(edits)
-    levels = {f"{level:g}": {str(kind): at_level(points, level, kind) for kind in KINDS} for level in LEVELS}
-    against = both_against(edits)
-    verdict = verdict_of(levels, against, found["chosen"])
+    seeds = options.each_seed(FAST.seeds if options.fast else next(iter(GROUPS.values())).sizes.seeds)
+    found, verdicts = {}, []
+    for name, group in GROUPS.items():
+        options.say(f"\nKnown: {name}")
+        edits = _edits(models, options, group, seeds, options.out / name.replace(" ", "-"))
+        found[name] = edits.summary() | _compared(edits, group)
+        say_chosen(found[name]["chosen"], options.say)
+        verdicts.append(f"Known: {name}. {verdict_of(group, found[name])}")
     described = {"seeds": seeds, "data": models.bench.config(), "training": models.config.to_dict()}
-    figures = {"levels": levels, "both_against": against}
-    write_results(options, "where", {**described, "sizes": vars(study.sizes), **found, **figures, "verdict": verdict})
-    write_csv(options.out / "where.csv", _rows(found["curves"], found["chosen"][PROMPT]))
-    _draw(options, found["curves"], found["chosen"][PROMPT])
+    verdict = " ".join(verdicts)
+    write_results(options, "where", {**described, "known": found, "verdict": verdict})
+    write_csv(options.out / "where.csv", [row for name in found for row in _rows(name, found[name])])
+    _draw(options, found)
     return verdict
 
 
-def cells_of(options: Options, wanted: Wanted) -> list[Cell]:
+def cells_of(options: Options, group: str, wanted: Wanted) -> list[Cell]:
     """The cells of what is ``wanted``; a worker process makes them again."""
-    study = _study(Models.of_study(options), options)
+    study = _study(Models.of_study(options), options, GROUPS[group])
     return [study.cell(*each) for each in wanted]
 
 
-def _study(models: Models, options: Options) -> EditStudy:
-    return EditStudy(models.bench, models, FAST if options.fast else DEFAULT, tuple(BESIDE))
+def _study(models: Models, options: Options, group: Group) -> EditStudy:
+    return EditStudy(models.bench, models, FAST if options.fast else group.sizes, group.methods)
+
+
+def _edits(models: Models, options: Options, group: Group, seeds: list[int], out: Path) -> Edits:
+    study = _study(models, options, group)
+    run_cells(model_cells(models, seeds, study.config), out, options.say)
+    name = next(name for name, each in GROUPS.items() if each is group)
+    shared = InProcesses(options.workers, partial(cells_of, options.for_workers(), name))
+    return study.run(seeds, out, options.say, shared if options.workers > 1 else None)
+
+
+def _compared(edits: Edits, group: Group) -> dict[str, Any]:
+    points = points_of(edits)
+    levels = {f"{level:g}": {kind: at_level(points, group, level, kind) for kind in KINDS} for level in LEVELS}
+    return {"sizes": vars(edits.study.sizes), "levels": levels, "both_against": both_against(edits, group.ours)}
 
 
 # -- at equal preservation ------------------------------------------------------------------------------------
@@ -103,15 +148,15 @@ def points_of(edits: Edits) -> list[Point]:
     return points
 
 
-def at_level(points: list[Point], level: float, kind: str) -> dict[str, Any]:
-    """For each of :data:`CONTENDERS`: the point that changes most on development prompts and keeps all else in at least
-    ``level`` of them, as it does on held-out ones. ``ahead``: how much more of the images ours changes, with a 95 %
-    interval over the images.
+def at_level(points: list[Point], group: Group, level: float, kind: str) -> dict[str, Any]:
+    """For each of the group's contenders: the point that changes most on development prompts and keeps all else in at
+    least ``level`` of them, as it does on held-out ones. ``ahead``: how much more of the images the first changes, with
+    a 95 % interval over the images.
 
     Where no strength keeps as much, nothing is edited.
     """
     chosen: dict[str, tuple[Point, float] | None] = {}
-    for contender, methods in CONTENDERS.items():
+    for contender, methods in group.contenders.items():
         shares = [(each, each.share(level)) for each in points if each.method in methods]
         fitting = [each for each in shares if kind != KINDS[0] or each[1] == 1]
         chosen[contender] = max(fitting, key=lambda each: each[1] * each[0].dev["success"], default=None)
@@ -122,7 +167,7 @@ def at_level(points: list[Point], level: float, kind: str) -> dict[str, Any]:
     }
     rows: dict[str, Any] = {}
     for name, each in chosen.items():
-        less = [ours - theirs for ours, theirs in zip(changed[OURS], changed[name], strict=True)]
+        less = [ours - theirs for ours, theirs in zip(changed[WHERE], changed[name], strict=True)]
         rows[name] = {
             "method": each and each[0].method,
             "factor": each and each[0].factor,
@@ -134,10 +179,9 @@ def at_level(points: list[Point], level: float, kind: str) -> dict[str, Any]:
     return rows
 
 
-def both_against(edits: Edits) -> dict[str, Any]:
-    """How much more of the same images raw activations where latents differ change to the target while all else is kept
-    than every other method and the prompt replaced, each at its strength of development prompts: mean and 95 %
-    interval."""
+def both_against(edits: Edits, ours: str) -> dict[str, Any]:
+    """How much more of the same images ``ours`` changes to the target while all else is kept than every other method
+    and the prompt replaced, each at its strength of development prompts: mean and 95 % interval."""
     done = {
         name: edits.point({seed: edits.chosen[name, seed] for seed in edits.seeds}, 1.0)[1]
         for name in edits.study.methods
@@ -145,50 +189,62 @@ def both_against(edits: Edits) -> dict[str, Any]:
     done[PROMPT] = edits.point(dict.fromkeys(edits.seeds, ASKED), 1.0)[1]
     found = {}
     for name, outcomes in done.items():
-        if name != RAW_WHERE:
+        if name != ours:
             more = [
                 float(a.changed and a.kept) - float(b.changed and b.kept)
-                for a, b in zip(done[RAW_WHERE], outcomes, strict=True)
+                for a, b in zip(done[ours], outcomes, strict=True)
             ]
             found[name] = {"mean": sum(more) / len(more), "interval": mean_interval(more)}
     return found
 
 
-def verdict_of(levels: dict[str, Any], against: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> str:
+def verdict_of(group: Group, found: Mapping[str, Any]) -> str:
     """One sentence from the numbers."""
+    levels, chosen = found["levels"], found["chosen"]
     above = {
         kind: sum(
-            all(each["ahead"]["mean"] > 0 for name, each in row[kind].items() if name != OURS)
+            all(each["ahead"]["mean"] > 0 for name, each in row[kind].items() if name != WHERE)
             for row in levels.values()
         )
         for kind in KINDS
     }
-    ours, prompt, raw = chosen[RAW_WHERE], chosen[PROMPT], chosen[RAW_EVERYWHERE]
-    low, high = against[PROMPT]["interval"]
+    ours, prompt = chosen[group.ours], chosen[PROMPT]
+    low, high = found["both_against"][PROMPT]["interval"]
+    rest = "; ".join(
+        f"{name} {max(chosen[each]['both'] for each in methods):.1%}"
+        for name, methods in group.contenders.items()
+        if name != WHERE
+    )
     return (
-        f"Moved where latents differ, raw activations change {ours['success']:.1%} of {ours['images']} images and keep "
-        f"all else in {ours['preserved']:.1%} (both {ours['both']:.1%}, a scene {ours['valid']:.1%}), everywhere "
-        f"{raw['success']:.1%} and {raw['preserved']:.1%} (both {raw['both']:.1%}), the prompt replaced "
-        f"{prompt['success']:.1%} and {prompt['preserved']:.1%} (both {prompt['both']:.1%}; ours less the prompt's "
-        f"{low:+.1%} to {high:+.1%}); above raw and latents everywhere at {above[KINDS[0]]} of {len(levels)} levels of "
-        f"preservation by strength, and at {above[KINDS[1]]} where each may leave images as they are."
+        f"{METHODS[group.ours].label}: {ours['success']:.1%} of {ours['images']} images changed, all else kept in "
+        f"{ours['preserved']:.1%}, both {ours['both']:.1%} ({rest}; the prompt replaced {prompt['both']:.1%}, ours "
+        f"less that {low:+.1%} to {high:+.1%}), a scene in {ours['valid']:.1%}; above raw and latents everywhere at "
+        f"{above[KINDS[0]]} of {len(levels)} levels of preservation by strength, and at {above[KINDS[1]]} where each "
+        "may leave images as they are."
     )
 
 
 # -- what is written ------------------------------------------------------------------------------------------
 
 
-def _rows(curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(known: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     figures = ("success", "preserved", "both", "valid", "outside", "images")
-    points = [(name, each) for name, curve in curves.items() for each in curve] + [("prompt replaced", prompt)]
-    return [{"edit": name, "strength": p["factor"], **{f: p[f] for f in figures}} for name, p in points]
+    points = [(METHODS[name].label, each) for name, curve in found["curves"].items() for each in curve]
+    points.append(("prompt replaced", found["chosen"][PROMPT]))
+    return [{"known": known, "edit": name, "strength": p["factor"], **{f: p[f] for f in figures}} for name, p in points]
 
 
-def _draw(options: Options, curves: dict[str, list[dict[str, Any]]], prompt: dict[str, Any]) -> None:
-    figure, (axis,) = charts.panels(1, width=6.2, height=4.4)
-    for i, (name, curve) in enumerate(curves.items()):
-        axis.plot([p["preserved"] for p in curve], [p["success"] for p in curve], label=name, **charts.style(i))
-    axis.plot(prompt["preserved"], prompt["success"], "k*", markersize=10, label="prompt replaced")
-    axis.set(xlabel="all else kept", ylabel="changed to the target", ylim=(-0.02, 1.04))
-    axis.legend(frameon=False, fontsize="small")
+def _draw(options: Options, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each method changes and keeps, at every strength."""
+    figure, axes = charts.panels(len(found), width=5.4, height=4.6)
+    for axis, (known, each) in zip(axes, found.items(), strict=True):
+        for i, (name, curve) in enumerate(each["curves"].items()):
+            line = "--" if METHODS[name].raw else "-"
+            style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": METHODS[name].label}
+            axis.plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
+        prompt = each["chosen"][PROMPT]
+        axis.plot(prompt["preserved"], prompt["success"], "k*", markersize=9, label="prompt replaced")
+        axis.set(title=f"known: {known}", xlabel="all else kept", ylim=(-0.02, 1.04))
+        axis.legend(frameon=False, fontsize="x-small", loc="lower left")
+    axes[0].set_ylabel("changed to the target")
     charts.save(figure, options.out / "where.png")
