@@ -245,8 +245,8 @@ def test_arguments_are_replaced_before_the_pass(alpha):
     """Whether the pipeline passes them by name or by position; what is asked sees the rows of the prompt."""
     adapter, seen, text = adapter_for(alpha), [], []
 
-    def before(arguments, conditional):
-        seen.append((sorted(arguments)[:2], conditional.tolist()))
+    def before(arguments, conditional, timestep):
+        seen.append((conditional.tolist(), timestep.tolist()))
         return {"encoder_hidden_states": arguments["encoder_hidden_states"] + 1}
 
     latents = torch.zeros(2, 4, 8, 8)
@@ -261,4 +261,4 @@ def test_arguments_are_replaced_before_the_pass(alpha):
     finally:
         handle.remove()
     assert all(torch.equal(each, states + 1) for each in text)
-    assert [rows for _, rows in seen] == [[True, True]] * 2
+    assert seen == [([True, True], [500.0, 500.0])] * 2

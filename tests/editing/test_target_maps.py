@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tide.editing import Target, most_different_tokens
+from tide.editing import Target, differing_tokens, most_different_tokens
 from tide.editing.target_file import load_target, save_target
 from tide.errors import TideError
 from tide.sae import TIDE, TIDEConfig
@@ -42,7 +42,23 @@ def test_the_tokens_that_differ_most():
     assert most_different_tokens(MAP, MAP, 2).nonzero().flatten().tolist() == [0, 1]
 
 
+def test_tokens_that_differ_by_a_share_of_the_most():
+    """Token 1 is 2 * 8^(1/2) = 5.7 away, token 4 3.0 and token 0 0.5."""
+    other = MAP.values.clone()
+    other[0, 4, 2] += 3.0
+    other[:, 1] += 2.0
+    other[1, 0, 0] += 0.5
+    changed = Target(STEPS, other)
+    for share, expected in ((1.0, [1]), (0.54, [1]), (0.52, [1, 4]), (0.08, [0, 1, 4]), (0.0, [0, 1, 2, 3, 4, 5])):
+        assert differing_tokens(MAP, changed, share).nonzero().flatten().tolist() == expected
+    assert not differing_tokens(MAP, MAP, 0.0).any()
+
+
 def test_tokens_of_maps_that_do_not_fit():
+    with pytest.raises(TideError, match=r"share = 1\.5 must lie between 0 and 1"):
+        differing_tokens(MAP, MAP, 1.5)
+    with pytest.raises(TideError, match="do not differ token by token; give two maps"):
+        differing_tokens(MAP, MAP.pooled(), 0.5)
     with pytest.raises(TideError, match=r"7 tokens asked for; the image has 1\.\.6"):
         most_different_tokens(MAP, MAP, 7)
     with pytest.raises(TideError, match="do not differ token by token; give two maps"):

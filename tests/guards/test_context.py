@@ -38,7 +38,7 @@ def test_words_are_mapped_from_the_call_after_the_first(alpha, adapter, sae, wid
         found = draw(alpha, PROMPTS, guidance=guidance)
     calls = 0
 
-    def before(arguments, conditional):
+    def before(arguments, conditional, timestep):
         nonlocal calls
         calls += 1
         states = arguments["encoder_hidden_states"]
@@ -75,7 +75,7 @@ def test_an_image_that_is_flagged_in_spite_of_its_words_goes_to_the_refuge(alpha
     own = guard_of(adapter, sae, ALWAYS, width, refuge=refuge(width), patience=2)
     seen = []
 
-    def watch(arguments, conditional):
+    def watch(arguments, conditional, timestep):
         seen.append((arguments["encoder_hidden_states"][conditional], arguments["encoder_attention_mask"][conditional]))
 
     with guard(alpha, own) as log, tap(adapter, {}, before=watch):
@@ -111,6 +111,23 @@ def test_every_run_starts_afresh(alpha, adapter, sae, width):
     assert torch.equal(first, second)
     assert [(each.run, each.image) for each in log] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
     assert {len(each.scores) for each in log} == {STEPS}
+
+
+def test_a_run_that_only_its_timestep_announces_starts_afresh(alpha, adapter, sae, width):
+    """In a loop of one's own: the first call of the second image has the image's own words."""
+    text, latents = adapter.encode_prompts([PROMPTS[0]]), torch.randn(1, 4, 8, 8)
+    met = []
+    handle = alpha.transformer.caption_projection.register_forward_pre_hook(lambda _, args: met.append(args[0].clone()))
+    try:
+        with guard(alpha, guard_of(adapter, sae, ALWAYS, width)) as log:
+            for _ in range(2):
+                for timestep in (900.0, 500.0):
+                    adapter.denoise(latents, timestep, text)
+    finally:
+        handle.remove()
+    own = text["encoder_hidden_states"]
+    assert [torch.equal(each, own) for each in met] == [True, False, True, False]
+    assert [each.words for each in log] == [[1], [1]]
 
 
 def test_guards_of_several_concepts_compose_in_their_order(alpha, adapter, sae, width):

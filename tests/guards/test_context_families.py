@@ -45,7 +45,7 @@ def text_met(name: str, *guards: Guard, inside=None) -> tuple[Tensor, list[Tenso
     adapter finds them."""
     texts, tokens, own = [], [], adapter(name)
 
-    def before(arguments, conditional):
+    def before(arguments, conditional, timestep):
         if conditional.any():
             texts.append(arguments["encoder_hidden_states"][conditional].clone())
 
@@ -69,7 +69,7 @@ def test_the_mask_of_the_text_is_the_refuges_too(name):
     """Under the name that the family gives it."""
     own, seen = guard_for(name, ALWAYS, refuge=refuge(width_of(name), 4), patience=1), []
 
-    def watch(arguments, conditional):
+    def watch(arguments, conditional, timestep):
         if conditional.any():
             mask = arguments[mask_name(arguments)]
             seen.append(mask.bool().sum(1)[conditional].tolist())
@@ -147,7 +147,7 @@ def test_the_map_that_is_always_on_leaves_the_negative_prompt_alone(name):
     """Also of what a context inside of it takes for the prompt's rows."""
     pipe, rows = adapter(name).pipe, []
 
-    def watch(arguments, conditional):
+    def watch(arguments, conditional, timestep):
         rows.append(conditional.tolist())
 
     with tap(adapter(name), {}, before=watch):

@@ -57,9 +57,9 @@ class Call(Position):
 
 #: Gets the image tokens ``[B, T, d_model]``; returns their replacement, or None to leave the output as it is.
 Tap = Callable[[Tensor, Call], Tensor | None]
-#: Gets the arguments of a call of the transformer by name, and its rows of the prompt, bool ``[B]`` on the CPU; returns
-#: the arguments that it replaces, or None.
-Before = Callable[[Mapping[str, Any], Tensor], Mapping[str, Any] | None]
+#: Gets the arguments of a call of the transformer by name, its rows of the prompt, bool ``[B]`` on the CPU, and the
+#: scheduler's timestep ``[B]``; returns the arguments that it replaces, or None.
+Before = Callable[[Mapping[str, Any], Tensor, Tensor], Mapping[str, Any] | None]
 #: Block -> its function (keys of a Mapping are invariant, hence both).
 Taps = Mapping[int, Tap] | Mapping[Block, Tap]
 
@@ -211,7 +211,9 @@ class _Passes:
         self.awaited = set(self.functions) - set(adapter.arguments(args, kwargs).get("skip_layers") or ())
         self.guidance.started = True
         self.n_passes += 1
-        changes = None if self.before is None else self.before(adapter.arguments(args, kwargs), conditional)
+        if self.before is None:
+            return None
+        changes = self.before(adapter.arguments(args, kwargs), conditional, timestep)
         if changes is None:
             return None
         changed = adapter.with_arguments(*given, changes)

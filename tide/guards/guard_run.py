@@ -42,9 +42,12 @@ class GuardRun:
 
     # -- before the transformer ---------------------------------------------------------------------------
 
-    def before(self, arguments: Mapping[str, Any], conditional: Tensor) -> Mapping[str, Any] | None:
+    def before(self, arguments: Mapping[str, Any], conditional: Tensor, timestep: Tensor) -> Mapping[str, Any] | None:
         """The text of the images that are flagged, replaced; None if no image of this call is."""
         rows = conditional.nonzero().flatten().tolist()
+        if rows and self._new_run(float(timestep[rows[0]]), len(rows)):
+            # What is flagged are other images.
+            self.start()
         self._mapped = [False] * len(rows)
         if self.guard.words is None or len(rows) != len(self._flagged) or not any(self._flagged):
             return None

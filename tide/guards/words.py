@@ -71,7 +71,7 @@ class Words:
     def always(self, pipe: Any) -> Iterator[None]:
         """While the context is open, the words of every image that ``pipe`` draws are mapped, whatever it shows."""
 
-        def before(arguments: Mapping[str, Any], conditional: Tensor) -> Mapping[str, Any] | None:
+        def before(arguments: Mapping[str, Any], conditional: Tensor, timestep: Tensor) -> Mapping[str, Any] | None:
             if not conditional.any():  # a call for the negative prompt, which families know by its very tensor
                 return None
             states = states_of(arguments)

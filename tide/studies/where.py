@@ -42,8 +42,9 @@ WHERE, RAW, LATENTS = "where latents differ", "raw everywhere", "latents everywh
 @dataclass(frozen=True)
 class Group:
     """Methods that know the same: the contenders, each the best of its methods by development prompts, and what tells
-    without trained latents which tokens differ, beside the method ``ours``."""
+    without trained latents which tokens differ, beside the method ``ours``. The cells are in ``folder``."""
 
+    folder: str
     ours: str
     contenders: Mapping[str, tuple[str, ...]]
     baselines: tuple[str, ...]
@@ -56,12 +57,14 @@ class Group:
 
 GROUPS = {
     "one image": Group(
+        "one-image",
         LATENTS_THERE,
         {WHERE: (LATENTS_THERE, RAW_THERE), RAW: ("steer bounded", "steer contrast"), LATENTS: ("contrast",)},
         BASELINES_THERE,
         Sizes(24, 144, 1, ((0.0, 1.0),), 3, 384, 16, 3),
     ),
     "the target's prompt": Group(
+        "target-prompt",
         RAW_BESIDE_THERE,
         {WHERE: (RAW_BESIDE_THERE, LATENTS_BESIDE_THERE), RAW: (RAW_BESIDE,), LATENTS: (LATENTS_BESIDE,)},
         BASELINES_BESIDE,
@@ -78,7 +81,7 @@ def reproduce(options: Options) -> str:
     found, verdicts = {}, []
     for name, group in GROUPS.items():
         options.say(f"\nKnown: {name}")
-        edits = _edits(models, options, group, seeds, options.out / name.replace(" ", "-"))
+        edits = _edits(models, options, group, seeds, options.out / group.folder)
         found[name] = edits.summary() | _compared(edits, group)
         say_chosen(found[name]["chosen"], options.say)
         verdicts.append(f"Known: {name}. {verdict_of(group, found[name])}")
