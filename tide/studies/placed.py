@@ -71,10 +71,12 @@ def _latents_everywhere(editor: Editor, tasks: Tasks, factor: float) -> Beside:
     return Beside(editor.adapter, _prompts(tasks), factor, latents=editor.model)
 
 
-def _where(editor: Editor, tasks: Tasks, factor: float, *, by: By = "latents", latents: bool = False) -> Beside:
-    told_by = {"latents": editor.model, "activations": None, "random latents": editor.random}[by]
-    moved = editor.model if latents else None
-    return Beside(editor.adapter, _prompts(tasks), factor, share=SHARE_BESIDE, differing=told_by, latents=moved)
+def _where(editor: Editor, tasks: Tasks, factor: float) -> Beside:
+    return Beside(editor.adapter, _prompts(tasks), factor, share=SHARE_BESIDE, differing=editor.model)
+
+
+def _where_random(editor: Editor, tasks: Tasks, factor: float) -> Beside:
+    return Beside(editor.adapter, _prompts(tasks), factor, share=SHARE_BESIDE, differing=editor.random)
 
 
 def _prompts(tasks: Tasks) -> list[str]:
@@ -82,8 +84,7 @@ def _prompts(tasks: Tasks) -> list[str]:
 
 
 RAW_BESIDE, LATENTS_BESIDE = "beside", "beside in latents"
-RAW_BESIDE_THERE, LATENTS_BESIDE_THERE = "beside where latents differ", "beside in latents where they differ"
-BASELINES_BESIDE = ("beside where activations differ", "beside where random latents differ")
+RAW_BESIDE_THERE, BASELINE_BESIDE = "beside where latents differ", "beside where random latents differ"
 
 BESIDE: dict[str, Spec] = {
     name: Spec(label, PROMPT_BESIDE, (1.0,), 1.0, make, raw=True)
@@ -91,9 +92,7 @@ BESIDE: dict[str, Spec] = {
         (RAW_BESIDE, "raw activations, everywhere", _everywhere),
         (LATENTS_BESIDE, "latents, everywhere", _latents_everywhere),
         (RAW_BESIDE_THERE, "raw activations where latents differ", _where),
-        (LATENTS_BESIDE_THERE, "latents where they differ", partial(_where, latents=True)),
-        (BASELINES_BESIDE[0], "raw activations where they differ", partial(_where, by="activations")),
-        (BASELINES_BESIDE[1], "raw activations where random latents differ", partial(_where, by="random latents")),
+        (BASELINE_BESIDE, "raw activations where random latents differ", _where_random),
     )
 }
 

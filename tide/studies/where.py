@@ -23,10 +23,9 @@ from tide.studies.methods import METHODS
 from tide.studies.models import Models, model_cells
 from tide.studies.options import Options, write_results
 from tide.studies.placed import (
-    BASELINES_BESIDE,
+    BASELINE_BESIDE,
     BASELINES_THERE,
     LATENTS_BESIDE,
-    LATENTS_BESIDE_THERE,
     LATENTS_THERE,
     RAW_BESIDE,
     RAW_BESIDE_THERE,
@@ -66,8 +65,8 @@ GROUPS = {
     "the target's prompt": Group(
         "target-prompt",
         RAW_BESIDE_THERE,
-        {WHERE: (RAW_BESIDE_THERE, LATENTS_BESIDE_THERE), RAW: (RAW_BESIDE,), LATENTS: (LATENTS_BESIDE,)},
-        BASELINES_BESIDE,
+        {WHERE: (RAW_BESIDE_THERE,), RAW: (RAW_BESIDE,), LATENTS: (LATENTS_BESIDE,)},
+        (BASELINE_BESIDE,),
         Sizes(24, 144, 1, ((0.0, 1.0),), 1, 48, 16, 3),
     ),
 }
