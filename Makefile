@@ -23,7 +23,7 @@ demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
 
 # The paper's tables and figures: hours. Rerun it to resume; its results are kept in benchmarks/results.
-STUDIES ?= fig1 table1 fig4 fig5 fig6 ablation centring
+STUDIES ?= fig1 table1 fig4 fig5 fig6 where safety ablation centring
 reproduce: setup
 	set -e; for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=$(THREADS) $(BIN)/tide reproduce $$study --threads $(THREADS); \
