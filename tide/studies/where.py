@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tide import charts
@@ -80,7 +79,7 @@ def reproduce(options: Options) -> str:
     found, verdicts = {}, []
     for name, group in GROUPS.items():
         options.say(f"\nKnown: {name}")
-        edits = _edits(models, options, group, seeds, options.out / group.folder)
+        edits = _edits(models, options, name, seeds)
         found[name] = edits.summary() | _compared(edits, group)
         say_chosen(found[name]["chosen"], options.say)
         verdicts.append(f"Known: {name}. {verdict_of(group, found[name])}")
@@ -102,10 +101,9 @@ def _study(models: Models, options: Options, group: Group) -> EditStudy:
     return EditStudy(models.bench, models, FAST if options.fast else group.sizes, group.methods)
 
 
-def _edits(models: Models, options: Options, group: Group, seeds: list[int], out: Path) -> Edits:
-    study = _study(models, options, group)
+def _edits(models: Models, options: Options, name: str, seeds: list[int]) -> Edits:
+    study, out = _study(models, options, GROUPS[name]), options.out / GROUPS[name].folder
     run_cells(model_cells(models, seeds, study.config), out, options.say)
-    name = next(name for name, each in GROUPS.items() if each is group)
     shared = InProcesses(options.workers, partial(cells_of, options.for_workers(), name))
     return study.run(seeds, out, options.say, shared if options.workers > 1 else None)
 
