@@ -14,7 +14,7 @@ from tide.studies.safety.prompts import Unwanted, asking
 from tide.studies.safety.protections import Protections
 
 #: Pixels of a picture's side.
-SIDE = 112
+SIDE = 192
 
 
 def draw_gallery(options: Options, protections: Protections, concepts: Sequence[Unwanted], seed: int) -> None:
