@@ -30,25 +30,25 @@ def test_pooled():
     assert Target(STEPS, MAP.values.half()).pooled().values.dtype == torch.float32
 
 
-def test_the_tokens_that_differ_most():
-    """Summed over the timesteps: token 4 differs most at one of them, token 1 over both."""
+@pytest.fixture
+def changed() -> Target:
+    """Three tokens of the map, changed."""
     other = MAP.values.clone()
     other[0, 4, 2] += 3.0
     other[:, 1] += 2.0
     other[1, 0, 0] += 0.5
-    changed = Target(STEPS, other)
+    return Target(STEPS, other)
+
+
+def test_the_tokens_that_differ_most(changed):
+    """Summed over the timesteps: token 4 differs most at one of them, token 1 over both."""
     for n, expected in ((1, [1]), (2, [1, 4]), (3, [0, 1, 4]), (6, [0, 1, 2, 3, 4, 5])):
         assert most_different_tokens(MAP, changed, n).nonzero().flatten().tolist() == expected
     assert most_different_tokens(MAP, MAP, 2).nonzero().flatten().tolist() == [0, 1]
 
 
-def test_tokens_that_differ_by_a_share_of_the_most():
+def test_tokens_that_differ_by_a_share_of_the_most(changed):
     """Token 1 is 2 * 8^(1/2) = 5.7 away, token 4 3.0 and token 0 0.5."""
-    other = MAP.values.clone()
-    other[0, 4, 2] += 3.0
-    other[:, 1] += 2.0
-    other[1, 0, 0] += 0.5
-    changed = Target(STEPS, other)
     for share, expected in ((1.0, [1]), (0.54, [1]), (0.52, [1, 4]), (0.08, [0, 1, 4]), (0.0, [0, 1, 2, 3, 4, 5])):
         assert differing_tokens(MAP, changed, share).nonzero().flatten().tolist() == expected
     assert not differing_tokens(MAP, MAP, 0.0).any()
