@@ -52,10 +52,10 @@ SUMS: dict[str, Callable[[torch.Tensor], Any]] = {
 def test_sums_of_a_device_without_float64(name, monkeypatch):
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     expected = SUMS[name](x)
-    has = devices._has_float64
-    monkeypatch.setattr(devices, "_has_float64", lambda device: False)
+    has = devices.has_float64
+    monkeypatch.setattr(devices, "has_float64", lambda device: False)
     found = SUMS[name](single(x))
-    monkeypatch.setattr(devices, "_has_float64", has)
+    monkeypatch.setattr(devices, "has_float64", has)
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
 
 

@@ -22,6 +22,7 @@ from tide.cli.edit_bank import FromBank
 from tide.cli.edit_where import DrawnWhere
 from tide.cli.options import Activations, Autoencoder, Autoencoders, Data, Model, Option, options_of
 from tide.cli.parsing import given_options
+from tide.cli.reproduce import STUDIES
 from tide.cli.settings import train_config
 from tide.editing import save_bank
 from tide.errors import TideError
@@ -315,7 +316,7 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
     monkeypatch.setattr("tide.guards.from_captions.FEWEST", 1)
     monkeypatch.setattr("tide.guards.making.LEAST_AUROC", 0)
-    for study in ("fig1", "table1", "fig4", "fig5", "fig6", "sparsity", "safety", "ablation", "centring", "bars"):
+    for study in STUDIES:
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 
 

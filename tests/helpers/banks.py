@@ -27,7 +27,7 @@ def small_bank(model: TIDE, names: tuple[str, ...] = ("red", "blue", "house"), n
         means = []
         for _ in range(2):
             latents = numbers(n_latents).clamp(min=0)
-            means.append(SparseMeans.at(latents, latents.topk(16, dim=1).indices))
+            means.append(SparseMeans.at(latents, latents.topk(min(16, n_latents), dim=1).indices))
         concepts[name] = Concept(
             tokens=tokens,
             mean=tokens.float().mean(1),

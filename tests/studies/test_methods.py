@@ -8,7 +8,8 @@ import torch
 from tide.adapters import adapter_for
 from tide.scenes.pipeline import DATA, load_pipeline
 from tide.studies.editor import Editor
-from tide.studies.methods import METHODS, RIVALS, scene_profiles
+from tide.studies.methods import METHODS, RIVALS
+from tide.studies.paper_methods import scene_profiles
 from tide.studies.references import layout_of, nearest_references
 from tide.studies.tasks import KINDS, draw, tasks_of
 from tide.training import TrainConfig, build_model

@@ -244,7 +244,7 @@ def _draw(options: Options, found: Mapping[str, Mapping[str, Any]]) -> None:
             axis.plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
         prompt = each["chosen"][PROMPT]
         axis.plot(prompt["preserved"], prompt["success"], "k*", markersize=9, label="prompt replaced")
-        axis.set(title=f"known: {known}", xlabel="all else kept", ylim=(-0.02, 1.04))
+        axis.set(title=f"known: {known}", xlabel="all else kept", xlim=(0.48, 1.02), ylim=(-0.02, 1.04))
         axis.legend(frameon=False, fontsize="x-small", loc="lower left")
     axes[0].set_ylabel("changed to the target")
     charts.save(figure, options.out / "where.png")
