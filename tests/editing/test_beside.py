@@ -190,3 +190,7 @@ def test_what_differs_is_of_the_right_width_and_share(alpha, sae):
     ):
         with pytest.raises(TideError, match=f"{name} is an SAE of width 8"), edit(alpha, None, beside, block=BLOCK):
             pass
+    transcoder = TIDE(TIDEConfig(192, 16, 4, tensor="feed_forward_input", target="feed_forward"))
+    beside = Beside(adapter, TARGET, latents=transcoder)
+    with pytest.raises(TideError, match="so it cannot edit"), edit(alpha, None, beside, block=BLOCK):
+        pass

@@ -161,6 +161,8 @@ def check_change(adapter: Adapter, sae: TIDE | None, change: Edit | RawEdit | Be
         change.check(adapter.d_model)
     elif isinstance(change, Beside):
         change.check(adapter, branch)
+        if change.latents is not None:
+            check_sae(adapter, change.latents)
     elif not isinstance(change, Edit):
         raise TideError(f"{type(change).__name__} is not an edit; give one of tide.editing, or a sum of them")
     elif sae is None:
