@@ -15,7 +15,7 @@ from tests.helpers.families import draw as draw_family
 from tide.adapters import Call, adapter_for, tap
 from tide.editing import Detector, Erase, Place, Scale, Steer, Where, draw_edits, edit
 from tide.editing.where import averaged, grown, held
-from tide.editing.where_run import WhereRun
+from tide.editing.where_run import WhereRun, drawing
 from tide.errors import TideError, TideWarning
 from tide.sae import TIDE, TIDEConfig
 from tide.training import TrainConfig, build_model
@@ -212,6 +212,31 @@ def test_the_rows_of_the_prompt_alone_draw():
     assert run.mask(x, call).int().tolist() == [[1, 0], [0, 1]]
 
 
+def test_each_image_has_its_own_where():
+    """In the order of the prompt's rows; a call for the negative prompt has the latest masks."""
+    runs = drawing([Where((detector(1.0),), low=0.5), Where((detector(3.0),))])
+    scores = [[9.0, 9.0], [2.0, 4.0], [9.0, 9.0], [2.0, 4.0]]
+    assert runs.mask(*called(scores, conditional=[False, True, False, True])).int().tolist() == [[1, 1], [0, 1]]
+    assert runs.mask(*called(scores[:2], conditional=[False, False])).int().tolist() == [[1, 1], [0, 1]]
+    assert runs.mask(*called([[0.8, 0.0], [2.0, 2.0]], 400.0)).int().tolist() == [[1, 0], [0, 0]]
+    assert runs.now.int().tolist() == [[1, 0], [0, 0]]
+    assert [(timestep, mask.int().tolist()) for timestep, mask in runs.masks] == [
+        (500.0, [[1, 1], [0, 1]]),
+        (400.0, [[1, 0], [0, 0]]),
+    ]
+    runs.skip()
+    assert runs.now is None
+    runs.start()
+    assert not runs.masks
+    assert not runs.mask(*called([[0.8, 0.0], [2.0, 2.0]], 300.0)).any()
+
+
+def test_one_where_an_image():
+    runs = drawing([Where((detector(1.0),))] * 2)
+    with pytest.raises(TideError, match=r"^there is a Where for each of 2 images and the pipeline draws 3; give one"):
+        runs.mask(*called([[2.0, 0.0]] * 3))
+
+
 @pytest.mark.parametrize("grid", [None, (3, 3)])
 def test_neighbours_that_are_not_known(grid):
     for options in ({"grow": 1}, {"smooth": 1}):
@@ -381,11 +406,34 @@ def test_a_mask_by_the_name_of_each_edit(alpha, sae):
     assert [met[name].tokens for name in edits] == [128, 0]
 
 
+def test_a_where_for_each_image(alpha, sae):
+    """Each image is what its own Where alone makes of it."""
+    run = {"prompts": ("a red cube", "a house"), "guidance": 3.0}
+    on, off = Where.of_features(sae, FEATURES, ALWAYS), Where.of_features(sae, [SILENT], NEVER)
+    edited, met = drawn(alpha, sae, [off, on], **run)
+    everywhere, _ = drawn(alpha, sae, on, **run)
+    nowhere, _ = drawn(alpha, sae, off, **run)
+    assert torch.equal(edited[0], nowhere[0])
+    assert torch.equal(edited[1], everywhere[1])
+    assert not torch.equal(everywhere[0], nowhere[0])
+    assert met.tokens == 64 * STEPS
+    assert [mask.sum(1).tolist() for _, mask in met.masks] == [[0, 64]] * STEPS
+    assert drawn(alpha, sae, [off, off], **run)[1].nothing == (
+        "latent 5 never passed the threshold in this run; highest score 0 of 1e+09"
+    )
+
+
+@pytest.mark.parametrize("tokens", [[], ["house"], "house"])
+def test_tokens_that_are_no_where(alpha, sae, tokens):
+    with pytest.raises(TideError, match=r"^tokens must be a bool mask, a Where, or a Where for each image"):
+        drawn(alpha, sae, tokens)
+
+
 def test_the_mask_must_be_drawn_by_what_is_edited(alpha, sae):
     steer = Steer(torch.tensor([500.0]), torch.ones(1, 192))
     where = Where.of_features(sae, FEATURES)
 
-    def refused(message: str, where: Where, block: int = BLOCK) -> None:
+    def refused(message: str, where: Where | list[Where], block: int = BLOCK) -> None:
         with pytest.raises(TideError, match=f"^{message}"), edit(alpha, None, steer, block=block, tokens=where):
             pass
 
@@ -397,7 +445,9 @@ def test_the_mask_must_be_drawn_by_what_is_edited(alpha, sae):
         "the mask is drawn by an SAE of width 8 and the transformer has 192; use": TIDEConfig(8, N, 4, block=BLOCK),
     }
     for message, each in of.items():
-        refused(message, Where.of_features(TIDE(each), FEATURES))
+        other = Where.of_features(TIDE(each), FEATURES)
+        refused(message, other)
+        refused(message, [where, other])
     wrong = replace(where, within=torch.ones(63, dtype=torch.bool))
     with (
         pytest.raises(TideError, match=r"^within is \[63\] and the image has 64 tokens"),

@@ -7,9 +7,9 @@ import torch
 
 from tide.adapters import adapter_for
 from tide.scenes.pipeline import DATA, load_pipeline
+from tide.studies.class_knowledge import class_banks, scene_profiles
 from tide.studies.editor import Editor
 from tide.studies.methods import METHODS, RIVALS
-from tide.studies.paper_methods import scene_profiles
 from tide.studies.references import layout_of, nearest_references
 from tide.studies.tasks import KINDS, draw, tasks_of
 from tide.training import TrainConfig, build_model
@@ -28,14 +28,15 @@ def test_every_method_has_strengths_that_grow_and_rivals_that_know_the_same():
 
 
 @pytest.fixture(scope="module")
-def trial():
+def trial(tmp_path_factory):
     """Two prompts, an untrained SAE: what it changes does not matter here, that it does."""
     adapter = adapter_for(load_pipeline())
     torch.manual_seed(0)
     model = build_model(adapter, 6, TrainConfig(n_latents=64, k=8))
     tasks = tasks_of("dev", 2, 3)
     references = nearest_references(tasks, torch.tensor([layout_of(t.scene) for t in tasks]))
-    editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=16))
+    banks = class_banks(adapter, model, tasks, tmp_path_factory.mktemp("banks"), n_images=24)
+    editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=16), banks=banks)
     return adapter, tasks, editor, draw(adapter, tasks)
 
 

@@ -20,6 +20,7 @@ from tide.studies import (
     bars,
     centring,
     edit_study,
+    equal_information,
     fig1,
     fig4,
     fig5,
@@ -30,7 +31,6 @@ from tide.studies import (
     sparsity,
     sparsity_edits,
     table1,
-    where,
 )
 from tide.studies.bench import Bench, DataSizes
 from tide.studies.features import FeatureSizes
@@ -48,6 +48,7 @@ FILES = {
     "fig5": {"fig5.png", "fig5-settling.png", "fig5.csv", "fig5.json", "models"},
     "fig6": {"fig6.png", "fig6-gallery.png", "fig6.csv", "fig6.json", "models"},
     "where": {"where.png", "where.csv", "where.json", "one-image", "target-prompt", "models"},
+    "bank": {"bank.png", "bank.csv", "bank.json", "of-bank", "banks", "models"},
     "bars": {"bars.json", "report.html"},
     "table1": {"table1.png", "table1.csv", "table1.json"},
     "fig4": {"fig4ab.png", "fig4cd.png", "fig4-timesteps.png", "fig4ab.csv", "fig4cd.csv", "fig4cd-matched.csv",
@@ -80,9 +81,9 @@ def tiny(monkeypatch, bench):
         name: replace(fig6.METHODS[name], strengths=(fig6.METHODS[name].middle,)) for name in (*few, *placed.PLACED)
     }
     monkeypatch.setattr(fig6, "PAPER", few)
-    for module in (fig6, fig6_pictures, edit_study, where):
+    for module in (fig6, fig6_pictures, edit_study, equal_information):
         monkeypatch.setattr(module, "METHODS", short)
-    monkeypatch.setattr(where, "FAST", where.Sizes(2, 2, 1, ((0.0, 1.0),), 1, 12, 8, 1))
+    monkeypatch.setattr(equal_information, "FAST", equal_information.Sizes(2, 2, 1, ((0.0, 1.0),), 1, 12, 24, 1))
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     monkeypatch.setattr(bars, "EDITS", few[:3])
     monkeypatch.setattr(bars, "FAST", bars.Sizes(16, 16, 2, 2, 12, 1, 2, replace(fig6.FAST, test=2)))
@@ -124,7 +125,7 @@ def study(name: str, out: Path, **options) -> tuple[str, list[str]]:
 def test_a_study_and_its_resumption(tiny, tmp_path, name, checkpoint):
     sae = checkpoint if name == "bars" else None
     verdict, said = study(name, tmp_path, sae=sae)
-    own = set() if name == "where" else {"cells"}  # its two parts have cells of their own
+    own = set() if name in {"where", "bank"} else {"cells"}  # their groups have folders of their own
     assert {path.name for path in tmp_path.iterdir()} == FILES[name] | own
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["verdict"] == verdict

@@ -61,6 +61,10 @@ STUDIES = {
         "edits everywhere and where latents differ, of raw activations and of latents, at equal information",
         "seeds steps set models workers",
     ),
+    "bank": Study(
+        "edits by a bank of concepts, everywhere and where latents find the source",
+        "seeds steps set models workers",
+    ),
     "safety": Study(
         "unwanted concepts: guards made of latents against filters and edited weights, plain and under attack",
         "seeds steps set models workers minutes",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tide.editing.recipe import Change, Recipe
     from tide.editing.recipe_drawing import draw_recipe
     from tide.editing.recipe_source import recipe_code, recipe_command
-    from tide.editing.steer import RawEdit, Steer, SteerTowards
+    from tide.editing.steer import RawEdit, Steer, SteerPerImage, SteerTowards
     from tide.editing.strength import Strength
     from tide.editing.target_file import load_target, save_target
     from tide.editing.targets import image_contrast, image_target, prompt_target
@@ -70,6 +70,7 @@ __all__ = [
     "Steer",
     "SteerBounded",
     "SteerNearest",
+    "SteerPerImage",
     "SteerTowards",
     "SteerTowardsNearest",
     "Strength",
@@ -118,7 +119,7 @@ __getattr__, __dir__ = deferred(
         "recipe": "Change Recipe",
         "recipe_drawing": "draw_recipe",
         "recipe_source": "recipe_code recipe_command",
-        "steer": "RawEdit Steer SteerTowards",
+        "steer": "RawEdit Steer SteerPerImage SteerTowards",
         "strength": "Strength",
         "target_file": "load_target save_target",
         "targets": "image_contrast image_target prompt_target",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from tide.editing.progress import is_within, run_position, step_range
 from tide.editing.reading import CHUNK_ELEMENTS
 from tide.editing.steer import RawEdit
 from tide.editing.where import Where, check_mask
-from tide.editing.where_run import WhereRun, fitted
+from tide.editing.where_run import WhereRun, WhereRuns, drawing, fitted
 from tide.errors import TideError, TideWarning
 from tide.sae.model import TIDE
 
@@ -49,7 +49,7 @@ def edit(
     *,
     block: Block | None = None,
     steps: tuple[float, float] | None = None,
-    tokens: Tensor | Where | None = None,
+    tokens: Tensor | Where | Sequence[Where] | None = None,
     branch: Branch = "conditional",
     renormalise: bool = False,
     warns: bool = True,
@@ -68,7 +68,7 @@ def edit(
         tokens: edit only these image tokens: bool ``[tokens]``, or ``[images, tokens]`` with a mask for every image of
             the batch (``num_images_per_prompt`` of each prompt, one after the other); or a
             :class:`~tide.editing.where.Where`, which draws such masks at every step that is edited, from latents of the
-            same block.
+            same block, or one for each image.
         branch: the rows of classifier-free guidance to edit. A run without guidance has only conditional rows.
         renormalise: keep each token's latent norm (eqs 9, 19).
         warns: False for a caller that passes on :attr:`Met.remark`.
@@ -88,9 +88,9 @@ def edit(
     _check_rows(tokens, branch)
     at = _chosen_block(adapter, sae, block)
     check_change(adapter, sae, change, branch)
-    if isinstance(tokens, Where):
-        _check_where(adapter, at, _tensor(sae), tokens)
-    fixed, drawn = (None, WhereRun(tokens)) if isinstance(tokens, Where) else (tokens, None)
+    fixed, drawn = (tokens, None) if tokens is None or isinstance(tokens, Tensor) else (None, drawing(tokens))
+    if drawn is not None:
+        _check_wheres(adapter, at, _tensor(sae), drawn)
     met = Met(change, part, branch, drawn=drawn)
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
@@ -120,7 +120,7 @@ def edit(
 
 
 @contextmanager
-def _each_run(pipe: Any, drawn: WhereRun | None) -> Iterator[None]:
+def _each_run(pipe: Any, drawn: WhereRun | WhereRuns | None) -> Iterator[None]:
     """Lets masks start afresh with every run of the pipeline, which begins with ``check_inputs``. Of a pipeline without
     it, a higher timestep tells."""
     if drawn is None or not hasattr(pipe, "check_inputs"):
@@ -130,16 +130,19 @@ def _each_run(pipe: Any, drawn: WhereRun | None) -> Iterator[None]:
         yield
 
 
-def _check_rows(tokens: Tensor | Where | None, branch: Branch) -> None:
+def _check_rows(tokens: Tensor | Where | Sequence[Where] | None, branch: Branch) -> None:
     if branch not in ("conditional", "unconditional", "both"):
         raise TideError(f"branch = {branch!r} is unknown; use 'conditional', 'unconditional' or 'both'")
-    if not isinstance(tokens, Where):
+    if tokens is None or isinstance(tokens, Tensor):
         check_mask(tokens, "tokens")
+    elif not isinstance(tokens, Where) and not (tokens and all(isinstance(each, Where) for each in tokens)):
+        raise TideError("tokens must be a bool mask, a Where, or a Where for each image; see tide.editing.edit")
 
 
-def _check_where(adapter: Adapter, block: int, tensor: str, where: Where) -> None:
+def _check_wheres(adapter: Adapter, block: int, tensor: str, drawn: WhereRun | WhereRuns) -> None:
     """Raises for detectors that read other activations than are edited."""
-    for config in (detector.model.config for detector in where.detectors):
+    wheres = [run.where for run in (drawn.runs if isinstance(drawn, WhereRuns) else [drawn])]
+    for config in (detector.model.config for where in wheres for detector in where.detectors):
         if config.block is not None and (own := adapter.resolve_block(config.block)) != block:
             raise TideError(f"the mask is drawn by latents of block {own} and block {block} is edited; use one block")
         if config.tensor != tensor:

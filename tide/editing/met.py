@@ -12,7 +12,7 @@ from tide.editing.beside import Beside
 from tide.editing.edits import Branch, Edit
 from tide.editing.named import LISTED, aimed_at, in_words, named, why_idle
 from tide.editing.steer import RawEdit
-from tide.editing.where_run import WhereRun
+from tide.editing.where_run import WhereRun, WhereRuns
 from tide.messages import counted
 
 #: An edit that names more latents than this is not about any one of them.
@@ -48,7 +48,7 @@ class Met:
     moved: int = 0
     fired: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     dtype: torch.dtype = torch.float32
-    drawn: WhereRun | None = None
+    drawn: WhereRun | WhereRuns | None = None
     _energy: tuple[float, float] = (0.0, 0.0)
 
     def count(self, before: Tensor, after: Tensor, z: Tensor | None = None, changed: Tensor | None = None) -> None:

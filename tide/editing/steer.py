@@ -87,3 +87,34 @@ class SteerTowards(Steer):
     def activations(self, x: Tensor, place: Place) -> Tensor:
         """``x [N, d_model]``, the activations at ``place``, moved."""
         return torch.lerp(x, self.at(place).to(x), self.factor)
+
+
+@dataclass(frozen=True)
+class SteerPerImage(RawEdit):
+    """Edit i for image i of the batch, as :class:`~tide.editing.PerImage` is for edits of latents.
+
+    Raises:
+        TideError: there is none, or they are of several widths; once it edits, the batch has more images than edits.
+    """
+
+    edits: tuple[RawEdit, ...]
+
+    def __post_init__(self) -> None:
+        if not self.edits:
+            raise TideError("there is no edit; give one an image")
+        if len(widths := sorted({each.width for each in self.edits})) > 1:
+            raise TideError(f"the edits are of widths {widths[0]} and {widths[1]}; take all from one block")
+
+    @property
+    def width(self) -> int:
+        return self.edits[0].width
+
+    def activations(self, x: Tensor, place: Place) -> Tensor:
+        """``x [N, d_model]``, the activations at ``place``, moved."""
+        out = x.clone()
+        for image in place.image.unique().tolist():
+            if image >= len(self.edits):
+                raise TideError(f"the batch has more images than the {len(self.edits)} edits given; give one an image")
+            rows = (place.image == image).nonzero().flatten()
+            out[rows] = self.edits[image].activations(x[rows], place.take(rows)).to(x)
+        return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -128,6 +129,62 @@ class WhereRun:
         if self.where.within is not None:
             return "the tokens that its latents draw are outside of the mask within"
         return "its latents cover every token, and it is inverted"
+
+
+@dataclass
+class WhereRuns:
+    """The masks of a Where for each image: of image i that of run i.
+
+    What :class:`WhereRun` says of its methods and attributes holds for all of them together.
+    """
+
+    runs: list[WhereRun]
+
+    def start(self) -> None:
+        """Forgets the run before."""
+        for run in self.runs:
+            run.start()
+
+    def skip(self) -> None:
+        """Says that a call is not of the edit's steps."""
+        for run in self.runs:
+            run.skip()
+
+    def mask(self, x: Tensor, call: Call) -> Tensor:
+        """As :meth:`WhereRun.mask`; raises :class:`~tide.errors.TideError` for another number of images, too."""
+        rows = call.conditional.nonzero().flatten().tolist() or range(len(x))
+        if len(rows) != len(self.runs):
+            raise TideError(
+                f"there is a Where for each of {len(self.runs)} images and the pipeline draws {len(rows)}; give one "
+                "an image, or one for all"
+            )
+        masks = []
+        for run, row in zip(self.runs, rows, strict=True):
+            own = torch.arange(len(x)) == row
+            masks.append(run.mask(x[row : row + 1], call.take(own)))
+        return torch.cat(masks)
+
+    @property
+    def now(self) -> Tensor | None:
+        """The latest masks, bool ``[images, tokens]`` on the CPU."""
+        masks = [run.now for run in self.runs if run.now is not None]
+        return torch.cat(masks) if masks else None
+
+    @property
+    def masks(self) -> list[tuple[float, Tensor]]:
+        """Of the latest run, each call's timestep and masks."""
+        calls = zip(*(run.masks for run in self.runs), strict=True)
+        return [(each[0][0], torch.cat([mask for _, mask in each])) for each in calls]
+
+    @property
+    def nothing(self) -> str:
+        """Why no token was edited, in words."""
+        return "; ".join(dict.fromkeys(run.nothing for run in self.runs))
+
+
+def drawing(where: Where | Sequence[Where]) -> WhereRun | WhereRuns:
+    """What draws the masks of one Where for all images, or of one for each."""
+    return WhereRun(where) if isinstance(where, Where) else WhereRuns([WhereRun(each) for each in where])
 
 
 def _never(detector: Detector, score: float, threshold: float) -> str:

@@ -24,12 +24,12 @@ from tide.interpretation.profiles import ConceptProfiles
 from tide.scenes.judge import Judge, load_judge
 from tide.scenes.scene import ATTRIBUTES, Split
 from tide.studies.bench import Bench
+from tide.studies.class_knowledge import ClassBanks, class_banks, scene_profiles
 from tide.studies.compare import best, equal_preservation, paired
-from tide.studies.editor import MEANS, Steps
+from tide.studies.editor import BANK, MEANS, Steps
 from tide.studies.grid import Cell, Result, Say, run_cells
 from tide.studies.methods import METHODS, RIVALS
 from tide.studies.models import Checkpoint, Models
-from tide.studies.paper_methods import scene_profiles
 from tide.studies.parallel import Workers
 from tide.studies.references import LayoutProbe
 from tide.studies.regions import outside_distance
@@ -84,16 +84,19 @@ class InProcesses(NamedTuple):
 
 @dataclass
 class EditStudy:
-    """Draws and judges edits, a cell for each setting and batch; ``methods`` are those of the study."""
+    """Draws and judges edits, a cell for each setting and batch; ``methods`` are those of the study, and ``folder`` is
+    where those that know a bank keep it."""
 
     bench: Bench
     models: Models | Checkpoint
     sizes: Sizes
     methods: Sequence[str] = tuple(METHODS)
     judge: Judge = field(default_factory=load_judge)
+    folder: Path | None = None
     _tasks: dict[tuple[str, Split, int], list[EditTask]] = field(default_factory=dict)
     _trial: tuple[Batch, Trial] | None = None
     _profiles: dict[int, ConceptProfiles] = field(default_factory=dict)
+    _banks: dict[int, ClassBanks] = field(default_factory=dict)
 
     @cached_property
     def judged_by(self) -> str:
@@ -132,6 +135,15 @@ class EditStudy:
             self._profiles[seed] = scene_profiles(self.bench.adapter, model, n_images=n_images, seed=seed)
         return self._profiles[seed]
 
+    def banks(self, seed: int) -> ClassBanks:
+        if seed not in self._banks:
+            assert self.folder is not None, "methods that know a bank need a folder"
+            self._banks.clear()
+            adapter, model, n_images = self.bench.adapter, self.models.of(seed), self.sizes.profile_images
+            tasks = [*self.tasks(EVERYTHING, "dev", seed), *self.tasks(EVERYTHING, "test", seed)]
+            self._banks[seed] = class_banks(adapter, model, tasks, self.folder / "banks", n_images=n_images, seed=seed)
+        return self._banks[seed]
+
     def trial(self, batch: Batch) -> Trial:
         """Kept until another batch is asked for: recordings are large."""
         if self._trial is None or self._trial[0] != batch:
@@ -140,10 +152,11 @@ class EditStudy:
         return self._trial[1]
 
     def _made(self, batch: Batch) -> Trial:
-        by_means = batch.kind == EVERYTHING and any(METHODS[name].knows == MEANS for name in self.methods)
-        profiles = self.profiles(batch.seed) if by_means else None
+        known = {METHODS[name].knows for name in self.methods} if batch.kind == EVERYTHING else set()
+        profiles = self.profiles(batch.seed) if MEANS in known else None
+        banks = self.banks(batch.seed) if BANK in known else None
         adapter, model, tasks = self.bench.adapter, self.models.of(batch.seed), self.tasks_in(batch)
-        return Trial.of(adapter, model, tasks, self.judge, self.probe, seed=batch.seed, profiles=profiles)
+        return Trial.of(adapter, model, tasks, self.judge, self.probe, seed=batch.seed, profiles=profiles, banks=banks)
 
     def measure(self, setting: Setting, batch: Batch) -> Result:
         """Outcomes of the batch's tasks: changed, kept, valid, and the distance of the pixels outside. Tasks whose

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.editing import Beside, Edit, Steer, Target, differing_tokens, edit
+from tide.editing import Bank, Beside, Edit, RawEdit, Target, Where, differing_tokens, edit
 from tide.editing.record import ContrastRecording, Recording, record_contrast, record_targets
 from tide.interpretation.profiles import ConceptProfiles
 from tide.sae.model import TIDE
@@ -20,6 +20,7 @@ from tide.scenes.annotate import N_SAMPLING_STEPS, generate_images, images_of
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
 from tide.scenes.scene import Scene
 from tide.studies.baselines import random_dictionary
+from tide.studies.class_knowledge import ClassBanks, Told
 from tide.studies.tasks import EVERYTHING, EditTask, Method, swap_word
 
 Steps = tuple[float, float]
@@ -30,6 +31,7 @@ By = Literal["latents", "activations", "random latents"]
 
 
 ONE_IMAGE, OWN_RUN, MEANS = "one image", "the target's run", "class means"
+BANK = "a bank"
 PROMPT_BESIDE = "the target's prompt"
 PLACELESS, NOTHING = "one image, no places", "nothing"
 
@@ -38,7 +40,8 @@ PLACELESS, NOTHING = "one image, no places", "nothing"
 class Editor:
     """What the methods need to edit with one SAE. A recording is made once for a batch of tasks and then shared.
 
-    ``references`` are needed by the methods that know a reference image, ``profiles`` by those that know class means.
+    ``references`` are needed by the methods that know a reference image, ``profiles`` by those that know class means,
+    ``banks`` by those that know a bank.
     """
 
     adapter: Adapter
@@ -46,6 +49,7 @@ class Editor:
     references: dict[EditTask, Scene] = field(default_factory=dict)
     profiles: ConceptProfiles | None = None
     seed: int = 0
+    banks: ClassBanks | None = None
     _kept: dict[str, tuple[Tasks, Any]] = field(default_factory=dict)
 
     @property
@@ -117,6 +121,10 @@ class Editor:
         assert self.profiles is not None, "methods that know class means need profiles"
         return self.profiles
 
+    def bank(self, told: Told = "latents") -> tuple[TIDE, Bank]:
+        assert self.banks is not None, "methods that know a bank need banks"
+        return self.banks[told]
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -124,17 +132,18 @@ class Spec:
 
     ``strengths`` are those that studies try, in growing order, ``middle`` the one at which step ranges are compared;
     ``tasks`` the kind that it is tried on. ``raw``: it edits raw activations, without the SAE. ``tokens`` are the ones
-    that it edits, bool ``[tasks, tokens]``, by default all; ``renormalise`` keeps each token's latent norm.
+    that it edits, bool ``[tasks, tokens]`` or drawn for each task, by default all; ``renormalise`` keeps each token's
+    latent norm.
     """
 
     label: str
     knows: str
     strengths: tuple[float, ...]
     middle: float
-    make: Callable[[Editor, Tasks, float], Edit | Steer | Beside]
+    make: Callable[[Editor, Tasks, float], Edit | RawEdit | Beside]
     tasks: str = EVERYTHING
     raw: bool = False
-    tokens: Callable[[Editor, Tasks, float], Tensor] | None = None
+    tokens: Callable[[Editor, Tasks, float], Tensor | list[Where]] | None = None
     renormalise: bool = False
 
     def method(self, editor: Editor, factor: float, steps: Steps | None = None) -> Method:

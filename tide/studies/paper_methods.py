@@ -17,7 +17,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tide.adapters import Adapter
 from tide.editing import (
     Contrast,
     Edit,
@@ -34,22 +33,15 @@ from tide.editing import (
     most_different_tokens,
 )
 from tide.editing.contrast import sparse_again
-from tide.interpretation.profiles import ConceptProfiles, concept_profiles
-from tide.sae.model import TIDE
-from tide.scenes.annotate import N_SAMPLING_STEPS, concept_masks
-from tide.scenes.scene import ATTRIBUTES, Scene, prompts
-from tide.studies.bench import prepared_scenes
+from tide.studies.class_knowledge import concepts_of
 from tide.studies.editor import MEANS, NOTHING, ONE_IMAGE, OWN_RUN, PLACELESS, Editor, Spec, Tasks
-from tide.studies.tasks import STYLES, UNGILDING, EditTask
+from tide.studies.tasks import STYLES, UNGILDING
 
 #: Strength of the contrast whose number of altered tokens grows.
 ALTERED_STRENGTH = 2.0
 
 #: How many of the target's strongest latents of each token are scaled.
 SCALED_TOP = 32
-
-#: Ground that lies in the light: the counterpart of the concept "shadow".
-LIT = "lit ground"
 
 
 # -- how each edits a batch of tasks --------------------------------------------------------------------------
@@ -97,13 +89,13 @@ def _steer_towards(editor: Editor, tasks: Tasks, factor: float) -> Steer:
 
 def _swap(editor: Editor, tasks: Tasks, factor: float) -> Edit:
     """Acts where the source's latents fire."""
-    return PerImage(tuple(Swap(*editor.means().contrast(*_concepts(task)), factor) for task in tasks))
+    return PerImage(tuple(Swap(*editor.means().contrast(*concepts_of(task)), factor) for task in tasks))
 
 
 def _steer(editor: Editor, tasks: Tasks, factor: float) -> Steer:
     """Acts on every token: raw activations do not tell where the source is."""
     profiles = editor.means()
-    directions = [profiles.direction(*_concepts(task)) for task in tasks]
+    directions = [profiles.direction(*concepts_of(task)) for task in tasks]
     return Steer(profiles.timesteps, torch.stack(directions, dim=1)[:, :, None], factor)
 
 
@@ -151,30 +143,3 @@ PAPER: dict[str, Spec] = {
         "style transfer, raw and bounded", PLACELESS, (1.0, 2.0, 4.0), 2.0, _steer_transfer_bounded, STYLES, raw=True
     ),
 }
-
-# -- class means ----------------------------------------------------------------------------------------------
-
-
-def scene_profiles(adapter: Adapter, model: TIDE, *, n_images: int = 256, seed: int = 0) -> ConceptProfiles:
-    """Profiles of every attribute value over training scenes, at every step of the sampling run."""
-    pairs = prompts("train", n_images, seed)
-    items = [scene for scene, _ in pairs]
-    data = prepared_scenes(adapter, pairs)
-    masks = concept_masks(items, adapter.token_grid(*data[0].latents.shape[-2:]))
-    masks[LIT] = torch.stack([_lit_ground(scene, masks, i) for i, scene in enumerate(items)])
-    wanted = {value for values in ATTRIBUTES.values() for value in values} | {"shadow", LIT}
-    masks = {name: mask for name, mask in masks.items() if name in wanted}
-    return concept_profiles(adapter, model, data, masks, adapter.sampling_timesteps(N_SAMPLING_STEPS), seed=seed)
-
-
-def _lit_ground(scene: Scene, masks: dict[str, Tensor], i: int) -> Tensor:
-    ground = masks[scene.ground][i]
-    return ground if scene.shadow == "without" else torch.zeros_like(ground)
-
-
-def _concepts(task: EditTask) -> tuple[str, str]:
-    """The concepts of the task's source and target."""
-    if task.attribute == "shadow":
-        shadow = {"with": "shadow", "without": LIT}
-        return shadow[task.source], shadow[task.target]
-    return task.source, task.target

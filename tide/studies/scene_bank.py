@@ -50,23 +50,29 @@ def scene_bank(
     fit = annotated_scenes(adapter, items, [block], at, seed=seed)[block]
     held_out = annotated_scenes(adapter, list(scenes("dev", n_images, seed)), [block], at, seed=seed + 1)[block]
     recorded = {
-        pair: _contrast(adapter, block, pair, items, fit.masks[pair[1]], at, n_tokens, seed) for pair in contrasts
+        pair: scene_difference(adapter, block, pair, items, fit.masks[pair[1]], at, n_tokens=n_tokens, seed=seed)
+        for pair in contrasts
     }
     return record_bank(model, fit, held_out, concepts, recorded, n_tokens=n_tokens, seed=seed)
 
 
-def _contrast(
+def scene_difference(
     adapter: Adapter,
     block: int,
-    pair: tuple[str, str],
+    words: tuple[str, str],
     items: Sequence[Scene],
     mask: Tensor,
     timesteps: Tensor,
+    *,
     n_tokens: int,
     seed: int,
 ) -> Difference:
-    """On the scenes that show the target."""
-    source, target = pair
+    """What the second of two ``words`` changes against the first, on the first :data:`REFERENCES` scenes of ``items``
+    that show it; ``mask [items, tokens]`` says where.
+
+    Raises :class:`~tide.errors.TideError` if none does, or a caption does not say it.
+    """
+    source, target = words
     chosen = mask.any(1).nonzero().flatten()[:REFERENCES].tolist()
     if not chosen:
         raise TideError(f"none of {len(items)} scenes shows {target!r}; look through more images")

@@ -12,6 +12,7 @@ from tide.adapters import Adapter
 from tide.interpretation.profiles import ConceptProfiles
 from tide.sae.model import TIDE
 from tide.scenes.judge import Judge, Verdict
+from tide.studies.class_knowledge import ClassBanks
 from tide.studies.editor import Editor, Steps
 from tide.studies.methods import METHODS
 from tide.studies.references import LayoutProbe, nearest_references
@@ -62,9 +63,10 @@ class Trial:
         *,
         seed: int,
         profiles: ConceptProfiles | None = None,
+        banks: ClassBanks | None = None,
     ) -> Trial:
         images, layouts = probe.draw(adapter, tasks)
-        editor = Editor(adapter, model, nearest_references(tasks, layouts), profiles, seed)
+        editor = Editor(adapter, model, nearest_references(tasks, layouts), profiles, seed, banks)
         return cls(tasks, images, judge, editor)
 
     @cached_property

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tide.studies import bank, where
+from tide.studies.equal_information import KINDS, LATENTS, RAW, WHERE, Point, at_level, verdict_of
 from tide.studies.methods import METHODS
 from tide.studies.placed import LATENTS_THERE
 from tide.studies.tasks import EditOutcome, tasks_of
 from tide.studies.trial import PROMPT
-from tide.studies.where import GROUPS, KINDS, LATENTS, RAW, WHERE, Point, at_level, verdict_of
 
 TASKS = tasks_of("test", 10, 0)
+GROUPS = where.GROUPS | bank.GROUPS
 GROUP = GROUPS["one image"]
 
 
