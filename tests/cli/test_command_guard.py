@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tide.adapters import adapter_for
+from tide.editing.draw import draw_image
 from tide.guards import load_guard
 from tide.runs import contents, read_run
 from tide.scenes.pipeline import DATA, load_pipeline
@@ -60,6 +63,23 @@ def test_a_guard_is_made_shown_and_drawn_under(cli, sae, tmp_path):
     rows = json.loads((drawn / "edit.json").read_text())["guards"]
     assert [(row["concept"], row["run"]) for row in rows] == [("tree", 0), ("tree", 1)]
 
+    pair = tmp_path / "pair"
+    caption = "a sketched old yellow tree, facing right, far, on sand, with a shadow"
+    asked = ["--prompt", caption, "--n-steps", "2", "--guidance", "2"]
+    result = cli("guard", "draw", out, *asked, "--pipeline", "scenes", "--out", pair)
+    assert result.code == 0, result.err
+    assert result.out.startswith("The guard of tree met it in 1 of 1 image")
+    assert {path.name for path in pair.iterdir()} == {
+        "before.png", "after-guarded.png", "strip.png", "edit.json", "run.json",
+    }  # fmt: skip
+    report = json.loads((pair / "edit.json").read_text())
+    assert report["mean_pixel_change"] > 1
+    assert report["guards"][0]["words"]
+    assert (contents(pair).kind, read_run(pair)["command"]) == ("edit", "guard")
+    adapter = adapter_for(load_pipeline())
+    before = draw_image(adapter, caption, n_steps=2, guidance_scale=2.0)
+    assert np.array_equal(np.asarray(Image.open(pair / "before.png")), np.asarray(before))
+
 
 def test_a_guard_is_made_of_captions(cli, sae, tmp_path):
     out = tmp_path / "guard"
@@ -100,7 +120,10 @@ def test_a_concept_that_no_latent_tells_is_refused(cli, sae, tmp_path, monkeypat
         (["show", "/none"], "/none holds no guard"),
         (["make"], "--concept is not given"),
         (["make", "/none"], "'/none' is not used by make"),
-        (["draw"], "'draw' is not an action"),
+        (["draw"], "no guard is named; give its folder: tide guard draw GUARD"),
+        (["draw", "/none"], "a guard is shown at work on a prompt; give --prompt and --out"),
+        (["draw", "/none", "--prompt", "a", "--out", "/tmp/none"], "/none holds no guard"),
+        (["paint"], "'paint' is not an action"),
     ],
 )
 def test_what_is_not_asked_for_rightly(cli, words, message):

@@ -16,6 +16,7 @@ import tyro
 import tide
 from tests.helpers.banks import small_bank
 from tests.helpers.cli_samples import SMALL
+from tests.helpers.guards import ALWAYS, guard_of
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
 from tide.cli.edit_bank import FromBank
@@ -26,6 +27,7 @@ from tide.cli.reproduce import STUDIES
 from tide.cli.settings import train_config
 from tide.editing import save_bank
 from tide.errors import TideError
+from tide.guards import save_guard
 from tide.loading import load_sae
 from tide.training import TrainConfig
 
@@ -108,6 +110,8 @@ LINES = {
         "make --concept house --put tree --sae s --data a/name --out o",
         "make --concept house --put tree --sae s --data a.parquet --out o",
         "show g",
+        "draw g --prompt near --out o",
+        "draw {guard} --prompt near --n-steps 2 --pipeline {pipeline} --out {out}",
     ],
     "trajectory": [
         "--sae s --prompt near --out o",
@@ -133,6 +137,7 @@ LINES = {
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --contrast "
         "--towards-image {image} --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --towards far --n-steps 2 --altered 2 --out {out}",
+        "--sae {sae} --pipeline {pipeline} --prompt near --change near=far --n-steps 2 --beside --where 2 --out {out}",
         "--sae s --prompt near --erase 1 --guidance 1 --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --where 2 --out {out}",
         "--sae {sae} --pipeline {pipeline} --prompt near --erase 1 --n-steps 2 --search --out {out}",
@@ -148,6 +153,7 @@ LINES = {
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
         "sparsity --out {out}",
         "where --out {out}",
+        "bank --out {out}",
         "safety --out {out}",
         "bars --sae {sae} --out {out}",
     ],
@@ -248,8 +254,8 @@ def test_the_lines_have_every_mode(name, images):
 def filled(line: str, **names: str) -> list[str]:
     """The words of a line; what has no name is a path to nothing."""
     names = {"small": shlex.join(SMALL), **names}
-    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "bank", "small")
-    return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in known}))
+    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "bank", "guard")
+    return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in (*known, "small")}))
 
 
 @pytest.mark.parametrize(("name", "line"), ALL_LINES, ids=[f"{c} {line}" for c, line in ALL_LINES])
@@ -339,9 +345,14 @@ def test_a_run_reads_what_it_is_said_to_use(
         "prompts": tmp_path / "prompts",
         "recipe": tmp_path / "recipe",
         "bank": tmp_path / "bank",
+        "guard": tmp_path / "guard",
     }
     if "{bank}" in line:
         save_bank(tmp_path / "bank", small_bank(load_sae(checkpoint, adapter)))
+    if "{guard}" in line:
+        width = adapter.encode_prompts(["near"])["encoder_hidden_states"].shape[-1]
+        sae = load_sae(checkpoint, adapter)
+        save_guard(tmp_path / "guard", guard_of(adapter, sae, ALWAYS, width))
     words = filled(line, **{name: str(path) for name, path in paths.items()})
     asked, usage = command([name, *words]), class_of(name).usage
     used = set(options_of(class_of(name))).difference(*(aspect.unused(aspect.of(asked)) for aspect in usage))

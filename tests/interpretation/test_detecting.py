@@ -9,6 +9,7 @@ from tests.helpers.planted_concepts import PLANTED, TIMESTEPS, images, model
 from tide.editing.edits import Place
 from tide.errors import TideError
 from tide.interpretation import Annotated, fit_detectors, mean_scores, token_scores
+from tide.sae import TIDE
 
 
 @pytest.mark.parametrize("activation", ["relu", "topk"])
@@ -22,6 +23,15 @@ def test_finds_the_planted_latents_and_their_threshold(activation):
         scores = token_scores(each.detector, held_out)
         for t, own in enumerate(scores):
             assert torch.equal(own > each.detector.thresholds[t], held_out.masks[concept])
+
+
+def test_latents_that_compete_are_encoded_once(monkeypatch):
+    """Whatever the number of concepts: at two timesteps of the fitted and of the held-out images."""
+    encoded = []
+    plain = TIDE.encode
+    monkeypatch.setattr(TIDE, "encode", lambda self, x, *rest: encoded.append(len(x)) or plain(self, x, *rest))
+    fit_detectors(model("topk"), images(0), images(1), list(PLANTED), n_latents=2)
+    assert encoded == [24 * 16] * 4
 
 
 def test_images_are_told_by_the_mean_of_their_tokens():

@@ -7,6 +7,7 @@ import torch
 
 from tide.adapters import adapter_for
 from tide.scenes.pipeline import DATA, load_pipeline
+from tide.studies import class_knowledge
 from tide.studies.class_knowledge import class_banks, scene_profiles
 from tide.studies.editor import Editor
 from tide.studies.methods import METHODS, RIVALS
@@ -35,7 +36,10 @@ def trial(tmp_path_factory):
     model = build_model(adapter, 6, TrainConfig(n_latents=64, k=8))
     tasks = tasks_of("dev", 2, 3)
     references = nearest_references(tasks, torch.tensor([layout_of(t.scene) for t in tasks]))
-    banks = class_banks(adapter, model, tasks, tmp_path_factory.mktemp("banks"), n_images=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_knowledge, "TIMESTEPS", 2)
+        patch.setattr(class_knowledge, "REFERENCES", 2)
+        banks = class_banks(adapter, model, tasks, tmp_path_factory.mktemp("banks"), n_images=24)
     editor = Editor(adapter, model, references, scene_profiles(adapter, model, n_images=16), banks=banks)
     return adapter, tasks, editor, draw(adapter, tasks)
 

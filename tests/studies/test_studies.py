@@ -19,6 +19,7 @@ from tide.studies import (
     ablation,
     bars,
     centring,
+    class_knowledge,
     edit_study,
     equal_information,
     fig1,
@@ -83,6 +84,8 @@ def tiny(monkeypatch, bench):
     monkeypatch.setattr(fig6, "PAPER", few)
     for module in (fig6, fig6_pictures, edit_study, equal_information):
         monkeypatch.setattr(module, "METHODS", short)
+    monkeypatch.setattr(class_knowledge, "TIMESTEPS", 2)
+    monkeypatch.setattr(class_knowledge, "REFERENCES", 2)
     monkeypatch.setattr(equal_information, "FAST", equal_information.Sizes(2, 2, 1, ((0.0, 1.0),), 1, 12, 24, 1))
     monkeypatch.setattr(fig6_pictures, "GALLERY", fig6_pictures.GALLERY[:2])
     monkeypatch.setattr(bars, "EDITS", few[:3])

@@ -41,6 +41,9 @@ NOT_WITH_RECIPE = (
 #: Options that a search tries itself, or has no use for.
 NOT_SEARCHED = "steps branch altered where save_target guard"
 
+#: Options of edits of latents, or of targets that are recorded beforehand.
+NOT_BESIDE = "towards_image towards_top towards_pooled contrast save_target altered branch renormalise search"
+
 _WHAT = tyro.conf.create_mutex_group(required=True, title="edit (one of)")
 _WHERE = tyro.conf.create_mutex_group(required=False, title="where in the image (at most one of)")
 
@@ -70,10 +73,12 @@ class EditOptions(Drawing):
             {
                 "without a target": "",
                 "with --target": "towards_top towards_pooled altered",
-                "with --towards or --change": "towards_image towards_top towards_pooled contrast save_target altered",
+                "with --towards or --change": "towards_image towards_top towards_pooled contrast beside save_target "
+                "altered",
             },
         ),
         with_option("contrast", leaves_out="towards_top save_target"),
+        with_option("beside", leaves_out=NOT_BESIDE),
         with_option("altered", leaves_out="towards_pooled"),
         edit_where.usage(),
         edit_where.names_usage(),
@@ -112,6 +117,8 @@ class EditOptions(Drawing):
     """average the target over the image"""
     contrast: Flag = False
     """move along the difference between --towards and --prompt on --towards-image (try strengths of 1 to 2)"""
+    beside: Flag = False
+    """move raw activations to what the target's prompt makes of the same noise at every step; a pass more a step"""
     save_target: MaybeFile = None
     """write the target's latents to this file, for --target"""
 

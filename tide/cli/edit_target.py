@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from tide.images import open_picture
 from tide.sae import TIDE
 
 #: By the names of their pictures.
-Edits = dict[str, editing.Edit | editing.RawEdit]
+Edits = dict[str, editing.Edit | editing.RawEdit | editing.Beside]
 
 
 class Change(NamedTuple):
@@ -39,6 +40,10 @@ def edits_of(
         assert bank is not None
         at = {name: each["strength"] for name, each in asked.settings.items()}
         return {name: asked.from_bank.edit(bank, model, asked.what, strength) for name, strength in at.items()}, mask
+    if asked.beside:
+        assert asked.target_prompt is not None
+        towards = partial(editing.Beside, adapter, asked.target_prompt)
+        return {name: towards(each["strength"]) for name, each in asked.settings.items()}, mask
     if asked.target_prompt is None and asked.target is None:
         edit = _edit(asked)
         return {name: Strength(edit, each["strength"]) for name, each in asked.settings.items()}, mask

@@ -1,4 +1,4 @@
-"""``tide guard``: guards that keep an unwanted concept out of images, made and shown."""
+"""``tide guard``: guards that keep an unwanted concept out of images, made, shown and drawn under."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tyro
 from tide.cli.command import Command
 from tide.cli.options import Data, Model
 from tide.cli.usage import Aspect, kind_of_data, with_option
-from tide.cli.values import Count, MaybeFolder, MaybeText, Seed, Text, option, read_by
+from tide.cli.values import Count, MaybeFolder, MaybeText, Number, Seed, Text, option, read_by
 from tide.errors import TideError
 
 if TYPE_CHECKING:
@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from tide.guards import Guard as Made
     from tide.sae import TIDE
 
-MAKE, SHOW = "make", "show"
+MAKE, SHOW, DRAW = "make", "show", "draw"
+ACTIONS = (MAKE, SHOW, DRAW)
 
 
 def _action(text: str) -> str:
-    if text not in (MAKE, SHOW):
-        raise TideError(f"{text[:60]!r} is not an action; use {MAKE} or {SHOW}")
+    if text not in ACTIONS:
+        raise TideError(f"{text[:60]!r} is not an action; use {MAKE}, {SHOW} or {DRAW}")
     return text
 
 
-_ACTION = "make: from images and captions, into --out; show: what the guard in GUARD does and how it was validated"
+_ACTION = (
+    "make: from images and captions, into --out; show: what the guard in GUARD does and how it was validated; draw: "
+    "--prompt without it and under it, into --out"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Command):
-    """Make a guard that keeps an unwanted concept out of every image, or show one.
+    """Make a guard that keeps an unwanted concept out of every image, show one, or draw under it.
 
     A guard watches the latents of one block. An image that is going to show the concept has its words replaced from the
-    next step on; all others keep their bits. `tide edit --guard` draws under guards, and `tide.guard` in Python.
+    next step on; all others keep their bits. `tide edit --guard` draws edits under guards, and `tide.guard` in Python.
     With --pipeline scenes and without --data, a guard is made from rendered scenes, of a class or a style; with --data,
     from images whose captions hold the word and images whose captions do not.
     """
@@ -49,6 +53,8 @@ class Guard(Command):
                 "size skip_unreadable split image_column caption_column pipeline adapter device dtype offload "
                 "trust_remote_code",
                 f"by {SHOW}": "",
+                f"by {DRAW}": "prompt out n_steps guidance seed size pipeline adapter device dtype offload "
+                "trust_remote_code",
             },
         ),
         with_option("data", uses="images_per_concept timesteps batch_size"),
@@ -59,7 +65,10 @@ class Guard(Command):
         str, read_by(_action, "ACTION"), tyro.conf.Positional, tyro.conf.arg(metavar="ACTION", help=_ACTION)
     ]
     folder: Annotated[
-        str | None, read_by(str, "GUARD"), tyro.conf.Positional, tyro.conf.arg(metavar="GUARD", help="guard to show")
+        str | None,
+        read_by(str, "GUARD"),
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="GUARD", help="guard to show or to draw under"),
     ] = None
     concept: MaybeText = None
     """the unwanted concept, a word of the captions"""
@@ -68,7 +77,13 @@ class Guard(Command):
     sae: Annotated[str | None, option("CHECKPOINT")] = None
     """checkpoint folder that `tide train` wrote"""
     out: MaybeFolder = None
-    """folder for the guard"""
+    """folder for the guard, or for the pictures"""
+    prompt: MaybeText = None
+    """prompt to draw"""
+    n_steps: Count = 20
+    """sampling steps"""
+    guidance: Number = 4.5
+    """guidance scale"""
     source: Data = field(default_factory=Data)
     images_per_concept: Count = 64
     """images with the concept, and without it; half of them validate the guard"""
@@ -83,17 +98,21 @@ class Guard(Command):
     """random seed"""
 
     def run(self) -> None:
-        if self.action == SHOW:
-            self._show()
-        else:
+        if self.action == MAKE:
             self._make()
+        elif self.folder is None:
+            raise TideError(f"no guard is named; give its folder: tide guard {self.action} GUARD")
+        elif self.action == SHOW:
+            self._show(self.folder)
+        else:
+            from tide.cli.guard_draw import draw
 
-    def _show(self) -> None:
+            draw(self)
+
+    def _show(self, folder: str) -> None:
         from tide.guards import load_guard
 
-        if self.folder is None:
-            raise TideError("no guard is named; give its folder: tide guard show GUARD")
-        print(described(load_guard(self.folder)))
+        print(described(load_guard(folder)))
 
     def _make(self) -> None:
         from tide.cli import common
@@ -136,7 +155,7 @@ class Guard(Command):
         with common.writing(out):
             save_guard(out, made)
             write_run(out, holds, self.made_by())
-        print(f"{described(made)}\n\nThe guard is in {out}; draw under it with `tide edit --guard {out}`.")
+        print(f"{described(made)}\n\nThe guard is in {out}; `tide guard draw {out} --prompt ...` shows it at work.")
 
     def _from_scenes(self, adapter: Adapter, model: TIDE) -> tuple[Made, dict[str, Any]]:
         from tide.studies.scene_guard import IMAGES, scene_guard

@@ -16,7 +16,6 @@ from tide.adapters.sizes import caption_length, image_size, n_tokens
 from tide.editing.where import Detector
 from tide.guards.definition import Guard
 from tide.guards.words import STATES
-from tide.sae.activation import BatchTopK, JumpReLU, ReLU
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ _BESIDE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attentio
 
 def _encoded(detector: Detector) -> int:
     """The latents that a detector has to encode (:meth:`TIDE.latents_of`)."""
-    few = isinstance(detector.model.activation, BatchTopK | JumpReLU | ReLU)
-    return detector.features.numel() if few else detector.model.n_latents
+    return detector.model.n_latents if detector.model.competes else detector.features.numel()
 
 
 def _weights(module: nn.Module | None) -> int:

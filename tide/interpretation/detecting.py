@@ -4,7 +4,7 @@ which score on."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from tide.errors import TideError
 from tide.evaluation.statistics import auroc
 from tide.interpretation.concepts import Annotated, best_iou
 from tide.interpretation.reading import PIECE
+from tide.sae.codes import Codes
 from tide.sae.model import TIDE
 from tide.sae.position import Position
 
@@ -84,31 +85,32 @@ def fit_detectors(
     """
     _check(fit, held_out, concepts, per)
     rows = torch.stack([_shown(fit, concept, per) for concept in concepts], dim=1)
-    chosen = _candidates(model, fit, rows, n_latents * CANDIDATES, per)
+    latents = _Latents(model, fit, per)
+    chosen = _candidates(latents, rows, n_latents * CANDIDATES)
     found = {}
     for i, concept in enumerate(concepts):
-        detector = _fitted(model, fit, rows[:, i], chosen[i], n_latents, per)
-        best = [best_iou(each, rows[:, i])[0] for each in _scores(detector, fit, per)]
+        detector = _fitted(latents, rows[:, i], chosen[i], n_latents)
+        best = [best_iou(each, rows[:, i])[0] for each in _scores(detector, latents)]
         found[concept] = replace(detector, thresholds=torch.tensor(best))
-    return _measured(found, held_out, per)
+    return _measured(found, _Latents(model, held_out, per))
 
 
 def token_scores(detector: Detector, data: Annotated) -> Tensor:
     """The scores of every token, ``[timesteps, images, tokens]`` on the CPU."""
-    return _scores(detector, data, "token").view(*data.x.shape[:3])
+    return _scores(detector, _Latents(detector.model, data, "token")).view(*data.x.shape[:3])
 
 
 def mean_scores(detector: Detector, data: Annotated) -> Tensor:
     """The mean scores of the tokens of every image, ``[timesteps, images]`` on the CPU."""
-    return _scores(detector, data, "image")
+    return _scores(detector, _Latents(detector.model, data, "image"))
 
 
-def _scores(detector: Detector, data: Annotated, per: Per) -> Tensor:
+def _scores(detector: Detector, latents: _Latents) -> Tensor:
     """``[timesteps, images * tokens]`` or ``[timesteps, images]``."""
     out = []
-    for i, t in enumerate(data.timesteps.tolist()):
+    for i, t in enumerate(latents.data.timesteps.tolist()):
         weights = detector.weights[int((detector.timesteps - t).abs().argmin())]
-        out.append(torch.cat([z @ weights for z in _columns(detector.model, data, i, detector.features, per)]))
+        out.append(torch.cat([z @ weights for z in latents.columns(i, detector.features)]))
     return torch.stack(out)
 
 
@@ -149,17 +151,50 @@ def _position(data: Annotated, step: int, images: slice) -> Position:
     return Position(float(data.timesteps[step]), None if data.conditioning is None else data.conditioning[images])
 
 
-def _candidates(model: TIDE, data: Annotated, rows: Tensor, n: int, per: Per) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Latents:
+    """Latents of labelled images, of every token or, ``per`` image, their means over its tokens.
+
+    Those that compete (TopK's) are encoded once for all reads, and kept as codes: 2 k numbers a token, where the
+    activations have d_model.
+    """
+
+    model: TIDE
+    data: Annotated
+    per: Per
+    _codes: dict[int, list[Codes]] = field(default_factory=dict)
+
+    def columns(self, step: int, features: Tensor) -> Iterator[Tensor]:
+        """Latents ``features``, in pieces ``[rows, F]`` float32 on the CPU."""
+        for i, images in enumerate(_pieces(self.data, self.model.n_latents)):
+            if self.model.competes:
+                z = self._of(step)[i].columns(features).float()
+            else:
+                z = self.model.latents_of(self._x(step, images), _position(self.data, step, images), features).float()
+            yield (z.view(-1, self.data.n_tokens, z.shape[1]).mean(1) if self.per == "image" else z).cpu()
+
+    def _of(self, step: int) -> list[Codes]:
+        if step not in self._codes:
+            pieces = _pieces(self.data, self.model.n_latents)
+            encoded = [self.model.encode(self._x(step, each), _position(self.data, step, each)) for each in pieces]
+            self._codes[step] = [Codes(each.values.cpu(), each.indices.cpu()) for each in encoded]
+        return self._codes[step]
+
+    def _x(self, step: int, images: slice) -> Tensor:
+        return self.data.x[step, images].flatten(0, 1).to(self.model.W_enc.device).float()
+
+
+def _candidates(latents: _Latents, rows: Tensor, n: int) -> list[Tensor]:
     """For each column of ``rows`` the latents that correlate most with it, int64."""
-    y = rows.double()
+    model, y = latents.model, rows.double()
     mean_y, deviation_y = y.mean(0), y.std(0, correction=0)
     merit = torch.zeros(model.n_latents, rows.shape[1], dtype=torch.float64)
     every = torch.arange(model.n_latents)
-    for step in range(len(data.timesteps)):
+    for step in range(len(latents.data.timesteps)):
         total = torch.zeros(model.n_latents, dtype=torch.float64)
         squares, products = total.clone(), torch.zeros_like(merit)
         first = 0
-        for z in _columns(model, data, step, every, per):
+        for z in latents.columns(step, every):
             z = z.double()
             total, squares = total + z.sum(0), squares + z.square().sum(0)
             products += z.T @ y[first : first + len(z)]
@@ -171,15 +206,6 @@ def _candidates(model: TIDE, data: Annotated, rows: Tensor, n: int, per: Per) ->
         merit += torch.where((variance > LEAST_VARIANCE)[:, None], correlation.square(), 0.0)
     n = min(n, model.n_latents)
     return [merit[:, i].topk(n).indices for i in range(rows.shape[1])]
-
-
-def _columns(model: TIDE, data: Annotated, step: int, features: Tensor, per: Per) -> Iterator[Tensor]:
-    """Latents ``features`` of every token, or their means over each image's tokens, in pieces ``[rows, F]`` float32 on
-    the CPU."""
-    for images in _pieces(data, model.n_latents):
-        x = data.x[step, images].flatten(0, 1).to(model.W_enc.device)
-        z = model.latents_of(x.float(), _position(data, step, images), features).float()
-        yield (z.view(-1, data.n_tokens, z.shape[1]).mean(1) if per == "image" else z).cpu()
 
 
 @dataclass(frozen=True)
@@ -211,24 +237,24 @@ class _Moments:
         return torch.linalg.solve(gram, self.cross[index])
 
 
-def _fitted(model: TIDE, data: Annotated, rows: Tensor, candidates: Tensor, n: int, per: Per) -> Detector:
+def _fitted(latents: _Latents, rows: Tensor, candidates: Tensor, n: int) -> Detector:
     """With thresholds of 0, which are chosen later."""
-    y, n_steps = rows.float(), len(data.timesteps)
-    moments = [_Moments.of(_columns(model, data, step, candidates, per), y) for step in range(n_steps)]
+    y, timesteps = rows.float(), latents.data.timesteps.float()
+    moments = [_Moments.of(latents.columns(step, candidates), y) for step in range(len(timesteps))]
     size = torch.stack([each.ridge().square() for each in moments]).sum(0)
     kept = size.topk(min(n, len(candidates))).indices.sort().values
     weights = torch.stack([each.ridge(kept) / each.deviation[kept] for each in moments]).float()
-    return Detector(model, candidates[kept], data.timesteps.float(), weights, torch.zeros(n_steps))
+    return Detector(latents.model, candidates[kept], timesteps, weights, torch.zeros(len(timesteps)))
 
 
-def _measured(detectors: dict[str, Detector], data: Annotated, per: Per) -> dict[str, FittedDetector]:
-    """The figures on ``data``."""
+def _measured(detectors: dict[str, Detector], latents: _Latents) -> dict[str, FittedDetector]:
+    """The figures on ``latents`` of held-out images."""
     names = list(detectors)
-    shown = torch.stack([_shown(data, name, per) for name in names], dim=1)
+    shown = torch.stack([_shown(latents.data, name, latents.per) for name in names], dim=1)
     out = {}
     # How well the detector of a row tells the concept of a column: [detectors, timesteps, concepts].
     table = torch.stack(
-        [torch.stack([auroc(each[:, None], shown)[0] for each in _scores(detectors[n], data, per)]) for n in names]
+        [torch.stack([auroc(each[:, None], shown)[0] for each in _scores(detectors[n], latents)]) for n in names]
     )
     means = table.mean(1)
     for i, name in enumerate(names):

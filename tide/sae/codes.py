@@ -24,8 +24,13 @@ class Codes(NamedTuple):
 
     def columns(self, latents: Tensor) -> Tensor:
         """``[N, F]``: the columns ``latents [F]`` of :meth:`dense`, without its memory."""
-        found = [self.values.masked_fill(self.indices != latent, 0).sum(1) for latent in latents.tolist()]
-        return torch.stack(found, 1) if found else self.values.new_zeros(len(self.values), 0)
+        wanted, order = latents.to(self.indices).unique(return_inverse=True)
+        out = self.values.new_zeros(len(self.values), len(wanted))
+        if not len(wanted):
+            return out
+        place = torch.searchsorted(wanted, self.indices).clamp(max=len(wanted) - 1)
+        here = wanted[place] == self.indices
+        return out.scatter_add_(1, place, self.values.masked_fill(~here, 0))[:, order]
 
     def dense(self, n_latents: int) -> Tensor:
         """The latents as ``[N, n_latents]``, zeros where nothing fired."""

@@ -170,6 +170,12 @@ class TIDE(Autoencoder):
         codes = self.latents(rows, modulation, k)
         return codes if prefix is None else codes.prefix(prefix)
 
+    @property
+    def competes(self) -> bool:
+        """Whether a token's latents depend on one another, so that some cannot be read without all: TopK's do. The
+        others' are told by thresholds."""
+        return not isinstance(self.activation, BatchTopK | JumpReLU | ReLU)
+
     def latents_of(self, x: Tensor, position: At, features: Tensor) -> Tensor:
         """``[N, F]``: the latents ``features [F]`` of activations ``x [..., d_model]`` with their zeros, as
         :meth:`encode` has them.
@@ -182,7 +188,7 @@ class TIDE(Autoencoder):
         features = features.to(self.W_enc.device)
         if len(features) and not 0 <= int(features.min()) <= int(features.max()) < self.n_latents:
             raise TideError(f"latents {features.tolist()} are not all there; this SAE has 0..{self.n_latents - 1}")
-        if not isinstance(self.activation, BatchTopK | JumpReLU | ReLU):
+        if self.competes:
             return self.encode(x, position).columns(features)
         rows, modulation = self._entering(x, position)
         bias = None if self.b_enc is None else self.b_enc[features].to(rows.dtype)
@@ -190,6 +196,7 @@ class TIDE(Autoencoder):
         threshold = modulation.threshold
         if threshold is not None and threshold.ndim:  # one for each latent
             threshold = threshold[..., features].to(rows.dtype)
+        assert self.activation is not None  # TopK has none, and competes
         return self.activation(pre, bias, threshold, modulation.group)
 
     def dense(self, x: Tensor, position: At = None) -> Tensor:

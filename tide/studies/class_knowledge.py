@@ -30,8 +30,8 @@ from tide.studies.tasks import EditTask
 #: Ground that lies in the light: the counterpart of the concept "shadow".
 LIT = "lit ground"
 
-#: Timesteps of a bank, and its tokens of each concept and of each pair of words.
-TIMESTEPS, TOKENS = 10, 256
+#: Timesteps of a bank, its tokens of each concept and of each pair of words, and the scenes of each pair.
+TIMESTEPS, TOKENS, REFERENCES = 10, 256, 16
 #: What says where the source is: the model's latents, those of a dictionary that was never trained, raw neurons.
 Told = Literal["latents", "random latents", "neurons"]
 
@@ -112,7 +112,15 @@ def _recorded(
     _, held_out = annotated("dev", seed + 1)
     contrasts = {
         (_concept(source), _concept(target)): scene_difference(
-            adapter, block, (source, target), items, fit.masks[_concept(target)], at, n_tokens=TOKENS, seed=seed
+            adapter,
+            block,
+            (source, target),
+            items,
+            fit.masks[_concept(target)],
+            at,
+            n_tokens=TOKENS,
+            seed=seed,
+            n_references=REFERENCES,
         )
         for source, target in words
     }

@@ -116,8 +116,8 @@ class What(NamedTuple):
 
 WHATS: dict[BankBy, What] = {
     "contrast": What("contrasts of similar tokens", (0.25, 0.5, 1.0, 1.5), 1.5),
-    "mean": What("difference of means", (1.0, 2.0), 1.0),
-    "nearest": What("nearest tokens", (0.7, 1.0), 0.7),
+    "mean": What("difference of means", (1.0,), 1.0),
+    "nearest": What("nearest tokens", (1.0,), 1.0),
     "latents": What("difference of mean latents", (1.0, 2.0), 1.0),
 }
 

@@ -66,14 +66,15 @@ def scene_difference(
     *,
     n_tokens: int,
     seed: int,
+    n_references: int = REFERENCES,
 ) -> Difference:
-    """What the second of two ``words`` changes against the first, on the first :data:`REFERENCES` scenes of ``items``
+    """What the second of two ``words`` changes against the first, on the first ``n_references`` scenes of ``items``
     that show it; ``mask [items, tokens]`` says where.
 
     Raises :class:`~tide.errors.TideError` if none does, or a caption does not say it.
     """
     source, target = words
-    chosen = mask.any(1).nonzero().flatten()[:REFERENCES].tolist()
+    chosen = mask.any(1).nonzero().flatten()[:n_references].tolist()
     if not chosen:
         raise TideError(f"none of {len(items)} scenes shows {target!r}; look through more images")
     references = [items[i] for i in chosen]
