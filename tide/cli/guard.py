@@ -105,14 +105,21 @@ class Guard(Command):
         elif self.action == SHOW:
             self._show(self.folder)
         else:
-            from tide.cli.guard_draw import draw
-
-            draw(self)
+            self._draw(self.folder)
 
     def _show(self, folder: str) -> None:
         from tide.guards import load_guard
 
         print(described(load_guard(folder)))
+
+    def _draw(self, folder: str) -> None:
+        from tide.cli.guard_draw import draw
+
+        if self.prompt is None or self.out is None:
+            raise TideError("a guard is shown at work on a prompt; give --prompt and --out")
+        size = self.source.size
+        sampling = {"n_steps": self.n_steps, "guidance_scale": self.guidance, "seed": self.seed, "size": size}
+        draw(Path(folder), Path(self.out), self.prompt, self.model, sampling, self.made_by())
 
     def _make(self) -> None:
         from tide.cli import common

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tide.errors import TideError
-
 if TYPE_CHECKING:
-    from tide.cli.guard import Guard
+    from tide.cli.options import Model
 
 
-def draw(asked: Guard) -> None:
-    """Draws both from the same noise, writes them with what the guard met, and says that."""
+def draw(folder: Path, out: Path, prompt: str, model: Model, sampling: dict[str, Any], made_by: dict[str, Any]) -> None:
+    """Draws ``prompt`` both ways from the same noise, writes the pictures with what the guard in ``folder`` met, and
+    says that. ``sampling``: how, as :func:`tide.editing.draw.draw_image` takes it."""
     from tide.cli import common
     from tide.cli.edit_files import mean_change, write_pictures
     from tide.cli.options import Autoencoder
@@ -20,29 +19,19 @@ def draw(asked: Guard) -> None:
     from tide.guards import guard, load_guard
     from tide.guards.guard_file import LATENTS
 
-    if asked.prompt is None or asked.out is None:
-        raise TideError("a guard is shown at work on a prompt; give --prompt and --out")
-    folder, out = Path(str(asked.folder)), Path(asked.out)
     made = load_guard(folder)
     autoencoder = Autoencoder(sae=str(folder / LATENTS))
-    pipeline = common.pipeline_of(asked.model, autoencoder)
-    sampling: dict[str, Any] = {
-        "n_steps": asked.n_steps,
-        "guidance_scale": asked.guidance,
-        "seed": asked.seed,
-        "size": asked.source.size,
-    }
+    pipeline = common.pipeline_of(model, autoencoder)
     with common.output_folder(out):
-        adapter = common.adapter_of(asked.model, pipeline)
-        adapter.check_steps(asked.n_steps)
+        adapter = common.adapter_of(model, pipeline)
+        adapter.check_steps(sampling["n_steps"])
         made.made_for.check(adapter, made.concept)
-        before = draw_image(adapter, asked.prompt, **sampling)
+        before = draw_image(adapter, prompt, **sampling)
         with guard(adapter.pipe, folder) as log:
-            after = draw_image(adapter, asked.prompt, **sampling)
+            after = draw_image(adapter, prompt, **sampling)
         moved = mean_change(before, after)
         report: dict[str, Any] = {"guard": str(folder), "mean_pixel_change": moved, "guards": log.rows()}
-        found = {"data": {"prompt": asked.prompt}, "configuration": sampling, "measured": report}
+        found: dict[str, Any] = {"data": {"prompt": prompt}, "configuration": sampling, "measured": report}
         holds = common.about("edit", adapter, pipeline, made.when.model, autoencoder, **found)
-        label = f"guard of {made.concept}"
-        write_pictures(out, before, {"guarded": after}, [label], asked.prompt, report, holds, asked.made_by())
+        write_pictures(out, before, {"guarded": after}, [f"guard of {made.concept}"], prompt, report, holds, made_by)
     print(f"{log}\nPixels moved by {moved:.1f} (mean, of 255); see {out / 'strip.png'}.")
