@@ -212,15 +212,20 @@ def _rows(known: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _draw(options: Options, name: str, found: Mapping[str, Mapping[str, Any]]) -> None:
     """What each method changes and keeps, at every strength."""
-    figure, axes = charts.panels(len(found), width=5.4, height=4.6)
+    figure, axes = charts.panels(len(found), width=5.4, height=6.4)
     for axis, (known, each) in zip(axes, found.items(), strict=True):
         for i, (method, curve) in enumerate(each["curves"].items()):
             line = "--" if METHODS[method].raw else "-"
             style = {**charts.style(i), "linestyle": line, "linewidth": 1.4, "label": METHODS[method].label}
+            if i >= len(charts.COLOURS):  # whose colours and markers come again
+                style["markerfacecolor"] = "white"
             axis.plot([p["preserved"] for p in curve], [p["success"] for p in curve], **style)
         prompt = each["chosen"][PROMPT]
         axis.plot(prompt["preserved"], prompt["success"], "k*", markersize=9, label="prompt replaced")
-        axis.set(title=f"known: {known}", xlabel="all else kept", xlim=(0.48, 1.02), ylim=(-0.02, 1.04))
-        axis.legend(frameon=False, fontsize="x-small", loc="lower left")
+        least = min(p["preserved"] for curve in each["curves"].values() for p in curve)
+        axis.set(
+            title=f"known: {known}", xlabel="all else kept", xlim=(min(0.5, least) - 0.02, 1.02), ylim=(-0.02, 1.04)
+        )
+        axis.legend(frameon=False, fontsize="x-small", loc="upper left", bbox_to_anchor=(0, -0.14))
     axes[0].set_ylabel("changed to the target")
     charts.save(figure, options.out / f"{name}.png")
