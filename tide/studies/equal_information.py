@@ -30,7 +30,7 @@ WHERE, RAW, LATENTS = "where latents say", "raw everywhere", "latents everywhere
 @dataclass(frozen=True)
 class Group:
     """Methods that know the same: the contenders, each the best of its methods by development prompts, and what tells
-    without trained latents which tokens differ, beside the method ``ours``. The cells are in ``folder``."""
+    without trained latents which tokens to edit, beside the method ``ours``. The cells are in ``folder``."""
 
     folder: str
     ours: str

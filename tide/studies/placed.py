@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
@@ -126,8 +126,8 @@ def _what(editor: Editor, tasks: Tasks, factor: float, *, by: BankBy) -> Edit | 
     model, bank = editor.bank()
     edits = [_of_task(model, bank, task, by, factor) for task in tasks]
     if by == "latents":
-        return PerImage(tuple(each for each in edits if isinstance(each, Edit)))
-    return SteerPerImage(tuple(each for each in edits if isinstance(each, RawEdit)))
+        return PerImage(tuple(cast("list[Edit]", edits)))
+    return SteerPerImage(tuple(cast("list[RawEdit]", edits)))
 
 
 def _of_task(model: TIDE, bank: Bank, task: EditTask, by: BankBy, factor: float) -> Edit | RawEdit:
