@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check browse-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check chromium browse-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -23,7 +23,7 @@ demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
 
 # The paper's tables and figures: hours. Rerun it to resume; its results are kept in benchmarks/results.
-STUDIES ?= fig1 table1 fig4 fig5 fig6 where safety ablation centring
+STUDIES ?= fig1 table1 fig4 fig5 fig6 where bank safety ablation centring
 reproduce: setup
 	set -e; for study in $(STUDIES); do \
 	  OMP_NUM_THREADS=$(THREADS) $(BIN)/tide reproduce $$study --threads $(THREADS); \
@@ -78,8 +78,15 @@ web-check:
 	@if command -v npm >/dev/null; then $(MAKE) web && git diff --exit-code --stat tide/browser/static; \
 	else echo "npm is not installed: the page of tide browse is not built again"; fi
 
+# The browser of the pages' tests and bars: Debian's where this may install packages, else Playwright's own.
+chromium: setup
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else $(BIN)/playwright install chromium; fi
+
 # The bars of `tide browse` in Chromium, alone on the machine.
-browse-check: setup
+browse-check: chromium
 	$(BIN)/python -m benchmarks.browse runs/demo-fast --check
 
 lint: setup

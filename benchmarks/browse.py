@@ -78,13 +78,28 @@ def served(*arguments: str | Path, log: Path) -> Iterator[tuple[str, subprocess.
         process.wait(timeout=20)
 
 
+def chromium_path(playwright: Any) -> str | None:
+    """The Chromium of this machine: its system's, else the one that Playwright has fetched, if it has."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    fetched = str(playwright.chromium.executable_path)
+    return fetched if Path(fetched).exists() else None
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser; Debian's if there is one, else Playwright's own."""
+    """A browser.
+
+    Raises:
+        FileNotFoundError: there is none on this machine.
+    """
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
+        path = chromium_path(playwright)
+        if path is None:
+            raise FileNotFoundError("no Chromium is installed: run `make chromium`")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from benchmarks.browse import chromium
 from tests.helpers.edit_samples import BLOCK, make_sae
 from tests.helpers.here import steering_here
 from tests.helpers.indexed_runs import make_indexed_run
@@ -24,6 +26,18 @@ from tide.loading import load_adapter
 from tide.sae import TIDE
 
 ADDRESS = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium; its tests are skipped without one. (Not for a whole session: its event loop is in others' way.)"""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(chromium())
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -145,16 +145,11 @@ def hosted(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def test_the_page_works_below_a_path_of_a_static_host(indexed_run, tmp_path):
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        pytest.skip("no Chromium is installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+def test_the_page_works_below_a_path_of_a_static_host(indexed_run, tmp_path, browser):
     exported(indexed_run, tmp_path / "site" / "atlas")
     latent = most_active(find_runs([indexed_run])[0].index)
     wrong: list[str] = []
-    with hosted(tmp_path / "site") as address, playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+    with hosted(tmp_path / "site") as address:
         page = browser.new_page()
         page.set_default_timeout(20_000)
         page.on("console", lambda line: wrong.append(line.text))
@@ -185,5 +180,5 @@ def test_the_page_works_below_a_path_of_a_static_host(indexed_run, tmp_path):
         page.wait_for_selector("text=It never fires on these images.")
         page.goto(f"{address}atlas/?page=steer&run=one")
         page.wait_for_selector("text=this is a copy without a model")
-        browser.close()
+        page.close()
     assert wrong == []

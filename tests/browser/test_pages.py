@@ -13,16 +13,15 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from benchmarks.browse import served
-from tests.helpers.browsing import chromium_or_skip, drawn, make_run
+from tests.helpers.browsing import drawn, make_run
 from tide.editing import Recipe
 
 PROMPT = "a plain new red house, facing left, near, on grass, with a shadow"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs side by side."""
-    chromium_or_skip()
+def runs(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs side by side; not made where no browser can look at them."""
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "one", seed=0)
     make_run(folder / "two", seed=1)
@@ -33,17 +32,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with served(runs, log=tmp_path_factory.mktemp("log") / "log") as (found, _):
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    path = chromium_or_skip()
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -152,12 +140,12 @@ def test_names_are_kept_in_the_runs_folder_and_never_become_html(page, address, 
     page.wait_for_selector(".star-button[aria-pressed=true]")
     page.reload()
     page.wait_for_selector("main.latent[data-latent='3']")
-    assert named in text_of(page, "h1")
+    until(page, lambda: named in text_of(page, "h1"))
     lines = [json.loads(line) for line in (runs / "one/names.jsonl").read_text().splitlines()]
     assert {"latent": 3, "by": "person:anna", "name": named, "note": "seen on roofs"}.items() <= lines[0].items()
     page.goto(f"{address}?page=latents&run=one&dead=1&text=roofs")
     page.wait_for_selector(".card[data-latent='3']")
-    assert page.get_attribute("[data-count]", "data-count") == "1"
+    until(page, lambda: page.get_attribute("[data-count]", "data-count") == "1")
     page.goto(f"{address}?run=one")
     page.wait_for_selector("h2:has-text('Starred')")
 

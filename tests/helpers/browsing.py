@@ -1,12 +1,10 @@
-"""A small run with its index, and a Chromium that looks at it."""
+"""A small run with its index, and when the page that shows it is drawn."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tide import open_source
@@ -27,15 +25,6 @@ def make_run(folder: Path, *, seed: int = 0, n_latents: int = 96, images: int = 
     source = open_source("scenes", adapter, images=images, scene_split="test")
     build_index(adapter, TIDE.from_pretrained(folder), source, folder, timesteps=adapter.sampling_timesteps(3))
     return folder
-
-
-def chromium_or_skip() -> str:
-    """The path of a Chromium; the test is skipped without one."""
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium is installed")
-    return found
 
 
 def drawn(page: Any) -> None:
