@@ -4,6 +4,7 @@ Torch and diffusers are imported inside a command's ``run``, so that ``--help`` 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -59,7 +60,8 @@ def command(argv: Sequence[str]) -> Command | None:
         near = get_close_matches(name, COMMANDS, 1, cutoff=0.7)
         meant = f"did you mean {near[0]}? " if near else ""
         raise TideError(f"{name[:60]!r} is not a command; {meant}the commands are {', '.join(COMMANDS)}")
-    return parse(class_of(name), words)
+    with _uncollected():
+        return parse(class_of(name), words)
 
 
 def class_of(name: str) -> type[Command]:
@@ -124,6 +126,20 @@ def _own_rank() -> str:
     """How a line begins that one of several ranks prints."""
     found = launched()
     return "" if found is None else f"rank {found.number} of {found.count}: "
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: reading the options makes many objects that stay, and a sixth of ``--help``'s time
+    would go into looking through them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

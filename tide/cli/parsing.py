@@ -15,8 +15,14 @@ from tide.cli.options import Option, options_of, value_of
 from tide.cli.usage import check_usage
 from tide.errors import TideError
 
-#: How tyro reads our dataclasses: groups add no prefix, flags have no ``--no-`` twins, None is not a value.
-STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+#: How tyro reads our dataclasses: groups add no prefix, flags have no ``--no-`` twins, None is not a value, and help is
+#: docstrings, so that it need not look for comments.
+STYLE = (
+    tyro.conf.OmitArgPrefixes,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.DisallowNone,
+    tyro.conf.HelptextFromCommentsOff,
+)
 
 
 def parse(kind: type[Command], argv: Sequence[str]) -> Command:
