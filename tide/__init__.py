@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Swap,
         Target,
         Where,
+        WhereLatents,
         changed_prompt,
         draw_edits,
         draw_recipe,
@@ -65,8 +66,8 @@ _NAMES = {
     "tide.adapters": "adapter_for",
     "tide.data": "open_source",
     "tide.editing": "Add Change Contrast Detector Erase Inject Invert Keep PerImage Recipe Replace Scale ScaleTarget "
-    "Steer Strength Swap Target Where changed_prompt draw_edits draw_recipe edit image_contrast image_target "
-    "prompt_target",
+    "Steer Strength Swap Target Where WhereLatents changed_prompt draw_edits draw_recipe edit image_contrast "
+    "image_target prompt_target",
     "tide.errors": "TideError TideWarning",
     "tide.evaluation": "EditTrial evaluate evaluate_blocks evaluation_text search_edits sweep",
     "tide.evaluation.sweep_page": "write_sweep",
@@ -106,6 +107,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Where",
+    "WhereLatents",
     "adapter_for",
     "caption_concepts",
     "changed_prompt",

@@ -20,7 +20,7 @@ from tide.browser.runs import find_runs
 from tide.browser.studio import Studio
 from tide.checks import GUIDANCE
 from tide.editing import recipe_code, token_mask
-from tide.editing.recipe import How
+from tide.editing.change import How
 from tide.errors import TideError
 from tide.pictures import heat_overlay, resized
 from tide.pipeline_names import BUNDLED, recorded_pipeline

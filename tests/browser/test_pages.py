@@ -212,6 +212,25 @@ def test_a_mask_is_painted_over_the_image(page, address):
     until(page, lambda: '"tokens":[' in unquote(page.url))
 
 
+def test_an_edit_acts_only_where_latents_fire(page, address):
+    """Latents by numbers and names; what is no latent is said and changes nothing."""
+    page.goto(steering(address, changes=[{"latents": [5], "how": "scale", "by": 0}]))
+    field = "label:has-text('Only where these fire') input"
+    page.fill(field, "3, 7")
+    page.keyboard.press("Tab")
+    until(page, lambda: '"where":{"latents":[3,7]}' in unquote(page.url))
+    page.fill("label:has-text('Grown by') input", "1")
+    page.keyboard.press("Tab")
+    until(page, lambda: '"where":{"latents":[3,7],"grow":1}' in unquote(page.url))
+    page.fill(field, "3, 999")
+    page.keyboard.press("Tab")
+    page.wait_for_selector(".message.error:has-text('There is no latent 999')")
+    assert '"latents":[3,7],"grow":1' in unquote(page.url)
+    page.fill(field, "")
+    page.keyboard.press("Tab")
+    until(page, lambda: '"where":null' in unquote(page.url))
+
+
 def test_a_row_of_strengths(page, address):
     page.goto(steering(address, changes=[{"latents": [5], "how": "add", "by": 2.0}]))
     page.check("text=a row of strengths")
@@ -242,6 +261,7 @@ def test_a_recipe_is_saved_opened_and_copied(page, address, runs):
 @pytest.mark.parametrize(("changes", "says"), [
     ({"changes": [{"latents": [96], "how": "scale", "by": 0}]}, "there are 0..95"),
     ({"changes": [{"latents": [1], "how": "scale", "by": 0, "tokens": [64]}]}, "token 64 does not exist"),
+    ({"changes": [{"latents": [1], "how": "scale", "by": 0, "where": {"latents": [96]}}]}, "there are 0..95"),
     ({"prompt": "x" * 10_001}, "at most 10000"),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_said(page, address, changes, says):

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import N
-from tide.editing import Add, Change, Recipe, Scale
+from tide.editing import Add, Change, Recipe, Scale, Where, WhereLatents
 from tide.errors import TideError
 from tide.fingerprint import fingerprint
 
 RECIPE = Recipe(
     "a red house, near — “naïve”",
-    (Change((3, 7), "scale", 2.5), Change((5,), "add", -1.0, (0.25, 1.0), (0, 9))),
+    (
+        Change((3, 7), "scale", 2.5, where=WhereLatents((4, 5), 0.5, grow=1, smooth=2, hold=0.8)),
+        Change((5,), "add", -1.0, (0.25, 1.0), (0, 9)),
+    ),
     seed=4,
     n_steps=8,
     guidance_scale=2.0,
@@ -54,6 +57,20 @@ def test_masks_of_changes():
     assert (mask.dtype, mask.shape) == (torch.bool, (64,))
 
 
+def test_places_of_changes(sae):
+    """Tokens alone are a mask; latents draw one, within the tokens if there are any."""
+    drawn, painted = RECIPE.changes
+    assert painted.mask(64).equal(painted.places(sae, 64))
+    assert Change((1,), "add", 1.0).places(sae, 64) is None
+    place = drawn.places(sae, 64)
+    assert isinstance(place, Where)
+    assert (place.grow, place.smooth, place.low, place.within) == (1, 2, 0.8, None)
+    (detector,) = place.detectors
+    assert (detector.features.tolist(), detector.threshold(500.0)) == ([4, 5], 0.5)
+    within = replace(painted, where=drawn.where).places(sae, 64).within
+    assert within.equal(painted.mask(64))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -80,7 +97,15 @@ def test_masks_of_changes():
         ("changes.0.steps", [0.5, 0.5], "steps = (0.5, 0.5) must be two fractions"),
         ("changes.0.steps", [0.5, 1.5], "steps = (0.5, 1.5) must be two fractions"),
         ("changes.0.steps", [0.5], "changes[0].steps is [0.5] and must be a list of 2 or null"),
-        ("changes.0.step", [0.5, 1.0], "has the unknown field 'step'; use latents, how, by, steps, tokens"),
+        ("changes.0.step", [0.5, 1.0], "has the unknown field 'step'; use latents, how, by, steps, tokens, where"),
+        ("changes.1.where", [1], "changes[1].where is [1] and must be an object or null"),
+        ("changes.1.where", {}, "changes[1].where is {} and must be an object or null"),
+        ("changes.0.where.latents", [], "where.latents is empty; name at least one"),
+        ("changes.0.where.latents", [-1], "where.latents has -1; they are counted from 0"),
+        ("changes.0.where.threshold", 1e39, "where.threshold = 1e+39 is not a finite number"),
+        ("changes.0.where.grow", -1, "where.grow = -1 and where.smooth = 2 are tokens; give 0 or more"),
+        ("changes.0.where.hold", 1.5, "where.hold = 1.5 is a share of the threshold; give 0 to 1"),
+        ("changes.0.where.grows", 1, "changes[0].where has the unknown field 'grows'; use latents, threshold, grow"),
         ("seeds", 1, "has the unknown field 'seeds'; use format, prompt, changes, seed"),
         ("seed", -1, "seed = -1 must be 0 to 4294967295"),
         ("n_steps", 0, "n_steps = 0 must be at least 1"),
@@ -144,6 +169,10 @@ def test_a_recipe_that_fits(adapter, sae):
         ({}, "the recipe names latents of the SAE 0123456789abcdef and this is"),
         ({"sae": None, "changes": (Change((N,), "add", 1.0),)}, f"feature {N} does not exist"),
         ({"sae": None, "changes": (Change((1,), "add", 1.0, tokens=(3, 64)),)}, "token 64 does not exist; .* 0..63"),
+        (
+            {"sae": None, "changes": (Change((1,), "add", 1.0, where=WhereLatents((N,))),)},
+            f"feature {N} does not exist",
+        ),
         ({"sae": None, "changes": (Change((1,), "add", 1.0, steps=(0.9, 1.0)),)}, "holds none of the 8 sampling steps"),
         ({"sae": None, "n_steps": 10_000}, "10000 sampling steps asked for"),
         ({"sae": None, "size": (65, 64)}, "65 x 64 pixels does not divide into tokens"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import SILENT, N, hooks_of
-from tide.editing import Add, Change, Recipe, Scale, draw_edits, draw_latents, draw_recipe, edit
+from tide.editing import Add, Change, Recipe, Scale, Where, WhereLatents, draw_edits, draw_latents, draw_recipe, edit
 from tide.editing.recipe_drawing import groups
 from tide.errors import TideError, TideWarning
 from tide.pictures import to_image
@@ -19,6 +19,7 @@ HALF = tuple(range(32))
 ALL = tuple(range(N - 60, N))
 SCALED, ADDED = Change(ALL, "scale", 3.0), Change((SILENT,), "add", 40.0)
 LATE = Change((1, 2), "add", 20.0, (0.5, 1.0), HALF)
+FIRING = WhereLatents(ALL, 12.0, grow=1)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,18 @@ def test_one_change_has_the_bits_of_an_edit(adapter, sae, change, options):
     )
     assert draw_recipe(adapter, sae, Recipe(PROMPT, (change,), **RUN, **options)) == (before, after["it"])
     assert before != after["it"]
+
+
+def test_a_change_where_latents_fire_has_the_bits_of_a_where(adapter, sae):
+    """Not everywhere, not nowhere, and within its tokens."""
+    where = Where.of_features(sae, ALL, 12.0, grow=1, within=torch.arange(64) < 32)
+    change = replace(SCALED, where=FIRING, tokens=HALF)
+    _, after = draw_edits(adapter, sae, PROMPT, {"it": SCALED.edit()}, tokens=where, **RUN)
+    met = []
+    recipe = Recipe(PROMPT, (change,), **RUN)
+    _, drawn = draw_recipe(adapter, sae, recipe, on_met=lambda group, found: met.append(found))
+    assert drawn == after["it"]
+    assert 0 < met[0].tokens < 3 * 32
 
 
 def test_no_changes_draw_the_unedited_image(adapter, sae):
@@ -70,8 +83,9 @@ def test_changes_of_several_places_are_nested_edits(adapter, sae):
 def test_groups():
     same = replace(LATE, tokens=HALF[::-1], by=3.0)
     whole = replace(SCALED, steps=(0.0, 1.0))
-    recipe = Recipe(PROMPT, (SCALED, whole, LATE, same, ADDED))
-    assert groups(recipe) == [(SCALED, whole), (LATE, same), (ADDED,)]
+    firing = replace(ADDED, where=FIRING)
+    recipe = Recipe(PROMPT, (SCALED, whole, LATE, same, ADDED, firing, firing))
+    assert groups(recipe) == [(SCALED, whole), (LATE, same), (ADDED,), (firing, firing)]
 
 
 def test_an_added_latent_was_inactive(adapter, sae):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import tide
 from tide.cli.app import command
-from tide.editing import Change, Recipe, draw_recipe, recipe_code, recipe_command
+from tide.editing import Change, Recipe, WhereLatents, draw_recipe, recipe_code, recipe_command
 from tide.fingerprint import fingerprint
 
 PROMPT = "a red house,\n'near' — {seed} \\ \"there\""
@@ -23,6 +23,7 @@ def test_the_code_draws_the_recipe(alpha, sae, tmp_path, monkeypatch, changes):
     alpha.save_pretrained(pipeline)
     sae.save_pretrained(checkpoint)
     several = (Change((3,), "scale", 0.1), Change((1,), "add", 40.0, steps=(0.5, 1.0), tokens=(0, 9)))
+    several += (Change((2,), "add", 9.0, where=WhereLatents((1, 4), grow=1)),)
     recipe = Recipe(
         PROMPT, several if changes is None else changes, seed=4, n_steps=2, guidance_scale=2.0, sae=fingerprint([sae])
     )

@@ -48,6 +48,8 @@ class Steering:
             for latent in change.latents:
                 index.check_latent(latent)
             check_steps(change.steps, found.n_steps)
+            for latent in change.where.latents if change.where else ():
+                index.check_latent(latent)
             if found.size is None:
                 change.mask(prod(index.facts["grid"]))
         return replace(found, sae=index.facts["sae"])

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tide.editing.bank import Bank
     from tide.editing.bank_file import load_bank, save_bank
     from tide.editing.beside import Beside
+    from tide.editing.change import Change, WhereLatents
     from tide.editing.context import edit
     from tide.editing.contrast import Contrast, Keep, SteerBounded
     from tide.editing.draw import draw_edits, draw_latents
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tide.editing.nearest import SteerNearest, SteerTowardsNearest
     from tide.editing.previews import LatentColours, watched
     from tide.editing.prompts import changed_prompt
-    from tide.editing.recipe import Change, Recipe
+    from tide.editing.recipe import Recipe
     from tide.editing.recipe_drawing import draw_recipe
     from tide.editing.recipe_source import recipe_code, recipe_command
     from tide.editing.steer import RawEdit, Steer, SteerPerImage, SteerTowards
@@ -77,6 +78,7 @@ __all__ = [
     "Swap",
     "Target",
     "Where",
+    "WhereLatents",
     "changed_prompt",
     "differing_tokens",
     "draw_edits",
@@ -107,6 +109,7 @@ __getattr__, __dir__ = deferred(
         "bank": "Bank",
         "bank_file": "load_bank save_bank",
         "beside": "Beside",
+        "change": "Change WhereLatents",
         "context": "edit",
         "contrast": "Contrast Keep SteerBounded",
         "draw": "draw_edits draw_latents",
@@ -116,7 +119,7 @@ __getattr__, __dir__ = deferred(
         "nearest": "SteerNearest SteerTowardsNearest",
         "previews": "LatentColours watched",
         "prompts": "changed_prompt",
-        "recipe": "Change Recipe",
+        "recipe": "Recipe",
         "recipe_drawing": "draw_recipe",
         "recipe_source": "recipe_code recipe_command",
         "steer": "RawEdit Steer SteerPerImage SteerTowards",

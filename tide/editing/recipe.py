@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from tide.checks import GUIDANCE
-from tide.editing.edits import Add, Branch, Edit, Scale
-from tide.editing.progress import check_steps, step_range
+from tide.editing.change import Change, WhereLatents
+from tide.editing.edits import Branch
+from tide.editing.progress import check_steps
 from tide.errors import TideError
 from tide.files import read_json, write_json
 from tide.files.schema import check_schema
@@ -27,66 +25,14 @@ if TYPE_CHECKING:
 FORMAT = "tide-recipe/1"
 #: Letters of a prompt; no text encoder reads as many.
 LONGEST_PROMPT = 10_000
-#: What float32 holds.
-MOST = 3e38
 #: Seeds are those of the command line.
 MOST_SEED = 2**32 - 1
-
-How = Literal["scale", "add"]
 
 
 class _Format(TypedDict):
     """What the file says beside the recipe's own fields."""
 
     format: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """One edit of numbered latents.
-
-    Attributes:
-        latents: their numbers.
-        how: "scale" multiplies them (:class:`~tide.editing.Scale`), "add" adds to them, also where they are inactive
-            (:class:`~tide.editing.Add`).
-        by: the factor, or the amount in the units of the latents.
-        steps: the part of the sampling run, as fractions, 0 <= first < last <= 1; default all of it.
-        tokens: indices of the image tokens to change, row by row; default all.
-
-    Raises:
-        TideError: a value is none of these.
-    """
-
-    latents: tuple[int, ...]
-    how: How
-    by: float
-    steps: tuple[float, float] | None = None
-    tokens: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        _check_numbers("latents", self.latents)
-        if self.how not in get_args(How):
-            raise TideError(f"how = {one_line(repr(self.how), 60)} is unknown; use 'scale' or 'add'")
-        if not abs(self.by) <= MOST:
-            raise TideError(f"by = {self.by} is not a finite number; give one of at most {MOST:g}")
-        step_range(self.steps)
-        if self.tokens is not None:
-            _check_numbers("tokens", self.tokens)
-
-    def edit(self) -> Edit:
-        """The edit of its latents, without where and when."""
-        return Scale(self.latents, self.by) if self.how == "scale" else Add(self.latents, self.by)
-
-    def mask(self, n_tokens: int) -> Tensor | None:
-        """bool ``[n_tokens]``: its tokens, or None for all; raises :class:`~tide.errors.TideError` for tokens that an
-        image of ``n_tokens`` does not have."""
-        if self.tokens is None:
-            return None
-        if (last := max(self.tokens)) >= n_tokens:
-            raise TideError(f"token {last} does not exist; the image has tokens 0..{n_tokens - 1}")
-        mask = torch.zeros(n_tokens, dtype=torch.bool)
-        mask[list(self.tokens)] = True
-        return mask
 
 
 @dataclass(frozen=True)
@@ -151,6 +97,7 @@ class Recipe:
         _check_known(data, ("format", *_names(cls)), where)
         for i, change in enumerate(data["changes"]):
             _check_known(change, _names(Change), f"{where}: changes[{i}]")
+            _check_known(change.get("where") or (), _names(WhereLatents), f"{where}: changes[{i}].where")
         try:
             changes = tuple(map(_change, data["changes"]))
             size = data.get("size")
@@ -182,7 +129,7 @@ class Recipe:
         for change in self.changes:
             check_steps(change.steps, self.n_steps)
             change.edit().check(model.n_latents)
-            change.mask(tokens)
+            change.places(model, tokens)
 
 
 def _check_prompt(prompt: str) -> None:
@@ -194,13 +141,6 @@ def _check_prompt(prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError:
         raise TideError(f"the prompt {one_line(ascii(prompt), 60)} is not UTF-8 text; write it in UTF-8") from None
-
-
-def _check_numbers(what: str, numbers: Sequence[int]) -> None:
-    if not numbers:
-        raise TideError(f"{what} is empty; name at least one" + (", or leave it off for all" * (what == "tokens")))
-    if (least := min(numbers)) < 0:
-        raise TideError(f"{what} has {least}; they are counted from 0")
 
 
 def _names(kind: Any) -> list[str]:
@@ -215,5 +155,11 @@ def _check_known(data: Iterable[str], known: Sequence[str], where: str) -> None:
 
 def _change(data: dict[str, Any]) -> Change:
     """A change that the schema has passed."""
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    given = _tuples(data)
+    if given.get("where") is not None:
+        given["where"] = WhereLatents(**_tuples(given["where"]))
     return Change(**given)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

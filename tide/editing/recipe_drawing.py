@@ -13,16 +13,17 @@ from PIL.Image import Image
 
 from tide.adapters import Adapter
 from tide.adapters.sizes import image_size, n_tokens
+from tide.editing.change import Change
 from tide.editing.context import edit
 from tide.editing.draw import check_branch, draw_image
 from tide.editing.edits import Compose
 from tide.editing.met import Met
 from tide.editing.previews import OnStep, watched
-from tide.editing.recipe import Change, Recipe
+from tide.editing.recipe import Recipe
 from tide.errors import TideWarning
 from tide.sae.model import TIDE
 
-#: Gets the changes of equal steps and tokens that were made as one, and what they met.
+#: Gets the changes of equal steps and places that were made as one, and what they met.
 OnMet = Callable[[tuple[Change, ...], Met], None]
 
 
@@ -38,9 +39,9 @@ def draw_recipe(
 ) -> tuple[Image | None, Image]:
     """Draws a recipe without its changes and with them, from the same noise.
 
-    Consecutive changes of equal steps and tokens are applied to the same latents, one after the other. Where steps or
-    tokens differ, the next change reads the latents again from what the one before made of the activations. A recipe
-    without changes draws the unedited image twice, with the same bits.
+    Consecutive changes of equal steps, tokens and ``where`` are applied to the same latents, one after the other. Where
+    they differ, the next change reads the latents again, those that tell it where, too, from what the one before made
+    of the activations. A recipe without changes draws the unedited image twice, with the same bits.
 
     Args:
         adapter: the pipeline.
@@ -73,7 +74,7 @@ def draw_recipe(
             edits = tuple(each.edit() for each in group)
             change = edits[0] if len(edits) == 1 else Compose(edits)
             options: dict[str, Any] = {"branch": recipe.branch, "renormalise": recipe.renormalise, "warns": False}
-            tokens = group[0].mask(n_tokens(adapter, size))
+            tokens = group[0].places(model, n_tokens(adapter, size))
             met = stack.enter_context(edit(adapter.pipe, model, change, steps=group[0].steps, tokens=tokens, **options))
             made.append((group, met))
         edited = _watching(adapter, on_step, size, draw)
@@ -84,12 +85,12 @@ def draw_recipe(
 
 
 def groups(recipe: Recipe) -> list[tuple[Change, ...]]:
-    """The changes in order, consecutive ones of equal steps and tokens together."""
+    """The changes in order, consecutive ones of equal steps and places together."""
 
-    def where(change: Change) -> tuple[Any, ...]:
-        return change.steps or (0.0, 1.0), None if change.tokens is None else frozenset(change.tokens)
+    def place(change: Change) -> tuple[Any, ...]:
+        return change.steps or (0.0, 1.0), None if change.tokens is None else frozenset(change.tokens), change.where
 
-    return [tuple(group) for _, group in groupby(recipe.changes, where)]
+    return [tuple(group) for _, group in groupby(recipe.changes, place)]
 
 
 def _watching(adapter: Adapter, on_step: OnStep | None, size: tuple[int, int], draw: Callable[[], Image]) -> Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def recipe_command(path: str | Path, checkpoint: str | Path, out: str | Path = "
 
 def _recipe(recipe: Recipe) -> str:
     given = _given(recipe)
-    changes = [f"        tide.Change({_arguments(_given(each))}),\n" for each in recipe.changes]
+    changes = [f"        {_call(each)},\n" for each in recipe.changes]
     given["changes"] = f"(\n{''.join(changes)}    )" if changes else "()"
     return "tide.Recipe(\n" + "".join(f"    {name}={value},\n" for name, value in given.items()) + ")"
 
@@ -43,8 +43,13 @@ def _recipe(recipe: Recipe) -> str:
 def _given(values: Any) -> dict[str, str]:
     """The fields of a dataclass that differ from their defaults, as source; those without a default always."""
     found = {each.name: (getattr(values, each.name), each.default) for each in fields(values)}
-    return {name: repr(value) for name, (value, default) in found.items() if default is MISSING or value != default}
+    return {name: _source(value) for name, (value, default) in found.items() if default is MISSING or value != default}
 
 
-def _arguments(given: dict[str, str]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in given.items())
+def _source(value: Any) -> str:
+    return _call(value) if is_dataclass(value) else repr(value)
+
+
+def _call(values: Any) -> str:
+    """What makes a dataclass again."""
+    return f"tide.{type(values).__name__}({', '.join(f'{name}={value}' for name, value in _given(values).items())})"

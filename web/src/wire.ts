@@ -20,7 +20,8 @@ export interface Said {
   name: string | null; by: string | null; score: { auroc: number; images: number } | null; starred: boolean; stars: string[];
   notes: { by: string; at: string; note: string }[]; names: { by: string; name: string; score: { auroc: number; images: number } | null }[];
 }
-export interface Change { latents: number[]; how: "scale" | "add"; by: number; steps?: [number, number] | null; tokens?: number[] | null }
+export interface Where { latents: number[]; threshold?: number; grow?: number; smooth?: number; hold?: number }
+export interface Change { latents: number[]; how: "scale" | "add"; by: number; steps?: [number, number] | null; tokens?: number[] | null; where?: Where | null }
 export interface Recipe { prompt: string; seed: number; n_steps: number; guidance_scale: number; changes: Change[]; sae?: string | null }
 export interface SavedRecipe { name: string; recipe?: Recipe; message?: string }
 export interface JobEvent {

@@ -5,7 +5,7 @@ import { latentLink, Message, Range } from "../parts/basics";
 import { Comparison, useDrawing } from "../parts/drawing";
 import { go, href, useParams } from "../route";
 import { useLoaded, useRun, type Run } from "../store";
-import { json, post, type Change, type Recipe, type SavedRecipe } from "../wire";
+import { json, post, type Change, type Recipe, type SavedRecipe, type Where } from "../wire";
 
 const ROW = [0.5, 1, 1.5, 2];
 const OF_CONCEPT = 3;
@@ -89,23 +89,52 @@ function Edit({ run, change, painting, onPaint, onChange, onRemove }: EditProps)
         <button type="button" aria-pressed={painting} onClick={onPaint}>{painting ? "Done" : change.tokens?.length ? `Mask: ${change.tokens.length} places` : "Paint a mask"}</button>
         {change.tokens && <button type="button" class="plain" onClick={() => onChange({ tokens: null })}>everywhere</button>}
       </div>
+      <Firing run={run} where={change.where ?? null} onChange={(where) => onChange({ where })} />
     </li>
+  );
+}
+
+/** Latents by a number, the best of a concept, or the one of a name. */
+async function latentsOf(run: Run, asked: string): Promise<number[]> {
+  if (/^\d+$/.test(asked)) {
+    if (Number(asked) >= run.facts.nLatents) throw new Error(`There is no latent ${asked}; there are 0 to ${run.facts.nLatents - 1}.`);
+    return [Number(asked)];
+  }
+  const place = run.facts.concepts.findIndex((each) => each.concept === asked), { concept: of, auroc } = run.columns;
+  const best = place < 0 ? [] : [...of.keys()].filter((i) => of[i] === place).sort((a, b) => auroc[b] - auroc[a]).slice(0, OF_CONCEPT);
+  const found = best.length ? best : (await run.search(asked)).latents.slice(0, 1);
+  if (!found.length) throw new Error(`No latent is called “${asked}”. Look for one on the page of all latents.`);
+  return found;
+}
+
+/** The latents in whose places an edit acts, if any. */
+function Firing({ run, where, onChange }: { run: Run; where: Where | null; onChange: (where: Where | null) => void }) {
+  const [error, setError] = useState("");
+  const set = async (text: string) => {
+    const asked = text.split(",").map((word) => word.trim()).filter(Boolean);
+    try {
+      const latents = (await Promise.all(asked.map((each) => latentsOf(run, each)))).flat();
+      setError("");
+      onChange(latents.length ? { ...where, latents: [...new Set(latents)] } : null);
+    } catch (failed) { setError((failed as Error).message); }
+  };
+  return (
+    <div class="row">
+      <label>Only where these fire<input list="concept-list" value={where?.latents.join(", ") ?? ""} placeholder="12, house; empty: everywhere" onChange={(e) => void set(e.currentTarget.value)} /></label>
+      {where && <label>Above<input type="number" step="any" value={where.threshold ?? 0} onChange={(e) => onChange({ ...where, threshold: Number(e.currentTarget.value) || 0 })} /></label>}
+      {where && <label>Grown by, places<input type="number" min="0" step="1" value={where.grow ?? 0} onChange={(e) => onChange({ ...where, grow: Math.max(0, Math.trunc(Number(e.currentTarget.value) || 0)) })} /></label>}
+      {error && <Message kind="error">{error}</Message>}
+    </div>
   );
 }
 
 function Add({ run, onAdd }: { run: Run; onAdd: (changes: Change[]) => void }) {
   const [text, setText] = useState(""), [error, setError] = useState("");
-  const latentsOf = (concept: string): number[] => {
-    const place = run.facts.concepts.findIndex((each) => each.concept === concept), { concept: of, auroc } = run.columns;
-    return place < 0 ? [] : [...of.keys()].filter((i) => of[i] === place).sort((a, b) => auroc[b] - auroc[a]).slice(0, OF_CONCEPT);
-  };
   const add = async () => {
     const asked = text.trim();
     if (!asked) return;
-    let latents = /^\d+$/.test(asked) ? [Number(asked)] : latentsOf(asked);
     try {
-      if (!latents.length) latents = (await run.search(asked)).latents.slice(0, 1);
-      if (!latents.length || latents.some((latent) => latent >= run.facts.nLatents)) { setError(/^\d+$/.test(asked) ? `There is no latent ${asked}; there are 0 to ${run.facts.nLatents - 1}.` : `No latent is called “${asked}”. Look for one on the page of all latents.`); return; }
+      const latents = await latentsOf(run, asked);
       setError("");
       setText("");
       onAdd(latents.map((latent) => ({ latents: [latent], how: "add", by: Number((ADDED * (run.columns.strongest[latent] || 1)).toPrecision(3)) })));
