@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from tide.adapters import tap
 from tide.editing import Detector, Erase, edit
 from tide.errors import TideError, TideWarning
 from tide.guards import Guard, guard, load_guard, save_guard
+from tide.guards.refuge import refuge_of
 from tide.training import TrainConfig, build_model
 
 
@@ -224,6 +228,46 @@ def test_other_weights_are_told_of(alpha, adapter, sae, width, tmp_path):
         with torch.no_grad():
             bias -= 1
     assert load_guard(tmp_path).made_for.block == BLOCK
+
+
+@pytest.fixture
+def with_refuge(adapter, sae, width, tmp_path) -> Path:
+    """The folder of a guard that holds the states of a caption."""
+    caption = "a green tree"
+    own = guard_of(adapter, sae, NEVER, width, refuge=refuge_of(adapter, caption))
+    save_guard(tmp_path, replace(own, validated={"neutral_caption": caption}))
+    return tmp_path
+
+
+def test_another_text_encoder_is_told_of(alpha, with_refuge):
+    """Words are mapped as one encoder writes them."""
+    weight = next(alpha.text_encoder.parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(-1)
+    try:
+        with pytest.warns(TideWarning, match="maps the words of another text encoder"), guard(alpha, with_refuge):
+            pass
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_text_encoder_is_not_told_of(alpha, with_refuge, dtype):
+    """Also in half precision, and where there is none, since the states come from elsewhere then."""
+    encoder = alpha.text_encoder
+    try:
+        alpha.text_encoder = copy.deepcopy(encoder).to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", TideWarning)
+            with guard(alpha, with_refuge):
+                pass
+            alpha.text_encoder = None
+            with guard(alpha, with_refuge):
+                pass
+    finally:
+        alpha.text_encoder = encoder
 
 
 @pytest.mark.parametrize(

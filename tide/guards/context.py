@@ -35,10 +35,11 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
             another family, width or number of blocks; while images are drawn, text states of another width.
 
     Warns (:class:`~tide.errors.TideWarning`) of a folder's guard that was made with other weights of the transformer,
-    as after a fine-tuning or with a LoRA: it may work, and was validated with others. Warns as well where the
-    transformer is told of the prompt in ways that words are not mapped in (pooled prompts, a second text encoder), and
-    at the end if an image still showed its concept in its last call (:attr:`Sighting.let_through`): what is met in one
-    call is acted on from the next on, so a run of one step is watched and not guarded.
+    as after a fine-tuning or with a LoRA: it may work, and was validated with others; and of one that was made with
+    another text encoder, as far as the states of its neutral caption tell. Warns as well where the transformer is told
+    of the prompt in ways that words are not mapped in (pooled prompts, a second text encoder), and at the end if an
+    image still showed its concept in its last call (:attr:`Sighting.let_through`): what is met in one call is acted on
+    from the next on, so a run of one step is watched and not guarded.
     """
     adapter = adapter_for(pipe)
     loaded = [each if isinstance(each, Guard) else load_guard(each, adapter.device) for each in guards]
@@ -51,6 +52,9 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
         each.made_for.check(adapter, each.concept)
         if given is not each and each.made_for.weights_differ(adapter):
             message = f"{given} was made with other weights of the transformer; validate it with these"
+            warnings.warn(message, TideWarning, stacklevel=3)
+        if given is not each and each.text_differs(adapter):
+            message = f"{given} maps the words of another text encoder; make it with this pipeline"
             warnings.warn(message, TideWarning, stacklevel=3)
     if unmapped := [name for name in BESIDE if adapter.takes(name)]:
         message = (

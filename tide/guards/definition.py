@@ -129,6 +129,11 @@ class Guard:
         if self.patience < 1:
             raise TideError(f"patience = {self.patience} is a number of calls; give at least 1")
 
+    def text_differs(self, adapter: Adapter) -> bool:
+        """Whether the pipeline's text encoder is another than that of the guard's neutral caption; encodes it."""
+        caption = self.validated.get("neutral_caption")
+        return self.refuge is not None and isinstance(caption, str) and self.refuge.differs(adapter, caption)
+
     def image_scores(self, scores: Tensor) -> Tensor:
         """The score of each image, ``[images]``, from those of its tokens ``[images, tokens]``."""
         return scores.mean(1)

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter
-from tide.adapters.sizes import caption_length
 from tide.editing import changed_prompt
 from tide.errors import TideError
 from tide.guards.definition import Guard, MadeFor
-from tide.guards.refuge import Refuge
-from tide.guards.words import STATES, mask_name
+from tide.guards.refuge import refuge_of
 from tide.guards.words_fit import FittedWords, fit_words
 from tide.images.words import concept_of, folded, holds
 from tide.interpretation import Annotated, FittedDetector, fit_detectors, mean_scores
@@ -114,15 +112,6 @@ def check_told(found: FittedDetector) -> None:
         f"no latents of this SAE tell {found.concept!r}: AUROC {found.mean_auroc:.2f} over held-out images, and "
         f"{LEAST_AUROC:g} is asked for{nearest}; use another block or SAE, or more images"
     )
-
-
-def refuge_of(adapter: Adapter, caption: str) -> Refuge:
-    """The text states of ``caption``."""
-    text = adapter.encode_prompts([caption], caption_length(adapter))
-    states = text[STATES][0].float().cpu()
-    named = mask_name(text)
-    mask = None if named is None else text[named]
-    return Refuge(states, torch.ones(len(states), dtype=torch.bool) if mask is None else mask[0].bool().cpu())
 
 
 def _captions(captions: Sequence[str], concept: str) -> tuple[list[str], list[str]]:

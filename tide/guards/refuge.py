@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tide.adapters import Adapter
+from tide.adapters.sizes import caption_length
 from tide.errors import TideError
+from tide.guards.words import STATES, mask_name
 
+#: How far, as a share, the states of a caption may lie from those that were recorded before the text encoder is another
+#: one: bfloat16 has 8 bits, and errors of a dozen layers add up.
+_NEAR = 0.05
 #: What diffusers adds to the attention of padding where a mask is a bias.
 _PADDING = -10000.0
 
@@ -38,6 +44,15 @@ class Refuge:
         if not bool(self.mask.any()):
             raise TideError("every token of a refuge's caption is padding; give a caption with words")
 
+    def differs(self, adapter: Adapter, caption: str) -> bool:
+        """Whether the pipeline's text encoder makes other states of ``caption`` than these, which were once made of it.
+        Never where the pipeline lacks one of its text encoders, since then the states may come from elsewhere."""
+        if any(part is None for name, part in adapter.pipe.components.items() if name.startswith("text_encoder")):
+            return False
+        now = refuge_of(adapter, caption)
+        own, found = self.states[self.mask], now.states[now.mask]
+        return own.shape != found.shape or bool((found - own).norm() > _NEAR * own.norm())
+
     def fitted(self, like: Tensor) -> Tensor:
         """The states for calls with text ``like [..., L', d_text]``: cut, or padded with zeros."""
         n = like.shape[-2]
@@ -53,3 +68,13 @@ class Refuge:
             padding = like.min() if bool((like < 0).any()) else torch.tensor(_PADDING, device=like.device)
             return torch.where(own, 0.0, padding).to(like.dtype)
         return own.to(like.dtype)
+
+
+@torch.no_grad()
+def refuge_of(adapter: Adapter, caption: str) -> Refuge:
+    """The text states of ``caption``."""
+    text = adapter.encode_prompts([caption], caption_length(adapter))
+    states = text[STATES][0].float().cpu()
+    named = mask_name(text)
+    mask = None if named is None else text[named]
+    return Refuge(states, torch.ones(len(states), dtype=torch.bool) if mask is None else mask[0].bool().cpu())
