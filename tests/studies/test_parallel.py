@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -17,10 +18,13 @@ from tide.studies.parallel import Outcome, Workers
 
 
 def cells(folder: Path, names=("a", "b", "c"), lr: float = 1e-3) -> list[Cell]:
-    """Each result is the process that computed it; ``fails`` raises, ``dies`` ends the process the first time."""
+    """Each result is the process that computed it; ``fails`` raises, ``dies`` ends the process the first time, and
+    ``sleeps`` takes an hour."""
 
     def run(name: str):
         (folder / f"ran {name}").touch()
+        if name == "sleeps":
+            time.sleep(3600)
         if name == "fails":
             raise ValueError("no such latent")
         if name == "dies" and not (folder / "died").exists():
@@ -46,6 +50,24 @@ def test_results_are_those_of_the_grid(tmp_path):
     (tmp_path / "ran a").unlink()
     assert computed(tmp_path, tmp_path, "a", "b", n=1)[0].results == outcome.results
     assert not (tmp_path / "ran a").exists()
+
+
+@pytest.mark.slow
+def test_an_interruption_does_not_wait_for_running_cells(tmp_path):
+    """As by SIGTERM, which reaches this process alone. The other process is at a cell of an hour."""
+
+    def interrupt(line: str) -> None:
+        if line.startswith("["):
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Workers(2, say=interrupt).run(partial(cells, tmp_path, ("sleeps", "a")), tmp_path)
+    for process in multiprocessing.active_children():
+        process.join(60)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - start < 600
+    assert cell_path(tmp_path, "a").exists()
 
 
 @pytest.mark.slow

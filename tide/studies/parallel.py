@@ -76,6 +76,11 @@ class Workers:
                 for future in done:
                     if (computed := future.result()) is not None:
                         self._note(outcome, out, computed)
+        except KeyboardInterrupt:
+            # Python ends only after its pool's processes, and the cells that they are at may take minutes.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
