@@ -80,10 +80,10 @@ web-check:
 
 # The browser of the pages' tests and bars: Debian's where this may install packages, else Playwright's own.
 chromium: setup
-	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
-	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
-	else $(BIN)/playwright install chromium; fi
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	$(BIN)/playwright install chromium
 
 # The bars of `tide browse` in Chromium, alone on the machine.
 browse-check: chromium

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -213,19 +214,22 @@ def test_a_mask_is_painted_over_the_image(page, address):
 
 
 def test_an_edit_acts_only_where_latents_fire(page, address):
-    """Latents by numbers and names; what is no latent is said and changes nothing."""
+    """Latents by number and the best of a concept; what is no latent is said and changes nothing."""
     page.goto(steering(address, changes=[{"latents": [5], "how": "scale", "by": 0}]))
     field = "label:has-text('Only where these fire') input"
     page.fill(field, "3, 7")
     page.keyboard.press("Tab")
     until(page, lambda: '"where":{"latents":[3,7]}' in unquote(page.url))
-    page.fill("label:has-text('Grown by') input", "1")
+    page.fill("label:has-text('Grow by') input", "1")
     page.keyboard.press("Tab")
     until(page, lambda: '"where":{"latents":[3,7],"grow":1}' in unquote(page.url))
     page.fill(field, "3, 999")
     page.keyboard.press("Tab")
     page.wait_for_selector(".message.error:has-text('There is no latent 999')")
     assert '"latents":[3,7],"grow":1' in unquote(page.url)
+    page.fill(field, "house")
+    page.keyboard.press("Enter")
+    until(page, lambda: re.search(r'"where":\{"latents":\[\d+,\d+,\d+\],"grow":1', unquote(page.url)) is not None)
     page.fill(field, "")
     page.keyboard.press("Tab")
     until(page, lambda: '"where":null' in unquote(page.url))

@@ -99,7 +99,8 @@ def test_places_of_changes(sae):
         ("changes.0.steps", [0.5], "changes[0].steps is [0.5] and must be a list of 2 or null"),
         ("changes.0.step", [0.5, 1.0], "has the unknown field 'step'; use latents, how, by, steps, tokens, where"),
         ("changes.1.where", [1], "changes[1].where is [1] and must be an object or null"),
-        ("changes.1.where", {}, "changes[1].where is {} and must be an object or null"),
+        ("changes.1.where", {}, "changes[1].where.latents is missing"),
+        ("changes.0.where.threshold", "x", "changes[0].where.threshold is 'x' and must be a finite number"),
         ("changes.0.where.latents", [], "where.latents is empty; name at least one"),
         ("changes.0.where.latents", [-1], "where.latents has -1; they are counted from 0"),
         ("changes.0.where.threshold", 1e39, "where.threshold = 1e+39 is not a finite number"),
@@ -149,6 +150,7 @@ def test_files_that_hold_no_recipe(tmp_path, text):
     [
         (lambda: Change((1,), "erase", 0.0), "how = 'erase' is unknown"),
         (lambda: Change((1,), "add", math.inf), "by = inf is not a finite number"),
+        (lambda: Change((1,), "add", 1.0, where={"latents": [1]}), "where is a dict; give a tide.WhereLatents"),
         (lambda: Recipe("a", (), branch="none"), "branch = 'none' is unknown"),
         (lambda: Recipe("a", (), guidance_scale=math.nan), "guidance_scale = nan is not a finite number"),
     ],
@@ -172,6 +174,10 @@ def test_a_recipe_that_fits(adapter, sae):
         (
             {"sae": None, "changes": (Change((1,), "add", 1.0, where=WhereLatents((N,))),)},
             f"feature {N} does not exist",
+        ),
+        (
+            {"sae": None, "changes": (Change((1,), "add", 1.0, where=WhereLatents((2**70,))),)},
+            f"feature {2**70} does not exist",
         ),
         ({"sae": None, "changes": (Change((1,), "add", 1.0, steps=(0.9, 1.0)),)}, "holds none of the 8 sampling steps"),
         ({"sae": None, "n_steps": 10_000}, "10000 sampling steps asked for"),

@@ -84,8 +84,10 @@ def test_groups():
     same = replace(LATE, tokens=HALF[::-1], by=3.0)
     whole = replace(SCALED, steps=(0.0, 1.0))
     firing = replace(ADDED, where=FIRING)
-    recipe = Recipe(PROMPT, (SCALED, whole, LATE, same, ADDED, firing, firing))
-    assert groups(recipe) == [(SCALED, whole), (LATE, same), (ADDED,), (firing, firing)]
+    turned = replace(ADDED, where=replace(FIRING, latents=ALL[::-1]))
+    higher = replace(ADDED, where=replace(FIRING, threshold=16.0))
+    recipe = Recipe(PROMPT, (SCALED, whole, LATE, same, ADDED, firing, turned, higher))
+    assert groups(recipe) == [(SCALED, whole), (LATE, same), (ADDED,), (firing, turned), (higher,)]
 
 
 def test_an_added_latent_was_inactive(adapter, sae):

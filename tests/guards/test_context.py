@@ -20,7 +20,7 @@ from tide.adapters import tap
 from tide.editing import Detector, Erase, edit
 from tide.errors import TideError, TideWarning
 from tide.guards import Guard, guard, load_guard, save_guard
-from tide.guards.refuge import refuge_of
+from tide.guards.refuge import Refuge, refuge_of
 from tide.training import TrainConfig, build_model
 
 
@@ -246,28 +246,33 @@ def test_another_text_encoder_is_told_of(alpha, with_refuge):
     with torch.no_grad():
         weight.mul_(-1)
     try:
-        with pytest.warns(TideWarning, match="maps the words of another text encoder"), guard(alpha, with_refuge):
+        with (
+            pytest.warns(TideWarning, match="writes the neutral caption of .* differently"),
+            guard(alpha, with_refuge),
+        ):
             pass
     finally:
         with torch.no_grad():
             weight.copy_(before)
 
 
+@pytest.mark.parametrize(("longer", "differs"), [(1.04, False), (1.06, True)])
+def test_how_far_states_may_lie_apart(adapter, longer, differs):
+    """A twentieth of their length; padding is not compared."""
+    own = refuge_of(adapter, "a green tree")
+    padding = torch.where(own.mask[:, None], 0.0, 9.0)
+    assert Refuge(own.states / longer + padding, own.mask).differs(adapter, "a green tree") == differs
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_text_encoder_is_not_told_of(alpha, with_refuge, dtype):
     """Also in half precision, and where there is none, since the states come from elsewhere then."""
-    encoder = alpha.text_encoder
-    try:
-        alpha.text_encoder = copy.deepcopy(encoder).to(dtype)
+    for encoder in (copy.deepcopy(alpha.text_encoder).to(dtype), None):
+        pipe = type(alpha)(**{**alpha.components, "text_encoder": encoder})
         with warnings.catch_warnings():
             warnings.simplefilter("error", TideWarning)
-            with guard(alpha, with_refuge):
+            with guard(pipe, with_refuge):
                 pass
-            alpha.text_encoder = None
-            with guard(alpha, with_refuge):
-                pass
-    finally:
-        alpha.text_encoder = encoder
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_results_are_those_of_the_grid(tmp_path):
 
 @pytest.mark.slow
 def test_an_interruption_does_not_wait_for_running_cells(tmp_path):
-    """As by SIGTERM, which reaches this process alone. The other process is at a cell of an hour."""
+    """It is raised in this process alone, as SIGTERM raises it; another process is at a cell of an hour."""
 
     def interrupt(line: str) -> None:
         if line.startswith("["):

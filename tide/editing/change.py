@@ -99,6 +99,8 @@ class Change:
         step_range(self.steps)
         if self.tokens is not None:
             _check_numbers("tokens", self.tokens)
+        if not isinstance(self.where, WhereLatents | None):
+            raise TideError(f"where is a {type(self.where).__name__}; give a tide.WhereLatents")
 
     def edit(self) -> Edit:
         """The edit of its latents, without where and when."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -88,7 +89,12 @@ def groups(recipe: Recipe) -> list[tuple[Change, ...]]:
     """The changes in order, consecutive ones of equal steps and places together."""
 
     def place(change: Change) -> tuple[Any, ...]:
-        return change.steps or (0.0, 1.0), None if change.tokens is None else frozenset(change.tokens), change.where
+        tokens, where = change.tokens, change.where
+        return (
+            change.steps or (0.0, 1.0),
+            None if tokens is None else frozenset(tokens),
+            None if where is None else (frozenset(where.latents), replace(where, latents=(0,))),
+        )
 
     return [tuple(group) for _, group in groupby(recipe.changes, place)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,8 +49,7 @@ class Detector:
                     f"a detector's {name} are {list(getattr(self, name).shape)}; give features [F], timesteps [T], "
                     "weights [T, F] and thresholds [T], none of them empty"
                 )
-        if outside := [f for f in self.features.tolist() if not 0 <= f < self.model.n_latents]:
-            raise TideError(f"feature {outside[0]} does not exist; this SAE has latents 0..{self.model.n_latents - 1}")
+        _check_features(self.model, self.features.tolist())
         for name in ("weights", "thresholds", "timesteps"):
             if not bool(torch.isfinite(getattr(self, name)).all()):
                 raise TideError(f"a detector's {name} are not all finite; give finite numbers")
@@ -58,7 +57,9 @@ class Detector:
     @classmethod
     def of_features(cls, model: TIDE, features: Iterable[int], threshold: float = 0.0) -> Detector:
         """On where the latents' sum is above ``threshold``, at every timestep. Raises as the class does."""
-        numbers = torch.tensor(list(dict.fromkeys(features)), dtype=torch.int64)
+        chosen = list(dict.fromkeys(features))
+        _check_features(model, chosen)  # a tensor does not hold every whole number
+        numbers = torch.tensor(chosen, dtype=torch.int64)
         once = torch.zeros(1)
         return cls(model, numbers, once, torch.ones(1, len(numbers)), torch.full((1,), float(threshold)))
 
@@ -173,7 +174,7 @@ def averaged(scores: Tensor, by: int, grid: tuple[int, int] | None) -> Tensor:
     if not by:
         return scores
     assert grid is not None
-    images = scores.view(-1, 1, *grid)
+    images, by = scores.view(-1, 1, *grid), min(by, max(grid))
     return F.avg_pool2d(images, 2 * by + 1, stride=1, padding=by, count_include_pad=False).flatten(1)
 
 
@@ -190,7 +191,7 @@ def grown(on: Tensor, by: int, grid: tuple[int, int] | None) -> Tensor:
     if not by:
         return on
     assert grid is not None
-    images = on.view(-1, 1, *grid).float()
+    images, by = on.view(-1, 1, *grid).float(), min(by, max(grid))
     return (F.max_pool2d(images, 2 * by + 1, stride=1, padding=by) > 0).flatten(1)
 
 
@@ -198,6 +199,11 @@ def check_mask(mask: Tensor | None, name: str) -> None:
     """Raises :class:`~tide.errors.TideError` for what is not a mask over tokens."""
     if mask is not None and (mask.dtype != torch.bool or mask.ndim not in (1, 2)):
         raise TideError(f"{name} is {mask.dtype} {list(mask.shape)}; it must be bool [tokens] or [images, tokens]")
+
+
+def _check_features(model: TIDE, features: Sequence[int]) -> None:
+    if outside := [f for f in features if not 0 <= f < model.n_latents]:
+        raise TideError(f"feature {outside[0]} does not exist; this SAE has latents 0..{model.n_latents - 1}")
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -33,9 +33,12 @@ def _fault(value: Any, kind: Any, at: str) -> str | None:
     if kind is Any:
         return None
     if origin in (Union, UnionType):
-        faults = [_fault(value, each, at) for each in get_args(kind)]
-        return None if None in faults else f"{at or 'it'} is {_shown(value)} and must be {_name(kind)}"
-    if is_typeddict(kind) or is_dataclass(kind):
+        faults = {each: _fault(value, each, at) for each in get_args(kind)}
+        if None in faults.values():
+            return None
+        within = [fault for each, fault in faults.items() if isinstance(value, dict) and _is_object(each)]
+        return within[0] if len(within) == 1 else f"{at or 'it'} is {_shown(value)} and must be {_name(kind)}"
+    if _is_object(kind):
         return _object_fault(value, kind, at)
     if _is_list(kind) and isinstance(value, list):
         each = get_args(kind)[0]
@@ -70,6 +73,10 @@ def _first(faults: Any) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
+def _is_object(kind: Any) -> bool:
+    return is_typeddict(kind) or is_dataclass(kind)
+
+
 def _is_list(kind: Any) -> bool:
     """Whether ``kind`` has any number of entries of one kind."""
     return get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
@@ -99,7 +106,7 @@ def _name(kind: Any) -> str:
         return " or ".join(repr(each) for each in get_args(kind))
     if get_origin(kind) in (list, tuple):
         return "a list" if _is_list(kind) else f"a list of {len(get_args(kind))}"
-    if get_origin(kind) is dict or is_typeddict(kind) or is_dataclass(kind):
+    if get_origin(kind) is dict or _is_object(kind):
         return "an object"
     return _NAMES.get(NoneType if kind is None else kind, str(kind))
 

@@ -54,7 +54,10 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
             message = f"{given} was made with other weights of the transformer; validate it with these"
             warnings.warn(message, TideWarning, stacklevel=3)
         if given is not each and each.text_differs(adapter):
-            message = f"{given} maps the words of another text encoder; make it with this pipeline"
+            message = (
+                f"this pipeline's text encoder writes the neutral caption of {given} differently from the one it was "
+                "made with; make it with this pipeline"
+            )
             warnings.warn(message, TideWarning, stacklevel=3)
     if unmapped := [name for name in BESIDE if adapter.takes(name)]:
         message = (

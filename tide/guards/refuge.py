@@ -46,8 +46,8 @@ class Refuge:
 
     def differs(self, adapter: Adapter, caption: str) -> bool:
         """Whether the pipeline's text encoder makes other states of ``caption`` than these, which were once made of it.
-        Never where the pipeline lacks one of its text encoders, since then the states may come from elsewhere."""
-        if any(part is None for name, part in adapter.pipe.components.items() if name.startswith("text_encoder")):
+        Never where the pipeline has none, since then the states come from elsewhere."""
+        if any(getattr(adapter.pipe, part, None) is None for part in ("text_encoder", "tokenizer")):
             return False
         now = refuge_of(adapter, caption)
         own, found = self.states[self.mask], now.states[now.mask]

@@ -66,6 +66,7 @@ class Workers:
     def _in_processes(self, make: MakeCells, left: Sequence[Cell], out: Path, outcome: Outcome) -> None:
         # A CUDA device cannot be used in a forked process.
         context = multiprocessing.get_context("spawn")
+        others = multiprocessing.active_children()
         pool = ProcessPoolExecutor(min(self.n, len(left)), context, _start, (make,))
         try:
             waiting: set[Future[_Computed | None]] = {
@@ -76,10 +77,11 @@ class Workers:
                 for future in done:
                     if (computed := future.result()) is not None:
                         self._note(outcome, out, computed)
-        except KeyboardInterrupt:
+        except BaseException:
             # Python ends only after its pool's processes, and the cells that they are at may take minutes.
             for process in multiprocessing.active_children():
-                process.terminate()
+                if process not in others:
+                    process.terminate()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

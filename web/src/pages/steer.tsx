@@ -24,9 +24,13 @@ export function Steer({ run }: { run: Run }) {
   const drawing = useDrawing(run), row = params.row === "1", wait = params.wait === "1";
   const [painting, setPainting] = useState<number | null>(null);
   // What is typed is in the address at once, so that a reload, a link and the back button keep it.
-  const set = (changes: Partial<Recipe>) => go(href({ recipe: JSON.stringify({ ...recipe, ...changes }) }, true), true);
-  const setChange = (i: number, change: Partial<Change>) => set({ changes: recipe.changes.map((each, j) => (j === i ? { ...each, ...change } : each)) });
-  const draw = () => void drawing.draw(recipe, row ? ROW : [1], wait);
+  // The latest recipe and not that of a rendering: names are looked up meanwhile, and others may have typed on.
+  const latest = useRef(recipe);
+  latest.current = recipe;
+  const set = (changes: Partial<Recipe>) => { latest.current = { ...latest.current, ...changes }; go(href({ recipe: JSON.stringify(latest.current) }, true), true); };
+  const setChange = (i: number, change: Partial<Change>) => set({ changes: latest.current.changes.map((each, j) => (j === i ? { ...each, ...change } : each)) });
+  const isStill = (i: number, change: Change) => latest.current.changes[i]?.latents.join() === change.latents.join();
+  const draw = () => void drawing.draw(latest.current, row ? ROW : [1], wait);
   useEffect(() => {
     const enter = (event: KeyboardEvent) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); draw(); } if (event.key === "Escape" && drawing.busy) drawing.cancel(); };
     addEventListener("keydown", enter);
@@ -46,10 +50,10 @@ export function Steer({ run }: { run: Run }) {
         <h2>Edits</h2>
         {recipe.changes.length === 0 && <p class="quiet">None yet: the image is drawn as it is. Add a latent by its number, or a concept by its name.</p>}
         <ol class="edits">{recipe.changes.map((change, i) => (
-          <Edit key={i} run={run} change={change} painting={painting === i} onPaint={() => setPainting(painting === i ? null : i)} onChange={(each) => setChange(i, each)}
-            onRemove={() => { setPainting(null); set({ changes: recipe.changes.filter((_, j) => j !== i) }); }} />
+          <Edit key={i} run={run} change={change} painting={painting === i} onPaint={() => setPainting(painting === i ? null : i)} onChange={(each) => { if (isStill(i, change)) setChange(i, each); }}
+            onRemove={() => { setPainting(null); set({ changes: latest.current.changes.filter((_, j) => j !== i) }); }} />
         ))}</ol>
-        <Add run={run} onAdd={(added) => set({ changes: [...recipe.changes, ...added] })} />
+        <Add run={run} onAdd={(added) => set({ changes: [...latest.current.changes, ...added] })} />
         <p class="ways">
           <button type="submit" class="primary" disabled={!recipe.prompt.trim()}>Draw</button>
           <button type="button" disabled={!drawing.busy} onClick={() => drawing.cancel()}>Cancel</button>
@@ -62,7 +66,7 @@ export function Steer({ run }: { run: Run }) {
         <Comparison drawing={drawing}>
           {painting !== null && recipe.changes[painting] && <Mask grid={run.facts.grid} tokens={recipe.changes[painting].tokens ?? null} onChange={(tokens) => setChange(painting, { tokens })} />}
         </Comparison>
-        {painting !== null && <p class="quiet">Paint where edit {painting + 1} is to act. Nothing painted is everywhere.</p>}
+        {painting !== null && <p class="quiet">Paint where edit {painting + 1} is to act. Nothing painted is no mask.</p>}
       </div>
     </main>
   );
@@ -87,7 +91,7 @@ function Edit({ run, change, painting, onPaint, onChange, onRemove }: EditProps)
       <div class="row">
         <Range label="Steps" value={change.steps ?? [0, 1]} onInput={(value) => onChange({ steps: value[0] === 0 && value[1] === 1 ? null : value })} />
         <button type="button" aria-pressed={painting} onClick={onPaint}>{painting ? "Done" : change.tokens?.length ? `Mask: ${change.tokens.length} places` : "Paint a mask"}</button>
-        {change.tokens && <button type="button" class="plain" onClick={() => onChange({ tokens: null })}>everywhere</button>}
+        {change.tokens && <button type="button" class="plain" onClick={() => onChange({ tokens: null })}>no mask</button>}
       </div>
       <Firing run={run} where={change.where ?? null} onChange={(where) => onChange({ where })} />
     </li>
@@ -109,20 +113,22 @@ async function latentsOf(run: Run, asked: string): Promise<number[]> {
 
 /** The latents in whose places an edit acts, if any. */
 function Firing({ run, where, onChange }: { run: Run; where: Where | null; onChange: (where: Where | null) => void }) {
-  const [error, setError] = useState("");
+  const [error, setError] = useState(""), questions = useRef(0);
   const set = async (text: string) => {
+    const question = ++questions.current;
     const asked = text.split(",").map((word) => word.trim()).filter(Boolean);
     try {
       const latents = (await Promise.all(asked.map((each) => latentsOf(run, each)))).flat();
+      if (question !== questions.current) return;
       setError("");
       onChange(latents.length ? { ...where, latents: [...new Set(latents)] } : null);
     } catch (failed) { setError((failed as Error).message); }
   };
   return (
     <div class="row">
-      <label>Only where these fire<input list="concept-list" value={where?.latents.join(", ") ?? ""} placeholder="12, house; empty: everywhere" onChange={(e) => void set(e.currentTarget.value)} /></label>
-      {where && <label>Above<input type="number" step="any" value={where.threshold ?? 0} onChange={(e) => onChange({ ...where, threshold: Number(e.currentTarget.value) || 0 })} /></label>}
-      {where && <label>Grown by, places<input type="number" min="0" step="1" value={where.grow ?? 0} onChange={(e) => onChange({ ...where, grow: Math.max(0, Math.trunc(Number(e.currentTarget.value) || 0)) })} /></label>}
+      <label>Only where these fire<input list="concept-list" value={where?.latents.join(", ") ?? ""} placeholder="12, house; empty: everywhere" onChange={(e) => void set(e.currentTarget.value)} onKeyDown={(e) => { if (e.key === "Enter" && !e.ctrlKey && !e.metaKey) { e.preventDefault(); void set(e.currentTarget.value); } }} /></label>
+      {where && <label>Their sum above<input type="number" step="any" value={where.threshold ?? 0} onChange={(e) => onChange({ ...where, threshold: Number(e.currentTarget.value) || 0 })} /></label>}
+      {where && <label>Grow by, places<input type="number" min="0" step="1" value={where.grow ?? 0} onChange={(e) => onChange({ ...where, grow: Math.max(0, Math.trunc(Number(e.currentTarget.value) || 0)) })} /></label>}
       {error && <Message kind="error">{error}</Message>}
     </div>
   );
