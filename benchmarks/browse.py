@@ -2,7 +2,7 @@
 
 ``RUN`` is a folder with the checkpoint of a TIDE on the bundled pipeline, such as ``runs/demo-fast``; an index of it is
 made in a copy. What is measured at size runs on an index of 73,728 latents and 10,000 images whose content is random.
-``--check`` ends with status 1 where a bar is missed, a noisy one by a factor of 2. Nothing else should run meanwhile.
+``--check`` ends with status 1 where a bar is missed, a noisy one by a factor of 4. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ BARS: dict[str, tuple[float, str]] = {
 }
 PROMPT = "a plain new red house, facing left, near, on grass, with a shadow"
 ROUNDS = 5
-#: By how much a duration, a rate or a ratio of durations may miss its bar before ``--check`` fails: other work on the
-#: machine takes as much. Counts and bytes have none of it.
-SLACK = 2.0
+#: By how much a duration, a rate or a ratio of durations may miss its bar before ``--check`` fails: the same two cores,
+#: with nothing else on them, took 32 seconds for the index on one day and 101 on the next. Counts and bytes have none
+#: of it.
+SLACK = 4.0
 NOISY = (", s", ", ms", "frames a second", "over warm Python", "after a cancel")
 #: What must never be: here the worst round counts and not the median.
 NEVER = ("blank card, ms", "after a cancel", "copied code", "violations", "errors", ", MB")

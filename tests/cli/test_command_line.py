@@ -48,14 +48,19 @@ def test_help_names_every_command(cli):
 
 @pytest.mark.parametrize("words", [["--help"], ["edit", "--help"]], ids=" ".join)
 def test_help_answers_in_half_a_second(words):
-    """Processor time, which other processes of a busy machine do not lengthen as much; the least of three."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "tide.cli", *words], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5, seconds
+    """Or, on a slow machine, in 2.5 times what the import of the parser's libraries takes (torch's takes 14 times as
+    long). Processor time, which other processes of a busy machine do not lengthen as much; the least of three."""
+
+    def least(*arguments: str) -> float:
+        seconds = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(seconds)
+
+    assert least("-m", "tide.cli", *words) < max(0.5, 2.5 * least("-c", "import tyro, typeguard"))
 
 
 def test_unknown_command(cli):
