@@ -124,6 +124,14 @@ def test_smooth_averages_over_the_neighbours_that_there_are():
     assert smooth[3, 2] == pytest.approx(float(at[2:, 1:4].mean()))
 
 
+@pytest.mark.parametrize("by", [4, 2**31])
+def test_more_tokens_than_the_grid_has_are_all_of_it(by):
+    """2**31 is more than a pooling's size can be."""
+    scores = torch.arange(12.0)[None]
+    assert averaged(scores, by, (3, 4)).tolist() == [[5.5] * 12]
+    assert grown(scores == 0, by, (3, 4)).all()
+
+
 def test_scores_are_smoothed_before_the_threshold_and_the_mask_is_grown_after_it():
     """A lone speck falls below the threshold, and a spot of nine tokens stays, larger by one token."""
     lines = ["#......", "....###", "....###", "....###"]

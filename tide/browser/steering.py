@@ -45,11 +45,9 @@ class Steering:
         if found.sae is not None and found.sae != index.facts["sae"]:
             raise TideError(FOREIGN)
         for change in found.changes:
-            for latent in change.latents:
+            for latent in (*change.latents, *(change.where.latents if change.where else ())):
                 index.check_latent(latent)
             check_steps(change.steps, found.n_steps)
-            for latent in change.where.latents if change.where else ():
-                index.check_latent(latent)
             if found.size is None:
                 change.mask(prod(index.facts["grid"]))
         return replace(found, sae=index.facts["sae"])
