@@ -50,8 +50,8 @@ BARS: dict[str, tuple[float, str]] = {
 }
 PROMPT = "a plain new red house, facing left, near, on grass, with a shadow"
 ROUNDS = 5
-#: By how much a duration, a rate or a ratio of durations may miss its bar before ``--check`` fails: machines of one kind
-#: differ as much from day to day (benchmarks/NOTES.md). Counts and bytes have none of it.
+#: By how much a duration, a rate or a ratio of durations may miss its bar before ``--check`` fails: a machine differs
+#: as much from day to day (benchmarks/NOTES.md). Counts and bytes have none of it.
 SLACK = 4.0
 NOISY = (", s", ", ms", "frames a second", "over warm Python", "after a cancel")
 #: What must never be: here the worst round counts and not the median.
