@@ -214,7 +214,8 @@ def test_a_mask_is_painted_over_the_image(page, address):
 
 
 def test_an_edit_acts_only_where_latents_fire(page, address):
-    """Latents by number and the best of a concept; what is no latent is said and changes nothing."""
+    """Latents by number and the best of a concept; what is no latent is said and changes nothing. All of the mask's
+    numbers are on the page, a share of more than 1 is 1."""
     page.goto(steering(address, changes=[{"latents": [5], "how": "scale", "by": 0}]))
     field = "label:has-text('Only where these fire') input"
     page.fill(field, "3, 7")
@@ -223,6 +224,14 @@ def test_an_edit_acts_only_where_latents_fire(page, address):
     page.fill("label:has-text('Grow by') input", "1")
     page.keyboard.press("Tab")
     until(page, lambda: '"where":{"latents":[3,7],"grow":1}' in unquote(page.url))
+    for label, value, kept in (
+        ("Average over", "2", '"smooth":2'),
+        ("Stay on", "1.5", '"hold":1'),
+        ("Stay on", "0.5", '"hold":0.5'),
+    ):
+        page.fill(f"label:has-text('{label}') input", value)
+        page.keyboard.press("Tab")
+        until(page, lambda kept=kept: kept in unquote(page.url))
     page.fill(field, "3, 999")
     page.keyboard.press("Tab")
     page.wait_for_selector(".message.error:has-text('There is no latent 999')")

@@ -111,6 +111,10 @@ async function latentsOf(run: Run, asked: string): Promise<number[]> {
   return found;
 }
 
+const wholeNumber = (text: string) => Math.max(0, Math.trunc(Number(text) || 0));
+/** 0 to 1; an empty field is the default, 1. */
+const shareOf = (text: string) => text === "" ? 1 : Math.min(1, Math.max(0, Number(text) || 0));
+
 /** The latents in whose places an edit acts, if any. */
 function Firing({ run, where, onChange }: { run: Run; where: Where | null; onChange: (where: Where | null) => void }) {
   const [error, setError] = useState(""), questions = useRef(0);
@@ -128,7 +132,9 @@ function Firing({ run, where, onChange }: { run: Run; where: Where | null; onCha
     <div class="row">
       <label>Only where these fire<input list="concept-list" value={where?.latents.join(", ") ?? ""} placeholder="12, house; empty: everywhere" onChange={(e) => void set(e.currentTarget.value)} onKeyDown={(e) => { if (e.key === "Enter" && !e.ctrlKey && !e.metaKey) { e.preventDefault(); void set(e.currentTarget.value); } }} /></label>
       {where && <label>Their sum above<input type="number" step="any" value={where.threshold ?? 0} onChange={(e) => onChange({ ...where, threshold: Number(e.currentTarget.value) || 0 })} /></label>}
-      {where && <label>Grow by, places<input type="number" min="0" step="1" value={where.grow ?? 0} onChange={(e) => onChange({ ...where, grow: Math.max(0, Math.trunc(Number(e.currentTarget.value) || 0)) })} /></label>}
+      {where && <label>Grow by, places<input type="number" min="0" step="1" value={where.grow ?? 0} onChange={(e) => onChange({ ...where, grow: wholeNumber(e.currentTarget.value) })} /></label>}
+      {where && <label>Average over, places<input type="number" min="0" step="1" value={where.smooth ?? 0} onChange={(e) => onChange({ ...where, smooth: wholeNumber(e.currentTarget.value) })} /></label>}
+      {where && <label>Stay on down to, share<input type="number" min="0" max="1" step="0.1" value={where.hold ?? 1} onChange={(e) => onChange({ ...where, hold: shareOf(e.currentTarget.value) })} /></label>}
       {error && <Message kind="error">{error}</Message>}
     </div>
   );
