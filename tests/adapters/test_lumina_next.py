@@ -34,6 +34,23 @@ def test_positions_are_the_pipelines(size):
     torch.testing.assert_close(found, seen[0])
 
 
+def test_blocks_are_modulated_by_the_text_that_a_tap_puts_there():
+    """Every open tap reads that of the replaced text, also one that was opened before."""
+    own, outside, inside = adapter("lumina_next"), [], []
+    other = own.encode_prompts(["a large red cube, far"])
+
+    def put(arguments, conditional, timestep):
+        return {name: values.expand(2, *values.shape[1:]) for name, values in other.items()}
+
+    with (
+        tap(own, {1: lambda x, call: outside.append(call.conditioning)}),
+        tap(own, {1: lambda x, call: inside.append(call.conditioning)}, before=put),
+    ):
+        draw("lumina_next", n_steps=1)
+    assert torch.equal(outside[0], inside[0])
+    assert torch.equal(outside[0][0], outside[0][1]), "both rows have the one text"
+
+
 def test_conditional_rows_come_first():
     own, seen = adapter("lumina_next"), []
     with tap(own, {1: lambda x, call: seen.append(call.conditional.tolist())}):

@@ -56,11 +56,13 @@ def test_a_guard_is_made_shown_and_drawn_under(cli, sae, tmp_path):
     assert shown.out.strip() in result.out
 
     drawn = tmp_path / "drawn"
-    asked = ["--sae", sae, "--pipeline", "scenes", "--prompt", "a green tree, near", "--n-steps", "2", "--erase", "1"]
+    asked = ["--sae", sae, "--pipeline", "scenes", "--prompt", "a green tree, near", "--n-steps", "2"]
+    asked += ["--towards", "a green cube, near"]
     result = cli("edit", *asked, "--guard", out, "--out", drawn)
     assert result.code == 0, result.err
     assert "The guard of tree " in result.out
     rows = json.loads((drawn / "edit.json").read_text())["guards"]
+    # A row for each of the two pictures; the target was recorded unguarded.
     assert [(row["concept"], row["run"]) for row in rows] == [("tree", 0), ("tree", 1)]
 
     pair = tmp_path / "pair"

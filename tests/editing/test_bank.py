@@ -68,11 +68,28 @@ def test_latents_go_from_those_without_or_of_the_source_to_those_with(bank, sae,
     change = bank.what("blue", by="latents", source=source)
     assert isinstance(change, Contrast)
     absent = bank.concepts["blue"].absent if source is None else bank.concepts["red"].present
-    assert torch.equal(change.absent.values, absent.dense(sae.n_latents))
-    assert torch.equal(change.present.values, bank.concepts["blue"].present.dense(sae.n_latents))
+    for found, means in ((change.absent, absent), (change.present, bank.concepts["blue"].present)):
+        listed = means.lists(sae.n_latents)
+        assert torch.equal(found.values[listed], means.dense(sae.n_latents)[listed])
     z = torch.ones(3, sae.n_latents)
     kept = bank.what("blue", by="latents", source=source, model=sae).latents(z, _place(3))
     assert (kept > 0).sum(1).tolist() == [K] * 3
+
+
+def test_of_a_latent_that_one_concept_lists_the_least_difference_is_taken(bank):
+    """Two of 96 latents are listed for each concept. Number 5 may be as strong in red, which lists none below 1; 7 is
+    stronger by 3 at least; 9 and 11 are weaker by what exceeds 0.9, the least that blue lists."""
+
+    def means(indices, values):
+        return SparseMeans(torch.tensor([indices] * 2, dtype=torch.int32), torch.tensor([values] * 2))
+
+    blue, red = bank.concepts["blue"], bank.concepts["red"]
+    blue = replace(blue, present=means([5, 7], [0.9, 4.0]), absent=means([5, 7], [0.0, 0.0]))
+    red = replace(red, present=means([9, 11], [3.0, 1.0]), absent=means([9, 11], [0.0, 0.5]))
+    change = replace(bank, concepts={"blue": blue, "red": red}).what("blue", by="latents", source="red")
+    difference = change.present.values - change.absent.values
+    found = {i: round(float(difference[0, i]), 6) for i in difference[0].nonzero().flatten().tolist()}
+    assert found == {7: 3.0, 9: -2.1, 11: -0.1}
 
 
 def test_sparse_means_keep_those_named():

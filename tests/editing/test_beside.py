@@ -104,6 +104,23 @@ def test_other_edits_do_not_reach_the_targets_pass(alpha):
     assert met.calls == STEPS
 
 
+@pytest.mark.parametrize("name", ["latents", "differing"])
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ({"block": 1}, "block 1 and block 6 is edited"),
+        ({"block": BLOCK, "tensor": "attention"}, "attention and output is edited"),
+    ],
+)
+def test_latents_of_another_place_are_refused(alpha, name, at, message):
+    model = TIDE(TIDEConfig(192, 16, 2, **at))
+    share = {"share": 0.3} if name == "differing" else {}
+    beside = Beside(adapter_for(alpha), TARGET, **{name: model}, **share)
+    with pytest.raises(TideError, match=f"{name} of the target are of {message}"):
+        with edit(alpha, None, beside, block=BLOCK):
+            pass
+
+
 def test_what_does_not_fit_is_refused_and_leaves_no_hook(alpha, sigma):
     adapter = adapter_for(alpha)
     with pytest.raises(TideError, match="no prompt to edit towards"):

@@ -385,6 +385,16 @@ def test_a_second_run_starts_afresh(alpha, sae):
     assert not met.masks[0][1].any()
 
 
+def test_of_a_pipeline_without_check_inputs_a_second_run_starts_afresh():
+    """DiT's, whose runs of a single step all have the same timestep."""
+    own = family_adapter("dit")
+    sae = build_model(own, 1, TrainConfig(n_latents=64, k=4, modulation=False, activation="relu")).eval()
+    with edit(own.pipe, sae, Scale([0], 3.0), tokens=Where.of_features(sae, [0], ALWAYS), warns=False) as met:
+        for _ in range(2):
+            draw_family("dit", n_steps=1)
+    assert len(met.masks) == 1
+
+
 def test_why_nothing_was_edited(alpha, sae):
     on = Where.of_features(sae, FEATURES, ALWAYS)
     reasons = {

@@ -57,6 +57,19 @@ def test_a_planted_concept_is_guarded(made, adapter):
         assert right.float().mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("put", "neutral", "message"),
+    [
+        ("House", None, "the word in its place, 'House', holds 'house' itself"),
+        ("tree house", None, "the word in its place, 'tree house', holds 'house' itself"),
+        ("tree", "a house", "the neutral caption, 'a house', holds 'house' itself"),
+    ],
+)
+def test_the_concept_does_not_stand_in_for_itself(adapter, sae, examples, put, neutral, message):
+    with pytest.raises(TideError, match=message):
+        make_guard(adapter, sae, examples, "house", put, neutral=neutral)
+
+
 def test_what_was_validated_is_counted_on_the_held_out_images(made):
     found = made.validated
     assert found["images"] == {"fit": 40, "held_out": 40, "with_the_concept": 20}
@@ -65,7 +78,8 @@ def test_what_was_validated_is_counted_on_the_held_out_images(made):
     assert found["flagged_at_any_step"]["with_the_concept"] > 0.9
     assert found["flagged_at_any_step"]["without"] < 0.3
     assert found["captions"] == len(CAPTIONS)
-    assert found["words"]["residual"] < 0.3
+    # Of one caption by a map of two others.
+    assert 0 < found["words"]["residual"] < 0.9
 
 
 def test_captions_in_capitals_are_words_of_the_map(made, adapter):
@@ -104,6 +118,11 @@ def test_what_no_latents_tell_is_refused_with_the_nearest(adapter, sae):
     with pytest.raises(
         TideError, match=r"tell 'house': AUROC 0\.\d\d over .* nearest is 'cube', whose latents reach 0"
     ):
+        make_guard(adapter, sae, examples, "house", "tree")
+    # A label that only one of the sets shows says nothing of it.
+    examples.fit.labels["cone"] = torch.arange(40) == 0
+    examples.held_out.labels["cone"] = torch.zeros(40, dtype=torch.bool)
+    with pytest.raises(TideError, match="tell 'house'"):
         make_guard(adapter, sae, examples, "house", "tree")
 
 

@@ -73,13 +73,27 @@ def test_texts_are_aligned_though_every_state_depends_on_the_word():
     assert torch.equal(y, b[[0, 1, 2, 3, 3, 3, 4, 5, 6, 7]])
 
 
+def test_the_figures_are_of_captions_that_were_not_fitted(alpha):
+    """A map of the first caption does nothing for the second, whose word is another one; where both are on either
+    side, it is fitted on what it is measured on."""
+    adapter, others = adapter_for(alpha), ["a cube", "a cone"]
+    captions, replaced = ["a house", "a red sphere"], ["a tree", "a red cone"]
+    assert fit_words(adapter, captions, replaced, others).residual > 0.5
+    twice = [[text for text in texts for _ in range(2)] for texts in (captions, replaced)]
+    assert fit_words(adapter, *twice, others).residual < 0.2
+    one = fit_words(adapter, captions[:1], replaced[:1], others)
+    assert (one.residual, one.moved) == (None, None)
+
+
 def test_captions_are_fitted_on_a_real_text_encoder(alpha):
     adapter = adapter_for(alpha)
-    captions = ["a red house", "an old house on grass", "a house in snow, far"]
+    captions = [
+        f"a {how} house{where}" for how in ("red", "blue", "old", "new") for where in ("", ", near", " on grass")
+    ]
     replaced = [caption.replace("house", "tree") for caption in captions]
-    others = ["a red cube", "an old cone on sand", "a blue sphere"]
+    others = [caption.replace("house", "cube") for caption in captions]
     found = fit_words(adapter, captions, replaced, others, rank=16)
-    assert found.residual < 0.2
+    assert found.residual < 0.5, "a map that does nothing leaves 1"
     assert found.moved < 0.2
     with pytest.raises(TideError, match="0 others"):
         fit_words(adapter, captions, replaced, [])

@@ -222,10 +222,13 @@ class _Passes:
         return changed
 
     def look_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where the image tokens are may depend on the text (Lumina 2), which any of the open taps may have replaced
-        after this one looked."""
+        """Where the image tokens are (Lumina 2) and what modulates them (Lumina-Next) may depend on the text, which any
+        of the open taps may have replaced after this one looked."""
         if self.calls:
+            args, kwargs = _where_it_runs(self.adapter.transformer, args, kwargs)
             self.view = self.adapter.token_view(args, kwargs)
+            conditioning = self.adapter.conditioning_of_blocks(self.functions, args, kwargs)
+            self.calls = {index: replace(call, conditioning=conditioning[index]) for index, call in self.calls.items()}
 
     def after_block(
         self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -17,10 +17,12 @@ from tide.messages import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from tide.adapters import Adapter
     from tide.cli.edit_scores import Scorers
-    from tide.editing import Overlay, Recipe
+    from tide.cli.edit_target import Edits
+    from tide.editing import Overlay, Recipe, Where
     from tide.editing.met import Met
     from tide.sae import TIDE
 
@@ -67,9 +69,12 @@ class Edit(EditOptions):
         """Draws, writes and says what came of it."""
         from tide.cli import edit_guard
         from tide.cli.common import about
+        from tide.cli.edit_target import edits_of
 
+        # Targets are recorded unguarded: they are not among the pictures, and would be of other words.
+        edits = edits_of(self, adapter, model)
         with edit_guard.guarded(adapter, self.guard) as log:
-            before, after, met, steps = self._drawn(adapter, model)
+            before, after, met, steps = self._drawn(adapter, model, *edits)
         scores = scorers.score(before, list(after.values()))
         rows = [
             {**setting, "mean_pixel_change": mean_change(before, after[name]), **as_row(met[name]), **row}
@@ -112,13 +117,11 @@ class Edit(EditOptions):
         return f"in {counted(row['tokens'], 'token')}" if self.altered else f"at strength {row['strength']:g}"
 
     def _drawn(
-        self, adapter: Adapter, model: TIDE
+        self, adapter: Adapter, model: TIDE, edits: Edits, tokens: Tensor | Where | dict[str, Tensor] | None
     ) -> tuple[Image, dict[str, Image], dict[str, Met], dict[str, list[Overlay]]]:
         """The unedited picture, the edited ones, what each edit met, and with ``--show-where`` its steps."""
-        from tide.cli.edit_target import edits_of
         from tide.editing import draw_edits, overlays
 
-        edits, tokens = edits_of(self, adapter, model)
         met: dict[str, Met] = {}
         steps: dict[str, list[Overlay]] = {}
 

@@ -33,8 +33,7 @@ _LISTED = 8
 
 @dataclass(frozen=True, eq=False)
 class SparseMeans:
-    """Mean latents by timestep, of some latents: ``indices [T, m]`` int32 and ``values [T, m]`` float32; the others
-    count as 0."""
+    """Mean latents by timestep, of the strongest latents: ``indices [T, m]`` int32 and ``values [T, m]`` float32."""
 
     indices: Tensor
     values: Tensor
@@ -45,8 +44,12 @@ class SparseMeans:
         return cls(indices.int(), means.float().gather(1, indices))
 
     def dense(self, n_latents: int) -> Tensor:
-        """``[T, n_latents]`` float32."""
+        """``[T, n_latents]`` float32, with 0 for the others."""
         return self.values.new_zeros(len(self.values), n_latents).scatter(1, self.indices.long(), self.values)
+
+    def lists(self, n_latents: int) -> Tensor:
+        """bool ``[T, n_latents]``: the latents that it holds."""
+        return self.values.new_zeros(len(self.values), n_latents).scatter(1, self.indices.long(), 1.0).bool()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Concept:
     Attributes:
         tokens: activations of tokens that show it, ``[T, n, d_model]`` float16.
         mean: of all its tokens, ``[T, d_model]`` float32.
-        present, absent: mean latents of the tokens with it, and of those without.
+        present, absent: mean latents of the tokens with it, and of those without; both of the same latents.
         features, weights, thresholds: of its :class:`~tide.editing.Detector`: ``[F]``, ``[T, F]``, ``[T]``.
     """
 
@@ -67,6 +70,11 @@ class Concept:
     features: Tensor
     weights: Tensor
     thresholds: Tensor
+
+    @property
+    def unlisted(self) -> Tensor:
+        """What both means of a latent that is not listed are below, ``[T, 1]``: the strongest are listed."""
+        return self.present.values.maximum(self.absent.values).amin(1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +166,7 @@ class Bank:
         held = self._concept(concept)
         before = None if source is None else self._concept(source)
         if by == "latents":
-            return self._latents(held.absent if before is None else before.present, held.present, factor, model)
+            return self._latents(held, before, factor, model)
         if by == "mean" and before is None:
             return SteerTowards(self.timesteps, held.mean, factor)
         if by == "mean":
@@ -177,10 +185,12 @@ class Bank:
             raise TideError(f"the bank has no contrast from {source!r} to {target!r}; it has {pairs}")
         return SteerNearest(self.timesteps, found.keys, found.values, min(NEIGHBOURS, found.keys.shape[1]), factor)
 
-    def _latents(self, before: SparseMeans, after: SparseMeans, factor: float, model: TIDE | None) -> Edit:
+    def _latents(self, held: Concept, source: Concept | None, factor: float, model: TIDE | None) -> Edit:
         n = self.sae["n_latents"]
-        present, absent = (Target(self.timesteps, each.dense(n)) for each in (after, before))
-        change = Contrast(present, absent, factor)
+        after, before = (
+            (held.present.dense(n), held.absent.dense(n)) if source is None else _means_of_both(held, source, n)
+        )
+        change = Contrast(Target(self.timesteps, after), Target(self.timesteps, before), factor)
         return change if model is None else sparse_again(change, model)
 
     def _concept(self, name: str) -> Concept:
@@ -204,6 +214,19 @@ class Bank:
         now = sae_record(model)
         before = {name: self.sae.get(name) for name in now}
         check_unchanged(before, now, "the bank was recorded with another SAE", remedy="record it with this SAE")
+
+
+def _means_of_both(first: Concept, second: Concept, n_latents: int) -> tuple[Tensor, Tensor]:
+    """Mean latents ``[T, n_latents]`` of the tokens that show each of two concepts.
+
+    Of a latent that only one of them lists, the other's mean is known to lie between 0 and :attr:`Concept.unlisted`. It
+    is the value in between that is nearest to the listed one, so that the difference is what is sure of it.
+    """
+    one, two = (each.present.dense(n_latents) for each in (first, second))
+    return (
+        one.where(first.present.lists(n_latents), two.minimum(first.unlisted)),
+        two.where(second.present.lists(n_latents), one.minimum(second.unlisted)),
+    )
 
 
 def _near(name: str, known: Collection[str]) -> str:

@@ -73,10 +73,16 @@ class Beside:
             text = self.adapter.encode_prompts(prompts, caption_length(self.adapter) if length is None else length)
         object.__setattr__(self, "text", text)
 
+    @property
+    def models(self) -> dict[str, TIDE]:
+        """The SAEs that it reads with, by their parameters' names."""
+        found = {"differing": self.differing, "latents": self.latents}
+        return {name: model for name, model in found.items() if model is not None}
+
     def check(self, adapter: Adapter, branch: Branch) -> None:
         """Raises :class:`~tide.errors.TideError` for another pipeline, and for rows that have no target."""
-        for name, model in (("differing", self.differing), ("latents", self.latents)):
-            if model is not None and model.d_model != adapter.d_model:
+        for name, model in self.models.items():
+            if model.d_model != adapter.d_model:
                 raise TideError(
                     f"{name} is an SAE of width {model.d_model} and the transformer has {adapter.d_model}; give one of "
                     "the edited block"

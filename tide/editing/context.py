@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tide.adapters import Adapter, Block, Call, adapter_for, tap
-from tide.adapters.standins import listened
+from tide.adapters.starts import each_start
 from tide.editing.beside import Beside
 from tide.editing.edits import Branch, Edit, Place, renormalise
 from tide.editing.met import Met
@@ -21,6 +21,7 @@ from tide.editing.steer import RawEdit
 from tide.editing.where import Where, check_mask
 from tide.editing.where_run import WhereRun, WhereRuns, drawing, fitted
 from tide.errors import TideError, TideWarning
+from tide.sae.config import TIDEConfig
 from tide.sae.model import TIDE
 
 
@@ -91,6 +92,9 @@ def edit(
     fixed, drawn = (tokens, None) if tokens is None or isinstance(tokens, Tensor) else (None, drawing(tokens))
     if drawn is not None:
         _check_wheres(adapter, at, _tensor(sae), drawn)
+    if isinstance(change, Beside):
+        for name, model in change.models.items():
+            _check_place(adapter, at, _tensor(sae), model.config, f"{name} of the target are of")
     met = Met(change, part, branch, drawn=drawn)
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
@@ -112,22 +116,11 @@ def edit(
     with (
         change.listening(at, _tensor(sae)) if isinstance(change, Beside) else nullcontext() as beside,
         tap(adapter, {at: on_call}, tensor=_tensor(sae)),
-        _each_run(pipe, drawn),
+        nullcontext() if drawn is None else each_start(pipe, drawn.start),
     ):
         yield met
     if warns and met.remark is not None:
         warnings.warn(met.remark, TideWarning, stacklevel=3)
-
-
-@contextmanager
-def _each_run(pipe: Any, drawn: WhereRun | WhereRuns | None) -> Iterator[None]:
-    """Lets masks start afresh with every run of the pipeline, which begins with ``check_inputs``. Of a pipeline without
-    it, a higher timestep tells."""
-    if drawn is None or not hasattr(pipe, "check_inputs"):
-        yield
-        return
-    with listened(pipe, "check_inputs", before=lambda *_, **__: drawn.start()):
-        yield
 
 
 def _check_rows(tokens: Tensor | Where | Sequence[Where] | None, branch: Branch) -> None:
@@ -143,10 +136,7 @@ def _check_wheres(adapter: Adapter, block: int, tensor: str, drawn: WhereRun | W
     """Raises for detectors that read other activations than are edited."""
     wheres = [run.where for run in (drawn.runs if isinstance(drawn, WhereRuns) else [drawn])]
     for config in (detector.model.config for where in wheres for detector in where.detectors):
-        if config.block is not None and (own := adapter.resolve_block(config.block)) != block:
-            raise TideError(f"the mask is drawn by latents of block {own} and block {block} is edited; use one block")
-        if config.tensor != tensor:
-            raise TideError(f"the mask is drawn by latents of {config.tensor} and {tensor} is edited; use one of them")
+        _check_place(adapter, block, tensor, config, "the mask is drawn by latents of")
         if config.d_model != adapter.d_model:
             raise TideError(
                 f"the mask is drawn by an SAE of width {config.d_model} and the transformer has {adapter.d_model}; use "
@@ -156,6 +146,14 @@ def _check_wheres(adapter: Adapter, block: int, tensor: str, drawn: WhereRun | W
             raise TideError(
                 f"the mask is drawn by an SAE of {config.family} and this is {adapter.family}; use its own SAE"
             )
+
+
+def _check_place(adapter: Adapter, block: int, tensor: str, config: TIDEConfig, what: str) -> None:
+    """Raises for a model of another block or tensor than is edited."""
+    if config.block is not None and (own := adapter.resolve_block(config.block)) != block:
+        raise TideError(f"{what} block {own} and block {block} is edited; use one block")
+    if config.tensor != tensor:
+        raise TideError(f"{what} {config.tensor} and {tensor} is edited; use one of them")
 
 
 def check_change(adapter: Adapter, sae: TIDE | None, change: Edit | RawEdit | Beside, branch: Branch) -> None:

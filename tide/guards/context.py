@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.adapters import adapter_for, tap
-from tide.adapters.standins import listened
+from tide.adapters.starts import each_start
 from tide.errors import TideError, TideWarning
 from tide.guards.definition import Guard
 from tide.guards.guard_file import load_guard
@@ -70,15 +70,7 @@ def guard(pipe: Any, *guards: Guard | str | Path) -> Iterator[GuardLog]:
         for each in loaded:
             run, made_for = GuardRun(each, log), each.made_for
             stack.enter_context(tap(adapter, {made_for.block: run.on_call}, made_for.tensor, before=run.before))
-            if hasattr(pipe, "check_inputs"):
-                stack.enter_context(listened(pipe, "check_inputs", before=_starting(run)))
+            stack.enter_context(each_start(pipe, run.start))
         yield log
     if log.let_through:
         warnings.warn(f"guards met what they could not change: {log.summary}", TideWarning, stacklevel=3)
-
-
-def _starting(run: GuardRun) -> Any:
-    def start(*_: Any, **__: Any) -> None:
-        run.start()
-
-    return start

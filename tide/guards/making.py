@@ -59,20 +59,25 @@ def make_guard(
         model: the TIDE whose latents tell the concept, on the pipeline's device.
         examples: images with labels, and captions.
         concept: the unwanted word; a label of the examples.
-        put: the word in its place.
+        put: the word in its place, which does not hold ``concept``.
         neutral: the caption of the refuge; by default the shortest caption without the unwanted word that holds
             ``put``, else ``put`` itself.
         n_latents: that the detector reads at most.
 
     Raises:
-        TideError: no latents tell the concept (:data:`LEAST_AUROC`); no caption holds it, or every one does.
+        TideError: no latents tell the concept (:data:`LEAST_AUROC`); no caption holds it, or every one does; ``put`` or
+            ``neutral`` holds it.
     """
+    _check_stand_ins(concept, put, neutral)
     check_shown(examples, concept)
     found = _detector(model, examples, [concept], n_latents)[concept]
     if not found.mean_auroc >= LEAST_AUROC:
         # Which of the others comes nearest.
-        labels = sorted(name for name, label in examples.fit.labels.items() if 0 < int(label.sum()) < len(label))
-        check_told(_detector(model, examples, labels, n_latents)[concept])
+        known = [
+            {name for name, label in data.labels.items() if _shows_both(label)}
+            for data in (examples.fit, examples.held_out)
+        ]
+        check_told(_detector(model, examples, sorted(set.intersection(*known)), n_latents)[concept])
     named, others = _captions(examples.captions, concept)
     pairs = [_pair(caption, concept, put) for caption in named]
     fitted = fit_words(adapter, [said for said, _ in pairs], [other for _, other in pairs], others)
@@ -92,11 +97,22 @@ def _detector(model: TIDE, examples: Examples, concepts: Sequence[str], n_latent
     return fit_detectors(model, examples.fit, examples.held_out, concepts, per="image", n_latents=n_latents)
 
 
+def _check_stand_ins(concept: str, put: str, neutral: str | None) -> None:
+    """Raises :class:`~tide.errors.TideError` if what is to stand in for the concept is the concept itself."""
+    for what, text in (("word in its place", put), ("neutral caption", neutral)):
+        if text is not None and holds(folded(text), concept_of(concept)):
+            raise TideError(f"the {what}, {text!r}, holds {concept!r} itself; give one without it")
+
+
+def _shows_both(label: Tensor) -> bool:
+    return 0 < int(label.sum()) < len(label)
+
+
 def check_shown(examples: Examples, concept: str) -> None:
     """Raises :class:`~tide.errors.TideError` unless held-out images show the concept and others do not: a guard that
     nothing validated is none."""
     label = examples.held_out.labels.get(concept)
-    if label is None or not 0 < int(label.sum()) < len(label):
+    if label is None or not _shows_both(label):
         shown = "none" if label is None or not int(label.sum()) else "every one"
         raise TideError(f"{shown} of the held-out images shows {concept!r}; give more, with and without it")
 
@@ -143,7 +159,8 @@ def _neutral(others: Sequence[str], put: str) -> str:
 
 
 def _validated(found: FittedDetector, fitted: FittedWords, examples: Examples, neutral: str) -> dict[str, Any]:
-    """How well the parts do on held-out images, as JSON has it."""
+    """How well the parts do on held-out images, and the map of words on captions that it is not fitted on, as JSON has
+    it."""
     scores = mean_scores(found.detector, examples.held_out)
     flagged = (scores > found.detector.thresholds[:, None]).any(0)
     shown = examples.held_out.labels[found.concept]

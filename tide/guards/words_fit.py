@@ -38,11 +38,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class FittedWords:
-    """A map of words, and the shares that it leaves: ``residual`` of |y - x|^2, ``moved`` of |z|^2."""
+    """A map of words, and the shares ``residual`` of |y - x|^2 and ``moved`` of |z|^2 that a map of every other caption
+    leaves on the rest of them; None with fewer than two of each."""
 
     words: Words
-    residual: float
-    moved: float
+    residual: float | None
+    moved: float | None
 
 
 @torch.no_grad()
@@ -69,12 +70,15 @@ def fit_words(
             f"{len(captions)} captions with the word, {len(replaced)} with it replaced and {len(others)} others; give "
             "as many of the first two, and some of each"
         )
-    x, y = (torch.cat(rows) for rows in zip(*_pairs(adapter, captions, replaced), strict=True))
-    z = torch.cat([states[mask] for states, mask in _encoded(adapter, others)])
-    matrix = closed_form(x, y, z, preserve=preserve)
-    words = low_rank(matrix, rank)
-    left = (words(x) - y).square().sum() / (y - x).square().sum().clamp(min=1e-12)
-    return FittedWords(words, float(left), float((words(z) - z).square().sum() / z.square().sum()))
+    pairs = _pairs(adapter, captions, replaced)
+    rest = [states[mask] for states, mask in _encoded(adapter, others)]
+    words = low_rank(closed_form(*_rows(pairs), torch.cat(rest), preserve=preserve), rank)
+    if min(len(pairs), len(rest)) < 2:
+        return FittedWords(words, None, None)
+    half = low_rank(closed_form(*_rows(pairs[::2]), torch.cat(rest[::2]), preserve=preserve), rank)
+    (x, y), z = _rows(pairs[1::2]), torch.cat(rest[1::2])
+    left = (half(x) - y).square().sum() / (y - x).square().sum().clamp(min=1e-12)
+    return FittedWords(words, float(left), float((half(z) - z).square().sum() / z.square().sum()))
 
 
 def closed_form(x: Tensor, y: Tensor, z: Tensor, *, preserve: float = PRESERVE, epsilon: float = EPSILON) -> Tensor:
@@ -91,6 +95,11 @@ def low_rank(matrix: Tensor, rank: int) -> Words:
     kept = min(rank, len(s))
     root = s[:kept].sqrt()
     return Words((v[:kept].T * root).float().contiguous(), (u[:, :kept] * root).T.float().contiguous())
+
+
+def _rows(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Those of all pairs, with the word and without."""
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 def _encoded(adapter: Adapter, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:

@@ -40,7 +40,7 @@ def scene_bank(
     Raises:
         TideError: scenes have no such concept, no scene shows it, or no caption says it.
     """
-    if unknown := sorted({*concepts, *(target for _, target in contrasts)} - set(LEVEL_OF)):
+    if unknown := sorted({*concepts, *(word for pair in contrasts for word in pair)} - set(LEVEL_OF)):
         raise TideError(f"scenes have no concept {unknown[0]!r}; they have {', '.join(LEVEL_OF)}")
     at = spread_timesteps(adapter, timesteps)
     block = adapter.resolve_block(model.config.trained_block)
