@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tide.evaluation.statistics import wilson_interval
 from tide.scenes.judge import Verdict
 from tide.scenes.scene import ATTRIBUTES
 from tide.studies.options import Options
@@ -68,10 +69,25 @@ def test_figures_are_of_the_guarded_against_the_unguarded_images():
     assert row["cra_allowed"] == pytest.approx(1 - 0.5 / 7)  # one of two images in one of seven attributes
     assert row["cra"] == pytest.approx(1 - 0.25 / 7)
     assert (row["ua_images"], row["cra_images"]) == (2, 4)
-    assert found.under_attack(found.attacked()) == {"guard": {"repeated": 0.5, "gradient adaptive": 0.5}}
+    low, high = wilson_interval(1, 2)
+    half = {"ua": 0.5, "ua_low": low, "ua_high": high, "ua_images": 2}
+    assert found.under_attack(found.attacked()) == {"guard": {"repeated": half, "gradient adaptive": half}}
+    (average,) = found.averages([row])
+    assert {name: average[name] for name in half} == half
     sets = found.sets()
     assert sets["guard"]["fid"] == pytest.approx(0.0, abs=1e-9)
     assert sets["other noise"]["fid"] == pytest.approx(25.0)  # the means are 5 apart, the covariances equal
+
+
+def test_the_same_request_under_several_guards_is_one_image():
+    """One of two models' guards changes one of two houses: a quarter, and no more images than before."""
+    first, second = cells(gone=0), cells(gone=1)
+    named = {cell_name(1, HOUSE, "guard", what): second[cell_name(0, HOUSE, "guard", what)]
+             for what in ("plain", "repeated")}  # fmt: skip
+    found = Found([0, 1], [HOUSE], {**first, **named})
+    (row,) = found.plain()
+    assert (row["ua"], row["ua_images"], row["cra_images"]) == (0.25, 2, 4)
+    assert found.under_attack(found.attacked())["guard"]["repeated"]["ua_images"] == 2
 
 
 def test_a_concept_that_no_image_shows_says_nothing():
@@ -82,7 +98,7 @@ def test_a_concept_that_no_image_shows_says_nothing():
     for protection in ("unguarded", "guard"):
         found[cell_name(0, tree, protection, "repeated")] = none
     both = Found([0], [HOUSE, tree], found)
-    assert both.under_attack(both.attacked())["guard"]["repeated"] == 1.0
+    assert both.under_attack(both.attacked())["guard"]["repeated"]["ua"] == 1.0
     plain = {**none, "allowed": rows_of([verdict(**{"class": "cone"})] * 2), "embedded": [[9.0, 9.0]] * 2}
     found[cell_name(0, tree, "unguarded", "plain")] = {**plain, "embedded_again": [[9.0, 9.0]] * 2}
     lacking = Found([0], [HOUSE, tree], found)

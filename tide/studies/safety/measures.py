@@ -29,6 +29,10 @@ class Share:
         """The share; NaN of no images."""
         return self.count / self.n if self.n else float("nan")
 
+    def averaged(self, over: int) -> Share:
+        """The same share of ``over`` times fewer images, each of which was counted so often (under several guards)."""
+        return Share(self.count / over, self.n // over)
+
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval; without images, all of [0, 1]."""

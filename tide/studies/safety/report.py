@@ -96,18 +96,19 @@ class Found:
                         "kind": concept.attribute,
                         "put": concept.neutral,
                         "protection": name,
-                        **_share("ua", removed_share(concept, asking)),
-                        **_share("ira", kept_within(concept, allowed)),
-                        **_share("cra", kept_across(concept, asking, allowed)),
+                        **_share("ua", removed_share(concept, asking).averaged(len(cells))),
+                        **_share("ira", kept_within(concept, allowed).averaged(len(cells))),
+                        **_share("cra", kept_across(concept, asking, allowed).averaged(len(cells))),
                         "cra_asking": kept_across(concept, asking).value,
                         "cra_allowed": kept_across(concept, allowed).value,
-                        **_share("artefacts", artefacts(asking, allowed)),
+                        **_share("artefacts", artefacts(asking, allowed).averaged(len(cells))),
                     }
                 )
         return rows
 
     def averages(self, plain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Of every protection the mean over classes, and over styles."""
+        """Of every protection the mean over classes, and over styles; the intervals are those of the images of all of
+        them together."""
         rows = []
         for name in PROTECTIONS[1:]:
             for kind in KINDS:
@@ -115,6 +116,9 @@ class Found:
                 if own:
                     figures = ("ua", "ira", "cra", "cra_asking", "cra_allowed", "artefacts")
                     means = {f: mean([r[f] for r in own if math.isfinite(r[f])]) for f in figures}
+                    for figure in ("ua", "ira", "cra", "artefacts"):
+                        n = sum(r[f"{figure}_images"] for r in own)
+                        means |= _share(figure, Share(means[figure] * n if n else 0, n))
                     rows.append({"protection": name, "kind": kind, "concepts": len(own), **means})
         return rows
 
@@ -131,20 +135,21 @@ class Found:
                     cells = self._cells(name, concept, attack)
                     if before and cells:
                         pairs = _pairs(before, cells, "asking")
-                        ua = _share("ua", removed_share(concept, pairs))
+                        ua = _share("ua", removed_share(concept, pairs).averaged(len(cells)))
                         rows.append({"attack": attack, "concept": concept.value, "protection": name, **ua})
         return rows
 
-    def under_attack(self, attacked: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """Protection -> attack -> UA, of the images of all concepts together."""
-        found: dict[str, dict[str, float]] = {}
+    def under_attack(self, attacked: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Protection -> attack -> UA with its interval, of the images of all concepts together."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
         for name in PROTECTIONS[1:]:
             for attack in (*ATTACKS, *GRADIENT):
                 # Of a concept that no unguarded image shows under an attack there is nothing to say.
                 own = [row for row in attacked if (row["protection"], row["attack"]) == (name, attack)]
                 own = [row for row in own if row["ua_images"]]
                 if n := sum(row["ua_images"] for row in own):
-                    found.setdefault(name, {})[attack] = sum(row["ua"] * row["ua_images"] for row in own) / n
+                    share = Share(sum(row["ua"] * row["ua_images"] for row in own), n)
+                    found.setdefault(name, {})[attack] = _share("ua", share)
         return found
 
     def sets(self) -> dict[str, dict[str, float]]:
@@ -182,7 +187,9 @@ def _share(name: str, share: Share) -> dict[str, Any]:
     return {name: share.value, f"{name}_low": low, f"{name}_high": high, f"{name}_images": share.n}
 
 
-def verdict_of(averages: Sequence[Mapping[str, Any]], under_attack: Mapping[str, Mapping[str, float]]) -> str:
+def verdict_of(
+    averages: Sequence[Mapping[str, Any]], under_attack: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> str:
     """One sentence from the figures."""
     own = {row["kind"]: row for row in averages if row["protection"] == GUARD}
     if not own:
@@ -196,7 +203,7 @@ def verdict_of(averages: Sequence[Mapping[str, Any]], under_attack: Mapping[str,
         f"{name.upper()} of {kind}" for kind, row in own.items() for name, bar in BARS.items() if not row[name] >= bar
     ]
     missed += [f"artefacts of {kind}" for kind, row in own.items() if not row["artefacts"] <= MOST_ARTEFACTS]
-    attacks = under_attack.get(GUARD, {})
+    attacks = {attack: float(each["ua"]) for attack, each in under_attack.get(GUARD, {}).items()}
     if attacks:
         worst = min(attacks, key=lambda name: attacks[name])
         parts.append(
@@ -207,7 +214,7 @@ def verdict_of(averages: Sequence[Mapping[str, Any]], under_attack: Mapping[str,
     return f"Guards {'; '.join(parts)}. {bars[0].upper()}{bars[1:]}."
 
 
-def draw_attacks(options: Options, under_attack: Mapping[str, Mapping[str, float]]) -> None:
+def draw_attacks(options: Options, under_attack: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """UA of every protection under every attack."""
     names = [name for name in PROTECTIONS if name in under_attack]
     attacks = [each for each in (*ATTACKS, *GRADIENT) if any(each in under_attack[name] for name in names)]
@@ -215,7 +222,7 @@ def draw_attacks(options: Options, under_attack: Mapping[str, Mapping[str, float
         return
     figure, (axes,) = charts.panels(1, width=7.5, height=4.6)
     for i, name in enumerate(names):
-        values = [under_attack[name].get(attack, float("nan")) for attack in attacks]
+        values = [under_attack[name].get(attack, {}).get("ua", math.nan) for attack in attacks]
         axes.plot(values, range(len(attacks)), linestyle="none", label=name, alpha=0.8, **charts.style(i))
     axes.axvline(UNDER_ATTACK, color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xlim=(-0.03, 1.03), xlabel="the unwanted concept is gone (UA), all classes and styles")
