@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -21,7 +22,9 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+from huggingface_hub import constants
 
+from tests.helpers.hub_server import TOKEN, Hub, hub_server
 from tide.adapters import Adapter, adapter_for
 from tide.scenes.pipeline import build_pipeline
 
@@ -78,3 +81,26 @@ def sigma(alpha: PixArtAlphaPipeline) -> PixArtSigmaPipeline:
     pipe = PixArtSigmaPipeline(**{**alpha.components, "transformer": transformer, "scheduler": scheduler})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
+    """A stand-in for the Hub with an empty cache, online and without a token; xet, which it does not speak, is off."""
+    with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+
+
+@pytest.fixture
+def token(hub, monkeypatch) -> str:
+    """The token that may read private repositories and write, in the environment."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return TOKEN

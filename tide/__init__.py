@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tide.interpretation import caption_concepts, follow, make_atlas
     from tide.loading import load_adapter, load_sae, load_saes
     from tide.sae import TIDE, TIDEConfig
+    from tide.sharing import pull, push
     from tide.training import (
         TrainConfig,
         Trainer,
@@ -75,6 +76,7 @@ _NAMES = {
     "tide.interpretation": "caption_concepts follow make_atlas",
     "tide.loading": "load_adapter load_sae load_saes",
     "tide.sae": "TIDE TIDEConfig",
+    "tide.sharing": "pull push",
     "tide.training": "TrainConfig Trainer from_block_stores from_pool from_stores live live_blocks train train_blocks",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -134,6 +136,8 @@ __all__ = [
     "make_atlas",
     "open_source",
     "prompt_target",
+    "pull",
+    "push",
     "scenes",
     "search_edits",
     "sweep",

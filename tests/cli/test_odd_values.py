@@ -29,6 +29,8 @@ LEAST = {
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "score": ["--before", "b", "--after", "a", "--out", "o"],
     "guard": ["make"],
+    "push": ["r", "me/x"],
+    "pull": ["me/x", "--out", "o"],
     "reproduce": ["fig1"],
 }
 

@@ -40,7 +40,7 @@ def short_studies(monkeypatch) -> None:
 
 
 def test_every_command_is_there():
-    assert MAKERS.keys() | {"browse", "doctor", "guard", "names"} == COMMANDS.keys()
+    assert MAKERS.keys() | {"browse", "doctor", "guard", "names", "push", "pull"} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("command", MAKERS)

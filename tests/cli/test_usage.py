@@ -113,6 +113,11 @@ LINES = {
         "draw g --prompt near --out o",
         "draw {guard} --prompt near --n-steps 2 --pipeline {pipeline} --out {out}",
     ],
+    "push": [
+        "r me/x",
+        "{sae} me/x --dry-run",
+    ],
+    "pull": ["me/x --out o"],
     "trajectory": [
         "--sae s --prompt near --out o",
         "--sae {sae} --pipeline {pipeline} --prompt near --n-steps 4 --out {out}",
@@ -198,6 +203,7 @@ VALUES = {
     **dict.fromkeys(("d_model", "blocks", "tokens", "gpus", "n_latents", "k", "batch_tokens", "epochs"), "4"),
     **dict.fromkeys(("machine", "activation", "host"), "name"),
     **dict.fromkeys(("vision", "vision_model"), "name"),
+    **dict.fromkeys(("subfolder", "revision", "license", "message", "results"), "name"),
     "memory": "1GB",
     "prompts": "3",
     "set": "k=3",
@@ -238,7 +244,7 @@ def test_every_option_has_help(capsys, name):
         main([name, "--help"])
     shown = capsys.readouterr().out
     for option in options_of(class_of(name)).values():
-        if option.name not in ("study", "checkpoint", "runs", "action", "folder"):  # which have no flags
+        if option.name not in ("study", "checkpoint", "runs", "action", "folder", "repository"):  # which have no flags
             assert re.search(rf"^\W*{option.flag}\b.*\n?.*[a-z]{{3}}", shown, re.MULTILINE), option.flag
 
 

@@ -39,6 +39,8 @@ COMMANDS = {
     "edit": "draw a prompt before and after an edit of its latents",
     "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
     "guard": "make a guard that keeps an unwanted concept out of images, or show one",
+    "push": "send a checkpoint to the Hugging Face Hub, with a model card",
+    "pull": "fetch a checkpoint from the Hugging Face Hub",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",

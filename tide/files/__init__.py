@@ -14,7 +14,7 @@ from tide.files.tensors import (
     tensors_writer,
     what_is_wrong,
 )
-from tide.files.writing import Write, finite, json_writer, replace_file, replace_files, write_json
+from tide.files.writing import Write, finite, json_text, json_writer, replace_file, replace_files, write_json
 
 __all__ = [
     "Write",
@@ -23,6 +23,7 @@ __all__ = [
     "file_digest",
     "finite",
     "halved",
+    "json_text",
     "json_writer",
     "lock_file",
     "lock_folder",

@@ -79,9 +79,14 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def json_text(data: object) -> str:
+    """The :func:`finite` part of ``data`` as JSON, as every file of it here is written."""
+    return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
+
+
 def json_writer(data: object) -> Write:
-    """A function that writes the :func:`finite` part of ``data`` as JSON, for :func:`replace_files`."""
-    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
+    """A function that writes :func:`json_text` of ``data``, for :func:`replace_files`."""
+    text = json_text(data)
     return lambda path: path.write_text(text, encoding="utf-8")
 
 

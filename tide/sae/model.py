@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tide.errors import TideError
 from tide.files import replace_files
+from tide.hub import Repository
 from tide.images.trained import TrainedOn
 from tide.sae.activation import BatchTopK, JumpReLU, ReLU
 from tide.sae.autoencoder import Autoencoder
@@ -24,6 +25,7 @@ from tide.sae.config import TIDEConfig
 from tide.sae.modulation import Modulation, ScaleShift
 from tide.sae.normalisation import Moments, Units
 from tide.sae.position import At, Position
+from tide.sae.published import folder_of, publish
 from tide.world import World
 from tide_kernels import LossOptions, LossTerms, tide_loss
 from tide_kernels.options import ACTIVATIONS as FUSED
@@ -424,17 +426,71 @@ class TIDE(Autoencoder):
         replace_files(checkpoint_files(self.config, self.state_dict(), Path(path), self.trained_on))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, backend: str = "auto", **expected: Any) -> TIDE:
-        """Reads a checkpoint folder. ``expected`` (``d_model=``, ``block=``, ``family=``, ``tensor=``) is checked
-        against what it was trained on.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        backend: str = "auto",
+        **expected: Any,
+    ) -> TIDE:
+        """Reads a checkpoint: a folder here, or ``owner/name`` on the Hub, of which it fetches ``config.json``,
+        ``model.safetensors`` and what describes them.
 
-        Raises :class:`~tide.errors.TideError` for what :func:`~tide.sae.checkpoint.load_config` and
-        :func:`~tide.sae.checkpoint.load_weights` refuse.
+        A ``Path`` is a folder here, and so is text whose first part is one (``runs/tide`` beside a folder ``runs``).
+
+        Args:
+            path: the folder or the repository.
+            subfolder: of it, such as ``block-26``.
+            revision: a branch, a tag or a commit of the repository.
+            token: for private repositories; default the one that `hf auth login` saved, or ``HF_TOKEN``.
+            cache_dir: default that of ``huggingface_hub``.
+            local_files_only: only what the cache has, as ``HF_HUB_OFFLINE=1`` asks for everywhere.
+            backend: kernel backend.
+            expected: ``d_model=``, ``block=``, ``family=``, ``tensor=``, checked against what it was trained on.
+
+        Raises :class:`~tide.errors.TideError` for what :func:`~tide.sae.checkpoint.load_config`,
+        :func:`~tide.sae.checkpoint.load_weights` and :func:`~tide.sae.published.folder_of` refuse.
         """
-        model = cls(load_config(Path(path), **expected), backend=backend)
-        model.load_state_dict(load_weights(Path(path), model.state_dict()))
-        model.trained_on = load_trained_on(Path(path))
+        fetching = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = folder_of(path, subfolder, revision, fetching)
+        model = cls(load_config(folder, **expected), backend=backend)
+        model.load_state_dict(load_weights(folder, model.state_dict()))
+        model.trained_on = load_trained_on(folder)
         return model.eval()
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        private: bool = False,
+        license: str | None = None,
+        message: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Sends the model with a card to the repository ``owner/name`` of the Hub, which is made if need be.
+
+        Returns the commit's address. :func:`tide.push` sends a run's folder, with its curves, names and figures.
+
+        Args:
+            name: of the repository.
+            subfolder: where in it.
+            revision: a branch, made if need be.
+            private: of a repository that is made now.
+            license: of the weights, as the Hub abbreviates it (``apache-2.0``), for the card.
+            message: of the commit.
+            token: one that may write; default the one that `hf auth login` saved, or ``HF_TOKEN``.
+
+        Raises :class:`~tide.errors.TideError` for what :func:`tide.hub.upload` refuses, and for a part of the latents.
+        """
+        repository = Repository(name, subfolder, revision)
+        return publish(self.save_pretrained, repository, license, private=private, message=message, token=token)
 
 
 @contextmanager

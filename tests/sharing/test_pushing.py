@@ -1,0 +1,188 @@
+"""What goes to the Hub, what stays here, and what the card says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+import tide
+from tests.helpers.hub_server import _Refused
+from tests.sharing.conftest import checkpoint_in
+from tide.errors import TideError
+from tide.hub import Repository
+from tide.hub.shared import MOST_BYTES
+from tide.sae import TIDE
+from tide.sharing import prepared
+
+SENT = {"README.md", "config.json", "model.safetensors", "names.jsonl", "run.json", "training.json"}
+
+
+def test_a_run_arrives_in_one_commit(hub, token, run):
+    before = len(hub.asked)
+    address = tide.push(run, "me/tide")
+    assert set(hub.files("me/tide")) == SENT
+    assert [path for _, path in hub.asked[before:] if "/commit/" in path] == ["/api/models/me/tide/commit/main"]
+    assert address == f"{hub.url}/me/tide/commit/{hub.repositories['me/tide'].commit('main')}"
+    assert hub.files("me/tide")["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert not hub.repositories["me/tide"].private
+
+
+def test_no_absolute_path_and_no_earlier_run_leaves_the_machine(hub, token, run, results):
+    tide.push(run, "me/tide", results=[results])
+    sent = hub.files("me/tide")
+    for name, content in sent.items():
+        assert b"/home" not in content, name
+        assert b"secret" not in content, name
+    assert json.loads(sent["config.json"])["pipeline"] == "PixArt"
+    assert json.loads(sent["run.json"])["arguments"]["data"] == "photos"
+    assert "earlier" not in json.loads(sent["run.json"])
+    assert json.loads((run / "config.json").read_text())["pipeline"] == "/home/me/PixArt"  # as it was
+
+
+def test_a_name_of_a_latent_stays_though_it_looks_like_a_path(hub, token, run):
+    """Names are people's text."""
+    tide.push(run, "me/tide")
+    assert json.loads(hub.files("me/tide")["names.jsonl"])["name"] == "/house/"
+
+
+def test_the_card_has_figures_with_their_commands_and_pictures(run, results):
+    card = prepared(run, "me/tide", subfolder="block-26", results=[results], license="mit").card
+    _, metadata, text = card.split("---\n", 2)
+    assert yaml.safe_load(metadata)["license"] == "mit"
+    assert "base_model" not in yaml.safe_load(metadata)  # a folder of this machine is none
+    assert "| 26 | output | 8 | 32 | 4 | topk | no |" in text
+    assert 'from_pretrained("me/tide", subfolder="block-26")' in text
+    assert "(`tide train --data photos --seed 0 --set k=4 lr=1`)" in text
+    assert "Evaluation, on 12 images of photos (`tide evaluate --fast --sae tide --seed 0`)" in text
+    assert "| recovered | not finite |" in text
+    assert "![eval: map](block-26/results/eval/map.png)" in text  # at the top, where the Hub shows it
+    assert "`steps` | 50" in text
+    assert "`device`" not in text
+
+
+def test_without_results_the_card_says_that_nothing_was_measured_after_training(tmp_path):
+    TIDE(tide.TIDEConfig(d_model=8, n_latents=32, k=4, block=1)).save_pretrained(tmp_path)
+    card = prepared(tmp_path, "me/x").card
+    assert "None were published with it. `tide evaluate" in card
+    assert "No licence of the weights is stated" in card
+    assert "Which images it was trained on is not recorded." in card
+
+
+def test_a_set_has_one_card_of_all_blocks(hub, token, blocks):
+    tide.push(blocks, "me/set", revision="draft", private=True)
+    sent = hub.files("me/set", "draft")
+    assert {f"block-{n}/{name}" for n in (3, 26) for name in SENT - {"README.md"}} | {"README.md"} == set(sent)
+    assert 'tide.pull("me/set", revision="draft")' in sent["README.md"].decode()
+    assert "| 3 | output" in sent["README.md"].decode()
+    assert "| 26 | output" in sent["README.md"].decode()
+    assert hub.repositories["me/set"].private
+    assert hub.files("me/set") == {}
+
+
+@pytest.mark.parametrize("own", [b"# Mine\n", b"<!-- made by tide push of block-3; delete this line ... -->\n"])
+def test_a_card_that_a_person_wrote_or_of_another_folder_stays(hub, token, run, own):
+    hub.add("me/tide", {"README.md": own})
+    tide.push(run, "me/tide", subfolder="block-26")
+    assert hub.files("me/tide")["README.md"] == own
+    assert b"# tide, block-26" in hub.files("me/tide")["block-26/README.md"]
+
+
+def test_a_card_that_was_made_here_is_made_anew(hub, token, run, results):
+    tide.push(run, "me/tide")
+    tide.push(run, "me/tide", results=[results])
+    assert b"tide evaluate --fast" in hub.files("me/tide")["README.md"]
+
+
+def test_a_model_without_a_run(hub, token, run):
+    model = TIDE.from_pretrained(run)
+    model.push_to_hub("me/model", license="mit", message="as it is")
+    assert set(hub.files("me/model")) == {"README.md", "config.json", "model.safetensors"}
+    assert torch.equal(TIDE.from_pretrained("me/model").W_enc, model.W_enc)
+
+
+def test_a_large_picture_is_named_and_left_out(run, results):
+    with (results / "map.png").open("ab") as file:
+        file.truncate(MOST_BYTES + 1)
+    said: list[str] = []
+    assert "results/eval/map.png" not in prepared(run, "me/x", results=[results], say=said.append).files
+    assert said == [f"{results / 'map.png'} is larger than {MOST_BYTES} bytes and is not sent"]
+
+
+def test_results_of_another_checkpoint_are_refused(results, tmp_path):
+    other = checkpoint_in(tmp_path / "other", block=5)
+    with pytest.raises(TideError, match="eval holds results of another checkpoint; measure this one"):
+        prepared(other, "me/x", results=[results])
+
+
+def test_two_folders_of_results_of_one_name_are_refused(run, results, tmp_path):
+    shutil.copytree(results, tmp_path / "more" / "eval")
+    with pytest.raises(TideError, match="two folders of results are called eval; rename one of them"):
+        prepared(run, "me/x", results=[results, tmp_path / "more" / "eval"])
+
+
+def test_a_folder_without_results_is_refused(run, tmp_path):
+    with pytest.raises(TideError, match="holds no results of a checkpoint; give a folder of `tide evaluate`"):
+        prepared(run, "me/x", results=[tmp_path])
+
+
+def test_a_damaged_checkpoint_is_not_sent(hub, token, run):
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content[:-4])
+    with pytest.raises(TideError, match=r"model\.safetensors is not a readable safetensors file"):
+        tide.push(run, "me/tide")
+    assert hub.asked == []
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+    with pytest.raises(TideError, match="holds no checkpoint; give the folder that `tide train` wrote"):
+        prepared(tmp_path, "me/x")
+
+
+def test_without_a_token_nothing_is_made(hub, run):
+    with pytest.raises(TideError, match=r"me/tide; log in \(`hf auth login`\) or set HF_TOKEN$"):
+        tide.push(run, "me/tide")
+    assert hub.repositories == {}
+
+
+def test_somebody_elses_repository(hub, token, run):
+    with pytest.raises(TideError, match=r"this token may not write to you/tide \(.*\); use one that may$"):
+        tide.push(run, "you/tide")
+
+
+def test_a_commit_is_no_branch(run):
+    with pytest.raises(TideError, match="is a commit, which cannot change; give a branch"):
+        tide.push(run, "me/tide", revision="0" * 40)
+
+
+def test_a_hub_that_does_not_answer_keeps_the_cards(hub, token, run, monkeypatch):
+    """Nobody knows then whether a person's card is there."""
+    hub.add("me/tide", {"README.md": b"# Mine\n"})
+    monkeypatch.setattr("tide.hub.uploading._may_write", _unreachable)
+    with pytest.raises(TideError, match="not reached"):
+        tide.push(run, "me/tide")
+    assert hub.files("me/tide") == {"README.md": b"# Mine\n"}
+
+
+def _unreachable(*args: object) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    raise LocalEntryNotFoundError("no connection")
+
+
+def test_a_file_that_does_not_arrive_commits_nothing(hub, token, run, monkeypatch):
+    monkeypatch.setattr("tests.helpers.hub_server._Handler._put", _broken)
+    with pytest.raises(TideError, match=r"a file did not arrive at me/tide \(.*\); nothing was committed, push again"):
+        tide.push(run, "me/tide")
+    assert hub.files("me/tide") == {}
+
+
+def _broken(*args: object) -> tuple[bytes, dict[str, str]]:
+    raise _Refused(400, message="the disk is full")
+
+
+def test_repository_in_words():
+    assert Repository("me/tide", "block-26").within("config.json") == "block-26/config.json"
