@@ -14,8 +14,6 @@ from tests.helpers.pages import PAGES, ROOT
 from tide.cli.app import COMMANDS, class_of
 from tide.cli.options import options_of
 
-#: What CONTRIBUTING.md names as the place of things to come.
-TO_COME = ("tide/sharing/",)
 
 
 def text_of(page: str) -> str:
@@ -48,16 +46,9 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_are_there(page):
     folders = re.compile(r"(tide|tide_kernels|tests|docs|benchmarks|scripts|csrc)/[\w./-]*|[\w-]+\.(md|toml)")
-    named = [span for span in spans(page) if folders.fullmatch(span) and span not in TO_COME]
+    named = [span for span in spans(page) if folders.fullmatch(span)]
     here = (ROOT, (ROOT / page).parent)
     assert [name for name in named if not any((folder / name).exists() for folder in here)] == []
-
-
-def test_what_is_to_come_is_not_there_yet():
-    text = text_of("CONTRIBUTING.md")
-    for name in TO_COME:
-        assert f"`{name}`" in text
-        assert not (ROOT / name).exists()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -66,7 +57,7 @@ def test_commands_and_their_options_are_known(page):
         program, *words = re.findall(r"[^\s`]+", span)
         if program == "make" and words:
             assert words[0] in TARGETS, span
-        if program == "tide" and words and span not in TO_COME:
+        if program == "tide" and words:
             name = words[0]
             assert name in COMMANDS or name.startswith("-"), span
             known = {option.flag for option in options_of(class_of(name)).values()} if name in COMMANDS else {"--help"}
