@@ -15,7 +15,6 @@ from tide.cli.app import COMMANDS, class_of
 from tide.cli.options import options_of
 
 
-
 def text_of(page: str) -> str:
     """A page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
