@@ -154,8 +154,8 @@ def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", blo
     check_single(folder)
     check_backend(backend, adapter.device)
     expected = None if block is None else adapter.resolve_block(block)
-    model = TIDE.from_pretrained(
-        folder, backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
+    model = TIDE.from_pretrained(  # a Path: nothing is fetched for a mistyped folder
+        Path(folder), backend=backend, family=adapter.family, d_model=adapter.d_model, block=expected
     )
     adapter.resolve_block(model.config.trained_block)
     check_backend(backend, adapter.device, model.n_latents, model.config.k)

@@ -197,7 +197,7 @@ class Reproduce(Command):
 
         if self.sae is None:
             return {}
-        model = TIDE.from_pretrained(self.sae)
+        model = TIDE.from_pretrained(Path(self.sae))
         return {"block": model.config.trained_block, "autoencoder": about_sae(Autoencoder(sae=self.sae), model)}
 
     def _contents(self, options: Options, checkpoint: dict[str, Any], verdict: str) -> Contents:
