@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check wheel wheel-check \
-  python-check licences sbom web web-check chromium browse-check setup setup-release clean
+  python-check licences workflows sbom web web-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
 
@@ -91,11 +91,16 @@ wheel-check: wheel
 PYTHONS ?= python3.11 python3.12 python3.13
 TESTS ?= tests/kernels tests/sae tests/training
 python-check:
-	$(PYTHON) scripts/check_pythons.py dist --pythons $(PYTHONS) --tests $(TESTS)
+	$(PYTHON) scripts/check_pythons.py dist --pythons $(PYTHONS) --tests $(TESTS) $(if $(TORCH),--torch $(TORCH))
 
 # The licences of everything that the package needs, against the list in pyproject.toml.
 licences: setup-release
 	$(BIN)/python scripts/dependencies.py licences
+
+# The workflows of GitHub against their schema, and for what could be abused in them.
+workflows: setup-release
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --config .github/zizmor.yml .github
 
 # What a release is made of, as CycloneDX, into dist/.
 sbom: setup-release

@@ -15,12 +15,13 @@ TESTERS = ("pytest", "hypothesis")
 
 
 class Fresh:
-    """An environment in a folder, made by ``python``, which lends its torch where it has one.
+    """An environment in a folder, made by ``python``, which lends its packages where it has torch.
 
-    There is no compiler: only the environment's own programs are on PATH.
+    There is no compiler: only the environment's own programs are on PATH. ``torch`` is another release of torch than
+    that of constraints.txt.
     """
 
-    def __init__(self, folder: Path, python: str, wheel: Path, extras: str = "") -> None:
+    def __init__(self, folder: Path, python: str, wheel: Path, extras: str = "", torch: str | None = None) -> None:
         self.folder = folder
         subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
         self.bin = folder / "venv" / "bin"
@@ -29,7 +30,11 @@ class Fresh:
         if lent.returncode == 0:
             (site,) = (folder / "venv").glob("lib/python*/site-packages")
             (site / "lent.pth").write_text(lent.stdout)
-        constraint = ["--constraint", str(ROOT / "constraints.txt")]
+        pins = (ROOT / "constraints.txt").read_text().splitlines()
+        if torch is not None:  # and the Triton that it asks for
+            pins = [pin for pin in pins if not pin.startswith(("torch==", "triton=="))] + [f"torch=={torch}"]
+        (folder / "constraints.txt").write_text("\n".join(pins))
+        constraint = ["--constraint", str(folder / "constraints.txt")]
         self.run("pip", "install", "--quiet", *constraint, f"{wheel}{extras}", *TESTERS)
 
     def run(self, module: str, *arguments: str, **variables: str) -> str:
@@ -52,7 +57,7 @@ class Fresh:
             archive.extractall(self.folder / "unpacked", filter="data")
         (tree,) = (self.folder / "unpacked").iterdir()
         for entry in tree.iterdir():
-            if entry.name not in ("tide", "tide_kernels"):
+            if entry.name not in ("tide", "tide_kernels", "constraints.txt"):
                 shutil.move(entry, self.folder)
 
     def test(self, *arguments: str) -> str:
