@@ -5,15 +5,23 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check chromium browse-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check wheel wheel-check \
+  python-check licences workflows sbom web web-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
 
 # torch is installed first, so that nothing else pulls in another one. No build isolation, for the same reason.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja torch
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools setuptools-scm wheel ninja torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# Beside it what builds and describes a release.
+setup-release: $(VENV)/.installed-release
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[release]"
 	touch $@
 
 demo: setup
@@ -68,6 +76,35 @@ cuda-check: setup
 # csrc/ with the headers of the oldest and of the newest torch; they are fetched once.
 torch-check: setup
 	$(BIN)/python csrc/check_torch_versions.py
+
+# The source distribution and the wheels, into dist/: with the compiled CPU kernels, and without for any platform.
+wheel: setup-release
+	rm -rf dist
+	$(BIN)/python scripts/build_wheels.py --out dist
+
+# Built again in another folder they are the same bytes; installed where there is no compiler the kernels serve.
+wheel-check: wheel
+	$(BIN)/python scripts/check_wheels.py dist
+
+# The wheel of dist/ and these tests with other versions of Python, as far as they are installed. Each gets a fresh
+# environment; what has torch lends it, else pip installs one (PIP_EXTRA_INDEX_URL may name the place of the CPU builds).
+PYTHONS ?= python3.11 python3.12 python3.13
+TESTS ?= tests/kernels tests/sae tests/training
+python-check:
+	$(PYTHON) scripts/check_pythons.py dist --pythons $(PYTHONS) --tests $(TESTS) $(if $(TORCH),--torch $(TORCH))
+
+# The licences of everything that the package needs, against the list in pyproject.toml.
+licences: setup-release
+	$(BIN)/python scripts/dependencies.py licences
+
+# The workflows of GitHub against their schema, and for what could be abused in them.
+workflows: setup-release
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --config .github/zizmor.yml .github
+
+# What a release is made of, as CycloneDX, into dist/.
+sbom: setup-release
+	$(BIN)/python scripts/dependencies.py sbom --out dist
 
 # The page of `tide browse`, from web/ into tide/browser/static/, which is committed: installing needs no Node.
 web:

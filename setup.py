@@ -3,6 +3,8 @@
 Without them the package installs all the same: `tide_kernels.native` says why it cannot serve, and the other
 backends do. `python setup.py build_ext --inplace` builds the kernels alone: it takes any setuptools, and fails if one
 of them does not build.
+
+The same sources, compiler, torch and setuptools give the same bytes, whatever the folder.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,9 @@ def compile_aloud(function: Callable[[], None]) -> None:
 
 
 def build_arguments() -> dict[str, Any]:
+    if sys.platform == "win32":
+        say("csrc needs GCC or Clang; tide_kernels.native says so, too")
+        return {}
     try:
         import torch
         from setuptools.errors import CompileError
@@ -77,6 +83,10 @@ def build_arguments() -> dict[str, Any]:
     except ImportError as error:
         say(f"{error} (install torch first, then: pip install --no-build-isolation .)")
         return {}
+
+    # Messages of failed checks name source files; where those were when they were compiled is left out.
+    folders = (Path.cwd(), Path(torch.__file__).parents[1])
+    unplaced = [f"-ffile-prefix-map={folder}=." for folder in folders]
 
     class Build(BuildExtension):
         """Adds the objects of the variants; a failure leaves an extension out instead of ending the install.
@@ -89,7 +99,7 @@ def build_arguments() -> dict[str, Any]:
         def run(self) -> None:
             self.failures = {}
             super().run()
-            for extension in self.extensions:
+            for extension in self.distribution.ext_modules:
                 self.note(Path("" if self.inplace else self.build_lib, *extension.name.split(".")))
 
         def note(self, library: Path) -> None:
@@ -106,9 +116,16 @@ def build_arguments() -> dict[str, Any]:
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
-            except (RuntimeError, OSError, AssertionError) as error:  # no compiler at all
-                self.failures["compiler"] = str(error).strip().splitlines()[0]
-                say(self.failures["compiler"])
+            except (RuntimeError, OSError, AssertionError) as error:
+                reason = " ".join(str(error).split())
+                say(reason)
+                others = [extension for extension in self.extensions if not extension.name.endswith("_cuda")]
+                if len(others) == len(self.extensions):  # no compiler at all
+                    self.failures["compiler"] = reason
+                else:  # perhaps a CUDA that is not torch's
+                    self.failures["_native_cuda"] = reason
+                    self.extensions = others
+                    self.build_extensions()
 
         def build_extension(self, ext: Any) -> None:
             try:
@@ -136,7 +153,7 @@ def build_arguments() -> dict[str, Any]:
     cpu = CppExtension(
         "tide_kernels._native_cpu",
         ["csrc/schema.cpp", *sources("cpu", ".cpp")],
-        extra_compile_args=[*COMMON, TORCH_TARGET],
+        extra_compile_args=[*COMMON, *unplaced, TORCH_TARGET],
         depends=sources("cpu", ".h"),
         py_limited_api=True,
         optional=True,
@@ -156,6 +173,7 @@ def build_arguments() -> dict[str, Any]:
                     "-std=c++17",
                     "-DUSE_CUDA",
                     TORCH_TARGET,
+                    *(f"-Xcompiler={flag}" for flag in unplaced),
                     *codes,
                     "-gencode=arch=compute_90,code=compute_90",
                 ],
@@ -182,7 +200,14 @@ def build_kernels() -> None:
         sys.exit("tide-sae: not all compiled kernels were built")
 
 
+def require_setuptools_scm() -> None:
+    """It takes the version from git; without it, and without build isolation, setuptools would call this 0.0.0."""
+    if find_spec("setuptools_scm") is None:
+        sys.exit("tide-sae: setuptools-scm is not installed: run pip install setuptools-scm")
+
+
 if sys.argv[1:2] == ["build_ext"]:
     build_kernels()
 else:
+    require_setuptools_scm()
     setup(**build_arguments())

@@ -10,8 +10,10 @@ import ctypes
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ _INT8_DENSITY = 0.015
 # Of a chunk's pre-activations: 16 MB of float32, which stay in a common third-level cache.
 _CHUNK_ELEMENTS = 2**22
 _FOLDER = Path(__file__).parent
+_PURE = "this is the pure-Python build, made without torch"
 _REBUILD = "run pip install --no-build-isolation --no-deps --force-reinstall . in the source folder"
 
 
@@ -50,7 +53,7 @@ def _library() -> ctypes.CDLL | str:
     found = [Path(named)] if named else sorted(_FOLDER.glob("_native_cpu*"))
     if not found:
         compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
-        return _not_built("cpu", "it found no torch" if compiler else "no C++ compiler")
+        return _not_built("cpu", _PURE if _pure() else "it found no torch" if compiler else "no C++ compiler")
     try:
         torch.ops.load_library(str(found[0]))
         library = ctypes.CDLL(str(found[0]))
@@ -61,8 +64,18 @@ def _library() -> ctypes.CDLL | str:
     return reason.decode() if reason else library
 
 
+def _pure() -> bool:
+    """Whether what is installed is the wheel for any platform."""
+    try:
+        return "Tag: py3-none-any" in (distribution("tide-sae").read_text("WHEEL") or "")
+    except PackageNotFoundError:
+        return False
+
+
 def _not_built(name: str, otherwise: str) -> str:
     """Why a library is missing: what setup.py wrote down when its build failed, or another reason."""
+    if sys.platform == "win32":
+        return "there are no compiled kernels for Windows, whose compiler lacks GCC's vector extensions"
     note = _FOLDER / f"_failed_{name}.txt"
     failed = note.is_file()
     return f"not built: {f'its build failed: {note.read_text().strip()}' if failed else otherwise}; {_REBUILD}"

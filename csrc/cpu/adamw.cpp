@@ -1,6 +1,7 @@
 // norm and adamw_: the two passes of a training step over all gradients.
 #include <cmath>
 
+#include "glibc.h"
 #include "tensors.h"
 
 namespace tide {

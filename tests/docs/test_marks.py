@@ -19,7 +19,8 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINNED = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-PIP_OPTIONS = ("--no-build-isolation", "--constraint", "--index-url", "--editable")
+PIP_VALUES = ("--constraint", "--index-url", "--dest", "--find-links")
+PIP_OPTIONS = ("--no-build-isolation", "--editable", "--no-index", *PIP_VALUES)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -76,18 +77,18 @@ def check_shell(words: list[str], block: Block) -> None:
 
 
 def check_pip(words: list[str], block: Block) -> None:
-    assert words[1] == "install", block
+    assert words[1] in ("install", "download"), block
     rest = iter(words[2:])
     for word in rest:
         if word.startswith("-"):
             assert word in PIP_OPTIONS, f"{block}: {word}"
-            value = next(rest) if word in ("--constraint", "--index-url") else ""
+            value = next(rest) if word in PIP_VALUES else ""
             assert word != "--constraint" or (ROOT / value).is_file(), f"{block}: {value}"
         elif word.startswith("."):
             extras = re.findall(r"[\w-]+", word)
             assert set(extras) <= PROJECT["project"]["optional-dependencies"].keys(), f"{block}: {word}"
         else:
-            assert word.split("==")[0].lower() in PINNED, f"{block}: {word}"
+            assert word == PROJECT["project"]["name"] or word.split("==")[0].lower() in PINNED, f"{block}: {word}"
 
 
 def test_an_unmarked_block_is_found():

@@ -110,7 +110,8 @@ def test_a_token_has_the_threshold_of_its_timestep(activation):
     expected = torch.where(pre > thresholds[GROUP.long()], pre, 0)
     assert 0 < int((expected > 0).sum()) < expected.numel()
     with torch.no_grad():
-        assert torch.equal(sae.encode(x, AT).dense(N), expected)
+        # To rounding: some versions of torch add a product up in another order where gradients are off.
+        torch.testing.assert_close(sae.encode(x, AT).dense(N), expected, rtol=1e-5, atol=1e-6)
         for group, timestep in enumerate(TIMESTEP):  # a token does not depend on those of other timesteps
             alone = sae.encode(x[GROUP == group], float(timestep)).dense(N)
             torch.testing.assert_close(alone, expected[GROUP == group], rtol=1e-5, atol=1e-6)
