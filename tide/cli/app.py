@@ -39,6 +39,7 @@ COMMANDS = {
     "edit": "draw a prompt before and after an edit of its latents",
     "score": "score a folder of pictures beside another one: FID, CMMD, CLIP, LPIPS",
     "guard": "make a guard that keeps an unwanted concept out of images, or show one",
+    "convert": "turn an SAE of another library into a checkpoint, or a checkpoint into one of theirs",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
