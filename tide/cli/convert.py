@@ -26,8 +26,8 @@ _SOURCE = "folder that another library saved an SAE to; with --to a checkpoint f
 class Convert(Command):
     """Turn an SAE of another library into a checkpoint, or with --to a checkpoint into one of theirs.
 
-    Latents and reconstructions stay the same; what cannot stay is refused, or listed. A TIDE depends on the timestep and
-    other libraries' SAEs do not, so it is frozen at one. Nothing of a foreign file is run.
+    Latents and reconstructions stay the same; what cannot stay is refused, or listed. A TIDE depends on the timestep
+    and other libraries' SAEs do not, so it is frozen at one. Nothing of a foreign file is run.
     """
 
     usage: ClassVar[tuple[Aspect, ...]] = (with_option("to", uses="at_timestep", leaves_out=_FROM_FOREIGN),)

@@ -84,6 +84,11 @@ class Export:
     lost: tuple[str, ...] = ()
 
 
+def nested_lost(plain: Plain) -> str:
+    """The phrase for a loss of ``prefixes``."""
+    return f"that the first {', '.join(map(str, plain.prefixes))} latents are dictionaries of their own"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Imported:
     """A foreign SAE as ``model``, with its library, its kind there, its configuration and what was lost."""

@@ -52,7 +52,9 @@ def library_of(folder: str | Path) -> str:
         raise TideError(f"{path} is not a folder; give the one that another library saved an SAE to")
     found = [name for name, library in LIBRARIES.items() if (path / library.WEIGHTS).exists()]
     if len(found) > 1:
-        raise TideError(f"{path} holds SAEs of {' and '.join(found)}; say which one to read (--from {found[0]})")
+        raise TideError(
+            f"{path} holds SAEs of {' and '.join(found)}; say which one to read (--from-library {found[0]})"
+        )
     if found:
         return found[0]
     if (path / OWN_WEIGHTS).exists() or found_blocks(path):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tide.conversion.about import Export, Foreign, Origin
+from tide.conversion.about import Export, Foreign, Origin, nested_lost
 from tide.conversion.checked import agree, checked, float32, matrix, positive, read_config, rounding, whole
 from tide.conversion.pickled import read_state_dict
 from tide.conversion.plain import Plain
@@ -108,7 +108,7 @@ def _shapes(layout: _Layout, n: int, d: int, tensors: Mapping[str, Tensor]) -> d
     matrices: dict[str, tuple[int, ...]] = (
         {"encoder.weight": (n, d), "decoder.weight": (d, n)} if layout.linear else {"W_enc": (d, n), "W_dec": (n, d)}
     )
-    of_latents = {name: (n,) for name in (layout.b_enc, *layout.further)}
+    of_latents: dict[str, tuple[int, ...]] = {name: (n,) for name in (layout.b_enc, *layout.further)}
     if "k" in layout.further:
         of_latents |= {"k": (), "threshold": ()}
     if "group_sizes" in layout.further:
@@ -156,9 +156,8 @@ def export(plain: Plain, folder: Path, origin: Origin, record: Mapping[str, Any]
     trainer = {"dict_class": kind, "activation_dim": plain.d_model, "dict_size": plain.n_latents}
     trainer |= {"k": plain.k} if "k" in layout.further else {}
     config = {"trainer": trainer, **record}
-    nested = f"that the first {', '.join(map(str, plain.prefixes))} latents are dictionaries of their own"
     lost = (
-        *((nested,) if plain.prefixes and "group_sizes" not in layout.further else ()),
+        *((nested_lost(plain),) if plain.prefixes and "group_sizes" not in layout.further else ()),
         *(("k, which only trainings have",) if "k" not in layout.further else ()),
     )
     files = {folder / WEIGHTS: lambda path: torch.save(state, path), folder / CONFIG: json_writer(config)}

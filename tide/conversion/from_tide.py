@@ -41,8 +41,7 @@ def plain_of(model: TIDE, at: At = None) -> Plain:
             "be frozen at (--at-timestep T)"
         )
     with inference(model):
-        plain = _folded(model, _modulation_at(model, at))
-    return plain
+        return _folded(model, _modulation_at(model, at))
 
 
 def _modulation_at(model: TIDE, at: At) -> ScaleShift:
@@ -58,11 +57,11 @@ def _modulation_at(model: TIDE, at: At) -> ScaleShift:
 
 
 def _folded(model: TIDE, modulation: ScaleShift) -> Plain:
-    scale, shift = (_double(each, model.d_model) for each in (modulation.scale, modulation.shift))
-    W_enc, W_dec = _double(model.W_enc), _double(model.W_dec)
+    d = model.d_model
+    scale, shift = (_double(each, d).reshape(d) for each in (modulation.scale, modulation.shift))
+    W_enc, W_dec, b_dec = _double(model.W_enc), _double(model.W_dec), _double(model.b_dec, d)
     units, out = model.units, model.output_units
     moved = W_enc @ shift
-    b_dec = _double(model.b_dec, model.d_model)
     if model.config.undo:
         ones = ScaleShift(scale=scale.unsqueeze(0))
         W_dec, b_dec = model.unscaled(W_dec, ones), model.unscaled((b_dec - shift).unsqueeze(0), ones)[0]
@@ -72,8 +71,8 @@ def _folded(model: TIDE, modulation: ScaleShift) -> Plain:
         W_enc=W_enc * factor,
         b_enc=_double(model.b_enc, model.n_latents) + moved,
         W_dec=W_dec * _double(out.scale),
-        b_dec=b_dec * _double(out.scale) + _double(out.mean, model.d_model),
-        offset=_double(units.mean, model.d_model),
+        b_dec=b_dec * _double(out.scale) + _double(out.mean, d),
+        offset=_double(units.mean, d),
         k=model.config.k,
         prefixes=model.config.prefixes,
     )
@@ -85,7 +84,8 @@ def _with_activation(plain: Plain, model: TIDE, moved: Tensor, threshold: Tensor
     kind: Activation = plain.activation
     if kind == "topk":
         return plain
-    cut = _double(threshold, 1).squeeze(0) if threshold is None or threshold.dim() > 1 else _double(threshold)
+    cut = _double(threshold, 1)
+    cut = cut[0] if cut.dim() == 2 else cut  # of the only group
     if kind == "gated":
         own = dict(model.named_parameters())
         r_mag, b_mag = (_double(own[f"activation.{name}"]) for name in ("r_mag", "b_mag"))
@@ -98,17 +98,14 @@ def _with_activation(plain: Plain, model: TIDE, moved: Tensor, threshold: Tensor
 
 
 def _double(value: Tensor | None, n: int = 0) -> Tensor:
-    """``value``, or ``n`` zeros, in float64 on the CPU; a single group's row as a vector."""
-    if value is None:
-        return torch.zeros(n, dtype=torch.float64)
-    value = value.detach().cpu().double()
-    return value[0] if value.dim() == 2 and len(value) == 1 and value.shape[1] == n else value
+    """``value``, or ``n`` zeros, in float64 on the CPU."""
+    return torch.zeros(n, dtype=torch.float64) if value is None else value.detach().cpu().double()
 
 
 def _checked(plain: Plain) -> Plain:
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "offset"):
         if not bool(torch.isfinite(getattr(plain, name).float()).all()):
             raise TideError(
-                f"{name} is not finite in float32 once scale and modulation are folded into it; check the checkpoint"
+                f"{name} is not finite in float32 once scale and modulation are folded in; check the checkpoint"
             )
     return plain

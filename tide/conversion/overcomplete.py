@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.conversion.about import Export, Foreign, Origin
+from tide.conversion.about import Export, Foreign, Origin, nested_lost
 from tide.conversion.checked import agree, checked, float32, matrix, positive, rounding, whole
 from tide.conversion.plain import Plain
 from tide.errors import TideError
@@ -84,7 +84,6 @@ def _plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
     if len(centre) != d:
         raise TideError(f"{folder / CONFIG}: centre has {len(centre)} numbers and the weights {d}; {_REMEDY}")
     offset = torch.tensor(centre, dtype=torch.float64)
-    usual = {"top_k": max(n // 10, 1)}
     return Plain(
         activation=_CLASSES[kind],
         W_enc=own[_WEIGHT],
@@ -92,39 +91,34 @@ def _plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
         W_dec=_dictionary(path, own, arguments),
         b_dec=offset,
         offset=offset,
-        k=_k(folder / CONFIG, kind, {**usual, **arguments}, n),
+        # BatchTopK's top_k is of a whole batch and says nothing of a token.
+        k=whole(folder / CONFIG, arguments, "top_k", n, _REMEDY) if kind == "TopKSAE" else None,
         threshold=_threshold(folder / CONFIG, config, own),
     )
-
-
-def _k(path: Path, kind: str, arguments: Mapping[str, Any], n: int) -> int | None:
-    """BatchTopK's top_k is of a whole batch, so that it says nothing of a token."""
-    return whole(path, arguments, "top_k", n, _REMEDY) if kind == "TopKSAE" else None
 
 
 def _dictionary(path: Path, own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Tensor:
     weights, options = own[_DICTIONARY], arguments.get("dictionary_params") or {}
     name = options.get("normalization", "l2") if isinstance(options, dict) else options
-    powers = {"l2": 2, "max_l2": 2, "l1": 1, "max_l1": 1}
     if name != "identity":
-        if name not in powers:
-            raise TideError(
-                f"{path}: a normalization {str(name)[:40]!r} is not known; save get_dictionary() as identity"
-            )
-        norms = weights.norm(p=powers[name], dim=1, keepdim=True)
-        norms = (
-            positive(path, _DICTIONARY, norms.amax(0, keepdim=True), "all are divided by the largest norm")
-            if (name.startswith("max"))
-            else norms + _EPS
-        )
-        weights = weights / norms
+        weights = weights / _divisor(path, weights, str(name))
     return weights * own[_MULTIPLIER].exp()
+
+
+def _divisor(path: Path, weights: Tensor, name: str) -> Tensor:
+    """What each row of the dictionary is divided by, as the library normalises it."""
+    if name not in (powers := {"l2": 2, "max_l2": 2, "l1": 1, "max_l1": 1}):
+        raise TideError(f"{path}: normalization {name[:40]!r} is unknown; save get_dictionary() with identity")
+    norms = weights.norm(p=powers[name], dim=1, keepdim=True)
+    if name in ("l2", "l1"):
+        return norms + _EPS
+    return positive(path, _DICTIONARY, norms.amax(0, keepdim=True), "its rows are divided by the largest norm")
 
 
 def _threshold(path: Path, config: Mapping[str, Any], own: Mapping[str, Tensor]) -> Tensor | None:
     """What pre-activations have to exceed, where the library asks for at least: the float32 before it."""
     if config["cls"] == "JumpSAE":
-        least = own["thresholds"].exp().float()
+        least = own["thresholds"].float().exp()
     elif config["cls"] == "BatchTopKSAE":
         if config.get("running_threshold") is None:
             raise TideError(f"{path} lacks running_threshold, without which BatchTopKSAE encodes nothing; {_REMEDY}")
@@ -164,10 +158,9 @@ def export(plain: Plain, folder: Path, origin: Origin, record: Mapping[str, Any]
 
 
 def _lost(plain: Plain, config: Mapping[str, Any]) -> tuple[str, ...]:
-    nested = f"that the first {', '.join(map(str, plain.prefixes))} latents are dictionaries of their own"
-    bias = "the decoder's bias, which overcomplete has not: centre in overcomplete.json, for the caller to subtract and add"
+    bias = f"a decoder bias inside the SAE: subtract centre of {CONFIG} from what is encoded, add it to what is decoded"
     return (
-        *((nested,) if plain.prefixes else ()),
+        *((nested_lost(plain),) if plain.prefixes else ()),
         *((bias,) if "centre" in config else ()),
         *(("k, which only trainings have",) if plain.activation != "topk" else ()),
     )

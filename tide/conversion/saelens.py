@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tide.conversion.about import Export, Foreign, Origin
+from tide.conversion.about import Export, Foreign, Origin, nested_lost
 from tide.conversion.checked import agree, checked, matrix, positive, read_config, rounding, weights_writer, whole
 from tide.conversion.plain import Plain
 from tide.errors import TideError
@@ -91,9 +91,7 @@ def _plain(folder: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[
     path = folder / WEIGHTS
     d, n = matrix(path, tensors, "W_enc", _REMEDY)
     agree(folder / CONFIG, config, _REMEDY, d_in=d, d_sae=n)
-    agree(
-        folder / CONFIG, {"d_out": config.get("d_out", d)}, "a TIDE reconstructs as many channels as it reads", d_out=d
-    )
+    agree(folder / CONFIG, config, "a TIDE reconstructs what it reads", d_out=d)
     gated = _KINDS[kind] == "gated"
     names = ["b_gate", "b_mag", "r_mag"] if gated else ["b_enc"]
     names += ["threshold"] if _KINDS[kind] == "jumprelu" else []
@@ -181,10 +179,6 @@ def _training(plain: Plain) -> dict[str, Any]:
 def _lost(plain: Plain, kind: str) -> tuple[str, ...]:
     nested = plain.prefixes and plain.activation != "batch_topk"
     return (
-        *((f"that the first {_listed(plain.prefixes)} latents are dictionaries of their own",) if nested else ()),
-        *(("k, which only trainings have",) if kind not in ("topk",) and plain.activation != "batch_topk" else ()),
+        *((nested_lost(plain),) if nested else ()),
+        *(("k, which only trainings have",) if kind != "topk" and plain.activation != "batch_topk" else ()),
     )
-
-
-def _listed(prefixes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, prefixes))

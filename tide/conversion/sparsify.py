@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tide.conversion.about import Export, Foreign, Origin
+from tide.conversion.about import Export, Foreign, Origin, nested_lost
 from tide.conversion.checked import agree, checked, matrix, read_config, rounding, weights_writer, whole
 from tide.conversion.plain import Plain
 from tide.errors import TideError
@@ -85,9 +85,8 @@ def export(plain: Plain, folder: Path, origin: Origin, record: Mapping[str, Any]
     weights = weights_writer(
         encoder__weight=plain.W_enc, encoder__bias=plain.b_enc, W_dec=plain.W_dec, b_dec=plain.b_dec
     )
-    nested = f"that the first {', '.join(map(str, plain.prefixes))} latents are dictionaries of their own"
     return Export(
         kind="transcoder" if transcodes else "topk",
         files={folder / WEIGHTS: weights, folder / CONFIG: json_writer(config)},
-        lost=(nested,) if plain.prefixes else (),
+        lost=(nested_lost(plain),) if plain.prefixes else (),
     )

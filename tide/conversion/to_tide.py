@@ -36,8 +36,7 @@ def tide_of(plain: Plain, origin: Origin) -> TIDE:
         target=origin.target,
     )
     model = TIDE(config)
-    mean = plain.offset if origin.target is None else torch.zeros_like(plain.offset)
-    own = {"W_enc": plain.W_enc, "b_enc": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec - mean}
+    own = {"W_enc": plain.W_enc, "b_enc": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec - plain.offset}
     if plain.centred:
         own["activation_mean"] = plain.offset
     model.load_state_dict({**model.state_dict(), **own, **_activation(plain)})
