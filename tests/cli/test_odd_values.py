@@ -29,6 +29,7 @@ LEAST = {
     "edit": ["--sae", "s", "--prompt", "p", "--out", "o"],
     "score": ["--before", "b", "--after", "a", "--out", "o"],
     "guard": ["make"],
+    "convert": ["f", "--out", "o"],
     "reproduce": ["fig1"],
 }
 
@@ -73,7 +74,7 @@ def own_options(name: str) -> list[Option]:
 
 def valued(name: str) -> list[Option]:
     found = options_of(class_of(name)).values()
-    flagless = ("study", "checkpoint", "runs")
+    flagless = ("study", "checkpoint", "runs", "folder")
     return [option for option in found if get_args(option.type)[0] is not bool and option.name not in flagless]
 
 

@@ -11,7 +11,8 @@ import torch
 from tests.conversion.test_read import origin_of
 from tests.helpers.converted import PAIRS, assert_same, tide_of, timestep_of
 from tests.helpers.foreign_saes import CASES, function_of, rows_apart
-from tests.helpers.real_saes import load, make, need
+from tests.helpers.pages import blocks, run_python
+from tests.helpers.real_saes import load, make, need, overcomplete_sae
 from tide.conversion import read_sae, write_sae
 from tide.sae import TIDE
 
@@ -54,3 +55,16 @@ def test_there_and_back(case, tmp_path):
     with torch.no_grad():
         for found, wanted in zip(back(x), real(x), strict=True):
             assert_same(found, wanted)
+
+
+def test_the_page_saves_and_loads_overcomplete(tmp_path, monkeypatch):
+    need("overcomplete")
+    overcomplete_sae()
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks("docs/conversion.md"):
+        if "overcomplete.sae" in block.text:
+            run_python(block, names, small=False)
+    with torch.no_grad():
+        assert_same(read_sae("folder").model.dense(names["x"]), names["z"])
+        assert_same(read_sae("folder").model(names["x"]), names["x_hat"])

@@ -161,7 +161,7 @@ def _load_dictionary_learning(folder: Path) -> Real:
 # -- overcomplete ----------------------------------------------------------------------------------------------------
 
 
-def _overcomplete() -> ModuleType:
+def overcomplete_sae() -> ModuleType:
     """``overcomplete.sae`` without what the package's own module imports: torchvision and timm, for vision models,
     of which torchvision's wheel on PyPI does not load beside a CPU build of torch."""
     if "overcomplete" not in sys.modules:
@@ -178,7 +178,7 @@ def _make_overcomplete(folder: Path, kind: str) -> Real:
     if option:
         multiplied = {"use_multiplier": True}
         arguments["dictionary_params"] = multiplied if option == "multiplied" else {"normalization": option}
-    sae = randomised(getattr(_overcomplete(), cls)(**arguments))
+    sae = randomised(getattr(overcomplete_sae(), cls)(**arguments))
     if option == "multiplied":
         torch.nn.init.constant_(sae.dictionary.multiplier, 0.4)  # type: ignore[union-attr, arg-type]
     config: dict[str, Any] = {"format": "tide-overcomplete/1", "cls": cls, "arguments": arguments}
@@ -192,7 +192,7 @@ def _make_overcomplete(folder: Path, kind: str) -> Real:
 
 def _load_overcomplete(folder: Path) -> Real:
     config = json.loads((folder / "overcomplete.json").read_text())
-    sae = getattr(_overcomplete(), config["cls"])(**config["arguments"])
+    sae = getattr(overcomplete_sae(), config["cls"])(**config["arguments"])
     sae.load_state_dict(load_file(folder / "overcomplete.safetensors"))
     if "running_threshold" in config:
         sae.running_threshold = torch.tensor(config["running_threshold"])

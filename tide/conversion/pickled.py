@@ -7,6 +7,7 @@ tensors and containers and calls nothing that the file names. All other files he
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -38,12 +39,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TideError(f"{path} does not exist; the SAE is incomplete")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of versions of pickle
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise TideError(
             f"{path} is not a state dict of tensors alone ({one_line(error, 120)}); nothing in it was run, save "
             "ae.state_dict() again"
         ) from None
-    if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
+    if not isinstance(found, dict) or not all(_is_plain(each, path) for each in found.values()):
         raise TideError(f"{path} holds something else than tensors by name; save ae.state_dict()")
     return {str(name): value.detach() for name, value in found.items()}
+
+
+def _is_plain(value: object, path: Path) -> bool:
+    """Whether it is a dense tensor on the CPU, no larger than its file: a view can repeat one number without end."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.numel() * value.itemsize <= path.stat().st_size
+    )

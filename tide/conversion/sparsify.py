@@ -34,9 +34,7 @@ def read(folder: Path) -> Foreign:
     if (kind := config.get("activation", "topk")) != "topk":
         raise TideError(f"{path}: a TIDE has no activation {str(kind)[:40]!r}; convert one of topk")
     if config.get("skip_connection", False) is True:
-        raise TideError(
-            f"{path}: skip_connection adds a product of the input, which a TIDE has not; convert one without"
-        )
+        raise TideError(f"{path}: a TIDE has no skip connection (skip_connection); convert an SAE without one")
     tensors = read_tensors(folder / WEIGHTS, "the SAE")
     n, d = matrix(folder / WEIGHTS, tensors, "encoder.weight", _REMEDY)
     agree(path, config, _REMEDY, d_in=d)
