@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check wheel wheel-check \
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack parity sanitize cuda-check torch-check wheel wheel-check \
   python-check licences workflows sbom web web-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
@@ -64,6 +64,21 @@ gpu-check:
 # What a GPU machine without network needs beside the tree, below build/gpu-pack; there: bash build/gpu-pack/install.sh
 gpu-pack: setup
 	$(BIN)/python csrc/gpu_pack.py
+
+# Conversion beside the other libraries' own code, in an environment that sees what .venv holds. The last two bring
+# their versions of what is here already, and torchvision, which does not load beside a CPU build of torch: of what they
+# ask for only what they import is installed.
+PARITY ?= .venv-parity
+parity: $(PARITY)/.installed
+	OMP_NUM_THREADS=1 TIDE_PARITY=1 $(PARITY)/bin/python -m pytest -m parity tests/conversion
+
+$(PARITY)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(PARITY)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$($(PARITY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parity.pth
+	$(PARITY)/bin/pip install --quiet --constraint constraints.txt sae-lens eai-sparsify scikit-learn zstandard "python-socketio[client]"
+	$(PARITY)/bin/pip install --quiet --constraint constraints.txt --no-deps dictionary-learning nnsight overcomplete
+	touch $@
 
 # The compiled CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
@@ -133,4 +148,4 @@ lint: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

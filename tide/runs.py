@@ -14,7 +14,7 @@ FILE = "run.json"
 
 Kind = Literal[
     "plan", "activations", "autoencoder", "evaluation", "sweep", "concepts", "atlas", "trajectory", "effect", "bank",
-    "edit", "score", "guard", "study",
+    "edit", "score", "guard", "conversion", "study",
 ]  # fmt: skip
 FileKind = Literal[
     "activations", "autoencoder", "chart", "curves", "data", "figures", "index", "labels", "model", "page", "picture",

@@ -31,6 +31,7 @@ LEAST = {
     "guard": ["make"],
     "push": ["r", "me/x"],
     "pull": ["me/x", "--out", "o"],
+    "convert": ["f", "--out", "o"],
     "reproduce": ["fig1"],
 }
 
@@ -75,7 +76,7 @@ def own_options(name: str) -> list[Option]:
 
 def valued(name: str) -> list[Option]:
     found = options_of(class_of(name)).values()
-    flagless = ("study", "checkpoint", "runs")
+    flagless = ("study", "checkpoint", "runs", "folder")
     return [option for option in found if get_args(option.type)[0] is not bool and option.name not in flagless]
 
 

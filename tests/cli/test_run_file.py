@@ -27,6 +27,7 @@ MAKERS = {
     "bank": ("bank", [*CHECKPOINT, "--data", "{images}", "--concepts", "near", "--timesteps", "1"]),
     "edit": ("edit", [*DRAWN, "--erase", "1"]),
     "score": ("score", ["--before", "{images}", "--after", "{images}", "--judge"]),
+    "convert": ("conversion", ["{sae}", "--to", "saelens", "--at-timestep", "500"]),
     "demo": ("study", []),
     "reproduce": ("study", ["fig4"]),
 }
@@ -59,10 +60,10 @@ def test_a_folder_says_what_it_holds(cli, command, pipeline, images, store, chec
     else:
         assert (holds.blocks, holds.family) == ([6], "pixart")
         assert holds.pipeline == ("scenes" if kind == "study" else str(pipeline))
-    assert holds.data
+    assert holds.data or kind == "conversion"  # of a checkpoint, whatever trained it
     assert holds.configuration or kind == "activations"
     assert {"transformer", "scheduler"} <= holds.weights.keys() or kind in (
-        "plan", "trajectory", "effect", "bank", "edit", "score"
+        "plan", "trajectory", "effect", "bank", "edit", "score", "conversion"
     )  # fmt: skip
     if "--sae" in words:
         assert (holds.autoencoder["folder"], len(holds.autoencoder["weights"])) == (str(checkpoint), 16)

@@ -16,6 +16,7 @@ import tyro
 import tide
 from tests.helpers.banks import small_bank
 from tests.helpers.cli_samples import SMALL
+from tests.helpers.foreign_saes import write_foreign
 from tests.helpers.guards import ALWAYS, guard_of
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
@@ -29,6 +30,7 @@ from tide.editing import save_bank
 from tide.errors import TideError
 from tide.guards import save_guard
 from tide.loading import load_sae
+from tide.sae import TIDE, TIDEConfig
 from tide.training import TrainConfig
 
 #: Command lines that together have every mode of every aspect of every command. Those with ``{...}`` are run as well.
@@ -154,6 +156,10 @@ LINES = {
         "--before {images} --after {images} --judge --out {out}",
         "--before b --after a --clip c --out o",
     ],
+    "convert": [
+        "{foreign} --out {out}",
+        "{plain} --to saelens --out {out}",
+    ],
     "reproduce": [
         *(f"{study} --out {{out}}" for study in ("fig1", "table1", "fig4", "fig5", "fig6", "ablation", "centring")),
         "sparsity --out {out}",
@@ -193,6 +199,9 @@ VALUES = {
     **dict.fromkeys(("out", "models", "data", "store", "pipeline", "sae", "config", "towards_image", "mask"), "here"),
     **dict.fromkeys(("search_sae", "search_prompts", "recipe", "export", "merge", "words"), "here"),
     **dict.fromkeys(("before", "after", "inception"), "here"),
+    **dict.fromkeys(("to", "from_library"), "saelens"),
+    **dict.fromkeys(("family",), "name"),
+    **dict.fromkeys(("at_timestep",), "5"),
     **dict.fromkeys(("dtype",), "fp32"),
     **dict.fromkeys(("branch",), "both"),
     **dict.fromkeys(("transcoder",), "attention"),
@@ -260,7 +269,21 @@ def test_the_lines_have_every_mode(name, images):
 def filled(line: str, **names: str) -> list[str]:
     """The words of a line; what has no name is a path to nothing."""
     names = {"small": shlex.join(SMALL), **names}
-    known = ("out", "pipeline", "images", "image", "prompts", "store", "sae", "indexed", "recipe", "bank", "guard")
+    known = (
+        "out",
+        "pipeline",
+        "images",
+        "image",
+        "prompts",
+        "store",
+        "sae",
+        "indexed",
+        "recipe",
+        "bank",
+        "guard",
+        "foreign",
+        "plain",
+    )
     return shlex.split(line.format(**{name: names.get(name, f"/none/{name}") for name in (*known, "small")}))
 
 
@@ -353,6 +376,12 @@ def test_a_run_reads_what_it_is_said_to_use(
         "bank": tmp_path / "bank",
         "guard": tmp_path / "guard",
     }
+    if "{foreign}" in line:
+        paths["foreign"] = tmp_path / "foreign"
+        write_foreign(paths["foreign"], "sparsify", "topk")
+    if "{plain}" in line:
+        paths["plain"] = tmp_path / "plain"
+        TIDE(TIDEConfig(d_model=8, n_latents=16, k=2)).save_pretrained(paths["plain"])
     if "{bank}" in line:
         save_bank(tmp_path / "bank", small_bank(load_sae(checkpoint, adapter)))
     if "{guard}" in line:

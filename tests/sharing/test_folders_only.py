@@ -28,6 +28,7 @@ def test_loading_beside_a_pipeline_asks_nobody(hub, adapter, tmp_path, monkeypat
         ["bank", "--concepts", "near", "--data", "scenes", "--sae"],
         ["guard", "make", "--concept", "house", "--put", "tree", "--sae"],
         ["reproduce", "bars", "--sae"],
+        ["convert", "--to", "saelens"],
     ],
     ids=lambda words: words[0],
 )

@@ -41,6 +41,7 @@ COMMANDS = {
     "guard": "make a guard that keeps an unwanted concept out of images, or show one",
     "push": "send a checkpoint to the Hugging Face Hub, with a model card",
     "pull": "fetch a checkpoint from the Hugging Face Hub",
+    "convert": "turn an SAE of another library into a checkpoint, or a checkpoint into one of theirs",
     "reproduce": "reproduce the paper's tables and figures",
     "plan": "say what collecting and training will take",
     "doctor": "show versions, devices, kernel backends and bundled data",
