@@ -16,20 +16,20 @@ _BLUE, _ORANGE = COLOURS[:2]
 _FEW = 20
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str, k: int) -> bool:
-    """Draws the ``history`` of a training (that of ``training.json``) as a PNG; ``k`` is what L0 aims at.
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str) -> bool:
+    """Draws the ``history`` of a training (that of ``training.json``) as a PNG.
 
     Returns whether it was written: a full disk gives a warning, and the training has ended well all the same.
     """
     figure, axes = panels(6, width=3.5, height=2.3, columns=3)
     _line(axes[0], history, {"loss": "loss", "mse": "mse"}, "loss, normalised", log=True)
     _line(axes[1], history, {"explained_variance": ""}, "variance explained", percent=True)
-    _line(axes[2], history, {"l0": "L0", "k": "k of the schedule"}, "active latents of a token")
-    axes[2].axhline(k, color="#999999", linewidth=0.8, linestyle=":")
+    _line(axes[2], history, {"l0": "L0", "k": "scheduled k"}, "active latents of a token")
     _line(axes[3], history, {"silent": ""}, "latents silent in a batch", percent=True)
     _line(axes[4], history, {"revived": ""}, "latents revived so far")
     _line(axes[5], history, {"lr": ""}, "learning rate")
-    axes[5].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    axes[4].set_ylim(bottom=0, top=None if any(entry.get("revived") for entry in history) else 1)
+    axes[5].yaxis.set_major_formatter("{x:g}")
     for axis in axes[3:]:
         axis.set_xlabel("step", fontsize="small")
     figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
@@ -63,6 +63,7 @@ def _line(
     axis.set_xlim(left=0)
     if log and any(entry.get(name, 0) > 0 for entry in history for name in names):
         log_scale(axis, "y")
+        axis.tick_params(labelsize="x-small")
     if percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     if any(names.values()):

@@ -146,7 +146,7 @@ def _draw(learner: Learner) -> None:
     """Draws the curves of a finished training into its folder."""
     config = learner.model.config
     title = learner.out.name if config.block is None else f"{learner.out.name}, block {config.block}"
-    if draw_curves(learner.history, learner.out / CHART, title, config.k):
+    if draw_curves(learner.history, learner.out / CHART, title):
         record_files(learner.out, {CHART: "chart"})
 
 

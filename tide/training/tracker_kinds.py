@@ -57,9 +57,9 @@ def begin(name: str, run: RunName, folder: Path, config: Mapping[str, Any], *, a
         places = [str(folder)] if made.requires_logging_directory else []
         project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
         try:
-            _before(name)
-            tracker = made(project, *places, **options)
-            tracker.start()
+            with _apart(name):
+                tracker = made(project, *places, **options)
+                tracker.start()
             if name not in _OPTIONS:
                 tracker.store_init_configuration(dict(config))
         except Exception as error:  # code of others, which fails in ways of its own
@@ -137,10 +137,17 @@ _REMEDIES = {
 }
 
 
-def _before(name: str) -> None:
-    """trackio ends the run that was begun last when another one begins, though those of several blocks are open at a
-    time; it forgets that one here."""
-    if name == "trackio":
-        from trackio import context_vars
+@contextmanager
+def _apart(name: str) -> Iterator[None]:
+    """trackio ends the run that was begun last when another one begins, and once more when the process ends. Here runs
+    of several blocks are open at a time, and one of the caller's may be; each is ended by itself."""
+    if name != "trackio":
+        yield
+        return
+    from trackio import context_vars
 
-        context_vars.current_run.set(None)
+    before = context_vars.current_run.set(None)
+    try:
+        yield
+    finally:
+        context_vars.current_run.reset(before)

@@ -21,9 +21,9 @@ OFF = 0.05
 #: How much more latents may be dead than in the known trainings, and how many may be with TopK and BatchTopK in any
 #: case (docs/questions.md).
 MORE_DEAD, FEW_DEAD = 0.05, 0.10
-#: By more than this the error still falls, or rises: the known trainings' falls by at most 2 %, and means of a few
-#: batches differ by about one.
-CHANGED = 0.03
+#: The error still falls if it falls by more than so many times what it did in the known training, whose learning rate
+#: ended as well; it rises if it does so by more than means of a few batches differ.
+FALLS, RISES = 1.5 * 0.054, 0.03
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _dead(measured: Measured, config: TrainConfig, known: Known | None) -> Judge
 def _fall(measured: Measured) -> Judgement:
     if measured.fall is None:
         return "not measured"
-    return "still falling" if measured.fall > CHANGED else "rising" if measured.fall < -CHANGED else "fine"
+    return "still falling" if measured.fall > FALLS else "rising" if measured.fall < -RISES else "fine"
 
 
 def _remedies(judged: dict[Figure, Judgement], model: TIDE, config: TrainConfig) -> list[str]:
