@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
+import struct
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,19 +190,32 @@ def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed: pip install .[{name}]")
 
 
+def records_of(data: bytes) -> Iterator[bytes]:
+    """The records of a file of W&B: LevelDB's log format after seven bytes. A block of 32 KiB holds pieces, each after
+    its checksum, its length and its kind (1 whole, 2 first, 3 middle, 4 last)."""
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+
 def of_wandb(folder: Path) -> dict[int, set[str]]:
     """Step -> what was logged, from the files that W&B writes without a network."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
     found: dict[int, set[str]] = {}
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while data := store.scan_data():
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            items = {"/".join(each.nested_key) or each.key: each.value_json for each in record.history.item}
+        for data in records_of(path.read_bytes()):
+            items = {
+                "/".join(each.nested_key) or each.key: each.value_json for each in Record.FromString(data).history.item
+            }
             if "_step" in items:
                 found.setdefault(int(items["_step"]), set()).update(items)
     return found
@@ -223,16 +241,26 @@ def test_wandb_offline(adapter, tmp_path, monkeypatch):
 
 
 @needs("wandb")
-def test_wandb_without_a_key(pooled, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(
-        TideError, match=r"^tracker wandb did not start .* run `wandb login`, or set WANDB_MODE=offline, "
-    ):
-        train(pooled, tmp_path / "t", trackers=["wandb"])
+def test_wandb_without_a_key(tmp_path):
+    """In a process of its own: W&B keeps the mode that a process has first."""
+    code = (
+        "from pathlib import Path; from tide.training.tracker_kinds import RunName, begin\n"
+        f"begin('wandb', RunName('t', 't'), Path({str(tmp_path)!r}), {{}}, again=False)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "online"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert re.search(
+        r"TideError: tracker wandb did not start \(.*\); run `wandb login`, or set WANDB_MODE=offline, or leave it off$",
+        done.stderr.strip(),
+    ), done.stderr
 
 
 @needs("trackio")

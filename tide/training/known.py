@@ -45,8 +45,8 @@ _REUSE = "benchmarks/results/reuse.json"
 
 #: (activation, modulation) -> figures at k = 64 and 16 latents a dimension, all else as by default, on the bundled
 #: pipeline: 1200 steps of 1024 tokens of block 6, three seeds (``sparsity``: cells of that L0); of the default itself
-#: also 1000 steps of blocks 2 and 6, two seeds (``reuse``). ``fall``, of training tokens, is what such a training of one
-#: seed measured of itself (benchmarks/results/training-screen.json). tests/training/test_known.py reads the files.
+#: also 1000 steps of blocks 2 and 6, two seeds (``reuse``). ``fall``, of training tokens, is what such a training of
+#: one seed measured of itself (benchmarks/results/training-screen.json). tests/training/test_known.py reads the files.
 KNOWN: dict[tuple[str, bool], Known] = {
     ("jumprelu", True): Known(
         Range(0.9606, 0.9810), Range(61.6, 63.7), Range(0.716, 0.892), f"{_REUSE}, {_SPARSITY}", Range(0.045, 0.054)

@@ -64,7 +64,7 @@ def most_active(model: TIDE, gallery: Gallery, n: int = LATENTS) -> Active:
         energy = _sums(in_double(codes.values).square(), codes.indices, model.n_latents)
         energy = energy * in_double(model.W_dec).square().sum(1)
         latents = energy.topk(min(n, model.n_latents)).indices
-        values = codes.columns(latents).float()
+        values = codes._replace(indices=codes.indices.contiguous()).columns(latents).float()
     total = float(energy.sum())
     maps = values.T.reshape(len(latents), len(gallery.pictures), *gallery.grid)
     return Active(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
+from tide.messages import one_line
 from tide.sae.model import TIDE
 from tide.tables import text_table
 from tide.training.config import TrainConfig
@@ -23,7 +24,7 @@ _NAMES: Mapping[Figure, str] = {
     "dead": "dead latents",
     "fall": "error, last tenth",
 }
-#: A table of several blocks says so instead of "low variance explained", and so on.
+#: The columns of a table of several blocks.
 _SHORT: Mapping[Figure, str] = {"explained_variance": "variance", "l0": "active", "dead": "dead", "fall": "error"}
 
 
@@ -71,10 +72,11 @@ def _of_several(verdicts: Sequence[Verdict]) -> str:
         [str(each.block), *(_value(finding, each.measured) for finding in each.findings), _in_words(each)]
         for each in verdicts
     ]
-    first = verdicts[0]
-    if first.source is not None:
-        rows.append(["defaults", *(_range(finding) for finding in first.findings), ""])
-    return text_table(["block", "variance", "active", "dead", "error, last tenth", "verdict"], rows)
+    table = text_table(["block", *_SHORT.values(), "verdict"], rows)
+    if verdicts[0].source is None:
+        return table
+    ranges = ", ".join(f"{_SHORT[each.figure]} {_range(each)}" for each in verdicts[0].findings if each.known)
+    return f"{table}\n\n{_wrapped(f'The defaults gave: {ranges}.')}"
 
 
 def _in_words(verdict: Verdict) -> str:
@@ -87,7 +89,7 @@ def _in_words(verdict: Verdict) -> str:
     for each in verdict.findings:
         if each.judgement != "fine":
             odd.setdefault(each.judgement, []).append(_SHORT[each.figure])
-    return "; ".join(f"{', '.join(names)} {judgement}" for judgement, names in odd.items())
+    return one_line(", ".join(f"{' and '.join(names)} {judgement}" for judgement, names in odd.items()), 46)
 
 
 _WRITTEN: Mapping[Figure, Callable[[float], str]] = {
@@ -115,7 +117,7 @@ def _range(finding: Finding) -> str:
 
 def _between(known: Range, written: Callable[[float], str]) -> str:
     low, high = written(known.low), written(known.high)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low.removesuffix('%')} to {high}"
 
 
 def _measured_on(verdicts: Sequence[Verdict]) -> str:
