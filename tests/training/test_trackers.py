@@ -249,18 +249,11 @@ def test_wandb_without_a_key(tmp_path):
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "online"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert re.search(
-        r"TideError: tracker wandb did not start \(.*\); run `wandb login`, or set WANDB_MODE=offline, or leave it off$",
-        done.stderr.strip(),
-    ), done.stderr
+    options = {"env": environment, "stdin": subprocess.DEVNULL, "timeout": 200}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+    remedy = r"run `wandb login`, or set WANDB_MODE=offline, or leave it off"
+    message = rf"TideError: tracker wandb did not start \(.*\); {remedy}$"
+    assert re.search(message, done.stderr.strip()), done.stderr
 
 
 @needs("trackio")

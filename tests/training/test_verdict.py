@@ -99,7 +99,7 @@ def test_one_screen():
     assert one.endswith("tide evaluate --sae 'runs/a folder' --data photos/ --out 'runs/a folder-figures'\n"
                         "  tide browse 'runs/a folder' --data photos/")  # fmt: skip
     assert re.search(r"^variance explained +50.0% +96.1 to 98.1% +low$", one, re.MULTILINE)
-    assert "Nothing here was measured on held-out images" in one
+    assert "Nothing here was measured on held-out images" in " ".join(one.split())
 
 
 def test_a_row_for_each_of_several_blocks():
@@ -109,8 +109,6 @@ def test_a_row_for_each_of_several_blocks():
     assert re.search(r"^2 +96.2% +62.1 \(41 to 88\) +76.0% +-5.0% +fine$", text, re.MULTILINE)
     assert re.search(r"dead high, error still falling$", text, re.MULTILINE)
     assert "(block 6)" in text
-    assert (
-        "The defaults gave: variance 96.1 to 98.1%, active 61.6 to 63.7, dead 71.6 to 89.2%, error -4.5 to -5.4%."
-        in text
-    )
+    gave = "The defaults gave: variance 96.1 to 98.1%, active 61.6 to 63.7, dead 71.6 to 89.2%, error -4.5 to -5.4%."
+    assert gave in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100

@@ -24,6 +24,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str) 
     figure, axes = panels(6, width=3.5, height=2.3, columns=3)
     _line(axes[0], history, {"loss": "loss", "mse": "mse"}, "loss, normalised", log=True)
     _line(axes[1], history, {"explained_variance": ""}, "variance explained", percent=True)
+    if any(entry.get("explained_variance", 0) < 0 for entry in history):
+        axes[1].set_ylim(bottom=0)  # the first steps are worse than the mean, and would flatten all others
     _line(axes[2], history, {"l0": "L0", "k": "scheduled k"}, "active latents of a token")
     _line(axes[3], history, {"silent": ""}, "latents silent in a batch", percent=True)
     _line(axes[4], history, {"revived": ""}, "latents revived so far")

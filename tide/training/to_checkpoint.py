@@ -144,10 +144,11 @@ def _say_of_pictures(tracking: Tracking, jobs: Jobs, say: Callable[[str], None])
 
 def _draw(learner: Learner) -> None:
     """Draws the curves of a finished training into its folder."""
-    config = learner.model.config
-    title = learner.out.name if config.block is None else f"{learner.out.name}, block {config.block}"
-    if draw_curves(learner.history, learner.out / CHART, title):
-        record_files(learner.out, {CHART: "chart"})
+    out, block = learner.out, learner.model.config.block
+    name = out.parent.name if out.name == f"block-{block}" else out.name
+    title = name if block is None else f"{name}, block {block}"
+    if draw_curves(learner.history, out / CHART, title):
+        record_files(out, {CHART: "chart"})
 
 
 @contextmanager
