@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -93,6 +93,15 @@ def write_run(folder: str | Place, holds: Contents, made_by: Mapping[str, Any] |
 
 def record_measured(folder: str | Place, measured: Mapping[str, Any]) -> None:
     """Adds the headline figures to the last run of ``run.json`` once they are known."""
+    _change_holds(folder, lambda holds: {"measured": dict(measured)})
+
+
+def record_files(folder: str | Place, files: Mapping[str, FileKind]) -> None:
+    """Adds files that were made later to those of the last run of ``run.json``."""
+    _change_holds(folder, lambda holds: {"files": {**holds.get("files", {}), **files}})
+
+
+def _change_holds(folder: str | Place, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     run: Any = read_run(folder)
     if run is not None and "holds" in run:
-        write_json_at(place_of(folder) / FILE, {**run, "holds": {**run["holds"], "measured": dict(measured)}})
+        write_json_at(place_of(folder) / FILE, {**run, "holds": {**run["holds"], **change(run["holds"])}})

@@ -12,12 +12,14 @@ from typing import Any, get_args
 
 import pytest
 import tyro
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 import tide
 from tests.helpers.banks import small_bank
 from tests.helpers.cli_samples import SMALL
 from tests.helpers.foreign_saes import write_foreign
 from tests.helpers.guards import ALWAYS, guard_of
+from tests.helpers.trackers import StandIn
 from tide.cli.app import COMMANDS, class_of, command, main
 from tide.cli.command import Command
 from tide.cli.edit_bank import FromBank
@@ -59,6 +61,7 @@ LINES = {
         "--pipeline p --data a/name --out o",
         "--pipeline p --data a.parquet --out o",
         "--pipeline p --out o",
+        "--pipeline {pipeline} --data {images} --steps 2 --tracker stand-in --out {out} {small}",
     ],
     "evaluate": [
         "--sae {sae} --pipeline scenes --images 8 --loss-timesteps 1 --out {out}",
@@ -226,6 +229,8 @@ VALUES = {
     "part": "0/2",
     "size": "64",
     "shard_latents": "1",
+    "tracker": "wandb",
+    "tracker_images": "2",
 }
 
 ALL_LINES = [(command, line) for command, lines in LINES.items() for line in lines]
@@ -351,6 +356,7 @@ def stand_ins(monkeypatch, pipeline, tmp_path_factory) -> None:
     monkeypatch.setattr("tide.studies.demo.demo", lambda *args, **options: {"headline": "", "config": {}})
     monkeypatch.setattr("tide.guards.from_captions.FEWEST", 1)
     monkeypatch.setattr("tide.guards.making.LEAST_AUROC", 0)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, StandIn.name, StandIn)
     for study in STUDIES:
         monkeypatch.setattr(f"tide.studies.{study}.reproduce", lambda options: "")
 

@@ -26,8 +26,8 @@ def test_collect(flow):
 
 
 def test_train(flow):
-    assert "Trained a TIDE of 256 latents, k = 8, on block 1 for 200 steps" in flow.train.last
-    explained = float(re.search(r"([\d.]+)% of the variance", flow.train.last)[1])
+    assert "Trained a TIDE of 256 latents, k = 8, on block 1: 200 steps" in flow.train.out
+    explained = float(re.search(r"variance explained +([\d.]+)%", flow.train.out)[1])
     assert explained > 70
 
 

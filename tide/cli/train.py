@@ -17,16 +17,19 @@ from tide.cli.values import (
     Folder,
     Fraction,
     MaybeCount,
+    MaybeCountOrNone,
     MaybeFile,
     MaybeNames,
     MaybeSeed,
     MaybeText,
+    MaybeTrackers,
 )
 from tide.messages import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tide.adapters import Adapter
-    from tide.sae import TIDE
     from tide.training import Jobs, Learner, TrainConfig
 
 
@@ -48,8 +51,10 @@ class Train(Command):
         with_option(
             "store",
             leaves_out="data size skip_unreadable split image_column caption_column dtype offload images tensor "
-            "transcoder token_fraction timesteps no_pairs batch_size block cache reuse no_overlap hold_out",
+            "transcoder token_fraction timesteps no_pairs batch_size block cache reuse no_overlap hold_out "
+            "tracker_images",
         ),
+        with_option("tracker", uses="tracker_images"),
         with_option("transcoder", leaves_out="tensor"),
         kind_of_data(reserves=True),
         Aspect(
@@ -98,6 +103,11 @@ class Train(Command):
     GPU"""
     hold_out: Fraction = HOLD_OUT
     """share of the images that live training leaves out, for `tide evaluate`"""
+    tracker: MaybeTrackers = None
+    """one or more trackers to log to beside TensorBoard: wandb, trackio, or another one that accelerate knows"""
+    tracker_images: MaybeCountOrNone = None
+    """steps between pictures of the most active latents that trackers get of live training (default a tenth of the
+    steps; 0: none)"""
     model: Model = field(default_factory=Model)
     source: Data = field(default_factory=Data)
     activations: Activations = field(default_factory=Activations)
@@ -109,10 +119,12 @@ class Train(Command):
         from tide.errors import TideError
         from tide.training import train_blocks
         from tide.training.to_checkpoint import reserved
+        from tide.training.tracker_kinds import check_trackers
         from tide.world import current, leave
 
         if bool(self.store) == (self.source.data is not None):
             raise TideError("what to train on is not clear; give --store, or --pipeline and --data")
+        check_trackers(trackers := self.tracker or ())
         out = Path(self.out)
         world = current()
         with ExitStack() as held:
@@ -127,11 +139,29 @@ class Train(Command):
                 jobs = self._from_stores(config) if self.store else self._live(config)
             if len(jobs.of) > 1 or jobs.shares.world.several:
                 say(self._announced(jobs))
-            learners = train_blocks(jobs, out, resume=self.resume, made_by=self.made_by(seed=config.seed))
-        for learner in learners.values():
-            if learner.world.first:
-                say(_in_a_line(learner))
+            learners = train_blocks(
+                jobs,
+                out,
+                resume=self.resume,
+                made_by=self.made_by(seed=config.seed),
+                trackers=trackers,
+                pictures_every=self.tracker_images,
+            )
+        if told := [learner for learner in learners.values() if learner.world.first]:
+            say(self._verdict(told))
         leave()
+
+    def _verdict(self, learners: Sequence[Learner]) -> str:
+        """Whether it went well, and what to do next."""
+        from tide.runs import contents
+        from tide.training.verdict import verdict
+        from tide.training.verdict_text import as_text
+
+        first = learners[0]
+        verdicts = [verdict(each.model, each.config, each.measured) for each in learners if each.measured is not None]
+        holds = contents(first.out)
+        data = self.source.data or (None if holds is None else holds.data.get("name"))
+        return as_text(verdicts, [each.model for each in learners], first.config, self.out, data)
 
     def _announced(self, jobs: Jobs) -> str:
         """What is trained, and the memory that it takes."""
@@ -140,6 +170,7 @@ class Train(Command):
         from tide.activations.stream import HELD
         from tide.activations.to_disk import blocks_in_words
         from tide.training.memory import need
+        from tide.training.verdict_text import kind_of
 
         first = next(iter(jobs.of.values()))
         model, sizes = first.model, {"blocks": len(jobs.of), "buffer_rows": self.buffer_rows}
@@ -154,7 +185,7 @@ class Train(Command):
         here = f" ({len(model.W_enc)} of them here)" if model.among.several else ""
         each = "for each of " if len(jobs.of) > 1 else "for "
         blocks = f"{each}{blocks_in_words(list(jobs.of))}"
-        return f"{rank}a {_kind(model)} of {model.n_latents} latents{here} {blocks}: {needed}"
+        return f"{rank}{kind_of(model)} of {model.n_latents} latents{here} {blocks}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""
@@ -214,19 +245,3 @@ class Train(Command):
             cache=self.cache,
             overlap=not self.no_overlap,
         )
-
-
-def _in_a_line(learner: Learner) -> str:
-    model, last = learner.model, learner.history[-1]
-    explained = last.get("explained_variance")  # a run that an older version finished has none
-    return (
-        f"Trained a {_kind(model)} of {model.n_latents} latents, "
-        f"k = {model.config.k}, on block {model.config.block} for {learner.step} steps: mse {last['mse']:.4f} "
-        f"(normalised), {'' if explained is None else f'{explained:.1%} of the variance explained, '}cosine "
-        f"{1 - last['cosine']:.4f} on the last batch; it is in {learner.out}."
-    )
-
-
-def _kind(model: TIDE) -> str:
-    kind = "TIDE" if model.modulation is not None else "plain SAE"
-    return kind if model.config.target is None else f"{kind}, a transcoder of {model.config.target},"

@@ -75,6 +75,11 @@ def positive(text: str) -> int:
     return _whole(text, "count", 1, MOST)
 
 
+def count_or_none(text: str) -> int:
+    """A count, or 0 for none."""
+    return _whole(text, "count", 0, MOST)
+
+
 def seed(text: str) -> int:
     return _whole(text, "seed", 0, MOST_SEED)
 
@@ -227,10 +232,12 @@ Fraction = Annotated[float, read_by(fraction, "X", _fraction_text), option()]
 Blocks = Annotated[tuple[int | str, ...], words_by(block_of_several, "B ..."), option()]
 Numbers = Annotated[tuple[float, ...], words_by(finite, "X ..."), option()]
 MaybeNames = Annotated[tuple[str, ...] | None, words_by(str, "DIR ..."), option()]
+MaybeTrackers = Annotated[tuple[str, ...] | None, words_by(str, "NAME ..."), option()]
 MaybeText = Annotated[str | None, read_by(str, "STR"), option()]
 MaybeFolder = Annotated[str | None, read_by(str, "DIR"), option()]
 MaybeFile = Annotated[str | None, read_by(str, "FILE"), option()]
 MaybeCount = Annotated[int | None, read_by(positive, "N"), option()]
+MaybeCountOrNone = Annotated[int | None, read_by(count_or_none, "N"), option()]
 MaybeCounts = Annotated[tuple[int, ...] | None, words_by(positive, "N ..."), option()]
 MaybeSeed = Annotated[int | None, read_by(seed, "N"), option()]
 MaybeSeeds = Annotated[int | None, read_by(seeds, "N"), option()]

@@ -12,6 +12,7 @@ from tide.activations.block_batch import BlockBatch
 from tide.activations.shared_stream import Shares
 from tide.sae import TIDE
 from tide.training.config import TrainConfig
+from tide.training.latent_pictures import Gallery
 from tide.world import current
 
 
@@ -28,6 +29,7 @@ class Job:
             in ``training.json``, and resuming on what is described otherwise is refused.
         data: of ``run.json`` (:class:`tide.runs.Contents`).
         weights: of the pipeline, as far as known: component -> fingerprint.
+        gallery: gives images that trackers show latents on; None where the data know no pictures.
     """
 
     config: TrainConfig
@@ -36,6 +38,7 @@ class Job:
     described: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    gallery: Callable[[], Gallery] | None = None
 
 
 @dataclass(frozen=True)

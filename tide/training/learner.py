@@ -26,8 +26,10 @@ from tide.training.config import TrainConfig, former_defaults
 from tide.training.curves import Curves
 from tide.training.dead import DeadBucket
 from tide.training.finite import FiniteCheck
+from tide.training.measured import Measured, measure, measured_before
 from tide.training.schedules import cosine_lr, progressive_k
 from tide.training.state import RESUME, Length, Record, State, check_same, find, joined, read, write
+from tide.training.trackers import Trackers, logged_configuration
 from tide.training.update import AdamW, gradient_norm
 from tide.world import World
 from tide_kernels import LossOptions, LossTerms, tide_loss
@@ -87,7 +89,14 @@ class Learner:
     alone, of weights, gradients, moments and counters.
     """
 
-    def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, world: World | None = None) -> None:
+    def __init__(
+        self,
+        model: TIDE,
+        config: TrainConfig,
+        out: str | Path,
+        world: World | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.world = world or World()
         if config.shard_latents != self.world.latents.count:
             raise TideError(
@@ -125,6 +134,9 @@ class Learner:
         self._dead_bucket = DeadBucket(self.revival, late=late, among=model.among)
         self._loss = GraphedLoss() if late else tide_loss
         self._curves: Curves | None = None
+        self._trackers = trackers if self.world.first else None
+        #: The figures of the trained model, once the last step is made.
+        self.measured: Measured | None = None
 
     # -- beginning and end --------------------------------------------------------------------------------
 
@@ -138,6 +150,8 @@ class Learner:
             self._resume(origin.source)
         if origin.source is not None:
             self.source = json.loads(json.dumps(origin.source))
+        if self._trackers is not None and self.step < self.config.steps:
+            self._trackers.start(logged_configuration(self.config, self.model, origin.data), resume=resume)
 
     def check_start(self) -> None:
         """Once all ranks have started: they stand at the same step. Writes the checkpoint of a finished training again,
@@ -157,17 +171,24 @@ class Learner:
             return
         write_run(self.out, self._contents(origin), origin.made_by)
         self._curves = Curves(self.out / "tensorboard", self.step + 1)
+        if self._trackers is not None:
+            self._trackers.record()
 
     def close(self) -> None:
-        """Ends the curves."""
+        """Ends the curves, and the runs of trackers."""
         if self._curves is not None:
             self._curves.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def finish(self) -> None:
         """After the last step: records its figures in ``run.json``."""
-        last = self.history[-1]
+        if self.measured is None:  # it was finished before
+            self.measured = measured_before(self.out)
         if self.world.first:
-            record_measured(self.out, {name: last.get(name) for name in ("mse", "cosine", "explained_variance")})
+            last = self.history[-1]
+            figures = {name: last.get(name) for name in ("mse", "cosine", "explained_variance")}
+            record_measured(self.out, figures | self.measured.known())
 
     def save_between_steps(self) -> None:
         """Saves the steps since the last checkpoint, unless one is half done."""
@@ -200,10 +221,15 @@ class Learner:
         """Counts the step that :meth:`train_step` made; logs and saves where it is time to."""
         self.step += 1
         self.in_step = False
+        if self._trackers is not None:
+            self._trackers.after(self.model, self.step, self.config.steps)
         if self._is_logged(self.step):
             self._finite.settle()
             figures["explained_variance"] = self._explained_variance(figures.pop("whole"), batch.wanted)
             self._log(figures)
+        if self.step == self.config.steps:
+            rows = self._n_rows(batch.x)
+            self.measured = measure(self.model, batch, self.revival.silent_for, self.history, self.step, rows)
         if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
             self.save()
 
@@ -361,8 +387,10 @@ class Learner:
         self.history.append(values)
         if values.get("overflow"):
             self._warn_of_overflow(values["overflow"])
-        if self._curves is not None:
-            self._curves.add({f"train/{name}": value for name, value in values.items() if name != "step"}, self.step)
+        scalars = {f"train/{name}": value for name, value in values.items() if name != "step"}
+        for log in (self._curves, self._trackers):
+            if log is not None:
+                log.add(scalars, self.step)
 
     def _warn_of_overflow(self, share: float) -> None:
         """Once for each trainer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tide.activations.batch import ActivationBatch
@@ -22,6 +22,8 @@ from tide.images.trained import TrainedOn
 from tide.training.build import build_model
 from tide.training.config import TrainConfig
 from tide.training.job import Job, Jobs
+from tide.training.latent_pictures import Gallery
+from tide.training.live_gallery import galleries
 from tide.training.memory import check_memory
 from tide.training.prefetch import overlaps, prefetched
 from tide.training.sources import BUFFER_ROWS, shared_blocks
@@ -119,12 +121,19 @@ def live_blocks(
         else LiveStream(collected, config.batch_tokens, **sizes)
     )
     trained_on = TrainedOn.of([source.name], source.samples(), source.hold_out)
+    shown = functools.cache(functools.partial(galleries, adapter, source, here, options, config.seed))
     jobs = {}
     for index, model in models.items():
         model.trained_on = trained_on
         batches = functools.partial(_of_block, stream.from_step, index)
         jobs[index] = Job(
-            config, model, batches, {**described, "block": index}, data={"name": source.name, **about}, weights=weights
+            config,
+            model,
+            batches,
+            {**described, "block": index},
+            data={"name": source.name, **about},
+            weights=weights,
+            gallery=functools.partial(_gallery_of, shown, index),
         )
     return Jobs(config, jobs, stream.from_step, shares)
 
@@ -138,6 +147,10 @@ def _overlapping(adapter: Adapter) -> Ahead | None:
 
 def _of_block(batches: Callable[[int], Iterator[BlockBatch]], block: int, step: int) -> Iterator[ActivationBatch]:
     return (each[block] for each in batches(step))
+
+
+def _gallery_of(shown: Callable[[], Mapping[int, Gallery]], block: int) -> Gallery:
+    return shown()[block]
 
 
 def _described(

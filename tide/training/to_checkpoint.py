@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from tide.devices import check_backend, device_of
 from tide.errors import Interrupted, TideError
 from tide.files import lock_folder, new_folders
 from tide.files.per_block import block_folders
-from tide.runs import Contents, write_run
+from tide.runs import Contents, record_files, write_run
+from tide.training.curves_chart import FILE as CHART
+from tide.training.curves_chart import draw_curves
 from tide.training.job import Job, Jobs
 from tide.training.learner import Learner, Origin
 from tide.training.state import holds_training
+from tide.training.tracker_kinds import check_trackers
+from tide.training.trackers import Trackers, Tracking
 from tide.training.trainer import BlockBatches, fit_blocks
 from tide.world import World, current
 
@@ -28,6 +32,8 @@ def train(
     resume: bool = False,
     made_by: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
+    trackers: Sequence[str] = (),
+    pictures_every: int | None = None,
 ) -> Learner:
     """Trains a fresh model into a folder, with checkpoints on the way.
 
@@ -42,16 +48,21 @@ def train(
         resume: resume the training that ``out`` holds, if it holds one.
         made_by: what made it, for ``run.json``; default a call from Python (:func:`tide.provenance.provenance`).
         say: called with one line of text when a resumed training has another number of steps.
+        trackers, pictures_every: what logs the training beside TensorBoard
+            (:class:`~tide.training.trackers.Tracking`). It changes no number of the training.
 
     Returns:
-        The learner: ``model`` is the trained one, ``history`` the figures along the way.
+        The learner: ``model`` is the trained one, ``history`` the figures along the way, ``measured`` those that
+        :func:`~tide.training.verdict.verdict` judges.
 
     Raises:
         TideError: ``out`` holds a training and ``resume`` is false, or it is of another configuration or of other data;
-            the backend cannot serve; what :func:`~tide.training.trainer.fit_blocks` raises.
+            the backend cannot serve; a tracker is not installed or does not start; what
+            :func:`~tide.training.trainer.fit_blocks` raises.
         Interrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
-    (learner,) = train_blocks(Jobs.beside({0: job}), out, resume=resume, made_by=made_by, say=say).values()
+    more: dict[str, Any] = {"trackers": trackers, "pictures_every": pictures_every}
+    (learner,) = train_blocks(Jobs.beside({0: job}), out, resume=resume, made_by=made_by, say=say, **more).values()
     return learner
 
 
@@ -62,15 +73,22 @@ def train_blocks(
     resume: bool = False,
     made_by: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
+    trackers: Sequence[str] = (),
+    pictures_every: int | None = None,
 ) -> dict[int, Learner]:
     """As :func:`train`, of several blocks from one stream: :func:`live_blocks` or :func:`from_block_stores`.
 
     Each block has a folder ``out/block-N`` of its own, with its curves and the state that it resumes from; with a
     single block that is ``out``. A block that is resumed alone (:func:`live` of that block) ends with the same bits.
 
+    Each block has a run of its own in every tracker, and the runs of one training are a group. Of ranks that train a
+    block together the first logs it.
+
     Returns:
         Block -> learner.
     """
+    tracking = Tracking(tuple(trackers), pictures_every)
+    check_trackers(tracking.names)
     config, world = jobs.config, jobs.shares.world
     folders = block_folders(Path(out), list(jobs.shares.owners or jobs.of))
     #: The ranks that train a block together.
@@ -81,7 +99,10 @@ def train_blocks(
             for block, job in jobs.of.items():
                 _check_new(folders[block], resume)
                 check_backend(config.backend, device_of(config.device), job.model.n_latents, job.model.config.k)
-                learners[block] = Learner(job.model, config, folders[block], together)
+                tracked = _trackers(tracking, job, folders[block], Path(out)) if tracking.names else None
+                learners[block] = Learner(job.model, config, folders[block], together, tracked)
+            if tracking.names and world.first:
+                _say_of_pictures(tracking, jobs, say)
         origins = {block: Origin(job.described, job.data, job.weights, made_by) for block, job in jobs.of.items()}
         try:
             fit_blocks(
@@ -97,7 +118,37 @@ def train_blocks(
             saved = any(learner.saved for learner in learners.values())
             again = "; rerun with resume to continue" if saved else ""
             raise Interrupted(f"{stop}{again}", stop.signal) from None
+        for learner in learners.values():
+            if learner.world.first:
+                _draw(learner)
     return learners
+
+
+def _trackers(tracking: Tracking, job: Job, folder: Path, out: Path) -> Trackers:
+    """Those of a block, whose folder is ``out`` or one within it."""
+    group = None if folder == out else out.name
+    title = out.name if group is None else f"{out.name}-{folder.name}"
+    gallery = None if job.model.among.several else job.gallery
+    return Trackers(tracking, folder, title, group, gallery)
+
+
+def _say_of_pictures(tracking: Tracking, jobs: Jobs, say: Callable[[str], None]) -> None:
+    """Says why trackers get no pictures of latents, if they get none."""
+    if tracking.pictures_every == 0:
+        return
+    first = next(iter(jobs.of.values()))
+    why = "ranks divide the latents" if first.model.among.several else "a store or a pool knows no pictures"
+    if first.model.among.several or first.gallery is None:
+        say(f"{', '.join(tracking.names)}: curves and no pictures of latents, since {why}.")
+
+
+def _draw(learner: Learner) -> None:
+    """Draws the curves of a finished training into its folder."""
+    out, block = learner.out, learner.model.config.block
+    name = out.parent.name if out.name == f"block-{block}" else out.name
+    title = name if block is None else f"{name}, block {block}"
+    if draw_curves(learner.history, out / CHART, title):
+        record_files(out, {CHART: "chart"})
 
 
 @contextmanager

@@ -126,6 +126,8 @@ def fit_blocks(
             try:
                 with world.together():
                     _hold([learner.out for learner in learners.values() if learner.world.first], held)
+                for learner in learners.values():
+                    held.callback(learner.close)
                 with world.together():
                     for block, learner in learners.items():
                         learner.start(origins[block], resume=resume)
@@ -203,7 +205,7 @@ class _Loop:
                 batch = self.move(self._next(stream).merged())
                 if not begun:
                     begun = True
-                    self._begin(opened)
+                    self._begin()
                 if self.watch is not None:
                     self.watch(self.step)
                 self._step(batch, stream)
@@ -237,10 +239,9 @@ class _Loop:
             )
         return batch
 
-    def _begin(self, opened: contextlib.ExitStack) -> None:
+    def _begin(self) -> None:
         for block, learner in self.learners.items():
             if learner.step < self.steps:
-                opened.callback(learner.close)
                 learner.begin(self.origins[block])
 
     def _step(self, batch: BlockBatch, stream: Iterator[BlockBatch]) -> None:
