@@ -138,6 +138,8 @@ def evaluate_reconstruction(
     figure to compare models with different activation scales by, such as with and without ``centre``; ``l0`` counts
     latents after selection; ``dead``, which needs ``n_latents``, is the share of latents that never fired. Warns if one
     channel dominates the figures.
+
+    ``reconstruct`` maps a batch to reconstructions ``[N, d_model]`` and codes, such as :func:`with_sae`'s.
     """
     found = Reconstructed(reconstruct, n_latents=n_latents, scale=scale)
     for batch in batches:

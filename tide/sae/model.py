@@ -439,7 +439,11 @@ class TIDE(Autoencoder):
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, the former mode restored."""
+    """Evaluation mode without gradients, the former mode restored.
+
+    Args:
+        model: in either mode.
+    """
     training = model.training
     model.eval()
     try:

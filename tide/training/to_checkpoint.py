@@ -68,6 +68,11 @@ def train_blocks(
     Each block has a folder ``out/block-N`` of its own, with its curves and the state that it resumes from; with a
     single block that is ``out``. A block that is resumed alone (:func:`live` of that block) ends with the same bits.
 
+    Args:
+        jobs: what is trained, of each block.
+        out: the folder.
+        resume, made_by, say: as for :func:`train`.
+
     Returns:
         Block -> learner.
     """
