@@ -54,8 +54,8 @@ def reached(pages: list[Path]) -> list[Path]:
 
 
 def page_text(page: Path, *, listed: bool) -> str:
-    """A page whose links to folders, which a site does not show, are plain words. Pages that are not listed, of figures,
-    are reached by links alone."""
+    """A page whose links to folders, which a site does not show, are plain words. Pages of figures, which are not
+    listed, are reached by links alone."""
 
     def plain(link: re.Match[str]) -> str:
         return link[1] if (page.parent / link[2]).is_dir() else link[0]

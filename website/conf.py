@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from typing import Any
 
@@ -73,7 +74,16 @@ def with_links(app: Sphinx, what: str, name: str, value: Any, options: Any, line
     def complain(target: str) -> None:
         LOG.warning("%s: %s is no name", name, target, type="roles")
 
-    lines[:] = linked("\n".join(lines), module, kind, DOCUMENTED, complain).splitlines()
+    text = linked("\n".join(lines), module, kind, DOCUMENTED, complain)
+    lines[:] = SEVERAL.sub(one_field_each, text).splitlines()
+
+
+#: A field of several names, ``:param n, k: ...``, of which Sphinx would take the first for a type.
+SEVERAL = re.compile(r"^:(param|ivar) ([\w*\\]+(?:, [\w*\\]+)+):((?:.*)(?:\n +.*)*)", re.MULTILINE)
+
+
+def one_field_each(fields: re.Match[str]) -> str:
+    return "\n".join(f":{fields[1]} {name}:{fields[3]}" for name in fields[2].split(", "))
 
 
 def where_written(what: str, name: str, value: Any) -> tuple[str, str]:
