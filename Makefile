@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack parity sanitize cuda-check torch-check wheel wheel-check \
-  python-check licences workflows sbom web web-check chromium browse-check setup setup-release clean
+  python-check licences workflows sbom web web-check site site-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
 
@@ -14,7 +14,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools setuptools-scm wheel ninja torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,site]"
 	touch $@
 
 # Beside it what builds and describes a release.
@@ -129,6 +129,14 @@ web:
 web-check:
 	@if command -v npm >/dev/null; then $(MAKE) web && git diff --exit-code --stat tide/browser/static; \
 	else echo "npm is not installed: the page of tide browse is not built again"; fi
+
+# The documentation site, into build/site: the pages of docs/, the commands' help, a reference from docstrings.
+site: setup
+	$(BIN)/python -m website.build
+
+# Every link and anchor of the built site, and that it loads nothing from elsewhere.
+site-check: site
+	$(BIN)/python -m website.check
 
 # The browser of the pages' tests and bars: Debian's where this may install packages, else Playwright's own.
 chromium: setup

@@ -19,6 +19,8 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
 
     Offloaded weights are loaded for it, and wrappers of a model do not count. Raises :class:`~tide.errors.TideError`
     for weights that are not loaded.
+
+    ``modules`` are the model's, such as its transformer alone.
     """
     digest = hashlib.sha256()
     for module in map(unwrapped, modules):

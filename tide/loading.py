@@ -148,6 +148,8 @@ def quiet() -> Iterator[None]:
 def load_sae(folder: str | Path, adapter: Adapter, *, backend: str = "auto", block: Block | None = None) -> TIDE:
     """A checkpoint beside the pipeline it is for, on the pipeline's device.
 
+    ``folder`` is the checkpoint, ``adapter`` the pipeline's, and ``backend`` that of the kernels (docs/python.md).
+
     Raises :class:`~tide.errors.TideError` for one of another width or family, of another ``block`` than the one asked
     for, or of none, and for the folder of a set (:func:`load_saes`).
     """
@@ -167,6 +169,8 @@ def load_saes(
 ) -> dict[int, TIDE]:
     """The checkpoints of a set (:mod:`tide.sae.sets`) by block, ascending, beside the pipeline that they are for; of a
     folder that is one checkpoint, that one. ``blocks``: those to load, default all.
+
+    ``folder``, ``adapter`` and ``backend`` are as for :func:`load_sae`.
 
     Raises :class:`~tide.errors.TideError` for what :func:`load_sae` and :func:`~tide.sae.sets.members` refuse.
     """

@@ -16,7 +16,14 @@ _ROW = 2**8
 
 
 class LossWeights(NamedTuple):
-    """The factors of the terms in ``total`` (eqs 7, 13-16). A term of weight 0 has no gradient."""
+    """The factors of the terms in ``total`` (eqs 7, 13-16). A term of weight 0 has no gradient.
+
+    Attributes:
+        mse, cosine: of the reconstruction (eqs 13, 14).
+        temporal: of the differences within pairs (eq. 15).
+        sparsity: of the soft count (eq. 16).
+        auxk: of the auxiliary term on dead latents.
+    """
 
     mse: float = 1.0
     cosine: float = 1.0
@@ -27,7 +34,16 @@ class LossWeights(NamedTuple):
 
 class LossTerms(NamedTuple):
     """What `tide_loss` returns. Only ``total`` carries gradient; the other terms are unweighted. ``whole`` is the mse
-    of the reconstruction by all latents, which ``mse`` is as well unless there are prefixes."""
+    of the reconstruction by all latents, which ``mse`` is as well unless there are prefixes.
+
+    Attributes:
+        total: the weighted sum.
+        mse, cosine, temporal, sparsity, auxk: the terms (eqs 13 to 16, and that of dead latents).
+        fired: ``[n_latents]`` int64, on how many tokens each latent is active.
+        whole: the mse by all latents.
+        least: the smallest value or height that "batch_topk" kept.
+        overflow: int64, tokens whose code had too few places.
+    """
 
     total: Tensor
     mse: Tensor

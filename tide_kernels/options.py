@@ -47,7 +47,12 @@ def default_capacity(k: int) -> int:
 
 
 class LossOptions(NamedTuple):
-    """The arguments of `tide_kernels.tide_loss` that are not tensors, with the same names, meanings and defaults."""
+    """The arguments of `tide_kernels.tide_loss` that are not tensors, with the same names, meanings and defaults.
+
+    Attributes:
+        k, k_aux, layer_norm, paired, weights, s_target, delta, soft_eps, chunk, backend, regime, dead_bucket,
+            activation, bandwidth, capacity, prefixes: those of `tide_kernels.tide_loss`.
+    """
 
     k: int
     k_aux: int = 0

@@ -131,6 +131,7 @@ class Ranks:
 
     @property
     def several(self) -> bool:
+        """Whether any other process shares the step."""
         return self.tokens.several or self.latents.several
 
     def n_tokens(self, own: int, device: torch.device) -> int:

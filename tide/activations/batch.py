@@ -60,6 +60,7 @@ class ActivationBatch:
 
     @property
     def d_model(self) -> int:
+        """The width of the activations."""
         return self.x.shape[1]
 
     @property

@@ -29,7 +29,12 @@ Data = Iterable[Batch] | Any
 
 class Prepared(NamedTuple):
     """Images as the transformer takes them: scaled ``latents [B, c, h, w]`` float32, and the prompts as
-    keyword arguments of the transformer, one row each. An iterable of these is :data:`Data`."""
+    keyword arguments of the transformer, one row each. An iterable of these is :data:`Data`.
+
+    Attributes:
+        latents: ``[B, c, h, w]`` float32, scaled as the transformer takes them.
+        text: keyword arguments of the transformer, a row for each image.
+    """
 
     latents: Tensor
     text: dict[str, Tensor]
@@ -100,7 +105,15 @@ def prepare(
     adapter: Adapter, data: Data, *, batch_size: int = 8, max_sequence_length: int | None = None, start: int = 0
 ) -> Iterator[Prepared]:
     """``data`` encoded from sample ``start`` on, on the CPU. Kept in a list, it can be collected from again without VAE
-    and text encoder."""
+    and text encoder.
+
+    Args:
+        adapter: whose VAE and text encoder are used.
+        data: as for :func:`collect`.
+        batch_size: images of a pass through them.
+        max_sequence_length: tokens of a caption; default the pipeline's own.
+        start: the first sample.
+    """
     for items in _batches(_items_between(batches_of(adapter, data, batch_size), start, None), batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         yield Prepared(latents.cpu(), {name: value.cpu() for name, value in text.items()})
@@ -150,6 +163,18 @@ def collect(
     resumed. The same call gives the same bits with the same versions, machine and number of threads (on a CPU, the
     number of threads changes the rounding of PyTorch's products). So does a call with ``start`` if a pass of the whole
     collection began there: at a multiple of ``batch_size`` if all images are of one size.
+
+    Args:
+        adapter: of the pipeline whose transformer runs.
+        data: images with captions.
+        blocks: numbers, negative from the end, or "penultimate".
+        options: which activations of each image to keep.
+        timesteps: the grid to draw from, ``[T]``; default the pipeline's own.
+        seed: of timesteps, tokens and noise.
+        start, stop: the first sample, and the one to end before.
+        dtype: of the activations; default the model's.
+        max_sequence_length: tokens of a caption; default the pipeline's own.
+        **changed: fields of ``options`` by name, in the place of those in ``options``.
 
     Yields, a pass at a time, block -> batch on the model's device, x in ``dtype`` (default the model's).
     Raises :class:`~tide.errors.TideError` for bad input and for activations that are not finite.
@@ -280,6 +305,22 @@ def collect_sampling(
     :class:`~tide.activations.CollectOptions`. ``pipeline_arguments`` (height, width, negative_prompt,
     max_sequence_length ...) go to the pipeline. A sample's noise and tokens depend on ``seed`` and its place in
     ``prompts`` alone; bits are equal under the same conditions as for :func:`collect`.
+
+    Args:
+        adapter: of the pipeline that draws.
+        prompts: one an image.
+        blocks: numbers, negative from the end, or "penultimate".
+        n_steps: sampling steps.
+        guidance_scale: of classifier-free guidance.
+        token_fraction: share of each image's tokens, in (0, 1].
+        rows: "conditional" or "both".
+        paired: pairs each step with the next.
+        batch_size: prompts of a run of the pipeline.
+        seed: of noise and tokens.
+        start, stop: the first prompt, and the one to end before.
+        tensor, target: what of the blocks.
+        dtype: of the activations; default the model's.
+        **pipeline_arguments: for the pipeline.
 
     Yields block -> batch, a pipeline run of up to ``batch_size`` prompts at a time, on the model's device.
     """

@@ -29,6 +29,19 @@ class Source:
     that many if ``exact``; ``limited`` means that there may be more images than were asked for. Messages call the data
     ``shown``, which hold ``total`` images, if that is known. Of these a share ``hold_out`` is left out. ``notes`` are
     sentences on what is read.
+
+    Attributes:
+        name: what results call the data.
+        size: height and width of the images in pixels.
+        n_images: the most images that a pass gives.
+        batches: iterated over for each pass; gives images with their captions.
+        exact: a pass gives exactly ``n_images``.
+        limited: there may be more images than were asked for.
+        options: what results record beside the name.
+        shown: what messages call the data.
+        total: images of the data, if known.
+        hold_out: the share of them that is left out.
+        notes: sentences on what is read.
     """
 
     name: str
@@ -127,6 +140,16 @@ class Prompts:
 
     ``ordered``: their order is the caller's, and not that of captions which were drawn from images. The other fields
     are those of :class:`Source`.
+
+    Attributes:
+        name: what results call them.
+        size: height and width of the images in pixels.
+        texts: the prompts, one an image.
+        limited: there may be more prompts than were asked for.
+        options: what results record beside the name.
+        ordered: their order is the caller's.
+        hold_out: the share of the prompts that is left out.
+        notes: sentences on what is read.
     """
 
     name: str
@@ -140,18 +163,23 @@ class Prompts:
 
     @property
     def n_images(self) -> int:
+        """How many images are sampled: one for each prompt."""
         return len(self.texts)
 
     def samples(self) -> list[Sample]:
+        """A sample for each prompt, named by its number and told apart by the digest of its text."""
         return self.samples_between(0, self.n_images)
 
     def samples_between(self, start: int, end: int) -> list[Sample]:
+        """The samples from number ``start`` to before ``end``."""
         return [Sample(f"prompt {i}", "", digest(text)) for i, text in enumerate(self.texts[start:end], start)]
 
     def samples_before(self, n: int) -> list[Sample]:
+        """All samples, whatever ``n``: prompts are known before anything is drawn."""
         return self.samples()
 
     def recording_from(self, first: int) -> Prompts:
+        """Itself: prompts need no pass over the data to be recorded, whatever ``first``."""
         return self
 
     def listing(self) -> str:

@@ -76,14 +76,17 @@ class ActivationStore:
 
     @property
     def info(self) -> dict[str, Any]:
+        """Where the activations come from, as :class:`StoreWriter` was told."""
         return self.manifest["info"]
 
     @property
     def d_model(self) -> int:
+        """The width of the activations."""
         return self.manifest["d_model"]
 
     @property
     def paired(self) -> bool:
+        """Whether rows 2i and 2i + 1 are one token at neighbouring timesteps."""
         return self.manifest["paired"]
 
     @property

@@ -220,6 +220,10 @@ class ActivationBuffer:
 
     So a row shares its batch with rows collected up to ``capacity`` rows earlier or later. The buffer holds at most
     ``capacity`` rows and one collected batch; a shuffle briefly needs three times that memory.
+
+    Args:
+        capacity: rows that it holds at most.
+        seed: of the shuffles.
     """
 
     def __init__(self, capacity: int, *, seed: int = 0) -> None:
@@ -236,6 +240,7 @@ class ActivationBuffer:
         return mixed + sum(map(len, self._added))
 
     def add(self, batch: ActivationBatch) -> None:
+        """Takes a collected batch in; its rows are mixed with the others at the next shuffle."""
         self._added.append(batch)
 
     def draw(self, n: int) -> ActivationBatch:
@@ -265,6 +270,12 @@ def stream(
     endless. Rows that do not fill a batch at the end of a single pass are dropped. Each batch holds only the groups
     that its rows use. The same source, seed and sizes give the same batches; use :class:`LiveStream` for a stream that
     can be resumed in the middle.
+
+    Args:
+        source: a pass, or a function that returns one.
+        batch_size: rows of a batch.
+        buffer_rows: rows that are mixed with each other (:class:`ActivationBuffer`).
+        seed: of the shuffles.
     """
     buffer = ActivationBuffer(buffer_rows, seed=seed)
     if not 1 <= batch_size <= buffer_rows // 2:

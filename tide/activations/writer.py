@@ -53,7 +53,18 @@ def estimate_bytes(
 ) -> int:
     """Size on disk of one block's activations of ``n_samples`` images of ``n_tokens`` tokens, as
     :func:`tide.activations.collect` takes them, with targets beside them or without; accurate to 0.1 % and a few KB
-    per shard."""
+    per shard.
+
+    Args:
+        n_samples: images.
+        n_tokens: of an image.
+        d_model: width of the activations.
+        token_fraction: share of the tokens that is kept, in (0, 1].
+        paired: every token is kept at two timesteps.
+        d_conditioning: numbers of a row's conditioning, 0 without one.
+        dtype: of the activations.
+        target: a transcoder's targets lie beside them.
+    """
     calls = n_samples * (1 + paired)
     rows = calls * max(1, round(n_tokens * token_fraction))
     return rows * ((1 + target) * d_model * dtype.itemsize + _ROW_BYTES) + calls * 4 * (1 + d_conditioning)
@@ -94,7 +105,7 @@ class StoreWriter:
     The writer locks the folder until it is closed: a second writer is refused. A file gets its name only when it is
     complete and on the disk, and the manifest, written after it, lists complete shards only. So a crash or a power loss
     leaves a readable store. With ``resume=True`` a writer continues it: it reads every shard, compares its SHA-256 and
-    checks its values. Then collect ``wanted`` again with the same seed: samples of :attr:`damaged` shards replace them,
+    checks its values. Then collect ``wanted`` again with the same seed: samples of ``damaged`` shards replace them,
     and those from :attr:`next_sample` on are appended. A shard holds whole batches, as many as fit ``shard_bytes`` (at
     least one).
 

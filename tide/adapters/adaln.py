@@ -44,6 +44,7 @@ def copied_modulation(
         table_of: the block whose ``scale_shift_table [chunks, d_model]`` is added to the projection (adaLN-single).
         conditioned: the model adds a vector to the timestep embedding.
         timestep: (a, b) if ``time_proj`` gets a + b t for the scheduler's timestep t.
+        d_model: the width of the block.
     """
     with present(transformer, timestep_embedder, linear, *([] if table_of is None else [table_of])):
         weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table_of)

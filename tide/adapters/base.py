@@ -91,6 +91,7 @@ class Adapter(ABC):
 
     @property
     def n_blocks(self) -> int:
+        """How many blocks the transformer has, numbered from 0."""
         return len(self.blocks)
 
     def resolve_block(self, block: Block) -> int:
@@ -240,6 +241,7 @@ class Adapter(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the pipeline computes, also while its models are offloaded."""
         return torch.device(self.pipe._execution_device)
 
     @property
@@ -256,6 +258,7 @@ class Adapter(ABC):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the scaled latents ``[B, c, h, w]`` that :meth:`denoise` takes."""
         return int(self.transformer.config.in_channels)
 
     @torch.no_grad()
@@ -347,7 +350,13 @@ def check_tensor(tensor: str, *, read: bool = False) -> None:
 
 
 def halves(batch_size: int, do_cfg: bool, *, conditional: Literal["first", "last"]) -> Tensor:
-    """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds in two halves."""
+    """Bool mask of the conditional rows of a batch that, under guidance, holds both kinds in two halves.
+
+    Args:
+        batch_size: rows of the call, guidance included.
+        do_cfg: whether the pipeline guides; without it all rows are conditional.
+        conditional: which half is.
+    """
     if do_cfg and batch_size % 2:
         raise TideError(
             f"a call with guidance holds two rows for each prompt and this one has {batch_size}, an odd number; use a "

@@ -165,6 +165,7 @@ class FluxAdapter(JointAdapter):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of unpacked latents: a token holds four of each, a square of 2 x 2."""
         return super().latent_channels // _PACK**2
 
     @property
@@ -213,12 +214,21 @@ class FluxAdapter(JointAdapter):
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Latents ``[B, c, h, w]`` to tokens ``[B, h/2 * w/2, 4c]``, row-major, each c times its 2 x 2 square."""
+    """Latents ``[B, c, h, w]`` to tokens ``[B, h/2 * w/2, 4c]``, row-major, each c times its 2 x 2 square.
+
+    Args:
+        latents: h and w even.
+    """
     return nn.functional.pixel_unshuffle(latents, _PACK).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`pack` for ``grid = (h/2, w/2)``."""
+    """The inverse of :func:`pack` for ``grid = (h/2, w/2)``.
+
+    Args:
+        tokens: ``[B, h/2 * w/2, 4c]``.
+        grid: rows and columns of the tokens.
+    """
     return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), _PACK)
 
 

@@ -34,6 +34,14 @@ class Call(Position):
     rather than to guidance. B counts the rows of this call, guidance included; each row is the group of its tokens.
     ``inputs [B, T, d_model]`` are the image tokens that enter the tapped module, if :func:`tap` was asked for them.
     ``grid`` holds their rows and columns, or None where the call does not say.
+
+    Attributes:
+        timestep: ``[B]`` float32, the scheduler's.
+        conditioning: ``[B, d_embedding]`` float32, or None.
+        group: as in :class:`~tide.sae.Position`; None, because each row of the call is a group.
+        conditional: ``[B]`` bool on the CPU.
+        inputs: ``[B, T, d_model]``, or None.
+        grid: rows and columns of the tokens, or None.
     """
 
     timestep: Tensor
@@ -44,6 +52,7 @@ class Call(Position):
 
     @property
     def batch_size(self) -> int:
+        """Rows of this call, guidance included."""
         return len(self.timestep)
 
     def take(self, rows: Tensor) -> Call:
@@ -115,6 +124,14 @@ def tap(
     :class:`~tide.errors.TideError` if something skips blocks (the caches of diffusers, see
     :mod:`tide.adapters.skips`), even if that shows only during a pass; warns (:class:`~tide.errors.TideWarning`) if the
     pipeline ran and never called this transformer.
+
+    Args:
+        adapter: of the transformer.
+        taps: block -> a function of its image tokens ``[B, T, d_model]`` and the :class:`Call`.
+        tensor: what of the block.
+        stop_after: end the pass after the last tapped block.
+        inputs: also hand over what enters the module.
+        before: called ahead of every pass.
     """
     check_tensor(tensor, read=True)
     if inputs and tensor not in TARGETS:
@@ -288,7 +305,14 @@ _OPEN: WeakKeyDictionary[nn.Module, list[_Passes]] = WeakKeyDictionary()
 def run_until(
     adapter: Adapter, taps: Taps, run: Callable[[], Any], tensor: str = "output", *, inputs: bool = False
 ) -> None:
-    """Calls ``run``, which runs the transformer once, and stops it after the last tapped block."""
+    """Calls ``run``, which runs the transformer once, and stops it after the last tapped block.
+
+    Args:
+        adapter: of the transformer.
+        taps: block -> a function of its image tokens.
+        run: runs the transformer once.
+        tensor, inputs: as for :func:`tap`.
+    """
     try:
         with tap(adapter, taps, tensor, stop_after=True, inputs=inputs):
             run()

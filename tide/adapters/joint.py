@@ -24,6 +24,7 @@ class JointAdapter(Adapter):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of what the transformer predicts; its input may have further ones, of pictures."""
         config = self.transformer.config
         return int(config.out_channels or config.in_channels)
 
@@ -49,14 +50,21 @@ class JointAdapter(Adapter):
 
 @dataclass(frozen=True)
 class FirstTokens:
-    """The first ``n_tokens`` of the tokens that are not text; those behind them are of reference pictures."""
+    """The first ``n_tokens`` of the tokens that are not text; those behind them are of reference pictures.
+
+    Attributes:
+        adapter: whose image tokens these are part of.
+        n_tokens: of the image that is drawn.
+    """
 
     adapter: Adapter
     n_tokens: int
 
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor:
+        """The first ``n_tokens`` of the adapter's image tokens of ``output``, ``[B, n_tokens, d_model]``."""
         return self.adapter.image_tokens(output, tensor)[:, : self.n_tokens]
 
     def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any:
+        """``output`` with these tokens replaced by ``x``, and those of reference pictures as they were."""
         references = self.adapter.image_tokens(output, tensor)[:, self.n_tokens :]
         return self.adapter.with_image_tokens(output, torch.cat([x, references], dim=1), tensor)

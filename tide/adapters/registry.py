@@ -87,8 +87,12 @@ def adapter_for(pipe: Any) -> Adapter:
     """The adapter of a pipeline, by the class of its transformer (of what is inside ``torch.compile`` or a
     ``PeftModel``) and by its own class.
 
-    Raises :class:`~tide.errors.TideError` if none is registered for the transformer, or if the pipeline's class calls
-    it in a way that the adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
+    Args:
+        pipe: a pipeline of diffusers.
+
+    Raises:
+        TideError: if none is registered for the transformer, or if the pipeline's class calls it in a way that the
+            adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
     """
     transformer = unwrapped(getattr(pipe, "transformer", None))
     adapter = adapter_class(type(transformer))

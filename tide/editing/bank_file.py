@@ -77,7 +77,10 @@ def bank_writer(bank: Bank) -> Write:
 
 
 def save_bank(path: str | Path, bank: Bank) -> None:
-    """Writes ``bank`` as one safetensors file."""
+    """Writes ``bank`` as one safetensors file.
+
+    ``path`` is the file, which is replaced in one step.
+    """
     replace_file(Path(path), bank_writer(bank))
 
 

@@ -40,7 +40,10 @@ def draw_latents(
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """The pipeline's final latents of one prompt, scaled, ``[1, c, h, w]``. The arguments are those of
-    :func:`draw_edits`."""
+    :func:`draw_edits`.
+
+    So ``adapter`` draws with ``n_steps`` steps, ``guidance_scale``, ``seed`` and ``size`` as there.
+    """
     return adapter.generate(
         [prompt],
         n_steps=n_steps,

@@ -62,6 +62,7 @@ class Target:
 
     @property
     def n_latents(self) -> int:
+        """How many latents the target holds."""
         return self.values.shape[-1]
 
     def at(self, place: Place) -> Tensor:
@@ -89,6 +90,8 @@ def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
     """bool ``[tokens]``: the ``n`` tokens at which two maps of latents are furthest apart, over all timesteps (of
     equally far ones the first). Edits of more and more of them are edits of growing strength (section 6).
 
+    ``first`` and ``second`` are maps over the image (:func:`prompt_target`).
+
     Raises :class:`~tide.errors.TideError` unless both are maps of one size at the same timesteps, of ``n`` tokens or
     more.
     """
@@ -103,6 +106,8 @@ def most_different_tokens(first: Target, second: Target, n: int) -> Tensor:
 def differing_tokens(first: Target, second: Target, share: float) -> Tensor:
     """bool ``[tokens]``: those at which two maps of latents are at least ``share`` (0 to 1) as far apart as where they
     are furthest, in Euclidean distance over all timesteps. Maps that are alike differ nowhere.
+
+    ``first`` and ``second`` are maps over the image (:func:`prompt_target`).
 
     Raises :class:`~tide.errors.TideError` unless both are maps of one size at the same timesteps, and for another
     share.
@@ -161,7 +166,10 @@ class _Several(Edit):
 
 @dataclass(frozen=True)
 class Compose(_Several):
-    """Edits applied one after the other."""
+    """Edits applied one after the other.
+
+    ``edits`` are applied from left to right.
+    """
 
     def latents(self, z: Tensor, place: Place) -> Tensor:
         for edit in self.edits:
@@ -309,7 +317,10 @@ class Replace(_Towards):
 
 @dataclass(frozen=True)
 class ScaleTarget(_Towards):
-    """Scales, inside the original, the indices of the target's ``top_k`` latents (C.1, second strategy)."""
+    """Scales, inside the original, the indices of the target's ``top_k`` latents (C.1, second strategy).
+
+    ``factor`` multiplies them.
+    """
 
     top_k: int
     factor: float

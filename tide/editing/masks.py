@@ -33,6 +33,7 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, int] | None =
     Args:
         path: a picture of the image's size; what is transparent is dark.
         size: height and width of the image in pixels; default the pipeline's own.
+        adapter: of the pipeline that draws.
 
     Returns:
         bool ``[tokens]``: true where more than half of the token's pixels are brighter than mid-grey (127 of 255).
@@ -54,7 +55,10 @@ def read_mask(path: str | Path, adapter: Adapter, size: tuple[int, int] | None =
 
 
 def image_mask(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Values ``[..., tokens]`` to ``[..., H, W]``, bilinear, for drawing a token map over its image."""
+    """Values ``[..., tokens]`` to ``[..., H, W]``, bilinear, for drawing a token map over its image.
+
+    ``grid`` has the rows and columns of the tokens, ``size`` height and width in pixels.
+    """
     flat = tokens.reshape(-1, 1, *grid).float()
     enlarged = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return enlarged.reshape(*tokens.shape[:-1], *size).to(torch.float32)

@@ -39,6 +39,8 @@ def watched(
     Args:
         size: of the images in pixels; default the pipeline's own.
         n_images: that the pipeline draws at a time.
+        adapter: of the pipeline that draws.
+        on_step: called with the step, the number of steps and the clean latents ``[n_images, c, h, w]``.
 
     Raises:
         TideError: the size does not fit the pipeline, it draws another number of images, or its scheduler has no noise

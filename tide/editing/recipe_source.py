@@ -28,7 +28,10 @@ def recipe_code(recipe: Recipe, checkpoint: str, pipeline: str) -> str:
 
 
 def recipe_command(path: str | Path, checkpoint: str | Path, out: str | Path = "runs/recipe") -> str:
-    """The shell line that draws the recipe in the file ``path`` into the folder ``out``."""
+    """The shell line that draws the recipe in the file ``path`` into the folder ``out``.
+
+    ``checkpoint`` is the folder of the autoencoder whose latents it names.
+    """
     words = ["tide", "edit", f"--recipe={path}", f"--sae={checkpoint}", f"--out={out}"]
     return shlex.join(words)
 

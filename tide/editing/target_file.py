@@ -33,7 +33,10 @@ def sae_record(model: TIDE) -> dict[str, Any]:
 
 
 def save_target(path: str | Path, target: Target, model: TIDE) -> None:
-    """Writes ``timesteps`` and ``values`` as one safetensors file, the SAE's block and sizes in its metadata."""
+    """Writes ``timesteps`` and ``values`` as one safetensors file, the SAE's block and sizes in its metadata.
+
+    ``target`` is of latents of ``model``; the file ``path`` is replaced in one step.
+    """
     tensors = {"timesteps": target.timesteps.float(), "values": target.values}
     replace_file(Path(path), tensors_writer(tensors, {KEY: json.dumps(sae_record(model))}))
 

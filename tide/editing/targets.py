@@ -38,6 +38,10 @@ def prompt_target(
 
     Args:
         pooled: averaged over the image.
+        adapter: of the pipeline.
+        model: the TIDE, on the pipeline's device.
+        prompt: what is drawn.
+        n_steps, guidance_scale, seed, size: as for :func:`draw_edits`.
 
     Returns:
         A target with values ``[timesteps, tokens, n_latents]``, or ``[timesteps, n_latents]`` if ``pooled``, float32
@@ -65,7 +69,10 @@ def image_target(
     pooled: bool = False,
 ) -> Target:
     """The latents that ``model``'s block has on ``image`` under ``prompt``, noised to every timestep of a run
-    (Algorithm 1). ``image`` is fitted to ``size``. Returns and raises as :func:`prompt_target`."""
+    (Algorithm 1). ``image`` is fitted to ``size``. Returns and raises as :func:`prompt_target`.
+
+    ``adapter``, ``model``, ``n_steps``, ``seed``, ``size`` and ``pooled`` are as there.
+    """
     size = image_size(adapter, size)
     _check_size(adapter, model, n_steps, size, pooled)
     run = partial(
@@ -93,6 +100,8 @@ def image_contrast(
 ) -> tuple[Target, Target]:
     """For :class:`~tide.editing.Contrast`: the latents on ``image``, noised as in :func:`image_target`, under the
     prompt ``present`` and, with the same noise, under ``absent``.
+
+    ``adapter``, ``model``, ``n_steps``, ``seed`` and ``size`` are as for :func:`prompt_target`.
 
     Returns:
         Two targets with values ``[timesteps, tokens, n_latents]``, float16 on the CPU.

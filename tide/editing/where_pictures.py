@@ -61,6 +61,8 @@ def overlays(
     Args:
         size, n_images: of the images that are drawn, as for :func:`~tide.editing.watched`.
         most: steps to show at most, evenly spread and with the first and the last; each takes the VAE's decoder.
+        adapter: of the pipeline that draws.
+        met: what the edit has met so far.
 
     Raises:
         TideError: the edit has no Where; ``most`` is not positive; and as :func:`~tide.editing.watched`.

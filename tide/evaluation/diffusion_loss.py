@@ -25,7 +25,10 @@ LEAST_HARM = 0.01
 
 def sae_intervention(model: TIDE) -> Intervention:
     """Replaces the tokens by their reconstruction, or by what a transcoder makes of the module's input, for which
-    :func:`diffusion_loss` needs ``inputs``."""
+    :func:`diffusion_loss` needs ``inputs``.
+
+    ``model`` is on the adapter's device.
+    """
 
     def reconstruct(x: Tensor, call: Call) -> Tensor:
         given = x if model.config.target is None else call.inputs
@@ -37,7 +40,10 @@ def sae_intervention(model: TIDE) -> Intervention:
 
 
 def zero_ablation(x: Tensor, call: Call) -> Tensor:
-    """Replaces the tokens by zeros: the worst case that :func:`recovered` measures against."""
+    """Replaces the tokens by zeros: the worst case that :func:`recovered` measures against.
+
+    ``x [B, T, d_model]`` are the tokens of ``call``; returns as many zeros.
+    """
     return torch.zeros_like(x)
 
 
@@ -108,6 +114,17 @@ def diffusion_loss(
     Every image of ``data`` is noised once at every timestep, with the same noise for all interventions; the noise
     depends on ``seed``, the image and the timestep, not on how ``data`` is batched. ``clean``: :func:`clean_losses` of
     the same data, timesteps and seed; measured if it is None.
+
+    Args:
+        adapter: of the pipeline.
+        data: encoded images with their prompts (:func:`tide.activations.prepare`).
+        block: whose tokens the interventions replace.
+        interventions: name -> a function of tokens and :class:`~tide.adapters.Call` that returns others.
+        timesteps: ``[T]``.
+        tensor: what of the block.
+        inputs: interventions get what enters the module, too.
+        seed: of the noise.
+        clean: the clean losses, if they are known.
 
     Returns:
         ``{"clean": figures, name: figures}`` with figures ``"loss"``; ``"error"``, the standard error of what the

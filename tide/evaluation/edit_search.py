@@ -101,6 +101,7 @@ class Search:
 
     @property
     def best(self) -> Tried:
+        """The setting of the highest score."""
         return self.tried[0]
 
 

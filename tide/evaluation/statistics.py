@@ -13,7 +13,10 @@ from tide.errors import TideError
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95 % by default); without trials, all of [0, 1]."""
+    """Wilson score interval of a proportion (95 % by default); without trials, all of [0, 1].
+
+    Of ``n`` trials ``successes`` succeeded; ``z`` is the normal quantile, 1.96 for 95 %.
+    """
     if not 0 <= successes <= n:
         raise TideError(f"{successes:g} successes of {n} trials are not a proportion; give 0..{n}")
     if n == 0:
@@ -57,6 +60,8 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
     ``scores [rows, features]``, ``masks [rows, concepts]`` bool, on one device; returns float64 ``[features,
     concepts]``, NaN for a mask of all rows or none and for a score that is NaN. From rank sums: AUROC = (sum of the
     positives' ranks - P (P + 1) / 2) / (P N), tied values sharing their mean rank.
+
+    ``columns_at_once`` features are ranked at a time, which bounds the memory.
     """
     if scores.ndim != 2 or masks.ndim != 2 or len(scores) != len(masks):
         raise TideError(
@@ -82,7 +87,7 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
 def auroc_interval(area: float, n_positives: int, n_negatives: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of an AUROC (95 % by default) of independent positives and negatives; [0, 1] without either.
 
-    The areas t at which ``area`` lies within ``z`` standard errors, |area - t| <= z sqrt(V(t)), with the variance of
+    The areas t at which ``area`` lies within ``z`` standard errors, ``|area - t| <= z sqrt(V(t))``, with the variance of
     Hanley and McNeil and n = (P + N) / 2 - 1::
 
         V(t) = t (1 - t) (1 + n (1 - t) / (2 - t) + n t / (1 + t)) / (P N)
@@ -90,6 +95,11 @@ def auroc_interval(area: float, n_positives: int, n_negatives: int, z: float = 1
     This is method 5 of Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic",
     part 2, Statistics in Medicine 25 (2006) 559-573. An area of 1 does not get an interval of no width, as it does from
     Hanley and McNeil's standard error.
+
+    Args:
+        area: the AUROC.
+        n_positives, n_negatives: P and N.
+        z: the normal quantile.
     """
     if not 0 <= area <= 1:
         raise TideError(f"{area:g} is not an area under a curve; give 0..1")

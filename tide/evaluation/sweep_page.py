@@ -81,7 +81,10 @@ class Column:
 
 
 def write_sweep(path: str | Path, found: Figures, *, title: str = "Layer sweep", note: str = "") -> None:
-    """Writes the page of what :func:`tide.evaluation.sweep` returned. ``note``: where the figures come from."""
+    """Writes the page of what :func:`tide.evaluation.sweep` returned. ``note``: where the figures come from.
+
+    ``found`` goes into the file ``path``, under ``title``.
+    """
     environment = Environment(
         loader=PackageLoader("tide.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -94,6 +94,12 @@ def evaluate_blocks(
     activations of one pass are held at a time, and of each block the sums that PCA needs, ``d_model**2``. Left out are
     the images that trained any of the models.
 
+    Args:
+        adapter: of the pipeline that the models were trained on.
+        models: block -> its autoencoder.
+        source: images with captions.
+        fit, token_fraction, loss_timesteps, loss_images, batch_size, seed: as for :func:`evaluate`.
+
     Returns:
         Numbers for JSON: under ``"blocks"`` the figures of each, by its number; under ``"average"`` their
         :func:`average`, as Table 1 of the paper averages over the layers.

@@ -30,7 +30,10 @@ def images_in_words(n: int, kind: str) -> str:
 
 def evaluation_text(figures: dict[str, Any]) -> str:
     """Three tables: a row a model, the clean model and the zeroed block; the diffusion loss by timestep, the worst
-    ratio marked; reconstruction by timestep."""
+    ratio marked; reconstruction by timestep.
+
+    ``figures`` are what :func:`tide.evaluation.evaluate` returned.
+    """
     kind, loss = figures["sae"]["kind"], figures["diffusion_loss"]
     parts = [_models(figures), _by_timestep(kind, loss), _fit_by_timestep(kind, figures["models"]["tide"]["timestep"])]
     shares = [each["recovered"] for each in (*loss["variants"].values(), *loss["by_timestep"].values())]
@@ -48,7 +51,10 @@ def evaluation_sentence(figures: dict[str, Any]) -> str:
 
 
 def blocks_text(found: dict[str, Any]) -> str:
-    """The figures of :func:`tide.evaluation.evaluate_blocks`: a row a block, and their mean."""
+    """The figures of :func:`tide.evaluation.evaluate_blocks`: a row a block, and their mean.
+
+    ``found`` is what that function returned.
+    """
     blocks, average = found["blocks"], found["average"]
     rows = [(f"block {block}", *_of_block(figures)) for block, figures in blocks.items()]
     rows.append(("mean", *_of_block(_means(average))))
@@ -60,7 +66,10 @@ def blocks_text(found: dict[str, Any]) -> str:
 
 
 def blocks_sentence(found: dict[str, Any]) -> str:
-    """What the average over the blocks comes to, and which block is reconstructed worst."""
+    """What the average over the blocks comes to, and which block is reconstructed worst.
+
+    ``found`` is what :func:`tide.evaluation.evaluate_blocks` returned.
+    """
     blocks, average = found["blocks"], found["average"]
     explained = {block: figures["models"]["tide"]["explained_variance"] for block, figures in blocks.items()}
     known = {block: value for block, value in explained.items() if value is not None}

@@ -21,6 +21,8 @@ def read_lines(path: Path) -> list[str]:
     A writer may add lines meanwhile: what is there when this begins is read. Half a line at the end, which a writer
     that is at work or was killed leaves, is left out. A last line of whole JSON that only lacks its end is a line.
 
+    ``path`` is the file.
+
     Raises :class:`~tide.errors.TideError` if the file cannot be read, is too large, or is not text; the message says in
     which line.
     """
@@ -46,6 +48,9 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Adds ``lines``, which hold no line ends, to a file that the caller holds (:func:`~tide.files.lock_file`).
 
     They are on disk when this returns. Half a line that a killed writer left at the end is removed first.
+
+    ``path`` is made if there is none.
+
     Raises :class:`~tide.errors.TideError` if the file cannot be written or would grow too large to be read; nothing is
     added then.
     """

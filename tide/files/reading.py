@@ -21,6 +21,8 @@ YAML_BYTES = 2**20
 def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte-order mark.
 
+    ``path`` is the file.
+
     Raises :class:`~tide.errors.TideError` if it is missing, unreadable or not text.
     """
     try:
@@ -40,13 +42,18 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, kind: Any = None) -> Any:
     """What a JSON file holds, checked against ``kind`` (:func:`~tide.files.schema.check_schema`) if one is given.
 
+    ``path`` is the file.
+
     Raises :class:`~tide.errors.TideError` if the file is missing, unreadable, not JSON, or not of this kind.
     """
     return parse_json(read_text(path), str(path), kind)
 
 
 def parse_json(text: str, where: str, kind: Any = None) -> Any:
-    """:func:`read_json` for text from ``where``, a file or an entry of one."""
+    """:func:`read_json` for text from ``where``, a file or an entry of one.
+
+    ``kind`` is as there.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
@@ -75,7 +82,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises :class:`~tide.errors.TideError` for anything else."""
+    """The mapping that a YAML file holds. Raises :class:`~tide.errors.TideError` for anything else.
+
+    ``path`` is the file.
+    """
     if path.is_file() and path.stat().st_size > YAML_BYTES:
         raise TideError(f"{path} is larger than {YAML_BYTES} bytes; give a file of options")
     text = read_text(path)

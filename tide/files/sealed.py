@@ -20,13 +20,18 @@ SEAL = "sha256"
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """Writes ``data`` with the checksum of its JSON; unlike :func:`~tide.files.write_json` it keeps NaN, which Python
-    reads back, so that figures computed from kept results are those of the first run."""
+    reads back, so that figures computed from kept results are those of the first run.
+
+    ``path`` is the file, which is replaced in one step.
+    """
     text = json.dumps({**data, SEAL: _digest(data)}, indent=2) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_sealed(path: Path, kind: Any, *, remedy: str) -> dict[str, Any]:
     """What :func:`write_sealed` was given, checked against ``kind`` as :func:`~tide.files.read_json` does.
+
+    ``path`` is the file.
 
     Raises :class:`~tide.errors.TideError`, which ends with ``remedy``, if anything in it was changed. A file without a
     checksum comes from an earlier version and is accepted.

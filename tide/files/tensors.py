@@ -23,7 +23,10 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensors_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Write:
-    """A function that writes ``tensors``, copied to the CPU, for :func:`~tide.files.replace_files`."""
+    """A function that writes ``tensors``, copied to the CPU, for :func:`~tide.files.replace_files`.
+
+    ``metadata`` goes into the file's header.
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     return lambda path: save_file(plain, path, metadata=metadata)
 
@@ -32,6 +35,8 @@ def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises :class:`~tide.errors.TideError` for any other file.
 
     ``what`` is what the message calls incomplete if the file is missing.
+
+    ``path`` is the file.
     """
     if not path.is_file():
         raise TideError(f"{path} does not exist; {what} is incomplete")
@@ -44,7 +49,10 @@ def read_tensors(path: Path, what: str = "the file") -> dict[str, Tensor]:
 
 
 def open_tensors(path: Path, what: str = "the file") -> Any:
-    """A safetensors file opened without reading it (``safetensors.safe_open``); errors as :func:`read_tensors`."""
+    """A safetensors file opened without reading it (``safetensors.safe_open``); errors as :func:`read_tensors`.
+
+    ``path`` is the file, and messages call it ``what``.
+    """
     if not path.is_file():
         raise TideError(f"{path} does not exist; {what} is incomplete")
     try:
@@ -93,13 +101,19 @@ def _dtype(value: Tensor) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises :class:`OSError` if it cannot be read."""
+    """The SHA-256 of a file, in hexadecimal. Raises :class:`OSError` if it cannot be read.
+
+    ``path`` is read in pieces.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def what_is_wrong(path: Path) -> str:
-    """Why a file is not a safetensors file: it is a pickle (bare, or torch.save's zip), truncated or foreign."""
+    """Why a file is not a safetensors file: it is a pickle (bare, or torch.save's zip), truncated or foreign.
+
+    ``path`` is a file that could not be read as one.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(8)

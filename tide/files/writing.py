@@ -66,7 +66,10 @@ def _write(write: Write, temporary: Path) -> None:
 
 
 def replace_file(path: Path, write: Write) -> None:
-    """:func:`replace_files` of one file."""
+    """:func:`replace_files` of one file.
+
+    ``path`` gets what ``write`` writes.
+    """
     replace_files({path: write})
 
 
@@ -91,5 +94,8 @@ def json_writer(data: object) -> Write:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Writes ``data``, replacing the file in one step."""
+    """Writes ``data``, replacing the file in one step.
+
+    ``path`` is the file.
+    """
     replace_file(path, json_writer(data))

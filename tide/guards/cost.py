@@ -63,6 +63,8 @@ def guard_cost(
     Runs the transformer once, on an image of zeros, which on the meta device computes nothing. ``text``: the
     transformer's arguments of one prompt (default: those of an empty one).
 
+    ``adapter`` is of a pipeline that the guard was made for.
+
     Raises:
         TideError: the size does not divide into tokens.
     """

@@ -23,7 +23,15 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class MadeFor:
-    """The model that a guard was made for. ``weights``: the fingerprint of its transformer."""
+    """The model that a guard was made for. ``weights``: the fingerprint of its transformer.
+
+    Attributes:
+        family: the model family.
+        block: whose activations the guard reads.
+        tensor: what of the block.
+        d_model: width of the activations.
+        weights: the fingerprint of the transformer.
+    """
 
     family: str
     block: int

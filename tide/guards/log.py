@@ -51,6 +51,7 @@ class Sighting:
 
     @property
     def flagged(self) -> bool:
+        """Whether a score was above its threshold in any call."""
         return self.first is not None
 
     @property

@@ -51,6 +51,7 @@ class Words:
 
     @property
     def rank(self) -> int:
+        """The rank r of the map."""
         return self.down.shape[1]
 
     def __call__(self, states: Tensor) -> Tensor:

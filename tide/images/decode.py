@@ -35,6 +35,8 @@ def open_picture(source: str | Path | bytes, name: str = "", *, background: Back
 
     What is transparent shows ``background``. ``name`` is what messages call it, by default its path.
 
+    ``source`` is a path, or a file's bytes.
+
     Raises :class:`~tide.errors.TideError`, before anything is decoded, for anything but a regular file in one of
     :data:`FORMATS`, and for one larger than :data:`MAX_PIXELS`, :data:`MAX_SIDE` or :data:`MAX_BYTES`; and for damaged
     ones.

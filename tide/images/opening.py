@@ -66,7 +66,13 @@ def open_data(
 
 
 def image_folder(path: str | Path, size: Size, **options: Any) -> Selected | Stream:
-    """:func:`open_data` of a folder, whatever its name."""
+    """:func:`open_data` of a folder, whatever its name.
+
+    Args:
+        path: the folder.
+        size: height and width in pixels to which images are fitted.
+        **options: those of :func:`open_data`.
+    """
     return open_data(Path(path), size, **options)
 
 

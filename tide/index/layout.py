@@ -77,7 +77,10 @@ def index_bytes(
 ) -> dict[str, int]:
     """Bytes of the parts of an index, by what they are. ``cells``: places of a map. ``l0``: latents that fire at a
     token on average; an image is taken to have a tenth as many different ones for each place. ``size``: height and
-    width of an image in pixels."""
+    width of an image in pixels.
+
+    ``n_latents`` latents are read on ``n_images`` images at ``n_timesteps`` timesteps.
+    """
     per_latent = (TOP + DRAWN + 1) * cells + 8 * (TOP + DRAWN) + 2 * SKETCH + 16 * NEIGHBOURS + 8 * n_timesteps + 200
     firing = min(n_latents, l0 * (1 + cells / 10))
     return {
@@ -103,7 +106,10 @@ def sizes_in_words(
     l0: float,
     size: tuple[int, int] = (PICTURE, PICTURE),
 ) -> str:
-    """The size of an index in a sentence, for somebody who is about to make one; arguments of :func:`index_bytes`."""
+    """The size of an index in a sentence, for somebody who is about to make one; arguments of :func:`index_bytes`.
+
+    These are ``n_latents``, ``n_images``, ``n_timesteps``, ``cells``, ``l0`` and ``size``.
+    """
     parts = index_bytes(n_latents, n_images, n_timesteps, cells, l0, size)
     listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items())
     working = n_latents * (TOP + DRAWN + 2) * cells * 4 + n_latents * 4 * SKETCH

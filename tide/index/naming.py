@@ -36,6 +36,8 @@ def peaks(
 
     ``at_once``: latents in a piece; default as many as make :data:`SIZE` peaks.
 
+    ``index`` is read a piece at a time.
+
     Raises :class:`~tide.errors.TideError` for a latent that does not exist, and for files that are damaged.
     """
     chosen: Sequence[int] = range(index.n_latents) if latents is None else latents
@@ -90,7 +92,10 @@ class Pictures(Sequence[np.ndarray]):
 
 
 def pictures(index: Index) -> Pictures:
-    """All pictures, by their images' numbers."""
+    """All pictures, by their images' numbers.
+
+    ``index`` is that of the run.
+    """
     return Pictures(index)
 
 
@@ -109,6 +114,8 @@ def heat(index: Index) -> Callable[[int, int], np.ndarray]:
     Of the images that a latent's maps are kept of (the strongest, and those drawn at random) it is that map. Of others
     it is gathered from the strongest latents of each place: 0 where there are :data:`~tide.index.layout.PLACE`
     stronger ones.
+
+    ``index`` stays open meanwhile.
     """
 
     def of(latent: int, image: int) -> np.ndarray:

@@ -97,10 +97,12 @@ class Index:
 
     @property
     def n_latents(self) -> int:
+        """How many latents the index describes."""
         return self.facts["n_latents"]
 
     @property
     def n_images(self) -> int:
+        """How many images it was made from."""
         return self.facts["n_images"]
 
     def _database(self) -> sqlite3.Connection:
@@ -245,9 +247,11 @@ class Index:
         )
 
     def check_latent(self, latent: int) -> None:
+        """Raises :class:`~tide.errors.TideError` unless there is a latent of this number."""
         if not 0 <= latent < self.n_latents:
             raise TideError(f"latent {latent} does not exist; there are 0..{self.n_latents - 1}")
 
     def check_image(self, image: int) -> None:
+        """Raises :class:`~tide.errors.TideError` unless there is an image of this number."""
         if not 0 <= image < self.n_images:
             raise TideError(f"image {image} does not exist; there are 0..{self.n_images - 1}")

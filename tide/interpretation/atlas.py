@@ -33,7 +33,13 @@ _REMEDY = "make the atlas again"
 
 @dataclass(frozen=True)
 class Label:
-    """The concept that a latent fits best, and the AUROC of the latent's maps for the concept's masks."""
+    """The concept that a latent fits best, and the AUROC of the latent's maps for the concept's masks.
+
+    Attributes:
+        concept: its name.
+        level: of the concept, such as "colour".
+        auroc: of the latent's maps for the concept's masks.
+    """
 
     concept: str
     level: str
@@ -109,6 +115,7 @@ class Atlas:
 
     @property
     def n_latents(self) -> int:
+        """How many latents there are, silent ones included."""
         return self.frequency.shape[1]
 
     @property
@@ -219,7 +226,10 @@ def label_latents(
 
     ``latents [rows, n_latents]`` and ``masks[concept] [rows]`` bool have one row for each token. Choice and AUROC use
     the same rows, so the AUROC is optimistic. Concepts on fewer than :data:`LEAST_TOKENS` rows, or on all of them,
-    label nothing."""
+    label nothing.
+
+    ``level_of`` says each concept's level, for the labels.
+    """
     concepts = [concept for concept, mask in masks.items() if LEAST_TOKENS <= int(mask.sum()) < len(mask)]
     if not concepts:
         return (None,) * latents.shape[1]

@@ -56,6 +56,8 @@ def write_atlas(
     names are written, as thumbnails with their names and captions. ``note`` is a sentence for the header, such as how
     labels were measured.
 
+    ``title`` is the page's heading.
+
     Raises :class:`~tide.errors.TideError` if no latent fires, for a ``limit`` below 1, and for images that do not fit
     the atlas.
     """

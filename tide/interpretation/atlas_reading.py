@@ -55,6 +55,7 @@ def make_atlas(
         out: the folder for the files.
         limit: the most active latents that the page shows; the other files hold all.
         writing: a context to enter while the files are written.
+        adapter, model, source, timesteps, top_images, seed, progress: as for :func:`read_atlas`.
 
     The other arguments, and what is raised, are those of :func:`read_atlas`; also raises
     :class:`~tide.errors.TideError` if no latent fires or ``limit`` is below 1.

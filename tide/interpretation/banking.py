@@ -94,6 +94,8 @@ def difference(recorded: ContrastRecording, mask: Tensor, *, n_tokens: int = TOK
     ``recorded`` is :func:`~tide.editing.record.record_contrast`'s, with as many references as ``mask``, bool
     ``[references, tokens]``, has rows. ``n_tokens`` are drawn at random, the same at every timestep.
 
+    ``seed`` is that of the drawn tokens.
+
     Raises:
         TideError: the mask is of another size, or empty.
     """

@@ -118,7 +118,8 @@ def caption_concepts(
         adapter: of the pipeline that the model was trained on.
         model: an SAE that knows its block, on the adapter's device.
         source: images with captions, read until there are enough.
-        words: whole words of the captions, one or several in a row, whatever their case (:func:`holds`).
+        words: whole words of the captions, one or several in a row, whatever their case
+            (:func:`tide.images.words.holds`).
         images_per_concept: the most images read for each word, and the most without it.
         top_images: how many images to draw for each word.
         timesteps: ``[T]``; default three of :func:`~tide.interpretation.timesteps.concept_timesteps`.
@@ -149,7 +150,13 @@ def caption_concepts_of_blocks(
     batch_size: int = 4,
 ) -> dict[int, CaptionConcepts]:
     """:func:`caption_concepts` of the autoencoders of several blocks, ``models``, on the same images and halves; the
-    passes of the transformer are shared. Left out are the images that trained any of the models."""
+    passes of the transformer are shared. Left out are the images that trained any of the models.
+
+    Args:
+        adapter: of the pipeline that the models were trained on.
+        models: block -> its autoencoder.
+        source, words, images_per_concept, top_images, timesteps, seed, batch_size: as for :func:`caption_concepts`.
+    """
     check_source(source)
     check_models(adapter, models)
     if isinstance(words, str) or not words:

@@ -51,6 +51,7 @@ class Annotated:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of an image."""
         return self.x.shape[2]
 
     def flat_masks(self, concepts: list[str]) -> Tensor:
@@ -59,7 +60,10 @@ class Annotated:
 
 
 def mean_latents(model: TIDE, data: Annotated) -> Tensor:
-    """Latents averaged over the timesteps: ``[images * tokens, n_latents]``."""
+    """Latents averaged over the timesteps: ``[images * tokens, n_latents]``.
+
+    ``model`` is on the device of ``data``. Raises :class:`~tide.errors.TideError` if ``data`` has no timesteps.
+    """
     total: Tensor | None = None
     for t, x in zip(data.timesteps.tolist(), data.x, strict=True):
         z = model.dense(x.flatten(0, 1), Position(t, data.conditioning))
@@ -73,6 +77,8 @@ def pooled_latents(latents: Tensor, labels: Tensor, n_tokens: int) -> Tensor:
     """Average-pooled latents ``[n_latents]`` over the tokens of all images that share a concept.
 
     ``latents [images * tokens, n_latents]``, ``labels [images]`` bool.
+
+    ``n_tokens`` is the number of tokens of an image.
     """
     if not labels.any():
         raise TideError("no image shows this concept; collect images that do")
@@ -92,7 +98,17 @@ def concept_scores(latents: Tensor, pooled: Tensor, background: Tensor | None = 
 @dataclass(frozen=True)
 class Found:
     """What was found for a concept: a latent or a raw neuron (``sign`` -1 if it falls silent on the concept), its
-    AUROC on the held-out images, and the IoU of its map at the threshold chosen on the others."""
+    AUROC on the held-out images, and the IoU of its map at the threshold chosen on the others.
+
+    Attributes:
+        concept: its name.
+        index: the number of the latent or neuron.
+        sign: 1, or -1 for a neuron that falls silent on the concept.
+        threshold: of the map, chosen on the images that chose the latent.
+        selection_auroc: on the images that chose it, so optimistic.
+        auroc: on the held-out images.
+        iou: of the map with the concept's mask there.
+    """
 
     concept: str
     index: int

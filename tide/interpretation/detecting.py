@@ -50,6 +50,7 @@ class FittedDetector:
 
     @property
     def mean_auroc(self) -> float:
+        """The AUROC on the held-out images, averaged over the timesteps."""
         return sum(self.auroc) / len(self.auroc)
 
 
@@ -96,12 +97,18 @@ def fit_detectors(
 
 
 def token_scores(detector: Detector, data: Annotated) -> Tensor:
-    """The scores of every token, ``[timesteps, images, tokens]`` on the CPU."""
+    """The scores of every token, ``[timesteps, images, tokens]`` on the CPU.
+
+    ``detector`` scores ``data``, at each timestep by its weights of the nearest one.
+    """
     return _scores(detector, _Latents(detector.model, data, "token")).view(*data.x.shape[:3])
 
 
 def mean_scores(detector: Detector, data: Annotated) -> Tensor:
-    """The mean scores of the tokens of every image, ``[timesteps, images]`` on the CPU."""
+    """The mean scores of the tokens of every image, ``[timesteps, images]`` on the CPU.
+
+    ``detector`` scores the tokens of ``data`` (:func:`token_scores`).
+    """
     return _scores(detector, _Latents(detector.model, data, "image"))
 
 

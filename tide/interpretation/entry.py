@@ -26,7 +26,12 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a latent's peaks agree with its name: the AUROC on ``images`` that did not choose the name."""
+    """How well a latent's peaks agree with its name: the AUROC on ``images`` that did not choose the name.
+
+    Attributes:
+        auroc: in [0, 1].
+        images: how many images it was measured on.
+    """
 
     auroc: float
     images: int
@@ -62,6 +67,7 @@ class Entry:
 
     @property
     def by_person(self) -> bool:
+        """Whether a person says so, and not a method."""
         return self.by.startswith("person:")
 
     @property

@@ -52,6 +52,7 @@ class Followed:
 
     @property
     def n_steps(self) -> int:
+        """Steps of the run."""
         return len(self.source.codes)
 
     @property

@@ -37,8 +37,16 @@ def build_atlas(
     in order: whole images, or some of the tokens of one image. ``on_peaks`` gets the highest of them in each image,
     ``[images, n_latents]`` on the CPU, in order.
 
-    Raises :class:`~tide.errors.TideError` if there are no images or no timesteps, and for activations of another shape
-    or that are not finite.
+    Args:
+        model: an SAE, on the device where it is to compute.
+        timesteps: ``[T]``.
+        batches: activations, in the order of the images.
+        grid: rows and columns of an image's tokens.
+        top_images: images kept of each latent.
+        on_latents, on_peaks: called with what is described above.
+
+    Raises:
+        TideError: if there are no images or no timesteps, and for activations of another shape or that are not finite.
     """
     if len(timesteps) == 0 or top_images < 1:
         raise TideError(

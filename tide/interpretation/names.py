@@ -70,6 +70,8 @@ class Names:
     """A file of names. Any number of processes and threads may add to it and read it at once.
 
     ``n_latents``: how many latents there are, if it is known; others are refused.
+
+    ``path`` is the file, which need not exist yet.
     """
 
     def __init__(self, path: str | Path, n_latents: int | None = None) -> None:

@@ -54,7 +54,16 @@ def concept_profiles(
     seed: int = 0,
 ) -> ConceptProfiles:
     """Runs Algorithm 1 over prepared images, each at every timestep with one noise, and averages the block's tokens
-    under each of ``masks[concept]`` (bool ``[images, tokens]``)."""
+    under each of ``masks[concept]`` (bool ``[images, tokens]``).
+
+    Args:
+        adapter: of the pipeline that the model was trained on.
+        model: an SAE that knows its block.
+        data: encoded images.
+        masks: concept -> bool ``[images, tokens]``.
+        timesteps: ``[T]``.
+        seed: of the noise.
+    """
     names, n_images = tuple(masks), sum(len(images.latents) for images in data)
     if not names or any(len(mask) != n_images for mask in masks.values()):
         raise TideError(f"a profile needs masks [{n_images}, tokens] of one concept or more, one an image")

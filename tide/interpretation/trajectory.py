@@ -27,6 +27,14 @@ class Trajectory:
     ``codes``, one a step: values float16 and indices ``[images * tokens, k]``; ``raw [steps, images, tokens, d_model]``
     float16, the block's own activations; ``clean [steps, images, c, h, w]``, the image that the model predicts at each
     step, guidance included, as scaled latents; ``final [images, c, h, w]``.
+
+    Attributes:
+        timesteps: ``[steps]``, the scheduler's.
+        codes: one a step.
+        raw: ``[steps, images, tokens, d_model]`` float16.
+        clean: ``[steps, images, c, h, w]``.
+        final: ``[images, c, h, w]``.
+        n_latents: how many latents the autoencoder has.
     """
 
     timesteps: Tensor
@@ -38,10 +46,12 @@ class Trajectory:
 
     @property
     def n_images(self) -> int:
+        """Images of the run."""
         return self.raw.shape[1]
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of an image."""
         return self.raw.shape[2]
 
 
@@ -66,6 +76,8 @@ def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None
 def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) -> Trajectory:
     """Calls ``run``, which draws with the pipeline and returns its final latents, and records the SAE's block at every
     step.
+
+    ``model`` is an SAE that knows its block, on the device of ``adapter``.
 
     Raises :class:`~tide.errors.TideError` if the pipeline made fewer than two steps.
     """
@@ -131,7 +143,10 @@ def _change(pairs: list[tuple[Tensor, Tensor]], n_images: int) -> Change:
 
 
 def step_changes(run: Trajectory) -> Change:
-    """Latents of each step against those of the next: ``[steps - 1, images]``."""
+    """Latents of each step against those of the next: ``[steps - 1, images]``.
+
+    ``run`` has at least two steps.
+    """
     return _change([_codes_compared(a, b, run.n_latents) for a, b in pairwise(run.codes)], run.n_images)
 
 
@@ -143,6 +158,8 @@ def raw_step_changes(run: Trajectory) -> Change:
 
 def run_distances(first: Trajectory, second: Trajectory) -> Change:
     """Latents of two runs at each of their steps: ``[steps, images]``.
+
+    ``first`` and ``second`` are runs of one model.
 
     Raises :class:`~tide.errors.TideError` unless both ran at the same timesteps over as many images and tokens.
     """

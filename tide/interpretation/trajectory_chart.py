@@ -21,7 +21,10 @@ SIDE = 128
 
 def draw_trajectory(path: str | Path, adapter: Adapter, followed: Followed) -> None:
     """Writes a PNG: the predicted images of each run under its prompt, with step and timestep, and below them how
-    latents and raw activations change from step to step, with a line at the abrupt change."""
+    latents and raw activations change from step to step, with a line at the abrupt change.
+
+    ``followed`` is what :func:`follow` found with ``adapter``, whose VAE decodes the images; the PNG goes to ``path``.
+    """
     runs = [(followed.source, followed.prompt)]
     if followed.target is not None:
         runs.append((followed.target, f"target: {followed.towards}"))

@@ -47,6 +47,8 @@ def measure(
     """The constants of this machine, on its GPU if there is one: of reading images and running ``pipeline``, "scenes"
     or a folder; of steps of ``config``; of writing to the disk of the current folder.
 
+    ``options`` say what is kept of each image, of ``size`` height and width in pixels (default the pipeline's own).
+
     Raises :class:`~tide.errors.TideError` for a pipeline that is not here.
     """
     if not isinstance(pipeline, str | Path) or not (str(pipeline) == BUNDLED or Path(pipeline).is_dir()):

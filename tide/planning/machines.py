@@ -37,7 +37,13 @@ _OF_STEPS = ("dense", "sparse", "place", "weights", "match")
 
 @dataclass(frozen=True)
 class Constant:
-    """A number in the unit that :data:`CONSTANTS` names. ``source``: what measured it, or why it is assumed."""
+    """A number in the unit that :data:`CONSTANTS` names. ``source``: what measured it, or why it is assumed.
+
+    Attributes:
+        value: the number.
+        measured: whether it was measured; else it is assumed.
+        source: what measured it, or why it is assumed.
+    """
 
     value: float
     measured: bool
@@ -89,7 +95,10 @@ def machine_names() -> list[str]:
 
 
 def load_machine(name: str) -> Machine:
-    """A machine whose constants ship with the package. Raises :class:`~tide.errors.TideError` for any other."""
+    """A machine whose constants ship with the package. Raises :class:`~tide.errors.TideError` for any other.
+
+    ``name`` is that of the machine, such as "nvidia-h200".
+    """
     path = FOLDER / f"{name}.json"
     if name not in machine_names() or name == HERE:
         raise TideError(f"machine {name[:60]!r} is unknown; use {' or '.join(machine_names())}")

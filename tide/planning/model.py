@@ -90,10 +90,12 @@ class Way:
 
     @property
     def total_seconds(self) -> float:
+        """Seconds of all parts."""
         return sum(self.seconds.values())
 
     @property
     def total_memory(self) -> float:
+        """Bytes of the busiest rank."""
         return sum(self.memory.values())
 
 

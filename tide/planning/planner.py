@@ -32,7 +32,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, on what, and what the ways to do it take; ``memory``: bytes that a GPU has."""
+    """What is to be trained, on what, and what the ways to do it take; ``memory``: bytes that a GPU has.
+
+    Attributes:
+        work: what is to be trained.
+        machine: on what.
+        memory: bytes that a GPU has.
+        ways: what each way to do it takes.
+    """
 
     work: Work
     machine: Machine

@@ -15,7 +15,10 @@ _PARTS = ("images", "encode", "forward", "write", "training", "wire")
 
 def plan_text(found: Plan, *, formulas: bool = False) -> str:
     """What the plan is of, a table of the ways, the constants with what is assumed, the formulas if asked for, and the
-    conclusion."""
+    conclusion.
+
+    ``found`` is what :func:`plan` returned.
+    """
     parts = [_head(found), _table(found), _constants(found)]
     if formulas:
         parts.append(formulas_text())

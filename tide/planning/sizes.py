@@ -81,6 +81,8 @@ def sizes_of(name: str | Path, size: tuple[int, int] | None = None) -> PipelineS
 
     ``size``: height and width of images in pixels (default the pipeline's own). Raises
     :class:`~tide.errors.TideError` for a pipeline whose configurations are not there or not of a supported family.
+
+    ``name`` is a diffusers id or folder, or "scenes".
     """
     if str(name) == BUNDLED:
         return sizes_of_adapter(load_adapter(BUNDLED, device="cpu"), size, "the bundled pipeline")
@@ -101,6 +103,8 @@ def given_sizes(d_model: int, n_blocks: int, tokens: int) -> PipelineSizes:
     """Sizes of which only width, blocks and tokens of an image are known; images and captions are not counted.
 
     A block is taken to have :data:`BLOCK_WEIGHTS` d^2 weights.
+
+    ``d_model`` is the width, ``n_blocks`` the number of blocks, ``tokens`` those of an image.
     """
     for what, value in (("d_model", d_model), ("blocks", n_blocks), ("tokens", tokens)):
         check_count(what, value)

@@ -58,6 +58,7 @@ class Work:
 
     @property
     def d_model(self) -> int:
+        """The width of the pipeline's blocks."""
         return self.pipeline.d_model
 
     @property

@@ -69,6 +69,19 @@ class TIDEConfig(ModelOptions):
     transcoder: it encodes ``tensor``, which is the input of that module, and reconstructs the module's output. The
     defaults are those of checkpoints that are older than
     an option.
+
+    Attributes:
+        d_model: width of the activations.
+        n_latents: how many latents.
+        k: active latents of a token: exactly for TopK, on average for the others.
+        modulation: None is the plain SAE.
+        encoder_bias, decoder_bias: whether there are biases.
+        family: model family that it was trained on.
+        pipeline: the name of the pipeline that it was trained on.
+        block: the number of the block, None where it is not known.
+        tensor: what of the block.
+        prefixes: of nested dictionaries, ascending.
+        target: "attention" or "feed_forward" for a transcoder.
     """
 
     d_model: int

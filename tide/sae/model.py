@@ -332,7 +332,7 @@ class TIDE(Autoencoder):
         """Sets what starts from data, and returns the moments of ``x [..., d_model]`` and ``more`` rows, or those of
         a transcoder's ``targets``: the targets of x, and then those of each of ``more``.
 
-        All rows give the activation scale (so that the mean of |x|^2 / d is 1) and, with ``centre``, first the mean.
+        All rows give the activation scale (so that the mean of ``|x|^2 / d`` is 1) and, with ``centre``, first the mean.
         ``x`` alone gives ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one; the
         target of a transcoder),
         ``b_enc`` such that the mean modulated activation encodes to zero, and the activation function's own start.
@@ -495,7 +495,11 @@ class TIDE(Autoencoder):
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, the former mode restored."""
+    """Evaluation mode without gradients, the former mode restored.
+
+    Args:
+        model: in either mode.
+    """
     training = model.training
     model.eval()
     try:

@@ -75,6 +75,10 @@ class Modulation(nn.Module):
     ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model also has
     a table per block (adaLN-single of PixArt), the table's rows are part of the bias. All parameters are fp32. Without
     arguments to copy from, they are initialised as PixArt's own are.
+
+    Args:
+        config: sizes and constants of the embedding.
+        generator: of the initialisation, on the CPU; None draws from the global one.
     """
 
     def __init__(self, config: ModulationConfig, generator: torch.Generator | None = None) -> None:

@@ -24,12 +24,18 @@ GUIDANCE_SCALE = 2.0
 
 
 def images_of(scenes: Sequence[Scene]) -> Tensor:
-    """Renders as ``[n, 3, 64, 64]`` in [-1, 1]."""
+    """Renders as ``[n, 3, 64, 64]`` in [-1, 1].
+
+    ``scenes`` are rendered one after the other.
+    """
     return torch.from_numpy(np.stack([render(s).image for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
 
 def concept_masks(scenes: Sequence[Scene], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """bool ``[n, tokens]`` per concept, from the renderer's pixel masks."""
+    """bool ``[n, tokens]`` per concept, from the renderer's pixel masks.
+
+    ``scenes`` are rendered; ``grid`` has the rows and columns of an image's tokens.
+    """
     height, width = grid
     out = {concept: torch.zeros(len(scenes), height * width, dtype=torch.bool) for concept in LEVEL_OF}
     for i, scene in enumerate(scenes):
@@ -54,7 +60,10 @@ def annotated_scenes(
     batch_size: int = 64,
 ) -> dict[int, Annotated]:
     """Activations of every token of rendered scenes at ``timesteps`` (Algorithm 1), with the concepts' token masks;
-    block -> activations, in float32 on the CPU."""
+    block -> activations, in float32 on the CPU.
+
+    ``adapter`` runs ``batch_size`` scenes a pass and keeps ``blocks``; ``seed`` is that of the noise.
+    """
     if not scenes:
         raise TideError("there are no scenes to annotate; give at least one")
     collected: dict[int, list[list[Tensor]]] = {block: [[] for _ in timesteps] for block in blocks}
@@ -103,5 +112,8 @@ def generate_latents(
 def generate_images(
     adapter: Adapter, prompts: Sequence[str], seeds: Sequence[int], *, n_steps: int = N_SAMPLING_STEPS
 ) -> Tensor:
-    """The images ``[n, 3, 64, 64]`` of :func:`generate_latents`, in [-1, 1]."""
+    """The images ``[n, 3, 64, 64]`` of :func:`generate_latents`, in [-1, 1].
+
+    So ``adapter`` draws each of ``prompts`` with one of ``seeds`` and ``n_steps`` steps.
+    """
     return adapter.decode_latents(generate_latents(adapter, prompts, seeds, n_steps=n_steps))

@@ -33,13 +33,19 @@ HEADS: dict[str, tuple[str, ...]] = {**ATTRIBUTES, "class": (*ATTRIBUTES["class"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge reads off one image: attribute -> value. ``valid`` is False for wreckage."""
+    """What the judge reads off one image: attribute -> value. ``valid`` is False for wreckage.
+
+    Attributes:
+        attributes: attribute -> the most probable value.
+        confidence: attribute -> its probability.
+    """
 
     attributes: dict[str, str]
     confidence: dict[str, float]
 
     @property
     def valid(self) -> bool:
+        """Whether the image shows an object of a known class."""
         return self.attributes["class"] != NO_OBJECT
 
     def agrees(self, scene: Scene, attribute: str) -> bool:
@@ -51,6 +57,8 @@ class Judge(nn.Module):
     """Four strided convolutions and a linear layer; images ``[B, 3, 64, 64]`` in [-1, 1] to logits per attribute.
 
     A branch that goes back up and adds the convolutions' outputs gives the logits of every pixel's region.
+
+    ``width`` is the number of channels of the first convolution.
     """
 
     def __init__(self, width: int = 32) -> None:

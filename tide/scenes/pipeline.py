@@ -137,6 +137,9 @@ def build_pipeline() -> PixArtAlphaPipeline:
 def load_pipeline(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PixArtAlphaPipeline:
     """The trained pipeline that ships with the package.
 
+    ``dtype`` is that of the models; ``kwargs`` go to diffusers' ``from_pretrained``, such as a component that is to be
+    left out: ``vae=None``.
+
     Raises :class:`~tide.errors.TideError` if the package data are missing (a checkout in which
     ``python scripts/train_scenes.py`` has not finished).
     """

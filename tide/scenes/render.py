@@ -55,7 +55,14 @@ REGIONS = ("sky", "ground", "shadow", "object")
 @dataclass
 class Rendering:
     """``image [64, 64, 3]`` float32 in [0, 1]; ``masks`` concept -> bool ``[64, 64]``, present concepts only;
-    ``regions`` int64 ``[64, 64]``, the index in :data:`REGIONS` of what covers most of each pixel."""
+    ``regions`` int64 ``[64, 64]``, the index in :data:`REGIONS` of what covers most of each pixel.
+
+    Attributes:
+        scene: what was rendered.
+        image: ``[64, 64, 3]`` float32 in [0, 1].
+        masks: concept -> bool ``[64, 64]``.
+        regions: ``[64, 64]`` int64.
+    """
 
     scene: Scene
     image: Array

@@ -42,6 +42,7 @@ CONCEPTS: dict[str, tuple[str, ...]] = {
     "orientation": ATTRIBUTES["orientation"],
 }
 
+#: Concept -> its level.
 LEVEL_OF: dict[str, str] = {concept: level for level, names in CONCEPTS.items() for concept in names}
 
 #: Caption templates. Each names every attribute, in an order of its own.
@@ -83,7 +84,19 @@ def with_articles(caption: str) -> str:
 
 @dataclass(frozen=True)
 class Scene:
-    """The named attributes of a scene, and the unnamed ones drawn from ``seed`` when it is rendered."""
+    """The named attributes of a scene, and the unnamed ones drawn from ``seed`` when it is rendered.
+
+    Attributes:
+        cls: the object, of ``ATTRIBUTES["class"]``.
+        colour: of the object.
+        depth: "near" or "far".
+        shadow: "with" or "without" one.
+        ground: what it stands on.
+        style: "plain", "ornate" or "sketched".
+        age: "new" or "old".
+        orientation: the side that it faces, "left" or "right".
+        seed: of the attributes without names.
+    """
 
     cls: str
     colour: str
@@ -117,6 +130,7 @@ class Scene:
 
     @property
     def split(self) -> Split:
+        """The split that the scene's combination belongs to."""
         return split_of(self.cls, self.colour, self.depth, self.shadow)
 
 
@@ -152,6 +166,8 @@ def combinations(split: Split) -> list[Scene]:
 def scenes(split: Split, n: int, seed: int = 0) -> Iterator[Scene]:
     """``n`` scenes of ``split`` in a random order; every combination comes equally often.
 
+    ``seed`` is that of their order.
+
     Raises :class:`~tide.errors.TideError` for more than :data:`MOST_SCENES`.
     """
     if n > MOST_SCENES:
@@ -166,6 +182,9 @@ def scenes(split: Split, n: int, seed: int = 0) -> Iterator[Scene]:
 
 
 def prompts(split: Split, n: int, seed: int = 0) -> list[tuple[Scene, str]]:
-    """``n`` scenes of ``split`` with a caption each, the templates taken in a random order."""
+    """``n`` scenes of ``split`` with a caption each, the templates taken in a random order.
+
+    ``seed`` is that of scenes and templates.
+    """
     rng = np.random.default_rng([seed, 7])
     return [(scene, scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))])) for scene in scenes(split, n, seed)]

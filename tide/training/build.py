@@ -16,7 +16,15 @@ def build_model(
     adapter: Adapter, block: Block, config: TrainConfig, *, tensor: str = "output", target: str | None = None
 ) -> TIDE:
     """A fresh TIDE (or SAE, or transcoder) for one block of the adapter's transformer, its modulation started as
-    asked. With ``config.shard_latents`` it has this rank's part of the latents."""
+    asked. With ``config.shard_latents`` it has this rank's part of the latents.
+
+    Args:
+        adapter: of the pipeline.
+        block: a number, negative from the end, or "penultimate".
+        config: sizes and options.
+        tensor: what of the block is encoded.
+        target: what a transcoder reconstructs; None for an autoencoder.
+    """
     check_memory(config, adapter.d_model, target=target is not None)
     index = adapter.resolve_block(block)
     modulation: Modulation | None = None

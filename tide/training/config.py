@@ -40,6 +40,17 @@ class LossConfig:
     ascending and below 1. ``mse`` and ``cosine`` are then means over the reconstructions by the first m latents, for
     each prefix and for all latents, ``x_hat_m = sum over j < m of z_j W_dec_j + b_dec``; all other terms are of the
     whole code and its residual.
+
+    Attributes:
+        mse, cosine: weights of the two parts of the reconstruction loss (eqs 13 and 14).
+        temporal: weight of the difference of a pair's latents (eq. 15); needs paired activations.
+        sparsity: weight of eq. 16, or of the activation's own penalty.
+        reg: weight of the squared norms of both weights (eq. 17).
+        auxk: weight of the auxiliary loss on dead latents.
+        k_aux: dead latents that a token may use for it.
+        s_target: a fraction of the scheduled k / n.
+        delta: where Huber's function turns linear.
+        prefixes: shares of the latents, ascending.
     """
 
     mse: float = 1.0
@@ -134,6 +145,36 @@ class TrainConfig(ModelOptions):
 
     With ``precision`` "bf16" the kernels read weights and tokens that are rounded to bfloat16 in every step. The master
     weights, which AdamW updates and checkpoints hold, their gradients and moments are always float32.
+
+    Attributes:
+        modulation: False is the plain SAE.
+        modulation_init: "identity", "adaln" or "random".
+        modulation_chunk: which of the block's modulations is copied: that of the attention ("msa") or of the
+            feed-forward ("mlp").
+        modulation_trainable: whether the modulation learns at all.
+        expansion: n over d, unless ``n_latents`` is given.
+        density: k over n, unless ``k`` is given.
+        n_latents: n.
+        k: active latents of a token.
+        steps: of training.
+        batch_tokens: rows of a step.
+        lr: the highest learning rate.
+        modulation_lr: that of the modulation, over ``lr``.
+        warmup: share of the steps in which the rate rises.
+        final_lr: the rate at the end, over ``lr``; it falls along a cosine.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        clip: the largest norm of all gradients together.
+        loss: weights of the loss.
+        progressive_k: how k falls to its value.
+        revival: how dead latents are brought back.
+        precision: "fp32" or "bf16".
+        backend: of the kernels.
+        device: that of the model.
+        shard_latents: ranks that divide the latents.
+        seed: of initialisation and batches.
+        log_every: steps from one point of the curves to the next.
+        checkpoint_every: steps from one saved state to the next.
     """
 
     activation: Activation = "jumprelu"

@@ -44,6 +44,14 @@ def live(
     """Training on a live stream: every epoch collects the activations of all images again (Algorithm 1).
 
     As :func:`live_blocks` of the one ``block``: a number, negative from the end, or "penultimate".
+
+    Args:
+        adapter: of the pipeline that is trained on.
+        source: images with captions.
+        config: of the training.
+        block: to train on.
+        options: which activations of each image to keep.
+        buffer_rows, reuse, cache, overlap: as for :func:`live_blocks`.
     """
     more: dict[str, Any] = {"buffer_rows": buffer_rows, "reuse": reuse, "cache": cache, "overlap": overlap}
     jobs = live_blocks(adapter, source, config, blocks=[block], options=options, **more)

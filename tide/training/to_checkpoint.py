@@ -84,6 +84,11 @@ def train_blocks(
     Each block has a run of its own in every tracker, and the runs of one training are a group. Of ranks that train a
     block together the first logs it.
 
+    Args:
+        jobs: what is trained, of each block.
+        out: the folder.
+        resume, made_by, trackers, say: as for :func:`train`.
+
     Returns:
         Block -> learner.
     """

@@ -36,7 +36,12 @@ _ALONE = 0
 
 
 class Trainer(Learner):
-    """A :class:`~tide.training.learner.Learner` with a loop of its own, for one model alone."""
+    """A :class:`~tide.training.learner.Learner` with a loop of its own, for one model alone.
+
+    Args:
+        model, config, out: as for :class:`~tide.training.learner.Learner`.
+        progress: shows a bar on stderr.
+    """
 
     def __init__(self, model: TIDE, config: TrainConfig, out: str | Path, *, progress: bool = True) -> None:
         super().__init__(model, config, out)

@@ -32,12 +32,16 @@ class Scorer(Protocol):
 
 
 class ImageEmbedder(Scorer, Protocol):
+    """Embeds images, for distances between sets of them."""
+
     def embed_images(self, images: Tensor) -> Tensor:
         """``images [B, 3, H, W]`` in [-1, 1] to embeddings ``[B, e]``, not normalised."""
         ...
 
 
 class TextEmbedder(Scorer, Protocol):
+    """Embeds texts."""
+
     def embed_texts(self, texts: list[str]) -> Tensor:
         """``B`` texts to embeddings ``[B, e]``, not normalised."""
         ...

@@ -36,6 +36,8 @@ class CLIPScorer(ImageTextScorer):
     is max(100 m, 0) with m its mean over the images. Images go in as 8-bit pixels, as they are saved; the folder's
     processor resizes and crops them. Texts longer than the model reads (77 tokens) are cut, with a warning.
 
+    ``folder`` is the model's, ``device`` where it computes.
+
     Raises :class:`~tide.errors.TideError` for a folder that is missing, is of another model or lacks weights, and where
     transformers cannot load it.
     """

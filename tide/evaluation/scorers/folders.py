@@ -51,7 +51,12 @@ def score_folders(
 
 @dataclass(frozen=True)
 class FolderPair:
-    """Two folders, opened; no picture is decoded before they are scored. ``shared``: the names that both have."""
+    """Two folders, opened; no picture is decoded before they are scored. ``shared``: the names that both have.
+
+    Attributes:
+        before, after: the pictures of each.
+        shared: names of pictures that both have.
+    """
 
     before: Pictures
     after: Pictures
@@ -59,6 +64,9 @@ class FolderPair:
 
     @classmethod
     def opened(cls, before: str | Path, after: str | Path, prompts: str | Path | None = None) -> FolderPair:
+        """Opens the folders ``before`` and ``after``, with the captions of the list or text ``prompts``. Raises
+        :class:`~tide.errors.TideError` for folders that hold no pictures, and where ``prompts`` cannot fit both.
+        """
         first, second = (Pictures.of(path, prompts) for path in (before, after))
         shared = [name for name in first.places if name in second.places]
         if prompts is not None and shared and not is_list(Path(prompts)) and [*first.places] != [*second.places]:

@@ -36,6 +36,8 @@ class LPIPSScorer:
     torchvision publishes is not known, so :attr:`provenance` states the file's SHA-256. torchmetrics brings the linear
     layers on top.
 
+    ``device`` is where it computes.
+
     Raises :class:`~tide.errors.TideError` for a file that is missing or is none of these, and where torchmetrics or
     torchvision is missing.
     """

@@ -27,7 +27,12 @@ from tide.evaluation.scorers.base import (
 
 
 class Batch(NamedTuple):
-    """Images ``[B, 3, H, W]`` in [-1, 1] and, where they are known, the prompts that they were drawn from."""
+    """Images ``[B, 3, H, W]`` in [-1, 1] and, where they are known, the prompts that they were drawn from.
+
+    Attributes:
+        images: ``[B, 3, H, W]`` in [-1, 1].
+        texts: the prompts, or None.
+    """
 
     images: Tensor
     texts: Sequence[str] | None = None

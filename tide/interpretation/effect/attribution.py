@@ -84,6 +84,8 @@ def effect_maps(adapter: Adapter, model: TIDE, steps: Steps, metric: Metric, fea
 
     Its sum over the tokens, averaged over the images, is ``attribution`` of :func:`latent_effects`, whose arguments and
     errors are these.
+
+    So ``adapter``, ``model``, ``steps`` and ``metric`` are as there; ``features`` are the numbers of the latents.
     """
     Erase(features).check(model.n_latents)
     chosen = list(features)

@@ -34,7 +34,18 @@ def effect_curves(
 
     One list of latents is removed at all steps. Where a ranking has fewer latents than asked for, all of them are.
 
-    Raises :class:`~tide.errors.TideError` as :func:`~tide.interpretation.effect.latent_effects`.
+    Args:
+        adapter: of the pipeline.
+        model: the autoencoder of the block.
+        steps: what the model is asked.
+        metric: of its predictions.
+        effects: of the same steps; they rank the latents.
+        counts: how many latents are removed.
+        seed: of the random latents.
+        batch_size: images of a pass.
+
+    Raises:
+        TideError: as :func:`~tide.interpretation.effect.latent_effects`.
     """
     most = max(counts)
     ranked = {"attribution": effects.strongest(most)}

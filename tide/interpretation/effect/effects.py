@@ -40,6 +40,7 @@ class Effects:
 
     @property
     def n_latents(self) -> int:
+        """How many latents there are, those without effect included."""
         return self.attribution.shape[1]
 
     def strongest(

@@ -28,7 +28,10 @@ def effects_writer(effects: Effects, model: TIDE) -> Write:
 
 
 def save_effects(path: str | Path, effects: Effects, model: TIDE) -> None:
-    """Writes the tables as one safetensors file, the SAE's block, sizes and fingerprint in its metadata."""
+    """Writes the tables as one safetensors file, the SAE's block, sizes and fingerprint in its metadata.
+
+    ``path`` gets the tables of ``effects``, which are of ``model``.
+    """
     replace_file(Path(path), effects_writer(effects, model))
 
 

@@ -18,7 +18,14 @@ from tide.interpretation.effect.steps import EMBEDDED
 @dataclass(frozen=True)
 class Asked:
     """One step as the model meets it: noisy ``latents [images, c, h, w]`` at a timestep of the scheduler, the images'
-    prompts, and ``own [images, c, h, w]``, what the model predicts for them."""
+    prompts, and ``own [images, c, h, w]``, what the model predicts for them.
+
+    Attributes:
+        timestep: the scheduler's.
+        latents: ``[images, c, h, w]``.
+        text: the prompts as arguments of the transformer.
+        own: the model's prediction ``[images, c, h, w]``.
+    """
 
     timestep: float
     latents: Tensor
@@ -53,6 +60,8 @@ def towards_prompt(adapter: Adapter, prompts: Sequence[str]) -> Metric:
 
     The metric raises :class:`~tide.errors.TideError` for another number of images, and where both prompts predict the
     same.
+
+    ``adapter`` is of the pipeline whose latents are asked about.
     """
     text = adapter.encode_prompts(list(prompts), caption_length(adapter))
 

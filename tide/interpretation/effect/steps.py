@@ -24,7 +24,13 @@ EMBEDDED = "guidance"
 @dataclass(frozen=True)
 class Steps:
     """Noisy ``latents [steps, images, c, h, w]`` at the scheduler's ``timesteps [steps]``, float32 on the CPU, and the
-    images' prompts, one row each in every step."""
+    images' prompts, one row each in every step.
+
+    Attributes:
+        timesteps: ``[steps]`` float32.
+        latents: ``[steps, images, c, h, w]`` float32.
+        text: the prompts as arguments of the transformer, a row for each image.
+    """
 
     timesteps: Tensor
     latents: Tensor
@@ -42,6 +48,7 @@ class Steps:
 
     @property
     def n_images(self) -> int:
+        """Images at each step."""
         return self.latents.shape[1]
 
 
@@ -57,6 +64,8 @@ def steps_of_run(
 ) -> Steps:
     """Draws a prompt and keeps what the model is asked at every step. The arguments are those of
     :func:`tide.editing.draw_edits`.
+
+    ``adapter`` draws ``prompt`` with ``n_steps`` steps, ``guidance_scale`` and ``seed``.
 
     Raises :class:`~tide.errors.TideError` if the steps or the size do not fit the pipeline.
     """
@@ -82,7 +91,10 @@ def steps_of_run(
 
 @torch.no_grad()
 def steps_of_images(adapter: Adapter, images: Prepared, timesteps: Tensor, *, seed: int = 0) -> Steps:
-    """Images noised to each of ``timesteps [steps]``, with one noise for all of them (Algorithm 1)."""
+    """Images noised to each of ``timesteps [steps]``, with one noise for all of them (Algorithm 1).
+
+    ``images`` are what :func:`tide.activations.prepare` gives with ``adapter``; ``seed`` is that of the noise.
+    """
     noise = torch.randn(images.latents.shape, generator=torch.Generator().manual_seed(seed))
     latents = [adapter.add_noise(images.latents, noise, t).cpu() for t in timesteps.tolist()]
     return Steps(timesteps.float().cpu(), torch.stack(latents), images.text)

@@ -17,6 +17,8 @@ def name_by_captions(peaks: Peaks, captions: Sequence[str], *, at: str | None = 
     The word is chosen on every second image and its AUROC measured on the others. Latents without such a word are left
     out.
 
+    ``peaks`` are the latents' highest values in each image (:data:`~tide.interpretation.naming.pieces.Peaks`).
+
     Raises :class:`~tide.errors.TideError` unless there is a caption for each image.
     """
     at = now() if at is None else at

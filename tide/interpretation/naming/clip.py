@@ -44,6 +44,8 @@ def name_by_clip(
     ``images [images, 3, H, W]`` are floating point in [-1, 1], or batches of such, read once; there is a caption for
     each, "" where it has none. ``scorer`` is a :class:`~tide.evaluation.scorers.CLIPScorer`, of a local folder.
 
+    Names below the cosine ``least`` are left out; ``at`` is the time of the entries (default: now).
+
     Raises :class:`~tide.errors.TideError` unless there are as many peaks as images and captions, for a template without
     ``{}``, for candidates that cannot be names, and if there are none.
     """
@@ -65,7 +67,10 @@ def caption_candidates(captions: Sequence[str], most: int = MOST_WORDS) -> list[
 def image_similarity(
     images: Tensor | Iterable[Tensor], candidates: Sequence[str], scorer: ImageTextScorer, *, template: str = TEMPLATE
 ) -> Tensor:
-    """Cosine of every image with every candidate in the ``template``: ``[images, candidates]`` float32 on the CPU."""
+    """Cosine of every image with every candidate in the ``template``: ``[images, candidates]`` float32 on the CPU.
+
+    ``scorer`` embeds both.
+    """
     _check_candidates(candidates)
     if "{}" not in template:
         raise TideError(f"the template {template!r} has no place for a candidate; write {{}} into it")

@@ -38,7 +38,11 @@ def name_by_model(
     report: Callable[[str], object] = say,
     at: str | None = None,
 ) -> dict[int, Entry]:
-    """All of :func:`ask_names`."""
+    """All of :func:`ask_names`.
+
+    Args:
+        peaks, images, heat, model, latents, shown, detected, seed, report, at: as for :func:`ask_names`.
+    """
     found = ask_names(
         peaks, images, heat, model, latents, shown=shown, detected=detected, seed=seed, report=report, at=at
     )

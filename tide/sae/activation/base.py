@@ -21,6 +21,9 @@ class Firing:
     ``pre`` and ``z [N, n_latents]`` are pre-activations and latents, ``k`` the scheduled number of active latents,
     ``s_target`` and ``delta`` the options of eq. 16. ``threshold`` and ``group`` are those of
     :meth:`Activation.forward`.
+
+    Attributes:
+        W_dec: ``[n_latents, d_model]``.
     """
 
     pre: Tensor
@@ -129,5 +132,11 @@ def above(pre: Tensor, threshold: Tensor) -> Tensor:
 
 
 def soft_count_penalty(z: Tensor, s_target: float, delta: float) -> Tensor:
-    """``Huber(S - s_target; delta)`` (eq. 16), S the mean over tokens of (1/n) sum_j z_j^2 / (z_j^2 + 0.1^2)."""
+    """``Huber(S - s_target; delta)`` (eq. 16), S the mean over tokens of (1/n) sum_j z_j^2 / (z_j^2 + 0.1^2).
+
+    Args:
+        z: latents ``[N, n_latents]``, at least 0.
+        s_target: the share of active latents aimed at, in [0, 1].
+        delta: where Huber's function turns linear.
+    """
     return huber(soft_count(z, z.shape[1], SOFT_EPS) / max(1, len(z)) - s_target, delta)

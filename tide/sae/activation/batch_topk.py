@@ -31,6 +31,11 @@ class BatchTopK(StoredThreshold):
         dc = -c (sum K dtheta) / (sum K theta)
 
     Training is :func:`tide_kernels.tide_loss`; :meth:`training_latents` serves ``undo``, whose loss is composed.
+
+    Args:
+        n_latents: how many latents.
+        bandwidth: of the straight-through estimators by which a ``gain`` learns.
+        gain: makes thresholds depend on the timestep.
     """
 
     #: Share of the newest batch in the moving average.
