@@ -34,6 +34,9 @@ PACKAGES = (
     "tide.images",
     "tide.scenes",
     "tide.planning",
+    "tide.conversion",
+    "tide.sharing",
+    "tide.hub",
     "tide.files",
     "tide_kernels",
 )

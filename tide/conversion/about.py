@@ -19,6 +19,13 @@ class Origin:
     """Where an SAE was trained, as :class:`~tide.sae.TIDEConfig` has it: commands that run a pipeline need the block.
 
     Files that :func:`~tide.conversion.write_sae` made say it under ``tide``, which the libraries pass over.
+
+    Attributes:
+        block: its number.
+        family: of the transformer, as the adapter names it.
+        pipeline: name or folder.
+        tensor: of the block.
+        target: of a transcoder, the module that it imitates.
     """
 
     block: int | None = None
@@ -29,6 +36,7 @@ class Origin:
 
     @classmethod
     def of(cls, config: TIDEConfig) -> Origin:
+        """That of a checkpoint."""
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
 
     @classmethod
@@ -91,7 +99,7 @@ def nested_lost(plain: Plain) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A foreign SAE as ``model``, with its library, its kind there, its configuration and what was lost."""
+    """A foreign SAE as ``model``, with its library, its kind there, its ``config`` there and what was lost."""
 
     model: TIDE
     library: str

@@ -27,8 +27,14 @@ def card_of(
     pictures: Mapping[str, str] | None = None,
     license: str | None = None,
 ) -> Card:
-    """The card of a checkpoint, or of a set of them, with the figures of ``results``, folders of commands that
-    measured it. ``pictures``: path in the repository's folder -> what it shows.
+    """The card of a checkpoint, or of a set of them.
+
+    Args:
+        folder: what the training wrote.
+        repository: where it is going to be.
+        results: folders of commands that measured it, whose figures the card has.
+        pictures: path in the repository's folder -> what it shows.
+        license: of the weights.
 
     Raises :class:`~tide.errors.TideError` for files that are damaged.
     """

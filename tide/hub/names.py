@@ -60,6 +60,7 @@ def in_repository(path: str | Path, subfolder: str | None = None, revision: str 
     """The repository that ``path`` names, or None where it is a path on this machine.
 
     A ``Path`` always is one, and so is text whose first part is a folder here: ``runs/tide`` beside a folder ``runs``.
+    ``subfolder`` and ``revision`` are those of the repository.
 
     Raises :class:`~tide.errors.TideError` for a path on this machine with a ``revision``.
     """

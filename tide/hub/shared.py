@@ -27,7 +27,7 @@ def checkpoints(folder: Path) -> dict[str, Path]:
 
 
 def shared_files(folder: Path) -> dict[str, Path | bytes]:
-    """Path in the repository -> file or content, of a checkpoint or a set of them.
+    """Path in the repository -> file or content, of the checkpoint or the set of them in ``folder``.
 
     ``config.json``, ``run.json`` and ``training.json`` go without absolute paths
     (:func:`~tide.hub.paths.without_paths`), ``run.json`` also without earlier runs. Names of latents are people's text
@@ -52,7 +52,8 @@ def _shared(file: Path) -> Path | bytes:
 
 
 def shown_pictures(folder: Path, say: Callable[[str], None] = print) -> dict[str, Path]:
-    """Name -> file, of the first pictures and charts that a folder of results lists; says which are too large."""
+    """Name -> file, of the first pictures and charts that a folder of results lists; ``say`` is told of those that are
+    too large."""
     holds = contents(folder)
     names = [] if holds is None else [name for name, kind in holds.files.items() if kind in SHOWN]
     found: dict[str, Path] = {}

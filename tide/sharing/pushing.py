@@ -60,6 +60,9 @@ def prepared(
 ) -> Shared:
     """What :func:`push` would send, without sending it.
 
+    Args:
+        folder, name, subfolder, revision, results, license, say: as for :func:`push`.
+
     Raises :class:`~tide.errors.TideError` for a folder that holds no whole checkpoint, results of another one, and a
     name that is none.
     """

@@ -87,6 +87,8 @@ class Learner:
 
     Where ``world`` is a :class:`~tide.world.Grid` (``config.shard_latents``), a rank holds its part of the latents
     alone, of weights, gradients, moments and counters.
+
+    ``trackers`` get the figures that the curves get; default none.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def train_blocks(
     Args:
         jobs: what is trained, of each block.
         out: the folder.
-        resume, made_by, trackers, say: as for :func:`train`.
+        resume, made_by, say, trackers, pictures_every: as for :func:`train`.
 
     Returns:
         Block -> learner.

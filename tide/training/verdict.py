@@ -66,6 +66,11 @@ def verdict(model: TIDE, config: TrainConfig, measured: Measured) -> Verdict:
     A figure beside which there is no known range (:func:`~tide.training.known.known_of`) is "not known", unless the
     configuration says what it should be, as k does of L0. Trainings of fewer than
     :data:`~tide.training.known.LEAST_STEPS` steps are "too short to say".
+
+    Args:
+        model: the trained one.
+        config: of its training.
+        measured: what the training measured of itself at its end.
     """
     known = known_of(model, config)
     judged: dict[Figure, Judgement] = {

@@ -31,8 +31,15 @@ _SHORT: Mapping[Figure, str] = {"explained_variance": "variance", "l0": "active"
 def as_text(
     verdicts: Sequence[Verdict], models: Sequence[TIDE], config: TrainConfig, out: str | Path, data: str | None = None
 ) -> str:
-    """The verdicts on the blocks of one training, which is in the folder ``out``, in lines of at most 100 columns. It
-    ends with the next two commands; ``data`` is what they may read, such as the ``--data`` of the training."""
+    """The verdicts on the blocks of one training in lines of at most 100 columns, with the next two commands at the end.
+
+    Args:
+        verdicts: one a block.
+        models: the trained ones, in the same order.
+        config: of the training.
+        out: the folder of the training.
+        data: what the next commands may read, such as the ``--data`` of the training; default a placeholder.
+    """
     paragraphs = [
         _trained(models, config, out),
         _of_one(verdicts[0]) if len(verdicts) == 1 else _of_several(verdicts),
