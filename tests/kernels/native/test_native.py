@@ -35,7 +35,13 @@ def test_a_library_that_is_missing_or_broken_is_explained(tmp_path, monkeypatch)
     assert missing.startswith("not built: ")
     assert "pip install --no-build-isolation" in missing
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(native, "_pure", lambda: False)
     assert native._library.__wrapped__().startswith("not built: no C++ compiler; run pip install")
+    monkeypatch.setattr(native, "_pure", lambda: True)
+    assert native._library.__wrapped__().startswith("not built: this is the pure-Python build, made without torch; run")
+    with monkeypatch.context() as windows:
+        windows.setattr(native.sys, "platform", "win32")
+        assert native._library.__wrapped__().startswith("there are no compiled kernels for Windows")
     (tmp_path / "_native_cpu.abi3.so").write_text("no library\n")
     broken = native._library.__wrapped__()
     assert broken.startswith("_native_cpu.abi3.so cannot be loaded: ")
