@@ -17,6 +17,16 @@ OUT = ROOT / "build" / "site"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/NOTES.md", "csrc/README.md")
 LINK = re.compile(r"\[([^][]*)\]\(([^)#:]+)(#[^)]*)?\)")
 
+#: What the theme writes -> the same with a level, a name, a way to scroll it by keys, a dash.
+LACKING = {
+    'class="caption" role="heading">': 'class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer': '<aside aria-label="This page" class="toc-drawer',
+    "<pre>": '<pre tabindex="0">',
+    "</em>) -- ": "</em>) \N{EN DASH} ",
+    "</strong> -- ": "</strong> \N{EN DASH} ",
+}
+
 
 def assemble(folder: Path) -> None:
     """Makes the folder that Sphinx reads: the pages at their places in the checkout, so that relative links hold, the
@@ -80,9 +90,18 @@ def build(source: Path, out: Path) -> int:
     return main([*options, "--conf-dir", str(ROOT / "website"), "-b", "html", str(source), str(out)])
 
 
+def make_accessible(text: str) -> str:
+    """A page of the theme with what a screen reader and a keyboard miss in it."""
+    for words, better in LACKING.items():
+        text = text.replace(words, better)
+    return text
+
+
 def main() -> int:
     assemble(SOURCE)
     code = build(SOURCE, OUT)
+    for path in OUT.rglob("*.html"):
+        path.write_text(make_accessible(path.read_text(encoding="utf-8")), encoding="utf-8")
     if code == 0:
         print(f"built {OUT / 'index.html'}")
     return code

@@ -26,6 +26,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
+smartquotes = False  # two dashes of an option stay two dashes
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -59,6 +60,7 @@ DOCUMENTED = Documented()
 def setup(app: Sphinx) -> None:
     app.connect("source-read", to_start_page)
     app.connect("autodoc-process-docstring", with_links)
+    app.connect("autodoc-process-signature", readable)
     app.connect("missing-reference", link_of)
 
 
@@ -84,6 +86,11 @@ SEVERAL = re.compile(r"^:(param|ivar) ([\w*\\]+(?:, [\w*\\]+)+):((?:.*)(?:\n +.*
 
 def one_field_each(fields: re.Match[str]) -> str:
     return "\n".join(f":{fields[1]} {name}:{fields[3]}" for name in fields[2].split(", "))
+
+
+def readable(app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str, returns: str) -> Any:
+    """Defaults that are no Python, such as ``<factory>``, would keep Sphinx from reading the rest."""
+    return signature and re.sub(r"<[^<>]*>", "...", signature), returns
 
 
 def where_written(what: str, name: str, value: Any) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def page_of(module: str, names: list[Name]) -> str:
         if of_kind:
             parts += [heading, "-" * len(heading), ""]
         for name in of_kind:
-            parts += _data(name) if kind == "data" else [f".. {DIRECTIVES[kind]}:: {name.full}", *_options(kind), ""]
+            parts += _data(name) if kind == "data" else [f".. {DIRECTIVES[kind]}:: {name.full}", *_options(name), ""]
     return "\n".join(parts)
 
 
@@ -49,8 +49,10 @@ def _data(name: Name) -> list[str]:
     return [f".. py:data:: {name.full}", "", f"   {linked(comment, name.module, '', DOCUMENTED)}", ""]
 
 
-def _options(kind: str) -> list[str]:
-    return ["   :members:", "   :show-inheritance:"] if kind in ("class", "exception") else []
+def _options(name: Name) -> list[str]:
+    if name.kind == "function":
+        return []
+    return ["   :members:", *(["   :show-inheritance:"] if name.value.__bases__ != (object,) else [])]
 
 
 def _title(module: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.pages import ROOT
 from tide.cli.app import COMMANDS, class_of
 from tide.cli.options import options_of
-from website.build import LINK, PAGES, assemble, page_text, reached, start_page
+from website.build import LINK, PAGES, assemble, make_accessible, page_text, reached, start_page
 from website.check import faults, well_formed
 from website.commands import groups_of, help_of, overview, page_of
 from website.reference import by_module, top_page
@@ -124,6 +124,13 @@ def test_a_fault_of_the_built_site_is_found(tmp_path, body, fault):
 def test_a_style_that_loads_is_found(tmp_path):
     (tmp_path / "a.css").write_text("@import url(https://fonts.example.org/a.css);")
     assert list(faults(tmp_path)) == ["a.css: loads https://fonts.example.org/a.css"]
+
+
+def test_what_the_theme_lacks_is_added():
+    page = '<p class="caption" role="heading">Start</p><pre>x</pre>'
+    assert make_accessible(page) == (
+        '<p class="caption" role="heading" aria-level="2">Start</p><pre tabindex="0">x</pre>'
+    )
 
 
 def test_addresses():
