@@ -197,10 +197,11 @@ def fit_transformer(
         load_optimizer(optimizer, tensors)
         print(f"transformer: resuming from step {first}")
     alphas = bundled.build_scheduler().alphas_cumprod
+    tokenizer = copy.deepcopy(parts.tokenizer)  # it keeps the padding of its last call, which is not to be saved
     progress = Progress("transformer", first, steps)
     losses: list[float] = []
     for step in range(first + 1, steps + 1):
-        loss = _loss(model, parts.tokenizer, alphas, draw, np.random.default_rng([seed, step]))
+        loss = _loss(model, tokenizer, alphas, draw, np.random.default_rng([seed, step]))
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = lr * _warmth(step, steps)
