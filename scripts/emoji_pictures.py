@@ -6,6 +6,7 @@ fetches it or ``npm install`` unpacks it. ``OUT/train`` and ``OUT/held-out`` bec
 
 ``text``         the caption: what is seen, and the skin tone if one was chosen
 ``texts``        other captions of the same picture, with its group, or of the group alone
+``grouped``      the caption with the group: for concepts that are groups, with ``--caption-column grouped``
 ``category``, ``subcategory``, ``skin_tone``
 ``weight``       how often training draws the picture, relative to others
 ``flip``         whether its mirror image fits the caption as well
@@ -60,6 +61,7 @@ class Row:
     file_name: str
     text: str
     texts: tuple[str, ...]
+    grouped: str
     category: str
     subcategory: str
     skin_tone: str
@@ -109,17 +111,18 @@ def _weight(name: str, category: str, subcategory: str) -> float:
 
 def _row(each: dict[str, Any], image: str, name: str, tone: str, weight: float, flip: bool) -> Row:
     skin = f", {tone} skin tone" if tone else ""
-    group = plain(each["subcategory"])
-    texts = [f"{name}, {group}{skin}", f"{group}{skin}", f"{plain(each['category'])}{skin}"]
+    category, group = plain(each["category"]), plain(each["subcategory"])
+    texts = [f"{name}, {group}{skin}", f"{group}{skin}", f"{category}{skin}"]
     short = plain(each["short_name"])
     if len(short) > 2 and not short.isdigit() and short != name:
         texts.append(short + skin)
-    return Row(image, name + skin, tuple(texts), each["category"], each["subcategory"], tone, weight, flip)
+    return Row(image, name + skin, tuple(texts), texts[0], category, group, tone, weight, flip)
 
 
 def split(rows: list[tuple[str, Row]]) -> tuple[list[Row], list[Row]]:
     """Rows to train on and rows that are held out, by hashes of names alone: the same in every run."""
-    train, held_out = [], []
+    train: list[Row] = []
+    held_out: list[Row] = []
     for name, row in rows:
         out = name in COMBINATIONS or _chosen(name) or (row.skin_tone and _chosen(row.file_name))
         (held_out if out else train).append(row)
@@ -132,9 +135,12 @@ def _chosen(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % HELD_OUT == 0
 
 
-def write(folder: Path, rows: list[Row], read: Callable[[str], bytes]) -> None:
-    """The pictures on white, and their list, which is written last."""
+def write(folder: Path, rows: list[Row], others: list[Row], read: Callable[[str], bytes]) -> None:
+    """The pictures on white, and their list, which is written last. Pictures of ``others``, which an earlier run may
+    have split in another way, are removed."""
     folder.mkdir(parents=True, exist_ok=True)
+    for row in others:
+        (folder / row.file_name).unlink(missing_ok=True)
     for row in rows:
         file = BytesIO()
         open_picture(read(f"{PICTURES}/{row.file_name}"), row.file_name).save(file, "PNG")
@@ -149,9 +155,9 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("emoji-datasource-google-16.0.0.tgz"))
     args = parser.parse_args()
     read = opened(args.package)
-    parts = split(list(rows_of(parse_json(read(LIST).decode(), LIST))))
-    for name, rows in zip(("train", "held-out"), parts, strict=True):
-        write(args.out / name, rows, read)
+    train, held_out = split(list(rows_of(parse_json(read(LIST).decode(), LIST))))
+    for name, rows, others in (("train", train, held_out), ("held-out", held_out, train)):
+        write(args.out / name, rows, others, read)
         counts = Counter(row.held_out for row in rows if row.held_out)
         kinds = "".join(f", {n} by {kind}" for kind, n in sorted(counts.items()))
         print(f"{args.out / name}: {len(rows)} pictures{kinds}")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class Pictures:
         """Raises :class:`~tide.errors.TideError` for a folder without a list, or a list with faulty lines."""
         path = folder / "metadata.jsonl"
         lines = read_text(path).split("\n")
-        rows = [_row(parse_json(line, f"{path} line {i}"), f"{path} line {i}") for i, line in enumerate(lines, 1) if line]
+        rows = [_row(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
         if not rows:
             raise TideError(f"{path} lists no pictures")
         images = [to_tensor(open_picture(folder / row["file_name"]), SIZE) for row in rows]
@@ -94,11 +94,12 @@ class Pictures:
         return corner + grid_sample((image - corner)[None], grid, align_corners=False)[0]
 
 
-def _row(row: Any, where: str) -> Picture:
-    kinds = {"file_name": str, "text": str, "texts": list, "weight": int | float, "flip": bool}
-    wrong = [name for name, kind in kinds.items() if name in row and not isinstance(row[name], kind)]
+def _row(line: str, where: str) -> Picture:
+    row = parse_json(line, where, dict[str, Any])
     if missing := [name for name in ("file_name", "text") if name not in row]:
         raise TideError(f"{where} has no {' and no '.join(missing)}; add what is missing")
+    kinds = {"file_name": str, "text": str, "texts": list, "weight": int | float, "flip": bool}
+    wrong = [name for name, kind in kinds.items() if name in row and not isinstance(row[name], kind)]
     if wrong:
         raise TideError(f"{where} has a {wrong[0]} of another kind than expected; correct it")
-    return row
+    return cast(Picture, row)

@@ -1,4 +1,4 @@
-"""What training a small PixArt pipeline takes, whatever its pictures are: a VAE, then a transformer with its text encoder.
+"""Trains the parts of a small PixArt pipeline, whatever its pictures are: a VAE, then a transformer and text encoder.
 
 Stages keep their state in one file below ``work`` and continue from it; a stage that was stopped and continued gives
 the same weights as one that ran through.
@@ -7,7 +7,6 @@ the same weights as one that ran through.
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,10 +19,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from training_state import Progress, State, load_optimizer, named, optimizer_tensors, under
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-from tide.errors import TideError
-from tide.files import open_tensors, read_tensors, replace_file, tensors_writer
 from tide.scenes import pipeline as bundled
 
 #: bf16 products are emulated, and slow, on CPUs without instructions for them.
@@ -36,73 +34,16 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class Progress:
-    """Prints the figures of a stage with the seconds a step, which are counted from the step it began at."""
-
-    def __init__(self, stage: str, first: int, steps: int) -> None:
-        self.stage, self.first, self.steps = stage, first, steps
-        self.started = time.perf_counter()
-
-    def log(self, step: int, **figures: float) -> None:
-        pace = (time.perf_counter() - self.started) / max(1, step - self.first)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        print(f"{self.stage} {step}/{self.steps}  {shown}  {pace:.2f} s/step", flush=True)
-
-
-class State:
-    """Checkpoint of a stage: named tensors in one safetensors file with the step, replaced in one step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
-        replace_file(self.path, tensors_writer({k: v.clone() for k, v in tensors.items()}, {"step": str(step)}))
-
-    def load(self) -> tuple[int, dict[str, Tensor]]:
-        """The step and the tensors; 0 and none if the stage has not begun."""
-        if not self.path.exists():
-            return 0, {}
-        with open_tensors(self.path, "the stage") as file:
-            step = (file.metadata() or {}).get("step", "")
-        if not (step.isascii() and step.isdigit()):
-            raise TideError(f"{self.path} states no step; delete it to train the stage again")
-        return int(step), read_tensors(self.path, "the stage")
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`under`."""
-    return {prefix + name: value for name, value in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, entry in state.items():  # the fused optimiser would access memory beyond moments of another shape
-        moments = [value for key, value in entry.items() if key != "step"]
-        if number >= len(parameters) or any(value.shape != parameters[number].shape for value in moments):
-            raise TideError("the state holds moments of another model; delete it to train the stage again")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 # -- the VAE ---------------------------------------------------------------------------------------------------------
 
 
-def fit_vae(vae: AutoencoderKL, draw: Callable[[], Tensor], state: State, steps: int, lr: float) -> None:
-    """Mean squared error plus 1e-4 KL on the batches ``[B, 3, H, W]`` of ``draw``, which uses torch's generator."""
+def fit_vae(
+    vae: AutoencoderKL, draw: Callable[[], Tensor], state: State, steps: int, lr: float, every: int = 100
+) -> None:
+    """Mean squared error plus 1e-4 KL on the batches ``[B, 3, H, W]`` of ``draw``, which uses torch's generator.
+
+    Every ``every`` steps it saves its state.
+    """
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
@@ -122,7 +63,7 @@ def fit_vae(vae: AutoencoderKL, draw: Callable[[], Tensor], state: State, steps:
         schedule.step()
         if step % 50 == 0 or step == steps:
             progress.log(step, mse=mse.item(), psnr=-10 * np.log10(mse.item() / 4), kl=kl.item())
-        if step % 100 == 0 or step == steps:
+        if step % every == 0 or step == steps:
             kept = named("model.", vae.state_dict()) | optimizer_tensors(optimizer)
             state.save(step, kept | {"random": torch.get_rng_state()})
     vae.eval()
@@ -147,13 +88,13 @@ def _resume_vae(
     return first
 
 
-def finish_vae(vae: AutoencoderKL, held_out: Tensor, path: Path) -> None:
-    """Sets the scaling factor, so that latents of ``held_out`` [n, 3, H, W] have unit variance, and saves the VAE."""
+def finish_vae(vae: AutoencoderKL, images: Tensor, path: Path) -> None:
+    """Sets the scaling factor, so that latents of ``images [n, 3, H, W]`` have unit variance, and saves the VAE."""
     with torch.no_grad():
-        latents = vae.encode(held_out).latent_dist.mean
-        psnr = -10 * torch.log10((vae.decode(latents).sample.clamp(-1, 1) - held_out).square().mean() / 4)
+        latents = vae.encode(images).latent_dist.mean
+        psnr = -10 * torch.log10((vae.decode(latents).sample.clamp(-1, 1) - images).square().mean() / 4)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    print(f"vae: held-out PSNR {psnr:.2f} dB, scaling factor {vae.config.scaling_factor}")
+    print(f"vae: PSNR {psnr:.2f} dB, scaling factor {vae.config.scaling_factor}")
     vae.save_pretrained(path)
 
 

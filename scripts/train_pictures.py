@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from named_pictures import Picture, Pictures, captions_of, words_of
-from pipeline_training import Parts, State, encode, finish_vae, fit_transformer, fit_vae, save_pipeline
+from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline
 from torch import Tensor
+from training_state import State
 
 from tide.scenes import pipeline as bundled
 

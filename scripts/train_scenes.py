@@ -18,8 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
-from pipeline_training import Parts, Progress, State, encode, finish_vae, fit_transformer, fit_vae, save_pipeline, to_tensor
+from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline, to_tensor
 from torch import Tensor
+from training_state import Progress, State
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tide.files import read_json, write_json

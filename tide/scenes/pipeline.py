@@ -29,9 +29,7 @@ DATA = Path(__file__).parent / "data"
 MAX_CAPTION_TOKENS = 24
 
 
-def build_tokenizer(
-    words: Sequence[str] = VOCABULARY, max_tokens: int = MAX_CAPTION_TOKENS
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str] = VOCABULARY, max_tokens: int = MAX_CAPTION_TOKENS) -> PreTrainedTokenizerFast:
     """One token for each of ``words``; others map to ``<unk>``."""
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -80,7 +78,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer(blocks: int = 8) -> PixArtTransformer2DModel:
-    """``blocks`` blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
+    """Blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
     model = PixArtTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=32,
