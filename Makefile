@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check chromium browse-check setup clean
+.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check pictures web web-check chromium browse-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,16 @@ reproduce: setup
 	  mkdir -p benchmarks/results/$$study; \
 	  cp runs/reproduce/$$study/*.json runs/reproduce/$$study/*.csv runs/reproduce/$$study/*.png benchmarks/results/$$study/; \
 	done
+
+# A pipeline of real pictures, named emoji of a package of npm: hours; docs/real-pictures.md. Rerun it to resume.
+EMOJI := emoji-datasource-google-16.0.0
+pictures: setup
+	mkdir -p runs/pictures
+	test -f runs/pictures/$(EMOJI).tgz || npm pack --silent --pack-destination runs/pictures emoji-datasource-google@16.0.0
+	test -f runs/pictures/data/held-out/metadata.jsonl || \
+	$(BIN)/python scripts/emoji_pictures.py runs/pictures/data --package runs/pictures/$(EMOJI).tgz
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/train_pictures.py --data runs/pictures/data/train \
+	  --work runs/pictures --out runs/pictures/final
 
 # A process for each core, of one thread each; one that is done takes tests from the others.
 test: setup
