@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack parity sanitize cuda-check torch-check wheel wheel-check \
-  python-check licences workflows sbom web web-check site site-check chromium browse-check setup setup-release clean
+  python-check licences workflows sbom pictures notebooks web web-check site site-check chromium browse-check setup setup-release clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,16 @@ reproduce: setup
 	  mkdir -p benchmarks/results/$$study; \
 	  cp runs/reproduce/$$study/*.json runs/reproduce/$$study/*.csv runs/reproduce/$$study/*.png benchmarks/results/$$study/; \
 	done
+
+# A pipeline of real pictures, named emoji of a package of npm: hours; docs/real-pictures.md. Rerun it to resume.
+EMOJI := emoji-datasource-google-16.0.0
+pictures: setup
+	mkdir -p runs/pictures
+	test -f runs/pictures/$(EMOJI).tgz || npm pack --silent --pack-destination runs/pictures emoji-datasource-google@16.0.0
+	test -f runs/pictures/data/held-out/metadata.jsonl || \
+	$(BIN)/python scripts/emoji_pictures.py runs/pictures/data --package runs/pictures/$(EMOJI).tgz
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/train_pictures.py --data runs/pictures/data/train \
+	  --work runs/pictures --out runs/pictures/final
 
 # A process for each core, of one thread each; one that is done takes tests from the others.
 test: setup

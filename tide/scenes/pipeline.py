@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ DATA = Path(__file__).parent / "data"
 MAX_CAPTION_TOKENS = 24
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of :data:`tide.scenes.scene.VOCABULARY`; unknown words map to ``<unk>``."""
-    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *VOCABULARY))}
+def build_tokenizer(words: Sequence[str] = VOCABULARY, max_tokens: int = MAX_CAPTION_TOKENS) -> PreTrainedTokenizerFast:
+    """One token for each of ``words``; others map to ``<unk>``."""
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -39,13 +40,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=MAX_CAPTION_TOKENS,
+        model_max_length=max_tokens,
     )
 
 
-def build_text_encoder() -> T5EncoderModel:
-    """Two layers of T5 at width 128 over the words of :func:`build_tokenizer`."""
-    vocab_size = len(VOCABULARY) + 3
+def build_text_encoder(vocab_size: int = len(VOCABULARY) + 3) -> T5EncoderModel:
+    """Two layers of T5 at width 128 over the tokens of :func:`build_tokenizer`, special ones included."""
     return T5EncoderModel(
         T5Config(
             vocab_size=vocab_size,
@@ -77,14 +77,14 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_transformer() -> PixArtTransformer2DModel:
-    """8 blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
+def build_transformer(blocks: int = 8) -> PixArtTransformer2DModel:
+    """Blocks of width 192 over 8 x 8 image tokens, initialised as PixArt is (zero cross-attention and output)."""
     model = PixArtTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=32,
         in_channels=4,
         out_channels=8,
-        num_layers=8,
+        num_layers=blocks,
         cross_attention_dim=192,
         caption_channels=128,
         sample_size=16,
