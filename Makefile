@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set THREADS to use fewer cores than the machine has.
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo demo-fast reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check chromium browse-check setup clean
+.PHONY: demo demo-fast notebooks reproduce test test-slow lint bench aot gpu-check gpu-pack sanitize cuda-check torch-check web web-check chromium browse-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,notebooks]"
 	touch $@
 
 demo: setup
@@ -21,6 +21,10 @@ demo: setup
 
 demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
+
+# Executes docs/notebooks/*.py; WRITE=1 keeps the notebooks with their outputs beside them.
+notebooks: setup
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/notebooks.py $(NAMES) $(if $(WRITE),--write)
 
 # The paper's tables and figures: hours. Rerun it to resume; its results are kept in benchmarks/results.
 STUDIES ?= fig1 table1 fig4 fig5 fig6 where bank safety ablation centring

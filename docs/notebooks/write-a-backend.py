@@ -2,11 +2,11 @@
 # # Write a backend
 #
 # `tide_kernels` computes the loss of a sparse autoencoder and its gradients. The backward pass is written once, over
-# small functions called *primitives*: `select`, `gather`, `scatter` and some more. A *backend* is an object that brings
-# its own version of some primitives. Plain PyTorch code, the *reference*, serves the others.
+# small functions called *primitives*: `select`, `gather`, `scatter` and some more. A *backend* is an object that
+# brings its own version of some primitives. Plain PyTorch code, the *reference*, serves the others.
 #
-# This notebook writes a backend with one primitive, finds the mistakes in it, checks gradients, and times it. It needs a
-# CPU and less than a minute. What it does for one primitive, you would do for each one of a real backend.
+# This notebook writes a backend with one primitive, finds the mistakes in it, checks gradients, and times it. It
+# needs a CPU and less than a minute. What it does for one primitive, you would do for each one of a real backend.
 
 # %%
 import statistics
@@ -15,7 +15,7 @@ import time
 import torch
 
 import tide_kernels
-from tide_kernels import LossWeights, encode_topk, tide_loss
+from tide_kernels import LossWeights, encode_topk, reference, tide_loss
 from tide_kernels.dispatch import Primitives
 from tide_kernels.testing import adversarial_rows, assert_close, random_problem
 
@@ -25,12 +25,10 @@ for name, reason in tide_kernels.backend_status().items():
 # %% [markdown]
 # ## The contract
 #
-# `tide_kernels/reference.py` is the contract: what a primitive does there, it has to do in every backend. `select` keeps
-# the k largest entries of each row. Its docstring has the details that matter.
+# `tide_kernels/reference.py` is the contract: what a primitive does there, it has to do in every backend. `select`
+# keeps the k largest entries of each row. Its docstring has the details that matter.
 
 # %%
-from tide_kernels import reference
-
 print(reference.select.__doc__)
 
 # %% [markdown]
@@ -62,8 +60,8 @@ for got, wanted in zip(WithTopk().select(pre, 8), reference.select(pre, 8), stri
 print("On random numbers it agrees with the reference.")
 
 # %% [markdown]
-# Random numbers are kind: they have no ties, no NaN, and enough positive entries. `adversarial_rows` are rows on which
-# selections tend to go wrong. A value at an unused place (index -1) does not count, so both sides set it to 0.
+# Random numbers are kind: they have no ties, no NaN, and enough positive entries. `adversarial_rows` are rows on
+# which selections tend to go wrong. A value at an unused place (index -1) does not count, so both sides set it to 0.
 
 
 # %%
@@ -88,11 +86,12 @@ def failures(backend, n_latents=40, ks=(1, 7, 40)):
 
 wrong = failures(WithTopk())
 print(f"{len(wrong)} kinds of rows go wrong:", ", ".join(wrong))
-assert "all negative" in wrong and "few levels, many ties" in wrong
+assert "all negative" in wrong
+assert "few levels, many ties" in wrong
 
 # %% [markdown]
-# It keeps negative numbers, which the ReLU removes, and of equal numbers it keeps any. Both would matter: the backends
-# of this package select the same latents for the same numbers, so a run can move from one to another.
+# It keeps negative numbers, which the ReLU removes, and of equal numbers it keeps any. Both would matter: the
+# backends of this package select the same latents for the same numbers, so a run can move from one to another.
 #
 # ## A correct one
 #
@@ -127,12 +126,16 @@ if "sorted" not in tide_kernels.backend_status():  # this cell can be run again
     tide_kernels.register_backend("sorted", WithSort(), first=False)
 
 own = Primitives.of(WithSort())
-served = [name for name in ("gather", "sampled", "transpose", "scatter") if getattr(own, name) is getattr(reference, name)]
+served = [
+    name for name in ("gather", "sampled", "transpose", "scatter") if getattr(own, name) is getattr(reference, name)
+]
 print("The reference serves", ", ".join(served), "and everything else that WithSort leaves out.")
-assert len(served) == 4 and own.select is not reference.select
+assert len(served) == 4
+assert own.select is not reference.select
 
 # %% [markdown]
 # A backend that refuses is asked no further, and the reason is told to whoever named it:
+
 
 # %%
 class OnlyNarrow(WithSort):
@@ -153,9 +156,9 @@ except tide_kernels.BackendError as error:
 # ## Compare with the equations, in float64
 #
 # The reference could be wrong, too. The second opinion is the loss as the paper writes it, with PyTorch's own
-# derivatives. Here is its reconstruction: modulate (eq. 8), encode, keep the k largest (eqs 1 and 2), decode, and compare
-# by mean square and cosine (eqs 13 and 14). `random_problem` makes tokens and weights in float64, where rounding is too
-# small to hide a mistake.
+# derivatives. Here is its reconstruction: modulate (eq. 8), encode, keep the k largest (eqs 1 and 2), decode, and
+# compare by mean square and cosine (eqs 13 and 14). `random_problem` makes tokens and weights in float64, where
+# rounding is too small to hide a mistake.
 
 
 # %%
@@ -187,8 +190,8 @@ for regime in ("sparse", "dense"):  # a step can work on compact codes or on mas
 # %% [markdown]
 # `assert_close` compares with the size (RMS) of the whole tensor: an error of 1e-10 of it is allowed.
 #
-# The third opinion needs no formula at all. Move all weights a little in a random direction: the loss has to change as
-# the gradient says.
+# The third opinion needs no formula at all. Move all weights a little in a random direction: the loss has to change
+# as the gradient says.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -207,7 +210,8 @@ print(f"slope measured {measured:.8f}, by the gradient {predicted:.8f}")
 assert abs(measured - predicted) < 1e-6 * abs(predicted)
 
 # %% [markdown]
-# This step is so small that no token changes its selection. Where one does, the loss jumps, and no gradient knows of it.
+# This step is so small that no token changes its selection. Where one does, the loss jumps, and no gradient knows of
+# it.
 #
 # ## Train with it
 #
@@ -231,16 +235,17 @@ def trained(backend, steps=40):
 
 losses, p = trained("sorted")
 losses_of_reference, q = trained("reference")
-assert losses == losses_of_reference and torch.equal(p.W_enc, q.W_enc)
+assert losses == losses_of_reference
+assert torch.equal(p.W_enc, q.W_enc)
 assert losses[-1] < losses[0] / 2
 print(f"The loss falls from {losses[0]:.2f} to {losses[-1]:.2f}, with the same bits as by the reference.")
 
 # %% [markdown]
 # ## Time it fairly
 #
-# A fair comparison has the same numbers, the same threads, no first call (which allocates memory), turns (so that what
-# else the machine does hits all), and a middle value in place of the best one. The result has to be right first: we
-# checked that above. The numbers have the size of the bundled pipeline's autoencoder.
+# A fair comparison has the same numbers, the same threads, no first call (which allocates memory), turns (so that
+# what else the machine does hits all), and a middle value in place of the best one. The result has to be right first:
+# we checked that above. The numbers have the size of the bundled pipeline's autoencoder.
 
 # %%
 selects = {"sorted": WithSort().select, "reference": reference.select}
@@ -265,12 +270,12 @@ print(f"on {torch.get_num_threads()} threads")
 assert middle["sorted"] > middle["reference"]
 
 # %% [markdown]
-# A full sort does more than is asked: it is right and slower than the reference, so it stays a toy. A backend is worth
-# keeping when it is right *and* faster on the problems that it accepts.
+# A full sort does more than is asked: it is right and slower than the reference, so it stays a toy. A backend is
+# worth keeping when it is right *and* faster on the problems that it accepts.
 #
 # ## Next
 #
 # - `tide_kernels/dispatch.py` says what a backend can bring, fusions of several primitives included.
-# - `tests/kernels/test_agreement.py` draws random problems with ties, NaN and odd sizes for every backend; add yours to
-#   its list.
+# - `tests/kernels/test_agreement.py` draws random problems with ties, NaN and odd sizes for every backend; add yours
+#   to its list.
 # - `CONTRIBUTING.md`, "A new backend".
