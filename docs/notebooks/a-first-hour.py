@@ -149,10 +149,20 @@ for concept in (ranked[-1], ranked[-2], ranked[0]):
     image = int(truth.sum(1).argmax())
     shown, heat = images_of([tests[image]])[0], values[1][:, latent].reshape(len(tests), -1)[image]
     drawn += [overlay(shown, truth[image]), overlay(shown, heat)]
-    labels += [f"{concept}: the truth", f"latent {latent}, AUROC {latents[concept].auroc:.2f}"]
+    labels += [
+        f"{concept}: the truth",
+        f"latent {latent}, AUROC {latents[concept].auroc:.2f}, IoU {latents[concept].iou:.2f}",
+    ]
 display(labelled([Row(drawn, labels)], side=128))
+loose = [concept for concept in concepts if latents[concept].auroc > 0.85 and latents[concept].iou < 0.3]
+print("AUROC above 0.85 and IoU below 0.3:", ", ".join(loose))
+assert loose
 
 # %% [markdown]
+# Even a high AUROC does not mean that the outline fits. It compares one token with the concept and one without; a
+# latent that also fires *around* a small concept scores well. The *IoU*, the share of latent and truth together that
+# both have, is stricter: for the concepts in this last line it is low.
+#
 # ## Measure
 #
 # How much of the activation do 32 latents keep? `tide.evaluate` compares with a *PCA* of the same size, and puts the

@@ -180,8 +180,8 @@ display(labelled([Row(own, prompts)], side=128))
 assert [paint(each) for each in own] == ["red", "blue", "yellow"]
 
 # %% [markdown]
-# The colours follow the caption, the shapes hardly do after so few steps. It will do: TIDE looks at what the pipeline
-# does, not at how well it draws.
+# The colours follow the caption, the shapes only roughly after so few steps. It will do: TIDE looks at what the
+# pipeline does, not at how well it draws.
 #
 # ## Collect and train
 #
