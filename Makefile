@@ -14,7 +14,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -type f 2>/dev/null)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools setuptools-scm wheel ninja torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,site]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,site,notebooks]"
 	touch $@
 
 # Beside it what builds and describes a release.
@@ -29,6 +29,10 @@ demo: setup
 
 demo-fast: setup
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/tide demo --fast --out runs/demo-fast
+
+# Executes docs/notebooks/*.py; WRITE=1 keeps the notebooks with their outputs beside them.
+notebooks: setup
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/notebooks.py $(NAMES) $(if $(WRITE),--write)
 
 # The paper's tables and figures: hours. Rerun it to resume; its results are kept in benchmarks/results.
 STUDIES ?= fig1 table1 fig4 fig5 fig6 where bank safety ablation centring

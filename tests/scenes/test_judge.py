@@ -10,6 +10,7 @@ import torch
 
 import tide.scenes.judge as judging
 from tide.errors import TideError
+from tide.pictures import to_image
 from tide.scenes import ATTRIBUTES, Judge, Scene, Verdict, images_of, load_judge, scenes
 from tide.scenes.judge import HEADS, NO_OBJECT, destroy
 from tide.scenes.render import REGIONS, render
@@ -50,6 +51,17 @@ def test_embeddings_are_what_the_heads_read(judge):
 def test_each_image_is_read_by_itself(judge):
     together = judge.read(IMAGES)
     assert [judge.read(IMAGES[i : i + 1])[0].attributes for i in range(6)] == [v.attributes for v in together]
+
+
+def test_pictures_are_read_as_their_pixels(judge):
+    images = images_of(list(scenes("train", 3)))
+    rounded = ((images + 1) * 127.5).round() / 127.5 - 1  # as 8-bit pixels have them
+    found = judge.read_pictures([to_image(each) for each in images])
+    for verdict, expected in zip(found, judge.read(rounded), strict=True):
+        assert verdict.attributes == expected.attributes
+        assert verdict.confidence == pytest.approx(expected.confidence, rel=1e-5)
+    with pytest.raises(TideError, match="resize"):
+        judge.read_pictures([to_image(images[0, :, :32])])
 
 
 def test_half_precision_images_are_read(judge):

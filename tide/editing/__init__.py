@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tide.editing.change import Change, WhereLatents
     from tide.editing.context import edit
     from tide.editing.contrast import Contrast, Keep, SteerBounded
-    from tide.editing.draw import draw_edits, draw_latents
+    from tide.editing.draw import draw_edits, draw_image, draw_latents
     from tide.editing.edits import (
         Add,
         Compose,
@@ -82,6 +82,7 @@ __all__ = [
     "changed_prompt",
     "differing_tokens",
     "draw_edits",
+    "draw_image",
     "draw_latents",
     "draw_recipe",
     "edit",
@@ -112,7 +113,7 @@ __getattr__, __dir__ = deferred(
         "change": "Change WhereLatents",
         "context": "edit",
         "contrast": "Contrast Keep SteerBounded",
-        "draw": "draw_edits draw_latents",
+        "draw": "draw_edits draw_image draw_latents",
         "edits": "Add Compose Edit Erase Inject Invert PerImage Place Replace Scale ScaleTarget Swap Target "
         "differing_tokens most_different_tokens renormalise",
         "masks": "image_mask read_mask token_mask",

@@ -16,10 +16,12 @@ from typing import TypedDict
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from tide.errors import TideError
 from tide.files import check_tensors, json_writer, read_json, read_tensors, replace_files, tensors_writer
+from tide.images.tensors import to_tensor
 from tide.sae.checkpoint import CONFIG, WEIGHTS
 from tide.scenes.pipeline import DATA
 from tide.scenes.render import REGIONS
@@ -121,6 +123,10 @@ class Judge(nn.Module):
             )
             for i in range(len(images))
         ]
+
+    def read_pictures(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        """:meth:`read` of 64 x 64 pictures as a pipeline draws them."""
+        return self.read(torch.stack([to_tensor(each, (each.height, each.width)) for each in pictures]))
 
     @torch.no_grad()
     def margins(self, images: Tensor, wanted: Sequence[Scene]) -> Tensor:
