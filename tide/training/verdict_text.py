@@ -31,7 +31,7 @@ _SHORT: Mapping[Figure, str] = {"explained_variance": "variance", "l0": "active"
 def as_text(
     verdicts: Sequence[Verdict], models: Sequence[TIDE], config: TrainConfig, out: str | Path, data: str | None = None
 ) -> str:
-    """The verdicts on the blocks of one training in lines of at most 100 columns, with the next two commands at the end.
+    """The verdicts on the blocks of one training in lines of at most 100 columns, and the next two commands.
 
     Args:
         verdicts: one a block.
