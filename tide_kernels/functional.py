@@ -247,7 +247,8 @@ def tide_loss(
     * ``mse``: the mean over all elements of (x - x_hat)^2 (eq. 13, as a mean);
     * ``cosine``: the mean over tokens of 1 - cos(x, x_hat) (eq. 14). A token where x or x_hat is zero
       contributes 1 and no gradient;
-    * ``temporal``: the mean over pairs of ``|F_2i - F_2i+1|^2``, where F are the sparse latents (eq. 15); 0 unless paired;
+    * ``temporal``: the mean over pairs of ``|F_2i - F_2i+1|^2``, where F are the sparse latents (eq. 15);
+      0 unless paired;
     * ``sparsity``: Huber(S - s_target; delta) (eq. 16), where S is the mean over tokens of
       ``(1 / n_latents) sum_j v_j^2 / (v_j^2 + soft_eps^2)``; for "jumprelu" ``(L0 / k - 1)^2``, where L0 is the number
       of active latents in the mean over tokens. It moves the thresholds alone;

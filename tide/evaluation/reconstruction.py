@@ -134,8 +134,8 @@ def evaluate_reconstruction(
 
     ``mse`` is the mean over elements in activation units, ``mse_normalised`` the same over ``scale**2`` (the SAE's
     activation scale); ``cosine`` is the mean over tokens that are not zero (NaN if all are); ``explained_variance`` =
-    ``1 - sum |x - x_hat|^2 / sum |x - mean x|^2``, the mean taken over the same tokens (NaN if they do not vary), is the
-    figure to compare models with different activation scales by, such as with and without ``centre``; ``l0`` counts
+    ``1 - sum |x - x_hat|^2 / sum |x - mean x|^2``, the mean taken over the same tokens (NaN if they do not vary), is
+    the figure to compare models with different activation scales by, such as with and without ``centre``; ``l0`` counts
     latents after selection; ``dead``, which needs ``n_latents``, is the share of latents that never fired. Warns if one
     channel dominates the figures.
 

@@ -87,8 +87,8 @@ def auroc(scores: Tensor, masks: Tensor, columns_at_once: int = 128) -> Tensor:
 def auroc_interval(area: float, n_positives: int, n_negatives: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of an AUROC (95 % by default) of independent positives and negatives; [0, 1] without either.
 
-    The areas t at which ``area`` lies within ``z`` standard errors, ``|area - t| <= z sqrt(V(t))``, with the variance of
-    Hanley and McNeil and n = (P + N) / 2 - 1::
+    The areas t at which ``area`` lies within ``z`` standard errors, ``|area - t| <= z sqrt(V(t))``, with the variance
+    of Hanley and McNeil and n = (P + N) / 2 - 1::
 
         V(t) = t (1 - t) (1 + n (1 - t) / (2 - t) + n t / (1 + t)) / (P N)
 

@@ -332,10 +332,10 @@ class TIDE(Autoencoder):
         """Sets what starts from data, and returns the moments of ``x [..., d_model]`` and ``more`` rows, or those of
         a transcoder's ``targets``: the targets of x, and then those of each of ``more``.
 
-        All rows give the activation scale (so that the mean of ``|x|^2 / d`` is 1) and, with ``centre``, first the mean.
-        ``x`` alone gives ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one; the
-        target of a transcoder),
-        ``b_enc`` such that the mean modulated activation encodes to zero, and the activation function's own start.
+        All rows give the activation scale (so that the mean of ``|x|^2 / d`` is 1) and, with ``centre``, first the
+        mean. ``x`` alone gives ``b_dec``, the mean of what is decoded (the activation; with ``undo`` the modulated one;
+        the target of a transcoder), ``b_enc`` such that the mean modulated activation encodes to zero, and the
+        activation function's own start.
 
         Raises :class:`~tide.errors.TideError` for activations that :func:`tide.sae.normalisation.measured` refuses, and
         if a start is not finite.
