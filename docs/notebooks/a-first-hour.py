@@ -13,6 +13,7 @@
 
 # %%
 import tempfile
+from collections import Counter
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from PIL import Image
 
 import tide
 from tide.editing import Beside
+from tide.evaluation import auroc
 from tide.interpretation import find_concepts, mean_latents
 from tide.pictures import heat_overlay, mask_overlay, resized, to_image, to_uint8
-from tide.scenes import LEVEL_OF, annotated_scenes, images_of, load_judge
+from tide.scenes import ATTRIBUTES, LEVEL_OF, annotated_scenes, images_of, load_judge
 from tide.scenes import scenes as draw_scenes
 from tide.strips import Row, labelled
 
@@ -136,6 +138,22 @@ assert means[0] < means[1]  # ... and after so short a training, neurons still d
 # trained for half a minute has not earned its place. After a longer training the order turns around
 # (`docs/results.md`: mean AUROC 0.926 for latents, 0.912 for neurons), and the lead is small even then. Whenever
 # somebody shows you a latent that means something, ask what the best neuron does.
+#
+# There is a second reason for doubt. Count how often the same latent is chosen:
+
+# %%
+shared, times = Counter(each.index for each in latents.values()).most_common(1)[0]
+is_object = torch.stack([held_out.masks[each] for each in ATTRIBUTES["class"]]).any(0).flatten()
+on_objects = float(auroc(values[1][:, [shared]], is_object[:, None]))
+print(
+    f"Latent {shared} is the choice for {times} concepts. It tells objects from their background by {on_objects:.3f}."
+)
+assert times >= 3
+assert on_objects > 0.8
+
+# %% [markdown]
+# It cannot mean all of these concepts. It fires on the object, whatever that is; and what is red, a tree or near is
+# an object. A high AUROC of such a latent says mostly that it finds objects.
 #
 # Here are the two concepts that are found best and the one that is found worst, on the pictures that show most of
 # them: first the truth, then the latent.
