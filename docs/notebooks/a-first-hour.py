@@ -232,7 +232,8 @@ def roughness(picture):
 for name, verdicts in read.items():
     print(f"{name:8}", ", ".join(f"{each.attributes['colour']} {each.attributes['class']}" for each in verdicts))
 blue_ones = {name: sum(each.valid and each.attributes["colour"] == "blue" for each in read[name]) for name in read}
-assert blue_ones == {"prompt": 0, "latents": 2, "raw": 2}
+assert blue_ones["prompt"] == 0
+assert min(blue_ones["latents"], blue_ones["raw"]) >= 1
 
 rough = {name: sum(roughness(row.pictures[i]) for row in rows) / len(rows) for i, name in enumerate(read)}
 print("mean step between neighbouring pixels:", ", ".join(f"{name} {each:.1f}" for name, each in rough.items()))
