@@ -57,7 +57,7 @@ class Fresh:
             archive.extractall(self.folder / "unpacked", filter="data")
         (tree,) = (self.folder / "unpacked").iterdir()
         for entry in tree.iterdir():
-            if entry.name not in ("tide", "tide_kernels", "constraints.txt"):
+            if entry.name not in ("tide", "tide_kernels", "tide_sae.egg-info", "constraints.txt"):
                 shutil.move(entry, self.folder)
 
     def test(self, *arguments: str) -> str:
