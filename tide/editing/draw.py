@@ -68,7 +68,12 @@ def draw_image(
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Image:
-    """The pipeline's image of one prompt; the arguments are those of :func:`draw_edits`.
+    """The pipeline's image of one prompt.
+
+    Args:
+        adapter: the pipeline.
+        prompt: what to draw.
+        n_steps, guidance_scale, seed, size: as for :func:`draw_edits`.
 
     Raises :class:`~tide.errors.TideError` if it is not finite.
     """
