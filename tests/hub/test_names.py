@@ -35,7 +35,7 @@ def test_a_folder_here_has_no_revision(tmp_path):
         in_repository(tmp_path, revision="v1")
 
 
-@pytest.mark.parametrize("folder", ["", ".", "..", "/a", "a/../b", "a//b", "a/"])
+@pytest.mark.parametrize("folder", ["", ".", "..", "/a", "a/../b", "a//b", "a/", "*", "block-[0-9]"])
 def test_a_folder_outside_the_repository_is_refused(folder):
     with pytest.raises(TideError, match="is not a folder of a repository; write it as block-26"):
         Repository("me/tide", folder)

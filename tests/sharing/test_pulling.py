@@ -55,8 +55,15 @@ def test_a_pulled_folder_is_a_checkpoint_that_says_where_it_came_from(hub, share
     origin = {"repository": "me/tide", "subfolder": "block-26", "revision": "main", "commit": commit}
     assert json.loads((out / "hub.json").read_text()) == origin
     assert not [each for each in out.rglob("*") if each.is_symlink()]
-    with pytest.raises(TideError, match="already holds a checkpoint; choose another folder"):
+    with pytest.raises(TideError, match=r"already holds config\.json; choose another folder"):
         tide.pull(shared, out, subfolder="block-26")
+
+
+def test_no_file_of_a_folder_is_overwritten(shared, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(TideError, match=r"already holds README\.md; choose another folder"):
+        tide.pull(shared, tmp_path, subfolder="block-26")
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_the_folders_of_blocks_are_a_set(hub, token, blocks, tmp_path):

@@ -43,7 +43,9 @@ def card_of(
     }
     holds, run = contents(folder) or Contents(kind="autoencoder"), read_run(folder) or {}
     first: dict[str, Any] = next(iter(configs.values()))
-    own = Measured("at the end of the training", command_line(run), holds.measured, "the last batch")
+    own = Measured(
+        "at the end of the training", command_line(run), holds.measured, "training tokens, none of them held out"
+    )
     return Card(
         repository=repository,
         configs=configs,

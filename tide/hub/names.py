@@ -53,7 +53,8 @@ def is_name(text: str) -> bool:
 
 def _plain(folder: str) -> bool:
     parts = PurePosixPath(folder).parts
-    return bool(parts) and folder == "/".join(parts) and not any(each in ("/", "..", ".") for each in parts)
+    whole = bool(parts) and folder == "/".join(parts) and not any(each in ("/", "..", ".") for each in parts)
+    return whole and not set(folder) & set("*?[]")  # which would name other folders as well
 
 
 def in_repository(path: str | Path, subfolder: str | None = None, revision: str | None = None) -> Repository | None:

@@ -56,8 +56,8 @@ def pull(
     if out is None:
         return _checked(fetched(repository, **options), repository)
     place = Path(out)
-    if checkpoints(place):
-        raise TideError(f"{place} already holds a checkpoint; choose another folder")
+    if there := next((each for each in (*FILES, *checkpoints(place)) if (place / each).exists()), None):
+        raise TideError(f"{place} already holds {there}; choose another folder")
     with new_folders(place), lock_folder(place):
         _copy(_checked(fetched(repository, **options), repository), place, repository)
     return place
