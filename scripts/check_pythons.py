@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", required=True)
     parser.add_argument("--torch", help="a release of torch other than that of constraints.txt")
     options = parser.parse_args()
-    sdist, wheel = (one(options.folder, pattern).resolve() for pattern in ("*.tar.gz", "*-abi3-*.whl"))
+    sdist, wheel = (one(options.folder, pattern) for pattern in ("*.tar.gz", "*-abi3-*.whl"))
     for python in options.pythons:
         if shutil.which(python) is None:
             print(f"{python} is not installed: passed over")

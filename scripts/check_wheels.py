@@ -23,7 +23,7 @@ UNSTABLE = re.compile(r"_ZN?K?(2at|3c10|5torch|5caffe2)|^_?Py")
 
 
 def one(folder: Path, pattern: str) -> Path:
-    """The file of a folder that a pattern finds.
+    """The path of the only file of a folder that a pattern finds, whole: what reads it may run elsewhere.
 
     Raises:
         SystemExit: there is none, or there are several.
@@ -31,7 +31,7 @@ def one(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         sys.exit(f"{folder} has {len(found)} files {pattern}, not one: empty it and run make wheel")
-    return found[0]
+    return found[0].resolve()
 
 
 def digests(files: list[Path]) -> dict[str, str]:
