@@ -1,5 +1,7 @@
 """What is above a threshold: the same bits as the reference's, from rows and from a product."""
 
+import functools
+
 import pytest
 import torch
 
@@ -131,8 +133,8 @@ def screened(x, W, b, threshold, group, capacity, shares=BFLOAT16):
     return values, indices, count
 
 
-def check(x, W, b, threshold, group=None):
-    pre = dots(x, W, b)
+def check(x, W, b, threshold, group=None, pre=None):
+    pre = dots(x, W, b) if pre is None else pre
     # Sums that overflow to -inf pass no threshold, so they cannot be known by one.
     pre = torch.where(pre == 0, x.double() @ W.double().T + (0 if b is None else b.double()), pre.double()).float()
     for capacity in sorted({1, len(W) // 3 + 1, len(W)}):
@@ -141,23 +143,30 @@ def check(x, W, b, threshold, group=None):
             assert_same(screened(x, W, b, threshold, group, capacity, shares), expected)
 
 
+@functools.cache
+def product(n_tokens, n_latents, d_model, biased, rounded):
+    """Numbers that no layout of thresholds changes, and :func:`dots` of them, by far the slowest part."""
+    x, W, b = normal(n_tokens, d_model), normal(n_latents, d_model, seed=1), normal(n_latents, seed=2)
+    if rounded:
+        x, W, b = x.round(), W.round(), b.round()
+    b = b if biased else None
+    return x, W, b, dots(x, W, b)
+
+
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("n_tokens", "n_latents", "d_model"), PRODUCTS)
 class TestProducts:
     def test_normal_numbers(self, n_tokens, n_latents, d_model, layout, biased):
-        b = normal(n_latents, seed=2) if biased else None
-        x, W = normal(n_tokens, d_model), normal(n_latents, d_model, seed=1)
+        x, W, b, pre = product(n_tokens, n_latents, d_model, biased, rounded=False)
         threshold, group = thresholds(n_latents, layout)
-        check(x, W, b, threshold * d_model**0.5, None if group is None else group(n_tokens))
-        pre = x.double() @ W.double().T + (0 if b is None else b.double())
-        assert_close(dots(x, W, b), pre, 1e-5)
+        check(x, W, b, threshold * d_model**0.5, None if group is None else group(n_tokens), pre)
+        assert_close(pre, x.double() @ W.double().T + (0 if b is None else b.double()), 1e-5)
 
     def test_entries_equal_to_their_threshold_are_out(self, n_tokens, n_latents, d_model, layout, biased):
-        b = normal(n_latents, seed=2).round() if biased else None
-        x, W = normal(n_tokens, d_model).round(), normal(n_latents, d_model, seed=1).round()
+        x, W, b, pre = product(n_tokens, n_latents, d_model, biased, rounded=True)
         threshold, group = thresholds(n_latents, layout)
-        check(x, W, b, (4 * threshold).round(), None if group is None else group(n_tokens))
+        check(x, W, b, (4 * threshold).round(), None if group is None else group(n_tokens), pre)
 
 
 @pytest.mark.parametrize("biased", [True, False])
