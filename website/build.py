@@ -32,7 +32,8 @@ def assemble(folder: Path) -> None:
     """Makes the folder that Sphinx reads: the pages at their places in the checkout, so that relative links hold, the
     files that they link to, and what is made here."""
     shutil.rmtree(folder, ignore_errors=True)
-    pages = [*PAGES, *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
+    documents = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")])
+    pages = [*PAGES, *(str(path.relative_to(ROOT)) for path in documents)]
     listed = [ROOT / page for page in pages]
     for path in reached(listed):
         copy = folder / path.relative_to(ROOT)

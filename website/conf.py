@@ -19,8 +19,8 @@ project = "TIDE"
 author = "the authors of TIDE"
 copyright = "Apache-2.0"
 html_title = "TIDE"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+nb_execution_mode = "off"  # notebooks are committed with their outputs, which `make notebooks` compares
 
 # Pages are written for a Git host: its anchors, and its tables of any width.
 myst_heading_anchors = 4

@@ -19,13 +19,17 @@ NAV = re.findall(r"^(?:.*<)?([\w/-]+)>?$", (ROOT / "website/nav.md").read_text(e
 
 
 def test_every_page_of_docs_is_in_the_navigation():
-    pages = {str(path.relative_to(ROOT).with_suffix("")) for path in (ROOT / "docs").glob("*.md")}
+    found = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("notebooks/*.ipynb")]
+    pages = {str(path.relative_to(ROOT).with_suffix("")) for path in found}
     assert pages - set(NAV) == set(), "add it to website/nav.md"
 
 
 def test_the_navigation_names_pages():
     made = {"self", "commands/index", "reference/index", "how-to"}
-    assert [name for name in NAV if name not in made and not (ROOT / f"{name}.md").is_file()] == []
+    kinds = ("md", "ipynb")
+    assert [
+        name for name in NAV if name not in made and not any((ROOT / f"{name}.{kind}").is_file() for kind in kinds)
+    ] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
