@@ -205,16 +205,17 @@ def check(name: str, backend: str, regime: str | None, layout_of: dict[str, str]
         assert torch.equal(tensor, copies[key]), f"{key} was written to"
 
 
-def together(case: Case) -> Iterator[dict[str, str]]:
-    """All tensors at once, each in a different layout, until each has had every layout."""
+def together(case: Case, backend: str) -> Iterator[dict[str, str]]:
+    """All tensors at once, each in a different layout, until each has had every layout, or five of the nine where
+    kernels are interpreted, which is slow: other tensors have had the rest."""
     names, kinds = [*case.tensors(), "grad"], list(LAYOUTS)
-    for turn in range(len(kinds)):
+    for turn in range(0, len(kinds), 2 if backend == "triton" else 1):
         yield {name: kinds[(turn + 2 * place) % len(kinds)] for place, name in enumerate(names)}
 
 
 @pytest.mark.parametrize(("name", "backend", "regime"), RUNS)
 def test_layouts_do_not_change_results(name, backend, regime):
-    for layout_of in together(CASES[name]):
+    for layout_of in together(CASES[name], backend):
         check(name, backend, regime, layout_of)
 
 

@@ -67,7 +67,8 @@ def test_what_is_read_may_lie_anyhow(name, primitive):
     function, kinds = getattr(module, primitive), list(LAYOUTS)
     for build in ARGUMENTS[primitive]:
         read = [place for place in tensors(build(module)) if place not in written(function, build(module))]
-        for turn in range(len(kinds) if read else 0):
+        # Interpreted kernels are slow: an argument has five of the nine, and others have the rest.
+        for turn in range(0, len(kinds) if read else 0, 2 if name == "triton" else 1):
             chosen = {place: kinds[(turn + 2 * place) % len(kinds)] for place in read}
             given = relaid(build(module), chosen)
             expected = run(function, copies(given))
