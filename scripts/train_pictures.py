@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from mistakes import count, told
 from named_pictures import Picture, Pictures, captions_of, words_of
 from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline
 from torch import Tensor
 from training_state import State
 
+from tide.errors import TideError
 from tide.scenes import pipeline as bundled
 
 VAE_STEPS = 1_000
@@ -36,7 +38,7 @@ OTHER_CAPTION, NO_CAPTION = 0.3, 0.1
 def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int, start: Path | None) -> None:
     """Begins with the weights of the bundled VAE, or those of ``start``: they know edges and areas of one colour."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained((start or bundled.DATA / "pipeline") / "vae").float().train()
+    vae = _vae_of((start or bundled.DATA / "pipeline") / "vae", "--start is the folder of a pipeline").float().train()
 
     def draw() -> Tensor:
         rows = torch.multinomial(pictures.weights, batch, replacement=True)
@@ -46,9 +48,15 @@ def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int,
     finish_vae(vae, pictures.some(256), work / "vae")
 
 
+def _vae_of(folder: Path, remedy: str) -> AutoencoderKL:
+    if not (folder / "config.json").is_file():
+        raise TideError(f"{folder} holds no VAE; {remedy}")
+    return AutoencoderKL.from_pretrained(folder)
+
+
 def train_transformer(pictures: Pictures, work: Path, out: Path, seed: int, steps: int, batch: int) -> None:
     """With the text encoder, from fresh weights."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = _vae_of(work / "vae", "train the stage vae first").eval()
     torch.manual_seed(seed)
     words, longest = words_of(pictures.rows)
     tokenizer = bundled.build_tokenizer(words, longest)
@@ -92,15 +100,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pictures/final"), help="folder of the pipeline")
     parser.add_argument("--start", type=Path, metavar="DIR", help="folder of a pipeline whose VAE to start from")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
-    parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="steps of the transformer")
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step; the VAE takes half of them")
+    parser.add_argument("--vae-steps", type=count, default=VAE_STEPS)
+    parser.add_argument("--steps", type=count, default=TRANSFORMER_STEPS, help="steps of the transformer")
+    parser.add_argument("--batch", type=count, default=32, help="pictures a step; the VAE takes half of them")
     args = parser.parse_args()
-    pictures = Pictures.read(args.data)
-    if args.stage != "transformer":
-        train_vae(pictures, args.work, args.seed, args.vae_steps, max(1, args.batch // 2), args.start)
-    if args.stage != "vae":
-        train_transformer(pictures, args.work, args.out, args.seed, args.steps, args.batch)
+    with told():
+        pictures = Pictures.read(args.data)
+        if args.stage != "transformer":
+            train_vae(pictures, args.work, args.seed, args.vae_steps, max(1, args.batch // 2), args.start)
+        if args.stage != "vae":
+            train_transformer(pictures, args.work, args.out, args.seed, args.steps, args.batch)
 
 
 if __name__ == "__main__":

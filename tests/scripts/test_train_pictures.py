@@ -121,6 +121,27 @@ def test_latents_have_the_picture_as_it_is_first(data):
     assert torch.equal(train_pictures._latents(vae, pictures, 0), latents)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "none"], "metadata.jsonl does not exist; check the path"),
+        (["--data", "{data}", "--start", "none"], "none/vae holds no VAE; --start is the folder of a pipeline"),
+        (["transformer", "--data", "{data}", "--work", "none"], "none/vae holds no VAE; train the stage vae first"),
+        (["--data", "{data}", "--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["--data", "{data}", "--batch", "many"], "'many' is not a whole number of at least 1"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(data, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_pictures.py", *(word.format(data=data) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        train_pictures.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error.splitlines()[-1]
+    assert error.startswith(("error: ", "usage: "))
+
+
 def test_the_whole_script(data, tmp_path, monkeypatch):
     bundled.build_pipeline().vae.save_pretrained(tmp_path / "start" / "vae")
     monkeypatch.setattr(train_pictures, "BLOCKS", 2)
