@@ -22,10 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training_state import Progress, State, load_optimizer, named, optimizer_tensors, under
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from tide.errors import TideError
 from tide.scenes import pipeline as bundled
 
 #: bf16 products are emulated, and slow, on CPUs without instructions for them.
 BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: Remedies of :func:`load_vae`.
+STARTED, UNTRAINED = "--start is the folder of a pipeline", "train the stage vae first"
 DECAY_FROM = 0.7  # share of the steps after which the learning rate falls linearly to zero
 
 
@@ -34,7 +37,19 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """From [0, 1] to 0..255."""
+    return np.round(image * 255).astype(np.uint8)
+
+
 # -- the VAE ---------------------------------------------------------------------------------------------------------
+
+
+def load_vae(folder: Path, remedy: str) -> AutoencoderKL:
+    """Raises :class:`~tide.errors.TideError`, which ends with the ``remedy``, for a folder without one."""
+    if not (folder / "config.json").is_file():
+        raise TideError(f"{folder} holds no VAE; {remedy}")
+    return AutoencoderKL.from_pretrained(folder)
 
 
 def fit_vae(

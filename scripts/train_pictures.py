@@ -19,11 +19,20 @@ import torch
 from diffusers import AutoencoderKL
 from mistakes import count, told
 from named_pictures import Picture, Pictures, captions_of, words_of
-from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline
+from pipeline_training import (
+    STARTED,
+    UNTRAINED,
+    Parts,
+    encode,
+    finish_vae,
+    fit_transformer,
+    fit_vae,
+    load_vae,
+    save_pipeline,
+)
 from torch import Tensor
 from training_state import State
 
-from tide.errors import TideError
 from tide.scenes import pipeline as bundled
 
 VAE_STEPS = 1_000
@@ -38,7 +47,7 @@ OTHER_CAPTION, NO_CAPTION = 0.3, 0.1
 def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int, start: Path | None) -> None:
     """Begins with the weights of the bundled VAE, or those of ``start``: they know edges and areas of one colour."""
     torch.manual_seed(seed)
-    vae = _vae_of((start or bundled.DATA / "pipeline") / "vae", "--start is the folder of a pipeline").float().train()
+    vae = load_vae((start or bundled.DATA / "pipeline") / "vae", STARTED).float().train()
 
     def draw() -> Tensor:
         rows = torch.multinomial(pictures.weights, batch, replacement=True)
@@ -48,15 +57,9 @@ def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int,
     finish_vae(vae, pictures.some(256), work / "vae")
 
 
-def _vae_of(folder: Path, remedy: str) -> AutoencoderKL:
-    if not (folder / "config.json").is_file():
-        raise TideError(f"{folder} holds no VAE; {remedy}")
-    return AutoencoderKL.from_pretrained(folder)
-
-
 def train_transformer(pictures: Pictures, work: Path, out: Path, seed: int, steps: int, batch: int) -> None:
     """With the text encoder, from fresh weights."""
-    vae = _vae_of(work / "vae", "train the stage vae first").eval()
+    vae = load_vae(work / "vae", UNTRAINED).eval()
     torch.manual_seed(seed)
     words, longest = words_of(pictures.rows)
     tokenizer = bundled.build_tokenizer(words, longest)
