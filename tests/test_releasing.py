@@ -29,7 +29,7 @@ def test_the_targets_and_variables_that_a_workflow_names_are_there(path):
     made = [words[1:] for words in steps(path) if words[0] == "make"]
     assert made
     for words in made:
-        assert {word for word in words if "=" not in word} <= TARGETS | {"site"}, words
+        assert {word for word in words if "=" not in word} <= TARGETS, words
         for name in (word.partition("=")[0] for word in words if "=" in word):
             assert f"$({name})" in MAKEFILE or f"$(if $({name})" in MAKEFILE, words
 
