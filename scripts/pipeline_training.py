@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training_state import Progress, State, load_optimizer, named, optimizer_tensors, under
+from training_state import Progress, State, load_optimizer, named, optimizer_tensors
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tide.errors import TideError
@@ -87,12 +87,14 @@ def fit_vae(
 def _resume_vae(
     vae: AutoencoderKL,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
     state: State,
 ) -> int:
     first, tensors = state.load()
+    if first > schedule.total_steps:
+        raise TideError(f"{state.path} has made {first} steps; ask for as many or more, or delete it to train anew")
     if tensors:
-        vae.load_state_dict(under("model.", tensors))
+        state.restore(vae, "model.", tensors)
         load_optimizer(optimizer, tensors)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the optimiser has made its steps in an earlier run
@@ -148,8 +150,8 @@ def fit_transformer(
     state = State(work / "transformer-state.safetensors")
     first, tensors = state.load()
     if tensors:
-        model.load_state_dict(under("model.", tensors))
-        average.load_state_dict(under("average.", tensors))
+        state.restore(model, "model.", tensors)
+        state.restore(average, "average.", tensors)
         load_optimizer(optimizer, tensors)
         print(f"transformer: resuming from step {first}")
     alphas = bundled.build_scheduler().alphas_cumprod

@@ -90,6 +90,25 @@ def test_a_vae_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert equal(whole, train(tmp_path / "parts.safetensors"))
 
 
+def test_a_vae_that_has_made_more_steps_is_refused(tmp_path):
+    def train(steps):
+        state = State(tmp_path / "vae.safetensors")
+        fit_vae(bundled.build_vae().train(), lambda: torch.rand(1, 3, 16, 16), state, steps=steps, lr=1e-3, every=1)
+
+    train(3)
+    with pytest.raises(TideError, match="has made 3 steps; ask for as many or more, or delete it"):
+        train(2)
+
+
+def test_weights_for_other_words_are_refused(tmp_path):
+    fit_transformer(parts(), bundled.build_vae(), draw, tmp_path, 0, steps=1, lr=1e-3)
+    tokenizer = bundled.build_tokenizer([*COLOURS, "violet"], 6)
+    other = parts()
+    other = Parts(tokenizer, bundled.build_text_encoder(len(tokenizer)), other.transformer)
+    with pytest.raises(TideError, match=r"has shape .*; delete it to train the stage again"):
+        fit_transformer(other, bundled.build_vae(), draw, tmp_path, 0, steps=2, lr=1e-3)
+
+
 def test_moments_of_another_model_are_refused(tmp_path):
     state = tmp_path / "transformer-state.safetensors"
     fit_transformer(parts(), bundled.build_vae(), draw, tmp_path, 0, steps=1, lr=1e-3)
