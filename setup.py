@@ -69,7 +69,104 @@ def compile_aloud(function: Callable[[], None]) -> None:
     sys.stdout.write(text)
     if failure is not None:
         found = re.search(r"^.*\b(?:error: |cannot find ).*$", text, re.MULTILINE)
-        raise RuntimeError(found[0].strip() if found else str(failure).strip().splitlines()[0]) from failure
+        reason = found[0] if found else str(failure).strip() or type(failure).__name__
+        raise RuntimeError(reason.strip().splitlines()[0]) from failure
+
+
+class BuildKernels:
+    """A base of the command `build_ext`, before torch's BuildExtension.
+
+    It adds the objects of the variants; a failure leaves an extension out instead of ending the install.
+
+    The reason goes into a file in the library's place, where `tide_kernels.native` finds it: pip shows nothing.
+    """
+
+    failures: dict[str, str]  # by the extension's name
+
+    def run(self) -> None:
+        self.failures = {}
+        super().run()
+        for extension in self.distribution.ext_modules:
+            self.note(Path("" if self.inplace else self.build_lib, *extension.name.split(".")))
+
+    def note(self, library: Path) -> None:
+        reason = self.failures.get(library.name)
+        file = library.parent / f"_failed{library.name.removeprefix('_native')}.txt"
+        if reason is None:
+            file.unlink(missing_ok=True)
+            return
+        for stale in library.parent.glob(f"{library.name}.*"):
+            stale.unlink()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{reason}\n")
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except (RuntimeError, OSError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            say(reason)
+            others = [extension for extension in self.extensions if not extension.name.endswith("_cuda")]
+            if len(others) == len(self.extensions):  # no compiler at all
+                self.failures["compiler"] = reason
+            else:  # perhaps a CUDA that is not torch's
+                self.failures["_native_cuda"] = reason
+                self.extensions = others
+                self.build_extensions()
+
+    def build_extension(self, ext: Any) -> None:
+        from setuptools.errors import CompileError
+
+        try:
+            compile_aloud(lambda: self.compile_extension(ext))
+        except RuntimeError as error:
+            self.failures[ext.name.rpartition(".")[2]] = str(error)
+            say(f"{ext.name}: {error}")
+            raise CompileError(str(error)) from error  # the extension is optional: setuptools continues
+
+    def compile_extension(self, ext: Any) -> None:
+        if ext.name.endswith("_cpu"):
+            ext.extra_objects = [*ext.extra_objects, *self.variants()]
+        super().build_extension(ext)
+
+    def variants(self) -> list[str]:
+        objects: list[str] = []
+        for name, flags in VARIANTS.items():
+            arguments = [*COMMON, *KERNELS, f"-DTIDE_ISA={name}", *flags]
+            folder = Path(self.build_temp, name).as_posix()
+            objects += self.compiler.compile(
+                ["csrc/cpu/variant.cpp"], output_dir=folder, extra_postargs=arguments, depends=sources("cpu", ".h")
+            )
+        return objects
+
+
+def cpu_extension(extension: Callable[..., Any], unplaced: list[str]) -> Any:
+    """``extension`` is torch's CppExtension, ``unplaced`` options that leave folders out of messages."""
+    return extension(
+        "tide_kernels._native_cpu",
+        ["csrc/schema.cpp", *sources("cpu", ".cpp")],
+        extra_compile_args=[*COMMON, *unplaced, TORCH_TARGET],
+        depends=sources("cpu", ".h"),
+        py_limited_api=True,
+        optional=True,
+    )
+
+
+def cuda_extension(extension: Callable[..., Any], unplaced: list[str], cuda: str) -> Any:
+    """``extension`` is torch's CUDAExtension, ``cuda`` the version that torch was built for."""
+    version = tuple(map(int, cuda.split(".")[:2]))
+    known = [name for name, since in CUDA_ARCHITECTURES.items() if version >= since]
+    nvcc = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, *(f"-Xcompiler={flag}" for flag in unplaced)]
+    nvcc += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in known]
+    nvcc += ["-gencode=arch=compute_90,code=compute_90"]
+    return extension(
+        "tide_kernels._native_cuda",
+        sources("cuda", ".cu"),
+        extra_compile_args={"cxx": [*COMMON, TORCH_TARGET], "nvcc": nvcc},
+        depends=sources("cuda", ".cuh"),
+        py_limited_api=True,
+        optional=True,
+    )
 
 
 def build_arguments() -> dict[str, Any]:
@@ -78,7 +175,6 @@ def build_arguments() -> dict[str, Any]:
         return {}
     try:
         import torch
-        from setuptools.errors import CompileError
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         say(f"{error} (install torch first, then: pip install --no-build-isolation .)")
@@ -87,105 +183,12 @@ def build_arguments() -> dict[str, Any]:
     # Messages of failed checks name source files; where those were when they were compiled is left out.
     folders = (Path.cwd(), Path(torch.__file__).parents[1])
     unplaced = [f"-ffile-prefix-map={folder}=." for folder in folders]
-
-    class Build(BuildExtension):
-        """Adds the objects of the variants; a failure leaves an extension out instead of ending the install.
-
-        The reason goes into a file in the library's place, where `tide_kernels.native` finds it: pip shows nothing.
-        """
-
-        failures: dict[str, str]  # by the extension's name
-
-        def run(self) -> None:
-            self.failures = {}
-            super().run()
-            for extension in self.distribution.ext_modules:
-                self.note(Path("" if self.inplace else self.build_lib, *extension.name.split(".")))
-
-        def note(self, library: Path) -> None:
-            reason = self.failures.get(library.name)
-            file = library.parent / f"_failed{library.name.removeprefix('_native')}.txt"
-            if reason is None:
-                file.unlink(missing_ok=True)
-                return
-            for stale in library.parent.glob(f"{library.name}.*"):
-                stale.unlink()
-            library.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{reason}\n")
-
-        def build_extensions(self) -> None:
-            try:
-                super().build_extensions()
-            except (RuntimeError, OSError, AssertionError) as error:
-                reason = " ".join(str(error).split())
-                say(reason)
-                others = [extension for extension in self.extensions if not extension.name.endswith("_cuda")]
-                if len(others) == len(self.extensions):  # no compiler at all
-                    self.failures["compiler"] = reason
-                else:  # perhaps a CUDA that is not torch's
-                    self.failures["_native_cuda"] = reason
-                    self.extensions = others
-                    self.build_extensions()
-
-        def build_extension(self, ext: Any) -> None:
-            try:
-                compile_aloud(lambda: self.compile_extension(ext))
-            except RuntimeError as error:
-                self.failures[ext.name.rpartition(".")[2]] = str(error)
-                say(f"{ext.name}: {error}")
-                raise CompileError(str(error)) from error  # the extension is optional: setuptools continues
-
-        def compile_extension(self, ext: Any) -> None:
-            if ext.name.endswith("_cpu"):
-                ext.extra_objects = [*ext.extra_objects, *self.variants()]
-            super().build_extension(ext)
-
-        def variants(self) -> list[str]:
-            objects: list[str] = []
-            for name, flags in VARIANTS.items():
-                arguments = [*COMMON, *KERNELS, f"-DTIDE_ISA={name}", *flags]
-                folder = Path(self.build_temp, name).as_posix()
-                objects += self.compiler.compile(
-                    ["csrc/cpu/variant.cpp"], output_dir=folder, extra_postargs=arguments, depends=sources("cpu", ".h")
-                )
-            return objects
-
-    cpu = CppExtension(
-        "tide_kernels._native_cpu",
-        ["csrc/schema.cpp", *sources("cpu", ".cpp")],
-        extra_compile_args=[*COMMON, *unplaced, TORCH_TARGET],
-        depends=sources("cpu", ".h"),
-        py_limited_api=True,
-        optional=True,
-    )
-    modules = [cpu]
+    modules = [cpu_extension(CppExtension, unplaced)]
     if torch.version.cuda and CUDA_HOME:
-        version = tuple(map(int, torch.version.cuda.split(".")[:2]))
-        known = [name for name, since in CUDA_ARCHITECTURES.items() if version >= since]
-        codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in known]
-        cuda = CUDAExtension(
-            "tide_kernels._native_cuda",
-            sources("cuda", ".cu"),
-            extra_compile_args={
-                "cxx": [*COMMON, TORCH_TARGET],
-                "nvcc": [
-                    "-O3",
-                    "-std=c++17",
-                    "-DUSE_CUDA",
-                    TORCH_TARGET,
-                    *(f"-Xcompiler={flag}" for flag in unplaced),
-                    *codes,
-                    "-gencode=arch=compute_90,code=compute_90",
-                ],
-            },
-            depends=sources("cuda", ".cuh"),
-            py_limited_api=True,
-            optional=True,
-        )
-        modules.append(cuda)
+        modules.append(cuda_extension(CUDAExtension, unplaced, torch.version.cuda))
     return {
         "ext_modules": modules,
-        "cmdclass": {"build_ext": Build},
+        "cmdclass": {"build_ext": type("Build", (BuildKernels, BuildExtension), {})},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 

@@ -1,13 +1,14 @@
 """The built wheel under other versions of Python: `python scripts/check_pythons.py dist --pythons python3.12 ...`.
 
 Each gets a fresh environment with the wheel, and runs the tests named there, away from the source tree (`make
-python-check`). Interpreters that are not installed are named and passed over.
+python-check`). Interpreters that are not installed are named and passed over; one has to be there.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def main() -> None:
     for python in options.pythons:
         if shutil.which(python) is None:
             print(f"{python} is not installed: passed over")
-            continue
+    if not (found := list(filter(shutil.which, options.pythons))):
+        sys.exit("no Python was tested: name one that is installed, make python-check PYTHONS=...")
+    for python in found:
         with tempfile.TemporaryDirectory() as folder:
             fresh = Fresh(Path(folder), python, wheel, "[browse,data]", options.torch)
             fresh.unpack(sdist)

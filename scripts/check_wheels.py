@@ -18,8 +18,9 @@ from pathlib import Path
 from build_wheels import build
 from fresh import Fresh
 
-#: Names of C++, which change from one release of torch to the next.
-UNSTABLE = re.compile(r"_ZN?K?(2at|3c10|5torch|5caffe2)|^_?Py")
+#: Names of torch's C++, type information and virtual tables included, which change from one release to the next; and
+#: Python's own.
+UNSTABLE = re.compile(r"_Z(T[ISV])?N?K?(2at|3c10|5torch|5caffe2)|_?Py")
 
 
 def one(folder: Path, pattern: str) -> Path:

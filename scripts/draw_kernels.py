@@ -46,7 +46,7 @@ def draw_regimes(path: Path) -> None:
 
 
 def draw_parts(axes: Any, row: int, k: int, regime: str) -> None:
-    """The parts of a step's floor side by side; those above 0.2 ms are named."""
+    """The parts of a step's floor side by side; those above 0.13 ms are named."""
     case = Case(Shape(N_TOKENS, D_MODEL, N_LATENTS, k), regime, False)
     left = 0.0
     for line in lines(case, CEILINGS["h200"]):

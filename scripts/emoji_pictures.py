@@ -19,22 +19,20 @@ import argparse
 import hashlib
 import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from emoji_names import plain, shown_name
+from emoji_package import FETCH, LIST, PICTURES, Emoji, listed, opened
+from mistakes import told
 
 from tide.errors import TideError
-from tide.files import parse_json, replace_file
+from tide.files import replace_file
 from tide.images import open_picture
 
-LIST = "emoji.json"
-PICTURES = "img/google/64"
 TONES = {
     "1F3FB": "light",
     "1F3FC": "medium light",
@@ -70,23 +68,7 @@ class Row:
     held_out: str = ""
 
 
-def opened(package: Path) -> Callable[[str], bytes]:
-    """A reader of the package's files by their names in it. Raises :class:`~tide.errors.TideError` if there is none."""
-    if package.is_dir():
-        return lambda name: (package / name).read_bytes()
-    if not package.is_file():
-        raise TideError(f"{package} does not exist; fetch it with `npm pack emoji-datasource-google@16.0.0`")
-    files: dict[str, bytes] = {}
-    with tarfile.open(package) as archive:  # read once from start to end: going back means unpacking it again
-        for member in archive:
-            name = member.name.removeprefix("package/")
-            if name == LIST or name.startswith(PICTURES):
-                found = archive.extractfile(member)
-                files[name] = found.read() if found else b""
-    return files.__getitem__
-
-
-def rows_of(emoji: list[dict[str, Any]]) -> Iterator[tuple[str, Row]]:
+def rows_of(emoji: list[Emoji]) -> Iterator[tuple[str, Row]]:
     """(base name, row) for each picture that the package lists."""
     names = [shown_name(each["name"], each["short_name"]) for each in emoji]
     mirrored = {name.removesuffix(" facing right") for name in names if name.endswith(" facing right")}
@@ -98,8 +80,14 @@ def rows_of(emoji: list[dict[str, Any]]) -> Iterator[tuple[str, Row]]:
         # A base emoji's skin tones count together as much as it does: half of the files are such variants.
         variants = {k: v for k, v in each.get("skin_variations", {}).items() if v["has_img_google"]}
         for codes, variant in variants.items():
-            tone = " and ".join(TONES[code] for code in dict.fromkeys(codes.split("-")))
+            tone = " and ".join(_tone(code) for code in dict.fromkeys(codes.split("-")))
             yield name, _row(each, variant["image"], name, tone, weight / len(variants), flip)
+
+
+def _tone(code: str) -> str:
+    if code not in TONES:
+        raise TideError(f"{LIST}: {code[:40]!r} is no skin tone; {FETCH}")
+    return TONES[code]
 
 
 def _weight(name: str, category: str, subcategory: str) -> float:
@@ -109,7 +97,9 @@ def _weight(name: str, category: str, subcategory: str) -> float:
     return _SIGNS if sign or name.startswith(("clock face", "family")) or name.endswith("facing right") else 1.0
 
 
-def _row(each: dict[str, Any], image: str, name: str, tone: str, weight: float, flip: bool) -> Row:
+def _row(each: Emoji, image: str, name: str, tone: str, weight: float, flip: bool) -> Row:
+    if Path(image).name != image:
+        raise TideError(f"{LIST}: {image[:80]!r} is no file name; {FETCH}")
     skin = f", {tone} skin tone" if tone else ""
     category, group = plain(each["category"]), plain(each["subcategory"])
     texts = [f"{name}, {group}{skin}", f"{group}{skin}", f"{category}{skin}"]
@@ -154,13 +144,19 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--package", type=Path, default=Path("emoji-datasource-google-16.0.0.tgz"))
     args = parser.parse_args()
-    read = opened(args.package)
-    train, held_out = split(list(rows_of(parse_json(read(LIST).decode(), LIST))))
+    with told():
+        unpack(args.package, args.out)
+
+
+def unpack(package: Path, out: Path) -> None:
+    """Writes both folders. Raises :class:`~tide.errors.TideError` for a package that is damaged or another."""
+    read = opened(package)
+    train, held_out = split(list(rows_of(listed(read))))
     for name, rows, others in (("train", train, held_out), ("held-out", held_out, train)):
-        write(args.out / name, rows, others, read)
+        write(out / name, rows, others, read)
         counts = Counter(row.held_out for row in rows if row.held_out)
         kinds = "".join(f", {n} by {kind}" for kind, n in sorted(counts.items()))
-        print(f"{args.out / name}: {len(rows)} pictures{kinds}")
+        print(f"{out / name}: {len(rows)} pictures{kinds}")
 
 
 if __name__ == "__main__":

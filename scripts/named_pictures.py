@@ -26,6 +26,8 @@ _SHIFT, _SMALLER = 3, 0.12
 #: Words and punctuation as the tokenizer splits them.
 _TOKEN = re.compile(r"\w+|[^\w\s]+")
 _MOST_TOKENS = 64
+#: Weights are added up in float32.
+HEAVIEST = 1e6
 
 
 class Picture(TypedDict):
@@ -69,6 +71,8 @@ class Pictures:
             raise TideError(f"{path} lists no pictures")
         images = [to_tensor(open_picture(folder / row["file_name"]), SIZE) for row in rows]
         weights = torch.tensor([float(row.get("weight", 1)) for row in rows])
+        if not bool(weights.any()):
+            raise TideError(f"{path} gives every picture the weight 0; leave the weights out")
         return cls(rows, torch.stack([((image + 1) * 127.5).round().byte() for image in images]), weights)
 
     def image(self, i: int) -> Tensor:
@@ -100,6 +104,8 @@ def _row(line: str, where: str) -> Picture:
         raise TideError(f"{where} has no {' and no '.join(missing)}; add what is missing")
     kinds = {"file_name": str, "text": str, "texts": list, "weight": int | float, "flip": bool}
     wrong = [name for name, kind in kinds.items() if name in row and not isinstance(row[name], kind)]
-    if wrong:
-        raise TideError(f"{where} has a {wrong[0]} of another kind than expected; correct it")
+    if wrong or not all(isinstance(text, str) for text in row.get("texts", [])):
+        raise TideError(f"{where} has a {wrong[0] if wrong else 'texts'} of another kind than expected; correct it")
+    if not 0 <= row.get("weight", 1) <= HEAVIEST:
+        raise TideError(f"{where}: weight is {row['weight']!r}; give a number from 0 to {HEAVIEST:g}")
     return cast(Picture, row)

@@ -23,6 +23,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+from tide.files import replace_file
+
 FOLDER = Path(__file__).parents[1] / "docs/notebooks"
 #: Bytes of an executed notebook at most: the repository keeps every version of it.
 LARGEST = 300_000
@@ -75,7 +77,7 @@ def _tidied(output: Any) -> Any:
 
 
 def smaller(data: str) -> str:
-    """A PNG in base64 with 256 colours of its own: a third of the size, and hardly to be told from it."""
+    """A PNG in base64 with 256 colours of its own: a third of the size, and to the eye nearly the same."""
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         few, buffer = image.convert("RGB").quantize(256, dither=Image.Dither.NONE), io.BytesIO()
     few.save(buffer, "PNG", optimize=True)
@@ -107,7 +109,7 @@ def run(source: Path, *, write: bool) -> None:
     if size > LARGEST:
         sys.exit(f"{source.stem} has {size:,} bytes with its outputs; draw fewer or smaller pictures ({LARGEST:,})")
     if write:
-        source.with_suffix(".ipynb").write_text(text, encoding="utf-8")
+        replace_file(source.with_suffix(".ipynb"), lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def main() -> None:

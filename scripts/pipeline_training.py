@@ -19,13 +19,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training_state import Progress, State, load_optimizer, named, optimizer_tensors, under
+from training_state import Progress, State, load_optimizer, named, optimizer_tensors
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from tide.errors import TideError
 from tide.scenes import pipeline as bundled
 
 #: bf16 products are emulated, and slow, on CPUs without instructions for them.
 BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: Remedies of :func:`load_vae`.
+STARTED, UNTRAINED = "--start is the folder of a pipeline", "train the stage vae first"
 DECAY_FROM = 0.7  # share of the steps after which the learning rate falls linearly to zero
 
 
@@ -34,7 +37,19 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """From [0, 1] to 0..255."""
+    return np.round(image * 255).astype(np.uint8)
+
+
 # -- the VAE ---------------------------------------------------------------------------------------------------------
+
+
+def load_vae(folder: Path, remedy: str) -> AutoencoderKL:
+    """Raises :class:`~tide.errors.TideError`, which ends with the ``remedy``, for a folder without one."""
+    if not (folder / "config.json").is_file():
+        raise TideError(f"{folder} holds no VAE; {remedy}")
+    return AutoencoderKL.from_pretrained(folder)
 
 
 def fit_vae(
@@ -72,12 +87,14 @@ def fit_vae(
 def _resume_vae(
     vae: AutoencoderKL,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
     state: State,
 ) -> int:
     first, tensors = state.load()
+    if first > schedule.total_steps:
+        raise TideError(f"{state.path} has made {first} steps; ask for as many or more, or delete it to train anew")
     if tensors:
-        vae.load_state_dict(under("model.", tensors))
+        state.restore(vae, "model.", tensors)
         load_optimizer(optimizer, tensors)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the optimiser has made its steps in an earlier run
@@ -133,8 +150,8 @@ def fit_transformer(
     state = State(work / "transformer-state.safetensors")
     first, tensors = state.load()
     if tensors:
-        model.load_state_dict(under("model.", tensors))
-        average.load_state_dict(under("average.", tensors))
+        state.restore(model, "model.", tensors)
+        state.restore(average, "average.", tensors)
         load_optimizer(optimizer, tensors)
         print(f"transformer: resuming from step {first}")
     alphas = bundled.build_scheduler().alphas_cumprod

@@ -17,8 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from mistakes import count, told
 from named_pictures import Picture, Pictures, captions_of, words_of
-from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline
+from pipeline_training import (
+    STARTED,
+    UNTRAINED,
+    Parts,
+    encode,
+    finish_vae,
+    fit_transformer,
+    fit_vae,
+    load_vae,
+    save_pipeline,
+)
 from torch import Tensor
 from training_state import State
 
@@ -36,7 +47,7 @@ OTHER_CAPTION, NO_CAPTION = 0.3, 0.1
 def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int, start: Path | None) -> None:
     """Begins with the weights of the bundled VAE, or those of ``start``: they know edges and areas of one colour."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained((start or bundled.DATA / "pipeline") / "vae").float().train()
+    vae = load_vae((start or bundled.DATA / "pipeline") / "vae", STARTED).float().train()
 
     def draw() -> Tensor:
         rows = torch.multinomial(pictures.weights, batch, replacement=True)
@@ -48,7 +59,7 @@ def train_vae(pictures: Pictures, work: Path, seed: int, steps: int, batch: int,
 
 def train_transformer(pictures: Pictures, work: Path, out: Path, seed: int, steps: int, batch: int) -> None:
     """With the text encoder, from fresh weights."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = load_vae(work / "vae", UNTRAINED).eval()
     torch.manual_seed(seed)
     words, longest = words_of(pictures.rows)
     tokenizer = bundled.build_tokenizer(words, longest)
@@ -92,15 +103,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pictures/final"), help="folder of the pipeline")
     parser.add_argument("--start", type=Path, metavar="DIR", help="folder of a pipeline whose VAE to start from")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
-    parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="steps of the transformer")
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step; the VAE takes half of them")
+    parser.add_argument("--vae-steps", type=count, default=VAE_STEPS)
+    parser.add_argument("--steps", type=count, default=TRANSFORMER_STEPS, help="steps of the transformer")
+    parser.add_argument("--batch", type=count, default=32, help="pictures a step; the VAE takes half of them")
     args = parser.parse_args()
-    pictures = Pictures.read(args.data)
-    if args.stage != "transformer":
-        train_vae(pictures, args.work, args.seed, args.vae_steps, max(1, args.batch // 2), args.start)
-    if args.stage != "vae":
-        train_transformer(pictures, args.work, args.out, args.seed, args.steps, args.batch)
+    with told():
+        pictures = Pictures.read(args.data)
+        if args.stage != "transformer":
+            train_vae(pictures, args.work, args.seed, args.vae_steps, max(1, args.batch // 2), args.start)
+        if args.stage != "vae":
+            train_transformer(pictures, args.work, args.out, args.seed, args.steps, args.batch)
 
 
 if __name__ == "__main__":

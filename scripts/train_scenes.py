@@ -1,40 +1,50 @@
 """Trains the bundled pipeline and its judge: ``python scripts/train_scenes.py [vae|transformer|judge|all]``.
 
-Every stage draws from ``--seed`` alone, works in ``--work`` (default ``runs/scenes``), resumes from its last
-checkpoint there, and writes the finished part to ``--out`` (default: the package data). ``--start`` begins with the
-weights of an earlier pipeline, possibly of other words and scenes, instead of fresh ones.
+Every stage draws from ``--seed`` alone. ``vae`` and ``transformer`` resume from their last checkpoint in ``--work``
+(default ``runs/scenes``), where the VAE stays; the pipeline and the judge are written to ``--out`` (default: the
+package data). ``--start`` begins with the weights of an earlier pipeline, possibly of other words and scenes, instead
+of fresh ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
-from pipeline_training import Parts, encode, finish_vae, fit_transformer, fit_vae, save_pipeline, to_tensor
+from judge_training import train_judge
+from mistakes import count, told
+from pipeline_training import (
+    STARTED,
+    UNTRAINED,
+    Parts,
+    encode,
+    finish_vae,
+    fit_transformer,
+    fit_vae,
+    load_vae,
+    save_pipeline,
+    to_tensor,
+    to_uint8,
+)
 from torch import Tensor
-from training_state import Progress, State
+from training_state import State
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tide.files import read_json, write_json
 from tide.scenes import pipeline as bundled
-from tide.scenes.judge import HEADS, NO_OBJECT, Judge, destroy
-from tide.scenes.render import REGIONS, render
-from tide.scenes.scene import ATTRIBUTES, SHORT_TEMPLATES, TEMPLATES, Scene, scenes
+from tide.scenes.render import render
+from tide.scenes.scene import SHORT_TEMPLATES, TEMPLATES, Scene, scenes
 
 VAE_STEPS = 2400
 VAE_SCENES = 16_000
 TRANSFORMER_STEPS = 9_000
 TRANSFORMER_SCENES = 16_000
-JUDGE_STEPS = 2_000
-JUDGE_SCENES = 9_000
 
 
 def render_uint8(items: list[Scene]) -> np.ndarray:
@@ -42,17 +52,12 @@ def render_uint8(items: list[Scene]) -> np.ndarray:
     return np.stack([to_uint8(render(scene).image) for scene in items])
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """From [0, 1] to 0..255."""
-    return np.round(image * 255).astype(np.uint8)
-
-
 def train_vae(
     work: Path, out: Path, seed: int, steps: int = VAE_STEPS, batch: int = 32, start: Path | None = None
 ) -> AutoencoderKL:
     """Mean squared error plus 1e-4 KL; the scaling factor is set so that latents have unit variance."""
     torch.manual_seed(seed)
-    vae = bundled.build_vae() if start is None else AutoencoderKL.from_pretrained(start / "vae").float().train()
+    vae = bundled.build_vae() if start is None else load_vae(start / "vae", STARTED).float().train()
     images = to_tensor(render_uint8(list(scenes("train", VAE_SCENES, seed))))
     fit_vae(
         vae,
@@ -105,7 +110,7 @@ def train_transformer(
     start: Path | None = None,
 ) -> None:
     """Minimises the MSE of the v-prediction, text encoder included; saves the exponential average of the weights."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = load_vae(work / "vae", UNTRAINED).eval()
     torch.manual_seed(seed)
     text_encoder = bundled.build_text_encoder() if start is None else _text_encoder_of(start)
     transformer = bundled.build_transformer()
@@ -124,83 +129,6 @@ def train_transformer(
     save_pipeline(vae, average, parts.tokenizer, out / "pipeline")
 
 
-def _targets(items: list[Scene]) -> dict[str, Tensor]:
-    return {name: torch.tensor([ATTRIBUTES[name].index(s[name]) for s in items]) for name in ATTRIBUTES}
-
-
-def _through(vae: AutoencoderKL, images: Tensor, spread: float, seed: int) -> Tensor:
-    """Images encoded, disturbed in latent space by ``spread`` standard deviations, and decoded."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        latents = vae.encode(images).latent_dist.mean
-        scale = spread / vae.config.scaling_factor
-        return vae.decode(latents + scale * torch.randn(latents.shape, generator=generator)).sample.clamp(-1, 1)
-
-
-def train_judge(work: Path, out: Path, seed: int, steps: int = JUDGE_STEPS, batch: int = 64) -> None:
-    """Cross-entropy per attribute and of the pixels' regions on renders, on renders that passed through the VAE, and on
-    wreckage.
-
-    Wreckage has the class "no valid object" and no other label.
-    """
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 3])
-    judge = Judge()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
-    items = list(scenes("train", JUDGE_SCENES, seed + 1))
-    rendered = [render(scene) for scene in items]
-    images = to_tensor(np.stack([to_uint8(each.image) for each in rendered]))
-    regions, targets = torch.from_numpy(np.stack([each.regions for each in rendered])), _targets(items)
-    third = len(images) // 3
-    for start in range(0, third, 250):  # a third of the scenes are seen as the pipeline would decode them
-        images[start : start + 250] = _through(vae, images[start : start + 250], 0.1, start)
-    wrecked = torch.cat([_through(vae, images[-500:], spread, 5) for spread in (1.5, 2.5)])
-    n_wrecked = batch // 4
-    progress = Progress("judge", 0, steps)
-    for step in range(1, steps + 1):
-        rows = torch.from_numpy(rng.integers(len(images), size=batch))
-        x = images[rows] + 0.03 * torch.randn(batch, 3, 64, 64)
-        half = n_wrecked // 2
-        x[:half] = destroy(x[:half], rng)
-        x[half:n_wrecked] = wrecked[torch.from_numpy(rng.integers(len(wrecked), size=n_wrecked - half))]
-        logits, where = judge(x)
-        labels = targets["class"][rows].clone()
-        labels[:n_wrecked] = HEADS["class"].index(NO_OBJECT)
-        loss = F.cross_entropy(logits["class"], labels)
-        for name in ATTRIBUTES:
-            if name != "class":
-                loss = loss + F.cross_entropy(logits[name][n_wrecked:], targets[name][rows][n_wrecked:])
-        loss = loss + F.cross_entropy(where[n_wrecked:], regions[rows][n_wrecked:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 250 == 0:
-            progress.log(step, loss=loss.item())
-    judge.eval()
-    report: dict[str, dict[str, float]] = {}
-    for split in ("dev", "test"):
-        held_out = list(scenes(split, 1000, seed + 2))
-        rendered = [render(scene) for scene in held_out]
-        x = to_tensor(np.stack([to_uint8(each.image) for each in rendered]))
-        verdicts = judge.read(x)
-        report[split] = {
-            a: float(np.mean([v.agrees(s, a) for v, s in zip(verdicts, held_out, strict=True)])) for a in ATTRIBUTES
-        }
-        found, truth = judge.regions(x), torch.from_numpy(np.stack([each.regions for each in rendered]))
-        report[split] |= {
-            f"IoU of the {name}": float(((found == i) & (truth == i)).sum() / ((found == i) | (truth == i)).sum())
-            for i, name in enumerate(REGIONS)
-        }
-        broken = judge.read(destroy(x, np.random.default_rng([seed, 4])))
-        report[split]["wreckage recognised"] = float(np.mean([not v.valid for v in broken]))
-    print("judge:", json.dumps(report))
-    judge.save_pretrained(out / "judge")
-    write_json(out / "judge" / "accuracy.json", report)
-
-
 def _stages(name: str) -> Iterator[str]:
     yield from ("vae", "transformer", "judge") if name == "all" else (name,)
 
@@ -214,17 +142,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--out", type=Path, default=bundled.DATA)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="override the number of steps of the stage")
-    parser.add_argument("--batch", type=int, help="override the images of a step")
+    parser.add_argument("--steps", type=count, help="override the number of steps of the stage")
+    parser.add_argument("--batch", type=count, help="override the images of a step")
     parser.add_argument("--start", type=Path, metavar="DIR", help="folder of an earlier pipeline to start from")
     args = parser.parse_args()
     if args.start is not None and args.stage == "judge":
         parser.error("--start is not used by the judge; leave it off")
     given = {name: value for name in ("steps", "batch") if (value := getattr(args, name)) is not None}
-    for stage in _stages(args.stage):
-        start = {} if stage == "judge" else {"start": args.start}
-        STAGES[stage](args.work, args.out, args.seed, **given, **start)
-        _record(args.out / "training.json", stage, args, given)
+    with told():
+        for stage in _stages(args.stage):
+            start = {} if stage == "judge" else {"start": args.start}
+            STAGES[stage](args.work, args.out, args.seed, **given, **start)
+            _record(args.out / "training.json", stage, args, given)
 
 
 def _record(path: Path, stage: str, args: argparse.Namespace, given: dict[str, int]) -> None:

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tide.errors import TideError
-from tide.files import open_tensors, read_tensors, replace_file, tensors_writer
+from tide.files import check_tensors, open_tensors, read_tensors, replace_file, tensors_writer
 
 
 class Progress:
@@ -43,6 +43,15 @@ class State:
         if not (step.isascii() and step.isdigit()):
             raise TideError(f"{self.path} states no step; delete it to train the stage again")
         return int(step), read_tensors(self.path, "the stage")
+
+    def restore(self, model: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+        """Loads what :meth:`load` gave under ``prefix``.
+
+        Raises :class:`~tide.errors.TideError` for a model of other sizes, as captions of other words make it.
+        """
+        weights = under(prefix, tensors)
+        check_tensors(self.path, weights, model.state_dict(), remedy="delete it to train the stage again")
+        model.load_state_dict(weights)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from check_wheels import UNSTABLE
+from dependencies import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -29,7 +31,7 @@ def test_the_targets_and_variables_that_a_workflow_names_are_there(path):
     made = [words[1:] for words in steps(path) if words[0] == "make"]
     assert made
     for words in made:
-        assert {word for word in words if "=" not in word} <= TARGETS | {"site"}, words
+        assert {word for word in words if "=" not in word} <= TARGETS, words
         for name in (word.partition("=")[0] for word in words if "=" in word):
             assert f"$({name})" in MAKEFILE or f"$(if $({name})" in MAKEFILE, words
 
@@ -69,6 +71,26 @@ def test_every_tool_of_a_release_is_pinned():
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     tools = [line.split(";")[0].strip() for line in PROJECT["project"]["optional-dependencies"]["release"]]
     assert set(tools) <= pinned
+
+
+def test_the_licences_of_every_extra_that_users_install_are_checked():
+    assert {*EXTRAS, "dev", "bench", "parity", "site", "notebooks", "release"} == {
+        "", *PROJECT["project"]["optional-dependencies"]
+    }  # fmt: skip
+    page = (ROOT / "docs/installing.md").read_text()
+    assert [name for name in EXTRAS if name and f"[{name}]`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("symbol", "unstable"),
+    [
+        ("_ZN2at6Tensor3addE", True), ("_ZNK3c1010TensorImpl5sizesEv", True), ("_ZTIN3c105ErrorE", True),
+        ("_ZTVN5torch8autograd4NodeE", True), ("PyModule_Create2", True), ("_Py_Dealloc", True),
+        ("aoti_torch_empty_strided", False), ("torch_call_dispatcher", False), ("_ZNSt6vectorIfSaIfEED1Ev", False),
+    ],
+)  # fmt: skip
+def test_symbols_outside_the_stable_interface_are_told(symbol, unstable):
+    assert bool(UNSTABLE.match(symbol)) == unstable
 
 
 def test_the_citation_names_the_software_and_the_paper():

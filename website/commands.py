@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tide.cli.app import COMMANDS, class_of
@@ -26,8 +27,9 @@ class Group:
     options: list[tuple[str, str]] = field(default_factory=list)
 
 
+@cache
 def help_of(name: str) -> str:
-    """What ``tide NAME --help`` prints on a terminal of 80 columns."""
+    """What ``tide NAME --help`` prints on a terminal of :data:`COLUMNS` columns."""
     said = io.TextIOWrapper(io.BytesIO(), "utf-8")
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = COLUMNS

@@ -20,7 +20,7 @@ author = "the authors of TIDE"
 copyright = "Apache-2.0"
 html_title = "TIDE"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-nb_execution_mode = "off"  # notebooks are committed with their outputs, which `make notebooks` compares
+nb_execution_mode = "off"  # notebooks are committed with their outputs, by `make notebooks WRITE=1`
 
 # Pages are written for a Git host: its anchors, and its tables of any width.
 myst_heading_anchors = 4

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +66,8 @@ class Name:
         return "function" if inspect.isroutine(self.value) else "data"
 
 
-def public_names() -> list[Name]:
+@cache
+def public_names() -> tuple[Name, ...]:
     """Every public name once, under the first package that has it and is not ``tide``, or else under the module that
     defines it."""
     found: dict[int, Name] = {}
@@ -77,7 +79,7 @@ def public_names() -> list[Name]:
         value = getattr(import_module(module), name)
         if not inspect.ismodule(value):
             found.setdefault(id(value), Name(_home(value, module), name, value))
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _of_tide() -> set[tuple[str, str]]:

@@ -76,5 +76,9 @@ def linked(text: str, module: str, kind: str, documented: Documented, complain: 
         if name is None:
             complain(role.target)
         home = name and documented.home(name)
-        text = text.replace(role.words, f":py:obj:`{role.shown} <{home}>`" if home else f"``{role.shown}``")
+        link = f":py:obj:`{role.shown} <{home}>`" if home else f"``{role.shown}``"
+        # Between double backticks stands what is code already, also the replacement of a name that is there twice.
+        text = "".join(
+            part if part.startswith("``") else part.replace(role.words, link) for part in re.split(r"(``[^`]+``)", text)
+        )
     return text

@@ -267,11 +267,11 @@ middle = {name: 1000 * statistics.median(each) for name, each in seconds.items()
 for name, each in middle.items():
     print(f"{name:10} {each:6.1f} ms   {middle['reference'] / each:5.2f} times as fast as the reference")
 print(f"on {torch.get_num_threads()} threads")
-assert middle["sorted"] > middle["reference"]
 
 # %% [markdown]
-# A full sort does more than is asked: it is right and slower than the reference, so it stays a toy. A backend is
-# worth keeping when it is right *and* faster on the problems that it accepts.
+# The cell asserts that all are right, and not which is fastest: on another machine, or a busy one, that may differ.
+# A full sort does more than is asked, so this backend stays a toy. A backend is worth keeping when it is right *and*
+# faster on the problems that it accepts.
 #
 # ## Next
 #

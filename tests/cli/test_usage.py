@@ -161,6 +161,7 @@ LINES = {
     ],
     "convert": [
         "{foreign} --out {out}",
+        "f --transcoder attention --out o",
         "{plain} --to saelens --out {out}",
     ],
     "reproduce": [

@@ -109,6 +109,14 @@ def test_what_the_config_says(case, config, tmp_path):
     assert found.model.config.modulation is None
 
 
+def test_widths_that_are_no_numbers_are_passed_over(tmp_path):
+    write_foreign(tmp_path, "saelens", "matryoshka_batchtopk")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    config["metadata"]["training_architecture_details"]["matryoshka_widths"] = [True, 8, N]
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert read_sae(tmp_path).model.config.prefixes == ()
+
+
 def test_where_it_was_trained(tmp_path):
     write_foreign(tmp_path, "sparsify", "topk")
     origin = Origin(block=13, family="pixart", pipeline="p", tensor="attention")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.damage import Trap
-from tests.helpers.foreign_saes import N, write_foreign
+from tests.helpers.foreign_saes import D, N, write_foreign
 from tide.conversion import LIBRARIES, Origin, read_sae
 from tide.conversion.pickled import read_state_dict
 from tide.errors import TideError
@@ -157,6 +157,43 @@ def test_what_a_tide_cannot_represent(tmp_path, library, at, value, message):
     assert message in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("value", [["topk"], {"topk": 1}, 3, None])
+@pytest.mark.parametrize(
+    ("library", "at"), [("saelens", ("architecture",)), ("dictionary_learning", ("trainer", "dict_class"))]
+)
+def test_a_kind_that_is_no_word(tmp_path, library, at, value):
+    write_foreign(tmp_path, library, ONE[library][0])
+    edit_config(tmp_path, library, at, value)
+    assert "; convert one of" in refusal(tmp_path)
+
+
+def test_a_long_value_is_cut(library, tmp_path):
+    edit_config(tmp_path, library, ONE[library][2], [1] * 10_000)
+    assert len(refusal(tmp_path)) < 500
+
+
+@pytest.mark.parametrize(
+    ("library", "kind", "name", "value"),
+    [
+        ("overcomplete", "SAE multiplied", "dictionary.multiplier", torch.tensor(200.0)),
+        ("saelens", "topk rescaled", "W_dec", torch.full((N, D), 1e38)),
+        ("dictionary_learning", "AutoEncoder", "decoder.weight", torch.full((D, N), 3e38)),
+    ],
+)
+def test_products_that_float32_does_not_hold(tmp_path, library, kind, name, value):
+    """Each factor is in the file and finite there."""
+    write_foreign(tmp_path, library, kind)
+    tensors = weights_of(tmp_path, library)
+    replace_weights(tmp_path, library, {**tensors, name: value})
+    assert "is not finite in float32 once the library's options are folded in" in refusal(tmp_path)
+
+
+def test_a_centre_that_float32_does_not_hold(tmp_path):
+    write_foreign(tmp_path, "overcomplete", "SAE")
+    edit_config(tmp_path, "overcomplete", ("centre",), [1e300] * D)
+    assert "activation_mean is not finite in float32" in refusal(tmp_path)
+
+
 def test_a_running_threshold_is_needed(tmp_path):
     write_foreign(tmp_path, "overcomplete", "BatchTopKSAE")
     edit_config(tmp_path, "overcomplete", ("running_threshold",), None)
@@ -253,6 +290,13 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 def test_a_pickle_of_something_else(tmp_path, held):
     torch.save(held, tmp_path / "ae.pt")
     with pytest.raises(TideError, match=r"something else than tensors by name|of tensors alone"):
+        read_state_dict(tmp_path / "ae.pt")
+
+
+def test_a_number_that_is_cut_off_is_refused(tmp_path):
+    """Python's struct has an error of its own: four bytes of a length are asked for, and two are there."""
+    (tmp_path / "ae.pt").write_bytes(b"\x80\x02X\x05\x00")
+    with pytest.raises(TideError, match="is not a state dict of tensors alone"):
         read_state_dict(tmp_path / "ae.pt")
 
 

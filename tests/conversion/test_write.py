@@ -101,12 +101,20 @@ def test_several_timesteps_are_refused(tmp_path):
         write_sae(modulated(), tmp_path / "out", "saelens", at=torch.tensor([5.0, 6.0]))
 
 
+@pytest.mark.parametrize("timestep", [-1, 1000.5, float("nan"), float("inf")])
+def test_a_timestep_that_no_scheduler_has(tmp_path, timestep):
+    with pytest.raises(TideError, match="is not the scheduler's; give one from 0 to 1000"):
+        write_sae(modulated(), tmp_path / "out", "saelens", at=timestep)
+    assert not (tmp_path / "out").exists()
+
+
 def test_conditioning_belongs_to_the_position(tmp_path):
     model = modulated(modulation={"conditioned": True})
     with pytest.raises(TideError, match="also depends on the model's conditioning"):
         write_sae(model, tmp_path / "out", "saelens", at=5)
     at = Position(5.0, torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
-    write_sae(model, tmp_path / "out", "saelens", at=at)
+    lost = write_sae(model, tmp_path / "out", "saelens", at=at).lost
+    assert lost[:2] == ("all timesteps but 5", "all conditionings but the one given")
     function = function_of(tmp_path / "out")
     x = torch.randn(20, D, generator=torch.Generator().manual_seed(2))
     wanted = function(x.double())

@@ -68,6 +68,11 @@ def test_a_name_that_is_not_public_is_code():
     assert linked(":func:`holds`", "tide.images.words", "", Documented()) == "``holds``"
 
 
+def test_a_name_that_stands_there_twice_is_code_once():
+    text = linked("`a` and `a`, ``x`` and `None`", "tide_kernels.dispatch", "", Documented(), [].append)
+    assert text == "``a`` and ``a``, ``x`` and ``None``"
+
+
 def test_a_role_that_names_nothing_is_told():
     told: list[str] = []
     linked(":func:`tide.nothing`", "tide.training.config", "", Documented(), told.append)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "docs/notebooks").glob("*.py"))
 #: Bytes of a notebook with its outputs: the repository keeps every version.
 LARGEST = 300_000
-#: Wings of the package that no user imports.
+#: Parts of the package that no user imports.
 INTERNAL = ("cli", "studies", "browser")
 
 every = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

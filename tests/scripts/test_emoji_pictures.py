@@ -11,7 +11,8 @@ from pathlib import Path
 import emoji_pictures
 import pytest
 from emoji_names import plain, shown_name
-from emoji_pictures import COMBINATIONS, Row, opened, rows_of, split, write
+from emoji_package import PICTURES, opened
+from emoji_pictures import COMBINATIONS, Row, rows_of, split, write
 from PIL import Image
 
 from tide.errors import TideError
@@ -47,12 +48,12 @@ EMOJI = [
 def package(tmp_path) -> Path:
     """A folder like the package's, whose pictures are half transparent, half blue."""
     folder = tmp_path / "package"
-    (folder / emoji_pictures.PICTURES).mkdir(parents=True)
+    (folder / PICTURES).mkdir(parents=True)
     (folder / "emoji.json").write_text(json.dumps(EMOJI))
     picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     picture.paste((0, 0, 255, 255), (0, 0, 32, 64))
     for _, row in rows_of(EMOJI):
-        picture.save(folder / emoji_pictures.PICTURES / row.file_name)
+        picture.save(folder / PICTURES / row.file_name)
     return folder
 
 
@@ -161,6 +162,44 @@ def test_the_archive_reads_as_the_folder_does(package, tmp_path):
     read = opened(tmp_path / "package.tgz")
     assert read("emoji.json") == opened(package)("emoji.json")
     assert read("img/google/64/gear.png") == opened(package)("img/google/64/gear.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "emoji.json").unlink(), "has no emoji.json; fetch it"),
+        (lambda folder: (folder / "emoji.json").write_text("[{"), "emoji.json is not valid JSON"),
+        (lambda folder: (folder / "emoji.json").write_text('[{"name": "GEAR"}]'), "is missing"),
+        (lambda folder: (folder / "emoji.json").write_bytes(b"\xff"), "emoji.json is not valid JSON"),
+        (lambda folder: (folder / "img/google/64/gear.png").unlink(), "has no img/google/64/gear.png; fetch it"),
+        (lambda folder: (folder / "img/google/64/gear.png").write_text("x"), "gear.png"),
+        (lambda folder: list_one(folder, entry("GEAR", "../../gear")), "'../../gear.png' is no file name"),
+        (lambda folder: list_one(folder, entry("WAVE", "wave", tones=("1F3F",))), "'1F3F' is no skin tone"),
+    ],
+)
+def test_a_damaged_package_is_told_in_a_line(package, tmp_path, monkeypatch, capsys, damage, message):
+    damage(package)
+    monkeypatch.setattr(sys, "argv", ["emoji_pictures.py", str(tmp_path / "out"), "--package", str(package)])
+    with pytest.raises(SystemExit) as ended:
+        emoji_pictures.main()
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1)
+    assert message in error
+    assert not list(tmp_path.rglob("metadata.jsonl"))
+
+
+def list_one(folder: Path, listed: dict) -> None:
+    (folder / "emoji.json").write_text(json.dumps([listed]))
+
+
+@pytest.mark.parametrize("cut", [0, 40, -30])
+def test_an_archive_that_is_cut_off(package, tmp_path, cut):
+    path = tmp_path / "package.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(package, "package")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(TideError, match=r"is not a whole archive .*fetch it with"):
+        opened(path)
 
 
 def test_a_package_that_is_not_there_says_how_to_fetch_it(tmp_path):

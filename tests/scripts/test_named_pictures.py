@@ -66,6 +66,10 @@ def test_some_pictures_at_even_distances(tmp_path):
         ({"file_name": "a.png"}, "line 1 has no text; add what is missing"),
         ({"file_name": "a.png", "text": "a", "weight": "often"}, "line 1 has a weight of another kind"),
         ({"file_name": "a.png", "text": "a", "texts": "b"}, "line 1 has a texts of another kind"),
+        ({"file_name": "a.png", "text": "a", "texts": ["b", 3]}, "line 1 has a texts of another kind"),
+        ({"file_name": "a.png", "text": "a", "weight": -1}, "line 1: weight is -1; give a number from 0 to"),
+        ({"file_name": "a.png", "text": "a", "weight": float("nan")}, "line 1: weight is nan; give a number from 0 to"),
+        ({"file_name": "a.png", "text": "a", "weight": 0}, "gives every picture the weight 0; leave the weights out"),
     ],
 )
 def test_faulty_lines_are_named(tmp_path, row, said):

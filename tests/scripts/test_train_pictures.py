@@ -90,6 +90,25 @@ def test_a_vae_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert equal(whole, train(tmp_path / "parts.safetensors"))
 
 
+def test_a_vae_that_has_made_more_steps_is_refused(tmp_path):
+    def train(steps):
+        state = State(tmp_path / "vae.safetensors")
+        fit_vae(bundled.build_vae().train(), lambda: torch.rand(1, 3, 16, 16), state, steps=steps, lr=1e-3, every=1)
+
+    train(3)
+    with pytest.raises(TideError, match="has made 3 steps; ask for as many or more, or delete it"):
+        train(2)
+
+
+def test_weights_for_other_words_are_refused(tmp_path):
+    fit_transformer(parts(), bundled.build_vae(), draw, tmp_path, 0, steps=1, lr=1e-3)
+    tokenizer = bundled.build_tokenizer([*COLOURS, "violet"], 6)
+    other = parts()
+    other = Parts(tokenizer, bundled.build_text_encoder(len(tokenizer)), other.transformer)
+    with pytest.raises(TideError, match=r"has shape .*; delete it to train the stage again"):
+        fit_transformer(other, bundled.build_vae(), draw, tmp_path, 0, steps=2, lr=1e-3)
+
+
 def test_moments_of_another_model_are_refused(tmp_path):
     state = tmp_path / "transformer-state.safetensors"
     fit_transformer(parts(), bundled.build_vae(), draw, tmp_path, 0, steps=1, lr=1e-3)
@@ -119,6 +138,27 @@ def test_latents_have_the_picture_as_it_is_first(data):
     plain = pipeline_training.encode(vae, torch.stack([pictures.image(i) for i in range(3)]))
     torch.testing.assert_close(latents[0], plain)
     assert torch.equal(train_pictures._latents(vae, pictures, 0), latents)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "none"], "metadata.jsonl does not exist; check the path"),
+        (["--data", "{data}", "--start", "none"], "none/vae holds no VAE; --start is the folder of a pipeline"),
+        (["transformer", "--data", "{data}", "--work", "none"], "none/vae holds no VAE; train the stage vae first"),
+        (["--data", "{data}", "--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["--data", "{data}", "--batch", "many"], "'many' is not a whole number of at least 1"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(data, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_pictures.py", *(word.format(data=data) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        train_pictures.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error.splitlines()[-1]
+    assert error.startswith(("error: ", "usage: "))
 
 
 def test_the_whole_script(data, tmp_path, monkeypatch):

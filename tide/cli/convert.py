@@ -30,7 +30,10 @@ class Convert(Command):
     and other libraries' SAEs do not, so it is frozen at one. Nothing of a foreign file is run.
     """
 
-    usage: ClassVar[tuple[Aspect, ...]] = (with_option("to", uses="at_timestep", leaves_out=_FROM_FOREIGN),)
+    usage: ClassVar[tuple[Aspect, ...]] = (
+        with_option("to", uses="at_timestep", leaves_out=_FROM_FOREIGN),
+        with_option("transcoder", leaves_out="tensor"),
+    )
 
     folder: Annotated[str, read_by(str, "DIR"), tyro.conf.Positional, tyro.conf.arg(metavar="DIR", help=_SOURCE)]
     out: Folder
@@ -69,9 +72,11 @@ class Convert(Command):
 
     def _read(self, out: Path) -> Contents:
         from tide.conversion import read_sae
+        from tide.conversion.convert import check_free
         from tide.runs import Contents
         from tide.sae.checkpoint import CONFIG, WEIGHTS
 
+        check_free(out, WEIGHTS)
         found = read_sae(self.folder, self.from_library, origin=self._origin(), k=self.k)
         found.model.save_pretrained(out)
         config = found.model.config
@@ -88,6 +93,7 @@ class Convert(Command):
     def _write(self, out: Path) -> Contents:
         from tide.conversion import write_sae
         from tide.fingerprint import fingerprint
+        from tide.interpretation.names import NAMES
         from tide.runs import Contents
         from tide.sae import TIDE
         from tide.sae.sets import check_single
@@ -97,13 +103,14 @@ class Convert(Command):
         config = model.config
         assert self.to is not None
         found = write_sae(model, out, self.to, at=self.at_timestep)
+        beside = [f"names, notes and stars of latents ({NAMES})"] if (Path(self.folder) / NAMES).exists() else []
         return Contents(
             kind="conversion",
             blocks=[] if config.block is None else [config.block],
             family=config.family,
             pipeline=config.pipeline,
             autoencoder={"folder": str(Path(self.folder).resolve()), "weights": fingerprint([model])},
-            configuration={**_said(found), "timestep": self.at_timestep},
+            configuration={**_said(found, *beside), "timestep": self.at_timestep},
             files={name: "figures" if name.endswith(".json") else "weights" for name in found.files},
         )
 
@@ -122,5 +129,5 @@ class Convert(Command):
         )
 
 
-def _said(found: Any) -> dict[str, Any]:
-    return {"library": found.library, "kind": found.kind, "lost": list(found.lost)}
+def _said(found: Any, *lost: str) -> dict[str, Any]:
+    return {"library": found.library, "kind": found.kind, "lost": [*found.lost, *lost]}

@@ -49,7 +49,7 @@ def agree(path: Path, config: Mapping[str, Any], remedy: str, **found: int) -> N
     """Raises :class:`~tide.errors.TideError` for a size that the configuration gives and the weights contradict."""
     for name, size in found.items():
         if config.get(name, size) != size:
-            raise TideError(f"{path}: {name} is {config[name]!r} and the weights have {size}; {remedy}")
+            raise TideError(f"{path}: {name} is {repr(config[name])[:40]} and the weights have {size}; {remedy}")
 
 
 def whole(path: Path, config: Mapping[str, Any], name: str, most: int, remedy: str) -> int:

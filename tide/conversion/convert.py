@@ -104,15 +104,16 @@ def write_sae(model: TIDE, folder: str | Path, library: str, *, at: At = None) -
     A modulated model is frozen at the single timestep of ``at``, which it needs; a model without modulation takes none.
 
     Raises :class:`~tide.errors.TideError` for what :func:`~tide.conversion.from_tide.plain_of` refuses, for what the
-    library has not, and for a folder that holds another SAE.
+    library has not, for a timestep outside 0 to 1000, and for a folder that holds another SAE.
     """
     path, name = Path(folder), _known(library)
-    _check_free(path, name)
+    check_free(path, LIBRARIES[name].WEIGHTS)
     origin, timestep = Origin.of(model.config), _timestep(at)
     record = {"tide": {**asdict(origin), "timestep": timestep}}
     made: Export = LIBRARIES[name].export(plain_of(model, at), path, origin, record)
     replace_files(dict(made.files))
     lost = [f"all timesteps but {timestep:g}"] if timestep is not None else []
+    lost += ["all conditionings but the one given"] if _is_conditioned(model) else []
     lost += ["which images it was trained on"] if model.trained_on is not None else []
     return Exported(
         library=name, kind=made.kind, files=tuple(each.name for each in made.files), lost=(*lost, *made.lost)
@@ -126,11 +127,21 @@ def _known(library: str) -> str:
 
 
 def _timestep(at: At) -> float | None:
-    return None if at is None else float(Position.of(at).timesteps(torch.device("cpu"))[0])
+    if at is None:
+        return None
+    timestep = float(Position.of(at).timesteps(torch.device("cpu"))[0])
+    if not 0 <= timestep <= 1000:
+        raise TideError(f"timestep {timestep:g} is not the scheduler's; give one from 0 to 1000")
+    return timestep
 
 
-def _check_free(path: Path, name: str) -> None:
-    """Raises :class:`~tide.errors.TideError` for a folder with the weights of another library, or of a TIDE."""
+def _is_conditioned(model: TIDE) -> bool:
+    return model.modulation is not None and model.modulation.config.conditioned
+
+
+def check_free(folder: Path, weights: str) -> None:
+    """Raises :class:`~tide.errors.TideError` for a folder that holds an SAE whose weights have another file name than
+    ``weights``: files of its configuration could have the names of those that are to be written."""
     for other in (*(each.WEIGHTS for each in LIBRARIES.values()), OWN_WEIGHTS):
-        if other != LIBRARIES[name].WEIGHTS and (path / other).exists():
-            raise TideError(f"{path} holds {other} already; write to another folder")
+        if other != weights and (folder / other).exists():
+            raise TideError(f"{folder} holds {other} already; write to another folder")

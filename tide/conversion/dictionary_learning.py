@@ -63,12 +63,12 @@ def read(folder: Path) -> Foreign:
     config = read_config(path, "dictionary_learning")
     trainer = config.get("trainer")
     kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if not isinstance(trainer, dict) or kind not in _CLASSES:
+    if not isinstance(trainer, dict) or not isinstance(kind, str) or kind not in _CLASSES:
         raise TideError(f"{path}: trainer.dict_class is {str(kind)[:40]!r}; convert one of {', '.join(_CLASSES)}")
     tensors = read_state_dict(folder / WEIGHTS)
-    plain, lost = _plain(folder, str(kind), trainer, tensors)
+    plain, lost = _plain(folder, kind, trainer, tensors)
     origin = Origin.recorded(config.get("tide"), path)
-    return Foreign(kind=str(kind), plain=plain, config=config, origin=origin, lost=(*lost, *rounding(tensors)))
+    return Foreign(kind=kind, plain=plain, config=config, origin=origin, lost=(*lost, *rounding(tensors)))
 
 
 def _plain(

@@ -7,6 +7,7 @@ tensors and containers and calls nothing that the file names. All other files he
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     AssertionError,
+    struct.error,
 )
 
 

@@ -73,7 +73,7 @@ def _check(path: Path, config: Mapping[str, Any]) -> str:
     kind = config.get("architecture")
     if kind in _BATCHED:
         raise TideError(f"{path} is of a training of {kind}; save it with save_inference_model")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise TideError(f"{path}: a TIDE has no architecture {str(kind)[:40]!r}; convert one of {', '.join(_KINDS)}")
     if (scaled := config.get("normalize_activations", "none")) != "none":
         remedies = {
@@ -84,7 +84,7 @@ def _check(path: Path, config: Mapping[str, Any]) -> str:
         raise TideError(f"{path}: normalize_activations is {str(scaled)[:40]!r}, which depends on other data; {remedy}")
     if (shape := config.get("reshape_activations", "none")) != "none":
         raise TideError(f"{path}: reshape_activations is {str(shape)[:40]!r}; convert an SAE of vectors, not of heads")
-    return str(kind)
+    return kind
 
 
 def _plain(folder: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plain:
@@ -130,7 +130,7 @@ def _trained(plain: Plain, kind: str, metadata: Mapping[str, Any]) -> tuple[Plai
         lost = () if k == int(k) else (f"the fraction of k = {k:g}",)
         plain = replace(plain, k=int(k))
     widths = details.get("matryoshka_widths")
-    if isinstance(widths, list) and all(isinstance(each, int) for each in widths):
+    if isinstance(widths, list) and all(type(each) is int for each in widths):
         inner = tuple(each for each in widths if 0 < each < plain.n_latents)
         plain = replace(plain, prefixes=inner if inner == tuple(sorted(set(inner))) else ())
     return plain, lost

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from tide.conversion.about import Origin
 from tide.conversion.plain import Plain
+from tide.errors import TideError
+from tide.files.tensors import is_finite
 from tide.sae import TIDE, TIDEConfig
 from tide.sae.activation.gain import SPEED
 
@@ -20,7 +22,8 @@ def tide_of(plain: Plain, origin: Origin) -> TIDE:
     """A plain SAE in evaluation mode with the latents and outputs of ``plain``, its activation scale 1.
 
     What ``plain`` subtracts from the input is the model's mean (``centre``). Raises :class:`~tide.errors.TideError` for
-    an ``origin`` that is none (:class:`~tide.sae.TIDEConfig`).
+    an ``origin`` that is none (:class:`~tide.sae.TIDEConfig`), and for weights that are beyond float32 once the
+    library's options are folded in.
     """
     config = TIDEConfig(
         d_model=plain.d_model,
@@ -39,7 +42,12 @@ def tide_of(plain: Plain, origin: Origin) -> TIDE:
     own = {"W_enc": plain.W_enc, "b_enc": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec - plain.offset}
     if plain.centred:
         own["activation_mean"] = plain.offset
-    model.load_state_dict({**model.state_dict(), **own, **_activation(plain)})
+    own |= _activation(plain)
+    if beyond := [name for name, value in own.items() if not is_finite(value.float())]:
+        raise TideError(
+            f"{beyond[0]} is not finite in float32 once the library's options are folded in; check what was saved"
+        )
+    model.load_state_dict({**model.state_dict(), **own})
     return model.eval()
 
 

@@ -12,6 +12,17 @@ from tide_kernels import native
 ROOT = Path(__file__).resolve().parents[3]
 
 
+FAILING = """
+def fail():
+    assert False
+
+try:
+    compile_aloud(fail)
+except RuntimeError as error:
+    print(error)
+"""
+
+
 @pytest.fixture
 def source(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
@@ -35,3 +46,11 @@ def test_a_failed_build_is_explained(source, monkeypatch):
     reason = native._library.__wrapped__()
     assert reason.startswith("not built: its build failed: ")
     assert "unheard_of" in reason
+
+
+def test_a_failure_without_words_is_named(source):
+    """An AssertionError of torch or setuptools may say nothing; an install has to continue all the same."""
+    functions = (source / "setup.py").read_text().partition("\nif sys.argv")[0]
+    script = f"{functions}\n{FAILING}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=source, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "AssertionError\n"), done.stderr
