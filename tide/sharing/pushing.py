@@ -71,14 +71,16 @@ def prepared(
     files, pictures = shared_files(path), {}
     if CURVES in files:
         pictures[CURVES] = "Loss and what else training logged, by step"
-    for each in map(Path, results):
+    folders = [Path(each) for each in results]
+    for each in folders:
         _check_results(each, own)
+        of = each.resolve().name
         for file, picture in shown_pictures(each, say).items():
-            place = f"{RESULTS}/{each.name}/{file}"
+            place = f"{RESULTS}/{of}/{file}"
             if place in files:
-                raise TideError(f"two folders of results are called {each.name}; rename one of them")
-            files[place], pictures[place] = picture, f"{each.name}: {Path(file).stem}"
-    card = card_of(path, repository, results=[*map(Path, results)], pictures=pictures, license=license)
+                raise TideError(f"two folders of results are called {of}; rename one of them")
+            files[place], pictures[place] = picture, f"{of}: {Path(file).stem}"
+    card = card_of(path, repository, results=folders, pictures=pictures, license=license)
     return Shared(repository, files, cards(card))
 
 
