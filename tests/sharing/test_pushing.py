@@ -201,9 +201,41 @@ def test_somebody_elses_repository(hub, token, run):
         tide.push(run, "you/tide")
 
 
-def test_a_commit_is_no_branch(run):
+def test_a_commit_is_no_branch(run, hub, token):
     with pytest.raises(TideError, match="is a commit, which cannot change; give a branch"):
         tide.push(run, "me/tide", revision="0" * 40)
+    tide.push(run, "me/tide", revision=(branch := "trained-with-sixteen-latents-a-dimension"))
+    assert len(branch) == 40
+    assert "model.safetensors" in hub.files("me/tide", branch)
+
+
+def test_a_licence_that_the_hub_does_not_know(hub, token, run):
+    with pytest.raises(TideError) as found:
+        tide.push(run, "me/tide", license="none of the known")
+    assert str(found.value) == (
+        'the Hub does not take the card for me/tide (Invalid metadata in README.md. - "license" must be one of mit, '
+        "apache-2.0); give license as the Hub abbreviates it, such as apache-2.0"
+    )
+    assert hub.files("me/tide") == {}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, token, run):
+    tide.push(run, "me/secret", private=True)
+    tide.push(run, "me/secret", private=True)
+    hub.add("me/tide", {})
+    with pytest.raises(TideError, match="me/tide is public already; make it private in its settings, or leave private"):
+        tide.push(run, "me/tide", private=True)
+    assert hub.files("me/tide") == {}
+
+
+def test_nothing_is_sent_offline(hub, token, run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TideError) as found:
+        tide.push(run, "me/tide")
+    assert str(found.value) == (
+        "nothing was sent to me/tide: the Hub is not asked or not reached; push with a connection and without "
+        "HF_HUB_OFFLINE"
+    )
 
 
 def test_a_hub_that_does_not_answer_keeps_the_cards(hub, token, run, monkeypatch):

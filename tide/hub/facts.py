@@ -41,9 +41,7 @@ def card_of(
     Raises :class:`~tide.errors.TideError` for files that are damaged.
     """
     found = checkpoints(folder)
-    configs = {
-        name: _OLDER | without_paths(read_json(path / CONFIG, dict[str, Any])) for name, path in found.items()
-    }
+    configs = {name: _OLDER | without_paths(read_json(path / CONFIG, dict[str, Any])) for name, path in found.items()}
     holds, run = contents(folder) or Contents(kind="autoencoder"), read_run(folder) or {}
     first: dict[str, Any] = next(iter(configs.values()))
     own = [_by_training(name, path, command_line(run)) for name, path in found.items()]

@@ -115,7 +115,7 @@ def push(
         results: folders of commands that measured this checkpoint (`tide evaluate` and others): their figures with
             their commands, and their first pictures, go onto the card.
         license: of the weights, as the Hub abbreviates it (``apache-2.0``).
-        private: of a repository that is made now.
+        private: the repository is made private, or is so already.
         message: of the commit.
         token: one that may write; default the one that `hf auth login` saved, or ``HF_TOKEN``.
         say: called with a line about a picture that is too large.
