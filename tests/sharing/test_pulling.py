@@ -134,6 +134,14 @@ def test_a_cache_that_lacks_it(hub, shared, how, monkeypatch):
     assert hub.asked == []
 
 
+def test_an_older_huggingface_hub_lacks_an_error(hub, monkeypatch):
+    monkeypatch.delattr("huggingface_hub.errors.CachedRepoTreeNotFoundError")
+    with pytest.raises(TideError, match="me/tide does not exist on the Hub, or is private"):
+        tide.pull("me/tide")
+    with pytest.raises(TideError, match="me/tide is not in the cache"):
+        tide.pull("me/tide", local_files_only=True)
+
+
 def test_a_damaged_checkpoint_names_the_repository(hub, run, token, tmp_path):
     tide.push(run, "me/tide")
     hub.files("me/tide")["model.safetensors"] = b"not tensors"
