@@ -93,6 +93,32 @@ def test_remedies_are_options_of_the_command(activation):
         assert asked.resume == ("new folder" not in remedy)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["expansion=64"],
+        ["expansion=1"],
+        ["density=0.0625"],
+        ["density=0.5", "n_latents=128"],
+        ["n_latents=128", "k=64"],
+        ["n_latents=96"],
+    ],
+)
+def test_remedies_fit_the_options_that_were_given(given):
+    """They are set beside them, and such a model can be made."""
+    words = ["activation=topk", *given]
+    config = train_config(None, words, {"steps": 1000})
+    n_latents, k = config.sizes(64)
+    model = sae(d_model=64, n_latents=n_latents, k=k, activation="topk")
+    bad = replace(GOOD, explained_variance=0.5, dead=0.99, l0=k)
+    sets = re.findall(r"--set (\S+)", " ".join(verdict(model, config, bad).try_))
+    assert sets
+    for each in sets:
+        changed = train_config(None, [*words, each], {"steps": 1000})
+        assert changed != config
+        changed.sizes(64)
+
+
 def test_one_screen():
     bad = replace(GOOD, explained_variance=0.5, dead=0.99, fall=0.2)
     one = as_text([verdict(sae(), CONFIG, bad)], [sae().config], CONFIG, "runs/a folder", "photos/")
