@@ -35,8 +35,8 @@ def test_one_that_does_not_know_where_it_is_from(cli, hub, tmp_path):
     TIDE(TIDEConfig(d_model=8, n_latents=32, k=4)).save_pretrained(tmp_path / "plain")
     assert cli("push", tmp_path / "plain", "me/plain").code == 0
     assert cli("pull", "me/plain", "--out", tmp_path / "my back").out == (
-        f"In {tmp_path / 'my back'}: 32 latents of width 8, a block that it does not name of a pipeline that it does not "
-        f"name. `tide evaluate --sae '{tmp_path / 'my back'}'` measures it on your images.\n"
+        f"In {tmp_path / 'my back'}: 32 latents of width 8, a block that it does not name of a pipeline that it does "
+        f"not name. `tide evaluate --sae '{tmp_path / 'my back'}'` measures it on your images.\n"
     )
 
 
