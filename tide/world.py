@@ -92,7 +92,7 @@ class World:
         return min(self.said(number))
 
     def said(self, value: T) -> list[T]:
-        """What each rank says, in their order: numbers, texts, lists."""
+        """What each rank says, in their order: numbers, texts, lists, and plain data that are made of them."""
         if not self.several:
             return [value]
         found: list[Any] = [None] * self.count

@@ -30,6 +30,16 @@ def test_there_and_back(cli, hub, run, tmp_path):
     assert cli("pull", "me/tide", "--out", tmp_path / "again", "--offline").code == 0
 
 
+@pytest.mark.usefixtures("token")
+def test_one_that_does_not_know_where_it_is_from(cli, hub, tmp_path):
+    TIDE(TIDEConfig(d_model=8, n_latents=32, k=4)).save_pretrained(tmp_path / "plain")
+    assert cli("push", tmp_path / "plain", "me/plain").code == 0
+    assert cli("pull", "me/plain", "--out", tmp_path / "my back").out == (
+        f"In {tmp_path / 'my back'}: 32 latents of width 8, a block that it does not name of a pipeline that it does "
+        f"not name. `tide evaluate --sae '{tmp_path / 'my back'}'` measures it on your images.\n"
+    )
+
+
 def test_a_dry_run_asks_nobody(cli, hub, run):
     result = cli("push", run, "me/tide", "--dry-run")
     assert result.code == 0

@@ -48,6 +48,10 @@ def test_blocks_that_ranks_divide_end_with_the_bits_of_one_process(tmp_path):
         "rank 0 of 2:",
         "rank 1 of 2:",
     }
+    assert done.stdout.count("Trained a TIDE of 256 latents, k = 8, on each of the blocks 1, 6: 6 steps") == 1
+    assert done.stdout.count("tide browse") == 1
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.endswith("  too short to say")]
+    assert rows == ["1", "6"]
     for block in (1, 6):
         one, two = weights(tmp_path / f"one/block-{block}"), weights(tmp_path / f"two/block-{block}")
         assert all(torch.equal(value, two[name]) for name, value in one.items())

@@ -17,9 +17,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 #: The token that may read private repositories and write; it may write those of :data:`OWNER` alone.
 TOKEN = "hf_standin"
 OWNER = "me"
+#: The licences that it knows.
+LICENSES = ("mit", "apache-2.0")
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Hub:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, code: str = "", message: str = "", **more: str) -> None:
+    def __init__(self, status: int, code: str = "", message: str = "", **more: Any) -> None:
         super().__init__(message)
         self.status, self.code, self.more = status, code, more
 
@@ -157,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts == ["api", "repos", "create"]:
             return self._created(json.loads(body))
         if parts == ["api", "validate-yaml"]:
-            return _json({"errors": [], "warnings": []})
+            return self._checked(json.loads(body)["content"])
         if parts[-1] == "batch":
             return _json({"objects": [self._place(each) for each in json.loads(body)["objects"]]})
         name, what, revision = "/".join(parts[2:4]), parts[4], parts[5]
@@ -167,6 +171,12 @@ class _Handler(BaseHTTPRequestHandler):
             return _json({})
         self._branch(name, revision)
         return self._modes(json.loads(body)) if what == "preupload" else self._commit(name, found, revision, body)
+
+    def _checked(self, card: str) -> tuple[bytes, dict[str, str]]:
+        license = yaml.safe_load(card.split("---\n")[1]).get("license", "mit")
+        if license not in LICENSES:
+            raise _Refused(400, errors=[{"message": f'"license" must be one of {", ".join(LICENSES)}'}])
+        return _json({"errors": [], "warnings": []})
 
     def _created(self, asked: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
         name = f"{asked.get('organization') or OWNER}/{asked['name']}"

@@ -16,7 +16,9 @@ def test_owner_and_name_are_on_the_hub(name, tmp_path, monkeypatch):
     assert in_repository(name) == Repository(name)
 
 
-@pytest.mark.parametrize("name", ["tide", "/a/b", "./a", "a/b/c", "~/a", "a/..", "a/b--c", "a/-b", "a b/c", "", "a/"])
+@pytest.mark.parametrize(
+    "name", ["tide", "/a/b", "./a", "a/b/c", "~/a", "a/..", "a/b--c", "a/-b", "a/b.git", "a b/c", "", "a/"]
+)
 def test_anything_else_is_here(name):
     assert in_repository(name) is None
     with pytest.raises(TideError, match="is not the name of a repository on the Hub; write it as owner/name"):

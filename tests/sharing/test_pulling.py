@@ -66,6 +66,18 @@ def test_no_file_of_a_folder_is_overwritten(shared, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+@pytest.mark.parametrize("file", ["block-3/names.jsonl", "hub.json"])
+def test_no_file_of_a_set_is_overwritten(hub, token, blocks, tmp_path, file):
+    tide.push(blocks, "me/set")
+    mine = tmp_path / "out" / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(TideError, match=f"out already holds {file}; choose another folder"):
+        tide.pull("me/set", tmp_path / "out")
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file() and ".lock" not in each.name] == [mine]
+    assert mine.read_text() == "mine"
+
+
 def test_the_folders_of_blocks_are_a_set(hub, token, blocks, tmp_path):
     tide.push(blocks, "me/set")
     out = tide.pull("me/set", tmp_path / "out")
@@ -120,6 +132,14 @@ def test_a_cache_that_lacks_it(hub, shared, how, monkeypatch):
     with pytest.raises(TideError, match="me/tide is not in the cache and the Hub is not asked or not reached; fetch"):
         tide.pull(shared, local_files_only=how == "an argument")
     assert hub.asked == []
+
+
+def test_an_older_huggingface_hub_lacks_an_error(hub, monkeypatch):
+    monkeypatch.delattr("huggingface_hub.errors.CachedRepoTreeNotFoundError")
+    with pytest.raises(TideError, match="me/tide does not exist on the Hub, or is private"):
+        tide.pull("me/tide")
+    with pytest.raises(TideError, match="me/tide is not in the cache"):
+        tide.pull("me/tide", local_files_only=True)
 
 
 def test_a_damaged_checkpoint_names_the_repository(hub, run, token, tmp_path):

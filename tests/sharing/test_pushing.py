@@ -14,6 +14,7 @@ from tests.helpers.hub_server import _Refused
 from tests.sharing.conftest import checkpoint_in
 from tide.errors import TideError
 from tide.hub import Repository
+from tide.hub.facts import _OLDER
 from tide.hub.shared import MOST_BYTES
 from tide.sae import TIDE
 from tide.sharing import prepared
@@ -70,6 +71,53 @@ def test_without_results_the_card_says_that_nothing_was_measured_after_training(
     assert "None were published with it. `tide evaluate" in card
     assert "No licence of the weights is stated" in card
     assert "Which images it was trained on is not recorded." in card
+
+
+def test_a_checkpoint_that_knows_no_block_and_is_older_than_most_options(tmp_path):
+    TIDE(tide.TIDEConfig(d_model=8, n_latents=32, k=4)).save_pretrained(tmp_path)
+    kept = ("format", "d_model", "n_latents", "k")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in kept}))
+    assert "| - | output | 8 | 32 | 4 | topk | no |" in prepared(tmp_path, "me/x").card
+    defaults = TIDE.from_pretrained(tmp_path).config
+    assert {name: getattr(defaults, name) for name in _OLDER} == _OLDER
+
+
+def test_a_pipeline_in_a_folder_here_is_no_base_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TIDE(tide.TIDEConfig(d_model=8, n_latents=32, k=4, pipeline="models/pixart")).save_pretrained(tmp_path / "tide")
+    assert "base_model: models/pixart" in prepared("tide", "me/x").card
+    (tmp_path / "models").mkdir()
+    assert "base_model" not in prepared("tide", "me/x").card
+
+
+def test_pictures_and_commands_of_any_name_stay_whole(run, results, tmp_path):
+    run_file = results / "run.json"
+    made = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps({**made, "arguments": {"prompt": "a `b`\n``c"}}))
+    results.rename(tmp_path / "my (eval)")
+    card = prepared(run, "me/tide", results=[tmp_path / "my (eval)"]).card
+    assert "![my (eval): map](results/my%20%28eval%29/map.png)" in card
+    assert "(``` tide evaluate --prompt 'a `b` ``c' ```)" in card
+
+
+def test_the_folder_of_results_that_one_is_in_has_its_own_name(run, results, monkeypatch):
+    monkeypatch.chdir(results)
+    assert "results/eval/map.png" in prepared(run, "me/x", results=["."]).files
+
+
+def test_a_set_of_one_block_is_loaded_as_a_set(tmp_path):
+    checkpoint_in(tmp_path / "set" / "block-3", 3)
+    card = prepared(tmp_path / "set", "me/set").card
+    assert "saes = tide.load_saes(folder, adapter)" in card
+    assert "from_pretrained" not in card
+
+
+def test_the_card_of_a_set_has_the_figures_of_every_block(blocks):
+    card = prepared(blocks, "me/set").card
+    for block in (3, 26):
+        assert f"Block {block} at the end of the training, on training tokens, none of them held out:" in card
+    assert "None were published" not in card
 
 
 def test_a_set_has_one_card_of_all_blocks(hub, token, blocks):
@@ -153,9 +201,41 @@ def test_somebody_elses_repository(hub, token, run):
         tide.push(run, "you/tide")
 
 
-def test_a_commit_is_no_branch(run):
+def test_a_commit_is_no_branch(run, hub, token):
     with pytest.raises(TideError, match="is a commit, which cannot change; give a branch"):
         tide.push(run, "me/tide", revision="0" * 40)
+    tide.push(run, "me/tide", revision=(branch := "trained-with-sixteen-latents-a-dimension"))
+    assert len(branch) == 40
+    assert "model.safetensors" in hub.files("me/tide", branch)
+
+
+def test_a_licence_that_the_hub_does_not_know(hub, token, run):
+    with pytest.raises(TideError) as found:
+        tide.push(run, "me/tide", license="none of the known")
+    assert str(found.value) == (
+        'the Hub does not take the card for me/tide (Invalid metadata in README.md. - "license" must be one of mit, '
+        "apache-2.0); give license as the Hub abbreviates it, such as apache-2.0"
+    )
+    assert hub.files("me/tide") == {}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, token, run):
+    tide.push(run, "me/secret", private=True)
+    tide.push(run, "me/secret", private=True)
+    hub.add("me/tide", {})
+    with pytest.raises(TideError, match="me/tide is public already; make it private in its settings, or leave private"):
+        tide.push(run, "me/tide", private=True)
+    assert hub.files("me/tide") == {}
+
+
+def test_nothing_is_sent_offline(hub, token, run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TideError) as found:
+        tide.push(run, "me/tide")
+    assert str(found.value) == (
+        "nothing was sent to me/tide: the Hub is not asked or not reached; push with a connection and without "
+        "HF_HUB_OFFLINE"
+    )
 
 
 def test_a_hub_that_does_not_answer_keeps_the_cards(hub, token, run, monkeypatch):

@@ -34,11 +34,12 @@ def test_histories_that_lack_figures(tmp_path, history):
 
 
 def test_a_full_disk_ends_no_training(tmp_path, monkeypatch):
-    def full(figure, path):
+    def full(self, path, **options):
         raise OSError(errno.ENOSPC, "it is full")
 
-    monkeypatch.setattr("tide.training.curves_chart.save", full)
-    with pytest.warns(UserWarning, match=r"curves.png was not drawn \(it is full\); training.json holds it, too"):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    said = r"curves were not drawn, and training.json holds them, too: .*curves.png could not be written \(.*it is full"
+    with pytest.warns(UserWarning, match=said):
         found = train(job(), tmp_path / "t")
     assert found.step == 60
     assert "curves.png" not in contents(tmp_path / "t").files

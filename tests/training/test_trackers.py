@@ -126,6 +126,44 @@ def test_a_resumed_training_continues_the_run_and_logs_nothing_twice(adapter, tm
     assert len(StandIn.made) == 2  # a finished training has nothing to log
 
 
+def test_no_absolute_path_is_told_to_a_tracker(pooled, tmp_path):
+    model = pooled.model
+    model.config = replace(model.config, pipeline="/home/me/PixArt")
+    train(replace(pooled, data={"name": "/home/me/photos"}), tmp_path / "t", trackers=["stand-in"])
+    (tracker,) = StandIn.made
+    assert (tracker.config["pipeline"], tracker.config["data"]) == ("PixArt", "photos")
+
+
+def test_a_picture_that_was_shown_is_recorded_at_once(adapter, tmp_path, monkeypatch):
+    """Step 3 is drawn and not logged; the kill comes before any figure is."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        patch.setattr(Learner, "save_between_steps", lambda learner: None)
+        with pytest.raises(Interrupted):
+            train_blocks(live(adapter, (3,), log_every=8), tmp_path / "t", trackers=["stand-in"], pictures_every=3)
+    assert json.loads((tmp_path / "t/trackers.json").read_text())["stand-in"]["drawn"] == 3
+
+
+def test_steps_between_pictures_are_none_or_more(pooled, tmp_path):
+    with pytest.raises(TideError, match=r"^pictures_every = -1 must be at least 0; 0 is for no pictures$"):
+        train(pooled, tmp_path / "t", trackers=["stand-in"], pictures_every=-1)
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_accelerate_that_does_not_know_a_tracker_of_ours(monkeypatch):
+    monkeypatch.delitem(LOGGER_TYPE_TO_CLASS, "trackio")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(TideError, match="tracker trackio needs a newer accelerate: pip install -U accelerate"):
+        check_trackers(["trackio"])
+
+
+def test_a_training_in_the_folder_of_the_work_has_its_name(pooled, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    train(pooled, ".", trackers=["stand-in"])
+    assert json.loads(Path("trackers.json").read_text())["stand-in"]["id"].startswith("mine-")
+
+
 def test_a_tracker_that_dies_gives_one_warning(adapter, pooled, tmp_path, monkeypatch):
     monkeypatch.setattr(StandIn, "fails", {"log"})
     with warnings.catch_warnings(record=True) as caught:

@@ -65,7 +65,9 @@ def test_a_short_run_is_never_called_fine():
     assert {finding.judgement for finding in found.findings} == {"too short to say"}
     assert not found.fine
     assert found.try_ == ()
-    assert "Too short to say whether it went well" in as_text([found], [sae()], replace(CONFIG, steps=20), "runs/t")
+    assert "Too short to say whether it went well" in as_text(
+        [found], [sae().config], replace(CONFIG, steps=20), "runs/t"
+    )
 
 
 def test_what_no_range_is_known_of():
@@ -91,9 +93,35 @@ def test_remedies_are_options_of_the_command(activation):
         assert asked.resume == ("new folder" not in remedy)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["expansion=64"],
+        ["expansion=1"],
+        ["density=0.0625"],
+        ["density=0.5", "n_latents=128"],
+        ["n_latents=128", "k=64"],
+        ["n_latents=96"],
+    ],
+)
+def test_remedies_fit_the_options_that_were_given(given):
+    """They are set beside them, and such a model can be made."""
+    words = ["activation=topk", *given]
+    config = train_config(None, words, {"steps": 1000})
+    n_latents, k = config.sizes(64)
+    model = sae(d_model=64, n_latents=n_latents, k=k, activation="topk")
+    bad = replace(GOOD, explained_variance=0.5, dead=0.99, l0=k)
+    sets = re.findall(r"--set (\S+)", " ".join(verdict(model, config, bad).try_))
+    assert sets
+    for each in sets:
+        changed = train_config(None, [*words, each], {"steps": 1000})
+        assert changed != config
+        changed.sizes(64)
+
+
 def test_one_screen():
     bad = replace(GOOD, explained_variance=0.5, dead=0.99, fall=0.2)
-    one = as_text([verdict(sae(), CONFIG, bad)], [sae()], CONFIG, "runs/a folder", "photos/")
+    one = as_text([verdict(sae(), CONFIG, bad)], [sae().config], CONFIG, "runs/a folder", "photos/")
     assert len(one.splitlines()) <= 23
     assert max(map(len, one.splitlines())) <= 100
     assert one.endswith("tide evaluate --sae 'runs/a folder' --data photos/ --out 'runs/a folder-figures'\n"
@@ -102,10 +130,35 @@ def test_one_screen():
     assert "Nothing here was measured on held-out images" in " ".join(one.split())
 
 
+def screen(measured: Measured = GOOD, config: TrainConfig = CONFIG, out: str = "runs/t") -> str:
+    model = sae(activation=config.activation)
+    return " ".join(as_text([verdict(model, config, measured)], [model.config], config, out).split())
+
+
+def test_the_screen_says_what_the_known_figures_are_of():
+    held_out = "What the defaults gave is of held-out tokens of the bundled pipeline"
+    assert f"{held_out}, that of the error of training tokens of a single seed; other models differ." in screen()
+    assert f"{held_out}; other models differ." in screen(config=replace(CONFIG, activation="topk"))
+
+
+def test_a_training_that_an_older_version_finished():
+    text = screen(Measured(explained_variance=0.962))
+    assert "Variance and active latents are of a last batch of training tokens. Nothing" in text
+    assert Measured(explained_variance=0.962).known() == {"explained_variance": 0.962}
+
+
+@pytest.mark.parametrize(
+    ("out", "figures"), [(".", "{here}-figures"), ("..", "{above}-figures"), ("/", "/tide-figures")]
+)
+def test_the_folder_of_the_next_figures_is_beside_that_of_the_training(out, figures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"--out {figures.format(here=tmp_path, above=tmp_path.parent)} tide browse" in screen(out=out)
+
+
 def test_a_row_for_each_of_several_blocks():
     models = [sae(block=block) for block in (2, 6)]
     verdicts = [verdict(models[0], CONFIG, GOOD), verdict(models[1], CONFIG, replace(GOOD, dead=0.99, fall=0.2))]
-    text = as_text(verdicts, models, CONFIG, "runs/set", None)
+    text = as_text(verdicts, [model.config for model in models], CONFIG, "runs/set", None)
     assert re.search(r"^2 +96.2% +62.1 \(41 to 88\) +76.0% +-5.0% +fine$", text, re.MULTILINE)
     assert re.search(r"dead high, error still falling$", text, re.MULTILINE)
     assert "(block 6)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -41,10 +42,10 @@ class Pull(Command):
             self.repository, self.out, subfolder=self.subfolder, revision=self.revision, local_files_only=self.offline
         )
         configs = [load_config(path) for path in checkpoints(Path(out)).values()]
-        blocks = ", ".join(str(each.block) for each in configs)
-        first = configs[0]
+        first, blocks = configs[0], [str(each.block) for each in configs if each.block is not None]
+        block = f"block {', '.join(blocks)}" if blocks else "a block that it does not name"
         print(
-            f"In {out}: {first.n_latents} latents of width {first.d_model}, block {blocks} of "
+            f"In {out}: {first.n_latents} latents of width {first.d_model}, {block} of "
             f"{first.pipeline or 'a pipeline that it does not name'}. "
-            f"`tide evaluate --sae {out}` measures it on your images."
+            f"`tide evaluate --sae {shlex.quote(str(out))}` measures it on your images."
         )

@@ -38,7 +38,7 @@ class Push(Command):
     license: MaybeText = None
     """licence of the weights, as the Hub abbreviates it, such as apache-2.0"""
     private: Flag = False
-    """make a private repository"""
+    """make a private repository; a public one is refused"""
     message: MaybeText = None
     """message of the commit"""
     dry_run: Flag = False

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from tide.adapters import Adapter
     from tide.training import Jobs, Learner, TrainConfig
+    from tide.world import World
 
 
 def _modulation(command: Any) -> str:
@@ -147,21 +148,28 @@ class Train(Command):
                 trackers=trackers,
                 pictures_every=self.tracker_images,
             )
-        if told := [learner for learner in learners.values() if learner.world.first]:
-            say(self._verdict(told))
+        self._say_verdicts(world, list(learners.values()))
         leave()
 
-    def _verdict(self, learners: Sequence[Learner]) -> str:
-        """Whether it went well, and what to do next."""
+    def _say_verdicts(self, world: World, learners: Sequence[Learner]) -> None:
+        """Whether it went well, and what to do next: one screen, which the first rank prints of the blocks of all."""
         from tide.runs import contents
         from tide.training.verdict import verdict
         from tide.training.verdict_text import as_text
 
-        first = learners[0]
-        verdicts = [verdict(each.model, each.config, each.measured) for each in learners if each.measured is not None]
-        holds = contents(first.out)
-        data = self.source.data or (None if holds is None else holds.data.get("name"))
-        return as_text(verdicts, [each.model for each in learners], first.config, self.out, data)
+        own = [
+            (verdict(each.model, each.config, each.measured), each.model.config)
+            for each in learners
+            if each.world.first and each.measured is not None
+        ]
+        with world.watched(lambda: f"what was trained is in {self.out}"):
+            found = [pair for of in world.said(own) for pair in of]
+        if world.first:
+            found.sort(key=lambda pair: pair[1].block or 0)
+            verdicts, models = zip(*found, strict=True)
+            holds = contents(learners[0].out)
+            data = self.source.data or (None if holds is None else holds.data.get("name"))
+            say(as_text(verdicts, models, learners[0].config, self.out, data))
 
     def _announced(self, jobs: Jobs) -> str:
         """What is trained, and the memory that it takes."""
@@ -185,7 +193,7 @@ class Train(Command):
         here = f" ({len(model.W_enc)} of them here)" if model.among.several else ""
         each = "for each of " if len(jobs.of) > 1 else "for "
         blocks = f"{each}{blocks_in_words(list(jobs.of))}"
-        return f"{rank}{kind_of(model)} of {model.n_latents} latents{here} {blocks}: {needed}"
+        return f"{rank}{kind_of(model.config)} of {model.n_latents} latents{here} {blocks}: {needed}"
 
     def configuration(self) -> TrainConfig:
         """The training configuration from the file, ``--set`` and the other options."""

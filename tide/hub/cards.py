@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from tide.hub.names import Repository, is_name
+from tide.hub.names import Repository, in_repository
 
 #: A card's file.
 CARD = "README.md"
@@ -78,7 +80,7 @@ def card_text(card: Card) -> str:
     pages = Environment(
         loader=PackageLoader("tide.hub", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    pages.filters["cell"] = _cell
+    pages.filters |= {"cell": _cell, "code": _code, "address": quote}
     body = pages.get_template("card.md").render(
         card=card, kind=_kind(card.config), mark=_mark(card.repository.subfolder)
     )
@@ -99,7 +101,7 @@ def _metadata(card: Card) -> dict[str, Any]:
     return {
         **({"license": card.license} if card.license else {}),
         "library_name": "tide-sae",
-        **({"base_model": pipeline} if pipeline and is_name(pipeline) else {}),
+        **({"base_model": pipeline} if pipeline and in_repository(pipeline) else {}),
         "tags": list(TAGS),
     }
 
@@ -107,6 +109,13 @@ def _metadata(card: Card) -> dict[str, Any]:
 def _kind(config: Mapping[str, Any]) -> str:
     kind = "temporal-aware sparse autoencoder (TIDE)" if config.get("modulation") else "plain sparse autoencoder"
     return kind if config.get("target") is None else f"{kind}, trained as a transcoder of {config['target']}"
+
+
+def _code(text: str) -> str:
+    """Text as code within a line, between more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
 
 
 def _cell(value: Any) -> str:

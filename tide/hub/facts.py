@@ -15,6 +15,8 @@ from tide.hub.paths import without_paths
 from tide.hub.shared import checkpoints
 from tide.runs import Contents, contents, read_run
 
+#: What ``config.json`` says of checkpoints that are older than a field of it.
+_OLDER = {"family": None, "pipeline": None, "block": None, "tensor": "output", "activation": "topk", "modulation": None}
 #: Options of a training that a card leaves out: they say how it ran, not what came of it.
 _RUNNING = ("device", "backend", "log_every", "checkpoint_every", "shard_latents")
 
@@ -38,24 +40,29 @@ def card_of(
 
     Raises :class:`~tide.errors.TideError` for files that are damaged.
     """
-    configs = {
-        name: without_paths(read_json(path / CONFIG, dict[str, Any])) for name, path in checkpoints(folder).items()
-    }
+    found = checkpoints(folder)
+    configs = {name: _OLDER | without_paths(read_json(path / CONFIG, dict[str, Any])) for name, path in found.items()}
     holds, run = contents(folder) or Contents(kind="autoencoder"), read_run(folder) or {}
     first: dict[str, Any] = next(iter(configs.values()))
-    own = Measured(
-        "at the end of the training", command_line(run), holds.measured, "training tokens, none of them held out"
-    )
+    own = [_by_training(name, path, command_line(run)) for name, path in found.items()]
     return Card(
         repository=repository,
         configs=configs,
         trained_on=_images(first, holds),
         training=_options(holds.configuration),
-        measured=[each for each in (own, *map(_measured, results)) if each.figures],
+        measured=[each for each in (*own, *map(_measured, results)) if each.figures],
         pictures=pictures or {},
         license=license,
         made_with=dict(first.get("versions", {})),
     )
+
+
+def _by_training(name: str, folder: Path, command: str | None) -> Measured:
+    """What the training of one checkpoint measured of it; ``name`` is its block's folder in a set."""
+    holds = contents(folder)
+    what = f"{name.replace('-', ' ')} at the end of the training" if name else "at the end of the training"
+    figures = {} if holds is None else holds.measured
+    return Measured(what, command, figures, "training tokens, none of them held out")
 
 
 def _measured(folder: Path) -> Measured:

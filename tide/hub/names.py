@@ -48,7 +48,8 @@ class Repository:
 
 def is_name(text: str) -> bool:
     """Whether ``text`` can be a repository's name, ``owner/name``."""
-    return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None and ".." not in text and "--" not in text
+    odd = ".." in text or "--" in text or text.endswith(".git")
+    return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None and not odd
 
 
 def _plain(folder: str) -> bool:

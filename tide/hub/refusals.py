@@ -18,6 +18,7 @@ def refusals(repository: Repository) -> Iterator[None]:
     """Turns what ``huggingface_hub`` raises into :class:`~tide.errors.TideError`; its bars are shown on a terminal."""
     from huggingface_hub import errors
 
+    unlisted = getattr(errors, "CachedRepoTreeNotFoundError", errors.LocalEntryNotFoundError)  # newer versions have it
     try:
         with _bars():
             yield
@@ -29,7 +30,7 @@ def refusals(repository: Repository) -> Iterator[None]:
         raise TideError(
             f"{repository.name} has no revision {repository.revision}; give a branch, a tag or a commit of it"
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError, errors.OfflineModeIsEnabled):
+    except (errors.LocalEntryNotFoundError, unlisted, errors.OfflineModeIsEnabled):
         raise TideError(
             f"{repository} is not in the cache and the Hub is not asked or not reached; "
             "fetch it once with a connection and without HF_HUB_OFFLINE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MESSAGE = "Upload a checkpoint of TIDE"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def upload(
@@ -36,7 +38,7 @@ def upload(
         repository: the place; a revision is a branch, made if it does not exist.
         files: path in the repository's folder -> a file here, or its content.
         cards: of :func:`tide.hub.cards.cards`.
-        private: of a repository that is made now.
+        private: the repository is made private, or is so already.
         message: of the commit; default :data:`MESSAGE`.
         token: one that may write; default the one that `hf auth login` saved, or the environment's ``HF_TOKEN``.
 
@@ -44,15 +46,20 @@ def upload(
         The commit's address.
 
     Raises:
-        TideError: the token may not write there or is missing, or the Hub cannot be reached.
+        TideError: the token may not write there or is missing, the Hub cannot be reached or does not take the card,
+            or ``private`` is asked of a public repository.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    if repository.revision is not None and len(repository.revision) == 40:
+    if repository.revision is not None and _COMMIT.fullmatch(repository.revision):
         raise TideError(f"{repository.revision} is a commit, which cannot change; give a branch")
     api = HfApi(token=token, library_name="tide-sae")
     with refusals(repository), _whole(repository):
         api.create_repo(repository.name, private=private or None, exist_ok=True)
+        if private and not api.model_info(repository.name).private:
+            raise TideError(
+                f"{repository.name} is public already; make it private in its settings, or leave private off"
+            )
         if repository.revision not in (None, "main"):
             api.create_branch(repository.name, branch=str(repository.revision), exist_ok=True)
         placed = {repository.within(path): content for path, content in files.items()}
@@ -68,9 +75,24 @@ def upload(
 
 @contextmanager
 def _whole(repository: Repository) -> Iterator[None]:
-    """huggingface_hub reports a file that did not arrive as a RuntimeError; nothing is committed then."""
+    """What stands in the way of sending alone; nothing is committed then. huggingface_hub reports a file that did not
+    arrive as a RuntimeError, and a card that the Hub does not take as a ValueError by the Hub's answer."""
+    from huggingface_hub.errors import BadRequestError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
     try:
         yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise TideError(
+            f"nothing was sent to {repository}: the Hub is not asked or not reached; push with a connection and "
+            "without HF_HUB_OFFLINE"
+        ) from None
+    except ValueError as error:
+        if not isinstance(error.__cause__, BadRequestError):
+            raise
+        raise TideError(
+            f"the Hub does not take the card for {repository} ({one_line(error)}); give license as the Hub "
+            "abbreviates it, such as apache-2.0"
+        ) from error
     except RuntimeError as error:
         reason = one_line(error.__cause__ or error)
         raise TideError(

@@ -482,7 +482,7 @@ class TIDE(Autoencoder):
             name: of the repository.
             subfolder: where in it.
             revision: a branch, made if need be.
-            private: of a repository that is made now.
+            private: the repository is made private, or is so already.
             license: of the weights, as the Hub abbreviates it (``apache-2.0``), for the card.
             message: of the commit.
             token: one that may write; default the one that `hf auth login` saved, or ``HF_TOKEN``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,14 @@ def pull(
 
     Raises:
         TideError: what :func:`tide.hub.fetched` refuses; the repository holds no checkpoint there, or a damaged one;
-            ``out`` holds one already.
+            ``out`` holds one of its files already.
     """
     repository = Repository(name, subfolder, revision)
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     if out is None:
         return _checked(fetched(repository, **options), repository)
     place = Path(out)
-    if there := next((each for each in (*FILES, *checkpoints(place)) if (place / each).exists()), None):
-        raise TideError(f"{place} already holds {there}; choose another folder")
+    _check_free(place, [place / each for each in (*FILES, ORIGIN, *checkpoints(place))])
     with new_folders(place), lock_folder(place):
         _copy(_checked(fetched(repository, **options), repository), place, repository)
     return place
@@ -77,9 +77,15 @@ def _checked(folder: Path, repository: Repository) -> Path:
     return folder
 
 
+def _check_free(out: Path, files: Iterable[Path]) -> None:
+    if there := next((each for each in files if each.exists()), None):
+        raise TideError(f"{out} already holds {there.relative_to(out)}; choose another folder")
+
+
 def _copy(folder: Path, out: Path, repository: Repository) -> None:
     sources = {"": folder, **checkpoints(folder)}
     files = {out / name / file: path / file for name, path in sources.items() for file in FILES}
+    _check_free(out, files)
     root = folder if repository.subfolder is None else folder.parents[len(Path(repository.subfolder).parts) - 1]
     origin = {
         "repository": repository.name,

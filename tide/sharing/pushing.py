@@ -71,14 +71,16 @@ def prepared(
     files, pictures = shared_files(path), {}
     if CURVES in files:
         pictures[CURVES] = "Loss and what else training logged, by step"
-    for each in map(Path, results):
+    folders = [Path(each) for each in results]
+    for each in folders:
         _check_results(each, own)
+        of = each.resolve().name
         for file, picture in shown_pictures(each, say).items():
-            place = f"{RESULTS}/{each.name}/{file}"
+            place = f"{RESULTS}/{of}/{file}"
             if place in files:
-                raise TideError(f"two folders of results are called {each.name}; rename one of them")
-            files[place], pictures[place] = picture, f"{each.name}: {Path(file).stem}"
-    card = card_of(path, repository, results=[*map(Path, results)], pictures=pictures, license=license)
+                raise TideError(f"two folders of results are called {of}; rename one of them")
+            files[place], pictures[place] = picture, f"{of}: {Path(file).stem}"
+    card = card_of(path, repository, results=folders, pictures=pictures, license=license)
     return Shared(repository, files, cards(card))
 
 
@@ -113,7 +115,7 @@ def push(
         results: folders of commands that measured this checkpoint (`tide evaluate` and others): their figures with
             their commands, and their first pictures, go onto the card.
         license: of the weights, as the Hub abbreviates it (``apache-2.0``).
-        private: of a repository that is made now.
+        private: the repository is made private, or is so already.
         message: of the commit.
         token: one that may write; default the one that `hf auth login` saved, or ``HF_TOKEN``.
         say: called with a line about a picture that is too large.

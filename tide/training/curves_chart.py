@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tide.charts import COLOURS, log_scale, panels, save
+from tide.errors import TideError
 
 FILE = "curves.png"
 
@@ -37,8 +38,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str) 
     figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
     try:
         save(figure, path)
-    except OSError as error:
-        warnings.warn(f"{path} was not drawn ({error.strerror or error}); training.json holds it, too", stacklevel=2)
+    except TideError as error:
+        warnings.warn(f"the curves were not drawn, and training.json holds them, too: {error}", stacklevel=2)
         return False
     return True
 

@@ -30,14 +30,15 @@ class Measured:
     """Figures of a trained model; None is what was not measured.
 
     Attributes:
-        tokens: of the last batch, that variance and L0 are of, with the final weights and thresholds.
+        tokens: of the last batch, that variance and L0 are of, with the final weights and thresholds; older versions
+            did not record it.
         explained_variance: ``1 - sum |x - x_hat|^2 / sum |x - mean x|^2``.
         l0: active latents a token, the mean; ``l0_low`` and ``l0_high``: its quantiles by :data:`SPREAD`.
         dead: the share of latents that were silent for the last ``dead_tokens`` tokens of the training.
         fall: by what share the mean error of the logged steps in the last tenth is below that of the tenth before.
     """
 
-    tokens: int
+    tokens: int | None = None
     explained_variance: float | None = None
     l0: float | None = None
     l0_low: float | None = None
@@ -79,7 +80,7 @@ def measured_before(out: Path) -> Measured:
     """What ``run.json`` holds of a training that was finished before; older versions measured less."""
     holds = contents(out)
     known = {} if holds is None else holds.measured
-    return Measured(**{"tokens": 0} | {each.name: known[each.name] for each in fields(Measured) if each.name in known})
+    return Measured(**{each.name: known[each.name] for each in fields(Measured) if each.name in known})
 
 
 def on_tokens(model: TIDE, batch: ActivationBatch) -> dict[str, float | None]:

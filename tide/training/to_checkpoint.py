@@ -131,8 +131,9 @@ def train_blocks(
 
 def _trackers(tracking: Tracking, job: Job, folder: Path, out: Path) -> Trackers:
     """Those of a block, whose folder is ``out`` or one within it."""
-    group = None if folder == out else out.name
-    title = out.name if group is None else f"{out.name}-{folder.name}"
+    name = out.resolve().name
+    group = None if folder == out else name
+    title = name if group is None else f"{name}-{folder.name}"
     gallery = None if job.model.among.several else job.gallery
     return Trackers(tracking, folder, title, group, gallery)
 
@@ -150,7 +151,8 @@ def _say_of_pictures(tracking: Tracking, jobs: Jobs, say: Callable[[str], None])
 def _draw(learner: Learner) -> None:
     """Draws the curves of a finished training into its folder."""
     out, block = learner.out, learner.model.config.block
-    name = out.parent.name if out.name == f"block-{block}" else out.name
+    whole = out.resolve()
+    name = whole.parent.name if out.name == f"block-{block}" else whole.name
     title = name if block is None else f"{name}, block {block}"
     if draw_curves(learner.history, out / CHART, title):
         record_files(out, {CHART: "chart"})

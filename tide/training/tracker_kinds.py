@@ -35,13 +35,15 @@ class RunName:
 def check_trackers(names: Sequence[str]) -> None:
     """Raises :class:`~tide.errors.TideError` for a tracker that accelerate does not know, or that is not installed."""
     for name in names:
-        if name not in EXTRAS and name not in (known := _classes()):
-            listed = ", ".join([*EXTRAS, *sorted(known.keys() - {*EXTRAS, "tensorboard"})])
-            raise TideError(f"tracker {one_line(repr(name), 80)} is unknown; use one of {listed}")
         if name == "tensorboard":
             raise TideError("tensorboard is no tracker to ask for: its event files are always written; leave it off")
         if name in EXTRAS and importlib.util.find_spec(name) is None:
             raise TideError(f'tracker {name} needs the package {name}: pip install "tide-sae[{name}]"')
+        if name not in (known := _classes()):
+            if name in EXTRAS:
+                raise TideError(f"tracker {name} needs a newer accelerate: pip install -U accelerate")
+            listed = ", ".join([*EXTRAS, *sorted(known.keys() - {*EXTRAS, "tensorboard"})])
+            raise TideError(f"tracker {one_line(repr(name), 80)} is unknown; use one of {listed}")
     if len(set(names)) < len(names):
         raise TideError(f"trackers {', '.join(names)} are named twice; name each once")
 

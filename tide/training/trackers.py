@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from tide.errors import TideError
 from tide.files import read_json, write_json
+from tide.hub.paths import without_paths
 from tide.messages import one_line
 from tide.sae.model import TIDE
 from tide.training.config import TrainConfig
@@ -40,10 +42,17 @@ class Tracking:
             (:func:`accelerate.tracking.register_tracker_class`).
         pictures_every: steps between two pictures of the latents that are most active, where the data know pictures
             (a live training's do); None: a tenth of the training, 0: none.
+
+    Raises:
+        TideError: ``pictures_every`` is negative.
     """
 
     names: tuple[str, ...] = ()
     pictures_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pictures_every is not None and self.pictures_every < 0:
+            raise TideError(f"pictures_every = {self.pictures_every} must be at least 0; 0 is for no pictures")
 
     def every(self, steps: int) -> int:
         """Steps between two pictures in a training of so many ``steps``; 0 for none."""
@@ -106,6 +115,7 @@ class Trackers:
             for name in names:
                 self._tell(name, partial(show, name, key="latents", picture=picture, step=step))
                 self._runs[name]["drawn"] = step
+            self.record()
 
     def close(self) -> None:
         """Ends the runs."""
@@ -132,14 +142,16 @@ class Trackers:
 
 
 def logged_configuration(config: TrainConfig, model: TIDE, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What trackers show of a training: the configuration by its full names, what it trains, and on which data."""
+    """What trackers show of a training: the configuration by its full names, what it trains, and on which data. It may
+    be sent elsewhere, and has no absolute paths."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         within = value.items() if isinstance(value, dict) else ()
         found |= {f"{name}.{each}": of for each, of in within} or {name: value}
     of = model.config
     found |= {"n_latents": of.n_latents, "k": of.k, "d_model": of.d_model, "data": data.get("name")}
-    return found | {name: getattr(of, name) for name in ("family", "pipeline", "block", "tensor", "target")}
+    found |= {name: getattr(of, name) for name in ("family", "pipeline", "block", "tensor", "target")}
+    return {name: without_paths(value) for name, value in found.items()}
 
 
 def _new_id(title: str) -> str:

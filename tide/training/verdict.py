@@ -130,14 +130,33 @@ def _remedies(judged: dict[Figure, Judgement], model: TIDE, config: TrainConfig)
             f"more steps: --resume --steps {2 * config.steps} (a doubling halved the error of the bundled pipeline)"
         )
     if judged["explained_variance"] == "low":
-        found.append(f"more active latents, in a new folder: --set k={2 * model.config.k}")
+        if more := _more_active(model, config):
+            found.append(f"more active latents, in a new folder: --set {more}")
         if config.activation == "jumprelu" and config.lr is None:
             found.append(f"a higher rate, in a new folder: --set lr={2 * LR_SHARE / model.d_model**0.5:.2g}")
     if judged["dead"] == "high" and config.activation in ("topk", "batch_topk"):
-        found.append(f"fewer latents, in a new folder: --set n_latents={model.n_latents // 2}")
+        if fewer := _fewer(model, config):
+            found.append(f"fewer latents, in a new folder: --set {fewer}")
         found.append(f"a lower rate, in a new folder: --set lr={lr / 2:.2g}")
     if judged["dead"] == "high" and config.activation == "topk":
         found.append("an activation that leaves fewer dead, in a new folder: --set activation=batch_topk")
     if judged["dead"] == "high" and config.activation not in ("topk", "batch_topk"):
         found.append("fewer dead latents, in a new folder: --set activation=batch_topk")
     return found
+
+
+def _more_active(model: TIDE, config: TrainConfig) -> str | None:
+    """Twice as many active latents, by the option that decides over them: others have no effect beside it."""
+    if 2 * model.config.k > model.n_latents:
+        return None
+    return f"density={2 * config.density:g}" if config.k is None and config.density else f"k={2 * model.config.k}"
+
+
+def _fewer(model: TIDE, config: TrainConfig) -> str | None:
+    """Half as many latents, as :func:`_more_active`."""
+    by_width = config.n_latents is None
+    half = model.d_model * (config.expansion // 2) if by_width else model.n_latents // 2
+    least = 1 if config.k is None and config.density else model.config.k
+    if half < least:
+        return None
+    return f"expansion={config.expansion // 2}" if by_width else f"n_latents={half}"

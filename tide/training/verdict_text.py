@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from tide.messages import one_line
-from tide.sae.model import TIDE
+from tide.sae.config import TIDEConfig
 from tide.tables import text_table
 from tide.training.config import TrainConfig
 from tide.training.known import KNOWN_STEPS, LEAST_STEPS, WHERE, Range
@@ -29,13 +29,18 @@ _SHORT: Mapping[Figure, str] = {"explained_variance": "variance", "l0": "active"
 
 
 def as_text(
-    verdicts: Sequence[Verdict], models: Sequence[TIDE], config: TrainConfig, out: str | Path, data: str | None = None
+    verdicts: Sequence[Verdict],
+    models: Sequence[TIDEConfig],
+    config: TrainConfig,
+    out: str | Path,
+    data: str | None = None,
 ) -> str:
-    """The verdicts on the blocks of one training in lines of at most 100 columns, and the next two commands.
+    """The verdicts on the blocks of one training, and the next two commands. Sentences have lines of at most 100
+    columns.
 
     Args:
         verdicts: one a block.
-        models: the trained ones, in the same order.
+        models: what the trained ones are, in the same order.
         config: of the training.
         out: the folder of the training.
         data: what the next commands may read, such as the ``--data`` of the training; default a placeholder.
@@ -50,21 +55,20 @@ def as_text(
     return "\n\n".join(each for each in paragraphs if each)
 
 
-def _trained(models: Sequence[TIDE], config: TrainConfig, out: str | Path) -> str:
+def _trained(models: Sequence[TIDEConfig], config: TrainConfig, out: str | Path) -> str:
     first = models[0]
-    blocks = ", ".join(str(model.config.block) for model in models)
+    blocks = ", ".join(str(model.block) for model in models)
     block = f"block {blocks}" if len(models) == 1 else f"each of the blocks {blocks}"
     steps = f"{config.steps:,} steps of {config.batch_tokens:,} tokens"
     return _wrapped(
-        f"Trained {kind_of(first)} of {first.n_latents} latents, k = {first.config.k}, on {block}: {steps}. "
-        f"It is in {out}."
+        f"Trained {kind_of(first)} of {first.n_latents} latents, k = {first.k}, on {block}: {steps}. It is in {out}."
     )
 
 
-def kind_of(model: TIDE) -> str:
+def kind_of(model: TIDEConfig) -> str:
     """What a model is, with its article."""
     kind = "a TIDE" if model.modulation is not None else "a plain SAE"
-    return kind if model.config.target is None else f"{kind}, a transcoder of {model.config.target},"
+    return kind if model.target is None else f"{kind}, a transcoder of {model.target},"
 
 
 def _of_one(verdict: Verdict) -> str:
@@ -135,15 +139,19 @@ def _measured_on(verdicts: Sequence[Verdict]) -> str:
             f"Too short to say whether it went well: the figures that are known are of {KNOWN_STEPS:,} steps and more, "
             f"and fewer than {LEAST_STEPS} are not compared with them."
         )
-    measured, lines = first.measured, []
-    lines.append(f"Variance and active latents are of the last {measured.tokens:,} training tokens")
+    measured = first.measured
+    last = f"the last {measured.tokens:,} training tokens" if measured.tokens else "a last batch of training tokens"
+    text = f"Variance and active latents are of {last}"
     if measured.l0_low is not None:
-        lines[-1] += " (in brackets: what four tokens of five have)"
+        text += " (in brackets: what four tokens of five have)"
     if measured.dead_tokens is not None:
-        lines.append(f"dead latents were silent on the last {measured.dead_tokens:,}")
-    text = ", ".join(lines) + ". Nothing here was measured on held-out images; `tide evaluate` does."
+        text += f", dead latents were silent on the last {measured.dead_tokens:,}"
+    text += ". Nothing here was measured on held-out images; `tide evaluate` does."
     if first.source is not None:
-        text += f" What the defaults gave is of held-out tokens of {WHERE}; other models differ."
+        text += f" What the defaults gave is of held-out tokens of {WHERE}"
+        if first["fall"].known is not None:
+            text += ", that of the error of training tokens of a single seed"
+        text += "; other models differ."
     else:
         text += " What other trainings with these options gave is not known."
     return _wrapped(text)
@@ -164,7 +172,8 @@ def _to_try(verdicts: Sequence[Verdict]) -> str:
 
 def _next(out: str | Path, data: str | None) -> str:
     folder, given = shlex.quote(str(out)), "" if data is None else f" --data {shlex.quote(data)}"
-    figures = shlex.quote(str(Path(out).with_name(Path(out).name + "-figures")))
+    beside = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
+    figures = shlex.quote(str(beside.parent / f"{beside.name or 'tide'}-figures"))
     return f"Next:\n  tide evaluate --sae {folder}{given} --out {figures}\n  tide browse {folder}{given}"
 
 
