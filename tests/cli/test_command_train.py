@@ -212,8 +212,8 @@ def test_all_blocks_train_on_one_stream(cli, live, tmp_path):
     assert re.match(
         r"a TIDE of \d+ latents for each of blocks 2, 0: .* GB of weights, gradients and moments, and", lines[1]
     )
-    assert "on each of the blocks 2, 0: 15 steps of 64 tokens" in lines[2]
-    assert [line.split()[0] for line in lines if line.endswith("too short to say")] == ["2", "0"]
+    assert "on each of the blocks 0, 2: 15 steps of 64 tokens" in lines[2]
+    assert [line.split()[0] for line in lines if line.endswith("too short to say")] == ["0", "2"]
     assert equal(weights(tmp_path / "set/block-2"), weights(whole))
     assert cli(*several, "--resume").code == 0
 

@@ -33,6 +33,8 @@ SMALL_OPTIONS = {
     "trajectory": {"--n-steps": "4"},
     "bank": {"--images-per-concept": "24", "--timesteps": "2", "--tokens": "16"},
     "effect": {"--n-steps": "3", "--top": "2", "--points": "1"},
+    "guard make": {"--images": "96"},
+    "guard draw": {"--n-steps": "3"},
 }
 #: Commands that serve until they are interrupted: their options are checked, and they are not run.
 SERVING = ("browse",)
@@ -130,7 +132,8 @@ def stood_in(words: list[str], *, small: bool) -> list[str]:
     words = [STAND_INS.get(word, word) for word in words]
     if not small:
         return words
-    for option, value in SMALL_OPTIONS.get(words[0], {}).items():
+    command = " ".join(words[:2]) if words[0] == "guard" else words[0]
+    for option, value in SMALL_OPTIONS.get(command, {}).items():
         if option in words:
             words[words.index(option) + 1] = value
         else:
