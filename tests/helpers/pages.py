@@ -139,5 +139,7 @@ def stood_in(words: list[str], *, small: bool) -> list[str]:
         else:
             words += [option, value]
     if words[0] == "train":
+        if "--images" in words:
+            words[words.index("--images") + 1] = "64"
         words = [*(word for word in words if not word.startswith("expansion=")), *SMALL_TRAINING]
     return words
