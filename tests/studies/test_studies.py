@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from tide.errors import TideError
+from tide.scenes import annotate
 from tide.studies import (
     ablation,
     bars,
     centring,
     class_knowledge,
     edit_study,
+    editor,
     equal_information,
     fig1,
     fig4,
@@ -29,6 +31,7 @@ from tide.studies import (
     fig6_pictures,
     models,
     placed,
+    references,
     sparsity,
     sparsity_edits,
     table1,
@@ -64,6 +67,10 @@ FILES = {
 @pytest.fixture
 def tiny(monkeypatch, bench):
     """Every study at a toy size, on the activations that the session has collected."""
+    for module in (class_knowledge, editor, fig5, references):
+        monkeypatch.setattr(module, "N_SAMPLING_STEPS", 6)
+    for function in (annotate.generate_latents, annotate.generate_images):
+        monkeypatch.setitem(function.__kwdefaults__, "n_steps", 6)
     monkeypatch.setattr(table1, "FAST", TINY)
     monkeypatch.setattr(table1, "FAST_STEPS", 2)
     small = {"data": TINY, "steps": 2, "seeds": 1}
