@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import logging.handlers
 
 import pytest
 import torch
@@ -94,12 +96,30 @@ def test_a_subfolder_here(blocks):
 @pytest.mark.parametrize("files", [{}, {"config.json": b'{"model_type": "t5"}', "model.safetensors": b"x"}])
 def test_a_repository_that_is_no_tide(hub, files, tmp_path):
     hub.add("you/t5", files)
-    refused = "you/t5 holds no checkpoint of TIDE|is not the config of a TIDE checkpoint"
+    refused = "^you/t5 holds no checkpoint of TIDE; give another repository, or a subfolder that holds one$"
     with pytest.raises(TideError, match=refused):
         TIDE.from_pretrained("you/t5")
     with pytest.raises(TideError, match=refused):
         tide.pull("you/t5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there_is_said_in_one_line(shared, tmp_path):
+    said = logging.handlers.BufferingHandler(100)
+    log = logging.getLogger("huggingface_hub")
+    log.addHandler(said)
+    try:
+        with pytest.raises(TideError, match="me/tide/block-7 holds no checkpoint of TIDE"):
+            tide.pull(shared, tmp_path / "out", subfolder="block-7")
+    finally:
+        log.removeHandler(said)
+    assert [each.getMessage() for each in said.buffer if each.levelno >= logging.WARNING] == []
+
+
+def test_a_config_that_is_no_json_names_the_repository(hub):
+    hub.add("you/torn", {"config.json": b"{", "model.safetensors": b"x"})
+    with pytest.raises(TideError, match=r"^you/torn holds a checkpoint that is not whole: "):
+        tide.pull("you/torn")
 
 
 def test_a_private_one_without_a_token_and_one_that_is_not_there(hub, run, token, monkeypatch):

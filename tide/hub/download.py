@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tide.hub.names import Repository
@@ -35,7 +38,7 @@ def fetched(
     from huggingface_hub import snapshot_download
 
     wanted = [repository.within(each) for file in FILES for each in (file, f"block-*/{file}")]
-    with refusals(repository):
+    with refusals(repository), _no_matches_unsaid():
         folder = snapshot_download(
             repository.name,
             revision=repository.revision,
@@ -46,3 +49,19 @@ def fetched(
             library_name="tide-sae",
         )
     return Path(folder) / (repository.subfolder or "")
+
+
+@contextmanager
+def _no_matches_unsaid() -> Iterator[None]:
+    """Leaves out huggingface_hub's warning that no file matched, which lists all patterns: whoever finds no checkpoint
+    in the folder says so in one line."""
+    log = logging.getLogger("huggingface_hub._snapshot_download")
+    log.addFilter(_says_more)
+    try:
+        yield
+    finally:
+        log.removeFilter(_says_more)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("No files matched")

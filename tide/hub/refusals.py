@@ -63,7 +63,8 @@ def _answered(repository: Repository, error: Exception) -> str:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
-        return f"the Hub does not take the token for {repository}; {_TOKEN}"
+        return f"no token was given, or the Hub does not take it, for {repository}; {_TOKEN}"
     if status == 403:
-        return f"this token may not write to {repository.name} ({one_line(error)}); use one that may"
+        reason = one_line(getattr(error, "server_message", None) or error)
+        return f"this token may not write to {repository.name} ({reason}); use one that may"
     return f"the Hub refused {repository} ({one_line(error)}); try again later"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ def upload(
     private: bool = False,
     message: str | None = None,
     token: str | bool | None = None,
+    say: Callable[[str], None] = print,
 ) -> str:
     """Makes the repository if it does not exist, and adds the files and the cards to it in one commit.
 
@@ -41,6 +42,7 @@ def upload(
         private: the repository is made private, or is so already.
         message: of the commit; default :data:`MESSAGE`.
         token: one that may write; default the one that `hf auth login` saved, or the environment's ``HF_TOKEN``.
+        say: called with a line about a card that stays.
 
     Returns:
         The commit's address.
@@ -63,7 +65,7 @@ def upload(
         if repository.revision not in (None, "main"):
             api.create_branch(repository.name, branch=str(repository.revision), exist_ok=True)
         placed = {repository.within(path): content for path, content in files.items()}
-        placed |= {path: text.encode() for path, text in cards.items() if _may_write(api, repository, path)}
+        placed |= _written(api, repository, cards, say)
         commit = api.create_commit(
             repository.name,
             operations=[CommitOperationAdd(path, content) for path, content in sorted(placed.items())],
@@ -98,6 +100,19 @@ def _whole(repository: Repository) -> Iterator[None]:
         raise TideError(
             f"a file did not arrive at {repository} ({reason}); nothing was committed, push again"
         ) from error
+
+
+def _written(
+    api: HfApi, repository: Repository, cards: Mapping[str, str], say: Callable[[str], None]
+) -> dict[str, bytes]:
+    """The cards that are sent; ``say`` is told of the others."""
+    sent: dict[str, bytes] = {}
+    for path, text in cards.items():
+        if _may_write(api, repository, path):
+            sent[path] = text.encode()
+        else:
+            say(f"{path} of {repository.name} stays as it is: a person wrote it, or it is about another folder")
+    return sent
 
 
 def _may_write(api: HfApi, repository: Repository, path: str) -> bool:

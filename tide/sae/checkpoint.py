@@ -95,7 +95,7 @@ def load_trained_on(path: Path) -> TrainedOn | None:
 def read_config(path: Path) -> dict[str, Any]:
     """The config of the checkpoint in the folder ``path``, every field of its type."""
     raw = read_json(path / CONFIG)
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    if not _is_tide(raw):
         raise TideError(
             f"{path / CONFIG} is not the config of a TIDE checkpoint; give the folder that `tide train` wrote"
         )
@@ -103,6 +103,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if raw.get("modulation") and (unknown := raw["modulation"].keys() - {f.name for f in fields(ModulationConfig)}):
         raise TideError(f"{path / CONFIG}: modulation.{min(unknown)} is unknown; a newer version may have written it")
     return raw
+
+
+def is_tide(path: Path) -> bool:
+    """Whether ``config.json`` in the folder ``path`` says that it is a TIDE checkpoint's, whole or not.
+
+    Raises :class:`~tide.errors.TideError` for a file that is no JSON.
+    """
+    return _is_tide(read_json(path / CONFIG))
+
+
+def _is_tide(raw: Any) -> bool:
+    return isinstance(raw, dict) and raw.get("format") == FORMAT
 
 
 def _check_sizes(weights: Path, config: TIDEConfig) -> None:

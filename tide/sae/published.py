@@ -9,7 +9,7 @@ from typing import Any
 
 from tide.errors import TideError
 from tide.hub import Repository, card_of, cards, fetched, in_repository, shared_files, upload
-from tide.sae.checkpoint import CONFIG
+from tide.sae.checkpoint import CONFIG, is_tide
 
 
 def folder_of(path: str | Path, subfolder: str | None, revision: str | None, fetching: Mapping[str, Any]) -> Path:
@@ -24,7 +24,7 @@ def folder_of(path: str | Path, subfolder: str | None, revision: str | None, fet
     if repository is None:
         return Path(path) / (subfolder or "")
     folder = fetched(repository, **fetching)
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() or not is_tide(folder):
         raise TideError(lacks(folder, repository))
     return folder
 

@@ -11,7 +11,7 @@ from typing import Any
 from tide.errors import TideError
 from tide.files import json_writer, lock_folder, new_folders, replace_files
 from tide.hub import FILES, Repository, checkpoints, fetched
-from tide.sae.checkpoint import load_config
+from tide.sae.checkpoint import is_tide, load_config
 from tide.sae.published import lacks
 from tide.sae.sets import members
 
@@ -66,15 +66,23 @@ def pull(
 def _checked(folder: Path, repository: Repository) -> Path:
     """The folder, all of whose checkpoints have configurations that fit their weights."""
     found = checkpoints(folder)
-    if not found:
+    try:
+        ours = bool(found) and ("" not in found or is_tide(folder))
+    except TideError as error:
+        raise _not_whole(repository, error) from error
+    if not ours:
         raise TideError(lacks(folder, repository))
     try:
         members(folder)
         for path in found.values():
             load_config(path)
     except TideError as error:
-        raise TideError(f"{repository} holds a checkpoint that is not whole: {error}") from error
+        raise _not_whole(repository, error) from error
     return folder
+
+
+def _not_whole(repository: Repository, error: TideError) -> TideError:
+    return TideError(f"{repository} holds a checkpoint that is not whole: {error}")
 
 
 def _check_free(out: Path, files: Iterable[Path]) -> None:

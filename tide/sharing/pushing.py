@@ -118,7 +118,7 @@ def push(
         private: the repository is made private, or is so already.
         message: of the commit.
         token: one that may write; default the one that `hf auth login` saved, or ``HF_TOKEN``.
-        say: called with a line about a picture that is too large.
+        say: called with a line about a picture that is too large, and about a card that stays.
 
     Returns:
         The commit's address.
@@ -127,7 +127,7 @@ def push(
         TideError: what :func:`prepared` and :func:`tide.hub.upload` refuse.
     """
     shared = prepared(folder, name, subfolder=subfolder, revision=revision, results=results, license=license, say=say)
-    return upload(shared.repository, shared.files, shared.cards, private=private, message=message, token=token)
+    return upload(shared.repository, shared.files, shared.cards, private=private, message=message, token=token, say=say)
 
 
 def _size(content: Path | bytes) -> int:
