@@ -17,11 +17,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(shell find csrc -t
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,site,notebooks]"
 	touch $@
 
-# Beside it what builds and describes a release.
+# Beside it what builds and describes a release: an extra of what is installed, which is not built again.
 setup-release: $(VENV)/.installed-release
 
 $(VENV)/.installed-release: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[release]"
+	$(BIN)/pip install --quiet --constraint constraints.txt "tide-sae[release]"
 	touch $@
 
 demo: setup
