@@ -52,10 +52,13 @@ def check_same_bytes(files: list[Path]) -> None:
 def check_symbols(wheel: Path) -> None:
     """What the compiled library takes from other libraries, by name."""
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
 
     with zipfile.ZipFile(wheel) as archive, archive.open("tide_kernels/_native_cpu.abi3.so") as file:
-        symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
-        taken = {symbol.name for symbol in symbols if symbol.entry.st_shndx == "SHN_UNDEF"}
+        table = ELFFile(file).get_section_by_name(".dynsym")
+        if not isinstance(table, SymbolTableSection):
+            sys.exit(f"{wheel.name} has a library without a table of symbols")
+        taken = {symbol.name for symbol in table.iter_symbols() if symbol.entry.st_shndx == "SHN_UNDEF"}
     if unstable := sorted(filter(UNSTABLE.match, taken)):
         sys.exit(f"{wheel.name} needs symbols outside the stable ABI: {', '.join(unstable)}")
     stable = [name for name in taken if name.startswith(("aoti_torch_", "torch_"))]
