@@ -45,8 +45,8 @@ reproduce: setup
 
 # A pipeline of real pictures, named emoji of a package of npm: hours; docs/real-pictures.md. Rerun it to resume.
 EMOJI := emoji-datasource-google-16.0.0
-# glibc keeps what is freed, in large pages. By itself it gives it back, and clearing it anew at its next use took a third
-# of this training's time. Other systems pass this over.
+# glibc keeps what is freed, in large pages. By itself it gives it back, and clearing it anew at its next use costs
+# this training time. Other systems pass this over.
 KEPT := MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 pictures: setup
 	mkdir -p runs/pictures

@@ -36,8 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now lives to the end: the collector need not go through it again, which is a
-    tenth of the time of interpreted kernels."""
+    """What is imported and collected by now lives to the end: the collector need not go through it again."""
     gc.collect()
     gc.freeze()
 

@@ -225,12 +225,14 @@ def test_all_backends_select_the_same_bits(dtype):
     cases = [
         (torch.stack(list(adversarial_rows(n, dtype).values())), k) for n, k in ((1, 1), (33, 33), (257, 1), (300, 60))
     ]
-    for _ in range(4):  # few levels, so that ties decide
+    for _ in range(10):  # few levels, so that ties decide
         n = int(torch.randint(1, 400, (), generator=generator))
         k = int(torch.randint(1, n + 1, (), generator=generator))
         cases.append((torch.randint(-3, 9, (5, n), generator=generator).to(dtype) / 4, k))
-    for pre, k in cases:
-        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in serving}
+    for place, (pre, k) in enumerate(cases):
+        # Interpreted kernels are slow: Triton's takes part in four of the ten.
+        taking_part = [name for name in serving if name != "triton" or place < 8]
+        results = {name: import_module(f"tide_kernels.{name}").select(pre, k) for name in taking_part}
         values, indices = results.pop("reference")
         for name, (got_values, got_indices) in results.items():
             assert torch.equal(got_indices, indices), (name, pre.shape, k)
