@@ -36,7 +36,7 @@ from training_state import State
 from tide.scenes import pipeline as bundled
 
 VAE_STEPS = 1_000
-TRANSFORMER_STEPS = 8_000
+TRANSFORMER_STEPS = 6_500
 BLOCKS = 12
 #: The pictures that the transformer sees: each as it is, and moved, scaled and mirrored in fixed ways.
 VERSIONS = 4
