@@ -10,7 +10,8 @@ folders whose pictures count as others.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,18 +36,31 @@ BATCH = 24
 ACROSS, SIDE = 8, 128
 
 
-def drawn(adapter: Adapter, captions: Sequence[str], guidance: float, seed: int) -> Tensor:
+#: From the numbers of a batch's captions to the context in which it is drawn, such as an edit.
+Around = Callable[[slice], AbstractContextManager[Any]]
+
+
+@torch.no_grad()
+def drawn(
+    adapter: Adapter,
+    captions: Sequence[str],
+    guidance: float,
+    seed: int,
+    around: Around = lambda _: nullcontext(),
+) -> Tensor:
     """``[n, 3, 64, 64]`` in [-1, 1]; all from one noise, so that the captions alone make them differ."""
     images = []
     for start in range(0, len(captions), BATCH):
-        batch = list(captions[start : start + BATCH])
-        latents = adapter.generate(
-            batch,
-            n_steps=STEPS,
-            guidance_scale=guidance,
-            generators=[torch.Generator().manual_seed(seed) for _ in batch],
-            **sampling_arguments(adapter, (SIZE, SIZE)),
-        )
+        part = slice(start, min(start + BATCH, len(captions)))
+        batch = list(captions[part])
+        with around(part):
+            latents = adapter.generate(
+                batch,
+                n_steps=STEPS,
+                guidance_scale=guidance,
+                generators=[torch.Generator().manual_seed(seed) for _ in batch],
+                **sampling_arguments(adapter, (SIZE, SIZE)),
+            )
         images.append(adapter.decode_latents(latents).clamp(-1, 1).float().cpu())
     return torch.cat(images)
 
@@ -129,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for drawn.png and drawn.json")
     args = parser.parse_args()
-    with told(), torch.no_grad(), new_folders(args.out):
+    with told(), new_folders(args.out):
         picture, figures = measured(load_adapter(args.pipeline), args)
         files = {args.out / "drawn.png": image_writer(picture), args.out / "drawn.json": json_writer(figures)}
         replace_files(files)
