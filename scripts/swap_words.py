@@ -44,7 +44,7 @@ from tide.strips import Row, labelled
 #: Strengths of the edits that know the words alone.
 STRENGTHS = (1.0, 2.0)
 #: Pairs of each swap to show, and pixels of the side of a picture.
-SHOWN, SIDE = 4, 96
+SHOWN, SIDE = 3, 128
 
 
 @dataclass(frozen=True)
