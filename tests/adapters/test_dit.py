@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from tests.helpers.families import adapter, build_dit, draw, pipeline, prepared
+from tests.helpers.families import adapter, draw, pipeline, prepared
+from tests.helpers.families.dit import build_dit
 from tide.activations import collect
 from tide.adapters import tap
 from tide.errors import TideError

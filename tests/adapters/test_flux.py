@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, STEPS, adapter, build_flux, draw, pipeline, prepared
+from tests.helpers.families import FAMILIES, STEPS, adapter, draw, pipeline, prepared
+from tests.helpers.families.flux import build_flux
 from tide.adapters import adapter_for, tap
 from tide.adapters.flux import pack, unpack
 from tide.editing import Scale, edit

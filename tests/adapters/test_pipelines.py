@@ -12,7 +12,8 @@ import diffusers
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, build_flux, pipeline, variant
+from tests.helpers.families import FAMILIES, pipeline, variant
+from tests.helpers.families.flux import build_flux
 from tide.adapters import Call, adapter_for, allow_pipeline, pipelines, registry, tap
 from tide.adapters.flux import FluxAdapter
 from tide.adapters.pipelines import REFUSED, SUPPORTED

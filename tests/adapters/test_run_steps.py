@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, build_sd3, draw, pipeline, prepared
+from tests.helpers.families import FAMILIES, draw, pipeline, prepared
+from tests.helpers.families.sd3 import build_sd3
 from tide.adapters import adapter_for
 from tide.editing import Steer, edit
 from tide.editing.progress import check_steps, is_within, run_position

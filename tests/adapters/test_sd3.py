@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.helpers.families import adapter, build_sd3, draw, pipeline, prepared
+from tests.helpers.families import adapter, draw, pipeline, prepared
+from tests.helpers.families.sd3 import build_sd3
 from tide.adapters import adapter_for, tap
 
 

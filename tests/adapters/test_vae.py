@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.families import FAMILIES, build_vae, pipeline
+from tests.helpers.families import FAMILIES, pipeline
+from tests.helpers.families.parts import build_vae
 from tests.helpers.vaes import VAES, vae
 from tide.adapters import adapter_for
 from tide.adapters.standins import listened

@@ -6,9 +6,11 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests.helpers.families import FlowMatch, build_vae, prepared
+from tests.helpers.families import prepared
+from tests.helpers.families.parts import build_vae
 from tide.scenes.pipeline import build_tokenizer
 
 _QWEN = 16

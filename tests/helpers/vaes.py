@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.helpers.families import build_vae
+from tests.helpers.families.parts import build_vae
 
 _FOUR = (8, 8, 8, 8)
 
