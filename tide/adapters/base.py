@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from tide.adapters import schedule
 from tide.adapters.blocks import Block, block_number, block_numbers
 from tide.adapters.guidance import Guidance
 from tide.adapters.pipelines import check_inputs
-from tide.adapters.vae import decoded, encoded, pixels_per_latent, vae_of
+from tide.adapters.vae import channel_scales, decoded, encoded, pixels_per_latent, vae_of
 from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.sae.config import TARGETS, input_of
@@ -32,6 +32,8 @@ CHUNKS = get_args(Chunk)
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
+#: The dimensions of latents, batch and channels included.
+_DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -43,6 +45,15 @@ class TokenView(Protocol):
     def image_tokens(self, output: Any, tensor: str = "output") -> Tensor: ...
 
     def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any: ...
+
+
+class Embedded(NamedTuple):
+    """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
+    what ``time`` returns, the embedding of the timestep alone."""
+
+    whole: nn.Module
+    part: int | None
+    time: nn.Module
 
 
 class Adapter(ABC):
@@ -63,10 +74,18 @@ class Adapter(ABC):
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     #: The attributes of a block that hold its self-attention and its feed-forward.
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
+    #: What the pipeline draws, and so what its latents are: ``[B, c, h, w]``, with frames before the rows, or a line.
+    draws: ClassVar[Literal["images", "videos", "audio"]] = "images"
     #: The pipeline subtracts the VAE's ``shift_factor`` from latents, where the VAE has one.
     shifts_latents: ClassVar[bool] = True
+    #: The pipeline scales each channel of latents by ``latents_mean`` and ``latents_std`` of the VAE.
+    scales_channels: ClassVar[bool] = False
+    #: The VAE takes images with frames, also for a pipeline of images.
+    vae_has_frames: ClassVar[bool] = False
     #: The pipeline's scheduler steps the rows of both branches of guidance, and not the images alone.
     steps_both_branches: ClassVar[bool] = False
+    #: The attribute of what the pipeline returns that holds the latents.
+    result: ClassVar[str] = "images"
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
     call_defaults: ClassVar[Mapping[str, Any]] = {}
 
@@ -121,22 +140,29 @@ class Adapter(ABC):
         """What finds the image tokens during this call: the adapter itself, unless their place depends on the call."""
         return self
 
-    def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
-        """Rows and columns of the image tokens of latents of this size; tokens are in row-major order."""
+    def token_views(
+        self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[int, TokenView]:
+        """:meth:`token_view` for each block; overridden for models whose blocks are of several kinds."""
+        return dict.fromkeys(blocks, self.token_view(args, kwargs))
+
+    def token_grid(self, *latents: int) -> tuple[int, ...]:
+        """Rows and columns of the image tokens of latents of this height and width; of a video frames before them, of
+        sound their number alone. Tokens are in row-major order."""
         patch = int(self.transformer.config.patch_size)
-        return latent_height // patch, latent_width // patch
+        return *latents[:-2], latents[-2] // patch, latents[-1] // patch
 
     # -- one call of the transformer ----------------------------------------------------------------------
 
-    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
-        """Rows and columns of the image tokens in a transformer call; None where the call does not say."""
+    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """:meth:`token_grid` of a transformer call; None where the call does not say."""
         hidden = self.arguments(args, kwargs).get("hidden_states")
-        if not isinstance(hidden, Tensor) or hidden.ndim != 4:
+        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
             return None
         config = getattr(self.transformer, "config", None)
         if type(self).token_grid is Adapter.token_grid and not hasattr(config, "patch_size"):
             return None
-        return self.token_grid(hidden.shape[-2], hidden.shape[-1])
+        return self.token_grid(*hidden.shape[2:])
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a transformer call by name, whether they came by keyword or by position."""
@@ -181,6 +207,11 @@ class Adapter(ABC):
     ) -> dict[int, Tensor | None]:
         """:meth:`conditioning_of` for each block; overridden for models whose blocks embed the call on their own."""
         return dict.fromkeys(blocks, self.conditioning_of(args, kwargs))
+
+    def embedding_of(self, block: int) -> Embedded | None:
+        """The modules whose outputs tell a block's conditioning during a call; None where :meth:`conditioning_of` tells
+        it before."""
+        return None
 
     def modulated_block(self, block: Block, chunk: Chunk, next_block: bool) -> int:
         """The number of the block whose modulation is asked for; checks the arguments of :meth:`modulation`."""
@@ -228,16 +259,32 @@ class Adapter(ABC):
         """Runs the pipeline, with one generator for each prompt, and returns the final latents. ``kwargs`` go to the
         pipeline; a pipeline that also draws from a picture needs it there, by the name of its own argument.
         """
+        return self.run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
+
+    def run_pipeline(
+        self,
+        prompts: Sequence[str],
+        n_steps: int,
+        guidance_scale: float | None,
+        generators: list[torch.Generator],
+        **kwargs: Any,
+    ) -> Tensor:
+        """What the pipeline's own call returns. ``guidance_scale`` None leaves that argument to the pipeline."""
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
-        return self.pipe(
-            prompt=list(prompts),
-            num_inference_steps=n_steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="latent",
-            **{**self.call_defaults, **kwargs},
-        ).images
+        scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        found: Tensor = getattr(
+            self.pipe(
+                prompt=list(prompts),
+                num_inference_steps=n_steps,
+                generator=generators,
+                output_type="latent",
+                **scale,
+                **{**self.call_defaults, **kwargs},
+            ),
+            self.result,
+        )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -263,15 +310,22 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32.
+        """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32; clips ``[B, 3, F, H, W]`` to
+        ``[B, c, f, h, w]``, and for a pipeline of videos an image to those of a clip of one frame.
 
         The mode of the VAE's posterior, or a sample of it if a generator is given; a VAE without a posterior
         (AutoencoderTiny, AutoencoderDC) has only one result. ``(x - shift_factor) * scaling_factor``, without the shift
-        where the pipeline has none (:attr:`shifts_latents`).
+        where the pipeline has none (:attr:`shifts_latents`); where the pipeline scales each channel
+        (:attr:`scales_channels`), ``(x - latents_mean) / latents_std * scaling_factor``.
         """
         vae = vae_of(self.pipe, "pass latents instead of images")
-        latents = (encoded(vae, images.to(self.device), generator) - self._shift(vae)) * vae.config.scaling_factor
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+        framed = (self.vae_has_frames or self.draws == "videos") and images.ndim == 4
+        latents = encoded(vae, (images.unsqueeze(2) if framed else images).to(self.device), generator)
+        mean, factor = channel_scales(vae, latents, by_channel=self.scales_channels, shifted=self.shifts_latents)
+        latents = (latents - mean) * factor
+        if self.draws == "images" and framed:
+            latents = latents.squeeze(2)
+        if latents.ndim != _DIMENSIONS[self.draws] or latents.shape[1] != self.latent_channels:
             raise TideError(
                 f"a {type(vae).__name__} makes latents of shape {list(latents.shape)} and the transformer draws "
                 f"{self.latent_channels} channels; load the pipeline with the VAE that the transformer was trained with"
@@ -280,26 +334,39 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents ``[B, c, h, w]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1]."""
+        """Scaled latents ``[B, c, ...]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1], or
+        clips ``[B, 3, F, H, W]``."""
         vae = vae_of(self.pipe, "keep the latents")
-        return decoded(vae, latents.to(self.device) / vae.config.scaling_factor + self._shift(vae))
+        framed = self.vae_has_frames and self.draws == "images"
+        latents = (latents.unsqueeze(2) if framed else latents).to(self.device)
+        mean, factor = channel_scales(vae, latents, by_channel=self.scales_channels, shifted=self.shifts_latents)
+        images = decoded(vae, latents / factor + mean)
+        return images.squeeze(2) if framed else images
 
-    def _shift(self, vae: Any) -> float:
-        return (getattr(vae.config, "shift_factor", None) or 0.0) if self.shifts_latents else 0.0
+    def latent_frames(self, frames: int) -> int:
+        """Frames of the latents of a clip of so many frames: the first is encoded alone, then as many at once as the
+        VAE compresses."""
+        return (frames - 1) // self.frames_per_latent + 1
 
-    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    @property
+    def frames_per_latent(self) -> int:
+        """How many frames of a video one of its latents represents, after the first."""
+        return int(getattr(self.pipe, "vae_scale_factor_temporal", None) or 1)
+
+    def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
         return latents
 
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = getattr(self.pipe, "vae_scale_factor", None)
+        scale = getattr(self.pipe, "vae_scale_factor", None) or getattr(self.pipe, "vae_scale_factor_spatial", None)
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
 
     @property
-    def default_latents(self) -> tuple[int, int]:
-        """Height and width of the latents that the pipeline draws unless told otherwise."""
+    def default_latents(self) -> tuple[int, ...]:
+        """Height and width of the latents that the pipeline draws unless told otherwise; of a video frames before them,
+        of sound the length alone."""
         side = int(self.transformer.config.sample_size)
         return side, side
 

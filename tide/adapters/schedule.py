@@ -11,20 +11,20 @@ from tide.errors import TideError
 
 
 def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, flow: bool) -> tuple[Tensor, Tensor]:
-    """The factors of image and noise at ``timestep``, shaped to multiply ``like [B, c, h, w]``, float32.
+    """The factors of image and noise at ``timestep``, shaped to multiply ``like [B, c, ...]``, float32.
 
     sqrt(abar_t) and sqrt(1 - abar_t); with ``flow`` 1 - sigma and sigma, where sigma = t / num_train_timesteps (the
     schedulers shift sigma, not this relation).
     """
     if flow:
-        sigma = _flow_sigma(scheduler, timestep).to(like.device).reshape(-1, 1, 1, 1)
+        sigma = _flow_sigma(scheduler, timestep).to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
         return 1 - sigma, sigma
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
     index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
     _check_range(index, len(alphas) - 1)
-    abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, 1, 1, 1)
+    abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, *(1,) * (like.ndim - 1))
     return abar.sqrt(), (1 - abar).sqrt()
 
 

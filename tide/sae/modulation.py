@@ -25,6 +25,7 @@ class ModulationConfig:
         has_scale, has_shift: False where the model's adaLN has none (it then stays zero).
         conditioned: the model adds a vector to the timestep embedding (size, pooled prompt, class), and
             :meth:`Modulation.forward` asks for it.
+        activation: the projection reads SiLU(temb), and not temb itself.
     """
 
     d_model: int
@@ -37,6 +38,7 @@ class ModulationConfig:
     has_shift: bool = True
     conditioned: bool = False
     timestep_offset: float = 0.0
+    activation: bool = True
 
     def __post_init__(self) -> None:
         if not (self.has_scale or self.has_shift):
@@ -72,9 +74,9 @@ class Modulation(nn.Module):
         temb  = linear_2(SiLU(linear_1(sinusoid(timestep_offset + timestep_factor * t)))) + conditioning
         scale, shift = linear(SiLU(temb))
 
-    ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model also has
-    a table per block (adaLN-single of PixArt), the table's rows are part of the bias. All parameters are fp32. Without
-    arguments to copy from, they are initialised as PixArt's own are.
+    without the second SiLU where the model has none. ``linear`` holds the rows of the model's adaLN projection that make
+    this scale and shift; where the model also has a table per block (adaLN-single of PixArt), the table's rows are part
+    of the bias. All parameters are fp32. Without arguments to copy from, they are initialised as PixArt's own are.
 
     Args:
         config: sizes and constants of the embedding.
@@ -169,7 +171,7 @@ class Modulation(nn.Module):
         """``[groups, d_model]`` each, of ``embedding [groups, d_embedding]``."""
         config = self.config
         with torch.autocast(embedding.device.type, enabled=False):
-            rows = self.linear(F.silu(embedding))
+            rows = self.linear(F.silu(embedding) if config.activation else embedding)
         zeros = rows.new_zeros(len(rows), config.d_model)
         scale = rows[:, : config.d_model] if config.has_scale else zeros
         shift = rows[:, -config.d_model :] if config.has_shift else zeros
