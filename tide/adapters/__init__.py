@@ -1,6 +1,6 @@
 """Model families: where to hook a diffusion transformer and where its modulation comes from."""
 
-from tide.adapters import families as _families
+from tide.adapters import families as _families  # noqa: F401
 from tide.adapters.base import Adapter, Block, Chunk
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.hooks import Call, Tap, of_prompt, run_until, tap

@@ -65,11 +65,38 @@ def copied_modulation(
             has_shift=shift is not None,
             conditioned=conditioned,
             activation=activation,
+            d_hidden=None if len(linear_1[0]) == len(linear_2[0]) else len(linear_1[0]),
+            max_period=float(getattr(time_proj, "max_period", 10000)),
         ),
         linear_1=linear_1,
         linear_2=linear_2,
         weight=weight,
         bias=bias,
+    )
+
+
+def given_modulation(d_model: int, n_rows: int, *, scale: int | None, shift: int | None) -> Modulation:
+    """The modulation of a block that is given scale and shift in every call: the conditioning is ``n_rows`` rows of
+    ``d_model`` of it, one after the other, of which those at ``scale`` and ``shift`` are taken."""
+    chosen = [i for i in (scale, shift) if i is not None]
+    weight = torch.zeros(len(chosen) * d_model, n_rows * d_model)
+    for row, place in enumerate(chosen):
+        weight[row * d_model :, place * d_model :].fill_diagonal_(1)
+        weight[(row + 1) * d_model :] = 0
+    return Modulation.copied(
+        ModulationConfig(
+            d_model=d_model,
+            d_embedding=n_rows * d_model,
+            n_frequencies=0,
+            has_scale=scale is not None,
+            has_shift=shift is not None,
+            conditioned=True,
+            activation=False,
+        ),
+        linear_1=None,
+        linear_2=None,
+        weight=weight,
+        bias=torch.zeros(len(weight)),
     )
 
 

@@ -56,6 +56,13 @@ class Embedded(NamedTuple):
     time: nn.Module
 
 
+class GivenRows(NamedTuple):
+    """Where a call's conditioning can be read: some rows of a block's argument ``[B, rows, d_model]``."""
+
+    argument: str
+    rows: list[int]
+
+
 class Adapter(ABC):
     """One model family: where its blocks are, where their modulation comes from, how its pipeline runs it.
 
@@ -65,11 +72,15 @@ class Adapter(ABC):
 
     Args:
         pipe: a diffusers pipeline. It is read, never changed.
+        component: the name of the pipeline's transformer, where it has several that take over from each other.
     """
 
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
+    #: The transformer's arguments for the latents and for the timestep.
+    latents_argument: ClassVar[str] = "hidden_states"
+    timestep_argument: ClassVar[str] = "timestep"
     #: The transformer gets a + b t for the scheduler's timestep t.
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     #: The attributes of a block that hold its self-attention and its feed-forward.
@@ -86,12 +97,15 @@ class Adapter(ABC):
     steps_both_branches: ClassVar[bool] = False
     #: The attribute of what the pipeline returns that holds the latents.
     result: ClassVar[str] = "images"
+    #: The pipeline has further transformers, so that a run may not call this one.
+    runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
     call_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, component: str = "transformer") -> None:
         self.pipe = pipe
-        self.transformer: Any = unwrapped(pipe.transformer)
+        self.component = component
+        self.transformer: Any = unwrapped(getattr(pipe, component))
         #: How results record the pipeline: the name or folder that it was loaded from, as far as that is known.
         self.name: str | None = _loaded_from(self.transformer)
         self._signature = inspect.signature(type(self.transformer).forward)
@@ -156,7 +170,7 @@ class Adapter(ABC):
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         """:meth:`token_grid` of a transformer call; None where the call does not say."""
-        hidden = self.arguments(args, kwargs).get("hidden_states")
+        hidden = self.arguments(args, kwargs).get(self.latents_argument)
         if not isinstance(hidden, Tensor) or hidden.ndim < 4:
             return None
         config = getattr(self.transformer, "config", None)
@@ -184,13 +198,22 @@ class Adapter(ABC):
     def timestep_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The scheduler's timestep ``[B]`` of a transformer call, float32, undoing :attr:`timestep_unit`."""
         arguments = self.arguments(args, kwargs)
-        hidden = arguments["hidden_states"]
-        timestep = arguments.get("timestep")
+        timestep = arguments.get(self.timestep_argument)
         if timestep is None:
-            raise TideError("the transformer was called without a timestep; pass timestep=")
-        timestep = torch.as_tensor(timestep, device=hidden.device).reshape(-1)
+            raise TideError(f"the transformer was called without a timestep; pass {self.timestep_argument}=")
+        timestep = torch.as_tensor(timestep, device=self.device_of(arguments)).reshape(-1)
         offset, factor = self.timestep_unit
-        return ((timestep.to(torch.float32) - offset) / factor).expand(len(hidden))
+        return ((timestep.to(torch.float32) - offset) / factor).expand(self.n_rows(arguments))
+
+    def n_rows(self, arguments: Mapping[str, Any]) -> int:
+        """Rows of a call of the transformer, guidance included."""
+        return len(arguments[self.latents_argument])
+
+    def device_of(self, arguments: Mapping[str, Any]) -> torch.device:
+        """Where a call of the transformer has its latents."""
+        hidden = arguments[self.latents_argument]
+        found: torch.device = (hidden if isinstance(hidden, Tensor) else hidden[0]).device
+        return found
 
     def given_timestep(self, timestep: Tensor | float, like: Tensor) -> Tensor:
         """``[B]``: what the transformer is given at the scheduler's ``timestep``, a number or ``[B]``."""
@@ -208,9 +231,8 @@ class Adapter(ABC):
         """:meth:`conditioning_of` for each block; overridden for models whose blocks embed the call on their own."""
         return dict.fromkeys(blocks, self.conditioning_of(args, kwargs))
 
-    def embedding_of(self, block: int) -> Embedded | None:
-        """The modules whose outputs tell a block's conditioning during a call; None where :meth:`conditioning_of` tells
-        it before."""
+    def embedding_of(self, block: int) -> Embedded | GivenRows | None:
+        """What tells a block's conditioning during a call; None where :meth:`conditioning_of` tells it before."""
         return None
 
     def modulated_block(self, block: Block, chunk: Chunk, next_block: bool) -> int:
@@ -236,7 +258,7 @@ class Adapter(ABC):
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
         """Bool mask ``[B]``, on the CPU, of the rows of this call that belong to the prompt; the arguments are the
         objects that the pipeline passed."""
-        batch_size = len(self.arguments(args, kwargs)["hidden_states"])
+        batch_size = self.n_rows(self.arguments(args, kwargs))
         return self.conditional_rows(batch_size, guidance.holds_both(batch_size))
 
     @abstractmethod
@@ -278,9 +300,8 @@ class Adapter(ABC):
                 prompt=list(prompts),
                 num_inference_steps=n_steps,
                 generator=generators,
-                output_type="latent",
                 **scale,
-                **{**self.call_defaults, **kwargs},
+                **{"output_type": "latent", **self.call_defaults, **kwargs},
             ),
             self.result,
         )
@@ -375,16 +396,27 @@ class Adapter(ABC):
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
         """Eq. 3, float32; ``timestep`` a number or ``[B]``: sqrt(abar_t) latents + sqrt(1 - abar_t) noise, or for
         flow matching (1 - sigma) latents + sigma noise."""
-        signal, sigma = schedule.signal_and_noise(self.pipe.scheduler, timestep, latents, flow=self.flow_matching)
+        signal, sigma = self.signal_and_noise(timestep, latents)
         return signal * latents.float() + sigma * noise.to(latents.device, torch.float32)
 
     def predicted_noise(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` implies, float32."""
-        return schedule.noise_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
+        shares = self.signal_and_noise(timestep, latents)
+        return schedule.noise_of(prediction, latents, *shares, self.prediction_type)
 
     def predicted_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The clean latents that a prediction for noisy ``latents [B, c, h, w]`` implies, float32."""
-        return schedule.clean_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
+        shares = self.signal_and_noise(timestep, latents)
+        return schedule.clean_of(prediction, latents, *shares, self.prediction_type)
+
+    def signal_and_noise(self, timestep: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of image and noise at ``timestep``, a number or ``[B]``, shaped to multiply latents ``like``."""
+        return schedule.signal_and_noise(self.pipe.scheduler, timestep, like, flow=self.flow_matching)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the model predicts: "velocity" with flow matching, else what the scheduler's config says."""
+        return "velocity" if self.flow_matching else str(self.pipe.scheduler.config.prediction_type)
 
     def sampling_timesteps(self, n_steps: int) -> Tensor:
         """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the CPU.

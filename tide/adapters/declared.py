@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tide.adapters import schedule
-from tide.adapters.adaln import copied_modulation
+from tide.adapters.adaln import copied_modulation, given_modulation
 from tide.adapters.base import (
     Adapter,
     Block,
     Chunk,
     Embedded,
+    GivenRows,
     Text,
     TokenView,
     check_tensor,
@@ -53,6 +54,7 @@ class DeclaredAdapter(Adapter):
         if spec is not None:
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
+            cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -105,7 +107,7 @@ class DeclaredAdapter(Adapter):
         arguments = self.arguments(args, kwargs)
         grid = self.grid_of(args, kwargs)
         n_tokens = None if grid is None else prod(grid)
-        n_images = arguments["hidden_states"].shape[1] if self.spec.packed else n_tokens
+        n_images = arguments[self.latents_argument].shape[1] if self.spec.packed else n_tokens
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
@@ -121,15 +123,17 @@ class DeclaredAdapter(Adapter):
             return None if not shapes else _without_one_frame(shapes[0][0])
         if self.spec.grid == "size arguments":
             return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
-        hidden = arguments.get("hidden_states")
+        hidden = arguments.get(self.latents_argument)
         if not isinstance(hidden, Tensor) or hidden.ndim < 4:
             return None
         return self.token_grid(*hidden.shape[2:])
 
     # -- modulation
 
-    def embedding_of(self, block: int) -> Embedded | None:
-        spec = self.embedding
+    def embedding_of(self, block: int) -> Embedded | GivenRows | None:
+        spec, kind = self.embedding, self.kind_of(block)
+        if kind.given is not None:
+            return GivenRows(kind.given, kind.given_rows)
         if spec is None or not self.is_conditioned:
             return None
         whole = self._embedding_module(spec, block)
@@ -159,6 +163,10 @@ class DeclaredAdapter(Adapter):
     def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
         index = self.modulated_block(block, chunk, next_block)
         module, kind, spec = self.blocks[index], self.kind_of(index), self.embedding
+        if kind.given is not None and chunk in kind.chunks:
+            rows = kind.given_rows
+            shift, scale = (None if place is None else rows.index(place) for place in kind.chunks[chunk])
+            return given_modulation(self.d_model, len(rows), scale=scale, shift=shift)
         path = kind.linear_of(chunk) if chunk in kind.chunks else None
         if spec is None or path is None:
             raise TideError(_not_modulated(self.spec, chunk, kind))
@@ -197,7 +205,7 @@ class DeclaredAdapter(Adapter):
         arguments = self.arguments(args, kwargs)
         name, place = next(iter(self.spec.text.outputs.items()))
         prompt = guidance.is_prompt(arguments.get(name), place, self.spec.negative)
-        return torch.full((len(arguments["hidden_states"]),), prompt)
+        return torch.full((self.n_rows(arguments),), prompt)
 
     # -- one call of the transformer
 
@@ -240,15 +248,23 @@ class DeclaredAdapter(Adapter):
         latents = latents.to(self.device, self.dtype)
         steps = self.given_timestep(timestep, latents)
         prediction = self.transformer(
-            hidden_states=pack(latents) if self.spec.packed else latents,
-            timestep=steps.to(self.dtype) if self.spec.rounds_timestep else steps,
             return_dict=False,
+            **{
+                self.latents_argument: pack(latents) if self.spec.packed else latents,
+                self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
+            },
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
             **{name: value.to(latents.device) for name, value in text.items()},
         )[0]
-        if self.spec.packed:
-            prediction = unpack(prediction, self.token_grid(*latents.shape[2:]))  # type: ignore[arg-type]
-        return self.spec.sign * prediction[:, : self.latent_channels].float()
+        return self.prediction_of(prediction, tuple(latents.shape[2:]))
+
+    def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
+        """What :meth:`denoise` returns, of what the transformer returned for latents of this ``size``."""
+        return self.spec.sign * self.unpacked(output, size)[:, : self.latent_channels].float()
+
+    def latents_of(self, arguments: Mapping[str, Any], size: tuple[int, ...]) -> Tensor:
+        """The latents ``[B, c, *size]`` of a call of the transformer."""
+        return self.unpacked(arguments[self.latents_argument], size)
 
     def call_arguments(self, latents: Tensor, steps: Tensor, text: Text) -> dict[str, Any]:
         """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given."""
@@ -306,20 +322,24 @@ class DeclaredAdapter(Adapter):
         generators: list[torch.Generator],
         **kwargs: Any,
     ) -> Tensor:
-        if self.spec.text.length is None:
-            kwargs.pop("max_sequence_length", None)
-        elif "max_sequence_length" in kwargs and self.spec.text.length != "max_sequence_length":
-            kwargs[self.spec.text.length] = kwargs.pop("max_sequence_length")
-        if self.spec.guidance_scale != "guidance_scale":
-            kwargs = {self.spec.guidance_scale: guidance_scale, **kwargs}
-        found = self.run_pipeline(
-            prompts,
-            n_steps,
-            None if self.spec.guidance_scale != "guidance_scale" else guidance_scale,
-            generators,
-            **kwargs,
-        )
+        found = self.run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
         return self._unpacked_drawing(found, kwargs) if self.spec.packed else found
+
+    def run_pipeline(
+        self,
+        prompts: Sequence[str],
+        n_steps: int,
+        guidance_scale: float | None,
+        generators: list[torch.Generator],
+        **kwargs: Any,
+    ) -> Tensor:
+        length, scale = kwargs.pop("max_sequence_length", None), self.spec.guidance_scale
+        if length is not None and self.spec.text.length is not None:
+            kwargs[self.spec.text.length] = length
+        if scale != "guidance_scale":
+            kwargs = {scale: guidance_scale, **kwargs}
+            guidance_scale = None
+        return super().run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
 
     def _unpacked_drawing(self, packed: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         scale = self.pixels_per_latent

@@ -46,7 +46,9 @@ class Guidance:
             self.new_run()
         self.in_run = is_running(self.pipe)
         bound.apply_defaults()
-        self.active = bool(bound.arguments.get("do_classifier_free_guidance", False))
+        given = bound.arguments
+        # Some say it by the scale.
+        self.active = bool(given.get("do_classifier_free_guidance", (given.get("guidance_scale") or 0) > 1))
 
     def encoded(self, text: Any) -> None:
         self.texts.append(text)

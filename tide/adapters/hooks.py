@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tide.adapters.aside import is_aside
-from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, Embedded, TokenView, check_tensor
+from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, Embedded, GivenRows, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
 from tide.adapters.gate import gate_of
 from tide.adapters.guidance import Guidance, watch_guidance
@@ -143,11 +144,11 @@ def tap(
     gate = gate_of(adapter.transformer)
     with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs, before)
-        stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
+        stack.enter_context(eagerly(getattr(adapter.pipe, adapter.component), adapter.transformer))
         stack.callback(passes.remove)
         passes.install()
         yield
-    if guidance.ran and resolved and not passes.n_passes:
+    if guidance.ran and resolved and not passes.n_passes and not adapter.runs_in_turn:
         warnings.warn(
             "the pipeline ran and did not call the transformer that is tapped; was pipe.transformer replaced?",
             TideWarning,
@@ -184,7 +185,7 @@ class _Passes:
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
     #: Tapped block -> the modules whose outputs tell its conditioning.
-    embedded: dict[int, Embedded] = field(default_factory=dict)
+    embedded: dict[int, Embedded | GivenRows] = field(default_factory=dict)
     #: What those modules returned in this pass.
     parts: dict[nn.Module, Any] = field(default_factory=dict)
     thread: int = field(default_factory=threading.get_ident)
@@ -198,7 +199,15 @@ class _Passes:
             module = self.adapter.hook_module(index, self.tensor)
             self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
         self.embedded = {i: found for i in self.functions if (found := self.adapter.embedding_of(i)) is not None}
-        for part in {id(part): part for each in self.embedded.values() for part in (each.whole, each.time)}.values():
+        modules = {
+            part
+            for each in self.embedded.values()
+            for part in ((each.whole, each.time) if isinstance(each, Embedded) else ())
+        }
+        for index in (i for i, each in self.embedded.items() if isinstance(each, GivenRows)):
+            block = self.adapter.hook_module(index)
+            self.handles.append(block.register_forward_pre_hook(partial(self.before_block, index), with_kwargs=True))
+        for part in modules:
             self.handles.append(part.register_forward_hook(self.after_part))
         self.handles.append(transformer.register_forward_hook(self.after_pass))
         _OPEN.setdefault(transformer, []).append(self)
@@ -263,10 +272,12 @@ class _Passes:
             return None
         if index not in self.calls:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
+        if index not in self.awaited:  # a feed-forward that also runs on the text, behind the image (CogView4)
+            return None
         self.awaited.discard(index)
         call, view = self.calls[index], self.views[index]
         if index in self.embedded:
-            call = replace(call, conditioning=self.conditioning(self.embedded[index]))
+            call = replace(call, conditioning=self.conditioning(self.embedded[index], index))
         if self.inputs:
             call = replace(call, inputs=self.tokens_in(view, input_of(self.tensor), args, kwargs))
         if self.tensor in INPUTS:
@@ -291,8 +302,18 @@ class _Passes:
         if not self.elsewhere:
             self.parts[module] = output
 
-    def conditioning(self, embedded: Embedded) -> Tensor:
-        """What the model added to its timestep embedding in this pass, ``[B, d_embedding]`` float32."""
+    def before_block(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self.embedded[index]
+        if not self.elsewhere and isinstance(given, GivenRows):
+            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            self.parts[module] = arguments[given.argument][:, given.rows].flatten(1).float()
+
+    def conditioning(self, embedded: Embedded | GivenRows, index: int) -> Tensor:
+        """What the model added to its timestep embedding in this pass, or what it gave the block in the place of one,
+        ``[B, d_embedding]`` float32."""
+        if isinstance(embedded, GivenRows):
+            given: Tensor = self.parts[self.adapter.hook_module(index)]
+            return given
         if not {embedded.whole, embedded.time} <= self.parts.keys():
             raise TideError(
                 f"the timestep embedding of {self.adapter.family} was not made in this call; take off what compiles or "

@@ -121,24 +121,28 @@ def _name(transformer: type | str) -> str:
     return transformer.removeprefix("diffusers.") if isinstance(transformer, str) else transformer.__name__
 
 
-def adapter_for(pipe: Any) -> Adapter:
+def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
     """The adapter of a pipeline, by the class of its transformer (of what is inside ``torch.compile`` or a
     ``PeftModel``) and by its own class.
 
     Args:
         pipe: a pipeline of diffusers.
+        component: the name of its transformer, where it has several that take over from each other (Wan 2.2:
+            ``transformer`` draws the first steps, ``transformer_2`` the others).
 
     Raises:
         TideError: if none is registered for the transformer, or if the pipeline's class calls it in a way that the
             adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
     """
-    transformer = unwrapped(getattr(pipe, "transformer", None))
+    transformer = unwrapped(getattr(pipe, component, None))
+    if transformer is None and component != "transformer":
+        raise TideError(f"the pipeline has no {component}; its parts are {', '.join(sorted(_parts(pipe)))}")
     adapter = _of_pipeline(adapter_class(type(transformer)), type(pipe))
     if adapter is None:
         raise TideError(why_not(type(pipe).__name__, _parts(pipe), supported(), sorted(families())))
     if adapter in _OF_KNOWN_PIPELINES:
         check_pipeline(pipe, type(transformer))
-    return adapter(pipe)
+    return adapter(pipe) if component == "transformer" else adapter(pipe, component)
 
 
 def _of_pipeline(adapter: type[Adapter] | None, pipeline: type) -> type[Adapter] | None:

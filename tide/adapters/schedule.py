@@ -45,18 +45,17 @@ def _check_range(steps: Tensor, last: int) -> None:
         raise TideError(f"timestep {wrong[0]:g} does not exist; this scheduler has 0..{last}")
 
 
-def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The noise in ``latents`` that a model's ``prediction`` implies, float32.
+def noise_of(prediction: Tensor, latents: Tensor, signal: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The noise in ``latents``, which are signal times image and sigma times noise, that a model's ``prediction`` of
+    this ``kind`` implies, float32.
 
     Flow-matching models predict the velocity noise - image: noise = x_t + (1 - sigma) velocity.
     """
     prediction, latents = prediction.float(), latents.float()
-    if flow:
-        return latents + signal_and_noise(scheduler, timestep, latents, flow=True)[0] * prediction
-    kind = scheduler.config.prediction_type
+    if kind == "velocity":
+        return latents + signal * prediction
     if kind == "epsilon":
         return prediction
-    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=False)
     if kind == "v_prediction":
         return signal * prediction + sigma * latents
     if kind == "sample":
@@ -64,12 +63,17 @@ def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tens
     raise TideError(f"prediction_type {kind!r} is unknown; use epsilon, v_prediction or sample")
 
 
-def clean_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The image in ``latents`` that a model's ``prediction`` implies (eq. 3 solved for x_0), float32."""
-    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=flow)
-    if flow:  # also correct without any signal left: x_0 = x_t - sigma velocity
-        return latents.float() - sigma * prediction.float()
-    return (latents.float() - sigma * noise_of(scheduler, prediction, latents, timestep, flow=False)) / signal
+def clean_of(prediction: Tensor, latents: Tensor, signal: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The image in ``latents`` that a model's ``prediction`` implies (eq. 3 solved for x_0), float32. Velocity and
+    v-prediction tell it without any signal left, too."""
+    prediction, latents = prediction.float(), latents.float()
+    if kind == "velocity":
+        return latents - sigma * prediction
+    if kind == "v_prediction":
+        return signal * latents - sigma * prediction
+    if kind == "sample":
+        return prediction
+    return (latents - sigma * noise_of(prediction, latents, signal, sigma, kind)) / signal
 
 
 def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor:

@@ -39,6 +39,8 @@ class Blocks:
             one for each chunk where they are apart; None without modulation.
         chunks: where shift and scale are among the projection's chunks; a chunk that is missing is not modulated.
         table: the block's parameter ``[chunks, d_model]`` that is added to the projection (adaLN-single).
+        given: the block's argument ``[B, rows, d_model]`` that holds scale and shift, the rows being its chunks, where
+            they are no projection of a timestep embedding that could be copied; in the place of ``linear``.
     """
 
     path: str = "transformer_blocks"
@@ -52,10 +54,16 @@ class Blocks:
     linear: str | Mapping[Chunk, str] | None = "norm1.linear"
     chunks: Chunks = field(default_factory=lambda: SIXTHS)
     table: str | None = None
+    given: str | None = None
 
     def linear_of(self, chunk: Chunk) -> str | None:
         """The path of a chunk's adaLN projection."""
         return self.linear if self.linear is None or isinstance(self.linear, str) else self.linear[chunk]
+
+    @property
+    def given_rows(self) -> list[int]:
+        """The rows of :attr:`given` that are scales and shifts of image tokens."""
+        return sorted({row for chunk in self.chunks.values() for row in chunk if row is not None})
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Sinusoid:
     flip_sin_to_cos: bool = True
     downscale_freq_shift: float = 0.0
     scale: float = 1.0
+    max_period: float = 10000.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
         packed: tokens are squares of 2 x 2 latents that the pipeline packs.
@@ -169,6 +179,8 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    latents_argument: str = "hidden_states"
+    timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
