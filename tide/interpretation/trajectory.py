@@ -108,7 +108,7 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
             f"the pipeline made {len(timesteps)} calls for the prompt in {len(steps)} steps; let it draw in two "
             "steps or more, with one call each"
         )
-    size = (final.shape[-2], final.shape[-1])
+    size = tuple(final.shape[2:])
     images = [
         adapter.predicted_clean(adapter.unpacked(prediction, size), adapter.unpacked(sample, size), t)
         for prediction, sample, t in steps
