@@ -40,10 +40,9 @@ def undecoded_column(rows: Any, image: str) -> Any:
     """``rows`` of ``datasets`` with the images' or videos' column as bytes or paths."""
     import datasets  # there, as ``rows`` are made by it
 
-    for kind in (datasets.Image, getattr(datasets, "Video", datasets.Image)):
-        if isinstance(rows.features[image], kind):
-            rows = rows.cast_column(image, kind(decode=False))
-    return rows
+    kinds = [kind for name in ("Image", "Video") if (kind := getattr(datasets, name, None)) is not None]
+    kind = next((each for each in kinds if isinstance(rows.features[image], each)), None)
+    return rows if kind is None else rows.cast_column(image, kind(decode=False))
 
 
 def note_of(column: str | None, asked: str | None) -> tuple[str, ...]:

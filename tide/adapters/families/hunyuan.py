@@ -55,12 +55,8 @@ class HunyuanDiTAdapter(DeclaredAdapter):
         check_text_encoder(self.pipe)
         text: dict[str, Tensor] = {}
         for i, length in enumerate(_LENGTHS):
-            options: dict[str, Any] = {
-                "do_classifier_free_guidance": False,
-                "max_sequence_length": length,
-                "text_encoder_index": i,
-            }
-            embeds, _, mask, _ = self.pipe.encode_prompt(list(prompts), dtype=self.dtype, **options)
+            how: dict[str, Any] = {"max_sequence_length": length, "text_encoder_index": i, "dtype": self.dtype}
+            embeds, _, mask, _ = self.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, **how)
             end = "_t5" if i else ""
             text |= {f"encoder_hidden_states{end}": embeds.to(self.dtype), f"text_embedding_mask{end}": mask}
         return text
