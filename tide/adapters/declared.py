@@ -252,13 +252,23 @@ class DeclaredAdapter(Adapter):
         prediction = self.transformer(
             return_dict=False,
             **{
-                self.latents_argument: pack(latents) if self.spec.packed else latents,
+                self.latents_argument: self.packed(latents),
                 self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
             },
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
-            **{name: value.to(latents.device) for name, value in text.items()},
+            **{name: self._embedded(name, value.to(latents.device)) for name, value in text.items()},
         )[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
+
+    def _embedded(self, name: str, value: Tensor) -> Tensor:
+        """A text's argument as the model is given it; the guidance scale in the units that it embeds."""
+        factor = self.guidance_factor
+        return value if name != "guidance" or factor == 1 else value * factor
+
+    @property
+    def guidance_factor(self) -> float:
+        """What the pipeline multiplies an embedded guidance scale by."""
+        return self.spec.text.guidance_factor
 
     def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
         """What :meth:`denoise` returns, of what the transformer returned for latents of this ``size``."""
@@ -284,7 +294,9 @@ class DeclaredAdapter(Adapter):
     @property
     def latent_channels(self) -> int:
         """Channels of the scaled latents that :meth:`denoise` takes."""
-        return super().latent_channels // (PACK**2 if self.spec.packed else 1)
+        config = self.transformer.config
+        channels = getattr(config, self.spec.channels, None) or config.in_channels
+        return int(channels) // (PACK**2 if self.spec.packed else 1)
 
     # -- the pipeline
 
@@ -354,6 +366,10 @@ class DeclaredAdapter(Adapter):
                 "of the size that is drawn, and _auto_resize=False where the pipeline has it"
             )
         return self.unpacked(packed, (height // scale, width // scale))
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """What the transformer gets for latents ``[B, c, ...]``: the inverse of :meth:`unpacked`."""
+        return pack(latents) if self.spec.packed else latents
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         return unpack(latents, self.token_grid(*size)) if self.spec.packed else latents  # type: ignore[arg-type]

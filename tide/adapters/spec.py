@@ -115,6 +115,7 @@ class Text:
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
+        guidance_factor: what the pipeline multiplies that scale by.
     """
 
     outputs: Mapping[str, int] = field(default_factory=lambda: {"encoder_hidden_states": 0})
@@ -122,6 +123,7 @@ class Text:
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
     guidance: float | None = None
+    guidance_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        channels: the field of the transformer's config for the channels of latents; that of its output where its input
+            also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
@@ -179,6 +183,7 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
