@@ -62,7 +62,8 @@ def _build_vae() -> AutoencoderKLCogVideoX:
 FAMILY = Family(
     build_cogvideox,
     (64, 32),
-    (4, 2),
+    (3, 4, 2),
     {"msa": ("norm1.norm", "attn1"), "mlp": ("norm2.norm", "ff")},
-    arguments={"max_sequence_length": 20, "num_frames": 9},
+    arguments={"max_sequence_length": 20},
+    frames=9,
 )

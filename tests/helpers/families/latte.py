@@ -38,7 +38,8 @@ def build_latte() -> Any:
 FAMILY = Family(
     build_latte,
     (64, 32),
-    (4, 2),
+    (3, 4, 2),
     ADALN_SINGLE,
-    arguments={"video_length": 3, "clean_caption": False},
+    arguments={},
+    frames=3,
 )

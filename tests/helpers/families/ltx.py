@@ -56,7 +56,8 @@ def _build_vae() -> AutoencoderKLLTXVideo:
 FAMILY = Family(
     build_ltx,
     (64, 32),
-    (8, 4),
+    (2, 8, 4),
     {**ADALN_SINGLE, "mlp": ("norm2", "ff")},
-    arguments={"max_sequence_length": 20, "num_frames": 5},
+    arguments={"max_sequence_length": 20},
+    frames=5,
 )

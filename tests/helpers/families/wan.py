@@ -79,7 +79,8 @@ def _build_text_encoder() -> UMT5EncoderModel:
 FAMILY = Family(
     build_wan,
     (64, 32),
-    (4, 2),
+    (2, 4, 2),
     {**ADALN_SINGLE, "mlp": ("norm3", "ffn")},
-    arguments={"max_sequence_length": 20, "num_frames": 5},
+    arguments={"max_sequence_length": 20},
+    frames=5,
 )
