@@ -430,7 +430,16 @@ class Adapter(ABC):
 
         If the schedule depends on the image's size, those for :attr:`default_latents`.
         """
-        return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        found = schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        return self.from_scheduler(found).sort(descending=True).values
+
+    def from_scheduler(self, timestep: Tensor) -> Tensor:
+        """Timesteps from 1000 (noise) to 0, of those of a scheduler that counts otherwise; most count so, too."""
+        return timestep
+
+    def to_scheduler(self, timestep: Tensor) -> Tensor:
+        """The inverse of :meth:`from_scheduler`."""
+        return timestep
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

@@ -255,23 +255,27 @@ class DeclaredAdapter(Adapter):
         prediction = self.transformer(
             return_dict=False,
             **{
-                self.latents_argument: self.given_latents(latents),
+                self.latents_argument: self.packed(latents),
                 self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
             },
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
-            **{name: value.to(latents.device) for name, value in text.items()},
+            **{name: self._embedded(name, value.to(latents.device)) for name, value in text.items()},
         )[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
+
+    def _embedded(self, name: str, value: Tensor) -> Tensor:
+        """A text's argument as the model is given it; the guidance scale in the units that it embeds."""
+        factor = self.guidance_factor
+        return value if name != "guidance" or factor == 1 else value * factor
+
+    @property
+    def guidance_factor(self) -> float:
+        """What the pipeline multiplies an embedded guidance scale by."""
+        return self.spec.text.guidance_factor
 
     def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
         """What :meth:`denoise` returns, of what the transformer returned for latents of this ``size``."""
         return self.spec.sign * self.unpacked(output, size)[:, : self.latent_channels].float()
-
-    def given_latents(self, latents: Tensor) -> Tensor:
-        """Latents ``[B, c, ...]`` as the transformer is given them: what :meth:`unpacked` undoes."""
-        if self.spec.sequence:
-            return latents.flatten(2).transpose(1, 2)
-        return pack(latents) if self.spec.packed else latents
 
     def latents_of(self, arguments: Mapping[str, Any], size: tuple[int, ...]) -> Tensor:
         """The latents ``[B, c, *size]`` of a call of the transformer."""
@@ -294,7 +298,7 @@ class DeclaredAdapter(Adapter):
     def latent_channels(self) -> int:
         """Channels of the scaled latents that :meth:`denoise` takes: what it is given may have further ones."""
         config = self.transformer.config
-        channels = getattr(config, self.spec.channels) or config.in_channels
+        channels = getattr(config, self.spec.channels, None) or config.in_channels
         return int(channels) // (PACK**2 if self.spec.packed else 1)
 
     # -- the pipeline
@@ -376,6 +380,12 @@ class DeclaredAdapter(Adapter):
         if frames and kwargs.get("num_frames"):
             frames = [self.latent_frames(kwargs["num_frames"])]
         return *frames, height, width
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """What the transformer gets for latents ``[B, c, ...]``: the inverse of :meth:`unpacked`."""
+        if self.spec.sequence:
+            return latents.flatten(2).transpose(1, 2)
+        return pack(latents) if self.spec.packed else latents
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         if self.spec.sequence:

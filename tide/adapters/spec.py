@@ -117,6 +117,7 @@ class Text:
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
+        guidance_factor: what the pipeline multiplies that scale by.
     """
 
     outputs: Mapping[str, int] = field(default_factory=lambda: {"encoder_hidden_states": 0})
@@ -124,6 +125,7 @@ class Text:
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
     guidance: float | None = None
+    guidance_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        channels: the field of the transformer's config for the channels of latents; that of its output where its input
+            also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
         packed: tokens are squares of 2 x 2 latents that the pipeline packs.
         sequence: the pipeline's latents are a sequence ``[B, tokens, c]``, of one latent each.
-        channels: what of the config says how many channels latents have; "out_channels" where pictures may be given as
-            further channels beside them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise.
         frames: the pipeline's argument for the number of frames of a video.
@@ -185,13 +187,13 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
     sequence: bool = False
-    channels: Literal["in_channels", "out_channels"] = "in_channels"
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
     size: Literal["config.sample_size", "default_sample_size", "call"] = "config.sample_size"
     frames: str = "num_frames"

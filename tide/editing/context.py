@@ -101,7 +101,9 @@ def edit(
 
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
-        if steps is not None and not is_within(*run_position(pipe.scheduler, float(call.timestep[0])), part):
+        if steps is not None and not is_within(
+            *run_position(pipe.scheduler, float(adapter.to_scheduler(call.timestep[0]))), part
+        ):
             if drawn is not None:
                 drawn.skip()
             return None

@@ -86,7 +86,7 @@ def _clean(
         # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
         sample = scheduler.scale_model_input(sample, timestep)
     prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
-    return adapter.predicted_clean(prediction, sample, float(timestep))
+    return adapter.predicted_clean(prediction, sample, float(adapter.from_scheduler(torch.as_tensor(timestep))))
 
 
 @dataclass(frozen=True)

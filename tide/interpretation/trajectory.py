@@ -64,13 +64,16 @@ class Change(NamedTuple):
     mse: Tensor
 
 
-def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, Any, Tensor], None]) -> AbstractContextManager[None]:
-    """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, noisy latents."""
-
+def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, float, Tensor], None]) -> AbstractContextManager[None]:
+    """Passes ``keep`` the arguments of every step of the pipeline's scheduler: prediction, timestep, and the noisy
+    latents as the model was given them."""
     scheduler = adapter.pipe.scheduler
 
     def before(*args: Any, **kwargs: Any) -> None:
-        keep(*step_arguments(scheduler, args, kwargs))
+        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
+        # Schedulers of another parametrisation scale them; the others return the sample itself.
+        given = getattr(scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+        keep(model_output, float(adapter.from_scheduler(torch.as_tensor(timestep))), given)
 
     return listened(scheduler, "step", before=before)
 
@@ -97,14 +100,14 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
         codes.append(Codes(values.half().cpu(), indices.cpu()))
         raw.append(x.half().cpu())
 
-    def predicted(prediction: Tensor, timestep: Any, sample: Tensor) -> None:
+    def predicted(prediction: Tensor, timestep: float, sample: Tensor) -> None:
         if adapter.runs_in_turn and len(steps) == len(timesteps):
             return  # the step of another transformer
         n_images = len(raw[-1])
         if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches
             rows = adapter.conditional_rows(len(sample), True).to(sample.device)
             prediction, sample = prediction[rows], sample[rows]
-        steps.append((prediction.float().cpu(), sample.float().cpu(), float(timestep)))
+        steps.append((prediction.float().cpu(), sample.float().cpu(), timestep))
 
     with tap(adapter, {block: of_prompt(keep)}, model.config.tensor), scheduler_steps(adapter, predicted):
         final = run().float().cpu()

@@ -26,7 +26,12 @@ def build_ltx() -> Any:
         caption_channels=128,
     )
     scheduler = FlowMatch(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=400_000,  # the VAE compresses less than the published one, so that there are more tokens
+        shift_terminal=0.1,
     )
     return diffusers.LTXPipeline(scheduler, _build_vae(), build_text_encoder(), build_tokenizer(), transformer)
 

@@ -67,7 +67,7 @@ class CogVideoXAdapter(DeclaredAdapter):
         frames, _, *size = self.arguments(args, kwargs)["hidden_states"].shape[1:]
         return self.token_grid(frames, *size)
 
-    def given_latents(self, latents: Tensor) -> Tensor:
+    def packed(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2)
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
