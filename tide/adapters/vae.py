@@ -81,9 +81,13 @@ def _statistic(vae: Any, name: str) -> Any:
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """The images ``[B, 3, H, W]`` in [-1, 1] of latents that are not scaled, float32; the same ones at every call."""
     # Its decoder samples as well.
-    seeded = {"generator": torch.Generator().manual_seed(0)} if isinstance(vae, ConsistencyDecoderVAE) else {}
+    options: dict[str, Any] = (
+        {"generator": torch.Generator().manual_seed(0)} if isinstance(vae, ConsistencyDecoderVAE) else {}
+    )
+    if getattr(vae.config, "timestep_conditioning", False):  # of noise in the latents, here none
+        options["temb"] = latents.new_zeros(len(latents), dtype=vae.dtype)
     with _wide_enough(vae), _clip_by_clip(vae, latents):
-        return vae.decode(latents.to(dtype=vae.dtype), **seeded).sample.float().clamp(-1, 1)
+        return vae.decode(latents.to(dtype=vae.dtype), **options).sample.float().clamp(-1, 1)
 
 
 def pixels_per_latent(vae: Any) -> int:

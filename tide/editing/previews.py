@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.schedule import step_arguments
 from tide.adapters.sizes import image_size
 from tide.adapters.standins import listened
 from tide.editing.progress import run_call
@@ -51,8 +52,9 @@ def watched(
     shape = height // scale, width // scale
     found: tuple[int, int, Tensor] | None = None
 
-    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+    def before(*args: Any, **kwargs: Any) -> None:
         nonlocal found
+        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
         call, n_calls, order = run_call(scheduler, float(timestep))
         if call % order:
             found = None

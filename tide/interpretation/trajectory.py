@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tide.adapters import Adapter, Call, of_prompt, tap
+from tide.adapters.schedule import step_arguments
 from tide.adapters.standins import listened
 from tide.devices import in_double
 from tide.errors import TideError
@@ -68,7 +69,8 @@ def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, float, Tensor], No
     latents as the model was given them."""
     scheduler = adapter.pipe.scheduler
 
-    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+    def before(*args: Any, **kwargs: Any) -> None:
+        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
         # Schedulers of another parametrisation scale them; the others return the sample itself.
         given = getattr(scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
         keep(model_output, float(adapter.from_scheduler(torch.as_tensor(timestep))), given)
@@ -99,6 +101,8 @@ def record_trajectory(adapter: Adapter, model: TIDE, run: Callable[[], Tensor]) 
         raw.append(x.half().cpu())
 
     def predicted(prediction: Tensor, timestep: float, sample: Tensor) -> None:
+        if adapter.runs_in_turn and len(steps) == len(timesteps):
+            return  # the step of another transformer
         n_images = len(raw[-1])
         if len(sample) == 2 * n_images:  # the pipeline steps the rows of both branches
             rows = adapter.conditional_rows(len(sample), True).to(sample.device)
