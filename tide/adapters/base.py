@@ -34,6 +34,9 @@ Text = Mapping[str, Tensor]
 
 #: The dimensions of latents, batch and channels included.
 _DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
+#: How pipelines name what their VAE compresses, after "vae_".
+_SPATIAL = ("scale_factor", "scale_factor_spatial", "spatial_scale_factor", "spatial_compression_ratio")
+_TEMPORAL = ("scale_factor_temporal", "temporal_scale_factor", "temporal_compression_ratio")
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -78,6 +81,8 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
+    #: The scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
+    inverted: ClassVar[bool] = False
     #: The transformer's arguments for the latents and for the timestep.
     latents_argument: ClassVar[str] = "hidden_states"
     timestep_argument: ClassVar[str] = "timestep"
@@ -375,7 +380,7 @@ class Adapter(ABC):
     @property
     def frames_per_latent(self) -> int:
         """How many frames of a video one of its latents represents, after the first."""
-        return int(self._of_vae("vae_scale_factor_temporal", "vae_temporal_compression_ratio") or 1)
+        return int(self._of_vae(*(f"vae_{each}" for each in _TEMPORAL)) or 1)
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
@@ -384,7 +389,7 @@ class Adapter(ABC):
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = self._of_vae("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+        scale = self._of_vae(*(f"vae_{each}" for each in _SPATIAL))
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
 
     def _of_vae(self, *names: str) -> int | None:
@@ -435,11 +440,15 @@ class Adapter(ABC):
 
     def from_scheduler(self, timestep: Tensor) -> Tensor:
         """Timesteps from 1000 (noise) to 0, of those of a scheduler that counts otherwise; most count so, too."""
-        return timestep
+        return 1000 - timestep if self.inverted else timestep
 
     def to_scheduler(self, timestep: Tensor) -> Tensor:
         """The inverse of :meth:`from_scheduler`."""
-        return timestep
+        return 1000 - timestep if self.inverted else timestep
+
+    def prediction_of_step(self, prediction: Tensor) -> Tensor:
+        """What the pipeline hands to its scheduler's step as the model's prediction, as :meth:`denoise` returns it."""
+        return -prediction if self.inverted else prediction
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

@@ -55,6 +55,7 @@ class DeclaredAdapter(Adapter):
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
             cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
+            cls.inverted = spec.inverted
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -312,7 +313,8 @@ class DeclaredAdapter(Adapter):
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
-        height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
+        own = (call[name].default or getattr(self.pipe, f"default_{name}") for name in ("height", "width"))
+        height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
         return self.latent_frames(call[self.spec.frames].default), height, width

@@ -149,6 +149,7 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        inverted: the scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
         channels: the field of the transformer's config for the channels of latents; that of its output where its input
             also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
@@ -187,6 +188,7 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    inverted: bool = False
     channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"

@@ -85,7 +85,10 @@ def _clean(
     if hasattr(scheduler, "scale_model_input"):
         # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
         sample = scheduler.scale_model_input(sample, timestep)
-    prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
+    prediction, sample = (
+        adapter.unpacked(adapter.prediction_of_step(prediction), shape),
+        adapter.unpacked(sample, shape),
+    )
     return adapter.predicted_clean(prediction, sample, float(adapter.from_scheduler(torch.as_tensor(timestep))))
 
 

@@ -73,7 +73,7 @@ def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, float, Tensor], No
         model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
         # Schedulers of another parametrisation scale them; the others return the sample itself.
         given = getattr(scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
-        keep(model_output, float(adapter.from_scheduler(torch.as_tensor(timestep))), given)
+        keep(adapter.prediction_of_step(model_output), float(adapter.from_scheduler(torch.as_tensor(timestep))), given)
 
     return listened(scheduler, "step", before=before)
 

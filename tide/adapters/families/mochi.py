@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.registry import declared
 from tide.adapters.spec import QUARTERS, Blocks, Embedding, Spec, Text
@@ -26,18 +24,17 @@ class MochiAdapter(DeclaredAdapter):
         text=Text({"encoder_hidden_states": 0, "encoder_attention_mask": 1}),
         guidance="unconditional, conditional",
         draws="videos",
+        size="call",
         result="frames",
         sign=-1,
+        inverted=True,
         timestep_unit=(1000.0, -1.0),
         scales_channels=True,
-        notes=("TIDE counts its timesteps as those of other models: 1000 is noise, 0 the clip.",),
+        notes=(
+            "TIDE counts its timesteps as those of other models: 1000 is noise, 0 the clip.",
+            "Blocks norm what attention and feed-forward return: a factor on all of it changes nothing.",
+        ),
     )
-
-    def from_scheduler(self, timestep: Tensor) -> Tensor:
-        """The pipeline inverts the sigmas of its schedule."""
-        return 1000 - timestep
-
-    to_scheduler = from_scheduler
 
     def check_steps(self, n_steps: int) -> None:
         """The pipeline's schedule has a linear half and a quadratic one."""
@@ -49,16 +46,3 @@ class MochiAdapter(DeclaredAdapter):
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
         return {"sigmas": linear_quadratic_schedule(n_steps, 0.025)}
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return int(self.pipe.vae_spatial_scale_factor)
-
-    @property
-    def frames_per_latent(self) -> int:
-        return int(self.pipe.vae_temporal_scale_factor)
-
-    @property
-    def default_latents(self) -> tuple[int, ...]:
-        size = self.pipe.default_height, self.pipe.default_width
-        return (self.latent_frames(19), *(side // self.pixels_per_latent for side in size))
