@@ -225,7 +225,9 @@ def test_denoise_is_the_pipelines_own_call(name):
         text["guidance"] = torch.full((2,), float(FAMILIES[name].unguided["guidance_scale"]))
     with torch.no_grad():
         for (args, kwargs, expected), t in zip(calls, run_of(name), strict=True):
-            found = own.denoise(own.latents_of(own.arguments(args, kwargs), size), t, text)
+            given = own.arguments(args, kwargs)
+            beside = {argument: given[argument] for argument in own.spec.beside}
+            found = own.denoise(own.latents_of(given, size), t, {**text, **beside})
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, own.prediction_of(expected, size), rtol=1e-4, atol=1e-5)
 

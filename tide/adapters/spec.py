@@ -157,6 +157,7 @@ class Spec:
         rounds_timestep: it gets the timestep in its own dtype.
         packed: tokens are squares of 2 x 2 latents that the pipeline packs.
         sequence: the pipeline's latents are a sequence ``[B, tokens, c]``, of one latent each.
+        beside: arguments of the transformer for what it draws beside the latents (sound); ``text`` may hold them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise.
         frames: the pipeline's argument for the number of frames of a video.
@@ -196,6 +197,7 @@ class Spec:
     rounds_timestep: bool = False
     packed: bool = False
     sequence: bool = False
+    beside: tuple[str, ...] = ()
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
     size: Literal["config.sample_size", "default_sample_size", "call"] = "config.sample_size"
     frames: str = "num_frames"
