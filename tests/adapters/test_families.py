@@ -74,6 +74,11 @@ def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
     return calls
 
 
+def run_of(name: str) -> torch.Tensor:
+    """The timesteps of the last run, as TIDE counts them."""
+    return adapter(name).from_scheduler(pipeline(name).scheduler.timesteps.float())
+
+
 def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
     """The block's image tokens, and the call, at every call of a run."""
     seen: list[tuple[torch.Tensor, Any]] = []
@@ -238,7 +243,7 @@ def test_denoise_is_the_pipelines_own_call(name):
     if "guidance" in text:
         text["guidance"] = torch.full((2,), float(FAMILIES[name].unguided["guidance_scale"]))
     with torch.no_grad():
-        for (args, kwargs, expected), t in zip(calls, pipeline(name).scheduler.timesteps, strict=True):
+        for (args, kwargs, expected), t in zip(calls, run_of(name), strict=True):
             found = own.denoise(own.latents_of(own.arguments(args, kwargs), size), t, text)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, own.prediction_of(expected, size), rtol=1e-4, atol=1e-5)
@@ -247,7 +252,7 @@ def test_denoise_is_the_pipelines_own_call(name):
 def test_timesteps_are_the_schedulers(name):
     """Whatever unit the transformer is given; and the schedule is known before the run."""
     seen = tapped(name, 0)
-    schedule = pipeline(name).scheduler.timesteps.float()
+    schedule = run_of(name)
     found = torch.stack([call.timestep for _, call in seen])
     torch.testing.assert_close(found, schedule[:, None].expand(-1, 2), rtol=1e-5, atol=1e-3)
     if adapter(name).schedule_arguments(STEPS).get("mu") is None or size_of(name) == adapter(name).default_latents:
@@ -259,14 +264,14 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
     own, scheduler = adapter(name), pipeline(name).scheduler
     image, noise = latents_of(name), torch.randn(latents_of(name).shape, generator=torch.Generator().manual_seed(9))
     draw(name)
-    t = scheduler.timesteps[1]
+    t = run_of(name)[1]
     noisy = own.add_noise(image, noise, t)
     if own.flow_matching:
         prediction = noise - image
         sigmas = getattr(scheduler, "sigmas", None)
         share = float(t) / 1000 if sigmas is None else float(sigmas[1])
         # Some schedulers round timesteps to whole numbers.
-        rounding = {} if t.is_floating_point() else {"atol": 0.01, "rtol": 0}
+        rounding = {} if scheduler.timesteps.is_floating_point() else {"atol": 0.01, "rtol": 0}
         torch.testing.assert_close(noisy, (1 - share) * image + share * noise, **rounding)
     else:
         abar = scheduler.alphas_cumprod[int(t)]
@@ -446,7 +451,7 @@ def test_edits_reach_the_steps_asked_for(name):
 
     with edit(pipeline(name), make_sae(name, block), Watch(), steps=(0.3, 0.6)):
         draw(name, guided=True)
-    expected = float(pipeline(name).scheduler.timesteps[1])
+    expected = float(run_of(name)[1])
     assert seen
     torch.testing.assert_close(torch.tensor(seen), torch.full((len(seen),), expected), rtol=1e-5, atol=1e-3)
 

@@ -49,16 +49,11 @@ class TokenView(Protocol):
 
 class Embedded(NamedTuple):
     """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
-    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` returns the conditioning itself."""
+    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` does not contain that."""
 
     whole: nn.Module
     part: int | None
     time: nn.Module | None
-
-    @property
-    def modules(self) -> set[nn.Module]:
-        """What has to run before it can be read."""
-        return {self.whole} if self.time is None else {self.whole, self.time}
 
 
 class GivenRows(NamedTuple):
@@ -206,7 +201,10 @@ class Adapter(ABC):
         timestep = arguments.get(self.timestep_argument)
         if timestep is None:
             raise TideError(f"the transformer was called without a timestep; pass {self.timestep_argument}=")
-        timestep = torch.as_tensor(timestep, device=self.device_of(arguments)).reshape(-1)
+        timestep = torch.as_tensor(timestep, device=self.device_of(arguments))
+        if timestep.ndim > 1:  # one for each token
+            timestep = timestep.flatten(1).amax(1)
+        timestep = timestep.reshape(-1)
         offset, factor = self.timestep_unit
         return ((timestep.to(torch.float32) - offset) / factor).expand(self.n_rows(arguments))
 
@@ -377,7 +375,7 @@ class Adapter(ABC):
     @property
     def frames_per_latent(self) -> int:
         """How many frames of a video one of its latents represents, after the first."""
-        return int(getattr(self.pipe, "vae_scale_factor_temporal", None) or 1)
+        return int(self._of_vae("vae_scale_factor_temporal", "vae_temporal_compression_ratio") or 1)
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
@@ -386,8 +384,12 @@ class Adapter(ABC):
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = getattr(self.pipe, "vae_scale_factor", None) or getattr(self.pipe, "vae_scale_factor_spatial", None)
+        scale = self._of_vae("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
+
+    def _of_vae(self, *names: str) -> int | None:
+        """What the pipeline says of its VAE, by whichever of these names it has for it."""
+        return next((found for name in names if (found := getattr(self.pipe, name, None))), None)
 
     @property
     def default_latents(self) -> tuple[int, ...]:
@@ -428,7 +430,16 @@ class Adapter(ABC):
 
         If the schedule depends on the image's size, those for :attr:`default_latents`.
         """
-        return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        found = schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        return self.from_scheduler(found).sort(descending=True).values
+
+    def from_scheduler(self, timestep: Tensor) -> Tensor:
+        """Timesteps from 1000 (noise) to 0, of those of a scheduler that counts otherwise; most count so, too."""
+        return timestep
+
+    def to_scheduler(self, timestep: Tensor) -> Tensor:
+        """The inverse of :meth:`from_scheduler`."""
+        return timestep
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

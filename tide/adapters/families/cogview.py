@@ -17,11 +17,6 @@ from tide.adapters.spec import Blocks, Embedding, Spec, Text
 class _CogView(DeclaredAdapter):
     """What both share."""
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of what the transformer predicts; its input may have further ones, of pictures."""
-        return int(self.transformer.config.out_channels)
-
     def call_arguments(self, latents: Tensor, steps: Tensor, text: EncodedText) -> dict[str, Any]:
         """The size of the image, which is not cropped."""
         sides = [side * self.pixels_per_latent for side in latents.shape[-2:]]
@@ -44,6 +39,7 @@ class CogView4Adapter(_CogView):
         text=Text(),
         guidance="two calls",
         negative=1,
+        channels="out_channels",
         shifts_latents=False,
         notes=("The same timestep is more noise in a larger image.",),
     )

@@ -41,7 +41,9 @@ class HiDreamAdapter(DeclaredAdapter):
                 linear="block.adaLN_modulation.1",
             ).throughout(),
         ),
-        embedding=Embedding("t_embedder", conditioned=True, added="p_embedder"),
+        embedding=Embedding(
+            "", None, "t_embedder.time_proj", "t_embedder.timestep_embedder", conditioned=True, added="p_embedder"
+        ),
         text=Text({"encoder_hidden_states_t5": 0, _LLAMA: 2, "pooled_embeds": 4}),
         guidance="unconditional, conditional",
         width="inner_dim",
