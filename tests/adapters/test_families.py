@@ -98,6 +98,15 @@ def make_sae(name: str, block: int) -> TIDE:
     return sae.eval()
 
 
+def refuses(own: Any, tensor: str) -> bool:
+    """Whether the blocks have no module of this name, which has to be said in one line."""
+    if getattr(own.kind_of(0), tensor) is not None:
+        return False
+    with pytest.raises(TideError, match=f"has no {tensor} of its own; use output"):
+        own.hook_module(0, tensor)
+    return True
+
+
 class Fails(Edit):
     def latents(self, z, place):
         raise RuntimeError("inside")
@@ -127,6 +136,8 @@ def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
 def test_what_enters_the_feed_forward_makes_its_output(name):
     """The module, run on the tokens that were read, gives the tokens that it gave."""
     own, seen, outputs = adapter(name), [], []
+    if refuses(own, "feed_forward"):
+        return
     module = own.hook_module(0, "feed_forward")
     handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
@@ -135,8 +146,10 @@ def test_what_enters_the_feed_forward_makes_its_output(name):
     x, inputs = seen[0]
     assert inputs.shape == x.shape == (2, n_tokens(name), own.d_model)
     with torch.no_grad():
-        again = module(own.with_image_tokens(outputs[0], inputs, "feed_forward"))
-    found = again if again.dim() == 3 else own.image_tokens(again, "feed_forward")
+        if outputs[0].dim() == 3:
+            found = module(inputs.contiguous())
+        else:  # a map
+            found = own.image_tokens(module(own.with_image_tokens(outputs[0], inputs, "feed_forward")), "feed_forward")
     # The same products, in float32, without those of text tokens.
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 
@@ -146,6 +159,8 @@ def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
     """Read by name they are what is read beside the output; they cannot be replaced."""
     own, rows = adapter(name), n_tokens(name)
     beside, alone = [], []
+    if refuses(own, tensor):
+        return
     with torch.no_grad(), tap(own, {0: lambda x, call: beside.append((call.inputs, x))}, tensor, inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
     inputs, outputs = beside[0]
@@ -191,9 +206,14 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         norm, reader = (attrgetter(path)(block) for path in norms.get(chunk, norms["msa"]))
         seen: dict[str, Any] = {}
         hooks = [
-            norm.register_forward_hook(lambda _m, _a, output, seen=seen: seen.update(normed=output)),
+            # The first time: a norm and a feed-forward may run on the text as well, behind the image.
+            norm.register_forward_hook(
+                lambda _m, _a, output, seen=seen: seen.update(normed=seen.get("normed", output))
+            ),
             reader.register_forward_pre_hook(
-                lambda _m, args, kwargs, seen=seen: seen.update(read=args[0] if args else kwargs["hidden_states"]),
+                lambda _m, args, kwargs, seen=seen: seen.update(
+                    read=seen.get("read", args[0] if args else kwargs["hidden_states"])
+                ),
                 with_kwargs=True,
             ),
         ]
@@ -207,7 +227,10 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         with torch.no_grad():
             scale, shift = modulation(call.timestep, call.conditioning)
         read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
-        expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+        n_parts = len(seen["normed"]) // len(scale)  # the rows may be frames of a clip
+        rows_scale, rows_shift = (each.repeat_interleave(n_parts, 0)[:, None] for each in (scale, shift))
+        expected = seen["normed"] * (1 + rows_scale) + rows_shift
+        read = read[:, -expected.shape[1] :]  # it may be read behind the text
         torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
         assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
         if index:
@@ -251,8 +274,11 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
     noisy = own.add_noise(image, noise, t)
     if own.flow_matching:
         prediction = noise - image
-        share = float(t) / 1000
-        torch.testing.assert_close(noisy, (1 - share) * image + share * noise)
+        sigmas = getattr(scheduler, "sigmas", None)
+        share = float(t) / 1000 if sigmas is None else float(sigmas[1])
+        # Some schedulers round timesteps to whole numbers.
+        rounding = {} if scheduler.timesteps.is_floating_point() else {"atol": 0.01, "rtol": 0}
+        torch.testing.assert_close(noisy, (1 - share) * image + share * noise, **rounding)
     else:
         abar = scheduler.alphas_cumprod[int(t)]
         epsilon = scheduler.config.prediction_type == "epsilon"
@@ -505,6 +531,8 @@ def test_nothing_is_left_behind_when_the_pipeline_raises(name):
 def test_other_tensors_of_a_block(name, tensor):
     """Read at the width of the block, and put back where they were."""
     own, seen = adapter(name), []
+    if refuses(own, tensor):
+        return
     text, latents = text_of(name), latents_of(name)
     with torch.no_grad():
         expected = own.denoise(latents, 500, text)

@@ -158,7 +158,7 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(at(self.transformer, spec.conditioned))
+        return bool(getattr(self.transformer, spec.conditioned, None))
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -59,6 +59,11 @@ class Blocks:
     def linear_of(self, chunk: Chunk) -> str | None:
         """The path of a chunk's adaLN projection."""
         return self.linear if self.linear is None or isinstance(self.linear, str) else self.linear[chunk]
+
+    def throughout(self) -> Blocks:
+        """The same, where attention and feed-forward get and return the tokens as the block returns them."""
+        places = ("attention_output", "feed_forward_output", "attention_input", "feed_forward_input")
+        return replace(self, **dict.fromkeys(places, self.output))
 
     @property
     def given_rows(self) -> list[int]:
