@@ -63,8 +63,14 @@ class Blocks:
 
     def throughout(self) -> Blocks:
         """The same, where attention and feed-forward get and return the tokens as the block returns them."""
-        places = ("attention_output", "feed_forward_output", "attention_input", "feed_forward_input")
-        return replace(self, **dict.fromkeys(places, self.output))
+        place = self.output
+        return replace(
+            self,
+            attention_output=place,
+            feed_forward_output=place,
+            attention_input=place,
+            feed_forward_input=place,
+        )
 
     @property
     def given_rows(self) -> list[int]:
