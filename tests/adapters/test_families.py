@@ -211,9 +211,11 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         norm, reader = (attrgetter(path)(block) for path in norms.get(chunk, norms["msa"]))
         seen: dict[str, Any] = {}
         hooks = [
-            norm.register_forward_hook(lambda _m, _a, output, seen=seen: seen.update(normed=output)),
+            # The first time: a norm and a feed-forward may run on the text as well, behind the image.
+            norm.register_forward_hook(
+                lambda _m, _a, output, seen=seen: seen.update(normed=seen.get("normed", output))
+            ),
             reader.register_forward_pre_hook(
-                # The first time: a feed-forward may run on the text as well, behind the image.
                 lambda _m, args, kwargs, seen=seen: seen.update(
                     read=seen.get("read", args[0] if args else kwargs["hidden_states"])
                 ),
@@ -230,7 +232,9 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         with torch.no_grad():
             scale, shift = modulation(call.timestep, call.conditioning)
         read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
-        expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+        n_parts = len(seen["normed"]) // len(scale)  # the rows may be frames of a clip
+        rows_scale, rows_shift = (each.repeat_interleave(n_parts, 0)[:, None] for each in (scale, shift))
+        expected = seen["normed"] * (1 + rows_scale) + rows_shift
         read = read[:, -expected.shape[1] :]  # it may be read behind the text
         torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
         assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
