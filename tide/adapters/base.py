@@ -456,6 +456,19 @@ class Adapter(ABC):
         """What the pipeline hands to its scheduler's step as the model's prediction, as :meth:`denoise` returns it."""
         return -prediction if self.inverted else prediction
 
+    @property
+    def run_timesteps(self) -> Tensor:
+        """The timesteps of the run that the scheduler is set to, as it counts them, one for each call."""
+        return torch.as_tensor(self.pipe.scheduler.timesteps)
+
+    def of_step(self, prediction: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, float, Tensor]:
+        """What the model predicted, the timestep, and the noisy latents that it was given, of what the scheduler's
+        ``step`` is given."""
+        # Schedulers of another parametrisation scale them; the others return the sample itself.
+        given = getattr(self.pipe.scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+        at = float(self.from_scheduler(torch.as_tensor(timestep).flatten()[:1]))
+        return self.prediction_of_step(prediction), at, given
+
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""
         self.sampling_timesteps(n_steps)

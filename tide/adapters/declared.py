@@ -202,15 +202,17 @@ class DeclaredAdapter(Adapter):
     # -- the rows of guidance
 
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        if self.spec.guidance == "two calls":
+        if self.spec.guidance in ("two calls", "none"):
             return torch.ones(batch_size, dtype=torch.bool)
         first = self.spec.guidance.partition(", ")[0]
         return halves(batch_size, do_cfg, conditional="first" if first == "conditional" else "last")
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
+        arguments = self.arguments(args, kwargs)
+        if self.spec.guidance == "none":
+            return self.conditional_rows(self.n_rows(arguments), False)
         if self.spec.guidance != "two calls":
             return super().conditional_of(args, kwargs, guidance)
-        arguments = self.arguments(args, kwargs)
         name, place = next(iter(self.spec.text.outputs.items()))
         prompt = guidance.is_prompt(arguments.get(name), place, self.spec.negative)
         return torch.full((self.n_rows(arguments),), prompt)

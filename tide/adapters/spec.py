@@ -21,8 +21,9 @@ THIRDS: Chunks = MappingProxyType({"msa": (0, 1), "mlp": (0, 1)})
 #: Where the image tokens are in what a module gets or returns: alone, in a tuple, in one tensor with the text before or
 #: behind them, as a map ``[B, d, rows, columns]``, or per head ``[B, T, heads, d / heads]``.
 Place = Literal["image", "text, image", "image, text", "text + image", "image + text", "map", "heads"]
-#: Rows of a guided call, in their order, or a call of its own for the negative prompt.
-Guidance = Literal["unconditional, conditional", "conditional, unconditional", "two calls"]
+#: Rows of a guided call, in their order, or a call of its own for the negative prompt; "none" of models that are
+#: distilled for guidance, which have rows of prompts only.
+Guidance = Literal["unconditional, conditional", "conditional, unconditional", "two calls", "none"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,14 @@ class Blocks:
 
     def throughout(self) -> Blocks:
         """The same, where attention and feed-forward get and return the tokens as the block returns them."""
-        places = ("attention_output", "feed_forward_output", "attention_input", "feed_forward_input")
-        return replace(self, **dict.fromkeys(places, self.output))
+        place = self.output
+        return replace(
+            self,
+            attention_output=place,
+            feed_forward_output=place,
+            attention_input=place,
+            feed_forward_input=place,
+        )
 
     @property
     def given_rows(self) -> list[int]:

@@ -12,6 +12,11 @@ from tide.adapters.registry import declared
 from tide.adapters.spec import Blocks, Embedding, Sinusoid, Spec, Text
 from tide.errors import TideError
 
+#: The sinusoid is a function, whose arguments the model's config names.
+_EMBEDDING = Embedding(
+    "", None, Sinusoid(), "time_in", ("in_layer", "out_layer"), "resolution_embedder", added="resolution_embedder"
+)
+
 
 @declared
 class PRXAdapter(DeclaredAdapter):
@@ -26,13 +31,7 @@ class PRXAdapter(DeclaredAdapter):
             "PRXPixelPipeline": ("it denoises pixels, from noise of another scale, and its model predicts images", None)
         },
         blocks=(Blocks("blocks", "image", "attention", None, linear="modulation.lin"),),
-        embedding=Embedding(
-            "",
-            embedder="time_in",
-            layers=("in_layer", "out_layer"),
-            conditioned="resolution_embedder",
-            added="resolution_embedder",
-        ),
+        embedding=_EMBEDDING,
         text=Text({"encoder_hidden_states": 0, "attention_mask": 1}, length="tokenizer_max_length"),
         guidance="unconditional, conditional",
         width="hidden_size",
@@ -43,10 +42,8 @@ class PRXAdapter(DeclaredAdapter):
 
     @property
     def embedding(self) -> Embedding:
-        """The projection of the timestep is a function, whose arguments the model's config names."""
         config = self.transformer.config
-        sinusoid = Sinusoid(scale=config.time_factor, max_period=config.time_max_period)
-        return replace(self.spec.embedding, sinusoid=sinusoid)  # type: ignore[type-var]
+        return replace(_EMBEDDING, sinusoid=Sinusoid(scale=config.time_factor, max_period=config.time_max_period))
 
     @property
     def default_latents(self) -> tuple[int, int]:
