@@ -22,7 +22,7 @@ from tide.adapters import Adapter, adapter_for, tap
 
 STEPS = 3
 #: The modules of this package that hold no family.
-_OTHERS = ("family", "parts")
+_OTHERS = ("family", "parts", "parts_a")
 
 FAMILIES: dict[str, Family] = {
     module.name: import_module(f"{__name__}.{module.name}").FAMILY
