@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from math import prod
 from operator import attrgetter
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, STEPS, TWO_CALLS, adapter, draw, hooks_of, pipeline
+from tests.helpers.families import FAMILIES, STEPS, adapter, draw, hooks_of, pipeline
 from tide.activations import ActivationBatch, collect, collect_sampling
 from tide.adapters import adapter_for, tap
+from tide.adapters.standins import listened
 from tide.editing import Edit, Erase, Scale, Steer, edit
 from tide.editing.record import record_contrast, record_targets
 from tide.errors import TideError
@@ -18,18 +20,43 @@ from tide.interpretation.trajectory import record_trajectory
 from tide.sae import TIDE
 from tide.training import ProgressiveK, TrainConfig, Trainer, build_model
 
-pytestmark = pytest.mark.parametrize("name", FAMILIES)
+#: Families that go through all tests by default: the others do in ``make test-slow``.
+THOROUGH = ("flux", "lumina2", "pixart", "wan")
+#: The tests that all families go through by default.
+QUICK = ("test_image_tokens_of_every_block", "test_modulation_equals_the_blocks_own_norm", "test_no_op_edits")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    quick = metafunc.function.__name__ in QUICK
+    marks = {name: [] if quick or name in THOROUGH else [pytest.mark.slow] for name in FAMILIES}
+    metafunc.parametrize("name", [pytest.param(name, marks=marks[name]) for name in FAMILIES])
+
+
+def size_of(name: str) -> tuple[int, ...]:
+    """Of the latents, behind their channels."""
+    own, family = adapter(name), FAMILIES[name]
+    frames = () if family.frames is None else (own.latent_frames(family.frames),)
+    return *frames, *(side // own.pixels_per_latent for side in family.size)
 
 
 def latents_of(name: str, n: int = 2) -> torch.Tensor:
-    own, family = adapter(name), FAMILIES[name]
-    side = own.pixels_per_latent
-    shape = (n, own.latent_channels, family.size[0] // side, family.size[1] // side)
+    shape = (n, adapter(name).latent_channels, *size_of(name))
     return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
+def n_tokens(name: str) -> int:
+    return prod(FAMILIES[name].grid)
+
+
+def pictures_of(name: str) -> torch.Tensor:
+    """Two images, or clips of a video family."""
+    family = FAMILIES[name]
+    frames = () if family.frames is None else (family.frames,)
+    return torch.rand(2, 3, *frames, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
 def text_of(name: str) -> dict[str, torch.Tensor]:
-    return adapter(name).encode_prompts(FAMILIES[name].prompts, FAMILIES[name].arguments["max_sequence_length"])
+    return adapter(name).encode_prompts(FAMILIES[name].prompts, FAMILIES[name].arguments.get("max_sequence_length"))
 
 
 def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
@@ -77,16 +104,15 @@ class Fails(Edit):
 def test_image_tokens_of_every_block(name):
     """All blocks, in the order in which they run, with the tokens of the grid."""
     own, ran = adapter(name), []
-    rows, columns = FAMILIES[name].grid
     taps = {block: lambda x, call, block=block: ran.append((block, x.shape)) for block in range(own.n_blocks)}
     with torch.no_grad(), tap(own, taps):
         own.denoise(latents_of(name), 500, text_of(name))
-    assert ran == [(block, (2, rows * columns, own.d_model)) for block in range(own.n_blocks)]
-    assert own.token_grid(*latents_of(name).shape[-2:]) == (rows, columns)
+    assert ran == [(block, (2, n_tokens(name), own.d_model)) for block in range(own.n_blocks)]
+    assert own.token_grid(*size_of(name)) == FAMILIES[name].grid
 
 
 def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
-    grids: list[tuple[int, int] | None] = []
+    grids: list[tuple[int, ...] | None] = []
     with torch.no_grad(), tap(adapter(name), {0: lambda x, call: grids.append(call.take(call.conditional).grid)}):
         adapter(name).denoise(latents_of(name), 500, text_of(name))
         draw(name, guided=True, n_steps=2)
@@ -101,8 +127,8 @@ def test_what_enters_the_feed_forward_makes_its_output(name):
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
     handle.remove()
-    (x, inputs), rows, columns = seen[0], *FAMILIES[name].grid
-    assert inputs.shape == x.shape == (2, rows * columns, own.d_model)
+    x, inputs = seen[0]
+    assert inputs.shape == x.shape == (2, n_tokens(name), own.d_model)
     with torch.no_grad():
         again = module(own.with_image_tokens(outputs[0], inputs, "feed_forward"))
     found = again if again.dim() == 3 else own.image_tokens(again, "feed_forward")
@@ -113,7 +139,7 @@ def test_what_enters_the_feed_forward_makes_its_output(name):
 @pytest.mark.parametrize("tensor", ["attention", "feed_forward"])
 def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
     """Read by name they are what is read beside the output; they cannot be replaced."""
-    own, rows = adapter(name), FAMILIES[name].grid[0] * FAMILIES[name].grid[1]
+    own, rows = adapter(name), n_tokens(name)
     beside, alone = [], []
     with torch.no_grad(), tap(own, {0: lambda x, call: beside.append((call.inputs, x))}, tensor, inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
@@ -130,7 +156,7 @@ def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
 
 def test_a_token_is_a_square_of_the_image(name):
     """Row-major: latents that are changed in one corner change the tokens of that corner most."""
-    own, (rows, columns) = adapter(name), FAMILIES[name].grid
+    own, (*_, rows, columns) = adapter(name), FAMILIES[name].grid
     changed = (latents := latents_of(name, 1)).clone()
     changed[..., -2:, -2:] += 3.0
     text = {key: value[:1] for key, value in text_of(name).items()}
@@ -138,7 +164,8 @@ def test_a_token_is_a_square_of_the_image(name):
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append(x[0])}):
         own.denoise(latents, 500, text)
         own.denoise(changed, 500, text)
-    moved = (seen[1] - seen[0]).norm(dim=1).reshape(rows, columns)
+    # The corner of every frame of a clip is changed; the last frame stands for all.
+    moved = (seen[1] - seen[0]).norm(dim=1).reshape(-1, rows, columns)[-1]
     side = 2 * rows // latents.shape[-2]  # of the changed square in tokens: two where tokens are single latents
     at = divmod(int(moved.argmax()), columns)
     assert at[0] >= rows - side
@@ -187,30 +214,15 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
 
 def test_denoise_is_the_pipelines_own_call(name):
     """From the same latents, what denoise returns is what the pipeline's own call returned."""
-    own = adapter(name)
+    own, text, size = adapter(name), text_of(name), size_of(name)
     calls = calls_of(name)
+    if "guidance" in text:
+        text["guidance"] = torch.full((2,), float(FAMILIES[name].unguided["guidance_scale"]))
     with torch.no_grad():
         for (args, kwargs, expected), t in zip(calls, pipeline(name).scheduler.timesteps, strict=True):
-            hidden = own.arguments(args, kwargs)["hidden_states"]
-            if name == "flux":
-                found = own.denoise(unpacked(hidden, FAMILIES[name].grid), t, {**text_of(name), "guidance": ones()})
-                expected = unpacked(expected, FAMILIES[name].grid)
-            else:
-                found = own.denoise(hidden, t, text_of(name))
-                expected = expected[:, : own.latent_channels] * (-1 if name.startswith("lumina") else 1)
+            found = own.denoise(own.latents_of(own.arguments(args, kwargs), size), t, text)
             assert found.dtype == torch.float32
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def ones() -> torch.Tensor:
-    return torch.ones(2)  # the guidance scale that draw passes
-
-
-def unpacked(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    rows, columns = grid
-    return torch.einsum("nyxcpq->ncypxq", tokens.unflatten(2, (-1, 2, 2)).unflatten(1, grid)).reshape(
-        len(tokens), -1, 2 * rows, 2 * columns
-    )
+            torch.testing.assert_close(found, own.prediction_of(expected, size), rtol=1e-4, atol=1e-5)
 
 
 def test_timesteps_are_the_schedulers(name):
@@ -219,7 +231,7 @@ def test_timesteps_are_the_schedulers(name):
     schedule = pipeline(name).scheduler.timesteps.float()
     found = torch.stack([call.timestep for _, call in seen])
     torch.testing.assert_close(found, schedule[:, None].expand(-1, 2), rtol=1e-5, atol=1e-3)
-    if FAMILIES[name].size[0] == FAMILIES[name].size[1] or name != "flux":  # its schedule depends on the size
+    if adapter(name).schedule_arguments(STEPS).get("mu") is None or size_of(name) == adapter(name).default_latents:
         torch.testing.assert_close(adapter(name).sampling_timesteps(STEPS).float(), schedule)
 
 
@@ -244,18 +256,37 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
         own.add_noise(image, noise, 1001)
 
 
+def test_latents_are_what_the_pipeline_decodes(name):
+    """The VAE is given the same by decode_latents and by the pipeline, which draws the same picture once more."""
+    own, family, given = adapter(name), FAMILIES[name], []
+    with listened(own.pipe.vae, "decode", before=lambda z, *_, **__: given.append(z.clone())):
+        latents = draw(name)
+        n_own = len(given)  # DiT's pipeline decodes in every run
+        pictures = own.decode_latents(latents)
+        own_part = given[n_own:]
+        if not n_own:
+            options = {**family.pixels, **family.unguided, **family.arguments, "output_type": "pt"}
+            generators = [torch.Generator().manual_seed(i) for i in range(2)]
+            own.run_pipeline(family.prompts, STEPS, options.pop("guidance_scale", None), generators, **options)
+    assert pictures.shape == pictures_of(name).shape
+    pipelines_part = given[:n_own] or given[len(own_part) :]
+    found, expected = torch.cat(own_part), torch.cat(pipelines_part)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_encode_images(name):
-    own = adapter(name)
-    height, width = FAMILIES[name].size
-    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = own.encode_images(images)
+    """Decoding undoes the normalisation of encoding: the VAE is given back its own latents."""
+    own, given, made = adapter(name), [], []
+    with (
+        listened(own.pipe.vae, "encode", after=made.append),
+        listened(own.pipe.vae, "decode", before=lambda z, *_, **__: given.append(z)),
+    ):
+        latents = own.encode_images(pictures_of(name))
+        own.decode_latents(latents)
     assert latents.shape == latents_of(name).shape
     assert latents.dtype == torch.float32
-    config = own.pipe.vae.config
-    with torch.no_grad():
-        encoded = own.pipe.vae.encode(images)
-        raw = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
-    torch.testing.assert_close(latents, (raw - (getattr(config, "shift_factor", None) or 0)) * config.scaling_factor)
+    raw = torch.cat([each.latent if hasattr(each, "latent") else each.latent_dist.mode() for each in made])
+    torch.testing.assert_close(torch.cat(given).reshape(raw.shape), raw, rtol=1e-4, atol=1e-5)
 
 
 # -- the rows of guidance -------------------------------------------------------------------------------------------
@@ -264,10 +295,12 @@ def test_encode_images(name):
 def test_conditional_rows_are_the_prompts(name):
     """At the first step of a guided run they hold what a run on the prompts alone holds, and the others do not."""
     block = adapter(name).n_blocks - 2
-    guidance = {"guidance_scale": FAMILIES[name].guided["guidance_scale"]} if name == "flux" else {}
+    # Where the scale is embedded, it is the same in both runs.
+    both = {"guidance_scale", "true_cfg_scale"} <= FAMILIES[name].guided.keys()
+    guidance = {"guidance_scale": FAMILIES[name].guided["guidance_scale"]} if both else {}
     alone, guided = tapped(name, block, **guidance), tapped(name, block, guided=True)
     first = guided[: len(guided) // STEPS]
-    assert len(first) == (2 if name in TWO_CALLS else 1)
+    assert len(first) == (2 if adapter(name).spec.guidance == "two calls" else 1)
     rows = torch.cat([x for x, _ in first])
     conditional = torch.cat([call.conditional for _, call in first])
     assert conditional.sum() == 2
@@ -302,15 +335,13 @@ def test_an_edit_of_the_conditional_rows_leaves_the_others(name):
 def test_collect_noised_images(name):
     """Algorithm 1 from images and captions: pairs of neighbouring timesteps, with the conditioning of each."""
     own, family = adapter(name), FAMILIES[name]
-    images = torch.rand(2, 3, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    data = [(images, list(family.prompts))]
+    data = [(pictures_of(name), list(family.prompts))]
     blocks = [0, own.n_blocks - 2]
-    length = family.arguments["max_sequence_length"]
+    length = family.arguments.get("max_sequence_length")
     (batches,) = collect(own, data, blocks, token_fraction=0.5, max_sequence_length=length)
-    n_tokens = family.grid[0] * family.grid[1]
     grid = own.sampling_timesteps(20).tolist()
     for block, batch in batches.items():
-        assert batch.x.shape == (2 * 2 * n_tokens // 2, own.d_model)
+        assert batch.x.shape == (2 * 2 * n_tokens(name) // 2, own.d_model)
         steps = batch.timestep.reshape(-1, 2).tolist()
         nearest = [[min(grid, key=lambda g, t=t: abs(g - t)) for t in pair] for pair in steps]
         torch.testing.assert_close(torch.tensor(steps), torch.tensor(nearest).float(), rtol=1e-4, atol=1e-2)
@@ -323,7 +354,7 @@ def test_collect_noised_images(name):
 def test_collect_along_the_sampling_process(name):
     own, family = adapter(name), FAMILIES[name]
     block = own.n_blocks - 2
-    arguments = {"height": family.size[0], "width": family.size[1], **family.arguments}
+    arguments = {**family.pixels, **family.unguided, **family.arguments}
     guided = {**family.guided}
     if name == "dit":
         guided.pop("negative_prompt", None)
@@ -337,7 +368,7 @@ def test_collect_along_the_sampling_process(name):
         return batches[block]
 
     conditional, both = collected(), collected(rows="both")
-    n = family.grid[0] * family.grid[1] // 2
+    n = n_tokens(name) // 2
     assert len(conditional) == STEPS * 2 * n
     assert len(both) == 2 * len(conditional)
     assert torch.equal(both.take(both.sample >= 0).x, conditional.x)
@@ -368,17 +399,19 @@ def test_train_and_load(name, tmp_path):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
-def test_no_op_edits_are_bit_identical(name, guided):
+def test_no_op_edits(name):
+    """Bit-identical, without guidance and with it."""
     pipe, block = pipeline(name), adapter(name).n_blocks - 2
-    sae, plain = make_sae(name, block), draw(name, guided=guided)
-    for change in (Scale(range(96), 1.0), Erase([5])):
-        with edit(pipe, sae, change, branch="both"):
+    sae = make_sae(name, block)
+    for guided in (False, True):
+        plain = draw(name, guided=guided)
+        for change in (Scale(range(96), 1.0), Erase([5])):
+            with edit(pipe, sae, change, branch="both"):
+                assert torch.equal(draw(name, guided=guided), plain)
+        with edit(pipe, sae, Erase(range(96)), steps=(0.34, 0.6)):  # between two of three steps
             assert torch.equal(draw(name, guided=guided), plain)
-    with edit(pipe, sae, Erase(range(96)), steps=(0.34, 0.6)):  # between two of three steps
-        assert torch.equal(draw(name, guided=guided), plain)
-    with edit(pipe, sae, Scale(range(96), 5.0)):
-        assert not torch.equal(draw(name, guided=guided), plain)
+        with edit(pipe, sae, Scale(range(96), 5.0)):
+            assert not torch.equal(draw(name, guided=guided), plain)
 
 
 def test_edits_reach_the_steps_asked_for(name):
@@ -401,7 +434,7 @@ def test_record_targets(name):
     own = adapter(name)
     block = own.n_blocks - 2
     found = record_targets(own, make_sae(name, block), lambda: draw(name, guided=True))
-    assert found.raw.shape == (STEPS, 2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
+    assert found.raw.shape == (STEPS, 2, n_tokens(name), own.d_model)
     conditional = [x[call.conditional] for x, call in tapped(name, block, guided=True) if call.conditional.any()]
     torch.testing.assert_close(found.raw, torch.stack(conditional))
 
@@ -410,7 +443,11 @@ def test_record_contrast(name):
     """What a block holds under either prompt is encoded with the conditioning of that prompt."""
     own = adapter(name)
     block = own.n_blocks - 2
-    sae, latents, length = make_sae(name, block), latents_of(name, 2), FAMILIES[name].arguments["max_sequence_length"]
+    sae, latents, length = (
+        make_sae(name, block),
+        latents_of(name, 2),
+        FAMILIES[name].arguments.get("max_sequence_length"),
+    )
     steps = own.sampling_timesteps(STEPS)[:2]
     first, second = FAMILIES[name].prompts
     pair = ([first, first], [second, second])
@@ -468,7 +505,7 @@ def test_other_tensors_of_a_block(name, tensor):
             assert torch.equal(own.denoise(latents, 500, text), expected)
         with tap(own, {0: lambda x, call: 3 * x}, tensor):
             assert not torch.allclose(own.denoise(latents, 500, text), expected, atol=1e-5)
-    assert seen[0].shape == (2, FAMILIES[name].grid[0] * FAMILIES[name].grid[1], own.d_model)
+    assert seen[0].shape == (2, n_tokens(name), own.d_model)
 
 
 def test_missing_parts(name):

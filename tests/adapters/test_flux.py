@@ -8,7 +8,7 @@ import torch
 from tests.helpers.families import FAMILIES, STEPS, adapter, draw, pipeline, prepared
 from tests.helpers.families.flux import build_flux
 from tide.adapters import adapter_for, tap
-from tide.adapters.flux import pack, unpack
+from tide.adapters.packing import pack, unpack
 from tide.editing import Scale, edit
 from tide.errors import TideError
 from tide.training import TrainConfig, build_model

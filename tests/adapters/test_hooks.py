@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.helpers.adapters import own_modules
 from tide.adapters import adapter_for, register, run_until, tap
-from tide.adapters.pixart import PixArtAdapter
+from tide.adapters.families.pixart import PixArtAdapter
 from tide.errors import TideError
 
 CALL = {

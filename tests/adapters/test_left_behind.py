@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.families import FAMILIES, draw, pipeline
+from tests.helpers.families import CORE, FAMILIES, draw, pipeline
 from tide.activations import collect, collect_sampling
 from tide.adapters import adapter_for, tap
 from tide.adapters.standins import _STAND_INS
@@ -117,7 +117,7 @@ def lasting_of(before: dict[str, Any], pipe: Any) -> dict[str, Any]:
     return {key: 0 if now.get(key) == 0 else value for key, value in before.items()}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_one_pipeline_edited_twice_at_once_in_every_family(name):
     pipe = own_copy(name)
     before = lasting(pipe)

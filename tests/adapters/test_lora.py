@@ -10,7 +10,7 @@ import torch
 from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
-from tests.helpers.families import FAMILIES, draw, hooks_of, misfit, pipeline
+from tests.helpers.families import CORE, draw, hooks_of, misfit, pipeline
 from tide.adapters import adapter_for, tap
 from tide.adapters.weights import unwrapped
 from tide.editing import Erase, edit
@@ -47,7 +47,7 @@ def moved(found: Any, before: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["PeftModel", "injected"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_the_copied_modulation_has_the_lora(name, wrapped):
     torch.manual_seed(0)
     pipe = own_pipeline(name)

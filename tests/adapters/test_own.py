@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.adapters import own_modules
 from tests.helpers.families import pipeline
 from tide.adapters import Adapter, adapter_for, import_adapters, installed, register, registry
-from tide.adapters.dit import DiTAdapter
+from tide.adapters.families.dit import DiTAdapter
 from tide.errors import TideError, TideWarning
 from tide.loading import load_adapter
 
@@ -28,7 +28,8 @@ class OwnPipeline(DiTPipeline):
 """
 ADAPTER = """
 from own_model import OwnPipeline, OwnTransformer
-from tide.adapters import DiTAdapter, register
+from tide.adapters import register
+from tide.adapters.families.dit import DiTAdapter
 @register(OwnTransformer)
 class OwnAdapter(DiTAdapter):
     family = "own"

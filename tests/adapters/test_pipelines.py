@@ -15,7 +15,7 @@ import torch
 from tests.helpers.families import FAMILIES, pipeline, variant
 from tests.helpers.families.flux import build_flux
 from tide.adapters import Call, adapter_for, allow_pipeline, pipelines, registry, tap
-from tide.adapters.flux import FluxAdapter
+from tide.adapters.families.flux import FluxAdapter
 from tide.adapters.pipelines import REFUSED, SUPPORTED
 from tide.editing import Erase, Scale, Steer, edit
 from tide.errors import TideError

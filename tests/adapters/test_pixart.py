@@ -11,7 +11,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from tests.helpers.adapters import own_modules
-from tide.adapters import Adapter, PixArtAdapter, adapter_for, register, tap
+from tide.adapters import Adapter, adapter_for, register, tap
+from tide.adapters.families.pixart import PixArtAdapter
 from tide.errors import TideError
 
 CALL = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, draw, pipeline, prepared
+from tests.helpers.families import CORE, draw, pipeline, prepared
 from tests.helpers.families.sd3 import build_sd3
 from tide.adapters import adapter_for
 from tide.editing import Steer, edit
@@ -195,7 +195,7 @@ def test_a_schedule_of_ones_own(name):
         assert edited_calls(pipe, steps, lambda: draw(name, n_steps=5, **given)) == (expected, 5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_calls_of_two_kinds_in_a_step_are_one_step(name):
     pipe, n_steps = pipeline(name), 4
     per_step = 2 if name in ("flux", "lumina2") else 1

@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler, SanaTransformer2DModel, SCMScheduler
 
 from tests.helpers.families import adapter, pipeline
-from tide.adapters import SanaAdapter, tap
+from tide.adapters import tap
+from tide.adapters.families.sana import SanaAdapter
 from tide.errors import TideError
 
 

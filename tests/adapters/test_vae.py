@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.families import FAMILIES, pipeline
+from tests.helpers.families import CORE, FAMILIES, pipeline
 from tests.helpers.families.parts import build_vae
 from tests.helpers.vaes import VAES, vae
 from tide.adapters import adapter_for
@@ -18,7 +18,7 @@ from tide.errors import TideError
 
 #: Families whose pipelines subtract a shift, with the sizes that fit eight pixels a latent.
 SHIFTS = {"sd3", "flux", "lumina2"}
-SIZES = {name: (64, 64) if name == "dit" else (64, 32) for name in FAMILIES}
+SIZES = {name: (64, 64) if name == "dit" else (64, 32) for name in CORE}
 
 
 def with_vae(name: str, autoencoder: Any) -> Any:
@@ -43,7 +43,7 @@ def can_hold(name: str, kind: str) -> bool:
     return shifted and (name == "dit" or "block_out_channels" in config)
 
 
-PAIRS = [(name, kind) for name in FAMILIES for kind in VAES if can_hold(name, kind)]
+PAIRS = [(name, kind) for name in CORE for kind in VAES if can_hold(name, kind)]
 
 
 def test_every_kind_is_held_by_some_pipeline():

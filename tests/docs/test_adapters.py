@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.adapters import own_modules
-from tests.helpers.families import FAMILIES, adapter, hooks_of
+from tests.helpers.families import CORE, adapter, hooks_of
 from tests.helpers.pages import ROOT, run_page
 from tide.adapters import tap
 from tide.adapters.pipelines import REFUSED, SUPPORTED
@@ -80,7 +80,7 @@ def test_the_page_names_every_pipeline_class_with_what_it_draws_from():
         assert re.findall(r"`(\w+)`", named[name]) == list(inputs)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_the_tables_name_every_family_and_its_transformer(name):
     own = adapter(name)
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{own.family}` |")]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import tide
-from tests.helpers.families import FAMILIES, STEPS
+from tests.helpers.families import CORE, FAMILIES, STEPS
 from tests.helpers.families import adapter as family_adapter
 from tests.helpers.families import draw as draw_family
 from tide.adapters import adapter_for
@@ -19,7 +19,7 @@ from tide.errors import TideError
 RUN = {"n_steps": 4, "guidance_scale": 2.0, "seed": 1}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_every_family(name):
     """Each step once, latents unpacked and of the prompts' rows alone, and not a bit of the run changed."""
     found = family_adapter(name)

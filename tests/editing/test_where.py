@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.edit_samples import BLOCK, SILENT, STEPS, N, draw, make_sae
-from tests.helpers.families import FAMILIES, TWO_CALLS
+from tests.helpers.families import CORE, FAMILIES, TWO_CALLS
 from tests.helpers.families import adapter as family_adapter
 from tests.helpers.families import draw as draw_family
 from tide.adapters import Call, adapter_for, tap
@@ -487,7 +487,7 @@ def test_latents_that_do_not_compete(alpha, activation, monkeypatch):
     assert all(torch.equal(mask, each > threshold) for (_, mask), each in zip(met.masks, scores, strict=True))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_every_family(name):
     """Images that are not square, a TIDE with the block's own modulation; calls for the negative prompt have the mask
     of the prompt's."""

@@ -12,7 +12,7 @@ import torch
 
 from tests.guards.conftest import PROMPTS
 from tests.helpers.edit_samples import BLOCK, STEPS, draw, recorded
-from tests.helpers.families import FAMILIES, hooks_of
+from tests.helpers.families import CORE, hooks_of
 from tests.helpers.families import adapter as family_adapter
 from tests.helpers.families import draw as draw_family
 from tests.helpers.guards import ALWAYS, NEVER, detector, guard_of, made_for, mover, refuge, words
@@ -157,7 +157,7 @@ def test_a_guard_sees_what_an_edit_around_it_does(alpha, adapter, sae, width):
     assert max(max(s.scores) for s in erased) < max(max(s.scores) for s in log)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dit"])
+@pytest.mark.parametrize("name", [name for name in CORE if name != "dit"])
 def test_every_family_is_guarded(name):
     """Batched guidance and separate calls alike: the words of the prompt's rows change, and those of no other image."""
     own = family_adapter(name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.families import FAMILIES, adapter, draw, hooks_of
+from tests.helpers.families import CORE, adapter, draw, hooks_of
 from tests.helpers.guards import ALWAYS, NEVER, detector, made_for, refuge, words
 from tide.adapters import tap
 from tide.editing import Scale, edit
@@ -18,7 +18,7 @@ from tide.sae import TIDE
 from tide.training import TrainConfig, build_model
 
 #: Those that are given text; DiT is given classes.
-READING = [name for name in FAMILIES if name != "dit"]
+READING = [name for name in CORE if name != "dit"]
 BLOCK = 1
 
 

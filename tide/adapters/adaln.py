@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tide.adapters.base import Chunk
 from tide.adapters.weights import linear_of, present, readable
 from tide.sae.modulation import Modulation, ModulationConfig
-
-#: (shift, scale) among the six chunks of most models: shift, scale and gate of the attention, then of the feed-forward.
-SIXTHS: dict[Chunk, tuple[int, int]] = {"msa": (0, 1), "mlp": (3, 4)}
-#: The scale among the four chunks of the Lumina models: scale and gate of the attention, then of the feed-forward.
-QUARTERS: dict[Chunk, int] = {"msa": 0, "mlp": 2}
 
 
 def copied_modulation(
@@ -28,8 +22,11 @@ def copied_modulation(
     scale: int | None,
     shift: int | None,
     table_of: nn.Module | None = None,
+    table: str = "scale_shift_table",
     conditioned: bool = False,
     timestep: tuple[float, float] = (0.0, 1.0),
+    layers: tuple[str, str] = ("linear_1", "linear_2"),
+    activation: bool = True,
 ) -> Modulation:
     """The modulation that a block gets from ``linear(SiLU(timestep_embedder(time_proj(t)) + conditioning))``.
 
@@ -37,19 +34,23 @@ def copied_modulation(
 
     Args:
         transformer: the model that contains all the others.
-        time_proj: the sinusoidal projection (``Timesteps`` of diffusers).
-        timestep_embedder: the MLP behind it (``TimestepEmbedding``).
+        time_proj: the sinusoidal projection (``Timesteps`` of diffusers, or a
+            :class:`~tide.adapters.spec.Sinusoid`).
+        timestep_embedder: the MLP behind it (``TimestepEmbedding``), of the linear ``layers`` and a SiLU between them.
         linear: the adaLN projection, ``[chunks * d_model, d_embedding]``.
         scale, shift: their chunk of ``linear``'s rows, counted in widths; None where the model has none.
-        table_of: the block whose ``scale_shift_table [chunks, d_model]`` is added to the projection (adaLN-single).
+        table_of: the block whose ``table [chunks, d_model]`` is added to the projection (adaLN-single).
+        table: the name of that parameter.
         conditioned: the model adds a vector to the timestep embedding.
         timestep: (a, b) if ``time_proj`` gets a + b t for the scheduler's timestep t.
         d_model: the width of the block.
+        layers: the attributes of ``timestep_embedder`` that hold its two layers.
+        activation: the SiLU before ``linear``.
     """
     with present(transformer, timestep_embedder, linear, *([] if table_of is None else [table_of])):
-        weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, table_of)
-        linear_1 = linear_of(timestep_embedder.linear_1, "the timestep embedder")
-        linear_2 = linear_of(timestep_embedder.linear_2, "the timestep embedder")
+        added = None if table_of is None else readable(table_of.get_parameter(table), "a block's table")
+        weight, bias = _rows(linear, [i for i in (scale, shift) if i is not None], d_model, added)
+        linear_1, linear_2 = (linear_of(getattr(timestep_embedder, name), "the timestep embedder") for name in layers)
     factor = float(getattr(time_proj, "scale", 1))
     return Modulation.copied(
         ModulationConfig(
@@ -63,6 +64,9 @@ def copied_modulation(
             has_scale=scale is not None,
             has_shift=shift is not None,
             conditioned=conditioned,
+            activation=activation,
+            d_hidden=None if len(linear_1[0]) == len(linear_2[0]) else len(linear_1[0]),
+            max_period=float(getattr(time_proj, "max_period", 10000)),
         ),
         linear_1=linear_1,
         linear_2=linear_2,
@@ -71,11 +75,35 @@ def copied_modulation(
     )
 
 
-def _rows(linear: nn.Module, chunks: Sequence[int], d: int, table_of: nn.Module | None) -> tuple[Tensor, Tensor]:
+def given_modulation(d_model: int, n_rows: int, *, scale: int | None, shift: int | None) -> Modulation:
+    """The modulation of a block that is given scale and shift in every call: the conditioning is ``n_rows`` rows of
+    ``d_model`` of it, one after the other, of which those at ``scale`` and ``shift`` are taken."""
+    chosen = [i for i in (scale, shift) if i is not None]
+    weight = torch.zeros(len(chosen) * d_model, n_rows * d_model)
+    for row, place in enumerate(chosen):
+        weight[row * d_model :, place * d_model :].fill_diagonal_(1)
+        weight[(row + 1) * d_model :] = 0
+    return Modulation.copied(
+        ModulationConfig(
+            d_model=d_model,
+            d_embedding=n_rows * d_model,
+            n_frequencies=0,
+            has_scale=scale is not None,
+            has_shift=shift is not None,
+            conditioned=True,
+            activation=False,
+        ),
+        linear_1=None,
+        linear_2=None,
+        weight=weight,
+        bias=torch.zeros(len(weight)),
+    )
+
+
+def _rows(linear: nn.Module, chunks: Sequence[int], d: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
     places = [slice(i * d, (i + 1) * d) for i in chunks]
     weight, all_bias = linear_of(linear, "the adaLN projection")
     bias = torch.cat([all_bias[place] for place in places])
-    if table_of is not None:
-        table = readable(table_of.get_parameter("scale_shift_table"), "a block's table")
-        bias = bias + torch.cat([table[i] for i in chunks]).to(bias.device)
+    if table is not None:
+        bias = bias + torch.cat([table.reshape(-1, d)[i] for i in chunks]).to(bias.device)
     return torch.cat([weight[place] for place in places]), bias

@@ -56,7 +56,7 @@ class Heard:
         arguments |= {name: _repeated(value, int(rows.sum())) for name, value in text.items() if name != _OF_CALL}
         if isinstance(ids := arguments.get("txt_ids"), Tensor):
             arguments["txt_ids"] = ids.new_zeros(arguments["encoder_hidden_states"].shape[1], ids.shape[-1])
-        view, found = adapter.token_view((), arguments), []
+        view, found = adapter.token_views([block], (), arguments)[block], []
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             found.append(view.image_tokens(output, tensor))

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from tide.adapters import schedule
 from tide.adapters.blocks import Block, block_number, block_numbers
 from tide.adapters.guidance import Guidance
 from tide.adapters.pipelines import check_inputs
-from tide.adapters.vae import decoded, encoded, pixels_per_latent, vae_of
+from tide.adapters.vae import channel_scales, decoded, encoded, pixels_per_latent, vae_of
 from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 from tide.sae.config import TARGETS, input_of
@@ -32,6 +32,8 @@ CHUNKS = get_args(Chunk)
 #: Keyword arguments of the transformer that carry the prompts, one row each.
 Text = Mapping[str, Tensor]
 
+#: The dimensions of latents, batch and channels included.
+_DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -45,6 +47,22 @@ class TokenView(Protocol):
     def with_image_tokens(self, output: Any, x: Tensor, tensor: str = "output") -> Any: ...
 
 
+class Embedded(NamedTuple):
+    """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
+    what ``time`` returns, the embedding of the timestep alone."""
+
+    whole: nn.Module
+    part: int | None
+    time: nn.Module
+
+
+class GivenRows(NamedTuple):
+    """Where a call's conditioning can be read: some rows of a block's argument ``[B, rows, d_model]``."""
+
+    argument: str
+    rows: list[int]
+
+
 class Adapter(ABC):
     """One model family: where its blocks are, where their modulation comes from, how its pipeline runs it.
 
@@ -54,25 +72,40 @@ class Adapter(ABC):
 
     Args:
         pipe: a diffusers pipeline. It is read, never changed.
+        component: the name of the pipeline's transformer, where it has several that take over from each other.
     """
 
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
+    #: The transformer's arguments for the latents and for the timestep.
+    latents_argument: ClassVar[str] = "hidden_states"
+    timestep_argument: ClassVar[str] = "timestep"
     #: The transformer gets a + b t for the scheduler's timestep t.
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     #: The attributes of a block that hold its self-attention and its feed-forward.
     modules: ClassVar[Mapping[str, str]] = {"attention": "attn1", "feed_forward": "ff"}
+    #: What the pipeline draws, and so what its latents are: ``[B, c, h, w]``, with frames before the rows, or a line.
+    draws: ClassVar[Literal["images", "videos", "audio"]] = "images"
     #: The pipeline subtracts the VAE's ``shift_factor`` from latents, where the VAE has one.
     shifts_latents: ClassVar[bool] = True
+    #: The pipeline scales each channel of latents by ``latents_mean`` and ``latents_std`` of the VAE.
+    scales_channels: ClassVar[bool] = False
+    #: The VAE takes images with frames, also for a pipeline of images.
+    vae_has_frames: ClassVar[bool] = False
     #: The pipeline's scheduler steps the rows of both branches of guidance, and not the images alone.
     steps_both_branches: ClassVar[bool] = False
+    #: The attribute of what the pipeline returns that holds the latents.
+    result: ClassVar[str] = "images"
+    #: The pipeline has further transformers, so that a run may not call this one.
+    runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
     call_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, component: str = "transformer") -> None:
         self.pipe = pipe
-        self.transformer: Any = unwrapped(pipe.transformer)
+        self.component = component
+        self.transformer: Any = unwrapped(getattr(pipe, component))
         #: How results record the pipeline: the name or folder that it was loaded from, as far as that is known.
         self.name: str | None = _loaded_from(self.transformer)
         self._signature = inspect.signature(type(self.transformer).forward)
@@ -121,22 +154,29 @@ class Adapter(ABC):
         """What finds the image tokens during this call: the adapter itself, unless their place depends on the call."""
         return self
 
-    def token_grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
-        """Rows and columns of the image tokens of latents of this size; tokens are in row-major order."""
+    def token_views(
+        self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[int, TokenView]:
+        """:meth:`token_view` for each block; overridden for models whose blocks are of several kinds."""
+        return dict.fromkeys(blocks, self.token_view(args, kwargs))
+
+    def token_grid(self, *latents: int) -> tuple[int, ...]:
+        """Rows and columns of the image tokens of latents of this height and width; of a video frames before them, of
+        sound their number alone. Tokens are in row-major order."""
         patch = int(self.transformer.config.patch_size)
-        return latent_height // patch, latent_width // patch
+        return *latents[:-2], latents[-2] // patch, latents[-1] // patch
 
     # -- one call of the transformer ----------------------------------------------------------------------
 
-    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
-        """Rows and columns of the image tokens in a transformer call; None where the call does not say."""
-        hidden = self.arguments(args, kwargs).get("hidden_states")
-        if not isinstance(hidden, Tensor) or hidden.ndim != 4:
+    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """:meth:`token_grid` of a transformer call; None where the call does not say."""
+        hidden = self.arguments(args, kwargs).get(self.latents_argument)
+        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
             return None
         config = getattr(self.transformer, "config", None)
         if type(self).token_grid is Adapter.token_grid and not hasattr(config, "patch_size"):
             return None
-        return self.token_grid(hidden.shape[-2], hidden.shape[-1])
+        return self.token_grid(*hidden.shape[2:])
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a transformer call by name, whether they came by keyword or by position."""
@@ -158,13 +198,22 @@ class Adapter(ABC):
     def timestep_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The scheduler's timestep ``[B]`` of a transformer call, float32, undoing :attr:`timestep_unit`."""
         arguments = self.arguments(args, kwargs)
-        hidden = arguments["hidden_states"]
-        timestep = arguments.get("timestep")
+        timestep = arguments.get(self.timestep_argument)
         if timestep is None:
-            raise TideError("the transformer was called without a timestep; pass timestep=")
-        timestep = torch.as_tensor(timestep, device=hidden.device).reshape(-1)
+            raise TideError(f"the transformer was called without a timestep; pass {self.timestep_argument}=")
+        timestep = torch.as_tensor(timestep, device=self.device_of(arguments)).reshape(-1)
         offset, factor = self.timestep_unit
-        return ((timestep.to(torch.float32) - offset) / factor).expand(len(hidden))
+        return ((timestep.to(torch.float32) - offset) / factor).expand(self.n_rows(arguments))
+
+    def n_rows(self, arguments: Mapping[str, Any]) -> int:
+        """Rows of a call of the transformer, guidance included."""
+        return len(arguments[self.latents_argument])
+
+    def device_of(self, arguments: Mapping[str, Any]) -> torch.device:
+        """Where a call of the transformer has its latents."""
+        hidden = arguments[self.latents_argument]
+        found: torch.device = (hidden if isinstance(hidden, Tensor) else hidden[0]).device
+        return found
 
     def given_timestep(self, timestep: Tensor | float, like: Tensor) -> Tensor:
         """``[B]``: what the transformer is given at the scheduler's ``timestep``, a number or ``[B]``."""
@@ -181,6 +230,10 @@ class Adapter(ABC):
     ) -> dict[int, Tensor | None]:
         """:meth:`conditioning_of` for each block; overridden for models whose blocks embed the call on their own."""
         return dict.fromkeys(blocks, self.conditioning_of(args, kwargs))
+
+    def embedding_of(self, block: int) -> Embedded | GivenRows | None:
+        """What tells a block's conditioning during a call; None where :meth:`conditioning_of` tells it before."""
+        return None
 
     def modulated_block(self, block: Block, chunk: Chunk, next_block: bool) -> int:
         """The number of the block whose modulation is asked for; checks the arguments of :meth:`modulation`."""
@@ -205,7 +258,7 @@ class Adapter(ABC):
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
         """Bool mask ``[B]``, on the CPU, of the rows of this call that belong to the prompt; the arguments are the
         objects that the pipeline passed."""
-        batch_size = len(self.arguments(args, kwargs)["hidden_states"])
+        batch_size = self.n_rows(self.arguments(args, kwargs))
         return self.conditional_rows(batch_size, guidance.holds_both(batch_size))
 
     @abstractmethod
@@ -228,16 +281,31 @@ class Adapter(ABC):
         """Runs the pipeline, with one generator for each prompt, and returns the final latents. ``kwargs`` go to the
         pipeline; a pipeline that also draws from a picture needs it there, by the name of its own argument.
         """
+        return self.run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
+
+    def run_pipeline(
+        self,
+        prompts: Sequence[str],
+        n_steps: int,
+        guidance_scale: float | None,
+        generators: list[torch.Generator],
+        **kwargs: Any,
+    ) -> Tensor:
+        """What the pipeline's own call returns. ``guidance_scale`` None leaves that argument to the pipeline."""
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
-        return self.pipe(
-            prompt=list(prompts),
-            num_inference_steps=n_steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="latent",
-            **{**self.call_defaults, **kwargs},
-        ).images
+        scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        found: Tensor = getattr(
+            self.pipe(
+                prompt=list(prompts),
+                num_inference_steps=n_steps,
+                generator=generators,
+                **scale,
+                **{"output_type": "latent", **self.call_defaults, **kwargs},
+            ),
+            self.result,
+        )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -263,15 +331,22 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32.
+        """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, float32; clips ``[B, 3, F, H, W]`` to
+        ``[B, c, f, h, w]``, and for a pipeline of videos an image to those of a clip of one frame.
 
         The mode of the VAE's posterior, or a sample of it if a generator is given; a VAE without a posterior
         (AutoencoderTiny, AutoencoderDC) has only one result. ``(x - shift_factor) * scaling_factor``, without the shift
-        where the pipeline has none (:attr:`shifts_latents`).
+        where the pipeline has none (:attr:`shifts_latents`); where the pipeline scales each channel
+        (:attr:`scales_channels`), ``(x - latents_mean) / latents_std * scaling_factor``.
         """
         vae = vae_of(self.pipe, "pass latents instead of images")
-        latents = (encoded(vae, images.to(self.device), generator) - self._shift(vae)) * vae.config.scaling_factor
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+        framed = (self.vae_has_frames or self.draws == "videos") and images.ndim == 4
+        latents = encoded(vae, (images.unsqueeze(2) if framed else images).to(self.device), generator)
+        mean, factor = channel_scales(vae, latents, by_channel=self.scales_channels, shifted=self.shifts_latents)
+        latents = (latents - mean) * factor
+        if self.draws == "images" and framed:
+            latents = latents.squeeze(2)
+        if latents.ndim != _DIMENSIONS[self.draws] or latents.shape[1] != self.latent_channels:
             raise TideError(
                 f"a {type(vae).__name__} makes latents of shape {list(latents.shape)} and the transformer draws "
                 f"{self.latent_channels} channels; load the pipeline with the VAE that the transformer was trained with"
@@ -280,26 +355,39 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents ``[B, c, h, w]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1]."""
+        """Scaled latents ``[B, c, ...]``, as :meth:`generate` returns them, to images ``[B, 3, H, W]`` in [-1, 1], or
+        clips ``[B, 3, F, H, W]``."""
         vae = vae_of(self.pipe, "keep the latents")
-        return decoded(vae, latents.to(self.device) / vae.config.scaling_factor + self._shift(vae))
+        framed = self.vae_has_frames and self.draws == "images"
+        latents = (latents.unsqueeze(2) if framed else latents).to(self.device)
+        mean, factor = channel_scales(vae, latents, by_channel=self.scales_channels, shifted=self.shifts_latents)
+        images = decoded(vae, latents / factor + mean)
+        return images.squeeze(2) if framed else images
 
-    def _shift(self, vae: Any) -> float:
-        return (getattr(vae.config, "shift_factor", None) or 0.0) if self.shifts_latents else 0.0
+    def latent_frames(self, frames: int) -> int:
+        """Frames of the latents of a clip of so many frames: the first is encoded alone, then as many at once as the
+        VAE compresses."""
+        return (frames - 1) // self.frames_per_latent + 1
 
-    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    @property
+    def frames_per_latent(self) -> int:
+        """How many frames of a video one of its latents represents, after the first."""
+        return int(getattr(self.pipe, "vae_scale_factor_temporal", None) or 1)
+
+    def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
         return latents
 
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = getattr(self.pipe, "vae_scale_factor", None)
+        scale = getattr(self.pipe, "vae_scale_factor", None) or getattr(self.pipe, "vae_scale_factor_spatial", None)
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
 
     @property
-    def default_latents(self) -> tuple[int, int]:
-        """Height and width of the latents that the pipeline draws unless told otherwise."""
+    def default_latents(self) -> tuple[int, ...]:
+        """Height and width of the latents that the pipeline draws unless told otherwise; of a video frames before them,
+        of sound the length alone."""
         side = int(self.transformer.config.sample_size)
         return side, side
 
@@ -308,16 +396,27 @@ class Adapter(ABC):
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
         """Eq. 3, float32; ``timestep`` a number or ``[B]``: sqrt(abar_t) latents + sqrt(1 - abar_t) noise, or for
         flow matching (1 - sigma) latents + sigma noise."""
-        signal, sigma = schedule.signal_and_noise(self.pipe.scheduler, timestep, latents, flow=self.flow_matching)
+        signal, sigma = self.signal_and_noise(timestep, latents)
         return signal * latents.float() + sigma * noise.to(latents.device, torch.float32)
 
     def predicted_noise(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The noise (eq. 4) that a :meth:`denoise` prediction for noisy ``latents`` implies, float32."""
-        return schedule.noise_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
+        shares = self.signal_and_noise(timestep, latents)
+        return schedule.noise_of(prediction, latents, *shares, self.prediction_type)
 
     def predicted_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """The clean latents that a prediction for noisy ``latents [B, c, h, w]`` implies, float32."""
-        return schedule.clean_of(self.pipe.scheduler, prediction, latents, timestep, flow=self.flow_matching)
+        shares = self.signal_and_noise(timestep, latents)
+        return schedule.clean_of(prediction, latents, *shares, self.prediction_type)
+
+    def signal_and_noise(self, timestep: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of image and noise at ``timestep``, a number or ``[B]``, shaped to multiply latents ``like``."""
+        return schedule.signal_and_noise(self.pipe.scheduler, timestep, like, flow=self.flow_matching)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the model predicts: "velocity" with flow matching, else what the scheduler's config says."""
+        return "velocity" if self.flow_matching else str(self.pipe.scheduler.config.prediction_type)
 
     def sampling_timesteps(self, n_steps: int) -> Tensor:
         """The timesteps of the pipeline's scheduler when it samples in ``n_steps`` steps, descending, on the CPU.

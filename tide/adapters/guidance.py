@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tide.adapters.standins import listened
+from tide.adapters.weights import unwrapped
 from tide.errors import TideError
 
 
@@ -25,6 +26,7 @@ class Guidance:
         texts: the results of ``encode_prompt`` in this run, in order.
         started: the transformer has run; a text encoded afterwards belongs to a new run.
         in_run: the pipeline, and not a caller, encoded the texts.
+        context: what the pipeline said last of its calls of the transformer (``cache_context`` of diffusers).
         ran: the pipeline has made a run.
     """
 
@@ -33,6 +35,7 @@ class Guidance:
     texts: list[Any] = field(default_factory=list)
     started: bool = False
     in_run: bool = False
+    context: str = ""
     ran: bool = False
 
     def new_run(self, *_: Any, **__: Any) -> None:
@@ -43,7 +46,9 @@ class Guidance:
             self.new_run()
         self.in_run = is_running(self.pipe)
         bound.apply_defaults()
-        self.active = bool(bound.arguments.get("do_classifier_free_guidance", False))
+        given = bound.arguments
+        # Some say it by the scale.
+        self.active = bool(given.get("do_classifier_free_guidance", (given.get("guidance_scale") or 0) > 1))
 
     def encoded(self, text: Any) -> None:
         self.texts.append(text)
@@ -79,6 +84,40 @@ class Guidance:
             "prompts leaves open which rows are the prompts'; let it hold a row for each prompt, or two under guidance"
         )
 
+    def entered(self, name: str, *_: Any, **__: Any) -> None:
+        self.context = name
+
+    def is_prompt(self, text: Any, place: int, negative: int | None) -> bool:
+        """Whether a call on ``text`` is the prompt's, in pipelines that call the transformer for the negative prompt on
+        its own: by what the pipeline says, else by which of the texts of this run it is. A text that the run did not
+        encode is the prompt's, because callbacks can replace only that one.
+
+        Args:
+            text: the argument of the transformer.
+            place: where it is in the results of ``encode_prompt``.
+            negative: where those of the negative prompt are; None if they are the second result.
+
+        Raises :class:`~tide.errors.TideError` if both texts are one.
+        """
+        if self.context in _CONTEXTS and is_running(self.pipe):
+            return _CONTEXTS[self.context]
+        prompts, negatives = [], []
+        for i, found in enumerate(self.texts):
+            parts = found if isinstance(found, tuple | list) else (found,)
+            (prompts if negative is not None or i == 0 else negatives).append(parts[place])
+            if negative is not None:
+                negatives.append(parts[negative])
+        for same in (_is, _equals):
+            of_prompt, of_negative = (any(same(text, each) for each in texts) for texts in (prompts, negatives))
+            if of_prompt and of_negative:
+                raise TideError(
+                    "prompt_embeds and negative_prompt_embeds are one and the same tensor, so which call is the "
+                    "prompt's is not known; pass a clone of one of them, or another negative prompt"
+                )
+            if of_prompt or of_negative:
+                return of_prompt
+        return True
+
     def drawing(self, *_: Any, **__: Any) -> None:
         self.ran |= is_running(self.pipe)
 
@@ -88,6 +127,20 @@ class Guidance:
         first."""
         text = self.texts[-1] if self.texts else None
         return len(text[0]) if isinstance(text, tuple | list) and isinstance(text[0], Tensor) else None
+
+
+#: How pipelines name their calls of the transformer -> whether those are the prompt's.
+_CONTEXTS = {"cond": True, "pred_cond": True, "uncond": False, "pred_uncond": False}
+
+
+def _is(text: Any, other: Any) -> bool:
+    return text is other and text is not None
+
+
+def _equals(text: Any, other: Any) -> bool:
+    """Equal but for a change of dtype or device, as by pipelines that cast what they encoded."""
+    tensors = isinstance(text, Tensor) and isinstance(other, Tensor)
+    return tensors and text.shape == other.shape and bool((text == other.to(text)).all())
 
 
 def is_running(pipe: Any) -> bool:
@@ -123,6 +176,11 @@ def watch_guidance(pipe: Any) -> Iterator[Guidance]:
                 guidance.encoding(signature.bind(*args, **kwargs))
 
             stack.enter_context(listened(pipe, "encode_prompt", before=encoding, after=guidance.encoded))
-        elif hasattr(pipe, "progress_bar"):  # which the loops of diffusers' pipelines call, DiT's too
+        transformer = unwrapped(getattr(pipe, "transformer", None))
+        if hasattr(transformer, "cache_context"):
+            stack.enter_context(listened(transformer, "cache_context", before=guidance.entered))
+        if not hasattr(pipe, "encode_prompt") and hasattr(
+            pipe, "progress_bar"
+        ):  # which the loops of diffusers' pipelines call, DiT's too
             stack.enter_context(listened(pipe, "progress_bar", before=guidance.drawing))
         yield guidance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tide.adapters.aside import is_aside
-from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, TokenView, check_tensor
+from tide.adapters.base import INPUTS, TENSORS, Adapter, Block, Embedded, GivenRows, TokenView, check_tensor
 from tide.adapters.compiled import eagerly
 from tide.adapters.gate import gate_of
 from tide.adapters.guidance import Guidance, watch_guidance
@@ -41,14 +42,14 @@ class Call(Position):
         group: as in :class:`~tide.sae.Position`; None, because each row of the call is a group.
         conditional: ``[B]`` bool on the CPU.
         inputs: ``[B, T, d_model]``, or None.
-        grid: rows and columns of the tokens, or None.
+        grid: rows and columns of the tokens (of a video frames before them), or None.
     """
 
     timestep: Tensor
     _: KW_ONLY
     conditional: Tensor
     inputs: Tensor | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -143,11 +144,11 @@ def tap(
     gate = gate_of(adapter.transformer)
     with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs, before)
-        stack.enter_context(eagerly(adapter.pipe.transformer, adapter.transformer))
+        stack.enter_context(eagerly(getattr(adapter.pipe, adapter.component), adapter.transformer))
         stack.callback(passes.remove)
         passes.install()
         yield
-    if guidance.ran and resolved and not passes.n_passes:
+    if guidance.ran and resolved and not passes.n_passes and not adapter.runs_in_turn:
         warnings.warn(
             "the pipeline ran and did not call the transformer that is tapped; was pipe.transformer replaced?",
             TideWarning,
@@ -176,12 +177,17 @@ class _Passes:
     last: int | None
     inputs: bool
     before: Before | None = None
-    view: TokenView | None = None
+    #: Tapped block -> where its image tokens are in the current pass.
+    views: dict[int, TokenView] = field(default_factory=dict)
     #: Tapped block -> its call in the current pass; empty between passes.
     calls: dict[int, Call] = field(default_factory=dict)
     #: The tapped blocks that have not run yet in this pass.
     awaited: set[int] = field(default_factory=set)
     n_passes: int = 0
+    #: Tapped block -> the modules whose outputs tell its conditioning.
+    embedded: dict[int, Embedded | GivenRows] = field(default_factory=dict)
+    #: What those modules returned in this pass.
+    parts: dict[nn.Module, Any] = field(default_factory=dict)
     thread: int = field(default_factory=threading.get_ident)
     handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -192,6 +198,17 @@ class _Passes:
         for index in self.functions:
             module = self.adapter.hook_module(index, self.tensor)
             self.handles.append(module.register_forward_hook(partial(self.after_block, index), with_kwargs=True))
+        self.embedded = {i: found for i in self.functions if (found := self.adapter.embedding_of(i)) is not None}
+        modules = {
+            part
+            for each in self.embedded.values()
+            for part in ((each.whole, each.time) if isinstance(each, Embedded) else ())
+        }
+        for index in (i for i, each in self.embedded.items() if isinstance(each, GivenRows)):
+            block = self.adapter.hook_module(index)
+            self.handles.append(block.register_forward_pre_hook(partial(self.before_block, index), with_kwargs=True))
+        for part in modules:
+            self.handles.append(part.register_forward_hook(self.after_part))
         self.handles.append(transformer.register_forward_hook(self.after_pass))
         _OPEN.setdefault(transformer, []).append(self)
 
@@ -218,7 +235,8 @@ class _Passes:
         check_nothing_skips(adapter.transformer)
         conditional = adapter.conditional_of(args, kwargs, self.guidance)
         args, kwargs = _where_it_runs(adapter.transformer, args, kwargs)
-        self.view = adapter.token_view(args, kwargs)
+        self.views = adapter.token_views(self.functions, args, kwargs)
+        self.parts = {}
         timestep = adapter.timestep_of(args, kwargs)
         grid = adapter.grid_of(args, kwargs)
         self.calls = {
@@ -243,7 +261,7 @@ class _Passes:
         of the open taps may have replaced after this one looked."""
         if self.calls:
             args, kwargs = _where_it_runs(self.adapter.transformer, args, kwargs)
-            self.view = self.adapter.token_view(args, kwargs)
+            self.views = self.adapter.token_views(self.functions, args, kwargs)
             conditioning = self.adapter.conditioning_of_blocks(self.functions, args, kwargs)
             self.calls = {index: replace(call, conditioning=conditioning[index]) for index, call in self.calls.items()}
 
@@ -252,16 +270,20 @@ class _Passes:
     ) -> Any:
         if self.elsewhere:
             return None
-        if index not in self.calls or self.view is None:
+        if index not in self.calls:
             raise TideError(f"block {index} ran outside its transformer; call the transformer")
+        if index not in self.awaited:  # a feed-forward that also runs on the text, behind the image (CogView4)
+            return None
         self.awaited.discard(index)
-        call = self.calls[index]
+        call, view = self.calls[index], self.views[index]
+        if index in self.embedded:
+            call = replace(call, conditioning=self.conditioning(self.embedded[index], index))
         if self.inputs:
-            call = replace(call, inputs=self.tokens_in(self.view, input_of(self.tensor), args, kwargs))
+            call = replace(call, inputs=self.tokens_in(view, input_of(self.tensor), args, kwargs))
         if self.tensor in INPUTS:
-            tokens = self.tokens_in(self.view, self.tensor, args, kwargs)
+            tokens = self.tokens_in(view, self.tensor, args, kwargs)
         else:
-            tokens = self.view.image_tokens(output, self.tensor)
+            tokens = view.image_tokens(output, self.tensor)
         replacement = self.functions[index](tokens, call)
         if replacement is not None:
             if self.tensor in INPUTS:
@@ -271,10 +293,35 @@ class _Passes:
                     f"the replacement for block {index} has shape {list(replacement.shape)}; "
                     f"its tokens have {list(tokens.shape)}"
                 )
-            output = self.view.with_image_tokens(output, replacement.to(tokens), self.tensor)
+            output = view.with_image_tokens(output, replacement.to(tokens), self.tensor)
         if index == self.last:
             raise _Stopped
         return None if replacement is None else output
+
+    def after_part(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        if not self.elsewhere:
+            self.parts[module] = output
+
+    def before_block(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self.embedded[index]
+        if not self.elsewhere and isinstance(given, GivenRows):
+            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            self.parts[module] = arguments[given.argument][:, given.rows].flatten(1).float()
+
+    def conditioning(self, embedded: Embedded | GivenRows, index: int) -> Tensor:
+        """What the model added to its timestep embedding in this pass, or what it gave the block in the place of one,
+        ``[B, d_embedding]`` float32."""
+        if isinstance(embedded, GivenRows):
+            given: Tensor = self.parts[self.adapter.hook_module(index)]
+            return given
+        if not {embedded.whole, embedded.time} <= self.parts.keys():
+            raise TideError(
+                f"the timestep embedding of {self.adapter.family} was not made in this call; take off what compiles or "
+                "replaces it"
+            )
+        whole, time = self.parts[embedded.whole], self.parts[embedded.time]
+        whole = whole if embedded.part is None else whole[embedded.part]
+        return (whole.float() - time.float()).detach()
 
     def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The image tokens that entered a module, whose hidden states are its first argument."""

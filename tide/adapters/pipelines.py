@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from tide.errors import TideError
 
-_PAG = "perturbed attention guidance puts rows of a third kind into each call"
-_SPRINT = "it counts angular timesteps (SCMScheduler), which the adapter does not"
-_GRID = "its image tokens are a grid of several pictures, of which one is drawn"
-
-#: Supported classes: what they draw from besides the prompt, by the names of the arguments.
-SUPPORTED: Mapping[str, tuple[str, ...]] = {
-    "DiTPipeline": (),
-    "FluxControlImg2ImgPipeline": ("image", "control_image"),
-    "FluxControlInpaintPipeline": ("image", "mask_image", "control_image"),
-    "FluxControlNetImg2ImgPipeline": ("image", "control_image"),
-    "FluxControlNetInpaintPipeline": ("image", "mask_image", "control_image"),
-    "FluxControlNetPipeline": ("control_image",),
-    "FluxControlPipeline": ("control_image",),
-    "FluxFillPipeline": ("image", "mask_image"),
-    "FluxImg2ImgPipeline": ("image",),
-    "FluxInpaintPipeline": ("image", "mask_image"),
-    "FluxKontextInpaintPipeline": ("image", "mask_image"),
-    "FluxKontextPipeline": (),
-    "FluxPipeline": (),
-    "HunyuanDiTControlNetPipeline": ("control_image",),
-    "HunyuanDiTPipeline": (),
-    "Lumina2Pipeline": (),
-    "Lumina2Text2ImgPipeline": (),
-    "LuminaPipeline": (),
-    "LuminaText2ImgPipeline": (),
-    "PixArtAlphaPipeline": (),
-    "PixArtSigmaPipeline": (),
-    "SanaControlNetPipeline": ("control_image",),
-    "SanaPipeline": (),
-    "StableDiffusion3ControlNetInpaintingPipeline": ("control_image", "control_mask"),
-    "StableDiffusion3ControlNetPipeline": ("control_image",),
-    "StableDiffusion3Img2ImgPipeline": ("image",),
-    "StableDiffusion3InpaintPipeline": ("image", "mask_image"),
-    "StableDiffusion3Pipeline": (),
-}
+#: Supported classes: what they draw from besides the prompt, by the names of the arguments. The specs of the families
+#: fill both tables.
+SUPPORTED: dict[str, tuple[str, ...]] = {}
 #: Refused classes: why, and the class that runs the same parts in a way that is known, if there is one.
-REFUSED: Mapping[str, tuple[str, str | None]] = {
-    "HunyuanDiTPAGPipeline": (_PAG, "HunyuanDiTPipeline"),
-    "PixArtSigmaPAGPipeline": (_PAG, "PixArtSigmaPipeline"),
-    "SanaPAGPipeline": (_PAG, "SanaPipeline"),
-    "SanaSprintImg2ImgPipeline": (_SPRINT, None),
-    "SanaSprintPipeline": (_SPRINT, None),
-    "StableDiffusion3PAGImg2ImgPipeline": (_PAG, "StableDiffusion3Img2ImgPipeline"),
-    "StableDiffusion3PAGPipeline": (_PAG, "StableDiffusion3Pipeline"),
-    "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
-    "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
-}
-#: What to do instead with the parts of the others.
-_OTHER_MODEL = "use a model that was not distilled for it, in a SanaPipeline"
+REFUSED: dict[str, tuple[str, str | None]] = {}
+#: Why pipelines with perturbed attention guidance are refused.
+PAG = "perturbed attention guidance puts rows of a third kind into each call"
+#: What to do instead with the parts of those that no other class runs.
+_OTHER_MODEL = "use a pipeline of docs/adapters.md"
 
 _ALLOWED: set[type] = set()
 _Class = TypeVar("_Class", bound=type)
@@ -77,7 +37,7 @@ def check_pipeline(pipe: Any, transformer: type) -> None:
     cls = type(pipe)
     if any(base in _ALLOWED for base in cls.__mro__):
         return
-    name = _known_as(cls) or ""
+    name = known_as(cls) or ""
     if name in REFUSED:
         reason, instead = REFUSED[name]
         remedy = _OTHER_MODEL if instead is None else _same_parts(instead)
@@ -95,7 +55,7 @@ def _same_parts(instead: str) -> str:
     return f"use {made}, which draws with the same parts; for a command, save that: {made}.save_pretrained(folder)"
 
 
-def _known_as(cls: type) -> str | None:
+def known_as(cls: type) -> str | None:
     """The name of the nearest class of diffusers in the ancestry of ``cls``."""
     own = (base.__name__ for base in cls.__mro__ if base.__module__.startswith("diffusers."))
     return next(own, None)
@@ -104,7 +64,7 @@ def _known_as(cls: type) -> str | None:
 def check_inputs(pipe: Any, given: Iterable[str]) -> None:
     """Raises :class:`~tide.errors.TideError` if what ``pipe`` draws from besides the prompt is not among ``given``."""
     given = set(given)
-    missing = [name for name in SUPPORTED.get(_known_as(type(pipe)) or "", ()) if name not in given]
+    missing = [name for name in SUPPORTED.get(known_as(type(pipe)) or "", ()) if name not in given]
     if missing:
         raise TideError(
             f"{type(pipe).__name__} draws from {' and '.join(missing)} besides the prompt; pass them to "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tide.adapters import pipelines
 from tide.adapters.base import Adapter
+from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.installed import import_installed
-from tide.adapters.pipelines import check_pipeline
+from tide.adapters.pipelines import REFUSED, SUPPORTED, check_pipeline, known_as
+from tide.adapters.spec import Spec
 from tide.adapters.unsupported import why_not
 from tide.adapters.weights import unwrapped
 from tide.errors import TideError
@@ -18,6 +20,8 @@ from tide.errors import TideError
 _ADAPTERS: dict[type | str, type[Adapter]] = {}
 #: Adapters of :data:`_ADAPTERS` that serve only the pipeline classes of :mod:`tide.adapters.pipelines`.
 _OF_KNOWN_PIPELINES: set[type[Adapter]] = set()
+#: TIDE's adapters by the pipeline classes that their specs name.
+_OF_PIPELINE: dict[str, type[DeclaredAdapter]] = {}
 #: The packages whose classes are nobody's own.
 _LIBRARIES = ("diffusers", "tide", "transformers")
 
@@ -33,15 +37,49 @@ def register(transformer: type | str, *, known_pipelines: bool = False) -> Calla
     transformer or a family that another adapter of yours has.
     """
 
+    key = transformer if isinstance(transformer, str) or not _of_diffusers(transformer) else _key(transformer.__name__)
+
     def add(adapter: type[Adapter]) -> type[Adapter]:
         _check_complete(adapter)
-        _check_free(transformer, adapter)
-        _ADAPTERS[transformer] = adapter
+        _check_free(key, adapter)
+        _ADAPTERS[key] = adapter
         if known_pipelines:
             _OF_KNOWN_PIPELINES.add(adapter)
         return adapter
 
     return add
+
+
+_Declared = TypeVar("_Declared", bound=type[DeclaredAdapter])
+
+
+def declared(adapter: _Declared) -> _Declared:
+    """Class decorator of TIDE's own families: registers an adapter by what its spec says. Classes of diffusers go by
+    their names, so that those of newer versions are not looked for before they are met."""
+    spec = adapter.spec
+    _check_complete(adapter)
+    _ADAPTERS.setdefault(_key(spec.transformer), adapter)
+    _OF_KNOWN_PIPELINES.add(adapter)
+    SUPPORTED.update(spec.pipelines)
+    REFUSED.update(spec.refused)
+    _OF_PIPELINE.update(dict.fromkeys((*spec.pipelines, *spec.refused), adapter))
+    return adapter
+
+
+def _key(name: str) -> str:
+    """What stands for diffusers' class of this name."""
+    return f"diffusers.{name}"
+
+
+def _of_diffusers(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "diffusers"
+
+
+def specs() -> list[Spec]:
+    """The specs of TIDE's own families, by name."""
+    return sorted(
+        {each.spec.family: each.spec for each in _OF_PIPELINE.values()}.values(), key=lambda each: each.family
+    )
 
 
 def _check_complete(adapter: Any) -> None:
@@ -62,7 +100,7 @@ def _check_free(transformer: type | str, adapter: type[Adapter]) -> None:
             f"{_name(transformer)} has an adapter already, {former.__name__} of {former.__module__}; register one of "
             "them"
         )
-    for other in {*_ADAPTERS.values()} - {former}:
+    for other in {*_ADAPTERS.values(), *_OF_PIPELINE.values()} - {former}:
         if other.family == adapter.family and not _same(other, adapter):
             raise TideError(
                 f"the family {adapter.family!r} is that of {other.__name__}; give {adapter.__name__} a name of its own"
@@ -80,27 +118,39 @@ def _same(one: type[Adapter], other: type[Adapter]) -> bool:
 
 
 def _name(transformer: type | str) -> str:
-    return transformer if isinstance(transformer, str) else transformer.__name__
+    return transformer.removeprefix("diffusers.") if isinstance(transformer, str) else transformer.__name__
 
 
-def adapter_for(pipe: Any) -> Adapter:
+def adapter_for(pipe: Any, component: str = "transformer") -> Adapter:
     """The adapter of a pipeline, by the class of its transformer (of what is inside ``torch.compile`` or a
     ``PeftModel``) and by its own class.
 
     Args:
         pipe: a pipeline of diffusers.
+        component: the name of its transformer, where it has several that take over from each other (Wan 2.2:
+            ``transformer`` draws the first steps, ``transformer_2`` the others).
 
     Raises:
         TideError: if none is registered for the transformer, or if the pipeline's class calls it in a way that the
             adapter does not know; :func:`~tide.adapters.allow_pipeline` admits a class of your own.
     """
-    transformer = unwrapped(getattr(pipe, "transformer", None))
-    adapter = adapter_class(type(transformer))
+    transformer = unwrapped(getattr(pipe, component, None))
+    if transformer is None and component != "transformer":
+        raise TideError(f"the pipeline has no {component}; its parts are {', '.join(sorted(_parts(pipe)))}")
+    adapter = _of_pipeline(adapter_class(type(transformer)), type(pipe))
     if adapter is None:
         raise TideError(why_not(type(pipe).__name__, _parts(pipe), supported(), sorted(families())))
     if adapter in _OF_KNOWN_PIPELINES:
         check_pipeline(pipe, type(transformer))
-    return adapter(pipe)
+    return adapter(pipe) if component == "transformer" else adapter(pipe, component)
+
+
+def _of_pipeline(adapter: type[Adapter] | None, pipeline: type) -> type[Adapter] | None:
+    """TIDE's adapter of this pipeline, where several serve the transformer that ``adapter`` serves."""
+    other = _OF_PIPELINE.get(known_as(pipeline) or "")
+    if other is None or adapter not in _OF_KNOWN_PIPELINES or not issubclass(adapter, DeclaredAdapter):
+        return adapter
+    return other if other.spec.transformer == adapter.spec.transformer else adapter
 
 
 def _parts(pipe: Any) -> dict[str, str]:
@@ -118,7 +168,8 @@ def adapter_class(transformer: type) -> type[Adapter] | None:
 
 def _registered(transformer: type) -> type[Adapter] | None:
     for cls in transformer.__mro__:
-        for key in (cls, cls.__name__):
+        keys = (cls, cls.__name__, *([_key(cls.__name__)] if _of_diffusers(cls) else []))
+        for key in keys:
             if key in _ADAPTERS:
                 return _ADAPTERS[key]
     return None
@@ -131,7 +182,7 @@ def supported() -> list[str]:
 
 def families() -> set[str]:
     """The names of the families that have adapters, TIDE's and those of the modules that were imported."""
-    return {adapter.family for adapter in _ADAPTERS.values()}
+    return {adapter.family for adapter in (*_ADAPTERS.values(), *_OF_PIPELINE.values())}
 
 
 def serves_family(family: str) -> bool:

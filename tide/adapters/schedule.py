@@ -11,20 +11,20 @@ from tide.errors import TideError
 
 
 def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, flow: bool) -> tuple[Tensor, Tensor]:
-    """The factors of image and noise at ``timestep``, shaped to multiply ``like [B, c, h, w]``, float32.
+    """The factors of image and noise at ``timestep``, shaped to multiply ``like [B, c, ...]``, float32.
 
     sqrt(abar_t) and sqrt(1 - abar_t); with ``flow`` 1 - sigma and sigma, where sigma = t / num_train_timesteps (the
     schedulers shift sigma, not this relation).
     """
     if flow:
-        sigma = _flow_sigma(scheduler, timestep).to(like.device).reshape(-1, 1, 1, 1)
+        sigma = _flow_sigma(scheduler, timestep).to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
         return 1 - sigma, sigma
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise TideError(f"{type(scheduler).__name__} has no alphas_cumprod; use DPM-Solver, DDIM or DDPM")
     index = torch.as_tensor(timestep, device="cpu").round().long().reshape(-1)
     _check_range(index, len(alphas) - 1)
-    abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, 1, 1, 1)
+    abar = alphas.cpu()[index].to(like.device, torch.float32).reshape(-1, *(1,) * (like.ndim - 1))
     return abar.sqrt(), (1 - abar).sqrt()
 
 
@@ -45,18 +45,17 @@ def _check_range(steps: Tensor, last: int) -> None:
         raise TideError(f"timestep {wrong[0]:g} does not exist; this scheduler has 0..{last}")
 
 
-def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The noise in ``latents`` that a model's ``prediction`` implies, float32.
+def noise_of(prediction: Tensor, latents: Tensor, signal: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The noise in ``latents``, which are signal times image and sigma times noise, that a model's ``prediction`` of
+    this ``kind`` implies, float32.
 
     Flow-matching models predict the velocity noise - image: noise = x_t + (1 - sigma) velocity.
     """
     prediction, latents = prediction.float(), latents.float()
-    if flow:
-        return latents + signal_and_noise(scheduler, timestep, latents, flow=True)[0] * prediction
-    kind = scheduler.config.prediction_type
+    if kind == "velocity":
+        return latents + signal * prediction
     if kind == "epsilon":
         return prediction
-    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=False)
     if kind == "v_prediction":
         return signal * prediction + sigma * latents
     if kind == "sample":
@@ -64,12 +63,17 @@ def noise_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tens
     raise TideError(f"prediction_type {kind!r} is unknown; use epsilon, v_prediction or sample")
 
 
-def clean_of(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor | float, *, flow: bool) -> Tensor:
-    """The image in ``latents`` that a model's ``prediction`` implies (eq. 3 solved for x_0), float32."""
-    signal, sigma = signal_and_noise(scheduler, timestep, latents, flow=flow)
-    if flow:  # also correct without any signal left: x_0 = x_t - sigma velocity
-        return latents.float() - sigma * prediction.float()
-    return (latents.float() - sigma * noise_of(scheduler, prediction, latents, timestep, flow=False)) / signal
+def clean_of(prediction: Tensor, latents: Tensor, signal: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The image in ``latents`` that a model's ``prediction`` implies (eq. 3 solved for x_0), float32. Velocity and
+    v-prediction tell it without any signal left, too."""
+    prediction, latents = prediction.float(), latents.float()
+    if kind == "velocity":
+        return latents - sigma * prediction
+    if kind == "v_prediction":
+        return signal * latents - sigma * prediction
+    if kind == "sample":
+        return prediction
+    return (latents - sigma * noise_of(prediction, latents, signal, sigma, kind)) / signal
 
 
 def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor:

@@ -51,6 +51,33 @@ def _latents(vae: Any, found: Any, generator: torch.Generator | None) -> Tensor:
     )
 
 
+def channel_scales(vae: Any, latents: Tensor, *, by_channel: bool, shifted: bool) -> tuple[Any, Any]:
+    """(mean, factor): a pipeline's latents are those of its VAE less mean, times factor. Numbers, or of each channel
+    ``[1, c, 1, ...]``.
+
+    Args:
+        vae: with its config.
+        latents: what they apply to, ``[B, c, ...]``.
+        by_channel: the pipeline uses ``latents_mean`` and ``latents_std`` of each channel.
+        shifted: it uses ``shift_factor``.
+    """
+    scale = getattr(vae.config, "scaling_factor", None) or 1.0
+    if not by_channel:
+        return (getattr(vae.config, "shift_factor", None) or 0.0) if shifted else 0.0, scale
+    shape = (1, -1, *(1,) * (latents.ndim - 2))
+    mean, std = (
+        torch.as_tensor(_statistic(vae, name), dtype=torch.float32, device=latents.device).reshape(shape)
+        for name in ("latents_mean", "latents_std")
+    )
+    return mean, scale / std
+
+
+def _statistic(vae: Any, name: str) -> Any:
+    """Of each channel, where the VAE keeps it: in a buffer (LTX) or in its config."""
+    buffer = getattr(vae, name, None)
+    return buffer if isinstance(buffer, Tensor) else getattr(vae.config, name)
+
+
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """The images ``[B, 3, H, W]`` in [-1, 1] of latents that are not scaled, float32; the same ones at every call."""
     # Its decoder samples as well.

@@ -19,12 +19,16 @@ class ModulationConfig:
     Attributes:
         d_model: width of the activations that are modulated.
         d_embedding: width of the timestep embedding.
-        n_frequencies: width of the sinusoidal projection of the timestep.
+        n_frequencies: width of the sinusoidal projection of the timestep; 0 where a call's conditioning is all that
+            the projection reads, because the model has no timestep embedding that could be copied.
         timestep_factor, timestep_offset: the model projects offset + factor * timestep.
         flip_sin_to_cos, downscale_freq_shift: as in ``diffusers.models.embeddings.get_timestep_embedding``.
         has_scale, has_shift: False where the model's adaLN has none (it then stays zero).
         conditioned: the model adds a vector to the timestep embedding (size, pooled prompt, class), and
             :meth:`Modulation.forward` asks for it.
+        activation: the projection reads SiLU(temb), and not temb itself.
+        d_hidden: width between the two layers of the timestep embedding; None: ``d_embedding``.
+        max_period: of the sinusoids, as in ``get_timestep_embedding``.
     """
 
     d_model: int
@@ -37,8 +41,13 @@ class ModulationConfig:
     has_shift: bool = True
     conditioned: bool = False
     timestep_offset: float = 0.0
+    activation: bool = True
+    d_hidden: int | None = None
+    max_period: float = 10000.0
 
     def __post_init__(self) -> None:
+        if not self.n_frequencies and not self.conditioned:
+            raise TideError("a modulation without a timestep embedding needs conditioning; set conditioned")
         if not (self.has_scale or self.has_shift):
             raise TideError("a modulation needs a scale or a shift; set has_scale or has_shift")
 
@@ -72,9 +81,9 @@ class Modulation(nn.Module):
         temb  = linear_2(SiLU(linear_1(sinusoid(timestep_offset + timestep_factor * t)))) + conditioning
         scale, shift = linear(SiLU(temb))
 
-    ``linear`` holds the rows of the model's adaLN projection that make this scale and shift; where the model also has
-    a table per block (adaLN-single of PixArt), the table's rows are part of the bias. All parameters are fp32. Without
-    arguments to copy from, they are initialised as PixArt's own are.
+    without the second SiLU where the model has none. ``linear`` holds the rows of the model's adaLN projection that
+    make this scale and shift; where the model also has a table per block (adaLN-single of PixArt), the table's rows are
+    part of the bias. All parameters are fp32. Without arguments to copy from, they are initialised as PixArt's own are.
 
     Args:
         config: sizes and constants of the embedding.
@@ -85,10 +94,14 @@ class Modulation(nn.Module):
         super().__init__()
         self.config = config
         n_rows = (config.has_scale + config.has_shift) * config.d_model
-        self.linear_1 = nn.utils.skip_init(nn.Linear, config.n_frequencies, config.d_embedding)
-        self.linear_2 = nn.utils.skip_init(nn.Linear, config.d_embedding, config.d_embedding)
+        layers = []
+        if config.n_frequencies:
+            hidden = config.d_hidden or config.d_embedding
+            self.linear_1 = nn.utils.skip_init(nn.Linear, config.n_frequencies, hidden)
+            self.linear_2 = nn.utils.skip_init(nn.Linear, hidden, config.d_embedding)
+            layers = [self.linear_1, self.linear_2]
         self.linear = nn.utils.skip_init(nn.Linear, config.d_embedding, n_rows)
-        for layer in (self.linear_1, self.linear_2, self.linear):
+        for layer in (*layers, self.linear):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.linear.bias, std=config.d_model**-0.5, generator=generator)
@@ -103,23 +116,25 @@ class Modulation(nn.Module):
         cls,
         config: ModulationConfig,
         *,
-        linear_1: tuple[Tensor, Tensor],
-        linear_2: tuple[Tensor, Tensor],
+        linear_1: tuple[Tensor, Tensor] | None,
+        linear_2: tuple[Tensor, Tensor] | None,
         weight: Tensor,
         bias: Tensor,
     ) -> Modulation:
         """A modulation that starts as a model's adaLN.
 
         Args:
-            linear_1, linear_2: weight and bias of the two layers of the model's timestep MLP.
+            linear_1, linear_2: weight and bias of the two layers of the model's timestep MLP, or None without one.
             weight, bias: rows of the adaLN projection, ``[rows, d_embedding]`` and ``[rows]``: those of the scale,
                 then those of the shift (the ones the model has). A table is added into the bias.
         """
         modulation = cls(config)
         with torch.no_grad():
-            for own, source in ((modulation.linear_1, linear_1), (modulation.linear_2, linear_2)):
-                own.weight.copy_(source[0])
-                own.bias.copy_(source[1])
+            for name, source in (("linear_1", linear_1), ("linear_2", linear_2)):
+                if source is not None:
+                    own = modulation.get_submodule(name)
+                    own.weight.copy_(source[0])
+                    own.bias.copy_(source[1])
             modulation.linear.weight.copy_(weight)
             modulation.linear.bias.copy_(bias)
         return modulation
@@ -151,6 +166,9 @@ class Modulation(nn.Module):
                 if config.conditioned
                 else "this modulation depends on the timestep alone; leave conditioning out"
             )
+        if not config.n_frequencies:
+            assert conditioning is not None
+            return conditioning.to(self.linear.weight)
         # diffusers takes as long to import as all else together, and reading a checkpoint's config needs none of it.
         from diffusers.models.embeddings import get_timestep_embedding
 
@@ -161,6 +179,7 @@ class Modulation(nn.Module):
                 config.n_frequencies,
                 flip_sin_to_cos=config.flip_sin_to_cos,
                 downscale_freq_shift=config.downscale_freq_shift,
+                max_period=config.max_period,  # type: ignore[arg-type]
             )
             embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves.to(weight.dtype))))
         return embedding if conditioning is None else embedding + conditioning.to(embedding)
@@ -169,7 +188,7 @@ class Modulation(nn.Module):
         """``[groups, d_model]`` each, of ``embedding [groups, d_embedding]``."""
         config = self.config
         with torch.autocast(embedding.device.type, enabled=False):
-            rows = self.linear(F.silu(embedding))
+            rows = self.linear(F.silu(embedding) if config.activation else embedding)
         zeros = rows.new_zeros(len(rows), config.d_model)
         scale = rows[:, : config.d_model] if config.has_scale else zeros
         shift = rows[:, -config.d_model :] if config.has_shift else zeros

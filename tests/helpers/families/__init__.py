@@ -21,13 +21,13 @@ from tests.helpers.families.sd3 import build_sd3
 from tide.adapters import Adapter, adapter_for, tap
 
 STEPS = 3
-#: The modules of this package that hold no family.
-_OTHERS = ("family", "parts", "parts_a")
+#: Families of images that tests of single features go through; every family goes through ``test_families.py``.
+CORE = ("dit", "flux", "hunyuan", "lumina2", "lumina_next", "pixart", "sana", "sd3")
 
 FAMILIES: dict[str, Family] = {
     module.name: import_module(f"{__name__}.{module.name}").FAMILY
     for module in iter_modules(__path__)
-    if module.name not in _OTHERS
+    if not module.name.startswith(("family", "parts"))
 }
 #: Families that guide by a call of its own for the negative prompt.
 TWO_CALLS = ("flux", "lumina2")
@@ -105,7 +105,7 @@ def variant(name: str) -> Any:
 def draw(name: str, *, guided: bool = False, n_steps: int = STEPS, pipe: Any = None, **kwargs: Any) -> Tensor:
     """The final latents of both prompts."""
     family = FAMILIES[name]
-    arguments = {"guidance_scale": 1.0, **(family.guided if guided else {}), **family.arguments, **kwargs}
+    arguments = {**family.unguided, **(family.guided if guided else {}), **family.arguments, **kwargs}
     if name == "dit":
         arguments.pop("negative_prompt", None)
     if isinstance(arguments.get("negative_prompt"), str):
@@ -114,7 +114,7 @@ def draw(name: str, *, guided: bool = False, n_steps: int = STEPS, pipe: Any = N
         family.prompts,
         n_steps=n_steps,
         generators=[torch.Generator().manual_seed(i) for i in range(len(family.prompts))],
-        **{"height": family.size[0], "width": family.size[1], **arguments},
+        **{**family.pixels, **arguments},
     )
 
 

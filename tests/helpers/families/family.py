@@ -18,16 +18,26 @@ ADALN_SINGLE: Norms = {"msa": ("norm1", "attn1"), "mlp": ("norm2", "ff")}
 class Family:
     """How the tests draw with a family's pipeline, and where to look inside its blocks.
 
-    ``size`` is of the images in pixels, ``grid`` of their tokens; ``guided`` what makes a run guided.
+    ``size`` is of the images in pixels, ``frames`` of a clip; ``grid`` of the tokens, frames first; ``guided`` what
+    makes a run guided, ``unguided`` what makes it not. ``single`` are the norms of single-stream blocks.
     """
 
     build: Callable[[], Any]
     size: tuple[int, int]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     norms: Norms
     guided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0, "negative_prompt": "a tree"})
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"max_sequence_length": 20})
     prompts: tuple[str, str] = ("a red cube", "a house, far")
+    unguided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    single: Norms = field(default_factory=lambda: {"msa": ("norm.norm", "proj_mlp")})
+    frames: int | None = None
+
+    @property
+    def pixels(self) -> dict[str, int]:
+        """The size of what is drawn, as the pipeline takes it."""
+        frames = {} if self.frames is None else {"num_frames": self.frames}
+        return {"height": self.size[0], "width": self.size[1], **frames}
 
     def norms_of(self, block: nn.Module) -> Norms:
-        return {"msa": ("norm.norm", "proj_mlp")} if hasattr(block, "proj_mlp") else self.norms
+        return self.single if "Single" in type(block).__name__ else self.norms

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.edit_samples import BLOCK, SILENT, N, make_sae
-from tests.helpers.families import FAMILIES, adapter, hooks_of, pipeline
+from tests.helpers.families import CORE, FAMILIES, adapter, hooks_of, pipeline
 from tide.activations import Prepared
 from tide.adapters import of_prompt, tap
 from tide.adapters.sizes import caption_length
@@ -34,7 +34,7 @@ def sae(alpha) -> TIDE:
     return make_sae(alpha, BLOCK)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_every_family(name):
     """What is asked is what the run asked: the block holds the same tokens. Attribution is of the size of the truth."""
     own, family, seen = adapter(name), FAMILIES[name], []

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from tide.adapters.adaln import SIXTHS, copied_modulation
-from tide.adapters.base import Adapter, Block, Chunk, Text, halves
+from tide.adapters.base import Text as EncodedText
+from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.guidance import Guidance
-from tide.adapters.registry import register
+from tide.adapters.registry import declared
+from tide.adapters.spec import Blocks, Embedding, Spec, Text
 from tide.adapters.standins import listened
 from tide.adapters.vae import vae_of
-from tide.adapters.weights import present
 from tide.errors import TideError
-from tide.sae.modulation import Modulation
 
 #: Names of classes that a message lists.
 _LISTED = 5
@@ -27,71 +25,34 @@ _LISTED = 5
 _DIGITS = 9
 
 
-@register(DiTTransformer2DModel, known_pipelines=True)
-class DiTAdapter(Adapter):
+@declared
+class DiTAdapter(DeclaredAdapter):
     """A prompt is a class: its number, or its name where the pipeline knows names.
 
     An embedder in each block adds the class embedding to the timestep embedding (in the published models all embedders
-    are alike). A row is unconditional if its class is the one after the last, which means "no class". The pipeline
-    draws squares of one size.
+    are alike); with the next block's modulation, the conditioning must be the next block's as well. A row is
+    unconditional if its class is the one after the last, which means "no class".
     """
 
-    family = "dit"
-    shifts_latents = False
-    steps_both_branches = True
-    call_defaults: ClassVar[Mapping[str, Any]] = {"output_type": "pt"}
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.transformer.transformer_blocks)
-
-    @property
-    def d_model(self) -> int:
-        config = self.transformer.config
-        return int(config.num_attention_heads * config.attention_head_dim)
-
-    def conditioning_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """That of the first block; see :meth:`conditioning_of_blocks`."""
-        return self.conditioning_of_blocks([0], args, kwargs)[0]
-
-    @torch.no_grad()
-    def conditioning_of_blocks(
-        self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> dict[int, Tensor | None]:
-        labels = self.arguments(args, kwargs)["class_labels"]
-        return {block: self._class_embedding(block, labels) for block in blocks}
-
-    def _class_embedding(self, block: int, labels: Tensor) -> Tensor:
-        table = self._embed(block).class_embedder.embedding_table
-        with present(self.transformer, table):
-            return table(labels).float()
-
-    def _embed(self, block: int) -> Any:
-        return self.transformer.transformer_blocks[block].norm1.emb
-
-    def modulation(self, block: Block, chunk: Chunk = "msa", *, next_block: bool = False) -> Modulation:
-        """With ``next_block``, the conditioning must be the next block's as well."""
-        index = self.modulated_block(block, chunk, next_block)
-        shift, scale = SIXTHS[chunk]
-        embed = self._embed(index)
-        return copied_modulation(
-            self.transformer,
-            embed.time_proj,
-            embed.timestep_embedder,
-            self.transformer.transformer_blocks[index].norm1.linear,
-            d_model=self.d_model,
-            scale=scale,
-            shift=shift,
-            conditioned=True,
-        )
+    spec = Spec(
+        family="dit",
+        transformer="DiTTransformer2DModel",
+        models="DiT-XL/2",
+        pipelines={"DiTPipeline": ()},
+        blocks=(Blocks(),),
+        embedding=Embedding("norm1.emb", conditioned=True, of_block=True),
+        text=Text(length=None),
+        guidance="conditional, unconditional",
+        flow_matching=False,
+        shifts_latents=False,
+        steps_both_branches=True,
+        call_defaults={"output_type": "pt"},
+        notes=("Prompts are classes, by number or by name. The pipeline draws squares of one size.",),
+    )
 
     @property
     def _no_class(self) -> int:
         return int(self.transformer.config.num_embeds_ada_norm)
-
-    def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        """Under guidance the pipeline calls the transformer with [conditional, unconditional] rows."""
-        return halves(batch_size, do_cfg, conditional="first")
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
         return (self.arguments(args, kwargs)["class_labels"] != self._no_class).cpu()
@@ -125,20 +86,13 @@ class DiTAdapter(Adapter):
         listed = ", ".join(repr(name) for name in known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
         return f"give one of its {len(names)} names ({listed}) or of its numbers {numbers}"
 
-    def denoise(self, latents: Tensor, timestep: Tensor | float, text: Text) -> Tensor:
-        """The learned variance, where the model has one, is dropped."""
-        latents = latents.to(self.device, self.dtype)
+    def denoise(self, latents: Tensor, timestep: Tensor | float, text: EncodedText) -> Tensor:
+        """As for every adapter, of square latents."""
         if latents.shape[-2] != latents.shape[-1]:
             raise TideError(
                 f"latents are {list(latents.shape[-2:])} and DiT draws squares; crop the images to a square"
             )
-        prediction = self.transformer(
-            latents,
-            timestep=self.given_timestep(timestep, latents),
-            class_labels=text["class_labels"].to(latents.device),
-            return_dict=False,
-        )[0]
-        return prediction[:, : self.latent_channels].float()
+        return super().denoise(latents, timestep, text)
 
     def generate(
         self,

@@ -1,0 +1,85 @@
+"""Flux: double-stream blocks, then single-stream blocks, over latents packed two by two."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from tide.adapters.base import Text as EncodedText
+from tide.adapters.declared import DeclaredAdapter
+from tide.adapters.packing import PACK, positions
+from tide.adapters.registry import declared
+from tide.adapters.spec import THIRDS, Blocks, Embedding, Spec, Text
+
+_GRID = "its image tokens are a grid of several pictures, of which one is drawn"
+
+
+@declared
+class FluxAdapter(DeclaredAdapter):
+    """Kontext's reference pictures follow the image in the stream, as tokens whose first coordinate is not 0; they do
+    not count as image tokens. If pictures are concatenated to the latents as channels (Fill, Control), the pipeline
+    draws and is edited like any other, but :meth:`denoise` raises, because it has no pictures."""
+
+    spec = Spec(
+        family="flux",
+        transformer="FluxTransformer2DModel",
+        models="Flux.1 dev, schnell, Kontext, Fill",
+        pipelines={
+            "FluxPipeline": (),
+            "FluxKontextPipeline": (),
+            "FluxImg2ImgPipeline": ("image",),
+            "FluxInpaintPipeline": ("image", "mask_image"),
+            "FluxFillPipeline": ("image", "mask_image"),
+            "FluxKontextInpaintPipeline": ("image", "mask_image"),
+            "FluxControlNetPipeline": ("control_image",),
+            "FluxControlPipeline": ("control_image",),
+            "FluxControlNetImg2ImgPipeline": ("image", "control_image"),
+            "FluxControlImg2ImgPipeline": ("image", "control_image"),
+            "FluxControlNetInpaintPipeline": ("image", "mask_image", "control_image"),
+            "FluxControlInpaintPipeline": ("image", "mask_image", "control_image"),
+        },
+        refused={
+            "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
+            "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
+        },
+        blocks=(
+            Blocks(output="text, image", attention="attn", attention_output="image, text"),
+            Blocks("single_transformer_blocks", "text, image", None, None, linear="norm.linear", chunks=THIRDS),
+        ),
+        embedding=Embedding(conditioned=True, factor=1000),
+        text=Text({"encoder_hidden_states": 0, "pooled_projections": 1}, {}, guidance=3.5),
+        guidance="two calls",
+        width="inner_dim",
+        timestep_unit=(0.0, 1 / 1000),
+        rounds_timestep=True,
+        packed=True,
+        grid="img_ids",
+        size="default_sample_size",
+        sigmas=True,
+        max_shift=1.15,
+        notes=(
+            "A single-stream block has only an output to hook, and one modulation for both chunks.",
+            "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
+        ),
+    )
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of unpacked latents that the transformer predicts; its input may have further ones, of pictures."""
+        config = self.transformer.config
+        return int(config.out_channels or config.in_channels) // PACK**2
+
+    def call_arguments(self, latents: Tensor, steps: Tensor, text: EncodedText) -> dict[str, Any]:
+        length = text["encoder_hidden_states"].shape[1]
+        rows, columns = self.token_grid(*latents.shape[2:])
+        return {"img_ids": positions((rows, columns)).to(latents), "txt_ids": latents.new_zeros(length, 3)}
+
+    def generate(self, prompts: Any, **kwargs: Any) -> Tensor:
+        """As for every adapter. Kontext fits every size to an area; the size asked for is drawn instead."""
+        if "max_area" in inspect.signature(type(self.pipe).__call__).parameters:
+            own = (side * self.pixels_per_latent for side in self.default_latents)
+            height, width = (kwargs.get(name) or side for name, side in zip(("height", "width"), own, strict=True))
+            kwargs = {"max_area": height * width, **kwargs, "height": height, "width": width}
+        return super().generate(prompts, **kwargs)
