@@ -77,10 +77,11 @@ def test_each_block_embeds_the_class_on_its_own():
         own.denoise(latents, 500, text)
     for i, conditioning in seen.items():
         table = own.blocks[i].norm1.emb.class_embedder.embedding_table.weight
-        assert torch.equal(conditioning, table[[1, 1000]])
+        # What the embedder returned less the timestep's part of it, in float32.
+        torch.testing.assert_close(conditioning, table[[1, 1000]], rtol=1e-4, atol=1e-5)
     (batches,) = collect(own, [(latents, text)], [0, 2], paired=False)
     for i, batch in batches.items():
-        assert torch.equal(batch.conditioning, seen[i])
+        torch.testing.assert_close(batch.conditioning, seen[i], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_without_a_class_are_unconditional():

@@ -208,7 +208,10 @@ class JointAdapter(PixArtAdapter):
     def with_image_tokens(self, output, x, tensor="output"):
         return output[0], x
 
-    def conditioning_of(self, args, kwargs):
+    def embedding_of(self, block):
+        return None
+
+    def grid_of(self, args, kwargs):
         return None
 
 

@@ -30,7 +30,8 @@ def test_positions_are_the_pipelines(size):
     )
     draw("lumina_next", n_steps=1, height=size[0], width=size[1])
     handle.remove()
-    found = adapter("lumina_next")._positions(torch.zeros(1, 4, size[0] // 8, size[1] // 8), at_the_end=False)
+    latents = torch.zeros(1, 4, size[0] // 8, size[1] // 8)
+    found = adapter("lumina_next").call_arguments(latents, torch.zeros(1), {})["image_rotary_emb"]
     torch.testing.assert_close(found, seen[0])
 
 

@@ -12,7 +12,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.helpers.families import FAMILIES, pipeline, variant
+from tests.helpers.families import CORE, FAMILIES, pipeline, variant
 from tests.helpers.families.flux import build_flux
 from tide.adapters import Call, adapter_for, allow_pipeline, pipelines, registry, tap
 from tide.adapters.families.flux import FluxAdapter
@@ -22,17 +22,18 @@ from tide.errors import TideError
 from tide.loading import load_adapter
 from tide.training import TrainConfig, build_model
 
-PICTURES = [name for name in SUPPORTED if SUPPORTED[name] or "Kontext" in name]
-FAMILY_OF = {"Flux": "flux", "Stable": "sd3", "Sana": "sana", "Hunyuan": "hunyuan"}
+#: The family of every class of pipelines.
+FAMILY_OF = {name: spec.family for spec in registry.specs() for name in (*spec.pipelines, *spec.refused)}
+PICTURES = [name for name in SUPPORTED if FAMILY_OF[name] in CORE and (SUPPORTED[name] or "Kontext" in name)]
 
 
 def family_of(name: str) -> str:
-    return next(family for start, family in FAMILY_OF.items() if name.startswith(start))
+    return FAMILY_OF[name]
 
 
 def classes_with_our_transformers() -> dict[str, type]:
     """All pipeline classes below diffusers.pipelines whose constructor names one of our transformer classes."""
-    ours = re.compile("|".join(rf"\b{cls.__name__}\b" for cls in registry._ADAPTERS))
+    ours = re.compile("|".join(rf"\b{spec.transformer}\b" for spec in registry.specs()))
     folder, found = Path(diffusers.__file__).parent, {}
     for file in sorted((folder / "pipelines").rglob("*.py")):
         if not ours.search(file.read_text()):
@@ -63,28 +64,23 @@ def hollow(cls: type, family: str) -> Any:
     return pipe
 
 
-def refused_family(name: str) -> str:
-    families = {**FAMILY_OF, "PixArt": "pixart", "Visual": "flux"}
-    return next(family for start, family in families.items() if name.startswith(start))
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_classes_say_why_and_what_to_use(name):
     reason, instead = REFUSED[name]
     with pytest.raises(TideError) as error:
-        adapter_for(hollow(getattr(diffusers, name), refused_family(name)))
+        adapter_for(hollow(getattr(diffusers, name), family_of(name)))
     said = str(error.value)
     assert said.startswith(f"{name} is not supported ({reason}); use ")
     assert instead is None or f"use diffusers.{instead}.from_pipe(pipe), which draws with the same parts" in said
     assert instead is None or instead in SUPPORTED
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] is not None])
+@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] is not None and FAMILY_OF[name] in CORE])
 def test_what_is_advised_instead_of_a_refused_class_works(name, tmp_path):
     """``from_pipe`` makes the pipeline that is named, which has an adapter, draws, and can be saved for a command."""
     instead = REFUSED[name][1]
     assert instead is not None
-    cls, family = getattr(diffusers, name), refused_family(name)
+    cls, family = getattr(diffusers, name), family_of(name)
     taken = inspect.signature(cls.__init__).parameters
     parts = {**pipeline(family).components, "requires_safety_checker": False}
     if family == "flux":

@@ -104,6 +104,8 @@ class DeclaredAdapter(Adapter):
     def token_views(
         self, blocks: Iterable[int], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[int, TokenView]:
+        if type(self).image_tokens is not DeclaredAdapter.image_tokens:  # one's own, of an adapter that extends this
+            return super().token_views(blocks, args, kwargs)
         arguments = self.arguments(args, kwargs)
         grid = self.grid_of(args, kwargs)
         n_tokens = None if grid is None else prod(grid)
