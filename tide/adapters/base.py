@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -185,6 +186,17 @@ class Adapter(ABC):
     def takes(self, name: str) -> bool:
         """Whether the transformer has an argument of this name."""
         return name in self._signature.parameters
+
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens of images a row of a transformer call has, those of reference pictures included; None where
+        the call does not say."""
+        grid = self.grid_of(args, kwargs)
+        return None if grid is None else prod(grid)
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        """The arguments of the transformer for encoded prompts, in a call with so many tokens of images
+        (:meth:`n_images_of`): ``text`` itself, unless the transformer takes it in another form."""
+        return dict(text)
 
     def with_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]

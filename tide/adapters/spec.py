@@ -149,8 +149,9 @@ class Spec:
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
         packed: tokens are squares of 2 x 2 latents that the pipeline packs.
+        square: their side, if not 2.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
-        size: what says the size that the pipeline draws unless told otherwise.
+        size: what says the size that the pipeline draws unless told otherwise; or its side in pixels.
         shifts_latents: the pipeline subtracts the VAE's ``shift_factor``.
         scales_channels: it scales each channel by ``latents_mean`` and ``latents_std`` of the VAE.
         vae_has_frames: the VAE takes images with frames, also where the pipeline draws images.
@@ -184,8 +185,9 @@ class Spec:
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
+    square: int = 2
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
-    size: Literal["config.sample_size", "default_sample_size", "call"] = "config.sample_size"
+    size: Literal["config.sample_size", "default_sample_size", "call"] | int = "config.sample_size"
     shifts_latents: bool = True
     scales_channels: bool = False
     vae_has_frames: bool = False

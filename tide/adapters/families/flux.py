@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tide.adapters.base import Text as EncodedText
 from tide.adapters.declared import DeclaredAdapter
-from tide.adapters.packing import PACK, positions
+from tide.adapters.packing import PACK
 from tide.adapters.registry import declared
 from tide.adapters.spec import THIRDS, Blocks, Embedding, Spec, Text
 
@@ -70,11 +69,6 @@ class FluxAdapter(DeclaredAdapter):
         """Channels of unpacked latents that the transformer predicts; its input may have further ones, of pictures."""
         config = self.transformer.config
         return int(config.out_channels or config.in_channels) // PACK**2
-
-    def call_arguments(self, latents: Tensor, steps: Tensor, text: EncodedText) -> dict[str, Any]:
-        length = text["encoder_hidden_states"].shape[1]
-        rows, columns = self.token_grid(*latents.shape[2:])
-        return {"img_ids": positions((rows, columns)).to(latents), "txt_ids": latents.new_zeros(length, 3)}
 
     def generate(self, prompts: Any, **kwargs: Any) -> Tensor:
         """As for every adapter. Kontext fits every size to an area; the size asked for is drawn instead."""
