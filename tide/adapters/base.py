@@ -307,6 +307,8 @@ class Adapter(ABC):
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        # Some pipelines write their templates into the lists of prompts that they are given.
+        kwargs = {name: list(given) if isinstance(given, list) else given for name, given in kwargs.items()}
         found: Tensor = getattr(
             self.pipe(
                 prompt=list(prompts),

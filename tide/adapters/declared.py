@@ -112,7 +112,8 @@ class DeclaredAdapter(Adapter):
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
-        patch = self.spec.square if self.spec.packed else int(self.transformer.config.patch_size)
+        own = None if self.spec.packed else getattr(self.transformer.config, "patch_size", None)
+        patch = self.spec.square if own is None else int(own)
         return *latents[:-2], latents[-2] // patch, latents[-1] // patch
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -279,14 +280,19 @@ class DeclaredAdapter(Adapter):
 
     def call_arguments(self, latents: Tensor, steps: Tensor, text: Text) -> dict[str, Any]:
         """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given: where
-        it takes ``img_ids``, the positions of the image tokens."""
-        if self.spec.grid != "img_ids":
+        it takes ``img_ids``, the positions of the image tokens; where ``img_shapes``, their rows and columns."""
+        if self.spec.grid not in ("img_ids", "img_shapes"):
             return {}
         rows, columns = self.token_grid(*latents.shape[2:])
+        if self.spec.grid == "img_shapes":
+            return {"img_shapes": [[(1, rows, columns)]] * len(latents)}
         return {"img_ids": positions((rows, columns), self._n_axes).to(latents)}
 
     def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
         given: dict[str, Any] = dict(text)
+        if self.spec.text.mask_of_all is not None:
+            mask = text[self.spec.text.mask_of_all]
+            given[self.spec.text.mask_of_all] = torch.cat([mask, mask.new_ones(len(mask), n_images or 0)], dim=1)
         if self.spec.grid == "img_ids":
             words = next(iter(text.values()))
             given = {"txt_ids": words.new_zeros(words.shape[1], self._n_axes), **given}

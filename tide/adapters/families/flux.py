@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.packing import PACK
 from tide.adapters.registry import declared
-from tide.adapters.spec import THIRDS, Blocks, Embedding, Spec, Text
+from tide.adapters.spec import DOUBLE, LIKE_FLUX, SINGLE, Embedding, Spec, Text
 
 _GRID = "its image tokens are a grid of several pictures, of which one is drawn"
 
@@ -43,25 +44,14 @@ class FluxAdapter(DeclaredAdapter):
             "VisualClozeGenerationPipeline": (_GRID, "FluxFillPipeline"),
             "VisualClozePipeline": (_GRID, "FluxFillPipeline"),
         },
-        blocks=(
-            Blocks(output="text, image", attention="attn", attention_output="image, text"),
-            Blocks("single_transformer_blocks", "text, image", None, None, linear="norm.linear", chunks=THIRDS),
-        ),
+        blocks=(DOUBLE, replace(SINGLE, output="text, image")),
         embedding=Embedding(conditioned=True, factor=1000),
         text=Text({"encoder_hidden_states": 0, "pooled_projections": 1}, {}, guidance=3.5),
-        guidance="two calls",
-        width="inner_dim",
-        timestep_unit=(0.0, 1 / 1000),
-        rounds_timestep=True,
-        packed=True,
-        grid="img_ids",
-        size="default_sample_size",
-        sigmas=True,
-        max_shift=1.15,
         notes=(
             "A single-stream block has only an output to hook, and one modulation for both chunks.",
             "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
         ),
+        **LIKE_FLUX,
     )
 
     @property
