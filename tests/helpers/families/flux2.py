@@ -63,4 +63,5 @@ FAMILY = Family(
     {"msa": ("norm1", "attn"), "mlp": ("norm2", "ff")},
     guided={"guidance_scale": 3.0},
     arguments={"max_sequence_length": CHAT_TOKENS},
+    single={"msa": ("norm", "attn")},
 )
