@@ -38,4 +38,5 @@ FAMILY = Family(
     (64, 32),
     (4, 2),
     {"msa": ("attention_norm1", "attention"), "mlp": ("ffn_norm1", "feed_forward")},
+    unguided={"guidance_scale": 0.0},
 )
