@@ -44,13 +44,18 @@ def is_clip(picture: Image.Image) -> bool:
     return FRAMES in picture.info
 
 
+def shown_frames(n: int, most: int = SHOWN) -> list[int]:
+    """The numbers of at most ``most`` of ``n`` frames, evenly spread with the first and the last."""
+    return list(range(n)) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]
+
+
 def fewer_frames(picture: Image.Image, most: int = SHOWN) -> Image.Image:
     """A filmstrip of at most ``most`` of its frames, evenly spread with the first and the last; another picture as it
     is."""
     frames = frames_of(picture)
     if len(frames) <= most:
         return picture
-    return filmstrip([frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)])
+    return filmstrip([frames[i] for i in shown_frames(len(frames), most)])
 
 
 def clip_writer(frames: Sequence[Image.Image], suffix: str = ".webp", rate: int = RATE) -> Callable[[Path], None]:

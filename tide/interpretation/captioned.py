@@ -13,6 +13,7 @@ from tide.activations import Prepared, prepare
 from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
+from tide.clip import shown_frames
 from tide.errors import TideError, TideWarning
 from tide.images.trained import Kind, TrainedOn, unseen
 from tide.images.words import concept_of, folded, holds
@@ -22,7 +23,8 @@ from tide.pictures import TILE, resized, to_uint8
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image picked for a concept or as a contrast: encoded, and small for drawing."""
+    """An image picked for a concept or as a contrast: encoded, and small for drawing; of a clip the frames
+    :func:`~tide.clip.shown_frames` ``[F, h, w, 3]``."""
 
     prepared: Prepared
     caption: str
@@ -120,13 +122,18 @@ def _encoded(
     """The images encoded in one batch, then one by one."""
     length = caption_length(adapter)
     (batch,) = prepare(adapter, [(images, captions)], batch_size=len(images), max_sequence_length=length)
-    size = (TILE, max(1, round(TILE * images.shape[2] / images.shape[3])))
+    size = (TILE, max(1, round(TILE * images.shape[-2] / images.shape[-1])))
     return [
         Captioned(
             Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()}),
             captions[i],
             held[i],
-            resized(to_uint8(images[i]), size),
+            resized(_shown(to_uint8(images[i])), size),
         )
         for i in range(len(images))
     ]
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """Of a clip ``[F, H, W, 3]`` the frames that are drawn; an image as it is."""
+    return image[shown_frames(len(image))] if image.ndim == 4 else image
