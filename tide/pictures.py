@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tide.clip import clip_writer, filmstrip, frames_of, is_clip
+from tide.clip import clip_writer, filmstrip, frames_of, is_clip, shown_frames
 
 #: Pixels of the width of an image under a heat map.
 TILE = 256
@@ -27,6 +27,11 @@ def to_image(image: Tensor) -> Image.Image:
     if image.ndim == 4:
         return filmstrip([to_image(frame) for frame in image.unbind(1)])
     return Image.fromarray(to_uint8(image))
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """Of a clip ``[F, H, W, 3]`` the frames that stand for it (:func:`~tide.clip.shown_frames`); an image as it is."""
+    return image[shown_frames(len(image))] if image.ndim == 4 else image
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ from tide.editing.masks import token_frames
 from tide.errors import TideError
 from tide.files import replace_file
 from tide.interpretation.atlas import Atlas, ImageText, Label, shortened
-from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL, heat_key, resized
+from tide.pictures import HEAT, INK, KEPT, LINE, POWER, VEIL, heat_key, resized, shown
 
 #: The page's file in the folder of an atlas.
 PAGE = "atlas.html"
@@ -37,8 +37,7 @@ JPEG_QUALITY = 88
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """``image`` uint8 ``[H, W, 3]``, shrunk so that its longer side is at most :data:`THUMBNAIL`; of a clip ``[F, H, W,
     3]`` the frames :func:`~tide.clip.shown_frames`."""
-    if image.ndim == 4:
-        image = image[shown_frames(len(image))]
+    image = shown(image)
     height, width = image.shape[-3:-1]
     factor = THUMBNAIL / max(height, width)
     if factor >= 1:
@@ -141,8 +140,7 @@ def _frames(atlas: Atlas, latents: Tensor, image: np.ndarray) -> tuple[dict[str,
     n = atlas.n_frames or len(image)
     if len(image) not in (n, len(shown_frames(n))):
         raise TideError(f"the atlas is of clips of {n} frames and one of {len(image)} is given; give those read")
-    clips = {"total": n, "tokens": tokens, "shown": shown_frames(n), "map": shown_maps(n, tokens, atlas.maps.shape[2])}
-    return {"frames": {**clips, "rate": RATE}}, {
+    return {"frames": about_frames(n, tokens, atlas.maps.shape[2])}, {
         "frameFrequency": _packed(atlas.frame_frequency[:, latents].T, "<f4"),
         "frameMean": _packed(atlas.frame_mean[:, latents].T, "<f4"),
         "motion": _packed(atlas.motion[latents], "<f4"),
@@ -152,11 +150,18 @@ def _frames(atlas: Atlas, latents: Tensor, image: np.ndarray) -> tuple[dict[str,
 def _about_frames(data: dict[str, Any]) -> str:
     if (frames := data.get("frames")) is None:
         return ""
-    shown = f"{len(frames['shown'])} of the {frames['total']}" if len(frames["shown"]) < frames["total"] else "all"
+    n = f"{len(frames['shown'])} of the {frames['total']}" if len(frames["shown"]) < frames["total"] else "all"
     return (
-        f"Of a clip {shown} frames are shown; the transformer sees {frames['tokens']} frames of tokens. Motion is how "
+        f"Of a clip {n} frames are shown; the transformer sees {frames['tokens']} frames of tokens. Motion is how "
         "far a latent's place moves while it fires, as a share of the frame's longer side."
     )
+
+
+def about_frames(n_frames: int, tokens: int, cells: int) -> dict[str, Any]:
+    """What a page needs to play clips; the arguments are those of :func:`shown_maps`. ``total`` frames, of which those
+    ``shown`` are drawn, ``rate`` a second; of each the frame of the ``map``; and the frames of ``tokens``."""
+    maps = shown_maps(n_frames, tokens, cells)
+    return {"total": n_frames, "tokens": tokens, "shown": shown_frames(n_frames), "map": maps, "rate": RATE}
 
 
 def shown_maps(n_frames: int, tokens: int, cells: int) -> list[int]:

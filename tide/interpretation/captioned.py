@@ -13,12 +13,11 @@ from tide.activations import Prepared, prepare
 from tide.activations.source import Source
 from tide.adapters import Adapter
 from tide.adapters.sizes import caption_length
-from tide.clip import shown_frames
 from tide.errors import TideError, TideWarning
 from tide.images.trained import Kind, TrainedOn, unseen
 from tide.images.words import concept_of, folded, holds
 from tide.interpretation.image_scores import FEWEST
-from tide.pictures import TILE, resized, to_uint8
+from tide.pictures import TILE, resized, shown, to_uint8
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,11 @@ def _pick(adapter: Adapter, source: Source, concepts: dict[str, str], wanted: in
         n_read += len(captions)
         for i, caption in enumerate(map(folded, captions)):
             n_empty += not caption
-            shown = [(word, holds(caption, concept)) for word, concept in concepts.items()]
-            if any(left[each] for each in shown):
+            found = [(word, holds(caption, concept)) for word, concept in concepts.items()]
+            if any(left[each] for each in found):
                 chosen.append(i)
-                held.append(frozenset(word for word, there in shown if there))
-                left |= {each: max(0, left[each] - 1) for each in shown}
+                held.append(frozenset(word for word, there in found if there))
+                left |= {each: max(0, left[each] - 1) for each in found}
         picked += _encoded(adapter, images[chosen], [captions[i] for i in chosen], held) if chosen else []
         if not any(left.values()):
             break
@@ -128,12 +127,7 @@ def _encoded(
             Prepared(batch.latents[i : i + 1], {name: value[i : i + 1] for name, value in batch.text.items()}),
             captions[i],
             held[i],
-            resized(_shown(to_uint8(images[i])), size),
+            resized(shown(to_uint8(images[i])), size),
         )
         for i in range(len(images))
     ]
-
-
-def _shown(image: np.ndarray) -> np.ndarray:
-    """Of a clip ``[F, H, W, 3]`` the frames that are drawn; an image as it is."""
-    return image[shown_frames(len(image))] if image.ndim == 4 else image

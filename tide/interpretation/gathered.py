@@ -205,10 +205,15 @@ def as_bytes(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return (maps / strongest * 255).round().byte().unflatten(2, size)
 
 
+def map_size(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of the map of a grid of tokens; of a clip frames before them."""
+    factor = max(*grid[-2:], MAP_SIDE) / MAP_SIDE
+    return (*(min(each, MAP_FRAMES) for each in grid[:-2]), *(max(1, round(side / factor)) for side in grid[-2:]))
+
+
 def _area_pooling(grid: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor | None]:
     """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
-    factor = max(*grid[-2:], MAP_SIDE) / MAP_SIDE
-    size = (*(min(each, MAP_FRAMES) for each in grid[:-2]), *(max(1, round(side / factor)) for side in grid[-2:]))
+    size = map_size(grid)
     if size == tuple(grid):
         return size, None
     return size, reduce(torch.kron, map(_overlaps, size, grid)).float()
