@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,24 @@ SHOWN = 8
 RATE = 8
 #: Files that move: by Pillow, and by PyAV.
 ANIMATED, VIDEOS = (".webp", ".gif"), (".mp4", ".webm")
+
+
+class ShownFrames(TypedDict):
+    """What a page that plays clips is told of them.
+
+    Attributes:
+        total: frames of a clip.
+        tokens: frames of its tokens.
+        shown: the numbers of the frames that are shown.
+        map: for each of these the frame of a map that covers it.
+        rate: frames shown a second.
+    """
+
+    total: int
+    tokens: int
+    shown: list[int]
+    map: list[int]
+    rate: int
 
 
 def filmstrip(frames: Sequence[Image.Image]) -> Image.Image:

@@ -21,7 +21,7 @@ from tide.files.writing import write_json
 from tide.images.identity import digest
 from tide.images.masked import Masked
 from tide.index.gathering import IndexGathered
-from tide.index.layout import BY_LATENT, FACTS, FIRING, FORMAT, NEIGHBOURS, PICTURES, SHEETS, TABLES, Facts, Frames
+from tide.index.layout import BY_LATENT, FACTS, FIRING, FORMAT, NEIGHBOURS, PICTURES, SHEETS, TABLES, Facts
 from tide.index.neighbours import nearest
 from tide.index.sheets import write_sheets
 from tide.index.tables import write_tables
@@ -118,7 +118,7 @@ def finish(
         "seed": seed,
     }
     if frames is not None:
-        facts["frames"] = Frames(**frames)
+        facts["frames"] = frames
     write_json(folder / FACTS, facts)
     on_progress("tables", 1, 1)
 

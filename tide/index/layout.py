@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from tide.clip import SHOWN
+from tide.clip import SHOWN, ShownFrames
 from tide.messages import readable_size
 
 FORMAT = "tide-index/1"
@@ -39,16 +39,6 @@ PICTURE = 384
 SMALL, OF_SMALL, OF_LARGE, OF_TILE = 128, 0.7, 0.25, 0.4
 
 
-class Frames(TypedDict):
-    """Of clips: :func:`~tide.interpretation.atlas_page.about_frames`."""
-
-    total: int
-    tokens: int
-    shown: list[int]
-    map: list[int]
-    rate: int
-
-
 class Facts(TypedDict):
     """``index.json``."""
 
@@ -72,7 +62,7 @@ class Facts(TypedDict):
     picture: list[int]
     tile: list[int]
     seed: int
-    frames: NotRequired[Frames]  # of clips
+    frames: NotRequired[ShownFrames]  # of clips
 
 
 def index_of(run: str | Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tide.clip import RATE, shown_frames
+from tide.clip import RATE, ShownFrames, shown_frames
 from tide.editing.masks import token_frames
 from tide.errors import TideError
 from tide.files import replace_file
@@ -157,9 +157,8 @@ def _about_frames(data: dict[str, Any]) -> str:
     )
 
 
-def about_frames(n_frames: int, tokens: int, cells: int) -> dict[str, Any]:
-    """What a page needs to play clips; the arguments are those of :func:`shown_maps`. ``total`` frames, of which those
-    ``shown`` are drawn, ``rate`` a second; of each the frame of the ``map``; and the frames of ``tokens``."""
+def about_frames(n_frames: int, tokens: int, cells: int) -> ShownFrames:
+    """What a page needs to play clips; the arguments are those of :func:`shown_maps`."""
     maps = shown_maps(n_frames, tokens, cells)
     return {"total": n_frames, "tokens": tokens, "shown": shown_frames(n_frames), "map": maps, "rate": RATE}
 
