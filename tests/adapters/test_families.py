@@ -140,21 +140,25 @@ def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
 
 def test_what_enters_the_feed_forward_makes_its_output(name):
     """The module, run on the tokens that were read, gives the tokens that it gave."""
-    own, seen, outputs = adapter(name), [], []
+    own, seen, outputs, views = adapter(name), [], [], []
     if refuses(own, "feed_forward"):
         return
     module = own.hook_module(0, "feed_forward")
-    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output: outputs.append(output)),
+        own.transformer.register_forward_pre_hook(
+            lambda _module, args, kwargs: views.append(own.token_views([0], args, kwargs)[0]), with_kwargs=True
+        ),
+    ]
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
-    handle.remove()
+    for hook in hooks:
+        hook.remove()
     x, inputs = seen[0]
     assert inputs.shape == x.shape == (2, n_tokens(name), own.d_model)
     with torch.no_grad():
-        if outputs[0].dim() == 3:
-            found = module(inputs.contiguous())
-        else:  # a map
-            found = own.image_tokens(module(own.with_image_tokens(outputs[0], inputs, "feed_forward")), "feed_forward")
+        again = module(views[0].with_image_tokens(outputs[0], inputs, "feed_forward"))
+    found = views[0].image_tokens(again, "feed_forward")
     # The same products, in float32, without those of text tokens.
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 

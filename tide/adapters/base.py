@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -186,6 +187,17 @@ class Adapter(ABC):
         """Whether the transformer has an argument of this name."""
         return name in self._signature.parameters
 
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens of images a row of a transformer call has, those of reference pictures included; None where
+        the call does not say."""
+        grid = self.grid_of(args, kwargs)
+        return None if grid is None else prod(grid)
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        """The arguments of the transformer for encoded prompts, in a call with so many tokens of images
+        (:meth:`n_images_of`): ``text`` itself, unless the transformer takes it in another form."""
+        return dict(text)
+
     def with_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -298,6 +310,8 @@ class Adapter(ABC):
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        # Some pipelines write their templates into the lists of prompts that they are given.
+        kwargs = {name: list(given) if isinstance(given, list) else given for name, given in kwargs.items()}
         found: Tensor = getattr(
             self.pipe(
                 prompt=list(prompts),
