@@ -55,6 +55,7 @@ class DeclaredAdapter(Adapter):
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
             cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
+            cls.inverted = spec.inverted
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -112,11 +113,10 @@ class DeclaredAdapter(Adapter):
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
-        config = self.transformer.config
-        own = None if self.spec.packed else getattr(config, "patch_size", None)
+        own = None if self.spec.packed else getattr(self.transformer.config, "patch_size", None)
         patch = self.spec.square if own is None else own
         if isinstance(patch, int):
-            patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+            patch = (getattr(self.transformer.config, "patch_size_t", None) or 1, patch, patch)
         return tuple(side // each for side, each in zip(latents, patch[-len(latents) :], strict=True))
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -261,18 +261,17 @@ class DeclaredAdapter(Adapter):
         the velocity from image to noise. A learned variance, where the model has one, is dropped."""
         self.check_latents_alone()
         latents = latents.to(self.device, self.dtype)
-        text = {name: self._embedded(name, value.to(latents.device)) for name, value in text.items()}
+        text = {name: value.to(latents.device) for name, value in text.items()}
         steps = self.given_timestep(timestep, latents)
-        prediction = self.transformer(
-            return_dict=False,
-            **{
-                self.latents_argument: self.packed(latents),
-                self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
-                **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
-                **self.spec.call,
-                **self.call_arguments(latents, steps, text),
-            },
-        )[0]
+        arguments = {
+            self.latents_argument: self.packed(latents),
+            self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
+            **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
+            **self.spec.call,
+            **self.call_arguments(latents, steps, text),
+        }
+        given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
+        prediction = self.transformer(given, return_dict=False, **arguments)[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def _embedded(self, name: str, value: Tensor) -> Tensor:
@@ -304,7 +303,7 @@ class DeclaredAdapter(Adapter):
         return {"img_ids": positions((rows, columns), self._n_axes).to(latents)}
 
     def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
-        given: dict[str, Any] = dict(text)
+        given: dict[str, Any] = {name: self._embedded(name, value) for name, value in text.items()}
         if self.spec.text.mask_of_all is not None:
             mask = text[self.spec.text.mask_of_all]
             given[self.spec.text.mask_of_all] = torch.cat([mask, mask.new_ones(len(mask), n_images or 0)], dim=1)
@@ -348,7 +347,8 @@ class DeclaredAdapter(Adapter):
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
-        height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
+        own = (call[name].default or getattr(self.pipe, f"default_{name}") for name in ("height", "width"))
+        height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
         return self.latent_frames(call[self.spec.frames].default), height, width

@@ -164,6 +164,7 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        inverted: the scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
         channels: the field of the transformer's config for the channels of latents; that of its output where its input
             also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
@@ -172,6 +173,7 @@ class Spec:
         packed: tokens are squares of latents that the pipeline packs.
         square: the side of a token in latents where they are packed, or the config has no ``patch_size``.
         sequence: the pipeline's latents are a sequence ``[B, tokens, c]``, of one latent each.
+        beside: arguments of the transformer for what it draws beside the latents (sound); ``text`` may hold them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise; or its side in pixels.
         frames: the pipeline's argument for the number of frames of a video.
@@ -203,14 +205,16 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    inverted: bool = False
     channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
-    square: int = 2
     sequence: bool = False
+    beside: tuple[str, ...] = ()
+    square: int = 2
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
     size: Literal["config.sample_size", "default_sample_size", "call"] | int = "config.sample_size"
     frames: str = "num_frames"
