@@ -26,5 +26,6 @@ class ChromaAdapter(DeclaredAdapter):
         embedding=None,
         text=Text({"encoder_hidden_states": 0, "attention_mask": 2}, mask_of_all="attention_mask"),
         negative=3,
+        conditioning="none; the model's own table of scales and shifts at t",
         **LIKE_FLUX,
     )

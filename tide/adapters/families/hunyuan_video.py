@@ -31,6 +31,7 @@ class HunyuanVideoAdapter(DeclaredAdapter):
             guidance=6.0,
             guidance_factor=1000,
         ),
+        conditioning="pooled prompt, embedded guidance",
         guidance="two calls",
         draws="videos",
         size="call",
