@@ -96,6 +96,7 @@ def test_rows_are_the_prompts_and_tokens_are_the_images(name):
     assert (rows[~conditional] - alone).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_edits_reach_the_image_and_no_op_edits_leave_its_bits(name):
     pipe = picture_pipeline(name, FAMILY_OF[name])
