@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from tide.adapters.declared import DeclaredAdapter
-from tide.adapters.packing import PACK
 from tide.adapters.registry import declared
 from tide.adapters.spec import DOUBLE, LIKE_FLUX, SINGLE, Embedding, Spec, Text
 
@@ -47,18 +46,13 @@ class FluxAdapter(DeclaredAdapter):
         blocks=(DOUBLE, replace(SINGLE, output="text, image")),
         embedding=Embedding(conditioned=True, factor=1000),
         text=Text({"encoder_hidden_states": 0, "pooled_projections": 1}, {}, guidance=3.5),
+        channels="out_channels",
         notes=(
             "A single-stream block has only an output to hook, and one modulation for both chunks.",
             "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
         ),
         **LIKE_FLUX,
     )
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of unpacked latents that the transformer predicts; its input may have further ones, of pictures."""
-        config = self.transformer.config
-        return int(config.out_channels or config.in_channels) // PACK**2
 
     def generate(self, prompts: Any, **kwargs: Any) -> Tensor:
         """As for every adapter. Kontext fits every size to an area; the size asked for is drawn instead."""
