@@ -14,7 +14,6 @@ from tests.helpers.families.parts_inputs import each_family, modulated
 from tide.adapters import adapter_for, tap
 from tide.editing import Steer, edit
 
-
 #: Pipelines of diffusers 0.42 that take the number and cannot draw several, without TIDE either.
 ONE_ONLY = ("cogvideox", "hunyuan_video15")
 
@@ -53,7 +52,7 @@ def test_several_images_a_prompt(name):
         return found
 
     if name in ONE_ONLY:
-        with pytest.raises((ValueError, RuntimeError), match="batch size of 1|is invalid for input"):
+        with pytest.raises((ValueError, RuntimeError), match=r"batch size of 1|is invalid for input"):
             seen(False)
         return
     alone, guided = seen(False), seen(True)
