@@ -1,8 +1,8 @@
 """Runs the whole behaviour suite of all model families and records the outcome of each.
 
 Writes ``benchmarks/results/families.json``: the commit, the day, the versions, and of every family how many tests
-passed, failed and were skipped (with the reasons), and the seconds that they took. ``scripts/families_table.py --write``
-puts it into docs/adapters.md. Exits with 1 if a test failed.
+passed, failed and were skipped (with the reasons), and the seconds that they took. It is put into docs/adapters.md by
+``scripts/families_table.py --write``. Exits with 1 if a test failed.
 """
 
 from __future__ import annotations
