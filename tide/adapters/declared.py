@@ -402,7 +402,7 @@ def _kind_name(module: nn.Module) -> str:
 def _not_modulated(spec: Spec, chunk: Chunk, kind: Blocks) -> str:
     name = spec.transformer
     if spec.embedding is None or not kind.chunks:
-        return f"the blocks of {name} are not modulated; train with modulation: none"
+        return f"the blocks of {name} are not modulated; set modulation = false"
     part = "feed-forward" if chunk == "mlp" else "attention"
     return f"the {part} of {name} is not modulated; use chunk {' or '.join(map(repr, kind.chunks))}"
 
