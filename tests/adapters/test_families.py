@@ -263,7 +263,7 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
         torch.testing.assert_close(noisy, (1 - share) * image + share * noise)
     else:
         known = hasattr(scheduler, "alphas_cumprod")  # else the scheduler counts the noise of unscaled latents
-        abar = scheduler.alphas_cumprod[int(t)] if known else 1 / (1 + scheduler.sigmas[1] ** 2)
+        abar = scheduler.alphas_cumprod[round(float(t))] if known else 1 / (1 + scheduler.sigmas[1] ** 2)
         epsilon = scheduler.config.prediction_type == "epsilon"
         prediction = noise if epsilon else abar.sqrt() * noise - (1 - abar).sqrt() * image
         torch.testing.assert_close(noisy, abar.sqrt() * image + (1 - abar).sqrt() * noise)

@@ -229,6 +229,8 @@ class DeclaredAdapter(Adapter):
         arguments = {**{name: call[name].default for name in text.as_called}, **text.arguments}
         if max_sequence_length is not None and text.length is not None:
             arguments[text.length] = max_sequence_length
+        if text.count is not None:
+            arguments[text.count] = len(prompts)
         found = self.pipe.encode_prompt(list(prompts), **arguments)
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}

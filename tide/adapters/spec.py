@@ -116,6 +116,7 @@ class Text:
         arguments: what ``encode_prompt`` gets besides the prompts.
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
+        count: its argument for the number of prompts, where it has one.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
         guidance_factor: what the pipeline multiplies that scale by.
     """
@@ -124,6 +125,7 @@ class Text:
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"do_classifier_free_guidance": False})
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
+    count: str | None = None
     guidance: float | None = None
     guidance_factor: float = 1.0
 

@@ -18,8 +18,9 @@ ADALN_SINGLE: Norms = {"msa": ("norm1", "attn1"), "mlp": ("norm2", "ff")}
 class Family:
     """How the tests draw with a family's pipeline, and where to look inside its blocks.
 
-    ``size`` is of the images in pixels, or of the sound in samples, ``frames`` of a clip; ``grid`` of the tokens, frames first; ``guided`` what
-    makes a run guided, ``unguided`` what makes it not. ``single`` are the norms of single-stream blocks.
+    ``size`` is of the images in pixels, or of the sound in samples, ``frames`` of a clip; ``grid`` of the tokens,
+    frames first; ``guided`` what makes a run guided, ``unguided`` what makes it not. ``single`` are the norms of
+    single-stream blocks.
     """
 
     build: Callable[[], Any]

@@ -19,8 +19,8 @@ from tide.adapters.spec import Blocks, Spec, Text
 
 @declared
 class StableAudioAdapter(DeclaredAdapter):
-    """Sound is noised to ``cos(a) sound + sin(a) noise`` with the angle ``a = pi t / 2000``, of which the noise that the
-    schedulers count, ``tan(a)``, is one measure and the timesteps that they give the model are another."""
+    """Sound is noised to ``cos(a) sound + sin(a) noise``, where ``a = pi t / 2000``: schedulers keep ``tan(a)`` as the
+    amount of noise, and as the timestep that the model is given a measure of their own."""
 
     spec = Spec(
         family="stable_audio",
