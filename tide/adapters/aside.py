@@ -53,9 +53,8 @@ class Heard:
         """
         adapter = self.adapter
         arguments = _of_rows(self.arguments, rows)
-        arguments |= {name: _repeated(value, int(rows.sum())) for name, value in text.items() if name != _OF_CALL}
-        if isinstance(ids := arguments.get("txt_ids"), Tensor):
-            arguments["txt_ids"] = ids.new_zeros(arguments["encoder_hidden_states"].shape[1], ids.shape[-1])
+        words = {name: _repeated(value, int(rows.sum())) for name, value in text.items() if name != _OF_CALL}
+        arguments |= adapter.text_arguments(words, adapter.n_images_of((), arguments))
         view, found = adapter.token_views([block], (), arguments)[block], []
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:

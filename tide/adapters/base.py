@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -102,6 +103,8 @@ class Adapter(ABC):
     steps_both_branches: ClassVar[bool] = False
     #: The attribute of what the pipeline returns that holds the latents.
     result: ClassVar[str] = "images"
+    #: The pipeline's argument for the number of frames of a video.
+    frames_argument: ClassVar[str] = "num_frames"
     #: The pipeline has further transformers, so that a run may not call this one.
     runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
@@ -190,6 +193,17 @@ class Adapter(ABC):
     def takes(self, name: str) -> bool:
         """Whether the transformer has an argument of this name."""
         return name in self._signature.parameters
+
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        """How many tokens of images a row of a transformer call has, those of reference pictures included; None where
+        the call does not say."""
+        grid = self.grid_of(args, kwargs)
+        return None if grid is None else prod(grid)
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        """The arguments of the transformer for encoded prompts, in a call with so many tokens of images
+        (:meth:`n_images_of`): ``text`` itself, unless the transformer takes it in another form."""
+        return dict(text)
 
     def with_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], changes: Mapping[str, Any]
@@ -303,6 +317,8 @@ class Adapter(ABC):
         check_inputs(self.pipe, kwargs)
         self.check_steps(n_steps)
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+        # Some pipelines write their templates into the lists of prompts that they are given.
+        kwargs = {name: list(given) if isinstance(given, list) else given for name, given in kwargs.items()}
         found: Tensor = getattr(
             self.pipe(
                 prompt=list(prompts),
@@ -377,6 +393,10 @@ class Adapter(ABC):
         VAE compresses."""
         return (frames - 1) // self.frames_per_latent + 1
 
+    def clip_frames(self, latent_frames: int) -> int:
+        """Frames of the clip that so many frames of latents decode to: the inverse of :meth:`latent_frames`."""
+        return (latent_frames - 1) * self.frames_per_latent + 1
+
     @property
     def frames_per_latent(self) -> int:
         """How many frames of a video one of its latents represents, after the first."""
@@ -449,6 +469,19 @@ class Adapter(ABC):
     def prediction_of_step(self, prediction: Tensor) -> Tensor:
         """What the pipeline hands to its scheduler's step as the model's prediction, as :meth:`denoise` returns it."""
         return -prediction if self.inverted else prediction
+
+    @property
+    def run_timesteps(self) -> Tensor:
+        """The timesteps of the run that the scheduler is set to, as it counts them, one for each call."""
+        return torch.as_tensor(self.pipe.scheduler.timesteps)
+
+    def of_step(self, prediction: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, float, Tensor]:
+        """What the model predicted, the timestep, and the noisy latents that it was given, of what the scheduler's
+        ``step`` is given."""
+        # Schedulers of another parametrisation scale them; the others return the sample itself.
+        given = getattr(self.pipe.scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+        at = float(self.from_scheduler(torch.as_tensor(timestep).flatten()[:1]))
+        return self.prediction_of_step(prediction), at, given
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

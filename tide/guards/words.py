@@ -16,9 +16,9 @@ from tide.errors import TideError
 #: The transformer's argument that holds the states of the prompt's text.
 STATES = "encoder_hidden_states"
 #: Arguments of some transformers that tell them of the prompt beside it, and that no map reaches.
-BESIDE = ("pooled_projections", "encoder_hidden_states_t5")
+BESIDE = ("pooled_projections", "encoder_hidden_states_t5", "text_encoder_layers")
 #: Those that say which tokens of it are padding; each family has one or none.
-MASKS = ("encoder_attention_mask", "encoder_mask", "text_embedding_mask")
+MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask", "encoder_mask", "text_embedding_mask")
 
 
 @dataclass(frozen=True, eq=False)
