@@ -178,6 +178,7 @@ class Spec:
         beside: arguments of the transformer for what it draws beside the latents (sound); ``text`` may hold them.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise; or its side in pixels.
+            With "config.sample_height" also width and frames.
         frames: the pipeline's argument for the number of frames of a video.
         shifts_latents: the pipeline subtracts the VAE's ``shift_factor``.
         scales_channels: it scales each channel by ``latents_mean`` and ``latents_std`` of the VAE.
@@ -218,7 +219,9 @@ class Spec:
     beside: tuple[str, ...] = ()
     square: int = 2
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
-    size: Literal["config.sample_size", "default_sample_size", "call"] | int = "config.sample_size"
+    size: Literal["config.sample_size", "config.sample_height", "default_sample_size", "call"] | int = (
+        "config.sample_size"
+    )
     frames: str = "num_frames"
     shifts_latents: bool = True
     scales_channels: bool = False

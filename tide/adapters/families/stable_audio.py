@@ -14,7 +14,10 @@ from tide.adapters.base import check_text_encoder
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.registry import declared
 from tide.adapters.schedule import check_range
-from tide.adapters.spec import Blocks, Spec, Text
+from tide.adapters.spec import Blocks, Place, Spec, Text
+
+#: The token of timestep and duration stands where the text of others does.
+_BEHIND: Place = "text + image"
 
 
 @declared
@@ -27,22 +30,14 @@ class StableAudioAdapter(DeclaredAdapter):
         transformer="StableAudioDiTModel",
         models="Stable Audio Open",
         pipelines={"StableAudioPipeline": ()},
-        blocks=(
-            Blocks(
-                output="text + image",
-                attention_output="text + image",
-                feed_forward_output="text + image",
-                attention_input="text + image",
-                feed_forward_input="text + image",
-                chunks={},
-            ),
-        ),
+        blocks=(Blocks("transformer_blocks", _BEHIND, "attn1", "ff", *(_BEHIND,) * 4, chunks={}),),
         embedding=None,
         text=Text({"encoder_hidden_states": 0, "global_hidden_states": 1}, length=None),
         guidance="unconditional, conditional",
         draws="audio",
         result="audios",
         width="inner_dim",
+        square=1,
         flow_matching=False,
         notes=("Blocks are not modulated: train with modulation = false.", "The pipeline fixes the length of prompts."),
     )
@@ -69,12 +64,6 @@ class StableAudioAdapter(DeclaredAdapter):
         check_range(steps, 1000)
         return (steps * pi / 2000).cos(), (steps * pi / 2000).sin()
 
-    def token_grid(self, *latents: int) -> tuple[int, ...]:
-        return latents
-
-    def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
-        return (self.arguments(args, kwargs)["hidden_states"].shape[-1],)
-
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> dict[str, Tensor]:
         """The prompts with start and end of the sound, which lasts as long as the model can draw."""
@@ -91,12 +80,3 @@ class StableAudioAdapter(DeclaredAdapter):
         options = {"use_real": True, "repeat_interleave_real": False}
         length = latents.shape[-1] + text["global_hidden_states"].shape[1]
         return {"rotary_embedding": get_1d_rotary_pos_embed(self.pipe.rotary_embed_dim, length, **options)}
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """Samples of sound that one latent represents."""
-        return int(self.pipe.vae.hop_length)
-
-    @property
-    def default_latents(self) -> tuple[int, ...]:
-        return (int(self.transformer.config.sample_size),)
