@@ -265,16 +265,15 @@ class DeclaredAdapter(Adapter):
         latents = latents.to(self.device, self.dtype)
         text = {name: value.to(latents.device) for name, value in text.items()}
         steps = self.given_timestep(timestep, latents)
-        prediction = self.transformer(
-            self.packed(latents),
-            return_dict=False,
-            **{
-                self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
-                **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
-                **self.spec.call,
-                **self.call_arguments(latents, steps, text),
-            },
-        )[0]
+        arguments = {
+            self.latents_argument: self.packed(latents),
+            self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
+            **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
+            **self.spec.call,
+            **self.call_arguments(latents, steps, text),
+        }
+        given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
+        prediction = self.transformer(given, return_dict=False, **arguments)[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def _embedded(self, name: str, value: Tensor) -> Tensor:
