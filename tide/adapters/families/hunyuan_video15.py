@@ -28,7 +28,7 @@ class HunyuanVideo15Adapter(DeclaredAdapter):
         transformer="HunyuanVideo15Transformer3DModel",
         models="HunyuanVideo 1.5",
         pipelines={"HunyuanVideo15Pipeline": ()},
-        refused={"HunyuanVideo15ImageToVideoPipeline": ("it draws from a picture beside the latents", None)},
+        refused={"HunyuanVideo15ImageToVideoPipeline": ("its picture sets the size that it draws", None)},
         blocks=(Blocks(output="image, text", attention="attn", attention_output="image, text"),),
         embedding=Embedding("time_embed"),
         text=Text(
