@@ -132,7 +132,7 @@ class DeclaredAdapter(Adapter):
         if self.spec.grid == "size arguments":
             return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
         hidden = arguments.get(self.latents_argument)
-        if not isinstance(hidden, Tensor) or hidden.ndim < 4:
+        if not isinstance(hidden, Tensor) or hidden.ndim < (3 if self.spec.draws == "audio" else 4):
             return None
         return self.token_grid(*hidden.shape[2:])
 
@@ -239,6 +239,8 @@ class DeclaredAdapter(Adapter):
         arguments = {**{name: call[name].default for name in text.as_called}, **text.arguments}
         if max_sequence_length is not None and text.length is not None:
             arguments[text.length] = max_sequence_length
+        if text.count is not None:
+            arguments[text.count] = len(prompts)
         found = self.pipe.encode_prompt(list(prompts), **arguments)
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}
@@ -340,11 +342,14 @@ class DeclaredAdapter(Adapter):
     def default_latents(self) -> tuple[int, ...]:
         if self.spec.size == "call":
             return self._size_of_call()
+        config = self.transformer.config
+        if self.spec.size == "config.sample_height":
+            return int(config.sample_frames), int(config.sample_height), int(config.sample_width)
         if isinstance(self.spec.size, int):
             side = self.spec.size // self.pixels_per_latent
         else:
-            side = self.transformer.config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
-        return int(side), int(side)
+            side = config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
+        return (int(side),) if self.spec.draws == "audio" else (int(side), int(side))
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
@@ -440,7 +445,7 @@ def _kind_name(module: nn.Module) -> str:
 def _not_modulated(spec: Spec, chunk: Chunk, kind: Blocks) -> str:
     name = spec.transformer
     if spec.embedding is None or not kind.chunks:
-        return f"the blocks of {name} are not modulated; train with modulation: none"
+        return f"the blocks of {name} are not modulated; set modulation = false"
     part = "feed-forward" if chunk == "mlp" else "attention"
     return f"the {part} of {name} is not modulated; use chunk {' or '.join(map(repr, kind.chunks))}"
 

@@ -43,10 +43,11 @@ def n_tokens(name: str) -> int:
 
 
 def pictures_of(name: str) -> Tensor:
-    """Two images, or clips of a video family."""
+    """Two images, or clips of a video family, or sounds."""
     family = FAMILIES[name]
     frames = () if family.frames is None else (family.frames,)
-    return torch.rand(2, 3, *frames, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    channels = 2 if adapter(name).draws == "audio" else 3
+    return torch.rand(2, channels, *frames, *family.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def text_of(name: str) -> dict[str, Tensor]:
