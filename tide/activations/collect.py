@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +23,8 @@ from tide.checks import GUIDANCE, check_count
 from tide.errors import TideError
 from tide.sae.config import check_target
 
-#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, with captions or encoded prompts; or one of the
-#: other forms that :func:`tide.activations.given.batches_of` takes.
+#: Images ``[B, 3, H, W]`` in [-1, 1] or latents ``[B, c, h, w]``, clips ``[B, 3, F, H, W]`` or theirs, with captions or
+#: encoded prompts; or one of the other forms that :func:`tide.activations.given.batches_of` takes.
 Data = Iterable[Batch] | Any
 
 
@@ -187,7 +188,7 @@ def collect(
     for items in _batches(_items_between(given, start, stop), options.batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         numbers = range(sample, sample + len(items))
-        n_tokens = int(np.prod(adapter.token_grid(*latents.shape[2:])))
+        n_tokens = prod(adapter.token_grid(*latents.shape[2:]))
         repeats = 1 + options.paired  # rows of one image stand next to each other
         draws = [_Draw.of(seed, i, grid, n_tokens, options, latents.shape[1:]) for i in numbers]
         timestep = torch.cat([draw.timesteps for draw in draws])

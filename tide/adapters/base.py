@@ -97,6 +97,8 @@ class Adapter(ABC):
     steps_both_branches: ClassVar[bool] = False
     #: The attribute of what the pipeline returns that holds the latents.
     result: ClassVar[str] = "images"
+    #: The pipeline's argument for the number of frames of a video.
+    frames_argument: ClassVar[str] = "num_frames"
     #: The pipeline has further transformers, so that a run may not call this one.
     runs_in_turn: bool = False
     #: What :meth:`generate` passes to the pipeline unless told otherwise.
@@ -371,6 +373,10 @@ class Adapter(ABC):
         """Frames of the latents of a clip of so many frames: the first is encoded alone, then as many at once as the
         VAE compresses."""
         return (frames - 1) // self.frames_per_latent + 1
+
+    def clip_frames(self, latent_frames: int) -> int:
+        """Frames of the clip that so many frames of latents decode to: the inverse of :meth:`latent_frames`."""
+        return (latent_frames - 1) * self.frames_per_latent + 1
 
     @property
     def frames_per_latent(self) -> int:

@@ -253,11 +253,9 @@ class DeclaredAdapter(Adapter):
         latents = latents.to(self.device, self.dtype)
         steps = self.given_timestep(timestep, latents)
         prediction = self.transformer(
+            self.packed(latents),
             return_dict=False,
-            **{
-                self.latents_argument: self.packed(latents),
-                self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
-            },
+            **{self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps},
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
             **{name: self._embedded(name, value.to(latents.device)) for name, value in text.items()},
         )[0]

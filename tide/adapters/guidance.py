@@ -100,7 +100,8 @@ class Guidance:
         """
         if self.context in _CONTEXTS and is_running(self.pipe):
             return _CONTEXTS[self.context]
-        prompts, negatives = [], []
+        prompts: list[Any] = []
+        negatives: list[Any] = []
         for i, found in enumerate(self.texts):
             parts = found if isinstance(found, tuple | list) else (found,)
             (prompts if negative is not None or i == 0 else negatives).append(parts[place])

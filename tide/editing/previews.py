@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tide.adapters import Adapter
 from tide.adapters.schedule import step_arguments
-from tide.adapters.sizes import image_size
+from tide.adapters.sizes import image_size, latent_size
 from tide.adapters.standins import listened
 from tide.editing.progress import run_call
 from tide.errors import TideError
@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, Tensor], None]
 
 @contextmanager
 def watched(
-    adapter: Adapter, on_step: OnStep, *, size: tuple[int, int] | None = None, n_images: int = 1
+    adapter: Adapter, on_step: OnStep, *, size: tuple[int, ...] | None = None, n_images: int = 1
 ) -> Iterator[None]:
     """While open, calls ``on_step`` after each sampling step of the pipeline with the clean latents that the model's
     prediction implies, guidance included: scaled, float32, on the pipeline's device.
@@ -47,9 +47,8 @@ def watched(
         TideError: the size does not fit the pipeline, it draws another number of images, or its scheduler has no noise
             schedule that is known.
     """
-    scheduler, scale = adapter.pipe.scheduler, adapter.pixels_per_latent
-    height, width = image_size(adapter, size)
-    shape = height // scale, width // scale
+    scheduler = adapter.pipe.scheduler
+    shape = latent_size(adapter, image_size(adapter, size))
     found: tuple[int, int, Tensor] | None = None
 
     def before(*args: Any, **kwargs: Any) -> None:
@@ -72,7 +71,7 @@ def watched(
 
 @torch.no_grad()
 def _clean(
-    adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, int], n_images: int
+    adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, ...], n_images: int
 ) -> Tensor:
     """The clean latents ``[n_images, c, *shape]`` of one call of the scheduler."""
     scheduler = adapter.pipe.scheduler

@@ -21,7 +21,7 @@ def build_atlas(
     model: TIDE,
     timesteps: Tensor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     *,
     top_images: int = 6,
     on_latents: Callable[[Tensor], None] | None = None,
@@ -67,7 +67,7 @@ class Gathered:
         self,
         model: TIDE,
         timesteps: Tensor,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         n_top: int,
         on_latents: Callable[[Tensor], None] | None,
         on_peaks: Callable[[Tensor], None] | None,
@@ -188,14 +188,14 @@ class Ranked:
         self.maps[changed] = own
 
 
-def as_bytes(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def as_bytes(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """``maps [n_latents, m, cells]`` as uint8 ``[n_latents, m, *size]``; 255 is the strongest place of all the latent's
     maps."""
     strongest = maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
     return (maps / strongest * 255).round().byte().unflatten(2, size)
 
 
-def _area_pooling(grid: tuple[int, int]) -> tuple[tuple[int, int], Tensor | None]:
+def _area_pooling(grid: tuple[int, ...]) -> tuple[tuple[int, int], Tensor | None]:
     """The size of a map and the matrix ``[cells, tokens]`` that makes one; None if every token is a cell."""
     factor = max(*grid, MAP_SIDE) / MAP_SIDE
     rows, columns = (max(1, round(side / factor)) for side in grid)

@@ -31,7 +31,7 @@ def images_of(scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([render(s).image for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
 
-def concept_masks(scenes: Sequence[Scene], grid: tuple[int, int]) -> dict[str, Tensor]:
+def concept_masks(scenes: Sequence[Scene], grid: tuple[int, ...]) -> dict[str, Tensor]:
     """bool ``[n, tokens]`` per concept, from the renderer's pixel masks.
 
     ``scenes`` are rendered; ``grid`` has the rows and columns of an image's tokens.
