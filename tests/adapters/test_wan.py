@@ -103,6 +103,9 @@ def test_rows_and_tokens_of_pipelines_that_are_given_pictures(name, pictures, gi
         )
     assert seen[:2] == [((2, 16, 32), True, (2, 4, 2)), ((2, 16, 32), False, (2, 4, 2))]
     assert latents.shape == (2, 4, 2, 8, 4)
+    if not frames:
+        with pytest.raises(TideError, match=f"{name} draws as many frames as it is given"):
+            _ = own.default_latents
     with pytest.raises(TideError, match=f"{name} draws from {given} besides the prompt"):
         own.generate(["a"], n_steps=2, guidance_scale=1.0, generators=[torch.Generator()])
 

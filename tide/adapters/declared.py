@@ -313,6 +313,8 @@ class DeclaredAdapter(Adapter):
         height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
         if self.spec.draws == "images":
             return height, width
+        if self.spec.frames not in call:
+            raise TideError(f"{type(self.pipe).__name__} draws as many frames as it is given; say how many")
         return self.latent_frames(call[self.spec.frames].default), height, width
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
