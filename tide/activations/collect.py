@@ -99,7 +99,12 @@ def _encoded(adapter: Adapter, items: list[_Item], max_sequence_length: int | No
         if captions:
             return Prepared(latents, adapter.encode_prompts(captions, max_sequence_length))
         rows = [text for _, text in items if not isinstance(text, str)]
-        return Prepared(latents.float(), {name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        return Prepared(latents.float(), {name: _stacked([row[name] for row in rows]) for name in rows[0]})
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Texts that were encoded in several batches, which may be padded to other lengths, padded to the longest."""
+    return torch.stack(rows) if rows[0].ndim == 0 else torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def prepare(

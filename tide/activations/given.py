@@ -68,10 +68,10 @@ def _is_opened(data: Any) -> bool:
 def checked(adapter: Adapter, item: Any, name: str, first: bool = True) -> Batch:
     """A batch ``(images, text)`` as tensors. ``name`` is what messages call it.
 
-    ``images`` are images ``[B, 3, H, W]`` or latents ``[B, c, h, w]``, for a pipeline of videos clips
-    ``[B, 3, F, H, W]`` or latents ``[B, c, f, h, w]``, and sound is ``[B, channels, n]``; a single one without its
-    first dimension; images may be an array ``[B, H, W, 3]``, uint8, or a list of pictures. ``text`` is a caption, a
-    class or the encoded prompt of each. Floats in [0, 1] get a warning in the ``first`` batch.
+    ``images`` are images ``[B, 3, H, W]`` or latents ``[B, c, h, w]``, a single one without its first dimension; images
+    may be an array ``[B, H, W, 3]``, uint8, or a list of pictures. For videos they may be clips ``[B, 3, F, H, W]`` or
+    latents ``[B, c, f, h, w]``, and sound is ``[B, channels, n]``. ``text`` is a caption, a class or the encoded prompt
+    of each. Floats in [0, 1] get a warning in the ``first`` batch.
 
     Raises :class:`~tide.errors.TideError` for other shapes and for images in other ranges.
     """
@@ -79,14 +79,16 @@ def checked(adapter: Adapter, item: Any, name: str, first: bool = True) -> Batch
         raise TideError(f"{name} of the data is {_kind(item)}; {_PAIRS}")
     given, text = item
     images = _tensor(adapter, given, name)
-    whole = {"images": 4, "videos": 5, "audio": 3}[adapter.draws]
-    if images.ndim == whole - 1:
+    known = {"images": (4,), "videos": (4, 5), "audio": (3,)}[adapter.draws]
+    if images.ndim == known[-1] - 1 and images.ndim not in known:
         images, text = images[None], text if isinstance(text, Mapping) else [text]
-    if images.ndim != whole:
-        pairs = _PAIRS if whole == 4 else _PAIRS.replace("images [B, 3, H, W]", "clips [B, 3, F, H, W]")
+    if images.ndim not in known:
+        pairs = _PAIRS if 5 not in known else _PAIRS.replace("images [B, 3, H, W]", "clips [B, 3, F, H, W]")
         raise TideError(f"the images of {name} have the shape {list(images.shape)}; {pairs}")
     if images.shape[1] != adapter.latent_channels or images.dtype == torch.uint8:
-        images = _as_clips(adapter, images, name, first) if whole == 5 else _as_images(adapter, images, name, first)
+        images = (
+            _as_clips(adapter, images, name, first) if images.ndim == 5 else _as_images(adapter, images, name, first)
+        )
     if isinstance(text, Mapping):
         return images, text
     return images, _captions(text, len(images), name)

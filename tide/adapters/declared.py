@@ -27,7 +27,7 @@ from tide.adapters.base import (
     halves,
 )
 from tide.adapters.guidance import Guidance
-from tide.adapters.packing import PACK, pack, unpack
+from tide.adapters.packing import pack, positions, unpack
 from tide.adapters.places import Places
 from tide.adapters.spec import Blocks, Embedding, Sinusoid, Spec
 from tide.errors import TideError
@@ -55,6 +55,7 @@ class DeclaredAdapter(Adapter):
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
             cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
+            cls.inverted = spec.inverted
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -106,17 +107,16 @@ class DeclaredAdapter(Adapter):
     ) -> dict[int, TokenView]:
         if type(self).image_tokens is not DeclaredAdapter.image_tokens:  # one's own, of an adapter that extends this
             return super().token_views(blocks, args, kwargs)
-        arguments = self.arguments(args, kwargs)
         grid = self.grid_of(args, kwargs)
         n_tokens = None if grid is None else prod(grid)
-        n_images = arguments[self.latents_argument].shape[1] if self.spec.packed else n_tokens
+        n_images = self.n_images_of(args, kwargs)
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
-        config = self.transformer.config
-        patch = PACK if self.spec.packed else config.patch_size
+        own = None if self.spec.packed else getattr(self.transformer.config, "patch_size", None)
+        patch = self.spec.square if own is None else own
         if isinstance(patch, int):
-            patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+            patch = (getattr(self.transformer.config, "patch_size_t", None) or 1, patch, patch)
         return tuple(side // each for side, each in zip(latents, patch[-len(latents) :], strict=True))
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -125,13 +125,21 @@ class DeclaredAdapter(Adapter):
             return _grid_of_positions(arguments.get("img_ids"))
         if self.spec.grid == "img_shapes":
             shapes = arguments.get("img_shapes")
-            return None if not shapes else _without_one_frame(shapes[0][0])
+            # A list for each row, of the image and of reference pictures; or the image alone (ControlNet).
+            return (
+                None if not shapes else _without_one_frame(shapes[0][0] if isinstance(shapes[0], list) else shapes[0])
+            )
         if self.spec.grid == "size arguments":
             return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
         hidden = arguments.get(self.latents_argument)
         if not isinstance(hidden, Tensor) or hidden.ndim < 4:
             return None
         return self.token_grid(*hidden.shape[2:])
+
+    def n_images_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+        if self.spec.packed:
+            return int(self.arguments(args, kwargs)[self.latents_argument].shape[1])
+        return super().n_images_of(args, kwargs)
 
     # -- modulation
 
@@ -157,7 +165,8 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(getattr(self.transformer, spec.conditioned, None))
+        found = reduce(lambda owner, name: getattr(owner, name, None), spec.conditioned.split("."), self.transformer)
+        return bool(found)
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)
@@ -201,15 +210,17 @@ class DeclaredAdapter(Adapter):
     # -- the rows of guidance
 
     def conditional_rows(self, batch_size: int, do_cfg: bool) -> Tensor:
-        if self.spec.guidance == "two calls":
+        if self.spec.guidance in ("two calls", "none"):
             return torch.ones(batch_size, dtype=torch.bool)
         first = self.spec.guidance.partition(", ")[0]
         return halves(batch_size, do_cfg, conditional="first" if first == "conditional" else "last")
 
     def conditional_of(self, args: Sequence[Any], kwargs: Mapping[str, Any], guidance: Guidance) -> Tensor:
+        arguments = self.arguments(args, kwargs)
+        if self.spec.guidance == "none":
+            return self.conditional_rows(self.n_rows(arguments), False)
         if self.spec.guidance != "two calls":
             return super().conditional_of(args, kwargs, guidance)
-        arguments = self.arguments(args, kwargs)
         name, place = next(iter(self.spec.text.outputs.items()))
         prompt = guidance.is_prompt(arguments.get(name), place, self.spec.negative)
         return torch.full((self.n_rows(arguments),), prompt)
@@ -251,14 +262,17 @@ class DeclaredAdapter(Adapter):
         the velocity from image to noise. A learned variance, where the model has one, is dropped."""
         self.check_latents_alone()
         latents = latents.to(self.device, self.dtype)
+        text = {name: value.to(latents.device) for name, value in text.items()}
         steps = self.given_timestep(timestep, latents)
-        prediction = self.transformer(
-            self.packed(latents),
-            return_dict=False,
-            **{self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps},
-            **{**self.spec.call, **self.call_arguments(latents, steps, text)},
-            **{name: self._embedded(name, value.to(latents.device)) for name, value in text.items()},
-        )[0]
+        arguments = {
+            self.latents_argument: self.packed(latents),
+            self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
+            **self.text_arguments(text, prod(self.token_grid(*latents.shape[2:]))),
+            **self.spec.call,
+            **self.call_arguments(latents, steps, text),
+        }
+        given = arguments.pop(self.latents_argument)  # by position, as pipelines of diffusers do
+        prediction = self.transformer(given, return_dict=False, **arguments)[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
 
     def _embedded(self, name: str, value: Tensor) -> Tensor:
@@ -280,12 +294,33 @@ class DeclaredAdapter(Adapter):
         return self.unpacked(arguments[self.latents_argument], size)
 
     def call_arguments(self, latents: Tensor, steps: Tensor, text: Text) -> dict[str, Any]:
-        """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given."""
-        return {}
+        """Further arguments of a call on these latents, at the timesteps ``steps`` that the transformer is given: where
+        it takes ``img_ids``, the positions of the image tokens; where ``img_shapes``, their rows and columns."""
+        if self.spec.grid not in ("img_ids", "img_shapes"):
+            return {}
+        rows, columns = self.token_grid(*latents.shape[2:])
+        if self.spec.grid == "img_shapes":
+            return {"img_shapes": [[(1, rows, columns)]] * len(latents)}
+        return {"img_ids": positions((rows, columns), self._n_axes).to(latents)}
+
+    def text_arguments(self, text: Text, n_images: int | None) -> dict[str, Any]:
+        given: dict[str, Any] = {name: self._embedded(name, value) for name, value in text.items()}
+        if self.spec.text.mask_of_all is not None:
+            mask = text[self.spec.text.mask_of_all]
+            given[self.spec.text.mask_of_all] = torch.cat([mask, mask.new_ones(len(mask), n_images or 0)], dim=1)
+        if self.spec.grid == "img_ids":
+            words = next(iter(text.values()))
+            given = {"txt_ids": words.new_zeros(words.shape[1], self._n_axes), **given}
+        return given
+
+    @property
+    def _n_axes(self) -> int:
+        """How many coordinates the position of a token has."""
+        return len(self.transformer.config.axes_dims_rope)
 
     def check_latents_alone(self) -> None:
         """Raises :class:`~tide.errors.TideError` if the transformer also takes pictures as channels of its input."""
-        given = int(self.transformer.config.in_channels) // (PACK**2 if self.spec.packed else 1)
+        given = int(self.transformer.config.in_channels) // (self.spec.square**2 if self.spec.packed else 1)
         if given != self.latent_channels:
             raise TideError(
                 f"this transformer is given {given - self.latent_channels} channels of pictures beside the latents, "
@@ -297,7 +332,7 @@ class DeclaredAdapter(Adapter):
         """Channels of the scaled latents that :meth:`denoise` takes: what it is given may have further ones."""
         config = self.transformer.config
         channels = getattr(config, self.spec.channels, None) or config.in_channels
-        return int(channels) // (PACK**2 if self.spec.packed else 1)
+        return int(channels) // (self.spec.square**2 if self.spec.packed else 1)
 
     # -- the pipeline
 
@@ -305,12 +340,16 @@ class DeclaredAdapter(Adapter):
     def default_latents(self) -> tuple[int, ...]:
         if self.spec.size == "call":
             return self._size_of_call()
-        side = self.transformer.config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
+        if isinstance(self.spec.size, int):
+            side = self.spec.size // self.pixels_per_latent
+        else:
+            side = self.transformer.config.sample_size if "config" in self.spec.size else self.pipe.default_sample_size
         return int(side), int(side)
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
-        height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
+        own = (call[name].default or getattr(self.pipe, f"default_{name}") for name in ("height", "width"))
+        height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
         if self.spec.frames not in call:
@@ -385,12 +424,15 @@ class DeclaredAdapter(Adapter):
         """What the transformer gets for latents ``[B, c, ...]``: the inverse of :meth:`unpacked`."""
         if self.spec.sequence:
             return latents.flatten(2).transpose(1, 2)
-        return pack(latents) if self.spec.packed else latents
+        return pack(latents, self.spec.square) if self.spec.packed else latents
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         if self.spec.sequence:
             return latents.transpose(1, 2).unflatten(2, size)
-        return unpack(latents, self.token_grid(*size)) if self.spec.packed else latents  # type: ignore[arg-type]
+        if not self.spec.packed:
+            return latents
+        rows, columns = self.token_grid(*size)
+        return unpack(latents, (rows, columns), self.spec.square)
 
 
 def _kind_name(module: nn.Module) -> str:

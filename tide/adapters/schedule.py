@@ -32,7 +32,8 @@ def signal_and_noise(scheduler: Any, timestep: Tensor | float, like: Tensor, *, 
 
 def _flow_sigma(scheduler: Any, timestep: Tensor | float) -> Tensor:
     name, config = type(scheduler).__name__, scheduler.config
-    if not name.startswith("FlowMatch") and not getattr(config, "use_flow_sigmas", False):
+    # Sana-Sprint's (SCM) counts angles; its adapter turns them into shares of noise.
+    if not name.startswith(("FlowMatch", "SCM")) and not getattr(config, "use_flow_sigmas", False):
         raise TideError(
             f"{name} is not a flow-matching schedule; use FlowMatchEuler, or DPM-Solver with use_flow_sigmas"
         )

@@ -53,7 +53,7 @@ def _latents(vae: Any, found: Any, generator: torch.Generator | None) -> Tensor:
 
 def channel_scales(vae: Any, latents: Tensor, *, by_channel: bool, shifted: bool) -> tuple[Any, Any]:
     """(mean, factor): a pipeline's latents are those of its VAE less mean, times factor. Numbers, or of each channel
-    ``[1, c, 1, ...]``.
+    ``[1, c, 1, ...]``; or of each place, where the VAE has statistics of squares of latents (Flux 2).
 
     Args:
         vae: with its config.
@@ -62,6 +62,11 @@ def channel_scales(vae: Any, latents: Tensor, *, by_channel: bool, shifted: bool
         shifted: it uses ``shift_factor``.
     """
     scale = getattr(vae.config, "scaling_factor", None) or 1.0
+    if isinstance(squares := getattr(vae, "bn", None), torch.nn.BatchNorm2d):
+        mean, variance = (
+            _of_squares(each, latents, vae.config.patch_size) for each in (squares.running_mean, squares.running_var)
+        )
+        return mean, scale / (variance + vae.config.batch_norm_eps).sqrt()
     if not by_channel:
         return (getattr(vae.config, "shift_factor", None) or 0.0) if shifted else 0.0, scale
     shape = (1, -1, *(1,) * (latents.ndim - 2))
@@ -70,6 +75,12 @@ def channel_scales(vae: Any, latents: Tensor, *, by_channel: bool, shifted: bool
         for name in ("latents_mean", "latents_std")
     )
     return mean, scale / std
+
+
+def _of_squares(statistic: Any, latents: Tensor, square: tuple[int, int]) -> Tensor:
+    """A statistic of the places of a square, those of one channel after the other, for every place of ``latents``."""
+    repeats = (side // own for side, own in zip(latents.shape[2:], square, strict=True))
+    return statistic.float().to(latents.device).reshape(1, -1, *square).repeat(1, 1, *repeats)
 
 
 def _statistic(vae: Any, name: str) -> Any:

@@ -102,7 +102,7 @@ def edit(
     def on_call(x: Tensor, call: Call) -> Tensor | None:
         met.calls += 1
         if steps is not None and not is_within(
-            *run_position(pipe.scheduler, float(adapter.to_scheduler(call.timestep[0]))), part
+            *run_position(pipe.scheduler, float(adapter.to_scheduler(call.timestep[0])), adapter.run_timesteps), part
         ):
             if drawn is not None:
                 drawn.skip()

@@ -54,7 +54,8 @@ def watched(
     def before(*args: Any, **kwargs: Any) -> None:
         nonlocal found
         model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
-        call, n_calls, order = run_call(scheduler, float(timestep))
+        at = float(torch.as_tensor(timestep).flatten()[0])
+        call, n_calls, order = run_call(scheduler, at, adapter.run_timesteps)
         if call % order:
             found = None
             return
@@ -74,18 +75,15 @@ def _clean(
     adapter: Adapter, prediction: Tensor, timestep: Any, sample: Tensor, shape: tuple[int, ...], n_images: int
 ) -> Tensor:
     """The clean latents ``[n_images, c, *shape]`` of one call of the scheduler."""
-    scheduler = adapter.pipe.scheduler
+    prediction, at, sample = adapter.of_step(prediction, timestep, sample)
     if adapter.steps_both_branches and len(sample) == 2 * n_images:
         rows = adapter.conditional_rows(len(sample), True).to(sample.device)
         prediction, sample = prediction[rows], sample[rows]
     elif len(sample) != n_images:
         raise TideError(f"the pipeline draws {len(sample)} images at a time and not {n_images}; say so by n_images=")
     prediction = prediction[:, : sample.shape[1]]  # without a learned variance
-    if hasattr(scheduler, "scale_model_input"):
-        # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
-        sample = scheduler.scale_model_input(sample, timestep)
     prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
-    return adapter.predicted_clean(prediction, sample, float(adapter.from_scheduler(torch.as_tensor(timestep))))
+    return adapter.predicted_clean(prediction, sample, at)
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,7 @@ def scheduler_steps(adapter: Adapter, keep: Callable[[Tensor, float, Tensor], No
     scheduler = adapter.pipe.scheduler
 
     def before(*args: Any, **kwargs: Any) -> None:
-        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
-        # Schedulers of another parametrisation scale them; the others return the sample itself.
-        given = getattr(scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
-        keep(model_output, float(adapter.from_scheduler(torch.as_tensor(timestep))), given)
+        keep(*adapter.of_step(*step_arguments(scheduler, args, kwargs)))
 
     return listened(scheduler, "step", before=before)
 
