@@ -15,7 +15,7 @@ from tide.editing.masks import token_mask
 from tide.errors import TideError
 from tide.interpretation.concepts import Annotated
 from tide.scenes.pipeline import MAX_CAPTION_TOKENS
-from tide.scenes.render import render
+from tide.scenes.render import Rendering, render
 from tide.scenes.scene import LEVEL_OF, Scene
 
 N_SAMPLING_STEPS = 20
@@ -36,10 +36,15 @@ def concept_masks(scenes: Sequence[Scene], grid: tuple[int, int]) -> dict[str, T
 
     ``scenes`` are rendered; ``grid`` has the rows and columns of an image's tokens.
     """
+    return rendered_masks([render(scene) for scene in scenes], grid)
+
+
+def rendered_masks(renderings: Sequence[Rendering], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """:func:`concept_masks` of what is rendered already."""
     height, width = grid
-    out = {concept: torch.zeros(len(scenes), height * width, dtype=torch.bool) for concept in LEVEL_OF}
-    for i, scene in enumerate(scenes):
-        for concept, mask in render(scene).masks.items():
+    out = {concept: torch.zeros(len(renderings), height * width, dtype=torch.bool) for concept in LEVEL_OF}
+    for i, rendering in enumerate(renderings):
+        for concept, mask in rendering.masks.items():
             out[concept][i] = token_mask(torch.from_numpy(mask), grid)
     return out
 
