@@ -74,6 +74,11 @@ def calls_of(name: str, **kwargs) -> list[tuple[tuple, dict, torch.Tensor]]:
     return calls
 
 
+def run_of(name: str) -> torch.Tensor:
+    """The timesteps of the last run, as TIDE counts them."""
+    return adapter(name).from_scheduler(pipeline(name).scheduler.timesteps.float())
+
+
 def tapped(name: str, block: int, **kwargs) -> list[tuple[torch.Tensor, Any]]:
     """The block's image tokens, and the call, at every call of a run."""
     seen: list[tuple[torch.Tensor, Any]] = []
@@ -91,6 +96,15 @@ def make_sae(name: str, block: int) -> TIDE:
     with torch.no_grad():
         sae.b_enc[5] = -1e6
     return sae.eval()
+
+
+def refuses(own: Any, tensor: str) -> bool:
+    """Whether the blocks have no module of this name, which has to be said in one line."""
+    if getattr(own.kind_of(0), tensor) is not None:
+        return False
+    with pytest.raises(TideError, match=f"has no {tensor} of its own; use output"):
+        own.hook_module(0, tensor)
+    return True
 
 
 class Fails(Edit):
@@ -122,6 +136,8 @@ def test_a_call_says_the_rows_and_columns_of_its_tokens(name):
 def test_what_enters_the_feed_forward_makes_its_output(name):
     """The module, run on the tokens that were read, gives the tokens that it gave."""
     own, seen, outputs = adapter(name), [], []
+    if refuses(own, "feed_forward"):
+        return
     module = own.hook_module(0, "feed_forward")
     handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     with torch.no_grad(), tap(own, {0: lambda x, call: seen.append((x, call.inputs))}, "feed_forward", inputs=True):
@@ -130,8 +146,10 @@ def test_what_enters_the_feed_forward_makes_its_output(name):
     x, inputs = seen[0]
     assert inputs.shape == x.shape == (2, n_tokens(name), own.d_model)
     with torch.no_grad():
-        again = module(own.with_image_tokens(outputs[0], inputs, "feed_forward"))
-    found = again if again.dim() == 3 else own.image_tokens(again, "feed_forward")
+        if outputs[0].dim() == 3:
+            found = module(inputs.contiguous())
+        else:  # a map
+            found = own.image_tokens(module(own.with_image_tokens(outputs[0], inputs, "feed_forward")), "feed_forward")
     # The same products, in float32, without those of text tokens.
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 
@@ -141,6 +159,8 @@ def test_the_inputs_are_a_tensor_of_their_own(name, tensor):
     """Read by name they are what is read beside the output; they cannot be replaced."""
     own, rows = adapter(name), n_tokens(name)
     beside, alone = [], []
+    if refuses(own, tensor):
+        return
     with torch.no_grad(), tap(own, {0: lambda x, call: beside.append((call.inputs, x))}, tensor, inputs=True):
         own.denoise(latents_of(name), 500, text_of(name))
     inputs, outputs = beside[0]
@@ -188,7 +208,10 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
         hooks = [
             norm.register_forward_hook(lambda _m, _a, output, seen=seen: seen.update(normed=output)),
             reader.register_forward_pre_hook(
-                lambda _m, args, kwargs, seen=seen: seen.update(read=args[0] if args else kwargs["hidden_states"]),
+                # The first time: a feed-forward may run on the text as well, behind the image.
+                lambda _m, args, kwargs, seen=seen: seen.update(
+                    read=seen.get("read", args[0] if args else kwargs["hidden_states"])
+                ),
                 with_kwargs=True,
             ),
         ]
@@ -203,6 +226,7 @@ def test_modulation_equals_the_blocks_own_norm(name, chunk):
             scale, shift = modulation(call.timestep, call.conditioning)
         read = seen["read"].flatten(2).transpose(1, 2) if seen["read"].ndim == 4 else seen["read"]
         expected = seen["normed"] * (1 + scale[:, None]) + shift[:, None]
+        read = read[:, -expected.shape[1] :]  # it may be read behind the text
         torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
         assert (scale - scale.flip(0)).abs().max() + (shift - shift.flip(0)).abs().max() > 1e-3
         if index:
@@ -219,7 +243,7 @@ def test_denoise_is_the_pipelines_own_call(name):
     if "guidance" in text:
         text["guidance"] = torch.full((2,), float(FAMILIES[name].unguided["guidance_scale"]))
     with torch.no_grad():
-        for (args, kwargs, expected), t in zip(calls, pipeline(name).scheduler.timesteps, strict=True):
+        for (args, kwargs, expected), t in zip(calls, run_of(name), strict=True):
             found = own.denoise(own.latents_of(own.arguments(args, kwargs), size), t, text)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, own.prediction_of(expected, size), rtol=1e-4, atol=1e-5)
@@ -228,7 +252,7 @@ def test_denoise_is_the_pipelines_own_call(name):
 def test_timesteps_are_the_schedulers(name):
     """Whatever unit the transformer is given; and the schedule is known before the run."""
     seen = tapped(name, 0)
-    schedule = pipeline(name).scheduler.timesteps.float()
+    schedule = run_of(name)
     found = torch.stack([call.timestep for _, call in seen])
     torch.testing.assert_close(found, schedule[:, None].expand(-1, 2), rtol=1e-5, atol=1e-3)
     if adapter(name).schedule_arguments(STEPS).get("mu") is None or size_of(name) == adapter(name).default_latents:
@@ -240,12 +264,15 @@ def test_noise_and_prediction_lead_back_to_each_other(name):
     own, scheduler = adapter(name), pipeline(name).scheduler
     image, noise = latents_of(name), torch.randn(latents_of(name).shape, generator=torch.Generator().manual_seed(9))
     draw(name)
-    t = scheduler.timesteps[1]
+    t = run_of(name)[1]
     noisy = own.add_noise(image, noise, t)
     if own.flow_matching:
         prediction = noise - image
-        share = float(t) / 1000
-        torch.testing.assert_close(noisy, (1 - share) * image + share * noise)
+        sigmas = getattr(scheduler, "sigmas", None)
+        share = float(t) / 1000 if sigmas is None else float(sigmas[1])
+        # Some schedulers round timesteps to whole numbers.
+        rounding = {} if scheduler.timesteps.is_floating_point() else {"atol": 0.01, "rtol": 0}
+        torch.testing.assert_close(noisy, (1 - share) * image + share * noise, **rounding)
     else:
         abar = scheduler.alphas_cumprod[int(t)]
         epsilon = scheduler.config.prediction_type == "epsilon"
@@ -424,7 +451,7 @@ def test_edits_reach_the_steps_asked_for(name):
 
     with edit(pipeline(name), make_sae(name, block), Watch(), steps=(0.3, 0.6)):
         draw(name, guided=True)
-    expected = float(pipeline(name).scheduler.timesteps[1])
+    expected = float(run_of(name)[1])
     assert seen
     torch.testing.assert_close(torch.tensor(seen), torch.full((len(seen),), expected), rtol=1e-5, atol=1e-3)
 
@@ -498,12 +525,14 @@ def test_nothing_is_left_behind_when_the_pipeline_raises(name):
 def test_other_tensors_of_a_block(name, tensor):
     """Read at the width of the block, and put back where they were."""
     own, seen = adapter(name), []
+    if refuses(own, tensor):
+        return
     text, latents = text_of(name), latents_of(name)
     with torch.no_grad():
         expected = own.denoise(latents, 500, text)
         with tap(own, {0: lambda x, call: seen.append(x) or x.clone()}, tensor):
             assert torch.equal(own.denoise(latents, 500, text), expected)
-        with tap(own, {0: lambda x, call: 3 * x}, tensor):
+        with tap(own, {0: lambda x, call: 3 * x + 1}, tensor):  # some blocks norm it, which undoes a mere factor
             assert not torch.allclose(own.denoise(latents, 500, text), expected, atol=1e-5)
     assert seen[0].shape == (2, n_tokens(name), own.d_model)
 

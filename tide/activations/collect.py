@@ -187,7 +187,7 @@ def collect(
     for items in _batches(_items_between(given, start, stop), options.batch_size):
         latents, text = _encoded(adapter, items, max_sequence_length)
         numbers = range(sample, sample + len(items))
-        n_tokens = int(np.prod(adapter.token_grid(*latents.shape[-2:])))
+        n_tokens = int(np.prod(adapter.token_grid(*latents.shape[2:])))
         repeats = 1 + options.paired  # rows of one image stand next to each other
         draws = [_Draw.of(seed, i, grid, n_tokens, options, latents.shape[1:]) for i in numbers]
         timestep = torch.cat([draw.timesteps for draw in draws])

@@ -34,6 +34,9 @@ Text = Mapping[str, Tensor]
 
 #: The dimensions of latents, batch and channels included.
 _DIMENSIONS = {"images": 4, "videos": 5, "audio": 3}
+#: How pipelines name what their VAE compresses, after "vae_".
+_SPATIAL = ("scale_factor", "scale_factor_spatial", "spatial_scale_factor", "spatial_compression_ratio")
+_TEMPORAL = ("scale_factor_temporal", "temporal_scale_factor", "temporal_compression_ratio")
 #: The dtypes that pipelines compute in.
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -49,11 +52,11 @@ class TokenView(Protocol):
 
 class Embedded(NamedTuple):
     """Where a call's conditioning can be read: what ``whole`` returns (its item ``part``, where that is a tuple) less
-    what ``time`` returns, the embedding of the timestep alone."""
+    what ``time`` returns, the embedding of the timestep alone; None where ``whole`` does not contain that."""
 
     whole: nn.Module
     part: int | None
-    time: nn.Module
+    time: nn.Module | None
 
 
 class GivenRows(NamedTuple):
@@ -78,6 +81,8 @@ class Adapter(ABC):
     family: ClassVar[str]
     #: Noise is mixed in linearly and the model predicts a velocity, rather than by ``alphas_cumprod``.
     flow_matching: ClassVar[bool] = False
+    #: The scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
+    inverted: ClassVar[bool] = False
     #: The transformer's arguments for the latents and for the timestep.
     latents_argument: ClassVar[str] = "hidden_states"
     timestep_argument: ClassVar[str] = "timestep"
@@ -201,7 +206,10 @@ class Adapter(ABC):
         timestep = arguments.get(self.timestep_argument)
         if timestep is None:
             raise TideError(f"the transformer was called without a timestep; pass {self.timestep_argument}=")
-        timestep = torch.as_tensor(timestep, device=self.device_of(arguments)).reshape(-1)
+        timestep = torch.as_tensor(timestep, device=self.device_of(arguments))
+        if timestep.ndim > 1:  # one for each token
+            timestep = timestep.flatten(1).amax(1)
+        timestep = timestep.reshape(-1)
         offset, factor = self.timestep_unit
         return ((timestep.to(torch.float32) - offset) / factor).expand(self.n_rows(arguments))
 
@@ -372,7 +380,7 @@ class Adapter(ABC):
     @property
     def frames_per_latent(self) -> int:
         """How many frames of a video one of its latents represents, after the first."""
-        return int(getattr(self.pipe, "vae_scale_factor_temporal", None) or 1)
+        return int(self._of_vae(*(f"vae_{each}" for each in _TEMPORAL)) or 1)
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
         """Latents as the pipeline hands them to its scheduler, as ``[B, c, *size]``."""
@@ -381,8 +389,12 @@ class Adapter(ABC):
     @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels that one latent represents."""
-        scale = getattr(self.pipe, "vae_scale_factor", None) or getattr(self.pipe, "vae_scale_factor_spatial", None)
+        scale = self._of_vae(*(f"vae_{each}" for each in _SPATIAL))
         return int(scale or pixels_per_latent(vae_of(self.pipe, "give the size of latents")))
+
+    def _of_vae(self, *names: str) -> int | None:
+        """What the pipeline says of its VAE, by whichever of these names it has for it."""
+        return next((found for name in names if (found := getattr(self.pipe, name, None))), None)
 
     @property
     def default_latents(self) -> tuple[int, ...]:
@@ -423,7 +435,20 @@ class Adapter(ABC):
 
         If the schedule depends on the image's size, those for :attr:`default_latents`.
         """
-        return schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        found = schedule.sampling_timesteps(self.pipe.scheduler, n_steps, **self.schedule_arguments(n_steps))
+        return self.from_scheduler(found).sort(descending=True).values
+
+    def from_scheduler(self, timestep: Tensor) -> Tensor:
+        """Timesteps from 1000 (noise) to 0, of those of a scheduler that counts otherwise; most count so, too."""
+        return 1000 - timestep if self.inverted else timestep
+
+    def to_scheduler(self, timestep: Tensor) -> Tensor:
+        """The inverse of :meth:`from_scheduler`."""
+        return 1000 - timestep if self.inverted else timestep
+
+    def prediction_of_step(self, prediction: Tensor) -> Tensor:
+        """What the pipeline hands to its scheduler's step as the model's prediction, as :meth:`denoise` returns it."""
+        return -prediction if self.inverted else prediction
 
     def check_steps(self, n_steps: int) -> None:
         """Raises :class:`~tide.errors.TideError` for a number of steps that the pipeline cannot draw in."""

@@ -35,8 +35,8 @@ from tide.sae.modulation import Modulation
 
 
 def at(root: Any, path: str) -> Any:
-    """The attribute at a dotted path."""
-    return reduce(getattr, path.split("."), root)
+    """The attribute at a dotted path; itself at an empty one."""
+    return reduce(getattr, path.split("."), root) if path else root
 
 
 class DeclaredAdapter(Adapter):
@@ -55,6 +55,7 @@ class DeclaredAdapter(Adapter):
             cls.family, cls.flow_matching, cls.timestep_unit = spec.family, spec.flow_matching, spec.timestep_unit
             cls.shifts_latents, cls.steps_both_branches = spec.shifts_latents, spec.steps_both_branches
             cls.latents_argument, cls.timestep_argument = spec.latents_argument, spec.timestep_argument
+            cls.inverted = spec.inverted
             cls.call_defaults, cls.result, cls.draws = spec.call_defaults, spec.result, spec.draws
             cls.scales_channels, cls.vae_has_frames = spec.scales_channels, spec.vae_has_frames
 
@@ -113,8 +114,11 @@ class DeclaredAdapter(Adapter):
         return {block: Places(self.kind_of(block), n_tokens, n_images) for block in blocks}
 
     def token_grid(self, *latents: int) -> tuple[int, ...]:
-        patch = PACK if self.spec.packed else int(self.transformer.config.patch_size)
-        return *latents[:-2], latents[-2] // patch, latents[-1] // patch
+        config = self.transformer.config
+        patch = PACK if self.spec.packed else config.patch_size
+        if isinstance(patch, int):
+            patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+        return tuple(side // each for side, each in zip(latents, patch[-len(latents) :], strict=True))
 
     def grid_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
         arguments = self.arguments(args, kwargs)
@@ -139,6 +143,8 @@ class DeclaredAdapter(Adapter):
         if spec is None or not self.is_conditioned:
             return None
         whole = self._embedding_module(spec, block)
+        if spec.added is not None:
+            return Embedded(at(whole, spec.added), spec.part, None)
         return Embedded(whole, spec.part, at(whole, spec.embedder))
 
     @property
@@ -152,7 +158,7 @@ class DeclaredAdapter(Adapter):
         spec = self.spec.embedding
         if spec is None or isinstance(spec.conditioned, bool):
             return spec is not None and bool(spec.conditioned)
-        return bool(at(self.transformer, spec.conditioned))
+        return bool(getattr(self.transformer, spec.conditioned, None))
 
     def _embedding_module(self, spec: Embedding, block: int) -> nn.Module:
         module: nn.Module = at(self.blocks[block] if spec.of_block else self.transformer, spec.path)
@@ -220,12 +226,10 @@ class DeclaredAdapter(Adapter):
         """
         check_text_encoder(self.pipe)
         text, call = self.spec.text, inspect.signature(type(self.pipe).__call__).parameters
-        found = self.pipe.encode_prompt(
-            list(prompts),
-            **{name: call[name].default for name in text.as_called},
-            **({} if max_sequence_length is None or text.length is None else {text.length: max_sequence_length}),
-            **text.arguments,
-        )
+        arguments = {**{name: call[name].default for name in text.as_called}, **text.arguments}
+        if max_sequence_length is not None and text.length is not None:
+            arguments[text.length] = max_sequence_length
+        found = self.pipe.encode_prompt(list(prompts), **arguments)
         parts = found if isinstance(found, tuple | list) else (found,)
         encoded = {name: self._given(parts[place]) for name, place in text.outputs.items() if parts[place] is not None}
         if text.guidance is not None and self.transformer.config.guidance_embeds:
@@ -252,13 +256,23 @@ class DeclaredAdapter(Adapter):
         prediction = self.transformer(
             return_dict=False,
             **{
-                self.latents_argument: pack(latents) if self.spec.packed else latents,
+                self.latents_argument: self.packed(latents),
                 self.timestep_argument: steps.to(self.dtype) if self.spec.rounds_timestep else steps,
             },
             **{**self.spec.call, **self.call_arguments(latents, steps, text)},
-            **{name: value.to(latents.device) for name, value in text.items()},
+            **{name: self._embedded(name, value.to(latents.device)) for name, value in text.items()},
         )[0]
         return self.prediction_of(prediction, tuple(latents.shape[2:]))
+
+    def _embedded(self, name: str, value: Tensor) -> Tensor:
+        """A text's argument as the model is given it; the guidance scale in the units that it embeds."""
+        factor = self.guidance_factor
+        return value if name != "guidance" or factor == 1 else value * factor
+
+    @property
+    def guidance_factor(self) -> float:
+        """What the pipeline multiplies an embedded guidance scale by."""
+        return self.spec.text.guidance_factor
 
     def prediction_of(self, output: Any, size: tuple[int, ...]) -> Tensor:
         """What :meth:`denoise` returns, of what the transformer returned for latents of this ``size``."""
@@ -283,8 +297,10 @@ class DeclaredAdapter(Adapter):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the scaled latents that :meth:`denoise` takes."""
-        return super().latent_channels // (PACK**2 if self.spec.packed else 1)
+        """Channels of the scaled latents that :meth:`denoise` takes: what it is given may have further ones."""
+        config = self.transformer.config
+        channels = getattr(config, self.spec.channels, None) or config.in_channels
+        return int(channels) // (PACK**2 if self.spec.packed else 1)
 
     # -- the pipeline
 
@@ -297,10 +313,11 @@ class DeclaredAdapter(Adapter):
 
     def _size_of_call(self) -> tuple[int, ...]:
         call = inspect.signature(type(self.pipe).__call__).parameters
-        height, width = (call[name].default // self.pixels_per_latent for name in ("height", "width"))
+        own = (call[name].default or getattr(self.pipe, f"default_{name}") for name in ("height", "width"))
+        height, width = (side // self.pixels_per_latent for side in own)
         if self.spec.draws == "images":
             return height, width
-        return self.latent_frames(call["num_frames"].default), height, width
+        return self.latent_frames(call[self.spec.frames].default), height, width
 
     def schedule_arguments(self, n_steps: int) -> dict[str, Any]:
         scheduler = self.pipe.scheduler
@@ -325,7 +342,7 @@ class DeclaredAdapter(Adapter):
         **kwargs: Any,
     ) -> Tensor:
         found = self.run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
-        return self._unpacked_drawing(found, kwargs) if self.spec.packed else found
+        return self._unpacked_drawing(found, kwargs) if self.spec.packed or self.spec.sequence else found
 
     def run_pipeline(
         self,
@@ -338,24 +355,43 @@ class DeclaredAdapter(Adapter):
         length, scale = kwargs.pop("max_sequence_length", None), self.spec.guidance_scale
         if length is not None and self.spec.text.length is not None:
             kwargs[self.spec.text.length] = length
+        if "num_frames" in kwargs:
+            kwargs[self.spec.frames] = kwargs.pop("num_frames")
         if scale != "guidance_scale":
             kwargs = {scale: guidance_scale, **kwargs}
             guidance_scale = None
         return super().run_pipeline(prompts, n_steps, guidance_scale, generators, **kwargs)
 
     def _unpacked_drawing(self, packed: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        scale = self.pixels_per_latent
-        own = (side * scale for side in self.default_latents[-2:])
-        height, width = (kwargs.get(name) or side for name, side in zip(("height", "width"), own, strict=True))
-        rows, columns = self.token_grid(height // scale, width // scale)
-        if packed.shape[1] != rows * columns:
+        size = self.drawn_size(kwargs)
+        grid = self.token_grid(*size)
+        if packed.shape[1] != prod(grid):
             raise TideError(
-                f"{type(self.pipe).__name__} drew {packed.shape[1]} tokens and not {rows} x {columns}; give pictures "
-                "of the size that is drawn, and _auto_resize=False where the pipeline has it"
+                f"{type(self.pipe).__name__} drew {packed.shape[1]} tokens and not {' x '.join(map(str, grid))}; give "
+                "pictures of the size that is drawn, and _auto_resize=False where the pipeline has it"
             )
-        return self.unpacked(packed, (height // scale, width // scale))
+        return self.unpacked(packed, size)
+
+    def drawn_size(self, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        """The size of the latents, behind their channels, that the pipeline draws with these arguments."""
+        scale = self.pixels_per_latent
+        *frames, height, width = self.default_latents
+        height, width = (
+            (kwargs.get(name) or 0) // scale or own for name, own in (("height", height), ("width", width))
+        )
+        if frames and kwargs.get("num_frames"):
+            frames = [self.latent_frames(kwargs["num_frames"])]
+        return *frames, height, width
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """What the transformer gets for latents ``[B, c, ...]``: the inverse of :meth:`unpacked`."""
+        if self.spec.sequence:
+            return latents.flatten(2).transpose(1, 2)
+        return pack(latents) if self.spec.packed else latents
 
     def unpacked(self, latents: Tensor, size: tuple[int, ...]) -> Tensor:
+        if self.spec.sequence:
+            return latents.transpose(1, 2).unflatten(2, size)
         return unpack(latents, self.token_grid(*size)) if self.spec.packed else latents  # type: ignore[arg-type]
 
 

@@ -142,7 +142,7 @@ def tap(
         raise TideError("no block to stop after; name at least one")
     check_nothing_skips(adapter.transformer)
     gate = gate_of(adapter.transformer)
-    with gate.tapped(), watch_guidance(adapter.pipe) as guidance, ExitStack() as stack:
+    with gate.tapped(), watch_guidance(adapter.pipe, adapter.transformer) as guidance, ExitStack() as stack:
         passes = _Passes(adapter, resolved, tensor, guidance, max(resolved) if stop_after else None, inputs, before)
         stack.enter_context(eagerly(getattr(adapter.pipe, adapter.component), adapter.transformer))
         stack.callback(passes.remove)
@@ -203,6 +203,7 @@ class _Passes:
             part
             for each in self.embedded.values()
             for part in ((each.whole, each.time) if isinstance(each, Embedded) else ())
+            if part is not None
         }
         for index in (i for i, each in self.embedded.items() if isinstance(each, GivenRows)):
             block = self.adapter.hook_module(index)
@@ -314,14 +315,16 @@ class _Passes:
         if isinstance(embedded, GivenRows):
             given: Tensor = self.parts[self.adapter.hook_module(index)]
             return given
-        if not {embedded.whole, embedded.time} <= self.parts.keys():
+        if embedded.whole not in self.parts or embedded.time not in {None, *self.parts}:
             raise TideError(
                 f"the timestep embedding of {self.adapter.family} was not made in this call; take off what compiles or "
                 "replaces it"
             )
-        whole, time = self.parts[embedded.whole], self.parts[embedded.time]
-        whole = whole if embedded.part is None else whole[embedded.part]
-        return (whole.float() - time.float()).detach()
+        whole = self.parts[embedded.whole]
+        whole = (whole if embedded.part is None else whole[embedded.part]).detach().float()
+        if embedded.time is None:  # which may be the same for all rows
+            return whole.expand(self.calls[index].batch_size, -1)
+        return whole - self.parts[embedded.time].detach().float()
 
     def tokens_in(self, view: TokenView, tensor: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The image tokens that entered a module, whose hidden states are its first argument."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,6 +87,12 @@ def sampling_timesteps(scheduler: Any, n_steps: int, **arguments: Any) -> Tensor
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(n_steps, **arguments)
     return torch.unique(scheduler.timesteps.cpu()).flip(0)  # second-order schedulers repeat timesteps
+
+
+def step_arguments(scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor]:
+    """Prediction, timestep and noisy latents of a call of the scheduler's ``step``, wherever it takes them."""
+    given = inspect.signature(type(scheduler).step).bind(scheduler, *args, **kwargs).arguments
+    return given["model_output"], given["timestep"], given["sample"]
 
 
 def resolution_shift(scheduler: Any, n_tokens: int, *, max_shift: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ def image_size(adapter: Adapter, size: tuple[int, int] | None = None) -> tuple[i
 
     Raises :class:`~tide.errors.TideError` for one that does not divide into tokens or does not fit the device.
     """
-    scale, latents = adapter.pixels_per_latent, adapter.default_latents
+    scale, latents = adapter.pixels_per_latent, adapter.default_latents[-2:]
     step = scale * (latents[0] // adapter.token_grid(*latents)[0])
     height, width = size or (latents[0] * scale, latents[1] * scale)
     if height % step or width % step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -60,6 +60,11 @@ class Blocks:
         """The path of a chunk's adaLN projection."""
         return self.linear if self.linear is None or isinstance(self.linear, str) else self.linear[chunk]
 
+    def throughout(self) -> Blocks:
+        """The same, where attention and feed-forward get and return the tokens as the block returns them."""
+        places = ("attention_output", "feed_forward_output", "attention_input", "feed_forward_input")
+        return replace(self, **dict.fromkeys(places, self.output))
+
     @property
     def given_rows(self) -> list[int]:
         """The rows of :attr:`given` that are scales and shifts of image tokens."""
@@ -83,12 +88,13 @@ class Embedding:
     """``temb = embedder(sinusoid(factor * timestep given)) + conditioning``, which the projections of blocks read.
 
     Attributes:
-        path: of the module of the transformer that returns temb.
+        path: of the module of the transformer that returns temb; empty for the transformer itself.
         part: its place in that module's output, where that is a tuple.
         sinusoid: the module in it that projects the timestep, or the projection itself.
         embedder: the module in it that embeds the projection.
         layers: the embedder's two linear layers.
         conditioned: whether something is added; or the attribute of the transformer that says so.
+        added: the module in it that makes what is added, where no module returns temb.
         factor: what the model multiplies the timestep by that it is given.
         of_block: path is that of a module in each block.
         activation: projections read SiLU(temb), and not temb itself.
@@ -100,6 +106,7 @@ class Embedding:
     embedder: str = "timestep_embedder"
     layers: tuple[str, str] = ("linear_1", "linear_2")
     conditioned: bool | str = False
+    added: str | None = None
     factor: float = 1.0
     of_block: bool = False
     activation: bool = True
@@ -115,6 +122,7 @@ class Text:
         as_called: names of its arguments that get the defaults of the pipeline's own call.
         length: its argument for the number of tokens; None where that is fixed.
         guidance: the guidance scale given to models that embed it (``config.guidance_embeds``), the pipeline's default.
+        guidance_factor: what the pipeline multiplies that scale by.
     """
 
     outputs: Mapping[str, int] = field(default_factory=lambda: {"encoder_hidden_states": 0})
@@ -122,6 +130,7 @@ class Text:
     as_called: tuple[str, ...] = ()
     length: str | None = "max_sequence_length"
     guidance: float | None = None
+    guidance_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,12 +154,17 @@ class Spec:
         width: path of the width of the image tokens in the transformer; None: heads times their width.
         flow_matching: the model predicts a velocity.
         sign: 1, or -1 where the velocity leads from noise to image.
+        inverted: the scheduler counts from noise (0) to image (1000), along the opposite of the velocity.
+        channels: the field of the transformer's config for the channels of latents; that of its output where its input
+            also holds pictures.
         latents_argument, timestep_argument: the transformer's arguments for the latents and for the timestep.
         timestep_unit: (a, b) where the transformer gets a + b t for the scheduler's timestep t.
         rounds_timestep: it gets the timestep in its own dtype.
         packed: tokens are squares of 2 x 2 latents that the pipeline packs.
+        sequence: the pipeline's latents are a sequence ``[B, tokens, c]``, of one latent each.
         grid: what says the rows and columns of a call: the size of its latents, or an argument.
         size: what says the size that the pipeline draws unless told otherwise.
+        frames: the pipeline's argument for the number of frames of a video.
         shifts_latents: the pipeline subtracts the VAE's ``shift_factor``.
         scales_channels: it scales each channel by ``latents_mean`` and ``latents_std`` of the VAE.
         vae_has_frames: the VAE takes images with frames, also where the pipeline draws images.
@@ -179,13 +193,17 @@ class Spec:
     width: str | None = None
     flow_matching: bool = True
     sign: Literal[1, -1] = 1
+    inverted: bool = False
+    channels: Literal["in_channels", "out_channels"] = "in_channels"
     latents_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     timestep_unit: tuple[float, float] = (0.0, 1.0)
     rounds_timestep: bool = False
     packed: bool = False
+    sequence: bool = False
     grid: Literal["latents", "img_ids", "img_shapes", "size arguments"] = "latents"
     size: Literal["config.sample_size", "default_sample_size", "call"] = "config.sample_size"
+    frames: str = "num_frames"
     shifts_latents: bool = True
     scales_channels: bool = False
     vae_has_frames: bool = False

@@ -28,7 +28,7 @@ def encoded(vae: Any, images: Tensor, generator: torch.Generator | None = None) 
 
     Raises :class:`~tide.errors.TideError` for a VAE that returns something else, and for latents that are not finite.
     """
-    with _wide_enough(vae):
+    with _wide_enough(vae), _clip_by_clip(vae, images):
         latents = _latents(vae, vae.encode(images.to(dtype=vae.dtype)), generator).float()
     if not latents.isfinite().all():
         raise TideError(
@@ -81,9 +81,13 @@ def _statistic(vae: Any, name: str) -> Any:
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """The images ``[B, 3, H, W]`` in [-1, 1] of latents that are not scaled, float32; the same ones at every call."""
     # Its decoder samples as well.
-    seeded = {"generator": torch.Generator().manual_seed(0)} if isinstance(vae, ConsistencyDecoderVAE) else {}
-    with _wide_enough(vae):
-        return vae.decode(latents.to(dtype=vae.dtype), **seeded).sample.float().clamp(-1, 1)
+    options: dict[str, Any] = (
+        {"generator": torch.Generator().manual_seed(0)} if isinstance(vae, ConsistencyDecoderVAE) else {}
+    )
+    if getattr(vae.config, "timestep_conditioning", False):  # of noise in the latents, here none
+        options["temb"] = latents.new_zeros(len(latents), dtype=vae.dtype)
+    with _wide_enough(vae), _clip_by_clip(vae, latents):
+        return vae.decode(latents.to(dtype=vae.dtype), **options).sample.float().clamp(-1, 1)
 
 
 def pixels_per_latent(vae: Any) -> int:
@@ -105,6 +109,20 @@ def _wide_enough(vae: Any) -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.to(vae, torch.float16)
+
+
+@contextmanager
+def _clip_by_clip(vae: Any, clips: Tensor) -> Iterator[None]:
+    """While open, a VAE works on one clip of ``[B, c, frames, h, w]`` at a time, which saves memory, and some (that of
+    HunyuanVideo 1.5) cannot do otherwise."""
+    if clips.ndim != 5 or getattr(vae, "use_slicing", True):
+        yield
+        return
+    vae.use_slicing = True
+    try:
+        yield
+    finally:
+        vae.use_slicing = False
 
 
 def _away(vae: Any) -> bool:

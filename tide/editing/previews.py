@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tide.adapters import Adapter
+from tide.adapters.schedule import step_arguments
 from tide.adapters.sizes import image_size
 from tide.adapters.standins import listened
 from tide.editing.progress import run_call
@@ -51,8 +52,9 @@ def watched(
     shape = height // scale, width // scale
     found: tuple[int, int, Tensor] | None = None
 
-    def before(model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> None:
+    def before(*args: Any, **kwargs: Any) -> None:
         nonlocal found
+        model_output, timestep, sample = step_arguments(scheduler, args, kwargs)
         call, n_calls, order = run_call(scheduler, float(timestep))
         if call % order:
             found = None
@@ -83,8 +85,11 @@ def _clean(
     if hasattr(scheduler, "scale_model_input"):
         # Some schedulers keep latents in units of the image, with noise of any size; the model never sees those.
         sample = scheduler.scale_model_input(sample, timestep)
-    prediction, sample = adapter.unpacked(prediction, shape), adapter.unpacked(sample, shape)
-    return adapter.predicted_clean(prediction, sample, float(timestep))
+    prediction, sample = (
+        adapter.unpacked(adapter.prediction_of_step(prediction), shape),
+        adapter.unpacked(sample, shape),
+    )
+    return adapter.predicted_clean(prediction, sample, float(adapter.from_scheduler(torch.as_tensor(timestep))))
 
 
 @dataclass(frozen=True)

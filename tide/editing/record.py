@@ -204,7 +204,7 @@ def _under_both(
         calls[block] = call
 
     for t in timesteps.tolist():
-        noisy = adapter.add_noise(latents, noise, t).repeat(2, 1, 1, 1)
+        noisy = torch.cat([adapter.add_noise(latents, noise, t)] * 2)
         taps = {block: partial(keep, block=block) for block in blocks}
         run_until(adapter, taps, partial(adapter.denoise, noisy, t, text), tensor)
     out = {}

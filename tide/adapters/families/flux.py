@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tide.adapters.base import Text as EncodedText
 from tide.adapters.declared import DeclaredAdapter
-from tide.adapters.packing import PACK, positions
+from tide.adapters.packing import positions
 from tide.adapters.registry import declared
 from tide.adapters.spec import THIRDS, Blocks, Embedding, Spec, Text
 
@@ -52,6 +52,7 @@ class FluxAdapter(DeclaredAdapter):
         text=Text({"encoder_hidden_states": 0, "pooled_projections": 1}, {}, guidance=3.5),
         guidance="two calls",
         width="inner_dim",
+        channels="out_channels",
         timestep_unit=(0.0, 1 / 1000),
         rounds_timestep=True,
         packed=True,
@@ -64,12 +65,6 @@ class FluxAdapter(DeclaredAdapter):
             "guidance_scale is the embedded one; true guidance is true_cfg_scale and negative_prompt.",
         ),
     )
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of unpacked latents that the transformer predicts; its input may have further ones, of pictures."""
-        config = self.transformer.config
-        return int(config.out_channels or config.in_channels) // PACK**2
 
     def call_arguments(self, latents: Tensor, steps: Tensor, text: EncodedText) -> dict[str, Any]:
         length = text["encoder_hidden_states"].shape[1]

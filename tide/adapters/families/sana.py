@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from tide.adapters.declared import DeclaredAdapter
 from tide.adapters.pipelines import PAG
 from tide.adapters.registry import declared
@@ -58,5 +56,6 @@ class SanaAdapter(DeclaredAdapter):
         """The embedding of models with embedded guidance lies one module higher."""
         return Embedding("time_embed", 1, conditioned=True) if self.is_conditioned else self.spec.embedding
 
-    def _embedded_guidance(self, like: Tensor) -> Tensor:
-        return super()._embedded_guidance(like) * self.transformer.config.guidance_embeds_scale
+    @property
+    def guidance_factor(self) -> float:
+        return float(self.transformer.config.guidance_embeds_scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,11 +73,9 @@ def steps_of_run(
     timesteps: list[float] = []
     latents: list[Tensor] = []
 
-    def keep(_: Tensor, timestep: Any, sample: Tensor) -> None:
-        # What schedulers of another parametrisation hand to the model; the others return the sample itself.
-        given = getattr(adapter.pipe.scheduler, "scale_model_input", lambda sample, _: sample)(sample, timestep)
+    def keep(_: Tensor, timestep: float, given: Tensor) -> None:
         # The pipeline may step the rows of both branches, which hold the same latents.
-        timesteps.append(float(timestep))
+        timesteps.append(timestep)
         latents.append(adapter.unpacked(given.float(), (size[0] // scale, size[1] // scale))[-1:].cpu())
 
     with scheduler_steps(adapter, keep):
