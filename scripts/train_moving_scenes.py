@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--batch", type=count, default=8, help="clips of a step")
     parser.add_argument("--scenes", type=count, default=SCENES, help="clips that are rendered to train on")
     parser.add_argument("--drawn", type=count, default=48, help="clips that are drawn and judged in the end")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="folder of a pipeline to continue; default the bundled")
+    parser.add_argument(
+        "--start", type=Path, metavar="DIR", help="folder of a pipeline to continue; default the bundled"
+    )
     args = parser.parse_args()
     out = args.out or args.work / "final"
     with told():

@@ -1,31 +1,32 @@
 """Clips of scenes in which the object moves: their captions, frames, and masks over frames, drawn by the renderer of
 still scenes.
 
-The object travels to the left or to the right, slowly or quickly, or stands still; its shadow follows. Ground, sky, light,
-tints and wear are those of the scene in every frame.
+The object travels to the left or to the right, slowly or quickly, or stands still; its shadow follows. Ground, sky,
+light, tints and wear are those of the scene in every frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tide.adapters import Adapter
 from tide.errors import TideError
-from tide.scenes.annotate import rendered_masks
+from tide.interpretation.concepts import Annotated
+from tide.scenes.annotate import activations, rendered_masks
 from tide.scenes.judge import Judge
 from tide.scenes.render import REGIONS, Array, Mask, Rendering, render
-from tide.scenes.scene import MOST_SCENES, TEMPLATES, VOCABULARY, Scene, Split, scenes
+from tide.scenes.scene import TEMPLATES, VOCABULARY, Scene, Split, scenes
 
 #: Frames of a clip.
 N_FRAMES = 8
 #: The most frames of one clip.
 MOST_FRAMES = 1024
-#: What the caption says of the motion -> how many pixels the object travels to the right from the first frame to the last.
+#: What captions say of the motion -> the pixels that the object travels to the right from the first frame to the last.
 MOTIONS: dict[str, float] = {
     "moving left slowly": -10.0,
     "moving left quickly": -22.0,
@@ -61,7 +62,7 @@ class MovingScene:
 
     @property
     def direction(self) -> str:
-        """"left", "right" or "still"."""
+        """ "left", "right" or "still"."""
         return self.motion.split()[1]
 
     def caption(self, template: str = TEMPLATES[0], *, speed: bool = True) -> str:
@@ -115,8 +116,8 @@ def render_clip(scene: MovingScene, n_frames: int = N_FRAMES) -> Clip:
 
 
 def moving_scenes(split: Split, n: int, seed: int = 0) -> Iterator[MovingScene]:
-    """``n`` scenes of ``split``, those of :func:`~tide.scenes.scenes`, with motions in a random order; each motion comes
-    equally often.
+    """``n`` scenes of ``split``, those of :func:`~tide.scenes.scenes`, with motions in a random order, each of which
+    comes equally often.
 
     ``seed`` is that of scenes and motions, and the first scenes are the same for every ``n``.
 
@@ -156,6 +157,32 @@ def clip_masks(items: Sequence[MovingScene], grid: tuple[int, int, int]) -> dict
     stills = [still for item in items for still in item.renderings(n_frames)]
     masks = rendered_masks(stills, (of_frame[0], of_frame[1]))
     return {concept: mask.reshape(len(items), -1) for concept, mask in masks.items()}
+
+
+def annotated_clips(
+    adapter: Adapter,
+    items: Sequence[MovingScene],
+    blocks: Sequence[int],
+    timesteps: Tensor,
+    *,
+    n_frames: int = N_FRAMES,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> dict[int, Annotated]:
+    """:func:`~tide.scenes.annotated_scenes` of clips: activations of every token of every frame, and the masks of
+    :func:`clip_masks`.
+
+    ``adapter`` runs ``batch_size`` clips of ``n_frames`` a pass and keeps ``blocks``; ``seed`` is that of the noise.
+    """
+    if not items:
+        raise TideError("there are no clips to annotate; give at least one")
+    parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    batches = ((clips_of(part, n_frames), adapter.encode_prompts([s.caption() for s in part])) for part in parts)
+    x, grid = activations(adapter, batches, blocks, timesteps, seed=seed)
+    if len(grid) != 3 or grid[0] != n_frames:
+        raise TideError(f"a clip of {n_frames} frames has the token grid {grid}; masks need one with as many frames")
+    masks = clip_masks(items, (grid[0], grid[1], grid[2]))
+    return {block: Annotated(timesteps.float(), x[block], dict(masks)) for block in blocks}
 
 
 def travelled(judge: Judge, clips: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """A tiny pipeline of videos: a real ``LattePipeline`` of diffusers for the clips of :mod:`tide.scenes.moving`.
 
-It continues the bundled pipeline: the VAE is the same, each block over the tokens of a frame begins as one of the PixArt,
-and the blocks over frames begin without effect, so that it draws still scenes frame by frame before it is trained. The
-trained weights are not shipped; ``python scripts/train_moving_scenes.py`` makes them in minutes.
+It continues the bundled pipeline: the VAE is the same, each block over the tokens of a frame begins as one of the
+PixArt, and the blocks over frames begin without effect, so that it draws still scenes frame by frame before it is
+trained. The trained weights are not shipped; ``python scripts/train_moving_scenes.py`` makes them in minutes.
 """
 
 from __future__ import annotations
+
+import inspect
 
 import torch
 from diffusers import DiffusionPipeline, LattePipeline, LatteTransformer3DModel, PixArtTransformer2DModel
@@ -19,16 +21,8 @@ from tide.scenes.pipeline import build_pipeline, build_scheduler, build_text_enc
 def build_video_transformer(start: PixArtTransformer2DModel) -> LatteTransformer3DModel:
     """As many blocks over the tokens of a frame as ``start`` has, with its weights, and as many over frames, whose
     outputs are zero."""
-    config = start.config
-    same = ("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "caption_channels")
-    sizes = ("cross_attention_dim", "sample_size", "patch_size", "attention_bias", "activation_fn", "norm_type")
-    model = LatteTransformer3DModel(
-        **{name: config[name] for name in (*same, *sizes)},
-        num_embeds_ada_norm=config.num_embeds_ada_norm,
-        norm_elementwise_affine=config.norm_elementwise_affine,
-        norm_eps=config.norm_eps,
-        video_length=N_FRAMES,
-    )
+    names = set(inspect.signature(LatteTransformer3DModel).parameters) & set(start.config)
+    model = LatteTransformer3DModel(**{name: start.config[name] for name in names}, video_length=N_FRAMES)
     weights = start.state_dict()
     model.load_state_dict({**model.state_dict(), **{name: value.float() for name, value in weights.items()}})
     for block in model.temporal_transformer_blocks:
