@@ -31,6 +31,8 @@ STEPS = 700
 SCENES = 2_000
 #: Tokens that a LattePipeline pads prompts to.
 LENGTH = 120
+#: Tokens of a prompt that is drawn alone, to which the negative prompt beside it is cut.
+TYPICAL_LENGTH = 16
 
 
 def encode_clips(vae: AutoencoderKL, items: Sequence[MovingScene]) -> Tensor:
@@ -51,6 +53,39 @@ def _draw_caption(scene: MovingScene, rng: np.random.Generator) -> str:
     return scene.caption(templates[rng.integers(len(templates))], speed=rng.random() < 0.8)
 
 
+def predicted(
+    model: nn.ModuleDict,
+    noisy: Tensor,
+    t: Tensor,
+    captions: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    alone: Tensor,
+) -> Tensor:
+    """What the transformer predicts for noisy latents ``[B, 4, F, 16, 16]`` and captions, as a pipeline would call it;
+    ``alone [B]`` says which of them it draws alone.
+
+    A LattePipeline cuts the padding off a prompt that it draws alone. Of several prompts it sets the padding, up to 120
+    tokens, to zero, and the transformer attends to it. The negative prompt keeps what the text encoder makes of it. As a row's padding tokens are equal, attending to n of them is attending to one with log n added to its score; so
+    captions are padded little here, and a bias stands for the rest.
+    """
+    tokens = tokenizer([*captions], padding=True, return_tensors="pt")
+    ids, mask = (nn.functional.pad(tokens[name], (0, 1)) for name in ("input_ids", "attention_mask"))
+    text = model["text_encoder"](ids, attention_mask=mask)[0]
+    is_negative = torch.tensor([not caption for caption in captions])[:, None]
+    text = torch.where((is_negative | mask.bool())[..., None], text, torch.zeros((), dtype=text.dtype))
+    n_words = mask.sum(1, keepdim=True)
+    cut = torch.where(is_negative, TYPICAL_LENGTH - n_words, 0)
+    padding = torch.where(alone[:, None], cut, LENGTH - n_words)
+    bias = torch.where(mask.bool(), 0.0, (padding / (mask.shape[1] - n_words)).log().clamp(min=-10_000))
+    out: Tensor = model["transformer"](
+        noisy,
+        encoder_hidden_states=text,
+        encoder_attention_mask=bias[:, None].repeat_interleave(noisy.shape[2], 0),
+        timestep=t,
+    ).sample
+    return out
+
+
 def _of_clips(
     model: nn.ModuleDict,
     noisy: Tensor,
@@ -59,30 +94,7 @@ def _of_clips(
     tokenizer: PreTrainedTokenizerFast,
     rng: torch.Generator,
 ) -> Tensor:
-    """The transformer's call, with prompts as the pipeline gives them.
-
-    It cuts the padding off a prompt that is drawn alone, and of several it sets the padding up to 120 tokens to zero,
-    which the transformer attends to; the negative prompt keeps what the text encoder makes of padding. All of a row's
-    padding tokens are equal, and attending to n equal tokens is attending to one of them with log n added to its score.
-    So captions are padded little here, and a bias stands for the rest.
-    """
-    tokens = tokenizer([*captions], padding=True, return_tensors="pt")
-    ids, mask = (nn.functional.pad(tokens[name], (0, 1)) for name in ("input_ids", "attention_mask"))
-    text = model["text_encoder"](ids, attention_mask=mask)[0]
-    is_negative = torch.tensor([not caption for caption in captions])[:, None, None]
-    text = torch.where(is_negative | mask.bool()[..., None], text, torch.zeros((), dtype=text.dtype))
-    n_words = mask.sum(1, keepdim=True)
-    alone = torch.rand(len(captions), 1, generator=rng) < 0.5
-    # The negative prompt beside one that is drawn alone is cut to that prompt's length.
-    padding = torch.where(alone, torch.where(is_negative[:, 0], 12, 0), LENGTH - n_words)
-    bias = torch.where(mask.bool(), 0.0, (padding / (mask.shape[1] - n_words)).log().clamp(min=-10_000))
-    predicted: Tensor = model["transformer"](
-        noisy,
-        encoder_hidden_states=text,
-        encoder_attention_mask=bias[:, None].repeat_interleave(noisy.shape[2], 0),
-        timestep=t,
-    ).sample
-    return predicted
+    return predicted(model, noisy, t, captions, tokenizer, torch.rand(len(captions), generator=rng) < 0.5)
 
 
 LATTE = Kind(_of_clips, LattePipeline, rise=50, forget=0.01)

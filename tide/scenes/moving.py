@@ -141,6 +141,8 @@ def moving_prompts(split: Split, n: int, seed: int = 0) -> list[tuple[MovingScen
 
 def clips_of(items: Sequence[MovingScene], n_frames: int = N_FRAMES) -> Tensor:
     """Rendered clips as ``[n, 3, F, 64, 64]`` in [-1, 1]."""
+    if not items:
+        raise TideError("there are no clips to render; give at least one")
     frames = np.stack([[still.image for still in item.renderings(n_frames)] for item in items])
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3) * 2 - 1
 
